@@ -1,0 +1,53 @@
+"""What a network is conditioned on, and a batch of training data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Whatever conditions the network, one row a sample; `None` where it is absent.
+
+    label     int64 [B]              class
+    context   float [B, tokens, D]   text states
+    guidance  float [B]              guidance scale, 1 is off
+    """
+
+    label: Tensor | None = None
+    context: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
+        values = (getattr(self, f.name) for f in fields(self))
+        return Cond(*(None if value is None else change(value) for value in values))
+
+    def __getitem__(self, rows: slice) -> "Cond":
+        """These samples' rows."""
+        return self._each(lambda value: value[rows])
+
+    def to(self, device: torch.device | str) -> "Cond":
+        return self._each(lambda value: value.to(device))
+
+    def cat(self, other: "Cond") -> "Cond":
+        """self's rows, then other's.  Both must have the same fields."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        for name, mine, theirs in pairs:
+            if (mine is None) != (theirs is None):
+                raise ConfigError(f"one of two conditions has no {name}: give it to both or neither")
+        return Cond(*(None if a is None else torch.cat([a, b]) for _, a, b in pairs))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x0 float [B, ...] clean data in [-1, 1]; cond its labels, or None."""
+
+    x0: Tensor
+    cond: Cond | None = None
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(self.x0[rows], None if self.cond is None else self.cond[rows])

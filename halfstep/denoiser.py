@@ -1,0 +1,195 @@
+"""Denoiser: a network, its noise schedule and its parameterisation, as one thing."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError
+from halfstep.prediction import Parameterisation, Prediction
+from halfstep.schedules import Level, Schedule
+
+
+class Denoises(Protocol):
+    """What a sampler and a distillation ask of a teacher."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction: ...
+
+
+class Teacher(Denoises, Protocol):
+    """What a method asks of what it distils: `Denoiser`, `Guided` and `ClassifierGuided` all are one."""
+
+    @property
+    def parameterisation(self) -> Parameterisation: ...
+
+    def twin(self) -> "Denoiser": ...
+
+    def freeze(self) -> Self: ...
+
+
+@dataclass(frozen=True)
+class NetTime:
+    """How a network wants its time: `scale * t + offset`, or the same of the log-SNR (within +-20).
+
+    A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n).
+    The official U-ViT: scale 999 (continuous), or 1000 and offset 0 (discrete, labels 1 to 1000).
+    """
+
+    of: Literal["t", "logsnr"] = "t"
+    scale: float = 1000.0
+    offset: float = 0.0
+
+    def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
+        value = t if self.of == "t" else schedule.at(t).logsnr.clamp(-20, 20)
+        return self.scale * value + self.offset
+
+
+def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
+    """The level of every sample, computed in t's dtype, in x's dtype and shaped to broadcast over it.
+
+    t  float [B] in [0, 1]; anything else of shape raises `ConfigError`
+    """
+    if t.shape != x.shape[:1]:
+        raise ConfigError(
+            f"t must have one time per sample: expected shape [{x.shape[0]}], got {list(t.shape)}"
+        )
+    level = schedule.at(t.reshape(-1, *[1] * (x.ndim - 1)))
+    return Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
+
+
+class Denoiser(nn.Module):
+    """Maps (x_t, t, cond) to a `Prediction`.
+
+    x_t   float [B, ...]   noisy data
+    t     float [B]        time in [0, 1]; 0 is data, 1 is noise.  float64 keeps the level exact
+    cond  `Cond` or None   what the network is conditioned on
+
+    net               any module called as net(x_t, time, cond), with x_t's channels out (twice for Both)
+    schedule          levels of t
+    parameterisation  what the network puts out
+    time              how the network wants its time
+    autocast          dtype in which the network alone runs (bfloat16, float16), or None
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        parameterisation: Parameterisation,
+        *,
+        time: NetTime | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.net, self.schedule, self.parameterisation = net, schedule, parameterisation
+        self.time, self.autocast = time or NetTime(), autocast
+
+    def level(self, t: Tensor, x: Tensor) -> Level:
+        """`level_of` on this denoiser's schedule."""
+        return level_of(self.schedule, t, x)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        level = self.level(t, x_t)
+        precision = (
+            torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+        )
+        with precision:
+            out: Tensor = self.net(x_t, self.time(t, self.schedule).to(x_t.dtype), cond)
+        return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
+
+    def twin(self) -> "Denoiser":
+        """A trainable copy."""
+        return copy.deepcopy(self).train().requires_grad_(True)
+
+    def freeze(self) -> "Denoiser":
+        """Itself, in evaluation mode and without gradients."""
+        return self.eval().requires_grad_(False)
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance as a denoiser: both branches in one batched forward.
+
+    scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
+           A float, or float [B] for a scale a sample.  At scale 1 the null branch is not evaluated
+    null   the label that stands for "no condition"
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int):
+        super().__init__()
+        self.denoiser, self.scale, self.null = denoiser, scale, null
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        return self.denoiser.parameterisation
+
+    def twin(self) -> Denoiser:
+        """A trainable copy of the denoiser inside: what a student starts from."""
+        return self.denoiser.twin()
+
+    def freeze(self) -> Self:
+        """Itself, in evaluation mode and without gradients."""
+        return self.eval().requires_grad_(False)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        if cond is None or cond.label is None:
+            raise ConfigError("guidance needs labels: give cond=Cond(label=...), or scale=1 without")
+        if not isinstance(self.scale, Tensor) and self.scale == 1:
+            plain: Prediction = self.denoiser(x_t, t, cond)
+            return plain
+        null = Cond(torch.full_like(cond.label, self.null), cond.context, cond.guidance)
+        both: Prediction = self.denoiser(torch.cat([x_t, x_t]), t.repeat(2), cond.cat(null))
+        (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
+        return Prediction(x0_null, eps_null).toward(Prediction(x0_label, eps_label), scale)
+
+
+class ClassifierGuided(nn.Module):
+    """A denoiser pushed towards a class by a classifier of noisy images (Dhariwal & Nichol 2021, Alg. 2).
+
+    eps - scale * sigma * grad_x log p(label | x_t); the classifier is called as classifier(x_t, t) and
+    returns logits [B, classes].  Scale 0 is no guidance.  Refused where alpha = 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, classifier: nn.Module, scale: float):
+        super().__init__()
+        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        return self.denoiser.parameterisation
+
+    def twin(self) -> Denoiser:
+        """A trainable copy of the denoiser inside: what a student starts from."""
+        return self.denoiser.twin()
+
+    def freeze(self) -> Self:
+        """Itself, in evaluation mode and without gradients."""
+        return self.eval().requires_grad_(False)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        if cond is None or cond.label is None:
+            raise ConfigError("classifier guidance needs labels: give cond=Cond(label=...)")
+        pred: Prediction = self.denoiser(x_t, t, cond)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            chosen = self.classifier(x, t).log_softmax(-1).gather(1, cond.label[:, None])
+            (gradient,) = torch.autograd.grad(chosen.sum(), x)
+        level = level_of(self.schedule, t, x_t)
+        return Prediction.from_eps(pred.eps - self.scale * level.sigma * gradient, x_t, level)

@@ -1,0 +1,20 @@
+"""Methods: one file per paper or idea.  `METHODS` is the list that the command line and docs read."""
+
+from halfstep.methods.base import Method, Objective, Stage
+from halfstep.methods.denoising import Denoising
+from halfstep.methods.progressive import Progressive, two_step_target
+from halfstep.methods.reparameterise import Reparameterise
+
+METHODS = {"progressive": Progressive, "reparameterise": Reparameterise}
+"""What `halfstep distill` offers."""
+
+__all__ = [
+    "METHODS",
+    "Denoising",
+    "Method",
+    "Objective",
+    "Progressive",
+    "Reparameterise",
+    "Stage",
+    "two_step_target",
+]

@@ -1,0 +1,59 @@
+"""What a method is: stages, each a student and an objective.  Knows no optimiser."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Batch
+from halfstep.noise import Draw
+from halfstep.prediction import Prediction
+from halfstep.timegrids import Times
+
+EDGE = 2.0**-24
+"""Continuous times stay this far from 0 and 1, where some level is infinite."""
+
+
+class Objective(Protocol):
+    """A loss: one value a sample, and nothing else."""
+
+    @property
+    def forwards(self) -> int:
+        """What one update costs a sample, in forwards: a forward 1, a forward and backward 3."""
+
+    def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
+        """One loss per sample, shape [B].  `student` may be wrapped: it is called, never asked."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One student and what it learns."""
+
+    name: str
+    student: nn.Module
+    objective: Objective
+    updates: int
+    times: Times = ()
+    """The grid the student is to be sampled on; empty where any will do."""
+
+
+class Method(Protocol):
+    """A generator of stages."""
+
+    def stages(self, teacher: Any) -> Iterator[Stage]:
+        """Code after a `yield` runs once that stage's student is trained."""
+
+
+def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of x0 and of eps over each sample, shape [B] both: what a weighting weighs."""
+    x_err = (target.x0 - guess.x0).square().flatten(1).mean(1)
+    return x_err, (target.eps - guess.eps).square().flatten(1).mean(1)
+
+
+def random_times(draw: Draw, levels: int | None) -> Tensor:
+    """t float64 [B]: uniform in (0, 1), or with `levels` uniform on {1 / levels, ..., 1}."""
+    if levels is None:
+        return draw.uniform().clamp(EDGE, 1 - EDGE)
+    return (draw.integers(levels) + 1).to(torch.float64) / levels

@@ -1,0 +1,70 @@
+"""Teacher training: denoise data that was noised to a random time (Ho et al. 2020; Kingma et al. 2021)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.denoiser import Denoiser, level_of
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import errors, random_times, Stage
+from halfstep.noise import Draw
+from halfstep.prediction import Prediction
+from halfstep.schedules import Schedule
+from halfstep.weighting import Weighting, WEIGHTINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """Train a teacher from data."""
+
+    updates: int = 100_000
+    """Optimiser updates."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
+    levels: int = 0
+    """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
+    drop_labels: float = 0.0
+    """Share of samples that see the null label, for guidance; in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if not 0 <= self.drop_labels <= 1:
+            raise ConfigError(f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1")
+
+    def stages(self, teacher: Denoiser, null: int | None = None) -> Iterator[Stage]:
+        """One stage; `teacher` is the network to be trained, `null` the label that means none."""
+        if self.drop_labels and null is None:
+            raise ConfigError("drop_labels needs labelled data and a network with a null class")
+        levels = self.levels or getattr(teacher.schedule, "levels", None)
+        weighting = WEIGHTINGS[self.weighting]
+        objective = Denoise(teacher.schedule, weighting, levels, self.drop_labels, null)
+        yield Stage("teacher", teacher, objective, self.updates)
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """weight * ||x0 - x0_hat(alpha x0 + sigma eps)||^2 with t uniform (Salimans & Ho 2022, eq. 2)."""
+
+    schedule: Schedule
+    weighting: Weighting
+    levels: int | None = None
+    drop: float = 0.0
+    null: int | None = None
+    forwards = 3
+
+    def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
+        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
+        x_t = level_of(self.schedule, t, batch.x0).mix(batch.x0, eps)
+        guess: Prediction = student(x_t, t, self._dropped(batch.cond, draw))
+        return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
+
+    def _dropped(self, cond: Cond | None, draw: Draw) -> Cond | None:
+        if not self.drop or self.null is None or cond is None or cond.label is None:
+            return cond
+        null = torch.full_like(cond.label, self.null)
+        label = torch.where(draw.uniform() < self.drop, null, cond.label)
+        return Cond(label, cond.context, cond.guidance)

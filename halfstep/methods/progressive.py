@@ -1,0 +1,163 @@
+"""Progressive distillation: halve the number of sampling steps, again and again.
+
+Salimans & Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", ICLR 2022,
+Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import errors, Stage
+from halfstep.noise import Draw
+from halfstep.prediction import Prediction
+from halfstep.schedules import arriving, Schedule
+from halfstep.timegrids import checked, grid, Times
+from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive:
+    """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
+
+    start: int = 1024
+    """Steps the teacher is sampled with: `stop` times a power of two."""
+    stop: int = 1
+    """Steps the last student takes."""
+    updates: tuple[int, ...] = (50_000,)
+    """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
+    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
+    """Where the teacher's steps lie; a student's lie on every other one of them."""
+    times: Times = ()
+    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+
+    def __post_init__(self) -> None:
+        ratio, rest = divmod(self.start, max(self.stop, 1))
+        if self.stop < 1 or rest or ratio < 2 or ratio & (ratio - 1):
+            stop = max(self.stop, 1)
+            raise ConfigError(
+                f"cannot halve from {self.start} to {self.stop} steps: start must be stop times a "
+                f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
+                f" with stop={stop}{self._reachable()}"
+            )
+        if len(self.updates) not in (1, ratio.bit_length() - 1) or min(self.updates) < 0:
+            raise ConfigError(
+                f"updates has {len(self.updates)} numbers for {ratio.bit_length() - 1} halvings "
+                f"({self.start} to {self.stop}): give one for all, or one each"
+            )
+        if self.times and len(checked(self.times)) != self.start + 1:
+            raise ConfigError(
+                f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
+                f"start={len(self.times) - 1}"
+            )
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if vanishes(WEIGHTINGS[self.weighting]):
+            raise ConfigError(
+                f"the weight '{self.weighting}' vanishes at SNR 0, where a distilled walk starts: "
+                "write weighting='truncated-snr' or 'snr+1'"
+            )
+
+    def _reachable(self) -> str:
+        odd = self.start
+        while odd > 1 and odd % 2 == 0:
+            odd //= 2
+        if odd == self.start or self.start < 2:
+            return ""
+        halves = [self.start // 2**k for k in range(1, (self.start // odd).bit_length())]
+        return f"; from {self.start} one can stop at {', '.join(map(str, halves))}"
+
+    def stages(self, teacher: Teacher) -> Iterator[Stage]:
+        times = self.times or grid(self.grid, self.start, teacher.schedule)
+        _refuse_blind(teacher, times[0])
+        weighting, halving = WEIGHTINGS[self.weighting], 0
+        while len(times) > self.stop + 1:
+            student = teacher.twin()  #                                        theta <- eta
+            halve = Halve(teacher.freeze(), times, weighting)
+            times = times[::2]  #                                              N <- N / 2
+            updates = self.updates_for(halving, len(times) - 1)
+            yield Stage(f"{len(times) - 1:04d}-steps", student, halve, updates, times)
+            teacher, halving = student, halving + 1  #                         eta <- theta
+
+    def updates_for(self, halving: int, steps: int) -> int:
+        """Updates of the halving that ends at so many steps: the paper doubles the last two."""
+        if len(self.updates) > 1:
+            return self.updates[halving]
+        return self.updates[0] * (2 if steps <= 2 else 1)
+
+
+def _refuse_blind(teacher: Teacher, t: float) -> None:
+    level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
+    if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
+        raise ConfigError(
+            f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
+            f"{float(level.alpha):.2g}: eps says nothing about the data there.  Turn it into a v teacher "
+            "first with 'halfstep distill reparameterise', or give times that start lower"
+        )
+
+
+@dataclass(frozen=True)
+class Halve:
+    """Teach the student to do in one DDIM step what the teacher does in two."""
+
+    teacher: Denoises
+    times: Times
+    """The teacher's grid; the student's is every other time of it."""
+    weighting: Weighting = truncated_snr
+    forwards = 5
+
+    def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
+        x0 = batch.x0
+        i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
+        t, t_mid, t_end = on_grid(self.times, i, i + 1, i + 2)
+        eps = draw.normal(x0)
+        x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
+        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond)
+        guess: Prediction = student(x_t, t, batch.cond)
+        return self.weighting(*errors(guess, target))
+
+
+def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
+    """The times at these indices, float64 on the indices' device."""
+    table = torch.tensor(times, dtype=torch.float64, device=indices[0].device)
+    return tuple(table[i] for i in indices)
+
+
+@torch.no_grad()
+def two_step_target(
+    teacher: Denoises, x_t: Tensor, t: Tensor, t_mid: Tensor, t_end: Tensor, cond: Cond | None = None
+) -> Prediction:
+    """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
+
+    Algorithm 2's x~ = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t)
+    as the convex combination it is, for any schedule and without its cancellation:
+    x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t) with rho = alpha / sigma, and
+    eps~ the same with rho = sigma / alpha.
+
+    t > t_mid > t_end, float64 [B].  Whoever ends at t_end = 0 lands on clean data: x~ = x_2.
+    Never clipped, never differentiated.
+    """
+    first = teacher(x_t, t, cond)
+    x_mid = level_of(teacher.schedule, t_mid, x_t).mix(first.x0, first.eps)
+    second = teacher(x_mid, t_mid, cond)
+    x_share, eps_share = shares(teacher.schedule, t, t_mid, t_end)
+    shape = -1, *[1] * (x_t.ndim - 1)
+    x0 = torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))
+    return Prediction(x0, torch.lerp(first.eps, second.eps, eps_share.to(x_t.dtype).reshape(shape)))
+
+
+def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
+    """The second step's shares of the two-step x0 and of the two-step eps, in t's dtype, in [0, 1]."""
+    here, mid, end = schedule.at(t), schedule.at(t_mid), arriving(schedule, t_end)
+    second = end.alpha * mid.sigma - mid.alpha * end.sigma
+    both = end.alpha * here.sigma - here.alpha * end.sigma
+    x_share = here.sigma * second / (mid.sigma * both)
+    return x_share, here.alpha * second / (mid.alpha * both)

@@ -1,0 +1,75 @@
+"""Randomness that depends on (seed, stage, update, sample) and on nothing else.
+
+Never on the process, the micro-batch, the history or the clock: so a resumed run, and a run on several
+processes, see what an uninterrupted run on one process sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+
+def key(*parts: int) -> int:
+    """A 32-bit seed from integers such as (seed, stage, update); neighbours are unrelated.
+
+    Seeds are never added: torch's CPU generator reads 32 bits, and seed + k makes neighbours equal.
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws for the `whole` batch of an update, and returns the `rows` of this slice of it.
+
+    Two processes, or two micro-batches, each with its own slice and a generator in the same state, get
+    together what one process gets.
+    """
+
+    generator: Generator
+    whole: int
+    rows: slice
+
+    @classmethod
+    def all(cls, generator: Generator, whole: int) -> "Draw":
+        """The slice that is everything."""
+        return cls(generator, whole, slice(0, whole))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Unit normal noise, shape, dtype and device of `like` (this slice's rows)."""
+        shape = self.whole, *like.shape[1:]
+        device = self.generator.device
+        drawn = torch.randn(shape, generator=self.generator, device=device, dtype=like.dtype)
+        return drawn[self.rows]
+
+    def integers(self, n: int) -> Tensor:
+        """Uniform in {0, ..., n - 1}, int64, one a sample."""
+        device = self.generator.device
+        drawn = torch.randint(n, (self.whole,), generator=self.generator, device=device)
+        return drawn[self.rows]
+
+    def uniform(self) -> Tensor:
+        """Uniform in [0, 1), float64 (float32 where the device has no float64), one a sample."""
+        device = self.generator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        drawn = torch.rand(self.whole, generator=self.generator, device=device, dtype=dtype)
+        return drawn[self.rows]
+
+
+def sample_noise(
+    seed: int, samples: Sequence[int], shape: Sequence[int], *, step: int = 0
+) -> Tensor:
+    """Unit normal noise of these samples of this seed, float32 [len(samples), *shape].
+
+    The noise of sample k is the same to the bit whichever samples it is drawn with.  `step` 0 is what a
+    walk starts from; a stochastic sampler's step n draws with step = n + 1.
+    """
+    rows = [
+        np.random.Generator(
+            np.random.Philox(key=[seed, k], counter=[0, 0, 0, step])
+        ).standard_normal(tuple(shape), dtype=np.float32)
+        for k in samples
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)

@@ -1,0 +1,103 @@
+"""The steps: DDIM, ancestral, Heun and DPM-Solver++(2M), each the formula of its paper.
+
+A step takes x from the last visited point to `to`.  All levels are 0-dimensional float64: coefficients
+are exact to float64 and never change the dtype of x.  Arriving at t = 0 is arriving at alpha = 1,
+sigma = 0, where every step returns the predicted x0: this is the last-step rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.prediction import Prediction
+from halfstep.schedules import Level
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on a walk: the step number that leads there (0 is the start), its time and its level."""
+
+    step: int
+    t: float
+    level: Level
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A point at which the network was asked, and what it answered."""
+
+    point: Point
+    pred: Prediction
+
+
+Look = Callable[[Tensor, Point], Visit]
+"""Ask the network about x at a point: one counted network call (two forwards' worth if guided)."""
+
+Step = Callable[[Tensor, Sequence[Visit], Point, Look], Tensor]
+"""(x, visits so far with the present one last, where to go, look) -> x there."""
+
+
+def ddim(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+    """DDIM with eta = 0 (Song et al. 2021, eq. 12).  Order 1, one call."""
+    return to.level.mix(seen[-1].pred.x0, seen[-1].pred.eps)
+
+
+def heun(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+    """Heun's rule on the exponential form in log-SNR.  Order 2, two calls; the landing is DDIM.
+
+    x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) (x0_t + x0_s) / 2, which is
+    -alpha_s expm1(-h) without its infinite h at alpha_t = 0.
+    """
+    first = ddim(x, seen, to, look)
+    if to.level.sigma == 0:
+        return first
+    here, pred = seen[-1].point.level, seen[-1].pred
+    x0 = (pred.x0 + look(first, to).pred.x0) / 2
+    return _exponential(x, x0, here, to.level)
+
+
+def dpmpp_2m(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2).  Order 2, one call; first and last are DDIM."""
+    if len(seen) == 1 or to.level.sigma == 0:
+        return ddim(x, seen, to, look)
+    (before, old), (here, new) = ((v.point.level, v.pred) for v in seen[-2:])
+    h, h_before = to.level.logsnr - here.logsnr, here.logsnr - before.logsnr
+    # h_before is infinite after a start at alpha = 0, and the correction then is 0, as it should.
+    x0 = new.x0 + h / h_before / 2 * (new.x0 - old.x0)
+    return _exponential(x, x0, here, to.level)
+
+
+def _exponential(x: Tensor, x0: Tensor, here: Level, to: Level) -> Tensor:
+    """The exact solution of the flow while the predicted x0 stays constant."""
+    shrink = to.sigma / here.sigma
+    return shrink * x + (to.alpha - here.alpha * shrink) * x0
+
+
+def ancestral(fresh: Callable[[Tensor, int], Tensor], *, variance: float = 0.0) -> Step:
+    """The stochastic sampler of DDPM (Ho et al. 2020; Salimans & Ho 2022, section 2).
+
+    fresh     (like, step) -> unit noise, so that noise is a function of the step number
+    variance  in [0, 1]: 0 the small (posterior) variance, 1 the large, between them log-interpolated
+    """
+    if not 0 <= variance <= 1:
+        raise ConfigError(f"variance lies in [0, 1], got {variance:g}: 0 is small, 1 is large")
+
+    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+        here, x0 = seen[-1].point.level, seen[-1].pred.x0
+        if to.level.sigma == 0:
+            return x0
+        # r = SNR_t / SNR_s, as sqrt(r) = alpha_t sigma_s / (sigma_t alpha_s): 0 at alpha_t = 0.
+        root = here.alpha * to.level.sigma / (here.sigma * to.level.alpha)
+        r = root**2
+        mean = root * to.level.sigma / here.sigma * x + (1 - r) * to.level.alpha * x0
+        spread = to.level.sigma ** (1 - variance) * here.sigma**variance
+        noise: Tensor = fresh(x, to.step)
+        return mean + (1 - r).sqrt() * spread * noise
+
+    return step
+
+
+STEPS: dict[str, Step] = {"ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
+"""The deterministic steps by name; `ancestral` needs noise and is made."""

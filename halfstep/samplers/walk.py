@@ -1,0 +1,75 @@
+"""The walk from noise to data: one loop for every step."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.denoiser import Denoises
+from halfstep.errors import ConfigError
+from halfstep.samplers.steps import ddim, Point, Step, Visit
+from halfstep.schedules import arriving, Schedule
+from halfstep.timegrids import checked, Times
+
+
+def _time(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
+    """What a walk from time t starts from: unit noise if variance preserving, else sigma(t) * noise."""
+    if schedule.variance_preserving:
+        return noise
+    return schedule.at(_time(t)).sigma * noise
+
+
+def calls(step: str, steps: int) -> int:
+    """How many network calls the named sampler makes in so many steps."""
+    return 2 * steps - 1 if step == "heun" else steps
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoises,
+    noise: Tensor,
+    times: Times,
+    step: Step = ddim,
+    *,
+    cond: Cond | None = None,
+    clip: float | None = None,
+    progress: Callable[[], object] | None = None,
+) -> Tensor:
+    """Walk from times[0] to times[-1].
+
+    noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
+    times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
+    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
+    progress  called after every step
+    """
+    schedule = denoiser.schedule
+    seen: list[Visit] = []
+
+    def look(x: Tensor, point: Point) -> Visit:
+        t = torch.full(x.shape[:1], point.t, device=x.device, dtype=wide(x))
+        pred = denoiser(x, t, cond)
+        return Visit(point, pred if clip is None else pred.clipped(x, point.level, clip))
+
+    checked(times)
+    if times[0] == 0:
+        raise ConfigError("a walk to data cannot start at t = 0: it is there already")
+    x, here = start(schedule, noise, times[0]), Point(0, times[0], schedule.at(_time(times[0])))
+    for k, (_, then) in enumerate(pairwise(times), start=1):
+        seen = [*seen[-1:], look(x, here)]
+        to = Point(k, then, arriving(schedule, _time(then)))
+        x = step(x, seen, to, look).to(noise.dtype)
+        here = to
+        if progress is not None:
+            progress()
+    return x
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """float64 for times and coefficients, float32 where the device has none."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

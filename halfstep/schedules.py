@@ -1,0 +1,256 @@
+"""Noise schedules.  One convention everywhere in halfstep:
+
+    x_t = alpha(t) * x0 + sigma(t) * eps,    eps ~ N(0, I),    0 <= t <= 1,
+
+with data at t = 0 and noise at t = 1.  `logsnr` is log(alpha^2 / sigma^2): it falls as t rises.
+
+A schedule is a value: `at(t)` takes any shape of t and keeps its dtype; `time(logsnr)` is its inverse.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import atan, exp, pi
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfstep.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much signal and how much noise: `alpha` and `sigma`, each broadcastable to x."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def logsnr(self) -> Tensor:
+        """log(alpha^2 / sigma^2): +inf where sigma = 0, -inf where alpha = 0."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """x_t = alpha x0 + sigma eps."""
+        return self.alpha * x0 + self.sigma * eps
+
+
+class Schedule(Protocol):
+    """What every schedule has."""
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether alpha^2 + sigma^2 = 1, so that a walk starts from unit noise."""
+
+    def at(self, t: Tensor) -> Level:
+        """The level at time t in [0, 1]; any shape, dtype kept."""
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which log(alpha^2 / sigma^2) is `logsnr`; any shape, dtype kept."""
+
+
+def arriving(schedule: Schedule, t: Tensor) -> Level:
+    """The level of whoever arrives at t: clean data (alpha 1, sigma 0) at t = 0, else `at(t)`.
+
+    This is the last-step rule of Salimans & Ho's samplers and targets.  Whoever starts at t = 0 uses
+    `schedule.at` instead.
+    """
+    level, landed = schedule.at(t), t == 0
+    alpha = torch.where(landed, torch.ones_like(level.alpha), level.alpha)
+    return Level(alpha, torch.where(landed, torch.zeros_like(level.sigma), level.sigma))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """alpha = cos(a t + b), sigma = sin(a t + b): the cosine with its ends moved inside.
+
+    Salimans & Ho 2022; b = arctan(exp(-logsnr_max / 2)), a = arctan(exp(-logsnr_min / 2)) - b.
+    At t = 0 the log-SNR is `logsnr_max`, at t = 1 `logsnr_min`: neither end is exactly 0 or 1, and
+    alpha(1) = sigma(0) = 4.54e-5 with the default ends.
+    """
+
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    variance_preserving: ClassVar[bool] = True
+
+    @property
+    def b(self) -> float:
+        return atan(exp(-self.logsnr_max / 2))
+
+    @property
+    def a(self) -> float:
+        return atan(exp(-self.logsnr_min / 2)) - self.b
+
+    def at(self, t: Tensor) -> Level:
+        angle = self.a * t + self.b
+        return Level(angle.cos(), angle.sin())
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return ((-logsnr / 2).exp().atan() - self.b) / self.a
+
+
+@dataclass(frozen=True)
+class VPLinear:
+    """The variance-preserving SDE with beta(t) from `beta_min` to `beta_max` (Song et al. 2021).
+
+    log alpha^2 = -(beta_min t + (beta_max - beta_min) t^2 / 2).  At t = 0 it is clean; at t = 1
+    alpha = 0.0066 with the default ends.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    variance_preserving: ClassVar[bool] = True
+
+    def at(self, t: Tensor) -> Level:
+        log_alpha2 = -(self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2)
+        return Level((log_alpha2 / 2).exp(), (-log_alpha2.expm1()).sqrt())
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        # -log alpha^2 = softplus(-logsnr) = beta_min t + (beta_max - beta_min) t^2 / 2
+        c, slope = F.softplus(-logsnr), self.beta_max - self.beta_min
+        return 2 * c / (self.beta_min + (self.beta_min**2 + 2 * slope * c).sqrt())
+
+
+@dataclass(frozen=True)
+class Straight:
+    """alpha = 1 - t, sigma = t: rectified flow (Liu et al. 2023).  Exact at both ends."""
+
+    variance_preserving: ClassVar[bool] = False
+
+    def at(self, t: Tensor) -> Level:
+        return Level(1 - t, t)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).sigmoid()
+
+
+@dataclass(frozen=True)
+class Karras:
+    """alpha = 1, sigma from `sigma_min` to `sigma_max`: variance exploding (Karras et al. 2022, eq. 5).
+
+    sigma(t)^(1/rho) is affine in t.  At t = 0 sigma is `sigma_min`; a walk starts from sigma(1) * noise.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    variance_preserving: ClassVar[bool] = False
+
+    def at(self, t: Tensor) -> Level:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return Level(torch.ones_like(t), (low + t * (high - low)) ** self.rho)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return ((-logsnr / (2 * self.rho)).exp() - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of betas as diffusers' schedulers have it, read at continuous times.
+
+    kind      'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'trained_betas'
+    betas     the table itself, for 'trained_betas' alone
+    zero_snr  rescale so that alpha = 0 at t = 1 (Lin et al. 2024, Algorithm 1)
+
+    Entry n (0-based, diffusers' timestep) lies at t = (n + 1) / levels; t = 0 is clean.  Between the
+    entries the log-SNR is interpolated.  Times in (0, 1 / levels), and with `zero_snr` in
+    (1 - 1 / levels, 1), have no level and are refused.
+    """
+
+    kind: str = "linear"
+    levels: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    betas: tuple[float, ...] = ()
+    zero_snr: bool = False
+    variance_preserving: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in _BETAS:
+            raise unknown("beta table", self.kind, _BETAS)
+        if (self.kind == "trained_betas") != bool(self.betas):
+            raise ConfigError("betas are given with kind='trained_betas', and with no other kind")
+        if self.betas and len(self.betas) != self.levels:
+            raise ConfigError(
+                f"levels={self.levels} but {len(self.betas)} betas: write levels={len(self.betas)}"
+            )
+
+    def at(self, t: Tensor) -> Level:
+        logsnr = _table(self).to(t.device, t.dtype)
+        place = t * self.levels - 1
+        # One part in a million of a level is rounding of t, not a time between the levels.
+        if bool(((place < -1e-6) & (t > 0)).any()):
+            raise ConfigError(
+                f"times between 0 and 1/{self.levels} have no level in a table of {self.levels}: use "
+                f"a grid whose steps divide {self.levels}, or grid='trailing'"
+            )
+        if self.zero_snr and bool(((place > self.levels - 2 + 1e-6) & (t < 1)).any()):
+            raise ConfigError(
+                f"times between {1 - 1 / self.levels:g} and 1 have no level in a zero-terminal-SNR "
+                f"table of {self.levels}: use a grid whose steps divide {self.levels}"
+            )
+        place = place.clamp(0, self.levels - 1)
+        below = place.floor().clamp(max=max(self.levels - 2, 0))
+        share, n = place - below, below.long()
+        low, high = logsnr[n], logsnr[(n + 1).clamp(max=self.levels - 1)]
+        # `where` and not a plain lerp: the last entry may be -inf, and 0 * inf is nan.
+        inner = torch.where(share > 0, low + share * (high - low), low)
+        value = torch.where(share >= 1, high, inner)
+        clean = t <= 0
+        alpha = torch.where(clean, torch.ones_like(t), value.sigmoid().sqrt())
+        return Level(alpha, torch.where(clean, torch.zeros_like(t), (-value).sigmoid().sqrt()))
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        falling = _table(self).to(logsnr.device, logsnr.dtype)
+        last = self.levels - 1
+        right = torch.searchsorted(-falling, -logsnr.contiguous()).clamp(min(1, last), last)
+        low, high = falling[(right - 1).clamp(min=0)], falling[right]
+        share = ((logsnr - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)
+        return ((right - 1).clamp(min=0) + share + 1) / self.levels
+
+
+def _linear(table: Table) -> Tensor:
+    return torch.linspace(table.beta_start, table.beta_end, table.levels, dtype=torch.float64)
+
+
+def _scaled_linear(table: Table) -> Tensor:
+    ends = table.beta_start**0.5, table.beta_end**0.5
+    return torch.linspace(*ends, table.levels, dtype=torch.float64) ** 2
+
+
+def _squared_cosine(table: Table) -> Tensor:
+    t = torch.arange(table.levels + 1, dtype=torch.float64) / table.levels
+    alpha2 = ((t + 0.008) / 1.008 * pi / 2).cos() ** 2
+    return (1 - alpha2[1:] / alpha2[:-1]).clamp(max=0.999)
+
+
+def _trained(table: Table) -> Tensor:
+    return torch.tensor(table.betas, dtype=torch.float64)
+
+
+_BETAS = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": _squared_cosine,
+    "trained_betas": _trained,
+}
+
+
+@lru_cache(maxsize=32)
+def _table(table: Table) -> Tensor:
+    """log-SNR of every entry, float64."""
+    alpha = (1 - _BETAS[table.kind](table)).log().cumsum(0).div(2).exp()
+    if table.zero_snr:
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    return 2 * alpha.log() - torch.log1p(-(alpha**2))
+
+
+SCHEDULES: dict[str, type[Cosine] | type[VPLinear] | type[Straight] | type[Karras] | type[Table]] = {
+    "cosine": Cosine,
+    "vp-linear": VPLinear,
+    "straight": Straight,
+    "karras": Karras,
+    "table": Table,
+}

@@ -1,0 +1,89 @@
+"""Where a sampler stops on its way from noise to data.  A grid is a tuple of times, noise first.
+
+Teacher, student, sampler and export are handed ONE grid; halving it is `times[::2]`.
+"""
+
+import torch
+
+from halfstep.errors import ConfigError, unknown
+from halfstep.schedules import Schedule
+
+Times = tuple[float, ...]
+
+
+def checked(times: Times) -> Times:
+    """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
+    falling = all(a > b for a, b in zip(times, times[1:], strict=False))
+    if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
+        shown = ", ".join(f"{t:g}" for t in times[:6])
+        raise ConfigError(
+            f"a time grid falls from at most 1 to at least 0 in one step or more, got ({shown}"
+            f"{', ...' if len(times) > 6 else ''}); write for example (1.0, 0.5, 0.0)"
+        )
+    return times
+
+
+def _counted(steps: int) -> int:
+    if steps < 1:
+        raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
+    return steps
+
+
+def uniform(steps: int, *, start: float = 1.0) -> Times:
+    """Equally spaced from `start` to 0."""
+    return checked(tuple(start * (_counted(steps) - k) / steps for k in range(steps + 1)))
+
+
+def trailing(steps: int, *, levels: int = 1000) -> Times:
+    """diffusers' 'trailing' spacing on a table of `levels`: times that lie on the table, then 0."""
+    if _counted(steps) > levels:
+        raise ConfigError(f"a table of {levels} has no {steps} steps: write at most {levels}")
+    return checked((*(round(levels - k * levels / steps) / levels for k in range(steps)), 0.0))
+
+
+def uniform_logsnr(
+    steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3
+) -> Times:
+    """Equally spaced in log-SNR from time `start` to time `end` in steps - 1 steps, then to 0."""
+    return _spaced(steps, schedule, start, end, power=0.0)
+
+
+def karras(
+    steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3, rho: float = 7.0
+) -> Times:
+    """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0."""
+    return _spaced(steps, schedule, start, end, power=1 / rho)
+
+
+def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: float) -> Times:
+    """`power` 0 is the limit: equal steps of log(sigma / alpha)."""
+    ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).logsnr
+    if not bool(ends.isfinite().all()):
+        raise ConfigError(
+            f"the log-SNR at t = {start:g} or {end:g} is infinite, so this grid cannot start or end "
+            "there: write for example start=0.999, or grid='uniform'"
+        )
+    share = torch.arange(_counted(steps), dtype=torch.float64) / max(steps - 1, 1)
+    if power:
+        low, high = (-ends / 2 * power).exp()
+        logsnr = -2 / power * (low + share * (high - low)).log()
+    else:
+        logsnr = ends[0] + share * (ends[1] - ends[0])
+    inner = schedule.time(logsnr).tolist()
+    return checked((start, *inner[1:], 0.0))
+
+
+GRIDS = ("uniform", "trailing", "logsnr", "karras")
+
+
+def grid(name: str, steps: int, schedule: Schedule) -> Times:
+    """The grid of that name: one of `GRIDS`, on this schedule."""
+    if name == "uniform":
+        return uniform(steps)
+    if name == "trailing":
+        return trailing(steps, levels=getattr(schedule, "levels", 1000))
+    if name == "logsnr":
+        return uniform_logsnr(steps, schedule)
+    if name == "karras":
+        return karras(steps, schedule)
+    raise unknown("time grid", name, GRIDS)
