@@ -38,7 +38,9 @@ class Cond:
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         for name, mine, theirs in pairs:
             if (mine is None) != (theirs is None):
-                raise ConfigError(f"one of two conditions has no {name}: give it to both or neither")
+                raise ConfigError(
+                    f"one of two conditions has no {name}: give it to both or neither"
+                )
         return Cond(*(None if a is None else torch.cat([a, b]) for _, a, b in pairs))
 
 

@@ -143,7 +143,9 @@ class Guided(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         if cond is None or cond.label is None:
-            raise ConfigError("guidance needs labels: give cond=Cond(label=...), or scale=1 without")
+            raise ConfigError(
+                "guidance needs labels: give cond=Cond(label=...), or scale=1 without"
+            )
         if not isinstance(self.scale, Tensor) and self.scale == 1:
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain

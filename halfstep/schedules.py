@@ -247,7 +247,9 @@ def _table(table: Table) -> Tensor:
     return 2 * alpha.log() - torch.log1p(-(alpha**2))
 
 
-SCHEDULES: dict[str, type[Cosine] | type[VPLinear] | type[Straight] | type[Karras] | type[Table]] = {
+SCHEDULES: dict[
+    str, type[Cosine] | type[VPLinear] | type[Straight] | type[Karras] | type[Table]
+] = {
     "cosine": Cosine,
     "vp-linear": VPLinear,
     "straight": Straight,

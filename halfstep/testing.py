@@ -26,7 +26,9 @@ class Mixture:
     stds: tuple[float, ...] = (0.2, 0.15, 0.25)
     weights: tuple[float, ...] = (0.3, 0.5, 0.2)
 
-    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+    def draw(
+        self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """n samples of the data, [n, D]."""
         return self.labelled(n, generator, dtype)[0]
 
@@ -52,14 +54,19 @@ class _Posterior(nn.Module):
         flat = x_t.flatten(1)
         level = self.schedule.at(t.reshape(-1, 1))
         mean, std, weight = (
-            torch.tensor(v, dtype=x_t.dtype) for v in (self.data.means, self.data.stds, self.data.weights)
+            torch.tensor(v, dtype=x_t.dtype)
+            for v in (self.data.means, self.data.stds, self.data.weights)
         )
         away = flat[:, None] - level.alpha[..., None] * mean  #                          [B, K, D]
         spread = level.alpha**2 * std**2 + level.sigma**2  #                             [B, K]
-        logits = weight.log() - away.square().sum(-1) / (2 * spread) - flat.shape[1] / 2 * spread.log()
+        logits = (
+            weight.log() - away.square().sum(-1) / (2 * spread) - flat.shape[1] / 2 * spread.log()
+        )
         if cond is not None and cond.label is not None:
             component = torch.arange(len(self.data.means))
-            other = (cond.label[:, None] != component) & (cond.label[:, None] < len(self.data.means))
+            other = (cond.label[:, None] != component) & (
+                cond.label[:, None] < len(self.data.means)
+            )
             logits = logits.masked_fill(other, -torch.inf)
         share = logits.softmax(1)[..., None]
         # eps is written so that nothing divides by sigma: it is exact at both ends.
@@ -71,7 +78,9 @@ class _Posterior(nn.Module):
 
 
 def mixture_teacher(
-    schedule: Schedule, data: Mixture | None = None, parameterisation: Parameterisation | None = None
+    schedule: Schedule,
+    data: Mixture | None = None,
+    parameterisation: Parameterisation | None = None,
 ) -> Denoiser:
     """The exact denoiser of a mixture; with `Guided` around it, the exact guided one.
 

@@ -33,7 +33,9 @@ class Denoising:
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if not 0 <= self.drop_labels <= 1:
-            raise ConfigError(f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1")
+            raise ConfigError(
+                f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1"
+            )
 
     def stages(self, teacher: Denoiser, null: int | None = None) -> Iterator[Stage]:
         """One stage; `teacher` is the network to be trained, `null` the label that means none."""

@@ -133,7 +133,12 @@ def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def two_step_target(
-    teacher: Denoises, x_t: Tensor, t: Tensor, t_mid: Tensor, t_end: Tensor, cond: Cond | None = None
+    teacher: Denoises,
+    x_t: Tensor,
+    t: Tensor,
+    t_mid: Tensor,
+    t_end: Tensor,
+    cond: Cond | None = None,
 ) -> Prediction:
     """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
 

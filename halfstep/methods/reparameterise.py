@@ -39,13 +39,19 @@ class Reparameterise:
     def stages(self, teacher: Denoiser) -> Iterator[Stage]:
         schedule: Schedule = teacher.schedule
         if not schedule.variance_preserving:
-            raise ConfigError("only variance-preserving teachers are reparameterised: others predict "
-                              "what can be read at t = 1 already")
+            raise ConfigError(
+                "only variance-preserving teachers are reparameterised: others predict "
+                "what can be read at t = 1 already"
+            )
         if teacher.parameterisation.outputs != V.outputs:
-            raise ConfigError("a teacher that predicts both x0 and eps is readable at t = 1 as it is")
+            raise ConfigError(
+                "a teacher that predicts both x0 and eps is readable at t = 1 as it is"
+            )
         if self.zero_snr:
             if not isinstance(schedule, Table):
-                raise ConfigError("zero_snr moves a diffusers table; this teacher's schedule is none")
+                raise ConfigError(
+                    "zero_snr moves a diffusers table; this teacher's schedule is none"
+                )
             schedule = replace(schedule, zero_snr=True)
         net = teacher.twin().net
         student = Denoiser(net, schedule, V(), time=teacher.time, autocast=teacher.autocast)
