@@ -1,9 +1,77 @@
 """halfstep: how few steps can your diffusion model get away with, and what does it cost?
 
-The public names load when they are first used, so that importing the package stays cheap.
+The public names load when they are first used, so that importing the package, and `halfstep --help`,
+stay cheap.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from halfstep.batch import Batch as Batch, Cond as Cond
+    from halfstep.data import Dataset as Dataset, load as load_data
+    from halfstep.denoiser import (
+        ClassifierGuided as ClassifierGuided,
+        Denoiser as Denoiser,
+        Guided as Guided,
+        NetTime as NetTime,
+    )
+    from halfstep.errors import HalfstepError as HalfstepError
+    from halfstep.methods import (
+        Denoising as Denoising,
+        Progressive as Progressive,
+        Reparameterise as Reparameterise,
+    )
+    from halfstep.nets import build as build
+    from halfstep.pipeline import Pipeline as Pipeline
+    from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
+    from halfstep.samplers import sample as sample
+    from halfstep.schedules import (
+        Cosine as Cosine,
+        Karras as Karras,
+        Straight as Straight,
+        Table as Table,
+        VPLinear as VPLinear,
+    )
+    from halfstep.training import distill as distill, train as train, Training as Training
+
+_HOME = {
+    "Batch": "batch",
+    "Both": "prediction",
+    "ClassifierGuided": "denoiser",
+    "Cond": "batch",
+    "Cosine": "schedules",
+    "Dataset": "data",
+    "Denoiser": "denoiser",
+    "Denoising": "methods",
+    "Eps": "prediction",
+    "Guided": "denoiser",
+    "HalfstepError": "errors",
+    "Karras": "schedules",
+    "NetTime": "denoiser",
+    "Pipeline": "pipeline",
+    "Progressive": "methods",
+    "Reparameterise": "methods",
+    "Straight": "schedules",
+    "Table": "schedules",
+    "Training": "training",
+    "V": "prediction",
+    "VPLinear": "schedules",
+    "Velocity": "prediction",
+    "X0": "prediction",
+    "build": "nets",
+    "distill": "training",
+    "load_data": "data:load",
+    "sample": "samplers",
+    "train": "training",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'halfstep' has no attribute '{name}'")
+    home, _, other = _HOME[name].partition(":")
+    return getattr(import_module(f"halfstep.{home}"), other or name)

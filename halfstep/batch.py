@@ -53,3 +53,6 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         return Batch(self.x0[rows], None if self.cond is None else self.cond[rows])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(self.x0.to(device), None if self.cond is None else self.cond.to(device))

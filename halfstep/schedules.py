@@ -137,12 +137,19 @@ class Karras:
     rho: float = 7.0
     variance_preserving: ClassVar[bool] = False
 
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """sigma^(1/rho) at t = 0 and at t = 1."""
+        power = 1 / self.rho
+        return float(self.sigma_min**power), float(self.sigma_max**power)
+
     def at(self, t: Tensor) -> Level:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return Level(torch.ones_like(t), (low + t * (high - low)) ** self.rho)
+        low, high = self._ends
+        sigma: Tensor = (low + t * (high - low)) ** self.rho
+        return Level(torch.ones_like(t), sigma)
 
     def time(self, logsnr: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self._ends
         return ((-logsnr / (2 * self.rho)).exp() - low) / (high - low)
 
 

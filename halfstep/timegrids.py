@@ -3,6 +3,8 @@
 Teacher, student, sampler and export are handed ONE grid; halving it is `times[::2]`.
 """
 
+from itertools import pairwise
+
 import torch
 
 from halfstep.errors import ConfigError, unknown
@@ -13,7 +15,7 @@ Times = tuple[float, ...]
 
 def checked(times: Times) -> Times:
     """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
-    falling = all(a > b for a, b in zip(times, times[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(times))
     if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
         shown = ", ".join(f"{t:g}" for t in times[:6])
         raise ConfigError(

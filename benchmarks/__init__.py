@@ -1,0 +1,1 @@
+"""Measurements of halfstep: `python -m benchmarks.step`."""

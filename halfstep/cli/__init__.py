@@ -1,0 +1,119 @@
+"""The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from halfstep import __version__
+from halfstep.errors import HalfstepError, unknown
+
+VERBS: dict[str, tuple[str, dict[str, str]]] = {
+    "demo": ("handwritten digits from 32 steps to 1, with pictures and scores", {}),
+    "train": (
+        "train a network from data",
+        {
+            "denoiser": "a diffusion teacher",
+            "classifier": "a classifier, for features and labels",
+        },
+    ),
+    "distill": (
+        "make a student that needs fewer steps",
+        {
+            "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
+            "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
+        },
+    ),
+    "sample": ("draw images from a teacher or a student", {}),
+}
+
+HELP = """\
+halfstep: how few steps can your diffusion model get away with, and what does it cost?
+
+usage: halfstep VERB [OPTIONS]
+
+{verbs}
+
+  halfstep VERB --help   the options of a verb
+  halfstep --version     the version
+
+First time here?  halfstep demo
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.  What the user can mend is one line and status 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except HalfstepError as error:
+        print(f"halfstep: {error}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Stopped" else 2
+    except KeyboardInterrupt:
+        print("halfstep: stopped at once; what was saved before is untouched", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs=_listing()))
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"halfstep {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    kinds = VERBS[verb][1]
+    if kinds:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}")
+            return 0
+        if rest[0] not in kinds:
+            raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
+    _quiet_threads()
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    """Import the verb's file, and with it torch, only now."""
+    if verb == "demo":
+        from halfstep.cli.demo import demo
+
+        return demo(rest)
+    if verb == "train":
+        from halfstep.cli import train
+
+        return train.denoiser(rest[1:]) if rest[0] == "denoiser" else train.classifier(rest[1:])
+    if verb == "distill":
+        from halfstep.cli.distill import distill
+
+        return distill(rest[0], rest[1:])
+    from halfstep.cli.sample import sample
+
+    return sample(rest)
+
+
+def _quiet_threads() -> None:
+    """OpenMP threads that wait by spinning cost up to 30 times on a shared CPU (see LOG.md).
+
+    Read once, when torch is imported; what is set by hand stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_NUM_THREADS" not in os.environ:
+        import psutil
+
+        physical = psutil.cpu_count(logical=False) or 1
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+        os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed)))
+
+
+def _listing() -> str:
+    lines = []
+    for verb, (does, kinds) in VERBS.items():
+        lines.append(f"  {verb:<9} {does}")
+        lines += [f"    {verb} {kind:<15} {what}" for kind, what in kinds.items()]
+    return "\n".join(lines)
+
+
+def _kinds(kinds: dict[str, str]) -> str:
+    return "\n".join(f"  {kind:<15} {what}" for kind, what in kinds.items())

@@ -1,0 +1,85 @@
+"""`halfstep sample`: images from a teacher or a student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from halfstep.cli.find import find_pipeline
+from halfstep.cli.options import parse
+from halfstep.cli.progress import counting
+from halfstep.errors import ConfigError
+from halfstep.report.pictures import save_grid, save_images, scatter
+from halfstep.training.parallel import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw images: one PNG a seed, and a grid of them."""
+
+    pipeline: Annotated[Path, tyro.conf.Positional]
+    """A teacher's or student's folder, or the run that made it."""
+    out: Path
+    """Folder for the images."""
+    n: int = 16
+    """How many."""
+    first: int = 0
+    """Number of the first: image k of a seed is always the same."""
+    seed: int = 0
+    """The seed."""
+    steps: int | None = None
+    """Sampler steps; a student's own by default, 64 for a teacher."""
+    sampler: str = "ddim"
+    """ddim, heun, dpmpp-2m or ancestral."""
+    variance: float = 0.0
+    """Of the ancestral sampler: 0 is the small, 1 the large."""
+    labels: tuple[int, ...] = ()
+    """Classes, in turn; all of them by default."""
+    guidance: float = 1.0
+    """Guidance scale, 1 is off."""
+    batch: int = 256
+    """Images at a time."""
+    npz: bool = False
+    """Write samples.npz as well: float32 [n, C, H, W] in [-1, 1]."""
+    device: str = "auto"
+    """auto, or one by name."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+
+
+def sample(argv: Sequence[str]) -> int:
+    """Sample and write; say where."""
+    console = Console()
+    options = parse(Sample, argv, prog="halfstep sample")
+    if options.n < 1 or options.batch < 1:
+        raise ConfigError(f"n and batch must be at least 1, got {options.n} and {options.batch}")
+    pipeline = find_pipeline(options.pipeline, steps=options.steps, net=options.net)
+    pipeline.to(pick_device(options.device))
+    steps = len(pipeline.grid(options.steps)) - 1
+    labels = None
+    if options.labels:
+        labels = [
+            options.labels[(options.first + k) % len(options.labels)] for k in range(options.n)
+        ]
+    with counting(console, f"{steps} steps", steps * -(-options.n // options.batch)) as advance:
+        x = pipeline.sample(
+            options.n, seed=options.seed, steps=options.steps, sampler=options.sampler, labels=labels,
+            guidance=options.guidance, variance=options.variance, batch=options.batch,
+            first=options.first, progress=advance,
+        )  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.npz:
+        np.savez(options.out / "samples.npz", images=x.numpy())
+    if x.ndim == 2:
+        scatter(options.out / "grid.png", [(f"{steps} steps", x)])
+    else:
+        save_images(x, options.out, first=options.first)
+        save_grid(x, options.out / "grid.png")
+    console.print(
+        f"{options.n} samples in {options.out}, all of them in {options.out / 'grid.png'}"
+    )
+    return 0

@@ -1,0 +1,135 @@
+"""Data by name: `load` turns a few words into a `Dataset`; `rows` says what each update sees."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from halfstep.data.dataset import Dataset
+from halfstep.data.order import rows
+from halfstep.errors import ConfigError, DataError, unknown
+
+__all__ = ["Dataset", "load", "rows"]
+
+SPLITS = ("train", "test")
+WHOLE = ("digits", "two-moons")
+"""Sources that need no files."""
+BELOW = ("cifar10", "fashion-mnist")
+"""Sources that need a place: NAME:FOLDER."""
+SPECS = (*WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "FILE.npy", "FILE.npz")
+
+
+def load(
+    spec: str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    flip: bool = False,
+    split: str = "train",
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """The data of that name or place, checked; names win over places (write ./digits for a folder).
+
+    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, or an
+               .npy or .npz file
+    size       pixels a side: resizes a folder's images, pads Fashion-MNIST evenly with background;
+               other sources must already have it
+    channels   1 or 3: converts a folder's images, tells channels first from last in an array;
+               other sources must already have it
+    flip       training mirrors images at random
+    split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
+    progress   told (images done, images in all) while a folder is read
+    """
+    for name, count in (("size", size), ("channels", channels)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} is at least 1, got {count}: leave it out, or write {name}=3")
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    data = _source(spec, size, channels, split, progress)
+    _check_asked(data, spec, size, channels)
+    return replace(data, flip=True) if flip else data
+
+
+def _source(
+    spec: str,
+    size: int | None,
+    channels: int | None,
+    split: str,
+    progress: Callable[[int, int], None] | None,
+) -> Dataset:
+    name, colon, below = spec.partition(":")
+    if name in BELOW:
+        if not below:
+            raise ConfigError(f"{name} is read from files: write {name}:FOLDER")
+        return _named(name, _existing(below), size, split)
+    if split != "train":
+        raise ConfigError(
+            f"{spec} has no split '{split}', it is one whole: leave split out, or name other data"
+        )
+    if spec == "digits":
+        from halfstep.data import digits
+
+        return digits.load()
+    if spec == "two-moons":
+        from halfstep.data import toy
+
+        return toy.two_moons()
+    place = Path(spec).expanduser()
+    if not spec or (not place.exists() and place.name == spec and not place.suffix):
+        raise unknown("data set", spec, SPECS)
+    if colon and not place.exists() and "/" not in name:
+        raise unknown("data set", spec, SPECS)
+    return _placed(_existing(spec), size, channels, progress)
+
+
+def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:
+    if name == "cifar10":
+        from halfstep.data import cifar10
+
+        return cifar10.load(place, split)
+    from halfstep.data import fashion_mnist
+
+    return fashion_mnist.load(place, split, size)
+
+
+def _placed(
+    place: Path,
+    size: int | None,
+    channels: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Dataset:
+    if place.is_dir():
+        from halfstep.data import folder
+
+        return folder.load(place, size, channels, progress)
+    if place.suffix.lower() not in (".npy", ".npz"):
+        raise DataError(f"{place} is no data set: give a folder of images, an .npy or an .npz file")
+    from halfstep.data import arrays
+
+    data = arrays.load(place, channels)
+    arrays.check_classes(data, place)
+    return data
+
+
+def _existing(place: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}: give one that exists")
+    return path
+
+
+def _check_asked(data: Dataset, spec: str, size: int | None, channels: int | None) -> None:
+    if size is None and channels is None:
+        return
+    if not data.is_images:
+        raise ConfigError(
+            f"{spec} holds samples of shape {list(data.shape)}, not images: leave out size and "
+            "channels"
+        )
+    has, height, width = data.shape
+    if channels not in (None, has):
+        raise ConfigError(f"{spec} has {has} channels, asked for {channels}: write channels={has}")
+    if size is not None and not size == height == width:
+        raise ConfigError(
+            f"{spec} has images of {height}x{width}, asked for size {size}: leave size out, or "
+            "give a folder of images, which are resized"
+        )

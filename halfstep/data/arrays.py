@@ -1,0 +1,111 @@
+"""Arrays that numpy saved: .npy with values, .npz with values and labels."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfstep.data.dataset import Dataset
+from halfstep.errors import DataError
+
+Array = NDArray[Any]
+
+VALUES, LABELS = ("images", "x", "arr_0"), ("labels", "y")
+"""The keys of an .npz read; others are left alone, but a second unnamed array is refused."""
+
+
+def load(file: Path, channels: int | None = None) -> Dataset:
+    """uint8 images [N, H, W, C], [N, C, H, W] or [N, H, W], or floats in [-1, 1] of any shape.
+
+    Floats with four axes are images or latents, channels first unless only the last axis is 1 or 3.
+    Floats with three axes stay as they are, and become images when `channels` is 1.
+    """
+    values, labels = _read(file)
+    try:
+        known = None if labels is None else torch.from_numpy(_whole(labels))
+        return Dataset(torch.from_numpy(_values(values, channels)), known)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def check_classes(data: Dataset, file: Path) -> None:
+    """Labels without names must use every class from 0 on: then 1, 2, 3 or 10, 20 are mistakes."""
+    if data.labels is None:
+        return
+    used = data.labels.unique().tolist()
+    unused = next((k for k, label in enumerate(used) if k != label), None)
+    if unused is not None:
+        raise DataError(
+            f"{file}: class {unused} has no samples though labels go to {used[-1]}; number the "
+            f"{len(used)} classes from 0 on, as np.unique(labels, return_inverse=True)[1] does"
+        )
+
+
+def _read(file: Path) -> tuple[Array, Array | None]:
+    """Values and labels; pickled objects are never loaded."""
+    try:
+        with file.open("rb") as stream:  # numpy leaves a damaged .npz open when it opens it itself
+            opened = np.load(stream, allow_pickle=False)
+            return (opened, None) if isinstance(opened, np.ndarray) else _picked(opened, file)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"cannot read {file}: {reason}; save plain arrays with np.save or np.savez"
+        ) from None
+
+
+def _picked(arrays: Mapping[str, Array], file: Path) -> tuple[Array, Array | None]:
+    values = [key for key in VALUES if key in arrays]
+    labels = [key for key in LABELS if key in arrays]
+    if len(values) != 1 or len(labels) > 1 or "arr_1" in arrays:
+        raise DataError(
+            f"{file} holds the keys {', '.join(arrays)}: expected one of {', '.join(VALUES)}, and "
+            f"for labels one of {', '.join(LABELS)}; save as np.savez(file, images=..., labels=...)"
+        )
+    return arrays[values[0]], arrays[labels[0]] if labels else None
+
+
+def _values(x: Array, channels: int | None) -> Array:
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise DataError(
+            f"values are uint8 from 0 to 255 or floats from -1 to 1, got {x.dtype}: convert them"
+        )
+    if x.ndim == 3 and (x.dtype == np.uint8 or channels == 1):
+        x = x[:, None]
+    elif x.ndim == 4:
+        x = _channels_first(x, channels)
+    if x.dtype.kind != "f":
+        return np.ascontiguousarray(x)
+    # Pixels divided by 255 reach both ends exactly; data in [-1, 1] does not do that by chance.
+    if x.ndim == 4 and x.size and x.min() == 0 and x.max() == 1:
+        raise DataError(
+            "float images reach from 0 to 1, expected -1 to 1: save 2 * x - 1, or uint8"
+        )
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _channels_first(x: Array, channels: int | None) -> Array:
+    known = (1, 3) if channels is None else (channels,)
+    first, last = x.shape[1] in known, x.shape[3] in known
+    if first and last:
+        raise DataError(
+            f"shape {list(x.shape)} may be channels first or channels last: only one of axis 1 and "
+            "axis 3 may be 1 or 3 long, or say which with channels=1 or channels=3"
+        )
+    return np.moveaxis(x, 3, 1) if last else x
+
+
+def _whole(labels: Array) -> Array:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(
+            f"labels are whole numbers [N], got {labels.dtype} {list(labels.shape)}: save for "
+            "example labels.astype('int64').ravel()"
+        )
+    return labels.astype(np.int64)

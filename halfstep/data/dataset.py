@@ -1,0 +1,132 @@
+"""Clean data with its labels: what every source becomes, and where batches come from."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Values and labels, one row a sample; refuses what cannot be trained on.
+
+    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]
+    labels   int64 [N], the class of each, or None
+    names    of the classes, or () where they have none
+    flip     training may mirror images left to right: it passes `flips` to `batch`
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    names: tuple[str, ...] = ()
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_values(self.values)
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.values), self.names)
+        elif self.names:
+            raise DataError(f"{len(self.names)} names of classes without labels: give both")
+        if self.flip and not self.is_images:
+            raise DataError(
+                f"only images can be flipped, got samples of shape {self.shape}: write flip=False"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def is_images(self) -> bool:
+        return self.values.ndim == 4
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 without labels."""
+        if self.labels is None:
+            return 0
+        return len(self.names) or int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, values=self.values.to(device), labels=labels)
+
+    def batch(self, rows: Tensor, flips: Tensor | None = None) -> Batch:
+        """These rows as float32 in [-1, 1], with their labels.
+
+        rows    int64 [B]
+        flips   bool [B]: mirror these; None mirrors none
+        """
+        rows = rows.to(self.values.device)
+        x0 = self.values[rows]
+        if flips is not None:
+            if not self.is_images or flips.shape != rows.shape or flips.dtype != torch.bool:
+                raise DataError(
+                    f"flips are bool [{len(rows)}] and for images [C, H, W], got {flips.dtype} "
+                    f"{list(flips.shape)} for samples of shape {list(self.shape)}: write flips=None"
+                )
+            x0 = torch.where(flips.to(x0.device)[:, None, None, None], x0.flip(-1), x0)
+        if x0.dtype == torch.uint8:
+            x0 = x0.float().div_(127.5).sub_(1)
+        return Batch(x0, None if self.labels is None else Cond(label=self.labels[rows]))
+
+    def fingerprint(self) -> str:
+        """sha256 of values and labels (not of names or flip): the same on every device."""
+        digest = hashlib.sha256()
+        for part in (self.values, self.labels):
+            if part is None:
+                digest.update(b"none")
+                continue
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def _check_values(values: Tensor) -> None:
+    shape = list(values.shape)
+    if values.ndim < 2 or values.numel() == 0:
+        raise DataError(f"no samples: values have shape {shape}, expected [N, ...] with N >= 1")
+    if values.dtype == torch.uint8:
+        if values.ndim != 4 or shape[1] not in (1, 3):
+            raise DataError(
+                f"uint8 values are images [N, 1 or 3, H, W], got shape {shape}: transpose them, or "
+                "give float32 in [-1, 1]"
+            )
+        return
+    if values.dtype != torch.float32:
+        raise DataError(
+            f"values are uint8 images or float32 in [-1, 1], got {values.dtype}: convert them"
+        )
+    low, high = (float(end) for end in torch.aminmax(values.detach()))
+    if low != low or high != high:  # aminmax passes nan on
+        raise DataError("some values are nan: remove those samples")
+    if low < -1 or high > 1:
+        raise DataError(
+            f"float values lie in [-1, 1], got {low:g} to {high:g}: scale them, for example "
+            "x / 127.5 - 1 for pixels of 0 to 255"
+        )
+
+
+def _check_labels(labels: Tensor, samples: int, names: tuple[str, ...]) -> None:
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise DataError(
+            f"labels are int64 [{samples}], got {labels.dtype} {list(labels.shape)}: give every "
+            "sample one whole number"
+        )
+    if len(labels) != samples:
+        raise DataError(f"{samples} samples but {len(labels)} labels: give every sample one")
+    low, high = (int(end) for end in torch.aminmax(labels))
+    if low < 0:
+        raise DataError(f"labels count from 0, got {low}: leave unlabelled samples out")
+    if names and high >= len(names):
+        raise DataError(
+            f"label {high} has no name among {len(names)} classes: labels are 0 to {len(names) - 1}"
+        )

@@ -1,0 +1,172 @@
+"""Networks: whatever is called as net(x, t, cond).  `build` makes one from a name and a config.
+
+diffusers is imported when one of its models is built, and not before.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any
+
+from torch import nn
+
+from halfstep.errors import ConfigError, unknown
+from halfstep.nets.adapters import (
+    Adapter,
+    dit,
+    DiTNet,
+    refuse_unknown,
+    unet,
+    unet_condition,
+    UNetConditionNet,
+    UNetNet,
+    UViTNet,
+)
+from halfstep.nets.classifier import Classifier
+from halfstep.nets.mlp import MLPNet, ResidualMLP
+from halfstep.nets.uvit import UViT
+
+__all__ = [
+    "NETS",
+    "Adapter",
+    "Classifier",
+    "DiTNet",
+    "MLPNet",
+    "ResidualMLP",
+    "UNetConditionNet",
+    "UNetNet",
+    "UViT",
+    "UViTNet",
+    "build",
+    "fitting",
+    "recipe",
+]
+
+
+def _uvit(**config: Any) -> UViTNet:
+    refuse_unknown("uvit", config, signature(UViT).parameters)
+    model = UViT(**config)
+    return UViTNet(model, model.num_classes if model.label_emb is not None else None)
+
+
+def _mlp(**config: Any) -> MLPNet:
+    refuse_unknown("mlp", config, signature(ResidualMLP).parameters)
+    return MLPNet(ResidualMLP(**config), config.get("num_classes"))
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "uvit": _uvit,
+    "unet": unet,
+    "dit": dit,
+    "unet-condition": unet_condition,
+    "mlp": _mlp,
+}
+"""Names of networks.  Wherever one is written, `package.module:function` may be, too."""
+
+
+def build(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The named network, which remembers how it was made: `recipe(net)` gives (name, config).
+
+    name    one of `NETS`, or `package.module:function`: a function of the user's that is called
+            with the config's entries and returns a module called as net(x, t, cond)
+    config  its arguments; what JSON cannot hold is refused, because it could not be saved
+    """
+    kept = _plain(name, config)
+    net = (_own(name) if ":" in name else _named(name))(**config)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
+    net.recipe = name, kept  # type: ignore[assignment]
+    return net
+
+
+def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and config that `build` made this network from."""
+    made = getattr(net, "recipe", None)
+    if made is None:
+        raise ConfigError(
+            f"this {type(net).__name__} was not made by halfstep.nets.build, so nobody could "
+            "rebuild it from a file: build it with build('package.module:function', config)"
+        )
+    name, config = made
+    return name, dict(config)
+
+
+def fitting(
+    name: str, shape: Sequence[int], *, outputs: int = 1, num_classes: int | None = None
+) -> dict[str, Any]:
+    """The part of the named net's config that the data decides.
+
+    shape        of one sample: (C, H, W), or (D,) for points
+    outputs      how many times the channels of x come out (`Parameterisation.outputs`)
+    num_classes  rows of the label embedding, null class included; None: no labels
+    """
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    if ":" in name:
+        return classes
+    _named(name)
+    if len(shape) != (wanted := 1 if name == "mlp" else 3):
+        kind = "points, shape [D]" if wanted == 1 else "images, shape [C, H, W]"
+        raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
+    if name == "mlp":
+        return {"dim": shape[0], "out_dim": outputs * shape[0], **classes}
+    channels, height, width = shape
+    size = height if height == width else [height, width]
+    if name == "uvit":
+        return {"img_size": size, "in_chans": channels, "out_chans": outputs * channels, **classes}
+    if name == "dit" and height != width:
+        raise ConfigError(f"the net 'dit' is for square images, and a sample is {list(shape)}")
+    sides = {"sample_size": size, "in_channels": channels, "out_channels": outputs * channels}
+    return {**sides, **classes}
+
+
+def _named(name: str) -> Callable[..., nn.Module]:
+    if name not in NETS:
+        raise unknown("net", name, NETS)
+    return NETS[name]
+
+
+def _own(name: str) -> Callable[..., nn.Module]:
+    """The user's function, with its arguments checked before it is called."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the user's module was found; something that it imports was not
+        raise ConfigError(
+            f"the net '{name}' cannot be imported: there is no module '{error.name}' (write "
+            "package.module:function, and set PYTHONPATH to the folder that holds it)"
+        ) from error
+    if not callable(function := getattr(module, function_name, None)):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise unknown(f"function in {module_name} called", function_name, functions)
+
+    def checked(**config: Any) -> nn.Module:
+        parameters = signature(function).parameters.values()
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            refuse_unknown(name, config, [p.name for p in parameters])
+        needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+        if missing := [key for key in needed if key not in config]:
+            raise ConfigError(f"the net '{name}' needs {', '.join(missing)} in its config")
+        net: nn.Module = function(**config)
+        return net
+
+    return checked
+
+
+_VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
+
+
+def _plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as JSON will give it back."""
+    for key, value in config.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the option '{key}' of the net '{name}' is a {type(value).__name__}, which JSON "
+                "cannot hold, so it could not be saved: give numbers, words, lists of them"
+            ) from error
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return plain

@@ -1,0 +1,156 @@
+"""Networks of other signatures behind the one call that halfstep makes: net(x, t, cond).
+
+Any module called as net(x, t, cond) is a network of halfstep; one that is called otherwise needs
+three lines:
+
+    class Mine(Adapter):
+        def forward(self, x, t, cond=None):
+            return self.model(x, t, self.label(cond))
+"""
+
+from collections.abc import Iterable
+from inspect import signature
+from typing import Any, ClassVar
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError, unknown
+
+
+class Adapter(nn.Module):
+    """Holds a network as `model`, so that its weights are named `model.` and their own names.
+
+    num_classes  rows of the network's label embedding, or None if it takes no labels
+    reads        the conditions it reads; any other is refused, because it would change nothing
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__()
+        self.model, self.num_classes = model, num_classes
+
+    def label(self, cond: Cond | None) -> Tensor | None:
+        """The labels for the network, refused unless there are some exactly if it takes some."""
+        self._refuse_unread(cond)
+        label = None if cond is None else cond.label
+        if label is None and self.num_classes is not None:
+            raise ConfigError(
+                f"this network has {self.num_classes} classes and got no labels: give "
+                "cond=Cond(label=...), or build it without num_classes"
+            )
+        if label is not None and self.num_classes is None:
+            raise ConfigError(
+                "this network takes no labels and got some: leave them out of cond, or build it "
+                "with num_classes"
+            )
+        return label
+
+    def _refuse_unread(self, cond: Cond | None) -> None:
+        for name in ("context", "guidance"):
+            if cond is not None and getattr(cond, name) is not None and name not in self.reads:
+                raise ConfigError(f"this network reads no {name}: give cond without it")
+
+
+class UViTNet(Adapter):
+    """Around `halfstep.nets.uvit.UViT`."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        out: Tensor = self.model(x, t, self.label(cond))
+        return out
+
+
+class UNetNet(Adapter):
+    """Around diffusers' `UNet2DModel`."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        out: Tensor = self.model(x, t, self.label(cond), return_dict=False)[0]
+        return out
+
+
+class DiTNet(Adapter):
+    """Around diffusers' `DiTTransformer2DModel`, which always takes a label: 0 without classes.
+
+    diffusers' DiT drops a tenth of the labels in training by itself; that is switched off, because
+    dropping labels is the method's business.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__(model, num_classes)
+        for module in model.modules():
+            if hasattr(
+                module, "embedding_table"
+            ):  # its LabelEmbedding, without importing diffusers
+                module.dropout_prob = 0.0  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label = self.label(cond)
+        if label is None:
+            label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        out: Tensor = self.model(x, t, label, return_dict=False)[0]
+        return out
+
+
+class UNetConditionNet(Adapter):
+    """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes."""
+
+    reads: ClassVar[tuple[str, ...]] = ("label", "context")
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label = self.label(cond)
+        if cond is None or cond.context is None:
+            raise ConfigError("this network reads text states: give cond=Cond(context=...)")
+        out: Tensor = self.model(x, t, cond.context, class_labels=label, return_dict=False)[0]
+        return out
+
+
+def unet(*, num_classes: int | None = None, **config: Any) -> UNetNet:
+    """`UNet2DModel` of these arguments; out_channels follows in_channels unless given."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    model = _diffusers("unet", UNet2DModel, config, "num_class_embeds", num_classes)
+    return UNetNet(model, num_classes)
+
+
+def unet_condition(*, num_classes: int | None = None, **config: Any) -> UNetConditionNet:
+    """`UNet2DConditionModel` of these arguments; out_channels follows in_channels unless given."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    model = _diffusers(
+        "unet-condition", UNet2DConditionModel, config, "num_class_embeds", num_classes
+    )
+    return UNetConditionNet(model, num_classes)
+
+
+def dit(*, num_classes: int | None = None, **config: Any) -> DiTNet:
+    """`DiTTransformer2DModel` of these arguments; out_channels follows in_channels unless given."""
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    # diffusers' table has one row more than num_embeds_ada_norm, for the null class.
+    rows = 1 if num_classes is None else num_classes
+    model = _diffusers("dit", DiTTransformer2DModel, config, "num_embeds_ada_norm", rows - 1)
+    return DiTNet(model, num_classes)
+
+
+def _diffusers(
+    name: str, model: Any, config: dict[str, Any], label_key: str, label_rows: int | None
+) -> nn.Module:
+    """A diffusers model of this config, where halfstep's num_classes stands for `label_key`."""
+    known = signature(model.__init__).parameters
+    refuse_unknown(name, config, {*known, "num_classes"} - {"self", label_key})
+    channels = config.get("in_channels", known["in_channels"].default)
+    arguments = {"out_channels": channels, **config, label_key: label_rows}
+    try:
+        built: nn.Module = model(**arguments)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(f"diffusers cannot build the net '{name}' from these: {error}") from error
+    return built
+
+
+def refuse_unknown(name: str, config: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a config with keys that the named net does not have."""
+    for key in config:
+        if key not in (names := set(known)):
+            raise unknown(f"option of the net '{name}' called", key, names)

@@ -1,0 +1,67 @@
+"""A small network for points: enough to learn two moons in seconds."""
+
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+from halfstep.batch import Cond
+from halfstep.nets.adapters import Adapter
+from halfstep.nets.sinusoid import sinusoid
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+        self.told = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, about: Tensor) -> Tensor:
+        hidden = F.silu(self.fc1(self.norm(h)) + self.told(about))
+        return h + self.fc2(hidden)  # type: ignore[no-any-return]
+
+
+class ResidualMLP(nn.Module):
+    """Maps (x [B, dim], t [B], label int64 [B] or None) to [B, out_dim].
+
+    t is in the range of a table of 1000 levels, as for images.
+    """
+
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        out_dim: int | None = None,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        self.config = {
+            "dim": dim,
+            "width": width,
+            "depth": depth,
+            "out_dim": out_dim,
+            "num_classes": num_classes,
+        }
+        self.width = width
+        self.enter, self.time = nn.Linear(dim, width), nn.Linear(width, width)
+        self.label = None if num_classes is None else nn.Embedding(num_classes, width)
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, out_dim or dim)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        about = self.time(sinusoid(t, self.width).to(x.dtype))
+        if self.label is not None:
+            about = about + self.label(label)
+        about, h = F.silu(about), self.enter(x)
+        for block in self.blocks:
+            h = block(h, about)
+        out: Tensor = self.leave(self.norm(h))
+        return out
+
+
+class MLPNet(Adapter):
+    """Around `ResidualMLP`."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        out: Tensor = self.model(x, t, self.label(cond))
+        return out

@@ -1,0 +1,19 @@
+"""Times as sines and cosines."""
+
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """cos(t f_i), then sin(t f_i), with f_i = 10000^(-i / (width // 2)); float32 [B, width].
+
+    Always computed in float32, whatever t is: at t = 1000 bfloat16 would be off by more than 1.
+    An odd width gets one zero column.
+    """
+    half = width // 2
+    i = torch.arange(half, dtype=torch.float32, device=t.device)
+    angle = t.float()[:, None] * torch.exp(-log(10000) * i / half)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, width % 2))

@@ -1,0 +1,1 @@
+"""Pictures that say what was kept."""

@@ -1,0 +1,143 @@
+"""Images as PNG files, grids of the same seeds, curves of quality against network calls."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+
+STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """float [N, C, H, W] in [-1, 1], C 1 or 3, as uint8 [N, H, W, C], rounded and clipped."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"pictures are made of images [N, 1 or 3, H, W], got {list(images.shape)}: write --npz for "
+            "other data"
+        )
+    scaled = ((images + 1) * 127.5).round().clamp(0, 255)
+    return np.asarray(scaled.permute(0, 2, 3, 1).byte().numpy())
+
+
+def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
+    """One PNG an image, named by its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{first + k:06d}.png" for k in range(len(images))]
+    for path, pixels in zip(paths, to_uint8(images), strict=True):
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+    return paths
+
+
+def tile(images: Tensor, *, columns: int, gap: int = 1) -> NDArray[np.uint8]:
+    """Images side by side, uint8 [H, W, C], on white."""
+    pixels = to_uint8(images)
+    n, height, width, channels = pixels.shape
+    rows = -(-n // columns)
+    sheet = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8
+    )
+    for k, picture in enumerate(pixels):
+        top, left = (k // columns) * (height + gap), (k % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int = 4) -> None:
+    """A sheet of images, each pixel `scale` pixels wide."""
+    sheet = tile(images, columns=columns or max(1, round(len(images) ** 0.5)))
+    picture = Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
+        path
+    )
+
+
+def same_seeds(
+    path: Path,
+    teacher: tuple[str, Tensor],
+    rows: Sequence[tuple[str, Tensor, Tensor]],
+    *,
+    heads: tuple[str, str] = ("distilled", "the teacher, not distilled"),
+) -> None:
+    """One row a number of steps, the same seeds down the columns; students left, the teacher right.
+
+    teacher  (label, images at full steps), shown above both
+    rows     (label, the student's images, the undistilled teacher's at as many calls)
+    """
+    n = len(teacher[1])
+    figure = Figure(
+        figsize=(0.46 * 2 * n + 2.2, 0.56 * (len(rows) + 1) + 0.7), layout="constrained"
+    )
+    axes = figure.subplots(len(rows) + 1, 2, squeeze=False)
+    for k, (label, left, right) in enumerate([(teacher[0], teacher[1], teacher[1]), *rows]):
+        for axis, images in zip(axes[k], (left, right), strict=True):
+            _strip(axis, images)
+        axes[k][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def _strip(axis: Axes, images: Tensor) -> None:
+    sheet = tile(images, columns=len(images))
+    axis.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+def quality_curve(
+    path: Path,
+    curves: Sequence[tuple[str, Sequence[int], Sequence[float], str]],
+    *,
+    full: tuple[str, float],
+    floor: float,
+    ylabel: str = "Fréchet distance",
+) -> None:
+    """Distance against network calls, both axes logarithmic.
+
+    curves  (name, calls, distances, colour)
+    full    (name, distance) of the teacher at full steps: a line
+    floor   what perfect samples would score: a line
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for name, calls, values, colour in curves:
+        axis.plot(calls, values, "o-", label=name, color=colour, linewidth=2, markersize=5)
+    axis.axhline(full[1], color=TEACHER, linestyle="--", linewidth=1, label=full[0])
+    axis.axhline(floor, color="#999999", linestyle=":", linewidth=1, label="sampling floor")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    ticks = sorted({c for _, calls, _, _ in curves for c in calls})
+    axis.set_xticks(ticks, [str(c) for c in ticks])
+    axis.set_xlabel("network calls a sample")
+    axis.set_ylabel(ylabel)
+    axis.grid(True, which="both", color="#eeeeee")
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
+    """2-D samples side by side, one panel a cloud, on the same axes."""
+    figure = Figure(figsize=(2.6 * len(clouds), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(clouds), squeeze=False)[0]
+    for axis, (name, points) in zip(panels, clouds, strict=True):
+        axis.scatter(points[:, 0], points[:, 1], s=2, color=STUDENT, alpha=0.5, linewidths=0)
+        axis.set_title(name, fontsize=10)
+        axis.set_aspect("equal")
+        axis.set_xlim(-1.4, 1.4)
+        axis.set_ylim(-1.4, 1.4)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path, dpi=130)

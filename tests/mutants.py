@@ -1,0 +1,351 @@
+"""Does a test notice?  One-token mutants of the formulas, each of which some test must kill.
+
+    python -m tests.mutants [--only NAME] [--list]
+
+Works on copies in a temporary folder, two at a time.  First the tests must pass without a mutant; then
+each mutant's tests must fail with it.  Exits with 1 if any survives, or if its text is no longer there.
+A new formula brings its mutants: add them to `MUTANTS`.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parents[1]
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which occurs once in `file`, becomes `new`; one of the tests must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """file:old, on one line."""
+        return f"{self.file}: {' '.join(self.old.split())}  ->  {' '.join(self.new.split())}"
+
+    def applied(self, source: str) -> str:
+        """The mutated source; ValueError unless `old` occurs exactly once."""
+        if (count := source.count(self.old)) != 1:
+            raise ValueError(f"{self.file} has {count} times, and not once: {self.old}")
+        return source.replace(self.old, self.new)
+
+
+def _of(file: str, tests: str, *changes: tuple[str, str]) -> tuple[Mutant, ...]:
+    files = tuple(f"tests/test_{name}.py" for name in tests.split())
+    return tuple(Mutant(f"halfstep/{file}.py", old, new, files) for old, new in changes)
+
+
+MUTANTS = (
+    *_of(
+        "schedules",
+        "schedules",
+        (
+            "return 2 * (self.alpha.log() - self.sigma.log())",
+            "return self.alpha.log() - self.sigma.log()",
+        ),
+        ("landed = schedule.at(t), t == 0", "landed = schedule.at(t), t < 0"),
+        (
+            "torch.where(landed, torch.zeros_like(level.sigma)",
+            "torch.where(landed, torch.ones_like(level.sigma)",
+        ),
+        ("return self.alpha * x0 + self.sigma * eps", "return self.alpha * x0 - self.sigma * eps"),
+        ("atan(exp(-self.logsnr_max / 2))", "atan(exp(-self.logsnr_max))"),
+        ("atan(exp(-self.logsnr_min / 2)) - self.b", "atan(exp(-self.logsnr_min / 2)) + self.b"),
+        ("angle = self.a * t + self.b", "angle = self.a * t"),
+        (".atan() - self.b) / self.a", ".atan() + self.b) / self.a"),
+        ("(self.beta_max - self.beta_min) / 2 * t**2", "(self.beta_max - self.beta_min) * t**2"),
+        ("(log_alpha2 / 2).exp()", "log_alpha2.exp()"),
+        ("return 2 * c / ", "return c / "),
+        ("self.beta_min**2 + 2 * slope * c", "self.beta_min**2 + slope * c"),
+        ("return Level(1 - t, t)", "return Level(1 - t, 1 - t)"),
+        ("return (-logsnr / 2).sigmoid()", "return (-logsnr).sigmoid()"),
+        ("(low + t * (high - low)) ** self.rho", "(high + t * (low - high)) ** self.rho"),
+        ("(-logsnr / (2 * self.rho)).exp()", "(-logsnr / self.rho).exp()"),
+        ("t * self.levels - 1", "t * self.levels"),
+        ("low + share * (high - low), low)", "high + share * (low - high), low)"),
+        ("(share > 0, low", "(share >= 0, low"),
+        ("share, n = place - below, below.long()", "share, n = place - below, below.long() + 1"),
+        ("dtype=torch.float64) ** 2", "dtype=torch.float64) ** 1"),
+        ("(t + 0.008) / 1.008", "(t + 0.08) / 1.08"),
+        ("clamp(max=0.999)", "clamp(max=0.99)"),
+        (".cumsum(0).div(2).exp()", ".cumsum(0).exp()"),
+        ("(alpha - alpha[-1]) * alpha[0] /", "(alpha - alpha[-1]) /"),
+        ("2 * alpha.log() - torch.log1p(-(alpha**2))", "2 * alpha.log() - torch.log1p(-alpha)"),
+    ),
+    *_of(
+        "prediction",
+        "prediction",
+        ("(x_t - level.alpha * x0) / level.sigma", "(x_t - level.alpha * x0) / level.alpha"),
+        ("(x_t - level.sigma * eps) / level.alpha", "(x_t + level.sigma * eps) / level.alpha"),
+        ("(level.sigma == 0).any()", "(level.sigma == 0).all()"),
+        ("(level.alpha == 0).any()", "(level.alpha == 0).all()"),
+        ("self.x0 + scale * (other.x0 - self.x0)", "other.x0 + scale * (other.x0 - self.x0)"),
+        ("self.eps + scale * (other.eps - self.eps)", "self.eps - scale * (other.eps - self.eps)"),
+        ("self.x0.clamp(-bound, bound)", "self.x0.clamp(0, bound)"),
+        (
+            "(level.alpha * x_t - level.sigma * out) / norm",
+            "(level.alpha * x_t + level.sigma * out) / norm",
+        ),
+        ("(level.sigma * x_t + level.alpha * out) / norm", "level.sigma * x_t + level.alpha * out"),
+        (
+            "level.alpha * pred.eps - level.sigma * pred.x0",
+            "level.alpha * pred.x0 - level.sigma * pred.eps",
+        ),
+        (
+            "(x_t - level.sigma * out) / (level.alpha + level.sigma)",
+            "(x_t - level.sigma * out) / (level.alpha)",
+        ),
+        ("Prediction(x0, x0 + out)", "Prediction(x0, x0 - out)"),
+        ("out.chunk(2, dim=1)", "out.chunk(2, dim=-1)"),
+        ("(sigma**2 * o_x + alpha", "(alpha**2 * o_x + alpha"),
+        ("alpha * o_x) + alpha**2 * o_eps) / norm", "alpha * o_x) + sigma**2 * o_eps) / norm"),
+        ("blind_to_data: ClassVar[bool] = True", "blind_to_data: ClassVar[bool] = not True"),
+    ),
+    *_of(
+        "weighting",
+        "weighting",
+        ("torch.maximum(x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
+        ("torch.minimum(gamma * x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
+        ("gamma: float = 5.0", "gamma: float = 4.0"),
+        ("return x_err + eps_err", "return x_err"),
+        ("float(weighting(one, 0 * one))", "float(weighting(0 * one, one))"),
+    ),
+    *_of(
+        "timegrids",
+        "timegrids",
+        ("a > b for a, b", "a >= b for a, b"),
+        ("or times[0] > 1 or", "or times[0] >= 1 or"),
+        ("times[-1] < 0", "times[-1] <= 0"),
+        ("round(levels - k", "int(levels - 1 - k"),
+        ("/ max(steps - 1, 1)", "/ max(steps, 1)"),
+        ("power=1 / rho", "power=rho"),
+        ("(-ends / 2 * power).exp()", "(-ends * power).exp()"),
+        ("-2 / power * (low", "-1 / power * (low"),
+        ("low + share * (high - low)", "low + share * (high + low)"),
+        ("ends[0] + share * (ends[1] - ends[0])", "ends[1] + share * (ends[0] - ends[1])"),
+    ),
+    *_of(
+        "noise",
+        "noise",
+        ("SeedSequence(parts)", "SeedSequence(sum(parts))"),
+        ("shape = self.whole, *like.shape[1:]", "shape = len(like), *like.shape[1:]"),
+        ("torch.randint(n, (self.whole,)", "torch.randint(n - 1, (self.whole,)"),
+        ("[seed, k]", "[seed, 0]"),
+        ("counter=[0, 0, 0, step]", "counter=[step, 0, 0, 0]"),
+    ),
+    *_of(
+        "batch",
+        "noise",
+        ("torch.cat([a, b])", "torch.cat([b, a])"),
+        ("(mine is None) != (theirs is None)", "(mine is None) == (theirs is None)"),
+    ),
+    *_of(
+        "denoiser",
+        "denoiser",
+        ("self.scale * value + self.offset", "self.scale * value - self.offset"),
+        ("clamp(-20, 20)", "clamp(-20, 10)"),
+        ("schedule.at(t.reshape(", "schedule.at(t.to(x.dtype).reshape("),
+        ("decode(out.to(x_t.dtype)", "decode(out"),
+        ("copy.deepcopy(self).train()", "copy.copy(self).train()"),
+        ("self.scale == 1", "self.scale == 0"),
+        ("t.repeat(2)", "t.repeat_interleave(2)"),
+        ("(x0_label, x0_null), (eps_label", "(x0_null, x0_label), (eps_label"),
+        ("torch.full_like(cond.label, self.null)", "torch.full_like(cond.label, 0)"),
+        (
+            "pred.eps - self.scale * level.sigma * gradient",
+            "pred.eps + self.scale * level.sigma * gradient",
+        ),
+        ("pred.eps - self.scale * level.sigma", "pred.eps - self.scale * level.alpha"),
+    ),
+    *_of(
+        "testing",
+        "testing",
+        ("away.square().sum(-1) / (2 * spread)", "away.square().sum(-1) / spread"),
+        ("flat.shape[1] / 2 * spread.log()", "flat.shape[1] * spread.log()"),
+        ("there.alpha * mean + wanted / spread", "there.alpha * mean + spread / wanted"),
+        ("(x - here.alpha * mean)", "(x - there.alpha * mean)"),
+    ),
+    *_of(
+        "samplers/steps",
+        "samplers",
+        ("seen[-1].pred.x0, seen[-1].pred.eps", "seen[-1].pred.x0, seen[0].pred.eps"),
+        ("look(first, to).pred.x0", "look(x, to).pred.x0"),
+        ("new.x0 + h / h_before / 2", "new.x0 + h_before / h / 2"),
+        ("h_before / 2 * (new.x0 - old.x0)", "h_before / 2 * (old.x0 - new.x0)"),
+        ("if len(seen) == 1 or to.level.sigma == 0", "if len(seen) <= 2 or to.level.sigma == 0"),
+        ("to.alpha - here.alpha * shrink", "to.alpha - shrink"),
+        ("shrink = to.sigma / here.sigma", "shrink = to.alpha / here.alpha"),
+        ("(1 - r) * to.level.alpha * x0", "(1 - root) * to.level.alpha * x0"),
+        ("(1 - r).sqrt() * spread", "(1 - root).sqrt() * spread"),
+        ("to.level.sigma ** (1 - variance) * here", "to.level.sigma ** (1 + variance) * here"),
+        ("root = here.alpha * to.level.sigma", "root = to.level.alpha * to.level.sigma"),
+        ("fresh(x, to.step)", "fresh(x, 0)"),
+    ),
+    *_of(
+        "samplers/walk",
+        "samplers",
+        ("schedule.at(_time(t)).sigma * noise", "noise"),
+        ("2 * steps - 1 if step", "2 * steps if step"),
+        ("seen = [*seen[-1:], look(x, here)]", "seen = [*seen[:1], look(x, here)]"),
+        ("pred.clipped(x, point.level, clip)", "pred.clipped(x, point.level)"),
+        ("arriving(schedule, _time(then))", "schedule.at(_time(then))"),
+        ("enumerate(pairwise(times), start=1)", "enumerate(pairwise(times), start=0)"),
+        (".to(noise.dtype)", ".to(torch.float64)"),
+        ("pred = denoiser(x, t, cond)", "pred = denoiser(x, t)"),
+    ),
+    *_of(
+        "methods/base",
+        "denoising",
+        ("clamp(EDGE, 1 - EDGE)", "clamp(0, 1 - EDGE)"),
+        ("(draw.integers(levels) + 1)", "draw.integers(levels)"),
+        ("(target.x0 - guess.x0).square()", "(target.x0 - guess.x0).abs()"),
+        (
+            "(target.eps - guess.eps).square().flatten(1).mean(1)",
+            "(target.eps - guess.eps).square().flatten(1).sum(1)",
+        ),
+    ),
+    *_of(
+        "methods/denoising",
+        "denoising",
+        ("draw.uniform() < self.drop", "draw.uniform() > self.drop"),
+        ("Cond(label, cond.context, cond.guidance)", "Cond(label, cond.context)"),
+        ("Prediction(batch.x0, eps)", "Prediction(batch.x0, x_t)"),
+        ("self.levels or getattr(", "getattr("),
+    ),
+    *_of(
+        "methods/progressive",
+        "progressive",
+        ("level_of(teacher.schedule, t_mid, x_t)", "level_of(teacher.schedule, t, x_t)"),
+        ("second = teacher(x_mid, t_mid, cond)", "second = teacher(x_mid, t, cond)"),
+        ("second = teacher(x_mid, t_mid", "second = teacher(x_t, t_mid"),
+        ("torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))", "second.x0"),
+        ("torch.lerp(first.eps, second.eps", "torch.lerp(second.eps, first.eps"),
+        (
+            "second = end.alpha * mid.sigma - mid.alpha",
+            "second = end.alpha * mid.sigma + mid.alpha",
+        ),
+        (
+            "both = end.alpha * here.sigma - here.alpha",
+            "both = end.alpha * here.sigma + here.alpha",
+        ),
+        ("here.sigma * second / (mid.sigma * both)", "mid.sigma * second / (here.sigma * both)"),
+        ("here.alpha * second / (mid.alpha * both)", "mid.alpha * second / (here.alpha * both)"),
+        ("schedule.at(t_mid), arriving(schedule, t_end)", "schedule.at(t_mid), schedule.at(t_end)"),
+        ("@torch.no_grad()\ndef two_step_target", "def two_step_target"),
+        ("i = 2 * draw.integers(len(self.times) // 2)", "i = draw.integers(len(self.times) // 2)"),
+        ("on_grid(self.times, i, i + 1, i + 2)", "on_grid(self.times, i, i + 1, i + 1)"),
+        ("times = times[::2]", "times = times[: len(times) // 2 + 1]"),
+        ("teacher, halving = student, halving + 1", "teacher, halving = teacher, halving + 1"),
+        ("teacher, halving = student, halving + 1", "teacher, halving = student, halving"),
+        ("2 if steps <= 2 else 1", "2 if steps < 2 else 1"),
+        ("level.alpha < 0.1 * level.sigma", "level.alpha <= 0 * level.sigma"),
+        ("if vanishes(WEIGHTINGS", "if not vanishes(WEIGHTINGS"),
+        ("stop * 2 ** max(1, ratio", "stop * 2 ** max(0, ratio"),
+    ),
+    *_of(
+        "methods/reparameterise",
+        "reparameterise",
+        ("logsnr.exp() < self.readable", "logsnr.exp() > self.readable"),
+        ("readable: float = 0.01", "readable: float = 0.1"),
+        ("torch.where(rows, batch.x0, pred.x0)", "torch.where(rows, x_t, pred.x0)"),
+        ("torch.where(rows, eps, pred.eps)", "torch.where(rows, x_t * 0, pred.eps)"),
+        ("self.teacher.schedule.time(logsnr", "self.schedule.time(logsnr"),
+        ("replace(schedule, zero_snr=True)", "replace(schedule, zero_snr=False)"),
+        ("net = teacher.twin().net", "net = teacher.net"),
+    ),
+)
+
+
+def copied(to: Path) -> Path:
+    """The package and the tests in a folder of their own."""
+    for name in ("halfstep", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+    return to
+
+
+def pytest_in(folder: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Exit code and output of these tests there, stopping at the first failure."""
+    # Without bytecode: Python would take a mutant of the same size and second for the original.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def verdict(mutant: Mutant, folder: Path) -> str:
+    """'killed', 'survived', 'gone' (its text is not there) or 'broken' (the tests did not run)."""
+    path = folder / mutant.file
+    whole = path.read_text()
+    try:
+        path.write_text(mutant.applied(whole))
+    except ValueError:
+        return "gone"
+    try:
+        code, _ = pytest_in(folder, mutant.tests)
+    finally:
+        path.write_text(whole)
+    return {0: "survived", 1: "killed"}.get(code, "broken")
+
+
+def run(mutants: list[Mutant]) -> int:
+    """Print a line a mutant and a summary; 1 unless every one is killed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(WORKERS) as pool:
+        folders: Queue[Path] = Queue()
+        for k in range(WORKERS):
+            folders.put(copied(Path(place) / str(k)))
+
+        def lent(work, what):
+            folder = folders.get()
+            try:
+                return what, work(what, folder)
+            finally:
+                folders.put(folder)
+
+        needed = sorted({mutant.tests for mutant in mutants})
+        for tests, (code, said) in pool.map(
+            lambda tests: lent(lambda what, folder: pytest_in(folder, what), tests), needed
+        ):
+            if code:
+                print(said[-3000:], f"without a mutant, {' '.join(tests)} does not pass", sep="\n")
+                return 1
+        bad = 0
+        for mutant, outcome in pool.map(lambda mutant: lent(verdict, mutant), mutants):
+            bad += outcome != "killed"
+            print(f"{outcome:9}{mutant.name}", flush=True)
+    print(f"{len(mutants) - bad} of {len(mutants)} killed, {time.monotonic() - began:.0f} s")
+    return int(bool(bad))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name has this")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    if not chosen:
+        print(f"no mutant has '{options.only}' in its name; --list prints them all")
+        return 1
+    if options.list:
+        print(*(mutant.name for mutant in chosen), sep="\n")
+        return 0
+    return run(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

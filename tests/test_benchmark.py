@@ -1,0 +1,83 @@
+"""The benchmark of one update measures what it says."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.step import Bench, main, NETS, table
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """The benchmark sets torch's number of threads, which belongs to the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def calls(net, counted):
+    net.register_forward_hook(lambda module, inputs, out: counted.append(out.requires_grad))
+    return counted
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("work", ["floor", "update", "whole_update"])
+def test_all_three_make_the_same_network_calls(name, work):
+    """Two forwards of the teacher without gradients, one of the student with them."""
+    bench = Bench(name, torch.device("cpu"), batch=2)
+    teacher, student = calls(bench.teacher.net, []), calls(bench.student.net, [])
+    getattr(bench, work)()
+    assert (teacher, student) == ([False, False], [True])
+
+
+def test_a_whole_update_moves_student_and_average():
+    bench = Bench("uvit", torch.device("cpu"), batch=3)
+    before = [p.detach().clone() for p in bench.student.parameters()]
+    teacher = [p.clone() for p in bench.teacher.parameters()]
+    bench.update()
+    assert all(torch.equal(p, q) for p, q in zip(bench.student.parameters(), before, strict=True))
+    assert all(p.grad is not None for p in bench.student.parameters())
+    bench.student.zero_grad()
+    bench.whole_update()
+    for p, q, mean in zip(bench.student.parameters(), before, bench.average, strict=True):
+        assert not torch.equal(p, q)
+        torch.testing.assert_close(mean, q.lerp(p.detach(), 0.02), rtol=0, atol=1e-7)
+    assert all(torch.equal(p, q) for p, q in zip(bench.teacher.parameters(), teacher, strict=True))
+
+
+def test_ratios_are_printed_as_json_and_as_a_table(capsys):
+    arguments = ["--net", "uvit", "--batch", "2", "--rounds", "3", "--device", "cpu"]
+    main([*arguments, "--json"])
+    results = json.loads(capsys.readouterr().out)
+    assert (results["device"], results["threads"], results["dtype"]) == ("cpu", 1, "fp32")
+    measured = results["nets"]["uvit"]
+    assert measured["floor_ms"] > 0
+    for key in ("update", "whole_update"):
+        row = measured[key]
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    # Two images are so few that the loss around the network shows, and the optimiser more.
+    assert measured["whole_update"]["ratio"] > measured["update"]["ratio"] > 1
+    lines = table(results).splitlines()
+    assert len(lines) == 4 and f"{measured['update']['ratio']:.3f}" in lines[2]
+
+
+def test_bfloat16_casts_the_networks_alone():
+    bench = Bench("uvit", torch.device("cpu"), torch.bfloat16, batch=2)
+    seen = []
+    bench.student.net.model.mid_block.mlp.fc1.register_forward_hook(
+        lambda module, inputs, out: seen.append(out.dtype)
+    )
+    bench.floor()
+    bench.update()
+    assert seen == [torch.bfloat16, torch.bfloat16]
+    assert all(p.grad.dtype == torch.float32 for p in bench.student.parameters())
+
+
+@pytest.mark.slow
+def test_an_update_is_held_to_its_floor(capsys):
+    main(["--device", "cpu", "--json"])
+    for name, measured in json.loads(capsys.readouterr().out)["nets"].items():
+        for key in ("update", "whole_update"):
+            row = measured[key]
+            assert row["ratio"] <= row["limit"], (name, key, row)

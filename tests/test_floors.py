@@ -1,0 +1,126 @@
+"""Imports go down: a module imports from its own folder or from a floor strictly below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+# docs/explain/architecture.md.  `presets` and `assets` hold no code.
+FLOORS = [
+    ["schedules"],
+    ["prediction", "weighting", "timegrids", "batch", "noise", "storage"],
+    ["denoiser"],
+    ["samplers", "nets", "data"],
+    ["methods", "testing", "pipeline"],
+    ["training", "evaluation"],
+    ["hub", "report"],
+    ["cli", "web"],
+    ["__main__"],
+]
+# Whatever refuses needs `errors`, schedules too: it lies below the floors.
+FLOOR = {"errors": -1} | {name: floor for floor, names in enumerate(FLOORS) for name in names}
+PACKAGE = Path(__file__).parents[1] / "halfstep"
+FILES = sorted(PACKAGE.rglob("*.py"))
+BANNED = {"utils", "helpers", "common", "misc", "manager"}
+
+
+def imported(source):
+    """(line, dotted name) of everything a source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            if base in ("halfstep", "."):  # from halfstep import samplers
+                yield from ((node.lineno, f"{base.rstrip('.')}.{a.name}") for a in node.names)
+            else:
+                yield node.lineno, base
+
+
+def climbs(home, source):
+    """What a source of the module or folder `home` imports that it should not see, in sentences."""
+    for line, name in imported(source):
+        if name.startswith("."):
+            yield f"line {line}: a relative import, {name}: write it from halfstep"
+            continue
+        top, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if top != "halfstep" or other in ("", "__version__", home):
+            continue
+        if other not in FLOOR:
+            yield f"line {line}: {other} has no floor: give it one in {Path(__file__).name}"
+        elif FLOOR[other] >= FLOOR[home]:
+            yield (
+                f"line {line}: {home} (floor {FLOOR[home]}) imports {other} (floor {FLOOR[other]})"
+            )
+
+
+def home_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    home = home_of(path)
+    if home == "__init__":
+        loaded = {name.split(".")[0] for _, name in imported(path.read_text())}
+        assert not loaded & {"torch", "numpy", "diffusers"}, "importing halfstep must stay cheap"
+        return
+    assert home in FLOOR, f"{home} has no floor: give it one in {Path(__file__).name}"
+    assert not list(climbs(home, path.read_text()))
+
+
+def test_there_is_something_to_read():
+    homes = {home_of(path) for path in FILES}
+    assert {"schedules", "denoiser", "samplers", "methods", "testing"} <= homes
+
+
+@pytest.mark.parametrize(
+    "home, source, sees",
+    [
+        ("schedules", "from halfstep.prediction import V", "floor 1"),
+        ("denoiser", "import halfstep.samplers.walk", "floor 3"),
+        ("training", "from halfstep.evaluation import features", "evaluation"),
+        ("training", "def f():\n    from halfstep import cli", "floor 7"),
+        ("nets", "from halfstep.data import digits", "data"),
+        ("noise", "from .batch import Cond", "relative"),
+        ("noise", "from . import batch", "relative"),
+        ("cli", "from halfstep.nonsense import x", "has no floor"),
+    ],
+)
+def test_climbing_is_seen(home, source, sees):
+    [said] = climbs(home, source)
+    assert sees in said
+
+
+@pytest.mark.parametrize(
+    "home, source",
+    [
+        ("methods", "from halfstep.denoiser import Denoiser\nimport halfstep.samplers"),
+        ("methods", "from halfstep.methods.base import Stage"),
+        ("cli", "from halfstep import __version__\nimport torch\nimport halfstepping"),
+    ],
+)
+def test_going_down_is_allowed(home, source):
+    assert not list(climbs(home, source))
+
+
+def test_accelerate_is_imported_in_one_file():
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if any(name.split(".")[0] == "accelerate" for _, name in imported(path.read_text()))
+    }
+    assert users <= {"training/parallel.py"}
+
+
+def test_no_file_for_whatever_has_no_name():
+    everywhere = [*FILES, *Path(__file__).parent.rglob("*.py")]
+    assert not [path for path in everywhere if path.stem in BANNED]
+
+
+def test_no_torchvision_and_no_timm():
+    """Next to a CPU build of torch they replace or break it."""
+    for path in FILES:
+        tops = {name.split(".")[0] for _, name in imported(path.read_text())}
+        assert not tops & {"torchvision", "timm"}, path

@@ -1,0 +1,316 @@
+"""Schedules: the numbers of the official code, inverses, ends, diffusers' tables, refusals."""
+
+from math import atan, cos, inf, log, pi, sin, sqrt, tan
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from halfstep.errors import ConfigError
+from halfstep.schedules import arriving, Cosine, Karras, Level, SCHEDULES, Straight, Table, VPLinear
+from tests.conftest import named, SCHEDULES as ALL, seeded
+
+pytestmark = pytest.mark.usefixtures("float64")
+every = pytest.mark.parametrize("schedule", ALL, ids=named)
+
+
+def level(schedule, t):
+    return schedule.at(torch.tensor(t, dtype=torch.float64))
+
+
+def test_cosine_constants():
+    assert Cosine().b == pytest.approx(4.539992973129e-05, rel=1e-12)
+    assert Cosine().a == pytest.approx(1.5707055269354342, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "t, logsnr",
+    [
+        (0.0, 20.0),
+        (1.0, -20.0),
+        (0.3, 1.348461169),
+        (0.1, 3.684989987),
+        (0.25, 1.762618767),
+        (0.75, -1.762618767),
+        (0.01, 8.301352644),
+        (1 / 1024, 12.901555546),
+        (1 / 8192, 16.693749699),
+    ],
+)
+def test_cosine_logsnr(t, logsnr):
+    """distillation-checks.md 2 to 6."""
+    assert level(Cosine(), t).logsnr.item() == pytest.approx(logsnr, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "t, alpha, sigma",
+    [
+        (0.3, 0.890998280, 0.454006680),
+        (0.1, 0.987682658, 0.156470338),
+        (0.25, 0.923870845, 0.382704404),
+    ],
+)
+def test_cosine_levels(t, alpha, sigma):
+    """distillation-checks.md 3 to 5; a pure cosine is 8e-6 away at t = 0.3."""
+    there = level(Cosine(), t)
+    assert there.alpha.item() == pytest.approx(alpha, rel=2e-9)
+    assert there.sigma.item() == pytest.approx(sigma, rel=2e-9)
+    assert abs(cos(pi * 0.3 / 2) - 0.890998280) > 8e-6
+
+
+def test_cosine_is_symmetric_and_balanced_in_the_middle():
+    t = torch.rand(50, generator=seeded())
+    torch.testing.assert_close(
+        Cosine().at(1 - t).logsnr, -Cosine().at(t).logsnr, rtol=1e-11, atol=1e-12
+    )
+    assert abs(level(Cosine(), 0.5).logsnr.item()) < 1e-12
+
+
+def test_cosine_ends_are_not_zero():
+    """distillation-checks.md 7."""
+    data, noise = level(Cosine(), 0.0), level(Cosine(), 1.0)
+    assert noise.alpha.item() == pytest.approx(4.539992972e-05, rel=1e-9)
+    assert data.sigma.item() == pytest.approx(4.539992972e-05, rel=1e-9)
+    assert noise.logsnr.exp().item() == pytest.approx(2.0611536e-09, rel=1e-7)
+    assert data.logsnr.exp().item() == pytest.approx(4.85165195e8, rel=1e-8)
+
+
+def test_cosine_with_other_ends():
+    schedule = Cosine(logsnr_min=-12.0, logsnr_max=15.0)
+    assert level(schedule, 0.0).logsnr.item() == pytest.approx(15.0, rel=1e-12)
+    assert level(schedule, 1.0).logsnr.item() == pytest.approx(-12.0, rel=1e-12)
+    b = atan(2.718281828459045 ** (-7.5))
+    middle = (atan(2.718281828459045**6) - b) / 2 + b
+    assert level(schedule, 0.5).logsnr.item() == pytest.approx(-2 * log(tan(middle)), abs=1e-12)
+
+
+def test_vp_linear_is_the_integral_of_beta():
+    """log alpha = -1/2 integral of beta; the integral by Simpson's rule, exact for a linear beta."""
+    for low, high in [(0.1, 20.0), (0.3, 7.0)]:
+        for t in (0.0, 0.01, 0.4, 1.0):
+            beta = [low + s * (high - low) for s in (0, t / 2, t)]
+            log_alpha = -0.5 * t * (beta[0] + 4 * beta[1] + beta[2]) / 6
+            there = level(VPLinear(low, high), t)
+            assert there.alpha.log().item() == pytest.approx(log_alpha, rel=1e-12, abs=1e-15)
+            wanted = sqrt(max(0.0, 1 - 2.718281828459045 ** (2 * log_alpha)))
+            assert there.sigma.item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_straight_is_a_line():
+    t = torch.tensor([0.0, 0.25, 1.0])
+    there = Straight().at(t)
+    assert there.alpha.tolist() == [1.0, 0.75, 0.0]
+    assert there.sigma.tolist() == [0.0, 0.25, 1.0]
+    assert there.logsnr[[0, 2]].tolist() == [inf, -inf]
+
+
+def test_karras_is_equation_5():
+    schedule, n = Karras(sigma_min=0.01, sigma_max=50.0, rho=5.0), 18
+    i = torch.arange(n)
+    wanted = (50 ** (1 / 5) + i / (n - 1) * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
+    there = schedule.at(1 - i / (n - 1))
+    torch.testing.assert_close(there.sigma, wanted, rtol=1e-12, atol=0)
+    assert there.alpha.tolist() == [1.0] * n
+    ends = Karras().at(torch.tensor([0.0, 1.0])).sigma
+    torch.testing.assert_close(ends, torch.tensor([0.002, 80.0]), rtol=1e-12, atol=0)
+
+
+@every
+def test_variance_preserving_says_the_truth(schedule):
+    there = schedule.at(torch.linspace(0.01, 1, 40))
+    total = there.alpha**2 + there.sigma**2
+    assert bool(((total - 1).abs() < 1e-12).all()) == schedule.variance_preserving
+
+
+@every
+def test_logsnr_falls(schedule):
+    t = torch.linspace(0.001, 1, 700)
+    there = schedule.at(t)
+    assert bool((there.logsnr.diff() < 0).all())
+    torch.testing.assert_close(there.logsnr, ((there.alpha / there.sigma) ** 2).log())
+
+
+@every
+@given(t=st.floats(0.0005, 1.0))
+def test_time_inverts_at(schedule, t):
+    there = torch.tensor(t, dtype=torch.float64)
+    assert schedule.time(schedule.at(there).logsnr).item() == pytest.approx(t, rel=1e-9)
+
+
+@every
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_time_inverts_at_in_every_precision(schedule, dtype, tolerance):
+    t = torch.tensor([[0.0005, 0.01, 0.3], [0.5, 0.97, 1.0]], dtype=dtype)
+    back = schedule.time(schedule.at(t).logsnr)
+    assert back.dtype == dtype and back.shape == t.shape
+    torch.testing.assert_close(back, t, rtol=0, atol=tolerance)
+
+
+@every
+def test_at_inverts_time(schedule):
+    logsnr = torch.linspace(-4, 7, 41)
+    back = schedule.at(schedule.time(logsnr)).logsnr
+    torch.testing.assert_close(back, logsnr, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), Straight()], ids=named)
+def test_time_of_clean_data_is_zero(schedule):
+    assert schedule.time(torch.tensor(inf)).item() == 0
+
+
+def test_time_of_pure_noise_is_one():
+    assert Straight().time(torch.tensor(-inf)).item() == 1
+    assert Table(zero_snr=True).time(torch.tensor(-inf)).item() == 1
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (5, 3, 1), (2, 0)])
+def test_shape_and_dtype_are_kept(schedule, dtype, shape):
+    t = 0.1 + 0.9 * torch.rand(shape, generator=seeded(), dtype=dtype)
+    for there in (schedule.at(t), arriving(schedule, t)):
+        assert there.alpha.shape == there.sigma.shape == t.shape
+        assert there.alpha.dtype == there.sigma.dtype == dtype
+    back = schedule.time(schedule.at(t).logsnr)
+    assert back.shape == t.shape and back.dtype == dtype
+
+
+@every
+def test_float32_levels_are_those_of_float64(schedule):
+    t = torch.linspace(0.001, 1, 333)
+    one, other = schedule.at(t.float()), schedule.at(t.float().double())
+    torch.testing.assert_close(one.alpha.double(), other.alpha, rtol=2e-5, atol=2e-7)
+    torch.testing.assert_close(one.sigma.double(), other.sigma, rtol=2e-5, atol=2e-7)
+
+
+@every
+def test_whoever_arrives_at_zero_arrives_at_clean_data(schedule):
+    t = torch.tensor([0.0, 0.4, 1.0])
+    there, plain = arriving(schedule, t), schedule.at(t)
+    assert (there.alpha[0].item(), there.sigma[0].item()) == (1.0, 0.0)
+    assert torch.equal(there.alpha[1:], plain.alpha[1:])
+    assert torch.equal(there.sigma[1:], plain.sigma[1:])
+
+
+def test_mix():
+    there = Level(torch.tensor(0.8), torch.tensor(0.6))
+    assert there.mix(torch.tensor(2.0), torch.tensor(-1.0)).item() == pytest.approx(1.0)
+    assert there.logsnr.item() == pytest.approx(2 * log(0.8 / 0.6))
+
+
+def test_names():
+    assert {name: kind() for name, kind in SCHEDULES.items()}["vp-linear"] == VPLinear()
+    assert set(SCHEDULES) == {"cosine", "vp-linear", "straight", "karras", "table"}
+
+
+def test_schedules_are_values():
+    assert Cosine() == Cosine() and Cosine(-15.0) != Cosine()
+    assert len({Table(), Table(), Table(zero_snr=True)}) == 2
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+BETAS = tuple(0.001 + 0.03 * sin(0.05 * k) ** 2 for k in range(37))
+TABLES = [
+    Table("linear"),
+    Table("scaled_linear", beta_start=0.00085, beta_end=0.012),
+    Table("squaredcos_cap_v2"),
+    Table("linear", levels=77, beta_end=0.2),
+    Table("trained_betas", levels=37, betas=BETAS),
+]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table.kind}-{table.levels}")
+def test_table_is_that_of_diffusers(table, zero_snr):
+    from dataclasses import replace
+
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    theirs = DDIMScheduler(
+        num_train_timesteps=table.levels,
+        beta_start=table.beta_start,
+        beta_end=table.beta_end,
+        beta_schedule="linear" if table.betas else table.kind,
+        trained_betas=list(table.betas) or None,
+        rescale_betas_zero_snr=zero_snr,
+    ).alphas_cumprod.double()
+    n = torch.arange(table.levels, dtype=torch.float64)
+    ours = replace(table, zero_snr=zero_snr).at((n + 1) / table.levels)
+    # diffusers multiplies a thousand float32 numbers.
+    torch.testing.assert_close(ours.alpha**2, theirs, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(ours.sigma**2, 1 - theirs, rtol=1e-4, atol=2e-6)
+
+
+def test_zero_terminal_snr_is_exact_at_the_end():
+    """Lin et al. 2024, Algorithm 1: alpha shifted and scaled, its first entry kept, its last 0."""
+    plain, zero = Table(), Table(zero_snr=True)
+    t = torch.arange(1, 1001) / 1000
+    was, now = plain.at(t), zero.at(t)
+    assert (now.alpha[-1].item(), now.sigma[-1].item()) == (0.0, 1.0)
+    wanted = (was.alpha - was.alpha[-1]) / (was.alpha[0] - was.alpha[-1]) * was.alpha[0]
+    torch.testing.assert_close(now.alpha, wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(now.alpha[0], was.alpha[0], rtol=1e-13, atol=0)
+
+
+def test_a_table_is_interpolated_in_logsnr():
+    table = Table(levels=10, beta_end=0.5)
+    n = torch.arange(1, 10)
+    ends = table.at(n / 10).logsnr, table.at((n + 1) / 10).logsnr
+    for share in (0.25, 0.7):
+        there = table.at((n + share) / 10).logsnr
+        torch.testing.assert_close(there, torch.lerp(*ends, share), rtol=1e-11, atol=1e-12)
+
+
+def test_a_table_is_clean_at_zero():
+    for table in (*TABLES, Table(zero_snr=True)):
+        clean = table.at(torch.tensor([0.0, 1.0]))
+        assert (clean.alpha[0].item(), clean.sigma[0].item()) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 3, 7, 49, 77, 1000, 1003])
+def test_every_level_of_a_zero_snr_table_can_be_read(levels, dtype):
+    """Rounding of t = (n + 1) / levels must not turn the last readable entry into the blind one."""
+    table = Table(levels=levels, zero_snr=True, beta_end=0.02 if levels > 100 else 0.3)
+    n = torch.arange(levels, dtype=dtype)
+    for t in ((n + 1) / levels, (n + 1) * (1 / levels)):
+        there = table.at(t.clamp(max=1))
+        assert there.alpha[-1].item() == 0
+        assert bool((there.alpha[:-1] > 0).all()), there.alpha[-3:]
+        torch.testing.assert_close(
+            table.time(there.logsnr).double(), (n.double() + 1) / levels, rtol=0, atol=1e-4 / levels
+        )
+
+
+def test_a_table_of_one_level():
+    table = Table(levels=1)
+    assert table.at(torch.tensor(1.0)).alpha.item() == pytest.approx(sqrt(1 - 1e-4))
+    assert table.time(table.at(torch.tensor(1.0)).logsnr).item() == 1
+
+
+@pytest.mark.parametrize("t", [1e-9, 0.0001, 0.00099])
+def test_a_table_refuses_times_below_its_first_level(t):
+    with pytest.raises(ConfigError, match=r"between 0 and 1/1000 have no level.*grid='trailing'"):
+        Table().at(torch.tensor([0.5, t]))
+
+
+@pytest.mark.parametrize("t", [0.9991, 0.9999999])
+def test_a_zero_snr_table_refuses_times_before_its_end(t):
+    with pytest.raises(ConfigError, match=r"between 0\.999 and 1 have no level.*zero-terminal"):
+        Table(zero_snr=True).at(torch.tensor([0.5, t]))
+    assert Table().at(torch.tensor(t)).alpha > 0
+
+
+@pytest.mark.parametrize(
+    "options, advice",
+    [
+        ({"kind": "scaled-linear"}, "there is no beta table 'scaled-linear'.*'scaled_linear'"),
+        ({"kind": "trained_betas"}, "betas are given with kind='trained_betas'"),
+        ({"betas": (0.1, 0.2), "levels": 2}, "betas are given with kind='trained_betas'"),
+        ({"kind": "trained_betas", "betas": (0.1, 0.2)}, "levels=1000 but 2 betas: write levels=2"),
+    ],
+)
+def test_a_table_refuses(options, advice):
+    with pytest.raises(ConfigError, match=advice):
+        Table(**options)

@@ -1,0 +1,144 @@
+"""Time grids: where they lie, that they fall, that halving is every other time, and what is refused."""
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from halfstep.errors import ConfigError
+from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.timegrids import checked, grid, GRIDS, karras, trailing, uniform, uniform_logsnr
+from tests.conftest import named
+
+SMOOTH = [Cosine(), VPLinear(), Karras()]  # the straight schedule has infinite ends
+
+
+def test_uniform():
+    """distillation-checks.md 50: a student of four steps is asked at 1, 0.75, 0.5 and 0.25."""
+    assert uniform(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert uniform(1) == (1.0, 0.0)
+    assert uniform(2, start=0.8) == (0.8, 0.4, 0.0)
+
+
+@given(half=st.integers(1, 600))
+def test_a_halved_uniform_grid_is_the_uniform_grid_of_half(half):
+    for mine, theirs in zip(uniform(2 * half)[::2], uniform(half), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-15)
+
+
+@given(power=st.integers(0, 12))
+def test_powers_of_two_are_exact(power):
+    assert uniform(2 * 2**power)[::2] == uniform(2**power)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 50, 1000])
+def test_trailing_is_that_of_diffusers(steps):
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    theirs = [(n + 1) / 1000 for n in scheduler.timesteps.tolist()]
+    assert trailing(steps) == (*theirs, 0.0)
+
+
+def test_trailing_lies_on_the_table():
+    assert trailing(3, levels=7) == (1.0, 5 / 7, 2 / 7, 0.0)
+    assert trailing(4, levels=4) == uniform(4)
+    for steps in (1, 5, 13, 77):
+        times = trailing(steps, levels=77)
+        assert len(times) == steps + 1 and times[-1] == 0.0
+        assert all(t * 77 == pytest.approx(round(t * 77), abs=1e-9) for t in times)
+        Table(levels=77).at(torch.tensor(times, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("schedule", SMOOTH, ids=named)
+@pytest.mark.parametrize("start, end", [(1.0, 1e-3), (0.9, 0.05)])
+def test_uniform_logsnr(schedule, start, end):
+    times = uniform_logsnr(9, schedule, start=start, end=end)
+    assert len(times) == 10
+    assert (times[0], times[-1]) == (start, 0.0)
+    assert times[-2] == pytest.approx(end, rel=1e-9)
+    logsnr = schedule.at(torch.tensor(times[:-1], dtype=torch.float64)).logsnr
+    gaps = logsnr.diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(8), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("schedule", SMOOTH, ids=named)
+@pytest.mark.parametrize("rho", [7.0, 2.5])
+def test_karras(schedule, rho):
+    """(sigma / alpha)^(1 / rho) falls in equal steps (Karras et al. 2022, eq. 5)."""
+    times = karras(9, schedule, start=0.95, end=0.01, rho=rho)
+    assert (times[0], times[-1], len(times)) == (0.95, 0.0, 10)
+    assert times[-2] == pytest.approx(0.01, rel=1e-9)
+    level = schedule.at(torch.tensor(times[:-1], dtype=torch.float64))
+    gaps = ((level.sigma / level.alpha) ** (1 / rho)).diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(8), rtol=1e-7, atol=0)
+    default = karras(4, schedule)
+    assert default == karras(4, schedule, start=1.0, end=1e-3, rho=7.0)
+
+
+def test_karras_on_its_own_schedule_is_uniform():
+    """Karras' schedule is affine in t to the same power, so its grid is evenly spaced from 1 to the end."""
+    times = karras(5, Karras(), end=0.2)
+    assert times == pytest.approx((1.0, 0.8, 0.6, 0.4, 0.2, 0.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("schedule", [*SMOOTH, Table()], ids=named)
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_every_grid_falls_from_one_to_zero(name, schedule, steps):
+    times = grid(name, steps, schedule)
+    assert checked(times) == times and len(times) == steps + 1
+    assert (times[0], times[-1]) == (1.0, 0.0)
+    if steps > 1:
+        half = checked(times[::2])
+        assert len(half) == steps // 2 + 1 and (half[0], half[-1]) == (1.0, 0.0)
+
+
+def test_grid_passes_the_schedule_on():
+    assert grid("uniform", 5, Cosine()) == uniform(5)
+    assert grid("trailing", 5, Table(levels=77)) == trailing(5, levels=77)
+    assert grid("trailing", 5, Cosine()) == trailing(5, levels=1000)
+    assert grid("logsnr", 5, VPLinear()) == uniform_logsnr(5, VPLinear())
+    assert grid("karras", 5, VPLinear()) == karras(5, VPLinear())
+    with pytest.raises(ConfigError, match="no time grid 'unifrom': perhaps you meant 'uniform'"):
+        grid("unifrom", 4, Cosine())
+
+
+@pytest.mark.parametrize(
+    "times",
+    [(), (1.0,), (0.0, 1.0), (1.0, 1.0), (1.0, 0.5, 0.5), (1.1, 0.0), (1.0, -0.1), (0.5, 0.6, 0.0)],
+)
+def test_checked_refuses(times):
+    with pytest.raises(ConfigError, match=r"write for example \(1.0, 0.5, 0.0\)"):
+        checked(times)
+
+
+def test_checked_refuses_nan_and_shows_the_first_times_only():
+    with pytest.raises(ConfigError):
+        checked((1.0, float("nan"), 0.0))
+    with pytest.raises(ConfigError, match=r"got \(0, 1, 2, 3, 4, 5, \.\.\.\)"):
+        checked(tuple(float(k) for k in range(9)))
+    assert checked((0.7, 0.0)) == (0.7, 0.0) and checked((1.0, 0.2)) == (1.0, 0.2)
+
+
+@pytest.mark.parametrize("make", [uniform, trailing, lambda n: uniform_logsnr(n, Cosine())])
+@pytest.mark.parametrize("steps", [0, -3])
+def test_at_least_one_step(make, steps):
+    with pytest.raises(ConfigError, match=f"asked for {steps}: write steps=1"):
+        make(steps)
+
+
+def test_trailing_refuses_more_steps_than_levels():
+    with pytest.raises(ConfigError, match="a table of 10 has no 11 steps: write at most 10"):
+        trailing(11, levels=10)
+    assert trailing(10, levels=10) == uniform(10)
+
+
+@pytest.mark.parametrize("make", [uniform_logsnr, karras])
+@pytest.mark.parametrize("schedule", [Straight(), Table(zero_snr=True, levels=2000)], ids=named)
+def test_infinite_ends_are_refused_and_the_advice_works(make, schedule):
+    with pytest.raises(ConfigError, match=r"is infinite.*write for example start=0\.999"):
+        make(4, schedule)
+    assert make(4, schedule, start=0.999)[0] == 0.999
+    with pytest.raises(ConfigError, match=r"at t = 0\.5 or 0 is infinite"):
+        make(4, schedule, start=0.5, end=0.0)
