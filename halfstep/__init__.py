@@ -5,7 +5,7 @@ stay cheap.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -67,7 +67,36 @@ _HOME = {
     "sample": "samplers",
     "train": "training",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = [
+    "X0",
+    "Batch",
+    "Both",
+    "ClassifierGuided",
+    "Cond",
+    "Cosine",
+    "Dataset",
+    "Denoiser",
+    "Denoising",
+    "Eps",
+    "Guided",
+    "HalfstepError",
+    "Karras",
+    "NetTime",
+    "Pipeline",
+    "Progressive",
+    "Reparameterise",
+    "Straight",
+    "Table",
+    "Training",
+    "V",
+    "VPLinear",
+    "Velocity",
+    "build",
+    "distill",
+    "load_data",
+    "sample",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from halfstep.methods import Progressive, Reparameterise
 from halfstep.methods.reparameterise import Match
 from halfstep.noise import Draw
 from halfstep.prediction import Both, Eps, V, X0
-from halfstep.schedules import Cosine, Straight, Table, VPLinear
+from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
 from halfstep.weighting import constant, snr, snr_plus_one, WEIGHTINGS
 from tests.conftest import Counted, named, seeded, Wobbly, wobbly_teacher
@@ -38,6 +38,8 @@ MOVES = [
     (Table(), Table(zero_snr=True), 1000),
     (SHIFTED, Table(levels=50, beta_end=0.4, zero_snr=True), 50),
     (SHIFTED, SHIFTED, 50),
+    (Straight(), Straight(), None),
+    (Karras(), Karras(), None),
 ]
 
 

@@ -56,4 +56,5 @@ def random_times(draw: Draw, levels: int | None) -> Tensor:
     """t float64 [B]: uniform in (0, 1), or with `levels` uniform on {1 / levels, ..., 1}."""
     if levels is None:
         return draw.uniform().clamp(EDGE, 1 - EDGE)
-    return (draw.integers(levels) + 1).to(torch.float64) / levels
+    chosen = draw.integers(levels) + 1
+    return chosen.to(torch.float32 if chosen.device.type == "mps" else torch.float64) / levels

@@ -18,23 +18,19 @@ class Classification:
 
     updates: int = 2_000
     """Optimiser updates."""
-    noise: float = 0.0
-    """Standard deviation of unit-scale noise added to the images, against over-fitting."""
 
     def stages(self, teacher: nn.Module) -> Iterator[Stage]:
         """One stage; `teacher` is the classifier to be trained."""
-        yield Stage("classifier", teacher, Classify(self.noise), self.updates)
+        yield Stage("classifier", teacher, Classify(), self.updates)
 
 
 @dataclass(frozen=True)
 class Classify:
-    """-log p(label | x0 + noise)."""
+    """-log p(label | x0)."""
 
-    noise: float = 0.0
     forwards = 3
 
     def __call__(self, student: nn.Module, batch: Batch, draw: Draw) -> Tensor:
         if batch.cond is None or batch.cond.label is None:
             raise DataError("a classifier needs labels and this data has none: choose other data")
-        x = batch.x0 + self.noise * draw.normal(batch.x0) if self.noise else batch.x0
-        return F.cross_entropy(student(x), batch.cond.label, reduction="none")
+        return F.cross_entropy(student(batch.x0), batch.cond.label, reduction="none")

@@ -6,6 +6,7 @@ Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_en
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -126,9 +127,15 @@ class Halve:
 
 
 def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
-    """The times at these indices, float64 on the indices' device."""
-    table = torch.tensor(times, dtype=torch.float64, device=indices[0].device)
+    """The times at these indices, float64 on the indices' device (float32 where it has none)."""
+    table = _on_device(times, indices[0].device)
     return tuple(table[i] for i in indices)
+
+
+@lru_cache(maxsize=8)  # a copy to the device waits for it, so not one every update
+def _on_device(times: Times, device: torch.device) -> Tensor:
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(times, dtype=dtype, device=device)
 
 
 @torch.no_grad()

@@ -76,6 +76,8 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     net = (_own(name) if ":" in name else _named(name))(**config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
+    if isinstance(net, UViTNet | MLPNet):  # with its defaults: a later version may have others
+        kept = _plain(name, vars(net.model)["config"])
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 

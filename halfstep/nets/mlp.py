@@ -29,7 +29,7 @@ class ResidualMLP(nn.Module):
     def __init__(
         self,
         dim: int = 2,
-        width: int = 128,
+        width: int = 64,
         depth: int = 3,
         out_dim: int | None = None,
         num_classes: int | None = None,

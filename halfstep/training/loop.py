@@ -1,14 +1,13 @@
 """The one training loop.  Knows stages, optimisers and folders; knows no diffusion."""
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn, Tensor
@@ -21,9 +20,11 @@ from halfstep.noise import Draw, key
 from halfstep.training import checkpoint
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
+from halfstep.training.memory import naming_memory
 from halfstep.training.parallel import Processes
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.stopping import stopping
 
 
 class Stopped(HalfstepError):
@@ -108,12 +109,15 @@ class Loop:
             self.run.forget_after(stage.name, state.update)
         wrapped = self.processes.wrap(stage.student)
         tally = Tally(self.processes.device)
+        share = self.processes.share(self.settings.batch)
+        micro = self.settings.micro_batch or share.stop - share.start
+        attempt = partial(self._probe, stage.objective, stage.student)
         self.watch.begin(stage, state.update)
         began, settings = time.monotonic() - state.seconds, self.settings
         while state.update < stage.updates:
             stop = self.processes.agree(asked.is_set(), state.update + 1, settings.log_every)
             rate = settings.rate_at(state.update, stage.updates)
-            with naming_memory(self, stage, wrapped, index):
+            with naming_memory(micro, attempt):
                 loss, norm = update(self, stage.objective, wrapped, state, index, rate)
             tally.add(loss, norm, state.update, scaled=state.scaler is not None)
             state.update += 1
@@ -133,6 +137,15 @@ class Loop:
         self.watch.end(stage)
         del wrapped
         self._finish(stage, index, state)
+
+    def _probe(self, objective: Objective, student: nn.Module, size: int) -> None:
+        """A forward and backward of so many samples, thrown away."""
+        student.zero_grad(set_to_none=True)
+        device = self.processes.device
+        draw = Draw.all(torch.Generator(device).manual_seed(0), size)
+        batch = self.data.batch(torch.arange(size) % len(self.data)).to(device)
+        objective(student, batch, draw).sum().backward()
+        student.zero_grad(set_to_none=True)
 
     def _state(self, stage: Stage) -> State:
         student, settings = stage.student.train().requires_grad_(True), self.settings
@@ -219,7 +232,7 @@ def update(
         flips = draw.uniform() < 0.5 if loop.data.flip else None
         batch = loop.data.batch(chosen[rows], flips).to(processes.device)
         last = k == len(slices) - 1
-        with processes.unsynced(student) if not last else _nothing():
+        with nullcontext() if last else processes.unsynced(student):
             # DDP averages over the processes: each one's share of the whole batch's mean, times world.
             part = objective(student, batch, draw).sum() / settings.batch * processes.world
             (part if state.scaler is None else state.scaler.scale(part)).backward()
@@ -277,76 +290,3 @@ def micro_batches(share: slice, size: int) -> Iterator[slice]:
     size = size or share.stop - share.start
     for low in range(share.start, share.stop, size):
         yield slice(low, min(low + size, share.stop))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask to stop after the present update; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def naming_memory(loop: Loop, stage: Stage, student: nn.Module, index: int) -> Iterator[None]:
-    """Turn running out of memory into the largest micro-batch that fits."""
-    try:
-        yield
-        return
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-    share = loop.processes.share(loop.settings.batch)
-    size = loop.settings.micro_batch or share.stop - share.start
-    fits = _largest(lambda rows: _probe(loop, stage.objective, student, rows, index), size)
-    advice = (
-        f"add --micro-batch {fits}" if fits else "not even one sample fits: use a smaller network"
-    )
-    raise ConfigError(f"out of memory with a micro-batch of {size} ({reason}): {advice}")
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _largest(attempt: Callable[[slice], None], size: int) -> int:
-    """The largest of size / 2, size / 4, ... 1 that `attempt` survives; 0 if none."""
-    while size > 1:
-        size //= 2
-        try:
-            attempt(slice(0, size))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-        else:
-            return size
-    return 0
-
-
-def _probe(loop: Loop, objective: Objective, student: nn.Module, rows: slice, index: int) -> None:
-    """A forward and backward of so many rows, thrown away."""
-    student.zero_grad(set_to_none=True)
-    device = loop.processes.device
-    draw = Draw(torch.Generator(device).manual_seed(0), rows.stop, rows)
-    chosen: Any = torch.arange(rows.stop, device=device) % len(loop.data)
-    objective(student, loop.data.batch(chosen), draw).sum().backward()
-    student.zero_grad(set_to_none=True)

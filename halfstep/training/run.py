@@ -104,8 +104,7 @@ class Run:
             line
             for line in read_metrics(self.folder)
             if line.get("stage") != stage
-            or (line.get("update", 0) <= update
-            and "updates" not in line)
+            or (line.get("update", 0) <= update and "updates" not in line)
         ]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,48 @@
+"""Running out of memory, turned into the largest micro-batch that fits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from halfstep.errors import ConfigError
+
+
+@contextmanager
+def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
+    """Around an update: out of memory raises `ConfigError` with the micro-batch that would have fitted.
+
+    size     the micro-batch of the update
+    attempt  a forward and backward of so many samples, thrown away
+    """
+    try:
+        yield
+        return
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not _is_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    # Outside the handler: the traceback that held the failed update's tensors is gone.
+    fits = _largest(attempt, size)
+    advice = (
+        f"add --micro-batch {fits}" if fits else "not even one sample fits: use a smaller network"
+    )
+    raise ConfigError(f"out of memory with a micro-batch of {size} ({reason}): {advice}")
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _largest(attempt: Callable[[int], None], size: int) -> int:
+    """The largest of size / 2, size / 4, ... 1 that `attempt` survives; 0 if none."""
+    while size > 1:
+        size //= 2
+        try:
+            attempt(size)
+        except RuntimeError as error:
+            if not _is_memory(error):
+                raise
+        else:
+            return size
+    return 0
