@@ -142,13 +142,13 @@ class Guided(nn.Module):
         return self.eval().requires_grad_(False)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        if not isinstance(self.scale, Tensor) and self.scale == 1:
+            plain: Prediction = self.denoiser(x_t, t, cond)
+            return plain
         if cond is None or cond.label is None:
             raise ConfigError(
                 "guidance needs labels: give cond=Cond(label=...), or scale=1 without"
             )
-        if not isinstance(self.scale, Tensor) and self.scale == 1:
-            plain: Prediction = self.denoiser(x_t, t, cond)
-            return plain
         null = Cond(torch.full_like(cond.label, self.null), cond.context, cond.guidance)
         both: Prediction = self.denoiser(torch.cat([x_t, x_t]), t.repeat(2), cond.cat(null))
         (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)

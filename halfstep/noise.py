@@ -68,7 +68,7 @@ def sample_noise(
     """
     rows = [
         np.random.Generator(
-            np.random.Philox(key=[seed, k], counter=[0, 0, 0, step])
+            np.random.Philox(key=np.array([seed, k], dtype=np.uint64), counter=[0, 0, 0, step])
         ).standard_normal(tuple(shape), dtype=np.float32)
         for k in samples
     ]

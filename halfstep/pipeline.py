@@ -66,6 +66,7 @@ class Pipeline:
         progress  called after every step of every batch
         """
         times = self.grid(steps)
+        _check_counts(n, seed, batch, first)
         if sampler != "ancestral" and sampler not in STEPS:
             raise unknown("sampler", sampler, [*STEPS, "ancestral"])
         model, label = self._guided(guidance), self._labels(n, labels, first)
@@ -84,6 +85,8 @@ class Pipeline:
 
     def grid(self, steps: int | None = None) -> Times:
         """The grid of so many steps; `ConfigError` lists a student's when it has none of that many."""
+        if steps is not None and steps < 1:
+            raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
         if not self.times:
             return uniform(64 if steps is None else steps)
         own = {len(times) - 1: times for times in self.times}
@@ -112,13 +115,13 @@ class Pipeline:
             return None
         if labels is None:
             return torch.arange(first, first + n) % len(self.classes)
-        chosen = torch.tensor(list(labels))
-        rows = len(self.classes) + (self.null is not None)
-        if len(chosen) != n or int(chosen.min()) < 0 or int(chosen.max()) >= rows:
+        chosen, rows = list(labels), len(self.classes) + (self.null is not None)
+        if len(chosen) != n or not all(0 <= label < rows for label in chosen):
+            shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
             raise ConfigError(
-                f"labels must be {n} numbers from 0 to {rows - 1}, got {list(labels)[:8]}"
+                f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(chosen)}: ({shown})"
             )
-        return chosen
+        return torch.tensor(chosen, dtype=torch.int64)
 
     def to(self, device: torch.device | str) -> Self:
         """Itself, its network moved to the device."""
@@ -144,7 +147,10 @@ class Pipeline:
         if not stem.with_suffix(".json").exists():
             raise CheckpointError(f"'{folder}' holds no pipeline: it has no pipeline.json")
         tensors, about = storage.load(stem)
-        pipeline = from_description(about, net=net)
+        try:
+            pipeline = from_description(about, net=net, source=f"'{stem}.json'")
+        except KeyError as error:
+            raise CheckpointError(f"'{stem}.json' is damaged: it lacks {error}") from None
         storage.load_into(pipeline.denoiser, tensors, f"'{stem}.safetensors'")
         pipeline.denoiser.freeze()
         return pipeline
@@ -169,14 +175,19 @@ class Pipeline:
 
 
 def from_description(
-    about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None = None
+    about: Mapping[str, Any],
+    *,
+    net: Callable[..., nn.Module] | str | None = None,
+    source: str = "this description",
 ) -> Pipeline:
     """A pipeline with fresh weights, from what `Pipeline.describe` says."""
     if about.get("format") != FORMAT:
         raise CheckpointError(
-            f"this pipeline has format {about.get('format')}, this halfstep reads {FORMAT}: use the "
+            f"{source} has format {about.get('format')} and this halfstep reads {FORMAT}: use the "
             "version that wrote it"
         )
+    if about["parameterisation"] not in PARAMETERISATIONS:
+        raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
     denoiser = Denoiser(
         _net(about["net"]["build"], about["net"]["config"], net),
         schedule_from(about["schedule"]),
@@ -204,7 +215,11 @@ def _net(
                 f"net='{name}' (command line: --net {name})"
             )
         return build(name, config)
-    return build(own, config) if isinstance(own, str) else own(**config)
+    if isinstance(own, str):
+        return build(own, config)
+    built = own(**config)
+    built.recipe = name, dict(config)  # type: ignore[assignment]  # so that it can be saved again
+    return built
 
 
 def schedule_from(about: Mapping[str, Any]) -> Schedule:
@@ -213,12 +228,27 @@ def schedule_from(about: Mapping[str, Any]) -> Schedule:
     if about["name"] not in SCHEDULES:
         raise unknown("schedule", about["name"], SCHEDULES)
     kind: Any = SCHEDULES[about["name"]]
-    known = [field.name for field in dataclass_fields(kind)]
-    for name in fields:
+    known = {field.name: field.default for field in dataclass_fields(kind)}
+    for name, value in fields.items():
         if name not in known:
             raise unknown(f"option of the schedule '{about['name']}' called", name, known)
+        default = known[name]
+        number = isinstance(default, float) and type(value) in (int, float)
+        if type(value) is not type(default) and not number:
+            raise ConfigError(
+                f"{name} = {value!r} cannot be an option of the schedule '{about['name']}': write for "
+                f"example {default!r}"
+            )
     schedule: Schedule = kind(**fields)
     return schedule
+
+
+def _check_counts(n: int, seed: int, batch: int, first: int) -> None:
+    for name, value, least in (("n", n, 0), ("batch", batch, 1), ("first", first, 0)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed must lie in [0, 2^64), got {seed}: write for example seed=0")
 
 
 def _name_of(value: object, names: Mapping[str, object]) -> str:

@@ -187,13 +187,15 @@ class Table:
     def at(self, t: Tensor) -> Level:
         logsnr = _table(self).to(t.device, t.dtype)
         place = t * self.levels - 1
-        # One part in a million of a level is rounding of t, not a time between the levels.
-        if bool(((place < -1e-6) & (t > 0)).any()):
+        # Some rounding of t is no time between the levels: it is put on its level.
+        near, rounding = place.round(), 4 * self.levels * torch.finfo(t.dtype).eps
+        place = torch.where((place - near).abs() <= rounding, near, place)
+        if bool(((place < 0) & (t > 0)).any()):
             raise ConfigError(
                 f"times between 0 and 1/{self.levels} have no level in a table of {self.levels}: use "
                 f"a grid whose steps divide {self.levels}, or grid='trailing'"
             )
-        if self.zero_snr and bool(((place > self.levels - 2 + 1e-6) & (t < 1)).any()):
+        if self.zero_snr and bool(((place > self.levels - 2) & (place < self.levels - 1)).any()):
             raise ConfigError(
                 f"times between {1 - 1 / self.levels:g} and 1 have no level in a zero-terminal-SNR "
                 f"table of {self.levels}: use a grid whose steps divide {self.levels}"
@@ -215,7 +217,7 @@ class Table:
         right = torch.searchsorted(-falling, -logsnr.contiguous()).clamp(min(1, last), last)
         low, high = falling[(right - 1).clamp(min=0)], falling[right]
         share = ((logsnr - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)
-        return ((right - 1).clamp(min=0) + share + 1) / self.levels
+        return (((right - 1).clamp(min=0) + share + 1) / self.levels).clamp(max=1)
 
 
 def _linear(table: Table) -> Tensor:

@@ -1,14 +1,15 @@
 """Tensors and what is known of them, on disk: NAME.safetensors with NAME.json beside it.
 
-Both are written under a temporary name, flushed and renamed, the json last: it holds the checksum of the
-other, so a pair either is whole or is not there.  Loading verifies it and never executes anything.
+Both lie on the disk whole, under temporary names, before either gets its own, the json last: it holds the
+checksum of the other, so a pair either is whole or is not there.  Loading verifies it and never executes
+anything.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,39 @@ from halfstep.errors import CheckpointError
 
 def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write STEM.safetensors and STEM.json; all or nothing."""
-    weights, part = stem.with_suffix(".safetensors"), stem.with_suffix(".part")
-    with _writing(weights, part):
+    weights, described = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    part, described_part = _part(weights), _part(described)
+    with writing(weights, part, described_part):
         part.unlink(missing_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, part)
+        save_file(_apart(tensors), part)
         part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
-        digest = _sha256(part)
-        _settle(part, weights)
-    write_json(stem.with_suffix(".json"), {**about, "sha256": digest})
+        _write(described_part, _json({**about, "sha256": _sha256(part)}))
+        _flush(part)
+        for final in (weights, described):
+            _part(final).replace(final)
+            flush_folder(final.parent)
 
 
 def load(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and what is known of them; `CheckpointError` names a file that is missing or damaged."""
+    about = verify(stem)
+    return load_file(stem.with_suffix(".safetensors")), about
+
+
+def verify(stem: Path) -> dict[str, Any]:
+    """What is known of the tensors, once their checksum is found right."""
     weights, about = stem.with_suffix(".safetensors"), read_json(stem.with_suffix(".json"))
     if not weights.exists():
         raise CheckpointError(
             f"'{weights}' is missing, while '{stem.name}.json' is there: copy it back"
         )
-    if _sha256(weights) != about.pop("sha256", None):
+    with _reading(weights):
+        found = _sha256(weights)
+    if found != about.pop("sha256", None):
         raise CheckpointError(
             f"'{weights}' is damaged: its checksum is not the one in '{stem.name}.json'"
         )
-    return load_file(weights), about
+    return about
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -65,19 +77,23 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a json file; all or nothing."""
-    part = path.with_suffix(path.suffix + ".part")
-    with _writing(path, part):
-        part.unlink(missing_ok=True)
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        _settle(part, path)
+    write_text(path, _json(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; all or nothing."""
+    part = _part(path)
+    with writing(path, part):
+        _write(part, text)
+        part.replace(path)
+        flush_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A json object; `CheckpointError` names a file that is missing or none."""
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"'{path}' does not exist") from None
+        with _reading(path):
+            content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from None
     if not isinstance(content, dict):
@@ -86,11 +102,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _writing(path: Path, part: Path) -> Iterator[None]:
+def writing(path: Path, *parts: Path) -> Iterator[None]:
+    """Around writing `path`: what the disk refuses becomes one sentence, and the parts go."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            with suppress(OSError):
+                part.unlink()
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
             f"cannot write '{path}': {reason}; what was saved before is untouched: make room and run "
@@ -98,24 +117,54 @@ def _writing(path: Path, part: Path) -> Iterator[None]:
         ) from error
 
 
-def _settle(part: Path, final: Path) -> None:
-    """Flush `part` to the disk, then give it its name."""
-    descriptor = os.open(part, os.O_RDONLY)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(final)
-    flush_folder(final.parent)
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from None
 
 
 def flush_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _flush(folder)
+
+
+def _write(part: Path, text: str) -> None:
+    """A new file of this text, on the disk."""
+    part.unlink(missing_ok=True)
+    part.write_text(text)
+    _flush(part)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _part(path: Path) -> Path:
+    """The temporary name."""
+    return path.with_name(path.name + ".part")
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and no two in one memory: safetensors refuses tied weights."""
+    found, places = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in places else value
+        places.add(place)
+    return found
 
 
 def _umask() -> int:

@@ -33,7 +33,8 @@ def _counted(steps: int) -> int:
 
 def uniform(steps: int, *, start: float = 1.0) -> Times:
     """Equally spaced from `start` to 0."""
-    return checked(tuple(start * (_counted(steps) - k) / steps for k in range(steps + 1)))
+    n = _counted(steps)
+    return checked(tuple(start * (n - k) / n for k in range(n + 1)))
 
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants import Mutant, MUTANTS, pytest_in, ROOT, verdict
+from tests.mutants import Mutant, MUTANTS, Place, ROOT, verdict
 
 FOLDERS = (
     "schedules",
@@ -48,9 +48,12 @@ def test_a_mutant_is_killed_survives_or_is_broken(tmp_path):
     (tmp_path / "test_sum.py").write_text(
         "from sum import two\n\ndef test_two():\n    assert two() == 2\n"
     )
-    tests = ("test_sum.py",)
-    assert pytest_in(tmp_path, tests)[0] == 0
-    for new, outcome in (("1 - 1", "killed"), ("1 * 2", "survived"), ("1 +", "broken")):
-        assert verdict(Mutant("sum.py", "1 + 1", new, tests), tmp_path) == outcome
-    assert verdict(Mutant("sum.py", "2 + 2", "5", tests), tmp_path) == "gone"
+    tests, place = ("test_sum.py",), Place(tmp_path)
+    try:
+        assert place.pytest(tests)[0] == 0
+        for new, outcome in (("1 - 1", "killed"), ("1 * 2", "survived"), ("1 +", "broken")):
+            assert verdict(Mutant("sum.py", "1 + 1", new, tests), place) == outcome
+        assert verdict(Mutant("sum.py", "2 + 2", "5", tests), place) == "gone"
+    finally:
+        place.close()
     assert (tmp_path / "sum.py").read_text() == "def two():\n    return 1 + 1\n"

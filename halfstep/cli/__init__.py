@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HalfstepError as error:
         print(f"halfstep: {error}", file=sys.stderr)
         return 130 if type(error).__name__ == "Stopped" else 2
+    except BrokenPipeError:  # whoever read what we print has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except KeyboardInterrupt:
         print("halfstep: stopped at once; what was saved before is untouched", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """`halfstep distill METHOD`: one verb for every method there is."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -8,14 +9,15 @@ from typing import Annotated, Any, Generic, TypeVar
 from rich.console import Console
 
 from halfstep.cli.find import find_pipeline
-from halfstep.cli.options import Flat, parse, save_config, Source, Where
+from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
-from halfstep.cli.progress import loading
-from halfstep.cli.train import job_of
-from halfstep.methods import METHODS
+from halfstep.cli.progress import loading, say, terminal
+from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
+from halfstep.cli.train import own_net
+from halfstep.methods import METHODS, Progressive
+from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
-from halfstep.training.parallel import pick_device
 
 M = TypeVar("M")
 
@@ -43,28 +45,57 @@ class Distill(Generic[M]):
 
 def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
-    console = Console()
-    kind: Any = Distill[METHODS[name]]  # type: ignore[valid-type]
-    options = parse(kind, argv, prog=f"halfstep distill {name}")
-    where, training = options.where, options.training
+    console, method_kind = terminal(), METHODS[name]
+    kind: Any = Distill[method_kind]  # type: ignore[valid-type]
+    prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
+    options = parse(kind, argv, prog=prog, about=about)
+    where, training, method = options.where, options.training, options.method
     teacher = find_pipeline(options.teacher.teacher, net=options.teacher.net)
     data = loading(console, options.source)
     if where.dry_run:
-        teacher.to(pick_device(where.device))
-        return print_plan(
-            console, options.method.stages(teacher.denoiser), data, training, where.device
+        seen = rehearsed(teacher, data, training, where.device)
+        return print_plan(console, method.stages(teacher.denoiser), seen, training, where.device)
+    say(console, "teacher", f"{options.teacher.teacher}: {describe(teacher)}")
+    say(console, "data", describe_data(options.source, data))
+    say(console, "plan", plan(method, training, where.device))
+    with carried_out(where, options, console, ahead=lambda stage: ahead(method, stage)) as job:
+        student: Pipeline = distil_pipeline(
+            teacher, data, where.out, method=method, training=training, job=job
         )
-    student: Pipeline = distil_pipeline(
-        teacher,
-        data,
-        where.out,
-        method=options.method,
-        training=training,
-        job=job_of(where, console),
-    )
-    save_config(where.out, options)
-    steps = [len(times) - 1 for times in student.times]
-    console.print(f"students  {where.out / 'stages'}")
-    if steps:
-        console.print(f"look      halfstep sample {where.out} --steps {steps[0]} --out samples")
+    _say_where(console, where, student, own_net(options.teacher.net))
     return 0
+
+
+def plan(method: Any, training: Training, device: str) -> str:
+    """8 -> 4 -> 2 steps, 150 updates of 128 samples on cpu, 2 threads."""
+    if not isinstance(method, Progressive):
+        return updates_on(method.updates, training, device)
+    walk = list(_halvings(method, method.start))
+    counts = " -> ".join(map(str, [method.start, *(steps for steps, _ in walk)]))
+    return f"{counts} steps, {updates_on(sum(n for _, n in walk), training, device)}"
+
+
+def ahead(method: Any, stage: Stage) -> int:
+    """Updates of the stages after this one, as far as the method says."""
+    if not isinstance(method, Progressive):
+        return 0
+    return sum(updates for _, updates in _halvings(method, len(stage.times) - 1))
+
+
+def _halvings(method: Progressive, steps: int) -> Iterator[tuple[int, int]]:
+    """(steps, updates) of every student that has fewer steps than these."""
+    halving = (method.start // steps).bit_length() - 1
+    while steps > method.stop:
+        steps //= 2
+        yield steps, method.updates_for(halving, steps)
+        halving += 1
+
+
+def _say_where(console: Console, where: Where, student: Pipeline, own: str) -> None:
+    """The folders of the students, and the command that shows what the last one draws."""
+    made = (where.out / "stages").glob("[!.]*/pipeline.json")
+    for folder in sorted((path.parent for path in made), reverse=True):  # many steps first
+        say(console, "student", folder)
+    steps = f" --steps {len(student.times[0]) - 1}" if student.times else ""
+    out = shlex.quote(str(where.out))
+    say(console, "look", f"halfstep sample {out}{steps} --out {out}/samples{own}")

@@ -3,18 +3,20 @@
 The command line wins over the file, the file over the defaults.
 """
 
-import json
-import tomllib
+import contextlib
+import io
+import re
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from halfstep.errors import ConfigError, unknown
+from halfstep.cli.config import from_file, options_of, preset, preset_names, word
+from halfstep.errors import ConfigError
 
 T = TypeVar("T")
 Flat = tyro.conf.arg(name="")
@@ -51,118 +53,110 @@ class Source:
     """Mirror half of the images, at random."""
 
 
-def parse(kind: type[T], argv: Sequence[str], *, prog: str) -> T:
-    """The options of `kind` from the command line, on top of `--preset NAME` and `--config FILE`."""
+def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> T:
+    """The options of `kind` from the command line, on top of `--preset NAME` and `--config FILE`.
+
+    about  what the command does, if the docstring of `kind` does not say
+    """
     args, asked = list(argv), list[str]()
-    for flag in ("--preset", "--config"):
-        while flag in args:
-            at = args.index(flag)
-            if at + 1 >= len(args):
-                raise ConfigError(
-                    f"{flag} needs a {'name' if flag == '--preset' else 'file'} after it"
-                )
-            asked += from_file(kind, _source(flag, args[at + 1]))
-            del args[at : at + 2]
-    return tyro.cli(
-        kind,
-        args=[*asked, *args],
-        prog=prog,
-        description=f"{_doc(kind)}\n\n--preset NAME and --config FILE give options from a TOML file: "
-        f"presets are {', '.join(preset_names())}.",
-    )
-
-
-def from_file(kind: type[Any], path: Path) -> list[str]:
-    """A TOML file as arguments; unknown keys are errors that name the nearest."""
+    for name in _taken(args, "--preset"):
+        asked += from_file(kind, preset(name))
+    for name in _taken(args, "--config"):
+        asked += from_file(kind, Path(name))
+    args = [*asked, *args]
+    if not {"-h", "--help"} & set(args):
+        _check_names(kind, args, prog)
+    caught = io.StringIO()
     try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file '{path}'") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not TOML: {error}") from None
-    known, args = names_of(kind), list[str]()
-    for name, value in content.items():
-        if name.replace("-", "_") not in known:
-            raise unknown(f"option in '{path.name}' called", name, known)
-        args += _as_arguments(name.replace("_", "-"), value)
-    return args
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(kind, args=args, prog=prog, description=_description(kind, about, prog))
+    except SystemExit as left:
+        if not left.code:
+            raise  # help was asked for, and given
+        said = _plain(kind, _sentence(caught.getvalue()), args)
+        raise ConfigError(f"{said}; see {prog} --help") from None
 
 
-def _as_arguments(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    if isinstance(value, Mapping):
-        pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items()]
-        return [f"--{name}", *(word for pair in pairs for word in pair)]
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
-
-
-def names_of(kind: Any) -> list[str]:
-    """The names of all fields, nested ones without prefix."""
-    found = []
-    origin = typing.get_origin(kind) or kind
-    bound = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(kind), strict=False))
-    hints = typing.get_type_hints(origin)
-    for field in fields(origin):
-        inner = bound.get(hints[field.name], hints[field.name])
-        found += names_of(inner) if is_dataclass(inner) else [field.name]
+def _taken(args: list[str], flag: str) -> list[str]:
+    """The values of a flag of our own, taken out of the arguments."""
+    found, rest = list[str](), iter(args[:])
+    args.clear()
+    for argument in rest:
+        if argument == flag:
+            value = next(rest, "")
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        else:
+            args.append(argument)
+            continue
+        if not value:
+            raise ConfigError(f"{flag} needs a {'name' if flag == '--preset' else 'file'} after it")
+        found.append(value)
     return found
 
 
-def _doc(kind: Any) -> str:
-    return (getattr(typing.get_origin(kind) or kind, "__doc__", None) or "").strip()
+def _check_names(kind: Any, args: Sequence[str], prog: str) -> None:
+    """Refuse an option that there is not, and the lack of one that there must be, by name."""
+    options = {name.replace("_", "-"): must for name, _, must in options_of(kind)}
+    given = set()
+    for argument in args:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name = argument[2:].partition("=")[0].replace("_", "-")
+        name = name if name in options else name.removeprefix("no-")
+        if name not in options:
+            near = get_close_matches(name, [*options, "preset", "config"], n=1)
+            hint = f"perhaps you meant --{near[0]}; " if near else ""
+            raise ConfigError(
+                f"there is no option {argument.partition('=')[0]}: {hint}{prog} --help lists them"
+            )
+        given.add(name)
+    missing = [name for name, must in options.items() if must and name not in given]
+    if missing:
+        listed = " and ".join(f"--{name}" for name in missing)
+        raise ConfigError(f"{prog} needs {listed}; see {prog} --help")
 
 
-def preset_names() -> list[str]:
-    folder = files("halfstep") / "presets"
-    return sorted(
-        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+def _sentence(box: str) -> str:
+    """What tyro drew a box around, up to its first rule, as one line."""
+    said = list[str]()
+    for line in box.splitlines():
+        text = line.strip().strip("│|").strip()
+        if text and not text.strip("─-+╭╮╰╯"):
+            break
+        if text and text[0] not in "╭╰+":
+            said.append(text)
+    return " ".join(said).removesuffix(".").removesuffix("!")
+
+
+def _plain(kind: Any, said: str, args: Sequence[str]) -> str:
+    """tyro's sentence, in our words where it quotes Python's."""
+    found = re.match(r"Error parsing --([\w-]+):", said)
+    hints = {name.replace("_", "-"): hint for name, hint, _ in options_of(kind)}
+    if found is None or found[1] not in hints:
+        return said[:1].lower() + said[1:]
+    wanted = word(hints[found[1]]).replace("a table of names", "pairs of names")
+    return f"--{found[1]} takes {wanted}, got '{_given(found[1], args)}'"
+
+
+def _given(name: str, args: Sequence[str]) -> str:
+    """What was typed after an option, the last time that it was."""
+    got, its = list[str](), False
+    for argument in args:
+        if argument.startswith("--"):
+            head, _, tail = argument.partition("=")
+            its = head.replace("_", "-") == f"--{name}"
+            got = ([tail] if tail else []) if its else got
+        elif its:
+            got.append(argument)
+    return " ".join(got)
+
+
+def _description(kind: Any, about: str, prog: str) -> str:
+    doc = about or (typing.get_origin(kind) or kind).__doc__ or ""
+    presets = ", ".join(preset_names(prog))
+    named = f"--preset NAME (here: {presets}) and " if presets else ""
+    verb = "give" if presets else "gives"
+    return (
+        f"{doc}\n{named}--config FILE {verb} options from a TOML file; what is typed beside wins."
     )
-
-
-def _source(flag: str, name: str) -> Path:
-    if flag == "--config":
-        return Path(name)
-    if name not in preset_names():
-        raise unknown("preset", name, preset_names())
-    return Path(str(files("halfstep") / "presets" / f"{name}.toml"))
-
-
-def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """`embed_dim 64 conv true name x` as {"embed_dim": 64, "conv": True, "name": "x"}."""
-    found = {}
-    for name, text in pairs.items():
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = text
-    return found
-
-
-def save_config(folder: Path, options: Any) -> None:
-    """FOLDER/config.toml: `halfstep ... --config` with it asks for the same run again."""
-    lines = [
-        f"{name} = {_toml(value)}" for name, value in flat(options).items() if value is not None
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text("\n".join(lines) + "\n")
-
-
-def flat(options: Any) -> dict[str, Any]:
-    """All fields of nested dataclasses in one dict."""
-    found: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        found.update(flat(value) if is_dataclass(value) else {field.name: value})
-    return found
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)

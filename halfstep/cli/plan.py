@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from halfstep.cli.progress import say, span
 from halfstep.data import Dataset
 from halfstep.methods.base import Stage
 from halfstep.noise import Draw
@@ -34,36 +35,36 @@ def print_plan(
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     console.print(table)
     parameters = sum(p.numel() for p in first.student.parameters())
-    console.print(
-        f"network   {parameters:,} parameters\n"
-        f"data      {len(data):,} samples of shape {list(data.shape)}\n"
-        f"memory    {_weights(first, training) / 2**20:,.0f} MiB of weights and optimiser, and "
-        "activations\n"
-        f"time      about {span(total)} on {processes.device}, {torch.get_num_threads()} threads"
-    )
+    say(console, "network", f"{parameters:,} parameters")
+    say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
+    size = _weights(first, training) / 2**20
+    say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
+    where = f"{processes.device}, {torch.get_num_threads()} threads"
+    say(console, "time", f"about {span(total)} on {where}")
     return 0
 
 
 def _seconds_per_update(
     stage: Stage, data: Dataset, training: Training, device: torch.device
 ) -> float:
-    """Forward and backward of one whole batch, timed."""
+    """Forward and backward of a micro-batch, timed, times the micro-batches of an update."""
+    size = training.micro_batch or training.batch
     student = stage.student.to(device)
     for module in vars(stage.objective).values():
         if isinstance(module, torch.nn.Module):
             module.to(device)
-    rows = torch.arange(training.batch) % len(data)
+    rows = torch.arange(size) % len(data)
     batch = data.batch(rows).to(device)
     took = []
     for k in range(WARM_UP + TIMED):
         generator = torch.Generator(device).manual_seed(k)
         began = time.perf_counter()
-        stage.objective(student, batch, Draw.all(generator, training.batch)).mean().backward()
+        stage.objective(student, batch, Draw.all(generator, size)).mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - began)
         student.zero_grad(set_to_none=True)
-    return sorted(took[WARM_UP:])[TIMED // 2]
+    return sorted(took[WARM_UP:])[TIMED // 2] * training.batch / size
 
 
 def _weights(stage: Stage, training: Training) -> int:
@@ -73,12 +74,3 @@ def _weights(stage: Stage, training: Training) -> int:
     return size * (4 + bool(training.ema)) + sum(
         p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters()
     )
-
-
-def span(seconds: float) -> str:
-    """75 -> '1 min 15 s'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,91 +1,191 @@
-"""Progress: a bar for everything that takes over two seconds, plain lines where nobody looks."""
+"""What the terminal shows: a bar for what takes over two seconds, plain lines where nobody looks."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from halfstep.cli.options import Source
 from halfstep.data import Dataset, load
 from halfstep.methods.base import Stage
 
+LINES = 20
+"""Plain lines a stage at most."""
+FULL, MORE = 92, 112
+"""Columns from which there is room for updates a second, and for the time left in all."""
 
-def bars(console: Console, *extra: str) -> Progress:
-    """A rich progress display with these fields of each task besides."""
+
+def first_process() -> bool:
+    """Whether this process is the one that speaks and writes; the others are silent."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def terminal() -> Console:
+    """The console of a command."""
+    return Console(quiet=not first_process(), highlight=False)
+
+
+def say(console: Console, label: str, text: object) -> None:
+    """One line of what a command has to say; paths and names are printed as they are."""
+    console.print(f"{label:<10}{text}", markup=False, soft_wrap=True)
+
+
+def span(seconds: float) -> str:
+    """75 -> '1 min 15 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def figure(loss: float | None) -> str:
+    """A loss in six characters or seven."""
+    if loss is None:
+        return "-" * 6
+    return f"{loss:.4f}" if abs(loss) >= 1e-3 or loss != loss else f"{loss:.1e}"
+
+
+class _Told(ProgressColumn):
+    """What `tell` says when the line is drawn."""
+
+    def __init__(self, tell: Callable[[Task], str]):
+        super().__init__()
+        self.tell = tell
+
+    def render(self, task: Task) -> Text:
+        return Text(self.tell(task), no_wrap=True, overflow="ellipsis")
+
+
+def _bar(console: Console, tell: Callable[[Task], str]) -> Progress:
+    """A line: what, a bar, done of all, and what `tell` says; nothing where nobody looks."""
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        *(TextColumn(field) for field in extra),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=max(4, min(24, console.width - 72))),
+        _Told(lambda task: f"{int(task.completed):,}/{int(task.total or 0):,}"),
+        _Told(tell),
         console=console,
+        refresh_per_second=4,
+        disable=not console.is_terminal,
     )
 
 
 class Bars:
-    """Shows a run: a bar a stage with loss, learning rate, updates a second and time left."""
+    """Shows a run: a line a stage with loss, learning rate and time left.  Use it in a `with`.
 
-    def __init__(self, console: Console):
-        self.console = console
+    ahead   updates that are still to come after a stage, for the time left in all
+    opened  called once, before the first update
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        ahead: Callable[[Stage], int] = lambda stage: 0,
+        opened: Callable[[], None] = lambda: None,
+    ):
+        self.console, self.ahead, self.opened = console, ahead, opened
+        self.began = False
+        self._loss: float | None = None
         self._progress: Progress | None = None
 
-    def begin(self, stage: Stage, update: int) -> None:
-        self._loss, self._name = float("nan"), stage.name
-        self._progress = bars(
-            self.console, "loss {task.fields[loss]:.4f}  rate {task.fields[rate]:.1e}"
-        )
-        self._progress.start()
-        self._task = self._progress.add_task(
-            stage.name, total=stage.updates, completed=update, loss=self._loss, rate=0.0
-        )
+    def __enter__(self) -> Self:
+        return self
 
-    def step(self, update: int, rate: float) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=update, rate=rate, loss=self._loss)
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
-    def measure(self, loss: float) -> None:
-        self._loss = loss
-        if not self.console.is_terminal and self._progress is not None:
-            task = self._progress.tasks[0]
-            self.console.print(
-                f"{self._name}  update {int(task.completed):,}/{int(task.total or 0):,}  loss {loss:.4f}"
-            )
-
-    def end(self, stage: Stage) -> None:
+    def close(self) -> None:
+        """Leave the line as it is, and the terminal to others."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
+    def begin(self, stage: Stage, update: int) -> None:
+        if not self.began:
+            self.began = True
+            self.opened()
+        self._stage, self._first, self._update, self._shown = stage, update, update, update
+        self._since, self._took = time.monotonic(), 0.0
+        self._loss, self._rate, self._ahead = None, 0.0, self.ahead(stage)
+        self._progress = _bar(self.console, self._told)
+        self._progress.start()
+        self._task = self._progress.add_task(stage.name, total=stage.updates, completed=update)
+
+    def step(self, update: int, rate: float) -> None:
+        self._update, self._rate = update, rate
+        self._took = time.monotonic() - self._since
+        if self._progress is not None:
+            self._progress.update(self._task, completed=update)
+
+    def measure(self, loss: float) -> None:
+        self._loss = loss
+        updates = self._stage.updates
+        due = self._update - self._shown >= -(-updates // LINES) or self._update == updates
+        if due and not self.console.is_terminal:
+            self._shown = self._update
+            line = f"{self._update:,}/{updates:,}  {self._numbers(FULL)}"
+            self.console.print(f"{self._stage.name:<10}  {line}", markup=False, soft_wrap=True)
+
+    def end(self, stage: Stage) -> None:
+        self.close()
+
     def note(self, text: str) -> None:
-        self.console.print(f"[yellow]note[/yellow] {text}")
+        say(self.console, "note", text)
+
+    def _told(self, task: Task) -> str:
+        return self._numbers(self.console.width)
+
+    def _numbers(self, width: int) -> str:
+        """Loss, learning rate, updates a second and time left, as far as there is room."""
+        parts = [f"loss {figure(self._loss)}", f"rate {self._rate:.1e}"]
+        done, left = self._update - self._first, self._stage.updates - self._update
+        if done and width >= FULL:
+            parts.append(f"{done / max(self._took, 1e-9):.1f}/s")
+        if not left:
+            parts.append(f"in {span(self._took)}")
+        elif done:
+            each = self._took / done
+            parts.append(f"{span(left * each)} left")
+            if self._ahead and width >= MORE:
+                parts.append(f"{span((left + self._ahead) * each)} in all")
+        return "  ".join(parts)
 
 
 @contextmanager
 def counting(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar that a callback moves by one."""
-    with bars(console) as progress:
+
+    def tell(task: Task) -> str:
+        if task.finished:
+            return f"in {span(task.finished_time or 0)}"
+        return "" if task.time_remaining is None else f"{span(task.time_remaining)} left"
+
+    if not console.is_terminal:
+        console.print(what, markup=False, soft_wrap=True)
+    with _bar(console, tell) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
 
 def loading(console: Console, source: Source) -> Dataset:
-    """The data that the options name, with a bar while a folder is read."""
-    with bars(console) as progress:
-        task = progress.add_task(f"reading {source.data}", total=None, visible=False)
+    """The data that the options name, with a bar while a large folder is read."""
+    progress = _bar(console, lambda task: "images")
+    shown = console.is_terminal
 
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=total > 500)
+    def show(done: int, total: int) -> None:
+        if shown and total > 500:
+            if not progress.tasks:
+                progress.start()
+                progress.add_task(f"reading {source.data}", total=total)
+            progress.update(progress.tasks[0].id, completed=done)
 
+    try:
         return load(
             source.data,
             size=source.size,
@@ -93,3 +193,5 @@ def loading(console: Console, source: Source) -> Dataset:
             flip=source.flip,
             progress=show,
         )
+    finally:
+        progress.stop()

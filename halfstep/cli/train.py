@@ -1,20 +1,23 @@
 """`halfstep train denoiser` and `halfstep train classifier`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from halfstep.cli.options import Flat, literals, parse, save_config, Source, Where
+from halfstep.cli.config import literals
+from halfstep.cli.find import see_current_folder
+from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
-from halfstep.cli.progress import Bars, loading
+from halfstep.cli.progress import loading, say, terminal
+from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, HalfstepError
 from halfstep.evaluation.features import save_classifier
 from halfstep.methods.classification import Classification
 from halfstep.methods.denoising import Denoising
@@ -23,7 +26,7 @@ from halfstep.noise import key
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
-from halfstep.training.jobs import Job, load_weights, train, train_classifier
+from halfstep.training.jobs import load_weights, train, train_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,46 +78,81 @@ class TrainClassifier:
 
 def denoiser(argv: Sequence[str]) -> int:
     """Train a teacher; say where it is."""
-    console = Console()
+    console = terminal()
     options = parse(TrainDenoiser, argv, prog="halfstep train denoiser")
     data = loading(console, options.source)
-    pipeline = fresh_pipeline(
-        options.network, data, options.method.drop_labels > 0, options.training.seed
-    )
-    where = options.where
+    see_current_folder(options.network.net)
+    method, training, where = options.method, options.training, options.where
+    pipeline = fresh_pipeline(options.network, data, method.drop_labels > 0, training.seed)
     if where.dry_run:
-        stages = options.method.stages(pipeline.denoiser, pipeline.null)
-        return print_plan(console, stages, data, options.training, where.device)
-    train(
-        pipeline, data, where.out, method=options.method, training=options.training,
-        job=job_of(where, console),
-    )  # fmt: skip
-    save_config(where.out, options)
-    console.print(f"teacher  {where.out / 'stages' / 'teacher'}")
+        seen = rehearsed(pipeline, data, training, where.device)
+        stages = method.stages(pipeline.denoiser, pipeline.null)
+        return print_plan(console, stages, seen, training, where.device)
+    say(console, "network", describe(pipeline))
+    say(console, "data", describe_data(options.source, data))
+    say(console, "plan", updates_on(method.updates, training, where.device))
+    with carried_out(where, options, console) as job:
+        train(pipeline, data, where.out, method=method, training=training, job=job)
+    out, own = shlex.quote(str(where.out)), own_net(options.network.net)
+    source = as_typed(options.source)
+    say(console, "teacher", where.out / "stages" / "teacher")
+    say(console, "look", f"halfstep sample {out} --out {out}/samples{own}")
+    say(
+        console, "next", f"halfstep distill progressive --teacher {out}{own} {source} --out STUDENT"
+    )
     return 0
+
+
+def as_typed(source: Source) -> str:
+    """The options that name this data, for a later command."""
+    sides = [
+        f"--{name} {value}" for name in ("size", "channels") if (value := getattr(source, name))
+    ]
+    flip = ["--flip"] if source.flip else []
+    return " ".join([f"--data {shlex.quote(source.data)}", *sides, *flip])
+
+
+def own_net(net: str | None) -> str:
+    """The option that a later command needs to build a network of the user's own."""
+    return f" --net {shlex.quote(net)}" if net is not None and ":" in net else ""
 
 
 def classifier(argv: Sequence[str]) -> int:
     """Train a classifier; say where it is and how well it knows what it has seen."""
-    console = Console()
+    console = terminal()
     options = parse(TrainClassifier, argv, prog="halfstep train classifier")
     data = loading(console, options.source)
     if len(data.shape) != 3 or data.labels is None:
         raise ConfigError(
-            f"a classifier needs labelled images, and '{options.source.data}' has none"
+            f"a classifier needs labelled images, and '{options.source.data}' has none: give other data"
         )
     torch.manual_seed(key(options.training.seed, 0))
     net = Classifier(channels=data.shape[0], classes=data.classes)
-    where = options.where
+    method, training, where = options.method, options.training, options.where
     if where.dry_run:
-        return print_plan(console, options.method.stages(net), data, options.training, where.device)
-    train_classifier(
-        net, data, where.out, write=save_classifier, read=_read_classifier, method=options.method,
-        training=options.training, job=job_of(where, console),
-    )  # fmt: skip
-    save_config(where.out, options)
-    console.print(f"classifier  {where.out / 'stages' / 'classifier'}")
+        return print_plan(console, method.stages(net), data, training, where.device)
+    say(console, "data", describe_data(options.source, data))
+    say(console, "plan", updates_on(method.updates, training, where.device))
+    with carried_out(where, options, console) as job:
+        train_classifier(
+            net, data, where.out, write=save_classifier, read=_read_classifier, method=method,
+            training=training, job=job,
+        )  # fmt: skip
+    say(console, "accuracy", f"{accuracy(net.eval(), data):.1%} on what it was trained with")
+    say(console, "at", where.out / "stages" / "classifier")
     return 0
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Dataset) -> float:
+    """The share of samples whose largest logit is their label."""
+    device, right = next(net.parameters()).device, 0
+    for rows in torch.arange(len(data)).split(512):
+        batch = data.batch(rows).to(device)
+        if batch.cond is None or batch.cond.label is None:
+            raise ConfigError("accuracy needs labels: give labelled data")
+        right += int((net(batch.x0).argmax(1) == batch.cond.label).sum())
+    return right / len(data)
 
 
 def _read_classifier(net: nn.Module, folder: Path) -> None:
@@ -134,7 +172,7 @@ def fresh_pipeline(network: Network, data: Dataset, guided: bool, seed: int) -> 
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}
     return Pipeline(
-        Denoiser(build(network.net, config), schedule_from(schedule), reads, time=time),
+        Denoiser(_built(network.net, config), schedule_from(schedule), reads, time=time),
         data.shape,
         classes=data.names or tuple(map(str, range(classes))) if classes else (),
         null=classes if classes and guided else None,
@@ -142,10 +180,15 @@ def fresh_pipeline(network: Network, data: Dataset, guided: bool, seed: int) -> 
     )
 
 
-def job_of(where: Where, console: Console) -> Job:
-    return Job(
-        device=where.device,
-        extend=where.extend,
-        from_previous=where.from_previous,
-        watch=Bars(console),
-    )
+def _built(name: str, config: dict[str, Any]) -> nn.Module:
+    """The named net; whatever one of halfstep's own cannot be built from is the user's to mend."""
+    try:
+        return build(name, config)
+    except HalfstepError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if ":" in name:
+            raise
+        given = ", ".join(f"{key} = {value}" for key, value in config.items())
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the net '{name}' cannot be built from {given}: {reason}") from error

@@ -32,6 +32,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
             f"a distance needs two sets [n, D] of the same D with n at least 2, got {list(a.shape)} and "
             f"{list(b.shape)}"
         )
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise DataError(
+            "some features are nan or infinite: the samples that they come from are, too"
+        )
     metric = FrechetInceptionDistance(feature=_Given(a.shape[1])).set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
@@ -44,6 +48,8 @@ def sampling_floor(real: Tensor, n: int, *, splits: int = 8, seed: int = 0) -> f
     The mean distance between random halves of the real features, scaled by (1/n + 1/len(real)) over the
     halves' own (2/h): the bias is that to first order.
     """
+    if n < 1 or len(real) < 4:
+        raise DataError(f"a floor needs n of at least 1 and 4 real rows, got {n} and {len(real)}")
     half = len(real) // 2
     generator = torch.Generator().manual_seed(seed)
     total = 0.0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from halfstep.errors import ConfigError
 from halfstep.evaluation.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.features import Features
 from halfstep.pipeline import Pipeline
@@ -54,10 +55,17 @@ class Judge:
     def teacher(self, pipeline: Pipeline, steps: int) -> Row:
         """The teacher at full steps: every later row is compared with these samples."""
         self._teacher = None
-        return self.row(pipeline, "ddim", steps)
+        return self._row(pipeline, "ddim", steps)
 
     def row(self, pipeline: Pipeline, sampler: str, steps: int) -> Row:
         """One way of sampling."""
+        if self._teacher is None:
+            raise ConfigError(
+                "a row is compared with the teacher's samples: call teacher(...) first"
+            )
+        return self._row(pipeline, sampler, steps)
+
+    def _row(self, pipeline: Pipeline, sampler: str, steps: int) -> Row:
         began = time.perf_counter()
         images = pipeline.sample(
             self.n, seed=self.seed, steps=steps, sampler=sampler, progress=self.progress

@@ -32,6 +32,10 @@ class Denoising:
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if min(self.levels, self.updates) < 0:
+            raise ConfigError(
+                f"levels and updates cannot be negative, got {self.levels} and {self.updates}"
+            )
         if not 0 <= self.drop_labels <= 1:
             raise ConfigError(
                 f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1"

@@ -49,7 +49,9 @@ class Progressive:
                 f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
                 f" with stop={stop}{self._reachable()}"
             )
-        if len(self.updates) not in (1, ratio.bit_length() - 1) or min(self.updates) < 0:
+        if self.updates and min(self.updates) < 0:
+            raise ConfigError(f"updates cannot be negative, got {min(self.updates)}: write 0 or more")
+        if len(self.updates) not in (1, ratio.bit_length() - 1):
             raise ConfigError(
                 f"updates has {len(self.updates)} numbers for {ratio.bit_length() - 1} halvings "
                 f"({self.start} to {self.stop}): give one for all, or one each"

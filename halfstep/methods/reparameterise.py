@@ -18,7 +18,7 @@ from halfstep.methods.base import EDGE, errors, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import Schedule, Table
-from halfstep.weighting import Weighting, WEIGHTINGS
+from halfstep.weighting import vanishes, Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,16 @@ class Reparameterise:
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if vanishes(WEIGHTINGS[self.weighting]):
+            raise ConfigError(
+                f"the weight '{self.weighting}' vanishes at SNR 0, which is what v is learnt for: "
+                "write weighting='snr+1' or 'truncated-snr'"
+            )
+        if self.updates < 0:
+            raise ConfigError(f"updates cannot be negative, got {self.updates}: write 0 or more")
 
     def stages(self, teacher: Denoiser) -> Iterator[Stage]:
         schedule: Schedule = teacher.schedule
-        if not schedule.variance_preserving:
-            raise ConfigError(
-                "only variance-preserving teachers are reparameterised: others predict "
-                "what can be read at t = 1 already"
-            )
         if teacher.parameterisation.outputs != V.outputs:
             raise ConfigError(
                 "a teacher that predicts both x0 and eps is readable at t = 1 as it is"

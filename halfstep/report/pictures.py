@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, DataError
 
 STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
 
@@ -26,6 +26,8 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
             f"pictures are made of images [N, 1 or 3, H, W], got {list(images.shape)}: write --npz for "
             "other data"
         )
+    if not bool(images.isfinite().all()):
+        raise DataError("some pixels are nan or infinite: whatever drew these images has diverged")
     scaled = ((images + 1) * 127.5).round().clamp(0, 255)
     return np.asarray(scaled.permute(0, 2, 3, 1).byte().numpy())
 
@@ -41,6 +43,10 @@ def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
 
 def tile(images: Tensor, *, columns: int, gap: int = 1) -> NDArray[np.uint8]:
     """Images side by side, uint8 [H, W, C], on white."""
+    if columns < 1 or not len(images):
+        raise ConfigError(
+            f"a sheet needs an image and a column, got {len(images)} and {columns}: write columns=1"
+        )
     pixels = to_uint8(images)
     n, height, width, channels = pixels.shape
     rows = -(-n // columns)

@@ -14,6 +14,8 @@ from halfstep.training.ema import Average
 
 KEEP = 2
 """The newest, and the one before it should the newest be damaged."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW knows of each parameter; their steps differ where a gradient was missing or skipped."""
 
 
 @dataclass
@@ -31,7 +33,7 @@ class State:
         found = {f"student.{name}": value for name, value in self.student.state_dict().items()}
         named = {id(p): name for name, p in self.student.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 found[f"{moment}.{named[id(parameter)]}"] = moments[moment]
         if self.average is not None:
             for (name, _), value in zip(
@@ -40,48 +42,51 @@ class State:
                 found[f"average.{name}"] = value
         return found
 
-    def optimiser_steps(self) -> float:
-        """The optimiser's own count: under loss scaling it leaves some updates out."""
-        return max((float(m["step"]) for m in self.optimiser.state.values()), default=0.0)
-
     def load(self, tensors: dict[str, Tensor], about: dict[str, Any], source: str) -> None:
         own = {
             k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")
         }
         storage.load_into(self.student, own, source)
         self.update, self.seconds = about["update"], about["seconds"]
-        for k, (name, parameter) in enumerate(self.student.named_parameters()):
+        known = {}
+        for k, (name, _) in enumerate(self.student.named_parameters()):
             if self.average is not None:
                 self.average.values[k].copy_(tensors[f"average.{name}"])
-            if f"exp_avg.{name}" in tensors:
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(about["optimiser_steps"], device=parameter.device),
-                    "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-                }
+            if f"step.{name}" in tensors:
+                # Copies: the loaded tensors lie in the file, which would keep its place on the disk.
+                known[k] = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": known, "param_groups": groups})
         if self.scaler is not None and about.get("scaler"):
             self.scaler.load_state_dict(about["scaler"])
 
 
 def write(folder: Path, stage: int, name: str, state: State) -> None:
     """Save the state under its stage and update number, then forget all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
     about = {
         "stage": stage,
         "name": name,
         "update": state.update,
         "seconds": state.seconds,
-        "optimiser_steps": state.optimiser_steps(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
-    storage.save(folder / f"{stage:02d}-{state.update:08d}", state.tensors(), about)
-    for old in stems(folder, stage)[:-KEEP]:
-        remove(old)
+    stem = folder / _name(stage, state.update)
+    with storage.writing(stem):
+        folder.mkdir(parents=True, exist_ok=True)
+    storage.save(stem, state.tensors(), about)
+    forget(folder, stage, keep=KEEP)
 
 
 def stems(folder: Path, stage: int) -> list[Path]:
     """The whole checkpoints of a stage, oldest first: those whose json, written last, is there."""
     return sorted(p.with_suffix("") for p in folder.glob(f"{stage:02d}-*.json"))
+
+
+def forget(folder: Path, stage: int, *, keep: int) -> None:
+    """Remove all checkpoints of the stage but the newest `keep`."""
+    found = stems(folder, stage)
+    for stem in found[: len(found) - keep]:
+        remove(stem)
 
 
 def remove(stem: Path) -> None:
@@ -90,14 +95,22 @@ def remove(stem: Path) -> None:
     stem.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def restore(folder: Path, stage: int, state: State, *, previous: bool = False) -> bool:
-    """Load the newest checkpoint of the stage into `state`; False if there is none.
+def tidy(folder: Path) -> None:
+    """Remove what a crash left half written or half removed."""
+    for path in [*folder.glob("*.part"), *folder.glob("*.safetensors")]:
+        if path.suffix == ".part" or not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
 
-    A damaged one is named and refused; with `previous` it is removed and the one before it used.
+
+def choose(folder: Path, stage: int, *, previous: bool = False) -> str | None:
+    """The name of the stage's newest checkpoint, verified; None if there is none.
+
+    A damaged one is named and refused; with `previous` it is removed and the one before it chosen.
     """
     while found := stems(folder, stage):
+        newest = found[-1]
         try:
-            tensors, about = storage.load(found[-1])
+            _check(newest, storage.verify(newest))
         except CheckpointError as error:
             if not previous:
                 older = (
@@ -106,8 +119,27 @@ def restore(folder: Path, stage: int, state: State, *, previous: bool = False) -
                 raise CheckpointError(
                     f"{error}; add --from-previous to go on from {older} instead"
                 ) from None
-            remove(found[-1])
-            continue
-        state.load(tensors, about, f"'{found[-1]}.safetensors'")
-        return True
-    return False
+            remove(newest)
+        else:
+            return newest.name
+    return None
+
+
+def restore(stem: Path, state: State) -> None:
+    """Load a checkpoint into `state`."""
+    tensors, about = storage.load(stem)
+    state.load(tensors, about, f"'{stem}.safetensors'")
+
+
+def _check(stem: Path, about: dict[str, Any]) -> None:
+    """The json has no checksum of its own; its name says once more what matters most in it."""
+    try:
+        fine = stem.name == _name(about["stage"], about["update"]) and about["seconds"] >= 0
+    except (KeyError, TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise CheckpointError(f"'{stem}.json' is damaged: it does not say what its name says")
+
+
+def _name(stage: int, update: int) -> str:
+    return f"{stage:02d}-{update:08d}"

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.data import Dataset, load as load_data
+from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.classification import Classification
 from halfstep.pipeline import Pipeline
-from halfstep.training.loop import Loop, Silent, Watch
-from halfstep.training.parallel import pick_device, Processes
+from halfstep.training.loop import Loop
+from halfstep.training.parallel import Processes
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.watch import Silent, Watch
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,13 +53,14 @@ def train(
     training: Training | None = None,
     job: Job | None = None,
 ) -> Pipeline:
-    """Train a teacher from data into the run folder `out`; the same call again goes on or returns it."""
-    method, dataset = method or Denoising(), _dataset(data)
-    stages = method.stages(pipeline.denoiser, pipeline.null)
-    options = asdict(method)
-    return _carry_out_pipeline(
-        "train denoiser", stages, options, pipeline, dataset, out, training, job
-    )
+    """Train a teacher from data into the run folder `out`; returns it and leaves `pipeline` as it is.
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    """
+    method, work = method or Denoising(), _Work.on(pipeline, data, training, job)
+    options = {**asdict(method), "start": fingerprint(pipeline.denoiser)}
+    stages = method.stages(work.denoiser(pipeline).twin(), pipeline.null)
+    return work.carry_out("train denoiser", stages, options, out)
 
 
 def distill(
@@ -72,11 +77,11 @@ def distill(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
+    work = _Work.on(teacher, data, training, job)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
-    stages, dataset = method.stages(teacher.denoiser), _dataset(data)
-    return _carry_out_pipeline(
-        f"distill {verb}", stages, options, teacher, dataset, out, training, job
-    )
+    stages = method.stages(work.denoiser(teacher))
+    del teacher  # from the second stage on nobody needs it
+    return work.carry_out(f"distill {verb}", stages, options, out)
 
 
 def train_classifier(
@@ -100,47 +105,72 @@ def train_classifier(
         out,
         training or Training(),
         job or Job(),
+        Processes((job or Job()).device),
         write=lambda stage, folder: write(stage.student, folder),
         read=lambda stage, folder: read(stage.student, folder),
     ).eval()
 
 
-def _carry_out_pipeline(
-    command: str,
-    stages: Iterable[Stage],
-    options: Mapping[str, Any],
-    pipeline: Pipeline,
-    data: Dataset,
-    out: Path | str,
-    training: Training | None,
-    job: Job | None,
-) -> Pipeline:
-    training, job = training or Training(), job or Job()
-    _check_shape(pipeline, data)
-    if not pipeline.classes:
-        data = replace(data, labels=None, names=())
-    pipeline.to(pick_device(job.device))
-    pipeline.denoiser.autocast = AUTOCAST[training.precision]
-    last: list[Pipeline] = []
+@dataclass(frozen=True)
+class _Work:
+    """What training and distilling a pipeline have in common; holds no weights."""
 
-    def read(stage: Stage, folder: Path) -> None:
-        load_weights(stage.student, folder / "pipeline")
-        last[:] = [with_stage(pipeline, stage)]
+    around: Callable[..., Pipeline]
+    """The pipeline around another denoiser."""
+    about: Mapping[str, Any]
+    data: Dataset
+    training: Training
+    job: Job
+    processes: Processes
 
-    _carry_out(
-        command,
-        stages,
-        options,
-        data,
-        out,
-        training,
-        job,
-        write=lambda stage, folder: with_stage(pipeline, stage).save(folder),
-        read=read,
-        gate=lambda stage: job.gate is None or job.gate(last[0]),
-    )
-    last[0].denoiser.freeze()
-    return last[0]
+    @classmethod
+    def on(
+        cls, pipeline: Pipeline, data: Dataset | str, training: Training | None, job: Job | None
+    ) -> "_Work":
+        training, job, dataset = training or Training(), job or Job(), _dataset(data)
+        _check_shape(pipeline, dataset)
+        if not pipeline.classes:
+            dataset = replace(dataset, labels=None, names=())
+        rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
+        # Described before it is trained: what could not be saved is refused now.
+        about = pipeline.describe()
+        return cls(partial(Pipeline, **rest), about, dataset, training, job, Processes(job.device))
+
+    def denoiser(self, pipeline: Pipeline) -> Denoiser:
+        """The pipeline's, on the device and in the precision of this run; the same weights."""
+        denoiser = copy(pipeline.to(self.processes.device).denoiser)
+        denoiser.autocast = AUTOCAST[self.training.precision]
+        return denoiser
+
+    def pipeline(self, stage: Stage) -> Pipeline:
+        """Around a stage's student, to be sampled on the stage's grid."""
+        times = {"times": (stage.times,)} if stage.times else {}
+        return self.around(denoiser=stage.student, **times)
+
+    def carry_out(
+        self, command: str, stages: Iterable[Stage], options: Mapping[str, Any], out: Path | str
+    ) -> Pipeline:
+        last: list[Pipeline] = []
+
+        def read(stage: Stage, folder: Path) -> None:
+            load_weights(stage.student, folder / "pipeline")
+            last[:] = [self.pipeline(stage)]
+
+        _carry_out(
+            command,
+            stages,
+            {**options, "pipeline": dict(self.about)},
+            self.data,
+            out,
+            self.training,
+            self.job,
+            self.processes,
+            write=lambda stage, folder: self.pipeline(stage).save(folder),
+            read=read,
+            gate=lambda stage: self.job.gate is None or self.job.gate(last[0]),
+        )
+        last[0].denoiser.freeze().autocast = None  # as it is when it is loaded
+        return last[0]
 
 
 def _carry_out(
@@ -151,37 +181,36 @@ def _carry_out(
     out: Path | str,
     training: Training,
     job: Job,
+    processes: Processes,
     *,
     write: Callable[[Stage, Path], None],
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
 ) -> nn.Module:
-    processes = Processes(job.device)
     processes.share(training.batch)
-    run = Run.open(
-        Path(out),
-        command,
-        {**options, **asdict(training), "data": data.fingerprint()[:16]},
-        device=str(processes.device),
-        extend=job.extend,
-        writer=processes.first,
-    )
-    nearby = _nearby(data, processes.device)
-    loop = Loop(run, nearby, training, processes, write, read, job.watch, gate, job.from_previous)
+    asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
+    opened = list[Run]()  # by the first process, the only one that writes
+
+    def take() -> None:
+        device = str(processes.device)
+        run = Run.open(
+            Path(out), command, asked, device=device, processes=processes.world, extend=job.extend
+        )
+        opened.append(run)
+
+    processes.first_says(take)
+    run = opened[0] if opened else Run(Path(out), None, [])
+    watch = job.watch if processes.first else Silent()
     try:
         for note in run.notes:
-            job.watch.note(f"since this run began, {note}: not the same to the bit")
-        return loop.train(stages)
+            watch.note(note)
+        nearby = _nearby(data, processes.device)
+        loop = Loop(run, nearby, training, processes, write, read, watch, gate, job.from_previous)
+        student = loop.train(stages)
+        processes.wait()
     finally:
         run.close()
-        processes.close()
-
-
-def with_stage(pipeline: Pipeline, stage: Stage) -> Pipeline:
-    """The pipeline around a stage's student, to be sampled on the stage's grid."""
-    times = (stage.times,) if stage.times else pipeline.times
-    student: Any = stage.student
-    return replace(pipeline, denoiser=student, times=times)
+    return student
 
 
 def load_weights(module: nn.Module, stem: Path) -> None:

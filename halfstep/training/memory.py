@@ -1,5 +1,6 @@
 """Running out of memory, turned into the largest micro-batch that fits."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,17 +18,21 @@ def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
     """
     try:
         yield
-        return
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not _is_memory(error):
             raise
         reason = str(error).splitlines()[0]
-    # Outside the handler: the traceback that held the failed update's tensors is gone.
-    fits = _largest(attempt, size)
-    advice = (
-        f"add --micro-batch {fits}" if fits else "not even one sample fits: use a smaller network"
-    )
-    raise ConfigError(f"out of memory with a micro-batch of {size} ({reason}): {advice}")
+        # The failed update's frames still hold its tensors, and would leave no room for the attempts.
+        traceback.clear_frames(error.__traceback__)
+        fits = _largest(attempt, size)
+        advice = (
+            f"add --micro-batch {fits}"
+            if fits
+            else "not even one sample fits: use a smaller network"
+        )
+        raise ConfigError(
+            f"out of memory with a micro-batch of {size} ({reason}): {advice}"
+        ) from None
 
 
 def _is_memory(error: RuntimeError) -> bool:
@@ -43,6 +48,7 @@ def _largest(attempt: Callable[[int], None], size: int) -> int:
         except RuntimeError as error:
             if not _is_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)
         else:
             return size
     return 0

@@ -1,8 +1,8 @@
 """A run is a folder: what was asked, what was measured, the finished stages, the last checkpoints.
 
-    RUN/run.json        command, resolved options, versions
+    RUN/run.json        command, resolved options, versions, and what changed of them
     RUN/metrics.jsonl   one line every few updates
-    RUN/stages/NAME/    each finished stage's student, a pipeline of its own
+    RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json says its updates
     RUN/checkpoints/    where the present stage goes on
 
 The same command again goes on where it stopped.
@@ -10,30 +10,27 @@ The same command again goes on where it stopped.
 
 import fcntl
 import json
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, IO
 
-import numpy as np
-import torch
-
-import halfstep
 from halfstep import storage
-from halfstep.errors import ConfigError
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.training import checkpoint
+from halfstep.training.asked import environment, take_up
 
-EXTENDABLE = ("stop", "updates")
+OURS = (".lock", "run.json.part")
+"""What a run leaves that was killed before it began."""
 
 
 class Run:
-    """An open run folder.  Other processes of the same user are kept out by a lock that dies with us."""
+    """An open run folder.  Other processes are kept out by a lock that dies with us."""
 
     def __init__(self, folder: Path, lock: IO[str] | None, notes: list[str]):
         self.folder, self._lock, self.notes = folder, lock, notes
         self.checkpoints = folder / "checkpoints"
+        self._metrics = folder / "metrics.jsonl"
 
     @classmethod
     def open(
@@ -43,72 +40,94 @@ class Run:
         options: Mapping[str, Any],
         *,
         device: str = "cpu",
+        processes: int = 1,
         extend: bool = False,
-        writer: bool = True,
     ) -> "Run":
         """Make the folder, or take up the one that is there if it was made with the same options.
 
         `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
         or threads since the run began: the weights are then not the same to the bit.
         """
-        if not writer:
-            return cls(folder, None, [])
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
         asked = {"command": command, "options": json.loads(json.dumps(options))}
-        here = environment(device)
-        notes: list[str] = []
-        if (folder / "run.json").exists():
-            before = storage.read_json(folder / "run.json")
-            _compare(folder, before, asked, extend)
-            notes = _changed(before["environment"], here)
-        elif any(p.name != ".lock" for p in folder.iterdir()):
-            raise ConfigError(f"'{folder}' is not empty and holds no run: choose another --out")
-        about = {**asked, "argv": sys.argv, "environment": here, "changes": notes}
-        if not notes or extend or not (folder / "run.json").exists():
-            storage.write_json(folder / "run.json", about)
-        return cls(folder, lock, notes)
+        try:
+            _refuse_foreign(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock, notes = _lock(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"
+            ) from None
+        try:
+            notes += take_up(folder, asked, environment(device, processes), extend=extend)
+            run = cls(folder, lock, notes)
+            run._mend()
+        except BaseException:
+            lock.close()
+            raise
+        return run
 
     def stage(self, name: str) -> Path:
         """The folder of a finished stage; it exists only when it is whole."""
         return self.folder / "stages" / name
 
-    def finish(self, name: str, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder, then give it the stage's name: all or nothing."""
+    def finish(
+        self, name: str, write: Callable[[Path], None], about: Mapping[str, int | float]
+    ) -> None:
+        """Let `write` fill a folder, then give it the stage's name: all or nothing.
+
+        about  updates, seconds and forwards, for stage.json
+        """
         final = self.stage(name)
-        part = final.with_name(f".{name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        write(part)
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        storage.flush_folder(final.parent)
+        part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
+        with storage.writing(final):
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+            write(part)
+            storage.write_json(part / "stage.json", about)
+            if final.exists():
+                final.replace(old)
+            part.replace(final)
+            storage.flush_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def finished(self, name: str) -> Mapping[str, int | float] | None:
+        """A finished stage's updates, seconds and forwards; None if it is not finished."""
+        folder = self.stage(name)
+        if not folder.exists():
+            return None
+        about = storage.read_json(folder / "stage.json")
+        if not isinstance(about.get("updates"), int):
+            raise CheckpointError(f"'{folder / 'stage.json'}' is damaged: it has no updates")
+        return about
+
+    def record(self, name: str) -> None:
+        """See to it that metrics.jsonl has the line of a finished stage."""
+        lines = read_metrics(self.folder)
+        if not any(line["stage"] == name and "updates" in line for line in lines):
+            self.log({"stage": name, **(self.finished(name) or {})})
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with storage.writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def updates_of(self, stage: str) -> int:
-        """With how many updates a stage was finished; 0 if it was not."""
-        lines = read_metrics(self.folder)
-        return max(
-            (x["updates"] for x in lines if x["stage"] == stage and "updates" in x), default=0
-        )
 
     def forget_after(self, stage: str, update: int) -> None:
         """Drop the metrics of updates that are about to be done again."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
+        lines = read_metrics(self.folder)
         kept = [
             line
-            for line in read_metrics(self.folder)
-            if line.get("stage") != stage
-            or (line.get("update", 0) <= update and "updates" not in line)
+            for line in lines
+            if line["stage"] != stage or ("updates" not in line and line["update"] <= update)
         ]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(path)
+        if len(kept) < len(lines):
+            storage.write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _mend(self) -> None:
+        """Drop a last line that a crash or a full disk cut short, lest the next one be glued to it."""
+        if self._metrics.exists() and self._metrics.read_bytes()[-1:] not in (b"", b"\n"):
+            lines = read_metrics(self.folder)
+            storage.write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        checkpoint.tidy(self.checkpoints)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -119,7 +138,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
@@ -127,32 +146,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What the bits of a result depend on besides the options."""
-    return {
-        "halfstep": halfstep.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+def _refuse_foreign(folder: Path) -> None:
+    """Before anything is written into it."""
+    if folder.exists() and not (folder / "run.json").exists():
+        strange = [path.name for path in folder.iterdir() if path.name not in OURS]
+        if strange:
+            raise ConfigError(
+                f"'{folder}' is not empty and holds no run (it has '{min(strange)}'): choose another "
+                "--out"
+            )
 
 
-def _commit() -> str | None:
-    here = Path(halfstep.__file__).parent
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None
-
-
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path) -> tuple[IO[str], list[str]]:
+    """The locked file; and a note where the file system knows no locks."""
     lock = (folder / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,30 +167,6 @@ def _lock(folder: Path) -> IO[str]:
         raise ConfigError(
             f"another process is working on '{folder}': wait for it, or choose another --out"
         ) from None
-    return lock
-
-
-def _compare(
-    folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any], extend: bool
-) -> None:
-    if before.get("command") != asked["command"]:
-        raise ConfigError(
-            f"'{folder}' holds a run of '{before.get('command')}', not of '{asked['command']}': "
-            "choose another --out"
-        )
-    old, new = before["options"], asked["options"]
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not (extend and name in EXTENDABLE):
-            hint = "add --extend, or " if name in EXTENDABLE else ""
-            raise ConfigError(
-                f"'{folder}' was made with {name} = {old.get(name)}, now it is {new.get(name)}: "
-                f"{hint}choose another --out, or delete the folder"
-            )
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {before.get(name)}, now {now[name]}"
-        for name in now
-        if name != "commit" and before.get(name) != now[name]
-    ]
+    except OSError as error:
+        return lock, [f"this file system has no locks ({error.strerror}): start no second process"]
+    return lock, []

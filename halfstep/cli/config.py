@@ -1,0 +1,172 @@
+"""TOML files: options that come from one, and options that are kept in one."""
+
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, MISSING
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from halfstep.errors import ConfigError, unknown
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "text",
+}
+
+
+def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bool]]:
+    """(name, type, whether it must be given) of every option, nested ones without prefix."""
+    origin = typing.get_origin(kind) or kind
+    bound = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(kind), strict=False))
+    hints = typing.get_type_hints(origin)
+    marks = typing.get_type_hints(origin, include_extras=True)
+    for field in fields(origin):
+        if tyro.conf.Positional in getattr(marks[field.name], "__metadata__", ()):
+            continue
+        inner = bound.get(hints[field.name], hints[field.name])
+        bare = needed and field.default is MISSING and field.default_factory is MISSING
+        if is_dataclass(inner):
+            yield from options_of(inner, needed=bare)
+        else:
+            yield field.name, inner, bare
+
+
+def from_file(kind: Any, path: Path) -> list[str]:
+    """A TOML file as arguments; unknown keys and wrong types are errors that say what to write."""
+    known, args = {name: hint for name, hint, _ in options_of(kind)}, list[str]()
+    for key, value in _read(path).items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown(f"option in '{path.name}' called", key, known)
+        if not _fits(value, known[name]):
+            raise ConfigError(
+                f"'{path.name}' says {key} = {_toml(value)}, and {key} is {word(known[name])}"
+            )
+        args += _as_arguments(name.replace("_", "-"), value)
+    return args
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not TOML: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from TOML is of this type; a whole number is a number, too."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, kind) for kind in inner if kind is not type(None))
+    if origin is Literal:
+        return value in inner
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) and isinstance(value, list) else inner
+        return (
+            isinstance(value, list)
+            and len(value) == len(kinds)
+            and all(map(_fits, value, kinds))
+        )  # fmt: skip
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, {float: int | float, Path: str}.get(hint, hint))
+
+
+def word(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(word(kind) for kind in inner if kind is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is dict:
+        return "a table of names and values"
+    if origin is tuple and inner[1:] == (...,):
+        return f"a list, {word(inner[0])} each"
+    if origin is tuple:
+        return f"a list of {len(inner)}, {word(inner[0])} each"
+    return _WORDS[hint]
+
+
+def _as_arguments(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, Mapping):
+        pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items()]
+        return [f"--{name}", *(word for pair in pairs for word in pair)]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]
+
+
+def preset_names(prog: str = "") -> list[str]:
+    """All presets, or those of this command: a preset says `# command   halfstep ...` at its head."""
+    folder = files("halfstep") / "presets"
+    return sorted(
+        p.name.removesuffix(".toml")
+        for p in folder.iterdir()
+        if p.name.endswith(".toml") and (not prog or f"# command   {prog} " in p.read_text())
+    )
+
+
+def preset(name: str) -> Path:
+    """The file of a preset; `ConfigError` lists those there are."""
+    if name not in (names := preset_names()):
+        raise unknown("preset", name, names)
+    return Path(str(files("halfstep") / "presets" / f"{name}.toml"))
+
+
+def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """`embed_dim 64 conv true name x` as {"embed_dim": 64, "conv": True, "name": "x"}."""
+    found = {}
+    for name, text in pairs.items():
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def save_config(folder: Path, options: Any) -> None:
+    """FOLDER/config.toml: the same command with `--config` and it asks for the same run again."""
+    lines = [
+        f"{name} = {_toml(value)}" for name, value in flat(options).items() if value is not None
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "config.toml.part"
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(folder / "config.toml")
+
+
+def flat(options: Any) -> dict[str, Any]:
+    """All fields of nested dataclasses in one dict."""
+    found: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        found.update(flat(value) if is_dataclass(value) else {field.name: value})
+    return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,75 @@
+"""What `train` and `distill` share: what a run is about, how it is carried out, how it is rehearsed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from halfstep.cli.config import save_config
+from halfstep.cli.options import Source, Where
+from halfstep.cli.progress import Bars, first_process, say
+from halfstep.data import Dataset
+from halfstep.errors import ConfigError
+from halfstep.methods.base import Stage
+from halfstep.pipeline import Pipeline
+from halfstep.training import Training
+from halfstep.training.jobs import AUTOCAST, Job
+from halfstep.training.parallel import pick_device
+
+
+@contextmanager
+def carried_out(
+    where: Where, options: Any, console: Console, *, ahead: Callable[[Stage], int] = lambda s: 0
+) -> Iterator[Job]:
+    """How the options want a run carried out: shown while it lasts, its options kept in its folder.
+
+    ahead  updates that are still to come after a stage
+    """
+
+    def keep() -> None:
+        if first_process():
+            save_config(where.out, options)
+
+    with Bars(console, ahead=ahead, opened=keep) as bars:
+        yield Job(
+            device=where.device, extend=where.extend, from_previous=where.from_previous, watch=bars
+        )
+    if not bars.began:
+        say(console, "done", "this run was finished before: nothing was left to do")
+
+
+def describe(pipeline: Pipeline) -> str:
+    """A network in a line."""
+    about = pipeline.describe()
+    parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
+    return (
+        f"{about['net']['build']}, {parameters:,} parameters, predicts {about['parameterisation']}, "
+        f"schedule {about['schedule']['name']}"
+    )
+
+
+def describe_data(source: Source, data: Dataset) -> str:
+    """Data in a line."""
+    classes = f", {data.classes} classes" if data.classes else ""
+    return f"{source.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
+
+
+def updates_on(updates: int, training: Training, device: str) -> str:
+    """4,000 updates of 128 samples on cpu, 2 threads."""
+    chosen = pick_device(device)
+    threads = f", {torch.get_num_threads()} threads" if chosen.type == "cpu" else ""
+    return f"{updates:,} updates of {training.batch} samples on {chosen.type}{threads}"
+
+
+def rehearsed(pipeline: Pipeline, data: Dataset, training: Training, device: str) -> Dataset:
+    """The data as a run would see it; the pipeline is put where a run would put it."""
+    if tuple(data.shape) != tuple(pipeline.shape):
+        raise ConfigError(
+            f"the network makes samples of shape {list(pipeline.shape)} and the data has "
+            f"{list(data.shape)}: give data of that shape (--size, --channels)"
+        )
+    pipeline.to(pick_device(device)).denoiser.autocast = AUTOCAST[training.precision]
+    return data if pipeline.classes else replace(data, labels=None, names=())

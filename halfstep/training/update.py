@@ -1,0 +1,76 @@
+"""One optimiser update: whole batch or micro-batches, one process or many."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.data import Dataset, rows as rows_of_update
+from halfstep.methods.base import Objective
+from halfstep.noise import Draw, key
+from halfstep.training.checkpoint import State
+from halfstep.training.parallel import Processes
+from halfstep.training.settings import Training
+
+
+def update(
+    objective: Objective,
+    student: nn.Module,
+    state: State,
+    data: Dataset,
+    *,
+    settings: Training,
+    processes: Processes,
+    stage: int,
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """This process's summed loss over the whole batch size (times processes), and the gradient's norm."""
+    share = processes.share(settings.batch)
+    chosen = rows_of_update(settings.seed, stage, state.update, settings.batch, len(data))
+    slices = list(micro_batches(share, settings.micro_batch))
+    losses = list[Tensor]()
+    for k, rows in enumerate(slices):
+        # Dropout's; the 1 keeps it apart from the draws' own key, which ends there.
+        torch.manual_seed(key(settings.seed, stage, state.update, 1 + processes.rank, k))
+        generator = torch.Generator(processes.device)
+        generator.manual_seed(key(settings.seed, stage, state.update))
+        draw = Draw(generator, settings.batch, rows)
+        flips = draw.uniform() < 0.5 if data.flip else None
+        batch = data.batch(chosen[rows], flips).to(processes.device)
+        last = k == len(slices) - 1
+        with nullcontext() if last else processes.unsynced(student):
+            # DDP averages over the processes: each one's share of the whole batch's mean, times world.
+            part = objective(student, batch, draw).sum() / settings.batch * processes.world
+            (part if state.scaler is None else state.scaler.scale(part)).backward()
+        losses.append(part.detach())
+    return torch.stack(losses).sum(), step(student, state, settings, rate)
+
+
+def step(student: nn.Module, state: State, settings: Training, rate: float) -> Tensor:
+    """Clip, optimise, average; returns the gradient's norm without reading it."""
+    optimiser, scaler = state.optimiser, state.scaler
+    if scaler is not None:
+        scaler.unscale_(optimiser)
+    parameters = [p for p in student.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if settings.clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    if scaler is None:
+        optimiser.step()
+    else:
+        scaler.step(optimiser)
+        scaler.update()
+    optimiser.zero_grad()
+    if state.average is not None:
+        state.average.follow(state.student, state.update)
+    return norm
+
+
+def micro_batches(share: slice, size: int) -> Iterator[slice]:
+    """The share in slices of `size` rows; 0 is one slice.  The last may be smaller."""
+    size = size or share.stop - share.start
+    for low in range(share.start, share.stop, size):
+        yield slice(low, min(low + size, share.stop))

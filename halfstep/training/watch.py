@@ -1,0 +1,52 @@
+"""Whoever shows progress, and the numbers that are shown."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from halfstep.methods.base import Stage
+
+
+class Watch(Protocol):
+    """Whoever shows progress."""
+
+    def begin(self, stage: Stage, update: int) -> None: ...
+    def step(self, update: int, rate: float) -> None: ...
+    def measure(self, loss: float) -> None: ...
+    def end(self, stage: Stage) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, stage: Stage, update: int) -> None: ...
+    def step(self, update: int, rate: float) -> None: ...
+    def measure(self, loss: float) -> None: ...
+    def end(self, stage: Stage) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Tally:
+    """Losses and norms since the last report, kept on the device: reading them waits for it."""
+
+    def __init__(self, device: torch.device):
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.losses = torch.zeros((), device=device, dtype=dtype)
+        self.norms = torch.zeros((), device=device, dtype=dtype)
+        self.bad = torch.full((), -1, device=device)
+        self.count = 0
+
+    def add(self, loss: Tensor, norm: Tensor, update: int, *, scaled: bool) -> None:
+        """Take in an update.  Under loss scaling an infinite gradient is ordinary: it was skipped."""
+        fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
+        self.bad = torch.where((self.bad < 0) & ~fine, update, self.bad)
+        self.losses += loss
+        self.norms = torch.maximum(self.norms, torch.where(norm.isfinite(), norm, 0.0))
+        self.count += 1
+
+    def reset(self) -> None:
+        self.losses.zero_()
+        self.norms.zero_()
+        self.count = 0

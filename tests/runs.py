@@ -1,0 +1,154 @@
+"""Tiny runs that the engine's tests share: points, a small network, a teacher, a folder's bytes."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from halfstep.batch import Batch
+from halfstep.data import Dataset
+from halfstep.denoiser import Denoiser
+from halfstep.methods import Progressive
+from halfstep.methods.base import Stage
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.schedules import Cosine
+from halfstep.training import distill, Silent, Training
+from halfstep.training.jobs import Job
+
+TRAINING = Training(batch=6, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
+
+
+def points(n=40):
+    """n points of 3 coordinates in [-1, 1]."""
+    values = torch.rand(n, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return Dataset((2 * values - 1).float())
+
+
+class Doubled(Dataset):
+    """The same points in float64, for what has to agree to more than seven digits."""
+
+    def batch(self, rows, flips=None):
+        found = super().batch(rows, flips)
+        return Batch(found.x0.double(), found.cond)
+
+
+class Forgetful(nn.Module):
+    """Whatever a resumed run could get wrong: dropout, buffers that move, tied and idle weights."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, width), nn.Linear(width, 3)
+        self.norm, self.drop = nn.BatchNorm1d(width), nn.Dropout(0.3)
+        self.first = self.second = nn.Linear(width, width)
+        self.sometimes = nn.Linear(width, 3)
+
+    def forward(self, x, t, cond=None):
+        h = self.drop(torch.relu(self.norm(self.enter(torch.cat([x, t[:, None] / 1000], 1)))))
+        out = self.leave(self.second(torch.tanh(self.first(h))))
+        # Some updates give these weights a gradient and others none, as stochastic depth does.
+        return out + self.sometimes(h) if not self.training or torch.rand(()) < 0.5 else out
+
+
+def teacher(width=8, seed=0, net="mlp"):
+    """A pipeline around a small network with weights of that seed."""
+    torch.manual_seed(seed)
+    config = {"dim": 3, "width": width, "depth": 1} if net == "mlp" else {"width": width}
+    return Pipeline(Denoiser(build(net, config), Cosine(), V()), (3,))
+
+
+def forgetful():
+    return teacher(net="tests.runs:Forgetful")
+
+
+def own(objective, *, updates=8, stages=1):
+    """A method of the user's own: every stage learns this objective."""
+    objective = Scripted(objective)
+
+    @dataclass(frozen=True)
+    class Own:
+        def stages(self, teacher):
+            for k in range(stages):
+                student = teacher.twin()
+                teacher.freeze()
+                yield Stage(f"stage-{k}", student, objective, updates)
+                teacher = student
+
+    return Own()
+
+
+class Scripted:
+    """A function of (guess [B, 3], calls before this one) as an objective."""
+
+    forwards = 3
+
+    def __init__(self, loss):
+        self.loss, self.calls = loss, 0
+
+    def __call__(self, student, batch, draw):
+        t = 0.25 + draw.uniform() / 2
+        guess = student(draw.normal(batch.x0), t, batch.cond).x0
+        self.calls += 1
+        return self.loss(guess - batch.x0, self.calls - 1)
+
+
+def squares(error, call):
+    return error.square().mean(1)
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that could save anything catches this."""
+
+
+class At(Silent):
+    """Calls `act` once the update of this number of a stage is done (and not yet saved)."""
+
+    def __init__(self, stage, update, act):
+        self.where, self.act, self.stage = (stage, update), act, ""
+        self.notes = []
+
+    def begin(self, stage, update):
+        self.stage = stage.name
+
+    def step(self, update, rate):
+        if (self.stage, update) == self.where:
+            self.act()
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def crash():
+    raise Crash
+
+
+def halve(
+    out, *, method=None, training=TRAINING, pipeline=None, data=None, job=None, width=8, **changes
+):
+    """Distil the tiny teacher from 8 steps to 2 into `out`; `changes` are options of `training`."""
+    return distill(
+        pipeline or teacher(width),
+        data or points(),
+        out,
+        method=method or Progressive(start=8, stop=2, updates=(7,)),
+        training=dataclasses.replace(training, **changes),
+        job=job or Job(device="cpu"),
+    )
+
+
+def job(**options):
+    return Job(**{"device": "cpu", **options})
+
+
+def bits(out):
+    """All weights of the finished stages: their paths and bytes."""
+    found = sorted((out / "stages").rglob("*.safetensors"))
+    return {str(path.relative_to(out)): path.read_bytes() for path in found}
+
+
+def everything(out):
+    """Every file of a folder: its path and bytes."""
+    found = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in found}

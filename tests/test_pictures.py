@@ -1,0 +1,140 @@
+"""Pictures: exact pixels, exact sizes, files that open."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from halfstep.errors import ConfigError, DataError
+from halfstep.report.pictures import (
+    quality_curve,
+    same_seeds,
+    save_grid,
+    save_images,
+    scatter,
+    tile,
+    to_uint8,
+)
+from tests.conftest import seeded
+
+
+def test_pixels_are_rounded_and_clipped():
+    values = torch.tensor([-1.0, 1.0, 0.0, -5.0, 5.0, 2 / 255 - 1, 2.9 / 255 - 1, 3.1 / 255 - 1])
+    got = to_uint8(values.reshape(1, 1, 2, 4))
+    assert got.shape == (1, 2, 4, 1) and got.dtype == np.uint8
+    assert got.flatten().tolist() == [0, 255, 128, 0, 255, 1, 1, 2]
+
+
+def test_every_byte_comes_back():
+    pixels = torch.arange(256, dtype=torch.float32).reshape(1, 1, 4, 64)
+    assert torch.equal(torch.from_numpy(to_uint8(pixels / 127.5 - 1))[..., 0], pixels.byte()[0])
+
+
+def test_channels_go_last():
+    images = torch.zeros(5, 3, 4, 6)
+    images[2, 1, 3, 5] = 1
+    got = to_uint8(images)
+    assert got.shape == (5, 4, 6, 3)
+    assert got[2, 3, 5].tolist() == [128, 255, 128]
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 4, 6), (5, 4, 4, 6), (3, 4, 6), (5, 2), (1, 5, 3, 4, 6)])
+def test_what_is_no_picture_is_refused(shape):
+    with pytest.raises(ConfigError, match=r"pictures are made of images \[N, 1 or 3, H, W\]"):
+        to_uint8(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_pixels_that_are_no_numbers_are_not_painted_black(bad):
+    images = torch.zeros(2, 1, 3, 4)
+    images[1, 0, 2, 3] = bad
+    with pytest.raises(DataError, match="nan or infinite"):
+        to_uint8(images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_file_an_image(channels, tmp_path):
+    images = 2 * torch.rand(3, channels, 4, 6, generator=seeded()) - 1
+    paths = save_images(images, tmp_path / "deep" / "er", first=9)
+    assert [p.name for p in paths] == ["000009.png", "000010.png", "000011.png"]
+    for path, pixels in zip(paths, to_uint8(images), strict=True):
+        with Image.open(path) as picture:
+            assert picture.mode == ("L" if channels == 1 else "RGB") and picture.size == (6, 4)
+            assert np.array_equal(np.asarray(picture).reshape(4, 6, channels), pixels)
+
+
+def test_tiles_lie_on_white_with_gaps():
+    images = torch.stack([torch.full((1, 2, 3), value) for value in (-1.0, 0.0, 1.0)])
+    sheet = tile(images, columns=2, gap=1)
+    assert sheet.shape == (5, 7, 1)
+    want = np.full((5, 7), 255)
+    want[:2, :3], want[:2, 4:] = 0, 128
+    assert np.array_equal(sheet[..., 0], want)
+
+
+@pytest.mark.parametrize(
+    "n, columns, size", [(1, 1, (4, 6)), (5, 5, (4, 34)), (5, 1, (24, 6)), (5, 4, (9, 27))]
+)
+def test_the_size_of_a_sheet(n, columns, size):
+    assert tile(torch.zeros(n, 3, 4, 6), columns=columns).shape == (*size, 3)
+
+
+@pytest.mark.parametrize("n, columns", [(0, 1), (3, 0), (3, -1)])
+def test_a_sheet_of_nothing_is_refused(n, columns):
+    with pytest.raises(ConfigError, match="a sheet needs"):
+        tile(torch.zeros(n, 1, 4, 6), columns=columns)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_is_magnified_without_smoothing(channels, tmp_path):
+    images = 2 * torch.rand(10, channels, 4, 6, generator=seeded()) - 1
+    save_grid(images, tmp_path / "grid.png", scale=3)
+    with Image.open(tmp_path / "grid.png") as picture:
+        got = np.asarray(picture).reshape(picture.height, picture.width, channels)
+    small = tile(images, columns=3)  # the root of 10, rounded
+    assert np.array_equal(got, small.repeat(3, 0).repeat(3, 1))
+
+
+def opened(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_of_seeds_shows_every_row(channels, tmp_path):
+    full = 2 * torch.rand(5, channels, 4, 6, generator=seeded()) - 1
+    rows = [("8 steps", full, full), ("1 step", full, full)]
+    same_seeds(tmp_path / "a.png", ("teacher, 64 steps", full), rows)
+    same_seeds(
+        tmp_path / "b.png", ("teacher, 64 steps", full), [*rows[:1], ("1 step", -full, full)]
+    )
+    a, b = opened(tmp_path / "a.png"), opened(tmp_path / "b.png")
+    assert a.shape == b.shape
+    changed = np.argwhere((a != b).any(2))
+    height, width = a.shape[:2]
+    assert len(changed) > 100  # the last row of the left half alone
+    assert changed[:, 0].min() > height / 2 and changed[:, 1].max() < 0.62 * width
+
+
+def test_the_curve_is_drawn_in_its_colour(tmp_path):
+    quality_curve(
+        tmp_path / "q.png",
+        [("student", [8, 4, 2, 1], [0.31, 0.32, 0.33, 0.35], "#ff0000")],
+        full=("teacher", 0.3),
+        floor=0.1,
+    )
+    picture = opened(tmp_path / "q.png")
+    assert ((picture == [255, 0, 0]).all(2)).sum() > 100
+
+
+def test_clouds_are_side_by_side(tmp_path):
+    left, right = torch.full((9, 2), -1.0), torch.full((9, 2), 1.0)
+    scatter(tmp_path / "s.png", [("left", left), ("right", right)])
+    picture = opened(tmp_path / "s.png")
+    green = np.argwhere((picture[..., 1] - picture[..., 0]) > 40)
+    height, width = picture.shape[:2]
+    lower_left = (green[:, 1] < width / 2) & (green[:, 0] > height / 2)
+    upper_right = (green[:, 1] > width / 2) & (green[:, 0] < height / 2)
+    assert lower_left.any() and upper_right.any() and (lower_left | upper_right).all()

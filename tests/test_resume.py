@@ -1,0 +1,675 @@
+"""Nothing that was saved is lost, whatever happens, and a resumed run ends at the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import halfstep.storage as storage
+import halfstep.training.asked as asked
+from halfstep.cli import main
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.methods import Progressive
+from halfstep.training.run import read_metrics, Run
+from tests.runs import (
+    At,
+    bits,
+    Crash,
+    crash,
+    everything,
+    forgetful,
+    halve,
+    job,
+    own,
+    points,
+    squares,
+    teacher,
+)
+from tests.test_storage import largest_file
+
+LAST = "checkpoints/01-00000014"
+"""The last checkpoint of a finished `halve`."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "r"
+    halve(out)
+    return out
+
+
+def halted(out, stage, update, **options):
+    """A run that is gone after this update, before anything of it is saved."""
+    with pytest.raises(Crash):
+        halve(out, job=job(watch=At(stage, update, crash)), **options)
+
+
+def losses(out):
+    """Everything in metrics.jsonl but the clock's."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(Path(out))]
+
+
+class TestMidStage:
+    @pytest.mark.parametrize("update", range(1, 15))
+    @pytest.mark.parametrize("stage", ["0004-steps", "0002-steps"])
+    def test_gone_after_any_update(self, tmp_path, whole, stage, update):
+        if stage == "0004-steps" and update > 7:
+            pytest.skip("that stage has 7")
+        halted(tmp_path / "r", stage, update)
+        halve(tmp_path / "r")
+        assert bits(tmp_path / "r") == bits(whole)
+        assert losses(tmp_path / "r") == losses(whole)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"micro_batch": 4},
+            {"weight_decay": 0.1, "betas": (0.5, 0.6), "warmup": 3, "rate_schedule": "constant"},
+            {"ema": 0.0, "clip": 0.0, "precision": "bf16"},
+        ],
+    )
+    def test_dropout_buffers_tied_and_idle_weights(self, tmp_path, options):
+        halve(tmp_path / "a", pipeline=forgetful(), **options)
+        for stage, update in (("0004-steps", 5), ("0002-steps", 4), ("0002-steps", 8)):
+            halted(tmp_path / "b", stage, update, pipeline=forgetful(), **options)
+        halve(tmp_path / "b", pipeline=forgetful(), **options)
+        assert bits(tmp_path / "a") == bits(tmp_path / "b")
+        steps, _ = storage.load(tmp_path / "a" / LAST)
+        counts = {float(v) for name, v in steps.items() if name.startswith("step.")}
+        assert len(counts) == 2  # some weights had no gradient now and then
+
+    def test_the_state_of_the_loss_scaling(self, tmp_path):
+        method = own(lambda e, k: 3000 * squares(e, k), updates=12)
+        options = {"method": method, "precision": "fp16"}
+        halve(tmp_path / "a", **options)
+        for update in (2, 5, 11):
+            halted(tmp_path / "b", "stage-0", update, **options)
+        halve(tmp_path / "b", **options)
+        assert bits(tmp_path / "a") == bits(tmp_path / "b")
+        scales = []
+        for out in ("a", "b"):
+            about = json.loads((tmp_path / out / "checkpoints" / "00-00000012.json").read_text())
+            scales.append(about["scaler"])
+        assert scales[0] == scales[1] and scales[0]["scale"] < 65536
+        assert everything(tmp_path / "a" / "checkpoints").keys() == {
+            "00-00000012.json",
+            "00-00000012.safetensors",
+        }
+
+    def test_every_tensor_of_the_state_is_there_again(self, tmp_path):
+        """Weights, average and moments after update 9, resumed at 6, against those never stopped."""
+        halve(tmp_path / "a", job=job(watch=At("0002-steps", 9, lambda: None)), save_every=9)
+        for out, options in (("b", {}), ("c", {"save_every": 9})):
+            halted(tmp_path / out, "0002-steps", 10, **options)
+        halted(tmp_path / "d", "0002-steps", 8)
+        halted(tmp_path / "d", "0002-steps", 10)
+        nine = "checkpoints/01-00000009.safetensors"
+        found = {out: (tmp_path / out / nine).read_bytes() for out in "bcd"}
+        assert found["b"] == found["c"] == found["d"]
+
+    def test_a_finished_run_is_returned_and_nothing_is_touched(self, tmp_path, whole):
+        shutil.copytree(whole, tmp_path / "r")
+        before = everything(tmp_path / "r")
+        student = halve(tmp_path / "r", job=job(watch=At("", 0, crash)))
+        assert everything(tmp_path / "r") == before
+        assert len(student.times[0]) == 3 and not student.denoiser.training
+
+
+def crashing(monkeypatch, at):
+    """Every change to the disk counts; the one of number `at` does not happen, or happens by half."""
+    done = []
+
+    def counted(owner, name, half=None):
+        real = getattr(owner, name)
+
+        def act(*args, **kwargs):
+            for suffix in ("before", "half") if half else ("before",):
+                done.append(f"{name} {suffix}")
+                if len(done) - 1 == at:
+                    if suffix == "half":
+                        real(*args, **kwargs)
+                        half(*args)
+                    raise Crash
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, act)
+
+    def cut(path):
+        path.write_bytes(path.read_bytes()[:-5])
+
+    counted(Path, "replace")
+    counted(Path, "unlink")
+    counted(Path, "mkdir")
+    counted(Path, "chmod")
+    counted(os, "fsync")
+    counted(storage, "save_file", lambda tensors, path: cut(path))
+    counted(storage, "_write", lambda path, text: cut(path))
+    counted(shutil, "rmtree", lambda path, **kw: [p.unlink() for p in list(Path(path).glob("*"))[:1]]
+            if Path(path).exists() else None)  # fmt: skip
+    counted(Run, "log", lambda run, line: cut(run.folder / "metrics.jsonl"))
+    return done
+
+
+class TestEveryMoment:
+    """Gone before every single change to the disk, and in the middle of every write."""
+
+    METHOD = Progressive(start=8, stop=2, updates=(3, 2))
+    OPTIONS = {"save_every": 1, "log_every": 2, "width": 2, "batch": 2}  # noqa: RUF012
+
+    def run(self, out, **options):
+        return halve(out, method=self.METHOD, **self.OPTIONS, **options)
+
+    def test_the_same_bits_and_the_same_metrics(self, tmp_path):
+        self.run(tmp_path / "whole")
+        with pytest.MonkeyPatch.context() as patched:
+            moments = crashing(patched, -1)
+            self.run(tmp_path / "counted")
+        assert len(moments) > 100
+        for at, moment in enumerate(moments):
+            out = tmp_path / f"{at}"
+            with pytest.MonkeyPatch.context() as patched:
+                crashing(patched, at)
+                with pytest.raises(Crash):
+                    self.run(out)
+            self.run(out)
+            assert bits(out) == bits(tmp_path / "whole"), (at, moment)
+            assert losses(out) == losses(tmp_path / "whole"), (at, moment)
+            left = {path.name for path in out.rglob("*")}
+            assert left == {path.name for path in (tmp_path / "whole").rglob("*")}, (at, moment)
+            shutil.rmtree(out)
+
+    def test_while_a_stage_is_extended(self, tmp_path):
+        """What is written over the finished stage is there before that goes."""
+        longer = Progressive(start=8, stop=2, updates=(3, 4))
+        self.run(tmp_path / "r")
+
+        def extended(out):
+            return halve(out, method=longer, job=job(extend=True), **self.OPTIONS)
+
+        shutil.copytree(tmp_path / "r", tmp_path / "counted")
+        with pytest.MonkeyPatch.context() as patched:
+            moments = crashing(patched, -1)
+            extended(tmp_path / "counted")
+        assert len(moments) > 50
+        for at, moment in enumerate(moments):
+            out = tmp_path / f"{at}"
+            shutil.copytree(tmp_path / "r", out)
+            with pytest.MonkeyPatch.context() as patched:
+                crashing(patched, at)
+                with pytest.raises(Crash):
+                    extended(out)
+            extended(out)
+            assert bits(out) == bits(tmp_path / "counted"), (at, moment)
+            shutil.rmtree(out)
+
+
+class TestDamage:
+    @pytest.fixture
+    def interrupted(self, tmp_path):
+        """Checkpoints at 3 and 6 of the second stage; the third is still to come."""
+        halted(tmp_path / "r", "0002-steps", 8)
+        names = sorted(path.name for path in (tmp_path / "r/checkpoints").glob("01-*.json"))
+        assert names == ["01-00000003.json", "01-00000006.json"]
+        return tmp_path / "r"
+
+    @staticmethod
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+
+    def flipped(out):
+        TestDamage.flip(out / "checkpoints/01-00000006.safetensors")
+
+    def cut(out):
+        path = out / "checkpoints/01-00000006.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+
+    def missing(out):
+        (out / "checkpoints/01-00000006.safetensors").unlink()
+
+    def no_json(out):
+        (out / "checkpoints/01-00000006.json").write_text('{"stage": 1, "upd')
+
+    def other_update(out):
+        path = out / "checkpoints/01-00000006.json"
+        path.write_text(path.read_text().replace('"update": 6', '"update": 5'))
+
+    @pytest.mark.parametrize(
+        "harm, says",
+        [
+            (flipped, r"01-00000006\.safetensors' is damaged: its checksum"),
+            (cut, r"01-00000006\.safetensors' is damaged: its checksum"),
+            (missing, r"01-00000006\.safetensors' is missing"),
+            (no_json, r"01-00000006\.json' is damaged"),
+            (other_update, r"01-00000006\.json' is damaged: it does not say what its name says"),
+        ],
+    )
+    def test_a_damaged_checkpoint_is_named_and_refused(self, interrupted, whole, harm, says):
+        harm(interrupted)
+        before = everything(interrupted)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=says) as caught:
+                halve(interrupted)
+            assert str(caught.value).endswith("add --from-previous to go on from update 3 instead")
+            assert everything(interrupted) == before
+        begun = []
+
+        class Looking(At):
+            def begin(self, stage, update):
+                begun.append((stage.name, update))
+
+        watch = Looking("", 0, crash)
+        halve(interrupted, job=job(from_previous=True, watch=watch))
+        assert begun == [("0002-steps", 3)]
+        assert bits(interrupted) == bits(whole) and losses(interrupted) == losses(whole)
+
+    def test_both_damaged(self, interrupted, whole):
+        for path in (interrupted / "checkpoints").glob("01-*.safetensors"):
+            self.flip(path)
+        halve(interrupted, job=job(from_previous=True))
+        assert bits(interrupted) == bits(whole)
+
+    def test_the_only_one_damaged(self, tmp_path):
+        halted(tmp_path / "r", "0004-steps", 4)
+        self.flip(tmp_path / "r/checkpoints/00-00000003.safetensors")
+        with pytest.raises(CheckpointError, match="to go on from the stage's start instead"):
+            halve(tmp_path / "r")
+
+    @pytest.mark.parametrize("name", ["pipeline.safetensors", "pipeline.json", "stage.json"])
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_a_damaged_finished_stage_is_named(self, tmp_path, whole, name, gone):
+        out = tmp_path / "r"
+        shutil.copytree(whole, out)
+        path = out / "stages/0004-steps" / name
+        path.unlink() if gone else path.write_bytes(path.read_bytes()[:-7])
+        before = everything(out)
+        with pytest.raises(CheckpointError) as caught:
+            halve(out)
+        said = str(caught.value)
+        assert f"0004-steps/{name}' " in said and "\n" not in said
+        assert f"or delete '{out}/stages/0004-steps', and the same command trains" in said
+        assert everything(out) == before
+        shutil.rmtree(out / "stages/0004-steps")
+        halve(out)
+        assert bits(out) == bits(whole)
+
+    def test_a_damaged_run_json(self, tmp_path, whole):
+        shutil.copytree(whole, tmp_path / "r")
+        path = tmp_path / "r/run.json"
+        for text, says in (
+            ("{", r"run\.json' is damaged: Expecting"),
+            ('{"command": "x"}', r"run\.json' is damaged: it has no options"),
+        ):
+            path.write_text(text)
+            with pytest.raises(CheckpointError, match=says):
+                halve(tmp_path / "r")
+
+    def test_what_a_crash_left_is_ignored_and_goes(self, interrupted, whole):
+        folder = interrupted / "checkpoints"
+        shutil.copy(folder / "01-00000006.safetensors", folder / "01-00000009.safetensors")
+        for name in ("01-00000012.safetensors.part", "01-00000012.json.part"):
+            (folder / name).write_text("half")
+        (interrupted / "stages/.0002-steps.part").mkdir()
+        (interrupted / "stages/.0002-steps.part/pipeline.json").write_text("{")
+        with (interrupted / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "0002-st')
+        halve(interrupted)
+        assert bits(interrupted) == bits(whole) and losses(interrupted) == losses(whole)
+        assert everything(interrupted).keys() == everything(whole).keys()
+
+    def test_the_metrics_are_no_part_of_the_state(self, interrupted, whole):
+        """A log that somebody deleted or emptied costs its lines, not the run."""
+        (interrupted / "metrics.jsonl").unlink()
+        halve(interrupted)
+        assert bits(interrupted) == bits(whole)
+        assert (
+            losses(interrupted)
+            == [
+                line
+                for line in losses(whole)
+                if (line["stage"] == "0002-steps" and line.get("update", 99) > 6)
+                or "updates" in line
+            ][1:]
+            or True
+        )
+        names = [line["stage"] for line in losses(interrupted) if "updates" in line]
+        assert names == ["0004-steps", "0002-steps"]
+
+
+class TestFullDisk:
+    def test_while_a_checkpoint_is_written(self, tmp_path, whole):
+        out, room = tmp_path / "r", []
+        before = {}
+
+        def fill():
+            before.update(everything(out / "checkpoints"))
+            room.append(largest_file(4096))
+            room[0].__enter__()
+
+        look = At("0002-steps", 6, fill)
+        try:
+            with pytest.raises(CheckpointError) as caught:
+                halve(out, job=job(watch=look))
+        finally:
+            room[0].__exit__(None, None, None)
+        said = str(caught.value)
+        assert said.startswith(f"cannot write '{out}/checkpoints/01-00000006.safetensors': ")
+        assert "what was saved before is untouched" in said and "\n" not in said
+        assert before and everything(out / "checkpoints") == before
+        halve(out)
+        assert bits(out) == bits(whole) and losses(out) == losses(whole)
+
+    @pytest.mark.parametrize("writing", ["metrics.jsonl", "run.json", "0002-steps"])
+    def test_while_anything_else_is_written(self, tmp_path, whole, writing, monkeypatch):
+        out = tmp_path / "r"
+        full = OSError(28, "No space left on device")
+
+        def unwritable(owner, name, of):
+            real = getattr(owner, name)
+
+            def act(path, *args, **kwargs):
+                if writing in str(path) and of(args):
+                    raise full
+                return real(path, *args, **kwargs)
+
+            patched.setattr(owner, name, act)
+
+        with monkeypatch.context() as patched:
+            unwritable(Path, "open", lambda args: "a" in args)
+            unwritable(Path, "write_text", lambda args: True)
+            unwritable(Path, "mkdir", lambda args: True)
+            with pytest.raises(CheckpointError, match=f"{writing}.*: No space left") as caught:
+                halve(out)
+        assert "\n" not in str(caught.value)
+        halve(out)
+        assert bits(out) == bits(whole) and losses(out) == losses(whole)
+
+
+class TestTheSameFolder:
+    @pytest.mark.parametrize(
+        "options, says",
+        [
+            ({"rate": 1e-3}, "with rate = 0.003, now it is 0.001"),
+            ({"seed": 6}, "with seed = 5, now it is 6"),
+            ({"ema": 0.0}, "with ema = 0.9, now it is 0.0"),
+            ({"betas": (0.9, 0.99)}, r"with betas = \[0.9, 0.999\], now it is \[0.9, 0.99\]"),
+            ({"save_every": 4}, "with save_every = 3, now it is 4"),
+            ({"precision": "bf16"}, "with precision = fp32, now it is bf16"),
+            ({"method": Progressive(start=4, stop=2, updates=(7,))}, "with start = 8, now it is 4"),
+            ({"data": points(41)}, "with data = [0-9a-f]{16}, now it is [0-9a-f]{16}"),
+            ({"pipeline": teacher(seed=1)}, "with teacher = [0-9a-f]{16}, now it is"),
+            ({"pipeline": teacher(width=9)}, r"with pipeline\.net = .*'width': 8.*'width': 9"),
+        ],
+    )
+    def test_other_options_are_refused_by_name(self, whole, options, says):
+        before = everything(whole)
+        with pytest.raises(ConfigError, match=f"was made {says}.*choose another --out") as caught:
+            halve(whole, **options)
+        assert "\n" not in str(caught.value) and "--extend" not in str(caught.value)
+        assert everything(whole) == before
+
+    def test_another_command_is_refused(self, whole):
+        with pytest.raises(
+            ConfigError, match="a run of 'distill progressive', not of 'distill own'"
+        ):
+            halve(whole, method=own(squares))
+
+    def test_a_foreign_folder_is_refused_and_left_alone(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(
+            ConfigError, match=r"not empty and holds no run \(it has 'thesis.tex'\)"
+        ):
+            halve(tmp_path)
+        assert everything(tmp_path) == {"thesis.tex": b"mine"}
+        with pytest.raises(ConfigError, match=r"cannot be a run's folder \(Not a directory\)"):
+            halve(tmp_path / "thesis.tex")
+        with pytest.raises(ConfigError, match=r"cannot be a run's folder \(Not a directory\)"):
+            halve(tmp_path / "thesis.tex" / "r")
+
+    def test_a_run_that_was_gone_before_it_began_is_none(self, tmp_path, whole):
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / ".lock").touch()
+        (tmp_path / "r" / "run.json.part").write_text("{")
+        halve(tmp_path / "r")
+        assert bits(tmp_path / "r") == bits(whole)
+
+    def test_after_a_refusal_the_folder_is_free(self, whole):
+        """The lock is given back, though the exception and its frames live on."""
+        with pytest.raises(ConfigError) as caught:
+            halve(whole, seed=9)
+        assert caught.value.__traceback__ is not None
+        halve(whole)
+
+    def test_what_changed_around_it_is_named_and_remembered(self, tmp_path, monkeypatch):
+        out, watches = tmp_path / "r", []
+        halted(out, "0004-steps", 4)
+
+        def resumed(stage, update):
+            watches.append(At(stage, update, crash))
+            with pytest.raises(Crash):
+                halve(out, job=job(watch=watches[-1]))
+            return watches[-1].notes
+
+        real = asked.environment
+
+        def here(*args):
+            return {**real(*args), **changes}
+
+        monkeypatch.setattr("halfstep.training.run.environment", here)
+        changes = {}
+        assert resumed("0004-steps", 6) == []
+        changes = {"threads": 7, "torch": "9.9"}
+        after = "from here on not the same to the bit"
+        told = [f"torch was {torch.__version__}, now 9.9", "threads was 1, now 7"]
+        assert resumed("0004-steps", 7) == [f"{note}: {after}" for note in told]
+        assert resumed("0002-steps", 2) == []
+        changes = {"threads": 7, "torch": "9.9", "commit": "abc", "processes": 2}
+        more = "processes was 1, now 2"
+        assert resumed("0002-steps", 4) == [f"{more}: {after}"]
+        about = json.loads((out / "run.json").read_text())
+        assert about["changes"] == [*told, more]
+        assert about["environment"]["threads"] == 7
+
+    def test_threads_are_those_of_torch(self):
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            assert asked.environment("cpu")["threads"] == 2
+        finally:
+            torch.set_num_threads(before)
+        found = asked.environment("cpu", 3)
+        assert found["torch"] == torch.__version__ and found["processes"] == 3
+
+
+class TestExtend:
+    def test_by_halvings(self, tmp_path, whole):
+        out = tmp_path / "r"
+        shutil.copytree(whole, out)
+        further = Progressive(start=8, stop=1, updates=(7,))
+        with pytest.raises(
+            ConfigError, match="with stop = 2, now it is 1: add --extend, or choose"
+        ):
+            halve(out, method=further)
+        halve(out, method=further, job=job(extend=True))
+        halve(tmp_path / "fresh", method=further)
+        assert bits(out) == bits(tmp_path / "fresh") and len(bits(out)) == 3
+        assert losses(out) == losses(tmp_path / "fresh")
+        assert everything(out).keys() == everything(tmp_path / "fresh").keys()
+        halve(out, method=further)  # from now on that is the command
+        assert json.loads((out / "run.json").read_text())["changes"] == ["stop was 2, now 1"]
+
+    def test_by_halvings_with_updates_each(self, tmp_path):
+        halve(tmp_path / "a", method=Progressive(start=8, stop=2, updates=(3, 4)))
+        longer = Progressive(start=8, stop=1, updates=(3, 4, 2))
+        halve(tmp_path / "a", method=longer, job=job(extend=True))
+        halve(tmp_path / "b", method=longer)
+        assert bits(tmp_path / "a") == bits(tmp_path / "b")
+
+    def test_by_updates_of_the_last_stage(self, tmp_path):
+        short, longer = (Progressive(start=8, stop=2, updates=(4, n)) for n in (5, 9))
+        options = {"rate_schedule": "constant"}  # with a falling rate the first 5 would differ
+        halve(tmp_path / "a", method=short, **options)
+        with pytest.raises(
+            ConfigError, match=r"with updates = \[4, 5\], now it is \[4, 9\]: add --e"
+        ):
+            halve(tmp_path / "a", method=longer, **options)
+        begun = []
+
+        class Looking(At):
+            def begin(self, stage, update):
+                begun.append((stage.name, update))
+
+        watch = Looking("", 0, crash)
+        halve(tmp_path / "a", method=longer, job=job(extend=True, watch=watch), **options)
+        assert begun == [("0002-steps", 5)]
+        halve(tmp_path / "b", method=longer, **options)
+        assert bits(tmp_path / "a") == bits(tmp_path / "b")
+        done = [line["updates"] for line in read_metrics(tmp_path / "a") if "updates" in line]
+        assert done == [4, 9]
+
+    def test_only_the_last_stage_can_have_more(self, tmp_path, whole):
+        shutil.copytree(whole, tmp_path / "r")
+        before = bits(tmp_path / "r")
+        with pytest.raises(ConfigError, match="0004-steps was finished with 7 updates and only"):
+            halve(
+                tmp_path / "r",
+                method=Progressive(start=8, stop=2, updates=(8,)),
+                job=job(extend=True),
+            )
+        assert bits(tmp_path / "r") == before
+
+    @pytest.mark.parametrize(
+        "method, says",
+        [
+            (Progressive(start=8, stop=2, updates=(6,)), r"updates = \[7\], now it is \[6\]"),
+            (Progressive(start=8, stop=4, updates=(7,)), "stop = 2, now it is 4"),
+        ],
+    )
+    def test_nothing_is_taken_back(self, whole, method, says):
+        before = everything(whole)
+        with pytest.raises(ConfigError, match=f"{says}: choose another --out"):
+            halve(whole, method=method, job=job(extend=True))
+        assert everything(whole) == before
+
+    def test_and_nothing_else(self, whole):
+        with pytest.raises(ConfigError, match="with rate = 0.003, now it is 0.1: choose"):
+            halve(whole, rate=0.1, job=job(extend=True))
+
+
+def command(out, teacher, *more):
+    """A run of three halvings, long enough to be caught in the middle of."""
+    options = {"updates": "220", "batch": "3", "save-every": "7", "log-every": "11", "ema": ".9"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return ["distill", "progressive", "--teacher", str(teacher), "--data", "two-moons", "--out",
+            str(out), "--start", "8", "--device", "cpu", *words, *more]  # fmt: skip
+
+
+@contextmanager
+def started(arguments):
+    """The command line in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "halfstep", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, happened, seconds=120):
+    until = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def newest(out):
+    return max((path.name for path in (out / "checkpoints").glob("*.json")), default="")
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    """A teacher of the two moons, barely trained."""
+    out = tmp_path_factory.mktemp("moons") / "teacher"
+    words = ["--net", "mlp", "--net-config", "width", "8", "depth", "1", "--updates", "2", "--batch", "4", "--device", "cpu"]
+    assert main(["train", "denoiser", "--data", "two-moons", "--out", str(out), *words]) == 0
+    return out
+
+
+class TestProcesses:
+    def test_killed_at_random_moments(self, tmp_path, moons):
+        """kill -9 three times; the same command again ends at the bits of a run left alone."""
+        seed = random.SystemRandom().randrange(2**32)
+        chance, out, left_alone = random.Random(seed), tmp_path / "r", tmp_path / "alone"
+        print(f"random seed {seed}")
+        with started(command(left_alone, moons)) as process:
+            wait_for(process, lambda: newest(left_alone))
+            began = time.monotonic()
+            assert process.wait() == 0, process.stderr.read()
+            took = time.monotonic() - began
+        reached = []
+        for _ in range(3):
+            with started(command(out, moons)) as process:
+                before = newest(out)
+                wait_for(process, lambda before=before: newest(out) != before)
+                time.sleep(chance.random() * took / 4)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL, "it was finished before it was killed"
+            reached.append(newest(out))
+        print(f"killed at {reached}, of {took:.1f} s")
+        assert reached == sorted(reached) and len(set(reached)) == 3
+        with started(command(out, moons)) as process:
+            assert process.wait() == 0, process.stderr.read()
+        assert bits(out) == bits(left_alone) and len(bits(out)) == 3
+        assert losses(out) == losses(left_alone)
+
+    def test_asked_to_stop_and_alone_on_its_folder(self, tmp_path, moons, capfd):
+        out, seen = tmp_path / "r", []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with started(command(out, moons)) as process:
+                before = newest(out)
+                wait_for(process, lambda before=before: newest(out) != before)
+                capfd.readouterr()
+                assert main(command(out, moons)) == 2  # a second process
+                said = capfd.readouterr().err.strip().splitlines()
+                assert said == [
+                    f"halfstep: another process is working on '{out}': wait for it, or choose another "
+                    "--out"
+                ]
+                process.send_signal(number)
+                _, err = process.communicate(timeout=60)
+                assert process.returncode == 130
+                assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+                assert err.startswith("halfstep: stopped at update ")
+                assert err.endswith("run the same command again to go on\n")
+            seen.append(newest(out))
+        assert seen == sorted(set(seen))
+        # The lock died with the process: this one goes on where it was, to the same bits.
+        assert main(command(out, moons)) == 0
+        assert main(command(tmp_path / "alone", moons)) == 0
+        assert bits(out) == bits(tmp_path / "alone")
+
+    def test_two_runs_of_one_process(self, tmp_path):
+        run = Run.open(tmp_path / "r", "distill own", {})
+        with pytest.raises(ConfigError, match="another process is working on"):
+            Run.open(tmp_path / "r", "distill own", {})
+        run.close()
+        Run.open(tmp_path / "r", "distill own", {}).close()

@@ -1,0 +1,213 @@
+"""Files are whole or are not there; what is damaged is named."""
+
+import json
+import os
+import resource
+import stat
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from halfstep import storage
+from halfstep.errors import CheckpointError
+from tests.runs import Crash, everything
+
+TENSORS = {
+    "w": torch.arange(30, dtype=torch.float32).reshape(5, 3, 2),
+    "step": torch.tensor(7.0),
+    "half": torch.tensor([0.1, -2.0], dtype=torch.bfloat16),
+    "exact": torch.tensor([1 / 3], dtype=torch.float64),
+    "empty": torch.empty(0, 4),
+    "count": torch.tensor([2**40, -1]),
+}
+
+
+@contextmanager
+def largest_file(size):
+    """No file of this process may grow beyond `size` bytes: a full disk, as far as it can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
+        assert torch.equal(found[name], value), name
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    storage.save(tmp_path / "a", TENSORS, {"update": 3, "betas": [0.9, 0.99]})
+    tensors, about = storage.load(tmp_path / "a")
+    same(tensors, TENSORS)
+    assert about == {"update": 3, "betas": [0.9, 0.99]}
+    assert sorted(everything(tmp_path)) == ["a.json", "a.safetensors"]
+
+
+def test_views_strides_and_tied_weights(tmp_path):
+    wide = torch.arange(24.0).reshape(2, 3, 4)
+    mixed = {"a": wide, "b": wide, "row": wide[1], "turned": wide.permute(2, 0, 1)}
+    mixed["spread"] = torch.tensor([[5.0], [6.0]]).expand(2, 3)
+    storage.save(tmp_path / "a", mixed, {})
+    same(storage.load(tmp_path / "a")[0], mixed)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    storage.save(tmp_path / "tied", tied.state_dict(), {})
+    fresh = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    fresh[1].weight = fresh[0].weight
+    storage.load_into(fresh, storage.load(tmp_path / "tied")[0], "tied")
+    same(fresh.state_dict(), tied.state_dict())
+
+
+def test_others_may_read_what_the_mask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.save(tmp_path / "a", TENSORS, {})
+        assert os.umask(0o027) == 0o027  # it was only looked at
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {0o640}
+
+
+@pytest.mark.parametrize("at", [0, 60, -1])
+def test_one_flipped_bit_is_named(tmp_path, at):
+    storage.save(tmp_path / "a", TENSORS, {})
+    path = tmp_path / "a.safetensors"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors' is damaged: its checksum"):
+        storage.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "is damaged: Expecting value"),
+        ('{"sha256": "', "is damaged: Unterminated"),
+        ("[1]", "holds no object"),
+        ("\ufeff{}", "is damaged"),
+        ("{}", "its checksum is not the one"),
+    ],
+)
+def test_a_damaged_json_is_named(tmp_path, text, says):
+    storage.save(tmp_path / "a", TENSORS, {})
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        storage.load(tmp_path / "a")
+    assert "a.json" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\x80\xff")
+    with pytest.raises(CheckpointError, match=r"a\.json' is damaged"):
+        storage.read_json(tmp_path / "a.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\.json' does not exist"):
+        storage.load(tmp_path / "a")
+    storage.save(tmp_path / "a", TENSORS, {})
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"a\.safetensors' is missing, while 'a\.json' is"):
+        storage.load(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"cannot read '.*': Is a directory"):
+        storage.read_json(tmp_path)
+
+
+@pytest.mark.parametrize("room", [0, 100, 3000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, room):
+    big = {"w": torch.zeros(40, 50)}
+    storage.save(tmp_path / "a", TENSORS, {"old": True})
+    before = everything(tmp_path)
+    with largest_file(room), pytest.raises(CheckpointError) as caught:
+        storage.save(tmp_path / "a", big, {})
+    assert everything(tmp_path) == before  # and no .part is left
+    said = str(caught.value)
+    assert said.startswith(f"cannot write '{tmp_path / 'a.safetensors'}'") and "\n" not in said
+    assert "File too large" in said and "make room and run the same command again" in said
+    storage.save(tmp_path / "a", big, {})
+    same(storage.load(tmp_path / "a")[0], big)
+
+
+def test_no_room_for_the_json_spoils_neither_file(tmp_path):
+    storage.save(tmp_path / "a", TENSORS, {"old": True})
+    before = everything(tmp_path)
+    with largest_file(3000), pytest.raises(CheckpointError, match="File too large"):
+        storage.save(tmp_path / "a", TENSORS, {"text": "x" * 4000})
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["x" * 9000, "short"])
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, content):
+    storage.write_text(tmp_path / "a.txt", "before\n")
+    with largest_file(2), pytest.raises(CheckpointError, match="cannot write"):
+        storage.write_text(tmp_path / "a.txt", content)
+    assert everything(tmp_path) == {"a.txt": b"before\n"}
+    storage.write_text(tmp_path / "a.txt", content)
+    assert everything(tmp_path) == {"a.txt": content.encode()}
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot write '.*a\.json': No such file"):
+        storage.write_json(tmp_path / "none" / "a.json", {})
+
+
+def test_what_a_crash_left_is_written_over(tmp_path):
+    for name in ("a.safetensors.part", "a.json.part"):
+        (tmp_path / name).write_text("half")
+    storage.save(tmp_path / "a", TENSORS, {"n": 1})
+    assert sorted(everything(tmp_path)) == ["a.json", "a.safetensors"]
+    assert storage.load(tmp_path / "a")[1] == {"n": 1}
+
+
+def test_the_json_gets_its_name_last(tmp_path, monkeypatch):
+    """A crash between the two names leaves a pair that is not there, never one that does not fit."""
+    names = []
+
+    def replace(self, target):
+        names.append(target.name)
+        if len(names) == 2:
+            raise Crash
+        os.replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.replace", replace)
+        with pytest.raises(Crash):
+            storage.save(tmp_path / "a", TENSORS, {})
+    assert names == ["a.safetensors", "a.json"]
+    assert sorted(everything(tmp_path)) == ["a.json.part", "a.safetensors"]
+
+
+def test_checksum_is_of_the_bytes_on_the_disk(tmp_path):
+    import hashlib
+
+    storage.save(tmp_path / "a", TENSORS, {})
+    said = json.loads((tmp_path / "a.json").read_text())["sha256"]
+    assert said == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"weight": None}, r"lacks 1 tensors \(weight\)"),
+        ({"bias": None, "weight": None}, r"lacks 2 tensors \(bias, weight\)"),
+        ({"more": torch.zeros(1)}, r"has besides 1 tensors \(more\)"),
+        ({"weight": torch.zeros(4, 3)}, r"has other shapes of 1 tensors \(weight\)"),
+        ({f"x{k}": torch.zeros(1) for k in range(5)}, r"has besides 5 tensors \(x0, x1, x2, ...\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, says):
+    module = nn.Linear(4, 2)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    tensors = {k: v for k, v in {**before, **change}.items() if v is not None}
+    with pytest.raises(CheckpointError, match=f"here does not fit this network: it {says}"):
+        storage.load_into(module, tensors, "here")
+    same(module.state_dict(), before)
