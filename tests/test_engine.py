@@ -473,6 +473,7 @@ class TestPrecision:
             halve(tmp_path / "r", method=method, precision="fp16", log_every=10, save_every=100)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import
     def test_compiled(self, tmp_path):
         plain = halve(tmp_path / "a")
         seen = []
@@ -487,6 +488,10 @@ class TestPrecision:
         assert bits(tmp_path / "a").keys() == bits(tmp_path / "b").keys()
         loaded = Pipeline.load(tmp_path / "b" / "stages" / "0002-steps")
         assert (loaded.sample(3) - compiled.sample(3)).abs().max() < 1e-5
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
 
 
 class TestStopping:
@@ -504,8 +509,8 @@ class TestStopping:
 
     def test_a_second_ctrl_c_stops_at_once(self, tmp_path):
         def twice():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
+            interrupt()
 
         with pytest.raises(KeyboardInterrupt):
             halve(tmp_path / "r", job=job(watch=At("0004-steps", 5, twice)))
@@ -519,6 +524,15 @@ class TestStopping:
             halve(tmp_path / "r", job=job(watch=look))
         look = At("0002-steps", 14, lambda: signal.raise_signal(signal.SIGTERM))
         assert len(halve(tmp_path / "r", job=job(watch=look)).times[0]) == 3  # it was finished
+
+    def test_what_is_ignored_stays_ignored(self, tmp_path):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            halve(tmp_path / "r", job=job(watch=At("0004-steps", 4, interrupt)))
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert (tmp_path / "r" / "stages" / "0002-steps").exists()
 
     def test_in_a_thread_of_its_own(self, tmp_path):
         done = []

@@ -652,14 +652,16 @@ def test_the_mlp_learns_two_points():
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (5, 3, 9, 14), (5, 3, 64, 64)])
 @torch.no_grad()
 def test_classifier(shape):
-    net = Classifier(channels=shape[1], classes=7)
-    assert 100_000 < sum(p.numel() for p in net.parameters()) < 200_000
+    net = Classifier(channels=shape[1], classes=7, size=min(shape[2:]))
+    assert 40_000 < sum(p.numel() for p in net.parameters()) < 200_000
     x = torch.randn(shape)
     logits, features = net(x), net.features(x)
-    assert logits.shape == (5, 7) and features.shape == (5, 64)
+    assert logits.shape == (5, 7) and features.shape == (5, 32)
     torch.testing.assert_close(net.head(features), logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(net.features(x[2:3]), features[2:3], rtol=0, atol=1e-5)
-    assert net.double().features(x.double()).dtype == torch.float32
+    net.unit_features(x)
+    torch.testing.assert_close(net(x), logits, rtol=0, atol=1e-5)
+    assert net.features(x).var(0).mean().item() == pytest.approx(1, abs=1e-5)
     assert Classifier(**net.config).state_dict().keys() == net.state_dict().keys()
 
 

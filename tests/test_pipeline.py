@@ -15,6 +15,7 @@ from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import from_description, Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS, V
+from halfstep.samplers import ancestral, sample
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import named, READS
@@ -296,11 +297,24 @@ def test_the_noise_of_an_image_depends_on_seed_and_number_alone(batch, first):
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp-2m", "ancestral"])
 def test_an_image_is_the_same_in_any_batch(sampler):
-    made = pipeline("uvit", clip=1.0)
+    made = pipeline("uvit")
     whole = made.sample(7, seed=11, steps=4, sampler=sampler)
     for batch, first in [(1, 0), (3, 0), (256, 3), (2, 5)]:
         part = made.sample(7 - first, seed=11, steps=4, sampler=sampler, batch=batch, first=first)
         torch.testing.assert_close(part, whole[first:], rtol=0, atol=1e-5)
+
+
+def test_every_step_of_an_ancestral_walk_draws_its_own_noise():
+    made, ids = pipeline("uvit"), range(2, 5)
+
+    def fresh(like, step):
+        assert step > 0  # 0 is what the walk starts from
+        return sample_noise(9, ids, like.shape[1:], step=step)
+
+    noise, step = sample_noise(9, ids, made.shape), ancestral(fresh, variance=0.3)
+    want = sample(made.denoiser, noise, uniform(4), step)
+    got = made.sample(3, seed=9, first=2, steps=4, sampler="ancestral", variance=0.3)
+    assert torch.equal(got, want)
 
 
 def test_seeds_and_numbers_differ():

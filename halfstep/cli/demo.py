@@ -13,7 +13,7 @@ from rich.table import Table
 from halfstep import storage
 from halfstep.cli.distill import Distill
 from halfstep.cli.options import parse
-from halfstep.cli.progress import Bars, counting
+from halfstep.cli.progress import Bars, counting, terminal
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Judge
@@ -51,7 +51,7 @@ class Demo:
 
 def demo(argv: Sequence[str]) -> int:
     """Run it; print the table and where the pictures are."""
-    console = Console()
+    console = terminal()
     options = parse(Demo, argv, prog="halfstep demo")
     data = load("digits")
     teacher = _from_scratch(options, console) if options.from_scratch else shipped_teacher()
@@ -75,8 +75,9 @@ def demo(argv: Sequence[str]) -> int:
         f"plan      {' -> '.join(str(method.start // 2**k) for k in range(len(method.updates) + 1))} "
         f"steps, {sum(method.updates):,} updates of {training.batch} images"
     )
-    job = Job(device=options.device, watch=Bars(console), gate=keep)
-    distill(teacher, data, run, method=method, training=training, job=job)
+    with Bars(console) as bars:
+        job = Job(device=options.device, watch=bars, gate=keep)
+        distill(teacher, data, run, method=method, training=training, job=job)
     results = _judge(options, teacher.to(pick_device(options.device)), students, data, console)
     results["cost"] = _cost(options, run)
     storage.write_json(options.out / "results.json", results)
@@ -102,9 +103,10 @@ def _from_scratch(options: Demo, console: Console) -> Pipeline:
         method = replace(method, updates=max(1, method.updates // 10))
     data = load("digits")
     training = replace(preset.training, seed=options.seed)
-    fresh = fresh_pipeline(preset.network, data, False, training.seed)
-    job = Job(device=options.device, watch=Bars(console))
-    return train(fresh, data, out, method=method, training=training, job=job)
+    fresh = fresh_pipeline(preset.network, data, method.drop_labels > 0, training.seed)
+    with Bars(console) as bars:
+        job = Job(device=options.device, watch=bars)
+        return train(fresh, data, out, method=method, training=training, job=job)
 
 
 def _judge(

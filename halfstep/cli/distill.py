@@ -50,29 +50,38 @@ def distill(name: str, argv: Sequence[str]) -> int:
     prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
     options = parse(kind, argv, prog=prog, about=about)
     where, training, method = options.where, options.training, options.method
-    teacher = find_pipeline(options.teacher.teacher, net=options.teacher.net)
+    teachers = [find_pipeline(options.teacher.teacher, net=options.teacher.net)]
     data = loading(console, options.source)
     if where.dry_run:
-        seen = rehearsed(teacher, data, training, where.device)
-        return print_plan(console, method.stages(teacher.denoiser), seen, training, where.device)
-    say(console, "teacher", f"{options.teacher.teacher}: {describe(teacher)}")
+        seen = rehearsed(teachers[0], data, training, where.device)
+        stages = method.stages(teachers[0].denoiser)
+        return print_plan(console, stages, seen, training, where.device)
+    say(console, "teacher", f"{options.teacher.teacher}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
-    say(console, "plan", plan(method, training, where.device))
+    say(console, "plan", plan(method))
+    say(console, "updates", updates_on(total_updates(method), training, where.device))
     with carried_out(where, options, console, ahead=lambda stage: ahead(method, stage)) as job:
+        # Given away: from the second stage on nobody needs the teacher, nor its memory.
         student: Pipeline = distil_pipeline(
-            teacher, data, where.out, method=method, training=training, job=job
+            teachers.pop(), data, where.out, method=method, training=training, job=job
         )
     _say_where(console, where, student, own_net(options.teacher.net))
     return 0
 
 
-def plan(method: Any, training: Training, device: str) -> str:
-    """8 -> 4 -> 2 steps, 150 updates of 128 samples on cpu, 2 threads."""
+def plan(method: Any) -> str:
+    """8 -> 4 -> 2 steps; what the method says of itself where it does not halve."""
     if not isinstance(method, Progressive):
-        return updates_on(method.updates, training, device)
-    walk = list(_halvings(method, method.start))
-    counts = " -> ".join(map(str, [method.start, *(steps for steps, _ in walk)]))
-    return f"{counts} steps, {updates_on(sum(n for _, n in walk), training, device)}"
+        return (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
+    counts = [method.start, *(steps for steps, _ in _halvings(method, method.start))]
+    return f"{' -> '.join(map(str, counts))} steps"
+
+
+def total_updates(method: Any) -> int:
+    """Of all its stages."""
+    if not isinstance(method, Progressive):
+        return int(method.updates)
+    return sum(updates for _, updates in _halvings(method, method.start))
 
 
 def ahead(method: Any, stage: Stage) -> int:

@@ -118,15 +118,17 @@ def _check_names(kind: Any, args: Sequence[str], prog: str) -> None:
 
 
 def _sentence(box: str) -> str:
-    """What tyro drew a box around, up to its first rule, as one line."""
-    said = list[str]()
-    for line in box.splitlines():
-        text = line.strip().strip("│|").strip()
-        if text and not text.strip("─-+╭╮╰╯"):
-            break
-        if text and text[0] not in "╭╰+":
-            said.append(text)
-    return " ".join(said).removesuffix(".").removesuffix("!")
+    """The first part of tyro's box, below its title, as one line."""
+    lines = [line.strip(" │") for line in box.splitlines()]
+    parts = [list[str]()]
+    for line in filter(None, lines):
+        if line.strip("─-") and line[0] not in "╭╰":
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    # Where the terminal has no box characters the title is a part of its own.
+    body = parts[1:] if "╭" in box or len(parts) > 1 else parts
+    return " ".join(body[0]).rstrip(".!")
 
 
 def _plain(kind: Any, said: str, args: Sequence[str]) -> str:

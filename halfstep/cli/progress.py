@@ -66,13 +66,19 @@ def _bar(console: Console, tell: Callable[[Task], str]) -> Progress:
     """A line: what, a bar, done of all, and what `tell` says; nothing where nobody looks."""
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=max(4, min(24, console.width - 72))),
+        BarColumn(bar_width=_bar_width(console.width)),
         _Told(lambda task: f"{int(task.completed):,}/{int(task.total or 0):,}"),
         _Told(tell),
         console=console,
         refresh_per_second=4,
         disable=not console.is_terminal,
     )
+
+
+def _bar_width(width: int) -> int:
+    """What the numbers beside it leave, at their longest."""
+    numbers = 72 + 10 * (width >= FULL) + 20 * (width >= MORE)
+    return max(4, min(24, width - numbers))
 
 
 class Bars:

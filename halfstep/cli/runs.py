@@ -58,10 +58,11 @@ def describe_data(source: Source, data: Dataset) -> str:
 
 
 def updates_on(updates: int, training: Training, device: str) -> str:
-    """4,000 updates of 128 samples on cpu, 2 threads."""
+    """4,000 of 128 samples each, on cpu, 2 threads."""
     chosen = pick_device(device)
-    threads = f", {torch.get_num_threads()} threads" if chosen.type == "cpu" else ""
-    return f"{updates:,} updates of {training.batch} samples on {chosen.type}{threads}"
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
+    return f"{updates:,} of {training.batch} samples each, on {chosen.type}{threads}"
 
 
 def rehearsed(pipeline: Pipeline, data: Dataset, training: Training, device: str) -> Dataset:

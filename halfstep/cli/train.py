@@ -1,6 +1,7 @@
 """`halfstep train denoiser` and `halfstep train classifier`."""
 
 import shlex
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def denoiser(argv: Sequence[str]) -> int:
         return print_plan(console, stages, seen, training, where.device)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))
-    say(console, "plan", updates_on(method.updates, training, where.device))
+    say(console, "updates", updates_on(method.updates, training, where.device))
     with carried_out(where, options, console) as job:
         train(pipeline, data, where.out, method=method, training=training, job=job)
     out, own = shlex.quote(str(where.out)), own_net(options.network.net)
@@ -127,18 +128,30 @@ def classifier(argv: Sequence[str]) -> int:
             f"a classifier needs labelled images, and '{options.source.data}' has none: give other data"
         )
     torch.manual_seed(key(options.training.seed, 0))
-    net = Classifier(channels=data.shape[0], classes=data.classes)
+    size = min(data.shape[1:])
+    fresh = Classifier(channels=data.shape[0], classes=data.classes, size=size)
+    net: nn.Module = fresh
+
+    def write(trained: nn.Module, folder: Path) -> None:
+        # Scaled on a copy: the run's own state, from which it can be extended, stays as it is.
+        copied: Classifier = copy.deepcopy(fresh).to(data.values.device)
+        copied.load_state_dict(
+            {k: v.to(data.values.device) for k, v in trained.state_dict().items()}
+        )
+        some = data.batch(torch.arange(min(len(data), 5000))).x0
+        save_classifier(copied.unit_features(some), folder)
+
     method, training, where = options.method, options.training, options.where
     if where.dry_run:
         return print_plan(console, method.stages(net), data, training, where.device)
     say(console, "data", describe_data(options.source, data))
-    say(console, "plan", updates_on(method.updates, training, where.device))
+    say(console, "updates", updates_on(method.updates, training, where.device))
     with carried_out(where, options, console) as job:
-        train_classifier(
-            net, data, where.out, write=save_classifier, read=_read_classifier, method=method,
+        net = train_classifier(
+            net, data, where.out, write=write, read=_read_classifier, method=method,
             training=training, job=job,
         )  # fmt: skip
-    say(console, "accuracy", f"{accuracy(net.eval(), data):.1%} on what it was trained with")
+    say(console, "accuracy", f"{accuracy(net, data):.1%} on what it was trained with")
     say(console, "at", where.out / "stages" / "classifier")
     return 0
 

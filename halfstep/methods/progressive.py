@@ -50,7 +50,9 @@ class Progressive:
                 f" with stop={stop}{self._reachable()}"
             )
         if self.updates and min(self.updates) < 0:
-            raise ConfigError(f"updates cannot be negative, got {min(self.updates)}: write 0 or more")
+            raise ConfigError(
+                f"updates cannot be negative, got {min(self.updates)}: write 0 or more"
+            )
         if len(self.updates) not in (1, ratio.bit_length() - 1):
             raise ConfigError(
                 f"updates has {len(self.updates)} numbers for {ratio.bit_length() - 1} halvings "

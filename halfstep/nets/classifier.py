@@ -6,52 +6,41 @@ from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
 
-FEATURES = 64
-
-
-class Residual(nn.Module):
-    """Pre-norm residual block; halves the side with stride 2."""
-
-    def __init__(self, channels: int, out: int, stride: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, out)
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        same = channels == out and stride == 1
-        self.short = nn.Identity() if same else nn.Conv2d(channels, out, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = self.short(x) + self.conv2(F.silu(self.norm2(h)))
-        return out
+FEATURES = 32
+GRID = 4
 
 
 class Classifier(nn.Module):
-    """Maps images [B, channels, H, W] in [-1, 1], sides from 8 to 64, to logits [B, classes].
+    """Maps images [B, channels, H, W] in [-1, 1], sides 8 and more, to logits [B, classes].
 
-    Group normalisation only: what it says of an image does not depend on the images beside it.
+    size  side of the images it is meant for: stride-2 convolutions bring it to a grid of 4 x 4, which is
+          read as it lies
+
+    No normalisation and no average over the image: both would make the features blind to contrast and
+    blur, and a distance on them would call a class's mean image a good sample (see LOG.md).
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10):
+    def __init__(self, channels: int = 1, classes: int = 10, size: int = 8):
         super().__init__()
-        self.config = {"channels": channels, "classes": classes}
-        self.channels = channels
-        self.stem = nn.Conv2d(channels, 32, 3, padding=1)
-        self.blocks = nn.Sequential(
-            Residual(32, 32, 1), Residual(32, FEATURES, 2), Residual(FEATURES, FEATURES, 2)
-        )
-        self.norm = nn.GroupNorm(8, FEATURES)
+        if size < 8:
+            raise ConfigError(
+                f"images of side {size} are too small for this classifier: write 8 or more"
+            )
+        self.config = {"channels": channels, "classes": classes, "size": size}
+        self.channels, wide, layers = channels, 32, [nn.Conv2d(channels, 32, 3, padding=1)]
+        while size > GRID:
+            layers.append(nn.Conv2d(wide, 64, 3, stride=2, padding=1))
+            wide, size = 64, -(-size // 2)
+        self.convs = nn.ModuleList(layers)
+        self.hidden = nn.Linear(wide * GRID**2, FEATURES)
         self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self._pooled(x))
+        logits: Tensor = self.head(self.features(x))
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float32 [B, 64]."""
-        return self._pooled(x).to(torch.float32)
-
-    def _pooled(self, x: Tensor) -> Tensor:
+        """What the last linear layer reads, float [B, 32]."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ConfigError(
                 f"this classifier reads images [B, {self.channels}, H, W] and got {list(x.shape)}: "
@@ -60,6 +49,20 @@ class Classifier(nn.Module):
         if min(x.shape[2:]) < 8:
             raise ConfigError(
                 f"images of {x.shape[2]} x {x.shape[3]} are too small for this classifier: their "
-                "sides must be 8 to 64"
+                "sides must be 8 or more"
             )
-        return F.silu(self.norm(self.blocks(self.stem(x)))).mean((2, 3))
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return F.relu(self.hidden(F.adaptive_avg_pool2d(x, GRID).flatten(1)))
+
+    @torch.no_grad()
+    def unit_features(self, images: Tensor) -> "Classifier":
+        """Itself, its features scaled to a mean variance of 1 over these images; the logits stay.
+
+        A distance on the features then has a scale that does not depend on how long it was trained.
+        """
+        spread = torch.cat([self.features(part) for part in images.split(512)]).var(0).mean().sqrt()
+        self.hidden.weight.div_(spread)
+        self.hidden.bias.div_(spread)
+        self.head.weight.mul_(spread)
+        return self

@@ -1,11 +1,18 @@
 """A small network for points: enough to learn two moons in seconds."""
 
+from math import pi
+
+import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 from halfstep.batch import Cond
 from halfstep.nets.adapters import Adapter
 from halfstep.nets.sinusoid import sinusoid
+
+
+WAVES = (1.0, 2.0, 4.0)
+"""Half periods a unit length: without them a small network smooths over what is fine in the data."""
 
 
 class Residual(nn.Module):
@@ -43,7 +50,8 @@ class ResidualMLP(nn.Module):
             "num_classes": num_classes,
         }
         self.width = width
-        self.enter, self.time = nn.Linear(dim, width), nn.Linear(width, width)
+        self.enter = nn.Linear(dim * (1 + 2 * len(WAVES)), width)
+        self.time = nn.Linear(width, width)
         self.label = None if num_classes is None else nn.Embedding(num_classes, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
         self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, out_dim or dim)
@@ -52,11 +60,17 @@ class ResidualMLP(nn.Module):
         about = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
             about = about + self.label(label)
-        about, h = F.silu(about), self.enter(x)
+        about, h = F.silu(about), self.enter(_waves(x))
         for block in self.blocks:
             h = block(h, about)
         out: Tensor = self.leave(self.norm(h))
         return out
+
+
+def _waves(x: Tensor) -> Tensor:
+    """x, and sines and cosines of it: [B, dim] -> [B, dim (1 + 2 len(WAVES))]."""
+    angles = [x * (pi * k) for k in WAVES]
+    return torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], dim=-1)
 
 
 class MLPNet(Adapter):

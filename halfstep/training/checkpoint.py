@@ -1,5 +1,6 @@
 """What a stage needs to go on: weights, average, optimiser and where it stands, in one file."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,24 +103,26 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def choose(folder: Path, stage: int, *, previous: bool = False) -> str | None:
+def choose(
+    folder: Path, stage: int, *, previous: bool = False, tell: Callable[[str], object] = str
+) -> str | None:
     """The name of the stage's newest checkpoint, verified; None if there is none.
 
-    A damaged one is named and refused; with `previous` it is removed and the one before it chosen.
+    A damaged one is named and refused; with `previous` it is removed, `tell` hears of it, and the one
+    before it is chosen.
     """
     while found := stems(folder, stage):
         newest = found[-1]
         try:
             _check(newest, storage.verify(newest))
         except CheckpointError as error:
+            older = f"update {int(found[-2].name[3:])}" if len(found) > 1 else "the stage's start"
             if not previous:
-                older = (
-                    f"update {int(found[-2].name[3:])}" if len(found) > 1 else "the stage's start"
-                )
                 raise CheckpointError(
                     f"{error}; add --from-previous to go on from {older} instead"
                 ) from None
             remove(newest)
+            tell(f"{error}; going on from {older}")
         else:
             return newest.name
     return None

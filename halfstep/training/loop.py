@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,8 @@ class Loop:
                 stage.student.to(self.processes.device)
                 if not self.processes.first_says(partial(self._finished, stage, index)):
                     self._fit(stage, index, asked)
-                self._read(stage)
+                with self._naming(stage):
+                    self.read(stage, self.run.stage(stage.name))
                 student = stage.student
                 go_on = self.gate(
                     stage
@@ -72,7 +74,8 @@ class Loop:
 
     def _finished(self, stage: Stage, index: int) -> bool:
         """Whether the stage is there with all its updates (`--extend` may have asked for more)."""
-        about = self.run.finished(stage.name)
+        with self._naming(stage):
+            about = self.run.finished(stage.name)
         if about is None:
             return False
         done = int(about["updates"])
@@ -86,13 +89,15 @@ class Loop:
         self._settle(stage, index)
         return True
 
-    def _read(self, stage: Stage) -> None:
-        folder = self.run.stage(stage.name)
+    @contextmanager
+    def _naming(self, stage: Stage) -> Iterator[None]:
+        """Around reading a finished stage: what is damaged can be trained once more."""
         try:
-            self.read(stage, folder)
+            yield
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}; or delete '{folder}', and the same command trains that stage again"
+                f"{error}; or delete '{self.run.stage(stage.name)}', and the same command trains that "
+                "stage again"
             ) from None
 
     def _fit(self, stage: Stage, index: int, asked: threading.Event) -> None:
@@ -127,7 +132,8 @@ class Loop:
     def _resume(self, stage: Stage, index: int) -> State:
         """The stage's state where it goes on, the same on every process."""
         state, folder = self._state(stage), self.run.checkpoints
-        choose = partial(checkpoint.choose, folder, index, previous=self.from_previous)
+        previous, tell = self.from_previous, self.watch.note
+        choose = partial(checkpoint.choose, folder, index, previous=previous, tell=tell)
         name = self.processes.first_says(choose)
         if name is not None:
             checkpoint.restore(folder / name, state)

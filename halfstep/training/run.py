@@ -80,8 +80,7 @@ class Run:
         final = self.stage(name)
         part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
         with storage.writing(final):
-            for left in (part, old):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
             write(part)
             storage.write_json(part / "stage.json", about)
             if final.exists():
@@ -123,11 +122,18 @@ class Run:
             storage.write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _mend(self) -> None:
-        """Drop a last line that a crash or a full disk cut short, lest the next one be glued to it."""
+        """Remove what a crash left half done, down to a last line that was cut short."""
         if self._metrics.exists() and self._metrics.read_bytes()[-1:] not in (b"", b"\n"):
             lines = read_metrics(self.folder)
             storage.write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
         checkpoint.tidy(self.checkpoints)
+        stages = self.folder / "stages"
+        for old in stages.glob(".*.old"):
+            final = stages / old.name[1 : -len(".old")]
+            if not final.exists():  # gone between the two renames
+                old.replace(final)
+        for left in stages.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         if self._lock is not None:

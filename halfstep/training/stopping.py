@@ -9,7 +9,10 @@ from types import FrameType
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask to stop after the present update; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM ask to stop after the present update; a second Ctrl-C stops at once.
+
+    What the process was told to ignore (a script's background job, Ctrl-C) stays ignored.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -20,7 +23,10 @@ def stopping() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield asked
     finally:

@@ -1,0 +1,124 @@
+"""Figure 1 of Salimans & Ho 2022, redrawn from a real run: two moons, 64 steps distilled into one.
+
+From the same noise, on the left the teacher's path in 64 DDIM steps and in 4; on the right the student's
+4 steps, and the 1 step that was distilled from them.
+
+    python examples/figure1.py --out runs/figure1
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import halfstep
+from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Training, V
+from halfstep.noise import sample_noise
+from halfstep.report.pictures import DDIM, STUDENT, TEACHER
+from halfstep.samplers import ddim, Look, Point, Step, Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Figure 1 of Salimans & Ho 2022, from a real run on two moons."""
+
+    out: Path = Path("runs/figure1")
+    """Folder for the runs and figure1.png; the same command again goes on where it stopped."""
+    updates: int = 2000
+    """Updates of the teacher."""
+    halving: int = 300
+    """Updates of each halving from 64 steps to 1, twice that for the last two."""
+    seed: int = 0
+    """Of the noise that is drawn."""
+    points: int = 9
+    """Paths drawn."""
+
+
+def recorded(step: Step, path: list[Tensor]) -> Step:
+    """The step, which leaves in `path` every x that it reaches."""
+
+    def record(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+        path.append(step(x, seen, to, look))
+        return path[-1]
+
+    return record
+
+
+def visited(pipeline: Pipeline, noise: Tensor, steps: int) -> Tensor:
+    """Where a DDIM walk passes, noise first: float [steps + 1, B, 2]."""
+    path = [noise]
+    halfstep.sample(pipeline.denoiser, noise, pipeline.grid(steps), recorded(ddim, path))
+    return torch.stack(path)
+
+
+def trained(options: Options) -> tuple[Pipeline, Pipeline, Pipeline]:
+    """A teacher of two moons, its student of four steps, and the last one, of one step."""
+    torch.manual_seed(0)
+    blank = Pipeline(Denoiser(halfstep.build("mlp", {"width": 128}), Cosine(), V()), shape=(2,))
+    how, method = Training(batch=512, rate=2e-3, ema=0.99), Denoising(updates=options.updates)
+    folder = options.out / "teacher"
+    teacher = halfstep.train(blank, "two-moons", folder, method=method, training=how)
+    how, halving = Training(batch=512, rate=1e-3), Progressive(start=64, updates=(options.halving,))
+    folder = options.out / "student"
+    last = halfstep.distill(teacher, "two-moons", folder, method=halving, training=how)
+    return teacher, Pipeline.load(folder / "stages" / "0004-steps"), last
+
+
+def main(options: Options) -> Path:
+    """Train, distil, draw."""
+    teacher, student, last = trained(options)
+    noise = sample_noise(options.seed, range(options.points), (2,))
+    fine = visited(teacher, noise, 64)
+    coarse, four, one = (visited(p, noise, n) for p, n in ((teacher, 4), (student, 4), (last, 1)))
+    for name, path in (("4 DDIM steps", coarse), ("4 distilled", four), ("1 distilled", one)):
+        apart = float((path[-1] - fine[-1]).square().sum(1).mean().sqrt())
+        print(f"{name:<13} end {apart:.3f} from the 64 steps (root mean square)")
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axis, title in ((left, "the teacher"), (right, "the student")):
+        backdrop(axis, fine)
+        axis.set_title(title, fontsize=11)
+    steps(left, coarse, DDIM, "4 DDIM steps")
+    steps(right, four, TEACHER, "4 steps, distilled from 64")
+    arrows(right, one)
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0))
+    figure.savefig(options.out / "figure1.png", dpi=140)
+    print(options.out / "figure1.png")
+    return options.out / "figure1.png"
+
+
+def backdrop(axis: Axes, fine: Tensor) -> None:
+    """The data, the fine paths and the noise that they start from."""
+    data = halfstep.load_data("two-moons").values[:3000]
+    axis.scatter(*data.T, s=3, color="#e3e3e3", linewidths=0)
+    axis.plot(*fine.unbind(-1), color="#a8a8a8", lw=1.2, label=_once("64 DDIM steps", fine))
+    axis.plot(*fine[0].T, "o", mfc="white", mec=TEACHER, ms=7, zorder=5, label="noise")
+    axis.set_aspect("equal")
+    axis.axis("off")
+
+
+def steps(axis: Axes, path: Tensor, colour: str, label: str) -> None:
+    style = {"color": colour, "lw": 1.3, "ms": 4, "marker": "o"}
+    axis.plot(*path.unbind(-1), label=_once(label, path), **style)
+
+
+def arrows(axis: Axes, path: Tensor) -> None:
+    style = {"arrowstyle": "-|>", "color": STUDENT, "lw": 1.8, "shrinkA": 4, "shrinkB": 0}
+    for start, end in path.unbind(1):
+        axis.annotate("", end, start, arrowprops=style, zorder=4)
+    axis.plot([], [], color=STUDENT, lw=1.8, label="1 step, distilled from those")
+
+
+def _once(label: str, path: Tensor) -> list[str]:
+    """One line a sample, of which the legend names the first."""
+    return [label, *["_"] * (path.shape[1] - 1)]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

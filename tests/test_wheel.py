@@ -1,0 +1,142 @@
+"""The wheel: what a user installs is all there, and works in an empty folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROW = {"sampler", "steps", "calls", "frechet_distance", "rmse_to_teacher", "seconds_per_sample"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, so that nothing is left beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copied = folder / "source"
+    shutil.copytree(
+        ROOT / "halfstep",
+        copied / "halfstep",
+        ignore=shutil.ignore_patterns("__pycache__", "*.part"),
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copied)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder / "dist", copied],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_all_of_the_package_is_in_the_wheel(names):
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "halfstep").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".part"
+    }
+    assert sources <= set(names), sorted(sources - set(names))
+    assert "halfstep/py.typed" in names
+    assert "halfstep/presets/digits.toml" in names
+    assert "halfstep/assets/digits-classifier/classifier.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_nothing_else_is(names):
+    for name in names:
+        assert name.startswith(("halfstep/", "halfstep-")), name
+        assert "__pycache__" not in name and "test" not in name.replace("testing.py", ""), name
+
+
+def test_the_wheel_is_small(wheel):
+    assert wheel.stat().st_size < 5 * 2**20
+
+
+def test_what_it_says_of_itself(wheel, names):
+    (path,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        said = archive.read(path).decode()
+        entry = archive.read(path.replace("METADATA", "entry_points.txt")).decode()
+    assert "License-Expression: Apache-2.0" in said and "Requires-Python: >=3.11" in said
+    needed = [line for line in said.splitlines() if line.startswith("Requires-Dist: ")]
+    assert any(line.startswith("Requires-Dist: torch") for line in needed)
+    assert not any("torchvision" in line or "timm" in line for line in needed)
+    assert "halfstep = halfstep.cli:main" in entry
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The command of a fresh environment that has this wheel, and our libraries from where we run."""
+    home = tmp_path_factory.mktemp("fresh") / "venv"
+    venv.create(home, with_pip=False, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
+         "--disable-pip-version-check", "--prefix", home, "--ignore-installed", wheel],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import torch
+
+    # A plain folder of a .pth is added after this one, and no .pth in it is read: our own editable
+    # installation is not seen.
+    (site / "libraries.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    return home / "bin"
+
+
+def typed(installed, words, folder, timeout):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    return subprocess.run(
+        [installed / "python", "-m", "halfstep", *words],
+        cwd=folder, capture_output=True, text=True, timeout=timeout, env=env,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_wheel_is_what_runs(installed, tmp_path):
+    done = subprocess.run(
+        [installed / "python", "-c", "import halfstep; print(halfstep.__file__)"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith(str(installed.parent)), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
+    done = typed(installed, ["demo", "--quick", "--out", "seen"], tmp_path, 900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"]
+
+    results = json.loads((tmp_path / "seen" / "results.json").read_text())
+    rows = [results["teacher"], *results["baselines"], *results["students"]]
+    for row in rows:
+        assert row.keys() >= ROW
+        assert row["seconds_per_sample"] > 0 and row["frechet_distance"] > 0
+        assert row["calls"] == row["steps"]
+    assert results["teacher"]["rmse_to_teacher"] == 0
+    assert [row["steps"] for row in results["students"]] == [8, 4, 2, 1]
+    baselines = {(row["sampler"], row["calls"]) for row in results["baselines"]}
+    assert baselines == {(s, n) for s in ("ddim", "dpmpp-2m") for n in (8, 4, 2, 1)}
+    for name in ("samples.png", "quality.png"):
+        assert (tmp_path / "seen" / name).stat().st_size > 10_000
+        assert str(Path("seen") / name) in done.stdout
+
+    again = typed(installed, ["demo", "--quick", "--out", "seen"], tmp_path, 900)
+    assert again.returncode == 0, again.stderr
+    later = json.loads((tmp_path / "seen" / "results.json").read_text())
+    for one, two in zip(results["students"], later["students"], strict=True):
+        assert one["frechet_distance"] == two["frechet_distance"]  # nothing was trained again
