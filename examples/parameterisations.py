@@ -15,15 +15,7 @@ import torch
 import tyro
 
 import halfstep
-from halfstep import (
-    Cosine,
-    Denoiser,
-    Denoising,
-    Pipeline,
-    Progressive,
-    Table,
-    Training,
-)
+from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Table, Training
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.evaluation import digits_features, Judge
 from halfstep.nets import fitting
@@ -72,6 +64,7 @@ def main(options: Options) -> list[dict[str, object]]:
         rows = [ROWS[4], ROWS[6], ROWS[9], ROWS[-1]]
     judge = Judge(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
     for row in rows:
         results.append(dict(zip(COLUMNS, (*row, *scores(row, data, judge, options)), strict=False)))
         print(f"| {' | '.join(shown(results[-1].get(name, '')) for name in COLUMNS)} |", flush=True)
@@ -84,36 +77,31 @@ def main(options: Options) -> list[dict[str, object]]:
 def scores(row, data, judge, options):
     """The distances of a teacher with both samplers and of two students, or why there is none."""
     schedule, output, weight = row
-    folder, what = options.out / "-".join(row), PARAMETERISATIONS[output]
-    training = Training(batch=options.batch, rate=2e-3, warmup=50, ema=0.98, save_every=10_000)
-    torch.manual_seed(0)
-    config = fitting("uvit", data.shape, outputs=what.outputs, num_classes=data.classes)
-    net = halfstep.build(
-        "uvit", {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, **config}
-    )
-    teacher = Pipeline(
-        Denoiser(net, ENDS[schedule], what), data.shape, classes=data.names, clip=1.0
-    )
-    found = []
+    out, found = options.out / "-".join(row), []
+    how = Training(batch=options.batch, rate=2e-3, warmup=50, ema=0.98, save_every=10_000)
     try:
         method = Denoising(updates=options.updates, weighting=weight)
-        teacher = halfstep.train(
-            teacher, data, folder / "teacher", method=method, training=training
-        )
-        found += [
-            judge.teacher(teacher, options.steps),
-            judge.row(teacher, "ancestral", options.steps),
-        ]
-        method, training = (
-            Progressive(start=8, updates=(options.halving,), weighting=weight),
-            replace(training, warmup=0, rate=1e-3),
-        )
-        last = halfstep.distill(teacher, data, folder / "student", method=method, training=training)
+        teacher = blank(ENDS[schedule], PARAMETERISATIONS[output], data)
+        teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=how)
+        found.append(judge.teacher(teacher, options.steps))
+        found.append(judge.row(teacher, "ancestral", options.steps))
+        method = Progressive(start=8, updates=(options.halving,), weighting=weight)
+        how = replace(how, warmup=0, rate=1e-3)
+        last = halfstep.distill(teacher, data, out / "student", method=method, training=how)
+        four = Pipeline.load(out / "student" / "stages" / "0004-steps")
+        found += [judge.row(four, "ddim", 4), judge.row(last, "ddim", 1)]
     except (ConfigError, NonFinite) as error:
         return *(each.frechet_distance for each in found), reason(error)
-    four = Pipeline.load(folder / "student" / "stages" / "0004-steps")
-    found += [judge.row(four, "ddim", 4), judge.row(last, "ddim", 1)]
     return tuple(each.frechet_distance for each in found)
+
+
+def blank(schedule, output, data):
+    """An untrained class-conditional U-ViT of 0.27 million parameters, always with the same weights."""
+    torch.manual_seed(0)
+    sides = fitting("uvit", data.shape, outputs=output.outputs, num_classes=data.classes)
+    size = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    denoiser = Denoiser(halfstep.build("uvit", {**size, **sides}), schedule, output)
+    return Pipeline(denoiser, data.shape, classes=data.names, clip=1.0)
 
 
 def reason(error):

@@ -59,8 +59,8 @@ def teacher(width=8, seed=0, net="mlp"):
     return Pipeline(Denoiser(build(net, config), Cosine(), V()), (3,))
 
 
-def forgetful():
-    return teacher(net="tests.runs:Forgetful")
+def forgetful(width=8):
+    return teacher(width, net="tests.runs:Forgetful")
 
 
 def own(objective, *, updates=8, stages=1):

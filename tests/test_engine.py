@@ -18,7 +18,7 @@ from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import Denoising, Progressive
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
-from halfstep.training import Stopped, train, Training
+from halfstep.training import distill, Stopped, train, Training
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.memory import naming_memory
@@ -30,6 +30,7 @@ from tests.runs import (
     bits,
     Doubled,
     everything,
+    forgetful,
     halve,
     job,
     own,
@@ -63,7 +64,7 @@ def weights_of(pipeline):
 
 def furthest(a, b):
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    return max(float((a[name] - b[name]).detach().abs().max()) for name in a)
 
 
 class TestAverage:
@@ -399,7 +400,7 @@ class TestMemory:
 
             def step(self, update, rate):
                 live = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
-                places = {x.data_ptr() for x in live if x.shape == (37, 3)}
+                places = {x.data_ptr() for x in live if x.shape == (37, 4)}
                 seen.append((self.name, len(places)))
 
         def alive(student):
@@ -411,13 +412,13 @@ class TestMemory:
 
         gc.collect()
         method = Progressive(start=8, updates=(2, 2, 2))
-        halve(
+        distill(
+            forgetful(37),  # which nobody else holds
+            points(),
             tmp_path / "r",
-            pipeline=None,
             method=method,
-            ema=ema,
+            training=replace(TRAINING, ema=ema),
             job=job(watch=Counting(), gate=alive),
-            width=37,
         )
         # Teacher, student, AdamW's two moments, and the average if there is one; gradients are gone.
         expected = 4 + bool(ema)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DEMO = ["demo", "--quick", "--n", "400", "--out", "seen"]
 ROW = {"sampler", "steps", "calls", "frechet_distance", "rmse_to_teacher", "seconds_per_sample"}
 
 
@@ -116,7 +117,7 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
-    done = typed(installed, ["demo", "--quick", "--out", "seen"], tmp_path, 900)
+    done = typed(installed, DEMO, tmp_path, 900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["seen"]
@@ -135,7 +136,7 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
         assert (tmp_path / "seen" / name).stat().st_size > 10_000
         assert str(Path("seen") / name) in done.stdout
 
-    again = typed(installed, ["demo", "--quick", "--out", "seen"], tmp_path, 900)
+    again = typed(installed, DEMO, tmp_path, 900)
     assert again.returncode == 0, again.stderr
     later = json.loads((tmp_path / "seen" / "results.json").read_text())
     for one, two in zip(results["students"], later["students"], strict=True):

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from halfstep import storage
-from halfstep.cli.distill import Distill
+from halfstep.cli.distill import ahead, Distill, plan
 from halfstep.cli.options import parse
-from halfstep.cli.progress import Bars, counting, terminal
+from halfstep.cli.progress import Bars, counting, say, span, terminal
+from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Judge
@@ -69,13 +70,11 @@ def demo(argv: Sequence[str]) -> int:
         students.append(student)
         return True
 
-    console.print(
-        f"teacher   {sum(p.numel() for p in teacher.denoiser.parameters()):,} parameters, "
-        f"{len(data):,} digits of 8 x 8\n"
-        f"plan      {' -> '.join(str(method.start // 2**k) for k in range(len(method.updates) + 1))} "
-        f"steps, {sum(method.updates):,} updates of {training.batch} images"
-    )
-    with Bars(console) as bars:
+    say(console, "teacher", describe(teacher))
+    say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
+    say(console, "plan", plan(method))
+    say(console, "updates", updates_on(sum(method.updates), training, options.device))
+    with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
         job = Job(device=options.device, watch=bars, gate=keep)
         distill(teacher, data, run, method=method, training=training, job=job)
     results = _judge(options, teacher.to(pick_device(options.device)), students, data, console)
@@ -83,8 +82,12 @@ def demo(argv: Sequence[str]) -> int:
     storage.write_json(options.out / "results.json", results)
     _draw(options.out, teacher, students, results)
     _print(console, results)
-    for name in ("samples.png", "quality.png", "results.json"):
-        console.print(f"{name:<14}{options.out / name}")
+    for label, name in (
+        ("pictures", "samples.png"),
+        ("", "quality.png"),
+        ("numbers", "results.json"),
+    ):
+        say(console, label, options.out / name)
     return 0
 
 
@@ -181,31 +184,32 @@ def _draw(
 def _print(console: Console, results: dict[str, Any]) -> None:
     full, floor = results["teacher"]["frechet_distance"], results["sampling_floor"]
     table = Table(box=None, pad_edge=False)
-    for name in ("", "calls", "Fréchet", "over teacher", "less floor", "rmse", "ms a sample"):
-        table.add_column(name, justify="left" if not name else "right")
+    for name in ("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms"):
+        table.add_column(name, justify="right" if name else "left")
 
     def add(name: str, row: dict[str, Any], style: str = "") -> None:
         distance = row["frechet_distance"]
-        table.add_row(
-            name,
-            str(row["calls"]),
+        numbers = (
             f"{distance:.3f}",
+            f"{distance - full:+.3f}",
             f"{distance / full:.3f}",
             f"{(distance - floor) / (full - floor):.3f}",
             f"{row['rmse_to_teacher']:.3f}",
             f"{1000 * row['seconds_per_sample']:.2f}",
-            style=style,
         )
+        table.add_row(name, str(row["calls"]), *numbers, style=style)
 
     add(f"teacher, {FULL} steps", results["teacher"])
-    names = {"ddim": "teacher, DDIM", "dpmpp-2m": "teacher, DPM-Solver++"}
+    names = {"ddim": "  teacher, DDIM", "dpmpp-2m": "  teacher, DPM++(2M)"}
     for row in results["students"]:
         add("student", row, "bold green")
         for other in results["baselines"]:
             if other["calls"] == row["calls"]:
-                add(f"  {names[other['sampler']]}", other, "dim")
+                add(names[other["sampler"]], other, "dim")
     console.print(table)
-    console.print(
-        f"sampling floor {floor:.3f}: what {results['samples']:,} perfect samples would score; 'less floor' "
-        "is the ratio with it taken from both"
+    say(
+        console, "floor", f"{floor:.3f} is what {results['samples']:,} perfect samples would score;"
     )
+    say(console, "", "'less floor' is the ratio with it taken from student and teacher")
+    for name, cost in results["cost"].items():
+        say(console, name, f"{cost['forwards']:,} forwards, {span(cost['seconds'])} of training")

@@ -1,7 +1,7 @@
 """`halfstep train denoiser` and `halfstep train classifier`."""
 
-import shlex
 import copy
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

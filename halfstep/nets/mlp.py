@@ -10,7 +10,6 @@ from halfstep.batch import Cond
 from halfstep.nets.adapters import Adapter
 from halfstep.nets.sinusoid import sinusoid
 
-
 WAVES = (1.0, 2.0, 4.0)
 """Half periods a unit length: without them a small network smooths over what is fine in the data."""
 
