@@ -18,17 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.denoiser import Denoiser
-from halfstep.methods.base import Objective
 from halfstep.methods.progressive import Halve
 from halfstep.nets import build
 from halfstep.noise import Draw
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
+from halfstep.training import Training
+from halfstep.training.checkpoint import State
+from halfstep.training.ema import Average
+from halfstep.training.update import step
 
 NETS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "uvit": (
@@ -56,25 +58,6 @@ LIMITS = {"uvit": (1.03, 1.06), "unet": (1.05, 1.15)}
 """What an update and a whole update are held to on a CPU; 1.10 and 1.10 on a GPU."""
 
 
-def update(
-    student: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    draw: Draw,
-    optimiser: torch.optim.Optimizer | None = None,
-    average: Sequence[Tensor] = (),
-) -> None:
-    """One update; without an optimiser its gradients alone."""
-    objective(student, batch, draw).mean().backward()
-    if optimiser is None:
-        return
-    weights = list(student.parameters())
-    nn.utils.clip_grad_norm_(weights, 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
-    torch._foreach_lerp_(list(average), [p.detach() for p in weights], 0.02)
-
-
 @dataclass
 class Bench:
     """A teacher, a student and a batch, and the three things that are timed."""
@@ -100,8 +83,9 @@ class Bench:
         self.objective = Halve(self.teacher, uniform(32))
         self.data = Batch(torch.randn(shape, device=self.device).clamp(-1, 1))
         self.t = 1000 * torch.rand(shape[0], device=self.device)
-        self.average = [p.detach().clone() for p in self.student.parameters()]
-        self.optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+        self.settings = Training(ema=0.98, clip=1.0)
+        optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+        self.state = State(self.student, optimiser, Average(self.student, self.settings.ema), None)
 
     def floor(self) -> None:
         cast = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
@@ -113,14 +97,13 @@ class Bench:
         out.square().mean().backward()
 
     def update(self) -> None:
-        update(self.student, self.objective, self.data, self._draw())
+        draw = Draw.all(self.generator, len(self.data.x0))
+        self.objective(self.student, self.data, draw).mean().backward()
 
     def whole_update(self) -> None:
-        draw = self._draw()
-        update(self.student, self.objective, self.data, draw, self.optimiser, self.average)
-
-    def _draw(self) -> Draw:
-        return Draw.all(self.generator, len(self.data.x0))
+        self.update()
+        step(self.student, self.state, self.settings, rate=1e-4)  # the engine's own
+        self.state.update += 1
 
     def seconds(self, work: Callable[[], None], repeats: int = 1) -> float:
         """Time of one `work`.  One CPU thread is timed by its own clock, which the neighbours on a

@@ -683,7 +683,6 @@ def test_only_the_first_process_speaks_and_writes(moons, cli, tmp_path, monkeypa
     assert (status, out, err) == (0, "", "")
 
 
-@pytest.mark.xfail(reason="training.jobs opens the run before it asks the method", strict=False)
 @pytest.mark.parametrize("option", ["--drop-labels=0.1", "--predicts=eps"])
 def test_what_a_method_refuses_leaves_no_folder(option, cli, tmp_path):
     words = ["train", "denoiser", *TINY, "--updates", 2, option, "--out", "t"]

@@ -16,6 +16,7 @@ from torch import nn
 from halfstep.data import rows
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import Denoising, Progressive
+from halfstep.methods.base import Stage
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, Stopped, train, Training
@@ -357,6 +358,32 @@ class TestMemory:
         assert watch.notes == [
             f"micro_batch was 0, now {fits}: from here on not the same to the bit"
         ]
+
+    def test_an_attempt_leaves_room_for_all_that_an_update_keeps(self, tmp_path):
+        """Gradients are there from the second micro-batch on, and two moments of each weight."""
+        rooms = []
+
+        class Hungry:
+            forwards = 3
+
+            def __call__(self, student, batch, draw):
+                live = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
+                # Tied and idle weights have gradients too; whatever lies elsewhere is counted once.
+                rooms.append(len({x.data_ptr() for x in live if x.shape == (37, 4)}))
+                gradients = [p.grad is not None for p in student.parameters()]
+                if len(batch.x0) > 2:
+                    raise torch.OutOfMemoryError("no room")
+                assert all(gradients)
+                return student(batch.x0, draw.uniform(), None).x0.square().mean(1)
+
+        method = own(squares)
+        object.__setattr__(method, "stages", lambda teacher: iter([stage]))
+        pipeline = forgetful(37)
+        stage = Stage("only", pipeline.denoiser.twin(), Hungry(), 3)
+        with pytest.raises(ConfigError, match="add --micro-batch 2"):
+            halve(tmp_path / "r", method=method, batch=9, pipeline=pipeline, ema=0.0)
+        # The pipeline's weight and the student's; in the attempts a gradient and two moments besides.
+        assert rooms == [2, 5, 5]
 
     def test_not_even_one(self, tmp_path):
         with pytest.raises(ConfigError, match="not even one sample fits: use a smaller network"):

@@ -20,6 +20,7 @@ import halfstep.training.asked as asked
 from halfstep.cli import main
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
+from halfstep.training import checkpoint
 from halfstep.training.run import read_metrics, Run
 from tests.runs import (
     At,
@@ -234,6 +235,12 @@ def other_update(out):
     path.write_text(path.read_text().replace('"update": 6', '"update": 5'))
 
 
+def opened(out):
+    """The arguments that open a run again."""
+    about = json.loads((out / "run.json").read_text())
+    return {"command": about["command"], "options": about["options"]}
+
+
 class TestDamage:
     @pytest.fixture
     def interrupted(self, tmp_path):
@@ -327,6 +334,24 @@ class TestDamage:
         halve(interrupted)
         assert bits(interrupted) == bits(whole) and losses(interrupted) == losses(whole)
         assert everything(interrupted).keys() == everything(whole).keys()
+
+    def test_half_removed_it_is_gone_altogether(self, interrupted, monkeypatch):
+        folder = interrupted / "checkpoints"
+        with monkeypatch.context() as patched, pytest.raises(Crash):
+            crashing(patched, 1)
+            checkpoint.remove(folder / "01-00000006")
+        assert sorted(path.name for path in folder.glob("01-00000006*")) == [
+            "01-00000006.safetensors"
+        ]
+        assert checkpoint.choose(folder, 1) == "01-00000003"
+
+    def test_a_stage_between_its_two_names_gets_its_own_back(self, interrupted):
+        """Gone while the extended stage took its place: what was there before is there."""
+        stages = interrupted / "stages"
+        (stages / "0004-steps").rename(stages / ".0004-steps.old")
+        (stages / ".0004-steps.part").mkdir()
+        Run.open(interrupted, **opened(interrupted)).close()
+        assert [path.name for path in stages.iterdir()] == ["0004-steps"]
 
     def test_the_metrics_are_no_part_of_the_state(self, interrupted, whole):
         """A log that somebody deleted or emptied costs its lines, not the run."""

@@ -45,9 +45,7 @@ def _largest(attempt: Callable[[int], None], size: int) -> int:
         size //= 2
         try:
             attempt(size)
-        except RuntimeError as error:
-            if not _is_memory(error):
-                raise
+        except Exception as error:  # whatever it is, that size is no advice
             traceback.clear_frames(error.__traceback__)
         else:
             return size
