@@ -34,6 +34,13 @@ class NonFinite(HalfstepError):
     """A loss or gradient is nan or infinite."""
 
 
+class Stopped(Exception):
+    """The user or the machine asked a run to stop; it is saved and can go on.
+
+    Not a `HalfstepError`: a script that catches those around a run must not swallow a SIGTERM.
+    """
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a name that is not one of `known`: suggests the nearest, lists them all."""
     names = sorted(known)

@@ -282,3 +282,14 @@ def test_the_student_may_be_wrapped():
     objective = Denoise(Cosine(), constant)
     one, other = (objective(s, batch, draw_of(0, 3)) for s in (inner, Wrapped(inner)))
     assert torch.equal(one, other)
+
+
+def test_eps_is_not_trained_where_it_says_nothing():
+    """A zero-terminal-SNR table has t = 1 among its times, a straight schedule only if asked to."""
+    blind = Denoiser(Wobbly(), Table(zero_snr=True), Eps())
+    with pytest.raises(ConfigError, match="write predicts='v'"):
+        next(Denoising().stages(blind))
+    next(Denoising().stages(Denoiser(Wobbly(), Table(zero_snr=True), V())))
+    next(Denoising().stages(Denoiser(Wobbly(), Straight(), Eps())))
+    with pytest.raises(ConfigError, match="write predicts='v'"):
+        next(Denoising(levels=10).stages(Denoiser(Wobbly(), Straight(), Eps())))

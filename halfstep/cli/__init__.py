@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from halfstep import __version__
-from halfstep.errors import HalfstepError, unknown
+from halfstep.errors import HalfstepError, Stopped, unknown
 
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "demo": ("handwritten digits from 32 steps to 1, with pictures and scores", {}),
@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(args)
     except HalfstepError as error:
         print(f"halfstep: {error}", file=sys.stderr)
-        return 130 if type(error).__name__ == "Stopped" else 2
+        return 2
+    except Stopped as stopped:
+        print(f"halfstep: {stopped}", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141

@@ -46,6 +46,12 @@ class Denoising:
         if self.drop_labels and null is None:
             raise ConfigError("drop_labels needs labelled data and a network with a null class")
         levels = self.levels or getattr(teacher.schedule, "levels", None)
+        end = teacher.schedule.at(torch.ones((), dtype=torch.float64))
+        if levels and teacher.parameterisation.blind_to_data and end.alpha == 0:
+            raise ConfigError(
+                "eps says nothing about the data at t = 1 of a zero-terminal-SNR schedule, which is one "
+                "of the times it would be trained at: write predicts='v'"
+            )
         weighting = WEIGHTINGS[self.weighting]
         objective = Denoise(teacher.schedule, weighting, levels, self.drop_labels, null)
         yield Stage("teacher", teacher, objective, self.updates)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from halfstep.data import Dataset
-from halfstep.errors import CheckpointError, ConfigError, HalfstepError, NonFinite
+from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw
 from halfstep.training import checkpoint
@@ -26,10 +26,6 @@ from halfstep.training.settings import Training
 from halfstep.training.stopping import stopping
 from halfstep.training.update import update
 from halfstep.training.watch import Silent, Tally, Watch
-
-
-class Stopped(HalfstepError):
-    """The user or the machine asked to stop; the run is saved and can go on."""
 
 
 @dataclass
