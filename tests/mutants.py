@@ -267,6 +267,36 @@ MUTANTS = (
         ("replace(schedule, zero_snr=True)", "replace(schedule, zero_snr=False)"),
         ("net = teacher.twin().net", "net = teacher.net"),
     ),
+    *_of(
+        "methods/classification",
+        "classification",
+        ("student(batch.x0)", "student(-batch.x0)"),
+        ('reduction="none"', 'reduction="mean"'),
+    ),
+    *_of(
+        "data/dataset",
+        "data",
+        ("x0.float().div_(127.5)", "x0.float().div_(128)"),
+        ("x0.flip(-1)", "x0.flip(-2)"),
+    ),
+    *_of("data/order", "data", ("[seed, stage, epoch]", "[seed, stage]")),
+    *_of(
+        "training/ema",
+        "engine",
+        ("1 - self.decay", "self.decay"),
+        ("1.0 if update == 0", "1.0 if update == 1"),
+    ),
+    *_of(
+        "training/settings",
+        "engine",
+        ("(1 - update / updates)", "(1 + update / updates)"),
+        ("min(update / self.warmup, 1.0)", "min(1 + update / self.warmup, 1.0)"),
+    ),
+    *_of(
+        "evaluation/distances",
+        "evaluation",
+        ("(1 / n + 1 / len(real))", "(1 / n)"),
+    ),
 )
 
 
