@@ -72,7 +72,7 @@ def test_the_ablation_refuses_what_cannot_be_distilled_and_scores_the_rest(tmp_p
     assert "vanishes at SNR 0" in said["cosine", "x0", "snr"]["4 steps"]
     assert "predicts eps" in said["cosine", "eps", "truncated-snr"]["4 steps"]
     assert math.isfinite(said["cosine", "eps", "truncated-snr"]["ancestral"])
-    assert "at alpha = 0" in said["table-zero-snr", "eps", "snr"]["ddim"]
+    assert "at t = 1 of a zero" in said["table-zero-snr", "eps", "snr"]["ddim"]
     table = capsys.readouterr().out.splitlines()
     assert len([line for line in table if line.startswith("| ")]) == 1 + len(rows)
 
