@@ -121,6 +121,9 @@ class Processes:
 
 def _joined(world: int, device: str) -> Any:
     """The accelerator of all launched processes."""
+    # Before there is a group: its functions have the group of their import as a default, which would
+    # keep it, and with it threads that abort the process as it ends.
+    import torch.distributed.nn.functional
     from accelerate import Accelerator
 
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
