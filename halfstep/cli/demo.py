@@ -65,6 +65,7 @@ def demo(argv: Sequence[str]) -> int:
     method, training = preset.method, replace(preset.training, seed=options.seed)
     if options.quick:
         method = replace(method, updates=tuple(max(1, k // 10) for k in method.updates))
+        training = replace(training, warmup=training.warmup // 10)
 
     def keep(student: Pipeline) -> bool:
         students.append(student)
@@ -183,9 +184,9 @@ def _draw(
 
 def _print(console: Console, results: dict[str, Any]) -> None:
     full, floor = results["teacher"]["frechet_distance"], results["sampling_floor"]
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
 
     def add(name: str, row: dict[str, Any], style: str = "") -> None:
         distance = row["frechet_distance"]
@@ -193,14 +194,14 @@ def _print(console: Console, results: dict[str, Any]) -> None:
             f"{distance:.3f}",
             f"{distance - full:+.3f}",
             f"{distance / full:.3f}",
-            f"{(distance - floor) / (full - floor):.3f}",
+            f"{(distance - floor) / (full - floor):.3f}" if full > floor else "-",
             f"{row['rmse_to_teacher']:.3f}",
             f"{1000 * row['seconds_per_sample']:.2f}",
         )
         table.add_row(name, str(row["calls"]), *numbers, style=style)
 
     add(f"teacher, {FULL} steps", results["teacher"])
-    names = {"ddim": "  teacher, DDIM", "dpmpp-2m": "  teacher, DPM++(2M)"}
+    names = {"ddim": "  teacher, DDIM", "dpmpp-2m": "  teacher, DPM++"}
     for row in results["students"]:
         add("student", row, "bold green")
         for other in results["baselines"]:
