@@ -766,6 +766,17 @@ def test_threads_wait_quietly_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("OMP_NUM_THREADS", "x")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    _quiet_threads()
+    _quiet_threads(at_most=None)
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     assert 1 <= int(os.environ["OMP_NUM_THREADS"]) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("by_hand", "threads"), [(None, "1"), ("7", "7")])
+def test_the_demo_takes_one_thread_unless_told_otherwise(monkeypatch, by_hand, threads):
+    from halfstep.cli import _quiet_threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", by_hand or "x")
+    if by_hand is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    _quiet_threads(at_most=1)
+    assert os.environ["OMP_NUM_THREADS"] == threads

@@ -7,9 +7,7 @@ import pytest
 from halfstep.cli import main
 
 HELD_TO = {8: 1.03, 4: 1.04, 2: 1.06, 1: 1.10}
-"""Student's Fréchet distance over its teacher's at 64 steps, mean of three distillations: the goal."""
-REACHED = {8: 1.12, 4: 1.17, 2: 1.25, 1: 1.25}
-"""What it must not fall back behind (LOG.md: 1.09, 1.13, 1.21, 1.20 with seed 0)."""
+"""Student's Fréchet distance over its teacher's at 64 steps, mean of three distillations."""
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +41,6 @@ def mean_ratio(runs, calls):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", REACHED)
-def test_students_do_not_fall_back(runs, calls):
-    assert mean_ratio(runs, calls) <= REACHED[calls]
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason="not reached yet: see LOG.md, halving the digits teacher", strict=False)
 @pytest.mark.parametrize("calls", HELD_TO)
 def test_students_keep_their_teachers_quality(runs, calls):
     assert mean_ratio(runs, calls) <= HELD_TO[calls]

@@ -76,7 +76,7 @@ def _dispatch(args: list[str]) -> int:
             return 0
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
-    _quiet_threads()
+    _quiet_threads(at_most=1 if verb == "demo" else None)
     return _run(verb, rest)
 
 
@@ -99,10 +99,12 @@ def _run(verb: str, rest: list[str]) -> int:
     return sample(rest)
 
 
-def _quiet_threads() -> None:
+def _quiet_threads(at_most: int | None) -> None:
     """OpenMP threads that wait by spinning cost up to 30 times on a shared CPU (see LOG.md).
 
     Read once, when torch is imported; what is set by hand stays.
+
+    at_most  threads a network can use: for the demo's small one a second thread costs more than it does
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "OMP_NUM_THREADS" not in os.environ:
@@ -110,7 +112,7 @@ def _quiet_threads() -> None:
 
         physical = psutil.cpu_count(logical=False) or 1
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-        os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed, at_most or physical)))
 
 
 def _listing() -> str:

@@ -59,9 +59,8 @@ class Loop:
                 with self._naming(stage):
                     self.read(stage, self.run.stage(stage.name))
                 student = stage.student
-                go_on = self.gate(
-                    stage
-                )  # all ask, so that none waits long; the first one's word counts
+                # All ask, so that none waits long; the first one's word counts.
+                go_on = self.gate(stage)
                 if not self.processes.first_says(partial(bool, go_on)):
                     break
         if student is None:
