@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn, Tensor
-from torch.optim import AdamW
 
 from halfstep import storage
 from halfstep.errors import CheckpointError
 from halfstep.training.ema import Average
+from halfstep.training.optimiser import Optimiser
 
 KEEP = 2
 """The newest, and the one before it should the newest be damaged."""
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW knows of each parameter; their steps differ where a gradient was missing or skipped."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What the optimiser knows of each parameter; steps differ where a gradient was missing or skipped."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class State:
     """Everything that changes while a stage trains."""
 
     student: nn.Module
-    optimiser: AdamW
+    optimiser: Optimiser
     average: Average | None
     scaler: torch.amp.GradScaler | None
     update: int = 0
@@ -34,8 +34,8 @@ class State:
         found = {f"student.{name}": value for name, value in self.student.state_dict().items()}
         named = {id(p): name for name, p in self.student.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
-            for moment in MOMENTS:
-                found[f"{moment}.{named[id(parameter)]}"] = moments[moment]
+            for moment, value in moments.items():
+                found[f"{moment}.{named[id(parameter)]}"] = value
         if self.average is not None:
             for (name, _), value in zip(
                 self.student.named_parameters(), self.average.values, strict=True
@@ -44,20 +44,20 @@ class State:
         return found
 
     def load(self, tensors: dict[str, Tensor], about: dict[str, Any], source: str) -> None:
-        own = {
+        weights = {
             k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")
         }
-        storage.load_into(self.student, own, source)
+        storage.load_into(self.student, weights, source)
         self.update, self.seconds = about["update"], about["seconds"]
         known = {}
-        for k, (name, _) in enumerate(self.student.named_parameters()):
+        for k, (name, parameter) in enumerate(self.student.named_parameters()):
             if self.average is not None:
                 self.average.values[k].copy_(tensors[f"average.{name}"])
-            if f"step.{name}" in tensors:
-                # Copies: the loaded tensors lie in the file, which would keep its place on the disk.
-                known[k] = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": known, "param_groups": groups})
+            # Copies: the loaded tensors lie in the file, which would keep its place on the disk.
+            own = {m: tensors[f"{m}.{name}"].clone() for m in MOMENTS if f"{m}.{name}" in tensors}
+            if own:
+                known[parameter] = own
+        self.optimiser.load(known)
         if self.scaler is not None and about.get("scaler"):
             self.scaler.load_state_dict(about["scaler"])
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import AdamW
 
 from halfstep.data import Dataset
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
@@ -20,6 +19,7 @@ from halfstep.training import checkpoint
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.memory import naming_memory
+from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
@@ -178,13 +178,8 @@ class Loop:
         student, settings = stage.student.train().requires_grad_(True), self.settings
         if settings.compile:
             getattr(student, "net", student).compile()
-        optimiser = AdamW(
-            student.parameters(),
-            settings.rate,
-            settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=self.processes.device.type in ("cuda", "cpu"),
-        )
+        fused = self.processes.device.type in ("cuda", "cpu")
+        optimiser = Optimiser(student, settings, fused=fused)
         average = Average(student, settings.ema) if settings.ema else None
         scaler = None
         if settings.precision == "fp16":

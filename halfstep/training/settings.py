@@ -20,10 +20,12 @@ class Training:
     """The rate falls to 0 within each stage, or stays."""
     warmup: int = 0
     """Updates over which the rate rises from 0."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of linear layers, AdamW for the rest; fewer, slightly longer updates."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 is off."""
     ema: float = 0.0

@@ -51,7 +51,7 @@ def step(student: nn.Module, state: State, settings: Training, rate: float) -> T
     """Clip, optimise, average; returns the gradient's norm without reading it."""
     optimiser, scaler = state.optimiser, state.scaler
     if scaler is not None:
-        scaler.unscale_(optimiser)
+        scaler.unscale_(optimiser)  # type: ignore[arg-type]  # it has what a scaler reads
     parameters = [p for p in student.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if settings.clip:
@@ -61,7 +61,7 @@ def step(student: nn.Module, state: State, settings: Training, rate: float) -> T
     if scaler is None:
         optimiser.step()
     else:
-        scaler.step(optimiser)
+        scaler.step(optimiser)  # type: ignore[arg-type]
         scaler.update()
     optimiser.zero_grad()
     if state.average is not None:
