@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields as dataclass_fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +14,9 @@ from halfstep.batch import Cond
 from halfstep.denoiser import Denoiser, Denoises, Guided, NetTime
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.nets import build, recipe
-from halfstep.noise import sample_noise
+from halfstep.noise import key, sample_noise
 from halfstep.prediction import PARAMETERISATIONS
-from halfstep.samplers import ancestral, sample, STEPS
+from halfstep.samplers import ancestral, calls, PREFIX, sample, scheduled, STEPS
 from halfstep.schedules import Schedule, SCHEDULES
 from halfstep.timegrids import Times, uniform
 
@@ -59,7 +60,8 @@ class Pipeline:
 
         seed      image k of a seed is the same whatever n, batch and `first` are
         steps     sampler steps; a student's fewest by default, 64 for a teacher
-        sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large)
+        sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large), or one of
+                  diffusers' schedulers by the name of its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
         guidance  scale of classifier-free guidance, 1 is off
         first     number of the first image
@@ -67,19 +69,20 @@ class Pipeline:
         """
         times = self.grid(steps)
         _check_counts(n, seed, batch, first)
-        if sampler != "ancestral" and sampler not in STEPS:
-            raise unknown("sampler", sampler, [*STEPS, "ancestral"])
+        if sampler.startswith(PREFIX):
+            calls(sampler, len(times) - 1)  # refuses a name that is none
+        elif sampler != "ancestral" and sampler not in STEPS:
+            raise unknown("sampler", sampler, [*STEPS, "ancestral", f"{PREFIX}NAME"])
         model, label = self._guided(guidance), self._labels(n, labels, first)
         device = next(self.denoiser.parameters()).device
         self.denoiser.eval()
         done = []
         for low in range(0, n, batch):
             ids = range(first + low, first + min(low + batch, n))
-            fresh = _fresh(seed, ids, self.shape)
+            walk = _walk(sampler, seed, ids, self.shape, variance)
             noise = sample_noise(seed, ids, self.shape).to(device)
             cond = None if label is None else Cond(label[low : low + batch].to(device))
-            step = ancestral(fresh, variance=variance) if sampler == "ancestral" else STEPS[sampler]
-            x = sample(model, noise, times, step, cond=cond, clip=self.clip, progress=progress)
+            x = walk(model, noise, times, cond=cond, clip=self.clip, progress=progress)
             done.append(x.cpu())
         return torch.cat(done) if done else torch.empty(0, *self.shape)
 
@@ -256,6 +259,18 @@ def _name_of(value: object, names: Mapping[str, object]) -> str:
         if known == value:
             return name
     raise ConfigError(f"{value!r} is not one that can be saved: use one of {', '.join(names)}")
+
+
+def _walk(
+    sampler: str, seed: int, ids: range, shape: tuple[int, ...], variance: float
+) -> Callable[..., Tensor]:
+    """`sample` or `scheduled`, told how to step; its noise depends on (seed, image) alone."""
+    if sampler.startswith(PREFIX):
+        own = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
+        return partial(scheduled, name=sampler.removeprefix(PREFIX), generators=own)
+    if sampler == "ancestral":
+        return partial(sample, step=ancestral(_fresh(seed, ids, shape), variance=variance))
+    return partial(sample, step=STEPS[sampler])
 
 
 def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Callable[[Tensor, int], Tensor]:

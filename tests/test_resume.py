@@ -595,6 +595,7 @@ def command(out, teacher):
     options = {"batch": "3", "save-every": "7", "log-every": "11", "ema": ".9", "device": "cpu"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     words += ["--out", str(out), "--start", "8", "--updates", *[str(UPDATES)] * 3]
+    words += ["--tolerance", "0"]
     return ["distill", "progressive", "--teacher", str(teacher), "--data", "two-moons", *words]
 
 

@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "sample": ("draw images from a teacher or a student", {}),
+    "evaluate": ("judge a run's students: quality, fidelity, drift, cost, with intervals", {}),
+    "report": ("the evidence of a run on one page", {}),
 }
 
 HELP = """\
@@ -94,6 +96,14 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.distill import distill
 
         return distill(rest[0], rest[1:])
+    if verb == "evaluate":
+        from halfstep.cli.evaluate import evaluate
+
+        return evaluate(rest)
+    if verb == "report":
+        from halfstep.cli.report import report
+
+        return report(rest)
     from halfstep.cli.sample import sample
 
     return sample(rest)

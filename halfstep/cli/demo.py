@@ -1,31 +1,36 @@
 """`halfstep demo`: the main job on real data, from end to end, with pictures and scores."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from halfstep import storage
+from halfstep.cli.beside import beside
+from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
+from halfstep.cli.judging import cost_of, judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
-from halfstep.evaluation import digits_features, Judge
-from halfstep.evaluation.evaluate import total_steps
+from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
+from halfstep.evaluation.evidence import Rows, teacher_rows
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
+from halfstep.timegrids import grid
 from halfstep.training import distill, train
+from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
-from halfstep.training.run import read_metrics
 
 FULL = 64
 COUNTS = (8, 4, 2, 1)
@@ -75,15 +80,29 @@ def demo(argv: Sequence[str]) -> int:
     say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
     say(console, "plan", plan(method))
     say(console, "updates", updates_on(sum(method.updates), training, options.device))
-    with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
-        job = Job(device=options.device, watch=bars, gate=keep)
-        distill(teacher, data, run, method=method, training=training, job=job)
-    results = _judge(options, teacher.to(pick_device(options.device)), students, data, console)
-    results["cost"] = _cost(options, run)
+    teacher.to(pick_device(options.device))
+    asked = Evaluation(samples=options.n, full=FULL, counts=COUNTS, shown=SHOWN, cost_rounds=2)
+    judge = judge_for(digits_features(), data, asked)
+
+    def judge_teacher(tick: Callable[[], None]) -> Rows:
+        judge.progress = tick
+        return teacher_rows(teacher, COUNTS, judge, asked)
+
+    with beside(judge_teacher) as judged:
+        with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
+            job = Job(device=options.device, watch=bars, gate=keep)
+            distill(teacher, data, run, method=method, training=training, job=job)
+        subject = Subject(
+            teacher, students, data, grid("uniform", method.start, teacher.denoiser.schedule)
+        )
+        found = _judged(options, subject, judge, asked, judged, preset, run, console)
+    results = _results(found)
     storage.write_json(options.out / "results.json", results)
     _draw(options.out, teacher, students, results)
     _print(console, results)
+    say(console, "verdict", found["verdict"])
     for label, name in (
+        ("report", "report.html"),
         ("pictures", "samples.png"),
         ("", "quality.png"),
         ("numbers", "results.json"),
@@ -113,44 +132,73 @@ def _from_scratch(options: Demo, console: Console) -> Pipeline:
         return train(fresh, data, out, method=method, training=training, job=job)
 
 
-def _judge(
-    options: Demo, teacher: Pipeline, students: Sequence[Pipeline], data: Any, console: Console
+def _judged(
+    options: Demo,
+    subject: Subject,
+    judge: Judge,
+    asked: Evaluation,
+    judged: Future[Rows],
+    preset: Any,
+    run: Path,
+    console: Console,
 ) -> dict[str, Any]:
-    """Teacher at full steps, undistilled teacher and students at equal network calls."""
-    ways = [(s, k) for s in ("ddim", "dpmpp-2m") for k in COUNTS]
-    judged = [s for s in students if len(s.times[0]) - 1 in COUNTS]
-    total = total_steps(
-        [("ddim", FULL), *ways, *(("ddim", len(s.times[0]) - 1) for s in judged)], options.n
-    )
-    real = data.batch(torch.arange(len(data))).x0
-    with counting(console, f"scoring {options.n:,} samples a row", total) as advance:
-        judge = Judge(digits_features(), real, n=options.n, progress=advance)
-        full = judge.teacher(teacher, FULL)
-        baselines = [judge.row(teacher, sampler, steps) for sampler, steps in ways]
-        rows = [judge.row(student, "ddim", len(student.times[0]) - 1) for student in judged]
+    """The evidence, in OUT/report.json and report.html."""
+    total = sum(COUNTS) * -(-options.n // judge.batch)
+    with counting(console, f"judging, {options.n:,} samples a row", total) as advance:
+        of_teacher = judged.result()
+        judge.progress = advance
+        return written(
+            options.out,
+            subject,
+            judge,
+            asked,
+            made=made_by(environment(str(pick_device(options.device))), sys.argv),
+            run={
+                "folder": options.out.name,
+                "config": {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in (flat(preset) | {"seed": options.seed}).items()
+                },
+                "gate": None,
+                "cost": _cost(options, run),
+            },
+            metrics=run,
+            of_teacher=of_teacher,
+        )
+
+
+def _results(found: dict[str, Any]) -> dict[str, Any]:
+    """The evidence in plain numbers: teacher, baselines, students."""
+    rows: dict[str, list[dict[str, Any]]] = {"teacher": [], "baseline": [], "student": []}
+    for row in found["rows"]:
+        rows[row["who"]].append(
+            {key: row[key] for key in ("sampler", "steps", "calls")}
+            | {
+                "frechet_distance": row["distances"]["frechet_distance"]["value"],
+                "rmse_to_teacher": row["fidelity"]["rmse"]["value"] if row["fidelity"] else 0.0,
+                "seconds_per_sample": row["cost"]["seconds_per_sample"]["64"],
+            }
+        )
     return {
-        "teacher": full.to_json(),
-        "baselines": [row.to_json() for row in baselines],
-        "students": [row.to_json() for row in rows],
-        "sampling_floor": judge.floor,
-        "samples": options.n,
-        "features": judge.features.name,
+        "teacher": rows["teacher"][0],
+        "baselines": rows["baseline"],
+        "students": rows["student"],
+        "sampling_floor": found["measure"]["floor"],
+        "samples": found["measure"]["samples"],
+        "features": found["measure"]["features"],
+        "cost": found["run"]["cost"],
     }
 
 
 def _cost(options: Demo, run: Path) -> dict[str, Any]:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
 
-    def of(lines: list[dict[str, Any]]) -> dict[str, Any]:
-        done = [line for line in lines if "forwards" in line]
-        return {key: sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")}
-
     if options.from_scratch:
-        teacher = of(read_metrics(options.out / "teacher"))
+        teacher = cost_of(options.out / "teacher")
     else:
         with as_file(files("halfstep") / "assets" / "digits-teacher" / "cost.json") as path:
             teacher = storage.read_json(path)
-    return {"teacher": teacher, "halvings": of(read_metrics(run))}
+    return {"teacher": teacher, "halvings": cost_of(run)}
 
 
 def _draw(
@@ -201,12 +249,13 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         table.add_row(name, str(row["calls"]), *numbers, style=style)
 
     add(f"teacher, {FULL} steps", results["teacher"])
-    names = {"ddim": "  teacher, DDIM", "dpmpp-2m": "  teacher, DPM++"}
-    for row in results["students"]:
+    names = {"ddim": "DDIM", "heun": "Heun", "dpmpp-2m": "DPM++"}
+    fewer = [row["calls"] for row in results["students"][1:]] + [0]
+    for row, below in zip(results["students"], fewer, strict=True):
         add("student", row, "bold green")
         for other in results["baselines"]:
-            if other["calls"] == row["calls"]:
-                add(names[other["sampler"]], other, "dim")
+            if below < other["calls"] <= row["calls"]:
+                add(f"  teacher, {names[other['sampler']]}", other, "dim")
     console.print(table)
     say(
         console, "floor", f"{floor:.3f} is what {results['samples']:,} perfect samples would score;"

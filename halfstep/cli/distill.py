@@ -2,13 +2,22 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from rich.console import Console
 
 from halfstep.cli.find import find_pipeline
+from halfstep.cli.gating import (
+    auto_start,
+    full_steps,
+    gate_for,
+    looks_for,
+    Quality,
+    start_of,
+)
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
@@ -43,15 +52,38 @@ class Distill(Generic[M]):
     training: Annotated[Training, Flat] = field(default_factory=Training)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Halving(Distill[Progressive]):
+    """Halve the number of sampling steps, until it is no longer worth it."""
+
+    method: Annotated[Progressive, Flat]
+    quality: Annotated[Quality, Flat] = field(default_factory=Quality)
+
+
 def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
-    console, method_kind = terminal(), METHODS[name]
-    kind: Any = Distill[method_kind]  # type: ignore[valid-type]
+    console, method_kind, args = terminal(), METHODS[name], list(argv)
+    halves = method_kind is Progressive
+    kind: Any = Halving if halves else Distill[method_kind]  # type: ignore[valid-type]
     prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
-    options = parse(kind, argv, prog=prog, about=about)
+    auto = halves and auto_start(args)
+    options = parse(kind, args, prog=prog, about=about)
     where, training, method = options.where, options.training, options.method
-    teachers = [find_pipeline(options.teacher.teacher, net=options.teacher.net)]
+    load = partial(find_pipeline, options.teacher.teacher, net=options.teacher.net)
+    teachers = [load()]
     data = loading(console, options.source)
+    gate = None
+    if halves and (auto or options.quality.tolerance) and not where.dry_run:
+        quality = options.quality
+        full = full_steps(quality, method, teachers[0], auto=auto)
+        looks = looks_for(
+            quality, full, method.grid, options.source, data, load, console, where.device
+        )
+        if auto:
+            method = start_of(where.out, method, looks)
+            options = replace(options, method=method, quality=replace(quality, full=full))
+        if quality.tolerance:
+            gate = gate_for(quality, looks, where.out)
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
         stages = method.stages(teachers[0].denoiser)
@@ -60,12 +92,16 @@ def distill(name: str, argv: Sequence[str]) -> int:
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", plan(method))
     say(console, "updates", updates_on(total_updates(method), training, where.device))
-    with carried_out(where, options, console, ahead=lambda stage: ahead(method, stage)) as job:
+    carried = carried_out(
+        where, options, console, ahead=lambda stage: ahead(method, stage), gate=gate
+    )
+    with carried as job:
         # Given away: from the second stage on nobody needs the teacher, nor its memory.
         student: Pipeline = distil_pipeline(
             teachers.pop(), data, where.out, method=method, training=training, job=job
         )
-    _say_where(console, where, student, own_net(options.teacher.net))
+    best = gate.best.steps if gate and gate.best else None
+    _say_where(console, where, student, own_net(options.teacher.net), best)
     return 0
 
 
@@ -100,11 +136,20 @@ def _halvings(method: Progressive, steps: int) -> Iterator[tuple[int, int]]:
         halving += 1
 
 
-def _say_where(console: Console, where: Where, student: Pipeline, own: str) -> None:
-    """The folders of the students, and the command that shows what the last one draws."""
+def _say_where(
+    console: Console, where: Where, student: Pipeline, own: str, best: int | None
+) -> None:
+    """The folders of the students, and the command that shows what the best draws, else the last one.
+
+    best  steps of the last student that passed the gate
+    """
     made = (where.out / "stages").glob("[!.]*/pipeline.json")
     for folder in sorted((path.parent for path in made), reverse=True):  # many steps first
         say(console, "student", folder)
-    steps = f" --steps {len(student.times[0]) - 1}" if student.times else ""
+    if best:
+        say(console, "best", where.out / "stages" / f"{best:04d}-steps")
+    steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
     out = shlex.quote(str(where.out))
     say(console, "look", f"halfstep sample {out}{steps} --out {out}/samples{own}")
+    if student.times:
+        say(console, "judge", f"halfstep evaluate {out}{own}")

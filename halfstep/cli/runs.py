@@ -22,11 +22,17 @@ from halfstep.training.parallel import pick_device
 
 @contextmanager
 def carried_out(
-    where: Where, options: Any, console: Console, *, ahead: Callable[[Stage], int] = lambda s: 0
+    where: Where,
+    options: Any,
+    console: Console,
+    *,
+    ahead: Callable[[Stage], int] = lambda s: 0,
+    gate: Callable[[Pipeline], bool] | None = None,
 ) -> Iterator[Job]:
     """How the options want a run carried out: shown while it lasts, its options kept in its folder.
 
     ahead  updates that are still to come after a stage
+    gate   asked after each stage whether to go on
     """
 
     def keep() -> None:
@@ -35,7 +41,11 @@ def carried_out(
 
     with Bars(console, ahead=ahead, opened=keep) as bars:
         yield Job(
-            device=where.device, extend=where.extend, from_previous=where.from_previous, watch=bars
+            device=where.device,
+            extend=where.extend,
+            from_previous=where.from_previous,
+            watch=bars,
+            gate=gate,
         )
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")

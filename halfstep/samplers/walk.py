@@ -13,6 +13,9 @@ from halfstep.samplers.steps import ddim, Point, Step, Visit
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import checked, Times
 
+PREFIX = "diffusers:"
+"""Of the samplers that are diffusers' schedulers; the name of the class follows."""
+
 
 def _time(t: float) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
@@ -27,6 +30,10 @@ def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
 
 def calls(step: str, steps: int) -> int:
     """How many network calls the named sampler makes in so many steps."""
+    if step.startswith(PREFIX):
+        from halfstep.samplers.schedulers import network_calls  # which imports from here
+
+        return network_calls(step.removeprefix(PREFIX), steps)
     return 2 * steps - 1 if step == "heun" else steps
 
 

@@ -1,0 +1,235 @@
+"""`halfstep evaluate`: a run's students against their teacher, its samplers, and the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from halfstep.cli.find import find_pipeline
+from halfstep.cli.judging import (
+    cost_of,
+    features_for,
+    gate_of,
+    judge_for,
+    Kept,
+    read_evidence,
+    written,
+)
+from halfstep.cli.options import Flat, parse
+from halfstep.cli.progress import counting, loading, say, terminal
+from halfstep.cli.runs import describe_data
+from halfstep.data import load
+from halfstep.errors import ConfigError
+from halfstep.evaluation.evidence import Evaluation, Subject
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.measured import Measured
+from halfstep.pipeline import Pipeline
+from halfstep.timegrids import grid, Times
+from halfstep.training.parallel import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Judge a run's students: quality, fidelity, drift, cost, each with an interval, and a page of it."""
+
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """The run's folder."""
+    compare: tuple[Path, ...] = ()
+    """Two runs that were evaluated, or more: set side by side."""
+    teacher: Path | None = None
+    """Its teacher; the run knows, unless that was moved."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+    features: str = "auto"
+    """auto, digits, efficientnet-lite0, classifier:FOLDER, inception:FILE or package.module:function."""
+    data: str | None = None
+    """The data, if not those of the run."""
+    held_out: str | None = None
+    """Data that nobody was trained on: judges memorisation."""
+    device: str = "auto"
+    """auto, or one by name."""
+    evaluation: Annotated[Evaluation, Flat] = field(default_factory=lambda: Evaluation(full=0))
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure and write report.json, report.npz and report.html; or compare what was measured."""
+    console = terminal()
+    options = parse(Evaluate, argv, prog="halfstep evaluate")
+    if options.compare:
+        return _compare(console, [*options.run, *options.compare])
+    if len(options.run) != 1:
+        raise ConfigError(
+            f"evaluate takes one run, got {len(options.run)}: write halfstep evaluate RUN, or "
+            "--compare RUN_A RUN_B"
+        )
+    found = evaluated(console, options)
+    print_rows(console, found)
+    say(console, "verdict", found["verdict"])
+    say(console, "report", options.run[0] / "report.html")
+    return 0
+
+
+def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
+    """Measure the run, and write what was found into its folder."""
+    kept = Kept.read(options.run[0])
+    source = kept.source(options.data)
+    data = loading(console, source)
+    students = kept.students(options.net)
+    teacher = _teacher(kept, options, students)
+    device = pick_device(options.device)
+    for pipeline in (teacher, *students):
+        pipeline.to(device)
+    asked = replace(options.evaluation, full=options.evaluation.full or _full(kept))
+    features = features_for(options.features, source, data)
+    held_out = None
+    if options.held_out is not None:
+        other = load(options.held_out, size=source.size, channels=source.channels)
+        held_out = other.batch(torch.arange(len(other))).x0
+    times = _times(kept, teacher, students)
+    subject = Subject(teacher, students, data, times, held_out)
+    say(console, "run", f"{kept.folder}: {len(students)} students")
+    say(console, "data", describe_data(source, data))
+    say(console, "features", f"{features.name} ({features.preprocessing})")
+    with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
+        judge = judge_for(features, data, asked, advance)
+        return written(
+            kept.folder,
+            subject,
+            judge,
+            asked,
+            made=kept.made,
+            run={
+                "folder": kept.folder.resolve().name,
+                "config": dict(kept.config),
+                "gate": gate_of(kept.folder),
+                "cost": {
+                    "teacher": _teachers_cost(kept, options),
+                    "halvings": cost_of(kept.folder),
+                },
+            },
+            metrics=kept.folder,
+        )
+
+
+def print_rows(console: Console, found: dict[str, Any]) -> None:
+    """The table: every way of sampling, with intervals, and the floor under all of them."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in found["rows"]:
+        ratio, same = row["ratio"], row["fidelity"]
+        table.add_row(
+            row["name"],
+            str(row["calls"]),
+            str(Interval(**row["distances"]["frechet_distance"])),
+            str(Interval(**ratio)) if ratio else "",
+            str(Interval(**same["rmse"])) if same else "",
+            style={"student": "bold green", "baseline": "dim"}.get(row["who"], ""),
+        )
+    _print(console, table)
+    floor, n = found["measure"]["floor"], found["measure"]["samples"]
+    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
+
+
+def _print(console: Console, table: Table) -> None:
+    """At its own width: lines that are longer than the terminal's lose no digit."""
+    width = console.width
+    endless = console.options.update(width=10_000)
+    console.width = max(width, console.measure(table, options=endless).maximum)
+    console.print(table)
+    console.width = width
+
+
+def _full(kept: Kept) -> int:
+    """Steps of the teacher that its gate compared with, so that gate and report mean the same."""
+    gate = gate_of(kept.folder) or {}
+    return int(gate.get("about", {}).get("full", Evaluation.full))
+
+
+def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipeline:
+    """The teacher that the run was made from; a run without students is one itself."""
+    if options.teacher is None and not students:
+        return find_pipeline(kept.folder, net=options.net)
+    place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
+    if place is None or not place.exists():
+        raise ConfigError(
+            f"the teacher of '{kept.folder}' is not {f'at {place}' if place else 'named in it'}: add "
+            "--teacher FOLDER"
+        )
+    return find_pipeline(place, net=options.net)
+
+
+def _teachers_cost(kept: Kept, options: Evaluate) -> dict[str, Any] | None:
+    place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
+    return cost_of(place) if place is not None else None
+
+
+def _times(kept: Kept, teacher: Pipeline, students: list[Pipeline]) -> Times:
+    """The grid of the teacher that the first student halved."""
+    if not students or "start" not in kept.config:
+        return ()
+    own = tuple(kept.config.get("times", ()))
+    kind = kept.config.get("grid", "uniform")
+    return own or grid(kind, kept.config["start"], teacher.denoiser.schedule)
+
+
+def _compare(console: Console, folders: Sequence[Path]) -> int:
+    """Students of several runs at equal calls, the first run's the measure."""
+    if len(folders) < 2:
+        raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
+    found = [read_evidence(folder)[0] for folder in folders]
+    teachers = [_measured(one, one["rows"][0]) for one in found]
+    for teacher in teachers:  # before anything is said, and where no two students meet
+        teacher.check_comparable(teachers[0])
+    students = [_students(one) for one in found]
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("calls", *map(str, folders)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for count in sorted({count for one in students for count in one}, reverse=True):
+        table.add_row(str(count), *_cells([one.get(count) for one in students]))
+    table.add_row("teacher", *_cells(teachers))
+    _print(console, table)
+    say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
+    return 0
+
+
+def _cells(cells: Sequence[Measured | None]) -> list[str]:
+    """The first as it is, each other with its ratio to the first, if that is surely above 0."""
+    first, said = cells[0], []
+    for k, cell in enumerate(cells):
+        if cell is None:
+            said.append("-")
+        elif k == 0 or first is None:
+            said.append(str(cell.interval))
+        elif min(first.interval.low, first.interval.value) <= 0:
+            said.append(f"{cell.interval} = ? x")
+        else:
+            said.append(f"{cell.interval} = {cell.over(first)} x")
+    return said
+
+
+def _students(found: dict[str, Any]) -> dict[int, Measured]:
+    """By network calls."""
+    rows = [row for row in found["rows"] if row["who"] == "student"]
+    return {row["calls"]: _measured(found, row) for row in rows}
+
+
+def _measured(found: dict[str, Any], row: dict[str, Any]) -> Measured:
+    """A row's distance, and how it was measured."""
+    how = found["measure"]
+    return Measured(
+        Interval(**row["distances"]["frechet_distance"]),
+        "Fréchet distance",
+        how["features"],
+        how["digest"],
+        how["preprocessing"],
+        how["samples"],
+        how["data"],
+        how["real"],
+        how["floor"],
+    )

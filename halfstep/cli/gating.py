@@ -1,0 +1,186 @@
+"""The quality gate on the command line: what `distill progressive` asks after every halving."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from halfstep import storage
+from halfstep.cli.judging import features_for, judge_for
+from halfstep.cli.options import Source
+from halfstep.cli.progress import counting, first_process, say
+from halfstep.data import Dataset
+from halfstep.errors import ConfigError
+from halfstep.evaluation.evidence import Evaluation
+from halfstep.evaluation.gate import fewest_steps, Gate
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.judge import Judge, Seen
+from halfstep.methods import Progressive
+from halfstep.pipeline import Pipeline
+from halfstep.timegrids import grid
+from halfstep.training.parallel import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """When to stop halving."""
+
+    tolerance: float = 1.10
+    """Stop where a student's Fréchet distance is surely more than so many times its teacher's at full
+    steps; 0 is no gate."""
+    until: int | None = None
+    """Never stop before a student of so many steps: 1 goes all the way and only reports."""
+    full: int = 0
+    """Full steps of the teacher; 0 is twice --start, and 64 with --start auto, which begins at the fewest
+    steps that are as good."""
+    features: str = "auto"
+    """auto, digits, efficientnet-lite0, classifier:FOLDER, inception:FILE or package.module:function."""
+    samples: int = 2000
+    """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
+    noise: int = 0
+    """Seed of their noise."""
+
+
+MOST = 8
+"""The gate's last look, in first looks."""
+
+
+@dataclass
+class Looks:
+    """Samples of teacher and students, as many as the gate asks for; the teacher is loaded when needed."""
+
+    judge: Judge
+    load: Callable[[], Pipeline]
+    full: int
+    console: Console
+    device: str
+    grid: str = "uniform"
+    """Where the teacher's steps lie when it is asked for fewer, as the halving will have them."""
+    _seen: dict[int, Seen] = field(default_factory=dict)
+    """By steps; the teacher's at full steps under 0."""
+
+    def student(self, pipeline: Pipeline, n: int) -> Interval:
+        """Its distance over the teacher's at full steps."""
+        steps = min(len(times) - 1 for times in pipeline.times)
+        return self._ratio(lambda: pipeline, steps, steps, n)
+
+    def teacher_at(self, steps: int, n: int) -> Interval:
+        """The teacher's own distance at fewer steps over that at full steps."""
+
+        def coarse() -> Pipeline:
+            teacher = self.load()
+            return replace(teacher, times=(grid(self.grid, steps, teacher.denoiser.schedule),))
+
+        return self._ratio(coarse, -steps, steps, n)
+
+    def _ratio(self, load: Callable[[], Pipeline], key: int, steps: int, n: int) -> Interval:
+        full, seen = self._seen.get(0), self._seen.get(key)
+        missing = [(max(0, n - len(full or ())), self.full), (max(0, n - len(seen or ())), steps)]
+        total = sum(count * -(-left // self.judge.batch) for left, count in missing)
+        with counting(self.console, f"judging {steps} steps, {n:,} samples", total) as advance:
+            self.judge.progress = advance
+            full = self._more(full, self.load, self.full, n)
+            seen = self._more(seen, load, steps, n)
+        self._seen = {0: full, key: seen}  # no other is asked for again
+        return self.judge.ratio(seen.first(n), full.first(n))
+
+    def _more(self, seen: Seen | None, load: Callable[[], Pipeline], steps: int, n: int) -> Seen:
+        if seen is not None and len(seen) >= n:
+            return seen
+        pipeline = load().to(pick_device(self.device))
+        if seen is None:
+            return self.judge.see(pipeline, "ddim", steps, n=n)
+        return self.judge.more(seen, pipeline, "ddim", steps, n=n)
+
+
+def full_steps(quality: Quality, method: Progressive, teacher: Pipeline, *, auto: bool) -> int:
+    """Full steps of the teacher; refuses what cannot be before anything is trained.
+
+    auto  whether they are where `--start auto` begins to look
+    """
+    own = [len(times) - 1 for times in teacher.times]
+    full = quality.full or (max(own) if own else Evaluation.full if auto else 2 * method.start)
+    teacher.grid(full)  # one that is a student itself takes its own steps alone
+    if not auto and full < method.start:
+        raise ConfigError(
+            f"full steps are the teacher's best, got --full {full} below --start {method.start}: write "
+            f"--full {method.start} or more"
+        )
+    if auto and method.times:
+        raise ConfigError(
+            "--start auto chooses among grids, and times is one: leave one of them out"
+        )
+    if auto:
+        replace(method, start=full, updates=(0,))  # refuses what cannot be halved down to stop
+    return full
+
+
+def looks_for(
+    quality: Quality,
+    full: int,
+    kind: str,
+    source: Source,
+    data: Dataset,
+    load: Callable[[], Pipeline],
+    console: Console,
+    device: str,
+) -> Looks:
+    """The looks that the options ask for, at a teacher's grid of that kind."""
+    try:
+        features = features_for(quality.features, source, data)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
+    asked = Evaluation(samples=quality.samples, noise=quality.noise)
+    return Looks(judge_for(features, data, asked), load, full, console, device, kind)
+
+
+def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:
+    """The gate of a run; its decisions lie in OUT/gate.json."""
+    features, judge = looks.judge.features, looks.judge
+    about = {
+        "features": features.name,
+        "digest": features.digest,
+        "preprocessing": features.preprocessing,
+        "full": looks.full,
+        "noise": judge.seed,
+    }
+    return Gate(
+        looks.student,
+        quality.tolerance,
+        file=out / "gate.json",
+        writes=first_process(),
+        about=about,
+        until=quality.until,
+        samples=quality.samples,
+        most=MOST * quality.samples,
+        tell=lambda text: say(looks.console, "gate", text),
+    )
+
+
+def start_of(out: Path, method: Progressive, looks: Looks) -> Progressive:
+    """`--start auto`: the method from the fewest steps that cost the teacher nothing yet.
+
+    A run that was begun keeps the start that it was begun with.
+    """
+    begun = storage.read_json(out / "run.json") if (out / "run.json").exists() else {}
+    if begun.get("command") == "distill progressive":
+        return replace(method, start=begun["options"]["start"])
+    if begun:
+        return method  # another's folder, which the run itself will refuse
+    samples, full = looks.judge.n, looks.full
+    steps = fewest_steps(
+        looks.teacher_at, full, stop=method.stop, samples=samples, most=MOST * samples
+    )
+    what = "fewer would cost quality" if steps == full else f"they are as good as {full}"
+    say(looks.console, "start", f"{steps} steps: {what}")
+    return replace(method, start=steps)
+
+
+def auto_start(args: list[str]) -> bool:
+    """Whether `--start auto` is among the arguments; it is taken out."""
+    for k, word in enumerate(args):
+        if word == "--start=auto" or args[k : k + 2] == ["--start", "auto"]:
+            del args[k : k + (1 if "=" in word else 2)]
+            return True
+    return False

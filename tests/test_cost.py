@@ -1,0 +1,197 @@
+"""Cost: counted by hand, and measured side by side."""
+
+import os
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from halfstep.denoiser import Denoiser
+from halfstep.errors import ConfigError
+from halfstep.evaluation.cost import cost, multiply_adds, peak_bytes
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.schedules import Cosine
+from halfstep.timegrids import uniform
+from tests.conftest import Wobbly
+
+SHAPE = (3, 4, 6)
+
+
+class Net(nn.Module):
+    """A convolution, and a linear layer over each row of pixels: counted by hand below."""
+
+    def __init__(self, wait=0.0, told=None, name=""):
+        super().__init__()
+        self.conv, self.line = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(6, 7, bias=False)
+        self.back = nn.Conv2d(5, 3, 1)
+        self.wait, self.told, self.name = wait, told, name
+
+    def forward(self, x, t, cond=None):
+        if self.told is not None:
+            self.told.append((self.name, len(x)))
+        time.sleep(self.wait)
+        hidden = self.conv(x)
+        return self.back(hidden + self.line(hidden)[..., :6])
+
+
+PARAMETERS = (3 * 5 * 9 + 5) + 6 * 7 + (5 * 3 + 3)
+MULTIPLY_ADDS = 4 * 6 * (3 * 5 * 9) + 5 * 4 * (6 * 7) + 4 * 6 * (5 * 3)
+
+
+def pipeline(**options):
+    return Pipeline(Denoiser(Net(**options), Cosine(), V()), SHAPE)
+
+
+def test_calls_parameters_and_multiply_adds_are_those_counted_by_hand():
+    teacher = pipeline()
+    found = cost(
+        [(teacher, "ddim", 4), (teacher, "heun", 4), (teacher, "dpmpp-2m", 1)],
+        batches=(2,),
+        rounds=1,
+    )
+    assert [one.calls for one in found] == [4, 7, 1]
+    assert [one.parameters for one in found] == [PARAMETERS] * 3
+    assert [one.multiply_adds for one in found] == [n * MULTIPLY_ADDS for n in (4, 7, 1)]
+
+
+def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():
+    config = {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 11,
+    }
+    denoiser = Denoiser(build("uvit", config), Cosine(), V())
+    labelled = Pipeline(denoiser, (1, 8, 8), classes=tuple("0123456789"), null=10)
+    tokens, width = 16 + 2, 16
+    block = tokens * (4 + 8) * width**2 + 2 * tokens**2 * width  # qkv and proj, mlp; attention
+    skip = tokens * 2 * width**2
+    patches = 16 * 4 * width
+    decoder, final = 16 * width * 4, 64 * 9
+    assert multiply_adds(labelled) == 3 * block + skip + patches + decoder + final
+
+
+def test_every_way_is_timed_once_a_round_and_in_turn():
+    told = []
+    ways = [(pipeline(told=told, name=n), "ddim", steps) for n, steps in (("a", 2), ("b", 1))]
+    ticks = []
+    cost(ways, batches=(1, 5), rounds=3, progress=lambda: ticks.append(len(told)))
+    assert len(ticks) == 2 * 3 * 2
+    once = [("a", 1), ("b", 1)], [("a", 1), ("a", 1), ("b", 1)]
+    for k, size in ((0, 1), (1, 5)):
+        begin = k * (2 + 3 * 3)
+        seen = told[begin : begin + 11]
+        wanted = once[0] + 3 * once[1]
+        assert seen == [(name, size) for name, _ in wanted]
+
+
+def test_seconds_a_sample_are_those_spent_in_the_calls_over_the_batch():
+    slow = pipeline(wait=0.01)
+    few, many = cost([(slow, "ddim", 2), (slow, "ddim", 8)], batches=(1, 4), rounds=3)
+    assert many.seconds_per_sample[1] >= 0.08
+    assert 2 < many.seconds_per_sample[1] / few.seconds_per_sample[1] < 8  # 4, on an idle machine
+    assert 0.02 <= many.seconds_per_sample[4] < many.seconds_per_sample[1]
+
+
+class Wide(nn.Module):
+    """Holds a large tensor of known size for a while, and a parameter of another."""
+
+    def __init__(self, megabytes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(250_000))  # 1 MB
+        self.megabytes = megabytes
+
+    def forward(self, x, t, cond=None):
+        held = torch.empty(len(x), self.megabytes, 250_000)
+        del held
+        return x * 0.5
+
+
+@pytest.mark.parametrize(("megabytes", "batch"), [(3, 2), (2, 5)])
+def test_peak_memory_is_what_is_held_at_once_with_the_weights(megabytes, batch):
+    wide = Pipeline(Denoiser(Wide(megabytes), Cosine(), V()), SHAPE)
+    expected = (1 + megabytes * batch) * 1_000_000
+    found = peak_bytes(wide, "ddim", 2, batch=batch)
+    assert expected <= found < expected + 50_000
+
+
+def test_peak_memory_is_reached_within_three_steps():
+    """So a walk of many steps needs no more, and is not walked to be told."""
+    told = []
+    teacher = pipeline(told=told)
+    found = {steps: peak_bytes(teacher, "dpmpp-2m", steps, batch=64) for steps in (1, 2, 3, 4, 64)}
+    assert len(told) == 1 + 2 + 3 + 3 + 3
+    assert found[1] <= found[2] <= found[3]
+    assert found[3] == found[4] == found[64]
+
+
+def test_the_terminal_and_the_environment_are_left_alone(capfd):
+    before = dict(os.environ)
+    assert peak_bytes(pipeline(), "ddim", 1, batch=1) > PARAMETERS * 4
+    assert dict(os.environ) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_peak_memory_that_cannot_be_told_is_none(monkeypatch):
+    """A later torch may have no such list: then the report says that it does not know."""
+    import torch.profiler
+
+    class Later(torch.profiler.profile):
+        profiler = property(lambda self: None, lambda self, value: None)
+
+        def start(self):
+            pass
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(torch.profiler, "profile", Later)
+    assert peak_bytes(pipeline(), "ddim", 1, batch=1) is None
+
+
+def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
+    told = []
+    student = pipeline(told=told).with_student(pipeline(told=told).denoiser, uniform(4))
+    with pytest.raises(ConfigError, match="not distilled for 3 steps"):
+        cost([(student, "ddim", 4), (student, "ddim", 3)])
+    for options in ({"batches": ()}, {"batches": (0,)}, {"rounds": 0}):
+        with pytest.raises(ConfigError, match="rounds=5"):
+            cost([(student, "ddim", 4)], **options)
+    with pytest.raises(ConfigError, match="0 ways"):
+        cost([])
+    assert told == []
+
+
+def test_cost_is_json():
+    (found,) = cost([(pipeline(), "ddim", 1)], batches=(1, 3), rounds=1)
+    shown = found.to_json()
+    assert set(shown["seconds_per_sample"]) == {"1", "3"}
+    assert {k for k in shown} == {
+        "calls",
+        "seconds_per_sample",
+        "peak_bytes",
+        "parameters",
+        "multiply_adds",
+    }
+
+
+@pytest.mark.gpu
+def test_peak_memory_on_a_gpu_leaves_out_what_lay_there_before():
+    wide = Pipeline(Denoiser(Wide(3), Cosine(), V()), SHAPE).to("cuda")
+    other = torch.zeros(10_000_000, device="cuda")
+    found = peak_bytes(wide, "ddim", 2, batch=2)
+    assert 7_000_000 <= found < 12_000_000
+    assert len(other) == 10_000_000
+    (both,) = cost([(pipeline().to("cuda"), "ddim", 2)], batches=(2,), rounds=1)
+    assert both.multiply_adds == 2 * MULTIPLY_ADDS
+
+
+def test_a_network_of_no_products_costs_none():
+    denoiser = Denoiser(Wobbly().float(), Cosine(), V())
+    assert multiply_adds(Pipeline(denoiser, SHAPE)) == 0

@@ -1,0 +1,114 @@
+"""Memorisation: copies are found, whole or few; what is only typical is not accused."""
+
+import pytest
+import torch
+
+from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation import memorisation as module
+from halfstep.evaluation.memorisation import memorisation, nearest
+from tests.conftest import seeded
+
+SHAPE = (1, 3, 4)
+
+
+def drawn(n, seed, scale=1.0):
+    return scale * torch.randn(n, *SHAPE, generator=seeded(seed), dtype=torch.float64)
+
+
+TRAINING, HELD_OUT = drawn(700, 0), drawn(250, 1)
+
+
+@pytest.mark.parametrize("memory", [1, 700 * 7, 1 << 23])
+def test_the_nearest_two_are_those_of_a_second_implementation(memory):
+    found = nearest(drawn(23, 2) + 40, TRAINING + 40, memory=memory)
+    apart = (drawn(23, 2)[:, None] - TRAINING[None]).flatten(2).square().sum(2).sqrt()
+    assert torch.allclose(found, apart.sort(1).values[:, :2], rtol=1e-9)
+
+
+def test_a_copy_is_at_no_distance_at_all_however_far_from_0_the_data_are():
+    training = TRAINING.float() + 1000
+    assert (nearest(training[40:60], training)[:, 0] == 0).all()
+    assert (nearest(training[40:60], training)[:, 1] > 0).all()
+
+
+def test_a_generator_that_returns_training_images_is_flagged():
+    found = memorisation(
+        TRAINING[torch.randint(700, (300,), generator=seeded(3))], TRAINING, HELD_OUT
+    )
+    assert found.train.value == found.ratio.value == found.ratio.high == 0
+    assert found.copies.value > 0.99
+    assert found.flag is not None and "100 % of the samples are copies" in found.flag
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_honest_generator_is_not_flagged(seed):
+    found = memorisation(drawn(400, 10 + seed), TRAINING, HELD_OUT)
+    assert found.flag is None
+    assert found.ratio.value == pytest.approx(1, abs=0.12)
+    assert found.ratio.low < found.ratio.value < found.ratio.high
+    assert found.held_out.value == pytest.approx(float(nearest(HELD_OUT, TRAINING)[:, 0].mean()))
+
+
+def test_the_ratio_of_an_honest_one_covers_1():
+    covered = 0
+    for seed in range(40):
+        held = drawn(150, 1000 + seed)
+        found = memorisation(drawn(200, 100 + seed), TRAINING, held, resamples=100, seed=seed)
+        covered += found.ratio.low <= 1 <= found.ratio.high
+    assert covered >= 33  # 38 expected; fewer than 33 come once in 300
+
+
+def test_samples_that_are_only_more_typical_than_data_are_not_accused():
+    """A generator that stays near the middle is nearer to everything, and copies nothing."""
+    found = memorisation(drawn(400, 20, scale=0.75), TRAINING, HELD_OUT)
+    assert found.ratio.high < 0.95
+    assert found.flag is None
+
+
+def test_a_generator_that_copies_now_and_then_is_flagged():
+    samples = drawn(400, 30)
+    samples[:40] = TRAINING[100:140]
+    found = memorisation(samples, TRAINING, HELD_OUT)
+    assert found.ratio.low > 0.8  # the mean hardly shows it
+    assert found.copies.value == pytest.approx(0.1, abs=0.02)
+    assert found.flag is not None and "copies" in found.flag
+
+
+def test_copies_with_a_little_noise_are_flagged():
+    samples = TRAINING[:300] + 0.1 * drawn(300, 40)
+    assert "copies" in memorisation(samples, TRAINING, HELD_OUT).flag
+
+
+def test_a_training_set_whose_every_image_is_there_twice_hides_no_copies():
+    twice = torch.cat(
+        [TRAINING, TRAINING + 1e-3]
+    )  # so no copy is much nearer to one than to the next
+    found = memorisation(TRAINING[:300] + 0.05 * drawn(300, 50), twice, HELD_OUT)
+    assert found.copies.value < 0.05
+    assert found.ratio.high < module.TOO_NEAR
+    assert found.flag is not None and "as far from the training images" in found.flag
+
+
+def test_duplicates_among_the_data_itself_are_no_memorisation():
+    """A fifth of the held-out images are near copies of training images: so may the samples be."""
+    held, samples = HELD_OUT.clone(), drawn(300, 60)
+    held[:50] = TRAINING[:50] + 0.01
+    samples[:60] = TRAINING[100:160] + 0.01
+    assert memorisation(samples, TRAINING, held).flag is None
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ConfigError, match="held_out lies in the training set"):
+        memorisation(drawn(50, 1), TRAINING, TRAINING[:90])
+    with pytest.raises(ConfigError, match="points of one size"):
+        nearest(drawn(5, 1)[..., :3], TRAINING)
+    with pytest.raises(ConfigError, match="at least two"):
+        nearest(drawn(5, 1), TRAINING[:1])
+    with pytest.raises(DataError, match="nan or infinite"):
+        nearest(drawn(5, 1).log(), TRAINING)
+
+
+def test_memorisation_is_json():
+    found = memorisation(drawn(30, 1), TRAINING, HELD_OUT[:20]).to_json()
+    assert set(found) == {"train", "held_out", "ratio", "copies", "flag"}
+    assert set(found["ratio"]) == {"value", "low", "high"}

@@ -1,0 +1,510 @@
+"""The report: one page, all of it there, nothing of it from elsewhere, and honest in its first sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from halfstep.errors import ConfigError, DataError
+from halfstep.report import grids, page
+from halfstep.report.numbers import big, DASH, exact, figure, MINUS, percent, places, ratio, seconds
+from halfstep.report.page import render, write_report
+from halfstep.report.verdict import against_baseline, caution, rows_of, verdict
+from tests.evidence import evidence, measured, pictures
+
+VOID = {"meta", "link", "img", "br"}
+SECTIONS = [
+    *("quality", "gate", "samples", "fidelity", "drift", "memorisation", "training", "cost", "made")
+]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text outside of style, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def said(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.tags if "id" in attrs]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return render(evidence(), pictures())
+
+
+@pytest.fixture(scope="module")
+def read(text):
+    return Page(text)
+
+
+def page_of(change, shown=None):
+    found = evidence()
+    change(found)
+    return Page(render(found, shown or {}))
+
+
+def with_rows(**by_calls):
+    """Evidence whose students have these ratios: c8=(value, half width)."""
+    found = evidence()
+    found["run"]["gate"]["tried"] = []
+    for row in rows_of(found, "student"):
+        value, half = by_calls[f"c{row['calls']}"]
+        row["ratio"] = {"value": value, "low": value - half, "high": value + half}
+    return found
+
+
+# ---- the page
+
+
+def test_it_is_written_whole_and_small_and_always_the_same(tmp_path, text):
+    read_back = json.loads(json.dumps(evidence()))
+    path = write_report(tmp_path / "run", read_back, pictures())
+    assert path == tmp_path / "run" / "report.html"
+    assert path.read_text(encoding="utf-8") == text
+    assert path.stat().st_size < 400_000
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_nothing_comes_from_elsewhere(text, read):
+    assert not read.of("script") and not read.of("iframe") and not read.of("object")
+    for _, attrs in read.tags:
+        for name in ("src", "href", "srcset", "data"):
+            if value := attrs.get(name):
+                assert value.startswith(("data:", "#")), value
+        assert not [name for name in attrs if name.startswith("on")]
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+    assert not re.findall(r"url\((?!#)", text)
+
+
+def test_every_section_and_figure_is_there(read):
+    sections = [attrs["id"] for attrs in read.of("section")]
+    assert sections == SECTIONS
+    figures = {attrs["id"] for attrs in read.of("figure")}
+    assert figures == {f"figure-{name}" for name in ("quality", "ratios", "fidelity", "training")}
+    drawings = read.of("svg")
+    assert [d["class"] for d in drawings] == ["wide", "narrow"] * 4
+    assert all(d["role"] == "img" and len(d["aria-label"]) > 60 for d in drawings)
+    assert len(read.of("img")) == 5 * 12 + 6 * 2
+
+
+def test_links_and_labels_lead_somewhere(text, read):
+    ids = read.ids()
+    assert len(ids) == len(set(ids))
+    wanted = {attrs["href"][1:] for _, attrs in read.tags if attrs.get("href", "").startswith("#")}
+    wanted |= {attrs["aria-labelledby"] for _, attrs in read.tags if "aria-labelledby" in attrs}
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert wanted <= set(ids)
+    assert set(SECTIONS) <= wanted
+
+
+def test_headings_do_not_skip(read):
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_the_verdict_is_on_top_with_what_takes_it_back(read):
+    said = read.said
+    first = said.index("4 network calls keep the quality of 64: Fréchet distance 1.04")
+    worth = said.index("At 8 network calls the student does not beat")
+    assert first < worth < said.index("Alarm. Drift at 1 network call: fine detail +9 %")
+    assert said.index("fine detail +9 %") < said.index("How far 2,000 samples")
+
+
+def test_the_table_compares_at_equal_calls(read):
+    found = page._comparison(evidence(), *_full_and_students())
+    eight, four = found[0], found[1]
+    assert eight["baseline"]["sampler"] == "dpmpp-2m" and eight["worth"] == "no"
+    assert four["worth"] == "yes"
+    assert eight["difference"] == pytest.approx(0.178 - 0.173)
+    assert eight["less_floor"] == pytest.approx((0.178 - 0.096) / (0.173 - 0.096))
+    assert "0.178 0.172 to 0.184" in read.said and "+0.005" in read.said and "1.06" in read.said
+
+
+def _full_and_students():
+    return rows_of(evidence(), "teacher")[0], rows_of(evidence(), "student")
+
+
+def test_no_ratio_less_floor_where_the_teacher_is_below_it():
+    found = evidence()
+    found["measure"]["floor"] = 0.18
+    assert {line["less_floor"] for line in page._comparison(found, *_full_and_students())} == {None}
+
+
+def test_the_pictures_come_back_bit_by_bit(read):
+    from base64 import b64decode
+    from io import BytesIO
+
+    from PIL import Image
+
+    shown = pictures()["grid"].reshape(60, 8, 8)
+    for k in (0, 13, 59):
+        source = read.of("img")[k]["src"].removeprefix("data:image/png;base64,")
+        assert (np.asarray(Image.open(BytesIO(b64decode(source)))) == shown[k]).all()
+
+
+def test_what_comes_from_data_is_escaped():
+    def bad(name):
+        return f"<script>{name}('$x$')</script>\" onload=\"x 日本"
+
+    found, shown = evidence(), pictures()
+    found["run"] |= {
+        "folder": bad("folder"),
+        "config": {bad("key"): [bad("list")], "a": bad("value")},
+    }
+    found["run"]["gate"] |= {"stopped": bad("stopped"), "best": bad("best")}
+    found["made"]["command"] = bad("command")
+    found["rows"][1] |= {"name": bad("name"), "sampler": bad("sampler")}
+    found["training"] = [{**line, "stage": bad("stage")} for line in found["training"]]
+    shown["grid_labels"] = np.array([bad("label")] * 5)
+    text = render(found, shown)
+    assert "<script" not in text
+    read = Page(text)
+    assert not [attrs for _, attrs in read.tags if any(key.startswith("on") for key in attrs)]
+    said = " ".join(read.texts) + " ".join(str(v) for _, a in read.tags for v in a.values())
+    named = (
+        "folder",
+        "key",
+        "list",
+        "value",
+        "stopped",
+        "best",
+        "command",
+        "name",
+        "sampler",
+        "stage",
+    )
+    for name in (*named, "label"):
+        assert re.search(rf"<script>{name}\(.\$x\$", unescape(said)), name
+
+
+def test_without_what_was_not_measured():
+    def bare(found):
+        found["run"] = {"folder": "bare", "config": {}, "gate": None, "cost": None}
+        found["made"] = {"halfstep": "0.1.0"}
+        found["measure"] |= {"floor": None, "preprocessing": None}
+        found["training"] = []
+        for row in found["rows"]:
+            row["distances"] = {"frechet_distance": row["distances"]["frechet_distance"]}
+            for name in page.OPTIONAL:
+                row[name] = None
+
+    read = page_of(bare)
+    assert [attrs["id"] for attrs in read.of("section")] == ["quality", "made"]
+    assert [attrs["id"] for attrs in read.of("figure")] == ["figure-quality"]
+    assert "None" not in read.said and "not measured" not in read.said
+    assert "precision" not in read.said.replace("Inception score, precision and recall", "")
+
+
+def test_a_key_that_is_missing_is_as_one_that_is_null():
+    found, other = evidence(), evidence()
+    for name in page.OPTIONAL:
+        for row in found["rows"]:
+            del row[name]
+        for row in other["rows"]:
+            row[name] = None
+    assert render(found, {}) == render(other, {})
+
+
+def test_a_single_measure_may_be_missing():
+    def change(found):
+        students = rows_of(found, "student")
+        for row, part in zip(students, ("rmse", "psnr", "feature_rmse"), strict=False):
+            row["fidelity"][part] = None
+        students[3]["split"]["learning"] = students[3]["cost"]["peak_bytes"] = None
+
+    assert "None" not in page_of(change).said
+
+
+def test_only_a_teacher():
+    def change(found):
+        found["rows"] = found["rows"][:1]
+
+    read = page_of(change)
+    assert "No student was measured; the Fréchet distance of the teacher at 64" in read.said
+    assert "Baselines" not in read.said and not read.of("figure")[0].get("class")
+
+
+def test_one_student_one_update_and_negative_ends():
+    def change(found):
+        found["rows"] = [found["rows"][0], rows_of(found, "student")[-1]]
+        found["rows"][1]["distances"]["frechet_distance"] |= {"low": -0.01}
+        found["training"] = found["training"][:1]
+
+    read = page_of(change)
+    assert len(read.of("svg")) == 8
+    assert f"{MINUS}0.010 to" in read.said
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "where", ["rows[0].distances.frechet_distance.low", "training[3].loss", "run.config.x"]
+)
+def test_what_is_not_finite_is_refused_by_name(where, bad, tmp_path):
+    found = evidence()
+    if where.startswith("rows"):
+        found["rows"][0]["distances"]["frechet_distance"]["low"] = bad
+    elif where.startswith("training"):
+        found["training"][3]["loss"] = bad
+    else:
+        found["run"]["config"]["x"] = bad
+    with pytest.raises(DataError, match=re.escape(where)):
+        write_report(tmp_path, found, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_that_is_not_finite_is_refused():
+    found = evidence()
+    found["run"]["config"]["betas"] = [0.9, float("nan")]
+    with pytest.raises(DataError, match=r"run\.config\.betas\[1\]"):
+        render(found, {})
+
+
+def test_another_format_is_refused():
+    with pytest.raises(ConfigError, match="format 1, got 2"):
+        render({**evidence(), "format": 2}, {})
+    found = evidence()
+    del found["training"]
+    with pytest.raises(ConfigError, match="no 'training'"):
+        render(found, {})
+
+
+def test_a_page_that_is_too_large_is_refused(tmp_path):
+    found = evidence()
+    found["run"]["config"]["long"] = "x" * 5_000_000
+    with pytest.raises(ConfigError, match="under 5,000,000"):
+        write_report(tmp_path, found, {})
+
+
+def test_a_long_training_stays_small_and_keeps_its_extremes():
+    lines = [
+        {"stage": "0008-steps", "update": k, "loss": 1.0 + (k == 7000), "rate": 1e-3}
+        for k in range(1, 20_001)
+    ]
+    found = evidence() | {"training": lines}
+    assert len(render(found, {})) < 250_000
+    from halfstep.report.curves import _pieces
+
+    [(_, rows)] = _pieces(lines)
+    assert len(rows) <= 160 and max(row[3] for row in rows) == 2.0
+    assert rows[-1][0] == 20_000
+
+
+# ---- the pictures
+
+
+def test_large_pictures_are_reduced_and_it_is_said():
+    rng = np.random.default_rng(0)
+    shown = {
+        "grid": rng.integers(0, 256, (5, 8, 256, 256, 3), dtype=np.uint8),
+        "grid_labels": np.array(list("abcde")),
+    }
+    done = grids.sheets(shown)["grid"]
+    assert (done.shown, done.size, done.columns, done.pixelated) == (128, 256, 8, False)
+    text = render(evidence(), shown)
+    assert len(text) < page.LIMIT and "Reduced from 256 to 128 pixels" in text
+
+
+@pytest.mark.parametrize(
+    "shape, kind, labels",
+    [
+        ((5, 12, 8, 8), np.uint8, 5),
+        ((5, 12, 8, 8, 2), np.uint8, 5),
+        ((5, 12, 8, 8, 1), np.float32, 5),
+        ((5, 12, 8, 8, 1), np.uint8, 4),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused(shape, kind, labels):
+    with pytest.raises(ConfigError, match="'grid"):
+        grids.sheets({"grid": np.ones(shape, kind), "grid_labels": np.array(["a"] * labels)})
+
+
+def test_more_pictures_than_fit_are_refused():
+    many = np.random.default_rng(0).integers(0, 256, (40, 800, 8, 8, 3), dtype=np.uint8)
+    with pytest.raises(ConfigError, match="fewer rows or columns"):
+        grids.sheets({"grid": many, "grid_labels": np.array(["a"] * 40)})
+
+
+# ---- the verdict
+
+
+def test_what_keeps_and_what_does_not():
+    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    assert verdict(found) == (
+        "4 network calls keep the quality of 64: Fréchet distance 1.03 (1.01 to 1.05) times the "
+        "teacher's, within the tolerance of 1.10; 2 calls do not (1.21)."
+    )
+
+
+def test_one_call_is_singular_and_the_last():
+    found = with_rows(c8=(1.0, 0.02), c4=(1.0, 0.02), c2=(1.0, 0.03), c1=(1.01, 0.03))
+    assert verdict(found) == (
+        "1 network call keeps the quality of 64: Fréchet distance 1.01 (0.98 to 1.04) times the "
+        "teacher's, within the tolerance of 1.10."
+    )
+
+
+def test_nothing_passes():
+    found = with_rows(c8=(1.22, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(found) == (
+        "No student keeps the quality of 64 network calls within the tolerance of 1.10: the best of them, "
+        "at 4 network calls, has 1.20 (1.18 to 1.22) times the teacher's Fréchet distance."
+    )
+
+
+def test_intervals_that_cannot_tell():
+    found = with_rows(c8=(1.09, 0.04), c4=(1.11, 0.04), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(found) == (
+        "2,000 samples cannot tell whether 8 network calls keep the quality of 64: Fréchet distance 1.09 "
+        "(1.05 to 1.13) times the teacher's, the tolerance is 1.10; 2 calls do not (1.30); but the "
+        "undistilled teacher with DPM-Solver++(2M) is as good at 8 network calls (0.176 against 0.178), so "
+        "that the student of 8 network calls is not worth having."
+    )
+    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.11, 0.03), c1=(1.4, 0.03))
+    assert "; of 2 calls 2,000 samples cannot tell: 1.11 (1.08 to 1.14)." in verdict(found)
+
+
+def test_the_gates_ratio_counts_where_it_saw_more():
+    found = with_rows(c8=(1.02, 0.02), c4=(1.09, 0.04), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    assert verdict(found).startswith("8 network calls keep")
+    more = {"stage": "0004-steps", "steps": 4, "ratio": measured(1.07, 0.02), "samples": 8000}
+    found["run"]["gate"]["tried"] = [more | {"verdict": "passed"}]
+    assert verdict(found).startswith(
+        "4 network calls keep the quality of 64: Fréchet distance 1.07"
+    )
+    found["run"]["gate"]["tried"][0]["samples"] = 500
+    assert verdict(found).startswith("8 network calls keep")
+
+
+def test_a_baseline_that_is_better_is_said_at_once():
+    found = with_rows(c8=(1.02, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(found).endswith("so that the student of 8 network calls is not worth having.")
+
+
+def test_without_a_gate():
+    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    found["run"]["gate"] = None
+    found["rows"] = [row for row in found["rows"] if row["who"] != "baseline"]
+    assert verdict(found) == (
+        "8 network calls have 1.02 (1.00 to 1.04) times the Fréchet distance of the teacher's 64, 1 network "
+        "call 1.40 (1.37 to 1.43) times; no tolerance was set."
+    )
+    for row in found["rows"]:
+        row["ratio"] = None
+    assert verdict(found).startswith(
+        "Nothing is decided, as no ratio was measured: the Fréchet distance is"
+    )
+    found["rows"] = found["rows"][1:]
+    assert verdict(found) == "No teacher was measured, so nothing can be said of what was kept."
+
+
+def test_worth_is_decided_by_paired_ratios():
+    found = with_rows(c8=(1.0, 0.01), c4=(1.0, 0.01), c2=(1.0, 0.01), c1=(1.0, 0.01))
+    student = rows_of(found, "student")[0]
+    [solver] = [r for r in found["rows"] if r["sampler"] == "dpmpp-2m" and r["calls"] == 8]
+    assert against_baseline(found, student) == "not better"
+    solver["distances"]["frechet_distance"] = measured(0.181)
+    solver["ratio"] = measured(1.05, 0.01)
+    assert against_baseline(found, student) == "better" and caution(found, student) is None
+    solver["ratio"] = None  # the distances' own intervals overlap
+    assert against_baseline(found, student) == "undecided"
+    assert "2,000 samples cannot tell whether the student beats" in caution(found, student)
+    found["rows"] = [row for row in found["rows"] if row["who"] != "baseline"]
+    assert against_baseline(found, student) is None and caution(found, student) is None
+
+
+def test_a_baseline_with_more_calls_does_not_count():
+    found = evidence()
+    heun = [row for row in found["rows"] if row["sampler"] == "heun" and row["calls"] == 7]
+    heun[0]["distances"]["frechet_distance"] = measured(0.01)
+    standing = {row["calls"]: against_baseline(found, row) for row in rows_of(found, "student")}
+    assert standing == {8: "not better", 4: "better", 2: "better", 1: "better"}
+
+
+# ---- numbers
+
+
+def test_numbers():
+    assert figure(-0.0004, 3) == "0.000" and figure(-1234.5, 1) == f"{MINUS}1,234.5"
+    assert [places([v]) for v in (0.187, 1.2, 0.0031, 240.0)] == [3, 2, 5, 0] and places([]) == 3
+    assert [exact(v) for v in (1.1, 1.125, 2)] == ["1.10", "1.125", "2.00"]
+    assert [percent(v) for v in (0.09, -0.012, 0.0001)] == ["+9.0 %", f"{MINUS}1.2 %", "0.0 %"]
+    assert ratio({"value": 1.07, "low": 1.03, "high": 1.104}, 1.1) == "1.070 (1.030 to 1.104)"
+    assert ratio({"value": 1.07, "low": 1.03, "high": 1.1}, 1.1) == "1.07 (1.03 to 1.10)"
+    times = (7200, 141.7, 2.1, 0.0084, 2.7e-4, 0, None)
+    shown = ["2.00 h", "2.36 min", "2.10 s", "8.40 ms", "270 µs", "0.00 µs", DASH]
+    assert [seconds(v) for v in times] == shown
+    counts = (331_024, 6_120_000, 12, 0, None)
+    assert [big(v) for v in counts] == ["331 k", "6.12 M", "12", "0", DASH]
+    assert big(58_000_000, "B") == "58.0 MB"
+
+
+# ---- a browser
+
+
+@pytest.mark.skipif(
+    not shutil.which("chromium"), reason="no chromium here: the page was not opened"
+)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_a_word_of_complaint(width, tmp_path, text):
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    (tmp_path / "frame.html").write_text(
+        f"""<iframe id=f src=report.html width={width} height=800 style="border:0"></iframe><script>
+        onload = () => {{ const d = f.contentDocument, seen = q => [...d.querySelectorAll(q)].filter(
+            e => e.getBoundingClientRect().height > 5);
+        const root = d.documentElement;
+        document.title = [root.clientWidth, root.scrollWidth, seen("svg").length, seen("img").filter(
+            e => e.naturalWidth == 8).length, seen("svg text").length].join(" ") }}</script>"""
+    )
+    done = subprocess.run(
+        [
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", "--allow-file-access-from-files", "--window-size=1400,900"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"),
+            *("--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    width_inside, wide, drawings, shown, words = map(
+        int, re.search("<title>(.*)</title>", done.stdout)[1].split()
+    )
+    assert wide <= width_inside <= width
+    assert (drawings, shown) == (4, 72) and words > 30
