@@ -326,7 +326,8 @@ MUTANTS = (
     *_of(
         "evaluation/distance_intervals",
         "gate intervals",
-        ("value + np.mean(draws) - np.array(draws)", "value - np.mean(draws) + np.array(draws)"),
+        ("(draws - draws.mean(0)) / measured", "draws - draws.mean(0)"),
+        ("quantiles(measured[0] - apart, level)", "quantiles(draws[:, 0], level)"),
         ("np.arctan2(top, bottom)", "np.arctan2(bottom, top)"),
     ),
     *_of(
