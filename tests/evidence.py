@@ -41,6 +41,15 @@ def evidence():
             },
             "gate": {
                 "tolerance": 1.1,
+                "about": {
+                    "features": "digits",
+                    "digest": "5" * 64,
+                    "preprocessing": "as it lies, [-1, 1]",
+                    "data": "7" * 64,
+                    "samples": 2000,
+                    "full": FULL,
+                    "noise": 0,
+                },
                 "stopped": "At 2 steps the distance is 1.21 (1.17 to 1.25) times the teacher's, surely "
                 "more than 1.10.",
                 "best": "0004-steps",
@@ -57,8 +66,10 @@ def evidence():
             },
         },
         "measure": {
-            "features": "classifier digits-classifier",
-            "preprocessing": "pixels in [-1, 1], as they are",
+            "features": "digits",
+            "digest": "5" * 64,
+            "preprocessing": "as it lies, [-1, 1]",
+            "data": "7" * 64,
             "samples": 2000,
             "real": 1797,
             "seed": 0,

@@ -106,7 +106,7 @@ students, alive = [], []
 
 def gate(student):
     gc.collect()
-    students.append(weakref.ref(student.denoiser))
+    students.append(weakref.ref(student.denoiser.net))
     alive.append(sum(ref() is not None for ref in students))
     return True
 

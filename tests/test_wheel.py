@@ -53,6 +53,7 @@ def test_all_of_the_package_is_in_the_wheel(names):
     assert "halfstep/py.typed" in names
     assert "halfstep/presets/digits.toml" in names
     assert "halfstep/assets/digits-classifier/classifier.safetensors" in names
+    assert "halfstep/report/page.html.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -99,7 +100,8 @@ def installed(wheel, tmp_path_factory):
 
 
 def typed(installed, words, folder, timeout):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    cache = {"HALFSTEP_CACHE": str(installed.parent / "cache")}
+    env = {**os.environ, **cache, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     return subprocess.run(
         [installed / "python", "-m", "halfstep", *words],
         cwd=folder, capture_output=True, text=True, timeout=timeout, env=env,
@@ -127,14 +129,22 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
     for row in rows:
         assert row.keys() >= ROW
         assert row["seconds_per_sample"] > 0 and row["frechet_distance"] > 0
-        assert row["calls"] == row["steps"]
+        assert row["calls"] == (2 * row["steps"] - 1 if row["sampler"] == "heun" else row["steps"])
     assert results["teacher"]["rmse_to_teacher"] == 0
     assert [row["steps"] for row in results["students"]] == [8, 4, 2, 1]
     baselines = {(row["sampler"], row["calls"]) for row in results["baselines"]}
-    assert baselines == {(s, n) for s in ("ddim", "dpmpp-2m") for n in (8, 4, 2, 1)}
-    for name in ("samples.png", "quality.png"):
+    plain = {(s, n) for s in ("ddim", "dpmpp-2m") for n in (8, 4, 2, 1)}
+    assert baselines == plain | {("heun", n) for n in (7, 3, 1)}
+    for name in ("samples.png", "quality.png", "report.html", "report.npz"):
         assert (tmp_path / "seen" / name).stat().st_size > 10_000
+    for name in ("samples.png", "quality.png", "report.html"):
         assert str(Path("seen") / name) in done.stdout
+    report = json.loads((tmp_path / "seen" / "report.json").read_text())
+    assert report["verdict"] in done.stdout.replace("\n", " ")
+    assert len(report["rows"]) == 1 + len(results["baselines"]) + len(results["students"])
+    for row in report["rows"]:
+        got = row["distances"]["frechet_distance"]
+        assert got["low"] < got["high"] and row["cost"]["seconds_per_sample"].keys() == {"1", "64"}
 
     again = typed(installed, DEMO, tmp_path, 900)
     assert again.returncode == 0, again.stderr

@@ -23,6 +23,7 @@ from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.cli.train import own_net
+from halfstep.errors import ConfigError
 from halfstep.methods import METHODS, Progressive
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
@@ -73,6 +74,8 @@ def distill(name: str, argv: Sequence[str]) -> int:
     teachers = [load()]
     data = loading(console, options.source)
     gate = None
+    if auto and where.dry_run:
+        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if halves and (auto or options.quality.tolerance) and not where.dry_run:
         quality = options.quality
         full = full_steps(quality, method, teachers[0], auto=auto)

@@ -30,6 +30,7 @@ from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.measured import Measured
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
+from halfstep.training.jobs import fingerprint
 from halfstep.training.parallel import pick_device
 
 
@@ -46,7 +47,8 @@ class Evaluate:
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     features: str = "auto"
-    """auto, digits, efficientnet-lite0, classifier:FOLDER, inception:FILE or package.module:function."""
+    """auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
+    package.module:function."""
     data: str | None = None
     """The data, if not those of the run."""
     held_out: str | None = None
@@ -84,7 +86,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     device = pick_device(options.device)
     for pipeline in (teacher, *students):
         pipeline.to(device)
-    asked = replace(options.evaluation, full=options.evaluation.full or _full(kept))
+    asked = replace(options.evaluation, full=options.evaluation.full or _full(kept, teacher))
     features = features_for(options.features, source, data)
     held_out = None
     if options.held_out is not None:
@@ -92,7 +94,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
         held_out = other.batch(torch.arange(len(other))).x0
     times = _times(kept, teacher, students)
     subject = Subject(teacher, students, data, times, held_out)
-    say(console, "run", f"{kept.folder}: {len(students)} students")
+    say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))
     say(console, "features", f"{features.name} ({features.preprocessing})")
     with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
@@ -145,10 +147,16 @@ def _print(console: Console, table: Table) -> None:
     console.width = width
 
 
-def _full(kept: Kept) -> int:
-    """Steps of the teacher that its gate compared with, so that gate and report mean the same."""
+def _full(kept: Kept, teacher: Pipeline) -> int:
+    """Steps of the teacher that its gate compared with, so that gate and report mean the same.
+
+    Without a gate 64, or the steps that the halving began with; a teacher's own, where it is a student.
+    """
+    if own := [len(times) - 1 for times in teacher.times]:
+        return max(own)
     gate = gate_of(kept.folder) or {}
-    return int(gate.get("about", {}).get("full", Evaluation.full))
+    begun = max(Evaluation.full or 64, kept.asked.get("start", 0))
+    return int(gate.get("about", {}).get("full", begun))
 
 
 def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipeline:
@@ -158,10 +166,16 @@ def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipelin
     place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
     if place is None or not place.exists():
         raise ConfigError(
-            f"the teacher of '{kept.folder}' is not {f'at {place}' if place else 'named in it'}: add "
-            "--teacher FOLDER"
+            f"the teacher of '{kept.folder}' is not {f'at {place}' if place else 'named in it'}: write "
+            f"halfstep evaluate {kept.folder} --teacher FOLDER"
         )
-    return find_pipeline(place, net=options.net)
+    found = find_pipeline(place, net=options.net)
+    if students and fingerprint(found.denoiser) != kept.asked.get("teacher"):
+        raise ConfigError(
+            f"'{place}' is not the teacher that '{kept.folder}' was made from, its weights differ: write "
+            f"halfstep evaluate {kept.folder} --teacher FOLDER with the one that was"
+        )
+    return found
 
 
 def _teachers_cost(kept: Kept, options: Evaluate) -> dict[str, Any] | None:
@@ -171,11 +185,11 @@ def _teachers_cost(kept: Kept, options: Evaluate) -> dict[str, Any] | None:
 
 def _times(kept: Kept, teacher: Pipeline, students: list[Pipeline]) -> Times:
     """The grid of the teacher that the first student halved."""
-    if not students or "start" not in kept.config:
+    asked = kept.asked
+    if not students or "start" not in asked:
         return ()
-    own = tuple(kept.config.get("times", ()))
-    kind = kept.config.get("grid", "uniform")
-    return own or grid(kind, kept.config["start"], teacher.denoiser.schedule)
+    own = tuple(asked.get("times", ()))
+    return own or grid(asked.get("grid", "uniform"), asked["start"], teacher.denoiser.schedule)
 
 
 def _compare(console: Console, folders: Sequence[Path]) -> int:

@@ -10,7 +10,8 @@ from halfstep.pipeline import Pipeline
 
 
 def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = None) -> Pipeline:
-    """The pipeline in this folder, or a run's: the stage of so many steps, else of the fewest."""
+    """The pipeline in this folder, or a run's: the stage of so many steps, else the one of the
+    fewest; of a run with a gate, the last that passed."""
     see_current_folder(net)
     if (path / "pipeline.json").exists():
         return Pipeline.load(path, net=net)
@@ -21,6 +22,8 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
             "has a pipeline.json, or the --out of a run"
         )
     takes = {folder: _takes(folder) for folder in found}
+    if steps is None and (path / "gate.json").exists():
+        return Pipeline.load(path / "stages" / _best(path), net=net)
     if steps is None:
         return Pipeline.load(min(found, key=lambda folder: min(takes[folder])), net=net)
     for folder in found:
@@ -31,6 +34,17 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
         f"no student of '{path}' was distilled for {steps} steps: they take "
         f"{' or '.join(map(str, own))}"
     )
+
+
+def _best(path: Path) -> str:
+    """The last stage that passed the run's gate."""
+    best = storage.read_json(path / "gate.json").get("best")
+    if not isinstance(best, str):
+        raise ConfigError(
+            f"no student of '{path}' passed its gate: say which one you mean with --steps, or give the "
+            "folder of a stage"
+        )
+    return best
 
 
 ANY = 2**31

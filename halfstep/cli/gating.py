@@ -1,5 +1,6 @@
 """The quality gate on the command line: what `distill progressive` asks after every halving."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from halfstep.evaluation.evidence import Evaluation
 from halfstep.evaluation.gate import fewest_steps, Gate
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, Seen
+from halfstep.evaluation.statistics import fingerprint
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid
@@ -35,7 +37,8 @@ class Quality:
     """Full steps of the teacher; 0 is twice --start, and 64 with --start auto, which begins at the fewest
     steps that are as good."""
     features: str = "auto"
-    """auto, digits, efficientnet-lite0, classifier:FOLDER, inception:FILE or package.module:function."""
+    """auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
+    package.module:function."""
     samples: int = 2000
     """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
     noise: int = 0
@@ -57,6 +60,8 @@ class Looks:
     device: str
     grid: str = "uniform"
     """Where the teacher's steps lie when it is asked for fewer, as the halving will have them."""
+    data: str = ""
+    """Fingerprint of the real data."""
     _seen: dict[int, Seen] = field(default_factory=dict)
     """By steps; the teacher's at full steps under 0."""
 
@@ -107,6 +112,15 @@ def full_steps(quality: Quality, method: Progressive, teacher: Pipeline, *, auto
             f"full steps are the teacher's best, got --full {full} below --start {method.start}: write "
             f"--full {method.start} or more"
         )
+    if auto and len(method.updates) > 1:
+        raise ConfigError(
+            f"--start auto finds out how many halvings there are, and --updates has "
+            f"{len(method.updates)} numbers: give one for all"
+        )
+    if auto and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "--start auto is found by one process: begin the run with one, or give --start a number"
+        )
     if auto and method.times:
         raise ConfigError(
             "--start auto chooses among grids, and times is one: leave one of them out"
@@ -132,7 +146,8 @@ def looks_for(
     except ConfigError as error:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
     asked = Evaluation(samples=quality.samples, noise=quality.noise)
-    return Looks(judge_for(features, data, asked), load, full, console, device, kind)
+    judge = judge_for(features, data, asked)
+    return Looks(judge, load, full, console, device, kind, fingerprint(data))
 
 
 def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:
@@ -142,6 +157,8 @@ def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:
         "features": features.name,
         "digest": features.digest,
         "preprocessing": features.preprocessing,
+        "data": looks.data,
+        "samples": quality.samples,
         "full": looks.full,
         "noise": judge.seed,
     }

@@ -26,6 +26,7 @@ from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
 from halfstep.report.page import write_report
 from halfstep.report.verdict import verdict
+from halfstep.training.asked import environment
 from halfstep.training.run import read_metrics
 
 EVIDENCE, PICTURES = "report.json", "report.npz"
@@ -84,6 +85,12 @@ class Kept:
         return cls(folder, config, about)
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The options that the run was made with, resolved."""
+        found: dict[str, Any] = self.about.get("options", {})
+        return found
+
+    @property
     def made(self) -> dict[str, Any]:
         return made_by(self.about.get("environment", {}), self.about.get("argv", []))
 
@@ -98,7 +105,8 @@ class Kept:
         """The data of the run, or others."""
         if data is None and "data" not in self.config:
             raise ConfigError(
-                f"'{self.folder}' does not say what it was trained on (it has no config.toml): add --data"
+                f"'{self.folder}' does not say what it was trained on (it has no config.toml): write "
+                f"halfstep evaluate {self.folder} --data DATA"
             )
         known = {key: self.config[key] for key in ("size", "channels") if key in self.config}
         return Source(data=data or self.config["data"], **known)
@@ -137,11 +145,15 @@ def written(
     """
     found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
     found |= {"made": dict(made), "run": dict(run), "training": _training(metrics)}
+    here = environment(str(next(subject.teacher.denoiser.parameters()).device))
+    found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     found["verdict"] = verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(folder / EVIDENCE, found)
-    with storage.writing(folder / PICTURES):
-        np.savez_compressed(folder / PICTURES, **pictures)  # type: ignore[arg-type]
+    part = folder / f".{PICTURES}.part"
+    with storage.writing(folder / PICTURES), part.open("wb") as file:
+        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
+    part.replace(folder / PICTURES)
     write_report(folder, found, pictures)
     return found
 
@@ -162,7 +174,7 @@ def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
     if not path.exists():
         return found, {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return found, dict(arrays)
     except (OSError, ValueError, EOFError, BadZipFile, BadStream) as error:
         raise CheckpointError(
@@ -176,10 +188,16 @@ def made_by(environment: Mapping[str, Any], argv: Sequence[str]) -> dict[str, An
     parts = (environment.get("processor"), environment.get("device"))
     machine = ", ".join([str(part) for part in parts if part])
     return {
-        "command": shlex.join(["halfstep", *argv[1:]]),
+        "command": shlex.join([*_program(argv), *argv[1:]]),
         **{key: environment.get(key) for key in ("halfstep", "torch", "commit")},
         "machine": f"{machine}, {threads} thread{'s' if threads != 1 else ''}",
     }
+
+
+def _program(argv: Sequence[str]) -> list[str]:
+    """halfstep, or python and the script that called the API."""
+    own = not argv or Path(argv[0]).name in ("halfstep", "__main__.py")
+    return ["halfstep"] if own else ["python", Path(argv[0]).name]
 
 
 def _training(metrics: Path) -> list[dict[str, Any]]:

@@ -10,8 +10,6 @@ precision_recall_intervals  by halves, because a bootstrap's copies break neares
 An Inception score needs no more than `basic_bootstrap(inception_score, probabilities)`.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +25,7 @@ from halfstep.evaluation.distances import (
     square_distances,
 )
 from halfstep.evaluation.intervals import basic, drawn, Interval, quantiles, seeded, shared_size
+from halfstep.noise import key
 
 EXACT = 24
 """Resamples that `frechet_interval` computes in full where D is above `SMALL`."""
@@ -94,23 +93,25 @@ def frechet_ratio(
 
 
 def raw_frechet_interval(
-    real: Tensor, fake: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    real: Tensor,
+    fake: Tensor,
+    *,
+    resamples: int = 200,
+    exact: int | None = None,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """frechet_distance(real, fake) as any m samples would score it, the floor left in.
+
+    exact  see `frechet_interval`
 
     The real images are given; only the samples' noise is in the interval, which shrinks with m.  Resampled
     distances are all too large by about as much; their spread about their own mean is the distance's.
     For curves and tables of numbers taken at one m; `frechet_interval` is for the true distance.
     """
-    real, fake = checked(real, fake)
-    root = factor(real)
-    return _centred(
-        lambda x: frechet_of_factors(root, factor(x)),
-        fake,
-        resamples=resamples,
-        level=level,
-        seed=seed,
-    )
+    measured, draws = _frechet_draws(real, (fake,), resamples, exact, level, seed, given=True)
+    apart = draws[:, 0] - draws.mean()
+    return Interval(measured[0], *quantiles(measured[0] - apart, level))
 
 
 def raw_frechet_ratio(
@@ -118,41 +119,43 @@ def raw_frechet_ratio(
     over: Tensor,
     under: Tensor,
     *,
+    block: int | None = None,
     resamples: int = 200,
+    exact: int | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """frechet_distance(real, over) / frechet_distance(real, under) at this m, the floor left in both.
 
     over, under  features of two samplers of the same noise, float [m, D]: rows are drawn together
+    block        take the distances of so many rows at a time and divide their sums: more rows then make
+                 the ratio surer and leave it the ratio at m = block, for the floor does not shrink
+    exact        see `frechet_interval`
 
     What two samplers are told apart by, and what the gate asks: both carry the same floor, so nothing is
     taken off for bias, and the number has its meaning at its m (see `frechet_ratio` for the ratio
-    without).  The interval is made as that of `raw_frechet_interval`.
+    without).  Each distance spreads as in `raw_frechet_interval`, relative to itself: the ratio's
+    logarithm by the difference.  Resampled ratios themselves lie too near to 1 and too near together,
+    for the floor counts twice in them: at m = 60 to 1000 and D = 4 they covered 75 to 97 % of the time,
+    this 95 to 99 %.
     """
-    real, over = checked(real, over)
-    under, root = checked(real, under)[1], factor(real)
-    shared_size((over, under))
-
-    def ratio(a: Tensor, b: Tensor) -> float:
-        below = frechet_of_factors(root, factor(b))
-        if below <= 0:
-            raise DataError("a ratio over a distance of 0 means nothing: take more samples")
-        return frechet_of_factors(root, factor(a)) / below
-
-    return _centred(ratio, over, under, resamples=resamples, level=level, seed=seed)
-
-
-def _centred(
-    statistic: Callable[..., float], *fakes: Tensor, resamples: int, level: float, seed: int
-) -> Interval:
-    """The statistic, and the spread of its resamples about their own mean; rows are drawn in pairs."""
-    value = statistic(*fakes)
-    draws = [
-        statistic(*(fake[rows.to(fake.device)] for fake in fakes))
-        for (rows,) in drawn([len(fakes[0])], resamples, level, seed)
+    rows = shared_size((over, under))
+    size = min(block or rows, rows)
+    parts = [
+        _frechet_draws(
+            real, (a, b), resamples, exact, level, key(seed, k) if k else seed, given=True
+        )
+        for k, (a, b) in enumerate(zip(over.split(size), under.split(size), strict=True))
+        if len(a) == size
     ]
-    return Interval(value, *quantiles(value + np.mean(draws) - np.array(draws), level))
+    measured = [sum(found[i] for found, _ in parts) for i in (0, 1)]
+    draws = np.sum([found for _, found in parts], axis=0)
+    top, bottom = measured
+    if min(measured) <= 0:
+        raise DataError("a ratio over a distance of 0, or of it, means nothing: take more samples")
+    apart = (draws - draws.mean(0)) / measured
+    ends = np.exp(quantiles((apart[:, 1] - apart[:, 0]).clip(-50, 50), level))
+    return Interval(top / bottom, *(float(end) * top / bottom for end in ends))
 
 
 def kernel_interval(
@@ -249,8 +252,10 @@ def _frechet_draws(
     exact: int | None,
     level: float,
     seed: int,
+    *,
+    given: bool = False,
 ) -> tuple[list[float], np.ndarray]:
-    """Each fake's distance, and its resamples [resamples, fakes]."""
+    """Each fake's distance, and its resamples [resamples, fakes]; of fakes alone where real is given."""
     pairs = [checked(real, fake) for fake in fakes]
     real, fakes = pairs[0][0], tuple(fake for _, fake in pairs)
     if exact is None:
@@ -264,11 +269,14 @@ def _frechet_draws(
         linear.append(rows)
     draws = np.empty((resamples, len(fakes)))
     left: list[np.ndarray] = []
-    for b, (i, j) in enumerate(drawn([len(real), shared_size(fakes)], resamples, level, seed)):
-        i, j = i.to(real.device), j.to(real.device)
-        near = np.array(measured) + [float(x[i].mean() + y[j].mean()) for x, y in linear]
+    sizes, whole = [*([] if given else [len(real)]), shared_size(fakes)], factor(real)
+    for b, rows in enumerate(drawn(sizes, resamples, level, seed)):
+        *i, j = (at.to(real.device) for at in rows)
+        near = np.array(measured) + [float(y[j].mean()) for _, y in linear]
+        if not given:
+            near += [float(x[i[0]].mean()) for x, _ in linear]
         if b < exact:
-            root = factor(real[i])
+            root = whole if given else factor(real[i[0]])
             draws[b] = [frechet_of_factors(root, factor(fake[j])) for fake in fakes]
             left.append(draws[b] - near)
         else:

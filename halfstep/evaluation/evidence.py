@@ -35,6 +35,8 @@ from halfstep.samplers import calls, PREFIX, STEPS
 from halfstep.timegrids import Times
 
 FORMAT = 1
+ROWS_A_FEATURE = 10
+"""Samples a feature below which the interval of the true Fréchet distance means nothing."""
 METRICS = ("frechet", "kernel", "inception", "precision-recall")
 
 
@@ -66,6 +68,8 @@ class Evaluation:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        if self.split_samples == 1:
+            raise ConfigError("one sample has no interval: write split_samples=2 or more, or 0")
         for name in self.metrics:
             if name not in METRICS:
                 raise unknown("metric", name, METRICS)
@@ -92,8 +96,8 @@ class Subject:
     def steps(self, asked: Evaluation, batch: int = 256) -> int:
         """How often `Judge.progress` will be called."""
         own = counted(map(_steps, self.students), asked)
-        walks = {(name, most_steps(name, k)) for k in own for name in asked.baselines}
-        total = asked.full + sum(own) + sum(steps or 0 for _, steps in walks)
+        walks = _walks(self.teacher, own, asked)
+        total = asked.full + sum(own) + sum(steps for _, steps in walks)
         return total * -(-asked.samples // batch)
 
 
@@ -119,14 +123,23 @@ def teacher_rows(teacher: Pipeline, counts: Sequence[int], judge: Judge, asked: 
         [(teacher, "ddim", asked.full)],
         full,
     )
-    walks = [(sampler, most_steps(sampler, k)) for k in counts for sampler in asked.baselines]
-    for sampler, steps in dict.fromkeys(walks):  # once, where one serves two counts
-        if steps is not None:
-            seen = judge.see(teacher, sampler, steps)
-            name = f"teacher, {sampler}, {_plural(steps)}"
-            found.rows.append(_row("baseline", name, sampler, steps, seen, judge, asked, full))
-            found.ways.append((teacher, sampler, steps))
+    for sampler, steps in _walks(teacher, counts, asked):
+        seen = judge.see(teacher, sampler, steps)
+        name = f"teacher, {sampler}, {_plural(steps)}"
+        found.rows.append(_row("baseline", name, sampler, steps, seen, judge, asked, full))
+        found.ways.append((teacher, sampler, steps))
     return found
+
+
+def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[tuple[str, int]]:
+    """The baselines, once where one serves two counts; a teacher that is a student takes its own steps."""
+    own = {len(times) - 1 for times in teacher.times}
+    walks = [(sampler, most_steps(sampler, k)) for k in counts for sampler in asked.baselines]
+    return [
+        (sampler, steps)
+        for sampler, steps in dict.fromkeys(walks)
+        if steps is not None and (not own or steps in own)
+    ]
 
 
 def gather(
@@ -140,14 +153,15 @@ def gather(
     counts = counted(students, asked)
     found = of_teacher or teacher_rows(subject.teacher, counts, judge, asked)
     rows, ways, full = list(found.rows), list(found.ways), found.full
-    _memorised(rows[0], full, subject, judge)
+    held_out = None if subject.held_out is None else judge.features(subject.held_out)
+    _memorised(rows[0], full, held_out, judge)
     images = [(rows[0]["name"], full.images)]
     for count in counts:
         seen = judge.see(students[count], "ddim", count)
         row = _row("student", f"student, {_plural(count)}", "ddim", count, seen, judge, asked, full)
         row["drift"] = _drift(full, seen)
         row["split"] = _split(subject, students, count, asked)
-        _memorised(row, seen, subject, judge)
+        _memorised(row, seen, held_out, judge)
         rows.append(row)
         ways.append((students[count], "ddim", count))
         images.append((_plural(count), seen.images))
@@ -216,11 +230,10 @@ def _row(
 
 def _distances(seen: Seen, judge: Judge, asked: Evaluation) -> dict[str, Any]:
     real, few, fake = judge.real_features, judge.real_few, seen.features
-    truth = frechet_interval(real, fake)
-    found: dict[str, Interval] = {
-        "frechet_distance": raw_frechet_interval(real, fake),
-        "frechet_unbiased": replace(truth, value=(truth.low + truth.high) / 2),
-    }
+    found: dict[str, Interval] = {"frechet_distance": raw_frechet_interval(real, fake)}
+    if min(len(real), len(fake)) >= ROWS_A_FEATURE * real.shape[1]:
+        truth = frechet_interval(real, fake)
+        found["frechet_unbiased"] = replace(truth, value=(truth.low + truth.high) / 2)
     if "kernel" in asked.metrics:
         found["kernel_distance"] = kernel_interval(few, fake)
     if "inception" in asked.metrics and judge.features.head is not None:
@@ -242,9 +255,9 @@ def _drift(full: Seen, seen: Seen) -> list[dict[str, object]] | None:
     return [one.to_json() for one in drift(full.images, seen.images)]
 
 
-def _memorised(row: dict[str, Any], seen: Seen, subject: Subject, judge: Judge) -> None:
-    if subject.held_out is not None:
-        held_out = judge.features(subject.held_out)
+def _memorised(row: dict[str, Any], seen: Seen, held_out: Tensor | None, judge: Judge) -> None:
+    """By distances in feature space."""
+    if held_out is not None:
         row["memorisation"] = memorisation(seen.features, judge.real_features, held_out).to_json()
 
 
@@ -256,8 +269,8 @@ def _split(
     finer = before.times[0] if before is not None else subject.times
     if not asked.split_samples or len(finer) - 1 != 2 * count:
         return None
-    n = min(asked.split_samples, len(subject.data))
-    batch = subject.data.batch(torch.arange(n))
+    n = max(asked.split_samples, count)  # every time of the student's is visited
+    batch = subject.data.batch(torch.arange(n) % len(subject.data))
     maker = before.denoiser if before is not None else subject.teacher.denoiser
     cond = batch.cond if subject.teacher.classes else Cond()
     grid = grid_cost(subject.teacher, finer, n=asked.split_samples, seed=asked.noise)

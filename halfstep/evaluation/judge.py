@@ -121,7 +121,7 @@ class Judge:
         """Its Fréchet distance over the teacher's at this n, resampled in pairs of the same noise."""
         n = min(len(seen), len(teacher))
         return raw_frechet_ratio(
-            self.real_features, seen.features[:n], teacher.features[:n], level=level
+            self.real_features, seen.features[:n], teacher.features[:n], block=self.n, level=level
         )
 
     def teacher(self, pipeline: Pipeline, steps: int) -> Row:

@@ -86,17 +86,29 @@ def best_baseline(evidence: Mapping[str, Any], limit: int) -> Row | None:
 
 def judged(evidence: Mapping[str, Any], row: Row) -> Measured | None:
     """The student's Fréchet distance over its teacher's: the gate's where that saw more samples."""
-    tried = (evidence["run"].get("gate") or {}).get("tried") or []
-    more = [
-        one
-        for one in tried
-        if one["steps"] == row["steps"]
-        and one["ratio"]
-        and one["samples"] > evidence["measure"]["samples"]
-    ]
+    more = [one for one in _looks(evidence, row) if one["samples"] > evidence["measure"]["samples"]]
     best = max(more, key=lambda one: one["samples"], default=None)
     found: Measured | None = best["ratio"] if best else row.get("ratio")
     return found
+
+
+def _looks(evidence: Mapping[str, Any], row: Row) -> list[Mapping[str, Any]]:
+    """What the gate saw of this student, if it measured as the report did."""
+    gate, measure, full = (
+        evidence["run"].get("gate") or {},
+        evidence["measure"],
+        teacher_of(evidence),
+    )
+    about = gate.get("about") or {}
+    same = all(
+        about.get(key) == measure.get(key)
+        for key in ("features", "digest", "preprocessing", "data", "samples")
+    )
+    if not same or full is None or about.get("noise") != measure.get("seed"):
+        return []
+    if about.get("full") != full["steps"]:
+        return []
+    return [one for one in gate.get("tried") or [] if one["steps"] == row["steps"] and one["ratio"]]
 
 
 def standing(ratio: Measured, limit: float) -> Word:
@@ -231,8 +243,7 @@ def _ratio(evidence: Mapping[str, Any], row: Row) -> Measured:
 
 def _samples(evidence: Mapping[str, Any], row: Row) -> str:
     """How many samples decided on this row."""
-    tried = (evidence["run"].get("gate") or {}).get("tried") or []
-    seen = [one["samples"] for one in tried if one["steps"] == row["steps"] and one["ratio"]]
+    seen = [one["samples"] for one in _looks(evidence, row)]
     return f"{max([evidence['measure']['samples'], *seen]):,} samples"
 
 

@@ -147,6 +147,14 @@ class _Work:
         times = {"times": (stage.times,)} if stage.times else {}
         return self.around(denoiser=stage.student, **times)
 
+    def _ask(self, student: Pipeline) -> bool:
+        """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""
+        if self.job.gate is None:
+            return True
+        denoiser = copy(student.denoiser)
+        denoiser.autocast = None
+        return self.job.gate(replace(student, denoiser=denoiser))
+
     def carry_out(
         self, command: str, stages: Iterable[Stage], options: Mapping[str, Any], out: Path | str
     ) -> Pipeline:
@@ -167,7 +175,7 @@ class _Work:
             self.processes,
             write=lambda stage, folder: self.pipeline(stage).save(folder),
             read=read,
-            gate=lambda stage: self.job.gate is None or self.job.gate(last[0]),
+            gate=lambda stage: self._ask(last[0]),
         )
         last[0].denoiser.freeze().autocast = None  # as it is when it is loaded
         return last[0]

@@ -1,0 +1,376 @@
+"""The evidence: every number of a report, complete, of the same noise, and at not more calls."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from halfstep.batch import Cond
+from halfstep.data import Dataset
+from halfstep.denoiser import Denoiser, NetTime
+from halfstep.errors import ConfigError
+from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
+from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
+from halfstep.evaluation.evidence import counted, most_steps, teacher_rows
+from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.report.page import render
+from halfstep.report.verdict import verdict
+from halfstep.samplers import calls
+from halfstep.schedules import Cosine
+from halfstep.timegrids import uniform
+from tests.conftest import seeded
+
+SHAPE = (3, 4, 6)
+ASKED = Evaluation(
+    samples=40, full=16, shown=3, split_samples=24, cost_rounds=1, baselines=("ddim", "heun")
+)
+BRIEF = replace(ASKED, cost_rounds=0, metrics=("frechet",))
+"""What is quick to measure."""
+INTERVALS = ("value", "low", "high")
+
+
+class Leaky(nn.Module):
+    """A nonlinear network for images, whose students differ in one weight."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(float(gain)))
+        self.mix = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, t, cond=None):
+        return torch.tanh(self.gain * x + t.reshape(-1, 1, 1, 1)) - 0.3 * self.mix(x)
+
+
+def pipeline(gain=1.0, times=(), classes=()):
+    torch.manual_seed(3)
+    net = build("tests.test_evidence:Leaky", {"gain": gain})
+    denoiser = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0)).freeze()
+    return Pipeline(denoiser, SHAPE, times, classes)
+
+
+def few(images):
+    return images.flatten(1)[:, :5].double()
+
+
+FEATURES = Features(
+    "five pixels", few, "as they are", digest="d" * 64, head=lambda x: torch.cat([x, -x], 1)
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    values = torch.rand(60, *SHAPE, generator=seeded(1)) * 2 - 1
+    return Dataset(values, torch.arange(60) % 2, ("even", "odd"))
+
+
+def students(*counts):
+    return [pipeline(1 + 0.1 / k, (uniform(k),)) for k in counts]
+
+
+@pytest.fixture(scope="module")
+def subject(data):
+    return Subject(pipeline(), students(4, 2, 1), data, uniform(8))
+
+
+def judge(data, **options):
+    return Judge(FEATURES, data.values, n=ASKED.samples, **options)
+
+
+@pytest.fixture(scope="module")
+def found(subject, data):
+    return gather(subject, judge(data), ASKED)
+
+
+def of(found, who):
+    return [row for row in found[0]["rows"] if row["who"] == who]
+
+
+# Complete.
+
+
+def test_every_row_has_every_number(found):
+    rows = found[0]["rows"]
+    assert [row["who"] for row in rows[:1]] == ["teacher"]
+    names = {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"}
+    for row in rows:
+        assert row.keys() == {
+            "who", "name", "sampler", "steps", "calls", "distances", "ratio", "fidelity", "split",
+            "memorisation", "drift", "cost",
+        }  # fmt: skip
+        assert row["distances"].keys() >= names
+        for one in row["distances"].values():
+            assert tuple(one) == INTERVALS
+            assert one["low"] <= one["high"] and all(map(np.isfinite, one.values()))
+        assert row["cost"]["calls"] == row["calls"] == calls(row["sampler"], row["steps"])
+        assert row["cost"]["seconds_per_sample"].keys() == {"1", "64"}
+        assert (
+            row["cost"]["parameters"] == 13 and row["cost"]["multiply_adds"] == row["calls"] * 216
+        )
+        for part in ("ratio", "fidelity"):
+            assert (row[part] is None) == (row["who"] == "teacher")
+        for part in ("split", "drift"):
+            assert (row[part] is None) == (row["who"] != "student")
+    for row in of(found, "student"):
+        assert [*row["fidelity"]] == ["rmse", "psnr", "feature_rmse"]
+        assert [*row["split"]] == ["grid", "learning"]
+        assert {one["measure"] for one in row["drift"]} >= {"contrast", "saturation", "fine detail"}
+
+
+def test_the_names_of_the_rows(found):
+    assert [row["name"] for row in found[0]["rows"]] == [
+        "teacher, 16 steps",
+        "teacher, ddim, 4 steps",
+        "teacher, heun, 2 steps",
+        "teacher, ddim, 2 steps",
+        "teacher, heun, 1 step",
+        "teacher, ddim, 1 step",
+        "student, 4 steps",
+        "student, 2 steps",
+        "student, 1 step",
+    ]
+
+
+def test_it_says_how_it_measured(found, data):
+    measure = found[0]["measure"]
+    assert (measure["features"], measure["preprocessing"]) == ("five pixels", "as they are")
+    assert (measure["samples"], measure["real"], measure["seed"]) == (40, 60, 0)
+    assert measure["digest"] == "d" * 64 and len(measure["data"]) == 64
+    assert measure["floor"] == judge(data).floor
+
+
+def test_it_goes_through_json_onto_the_page(found):
+    evidence, pictures = found
+    evidence = json.loads(json.dumps(evidence, allow_nan=False))
+    evidence |= {"made": {}, "run": {"folder": "x"}, "training": []}
+    evidence["verdict"] = verdict(evidence)
+    page = render(evidence, pictures)
+    assert evidence["verdict"].split(":")[0][:20] in page
+    for row in evidence["rows"]:
+        assert row["name"] in page
+
+
+# At not more calls.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 16, 33])
+def test_most_steps_that_cost_no_more(count):
+    for sampler in ("ddim", "dpmpp-2m", "ancestral"):
+        assert most_steps(sampler, count) == count
+    steps = most_steps("heun", count)
+    assert 2 * steps - 1 <= count < 2 * (steps + 1) - 1
+
+
+def test_a_sampler_that_costs_more_even_in_one_step_is_left_out(monkeypatch, subject, data):
+    from halfstep.evaluation import evidence
+
+    monkeypatch.setattr(evidence, "calls", lambda name, n: 3 * n if name == "heun" else n)
+    assert [most_steps("heun", k) for k in (1, 2, 3, 5, 6)] == [None, None, 1, 1, 2]
+    asked = replace(BRIEF, counts=(2, 1))
+    rows = teacher_rows(subject.teacher, (2, 1), judge(data), asked).rows
+    assert [row["sampler"] for row in rows] == ["ddim"] * 3
+
+
+def test_every_student_has_baselines_that_cost_no_more(found):
+    for student in of(found, "student"):
+        for sampler in ASKED.baselines:
+            own = [row for row in of(found, "baseline") if row["sampler"] == sampler]
+            fitting = [row["calls"] for row in own if row["calls"] <= student["calls"]]
+            assert fitting and max(fitting) == calls(sampler, most_steps(sampler, student["calls"]))
+    most = max(row["calls"] for row in of(found, "student"))
+    assert all(row["calls"] <= most for row in of(found, "baseline"))
+
+
+def test_progress_is_told_as_often_as_announced(subject, data):
+    for changes in ({"counts": (2, 1)}, {"samples": 300, "baselines": ()}):
+        asked, ticks = replace(BRIEF, **changes), []
+        mine = judge(data, progress=lambda: ticks.append(1))  # noqa: B023
+        mine.n = asked.samples
+        gather(subject, mine, asked)
+        assert len(ticks) == subject.steps(asked)
+
+
+# The same noise, the same numbers.
+
+
+def test_what_the_teacher_does_can_be_measured_before(found, subject, data):
+    mine = judge(data)
+    asked = replace(ASKED, cost_rounds=0, metrics=("frechet", "kernel"))
+    before = teacher_rows(subject.teacher, (4, 2, 1), mine, asked)
+    ticks = []
+    mine.progress = lambda: ticks.append(1)
+    again, pictures = gather(subject, mine, asked, of_teacher=before)
+    assert len(ticks) == 4 + 2 + 1  # the teacher was not asked again
+    for name in pictures:
+        assert np.array_equal(pictures[name], found[1][name])
+    for one, two in zip(found[0]["rows"], again["rows"], strict=True):
+        assert {**one["distances"], **two["distances"]} == one["distances"]
+        for part in ("ratio", "fidelity", "split", "drift"):
+            assert one[part] == two[part]
+
+
+def test_a_student_that_is_the_teacher_keeps_everything(data):
+    same = Subject(pipeline(), [pipeline(times=(uniform(16),))], data, uniform(32))
+    row = of(gather(same, judge(data), replace(BRIEF, baselines=())), "student")[0]
+    one = {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert row["ratio"] == one and row["fidelity"]["rmse"]["value"] == 0
+    assert all(each["change"]["value"] == 0 and not each["alarm"] for each in row["drift"])
+
+
+def test_a_student_that_differs_loses(found):
+    rows = of(found, "student")
+    errors = [row["fidelity"]["rmse"]["value"] for row in rows]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_the_split_is_that_of_the_student_before(found, subject, data):
+    batch = data.batch(torch.arange(24))
+    makers = [subject.teacher, *subject.students]
+    grids = [uniform(8), *(one.times[0] for one in subject.students)]
+    for k, row in enumerate(of(found, "student")):
+        grid = grid_cost(subject.teacher, grids[k], n=24)
+        learning = learning_error(
+            subject.students[k].denoiser, makers[k].denoiser, grids[k], batch.x0
+        )
+        assert row["split"] == {"grid": grid.to_json(), "learning": learning.to_json()}
+
+
+def test_without_the_student_before_there_is_no_split(data):
+    asked = replace(BRIEF, baselines=())
+    gap = Subject(pipeline(), students(4, 1), data, uniform(8))
+    rows = of(gather(gap, judge(data), asked), "student")
+    assert [row["split"] is None for row in rows] == [False, True]
+    bare = Subject(pipeline(), students(4, 2), data)  # the teacher's grid is not known
+    rows = of(gather(bare, judge(data), asked), "student")
+    assert [row["split"] is None for row in rows] == [True, False]
+
+
+def test_labels_go_only_to_a_teacher_that_takes_them(data, monkeypatch):
+    from halfstep.evaluation import evidence
+
+    conds = []
+
+    def seen(*args, cond, **options):
+        conds.append(cond)
+        return learning_error(*args, cond=cond, **options)
+
+    monkeypatch.setattr(evidence, "learning_error", seen)
+    asked = replace(BRIEF, counts=(4,), baselines=())
+    for classes in ((), ("even", "odd")):
+        labelled = Subject(
+            pipeline(classes=classes), [pipeline(1.1, (uniform(4),), classes)], data, uniform(8)
+        )
+        gather(labelled, judge(data), asked)
+    assert conds[0] == Cond() and conds[1].label.tolist() == [0, 1] * 12
+
+
+def test_memorisation_needs_data_that_was_held_out(subject, data):
+    held_out = torch.rand(30, *SHAPE, generator=seeded(9)) * 2 - 1
+    asked = replace(BRIEF, counts=(4,), split_samples=0)
+    rows = gather(replace(subject, held_out=held_out), judge(data), asked)[0]["rows"]
+    assert [row["memorisation"] is None for row in rows] == [False, True, True, False]
+    known = rows[-1]["memorisation"]
+    assert known.keys() == {"train", "held_out", "ratio", "copies", "flag"}
+    copied = Subject(subject.teacher, subject.students, data, uniform(8), data.values)
+    with pytest.raises(ConfigError, match="held_out lies in the training set"):
+        gather(copied, judge(data), asked)
+
+
+def test_what_costs_n_squared_sees_as_many_real_images_as_samples(data):
+    mine = Judge(FEATURES, data.values, n=25)
+    assert len(mine.real_features) == 60 and len(mine.real_few) == 25
+    assert torch.equal(mine.real_few, Judge(FEATURES, data.values, n=25).real_few)
+    rows = {tuple(row.tolist()) for row in mine.real_features}
+    assert all(tuple(row.tolist()) in rows for row in mine.real_few)
+    assert torch.equal(Judge(FEATURES, data.values, n=60).real_few, mine.real_features)
+    seen = mine.see(pipeline(), "ddim", 2)
+    subject = Subject(pipeline(), [], data)
+    asked = replace(ASKED, samples=25, full=2, cost_rounds=0)
+    row = gather(subject, mine, asked)[0]["rows"][0]["distances"]
+    assert row["kernel_distance"] == kernel_interval(mine.real_few, seen.features).to_json()
+    both = precision_recall_intervals(mine.real_few, seen.features)
+    assert [row["precision"], row["recall"]] == [one.to_json() for one in both]
+
+
+# Pictures.
+
+
+def test_the_pictures_are_of_the_same_seeds(found, subject):
+    pictures = found[1]
+    assert pictures["grid_labels"].tolist() == ["teacher, 16 steps", "4 steps", "2 steps", "1 step"]
+    assert pictures["grid"].shape == (4, 3, 4, 6, 3) and pictures["grid"].dtype == np.uint8
+    drawn = subject.students[1].sample(3)
+    levels = ((drawn.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
+    assert np.abs(pictures["grid"][2] - levels).max() <= 0.51
+
+
+def test_the_worst_pairs_are_those_of_the_fewest_steps(found, subject):
+    pictures, full = found[1], subject.teacher.sample(40, steps=16)
+    worst = worst_pairs(full, subject.students[-1].sample(40), count=6)
+    assert pictures["worst_labels"].tolist() == [f"1 step, seed {k}" for k in worst]
+    assert pictures["worst"].shape == (6, 2, 4, 6, 3)
+    levels = ((full[worst[0]].permute(1, 2, 0) + 1) * 127.5).clip(0, 255).numpy()
+    assert np.abs(pictures["worst"][0, 0] - levels).max() <= 0.51
+
+
+def test_a_run_without_students_is_its_teacher_alone(data):
+    found, pictures = gather(Subject(pipeline(), [], data), judge(data), BRIEF)
+    assert [row["who"] for row in found["rows"]] == ["teacher"]
+    assert pictures.keys() == {"grid", "grid_labels"}
+
+
+def test_points_have_neither_pictures_nor_drift():
+    net = build("mlp", {"dim": 3, "width": 8, "depth": 1})
+    teacher = Pipeline(Denoiser(net, Cosine(), V()).freeze(), (3,))
+    values = torch.randn(50, 3, generator=seeded(2)).tanh()
+    subject = Subject(teacher, [replace(teacher, times=(uniform(2),))], Dataset(values), uniform(4))
+    mine = Judge(Features("points", lambda x: x), values, n=30)
+    found, pictures = gather(subject, mine, replace(ASKED, samples=30, cost_rounds=0))
+    assert pictures == {}
+    row = found["rows"][-1]
+    assert row["drift"] is None and row["split"] and "inception_score" not in row["distances"]
+    assert row["cost"] is None
+
+
+# What is asked for.
+
+
+def test_metrics_can_be_left_out(subject, data):
+    asked = replace(ASKED, metrics=("kernel",), counts=(2,), split_samples=0, cost_rounds=0)
+    rows = gather(subject, judge(data), asked)[0]["rows"]
+    for row in rows:
+        assert {"frechet_distance", "kernel_distance"} <= row["distances"].keys()
+        assert not {"precision", "recall", "inception_score"} & row["distances"].keys()
+        assert row["split"] is row["cost"] is None
+    assert [row["steps"] for row in rows if row["who"] == "student"] == [2]
+
+
+def test_counts_are_sorted_and_there():
+    assert counted([1, 4, 2], ASKED) == [4, 2, 1]
+    assert counted([1, 4, 2], replace(ASKED, counts=(1, 4))) == [4, 1]
+    with pytest.raises(ConfigError, match="no student takes 3 or 8 steps: there are students of 4"):
+        counted([4, 2], replace(ASKED, counts=(8, 4, 3)))
+    with pytest.raises(ConfigError, match="there are students of none"):
+        counted([], replace(ASKED, counts=(8,)))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"samples": 7}, "samples must be at least 8, got 7"),
+        ({"full": -1}, "full must be at least 0, got -1"),
+        ({"shown": 0}, "shown must be at least 1"),
+        ({"split_samples": -1}, "split_samples must be at least 0"),
+        ({"cost_rounds": -2}, "cost_rounds must be at least 0"),
+        ({"metrics": ("frechet", "kernal")}, "perhaps you meant 'kernel'"),
+        ({"baselines": ("ddim", "huen")}, "perhaps you meant 'heun'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(options, words):
+    with pytest.raises(ConfigError, match=words):
+        Evaluation(**options)

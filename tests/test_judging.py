@@ -1,0 +1,550 @@
+"""`halfstep evaluate`, `report`, and the gate in `distill progressive`: what is typed, what comes back."""
+
+import json
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import halfstep
+from halfstep.cli import main
+from halfstep.cli.judging import read_evidence
+from halfstep.evaluation import Interval
+from halfstep.pipeline import Pipeline
+
+TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
+QUICK = ["--samples", 64, "--split-samples", 40, "--cost-rounds", 1, "--baselines", "ddim", "heun"]
+QUICK += ["--metrics", "frechet"]
+BRIEF = ["--samples", 64, "--split-samples", 0, "--cost-rounds", 0, "--baselines", "ddim"]
+BRIEF += ["--metrics", "frechet"]
+SHIPPED = Path(halfstep.__file__).parent / "assets" / "digits-teacher"
+DIGITS = ["--teacher", SHIPPED, "--data", "digits"]
+
+
+def typed(words):
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        patch.setenv("HALFSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Types a command in an empty folder: (exit status, what it printed, its errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run(*words):
+        capsys.readouterr()
+        status = typed(words)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    """A run of a tiny teacher of two moons."""
+    out = tmp_path_factory.mktemp("moons") / "teacher"
+    assert typed(["train", "denoiser", *TINY, "--out", out, "--updates", 60]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The shipped teacher of digits, 4 steps to 1, hardly trained, judged."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    words = ["--start", 4, "--updates", 1, "--batch", 8, "--samples", 64, "--full", 8]
+    words += ["--tolerance", 99]
+    assert typed(["distill", "progressive", *DIGITS, "--out", out, *words]) == 0
+    assert typed(["evaluate", out, *QUICK, "--shown", 5]) == 0
+    return out
+
+
+def refused(got, words):
+    """One sentence that says this, and status 2."""
+    status, _, err = got
+    assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
+    assert words in err, err
+    return True
+
+
+def halve(moons, out, *words):
+    start = ["--start", 8, "--updates", 5, "--samples", 64, "--save-every", 1]
+    return ["distill", "progressive", "--teacher", moons, "--data", "two-moons", *start,
+            "--out", out, *words]  # fmt: skip
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+# evaluate.
+
+
+def test_a_run_is_judged_into_three_files(digits):
+    found, pictures = read_evidence(digits)
+    assert [row["steps"] for row in found["rows"] if row["who"] == "student"] == [2, 1]
+    assert found["rows"][0]["name"] == "teacher, 8 steps"
+    assert all(row["split"] for row in found["rows"] if row["who"] == "student")
+    assert pictures["grid"].shape == (3, 5, 8, 8, 1)
+    assert found["run"]["folder"] == "run"
+    assert found["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
+    gate = json.loads((digits / "gate.json").read_text())
+    assert found["run"]["gate"] == gate and [one["steps"] for one in gate["tried"]] == [2, 1]
+    assert found["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
+    assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
+    assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
+    assert set(found["training"][0]) == {"stage", "update", "loss", "rate"}
+    assert found["made"]["command"].startswith("halfstep ") and found["made"]["torch"]
+    page = (digits / "report.html").read_text()
+    assert "0001-steps" in page and "student, 1 step" in page
+
+
+def test_what_was_judged_is_what_the_students_draw(digits):
+    found, pictures = read_evidence(digits)
+    student = Pipeline.load(digits / "stages" / "0002-steps")
+    drawn = student.sample(5)[:, 0]
+    levels = ((drawn + 1) * 127.5).clamp(0, 255).numpy()
+    assert np.abs(pictures["grid"][1, ..., 0] - levels).max() <= 0.51
+    gate = found["run"]["gate"]
+    first = next(one for one in gate["tried"] if one["steps"] == 2)
+    row = next(row for row in found["rows"] if row["name"] == "student, 2 steps")
+    assert first["samples"] == 64 and row["ratio"] == pytest.approx(first["ratio"])
+
+
+def test_the_full_steps_are_the_gates_unless_others_are_asked_for(digits, cli):
+    shutil.copytree(digits, "run")
+    assert cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)[0] == 0
+    found, _ = read_evidence(Path("run"))
+    assert found["rows"][0]["steps"] == 4
+    assert [row["steps"] for row in found["rows"] if row["who"] == "student"] == [1]
+
+
+def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli, monkeypatch):
+    shutil.copytree(digits, "run")
+    monkeypatch.setenv("COLUMNS", "60")
+    status, out, err = cli("evaluate", "run", *BRIEF)
+    assert status == 0 and not err and "…" not in out
+    found, _ = read_evidence(Path("run"))
+    for row in found["rows"]:
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{row['name']} "))
+        assert str(Interval(**row["distances"]["frechet_distance"])) in line
+        assert row["who"] == "teacher" or str(Interval(**row["ratio"])) in line
+    assert f"verdict   {found['verdict']}" in out and "report    run/report.html" in out
+    assert f"{found['measure']['floor']:.3f} is what 64 perfect samples would score" in out
+
+
+def test_points_are_judged_by_their_coordinates(moons, cli):
+    assert cli(*halve(moons, "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    status, out, err = cli("evaluate", "d", *BRIEF, "--full", 4, "--held-out", "two-moons")
+    assert refused((status, out, err), "held_out lies in the training set")
+    status, out, err = cli("evaluate", "d", *BRIEF)
+    assert status == 0, err
+    assert "features  coordinates (as they are)" in out
+    found, pictures = read_evidence(Path("d"))
+    assert pictures == {} and found["run"]["gate"] is None
+    assert found["rows"][0]["steps"] == 64  # there was no gate
+    assert found["measure"]["real"] == 10_000
+    assert found["run"]["cost"]["teacher"]["updates"] == 60
+
+
+def test_a_teacher_alone_is_judged_too(moons, cli):
+    shutil.copytree(moons, "t")
+    status, out, _ = cli("evaluate", "t", *BRIEF, "--full", 4)
+    assert status == 0 and "No student was measured" in out
+    assert [row["who"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher"]
+
+
+def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path):
+    (tmp_path / "own_of_judging.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "class Mine(nn.Module):\n"
+        "    def __init__(self, width=2):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(2, 2)\n\n"
+        "    def forward(self, x, t, cond=None):\n"
+        "        return self.layer(x)\n\n\n"
+        "def seen():\n"
+        "    return lambda x: torch.cat([x, x.prod(1, keepdim=True)], 1)\n"
+    )
+    net, features = ["--net", "own_of_judging:Mine"], ["--features", "own_of_judging:seen"]
+    sys.path[:] = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    before = sys.path[:]
+    try:
+        words = ["--net-config", "width", 3, "--data", "two-moons", "--updates", 3, "--out", "t"]
+        assert cli("train", "denoiser", *net, *words)[0] == 0
+        status, out, err = cli(*halve("t", "d", *net, *features, "--stop", 4))
+        assert status == 0, err
+        command = re.search(r"^judge +halfstep (.*)$", out, re.MULTILINE)[1]
+        sys.path[:] = before
+        sys.modules.pop("own_of_judging")
+        status, out, err = cli(*command.split(), *features, *BRIEF)
+        assert status == 0, err
+        assert "features  own_of_judging:seen" in out
+    finally:
+        sys.modules.pop("own_of_judging", None)
+
+
+# What cannot be judged is one sentence.
+
+
+def test_what_is_no_run_is_refused(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for verb in ("evaluate", "report"):
+        for place in ("nowhere", "empty"):
+            assert refused(cli(verb, place), f"'{place}' holds no run: give the --out of a")
+    assert refused(cli("evaluate"), "evaluate takes one run, got 0: write halfstep evaluate RUN")
+    assert refused(cli("evaluate", "a", "b"), "evaluate takes one run, got 2")
+    assert refused(cli("report"), "missing from halfstep report")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_run_without_its_teacher_is_refused(moons, cli, tmp_path):
+    shutil.copytree(moons, "t")
+    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    Path("t").rename("moved")
+    kept = contents(Path("d"))
+    got = cli("evaluate", "d", *QUICK)
+    assert refused(
+        got, "the teacher of 'd' is not at t: write halfstep evaluate d --teacher FOLDER"
+    )
+    assert contents(Path("d")) == kept
+    assert cli("evaluate", "d", "--teacher", "moved", *BRIEF)[0] == 0
+    Path("d/config.toml").unlink()
+    assert refused(cli("evaluate", "d", *QUICK), "does not say what it was trained on")
+    assert refused(cli("evaluate", "d", "--data", "two-moons", *QUICK), "is not named in it")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--counts", 3], "no student takes 3 steps: there are students of 2, 1"),
+        (["--metrics", "kernal"], "perhaps you meant 'kernel'"),
+        (["--baselines", "huen"], "perhaps you meant 'heun'"),
+        (["--samples", 3], "samples must be at least 8, got 3"),
+        (["--features", "digitz"], "perhaps you meant 'digits'"),
+        (["--data", "two-moons"], "needs"),
+        (["--teacher", "nowhere"], "is not at nowhere"),
+        (["--held-out", "nowhere"], "nowhere"),
+        (["--sample", 3], "perhaps you meant --samples"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words, said, digits, cli):
+    before = contents(digits)
+    status, _, err = cli("evaluate", digits, *QUICK, *words)
+    assert status == 2 and err.count("\n") == 1 and err.startswith("halfstep: "), err
+    assert said in err or words[0] == "--data", err
+    assert contents(digits) == before
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("config.toml", "start = ", "config.toml' is damaged"),
+        ("gate.json", "{", "gate.json' is damaged"),
+        ("run.json", "[", "run.json' is damaged"),
+    ],
+)
+def test_a_damaged_run_is_refused(name, text, said, digits, cli):
+    shutil.copytree(digits, "run")
+    Path("run", name).write_text(text)
+    assert refused(cli("evaluate", "run", *QUICK), said)
+
+
+# report.
+
+
+def test_a_report_is_written_again_to_the_same_bytes(digits, cli):
+    shutil.copytree(digits, "run")
+    before = contents(Path("run"))
+    Path("run/report.html").unlink()
+    status, out, err = cli("report", "run")
+    assert status == 0, err
+    assert contents(Path("run")) == before
+    assert f"verdict   {json.loads(before['report.json'])['verdict']}" in out
+    assert "report    run/report.html" in out
+
+
+def test_a_run_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
+    from halfstep.cli import evaluate
+
+    shutil.copytree(moons, "t")
+    asked, whole = [], evaluate.evaluate
+    quick = [str(word) for word in (*BRIEF, "--full", 2)]
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda argv: asked.append(argv) or whole([*argv, *quick])
+    )
+    assert cli("report", "t")[0] == 0
+    assert asked == [["t"]] and Path("t/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, damage, said",
+    [
+        ("report.json", b"{", "report.json' is damaged"),
+        ("report.json", b"{}", "has format None and this halfstep reads 1"),
+        ("report.npz", b"", "report.npz' is damaged"),
+        ("report.npz", b"nothing", "report.npz' is damaged"),
+        ("report.npz", None, "report.npz' is damaged"),
+    ],
+)
+def test_damaged_evidence_is_refused_with_what_to_type(name, damage, said, digits, cli):
+    shutil.copytree(digits, "run")
+    path = Path("run", name)
+    path.write_bytes(path.read_bytes()[:-300] if damage is None else damage)
+    got = cli("report", "run")
+    assert refused(got, said)
+    if name == "report.npz":
+        assert "halfstep evaluate run again" in got[2]
+
+
+# --compare.
+
+
+@pytest.fixture
+def two(digits, tmp_path):
+    """Two folders of the same evidence."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("report.json", "report.npz"):
+            shutil.copy(digits / file, tmp_path / name / file)
+    return tmp_path / "b" / "report.json"
+
+
+def changed(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def test_two_runs_side_by_side(two, cli, monkeypatch):
+    def double(found):
+        for row in found["rows"]:
+            row["distances"]["frechet_distance"] = {"value": 0.8, "low": 0.6, "high": 1.0}
+        found["rows"] = [row for row in found["rows"] if row["name"] != "student, 2 steps"]
+
+    changed(two, double)
+    changed(two.parents[1] / "a/report.json", lambda found: [
+        row["distances"].update(frechet_distance={"value": 0.4, "low": 0.3, "high": 0.5})
+        for row in found["rows"]
+    ])  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "40")
+    status, out, err = cli("evaluate", "--compare", "a", "b")
+    assert status == 0 and not err
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["calls", "a", "b"]
+    own = ["0.40", "(0.30", "to", "0.50)"]
+    other = ["0.80", "(0.60", "to", "1.00)", "=", "2.0", "(1.2", "to", "3.3)", "x"]
+    assert lines[1:4] == [["2", *own, "-"], ["1", *own, *other], ["teacher", *own, *other]]
+    assert cli("evaluate", "a", "--compare", "b")[1] == out
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("features", "inception", "the features (digits against inception)"),
+        ("samples", 2000, "the number of samples (64 against 2000)"),
+        ("preprocessing", "halved", "the preprocessing"),
+        ("data", "0" * 64, "the real data"),
+        ("real", 90, "the number of real images (1797 against 90)"),
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_not_compared(key, value, said, two, cli):
+    """Even where no two of their students meet."""
+
+    def other(found):
+        found["measure"][key] = value
+        if key == "features":
+            found["measure"]["digest"] = "1" * 64
+        found["rows"] = [row for row in found["rows"] if row["who"] != "student"]
+
+    changed(two, other)
+    status, out, err = cli("evaluate", "--compare", "a", "b")
+    assert status == 2 and not out and "cannot be compared" in err, err
+    pair = re.search(r"\((\S+) against (\S+)\)", said)
+    assert said.split(" (")[0] in err and (pair is None or {*pair.groups()} <= set(
+        re.findall(r"[\w.]+", err)
+    )), err  # fmt: skip
+
+
+def test_what_may_be_0_has_no_ratio(two, cli):
+    for path in (two, two.parents[1] / "a/report.json"):
+        changed(path, lambda found: [
+            row["distances"].update(frechet_distance={"value": 0.1, "low": -0.1, "high": 0.2})
+            for row in found["rows"]
+        ])  # fmt: skip
+    status, out, _ = cli("evaluate", "--compare", "a", "b")
+    assert status == 0 and "= ? x" in out
+
+
+def test_a_comparison_needs_two_that_were_judged(two, moons, cli):
+    assert refused(cli("evaluate", "--compare", "a"), "takes two runs or more")
+    got = cli("evaluate", "--compare", "a", moons)
+    assert refused(
+        got, f"was not evaluated yet (it has no report.json): write halfstep evaluate {moons}"
+    )
+
+
+# The gate.
+
+
+def test_the_gate_stops_a_run_and_says_why(moons, cli):
+    """A teacher of one look at 16 steps: its students, hardly trained, are worse or better by luck."""
+    status, out, err = cli(*halve(moons, "d", "--tolerance", 1))
+    assert status == 0, err
+    kept = json.loads(Path("d/gate.json").read_text())
+    told = re.findall(r"^gate +(.*)$", out, re.MULTILINE)
+    assert len(told) == len(kept["tried"]) >= 1
+    about = kept["about"]
+    assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 64)
+    stages = sorted((p.name for p in Path("d/stages").iterdir()), reverse=True)
+    assert stages == [one["stage"] for one in kept["tried"]]
+    if kept["stopped"]:
+        assert kept["stopped"] == f"Stopped at {told[-1]}."
+    best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
+    assert best == ([f"d/stages/{kept['best']}"] if kept["best"] else [])
+
+
+@pytest.fixture(scope="module")
+def stopped(moons, tmp_path_factory):
+    """The student of 2 steps is spoilt on purpose, by a learning rate of 1; that of 4 steps is not."""
+    out = tmp_path_factory.mktemp("stopped") / "d"
+    words = ["--updates", 0, 20, 20, "--rate", 1, "--clip", 0, "--tolerance", 1.6]
+    assert typed([*halve(moons, out), *words]) == 0
+    return out
+
+
+def test_a_gate_that_stopped_keeps_the_best(stopped):
+    kept = json.loads((stopped / "gate.json").read_text())
+    assert [(one["steps"], one["verdict"]) for one in kept["tried"]] == [
+        (4, "passed"), (2, "broken"),
+    ]  # fmt: skip
+    assert kept["stopped"].startswith("Stopped at 2 steps: ") and kept["best"] == "0004-steps"
+    assert not (stopped / "stages" / "0001-steps").exists()
+
+
+def test_the_same_command_again_measures_nothing_and_shows_the_best(stopped, cli, monkeypatch):
+    before = contents(stopped)
+    monkeypatch.setattr(Pipeline, "sample", None)
+    status, out, err = cli("distill", "progressive", "--config", stopped / "config.toml")
+    assert status == 0, err
+    assert "finished before" in out and not re.search(r"^gate ", out, re.MULTILINE)
+    assert f"best      {stopped}/stages/0004-steps" in out
+    assert f"look      halfstep sample {stopped} --steps 4 " in out
+    assert contents(stopped) == before
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--tolerance", 1.2], "tolerance 1.6 and now with 1.2"),
+        (["--full", 32], "full 16 and now with 32"),
+        (["--samples", 65], "samples 64 and now with 65"),
+        (["--noise", 3], "noise 0 and now with 3"),
+    ],
+)
+def test_a_run_asked_otherwise_is_refused_and_untouched(words, said, stopped, cli):
+    before = contents(stopped)
+    got = cli("distill", "progressive", "--config", stopped / "config.toml", *words)
+    assert refused(got, said) and "delete" in got[2]
+    assert contents(stopped) == before
+
+
+def test_a_damaged_gate_is_refused(stopped, cli):
+    shutil.copytree(stopped, "d")
+    Path("d/gate.json").write_text('{"tolerance": 1.6}')
+    got = cli("distill", "progressive", "--config", "d/config.toml", "--out", "d")
+    assert refused(got, "d/gate.json' is damaged")
+
+
+def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
+    shutil.copytree(stopped, "d")
+    words = ["distill", "progressive", "--config", "d/config.toml", "--out", "d", "--until", 1]
+    status, out, err = cli(*words)
+    assert status == 0, err
+    assert re.findall(r"^gate +(\d+ step)", out, re.MULTILINE) == ["1 step"]
+    kept = json.loads(Path("d/gate.json").read_text())
+    assert kept["stopped"] is None and kept["best"] == "0004-steps"
+    assert [one["steps"] for one in kept["tried"]] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--tolerance", 0.5], "asks a student to be better than its teacher"),
+        (["--tolerance", -1], "asks a student to be better than its teacher"),
+        (["--until", 0], "write until=1"),
+        (["--full", 4], "--full 4 below --start 8"),
+        (["--samples", 2], "samples must be at least 8"),
+        (["--features", "digitz"], "perhaps you meant 'digits'"),
+        (["--start", "auto", "--full", 12, "--stop", 2], "cannot halve from 12 to 2"),
+        (["--start", "auto", "--dry-run"], "give --start a number for --dry-run"),
+        (["--start", "auto", "--updates", 3, 4, 5], "--updates has 3 numbers: give one for all"),
+    ],
+)
+def test_a_gate_that_cannot_be_leaves_no_folder(words, said, moons, cli, tmp_path):
+    assert refused(cli(*halve(moons, "d"), *words), said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_no_features_are_known_for_say_how_to_do_without(cli, tmp_path, monkeypatch):
+    from halfstep.cli import judging
+
+    monkeypatch.setattr(judging, "find_spec", lambda name: None)
+    np.save("x.npy", np.zeros((9, 1, 8, 8), np.float32))
+    words = ["--teacher", SHIPPED, "--data", "x.npy", "--out", "d", "--start", 4]
+    assert refused(
+        cli("distill", "progressive", *words), "--tolerance 0, which halves without a gate"
+    )
+    assert not Path("d").exists()
+
+
+def test_a_student_is_halved_further_with_its_own_steps_as_full(moons, cli):
+    """A student takes no other steps: --full is its own, not twice --start."""
+    assert cli(*halve(moons, "a", "--tolerance", 0, "--stop", 4))[0] == 0
+    words = ["--start", 4, "--stop", 2, "--tolerance", 99]
+    status, _, err = cli(*halve("a", "b"), *words)
+    assert status == 0, err
+    assert json.loads(Path("b/gate.json").read_text())["about"]["full"] == 4
+    assert refused(cli(*halve("a", "c"), *words, "--full", 16), "not distilled for 16 steps")
+
+
+# --start auto.
+
+
+def test_the_start_is_chosen_once(moons, cli, monkeypatch):
+    """This teacher, hardly trained, is no worse in few steps than in 64."""
+    words = ["distill", "progressive", "--teacher", moons, "--data", "two-moons", "--out", "d"]
+    words += ["--updates", 1, "--start", "auto", "--stop", 4, "--samples", 64, "--tolerance", 9]
+    status, out, err = cli(*words)
+    assert status == 0, err
+    start = int(re.search(r"^start +(\d+) steps: they are as good as 64$", out, re.MULTILINE)[1])
+    assert start in (8, 16, 32) and f"plan      {start} -> " in out
+    kept = tomllib.loads(Path("d/config.toml").read_text())
+    assert (kept["start"], kept["full"]) == (start, 64)
+    assert json.loads(Path("d/gate.json").read_text())["about"]["full"] == 64
+    before = contents(Path("d"))
+    monkeypatch.setattr(Pipeline, "sample", None)
+    for again in (words, ["distill", "progressive", "--config", "d/config.toml"]):
+        status, out, err = cli(*again)
+        assert status == 0 and "finished before" in out, err
+        assert contents(Path("d")) == before
+
+
+def test_auto_in_anothers_folder_is_refused(moons, cli):
+    shutil.copytree(moons, "t")
+    got = cli(*halve(moons, "t"), "--start", "auto")
+    assert refused(got, "holds a run of 'train denoiser'")
