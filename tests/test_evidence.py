@@ -367,7 +367,7 @@ def test_counts_are_sorted_and_there():
         ({"shown": 0}, "shown must be at least 1"),
         ({"split_samples": -1}, "split_samples must be at least 0"),
         ({"cost_rounds": -2}, "cost_rounds must be at least 0"),
-        ({"metrics": ("frechet", "kernal")}, "perhaps you meant 'kernel'"),
+        ({"metrics": ("frechet", "kernl")}, "perhaps you meant 'kernel'"),
         ({"baselines": ("ddim", "huen")}, "perhaps you meant 'heun'"),
     ],
 )

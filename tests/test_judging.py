@@ -107,7 +107,7 @@ def test_a_run_is_judged_into_three_files(digits):
     assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
     assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
     assert set(found["training"][0]) == {"stage", "update", "loss", "rate"}
-    assert found["made"]["command"].startswith("halfstep ") and found["made"]["torch"]
+    assert found["made"]["command"].startswith("halfstep") and found["made"]["torch"]
     page = (digits / "report.html").read_text()
     assert "0001-steps" in page and "student, 1 step" in page
 
@@ -231,7 +231,7 @@ def test_a_run_without_its_teacher_is_refused(moons, cli, tmp_path):
     "words, said",
     [
         (["--counts", 3], "no student takes 3 steps: there are students of 2, 1"),
-        (["--metrics", "kernal"], "perhaps you meant 'kernel'"),
+        (["--metrics", "kernl"], "perhaps you meant 'kernel'"),
         (["--baselines", "huen"], "perhaps you meant 'heun'"),
         (["--samples", 3], "samples must be at least 8, got 3"),
         (["--features", "digitz"], "perhaps you meant 'digits'"),
