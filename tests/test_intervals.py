@@ -14,6 +14,7 @@ from halfstep.evaluation.distance_intervals import (
     frechet_ratio,
     kernel_interval,
     precision_recall_intervals,
+    raw_frechet_interval,
 )
 from halfstep.evaluation.distances import (
     frechet_distance,
@@ -401,3 +402,27 @@ def test_precision_and_recall_stay_in_their_range_and_need_neighbours():
         precision_recall_intervals(x[:7], x)
     with pytest.raises(ConfigError, match="k=0"):
         precision_recall_intervals(x, x, k=0)
+
+
+# As many samples as there are, floor and all.
+
+
+def test_the_raw_interval_covers_what_so_many_samples_score():
+    """Around the mean over many draws of 120 fakes; quantiles of the resamples lie a floor too high."""
+    real = 0.8 * normal(500, 8, 1)
+    fakes = [0.7 * normal(120, 8, seed) + 0.1 for seed in range(2, 302)]
+    usual = np.mean([frechet_distance(real, fake) for fake in fakes])
+    found = [raw_frechet_interval(real, fake, resamples=79) for fake in fakes[:120]]
+    assert 0.88 <= share(found, usual) <= 0.99
+    shifted = [
+        basic_bootstrap(lambda x: frechet_distance(real, x), fake, resamples=79)
+        for fake in fakes[:60]
+    ]
+    assert share([mirrored(one) for one in shifted], usual) < 0.8
+    assert all(one.low < one.value < one.high for one in found)
+
+
+def test_the_raw_interval_shrinks_with_the_samples():
+    real, fake = normal(400, 3, 1), 1.2 * normal(1600, 3, 2)
+    few, many = (raw_frechet_interval(real, fake[:n]) for n in (100, 1600))
+    assert 2.5 < (few.high - few.low) / (many.high - many.low) < 7

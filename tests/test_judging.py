@@ -124,20 +124,16 @@ def test_what_was_judged_is_what_the_students_draw(digits):
     assert first["samples"] == 64 and row["ratio"] == pytest.approx(first["ratio"])
 
 
-def test_the_full_steps_are_the_gates_unless_others_are_asked_for(digits, cli):
-    shutil.copytree(digits, "run")
-    assert cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)[0] == 0
-    found, _ = read_evidence(Path("run"))
-    assert found["rows"][0]["steps"] == 4
-    assert [row["steps"] for row in found["rows"] if row["who"] == "student"] == [1]
-
-
 def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli, monkeypatch):
+    """Whatever the terminal; the full steps are the gate's unless others are asked for."""
     shutil.copytree(digits, "run")
     monkeypatch.setenv("COLUMNS", "60")
-    status, out, err = cli("evaluate", "run", *BRIEF)
+    status, out, err = cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)
     assert status == 0 and not err and "…" not in out
     found, _ = read_evidence(Path("run"))
+    assert [row["name"] for row in found["rows"]] == [
+        "teacher, 4 steps", "teacher, ddim, 1 step", "student, 1 step",
+    ]  # fmt: skip
     for row in found["rows"]:
         (line,) = (line for line in out.splitlines() if line.startswith(f"{row['name']} "))
         assert str(Interval(**row["distances"]["frechet_distance"])) in line
@@ -146,11 +142,20 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
     assert f"{found['measure']['floor']:.3f} is what 64 perfect samples would score" in out
 
 
-def test_points_are_judged_by_their_coordinates(moons, cli):
-    assert cli(*halve(moons, "d", "--tolerance", 0, "--stop", 4))[0] == 0
-    status, out, err = cli("evaluate", "d", *BRIEF, "--full", 4, "--held-out", "two-moons")
-    assert refused((status, out, err), "held_out lies in the training set")
-    status, out, err = cli("evaluate", "d", *BRIEF)
+def test_points_whose_teacher_was_moved(moons, cli):
+    """A run says which teacher it needs; points are judged by their coordinates."""
+    shutil.copytree(moons, "t")
+    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    Path("t").rename("moved")
+    kept = contents(Path("d"))
+    got = cli("evaluate", "d", *BRIEF)
+    assert refused(
+        got, "the teacher of 'd' is not at t: write halfstep evaluate d --teacher FOLDER"
+    )
+    got = cli("evaluate", "d", *BRIEF, "--teacher", "d")
+    assert refused(got, "'d' is not the teacher that 'd' was made from, its weights differ")
+    assert contents(Path("d")) == kept
+    status, out, err = cli("evaluate", "d", *BRIEF, "--teacher", "moved")
     assert status == 0, err
     assert "features  coordinates (as they are)" in out
     found, pictures = read_evidence(Path("d"))
@@ -158,13 +163,18 @@ def test_points_are_judged_by_their_coordinates(moons, cli):
     assert found["rows"][0]["steps"] == 64  # there was no gate
     assert found["measure"]["real"] == 10_000
     assert found["run"]["cost"]["teacher"]["updates"] == 60
+    Path("d/config.toml").unlink()
+    assert refused(cli("evaluate", "d", *BRIEF), "does not say what it was trained on")
+    assert refused(cli("evaluate", "d", "--data", "two-moons", *BRIEF), "is not named in it")
 
 
-def test_a_teacher_alone_is_judged_too(moons, cli):
+def test_memorisation_is_judged_by_data_that_was_held_out(moons, cli):
+    points = halfstep.load_data("two-moons").values[:40]
+    np.save("seen.npy", points.numpy())
     shutil.copytree(moons, "t")
-    status, out, _ = cli("evaluate", "t", *BRIEF, "--full", 4)
-    assert status == 0 and "No student was measured" in out
-    assert [row["who"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher"]
+    words = ["evaluate", "t", *BRIEF, "--full", 2, "--held-out"]
+    assert refused(cli(*words, "seen.npy"), "held_out lies in the training set")
+    assert not Path("t/report.json").exists()
 
 
 def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path):
@@ -209,22 +219,6 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
     assert refused(cli("evaluate", "a", "b"), "evaluate takes one run, got 2")
     assert refused(cli("report"), "missing from halfstep report")
     assert not list((tmp_path / "empty").iterdir())
-
-
-def test_a_run_without_its_teacher_is_refused(moons, cli, tmp_path):
-    shutil.copytree(moons, "t")
-    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
-    Path("t").rename("moved")
-    kept = contents(Path("d"))
-    got = cli("evaluate", "d", *QUICK)
-    assert refused(
-        got, "the teacher of 'd' is not at t: write halfstep evaluate d --teacher FOLDER"
-    )
-    assert contents(Path("d")) == kept
-    assert cli("evaluate", "d", "--teacher", "moved", *BRIEF)[0] == 0
-    Path("d/config.toml").unlink()
-    assert refused(cli("evaluate", "d", *QUICK), "does not say what it was trained on")
-    assert refused(cli("evaluate", "d", "--data", "two-moons", *QUICK), "is not named in it")
 
 
 @pytest.mark.parametrize(
@@ -277,17 +271,19 @@ def test_a_report_is_written_again_to_the_same_bytes(digits, cli):
     assert "report    run/report.html" in out
 
 
-def test_a_run_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
+def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
     from halfstep.cli import evaluate
 
     shutil.copytree(moons, "t")
     asked, whole = [], evaluate.evaluate
-    quick = [str(word) for word in (*BRIEF, "--full", 2)]
+    brief = [str(word) for word in (*BRIEF, "--full", 2)]
     monkeypatch.setattr(
-        evaluate, "evaluate", lambda argv: asked.append(argv) or whole([*argv, *quick])
+        evaluate, "evaluate", lambda argv: asked.append(argv) or whole([*argv, *brief])
     )
-    assert cli("report", "t")[0] == 0
-    assert asked == [["t"]] and Path("t/report.html").exists()
+    status, out, err = cli("report", "t")
+    assert status == 0 and asked == [["t"]], err
+    assert "No student was measured" in out and Path("t/report.html").exists()
+    assert [row["who"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher"]
 
 
 @pytest.mark.parametrize(
