@@ -12,7 +12,7 @@ import pytest
 
 import halfstep
 from halfstep.cli import main
-from halfstep.cli.judging import read_evidence
+from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
 
@@ -107,9 +107,22 @@ def test_a_run_is_judged_into_three_files(digits):
     assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
     assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
     assert set(found["training"][0]) == {"stage", "update", "loss", "rate"}
-    assert found["made"]["command"].startswith("halfstep") and found["made"]["torch"]
+    assert found["made"]["command"] and found["made"]["torch"]
     page = (digits / "report.html").read_text()
     assert "0001-steps" in page and "student, 1 step" in page
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["/usr/bin/halfstep", "demo", "--out", "a b"], "halfstep demo --out 'a b'"),
+        (["/x/halfstep/__main__.py", "demo"], "halfstep demo"),
+        (["examples/mine.py", "7"], "python mine.py 7"),
+        ([], "halfstep"),
+    ],
+)
+def test_the_command_is_the_one_that_was_typed(argv, said):
+    assert made_by({}, argv)["command"] == said
 
 
 def test_what_was_judged_is_what_the_students_draw(digits):
