@@ -187,7 +187,12 @@ def test_every_student_has_baselines_that_cost_no_more(found):
 
 
 def test_progress_is_told_as_often_as_announced(subject, data):
-    for changes in ({"counts": (2, 1)}, {"samples": 300, "baselines": ()}):
+    every = (
+        {"counts": (2, 1)},
+        {"samples": 300, "baselines": ()},
+        {"counts": (1,), "cost_rounds": 1},
+    )
+    for changes in every:
         asked, ticks = replace(BRIEF, **changes), []
         mine = judge(data, progress=lambda: ticks.append(1))  # noqa: B023
         mine.n = asked.samples

@@ -22,7 +22,7 @@ from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
-from halfstep.evaluation.evidence import Rows, teacher_rows
+from halfstep.evaluation.evidence import Rows, teacher_rows, TIMED
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
@@ -143,9 +143,10 @@ def _judged(
     console: Console,
 ) -> dict[str, Any]:
     """The evidence, in OUT/report.json and report.html."""
-    total = sum(COUNTS) * -(-options.n // judge.batch)
+    of_teacher = judged.result()  # long done: it took a part of the training's time
+    timed = asked.cost_rounds * len(TIMED) * (len(of_teacher.rows) + len(COUNTS))
+    total = sum(COUNTS) * -(-options.n // judge.batch) + timed
     with counting(console, f"judging, {options.n:,} samples a row", total) as advance:
-        of_teacher = judged.result()
         judge.progress = advance
         return written(
             options.out,

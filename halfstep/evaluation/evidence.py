@@ -35,6 +35,8 @@ from halfstep.samplers import calls, PREFIX, STEPS
 from halfstep.timegrids import Times
 
 FORMAT = 1
+TIMED = (1, 64)
+"""Batch sizes at which seconds are measured."""
 ROWS_A_FEATURE = 10
 """Samples a feature below which the interval of the true Fréchet distance means nothing."""
 METRICS = ("frechet", "kernel", "inception", "precision-recall")
@@ -98,7 +100,8 @@ class Subject:
         own = counted(map(_steps, self.students), asked)
         walks = _walks(self.teacher, own, asked)
         total = asked.full + sum(own) + sum(steps for _, steps in walks)
-        return total * -(-asked.samples // batch)
+        ways = 1 + len(walks) + len(own)
+        return total * -(-asked.samples // batch) + ways * asked.cost_rounds * len(TIMED)
 
 
 @dataclass
@@ -166,7 +169,8 @@ def gather(
         ways.append((students[count], "ddim", count))
         images.append((_plural(count), seen.images))
     if asked.cost_rounds:
-        for row, taken in zip(rows, cost(ways, rounds=asked.cost_rounds), strict=True):
+        timed = cost(ways, batches=TIMED, rounds=asked.cost_rounds, progress=judge.progress)
+        for row, taken in zip(rows, timed, strict=True):
             row["cost"] = taken.to_json()
     measure = {
         "features": judge.features.name,
