@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         NetTime as NetTime,
     )
     from halfstep.errors import HalfstepError as HalfstepError
+    from halfstep.hub import load_published as load_published
     from halfstep.methods import (
         Denoising as Denoising,
         Progressive as Progressive,
@@ -64,6 +65,7 @@ _HOME = {
     "build": "nets",
     "distill": "training",
     "load_data": "data:load",
+    "load_published": "hub",
     "sample": "samplers",
     "train": "training",
 }
@@ -94,6 +96,7 @@ __all__ = [
     "build",
     "distill",
     "load_data",
+    "load_published",
     "sample",
     "train",
 ]

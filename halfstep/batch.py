@@ -1,7 +1,7 @@
 """What a network is conditioned on, and a batch of training data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ class Cond:
 
     def to(self, device: torch.device | str) -> "Cond":
         return self._each(lambda value: value.to(device))
+
+    def said(self, nothing: "int | Tensor") -> Tensor | None:
+        """What `nothing` would replace: labels if it is a label, texts if it is a text's states."""
+        return self.context if isinstance(nothing, Tensor) else self.label
+
+    def without(self, nothing: "int | Tensor", where: Tensor | None = None) -> "Cond":
+        """The same with nothing said: the null label for labels, the empty text's states for texts.
+
+        nothing  the null label, or float [tokens, D]
+        where    bool [B]: of these samples alone
+        """
+        name, said = ("context" if isinstance(nothing, Tensor) else "label"), self.said(nothing)
+        if said is None:
+            raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
+        null = torch.as_tensor(nothing).to(said).expand_as(said)
+        if where is not None:
+            rows = where.to(said.device).reshape(-1, *[1] * (said.ndim - 1))
+            null = torch.where(rows, null, said)
+        return replace(self, **{name: null})
 
     def cat(self, other: "Cond") -> "Cond":
         """self's rows, then other's.  Both must have the same fields."""

@@ -118,10 +118,10 @@ class Guided(nn.Module):
 
     scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
            A float, or float [B] for a scale a sample.  At scale 1 the null branch is not evaluated
-    null   the label that stands for "no condition"
+    null   what stands for "no condition": a label, or the states of the empty text, [tokens, D]
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int):
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
         super().__init__()
         self.denoiser, self.scale, self.null = denoiser, scale, null
 
@@ -145,12 +145,14 @@ class Guided(nn.Module):
         if not isinstance(self.scale, Tensor) and self.scale == 1:
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
-        if cond is None or cond.label is None:
+        if cond is None or cond.said(self.null) is None:
+            name, field = ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
             raise ConfigError(
-                "guidance needs labels: give cond=Cond(label=...), or scale=1 without"
+                f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
             )
-        null = Cond(torch.full_like(cond.label, self.null), cond.context, cond.guidance)
-        both: Prediction = self.denoiser(torch.cat([x_t, x_t]), t.repeat(2), cond.cat(null))
+        both: Prediction = self.denoiser(
+            torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.without(self.null))
+        )
         (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
         scale = self.scale
         if isinstance(scale, Tensor):

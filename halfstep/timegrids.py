@@ -31,10 +31,17 @@ def _counted(steps: int) -> int:
     return steps
 
 
-def uniform(steps: int, *, start: float = 1.0) -> Times:
-    """Equally spaced from `start` to 0."""
+def uniform(steps: int, *, start: float = 1.0, end: float = 0.0) -> Times:
+    """Equally spaced from `start` to `end`."""
     n = _counted(steps)
-    return checked(tuple(start * (n - k) / n for k in range(n + 1)))
+    return checked(tuple(start * (n - k) / n + end * (k / n) for k in range(n + 1)))
+
+
+def uniform_landing(steps: int, *, start: float = 1.0, end: float = 1e-3) -> Times:
+    """Equally spaced from `start` to `end` in steps - 1 steps, then to 0 (Song et al. 2021's code)."""
+    if _counted(steps) == 1:
+        return uniform(1, start=start)
+    return checked((*uniform(steps - 1, start=start, end=end), 0.0))
 
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:
@@ -60,12 +67,7 @@ def karras(
 
 def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: float) -> Times:
     """`power` 0 is the limit: equal steps of log(sigma / alpha)."""
-    ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).logsnr
-    if not bool(ends.isfinite().all()):
-        raise ConfigError(
-            f"the log-SNR at t = {start:g} or {end:g} is infinite, so this grid cannot start or end "
-            "there: write for example start=0.999, or grid='uniform'"
-        )
+    ends = _ends(schedule, start, end)
     share = torch.arange(_counted(steps), dtype=torch.float64) / max(steps - 1, 1)
     if power:
         low, high = (-ends / 2 * power).exp()
@@ -74,6 +76,37 @@ def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: flo
         logsnr = ends[0] + share * (ends[1] - ends[0])
     inner = schedule.time(logsnr).tolist()
     return checked((start, *inner[1:], 0.0))
+
+
+def _ends(schedule: Schedule, start: float, end: float) -> torch.Tensor:
+    ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).logsnr
+    if not bool(ends.isfinite().all()):
+        raise ConfigError(
+            f"the log-SNR at t = {start:g} or {end:g} is infinite, so this grid cannot start or end "
+            "there: write for example start=0.999, or grid='uniform'"
+        )
+    return ends
+
+
+def orders(steps: int) -> list[int]:
+    """The orders of a single-step solver that makes `steps` calls: threes, then a tail of 2, 1 or both.
+
+    (Lu et al. 2022a, DPM-Solver-fast.)
+    """
+    threes, rest = divmod(_counted(steps), 3)
+    return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
+
+
+def fast(steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-4) -> Times:
+    """DPM-Solver-fast's (Lu et al. 2022a): a group for each of `orders`, equally long in log-SNR.
+
+    Each group is divided equally by its order.  It ends at `end`, not at 0.
+    """
+    groups, ends = orders(steps), _ends(schedule, start, end)
+    places = [k + j / order for k, order in enumerate(groups) for j in range(order)]
+    share = torch.tensor(places, dtype=torch.float64) / len(groups)
+    inner = schedule.time(torch.lerp(ends[0], ends[1], share)).tolist()
+    return checked((start, *inner[1:], end))
 
 
 GRIDS = ("uniform", "trailing", "logsnr", "karras")

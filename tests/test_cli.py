@@ -376,9 +376,9 @@ def test_a_method_says_itself_what_it_does(cli):
         ("distill progressive --teacher nowhere --data digits --out x", "'nowhere' holds neither"),
         ("distill progressive --teacher x --data y --out z --start 10 --stop 3", "start=6"),
         ("sample nowhere --out x", "'nowhere' holds neither a pipeline nor a run"),
-        ("sample --out x", "missing from halfstep sample: path"),
+        ("sample --out x", "needs the folder of a pipeline, or --model and --weights"),
         ("sample a b --out x", "unrecognized options: b"),
-        ("sample a --out x --n 0", "n and batch must be at least 1, got 0"),
+        ("sample a --out x --n 0", "n must be at least 1 and batch"),
         ("train denoiser --out x --data digits --net nowhere:make", "no module 'nowhere'"),
     ],
 )  # fmt: skip
@@ -733,7 +733,7 @@ def test_a_folder_of_pictures_from_teacher_to_samples(pictures, cli, tmp_path):
     )  # fmt: skip
     assert status == 0, err
     status, out, err = cli(
-        "sample", "d", "--n", 5, "--first", 3, "--labels", 1, 2, "--guidance", 2, "--out", "s"
+        "sample", "d", "--n", 5, "--first", 3, "--classes", "1,2", "--guidance", 2, "--out", "s"
     )
     assert status == 0, err
     assert "s/000003.png to 000007.png" in out

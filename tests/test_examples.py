@@ -1,5 +1,6 @@
 """The examples run, and what they show is what happened."""
 
+import gzip
 import importlib.util
 import json
 import math
@@ -90,3 +91,83 @@ def test_the_cut_cosine_ends_where_the_table_does():
     alphas = [float(ends[name].at(one).alpha ** 2) for name in ("cosine-cut", "table")]
     assert alphas == pytest.approx([0.0047, 0.0047], abs=5e-5)
     assert ends["table-zero-snr"].at(one).alpha == 0
+
+
+@pytest.fixture(scope="module")
+def uvit_ablation():
+    return example("uvit_ablation")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
+
+
+def written(folder):
+    """All files of the runs, and when they were written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if "seed-" in str(p) and p.is_file()}
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_uvit_ablation_scores_every_network_and_goes_on(uvit_ablation, tmp_path, capsys):
+    options = uvit_ablation.Options(out=tmp_path / "runs", quick=True)
+    rows = uvit_ablation.main(options)
+    assert json.loads((options.out / "results.json").read_text())["rows"] == rows
+    assert [row["network"] for row in rows] == list(uvit_ablation.VARIANTS)
+    scores = {row["network"]: (*row["teacher"], *row["student"]) for row in rows}
+    assert all(len(found) == 2 and min(found) > 0 for found in scores.values())
+    assert len(set(scores.values())) == len(rows)
+    assert (options.out / "uvit-ablation.png").read_bytes().startswith(b"\x89PNG")
+    stages = options.out / "no-long-skips" / "seed-0" / "student" / "stages"
+    assert sorted(p.name for p in stages.iterdir()) == ["0004-steps", "0008-steps", "0016-steps"]
+    said = capsys.readouterr().out
+    assert len([line for line in said.splitlines() if line.startswith("| ")]) == 1 + len(rows)
+
+    before = {p: at for p, at in written(options.out).items() if p.suffix == ".safetensors"}
+    assert uvit_ablation.main(options) == rows
+    assert before == {p: at for p, at in written(options.out).items() if p in before}
+
+
+def test_the_networks_cost_the_same_but_for_what_is_left_out(uvit_ablation):
+    options, data, costs = uvit_ablation.Options(), halfstep.load_data("digits"), {}
+    for name in uvit_ablation.VARIANTS:
+        net, config = uvit_ablation.network(name, data, options)
+        blank = uvit_ablation.blank(net, config, 0, data)
+        costs[name] = uvit_ablation.multiply_adds(blank)
+    full, tokens, skips = costs["U-ViT"], 16 + 2, 2
+    assert full - costs["no long skips"] == skips * tokens * 2 * 64 * 64
+    assert full - costs["no final convolution"] == 8 * 8 * 3 * 3
+    assert costs["U-Net"] == pytest.approx(full, rel=0.03)
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_uvit_ablation_reads_fashion_mnist(uvit_ablation, tmp_path):
+    pixels = torch.randint(256, (96, 28, 28), generator=torch.Generator().manual_seed(0))
+    for name, head, values in (
+        ("images-idx3", (96, 28, 28), pixels),
+        ("labels-idx1", (96,), torch.arange(96) % 10),
+    ):
+        sizes = b"".join(n.to_bytes(4, "big") for n in head)
+        raw = bytes([0, 0, 8, len(head)]) + sizes + bytes(values.flatten().tolist())
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(raw))
+    about = {"data": f"fashion-mnist:{tmp_path}", "features": "digits", "quick": True}
+    rows = uvit_ablation.main(uvit_ablation.Options(out=tmp_path / "runs", **about))
+    assert rows[0]["config"]["patch_size"] == 4
+    assert len(rows[-1]["config"]["block_out_channels"]) == 3  # 32, 16, 8: the U-ViT's 8 x 8 tokens
+    assert all(math.isfinite(row["student"][0]) for row in rows)
+
+
+def test_networks_are_apart_only_where_no_seeds_overlap(uvit_ablation):
+    found = {"U-ViT": [2.0, 3.0], "over": [2.9, 9.0], "under": [0.1, 2.9]}
+    found |= {"above": [3.1, 4.9], "below": [0.5, 1.5]}
+    rows = [{"network": name, "teacher": v, "student": v[::-1]} for name, v in found.items()]
+    said = uvit_ablation.verdict(rows).splitlines()
+    assert said[::2] == [
+        "over, teacher: 2.38 of the U-ViT's distance, within the spread over seeds",
+        "under, teacher: 0.60 of the U-ViT's distance, within the spread over seeds",
+        "above, teacher: 1.60 of the U-ViT's distance, worse with every seed",
+        "below, teacher: 0.40 of the U-ViT's distance, better with every seed",
+    ]
+    assert [line.replace("student", "teacher") for line in said[1::2]] == said[::2]
+    assert uvit_ablation.spread([0.5, 1.5, 2.5]) == "1.500 ± 1.000"
+    assert uvit_ablation.spread([0.5]) == "0.500"

@@ -8,7 +8,7 @@ import pytest
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
     ["schedules"],
-    ["prediction", "weighting", "timegrids", "batch", "noise", "storage"],
+    ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec"],
     ["denoiser"],
     ["samplers", "nets", "data"],
     ["methods", "testing", "pipeline"],

@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "denoiser": "a diffusion teacher",
             "classifier": "a classifier, for features and labels",
+            "codec": "an autoencoder, for models of latents",
         },
     ),
     "distill": (
@@ -23,7 +24,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
         },
     ),
-    "sample": ("draw images from a teacher or a student", {}),
+    "latents": ("encode images once, for a model of latents", {}),
+    "sample": ("draw images from a teacher, a student or a published model", {}),
     "evaluate": ("judge a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("the evidence of a run on one page", {}),
 }
@@ -88,10 +90,18 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.demo import demo
 
         return demo(rest)
+    if verb == "train" and rest[0] == "codec":
+        from halfstep.cli.codec import codec
+
+        return codec(rest[1:])
     if verb == "train":
         from halfstep.cli import train
 
         return train.denoiser(rest[1:]) if rest[0] == "denoiser" else train.classifier(rest[1:])
+    if verb == "latents":
+        from halfstep.cli.latents import latents
+
+        return latents(rest)
     if verb == "distill":
         from halfstep.cli.distill import distill
 

@@ -115,11 +115,11 @@ def _as_arguments(name: str, value: Any) -> list[str]:
 
 def preset_names(prog: str = "") -> list[str]:
     """All presets, or those of this command: a preset says `# command   halfstep ...` at its head."""
-    folder = files("halfstep") / "presets"
+    folder = Path(str(files("halfstep") / "presets"))
     return sorted(
-        p.name.removesuffix(".toml")
-        for p in folder.iterdir()
-        if p.name.endswith(".toml") and (not prog or f"# command   {prog} " in p.read_text())
+        p.relative_to(folder).with_suffix("").as_posix()
+        for p in folder.rglob("*.toml")
+        if not prog or f"# command   {prog} " in p.read_text()
     )
 
 

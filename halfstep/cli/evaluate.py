@@ -18,6 +18,7 @@ from halfstep.cli.judging import (
     judge_for,
     Kept,
     read_evidence,
+    real_images,
     written,
 )
 from halfstep.cli.options import Flat, parse
@@ -92,13 +93,14 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     if options.held_out is not None:
         other = load(options.held_out, size=source.size, channels=source.channels)
         held_out = other.batch(torch.arange(len(other))).x0
+    real = real_images(console, data, teacher)
     times = _times(kept, teacher, students)
     subject = Subject(teacher, students, data, times, held_out)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))
     say(console, "features", f"{features.name} ({features.preprocessing})")
     with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
-        judge = judge_for(features, data, asked, advance)
+        judge = judge_for(features, real, asked, advance)
         return written(
             kept.folder,
             subject,

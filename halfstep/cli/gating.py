@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from halfstep import storage
-from halfstep.cli.judging import features_for, judge_for
+from halfstep.cli.judging import features_for, judge_for, real_images
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
-from halfstep.data import Dataset
+from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation
 from halfstep.evaluation.gate import fewest_steps, Gate
@@ -135,7 +135,7 @@ def looks_for(
     full: int,
     kind: str,
     source: Source,
-    data: Dataset,
+    data: Data,
     load: Callable[[], Pipeline],
     console: Console,
     device: str,
@@ -146,7 +146,9 @@ def looks_for(
     except ConfigError as error:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
     asked = Evaluation(samples=quality.samples, noise=quality.noise)
-    judge = judge_for(features, data, asked)
+    decoded = isinstance(data, Latents)
+    real = real_images(console, data, load().to(pick_device(device))) if decoded else data
+    judge = judge_for(features, real, asked)
     return Looks(judge, load, full, console, device, kind, fingerprint(data))
 
 

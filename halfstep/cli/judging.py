@@ -13,11 +13,14 @@ from zlib import error as BadStream
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
 
 from halfstep import storage
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Source
-from halfstep.data import Dataset
+from halfstep.cli.progress import counting
+from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.evidence import Evaluation, FORMAT, gather, Rows, Subject
 from halfstep.evaluation.features import Features, features as named_features
@@ -29,10 +32,12 @@ from halfstep.report.verdict import verdict
 from halfstep.training.asked import environment
 from halfstep.training.run import read_metrics
 
+MOST_DECODED = 10_000
+"""Latents that are decoded to compare samples with."""
 EVIDENCE, PICTURES = "report.json", "report.npz"
 
 
-def features_for(name: str, source: Source, data: Dataset) -> Features:
+def features_for(name: str, source: Source, data: Data) -> Features:
     """The features of that name; `auto` chooses by the data."""
     if name != "auto":
         see_current_folder(name)
@@ -50,14 +55,33 @@ def features_for(name: str, source: Source, data: Dataset) -> Features:
     )
 
 
+def real_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tensor:
+    """What samples are compared with: of latents the images that their means decode to, so that the
+    codec's own loss is in both."""
+    if not isinstance(data, Latents):
+        return data
+    if teacher.codec is None:
+        raise ConfigError(
+            "these are latents and the teacher has no codec to show them with: give images as --data"
+        )
+    rows = torch.arange(min(len(data), MOST_DECODED)).split(64)
+    device = next(teacher.denoiser.parameters()).device
+    found = []
+    with counting(console, f"decoding {rows[-1][-1] + 1:,} latents", len(rows)) as advance:
+        for part in rows:
+            found.append(teacher.codec.decode(data.batch(part).x0.to(device)).cpu())
+            advance()
+    return torch.cat(found)
+
+
 def judge_for(
     features: Features,
-    data: Dataset,
+    data: Data | Tensor,
     asked: Evaluation,
     progress: Callable[[], object] | None = None,
 ) -> Judge:
     """A judge of these data, whose features are kept from one run to the next."""
-    real = data.batch(torch.arange(len(data))).x0
+    real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     seen = data_features(features, data, cache=cache_folder())
     return Judge(features, real, seen, n=asked.samples, seed=asked.noise, progress=progress)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from halfstep.cli.progress import say, span
-from halfstep.data import Dataset
+from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.noise import Draw
 from halfstep.training import Training
@@ -19,7 +19,7 @@ WARM_UP, TIMED = 1, 3
 
 
 def print_plan(
-    console: Console, stages: Iterable[Stage], data: Dataset, training: Training, device: str
+    console: Console, stages: Iterable[Stage], data: Data, training: Training, device: str
 ) -> int:
     """Stages, updates, memory and time; trains nothing and writes nothing."""
     processes = Processes(device)
@@ -45,7 +45,7 @@ def print_plan(
 
 
 def _seconds_per_update(
-    stage: Stage, data: Dataset, training: Training, device: torch.device
+    stage: Stage, data: Data, training: Training, device: torch.device
 ) -> float:
     """Forward and backward of a micro-batch, timed, times the micro-batches of an update."""
     size = training.micro_batch or training.batch

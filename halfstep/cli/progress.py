@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from halfstep.cli.options import Source
-from halfstep.data import Dataset, load
+from halfstep.data import Data, load
 from halfstep.methods.base import Stage
 
 LINES = 20
@@ -179,7 +179,7 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[], N
         yield lambda: progress.advance(task)
 
 
-def loading(console: Console, source: Source) -> Dataset:
+def loading(console: Console, source: Source) -> Data:
     """The data that the options name, with a bar while a large folder is read."""
     progress = _bar(console, lambda task: "images")
     shown = console.is_terminal

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +10,11 @@ from rich.console import Console
 from halfstep.cli.config import save_config
 from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
-from halfstep.data import Dataset
-from halfstep.errors import ConfigError
+from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
-from halfstep.training.jobs import AUTOCAST, Job
+from halfstep.training.jobs import AUTOCAST, Job, read_by
 from halfstep.training.parallel import pick_device
 
 
@@ -61,7 +59,7 @@ def describe(pipeline: Pipeline) -> str:
     )
 
 
-def describe_data(source: Source, data: Dataset) -> str:
+def describe_data(source: Source, data: Data) -> str:
     """Data in a line."""
     classes = f", {data.classes} classes" if data.classes else ""
     return f"{source.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
@@ -75,12 +73,8 @@ def updates_on(updates: int, training: Training, device: str) -> str:
     return f"{updates:,} of {training.batch} samples each, on {chosen.type}{threads}"
 
 
-def rehearsed(pipeline: Pipeline, data: Dataset, training: Training, device: str) -> Dataset:
+def rehearsed(pipeline: Pipeline, data: Data, training: Training, device: str) -> Data:
     """The data as a run would see it; the pipeline is put where a run would put it."""
-    if tuple(data.shape) != tuple(pipeline.shape):
-        raise ConfigError(
-            f"the network makes samples of shape {list(pipeline.shape)} and the data has "
-            f"{list(data.shape)}: give data of that shape (--size, --channels)"
-        )
+    data = read_by(pipeline, data)
     pipeline.to(pick_device(device)).denoiser.autocast = AUTOCAST[training.precision]
-    return data if pipeline.classes else replace(data, labels=None, names=())
+    return data

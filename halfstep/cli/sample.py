@@ -1,4 +1,4 @@
-"""`halfstep sample`: images from a teacher or a student."""
+"""`halfstep sample`: images from a teacher, a student, or a published model's weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,20 @@ from halfstep.training.parallel import pick_device
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draw images: one PNG a seed, and a grid of them."""
+    """Draw images: one PNG a seed, and a grid of them; or the grid alone, where --out is a PNG."""
 
-    pipeline: Annotated[Path, tyro.conf.Positional]
+    pipeline: Annotated[Path | None, tyro.conf.Positional] = None
     """A teacher's or student's folder, or the run that made it."""
+    model: str | None = None
+    """A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights."""
+    weights: Path | None = None
+    """Its weights: an official .pth file, or the folder N.ckpt of its trainer."""
+    codec: Path | None = None
+    """The autoencoder of a latent model: an official .pth file, a diffusers folder, or one of halfstep's."""
+    text: Path | None = None
+    """The encoder of texts of a model that reads them, as transformers saves it."""
     out: Path
-    """Folder for the images."""
+    """Folder for the images, or a .png for a grid of them."""
     n: int = 16
     """How many."""
     first: int = 0
@@ -34,17 +42,24 @@ class Sample:
     seed: int = 0
     """The seed."""
     steps: int | None = None
-    """Sampler steps; a student's own by default, 64 for a teacher."""
-    sampler: str = "ddim"
-    """ddim, heun, dpmpp-2m, ancestral, or diffusers:NAME for one of diffusers' schedulers."""
+    """Sampler steps; a student's own by default, a published model's as published, else 64."""
+    sampler: str | None = None
+    """ddim, heun, dpmpp-2m, ancestral, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME for one of
+    diffusers' schedulers; a published model's as published by default, else ddim."""
     variance: float = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
-    labels: tuple[int, ...] = ()
-    """Classes, in turn; all of them by default."""
+    classes: str = ""
+    """Numbers of classes, such as 207,360, in turn; all of them by default."""
+    per_class: int = 0
+    """So many of each class, side by side, instead of --n."""
+    prompt: tuple[str, ...] = ()
+    """Texts, in turn, for a model that reads them; so many of each with --per-class."""
     guidance: float = 1.0
-    """Guidance scale, 1 is off."""
-    batch: int = 256
-    """Images at a time."""
+    """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels, if not those it was trained for."""
+    batch: int = 0
+    """Images at a time; 0 is 256, and 8 where there is a codec."""
     npz: bool = False
     """Write samples.npz as well: float32 [n, ...], images in [-1, 1]."""
     device: str = "auto"
@@ -57,51 +72,118 @@ def sample(argv: Sequence[str]) -> int:
     """Sample and write; say where."""
     console = terminal()
     options = parse(Sample, argv, prog="halfstep sample")
-    if options.n < 1 or options.batch < 1:
-        raise ConfigError(f"n and batch must be at least 1, got {options.n} and {options.batch}")
-    pipeline = find_pipeline(options.pipeline, steps=options.steps, net=options.net)
-    drawn = _drawn(pipeline)
-    if not (drawn or options.npz):
+    if options.n < 1 or options.batch < 0 or options.per_class < 0:
         raise ConfigError(
-            f"samples of shape {list(pipeline.shape)} are no picture: add --npz to write them as numbers"
+            f"n must be at least 1 and batch and per-class at least 0, got {options.n}, "
+            f"{options.batch} and {options.per_class}"
         )
-    pipeline.to(pick_device(options.device))
-    x = _draw(options, pipeline, console)
-    options.out.mkdir(parents=True, exist_ok=True)
-    if drawn == "images":
-        paths = save_images(x, options.out, first=options.first)
-        last = f" to {paths[-1].name}" if len(paths) > 1 else ""
-        say(console, "images", f"{paths[0]}{last}")
-        save_grid(x, options.out / "grid.png")
-    elif drawn:
-        scatter(options.out / "grid.png", [(f"{len(x):,} samples", x)])
-    if drawn:
-        say(console, "all", options.out / "grid.png")
-    if options.npz:
-        np.savez(options.out / "samples.npz", images=x.numpy())
-        say(console, "numbers", options.out / "samples.npz")
+    pipeline = _pipeline(options)
+    sheet = options.out.suffix.lower() == ".png"
+    drawn = _drawn(pipeline)
+    if not drawn and (sheet or not options.npz):
+        raise ConfigError(
+            f"samples of shape {list(pipeline.shape)} are no picture: give a folder as --out, and add "
+            "--npz to write them as numbers"
+        )
+    if sheet and options.npz:
+        raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
+    x = _draw(options, pipeline.to(pick_device(options.device)), console)
+    _write(options, console, x, drawn, sheet)
     return 0
 
 
+def _pipeline(options: Sample) -> Pipeline:
+    """The one in a folder, or a published one."""
+    published = options.model is not None
+    if published == (options.pipeline is not None):
+        raise ConfigError(
+            "halfstep sample needs the folder of a pipeline, or --model and --weights of a published "
+            "one: give one of the two"
+        )
+    if options.model is not None:
+        if options.weights is None:
+            raise ConfigError(f"--model {options.model} needs --weights: give the official file")
+        from halfstep.hub import load_published
+
+        pipeline = load_published(
+            options.model, options.weights, codec=options.codec, text=options.text
+        )
+    else:
+        assert options.pipeline is not None
+        if options.weights is not None or options.codec is not None:
+            raise ConfigError("--weights and --codec belong to --model: leave them out")
+        pipeline = find_pipeline(options.pipeline, steps=options.steps, net=options.net)
+        if options.text is not None:
+            from halfstep.nets.text import load_texts
+
+            tokens = None if pipeline.empty is None else len(pipeline.empty)
+            pipeline = pipeline.with_texts(load_texts(options.text, tokens=tokens or 77))
+    return pipeline if options.size is None else pipeline.at_size(*options.size)
+
+
 def _draw(options: Sample, pipeline: Pipeline, console: Console) -> Tensor:
-    steps = len(pipeline.grid(options.steps)) - 1
-    labels = None
-    if options.labels:
-        numbers = range(options.first, options.first + options.n)
-        labels = [options.labels[k % len(options.labels)] for k in numbers]
-    batches = -(-options.n // options.batch)
-    plural = "s" if steps > 1 else ""
-    what = f"{options.n:,} samples in {steps} step{plural}"
-    with counting(console, what, steps * batches) as advance:
+    """The samples; what is asked of them is checked before the first network call."""
+    sampler = options.sampler or ("ddim" if pipeline.times else pipeline.sampler)
+    steps = len(pipeline.grid(options.steps, sampler)) - 1
+    classes = _classes(options.classes)
+    if classes and options.prompt:
+        raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
+    kinds = len(classes or options.prompt or pipeline.classes)
+    if options.per_class and not kinds:
+        raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
+    n = options.per_class * kinds or options.n
+    chosen = [
+        k // options.per_class if options.per_class else k % max(kinds, 1)
+        for k in range(options.first, options.first + n)
+    ]
+    numbers = classes or (list(range(kinds)) if options.per_class and not options.prompt else [])
+    batch = options.batch or (8 if pipeline.codec is not None else 256)
+    what = f"{n:,} samples in {steps} step{'s' if steps > 1 else ''}"
+    with counting(console, what, steps * -(-n // batch)) as advance:
         return pipeline.sample(
-            options.n, seed=options.seed, steps=options.steps, sampler=options.sampler, labels=labels,
-            guidance=options.guidance, variance=options.variance, batch=options.batch,
+            n, seed=options.seed, steps=options.steps, sampler=sampler,
+            labels=[numbers[k % kinds] for k in chosen] if numbers else None,
+            prompts=[options.prompt[k % kinds] for k in chosen] if options.prompt else None,
+            guidance=options.guidance, variance=options.variance, batch=batch,
             first=options.first, progress=advance,
         )  # fmt: skip
 
 
+def _classes(text: str) -> list[int]:
+    """207,360 as [207, 360]."""
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError(
+            f"--classes takes numbers of classes, got '{text}': write for example --classes 207,360"
+        ) from None
+
+
+def _write(options: Sample, console: Console, x: Tensor, drawn: str, sheet: bool) -> None:
+    folder = options.out.parent if sheet else options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = options.out if sheet else folder / "grid.png"
+    if drawn == "images":
+        if not sheet:
+            paths = save_images(x, folder, first=options.first)
+            last = f" to {paths[-1].name}" if len(paths) > 1 else ""
+            say(console, "images", f"{paths[0]}{last}")
+        save_grid(
+            x, grid, columns=options.per_class or None, scale=max(1, min(4, 128 // x.shape[-1]))
+        )
+    elif drawn:
+        scatter(grid, [(f"{len(x):,} samples", x)])
+    if drawn:
+        say(console, "all", grid)
+    if options.npz:
+        np.savez(folder / "samples.npz", images=x.numpy())
+        say(console, "numbers", folder / "samples.npz")
+
+
 def _drawn(pipeline: Pipeline) -> str:
     """images, points, or nothing: how these samples can be shown."""
+    if pipeline.codec is not None:
+        return "images"
     if len(pipeline.shape) == 3 and pipeline.shape[0] in (1, 3):
         return "images"
     return "points" if pipeline.shape == (2,) else ""

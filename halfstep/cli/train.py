@@ -16,13 +16,14 @@ from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
-from halfstep.data import Dataset
+from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.evaluation.features import save_classifier
 from halfstep.methods.classification import Classification
 from halfstep.methods.denoising import Denoising
 from halfstep.nets import build, Classifier, fitting
+from halfstep.nets.autoencoder import load_codec
 from halfstep.noise import key
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
@@ -40,6 +41,8 @@ class Network:
     """The network's own options, as NAME VALUE pairs: embed_dim 64 depth 4."""
     labels: bool = False
     """Condition on the data's labels."""
+    texts: bool = False
+    """Condition on the states of the data's texts."""
     predicts: Literal["x0", "eps", "v", "velocity", "both"] = "v"
     """What the network puts out."""
     noise_schedule: Literal["cosine", "vp-linear", "straight", "karras", "table"] = "cosine"
@@ -53,7 +56,7 @@ class Network:
     time_offset: float = 0.0
     """Added to it: a diffusers network on a table of 1000 has -1."""
     sampling_clip: float = 1.0
-    """Clip predicted images to +- this when sampling; 0 leaves them. Points are never clipped."""
+    """Clip predicted images to +- this when sampling; 0 leaves them. Points and latents never are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def denoiser(argv: Sequence[str]) -> int:
     pipeline = fresh_pipeline(options.network, data, method.drop_labels > 0, training.seed)
     if where.dry_run:
         seen = rehearsed(pipeline, data, training, where.device)
-        stages = method.stages(pipeline.denoiser, pipeline.null)
+        stages = method.stages(pipeline.denoiser, pipeline.nothing)
         return print_plan(console, stages, seen, training, where.device)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))
@@ -123,7 +126,7 @@ def classifier(argv: Sequence[str]) -> int:
     console = terminal()
     options = parse(TrainClassifier, argv, prog="halfstep train classifier")
     data = loading(console, options.source)
-    if len(data.shape) != 3 or data.labels is None:
+    if isinstance(data, Latents) or len(data.shape) != 3 or data.labels is None:
         raise ConfigError(
             f"a classifier needs labelled images, and '{options.source.data}' has none: give other data"
         )
@@ -172,7 +175,7 @@ def _read_classifier(net: nn.Module, folder: Path) -> None:
     load_weights(net, folder / "classifier")
 
 
-def fresh_pipeline(network: Network, data: Dataset, guided: bool, seed: int) -> Pipeline:
+def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pipeline:
     """A pipeline that fits the data, with weights that depend on the seed alone."""
     if network.labels and not data.classes:
         raise ConfigError("--labels needs labelled data, and this has no labels: leave it out")
@@ -180,7 +183,20 @@ def fresh_pipeline(network: Network, data: Dataset, guided: bool, seed: int) -> 
     classes = data.classes if network.labels else 0
     rows = classes + guided if classes else None
     own = literals(network.net_config)
-    config = {**fitting(network.net, data.shape, outputs=reads.outputs, num_classes=rows), **own}
+    codec = load_codec(data.folder) if isinstance(data, Latents) else None
+    empty = data.null_context if isinstance(data, Latents) and network.texts else None
+    if network.texts and empty is None:
+        raise ConfigError(
+            "--texts needs latents that were encoded with --text, and this data has no texts: leave it out"
+        )
+    fits = fitting(
+        network.net,
+        data.shape,
+        outputs=reads.outputs,
+        num_classes=rows,
+        context=None if empty is None else (empty.shape[0], empty.shape[1]),
+    )
+    config = {**fits, **own}
     torch.manual_seed(key(seed, 0))
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}
@@ -189,8 +205,14 @@ def fresh_pipeline(network: Network, data: Dataset, guided: bool, seed: int) -> 
         data.shape,
         classes=data.names or tuple(map(str, range(classes))) if classes else (),
         null=classes if classes and guided else None,
-        clip=network.sampling_clip if network.sampling_clip and len(data.shape) == 3 else None,
+        clip=network.sampling_clip if network.sampling_clip and _pixels(data) else None,
+        codec=codec,
+        empty=empty,
     )
+
+
+def _pixels(data: Data) -> bool:
+    return isinstance(data, Dataset) and data.is_images
 
 
 def _built(name: str, config: dict[str, Any]) -> nn.Module:

@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfstep.data.dataset import Dataset
+from halfstep.data.latents import is_latents, Latents, open_latents
 from halfstep.data.order import rows
 from halfstep.errors import ConfigError, DataError, unknown
 
-__all__ = ["Dataset", "load", "rows"]
+__all__ = ["Data", "Dataset", "Latents", "load", "rows"]
+
+Data = Dataset | Latents
+"""What training reads: data in memory, or latents on the disk."""
 
 SPLITS = ("train", "test")
 WHOLE = ("digits", "two-moons")
@@ -26,27 +30,46 @@ def load(
     flip: bool = False,
     split: str = "train",
     progress: Callable[[int, int], None] | None = None,
-) -> Dataset:
+) -> Data:
     """The data of that name or place, checked; names win over places (write ./digits for a folder).
 
-    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, or an
-               .npy or .npz file
+    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, an .npy or
+               .npz file, or a folder of latents that `halfstep latents` wrote
     size       pixels a side: resizes a folder's images, pads Fashion-MNIST evenly with background;
                other sources must already have it
     channels   1 or 3: converts a folder's images, tells channels first from last in an array;
                other sources must already have it
     flip       training mirrors images at random
     split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
-    progress   told (images done, images in all) while a folder is read
+    progress   told (images done, images in all) while a folder is read, or (files, files in all)
+               while the checksums of latents are compared
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:
             raise ConfigError(f"{name} is at least 1, got {count}: leave it out, or write {name}=3")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if spec and is_latents(place := Path(spec).expanduser()):
+        return _latents(place, size, channels, flip, split, progress)
     data = _source(spec, size, channels, split, progress)
     _check_asked(data, spec, size, channels)
     return replace(data, flip=True) if flip else data
+
+
+def _latents(
+    place: Path,
+    size: int | None,
+    channels: int | None,
+    flip: bool,
+    split: str,
+    progress: Callable[[int, int], None] | None,
+) -> Latents:
+    if size is not None or channels is not None or flip or split != "train":
+        raise ConfigError(
+            f"'{place}' holds latents, which are as they were encoded (mirror images and all): leave out "
+            "size, channels, flip and split"
+        )
+    return open_latents(place, progress=progress)
 
 
 def _source(

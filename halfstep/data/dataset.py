@@ -8,6 +8,7 @@ from torch import Tensor
 
 from halfstep.batch import Batch, Cond
 from halfstep.errors import DataError
+from halfstep.noise import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Dataset:
     values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]
     labels   int64 [N], the class of each, or None
     names    of the classes, or () where they have none
-    flip     training may mirror images left to right: it passes `flips` to `batch`
+    flip     `drawn` mirrors images left to right at random
     """
 
     values: Tensor
@@ -52,6 +53,11 @@ class Dataset:
             return 0
         return len(self.names) or int(self.labels.max()) + 1
 
+    @property
+    def nbytes(self) -> int:
+        """What `to` would move."""
+        return self.values.nbytes
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -77,6 +83,10 @@ class Dataset:
         if x0.dtype == torch.uint8:
             x0 = x0.float().div_(127.5).sub_(1)
         return Batch(x0, None if self.labels is None else Cond(label=self.labels[rows]))
+
+    def drawn(self, rows: Tensor, draw: Draw) -> Batch:
+        """These rows as training sees them; with `flip` half of them, at random, are mirrored."""
+        return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
 
     def fingerprint(self) -> str:
         """sha256 of values and labels (not of names or flip): the same on every device."""

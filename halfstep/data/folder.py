@@ -50,18 +50,23 @@ def load(
     size       pixels a side; None keeps the images' own, which must then be equal
     channels   1 (gray) or 3 (RGB); None is 1 where every image is gray
     """
-    if channels not in (None, 1, 3):
-        raise ConfigError(f"images have 1 channel or 3, asked for {channels}: write channels=3")
-    files, labels, names = _listed(folder)
-    channels = channels or _channels(files)
+    check_channels(channels)
+    files, labels, names = listed(folder)
+    channels = channels or channels_of(files)
     values = torch.from_numpy(_read_all(folder, files, size, channels, progress))
     return Dataset(values, None if labels is None else torch.tensor(labels), names)
+
+
+def check_channels(channels: int | None) -> None:
+    """Refuse what no image has."""
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"images have 1 channel or 3, asked for {channels}: write channels=3")
 
 
 # -- which files -----------------------------------------------------------------------------------
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
+def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
     """Files, their labels, and the names of the classes."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if _seen(entry.name))
@@ -111,7 +116,7 @@ def _counts(file: Path) -> bool:
     return file.suffix.lower() not in ASIDE
 
 
-def _channels(files: list[Path]) -> int:
+def channels_of(files: list[Path]) -> int:
     """1 if every image is gray, else 3; reads headers until the first in colour."""
     for file in files:
         try:
@@ -135,8 +140,8 @@ def _read_all(
     odd: str | None = None
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        read = pool.map(partial(_read, size=size, channels=channels), files)
-        for k, (file, got) in enumerate(zip(files, read, strict=True)):
+        found = pool.map(partial(read, size=size, channels=channels), files)
+        for k, (file, got) in enumerate(zip(files, found, strict=True)):
             if isinstance(got, str):
                 faults.append(f"{file.relative_to(folder)} ({got})")
             else:
@@ -165,7 +170,7 @@ def _read_all(
     return values
 
 
-def _read(file: Path, size: int | None, channels: int) -> Pixels | str:
+def read(file: Path, size: int | None, channels: int) -> Pixels | str:
     """[C, side, side], or in a few words why there is none."""
     try:
         with Image.open(file) as opened:

@@ -102,7 +102,10 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     x = torch.zeros(batch, *pipeline.shape, device=device)
     t = torch.full((batch,), pipeline.grid()[0], device=device)
     pipeline.denoiser.eval()
-    pipeline.denoiser(x, t, Cond(label) if pipeline.classes else None)
+    context = None
+    if pipeline.empty is not None:
+        context = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
+    pipeline.denoiser(x, t, Cond(label if pipeline.classes else None, context))
 
 
 def multiply_adds(pipeline: Pipeline) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfstep.batch import Cond
-from halfstep.data import Dataset
+from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.cost import cost
 from halfstep.evaluation.distance_intervals import (
@@ -91,7 +91,7 @@ class Subject:
 
     teacher: Pipeline
     students: Sequence[Pipeline]
-    data: Dataset
+    data: Data
     times: Times = ()
     held_out: Tensor | None = None
 
@@ -273,10 +273,16 @@ def _split(
     finer = before.times[0] if before is not None else subject.times
     if not asked.split_samples or len(finer) - 1 != 2 * count:
         return None
+    if tuple(subject.data.shape) != tuple(subject.teacher.shape):
+        return None  # images that a model of latents is judged by
     n = max(asked.split_samples, count)  # every time of the student's is visited
     batch = subject.data.batch(torch.arange(n) % len(subject.data))
     maker = before.denoiser if before is not None else subject.teacher.denoiser
-    cond = batch.cond if subject.teacher.classes else Cond()
+    said = batch.cond or Cond()
+    cond = Cond(
+        said.label if subject.teacher.classes else None,
+        said.context if subject.teacher.empty is not None else None,
+    )
     grid = grid_cost(subject.teacher, finer, n=asked.split_samples, seed=asked.noise)
     learning = learning_error(students[count].denoiser, maker, finer, batch.x0, cond=cond)
     return {"grid": grid.to_json(), "learning": learning.to_json()}

@@ -114,6 +114,7 @@ def grid_cost(
             labels=labels,
             guidance=guidance,
             batch=batch,
+            latents=True,  # as `learning_error` measures
             progress=progress,
         )
         for k in (steps, 2 * steps)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from halfstep import __version__, storage
-from halfstep.data import Dataset
+from halfstep.data import Data
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features import Features
 
 CHUNK = 1024
 
 
-def data_features(features: Features, data: Dataset | Tensor, *, cache: Path | None) -> Tensor:
+def data_features(features: Features, data: Data | Tensor, *, cache: Path | None) -> Tensor:
     """The features of all of a data set, float64 [N, D], from the cache where it has them.
 
     data   a data set, or its images in [-1, 1], float [N, C, H, W]: the same images are the same entry
@@ -48,7 +48,7 @@ def data_features(features: Features, data: Dataset | Tensor, *, cache: Path | N
     return found
 
 
-def fingerprint(data: Dataset | Tensor) -> str:
+def fingerprint(data: Data | Tensor) -> str:
     """sha256 of the images as a network sees them, in [-1, 1], with their type and shape, in order."""
     digest = hashlib.sha256()
     for k, part in enumerate(_parts(data)):
@@ -65,11 +65,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "halfstep"
 
 
-def _computed(features: Features, data: Dataset | Tensor) -> Tensor:
+def _computed(features: Features, data: Data | Tensor) -> Tensor:
     return torch.cat([features(part) for part in _parts(data)])
 
 
-def _parts(data: Dataset | Tensor) -> Iterator[Tensor]:
+def _parts(data: Data | Tensor) -> Iterator[Tensor]:
     """The images in [-1, 1], some at a time."""
     if isinstance(data, Tensor):
         yield from data.split(CHUNK)

@@ -27,7 +27,7 @@ class Denoising:
     levels: int = 0
     """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
     drop_labels: float = 0.0
-    """Share of samples that see the null label, for guidance; in [0, 1]."""
+    """Share of samples that see the null label or the empty text, for guidance; in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -41,10 +41,13 @@ class Denoising:
                 f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1"
             )
 
-    def stages(self, teacher: Denoiser, null: int | None = None) -> Iterator[Stage]:
-        """One stage; `teacher` is the network to be trained, `null` the label that means none."""
+    def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:
+        """One stage; `teacher` is the network to be trained, `null` the label that means none, or the
+        states of the empty text."""
         if self.drop_labels and null is None:
-            raise ConfigError("drop_labels needs labelled data and a network with a null class")
+            raise ConfigError(
+                "drop_labels needs labelled data and a network with a null class, or texts"
+            )
         levels = self.levels or getattr(teacher.schedule, "levels", None)
         end = teacher.schedule.at(torch.ones((), dtype=torch.float64))
         if levels and teacher.parameterisation.blind_to_data and end.alpha == 0:
@@ -65,7 +68,7 @@ class Denoise:
     weighting: Weighting
     levels: int | None = None
     drop: float = 0.0
-    null: int | None = None
+    null: int | Tensor | None = None
     forwards = 3
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
@@ -75,8 +78,6 @@ class Denoise:
         return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
 
     def _dropped(self, cond: Cond | None, draw: Draw) -> Cond | None:
-        if not self.drop or self.null is None or cond is None or cond.label is None:
+        if not self.drop or self.null is None or cond is None or cond.said(self.null) is None:
             return cond
-        null = torch.full_like(cond.label, self.null)
-        label = torch.where(draw.uniform() < self.drop, null, cond.label)
-        return Cond(label, cond.context, cond.guidance)
+        return cond.without(self.null, draw.uniform() < self.drop)

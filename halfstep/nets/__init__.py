@@ -1,13 +1,13 @@
 """Networks: whatever is called as net(x, t, cond).  `build` makes one from a name and a config.
 
-diffusers is imported when one of its models is built, and not before.
+diffusers is imported when one of its models, of which the U-ViT is one, is built, and not before.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from torch import nn
 
@@ -25,7 +25,9 @@ from halfstep.nets.adapters import (
 )
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.mlp import MLPNet, ResidualMLP
-from halfstep.nets.uvit import UViT
+
+if TYPE_CHECKING:
+    from halfstep.nets.uvit import UViT
 
 __all__ = [
     "NETS",
@@ -44,7 +46,17 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name != "UViT":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from halfstep.nets.uvit import UViT
+
+    return UViT
+
+
 def _uvit(**config: Any) -> UViTNet:
+    from halfstep.nets.uvit import UViT
+
     refuse_unknown("uvit", config, signature(UViT).parameters)
     model = UViT(**config)
     return UViTNet(model, model.num_classes if model.label_emb is not None else None)
@@ -76,8 +88,9 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     net = (_own(name) if ":" in name else _named(name))(**config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
-    if isinstance(net, UViTNet | MLPNet):  # with its defaults: a later version may have others
-        kept = _plain(name, vars(net.model)["config"])
+    if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
+        made: Any = net.model.config  # type: ignore[union-attr]
+        kept = _plain(name, {key: made[key] for key in made if not key.startswith("_")})
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 
@@ -95,31 +108,52 @@ def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def fitting(
-    name: str, shape: Sequence[int], *, outputs: int = 1, num_classes: int | None = None
+    name: str,
+    shape: Sequence[int],
+    *,
+    outputs: int = 1,
+    num_classes: int | None = None,
+    context: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The part of the named net's config that the data decides.
 
     shape        of one sample: (C, H, W), or (D,) for points
     outputs      how many times the channels of x come out (`Parameterisation.outputs`)
     num_classes  rows of the label embedding, null class included; None: no labels
+    context      (tokens, width) of the text states; None: no texts
     """
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    conditions: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if ":" in name:
-        return classes
+        return conditions if context is None else conditions | {"context": list(context)}
     _named(name)
+    conditions |= _text_sides(name, context)
     if len(shape) != (wanted := 1 if name == "mlp" else 3):
         kind = "points, shape [D]" if wanted == 1 else "images, shape [C, H, W]"
         raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
     if name == "mlp":
-        return {"dim": shape[0], "out_dim": outputs * shape[0], **classes}
+        return {"dim": shape[0], "out_dim": outputs * shape[0], **conditions}
     channels, height, width = shape
     size = height if height == width else [height, width]
     if name == "uvit":
-        return {"img_size": size, "in_chans": channels, "out_chans": outputs * channels, **classes}
+        sides = {"img_size": size, "in_chans": channels, "out_chans": outputs * channels}
+        return sides | conditions
     if name == "dit" and height != width:
         raise ConfigError(f"the net 'dit' is for square images, and a sample is {list(shape)}")
     sides = {"sample_size": size, "in_channels": channels, "out_channels": outputs * channels}
-    return {**sides, **classes}
+    return sides | conditions
+
+
+def _text_sides(name: str, context: tuple[int, int] | None) -> dict[str, int]:
+    if context is None:
+        return {}
+    tokens, width = context
+    if name == "uvit":
+        return {"clip_dim": width, "num_clip_token": tokens}
+    if name == "unet-condition":  # it takes any number of them
+        return {"cross_attention_dim": width}
+    raise ConfigError(
+        f"the net '{name}' reads no texts, and the data has some: choose 'uvit' or 'unet-condition'"
+    )
 
 
 def _named(name: str) -> Callable[..., nn.Module]:

@@ -10,13 +10,15 @@ three lines:
 
 from collections.abc import Iterable
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError, unknown
+
+NO_TEXT = "this network reads text states: give cond=Cond(context=...)"
 
 
 class Adapter(nn.Module):
@@ -26,7 +28,7 @@ class Adapter(nn.Module):
     reads        the conditions it reads; any other is refused, because it would change nothing
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("label",)
+    reads: tuple[str, ...] = ("label",)
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__()
@@ -55,10 +57,18 @@ class Adapter(nn.Module):
 
 
 class UViTNet(Adapter):
-    """Around `halfstep.nets.uvit.UViT`."""
+    """Around `halfstep.nets.uvit.UViT`: labels if it has classes, or text states if it reads them."""
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__(model, num_classes)
+        if model.context_embed is not None:
+            self.reads = ("label", "context")
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond))
+        label, context = self.label(cond), None if cond is None else cond.context
+        if "context" in self.reads and context is None:
+            raise ConfigError(NO_TEXT)
+        out: Tensor = self.model(x, t, label, context)
         return out
 
 
@@ -96,12 +106,12 @@ class DiTNet(Adapter):
 class UNetConditionNet(Adapter):
     """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes."""
 
-    reads: ClassVar[tuple[str, ...]] = ("label", "context")
+    reads = ("label", "context")
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
         if cond is None or cond.context is None:
-            raise ConfigError("this network reads text states: give cond=Cond(context=...)")
+            raise ConfigError(NO_TEXT)
         out: Tensor = self.model(x, t, cond.context, class_labels=label, return_dict=False)[0]
         return out
 

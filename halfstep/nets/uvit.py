@@ -1,71 +1,26 @@
-"""U-ViT: a plain transformer with the long skips of a U-Net, and time and label as tokens.
+"""U-ViT: a plain transformer with the long skips of a U-Net, and time and label or text as tokens.
 
 Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023.  Parameters have
 the names and shapes of the official implementation, so its weights load as they are.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+# From their own modules: diffusers' front door takes longer to open.
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.outputs import BaseOutput
 from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from halfstep.errors import ConfigError
+from halfstep.nets.attention import Attention, Block
 from halfstep.nets.sinusoid import sinusoid
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, qkv_bias: bool, qk_scale: float | None):
-        super().__init__()
-        self.heads, self.scale = heads, qk_scale
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, scale=self.scale
-        )  #          [B, heads, N, d]
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block; with `skip` it first merges [x, skip] by a linear layer."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        qk_scale: float | None,
-        skip: bool = False,
-    ):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = Attention(width, heads, qkv_bias, qk_scale)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.skip_linear = nn.Linear(2 * width, width) if skip else None
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.skip_linear is not None:
-            assert skip is not None, "a block with a skip layer is given one by UViT.forward"
-            x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
 
 
 class PatchEmbed(nn.Module):
@@ -78,12 +33,19 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class UViT(nn.Module):
-    """Maps (x [B, C, H, W], timesteps [B], y int64 [B] or None) to [B, out_chans, H, W].
+@dataclass
+class UViTOutput(BaseOutput):
+    """What diffusers' pipelines read: `sample`, [B, out_chans, H, W]."""
 
-    The arguments are the official ones.  `norm_layer` is not among them: it is a callable and
-    cannot be written to a file.  Two go further: `img_size` may be (H, W), and `out_chans` is the
-    number of channels out (in_chans where None).
+    sample: Tensor
+
+
+class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Maps (x [B, C, H, W], timesteps, y int64 [B], context [B, tokens, clip_dim]) to
+    [B, out_chans, H, W]; y and context only where it was built for them.
+
+    A model of diffusers, with the official arguments.  `norm_layer` is not among them: it is a
+    callable and cannot be written to a file.  `img_size` may also be (H, W).
 
     patch_size      side of the patches; divides img_size
     depth           blocks beside the middle one, even: depth / 2 before it, depth / 2 after it
@@ -91,11 +53,21 @@ class UViT(nn.Module):
     mlp_time_embed  two linear layers on the time token
     num_classes     rows of the label embedding; the last is the null class of a network trained
                     with label dropping.  -1: no labels
-    use_checkpoint  recompute each block in the backward pass: less memory, a third more work
+    use_checkpoint  recompute each block in the backward pass: less memory, a third more work; the
+                    same as calling enable_gradient_checkpointing()
     conv            a final 3x3 convolution
     skip            the long skips
+    out_chans       channels out (in_chans where None)
+    clip_dim        width of the text states that it reads.  None: no text
+    num_clip_token  how many text states a sample has
+    attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.nets.attention.auto`
     """
 
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012  # None in diffusers
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         img_size: int | Sequence[int] = 224,
@@ -113,23 +85,30 @@ class UViT(nn.Module):
         conv: bool = True,
         skip: bool = True,
         out_chans: int | None = None,
+        clip_dim: int | None = None,
+        num_clip_token: int = 77,
+        attention: str = "auto",
     ):
-        given = dict(locals())
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         _refuse(height, width, patch_size, embed_dim, depth, num_heads)
-        self.config = {key: given[key] for key in given if key not in ("self", "__class__")}
-        self.shape = in_chans, height, width
-        self.patch, self.width, self.use_checkpoint = patch_size, embed_dim, use_checkpoint
-        self.num_classes, self.extras = num_classes, 2 if num_classes > 0 else 1
-        tokens = self.extras + (height // patch_size) * (width // patch_size)
+        _refuse_both(num_classes, clip_dim, num_clip_token)
+        self.shape, self.patch, self.width = (in_chans, height, width), patch_size, embed_dim
+        self.num_classes, self.texts = num_classes, (num_clip_token, clip_dim)
+        conditions = num_clip_token if clip_dim is not None else int(num_classes > 0)
+        self.extras, self.grid = 1 + conditions, (height // patch_size, width // patch_size)
+        tokens = self.extras + self.grid[0] * self.grid[1]
         out = in_chans if out_chans is None else out_chans
 
         def block(skip: bool = False) -> Block:
-            return Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, skip)
+            mixing = Attention(
+                embed_dim, num_heads, qkv_bias=qkv_bias, qk_scale=qk_scale, form=attention
+            )
+            return Block(embed_dim, int(embed_dim * mlp_ratio), mixing, skip)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.label_emb = nn.Embedding(num_classes, embed_dim) if num_classes > 0 else None
+        self.context_embed = None if clip_dim is None else nn.Linear(clip_dim, embed_dim)
         self.time_embed = _time_mlp(embed_dim) if mlp_time_embed else nn.Identity()
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
@@ -141,14 +120,30 @@ class UViT(nn.Module):
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init)
+        self.gradient_checkpointing = use_checkpoint  # diffusers' switch sets both of these
+        self._gradient_checkpointing_func = _recomputed
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        self._check(x, timesteps, y)
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | float,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> Tensor | UViTOutput:
+        """The output as a tensor, like the official one; as `UViTOutput` with return_dict=True.
+
+        timesteps  one time a sample, [B], or one for all of them
+        """
+        self._check(x, y, context)
         # The weights' own dtype, and not the patches': under autocast the time keeps float32.
-        sines = sinusoid(timesteps, self.width).to(self.pos_embed.dtype)
+        sines = sinusoid(_times(timesteps, x), self.width).to(self.pos_embed.dtype)
         tokens = [self.time_embed(sines)[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
             tokens.insert(0, self.label_emb(y)[:, None])
+        if self.context_embed is not None and context is not None:
+            tokens.insert(1, self.context_embed(context.to(self.context_embed.weight.dtype)))
         h = torch.cat(tokens, dim=1) + self.pos_embed
 
         skips: list[Tensor] = []
@@ -160,35 +155,49 @@ class UViT(nn.Module):
             h = self._run(block, h, skips.pop())
 
         # Only the patches are read out: the norm and the head see each token alone.
-        return self._image(self.decoder_pred(self.norm(h[:, self.extras :])))
+        image = self._image(self.decoder_pred(self.norm(h[:, self.extras :])))
+        return UViTOutput(sample=image) if return_dict else image
+
+    def resized(self, img_size: int | Sequence[int]) -> "UViT":
+        """A copy for images of another size: a side, or (H, W).
+
+        The position embedding of the patches is interpolated, bicubic on their grid (Dosovitskiy et
+        al. 2021, section 3.2); the other tokens keep theirs.  It
+        needs some training at its new size to be as good there.
+        """
+        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        with torch.device("meta"):
+            other: UViT = type(self)(**config | {"img_size": img_size})
+        state = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        if other.grid != self.grid:
+            place = state["pos_embed"]
+            patches = _resampled(place[:, self.extras :], self.grid, other.grid)
+            state["pos_embed"] = torch.cat([place[:, : self.extras], patches], dim=1)
+        other.load_state_dict(state, assign=True)
+        other.gradient_checkpointing = self.gradient_checkpointing
+        other.train(self.training)
+        return other
 
     def _run(self, block: nn.Module, h: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.use_checkpoint and torch.is_grad_enabled():
-            saved: Tensor = checkpoint(block, h, skip, use_reentrant=False)
-            return saved
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            recomputed: Any = self._gradient_checkpointing_func
+            return recomputed(block, h, skip)  # type: ignore[no-any-return]
         out: Tensor = block(h, skip)
         return out
 
     def _image(self, patches: Tensor) -> Tensor:
         """[B, N, p * p * C] to [B, C, H, W]; within a patch the channel runs fastest."""
         p, (_, height, width) = self.patch, self.shape
-        rows = patches.reshape(len(patches), height // p, width // p, p, p, -1)
-        image: Tensor = self.final_layer(
-            rows.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, height, width)
-        )
+        rows = patches.reshape(len(patches), *self.grid, p, p, -1).permute(0, 5, 1, 3, 2, 4)
+        image: Tensor = self.final_layer(rows.reshape(len(patches), -1, height, width))
         return image
 
-    def _check(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
+    def _check(self, x: Tensor, y: Tensor | None, context: Tensor | None) -> None:
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
             raise ConfigError(
                 f"this U-ViT was built for images of shape {list(self.shape)} and got "
-                f"{list(x.shape[1:])}: give it that shape, or build one with the other img_size "
-                "and in_chans (its position embedding has one size)"
-            )
-        if timesteps.shape != x.shape[:1]:
-            raise ConfigError(
-                f"timesteps must have one time per sample: expected shape [{len(x)}], got "
-                f"{list(timesteps.shape)}"
+                f"{list(x.shape[1:])}: give it that shape, or a copy for other images by "
+                "resized(img_size) (its position embedding has one size)"
             )
         if y is None and self.label_emb is not None:
             raise ConfigError(
@@ -204,6 +213,44 @@ class UViT(nn.Module):
             raise ConfigError(
                 f"y must have one label per sample: expected shape [{len(x)}], got {list(y.shape)}"
             )
+        if context is not None and self.context_embed is None:
+            raise ConfigError(
+                "this U-ViT reads no text and got context: leave it out, or build it with clip_dim"
+            )
+        wanted = len(x), *self.texts
+        if self.context_embed is not None and (context is None or context.shape != wanted):
+            got = "none" if context is None else f"shape {list(context.shape)}"
+            raise ConfigError(
+                f"this U-ViT reads text states of shape {list(wanted)} and got {got}: give context "
+                "of that shape, or build it with other clip_dim and num_clip_token"
+            )
+
+
+def _times(timesteps: Tensor | float, x: Tensor) -> Tensor:
+    """One time a sample, [B]."""
+    if not isinstance(timesteps, Tensor):
+        return torch.full((len(x),), timesteps, dtype=torch.float32, device=x.device)
+    if timesteps.ndim and timesteps.shape != x.shape[:1]:
+        raise ConfigError(
+            f"timesteps must have one time per sample, or be one for all: expected shape "
+            f"[{len(x)}], got {list(timesteps.shape)}"
+        )
+    return timesteps.to(x.device).expand(len(x))
+
+
+def _resampled(place: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """[1, h w, D] on one grid to the other's."""
+    rows = place.unflatten(1, grid).permute(0, 3, 1, 2)
+    # Antialiased: that kernel carries a parabola over exactly, and smooths where the grid shrinks.
+    # It does not exist in less than float32.
+    wide = rows.to(torch.promote_types(place.dtype, torch.float32))
+    resampled = F.interpolate(wide, to, mode="bicubic", antialias=True)
+    return resampled.to(place.dtype).flatten(2).transpose(1, 2)
+
+
+def _recomputed(block: nn.Module, *inputs: Tensor | None) -> Tensor:
+    out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+    return out
 
 
 def _refuse(height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int) -> None:
@@ -222,6 +269,19 @@ def _refuse(height: int, width: int, patch: int, embed_dim: int, depth: int, hea
         raise ConfigError(
             f"embed_dim {embed_dim} cannot be split among {heads} heads: choose num_heads that "
             "divides it"
+        )
+
+
+def _refuse_both(num_classes: int, clip_dim: int | None, num_clip_token: int) -> None:
+    if clip_dim is not None and num_classes > 0:
+        raise ConfigError(
+            f"clip_dim={clip_dim} and num_classes={num_classes} were given, and a U-ViT reads texts "
+            "or labels: leave one of the two out"
+        )
+    if clip_dim is not None and (clip_dim < 1 or num_clip_token < 1):
+        raise ConfigError(
+            f"clip_dim={clip_dim} and num_clip_token={num_clip_token} are the width and number of "
+            "a sample's text states: write 1 or more for both"
         )
 
 

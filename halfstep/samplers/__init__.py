@@ -3,7 +3,10 @@
 `scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
 """
 
+from halfstep.samplers.published import Walk, WALKS
 from halfstep.samplers.schedulers import fitting, scheduled
+from halfstep.samplers.sde import euler_maruyama, Fresh
+from halfstep.samplers.singlestep import dpm_fast, dpmpp_3s
 from halfstep.samplers.steps import (
     ancestral,
     ddim,
@@ -20,14 +23,20 @@ from halfstep.samplers.walk import calls, PREFIX, sample, start
 __all__ = [
     "PREFIX",
     "STEPS",
+    "WALKS",
+    "Fresh",
     "Look",
     "Point",
     "Step",
     "Visit",
+    "Walk",
     "ancestral",
     "calls",
     "ddim",
+    "dpm_fast",
     "dpmpp_2m",
+    "dpmpp_3s",
+    "euler_maruyama",
     "fitting",
     "heun",
     "sample",

@@ -68,7 +68,7 @@ def sample(
         raise ConfigError("a walk to data cannot start at t = 0: it is there already")
     x, here = start(schedule, noise, times[0]), Point(0, times[0], schedule.at(_time(times[0])))
     for k, (_, then) in enumerate(pairwise(times), start=1):
-        seen = [*seen[-1:], look(x, here)]
+        seen = [*seen[-2:], look(x, here)]  # three: what a group of DPM-Solver-3 looks back on
         to = Point(k, then, arriving(schedule, _time(then)))
         x = step(x, seen, to, look).to(noise.dtype)
         here = to

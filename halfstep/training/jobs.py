@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from halfstep import storage
-from halfstep.data import Dataset, load as load_data
+from halfstep.data import Data, Latents, load as load_data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods import Denoising, METHODS
@@ -25,6 +25,8 @@ from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.watch import Silent, Watch
 
+NEARBY = 2**31
+"""Bytes of data below which all of it is kept on the device."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,7 +48,7 @@ class Job:
 
 def train(
     pipeline: Pipeline,
-    data: Dataset | str,
+    data: Data | str,
     out: Path | str,
     *,
     method: Denoising | None = None,
@@ -59,13 +61,13 @@ def train(
     """
     method, work = method or Denoising(), _Work.on(pipeline, data, training, job)
     options = {**asdict(method), "start": fingerprint(pipeline.denoiser)}
-    stages = method.stages(work.denoiser(pipeline).twin(), pipeline.null)
+    stages = method.stages(work.denoiser(pipeline).twin(), pipeline.nothing)
     return work.carry_out("train denoiser", stages, options, out)
 
 
 def distill(
     teacher: Pipeline,
-    data: Dataset | str,
+    data: Data | str,
     out: Path | str,
     *,
     method: Method,
@@ -86,7 +88,7 @@ def distill(
 
 def train_classifier(
     classifier: nn.Module,
-    data: Dataset | str,
+    data: Data | str,
     out: Path | str,
     *,
     write: Callable[[nn.Module, Path], None],
@@ -118,19 +120,17 @@ class _Work:
     around: Callable[..., Pipeline]
     """The pipeline around another denoiser."""
     about: Mapping[str, Any]
-    data: Dataset
+    data: Data
     training: Training
     job: Job
     processes: Processes
 
     @classmethod
     def on(
-        cls, pipeline: Pipeline, data: Dataset | str, training: Training | None, job: Job | None
+        cls, pipeline: Pipeline, data: Data | str, training: Training | None, job: Job | None
     ) -> "_Work":
-        training, job, dataset = training or Training(), job or Job(), _dataset(data)
-        _check_shape(pipeline, dataset)
-        if not pipeline.classes:
-            dataset = replace(dataset, labels=None, names=())
+        training, job = training or Training(), job or Job()
+        dataset = read_by(pipeline, _dataset(data))
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
         # Described before it is trained: what could not be saved is refused now.
         about = pipeline.describe()
@@ -185,7 +185,7 @@ def _carry_out(
     command: str,
     stages: Iterable[Stage],
     options: Mapping[str, Any],
-    data: Dataset,
+    data: Data,
     out: Path | str,
     training: Training,
     job: Job,
@@ -251,19 +251,26 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _dataset(data: Dataset | str) -> Dataset:
-    return load_data(data) if isinstance(data, str) else data
-
-
-def _nearby(data: Dataset, device: torch.device) -> Dataset:
-    """On the device if it is small there; else rows travel as they are needed."""
-    small = data.values.numel() * data.values.element_size() < 2**31
-    return data.to(device) if small else data
-
-
-def _check_shape(pipeline: Pipeline, data: Dataset) -> None:
+def read_by(pipeline: Pipeline, data: Data) -> Data:
+    """The data without what the pipeline does not read; refused unless the shapes agree."""
     if tuple(data.shape) != tuple(pipeline.shape):
         raise ConfigError(
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
             f"{list(data.shape)}: give data of that shape (--size, --channels)"
         )
+    if isinstance(data, Latents) and pipeline.empty is None:
+        data = replace(data, contexts=None)
+    elif pipeline.empty is not None and (not isinstance(data, Latents) or data.contexts is None):
+        raise ConfigError(
+            "the network reads texts and the data has none: give latents that were encoded with --text"
+        )
+    return data if pipeline.classes else replace(data, labels=None, names=())
+
+
+def _dataset(data: Data | str) -> Data:
+    return load_data(data) if isinstance(data, str) else data
+
+
+def _nearby(data: Data, device: torch.device) -> Data:
+    """On the device if it is small there; else rows travel as they are needed."""
+    return data.to(device) if data.nbytes < NEARBY else data

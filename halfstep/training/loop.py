@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from halfstep.data import Dataset
+from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw
@@ -39,7 +39,7 @@ class Loop:
     """
 
     run: Run
-    data: Dataset
+    data: Data
     settings: Training
     processes: Processes
     write: Callable[[Stage, Path], None]

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn, Tensor
 
-from halfstep.data import Dataset, rows as rows_of_update
+from halfstep.data import Data, rows as rows_of_update
 from halfstep.methods.base import Objective
 from halfstep.noise import Draw, key
 from halfstep.training.checkpoint import State
@@ -18,7 +18,7 @@ def update(
     objective: Objective,
     student: nn.Module,
     state: State,
-    data: Dataset,
+    data: Data,
     *,
     settings: Training,
     processes: Processes,
@@ -36,8 +36,7 @@ def update(
         generator = torch.Generator(processes.device)
         generator.manual_seed(key(settings.seed, stage, state.update))
         draw = Draw(generator, settings.batch, rows)
-        flips = draw.uniform() < 0.5 if data.flip else None
-        batch = data.batch(chosen[rows], flips).to(processes.device)
+        batch = data.drawn(chosen[rows], draw).to(processes.device)
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):
             # DDP averages over the processes: each one's share of the whole batch's mean, times world.

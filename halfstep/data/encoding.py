@@ -1,0 +1,331 @@
+"""Images encoded once: `write_latents` fills a folder that `halfstep.data.latents` reads.
+
+Every shard lies on the disk whole under a temporary name before it gets its own, and latents.json says
+of it after that: whatever ends the process, the same call goes on at the first shard that is missing.
+Batches are cut from each shard's start, so a resumed run puts the same images together as one that was
+left alone, and its files are the same to the bit.
+"""
+
+import fcntl
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep import storage
+from halfstep.codec import Codec, Texts
+from halfstep.data.latents import ABOUT, FORMAT, is_latents, read_about
+from halfstep.data.shards import Entry, whole, written
+from halfstep.data.streamed import Images
+from halfstep.errors import ConfigError
+
+CODEC = ("codec.safetensors", "codec.json")
+OURS = (".lock", *CODEC)
+"""What is left of a process that was killed before it wrote latents.json; and temporary files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How latents lie on the disk."""
+
+    half: bool = False
+    """float16 moments, half as large."""
+    mirror: bool = True
+    """Encode each image's mirror image as well."""
+    shard: int = 4096
+    """Images a file."""
+
+    def __post_init__(self) -> None:
+        if self.shard < 1:
+            raise ConfigError(f"shard is at least 1, got {self.shard}: write --shard 4096")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of each image, and what reads them.
+
+    digest  names the encoder: others have another
+    """
+
+    texts: Texts
+    of: Sequence[tuple[str, ...]]
+    digest: str
+
+    def chosen(self, rows: range) -> list[str]:
+        """All captions of these images; one without any has the empty text."""
+        return [text for k in rows for text in self.of[k] or ("",)]
+
+    def digest_of(self, rows: range) -> str:
+        """A name for these images' captions."""
+        return hashlib.sha256(repr([tuple(self.of[k]) for k in rows]).encode()).hexdigest()
+
+    def offsets(self) -> Tensor:
+        """Where each image's captions begin among all, and their end; int64 [N + 1]."""
+        counts = [len(texts) or 1 for texts in self.of]
+        return torch.tensor([0, *itertools.accumulate(counts)])
+
+
+def write_latents(
+    images: Images,
+    codec: Codec,
+    out: Path,
+    *,
+    layout: Layout | None = None,
+    captions: Captions | None = None,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda done: None,
+) -> bool:
+    """Encode the images, and with `captions` those, into `out`; whether anything was left to do.
+
+    batch     images at a time
+    device    where codec and texts are, and compute
+    progress  told how many images are done, after every batch
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is at least 1, got {batch}: write --batch 64")
+    if captions is not None and len(captions.of) != len(images):
+        raise ConfigError(
+            f"{len(captions.of)} captions for {len(images)} images: give every image its own"
+        )
+    if isinstance(codec, nn.Module):
+        codec.eval()
+    with _alone(out), torch.inference_mode():
+        work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
+        return work.carry_out()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one call has to do."""
+
+    images: Images
+    codec: Codec
+    out: Path
+    layout: Layout
+    captions: Captions | None
+    batch: int
+    device: torch.device | str
+    progress: Callable[[int], None]
+
+    def carry_out(self) -> bool:
+        """Write whatever is missing, in order; whether anything was."""
+        about, worked = self._taken_up(), False
+        done = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
+        for k, rows in enumerate(self._ranges()):
+            for name, write in self._files(k):
+                if name in done and (self.out / name).exists():
+                    continue
+                worked, about["complete"] = True, False
+                done[name] = write(self.out / name, rows)
+                files = sorted(done, key=lambda file: (len(file), file))
+                for key, kind in (("shards", "shard"), ("contexts", "context")):
+                    about[key] = [done[file] for file in files if file.startswith(kind)]
+                storage.write_json(self.out / ABOUT, about)
+            self.progress(rows.stop)
+        missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
+        if worked or missing or not about["complete"]:
+            self._complete(about)
+            return True
+        return False
+
+    def _ranges(self) -> list[range]:
+        """The images of each shard."""
+        size, count = self.layout.shard, len(self.images)
+        return [range(low, min(low + size, count)) for low in range(0, count, size)]
+
+    def _files(self, k: int) -> list[tuple[str, Callable[[Path, range], Entry]]]:
+        """The files of shard k, and what writes them."""
+        moments, states = f"shard-{k:05d}.npy", f"context-{k:05d}.npy"
+        if self.captions is None:
+            return [(moments, self._moments)]
+        return [(moments, self._moments), (states, self._states)]
+
+    # -- what is written ---------------------------------------------------------------------------
+
+    def _moments(self, path: Path, rows: range) -> Entry:
+        views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
+
+        def encoded() -> Iterator[Tensor]:
+            done = rows.start
+            for images in self.images.batches(rows, self.batch):
+                both = [images, images.flip(-1)][:views]
+                moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
+                yield _stored(moments, dtype, "moments", "leave --half out")
+                done += len(images)
+                self.progress(done)
+
+        shape = (len(rows), views, *self._latent(twice=True))
+        return {**written(path, shape, dtype, encoded()), "source": self.images.digest(rows)}
+
+    def _states(self, path: Path, rows: range) -> Entry:
+        assert self.captions is not None
+        chosen, texts = self.captions.chosen(rows), self.captions.texts
+        lows = range(0, len(chosen), self.batch)
+        parts = (self._encoded(chosen[low : low + self.batch]) for low in lows)
+        shape = len(chosen), texts.tokens, texts.width
+        entry = written(path, shape, torch.float16, parts)
+        return {**entry, "source": self.captions.digest_of(rows)}
+
+    def _encoded(self, texts: list[str]) -> Tensor:
+        assert self.captions is not None
+        states = self.captions.texts.encode(texts)
+        return _stored(states, torch.float16, "states of a text", "name another --text")
+
+    def _complete(self, about: dict[str, Any]) -> None:
+        """What belongs to all images, and the word that nothing is missing."""
+        labels, others = self.images.labels, list[Entry]()
+        if labels is not None:
+            others.append(whole(self.out / "labels.npy", labels.long()))
+        if self.captions is not None:
+            others.append(whole(self.out / "offsets.npy", self.captions.offsets()))
+            others.append(whole(self.out / "null.npy", self._encoded([""])[0]))
+        more = {"count": len(self.images), "names": list(self.images.names), "others": others}
+        storage.write_json(self.out / ABOUT, {**about, **more, "complete": True})
+
+    # -- what is there already ---------------------------------------------------------------------
+
+    def _taken_up(self) -> dict[str, Any]:
+        """latents.json as it is, if it says of the same; else a new one, where there is nothing yet."""
+        asked = self._asked()
+        about = read_about(self.out) if is_latents(self.out) else {}
+        if not (about.get("shards") or about.get("contexts")):
+            self._try_one()
+            self.codec.save(self.out)
+            rest: Entry = {"shards": [], "contexts": [], "others": [], "complete": False}
+            about = {**asked, "count": len(self.images), "names": list(self.images.names), **rest}
+            storage.write_json(self.out / ABOUT, about)
+            return about
+        self._check_same(about, asked)
+        if not all((self.out / name).exists() for name in CODEC):
+            self.codec.save(self.out)
+        return about
+
+    def _check_same(self, about: dict[str, Any], asked: dict[str, Any]) -> None:
+        for key, value in asked.items():
+            if about.get(key) != value:
+                raise ConfigError(
+                    f"'{self.out}' holds latents of another {MADE_OF[key]} ({about.get(key)} there, "
+                    f"{value} asked for): choose another --out"
+                )
+        ranges, here = self._ranges(), len(self.images)
+        for entry in [*about["shards"], *about["contexts"]]:
+            k = int(Path(entry["file"]).stem.rpartition("-")[2])
+            if k >= len(ranges) or entry["source"] != self._source(entry["file"], ranges[k]):
+                raise self._other(f"{entry['file']} was made of others than are there now")
+        if about["complete"] and about["count"] != here:
+            raise self._other(f"{about['count']:,} there, {here:,} asked for")
+
+    def _try_one(self) -> None:
+        """Encode one image and the empty text: what cannot be leaves no folder that says it was begun."""
+        image = next(iter(self.images.batches(range(1), 1))).to(self.device)
+        found, wanted = self.codec.moments(image).shape[1:], self._latent(twice=True)
+        if tuple(found) != wanted:
+            raise ConfigError(
+                f"the codec makes moments of shape {list(found)} of one image, and its factor and "
+                f"channels say {list(wanted)}: mend the codec"
+            )
+        if self.captions is not None:
+            self._encoded([""])
+
+    def _other(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"'{self.out}' holds latents of other images or captions ({what}): choose another --out"
+        )
+
+    def _source(self, file: str, rows: range) -> str:
+        """What a file of these images was made of."""
+        if file.startswith("shard"):
+            return self.images.digest(rows)
+        assert self.captions is not None
+        return self.captions.digest_of(rows)
+
+    def _asked(self) -> dict[str, Any]:
+        """All that must be the same when the folder is taken up again."""
+        return {
+            "format": FORMAT,
+            "codec": self.codec.digest(),
+            "scale": self.codec.scale,
+            "image": list(self.images.shape),
+            "latent": list(self._latent()),
+            "dtype": "float16" if self.layout.half else "float32",
+            "views": 1 + self.layout.mirror,
+            "shard": self.layout.shard,
+            "text": self._text(),
+        }
+
+    def _text(self) -> dict[str, Any] | None:
+        if self.captions is None:
+            return None
+        texts = self.captions.texts
+        return {"tokens": texts.tokens, "width": texts.width, "digest": self.captions.digest}
+
+    def _latent(self, *, twice: bool = False) -> tuple[int, ...]:
+        """The shape of a latent, or of its moments."""
+        sides, factor = self.images.shape[1:], self.codec.factor
+        if any(side % factor for side in sides):
+            near = max(factor, min(sides) // factor * factor)
+            raise ConfigError(
+                f"this codec takes {factor} pixels to a side of a latent, and images of "
+                f"{'x'.join(map(str, sides))} do not divide by that: write --size {near}"
+            )
+        return (1 + twice) * self.codec.channels, *(side // factor for side in sides)
+
+
+MADE_OF = {
+    "codec": "codec",
+    "scale": "scale of the codec",
+    "image": "shape of images",
+    "latent": "shape of latents",
+    "dtype": "precision, --half,",
+    "views": "number of views, --mirror,",
+    "shard": "size of shards, --shard,",
+    "text": "encoder of texts",
+}
+"""What a key of latents.json is called in a refusal."""
+
+
+def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
+    """As it goes to the disk; refuses what does not fit there."""
+    x = x.to(dtype).cpu()
+    if not x.isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"some {what} are nan or too large for {name}: {instead}")
+    return x
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes out of it; the lock dies with us."""
+    try:
+        if folder.exists() and not is_latents(folder):
+            strange = [
+                p.name for p in folder.iterdir() if p.name not in OURS and p.suffix != ".part"
+            ]
+            if strange:
+                raise ConfigError(
+                    f"'{folder}' is not empty and holds no latents (it has '{min(strange)}'): choose "
+                    "another --out"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot hold latents ({error.strerror}): choose another --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is working on '{folder}': wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield

@@ -1,0 +1,151 @@
+"""Large arrays as .npy files of which each goes on where the one before ends, memory-mapped."""
+
+import hashlib
+import io
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfstep import storage
+from halfstep.errors import CheckpointError
+
+Entry = dict[str, Any]
+"""What latents.json says of a file: its name, rows and sha256."""
+MEND = "run the same halfstep latents command again"
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Tensors of which each goes on where the one before ends: rows are counted across all."""
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.parts[0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        lengths = torch.tensor([len(part) for part in self.parts], device=self.parts[0].device)
+        return lengths.cumsum(0)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """These rows in their order, one gather a shard that has any of them; int64 [B]."""
+        rows = rows.to(self.parts[0].device)
+        if len(self.parts) == 1:
+            return self.parts[0][rows]
+        of = torch.bucketize(rows, self._ends, right=True)
+        found = self.parts[0].new_empty(len(rows), *self.shape)
+        for k in of.unique().tolist():
+            places = (of == k).nonzero()[:, 0]
+            part = self.parts[k]
+            found[places] = part[rows[places] - (self._ends[k] - len(part))]
+        return found
+
+    def to(self, device: torch.device | str) -> "Shards":
+        """Another device holds them as one; the files stay mapped on the CPU."""
+        if self.parts[0].device == torch.device(device):
+            return self
+        return Shards((torch.cat([part.to(device) for part in self.parts]),))
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def written(path: Path, shape: Sequence[int], dtype: torch.dtype, parts: Iterable[Tensor]) -> Entry:
+    """An .npy file of these parts laid end to end; all or nothing."""
+    head, digest = io.BytesIO(), hashlib.sha256()
+    descr = np.lib.format.dtype_to_descr(np.dtype(str(dtype).removeprefix("torch.")))
+    about = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(head, about)
+    part = path.with_name(path.name + ".part")
+    arrays = (x.contiguous().numpy().tobytes() for x in parts)
+    with storage.writing(path, part):
+        with part.open("wb") as file:
+            for piece in itertools.chain([head.getvalue()], arrays):
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        storage.flush_folder(path.parent)
+    return {"file": path.name, "rows": shape[0], "sha256": digest.hexdigest()}
+
+
+def whole(path: Path, x: Tensor) -> Entry:
+    return written(path, x.shape, x.dtype, [x])
+
+
+def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The array of an .npy file, memory-mapped, which keeps no file open.
+
+    `CheckpointError` unless it has this shape and dtype, and the file the length that goes with them.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {version}")
+            found = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        length = math.prod(shape) * dtype.itemsize
+        size = path.stat().st_size
+        wanted = np.dtype(str(dtype).removeprefix("torch."))
+        if found != (tuple(shape), False, wanted) or size != start + length:
+            raise ValueError(f"{size:,} bytes, of shape {list(found[0])} and {found[2]}")
+        # Private to this process: nothing that is done to the tensor reaches the file.
+        raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing: {MEND}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"'{path}' is damaged ({reason}): {_mend(path)}") from None
+    return raw[start:].view(dtype).view(*shape)
+
+
+def verify(
+    folder: Path, entries: list[dict[str, Any]], progress: Callable[[int, int], None] | None
+) -> None:
+    with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
+        checksums = pool.map(lambda entry: checksum(folder / entry["file"]), entries)
+        for k, (entry, found) in enumerate(zip(entries, checksums, strict=True)):
+            if found != entry["sha256"]:
+                path = folder / entry["file"]
+                raise CheckpointError(
+                    f"'{path}' is damaged: its checksum is not the one in latents.json; {_mend(path)}"
+                )
+            if progress:
+                progress(k + 1, len(entries))
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing: {MEND}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def _mend(path: Path) -> str:
+    return f"delete it, and {MEND}"

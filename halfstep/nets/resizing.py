@@ -1,0 +1,30 @@
+"""A trained network for images of another size."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from halfstep.errors import ConfigError
+from halfstep.nets.adapters import UNetConditionNet, UNetNet, UViTNet
+from halfstep.nets.uvit import UViT
+
+
+def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
+    """The network for images of (H, W): a U-ViT's position embedding is interpolated, a U-Net has none.
+
+    Of a U-ViT it is a copy.  Any other network is refused.
+    """
+    if isinstance(net, UNetNet | UNetConditionNet):
+        return net
+    if not isinstance(net, UViTNet) or not isinstance(net.model, UViT):
+        raise ConfigError(
+            f"a {type(net).__name__} cannot be given another image size: leave the size out, or use a "
+            "U-ViT or a U-Net"
+        )
+    height, width = size
+    new = UViTNet(net.model.resized((height, width)), net.num_classes)
+    made = getattr(net, "recipe", None)
+    if made is not None:  # as nets.build leaves it, so that it can be saved
+        side = height if height == width else [height, width]
+        new.recipe = made[0], {**made[1], "img_size": side}  # type: ignore[assignment]
+    return new

@@ -1,0 +1,74 @@
+"""What samples are conditioned on: labels, or texts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.codec import Texts
+from halfstep.errors import ConfigError
+
+
+def condition(
+    n: int,
+    first: int,
+    *,
+    classes: int,
+    null: int | None,
+    empty: Tensor | None,
+    texts: Texts | None,
+    labels: Sequence[int] | None,
+    prompts: Sequence[str] | None,
+    context: Tensor | None,
+) -> Cond | None:
+    """The condition of n samples; what the network does not read is refused, and so is what it lacks."""
+    label = _labels(n, first, classes, null, labels)
+    if empty is None and (prompts is not None or context is not None):
+        raise ConfigError("this pipeline reads no texts: leave prompts and context out")
+    states = None if empty is None else _states(n, empty, texts, prompts, context)
+    return None if label is None and states is None else Cond(label, states)
+
+
+def _labels(
+    n: int, first: int, classes: int, null: int | None, labels: Sequence[int] | None
+) -> Tensor | None:
+    if not classes:
+        if labels is not None:
+            raise ConfigError("this pipeline has no classes: leave labels out")
+        return None
+    if labels is None:
+        return torch.arange(first, first + n) % classes
+    chosen, rows = list(labels), classes + (null is not None)
+    if len(chosen) != n or not all(0 <= label < rows for label in chosen):
+        shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
+        raise ConfigError(
+            f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(chosen)}: ({shown})"
+        )
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _states(
+    n: int,
+    empty: Tensor,
+    texts: Texts | None,
+    prompts: Sequence[str] | None,
+    context: Tensor | None,
+) -> Tensor:
+    if prompts is not None and context is not None:
+        raise ConfigError("prompts and context are two ways to say the same: give one of them")
+    if prompts is not None:
+        if texts is None:
+            raise ConfigError(
+                "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
+                "line: --text FOLDER), or their states as context"
+            )
+        context = texts.encode(list(prompts))
+    if context is None:
+        return empty.expand(n, *empty.shape)
+    if context.shape != (n, *empty.shape):
+        raise ConfigError(
+            f"{n} samples of this pipeline need {n} prompts, or context of shape {[n, *empty.shape]}, got "
+            f"states of shape {list(context.shape)}"
+        )
+    return context

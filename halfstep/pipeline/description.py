@@ -1,0 +1,96 @@
+"""What a pipeline is, as json: how it is told, and how it is built again with fresh weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields as dataclass_fields
+from typing import Any
+
+from torch import nn
+
+from halfstep.denoiser import Denoiser, NetTime
+from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.nets import build, recipe
+from halfstep.prediction import PARAMETERISATIONS
+from halfstep.schedules import Schedule, SCHEDULES
+
+FORMAT = 1
+
+
+def described(denoiser: Denoiser) -> dict[str, Any]:
+    """Network, schedule, parameterisation and time of a denoiser."""
+    name, config = recipe(denoiser.net)
+    schedule: Any = denoiser.schedule
+    return {
+        "format": FORMAT,
+        "net": {"build": name, "config": config},
+        "schedule": {"name": _name_of(type(schedule), SCHEDULES), **asdict(schedule)},
+        "parameterisation": _name_of(denoiser.parameterisation, PARAMETERISATIONS),
+        "time": asdict(denoiser.time),
+    }
+
+
+def denoiser_from(
+    about: Mapping[str, Any],
+    *,
+    net: Callable[..., nn.Module] | str | None = None,
+    source: str = "this description",
+) -> Denoiser:
+    """The denoiser that `described` told of, with fresh weights."""
+    if about.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{source} has format {about.get('format')} and this halfstep reads {FORMAT}: use the "
+            "version that wrote it"
+        )
+    if about["parameterisation"] not in PARAMETERISATIONS:
+        raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
+    return Denoiser(
+        _net(about["net"]["build"], about["net"]["config"], net),
+        schedule_from(about["schedule"]),
+        PARAMETERISATIONS[about["parameterisation"]],
+        time=NetTime(**about["time"]),
+    )
+
+
+def _net(
+    name: str, config: Mapping[str, Any], own: Callable[..., nn.Module] | str | None
+) -> nn.Module:
+    """A file never names code that is run: a network of the user's own is built by the user's word."""
+    if own is None:
+        if ":" in name:
+            raise CheckpointError(
+                f"this pipeline's network is built by '{name}', which is not halfstep's: say so with "
+                f"net='{name}' (command line: --net {name})"
+            )
+        return build(name, config)
+    if isinstance(own, str):
+        return build(own, config)
+    built = own(**config)
+    built.recipe = name, dict(config)  # type: ignore[assignment]  # so that it can be saved again
+    return built
+
+
+def schedule_from(about: Mapping[str, Any]) -> Schedule:
+    """The schedule that `{"name": ..., **fields}` describes."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k != "name"}
+    if about["name"] not in SCHEDULES:
+        raise unknown("schedule", about["name"], SCHEDULES)
+    kind: Any = SCHEDULES[about["name"]]
+    known = {field.name: field.default for field in dataclass_fields(kind)}
+    for name, value in fields.items():
+        if name not in known:
+            raise unknown(f"option of the schedule '{about['name']}' called", name, known)
+        default = known[name]
+        number = isinstance(default, float) and type(value) in (int, float)
+        if type(value) is not type(default) and not number:
+            raise ConfigError(
+                f"{name} = {value!r} cannot be an option of the schedule '{about['name']}': write for "
+                f"example {default!r}"
+            )
+    schedule: Schedule = kind(**fields)
+    return schedule
+
+
+def _name_of(value: object, names: Mapping[str, object]) -> str:
+    for name, known in names.items():
+        if known == value:
+            return name
+    raise ConfigError(f"{value!r} is not one that can be saved: use one of {', '.join(names)}")

@@ -1,0 +1,88 @@
+"""The single-step solvers: DPM-Solver++ of order 3, and DPM-Solver-fast.
+
+One step of the papers, from s by way of s_1 and s_2 to t, is here a group of up to three steps: the grid
+holds the inner points too, so that every step asks the network once.  A step knows its place in its group
+by its number, and starts from the group's anchor s, whose x is `level.mix(x0, eps)` of the visit there.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.samplers.steps import ddim, Look, Point, Step, Visit
+from halfstep.schedules import Level
+from halfstep.timegrids import orders
+
+Bend = Callable[[Visit, Visit, Level, int], Tensor]
+"""(anchor, newest inner point, where to go, order of the group) -> what is added to order 1."""
+
+
+def dpmpp_3s(steps: int) -> Step:
+    """DPM-Solver++ of order 3, single-step: integrates x0 (Lu et al. 2022b, Proposition 4.1).
+
+    Its inner points are those of DPM-Solver-3 (Lu et al. 2022a, Algorithm 2), its tail is of order 2 or 1.
+    For a grid of exactly `steps` steps that ends above t = 0: `uniform(steps, end=1 / 1000)`.
+    """
+
+    def bend(anchor: Visit, inner: Visit, to: Level, order: int) -> Tensor:
+        slope = (inner.pred.x0 - anchor.pred.x0) / _h(anchor, inner.point.level)
+        return to.alpha * _weight(-_h(anchor, to), order) * slope
+
+    return _grouped(steps, bend, "dpmpp_3s")
+
+
+def dpm_fast(steps: int) -> Step:
+    """DPM-Solver-fast: integrates eps, order 3 with a tail of 2 or 1 (Lu et al. 2022a, Algorithms 1, 2).
+
+    For a grid of exactly `steps` steps that ends above t = 0: `fast(steps, schedule)`.
+    """
+
+    def bend(anchor: Visit, inner: Visit, to: Level, order: int) -> Tensor:
+        slope = (inner.pred.eps - anchor.pred.eps) / _h(anchor, inner.point.level)
+        return -to.sigma * _weight(_h(anchor, to), order) * slope
+
+    return _grouped(steps, bend, "dpm_fast")
+
+
+def _h(anchor: Visit, to: Level) -> Tensor:
+    """How far log(alpha / sigma) rises from the anchor."""
+    return (to.logsnr - anchor.point.level.logsnr) / 2
+
+
+def _weight(z: Tensor, order: int) -> Tensor:
+    """Of a slope: z^2 phi_2(z) in a group of three, and in a group of two its midpoint form.
+
+    With r = h_inner / h it is the papers' (expm1(z) / z - 1) / r, or expm1(z) / 2r, times h_inner.
+    """
+    return z * z.expm1() / 2 if order == 2 else z.expm1() - z
+
+
+def _grouped(steps: int, bend: Bend, name: str) -> Step:
+    places = [(order, inner) for order in orders(steps) for inner in range(order)]
+
+    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+        if to.step > steps:
+            raise ConfigError(
+                f"{name} was made for {steps} steps and the grid has more: write {name}(len(times) - 1)"
+            )
+        order, inner = places[to.step - 1]
+        anchor = seen[-1 - inner]
+        _check(anchor, to, name)
+        first = ddim(x, [anchor], to, look)
+        return first + bend(anchor, seen[-1], to.level, order) if inner else first
+
+    return step
+
+
+def _check(anchor: Visit, to: Point, name: str) -> None:
+    if anchor.point.level.alpha == 0:
+        raise ConfigError(
+            f"{name} cannot start at t = {anchor.point.t:g}, where alpha = 0 and the log-SNR is infinite: "
+            "start the grid below, for example at t = 0.999"
+        )
+    if to.level.sigma == 0:
+        raise ConfigError(
+            f"{name} cannot land on t = {to.t:g}, where sigma = 0 and the log-SNR is infinite: end the "
+            "grid above, for example at t = 0.001"
+        )

@@ -1,0 +1,300 @@
+"""Pipelines of latents and of texts: codec, prompts, nothing said, another size, samplers as published."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+
+from halfstep.batch import Batch, Cond
+from halfstep.denoiser import Denoiser, Guided, NetTime
+from halfstep.errors import ConfigError
+from halfstep.methods.denoising import Denoise, Denoising
+from halfstep.nets import build
+from halfstep.nets.autoencoder import KLCodec
+from halfstep.noise import Draw
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import Eps, V
+from halfstep.samplers import sample
+from halfstep.samplers.published import WALKS
+from halfstep.schedules import Cosine, VPLinear
+from halfstep.timegrids import uniform
+from halfstep.weighting import constant
+
+TOKENS, WIDTH = 5, 6
+NET = dict(img_size=[4, 6], patch_size=2, in_chans=3, embed_dim=16, depth=2, num_heads=2)
+TEXT = NET | dict(clip_dim=WIDTH, num_clip_token=TOKENS)
+CODEC = dict(
+    in_channels=1, out_channels=1, latent_channels=3, block_out_channels=[4, 8], norm_num_groups=2,
+    layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 2,
+    up_block_types=["UpDecoderBlock2D"] * 2,
+)  # fmt: skip
+
+
+@dataclass
+class Letters:
+    """An encoder of texts that anyone can follow: a state a letter, turned by `turn`."""
+
+    turn: float = 1.0
+    tokens = TOKENS
+    width = WIDTH
+
+    def encode(self, texts):
+        states = torch.zeros(len(texts), self.tokens, self.width)
+        for row, text in zip(states, texts, strict=True):
+            row += torch.linspace(-1, 1, self.width) * self.turn
+            for place, letter in enumerate(text[: self.tokens]):
+                row[place] += torch.sin(torch.arange(self.width) * ord(letter))
+        return states
+
+
+def texts_pipeline(**changes):
+    torch.manual_seed(0)
+    denoiser = Denoiser(build("uvit", TEXT), Cosine(), V()).freeze()
+    empty = Letters().encode([""])[0]
+    return Pipeline(denoiser, (3, 4, 6), empty=empty, texts=Letters(), steps=3, **changes)
+
+
+def latents_pipeline(**changes):
+    torch.manual_seed(0)
+    denoiser = Denoiser(build("uvit", NET), Cosine(), V()).freeze()
+    codec = KLCodec.fresh(CODEC, scale=0.7).requires_grad_(False).eval()
+    return Pipeline(denoiser, (3, 4, 6), codec=codec, steps=2, **changes)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# -- nothing said ----------------------------------------------------------------------------------
+
+
+def test_nothing_said_replaces_labels_or_texts_and_leaves_the_rest():
+    cond = Cond(torch.tensor([3, 1, 2]), torch.randn(3, TOKENS, WIDTH), torch.rand(3))
+    silent = cond.without(9)
+    assert silent.label.tolist() == [9, 9, 9]
+    assert silent.context is cond.context and silent.guidance is cond.guidance
+    empty = torch.randn(TOKENS, WIDTH, dtype=torch.float64)
+    mute = cond.without(empty)
+    assert mute.label is cond.label and mute.context.dtype == torch.float32
+    assert torch.equal(mute.context, empty.float().expand(3, -1, -1))
+    where = torch.tensor([True, False, True])
+    assert cond.without(9, where).label.tolist() == [9, 1, 9]
+    some = cond.without(empty, where).context
+    assert torch.equal(some[1], cond.context[1]) and torch.equal(some[0], empty.float())
+
+
+@pytest.mark.parametrize(
+    ("cond", "nothing", "name"),
+    [(Cond(), 3, "label"), (Cond(label=torch.tensor([0])), torch.zeros(2, 2), "context")],
+)
+def test_what_was_not_said_cannot_be_left_out(cond, nothing, name):
+    with pytest.raises(ConfigError, match=f"no {name} to leave out: give cond=Cond\\({name}="):
+        cond.without(nothing)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_guidance_by_texts_is_the_mix_of_two_single_calls(scale):
+    pipe = texts_pipeline()
+    x, t = torch.randn(2, 3, 4, 6), torch.tensor([0.3, 1.0])
+    context = Letters().encode(["sun", "moon"])
+    guided = Guided(pipe.denoiser, scale, pipe.empty)(x, t, Cond(context=context))
+    said = pipe.denoiser(x, t, Cond(context=context))
+    silent = pipe.denoiser(x, t, Cond(context=pipe.empty.expand(2, -1, -1)))
+    assert not torch.allclose(said.x0, silent.x0)
+    torch.testing.assert_close(guided.x0, silent.x0 + scale * (said.x0 - silent.x0))
+    with pytest.raises(
+        ConfigError, match=r"guidance needs texts: give cond=Cond\(context=\.\.\.\)"
+    ):
+        Guided(pipe.denoiser, 2.0, pipe.empty)(x, t, Cond(label=torch.tensor([0, 1])))
+
+
+class Listens(torch.nn.Module):
+    """Remembers what it was told."""
+
+    schedule = Cosine()
+
+    def forward(self, x, t, cond):
+        self.cond = cond
+        return Denoiser(lambda x, t, cond: x, Cosine(), V()).parameterisation.decode(
+            x, x, self.schedule.at(t[:, None])
+        )
+
+
+def test_training_drops_that_share_of_the_texts():
+    n, empty = 4000, torch.full((2, 3), 7.0)
+    context = torch.randn(n, 2, 3)
+    student = Listens()
+    objective = Denoise(Cosine(), constant, drop=0.2, null=empty)
+    objective(student, Batch(torch.randn(n, 1), Cond(context=context)), Draw.all(generator(), n))
+    silent = (student.cond.context == empty).all((1, 2))
+    assert abs(silent.float().mean().item() - 0.2) < 0.03
+    assert torch.equal(student.cond.context[~silent], context[~silent])
+
+
+def test_dropping_texts_needs_the_empty_one():
+    pipe = texts_pipeline()
+    [stage] = Denoising(drop_labels=0.1).stages(pipe.denoiser, pipe.nothing)
+    assert stage.objective.null is pipe.empty
+    with pytest.raises(ConfigError, match="null class, or texts"):
+        next(Denoising(drop_labels=0.1).stages(pipe.denoiser))
+
+
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def test_prompts_are_their_states_and_the_empty_text_is_the_default():
+    pipe = texts_pipeline()
+    words = ["sun", "moon", "sea"]
+    by_words = pipe.sample(3, prompts=words, batch=2)
+    by_states = pipe.sample(3, context=Letters().encode(words))
+    silent = pipe.sample(3)
+    assert torch.allclose(by_words, by_states, atol=1e-6)
+    assert not torch.allclose(by_words, silent, atol=1e-5)
+    assert torch.allclose(silent, pipe.sample(3, prompts=[""] * 3), atol=1e-6)
+    guided = pipe.sample(3, prompts=words, guidance=3.0)
+    assert not torch.allclose(guided, by_words, atol=1e-5)
+    assert torch.allclose(pipe.sample(3, guidance=3.0), silent, atol=1e-6)  # nothing to push from
+
+
+def test_what_texts_cannot_be():
+    pipe = texts_pipeline()
+    refused = partial(pytest.raises, ConfigError)
+    with refused(match="3 samples of this pipeline need 3 prompts"):
+        pipe.sample(3, prompts=["one"])
+    with refused(match=r"context of shape \[1, 5, 6\]"):
+        pipe.sample(1, context=torch.zeros(1, 5, 7))
+    with refused(match="two ways to say the same"):
+        pipe.sample(1, prompts=["a"], context=torch.zeros(1, 5, 6))
+    with refused(match="no encoder for its prompts.*--text FOLDER"):
+        Pipeline(pipe.denoiser, pipe.shape, empty=pipe.empty).sample(1, prompts=["a"])
+    with refused(match="reads no texts"):
+        latents_pipeline().sample(1, prompts=["a"])
+
+
+def test_an_encoder_that_it_was_not_trained_with_is_refused(tmp_path):
+    pipe = texts_pipeline()
+    pipe.save(tmp_path)
+    again = Pipeline.load(tmp_path)
+    assert torch.equal(again.empty, pipe.empty) and again.texts is None
+    assert again.steps == 3
+    mine = again.with_texts(Letters()).sample(2, prompts=["a", "b"], seed=4)
+    assert torch.equal(mine, pipe.sample(2, prompts=["a", "b"], seed=4))
+    with pytest.raises(ConfigError, match="other states for the empty text"):
+        again.with_texts(Letters(turn=1.1))
+    with pytest.raises(ConfigError, match="reads no texts"):
+        latents_pipeline().with_texts(Letters())
+
+
+# -- latents ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_samples_are_decoded_and_latents_are_there_for_who_asks(tmp_path):
+    pipe = latents_pipeline()
+    latents = pipe.sample(5, seed=3, latents=True, batch=2)
+    images = pipe.sample(5, seed=3, batch=2)
+    assert latents.shape == (5, 3, 4, 6) and images.shape == (5, 1, 8, 12)
+    assert torch.allclose(images, pipe.codec.decode(latents), atol=1e-6)
+    assert images.abs().max() <= 1 and images.std() > 0
+    pipe.save(tmp_path / "p")
+    again = Pipeline.load(tmp_path / "p")
+    assert again.codec.scale == 0.7 and again.steps == 2
+    assert torch.equal(again.sample(5, seed=3, batch=2), images)
+    student = again.with_student(again.denoiser, uniform(1))
+    assert student.codec is again.codec and student.sample(2).shape == (2, 1, 8, 12)
+
+
+def test_a_codec_that_is_missing_is_an_error(tmp_path):
+    latents_pipeline().save(tmp_path)
+    (tmp_path / "codec.safetensors").unlink()
+    with pytest.raises(Exception, match=r"codec\.safetensors"):
+        Pipeline.load(tmp_path)
+
+
+def test_only_what_is_unusual_is_described():
+    plain = Pipeline(Denoiser(build("mlp", {"dim": 2}), Cosine(), V()), (2,))
+    assert {"sampler", "steps", "codec"}.isdisjoint(plain.describe())
+    told = latents_pipeline(sampler="heun").describe()
+    assert (told["sampler"], told["steps"]) == ("heun", 2)
+    assert told["codec"] == {"scale": 0.7, "factor": 2}
+
+
+# -- another size ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_another_size_is_in_pixels_and_can_be_saved(tmp_path):
+    pipe = latents_pipeline()
+    wide = pipe.at_size(16, 20)
+    assert wide.shape == (3, 8, 10) and pipe.shape == (3, 4, 6)
+    images = wide.sample(2, seed=1)
+    assert images.shape == (2, 1, 16, 20)
+    wide.save(tmp_path)
+    assert torch.equal(Pipeline.load(tmp_path).sample(2, seed=1), images)
+    same = pipe.at_size(8, 12)
+    assert torch.equal(same.sample(2, seed=1), pipe.sample(2, seed=1))
+    assert same.denoiser is not pipe.denoiser
+
+
+@pytest.mark.parametrize("size", [(15, 20), (16, 21)])
+def test_a_size_that_the_codec_cannot_make_is_refused(size):
+    with pytest.raises(ConfigError, match="in multiples of 2 pixels"):
+        latents_pipeline().at_size(*size)
+
+
+def test_a_student_and_a_network_without_sizes_are_refused():
+    pipe = latents_pipeline()
+    with pytest.raises(ConfigError, match="another size is for a teacher"):
+        pipe.with_student(pipe.denoiser, uniform(2)).at_size(16, 16)
+    points = Pipeline(Denoiser(build("mlp", {"dim": 2}), Cosine(), V()), (2,))
+    with pytest.raises(ConfigError, match="another size is for a teacher"):
+        points.at_size(8, 8)
+    dit = build(
+        "dit",
+        dict(
+            sample_size=4, in_channels=3, patch_size=2, num_layers=1, num_attention_heads=2,
+            attention_head_dim=4,
+        ),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="a DiTNet cannot be given another image size"):
+        Pipeline(Denoiser(dit, Cosine(), V()), (3, 4, 4)).at_size(8, 8)
+
+
+# -- samplers as published -------------------------------------------------------------------------
+
+
+def published(name, steps):
+    torch.manual_seed(0)
+    net = build("uvit", NET)
+    denoiser = Denoiser(net, VPLinear(), Eps(), time=NetTime("t", 999.0)).freeze()
+    return Pipeline(denoiser, (3, 4, 6), sampler=name, steps=steps)
+
+
+@pytest.mark.parametrize("name", ["dpmpp-3s", "dpm-fast", "euler-maruyama"])
+@torch.no_grad()
+def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
+    pipe = published(name, 4)
+    schedule = pipe.denoiser.schedule
+    assert len(pipe.grid(sampler=name)) == 5
+    assert pipe.grid(3, name) == WALKS[name].grid(3, schedule)
+    x = pipe.sample(3, seed=2)
+    assert x.isfinite().all() and not torch.allclose(x, pipe.sample(3, seed=2, sampler="ddim"))
+    assert torch.equal(x[1:], pipe.sample(2, seed=2, first=1))  # noise too is the image's own
+    if name != "euler-maruyama":
+        from halfstep.noise import sample_noise
+
+        times = WALKS[name].grid(4, schedule)
+        step = WALKS[name].step(4, schedule, lambda like, step: like)
+        noise = sample_noise(2, range(3), pipe.shape)
+        assert torch.allclose(x, sample(pipe.denoiser, noise, times, step), atol=1e-5)
+    student = pipe.with_student(pipe.denoiser, uniform(2))
+    assert torch.equal(student.sample(2), student.sample(2, sampler="ddim"))
+    with pytest.raises(ConfigError, match=f"'{name}' walks on a grid of its own, and a student"):
+        student.sample(2, sampler=name)
+
+
+def test_a_sampler_that_is_none_is_refused_with_all_names():
+    with pytest.raises(ConfigError, match="dpmpp-3s"):
+        published("ddim", 2).sample(1, sampler="dpmpp3s")

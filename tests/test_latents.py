@@ -1,0 +1,642 @@
+"""Latents: encoded once, whatever happens meanwhile; read as the official code reads them, at speed."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from halfstep import storage
+from halfstep.batch import Cond
+from halfstep.data import Dataset, folder as folders, load
+from halfstep.data.encoding import Captions, Layout, write_latents
+from halfstep.data.latents import open_latents
+from halfstep.data.shards import Shards
+from halfstep.data.streamed import AHEAD, Folder, Held, stream
+from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
+from halfstep.noise import Draw
+from tests.conftest import seeded
+from tests.runs import everything
+
+ROOT = Path(__file__).parents[1]
+
+
+class Tiny(nn.Module):
+    """A codec that fits on a page: one convolution, 2 pixels to a side, 3 channels from RGB."""
+
+    factor, channels = 2, 3
+
+    def __init__(self, scale=0.7, seed=0, slow=0.0):
+        super().__init__()
+        self.scale, self.slow, self.calls = scale, slow, 0
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 6, 2, stride=2)
+        self.drop = nn.Dropout(0.5)  # shows whether the codec is in eval mode
+
+    def moments(self, images):
+        self.calls += 1
+        time.sleep(self.slow)
+        return self.drop(self.conv(images))
+
+    def save(self, folder):
+        storage.save(folder / "codec", self.state_dict(), {"scale": self.scale})
+
+    def digest(self):
+        weights = torch.cat([p.detach().flatten() for p in self.parameters()])
+        return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+
+
+class Words:
+    """Texts to states: 5 of width 4, a function of the text alone."""
+
+    tokens, width = 5, 4
+
+    def encode(self, texts):
+        return torch.stack([torch.randn(5, 4, generator=seeded(len(text))) for text in texts])
+
+
+def some_images(n=11, labels=True):
+    """n images of 4 x 6 in three classes."""
+    values = np.random.default_rng(1).integers(0, 256, (n, 3, 4, 6), dtype=np.uint8)
+    classes = torch.arange(n) % 3 if labels else None
+    names = ("ape", "bee", "cow") if labels else ()
+    return Held(Dataset(torch.from_numpy(values), classes, names))
+
+
+def said(n=11):
+    """One to three captions an image, of different lengths."""
+    return [tuple("x" * (1 + k + 20 * j) for j in range(1 + k % 3)) for k in range(n)]
+
+
+def encoded(out, images=None, codec=None, *, half=False, mirror=True, shard=4, batch=3, **more):
+    layout = Layout(half=half, mirror=mirror, shard=shard)
+    images = images or some_images()
+    return write_latents(images, codec or Tiny(), out, layout=layout, batch=batch, **more)
+
+
+def captions(of=None, digest="words"):
+    return Captions(Words(), of or said(), digest)
+
+
+def refused(kind, *words):
+    return pytest.raises(kind, match="(?s)" + ".*".join(re.escape(word) for word in words))
+
+
+def moments_of(images, codec=None):
+    """Of images and mirror images, computed at once: [N, 2, 6, h, w]."""
+    x = images.data.batch(torch.arange(len(images))).x0
+    codec = (codec or Tiny()).eval()
+    with torch.no_grad():
+        return torch.stack(
+            [codec.moments(x), codec.moments(torch.stack(x.unbind(-1)[::-1], -1))], 1
+        )
+
+
+def about(out):
+    return json.loads((out / "latents.json").read_text())
+
+
+# -- what is encoded -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard, batch", [(4, 3), (11, 64), (64, 1), (1, 5)])
+def test_moments_of_images_and_mirror_images(tmp_path, shard, batch):
+    images, codec = some_images(), Tiny()
+    assert encoded(tmp_path / "l", images, codec, shard=shard, batch=batch)
+    found, exact = open_latents(tmp_path / "l"), moments_of(images)
+    assert found.moments.shape == (6, 2, 3) and found.shape == (3, 2, 3)
+    torch.testing.assert_close(
+        found.moments.rows(torch.arange(22)).unflatten(0, (11, 2)), exact, rtol=0, atol=1e-6
+    )
+    assert (len(found), found.flip, found.scale, found.is_images) == (11, True, 0.7, False)
+    assert len(list((tmp_path / "l").glob("shard-*.npy"))) == -(-11 // shard)
+    assert codec.calls == 1 + 2 * sum(
+        -(-min(shard, 11 - low) // batch) for low in range(0, 11, shard)
+    )
+    assert found.folder == tmp_path / "l" and storage.verify(found.folder / "codec")["scale"] == 0.7
+
+
+def test_half_as_large_and_read_in_full(tmp_path):
+    encoded(tmp_path / "whole")
+    encoded(tmp_path / "half", half=True)
+    whole, half = open_latents(tmp_path / "whole"), open_latents(tmp_path / "half")
+    assert half.nbytes * 2 == whole.nbytes == 22 * 36 * 4
+    rows = torch.tensor([10, 0, 4, 4])
+    found = half.batch(rows).x0
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, whole.batch(rows).x0, rtol=1e-3, atol=1e-3)
+    assert half.drawn(rows, Draw.all(seeded(), 4)).x0.dtype == torch.float32
+
+
+def test_without_mirror_images(tmp_path):
+    encoded(tmp_path / "l", mirror=False)
+    found, exact = open_latents(tmp_path / "l"), moments_of(some_images())
+    assert not found.flip and len(found) == 11 and len(found.moments) == 11
+    x0 = found.drawn(torch.tensor([7, 2]), Draw.all(seeded(3), 2)).x0
+    noise = torch.randn(2, 3, 2, 3, generator=seeded(3))  # no draw goes to mirroring
+    mean, logvar = exact[[7, 2], 0].chunk(2, 1)
+    torch.testing.assert_close(x0, (mean + (logvar / 2).exp() * noise) * 0.7, rtol=0, atol=1e-6)
+
+
+def test_classes_are_kept(tmp_path):
+    encoded(tmp_path / "l")
+    encoded(tmp_path / "bare", some_images(labels=False))
+    found, bare = open_latents(tmp_path / "l"), open_latents(tmp_path / "bare")
+    assert found.labels.tolist() == [k % 3 for k in range(11)]
+    assert (found.names, found.classes) == (("ape", "bee", "cow"), 3)
+    assert found.batch(torch.tensor([5, 0])).cond.label.tolist() == [2, 0]
+    assert found.drawn(torch.tensor([4]), Draw.all(seeded(), 1)).cond.label.tolist() == [1]
+    assert (bare.labels, bare.names, bare.classes) == (None, (), 0)
+    assert bare.batch(torch.tensor([5])).cond is None
+    assert replace(found, labels=None, names=()).batch(torch.tensor([5])).cond is None
+    assert replace(found, names=()).classes == 3
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def test_a_draw_is_fresh_and_of_image_or_mirror_image(tmp_path):
+    """(mean + exp(log-variance / 2) eps) scale, of the mirror image where the draw is below 1/2."""
+    images = some_images()
+    encoded(tmp_path / "l", images)
+    found, exact = open_latents(tmp_path / "l"), moments_of(images)
+    rows = torch.tensor([10, 3, 3, 0, 7, 9, 1])
+    generator = seeded(5)
+    for _ in range(3):  # the state of the generator goes on: each read has its own chance
+        copy = torch.Generator()
+        copy.set_state(generator.get_state())
+        x0 = found.drawn(rows, Draw.all(generator, 7)).x0
+        mirrored = torch.rand(7, generator=copy, dtype=torch.float64) < 0.5
+        noise = torch.randn(7, 3, 2, 3, generator=copy)
+        mean, logvar = exact[rows, mirrored.long()].chunk(2, dim=1)
+        assert 0 < mirrored.sum() < 7
+        torch.testing.assert_close(x0, (mean + (logvar / 2).exp() * noise) * 0.7, rtol=0, atol=1e-6)
+
+
+def test_slices_of_a_batch_draw_what_the_whole_draws(tmp_path):
+    encoded(tmp_path / "l", captions=captions())
+    found, rows = open_latents(tmp_path / "l"), torch.tensor([10, 3, 3, 0, 7])
+    whole = found.drawn(rows, Draw.all(seeded(2), 5))
+    for part in (slice(0, 2), slice(2, 5)):
+        some = found.drawn(rows[part], Draw(seeded(2), 5, part))
+        assert torch.equal(some.x0, whole.x0[part])
+        assert torch.equal(some.cond.label, whole.cond.label[part])
+        assert torch.equal(some.cond.context, whole.cond.context[part])
+
+
+def test_extreme_log_variances_are_clamped(tmp_path):
+    class Extreme(Tiny):
+        def moments(self, images):
+            mean = images[:, :, ::2, ::2]
+            return torch.cat([mean, 100 * mean.sign()], 1)
+
+    encoded(tmp_path / "l", codec=Extreme(scale=0.1))
+    found = open_latents(tmp_path / "l")
+    x0 = found.drawn(torch.arange(11), Draw.all(seeded(), 11)).x0
+    assert 1e3 < x0.abs().max() < np.exp(10) * 5 * 0.1
+
+
+def test_a_batch_is_without_chance(tmp_path):
+    encoded(tmp_path / "l")
+    found, rows = open_latents(tmp_path / "l"), torch.tensor([9, 9, 0])
+    expected = moments_of(some_images())[rows, 0, :3] * 0.7
+    torch.testing.assert_close(found.batch(rows).x0, expected, rtol=0, atol=1e-6)
+    found.batch(rows).x0.zero_()  # a batch is a copy
+    found.moments.parts[0].zero_()  # and so is what is mapped: nothing reaches the files
+    torch.testing.assert_close(
+        open_latents(tmp_path / "l").batch(rows).x0, expected, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("lengths", [(7,), (3, 3, 1), (1, 4, 2)])
+def test_rows_across_shards(lengths):
+    values = torch.randn(7, 2, 3, generator=seeded())
+    shards = Shards(values.split(lengths))
+    assert len(shards) == 7 and shards.shape == (2, 3) and shards.nbytes == 7 * 6 * 4
+    for rows in ([6, 0, 3, 3, 2, 5], [4], [1, 1, 1], []):
+        rows = torch.tensor(rows, dtype=torch.int64)
+        assert torch.equal(shards.rows(rows), values[rows])
+    assert shards.to("cpu") is shards
+    assert shards.to("meta").parts[0].shape == (7, 2, 3)
+
+
+def test_moving_keeps_everything(tmp_path):
+    encoded(tmp_path / "l", captions=captions())
+    found = open_latents(tmp_path / "l")
+    moved = found.to("meta")
+    assert (len(moved), moved.shape, moved.names) == (11, (3, 2, 3), found.names)
+    assert moved.contexts.offsets.device.type == moved.labels.device.type == "meta"
+    here = found.to("cpu")
+    assert here.moments is found.moments and here.fingerprint() == found.fingerprint()
+
+
+def test_fingerprint_sees_what_is_read(tmp_path):
+    encoded(tmp_path / "a")
+    encoded(tmp_path / "same")
+    encoded(tmp_path / "codec", codec=Tiny(seed=1))
+    encoded(tmp_path / "scale", codec=Tiny(scale=0.8))
+    encoded(tmp_path / "images", some_images(10))
+    encoded(tmp_path / "texts", captions=captions())
+    a = open_latents(tmp_path / "a")
+    assert a.fingerprint() == open_latents(tmp_path / "same").fingerprint()
+    assert len(a.fingerprint()) == 64
+    assert a.fingerprint() == open_latents(tmp_path / "a", verify=False).fingerprint()
+    assert a.fingerprint() == replace(a, names=("A", "B", "C")).fingerprint()
+    texts = open_latents(tmp_path / "texts")
+    others = [open_latents(tmp_path / name) for name in ("codec", "scale", "images")]
+    others += [a, texts, replace(texts, contexts=None), replace(a, labels=None, names=())]
+    assert len({data.fingerprint() for data in others}) == 7
+
+
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def test_one_of_several_captions_is_read(tmp_path):
+    encoded(tmp_path / "l", captions=captions(), batch=2)
+    found, of = open_latents(tmp_path / "l"), said()
+    states = {text: Words().encode([text])[0] for texts in of for text in texts}
+    first = found.batch(torch.tensor([8, 0, 10])).cond
+    assert isinstance(first, Cond) and first.context.dtype == torch.float32
+    expected = torch.stack([states[of[k][0]] for k in (8, 0, 10)])
+    torch.testing.assert_close(first.context, expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.null_context, Words().encode([""])[0], rtol=0, atol=2e-3)
+    assert found.null_context.shape == (5, 4) and found.null_context.dtype == torch.float32
+
+    rows, seen = torch.tensor([8] * 30 + [0, 4]), set()
+    drawn = found.drawn(rows, Draw.all(seeded(1), 32)).cond.context
+    for row, state in zip(rows.tolist(), drawn, strict=True):
+        near = [t for t in of[row] if (state - states[t]).abs().max() < 2e-3]
+        assert len(near) == 1
+        seen.add(near[0])
+    assert set(of[8]) <= seen and len(of[8]) == 3
+
+
+def test_captions_are_drawn_evenly_and_last(tmp_path):
+    """With texts, latents are those that are drawn without."""
+    encoded(tmp_path / "with", captions=captions())
+    encoded(tmp_path / "without")
+    found, bare = open_latents(tmp_path / "with"), open_latents(tmp_path / "without")
+    rows = torch.full((3000,), 8)
+    drawn = found.drawn(rows, Draw.all(seeded(), 3000))
+    assert torch.equal(drawn.x0, bare.drawn(rows, Draw.all(seeded(), 3000)).x0)
+    counts = drawn.cond.context[:, 0, 0].unique(return_counts=True)[1]
+    assert len(counts) == 3 and (counts - 1000).abs().max() < 120
+    assert bare.null_context is None and bare.contexts is None
+
+
+def test_an_image_without_captions_has_the_empty_text(tmp_path):
+    of = [(), *said()[1:]]
+    encoded(tmp_path / "l", captions=captions(of))
+    found = open_latents(tmp_path / "l")
+    cond = found.batch(torch.tensor([0, 1])).cond
+    assert torch.equal(cond.context[0], found.null_context)
+    assert not torch.equal(cond.context[1], found.null_context)
+
+
+# -- interrupted, and taken up again ---------------------------------------------------------------
+
+
+class Gone(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_interrupted_anywhere_it_ends_the_same(tmp_path, texts):
+    more = {"captions": captions()} if texts else {}
+    encoded(tmp_path / "alone", **more)
+    alone = everything(tmp_path / "alone")
+    assert about(tmp_path / "alone")["complete"]
+    for last in range(0, 11, 2):
+        out, seen = tmp_path / f"at-{last}", []
+
+        def die(done, last=last, seen=seen):
+            seen.append(done)
+            if done > last:
+                raise Gone
+
+        with pytest.raises(Gone):
+            encoded(out, progress=die, **more)
+        assert seen[-1] > last
+        with refused(CheckpointError, "latents: run the same halfstep latents command again"):
+            open_latents(out)
+        assert not about(out)["complete"]
+        seen.clear()
+        assert encoded(out, progress=seen.append, **more)
+        whole = last // 4 * 4  # images in shards that were finished
+        assert min(seen) > whole or whole == 0 or min(seen) == 4
+        assert seen[-1] == 11 and everything(out) == alone
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path):
+    codec = Tiny()
+    encoded(tmp_path / "l", codec=codec)
+    before, calls = everything(tmp_path / "l"), codec.calls
+    assert encoded(tmp_path / "l", codec=codec) is False
+    assert everything(tmp_path / "l") == before and codec.calls == calls
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-00001.npy", "context-00002.npy", "labels.npy", "null.npy", "codec.json"]
+)
+def test_a_file_that_was_deleted_is_made_again(tmp_path, name):
+    out = tmp_path / "l"
+    encoded(out, captions=captions())
+    before = everything(out)
+    (out / name).unlink()
+    if name != "codec.json":
+        with refused(CheckpointError, name, "is missing: run the same halfstep latents command"):
+            open_latents(out)
+    encoded(out, captions=captions())
+    assert everything(out) == before
+
+
+def test_a_batch_may_change_when_memory_runs_out(tmp_path):
+    def die(done):
+        if done > 8:
+            raise Gone
+
+    with pytest.raises(Gone):
+        encoded(tmp_path / "l", progress=die)
+    encoded(tmp_path / "l", batch=1)
+    found = open_latents(tmp_path / "l").moments.rows(torch.arange(22)).unflatten(0, (11, 2))
+    torch.testing.assert_close(found, moments_of(some_images()), rtol=0, atol=1e-6)
+
+
+def encode_slowly(out):
+    """For a process that is to be killed."""
+    torch.set_num_threads(1)
+    encoded(Path(out), codec=Tiny(slow=0.03), captions=captions())
+
+
+def started(out):
+    code = f"from tests.test_latents import encode_slowly; encode_slowly({str(out)!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
+
+
+def test_killed_and_alone_on_its_folder(tmp_path):
+    """kill -9 twice, at other places; a second process is refused meanwhile; the bytes are the same."""
+    out, until = tmp_path / "l", time.monotonic() + 120
+    encoded(tmp_path / "alone", captions=captions())
+    for name in ("shard-00000.npy", "context-00001.npy"):
+        process = started(out)
+        try:
+            while not (out / name).exists():
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.002)
+            with refused(ConfigError, f"another process is working on '{out}': wait for it"):
+                encoded(out)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        assert not about(out)["complete"]
+    encoded(out, captions=captions())
+    assert everything(out) == everything(tmp_path / "alone")
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"codec": Tiny(seed=1)}, "another codec"),
+        ({"codec": Tiny(scale=0.8)}, "another scale of the codec (0.7 there, 0.8 asked for)"),
+        ({"half": True}, "another precision, --half,"),
+        ({"mirror": False}, "another number of views, --mirror,"),
+        ({"shard": 5}, "another size of shards, --shard, (4 there, 5 asked for)"),
+        ({"captions": captions()}, "another encoder of texts"),
+        ({"images": some_images(10)}, "other images or captions (shard-00002.npy"),
+        ({"images": some_images(labels=False)}, "other images or captions (shard-00000.npy"),
+        ({"images": some_images(4)}, "other images or captions (shard-00001.npy"),
+    ],
+)
+def test_another_that_does_not_belong_there(tmp_path, other, words):
+    encoded(tmp_path / "l")
+    before = everything(tmp_path / "l")
+    with refused(
+        ConfigError, f"'{tmp_path / 'l'}' holds latents of ", words, "choose another --out"
+    ):
+        encoded(tmp_path / "l", **other)
+    assert everything(tmp_path / "l") == before
+
+
+def test_other_captions_do_not_belong_there(tmp_path):
+    encoded(tmp_path / "l", captions=captions())
+    moved = [*said()]
+    moved[1], moved[2] = moved[1][:1], (moved[1][1], *moved[2])  # the same texts, of other images
+    for of in (moved, [("y",), *said()[1:]]):
+        with refused(ConfigError, "other images or captions (context-00000.npy"):
+            encoded(tmp_path / "l", captions=captions(of))
+    with refused(ConfigError, "another encoder of texts"):
+        encoded(tmp_path / "l", captions=captions(digest="others"))
+    with refused(ConfigError, "10 captions for 11 images"):
+        encoded(tmp_path / "m", captions=captions(said(10)))
+
+
+def test_more_images_than_were_finished_are_refused(tmp_path):
+    encoded(tmp_path / "l", some_images(8))
+    more = np.concatenate([some_images(8).data.values, some_images(11).data.values[8:]])
+    images = Held(Dataset(torch.from_numpy(more), torch.arange(11) % 3, ("ape", "bee", "cow")))
+    with refused(ConfigError, "other images or captions (8 there, 11 asked for)"):
+        encoded(tmp_path / "l", images)
+
+
+def test_a_folder_that_was_begun_in_vain_begins_anew(tmp_path):
+    def die(done):
+        raise Gone
+
+    with pytest.raises(Gone):
+        encoded(tmp_path / "l", half=True, progress=die)
+    encoded(tmp_path / "l", codec=Tiny(seed=1))
+    encoded(tmp_path / "alone", codec=Tiny(seed=1))
+    assert everything(tmp_path / "l") == everything(tmp_path / "alone")
+
+
+def test_folders_of_others(tmp_path):
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l" / "thesis.tex").write_text("")
+    with refused(ConfigError, "is not empty and holds no latents (it has 'thesis.tex')"):
+        encoded(tmp_path / "l")
+    (tmp_path / "file").write_text("")
+    with refused(ConfigError, "cannot hold latents", "choose another --out"):
+        encoded(tmp_path / "file" / "l")
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "context-00000.npy", "labels.npy", "null.npy"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    out = tmp_path / "l"
+    encoded(out, captions=captions())
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with refused(
+        CheckpointError, f"'{out / name}' is damaged: its checksum", "delete it, and run the same"
+    ):
+        open_latents(out)
+    open_latents(out, verify=False)  # nobody looked
+    for cut in (whole[:-1], whole + b"0", whole[:20], b""):
+        (out / name).write_bytes(cut)
+        for verify in (False, True):
+            with refused(
+                CheckpointError, f"'{out / name}' is damaged", "delete it, and run the same"
+            ):
+                open_latents(out, verify=verify)
+    np.save(out / name, np.zeros((2, 3)))
+    with refused(CheckpointError, f"'{out / name}' is damaged", "[2, 3] and float64"):
+        open_latents(out, verify=False)
+
+
+def test_latents_json_that_cannot_be(tmp_path):
+    with refused(CheckpointError, "latents.json' does not exist"):
+        open_latents(tmp_path)
+    encoded(tmp_path / "l")
+    path = tmp_path / "l" / "latents.json"
+    good = json.loads(path.read_text())
+    for wrong, words in (
+        ({**good, "format": "theirs 7"}, "is of the format 'theirs 7'"),
+        ({k: v for k, v in good.items() if k != "shards"}, "damaged: KeyError('shards')"),
+        ({**good, "latent": 3}, "damaged: TypeError"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with refused(CheckpointError, str(path), words):
+            open_latents(tmp_path / "l")
+
+
+def test_verification_is_told(tmp_path):
+    encoded(tmp_path / "l")
+    seen = []
+    open_latents(tmp_path / "l", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(k, 4) for k in range(1, 5)]  # three shards and the labels
+
+
+def test_numbers_that_cannot_be_stored(tmp_path):
+    class Large(Tiny):
+        def moments(self, images):
+            return 1e5 * super().moments(images)
+
+    encoded(tmp_path / "full", codec=Large())
+    with refused(ConfigError, "some moments are nan or too large for float16: leave --half out"):
+        encoded(tmp_path / "half", codec=Large(), half=True)
+    torch.nn.init.constant_((broken := Tiny()).conv.weight, torch.nan)
+    with refused(ConfigError, "nan"):
+        encoded(tmp_path / "nan", codec=broken)
+
+
+def test_codecs_and_options_that_cannot_be(tmp_path):
+    class Wrong(Tiny):
+        channels = 2
+
+    with refused(ConfigError, "moments of shape [6, 2, 3]", "say [4, 2, 3]"):
+        encoded(tmp_path / "l", codec=Wrong())
+    Wrong.channels, Wrong.factor = 3, 4
+    with refused(ConfigError, "4 pixels to a side", "images of 4x6", "--size 4"):
+        encoded(tmp_path / "l", codec=Wrong())
+    for wrong, words in (({"batch": 0}, "--batch 64"), ({"shard": 0}, "--shard 4096")):
+        with refused(ConfigError, words):
+            encoded(tmp_path / "l", **wrong)
+    assert not (tmp_path / "l" / "latents.json").exists()
+
+
+# -- images that are streamed ----------------------------------------------------------------------
+
+
+def photos(folder, n=7, side=6):
+    """n colour images in two classes."""
+    rng = np.random.default_rng(2)
+    for k in range(n):
+        place = folder / ("cats" if k < 3 else "dogs") / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side + k, 3), dtype=np.uint8)).save(place)
+    return folder
+
+
+@pytest.mark.parametrize("size, channels", [(None, None), (4, None), (8, 1)])
+def test_a_folder_is_streamed_as_it_is_loaded(tmp_path, size, channels):
+    place = str(photos(tmp_path / "photos"))
+    images = stream(place, size=size, channels=channels)
+    data = load(place, size=size, channels=channels)
+    assert isinstance(images, Folder)
+    assert (len(images), images.shape, images.names) == (7, data.shape, ("cats", "dogs"))
+    assert torch.equal(images.labels, data.labels)
+    parts = list(images.batches(range(1, 7), 4))
+    assert [len(part) for part in parts] == [4, 2]
+    assert torch.equal(torch.cat(parts), data.batch(torch.arange(1, 7)).x0)
+
+
+def test_a_folder_is_never_held_in_memory(tmp_path, monkeypatch):
+    images, seen = stream(str(photos(tmp_path / "photos", 40))), []
+    read = folders.read
+    monkeypatch.setattr(folders, "read", lambda *a: seen.append(a) or read(*a))
+    batches = images.batches(range(40), 2)
+    for done in range(1, 5):
+        next(batches)
+        assert len(seen) <= 2 * (done + AHEAD)
+    batches.close()
+    assert len(seen) <= 2 * (4 + AHEAD)
+
+
+def test_other_sources_are_as_they_are_loaded(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 1, 4, 4), np.uint8))
+    images = stream(str(tmp_path / "x.npy"))
+    assert isinstance(images, Held) and images.shape == (1, 4, 4) and images.labels is None
+    assert stream("digits").names[3] == "3"
+    with refused(ConfigError, "'two-moons' holds samples of shape [2], not images"):
+        stream("two-moons")
+    for wrong in ({"size": 0}, {"channels": 2}):
+        with refused(ConfigError, next(iter(wrong))):
+            stream(str(photos(tmp_path / "photos")), **wrong)
+    with refused(HalfstepError, "there is no data set"):
+        stream("nowhere")
+
+
+def test_digests_see_names_sizes_and_classes(tmp_path):
+    place = photos(tmp_path / "photos")
+    images = stream(str(place))  # which looks at the files when it is asked
+    whole, some = images.digest(range(7)), images.digest(range(5))
+    assert stream(str(place)).digest(range(7)) == whole
+    assert images.digest(range(3)) != images.digest(range(1, 4))
+    with (place / "dogs" / "5.png").open("ab") as file:
+        file.write(b"0")
+    assert images.digest(range(7)) != whole and images.digest(range(5)) == some
+    (place / "cats").rename(place / "apes")
+    assert stream(str(place)).digest(range(5)) != some
+    (place / "apes" / "0.png").unlink()
+    with refused(DataError, "cats/0.png (No such file or directory)"):
+        images.digest(range(5))
+
+
+def test_faulty_images_are_named_and_what_was_done_is_kept(tmp_path):
+    """An image that is mended costs no shard that was finished before it."""
+    place = photos(tmp_path / "photos")
+    good = (place / "dogs" / "5.png").read_bytes()
+    (place / "dogs" / "5.png").write_bytes(good[: len(good) // 2])
+    with refused(DataError, f"in {place} cannot be read as images: ", "5.png (", "or remove"):
+        encoded(tmp_path / "l", stream(str(place)), shard=2)
+    kept = (tmp_path / "l" / "shard-00001.npy").stat().st_mtime_ns
+    (place / "dogs" / "5.png").write_bytes(good)
+    encoded(tmp_path / "l", stream(str(place)), shard=2)
+    assert (tmp_path / "l" / "shard-00001.npy").stat().st_mtime_ns == kept
+    encoded(tmp_path / "alone", stream(str(place)), shard=2)
+    assert everything(tmp_path / "l") == everything(tmp_path / "alone")
+    assert len(open_latents(tmp_path / "l")) == 7
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path):
+    place = photos(tmp_path / "photos")
+    Image.new("RGB", (9, 8)).save(place / "dogs" / "z.png")
+    with refused(ConfigError, "differ in size (cats/0.png gives 6 pixels a side and dogs/z.png 8)"):
+        encoded(tmp_path / "l", stream(str(place)))
+    (place / "cats" / "0.png").write_text("no image")
+    with refused(DataError, "0.png (not an image)"):
+        stream(str(place))

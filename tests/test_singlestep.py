@@ -1,0 +1,350 @@
+"""DPM-Solver++(3S) and DPM-Solver-fast: the official trajectories, the papers' formulas, orders, ends."""
+
+from functools import lru_cache
+from itertools import pairwise
+from math import log
+
+import pytest
+import torch
+from torch import nn
+
+from halfstep.denoiser import Denoiser, NetTime
+from halfstep.errors import ConfigError
+from halfstep.prediction import Eps, Prediction
+from halfstep.samplers import calls, dpm_fast, dpmpp_3s, Point, sample, start, Visit, WALKS
+from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
+from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.timegrids import checked, fast, orders, uniform
+from tests.conftest import Counted, named, seeded
+from tests.test_samplers import fine_flow
+
+SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]
+SD = Table("scaled_linear", beta_start=0.00085, beta_end=0.012)
+STEPS = {"dpmpp_3s": dpmpp_3s, "dpm_fast": dpm_fast}
+every_step = pytest.mark.parametrize("name", STEPS)
+every_schedule = pytest.mark.parametrize("schedule", SMOOTH, ids=named)
+
+# uvit-probe.json, "sampler": the official DPM_Solver of U-ViT on a closed-form network, float32.
+START = [1.3, -0.4, 0.05, -2.2, 0.7, 1.9]
+TRAJECTORIES = {
+    10: [7.739611, -0.644773, -0.041204, -20.924543, 1.445328, 16.031477],
+    25: [7.700678, -0.618654, -0.012974, -20.911427, 1.471653, 15.99666],
+    50: [7.705132, -0.614653, -0.006074, -20.905113, 1.480626, 16.000214],
+}
+TIMES_OF_TEN = [1000.0, 900.1, 800.2, 700.3, 600.4, 500.5, 400.6, 300.7, 200.8, 100.9]
+SPACING = {10: 99.9, 25: 39.96, 50: 19.98}
+"""Between the probe's model times, which are 1000 less so many of it."""
+
+
+@pytest.fixture(autouse=True)
+def _float64(float64):
+    pass
+
+
+class Official(nn.Module):
+    """eps(x, label) = 0.8 tanh(x) + 0.1 sin(label / 100), and the labels it was asked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.labels = []
+
+    def forward(self, x, label, cond=None):
+        self.labels.append(label[0].item())
+        return 0.8 * x.tanh() + 0.1 * (label / 100).sin().reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", TRAJECTORIES)
+def test_the_official_trajectory(steps, dtype):
+    """dpm_solver_pp.py as U-ViT calls it: times to 0.02, output to 1e-4."""
+    net, walk = Official(), WALKS["dpmpp-3s"]
+    denoiser = Denoiser(net, SD, Eps(), time=NetTime(scale=1000.0))
+    noise = torch.tensor(START, dtype=dtype).reshape(6, 1, 1, 1)
+    x = sample(denoiser, noise, walk.grid(steps, SD), walk.step(steps, SD, None))
+    assert x.dtype == dtype
+    wanted = [1000 - SPACING[steps] * k for k in range(steps)]
+    if steps == 10:
+        assert wanted == pytest.approx(TIMES_OF_TEN)
+    assert net.labels == pytest.approx(wanted, abs=0.02)
+    outputs = torch.tensor(TRAJECTORIES[steps], dtype=dtype)
+    torch.testing.assert_close(x.flatten(), outputs, rtol=0, atol=1e-4)
+
+
+# --- groups and grids ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps, wanted",
+    [
+        (1, [1]),
+        (2, [2]),
+        (3, [2, 1]),
+        (4, [3, 1]),
+        (5, [3, 2]),
+        (6, [3, 2, 1]),
+        (10, [3, 3, 3, 1]),
+        (50, [3] * 16 + [2]),
+    ],
+)
+def test_orders(steps, wanted):
+    assert orders(steps) == wanted
+
+
+def test_orders_spend_every_call():
+    for steps in range(1, 200):
+        assert sum(orders(steps)) == steps and len(orders(steps)) == steps // 3 + 1
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize("make", [orders, dpmpp_3s, dpm_fast, lambda n: fast(n, Cosine())])
+def test_at_least_one_step(make, steps):
+    with pytest.raises(ConfigError, match=f"asked for {steps}: write steps=1"):
+        make(steps)
+
+
+def test_uniform_to_an_end():
+    assert uniform(4, end=0.2) == pytest.approx((1.0, 0.8, 0.6, 0.4, 0.2), abs=1e-15)
+    assert uniform(2, start=0.8, end=0.4) == pytest.approx((0.8, 0.6, 0.4), abs=1e-15)
+    for n in (1, 3, 7, 10, 49, 250):
+        assert (uniform(n, end=1e-3)[0], uniform(n, end=1e-3)[-1]) == (1.0, 1e-3)
+
+
+@every_schedule
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 11])
+def test_fast_grid(schedule, steps):
+    """Groups equal in log-SNR, each divided equally by its order; both ends exact."""
+    times = fast(steps, schedule, start=0.95, end=0.01)
+    assert len(times) == steps + 1 and (times[0], times[-1]) == (0.95, 0.01)
+    gaps = schedule.at(torch.tensor(times)).logsnr.diff()
+    ends = schedule.at(torch.tensor([0.95, 0.01])).logsnr
+    outer = (ends[1] - ends[0]) / (steps // 3 + 1)
+    wanted = [1 / order for order in orders(steps) for _ in range(order)]
+    torch.testing.assert_close(gaps / outer, torch.tensor(wanted), rtol=1e-7, atol=0)
+
+
+def test_fast_grid_of_the_published_models():
+    times = fast(50, VPLinear())
+    assert checked(times) == times and (times[0], times[-1]) == (1.0, 1e-4)
+    assert WALKS["dpm-fast"].grid(50, VPLinear()) == times
+    assert WALKS["dpm-fast"].grid(7, SD)[-1] == WALKS["dpmpp-3s"].grid(7, SD)[-1] == 1e-3
+    few = Table(levels=77, beta_end=0.2)
+    assert WALKS["dpm-fast"].grid(7, few)[-1] == WALKS["dpmpp-3s"].grid(7, few)[-1] == 1 / 77
+    assert WALKS["dpmpp-3s"].grid(7, VPLinear()) == uniform(7, end=1e-3)
+    with pytest.raises(ConfigError, match=r"log-SNR at t = 1 or 0\.0001 is infinite"):
+        fast(6, Straight())
+
+
+# --- the papers' formulas -----------------------------------------------------------------------------
+
+
+def plus_plus(level, h, r, x, ask, order):
+    """DPM-Solver++'s update over a group: r1, r2 and the phis as its authors print them."""
+    sigma_s, lv = level[0].sigma, level
+    m_s = ask(x, 0)
+    if order == 1:
+        return lv[1].sigma / sigma_s * x - lv[1].alpha * torch.expm1(-h) * m_s
+    m_1 = ask(lv[1].sigma / sigma_s * x - lv[1].alpha * torch.expm1(-r[1] * h) * m_s, 1)
+    t, plain = lv[-1], lv[-1].sigma / sigma_s * x - lv[-1].alpha * torch.expm1(-h) * m_s
+    if order == 2:
+        return plain - 0.5 / r[1] * t.alpha * torch.expm1(-h) * (m_1 - m_s)
+    phi_22, phi_2 = torch.expm1(-r[2] * h) / (r[2] * h) + 1, torch.expm1(-h) / h + 1
+    x_2 = lv[2].sigma / sigma_s * x - lv[2].alpha * torch.expm1(-r[2] * h) * m_s
+    m_2 = ask(x_2 + r[2] / r[1] * lv[2].alpha * phi_22 * (m_1 - m_s), 2)
+    return plain + 1 / r[2] * t.alpha * phi_2 * (m_2 - m_s)
+
+
+def noise_form(level, h, r, x, ask, order):
+    """DPM-Solver-1, -2 and -3 (Lu et al. 2022a, Algorithms 1 and 2) over a group."""
+    alpha_s, lv = level[0].alpha, level
+    e_s = ask(x, 0)
+    if order == 1:
+        return lv[1].alpha / alpha_s * x - lv[1].sigma * torch.expm1(h) * e_s
+    e_1 = ask(lv[1].alpha / alpha_s * x - lv[1].sigma * torch.expm1(r[1] * h) * e_s, 1)
+    t, plain = lv[-1], lv[-1].alpha / alpha_s * x - lv[-1].sigma * torch.expm1(h) * e_s
+    if order == 2:
+        return plain - t.sigma / (2 * r[1]) * torch.expm1(h) * (e_1 - e_s)
+    x_2 = lv[2].alpha / alpha_s * x - lv[2].sigma * torch.expm1(r[2] * h) * e_s
+    phi_22, phi_2 = torch.expm1(r[2] * h) / (r[2] * h) - 1, torch.expm1(h) / h - 1
+    e_2 = ask(x_2 - lv[2].sigma * r[2] / r[1] * phi_22 * (e_1 - e_s), 2)
+    return plain - t.sigma / r[2] * phi_2 * (e_2 - e_s)
+
+
+def as_printed(teacher, x, times, order, name):
+    """One update of the papers from times[0] to times[-1], in half log-SNR."""
+    level = [teacher.schedule.at(torch.tensor(t)) for t in times]
+    lam = [lv.logsnr / 2 for lv in level]
+    h = lam[-1] - lam[0]
+    r = [(value - lam[0]) / h for value in lam]
+
+    def ask(x, k):
+        pred = teacher(x, torch.full((len(x),), times[k]))
+        return pred.x0 if name == "dpmpp_3s" else pred.eps
+
+    return (plus_plus if name == "dpmpp_3s" else noise_form)(level, h, r, x, ask, order)
+
+
+@every_schedule
+@every_step
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
+def test_any_uneven_grid_is_walked_as_printed(schedule, name, steps):
+    """Every group, with r1 and r2 of the grid's own points."""
+    teacher, noise = mixture_teacher(schedule), torch.randn(5, 2, generator=seeded())
+    times = (0.93, 0.8, 0.62, 0.5, 0.47, 0.3, 0.21, 0.15, 0.08)[: steps + 1]
+    got = sample(teacher, noise, times, STEPS[name](steps))
+    x, done = start(schedule, noise, times[0]), 0
+    for order in orders(steps):
+        part = times[done : done + order + 1]
+        x = as_printed(teacher, x, part, order, name)
+        done += order
+    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+
+
+@every_schedule
+@every_step
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 11])
+def test_exact_where_the_data_is_one_point(schedule, name, steps):
+    """With a constant x0 and eps every group solves the flow exactly, whatever its length."""
+    teacher = gaussian_teacher(schedule, mean=0.3, std=0.0)
+    noise = torch.randn(5, 3, generator=seeded())
+    times = uniform(steps, start=0.95, end=0.2)
+    got = sample(teacher, noise, times, STEPS[name](steps))
+    here, end = (schedule.at(torch.tensor(s)) for s in (0.95, 0.2))
+    eps = (start(schedule, noise, 0.95) - here.alpha * 0.3) / here.sigma
+    torch.testing.assert_close(got, end.mix(torch.tensor(0.3), eps), rtol=0, atol=1e-11)
+
+
+# --- order --------------------------------------------------------------------------------------------
+
+
+NOISE = torch.randn(64, 2, generator=seeded(), dtype=torch.float64)
+
+
+@lru_cache
+def exact(schedule):
+    """Where the flow takes NOISE from t = 0.9 to 0.1."""
+    return fine_flow(mixture_teacher(schedule), NOISE, 0.9, 0.1, steps=600)
+
+
+def grid_of(name, schedule, steps):
+    if name == "dpmpp_3s":
+        return uniform(steps, start=0.9, end=0.1)
+    return fast(steps, schedule, start=0.9, end=0.1)
+
+
+def measured_orders(schedule, name, ns):
+    errors = []
+    for n in ns:
+        x = sample(mixture_teacher(schedule), NOISE, grid_of(name, schedule, n), STEPS[name](n))
+        errors.append((x - exact(schedule)).square().mean().sqrt().item())
+    pairs = pairwise(zip(ns, errors, strict=True))
+    return [log(one / other) / log(m / n) for (n, one), (m, other) in pairs]
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear()], ids=named)
+@every_step
+def test_order_three_on_the_mixture(schedule, name):
+    """Measured where n mod 3 = 2: the one step of order 2 at the end has a local error of h^3."""
+    for order in measured_orders(schedule, name, (101, 203, 407)):
+        assert 2.7 < order < 3.4
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear()], ids=named)
+@every_step
+@pytest.mark.parametrize("ns", [(99, 198, 396), (100, 199, 397)])
+def test_a_tail_of_order_one_costs_one_step_of_it(schedule, name, ns):
+    """n mod 3 = 0 or 1 ends in one DDIM step, whose local error is h^2: the whole comes down to 2."""
+    for order in measured_orders(schedule, name, ns):
+        assert 1.8 < order < 2.6
+
+
+@pytest.mark.parametrize("schedule", SMOOTH, ids=named)
+@every_step
+def test_ends_where_the_flow_ends(schedule, name):
+    teacher, noise = gaussian_teacher(schedule), torch.randn(16, 2, generator=seeded())
+    exact = gaussian_flow(schedule, start(schedule, noise, 0.9), 0.9, 0.1)
+    x = sample(teacher, noise, grid_of(name, schedule, 62), STEPS[name](62))
+    assert (x - exact).abs().max() < 2e-3
+
+
+# --- the walk -----------------------------------------------------------------------------------------
+
+
+@every_step
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 16])
+def test_calls_and_shapes(name, steps):
+    """One call a step, any shape of x, and the dtype kept."""
+    teacher, walk = Counted(gaussian_teacher(VPLinear())), WALKS[name.replace("_", "-")]
+    noise = torch.randn(5, 1, 1, 1, generator=seeded(), dtype=torch.float32)
+    x = sample(teacher, noise, walk.grid(steps, VPLinear()), walk.step(steps, VPLinear(), None))
+    assert x.shape == noise.shape and x.dtype == torch.float32 and bool(x.isfinite().all())
+    assert teacher.calls == steps == calls(name.replace("_", "-"), steps)
+
+
+@every_step
+@pytest.mark.parametrize("batch", [0, 1])
+def test_no_sample_and_one(name, batch):
+    x = sample(mixture_teacher(Cosine()), torch.ones(batch, 2), uniform(7, end=0.1), STEPS[name](7))
+    assert x.shape == (batch, 2) and bool(x.isfinite().all())
+
+
+@every_step
+def test_a_step_is_a_function_of_its_history(name):
+    """A loop of one's own, with a new step and new visits every time, walks the same."""
+    teacher, noise = mixture_teacher(VPLinear()), torch.randn(5, 2, generator=seeded())
+    times = uniform(8, start=0.9, end=0.1)
+    once = STEPS[name](8)
+    wanted = sample(teacher, noise, times, once)
+    assert torch.equal(sample(teacher, noise, times, once), wanted)  # nothing is kept in it
+    x, seen = noise, []
+    for k in range(8):
+        here, to = (arriving(VPLinear(), torch.tensor(t)) for t in times[k : k + 2])
+        seen.append((Point(k, times[k], here), teacher(x, torch.full((5,), times[k]))))
+        told = [
+            Visit(Point(p.step, p.t, p.level), Prediction(v.x0.clone(), v.eps.clone()))
+            for p, v in seen[-3:]
+        ]
+        x = STEPS[name](8)(x, told, Point(k + 1, times[k + 1], to), None)
+    torch.testing.assert_close(x, wanted, rtol=0, atol=1e-13)
+
+
+@every_step
+def test_clipping_moves_the_whole_group(name):
+    """A clipped prediction says where its x lies, so the anchor is where the walk was."""
+    teacher, noise = gaussian_teacher(Cosine()), torch.randn(5, 2, generator=seeded())
+    times = uniform(5, start=0.9, end=0.1)
+    free, wide, tight = (
+        sample(teacher, noise, times, STEPS[name](5), clip=c) for c in (None, 99.0, 0.1)
+    )
+    torch.testing.assert_close(free, wide, rtol=0, atol=1e-12)
+    assert tight.isfinite().all() and not torch.allclose(free, tight, atol=1e-2)
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+@every_step
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
+def test_landing_on_data_is_refused(name, steps):
+    with pytest.raises(
+        ConfigError, match=rf"{name} cannot land on t = 0, where sigma = 0.*t = 0.001"
+    ):
+        sample(mixture_teacher(Cosine()), torch.ones(2, 2), uniform(steps), STEPS[name](steps))
+
+
+@every_step
+@pytest.mark.parametrize("schedule", [Straight(), Table(zero_snr=True)], ids=named)
+def test_a_start_without_signal_is_refused(schedule, name):
+    with pytest.raises(
+        ConfigError, match=rf"{name} cannot start at t = 1, where alpha = 0.*t = 0.999"
+    ):
+        sample(mixture_teacher(schedule), torch.ones(2, 2), uniform(5, end=0.2), STEPS[name](5))
+    times = uniform(5, start=0.999, end=0.2)
+    assert (
+        sample(mixture_teacher(schedule), torch.ones(2, 2), times, STEPS[name](5)).isfinite().all()
+    )
+
+
+@every_step
+def test_a_longer_grid_than_it_was_made_for_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"made for 4 steps.*write {name}\(len\(times\) - 1\)"):
+        sample(mixture_teacher(Cosine()), torch.ones(2, 2), uniform(5, end=0.1), STEPS[name](4))
