@@ -25,10 +25,12 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
+from halfstep.cli.codec import TrainCodec
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import ahead, Distill, Halving, plan, total_updates
 from halfstep.cli.evaluate import Evaluate
+from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, figure, say, span
 from halfstep.cli.report import Report
@@ -49,6 +51,8 @@ KINDS = {
     "demo": Demo,
     "train denoiser": TrainDenoiser,
     "train classifier": TrainClassifier,
+    "train codec": TrainCodec,
+    "latents": Encode,
     "sample": Sample,
     "evaluate": Evaluate,
     "report": Report,

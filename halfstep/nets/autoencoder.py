@@ -226,22 +226,26 @@ class KLCodec(nn.Module):
         return self
 
 
-def load_codec(path: Path | str, *, scale: float | None = None) -> KLCodec:
+def load_codec(
+    path: Path | str, *, scale: float | None = None, config: Mapping[str, Any] = OFFICIAL
+) -> KLCodec:
     """A codec from disk, strictly; nothing that is read can run.
 
-    path   a folder that a codec was saved to, or the run that trained it; a diffusers folder (config.json
-           and diffusion_pytorch_model.safetensors); or an official U-ViT file (autoencoder_kl.pth)
-    scale  another factor on the latents than the one that comes with it (official files: 0.18215)
+    path    a folder that a codec was saved to, or the run that trained it; a diffusers folder (config.json
+            and diffusion_pytorch_model.safetensors); or an official U-ViT file (autoencoder_kl.pth)
+    scale   another factor on the latents than the one that comes with it (official files: 0.18215)
+    config  of a file, which does not say
 
     `CheckpointError` for anything else.
     """
     place = Path(path).expanduser()
     if not place.exists():
         raise CheckpointError(f"there is no codec '{place}': give a folder or file that exists")
-    read = _from_file if place.is_file() else _from_folder
-    codec = read(place)
-    if scale is not None:
-        codec.scale = _positive(scale)
+    if place.is_dir():
+        codec = _from_folder(place)
+    else:
+        codec = KLCodec.from_ldm(read_state_dict(place), config=config, source=f"'{place}'")
+    codec.scale = codec.scale if scale is None else _positive(scale)
     return codec
 
 
@@ -249,10 +253,6 @@ def _positive(scale: float) -> float:
     if not (isfinite(scale) and scale > 0):
         raise ConfigError(f"a codec's scale is above 0, got {scale:g}: write for example 1.0")
     return float(scale)
-
-
-def _from_file(place: Path) -> KLCodec:
-    return KLCodec.from_ldm(read_state_dict(place), source=f"'{place}'")
 
 
 def _from_folder(place: Path) -> KLCodec:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,12 @@ def _weights(folder: Path) -> list[Path]:
 
 def _transformers() -> Any:
     try:
-        import transformers
+        return import_module("transformers")
     except ImportError:
         raise ConfigError(
             "encoding texts needs transformers, which is not installed: run "
             "pip install 'halfstep[text]'"
         ) from None
-    return transformers
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def train_classifier(
 ) -> nn.Module:
     """Train a classifier into the run folder `out`; `write` and `read` are how it lies on disk."""
     method = method or Classification()
-    return _carry_out(
+    return carried_through(
         "train classifier",
         method.stages(classifier),
         asdict(method),
@@ -164,7 +164,7 @@ class _Work:
             load_weights(stage.student, folder / "pipeline")
             last[:] = [self.pipeline(stage)]
 
-        _carry_out(
+        carried_through(
             command,
             stages,
             {**options, "pipeline": dict(self.about)},
@@ -181,7 +181,7 @@ class _Work:
         return last[0]
 
 
-def _carry_out(
+def carried_through(
     command: str,
     stages: Iterable[Stage],
     options: Mapping[str, Any],
@@ -195,6 +195,11 @@ def _carry_out(
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
 ) -> nn.Module:
+    """Train these stages in the run folder `out`, and return the last student.
+
+    write, read  how one lies on disk
+    gate         asked after each whether to go on
+    """
     processes.share(training.batch)
     stages = _asked(stages)
     asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
@@ -237,6 +242,7 @@ def _continued(first: Stage, walk: Iterator[Stage]) -> Iterator[Stage]:
 
 def load_weights(module: nn.Module, stem: Path) -> None:
     tensors, _ = storage.load(stem)
+    tensors.pop("empty", None)  # a pipeline's states of the empty text, which no network holds
     storage.load_into(module, tensors, f"'{stem}.safetensors'")
 
 
