@@ -76,7 +76,7 @@ class Plain(nn.Module):
         qkv = block["attn"]["qkv"](block["norm1"](h))
         q, k, v = qkv.reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).float()
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        h = h + block["attn"]["proj"](mixed.to(h.dtype))
+        h = h + block["attn"]["proj"](mixed)
         return h + block["mlp"]["fc2"](F.gelu(block["mlp"]["fc1"](block["norm2"](h))))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def test_the_config_rebuilds_it_and_copies_are_copies():
 def test_times_may_be_one_for_all():
     net, (x, *_) = probe(SMALL)
     filled(net)
+    assert net(x[:0], 417.0).shape == (0, 3, 8, 8)
     want = net(x, torch.tensor([417.0, 417.0]))
     for t in (417, 417.0, torch.tensor(417), torch.tensor(417.0, dtype=torch.float64)):
         assert torch.equal(net(x, t), want)
@@ -154,8 +155,8 @@ class Seen(TorchFunctionMode):
 
     def __torch_function__(self, function, kinds, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name in ("scaled_dot_product_attention", "softmax", "matmul", "__matmul__"):
-            self.calls.add((name, args[0].dtype))
+        if name in ("scaled_dot_product_attention", "softmax", "baddbmm", "bmm"):
+            self.calls |= {(name, arg.dtype) for arg in args if isinstance(arg, torch.Tensor)}
         return function(*args, **kwargs or {})
 
 

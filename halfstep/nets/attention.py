@@ -24,10 +24,14 @@ def sdpa(qkv: Tensor, scale: float | None) -> Tensor:
 
 def explicit(qkv: Tensor, scale: float | None) -> Tensor:
     """Two matrix products around a softmax, with [B, heads, N, N] weights."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-    # q is scaled and not the logits, which are more and in float16 could overflow.
-    logits = (q.shape[-1] ** -0.5 if scale is None else scale) * q @ k.transpose(2, 3)
-    return (logits.softmax(-1) @ v).transpose(1, 2)
+    batch, tokens, _, heads, d = qkv.shape
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, d).unbind(0)
+    # The product is scaled before it is rounded.  With beta 0 the first argument is not read.
+    scale = d**-0.5 if scale is None else scale
+    logits = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    mixed = torch.bmm(logits.softmax(-1), v)
+    out: Tensor = mixed.unflatten(0, (batch, heads)).transpose(1, 2)
+    return out
 
 
 def xformers(qkv: Tensor, scale: float | None) -> Tensor:
@@ -39,16 +43,21 @@ def xformers(qkv: Tensor, scale: float | None) -> Tensor:
 
 
 def auto(qkv: Tensor, scale: float | None) -> Tensor:
-    """`explicit` for bfloat16 on a CPU, whose fused kernels are slower than it; else `sdpa`.
+    """`explicit` for bfloat16 on a CPU, whose fused backward is slower than it; else `sdpa`.
 
-    Time of `explicit` as a ratio to `sdpa` of the whole network (S/2, batch 4, one thread of an
-    AVX512-BF16 CPU), by `python -m benchmarks.uvit --device cpu`:
+    How many times as fast the whole network is as one whose attention is `sdpa` on q, k and v in
+    float32 (S/2, 4 images, one thread of an AVX512-BF16 CPU that others were using too), by
+    `python -m benchmarks.uvit --device cpu`:
 
-                             forward    training step
-        float32               TABLE         TABLE
-        bfloat16 autocast     TABLE         TABLE
+                                         sdpa    explicit
+        float32, forward                 0.99        0.97
+        float32, training step           0.98        0.97
+        bfloat16 autocast, forward       1.02        1.13
+        bfloat16 autocast, training      1.01        1.17
 
-    In float16, which nobody trains in on a CPU, `sdpa` is up to 12 times as fast at this alone.
+    Attention alone, of 65 to 1025 tokens on that CPU: `explicit` takes 1.1 to 2.5 times as long as
+    `sdpa` in float32 and up to 12 times in float16, and 0.2 to 0.8 of it in bfloat16.  It rounds its
+    weights to bfloat16, which `sdpa` does not.
     """
     # Under autocast qkv, which a linear layer made, has autocast's dtype already.
     slow = qkv.device.type == "cpu" and qkv.dtype is torch.bfloat16

@@ -187,9 +187,9 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _image(self, patches: Tensor) -> Tensor:
         """[B, N, p * p * C] to [B, C, H, W]; within a patch the channel runs fastest."""
-        p, (_, height, width) = self.patch, self.shape
-        rows = patches.reshape(len(patches), *self.grid, p, p, -1).permute(0, 5, 1, 3, 2, 4)
-        image: Tensor = self.final_layer(rows.reshape(len(patches), -1, height, width))
+        cells = patches.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
+        rows = cells.permute(0, 5, 1, 3, 2, 4)  # [B, C, grid rows, p, grid columns, p]
+        image: Tensor = self.final_layer(rows.flatten(4, 5).flatten(2, 3))
         return image
 
     def _check(self, x: Tensor, y: Tensor | None, context: Tensor | None) -> None:
