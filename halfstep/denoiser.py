@@ -100,8 +100,12 @@ class Denoiser(nn.Module):
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
+        weight = next(self.net.parameters(), None)
+        dtype = x_t.dtype if weight is None else weight.dtype
+        # Times keep float32 at least: in bfloat16, 1000 is 4 off.
+        time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
         with precision:
-            out: Tensor = self.net(x_t, self.time(t, self.schedule).to(x_t.dtype), cond)
+            out: Tensor = self.net(x_t.to(dtype), time, cond)
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
 
     def twin(self) -> "Denoiser":
@@ -146,7 +150,9 @@ class Guided(nn.Module):
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
         if cond is None or cond.said(self.null) is None:
-            name, field = ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
+            name, field = (
+                ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
+            )
             raise ConfigError(
                 f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
             )

@@ -612,7 +612,10 @@ def test_what_is_no_picture_is_written_as_numbers(cli, tmp_path):
     net = build("mlp", {"dim": 5, "width": 8, "depth": 1})
     Pipeline(Denoiser(net, Cosine(), V()), (5,)).save("five")
     status, _, err = cli("sample", "five", "--out", "s")
-    assert status == 2 and "samples of shape [5] are no picture: give a folder as --out, and add --npz" in err
+    assert (
+        status == 2
+        and "samples of shape [5] are no picture: give a folder as --out, and add --npz" in err
+    )
     assert not (tmp_path / "s").exists()
     assert cli("sample", "five", "--out", "s", "--npz", "--n", 3)[0] == 0
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["samples.npz"]

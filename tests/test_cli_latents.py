@@ -81,7 +81,7 @@ def test_images_are_encoded_as_the_codec_does(cli, tmp_path):
         torch.testing.assert_close(
             data.moments.rows(2 * torch.arange(7) + view), codec.moments(x), rtol=0, atol=1e-5
         )
-    assert load_codec("l").digest() == codec.digest() and load_codec("l").scale == 0.5
+    assert load_codec("l").digest() == codec.digest() == data.codec and load_codec("l").scale == 0.5
     spread = float(re.search(r"\d+\.\d+", shown[2][1])[0])
     assert spread == pytest.approx(float(data.batch(torch.arange(7)).x0.std()), abs=0.006)
     before = everything(tmp_path / "l")

@@ -84,6 +84,7 @@ def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
+        ("--model cifar10_uvit_small --weights w --net a:b", "leave it out"),
         ("--model cifar10_uvit_small", "--model cifar10_uvit_small needs --weights"),
         ("--model cifar10_uvit --weights w.pth", "cifar10_uvit_small"),
         ("run --model cifar10_uvit_small --weights w.pth", "give one of the two"),

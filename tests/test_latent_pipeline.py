@@ -298,3 +298,21 @@ def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
 def test_a_sampler_that_is_none_is_refused_with_all_names():
     with pytest.raises(ConfigError, match="dpmpp-3s"):
         published("ddim", 2).sample(1, sampler="dpmpp3s")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_a_network_of_another_precision_can_be_sampled(dtype):
+    pipe = published("ddim", 4)
+    full = pipe.sample(3, seed=1)
+    pipe.denoiser.to(dtype)
+    other = pipe.sample(3, seed=1)
+    assert other.dtype == torch.float32
+    close = {torch.bfloat16: 0.1, torch.float64: 1e-4}[dtype]
+    assert (other - full).abs().max() < close * full.abs().max()
+    # Times are not rounded: 999 t is told apart where bfloat16 has one number for both.
+    x, times = torch.zeros(2, 3, 4, 6), torch.tensor([0.9000, 0.9010], dtype=torch.float64)
+    told = []
+    pipe.denoiser.net.register_forward_pre_hook(lambda net, given: told.append(given[1]))
+    pipe.denoiser(x, times)
+    assert told[0][1] - told[0][0] == pytest.approx(0.999, abs=1e-3)

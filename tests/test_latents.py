@@ -19,11 +19,11 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.batch import Cond
-from halfstep.data import Dataset, folder as folders, load
+from halfstep.data import Dataset, folder as folders, load, shards
 from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import open_latents
 from halfstep.data.shards import Shards
-from halfstep.data.streamed import AHEAD, Folder, Held, stream
+from halfstep.data.streamed import AHEAD, Folder, Held, Source, stream
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
 from halfstep.noise import Draw
 from tests.conftest import seeded
@@ -237,6 +237,10 @@ def test_moving_keeps_everything(tmp_path):
     moved = found.to("meta")
     assert (len(moved), moved.shape, moved.names) == (11, (3, 2, 3), found.names)
     assert moved.contexts.offsets.device.type == moved.labels.device.type == "meta"
+    digest = Tiny().digest()
+    assert found.codec == moved.codec == replace(found, labels=None).codec == digest
+    encoded(tmp_path / "other", codec=Tiny(seed=1))
+    assert open_latents(tmp_path / "other").codec == Tiny(seed=1).digest() != digest
     here = found.to("cpu")
     assert here.moments is found.moments and here.fingerprint() == found.fingerprint()
 
@@ -497,6 +501,74 @@ def test_a_damaged_file_is_named(tmp_path, name):
         open_latents(out, verify=False)
 
 
+def test_what_was_verified_is_hashed_again_when_it_changed(tmp_path, monkeypatch):
+    out, hashed, checksum = tmp_path / "l", [], shards.checksum
+    monkeypatch.setattr(shards, "checksum", lambda p: hashed.append(p.name) or checksum(p))
+    encoded(out, captions=captions())
+    open_latents(out, verify=False)
+    assert not (out / "verified.json").exists()
+    for _ in range(2):  # the second time all is remembered
+        told = []
+        open_latents(out, progress=lambda k, n, told=told: told.append((k, n)))
+        assert len(hashed) == len(set(hashed)) == 9
+        assert told == [(k, 9) for k in range(1, 10)]
+    hashed.clear()
+
+    shard = out / "shard-00001.npy"
+    whole, date = shard.read_bytes(), shard.stat().st_mtime_ns
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(shard, ns=(date, date + 1))
+    for times in (1, 2):  # a refusal is not forgotten
+        with refused(CheckpointError, f"'{shard}' is damaged: its checksum"):
+            open_latents(out)
+        assert hashed == times * [shard.name]
+    shard.write_bytes(whole[:-1])
+    os.utime(shard, ns=(date, date))  # as if it had never changed
+    for verify in (False, True):
+        with refused(CheckpointError, f"'{shard}' is damaged"):
+            open_latents(out, verify=verify)
+    shard.unlink()
+    with refused(CheckpointError, f"'{shard}' is missing"):
+        open_latents(out)
+
+    hashed.clear()
+    encoded(out, captions=captions())  # made again, with what belongs to all images
+    open_latents(out)
+    assert shard.name in hashed and not {"shard-00000.npy", "context-00001.npy"} & set(hashed)
+    assert not list(out.glob("*.part"))
+
+
+@pytest.mark.parametrize("stamp", ["{", "[]", '{"shard-00000.npy": 3}', None])
+def test_nobody_remembers_what_was_verified(tmp_path, stamp):
+    """A stamp that is none, or cannot be written, costs time and nothing else."""
+    out = tmp_path / "l"
+    encoded(out)
+    if stamp is None:
+        (out / "verified.json").mkdir()
+    else:
+        (out / "verified.json").write_text(stamp)
+    names = {path.name for path in out.iterdir()}
+    open_latents(out)
+    assert {path.name for path in out.iterdir()} == names
+    raw = bytearray((out / "shard-00000.npy").read_bytes())
+    raw[-1] ^= 1
+    (out / "shard-00000.npy").write_bytes(raw)
+    os.utime(out / "shard-00000.npy", ns=(1, 1))
+    with refused(CheckpointError, "shard-00000.npy' is damaged: its checksum"):
+        open_latents(out)
+
+
+def test_a_stamp_is_of_one_checksum(tmp_path):
+    """Another latents.json is another matter."""
+    encoded(tmp_path / "l")
+    open_latents(tmp_path / "l")
+    found = about(tmp_path / "l")
+    found["shards"][2]["sha256"] = "0" * 64
+    (tmp_path / "l" / "latents.json").write_text(json.dumps(found))
+    with refused(CheckpointError, "shard-00002.npy' is damaged: its checksum"):
+        open_latents(tmp_path / "l")
+
+
 def test_latents_json_that_cannot_be(tmp_path):
     with refused(CheckpointError, "latents.json' does not exist"):
         open_latents(tmp_path)
@@ -600,20 +672,120 @@ def test_other_sources_are_as_they_are_loaded(tmp_path):
         stream("nowhere")
 
 
-def test_digests_see_names_sizes_and_classes(tmp_path):
+def replaced(file, *, same_date=False):
+    """Another picture in its place, of as many bytes; with another date unless told."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    later = before.st_mtime_ns + (0 if same_date else 1)
+    os.utime(file, ns=(before.st_atime_ns, later))
+    assert file.stat().st_size == before.st_size and file.stat().st_mtime_ns == later
+
+
+def bitmaps(folder, n=7):
+    """n images of as many bytes, in which any byte may change."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for k in range(n):
+        pixels = rng.integers(0, 256, (6, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.bmp")
+    return folder
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Ranges of images that were read to be compared."""
+    seen, digest = [], Folder.digest
+    monkeypatch.setattr(
+        Folder, "digest", lambda self, rows: seen.append(rows) or digest(self, rows)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("missing", [(), (0,), (1,), (2, 3)])
+def test_a_replaced_image_of_as_many_bytes_is_refused(tmp_path, reads, missing):
+    """Whether its shard is there, is made again, or others are."""
+    out, place = tmp_path / "l", bitmaps(tmp_path / "photos")
+    encoded(out, stream(str(place), size=4), shard=2)
+    for k in missing:
+        (out / f"shard-{k:05d}.npy").unlink()
+    replaced(place / "3.bmp")
+    before = everything(out)
+    with refused(ConfigError, "other images or captions (shard-00001.npy was made of others than"):
+        encoded(out, stream(str(place), size=4), shard=2)
+    assert everything(out) == before and reads == [range(2, 4)]
+
+
+def test_a_shard_that_is_made_again_is_of_the_same_contents(tmp_path, reads):
+    """Even where dates do not show the change: the bytes that are encoded are compared."""
+    out, place = tmp_path / "l", bitmaps(tmp_path / "photos")
+    encoded(out, stream(str(place), size=4), shard=2)
+    good, whole = (place / "3.bmp").read_bytes(), everything(out)
+    date = (place / "3.bmp").stat().st_mtime_ns
+    replaced(place / "3.bmp", same_date=True)
+    assert encoded(out, stream(str(place), size=4), shard=2) is False  # nothing shows it
+    (out / "shard-00001.npy").unlink()
+    before = everything(out)
+    for _ in range(2):
+        with refused(ConfigError, "images or captions (shard-00001.npy was made of others than"):
+            encoded(out, stream(str(place), size=4), shard=2)
+        assert everything(out) == before and not list(out.glob("*.part"))
+    (place / "3.bmp").write_bytes(good)
+    os.utime(place / "3.bmp", ns=(date, date))
+    encoded(out, stream(str(place), size=4), shard=2)
+    assert everything(out) == whole and reads == []
+
+
+def test_images_that_were_touched_are_read_once(tmp_path, reads):
+    out, place = tmp_path / "l", bitmaps(tmp_path / "photos")
+    encoded(out, stream(str(place), size=4), shard=2)
+    assert encoded(out, stream(str(place), size=4), shard=2) is False and reads == []
+    date = (place / "6.bmp").stat().st_mtime_ns + 1
+    os.utime(place / "6.bmp", ns=(date, date))
+    for _ in range(2):
+        assert encoded(out, stream(str(place), size=4), shard=2) is False
+        assert reads == [range(6, 7)]
+    encoded(tmp_path / "alone", stream(str(place), size=4), shard=2)
+    assert everything(out) == everything(tmp_path / "alone")
+
+
+def test_what_is_read_is_named_as_it_is_compared(tmp_path):
+    """By the last batch, and of a folder and of images in memory alike."""
+    for images in (stream(str(photos(tmp_path / "photos")), size=4), some_images()):
+        found = Source()
+        batches = images.batches(range(2, 7), 2, found)
+        for _ in range(3):
+            next(batches)
+        assert found == Source()
+        assert next(batches, None) is None
+        rows = range(2, 7)
+        assert found == Source(images.digest(rows), images.stamp(rows))
+        assert found.digest != images.digest(range(1, 6))
+        assert found.stamp != images.stamp(range(1, 6))
+
+
+def test_digests_see_names_contents_and_classes(tmp_path):
     place = photos(tmp_path / "photos")
     images = stream(str(place))  # which looks at the files when it is asked
-    whole, some = images.digest(range(7)), images.digest(range(5))
+    whole, some, first = (images.digest(range(n)) for n in (7, 5, 4))
+    stamp = images.stamp(range(5))
     assert stream(str(place)).digest(range(7)) == whole
     assert images.digest(range(3)) != images.digest(range(1, 4))
     with (place / "dogs" / "5.png").open("ab") as file:
         file.write(b"0")
     assert images.digest(range(7)) != whole and images.digest(range(5)) == some
+    replaced(place / "dogs" / "4.png", same_date=True)
+    assert images.digest(range(5)) != some and images.digest(range(4)) == first
+    assert images.stamp(range(5)) == stamp
+    replaced(place / "dogs" / "4.png")  # back again, with another date
+    assert images.digest(range(5)) == some and images.stamp(range(5)) != stamp
+    assert replace(images, labels=images.labels + 1).digest(range(5)) != some
     (place / "cats").rename(place / "apes")
     assert stream(str(place)).digest(range(5)) != some
     (place / "apes" / "0.png").unlink()
-    with refused(DataError, "cats/0.png (No such file or directory)"):
-        images.digest(range(5))
+    for look in (images.digest, images.stamp, lambda rows: next(images.batches(rows, 2))):
+        with refused(DataError, "cats/0.png (No such file or directory)"):
+            look(range(5))
 
 
 def test_faulty_images_are_named_and_what_was_done_is_kept(tmp_path):

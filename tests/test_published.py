@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from math import exp
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,9 @@ from halfstep.batch import Cond
 from halfstep.cli.config import literals
 from halfstep.cli.options import parse
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
-from halfstep.data import Dataset
+from halfstep.data import Dataset, load
+from halfstep.data.encoding import write_latents
+from halfstep.data.streamed import stream
 from halfstep.denoiser import Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.hub.published import load_published, PUBLISHED
@@ -21,6 +24,7 @@ from halfstep.nets import fitting, UViT
 from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.nets.text import load_texts
 from halfstep.pipeline import Pipeline
+from tests.test_cli_published import CODEC
 
 # Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.
 # channels, side, patch, width, depth, heads, label rows, final convolution, recomputes, tokens,
@@ -542,13 +546,29 @@ def test_the_presets_ask_for_the_published_recipes(name):
     options, published = asked_by_preset(name), PUBLISHED[name]
     assert options.method == published.method
     assert options.training == published.training
-    assert options.source.flip == published.flip
+    # Of latents the mirror image is encoded beforehand.
+    assert options.source.flip == (published.flip and name not in LATENT)
     assert options.source.size == (None if name in LATENT else published.size)
     assert options.network.labels == bool(published.classes)
     assert options.network.texts == (name in TEXT)
     text = Path(__file__).parents[1].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
     assert f"# score     not run here; published FID {RECIPES[name][9]:.2f} (" in text
     assert "Bao et al. 2023" in text
+
+
+@pytest.mark.parametrize("name", [name for name in LATENT if name not in TEXT])
+def test_the_presets_take_the_latents_that_they_are_for(name, tmp_path):
+    torch.manual_seed(0)
+    codec, published = KLCodec.fresh(CODEC, scale=0.18215), PUBLISHED[name]
+    pixels = np.zeros((2, published.size, published.size, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1]))
+    write_latents(stream(str(tmp_path / "images.npz")), codec, tmp_path / "latents")
+    source = replace(asked_by_preset(name).source, data=str(tmp_path / "latents"))
+    data = load(source.data, size=source.size, channels=source.channels, flip=source.flip)
+    assert data.shape == published.shape and data.flip == published.flip
+    with torch.device("meta"):
+        made = fresh_pipeline(asked_by_preset(name).network, data, True, seed=0)
+    assert made.codec.scale == published.scale and made.null == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, cast, Generic, TypeVar
 
 from rich.console import Console
 
-from halfstep.cli.find import find_pipeline
+from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.gating import (
     auto_start,
     full_steps,
@@ -36,8 +36,9 @@ M = TypeVar("M")
 class Teacher:
     """The teacher."""
 
-    teacher: Path
+    teacher: Path | None = None
     """A teacher's folder, or the run that made it."""
+    official: Annotated[Official, Flat] = field(default_factory=Official)
     net: str | None = None
     """package.module:function, if the teacher's network is one of your own."""
 
@@ -70,9 +71,16 @@ def distill(name: str, argv: Sequence[str]) -> int:
     auto = halves and auto_start(args)
     options = parse(kind, args, prog=prog, about=about)
     where, training, method = options.where, options.training, options.method
-    load = partial(find_pipeline, options.teacher.teacher, net=options.teacher.net)
-    teachers = [load()]
+    named, official = options.teacher.teacher, cast(Official, options.teacher.official)
+    asks = f"{prog} needs --teacher and its folder"
+    find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
+    teachers = [find()]
     data = loading(console, options.source)
+    teachers[0] = official.decoding(teachers[0], data)
+
+    def load() -> Pipeline:
+        return official.decoding(find(), data)
+
     gate = None
     if auto and where.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
@@ -91,7 +99,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
         seen = rehearsed(teachers[0], data, training, where.device)
         stages = method.stages(teachers[0].denoiser)
         return print_plan(console, stages, seen, training, where.device)
-    say(console, "teacher", f"{options.teacher.teacher}: {describe(teachers[0])}")
+    say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", plan(method))
     say(console, "updates", updates_on(total_updates(method), training, where.device))

@@ -9,9 +9,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from halfstep.cli.find import find_pipeline
+from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
+    captions_of,
     cost_of,
     features_for,
     gate_of,
@@ -21,12 +23,13 @@ from halfstep.cli.judging import (
     real_images,
     written,
 )
-from halfstep.cli.options import Flat, parse
+from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.runs import describe_data
-from halfstep.data import load
+from halfstep.data import Data, Latents, load
+from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation, Subject
+from halfstep.evaluation.evidence import Evaluation, Subject, walkable
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.measured import Measured
 from halfstep.pipeline import Pipeline
@@ -88,19 +91,22 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     for pipeline in (teacher, *students):
         pipeline.to(device)
     asked = replace(options.evaluation, full=options.evaluation.full or _full(kept, teacher))
+    walkable(teacher, asked.full_sampler, asked.full)
     features = features_for(options.features, source, data)
-    held_out = None
-    if options.held_out is not None:
-        other = load(options.held_out, size=source.size, channels=source.channels)
-        held_out = other.batch(torch.arange(len(other))).x0
+    other = _other(options.held_out, source, data, teacher)
     real = real_images(console, data, teacher)
+    held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
     subject = Subject(teacher, students, data, times, held_out)
+    left_out = subject.left_out(asked)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))
     say(console, "features", f"{features.name} ({features.preprocessing})")
+    for sentence in left_out:
+        say(console, "left out", sentence)
+    captions = captions_of(data, teacher)
     with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
-        judge = judge_for(features, real, asked, advance)
+        judge = judge_for(features, real, asked, advance, captions)
         return written(
             kept.folder,
             subject,
@@ -157,21 +163,63 @@ def _full(kept: Kept, teacher: Pipeline) -> int:
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
     gate = gate_of(kept.folder) or {}
-    begun = max(Evaluation.full or 64, kept.asked.get("start", 0))
+    start = kept.asked.get("start", 0)  # of a teacher's own run it names the weights
+    begun = max(Evaluation.full, start if isinstance(start, int) else 0)
     return int(gate.get("about", {}).get("full", begun))
+
+
+def _other(spec: str | None, source: Source, data: Data, teacher: Pipeline) -> Data | None:
+    """The data that was held out; images of the size that the codec decodes to, latents of the same
+    shape."""
+    if spec is None:
+        return None
+    if is_latents(Path(spec).expanduser()):
+        other = load(spec)
+        if tuple(other.shape) != tuple(teacher.shape):
+            raise ConfigError(
+                f"the held-out latents have shape {list(other.shape)} and the run's "
+                f"{list(teacher.shape)}: give latents of that shape, or images"
+            )
+        return other
+    size = source.size
+    if isinstance(data, Latents) and teacher.codec is not None:
+        size = data.shape[-1] * teacher.codec.factor
+    return load(spec, size=size, channels=source.channels)
+
+
+def _held_out(console: Console, other: Data, real: Data | Tensor, teacher: Pipeline) -> Tensor:
+    """Its images, latents decoded; refused unless they have the shape of the run's own."""
+    found = real_images(console, other, teacher)
+    shape = real.shape[1:] if isinstance(real, Tensor) else real.shape
+    own = found.shape[1:] if isinstance(found, Tensor) else found.shape
+    if tuple(own) != tuple(shape):
+        raise ConfigError(
+            f"the held-out data has samples of shape {list(own)} and the run's data {list(shape)}: give "
+            "data of that shape as --held-out"
+        )
+    return found if isinstance(found, Tensor) else found.batch(torch.arange(len(found))).x0
 
 
 def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipeline:
     """The teacher that the run was made from; a run without students is one itself."""
     if options.teacher is None and not students:
         return find_pipeline(kept.folder, net=options.net)
+    official = Official.kept(kept.config)
+    if options.teacher is None and official.model is not None:
+        found = official.load()
+        found = replace(found, codec=found.codec or students[0].codec)
+        return _checked(found, official.model, kept, students)
     place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
     if place is None or not place.exists():
         raise ConfigError(
             f"the teacher of '{kept.folder}' is not {f'at {place}' if place else 'named in it'}: write "
             f"halfstep evaluate {kept.folder} --teacher FOLDER"
         )
-    found = find_pipeline(place, net=options.net)
+    return _checked(find_pipeline(place, net=options.net), str(place), kept, students)
+
+
+def _checked(found: Pipeline, place: str, kept: Kept, students: list[Pipeline]) -> Pipeline:
+    """The teacher that was found; refused if its weights are others than those of the run's."""
     if students and fingerprint(found.denoiser) != kept.asked.get("teacher"):
         raise ConfigError(
             f"'{place}' is not the teacher that '{kept.folder}' was made from, its weights differ: write "

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from halfstep import storage
-from halfstep.cli.judging import features_for, judge_for, real_images
+from halfstep.cli.judging import captions_of, features_for, judge_for, real_images
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
@@ -146,9 +146,13 @@ def looks_for(
     except ConfigError as error:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
     asked = Evaluation(samples=quality.samples, noise=quality.noise)
-    decoded = isinstance(data, Latents)
-    real = real_images(console, data, load().to(pick_device(device))) if decoded else data
-    judge = judge_for(features, real, asked)
+    teacher = load().to(pick_device(device)) if isinstance(data, Latents) else None
+    judge = judge_for(
+        features,
+        data if teacher is None else real_images(console, data, teacher),
+        asked,
+        captions=None if teacher is None else captions_of(data, teacher),
+    )
     return Looks(judge, load, full, console, device, kind, fingerprint(data))
 
 

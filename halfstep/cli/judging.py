@@ -64,14 +64,31 @@ def real_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tenso
         raise ConfigError(
             "these are latents and the teacher has no codec to show them with: give images as --data"
         )
-    rows = torch.arange(min(len(data), MOST_DECODED)).split(64)
+    count = min(len(data), MOST_DECODED)
+    rows = (torch.arange(count) * len(data) // count).split(
+        64
+    )  # all along: folders go class by class
     device = next(teacher.denoiser.parameters()).device
     found = []
-    with counting(console, f"decoding {rows[-1][-1] + 1:,} latents", len(rows)) as advance:
+    what = f"decoding {count:,} of {len(data):,} latents"
+    with counting(console, what, len(rows)) as advance:
         for part in rows:
             found.append(teacher.codec.decode(data.batch(part).x0.to(device)).cpu())
             advance()
     return torch.cat(found)
+
+
+def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | None:
+    """The states of the text that sample k is asked for: of any image of the data, always the same."""
+    if teacher.empty is None:
+        return None
+    if not isinstance(data, Latents) or data.contexts is None:
+        raise ConfigError(
+            "the teacher reads texts and this data has none: give latents that were encoded with --text"
+        )
+    contexts = data.contexts
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return lambda samples: contexts.rows(order[samples % len(order)])
 
 
 def judge_for(
@@ -79,11 +96,20 @@ def judge_for(
     data: Data | Tensor,
     asked: Evaluation,
     progress: Callable[[], object] | None = None,
+    captions: Callable[[Tensor], Tensor] | None = None,
 ) -> Judge:
     """A judge of these data, whose features are kept from one run to the next."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     seen = data_features(features, data, cache=cache_folder())
-    return Judge(features, real, seen, n=asked.samples, seed=asked.noise, progress=progress)
+    return Judge(
+        features,
+        real,
+        seen,
+        n=asked.samples,
+        seed=asked.noise,
+        progress=progress,
+        captions=captions,
+    )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class Source:
     """The data."""
 
     data: str
-    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, or a .npy or .npz file."""
+    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
+    a folder of latents."""
     size: int | None = None
     """Side of the images in pixels."""
     channels: int | None = None

@@ -1,8 +1,9 @@
 """`--dry-run`: what a run would do, and what it would cost here."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -15,7 +16,10 @@ from halfstep.noise import Draw
 from halfstep.training import Training
 from halfstep.training.parallel import Processes
 
-WARM_UP, TIMED = 1, 3
+FIRST, TIMED = 2, 3
+"""Samples of the first pass, and passes whose median counts."""
+PATIENCE, LONG = 2.0, 8.0
+"""Seconds that timing takes after the first pass; and those of a first pass that are believed."""
 
 
 def print_plan(
@@ -25,7 +29,7 @@ def print_plan(
     processes = Processes(device)
     steps = iter(stages)
     first = next(steps)
-    seconds = _seconds_per_update(first, data, training, processes.device)
+    seconds, timed = _seconds_per_update(first, data, training, processes.device)
     table = Table("stage", "updates", "forwards", "time here", box=None)
     total = 0.0
     for stage in chain([first], steps):
@@ -40,31 +44,56 @@ def print_plan(
     size = _weights(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
     where = f"{processes.device}, {torch.get_num_threads()} threads"
-    say(console, "time", f"about {span(total)} on {where}")
+    say(
+        console,
+        "time",
+        f"about {span(total)} on {where}: an estimate from {timed} samples at a time",
+    )
     return 0
 
 
 def _seconds_per_update(
     stage: Stage, data: Data, training: Training, device: torch.device
-) -> float:
-    """Forward and backward of a micro-batch, timed, times the micro-batches of an update."""
+) -> tuple[float, int]:
+    """Seconds of an update, and of how many samples at a time they were found: forward and backward of
+    as many as take a moment, at most a micro-batch, times the samples of an update."""
     size = training.micro_batch or training.batch
     student = stage.student.to(device)
     for module in vars(stage.objective).values():
         if isinstance(module, torch.nn.Module):
             module.to(device)
-    rows = torch.arange(size) % len(data)
-    batch = data.batch(rows).to(device)
-    took = []
-    for k in range(WARM_UP + TIMED):
-        generator = torch.Generator(device).manual_seed(k)
+
+    def timed(count: int) -> float:
+        batch = data.batch(torch.arange(count) % len(data)).to(device)
+        generator = torch.Generator(device).manual_seed(count)
         began = time.perf_counter()
-        stage.objective(student, batch, Draw.all(generator, size)).mean().backward()
+        stage.objective(student, batch, Draw.all(generator, count)).mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        took.append(time.perf_counter() - began)
         student.zero_grad(set_to_none=True)
-    return sorted(took[WARM_UP:])[TIMED // 2] * training.batch / size
+        return time.perf_counter() - began
+
+    count, seconds = probed(timed, size)
+    return seconds / count * training.batch, count
+
+
+def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
+    """How many samples were timed at once, and the seconds that they took: more and more of them, up to
+    `most`, while there is time; a first pass that is long decides by itself."""
+    count = min(FIRST, most)
+    took = timed(count)  # which also chooses kernels: a short one is not believed
+    if took > LONG:
+        return count, took
+    again = [timed(count)]
+    spent = again[0]
+    while count < most and spent + 4 * again[0] < PATIENCE:
+        count = min(2 * count, most)
+        again = [timed(count)]
+        spent += again[0]
+    while len(again) < TIMED and spent + again[0] < PATIENCE:
+        again.append(timed(count))
+        spent += again[-1]
+    return count, median(again)
 
 
 def _weights(stage: Stage, training: Training) -> int:

@@ -14,8 +14,9 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
-from halfstep.training.jobs import AUTOCAST, Job, read_by
+from halfstep.training.jobs import AUTOCAST, Job
 from halfstep.training.parallel import pick_device
+from halfstep.training.reading import read_by
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def _pipeline(options: Sample) -> Pipeline:
             "one: give one of the two"
         )
     if options.model is not None:
+        if options.net is not None:
+            raise ConfigError("--net is for a network of one's own, and --model names one: leave it out")
         if options.weights is None:
             raise ConfigError(f"--model {options.model} needs --weights: give the official file")
         from halfstep.hub import load_published

@@ -19,7 +19,7 @@ WHOLE = ("digits", "two-moons")
 """Sources that need no files."""
 BELOW = ("cifar10", "fashion-mnist")
 """Sources that need a place: NAME:FOLDER."""
-SPECS = (*WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "FILE.npy", "FILE.npz")
+SPECS = (*WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "LATENTS", "FILE.npy", "FILE.npz")
 
 
 def load(

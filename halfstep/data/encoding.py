@@ -6,11 +6,9 @@ Batches are cut from each shard's start, so a resumed run puts the same images t
 left alone, and its files are the same to the bit.
 """
 
-import fcntl
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,13 @@ from torch import nn, Tensor
 from halfstep import storage
 from halfstep.codec import Codec, Texts
 from halfstep.data.latents import ABOUT, FORMAT, is_latents, read_about
+from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_images
 from halfstep.data.shards import Entry, whole, written
-from halfstep.data.streamed import Images
+from halfstep.data.streamed import Images, Source
 from halfstep.errors import ConfigError
 
-CODEC = ("codec.safetensors", "codec.json")
-OURS = (".lock", *CODEC)
-"""What is left of a process that was killed before it wrote latents.json; and temporary files."""
+Write = Callable[[Path, range, Entry | None], Entry]
+"""Writes the file of these images, of which there was this entry when it was made before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ def write_latents(
         )
     if isinstance(codec, nn.Module):
         codec.eval()
-    with _alone(out), torch.inference_mode():
+    with alone(out), torch.inference_mode():
         work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
         return work.carry_out()
 
@@ -123,7 +121,7 @@ class _Work:
                 if name in done and (self.out / name).exists():
                     continue
                 worked, about["complete"] = True, False
-                done[name] = write(self.out / name, rows)
+                done[name] = write(self.out / name, rows, done.get(name))
                 files = sorted(done, key=lambda file: (len(file), file))
                 for key, kind in (("shards", "shard"), ("contexts", "context")):
                     about[key] = [done[file] for file in files if file.startswith(kind)]
@@ -140,7 +138,7 @@ class _Work:
         size, count = self.layout.shard, len(self.images)
         return [range(low, min(low + size, count)) for low in range(0, count, size)]
 
-    def _files(self, k: int) -> list[tuple[str, Callable[[Path, range], Entry]]]:
+    def _files(self, k: int) -> list[tuple[str, Write]]:
         """The files of shard k, and what writes them."""
         moments, states = f"shard-{k:05d}.npy", f"context-{k:05d}.npy"
         if self.captions is None:
@@ -149,22 +147,27 @@ class _Work:
 
     # -- what is written ---------------------------------------------------------------------------
 
-    def _moments(self, path: Path, rows: range) -> Entry:
+    def _moments(self, path: Path, rows: range, before: Entry | None) -> Entry:
         views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
+        source = Source()
 
         def encoded() -> Iterator[Tensor]:
             done = rows.start
-            for images in self.images.batches(rows, self.batch):
+            for images in self.images.batches(rows, self.batch, source):
                 both = [images, images.flip(-1)][:views]
                 moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
                 yield _stored(moments, dtype, "moments", "leave --half out")
                 done += len(images)
                 self.progress(done)
+            # Still under its temporary name: what was read last is compared as well.
+            if before is not None and before["source"] != source.digest:
+                raise of_others(self.out, f"{path.name} was made of others than are there now")
 
         shape = (len(rows), views, *self._latent(twice=True))
-        return {**written(path, shape, dtype, encoded()), "source": self.images.digest(rows)}
+        entry = written(path, shape, dtype, encoded())
+        return {**entry, "source": source.digest, "stamp": source.stamp}
 
-    def _states(self, path: Path, rows: range) -> Entry:
+    def _states(self, path: Path, rows: range, before: Entry | None) -> Entry:
         assert self.captions is not None
         chosen, texts = self.captions.chosen(rows), self.captions.texts
         lows = range(0, len(chosen), self.batch)
@@ -208,19 +211,25 @@ class _Work:
         return about
 
     def _check_same(self, about: dict[str, Any], asked: dict[str, Any]) -> None:
-        for key, value in asked.items():
-            if about.get(key) != value:
-                raise ConfigError(
-                    f"'{self.out}' holds latents of another {MADE_OF[key]} ({about.get(key)} there, "
-                    f"{value} asked for): choose another --out"
-                )
+        """Refuse what was made of others, and note new stamps of files with the same contents."""
+        check_asked(self.out, about, asked)
         ranges, here = self._ranges(), len(self.images)
+        before = [entry.get("stamp") for entry in about["shards"]]
         for entry in [*about["shards"], *about["contexts"]]:
             k = int(Path(entry["file"]).stem.rpartition("-")[2])
-            if k >= len(ranges) or entry["source"] != self._source(entry["file"], ranges[k]):
-                raise self._other(f"{entry['file']} was made of others than are there now")
+            if k >= len(ranges) or not self._same(entry, ranges[k]):
+                raise of_others(self.out, f"{entry['file']} was made of others than are there now")
         if about["complete"] and about["count"] != here:
-            raise self._other(f"{about['count']:,} there, {here:,} asked for")
+            raise of_others(self.out, f"{about['count']:,} there, {here:,} asked for")
+        if [entry.get("stamp") for entry in about["shards"]] != before:
+            storage.write_json(self.out / ABOUT, about)
+
+    def _same(self, entry: Entry, rows: range) -> bool:
+        """Whether a file was made of these images."""
+        if entry["file"].startswith("shard"):
+            return same_images(entry, self.images, rows)
+        assert self.captions is not None
+        return bool(entry["source"] == self.captions.digest_of(rows))
 
     def _try_one(self) -> None:
         """Encode one image and the empty text: what cannot be leaves no folder that says it was begun."""
@@ -233,18 +242,6 @@ class _Work:
             )
         if self.captions is not None:
             self._encoded([""])
-
-    def _other(self, what: str) -> ConfigError:
-        return ConfigError(
-            f"'{self.out}' holds latents of other images or captions ({what}): choose another --out"
-        )
-
-    def _source(self, file: str, rows: range) -> str:
-        """What a file of these images was made of."""
-        if file.startswith("shard"):
-            return self.images.digest(rows)
-        assert self.captions is not None
-        return self.captions.digest_of(rows)
 
     def _asked(self) -> dict[str, Any]:
         """All that must be the same when the folder is taken up again."""
@@ -278,19 +275,6 @@ class _Work:
         return (1 + twice) * self.codec.channels, *(side // factor for side in sides)
 
 
-MADE_OF = {
-    "codec": "codec",
-    "scale": "scale of the codec",
-    "image": "shape of images",
-    "latent": "shape of latents",
-    "dtype": "precision, --half,",
-    "views": "number of views, --mirror,",
-    "shard": "size of shards, --shard,",
-    "text": "encoder of texts",
-}
-"""What a key of latents.json is called in a refusal."""
-
-
 def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
     """As it goes to the disk; refuses what does not fit there."""
     x = x.to(dtype).cpu()
@@ -298,34 +282,3 @@ def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
         name = str(dtype).removeprefix("torch.")
         raise ConfigError(f"some {what} are nan or too large for {name}: {instead}")
     return x
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it; the lock dies with us."""
-    try:
-        if folder.exists() and not is_latents(folder):
-            strange = [
-                p.name for p in folder.iterdir() if p.name not in OURS and p.suffix != ".part"
-            ]
-            if strange:
-                raise ConfigError(
-                    f"'{folder}' is not empty and holds no latents (it has '{min(strange)}'): choose "
-                    "another --out"
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot hold latents ({error.strerror}): choose another --out"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is working on '{folder}': wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -4,6 +4,7 @@
     LATENTS/codec.safetensors, .json   the codec that made them
     LATENTS/shard-00000.npy ...     moments [rows, views, 2 c, h, w]: of an image, and of its mirror image
     LATENTS/labels.npy              int64 [N], if there are classes
+    LATENTS/verified.json           sizes and times of change of files whose checksums were compared
     LATENTS/context-00000.npy ...   with texts: states of the shard's captions, [captions, tokens, width]
     LATENTS/offsets.npy, null.npy   with texts: image n has the captions from offsets[n] to offsets[n + 1];
                                     the states of the empty text
@@ -77,6 +78,7 @@ class Latents:
     contexts  states of the images' captions, or None
     source    names what the files hold
     folder    where they lie, with the codec
+    codec     the digest of that codec, which is `Codec.digest`
     """
 
     moments: Shards
@@ -87,6 +89,7 @@ class Latents:
     contexts: Contexts | None = None
     source: str = ""
     folder: Path = Path()
+    codec: str = ""
     is_images = False
 
     def __len__(self) -> int:
@@ -176,7 +179,7 @@ def open_latents(
 ) -> Latents:
     """The latents of a folder, memory-mapped; `CheckpointError` names a file that is damaged.
 
-    verify    compare checksums, which reads every file once
+    verify    compare checksums, which reads every file once; later only those that changed since
     progress  told (files verified, files in all)
     """
     folder = Path(folder).expanduser()
@@ -237,4 +240,5 @@ def _latents(folder: Path, about: dict[str, Any]) -> Latents:
         tuple(about["names"]),
         contexts,
         folder=folder,
+        codec=about["codec"],
     )

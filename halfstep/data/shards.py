@@ -3,10 +3,13 @@
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +23,8 @@ from halfstep import storage
 from halfstep.errors import CheckpointError
 
 Entry = dict[str, Any]
-"""What latents.json says of a file: its name, rows and sha256."""
+"""What latents.json says of a file: its name, rows and sha256, and of what it was made."""
+VERIFIED = "verified.json"
 MEND = "run the same halfstep latents command again"
 
 
@@ -79,14 +83,17 @@ def written(path: Path, shape: Sequence[int], dtype: torch.dtype, parts: Iterabl
     part = path.with_name(path.name + ".part")
     arrays = (x.contiguous().numpy().tobytes() for x in parts)
     with storage.writing(path, part):
-        with part.open("wb") as file:
-            for piece in itertools.chain([head.getvalue()], arrays):
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        storage.flush_folder(path.parent)
+        try:
+            with part.open("wb") as file:
+                for piece in itertools.chain([head.getvalue()], arrays):
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            storage.flush_folder(path.parent)
+        finally:  # whatever ended it, half a shard serves nobody
+            part.unlink(missing_ok=True)
     return {"file": path.name, "rows": shape[0], "sha256": digest.hexdigest()}
 
 
@@ -121,26 +128,69 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return raw[start:].view(dtype).view(*shape)
 
 
-def verify(
-    folder: Path, entries: list[dict[str, Any]], progress: Callable[[int, int], None] | None
-) -> None:
+def verify(folder: Path, entries: list[Entry], progress: Callable[[int, int], None] | None) -> None:
+    """Compare checksums; `CheckpointError` names a file that is damaged.
+
+    Those of a file that was verified before, and has had its size and time of change since, are not
+    computed again: verified.json remembers.
+    """
+    before, now = _verified(folder), dict[str, list[Any]]()
+
+    def found(entry: Entry) -> tuple[list[Any], bool]:
+        path = folder / entry["file"]
+        state = [*_state(path), entry["sha256"]]  # before its bytes: they may change meanwhile
+        return state, before.get(entry["file"]) == state or checksum(path) == entry["sha256"]
+
     with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
-        checksums = pool.map(lambda entry: checksum(folder / entry["file"]), entries)
-        for k, (entry, found) in enumerate(zip(entries, checksums, strict=True)):
-            if found != entry["sha256"]:
+        results = pool.map(found, entries)
+        for k, (entry, (state, right)) in enumerate(zip(entries, results, strict=True)):
+            if not right:
                 path = folder / entry["file"]
                 raise CheckpointError(
                     f"'{path}' is damaged: its checksum is not the one in latents.json; {_mend(path)}"
                 )
+            now[entry["file"]] = state
             if progress:
                 progress(k + 1, len(entries))
+    if now != before:
+        _remember(folder, now)
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """[size, time of change, sha256] of the files that were verified; {} where nobody remembers."""
+    try:
+        return storage.read_json(folder / VERIFIED)
+    except CheckpointError:
+        return {}
+
+
+def _remember(folder: Path, files: dict[str, list[Any]]) -> None:
+    """Not where the folder cannot be written: then every opening compares all checksums."""
+    part = folder / f"{VERIFIED}.{uuid.uuid4().hex}.part"  # several processes open at once
+    with suppress(OSError):
+        try:
+            part.write_text(json.dumps(files, indent=2) + "\n")
+            part.replace(folder / VERIFIED)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    with _reading(path):
+        stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def checksum(path: Path) -> str:
     """sha256 of a file."""
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' is missing: {MEND}") from None
     except OSError as error:

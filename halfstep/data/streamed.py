@@ -1,13 +1,14 @@
 """Images that are read as they are needed: what is encoded once need not fit into memory."""
 
 import hashlib
+import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,18 @@ from halfstep.errors import ConfigError, DataError
 
 AHEAD = 2
 """Batches that are read while one is encoded."""
+
+
+@dataclass
+class Source:
+    """Names for some images; equal contents have an equal digest.
+
+    digest  of names, labels and contents
+    stamp   of names, labels, sizes and times of change: while it stays, nothing is read again
+    """
+
+    digest: str = ""
+    stamp: str = ""
 
 
 class Images(Protocol):
@@ -35,10 +48,16 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def digest(self, rows: range) -> str:
-        """A name for these images and their labels: others have another."""
+        """`Source.digest` of these images, which reads them all."""
 
-    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
-        """These images, `size` at a time: float32 [B, C, H, W] in [-1, 1]."""
+    def stamp(self, rows: range) -> str:
+        """`Source.stamp` of these images, which reads none of a folder."""
+
+    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+        """These images, `size` at a time: float32 [B, C, H, W] in [-1, 1].
+
+        source  is filled after the last: names what was read
+        """
 
 
 def stream(
@@ -89,9 +108,23 @@ class Held:
         part = Dataset(self.data.values[some], None if labels is None else labels[some])
         return part.fingerprint()
 
-    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+    def stamp(self, rows: range) -> str:
+        return self.digest(rows)
+
+    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
         for part in torch.arange(rows.start, rows.stop).split(size):
             yield self.data.batch(part).x0
+        if source is not None:
+            source.digest = source.stamp = self.digest(rows)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as it was read: its pixels or why there are none, its checksum and its stamp."""
+
+    image: folders.Pixels | str
+    sha256: str = ""
+    stamp: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,19 +164,14 @@ class Folder:
         return len(self.files)
 
     def digest(self, rows: range) -> str:
-        """Of names and sizes of the files, which is what can be known without reading them."""
-        found = hashlib.sha256()
-        for k in rows:
-            file, label = self.files[k], None if self.labels is None else int(self.labels[k])
-            try:
-                size = file.stat().st_size
-            except OSError as error:
-                raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
-            found.update(f"{file.relative_to(self.folder).as_posix()}\0{size}\0{label}\n".encode())
-        return found.hexdigest()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return self._named(rows, pool.map(self._checksum, [self.files[k] for k in rows]))
 
-    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
-        waiting = deque[list[Future[folders.Pixels | str]]]()
+    def stamp(self, rows: range) -> str:
+        return self._named(rows, (self._stamp(self.files[k]) for k in rows))
+
+    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+        waiting, sums, stamps = deque[list[Future[_File]]](), list[str](), list[str]()
         chunks = [rows[low : low + size] for low in range(0, len(rows), size)]
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
@@ -151,14 +179,49 @@ class Folder:
                 while len(waiting) <= AHEAD and k + len(waiting) < len(chunks):
                     ahead = chunks[k + len(waiting)]
                     waiting.append([pool.submit(self._read, self.files[n]) for n in ahead])
-                yield self._stacked(chunk, [future.result() for future in waiting.popleft()])
+                read = [future.result() for future in waiting.popleft()]
+                sums += [file.sha256 for file in read]
+                stamps += [file.stamp for file in read]
+                yield self._stacked(chunk, [file.image for file in read])
         finally:
             pool.shutdown(cancel_futures=True)
+        if source is not None:
+            source.digest, source.stamp = self._named(rows, sums), self._named(rows, stamps)
 
-    def _read(self, file: Path) -> folders.Pixels | str:
-        return folders.read(file, self.size, self.shape[0])
+    def _read(self, file: Path) -> _File:
+        try:
+            with file.open("rb") as opened:
+                stamp = _stamped(os.fstat(opened.fileno()))  # before its bytes: they may change
+                content = opened.read()
+        except OSError as error:
+            return _File(error.strerror or "gone")
+        held: Any = io.BytesIO(content)  # what is hashed is what is decoded
+        image = folders.read(held, self.size, self.shape[0])
+        return _File(image, hashlib.sha256(content).hexdigest(), stamp)
 
-    def _stacked(self, rows: range, got: list[folders.Pixels | str]) -> Tensor:
+    def _checksum(self, file: Path) -> str:
+        try:
+            with file.open("rb") as opened:
+                return hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
+
+    def _stamp(self, file: Path) -> str:
+        try:
+            return _stamped(file.stat())
+        except OSError as error:
+            raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
+
+    def _named(self, rows: range, of: Iterable[str]) -> str:
+        """A name for these files, their labels, and what is known of each."""
+        found = hashlib.sha256()
+        for k, known in zip(rows, of, strict=True):
+            label = None if self.labels is None else int(self.labels[k])
+            name = self.files[k].relative_to(self.folder).as_posix()
+            found.update(f"{name}\0{label}\0{known}\n".encode(errors="surrogateescape"))
+        return found.hexdigest()
+
+    def _stacked(self, rows: range, got: Sequence[folders.Pixels | str]) -> Tensor:
         faults = {self.files[k]: g for k, g in zip(rows, got, strict=True) if isinstance(g, str)}
         if faults:
             raise _unreadable(self.folder, faults)
@@ -172,6 +235,10 @@ class Folder:
                     "example 256"
                 )
         return torch.from_numpy(np.stack(images)).float().div_(127.5).sub_(1)
+
+
+def _stamped(stat: os.stat_result) -> str:
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _unreadable(folder: Path, faults: dict[Path, str]) -> DataError:

@@ -14,8 +14,10 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.samplers import calls
+from halfstep.samplers import calls, WALKS
 
+GROUP = 4
+"""Steps of a single-step solver that has a group of three, and its tail."""
 Way = tuple[Pipeline, str, int]
 """A pipeline, the name of a sampler, and how many steps."""
 
@@ -61,8 +63,8 @@ def cost(
             f"cost needs a way to sample, batches of at least 1 and a round, got {len(ways)} ways, "
             f"batches {tuple(batches)} and {rounds} rounds: write for example batches=(1, 64), rounds=5"
         )
-    for pipeline, _, steps in ways:
-        pipeline.grid(steps)  # refuses before the first second is spent
+    for pipeline, sampler, steps in ways:
+        pipeline.grid(steps, sampler)  # refuses before the first second is spent
     seconds = [_seconds(ways, batch, rounds, progress) for batch in batches]
     return [
         Cost(
@@ -127,14 +129,13 @@ def peak_bytes(pipeline: Pipeline, sampler: str, steps: int, *, batch: int) -> i
     """The most memory that sampling a batch holds at once, weights included; None if it cannot be told.
 
     CUDA: torch's own peak, less what lay there before (other models).  CPU: the allocations and
-    releases that torch's profiler lists.  Of a walk of at most three steps, within which it is
-    reached: a walk remembers no more than two answers of the network.
+    releases that torch's profiler lists.  Of a walk of a few steps, within which it is reached: a walk
+    remembers no more than two answers of the network.
     """
-    times = pipeline.grid(steps)
-    short = replace(pipeline, times=((*times[:-1][:3], times[-1]),))
+    short = _short(pipeline, sampler, steps)
 
     def walk() -> Tensor:
-        return short.sample(batch, sampler=sampler, batch=batch)
+        return short.sample(batch, steps=short.steps, sampler=sampler, batch=batch)
 
     device = next(pipeline.denoiser.parameters()).device
     held = None
@@ -147,6 +148,15 @@ def peak_bytes(pipeline: Pipeline, sampler: str, steps: int, *, batch: int) -> i
     tensors = [*pipeline.denoiser.parameters(), *pipeline.denoiser.buffers()]
     weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return held + sum(weights.values())
+
+
+def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
+    """The pipeline for the first steps and the last; where the sampler makes its grid, for a short one."""
+    times = pipeline.grid(steps, sampler)
+    if sampler in WALKS:
+        return replace(pipeline, steps=min(steps, GROUP))
+    few = (*times[:-1][:3], times[-1])
+    return replace(pipeline, times=(few,), steps=len(few) - 1)
 
 
 def _on_cuda(walk: Callable[[], Tensor], device: torch.device) -> int:

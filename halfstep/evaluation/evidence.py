@@ -4,11 +4,10 @@ Teacher at full steps, undistilled teacher at not more network calls, and every 
 the same features, the same number of samples, intervals on all of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,29 +16,21 @@ from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.cost import cost
-from halfstep.evaluation.distance_intervals import (
-    frechet_interval,
-    kernel_interval,
-    precision_recall_intervals,
-    raw_frechet_interval,
-)
-from halfstep.evaluation.distances import inception_score
-from halfstep.evaluation.drift import drift
-from halfstep.evaluation.fidelity import fidelity, grid_cost, learning_error, worst_pairs
-from halfstep.evaluation.intervals import basic_bootstrap, Interval
+from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.judge import Judge, Seen
-from halfstep.evaluation.memorisation import memorisation
+from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
-from halfstep.samplers import calls, PREFIX, STEPS
+from halfstep.prediction import Prediction
+from halfstep.samplers import calls, PREFIX, sample, STEPS, WALKS
+from halfstep.schedules import Schedule
 from halfstep.timegrids import Times
 
 FORMAT = 1
 TIMED = (1, 64)
 """Batch sizes at which seconds are measured."""
-ROWS_A_FEATURE = 10
-"""Samples a feature below which the interval of the true Fréchet distance means nothing."""
-METRICS = ("frechet", "kernel", "inception", "precision-recall")
+SAMPLERS = (*STEPS, *WALKS, "ancestral")
+"""Of the teacher; diffusers' schedulers besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +43,13 @@ class Evaluation:
     """Seed of the noise that every row starts from."""
     full: int = 64
     """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
+    full_sampler: str = "ddim"
+    """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
     counts: tuple[int, ...] = ()
     """Steps of the students to judge; all there are by default."""
     baselines: tuple[str, ...] = ("ddim", "heun", "dpmpp-2m")
-    """Samplers of the undistilled teacher, at not more calls; diffusers:NAME is one of diffusers'."""
+    """Samplers of the undistilled teacher, at not more calls: ddim, heun, dpmpp-2m, ancestral, dpmpp-3s,
+    dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
     metrics: tuple[str, ...] = METRICS
     """Distances of each row: frechet is always there, inception where the features know classes."""
     shown: int = 12
@@ -75,9 +69,9 @@ class Evaluation:
         for name in self.metrics:
             if name not in METRICS:
                 raise unknown("metric", name, METRICS)
-        for name in self.baselines:
-            if not name.startswith(PREFIX) and name not in (known := [*STEPS, "ancestral"]):
-                raise unknown("sampler", name, [*known, f"{PREFIX}NAME"])
+        for name in (self.full_sampler, *self.baselines):
+            if not name.startswith(PREFIX) and name not in SAMPLERS:
+                raise unknown("sampler", name, [*SAMPLERS, f"{PREFIX}NAME"])
 
 
 @dataclass(frozen=True)
@@ -103,6 +97,10 @@ class Subject:
         ways = 1 + len(walks) + len(own)
         return total * -(-asked.samples // batch) + ways * asked.cost_rounds * len(TIMED)
 
+    def left_out(self, asked: Evaluation) -> list[str]:
+        """Which baselines will not be sampled, and why, a sentence each."""
+        return _left_out(self.teacher, counted(map(_steps, self.students), asked), asked)
+
 
 @dataclass
 class Rows:
@@ -119,30 +117,66 @@ def teacher_rows(teacher: Pipeline, counts: Sequence[int], judge: Judge, asked: 
 
     Needs no student, so it can be done while they are trained.
     """
-    full = judge.see(teacher, "ddim", asked.full)
-    name = f"teacher, {_plural(asked.full)}"
-    found = Rows(
-        [_row("teacher", name, "ddim", asked.full, full, judge, asked)],
-        [(teacher, "ddim", asked.full)],
-        full,
-    )
+    walkable(teacher, asked.full_sampler, asked.full)
+    sampler = "" if asked.full_sampler == "ddim" else f"{asked.full_sampler}, "
+    way = asked.full_sampler, asked.full
+    full = judge.see(teacher, *way)
+    name = f"teacher, {sampler}{_plural(asked.full)}"
+    found = Rows([row("teacher", name, *way, full, judge, asked.metrics)], [(teacher, *way)], full)
     for sampler, steps in _walks(teacher, counts, asked):
         seen = judge.see(teacher, sampler, steps)
         name = f"teacher, {sampler}, {_plural(steps)}"
-        found.rows.append(_row("baseline", name, sampler, steps, seen, judge, asked, full))
+        found.rows.append(row("baseline", name, sampler, steps, seen, judge, asked.metrics, full))
         found.ways.append((teacher, sampler, steps))
     return found
 
 
+def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
+    """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
+    times = teacher.grid(steps, sampler)
+    if sampler in WALKS:
+        blank = _Blank(teacher.denoiser.schedule)
+        step = WALKS[sampler].step(steps, blank.schedule, lambda like, number: like)
+        sample(blank, torch.zeros(1, 1), times, step)
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """A denoiser that sees nothing, at once."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+
+
 def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[tuple[str, int]]:
     """The baselines, once where one serves two counts; a teacher that is a student takes its own steps."""
+    return [way for way, refused in _tried(teacher, counts, asked) if refused is None]
+
+
+def _left_out(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[str]:
+    refused = {sampler: why for (sampler, _), why in _tried(teacher, counts, asked) if why}
+    return [f"no baseline {sampler}: {why}" for sampler, why in refused.items()]
+
+
+def _tried(
+    teacher: Pipeline, counts: Sequence[int], asked: Evaluation
+) -> Iterator[tuple[tuple[str, int], str | None]]:
+    """(sampler, steps) of each baseline, and why it cannot be."""
     own = {len(times) - 1 for times in teacher.times}
     walks = [(sampler, most_steps(sampler, k)) for k in counts for sampler in asked.baselines]
-    return [
-        (sampler, steps)
-        for sampler, steps in dict.fromkeys(walks)
-        if steps is not None and (not own or steps in own)
-    ]
+    for sampler, steps in dict.fromkeys(walks):
+        if steps is None or (own and steps not in own and sampler not in WALKS):
+            continue
+        try:
+            walkable(teacher, sampler, steps)
+        except ConfigError as error:
+            if sampler not in WALKS:
+                raise
+            yield (sampler, steps), str(error)
+        else:
+            yield (sampler, steps), None
 
 
 def gather(
@@ -157,21 +191,22 @@ def gather(
     found = of_teacher or teacher_rows(subject.teacher, counts, judge, asked)
     rows, ways, full = list(found.rows), list(found.ways), found.full
     held_out = None if subject.held_out is None else judge.features(subject.held_out)
-    _memorised(rows[0], full, held_out, judge)
+    rows[0]["memorisation"] = memorised(full, held_out, judge)
     images = [(rows[0]["name"], full.images)]
     for count in counts:
         seen = judge.see(students[count], "ddim", count)
-        row = _row("student", f"student, {_plural(count)}", "ddim", count, seen, judge, asked, full)
-        row["drift"] = _drift(full, seen)
-        row["split"] = _split(subject, students, count, asked)
-        _memorised(row, seen, held_out, judge)
-        rows.append(row)
+        name = f"student, {_plural(count)}"
+        mine = row("student", name, "ddim", count, seen, judge, asked.metrics, full)
+        mine["drift"] = drifted(full, seen)
+        mine["split"] = _split(subject, students, count, asked)
+        mine["memorisation"] = memorised(seen, held_out, judge)
+        rows.append(mine)
         ways.append((students[count], "ddim", count))
         images.append((_plural(count), seen.images))
     if asked.cost_rounds:
         timed = cost(ways, batches=TIMED, rounds=asked.cost_rounds, progress=judge.progress)
-        for row, taken in zip(rows, timed, strict=True):
-            row["cost"] = taken.to_json()
+        for one, taken in zip(rows, timed, strict=True):
+            one["cost"] = taken.to_json()
     measure = {
         "features": judge.features.name,
         "preprocessing": judge.features.preprocessing,
@@ -182,8 +217,9 @@ def gather(
         "real_few": len(judge.real_few),
         "seed": asked.noise,
         "floor": judge.floor,
+        "left_out": _left_out(subject.teacher, counts, asked),
     }
-    return {"format": FORMAT, "measure": measure, "rows": rows}, _pictures(images, asked.shown)
+    return {"format": FORMAT, "measure": measure, "rows": rows}, pictures(images, asked.shown)
 
 
 def counted(steps: Iterable[int], asked: Evaluation) -> list[int]:
@@ -203,66 +239,6 @@ def most_steps(sampler: str, count: int) -> int | None:
         if calls(sampler, steps) <= count:
             return steps
     return None
-
-
-def _row(
-    who: str,
-    name: str,
-    sampler: str,
-    steps: int,
-    seen: Seen,
-    judge: Judge,
-    asked: Evaluation,
-    full: Seen | None = None,
-) -> dict[str, Any]:
-    """One row of the table; what only students have is filled in later."""
-    return {
-        "who": who,
-        "name": name,
-        "sampler": sampler,
-        "steps": steps,
-        "calls": calls(sampler, steps),
-        "distances": _distances(seen, judge, asked),
-        "ratio": None if full is None else judge.ratio(seen, full).to_json(),
-        "fidelity": None if full is None else _fidelity(full, seen),
-        "split": None,
-        "memorisation": None,
-        "drift": None,
-        "cost": None,
-    }
-
-
-def _distances(seen: Seen, judge: Judge, asked: Evaluation) -> dict[str, Any]:
-    real, few, fake = judge.real_features, judge.real_few, seen.features
-    found: dict[str, Interval] = {"frechet_distance": raw_frechet_interval(real, fake)}
-    if min(len(real), len(fake)) >= ROWS_A_FEATURE * real.shape[1]:
-        truth = frechet_interval(real, fake)
-        found["frechet_unbiased"] = replace(truth, value=(truth.low + truth.high) / 2)
-    if "kernel" in asked.metrics:
-        found["kernel_distance"] = kernel_interval(few, fake)
-    if "inception" in asked.metrics and judge.features.head is not None:
-        chances = judge.features.probabilities(fake)
-        found["inception_score"] = basic_bootstrap(inception_score, chances)
-    if "precision-recall" in asked.metrics:
-        found["precision"], found["recall"] = precision_recall_intervals(few, fake)
-    return {name: value.to_json() for name, value in found.items()}
-
-
-def _fidelity(full: Seen, seen: Seen) -> dict[str, Any]:
-    return fidelity(full.images, seen.images, full.features, seen.features).to_json()
-
-
-def _drift(full: Seen, seen: Seen) -> list[dict[str, object]] | None:
-    """Of images large and many enough; points have no colours."""
-    if seen.images.ndim != 4 or min(seen.images.shape[2:]) < 3 or len(seen) < 8:
-        return None
-    return [one.to_json() for one in drift(full.images, seen.images)]
-
-
-def _memorised(row: dict[str, Any], seen: Seen, held_out: Tensor | None, judge: Judge) -> None:
-    """By distances in feature space."""
-    if held_out is not None:
-        row["memorisation"] = memorisation(seen.features, judge.real_features, held_out).to_json()
 
 
 def _split(
@@ -286,28 +262,6 @@ def _split(
     grid = grid_cost(subject.teacher, finer, n=asked.split_samples, seed=asked.noise)
     learning = learning_error(students[count].denoiser, maker, finer, batch.x0, cond=cond)
     return {"grid": grid.to_json(), "learning": learning.to_json()}
-
-
-def _pictures(images: list[tuple[str, Tensor]], shown: int) -> dict[str, NDArray[Any]]:
-    """The same seeds down the columns, and the worst pairs of the student of the fewest steps."""
-    if images[0][1].ndim != 4:
-        return {}
-    found = {
-        "grid": np.stack([_bytes(x[:shown]) for _, x in images]),
-        "grid_labels": np.array([label for label, _ in images]),
-    }
-    if len(images) > 1:
-        (_, full), (label, last) = images[0], images[-1]
-        worst = worst_pairs(full, last, count=min(6, len(full)))
-        found["worst"] = np.stack([_bytes(full[worst]), _bytes(last[worst])], 1)
-        found["worst_labels"] = np.array([f"{label}, seed {k}" for k in worst])
-    return found
-
-
-def _bytes(images: Tensor) -> NDArray[Any]:
-    """[N, C, H, W] in [-1, 1] to uint8 [N, H, W, C]."""
-    levels: NDArray[Any] = ((images + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-    return levels.transpose(0, 2, 3, 1)
 
 
 def _steps(student: Pipeline) -> int:

@@ -60,6 +60,7 @@ class Judge:
     n, seed   how many samples, and of which noise: the same for every row
     batch     images a network call
     progress  called after every step of every batch
+    captions  sample numbers, int64 [B], to the states of their texts, for networks that read them
     """
 
     features: Features
@@ -69,6 +70,7 @@ class Judge:
     seed: int = 0
     batch: int = 256
     progress: Callable[[], object] | None = None
+    captions: Callable[[Tensor], Tensor] | None = None
     real_features: Tensor = field(init=False)
     _teacher: Seen | None = field(init=False, default=None)
 
@@ -98,20 +100,31 @@ class Judge:
         if n <= had:
             return seen.first(n)
         began = time.perf_counter()
-        images = pipeline.sample(
-            n - had,
-            first=had,
-            seed=self.seed,
-            steps=steps,
-            sampler=sampler,
-            batch=self.batch,
-            progress=self.progress,
-        )
+        images = self._drawn(pipeline, sampler, steps, had, n)
         seconds, features = time.perf_counter() - began, self.features(images)
         if had:
             images = torch.cat([seen.images, images])
             features = torch.cat([seen.features, features])
         return Seen(images, features, seen.seconds + seconds)
+
+    def _drawn(self, pipeline: Pipeline, sampler: str, steps: int, low: int, high: int) -> Tensor:
+        """Samples low to high - 1; with captions a batch at a time, as all their states may be too many."""
+        size = self.batch if self.captions else high - low
+        found = []
+        for k in range(low, high, size):
+            ids = torch.arange(k, min(k + size, high))
+            images = pipeline.sample(
+                len(ids),
+                first=k,
+                seed=self.seed,
+                steps=steps,
+                sampler=sampler,
+                context=None if self.captions is None else self.captions(ids),
+                batch=self.batch,
+                progress=self.progress,
+            )
+            found.append(images)
+        return torch.cat(found)
 
     def distance(self, seen: Seen) -> float:
         """Fréchet distance from the real data."""

@@ -75,6 +75,9 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
 }
 """Names of networks.  Wherever one is written, `package.module:function` may be, too."""
+LATER = {"clip_dim": (None,), "num_clip_token": (77,), "attention": ("auto",)}
+"""Arguments that came after the first runs, with what those were made with: not told, so that such a run
+can go on."""
 
 
 def build(name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -90,7 +93,9 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
         made: Any = net.model.config  # type: ignore[union-attr]
-        kept = _plain(name, {key: made[key] for key in made if not key.startswith("_")})
+        kept = _plain(
+            name, {k: made[k] for k in made if k[0] != "_" and LATER.get(k) != (made[k],)}
+        )
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 

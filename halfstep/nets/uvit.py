@@ -254,7 +254,7 @@ def _recomputed(block: nn.Module, *inputs: Tensor | None) -> Tensor:
 
 
 def _refuse(height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int) -> None:
-    if height % patch or width % patch:
+    if patch < 1 or height % patch or width % patch:
         raise ConfigError(
             f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
             "choose img_size as a multiple of patch_size"

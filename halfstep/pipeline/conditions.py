@@ -30,6 +30,14 @@ def condition(
     return None if label is None and states is None else Cond(label, states)
 
 
+def same_states(states: Tensor, empty: Tensor) -> bool:
+    """Whether two encoders agree about the empty text, up to the rounding of what is kept on disk."""
+    near = 0.02 * float(empty.abs().max())
+    return states.shape == empty.shape and torch.allclose(
+        states.to(empty), empty, rtol=0.02, atol=near
+    )
+
+
 def _labels(
     n: int, first: int, classes: int, null: int | None, labels: Sequence[int] | None
 ) -> Tensor | None:

@@ -14,14 +14,14 @@ from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
-from halfstep.pipeline.conditions import condition
+from halfstep.pipeline.conditions import condition, same_states
 from halfstep.pipeline.description import denoiser_from, described
 from halfstep.pipeline.walks import check_counts, check_sampler, walk
 from halfstep.samplers.published import WALKS
 from halfstep.timegrids import Times, uniform
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pipeline:
     """A denoiser with all it needs to be sampled; describes itself on disk.
 
@@ -102,7 +102,12 @@ class Pipeline:
             if self.codec is not None and not latents:
                 x = self.codec.decode(x)
             done.append(x.cpu())
-        return torch.cat(done) if done else torch.empty(0, *self.shape)
+        return torch.cat(done) if done else self._none(latents)
+
+    def _none(self, latents: bool) -> Tensor:
+        """No samples, in the shape that samples have."""
+        empty = torch.empty(0, *self.shape)
+        return empty if self.codec is None or latents else self.codec.decode(empty)
 
     def grid(self, steps: int | None = None, sampler: str = "ddim") -> Times:
         """The grid of so many steps; `ConfigError` lists a student's when it has none of that many."""
@@ -158,10 +163,7 @@ class Pipeline:
         """The same with an encoder of texts; one that it was not trained with is refused."""
         if self.empty is None:
             raise ConfigError("this pipeline reads no texts: leave the encoder out")
-        states = texts.encode([""])[0].to(self.empty)
-        if states.shape != self.empty.shape or not torch.allclose(
-            states, self.empty, rtol=0.02, atol=0.02 * float(self.empty.abs().max())
-        ):
+        if not same_states(texts.encode([""])[0], self.empty):
             raise ConfigError(
                 "this encoder has other states for the empty text than the one that this model was "
                 "trained with: give that one"

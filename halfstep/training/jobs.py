@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from halfstep import storage
-from halfstep.data import Data, Latents, load as load_data
+from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.classification import Classification
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
+from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.watch import Silent, Watch
@@ -131,10 +131,13 @@ class _Work:
     ) -> "_Work":
         training, job = training or Training(), job or Job()
         dataset = read_by(pipeline, _dataset(data))
+        processes = Processes(job.device)
+        for note in notes(pipeline, dataset) if processes.first else ():
+            job.watch.note(note)
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
         # Described before it is trained: what could not be saved is refused now.
         about = pipeline.describe()
-        return cls(partial(Pipeline, **rest), about, dataset, training, job, Processes(job.device))
+        return cls(partial(Pipeline, **rest), about, dataset, training, job, processes)
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's, on the device and in the precision of this run; the same weights."""
@@ -255,22 +258,6 @@ def fingerprint(module: nn.Module) -> str:
             value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
-
-
-def read_by(pipeline: Pipeline, data: Data) -> Data:
-    """The data without what the pipeline does not read; refused unless the shapes agree."""
-    if tuple(data.shape) != tuple(pipeline.shape):
-        raise ConfigError(
-            f"the network makes samples of shape {list(pipeline.shape)} and the data has "
-            f"{list(data.shape)}: give data of that shape (--size, --channels)"
-        )
-    if isinstance(data, Latents) and pipeline.empty is None:
-        data = replace(data, contexts=None)
-    elif pipeline.empty is not None and (not isinstance(data, Latents) or data.contexts is None):
-        raise ConfigError(
-            "the network reads texts and the data has none: give latents that were encoded with --text"
-        )
-    return data if pipeline.classes else replace(data, labels=None, names=())
 
 
 def _dataset(data: Data | str) -> Data:
