@@ -352,7 +352,7 @@ def test_a_method_says_itself_what_it_does(cli):
         ("train denoiser", "needs --out and --data; see halfstep train denoiser --help"),
         ("distill progressive --out x --data y --strat 3", "no option --strat: perhaps you meant --start"),
         ("distill progressive --no-flop --out x", "no option --no-flop: perhaps you meant --flip"),
-        ("distill progressive --data y", "needs --out and --teacher"),
+        ("distill progressive --data y", "needs --out;"),
         ("distill progressive --out x --teacher y --data z --start", "missing value for argument '--start'"),
         ("train denoiser --out x --data y --batch 12.5", "--batch takes a whole number, got '12.5'"),
         ("train denoiser --out x --data y --rate=fast", "--rate takes a number, got 'fast'"),

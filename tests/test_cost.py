@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser
+from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation.cost import cost, multiply_adds, peak_bytes
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
-from halfstep.schedules import Cosine
+from halfstep.schedules import Cosine, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import Wobbly
 
@@ -131,6 +131,32 @@ def test_peak_memory_is_reached_within_three_steps():
     assert found[3] == found[4] == found[64]
 
 
+class Watched(nn.Module):
+    """Writes down the times that it is told."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+        self.line = nn.Linear(6, 6)
+
+    def forward(self, x, t, cond=None):
+        self.told.append(float(t[0]))
+        return self.line(x)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp-3s", "dpm-fast", "euler-maruyama"])
+def test_a_sampler_is_timed_on_its_own_grid(sampler):
+    told = []
+    teacher = Pipeline(Denoiser(Watched(told), VPLinear(), V(), time=NetTime(scale=1.0)), SHAPE)
+    (found,) = cost([(teacher, sampler, 7)], batches=(2,), rounds=1)
+    own = list(teacher.grid(7, sampler)[:-1])
+    assert told[1:8] == pytest.approx(own)  # after the first call, which warms up
+    assert told[8:-1] == pytest.approx(teacher.grid(4, sampler)[:-1])  # memory, then products
+    assert found.calls == 7 and found.multiply_adds == 7 * 3 * 4 * 6 * 6
+    few, many = (peak_bytes(teacher, sampler, steps, batch=64) for steps in (4, 30))
+    assert few == many > peak_bytes(teacher, sampler, 1, batch=64)
+
+
 def test_the_terminal_and_the_environment_are_left_alone(capfd):
     before = dict(os.environ)
     assert peak_bytes(pipeline(), "ddim", 1, batch=1) > PARAMETERS * 4
@@ -160,6 +186,8 @@ def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
     student = pipeline(told=told).with_student(pipeline(told=told).denoiser, uniform(4))
     with pytest.raises(ConfigError, match="not distilled for 3 steps"):
         cost([(student, "ddim", 4), (student, "ddim", 3)])
+    with pytest.raises(ConfigError, match="walks on a grid of its own"):
+        cost([(student, "ddim", 4), (student, "dpm-fast", 4)])
     for options in ({"batches": ()}, {"batches": (0,)}, {"rounds": 0}):
         with pytest.raises(ConfigError, match="rounds=5"):
             cost([(student, "ddim", 4)], **options)

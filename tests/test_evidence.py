@@ -14,15 +14,16 @@ from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
-from halfstep.evaluation.evidence import counted, most_steps, teacher_rows
+from halfstep.evaluation.evidence import counted, most_steps, teacher_rows, walkable
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
+from halfstep.evaluation.judge import Seen
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.report.page import render
 from halfstep.report.verdict import verdict
 from halfstep.samplers import calls
-from halfstep.schedules import Cosine
+from halfstep.schedules import Cosine, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
 
@@ -47,10 +48,10 @@ class Leaky(nn.Module):
         return torch.tanh(self.gain * x + t.reshape(-1, 1, 1, 1)) - 0.3 * self.mix(x)
 
 
-def pipeline(gain=1.0, times=(), classes=()):
+def pipeline(gain=1.0, times=(), classes=(), schedule=Cosine()):  # noqa: B008
     torch.manual_seed(3)
     net = build("tests.test_evidence:Leaky", {"gain": gain})
-    denoiser = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0)).freeze()
+    denoiser = Denoiser(net, schedule, V(), time=NetTime(scale=1.0)).freeze()
     return Pipeline(denoiser, SHAPE, times, classes)
 
 
@@ -198,6 +199,102 @@ def test_progress_is_told_as_often_as_announced(subject, data):
         mine.n = asked.samples
         gather(subject, mine, asked)
         assert len(ticks) == subject.steps(asked)
+
+
+# Samplers with a grid of their own.
+
+OWN_GRIDS = ("dpmpp-3s", "dpm-fast", "euler-maruyama")
+
+
+def test_a_published_sampler_is_a_row_on_its_own_grid(data):
+    teacher = pipeline(schedule=VPLinear())
+    mine = judge(data)
+    asked = replace(BRIEF, full=6, baselines=OWN_GRIDS)
+    rows = teacher_rows(teacher, (4, 2), mine, asked).rows
+    assert [row["name"] for row in rows] == ["teacher, 6 steps"] + [
+        f"teacher, {name}, {k} steps" for k in (4, 2) for name in OWN_GRIDS
+    ]
+    for row in rows[1:]:
+        images = teacher.sample(40, steps=row["steps"], sampler=row["sampler"])
+        seen = Seen(images, FEATURES(images), 0.0)
+        distance = row["distances"]["frechet_distance"]["value"]
+        assert distance == pytest.approx(mine.distance(seen), rel=1e-9)
+        assert row["calls"] == row["steps"]
+    found = [row["distances"]["frechet_distance"]["value"] for row in rows]
+    assert np.diff(sorted(found)).min() > 1e-4  # so that none was taken for another
+
+
+def test_the_teacher_at_full_steps_by_another_sampler(data):
+    teacher, mine = pipeline(schedule=VPLinear()), judge(data)
+    asked = replace(ASKED, full=7, full_sampler="dpm-fast", baselines=("ddim", "dpmpp-3s"))
+    subject = Subject(teacher, [pipeline(1.1, (uniform(4),), schedule=VPLinear())], data)
+    found, pictures = gather(subject, mine, asked)
+    full = found["rows"][0]
+    assert (full["name"], full["sampler"], full["calls"]) == (
+        "teacher, dpm-fast, 7 steps", "dpm-fast", 7,
+    )  # fmt: skip
+    images = teacher.sample(40, steps=7, sampler="dpm-fast")
+    seen = Seen(images, FEATURES(images), 0.0)
+    distance = full["distances"]["frechet_distance"]["value"]
+    assert distance == pytest.approx(mine.distance(seen), rel=1e-9)
+    student = found["rows"][-1]
+    other = mine.see(subject.students[0], "ddim", 4)
+    assert student["ratio"] == mine.ratio(other, seen).to_json()
+    assert all(row["cost"]["calls"] == row["steps"] for row in found["rows"])
+    assert pictures["grid_labels"][0] == full["name"]
+
+
+@pytest.mark.parametrize(
+    "schedule, words",
+    [
+        (
+            Straight(),
+            {"dpmpp-3s": "cannot start at t = 1", "dpm-fast": "log-SNR at t = 1 or 0.0001 is infinite",
+             "euler-maruyama": "cannot start at t = 1"},
+        ),
+        (Table("scaled_linear"), {"euler-maruyama": "a table of betas has corners"}),
+        (VPLinear(), {}),
+    ],
+)  # fmt: skip
+def test_a_baseline_that_the_schedule_refuses_is_left_out_with_a_sentence(schedule, words, data):
+    asked = replace(BRIEF, full=5, baselines=("ddim", *OWN_GRIDS))
+    student = pipeline(1.1, (uniform(3),), schedule=schedule)
+    subject, ticks = Subject(pipeline(schedule=schedule), [student], data), []
+    found = gather(subject, judge(data, progress=lambda: ticks.append(1)), asked)
+    there = [row["sampler"] for row in of(found, "baseline")]
+    assert there == [name for name in asked.baselines if name not in words]
+    left_out = found[0]["measure"]["left_out"]
+    assert left_out == subject.left_out(asked) and len(left_out) == len(words)
+    for sentence, (name, why) in zip(left_out, words.items(), strict=True):
+        assert sentence.startswith(f"no baseline {name}: ") and why in sentence
+    assert len(ticks) == subject.steps(asked)
+
+
+def test_a_teacher_that_is_a_student_has_no_sampler_with_another_grid(data):
+    subject = Subject(
+        pipeline(times=(uniform(4),), schedule=VPLinear()),
+        [pipeline(1.1, (uniform(2),), schedule=VPLinear())],
+        data,
+    )
+    asked = replace(BRIEF, full=4, baselines=("ddim", "dpm-fast"))
+    (sentence,) = subject.left_out(asked)
+    assert sentence.startswith("no baseline dpm-fast: 'dpm-fast' walks on a grid of its own")
+
+
+def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):
+    class Never(nn.Module):
+        def forward(self, x, t, cond=None):
+            raise AssertionError("asked")
+
+    teacher = Pipeline(Denoiser(Never(), Straight(), V()), SHAPE)
+    for sampler in OWN_GRIDS:
+        with pytest.raises(ConfigError, match="t = 1"):
+            walkable(teacher, sampler, 5)
+        with pytest.raises(ConfigError, match="t = 1"):
+            teacher_rows(teacher, (), judge(data), replace(BRIEF, full_sampler=sampler))
+    walkable(teacher, "ddim", 5)
+    with pytest.raises(ConfigError, match="at least one step"):
+        walkable(teacher, "ddim", 0)
 
 
 # The same noise, the same numbers.
@@ -374,6 +471,8 @@ def test_counts_are_sorted_and_there():
         ({"cost_rounds": -2}, "cost_rounds must be at least 0"),
         ({"metrics": ("frechet", "kernl")}, "perhaps you meant 'kernel'"),
         ({"baselines": ("ddim", "huen")}, "perhaps you meant 'heun'"),
+        ({"baselines": ("dpm-fats",)}, "perhaps you meant 'dpm-fast'"),
+        ({"full_sampler": "dpmpp-3m"}, "perhaps you meant 'dpmpp-3s'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(options, words):

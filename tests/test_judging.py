@@ -190,6 +190,43 @@ def test_memorisation_is_judged_by_data_that_was_held_out(moons, cli):
     assert not Path("t/report.json").exists()
 
 
+def test_a_teacher_is_judged_alone_at_64_steps(moons, cli):
+    shutil.copytree(moons, "t")
+    status, _, err = cli("evaluate", "t", *BRIEF)
+    assert status == 0 and not err, err
+    assert [row["name"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher, 64 steps"]
+
+
+def test_without_a_gate_full_steps_are_those_that_the_halving_began_with(moons, cli):
+    words = ["--start", 128, "--stop", 64, "--tolerance", 0]
+    assert cli(*halve(moons, "d", *words))[0] == 0
+    assert cli("evaluate", "d", *BRIEF, "--counts", 64)[0] == 0
+    assert read_evidence(Path("d"))[0]["rows"][0]["name"] == "teacher, 128 steps"
+
+
+def test_held_out_data_of_another_shape_is_refused_before_anything_is_sampled(
+    moons, cli, monkeypatch
+):
+    shutil.copytree(moons, "t")
+    np.save("three.npy", np.zeros((40, 3), np.float32))
+    monkeypatch.setattr(Pipeline, "sample", None)
+    got = cli("evaluate", "t", *BRIEF, "--held-out", "three.npy")
+    assert refused(got, "the held-out data has samples of shape [3] and the run's data [2]: give")
+
+
+def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
+    own = ["--noise-schedule", "straight", "--updates", 3, "--out", "t"]
+    assert cli("train", "denoiser", *TINY, *own)[0] == 0
+    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    words = ["--baselines", "ddim", "dpm-fast", "--metrics", "frechet", "--full", 8]
+    status, out, err = cli("evaluate", "d", *BRIEF[:6], *words)
+    assert status == 0, err
+    assert "left out  no baseline dpm-fast: the log-SNR at t = 1 or 0.0001 is infinite" in out
+    assert [row["sampler"] for row in read_evidence(Path("d"))[0]["rows"]] == ["ddim"] * 3
+    got = cli("evaluate", "d", *BRIEF, "--full-sampler", "dpmpp-3s")
+    assert refused(got, "dpmpp_3s cannot start at t = 1")
+
+
 def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path):
     (tmp_path / "own_of_judging.py").write_text(
         "import torch\nfrom torch import nn\n\n\n"
@@ -240,6 +277,7 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
         (["--counts", 3], "no student takes 3 steps: there are students of 2, 1"),
         (["--metrics", "kernl"], "perhaps you meant 'kernel'"),
         (["--baselines", "huen"], "perhaps you meant 'heun'"),
+        (["--full-sampler", "dpm-fats"], "perhaps you meant 'dpm-fast'"),
         (["--samples", 3], "samples must be at least 8, got 3"),
         (["--features", "digitz"], "perhaps you meant 'digits'"),
         (["--data", "two-moons"], "needs"),

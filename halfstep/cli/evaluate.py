@@ -36,6 +36,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
 from halfstep.training.jobs import fingerprint
 from halfstep.training.parallel import pick_device
+from halfstep.training.reading import read_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,8 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     for pipeline in (teacher, *students):
         pipeline.to(device)
     asked = replace(options.evaluation, full=options.evaluation.full or _full(kept, teacher))
+    if isinstance(data, Latents):
+        data = read_by(teacher, data)
     walkable(teacher, asked.full_sampler, asked.full)
     features = features_for(options.features, source, data)
     other = _other(options.held_out, source, data, teacher)

@@ -49,11 +49,9 @@ class Official:
         from halfstep.nets.autoencoder import load_codec
 
         scale = PUBLISHED[self.model].scale
-        return (
-            pipeline
-            if scale is None
-            else replace(pipeline, codec=load_codec(data.folder, scale=scale))
-        )
+        if scale is None:  # of pixels, which latents will not fit
+            return pipeline
+        return replace(pipeline, codec=load_codec(data.folder, scale=scale))
 
 
 def chosen_pipeline(
@@ -71,6 +69,10 @@ def chosen_pipeline(
     if (official.model is None) == (folder is None):
         raise ConfigError(
             f"{asks}, or --model and --weights of a published one: give one of the two"
+        )
+    if folder is None and net is not None:
+        raise ConfigError(
+            "--net is for a network of one's own, and --model names one: leave it out"
         )
     if folder is None:
         return official.load()

@@ -29,6 +29,7 @@ def print_plan(
     processes = Processes(device)
     steps = iter(stages)
     first = next(steps)
+    slow = _slow(first.student, processes.device)
     seconds, timed = _seconds_per_update(first, data, training, processes.device)
     table = Table("stage", "updates", "forwards", "time here", box=None)
     total = 0.0
@@ -44,11 +45,9 @@ def print_plan(
     size = _weights(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
     where = f"{processes.device}, {torch.get_num_threads()} threads"
-    say(
-        console,
-        "time",
-        f"about {span(total)} on {where}: an estimate from {timed} samples at a time",
-    )
+    how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
+    how += " in fp32; fp16 is far slower on a CPU" if slow else ""
+    say(console, "time", f"about {span(total)} on {where}: {how}")
     return 0
 
 
@@ -61,7 +60,8 @@ def _seconds_per_update(
     student = stage.student.to(device)
     for module in vars(stage.objective).values():
         if isinstance(module, torch.nn.Module):
-            module.to(device)
+            _in_fp32(module.to(device), device)
+    _in_fp32(student, device)
 
     def timed(count: int) -> float:
         batch = data.batch(torch.arange(count) % len(data)).to(device)
@@ -75,6 +75,16 @@ def _seconds_per_update(
 
     count, seconds = probed(timed, size)
     return seconds / count * training.batch, count
+
+
+def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:
+    """A CPU takes many times as long in fp16, too long to be timed with a large network."""
+    if _slow(module, device):
+        module.autocast = None  # type: ignore[assignment]  # not a module
+
+
+def _slow(module: torch.nn.Module, device: torch.device) -> bool:
+    return device.type == "cpu" and getattr(module, "autocast", None) is torch.float16
 
 
 def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """`halfstep sample`: images from a teacher, a student, or a published model's weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from halfstep.cli.find import find_pipeline
-from halfstep.cli.options import parse
+from halfstep.cli.find import chosen_pipeline, Official
+from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
@@ -25,14 +25,7 @@ class Sample:
 
     pipeline: Annotated[Path | None, tyro.conf.Positional] = None
     """A teacher's or student's folder, or the run that made it."""
-    model: str | None = None
-    """A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights."""
-    weights: Path | None = None
-    """Its weights: an official .pth file, or the folder N.ckpt of its trainer."""
-    codec: Path | None = None
-    """The autoencoder of a latent model: an official .pth file, a diffusers folder, or one of halfstep's."""
-    text: Path | None = None
-    """The encoder of texts of a model that reads them, as transformers saves it."""
+    official: Annotated[Official, Flat] = field(default_factory=Official)
     out: Path
     """Folder for the images, or a .png for a grid of them."""
     n: int = 16
@@ -94,32 +87,10 @@ def sample(argv: Sequence[str]) -> int:
 
 def _pipeline(options: Sample) -> Pipeline:
     """The one in a folder, or a published one."""
-    published = options.model is not None
-    if published == (options.pipeline is not None):
-        raise ConfigError(
-            "halfstep sample needs the folder of a pipeline, or --model and --weights of a published "
-            "one: give one of the two"
-        )
-    if options.model is not None:
-        if options.net is not None:
-            raise ConfigError("--net is for a network of one's own, and --model names one: leave it out")
-        if options.weights is None:
-            raise ConfigError(f"--model {options.model} needs --weights: give the official file")
-        from halfstep.hub import load_published
-
-        pipeline = load_published(
-            options.model, options.weights, codec=options.codec, text=options.text
-        )
-    else:
-        assert options.pipeline is not None
-        if options.weights is not None or options.codec is not None:
-            raise ConfigError("--weights and --codec belong to --model: leave them out")
-        pipeline = find_pipeline(options.pipeline, steps=options.steps, net=options.net)
-        if options.text is not None:
-            from halfstep.nets.text import load_texts
-
-            tokens = None if pipeline.empty is None else len(pipeline.empty)
-            pipeline = pipeline.with_texts(load_texts(options.text, tokens=tokens or 77))
+    asks = "halfstep sample needs the folder of a pipeline"
+    pipeline = chosen_pipeline(
+        asks, options.pipeline, options.official, steps=options.steps, net=options.net
+    )
     return pipeline if options.size is None else pipeline.at_size(*options.size)
 
 

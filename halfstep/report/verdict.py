@@ -23,6 +23,9 @@ SAMPLERS = {
     "heun": "Heun",
     "dpmpp-2m": "DPM-Solver++(2M)",
     "ancestral": "ancestral",
+    "dpmpp-3s": "DPM-Solver++ of order 3",
+    "dpm-fast": "DPM-Solver-fast",
+    "euler-maruyama": "Euler-Maruyama",
 }
 
 
@@ -106,8 +109,8 @@ def _looks(evidence: Mapping[str, Any], row: Row) -> list[Mapping[str, Any]]:
     )
     if not same or full is None or about.get("noise") != measure.get("seed"):
         return []
-    if about.get("full") != full["steps"]:
-        return []
+    if about.get("full") != full["steps"] or full["sampler"] != "ddim":
+        return []  # the gate's own full steps are DDIM's
     return [one for one in gate.get("tried") or [] if one["steps"] == row["steps"] and one["ratio"]]
 
 
