@@ -136,7 +136,7 @@ def double_teacher():
     return pipeline
 
 
-def launched(*arguments, processes=2, timeout=120):
+def launched(*arguments, processes=2, timeout=300):
     """A command under torchrun, warnings being errors: its exit status, what it said."""
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
