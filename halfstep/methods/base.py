@@ -37,13 +37,18 @@ class Stage:
     updates: int
     times: Times = ()
     """The grid the student is to be sampled on; empty where any will do."""
+    guidance: tuple[float, float] | None = None
+    """The range of guidance scales that the student takes as an input; None is as its teacher."""
 
 
 class Method(Protocol):
     """A generator of stages."""
 
     def stages(self, teacher: Any) -> Iterator[Stage]:
-        """Code after a `yield` runs once that stage's student is trained."""
+        """Code after a `yield` runs once that stage's student is trained.
+
+        One with an argument `null` is also told the label, or the states, that mean "no condition".
+        """
 
 
 def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
