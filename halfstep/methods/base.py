@@ -17,7 +17,10 @@ EDGE = 2.0**-24
 
 
 class Objective(Protocol):
-    """A loss: one value a sample, and nothing else."""
+    """A loss: one value a sample, and nothing else.
+
+    One with a method `measure(student, batch, draw)`, which returns numbers by name, has them in the log.
+    """
 
     @property
     def forwards(self) -> int:

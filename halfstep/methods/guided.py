@@ -171,6 +171,21 @@ class MatchGuided:
         guess: Prediction = student(x_t, t, told(batch.cond, scale))
         return self.weighting(*errors(guess, target))
 
+    @torch.no_grad()
+    def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
+        """The root mean square error of x0 by guidance scale, at five scales of the range."""
+        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
+        x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
+        cond = batch.cond or Cond()
+        null: Prediction = self.teacher(x_t, t, cond.without(self.null))
+        label: Prediction = self.teacher(x_t, t, cond)
+        found = {}
+        for scale in torch.linspace(*self.guidance, 5).tolist():
+            guess: Prediction = student(x_t, t, told(cond, torch.full_like(t, scale)))
+            error = guess.x0 - null.toward(label, scale).x0
+            found[f"{scale:g}"] = float(error.square().mean().sqrt())
+        return {"x0_error_by_scale": found}
+
 
 @dataclass(frozen=True)
 class AnyScale:
