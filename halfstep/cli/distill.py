@@ -176,7 +176,9 @@ def _say_where(
     if best:
         say(console, "best", where.out / "stages" / f"{best:04d}-steps")
     steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
+    low, high = student.guidance or (1.0, 1.0)
+    scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
     out = shlex.quote(str(where.out))
-    say(console, "look", f"halfstep sample {out}{steps} --out {out}/samples{own}")
-    if student.times:
+    say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
+    if student.times and low <= 1 <= high:  # evaluation asks for scale 1
         say(console, "judge", f"halfstep evaluate {out}{own}")
