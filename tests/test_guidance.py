@@ -62,7 +62,8 @@ def test_features_are_those_of_diffusers(width):
 
 
 def test_features_are_never_of_less_than_float32():
-    assert guidance_features(torch.ones(3, dtype=torch.bfloat16), 6).dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):
+        assert guidance_features(torch.ones(3, dtype=dtype), 6).dtype == torch.float32
     assert guidance_features(torch.ones(3), 6).shape == (3, 6)
 
 

@@ -206,6 +206,7 @@ def test_the_first_stage_alone():
     [
         ({"student": {"width": "8", "depth": "2"}}, "mlp", {**MLP, "width": 8, "depth": 2}),
         ({"student": {"width": 8}}, "mlp", {**MLP, "width": 8}),
+        ({"student_net": "mlp"}, "mlp", {"dim": 2, "width": 64, "num_classes": None}),
         (
             {"student_net": "tests.test_guidance:own", "student": {"wide": "2"}},
             "tests.test_guidance:own",
