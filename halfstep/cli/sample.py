@@ -102,9 +102,7 @@ def _pipeline(options: Sample) -> Pipeline:
         )
     if options.model is not None:
         if options.net is not None:
-            raise ConfigError(
-                "--net is for a network of one's own, and --model names one: leave it out"
-            )
+            raise ConfigError("--net is for a network of one's own, and --model names one: leave it out")
         if options.weights is None:
             raise ConfigError(f"--model {options.model} needs --weights: give the official file")
         from halfstep.hub import load_published
