@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from halfstep.hub import load_published as load_published
     from halfstep.methods import (
         Denoising as Denoising,
+        GuidedDistillation as GuidedDistillation,
         Progressive as Progressive,
         Reparameterise as Reparameterise,
     )
     from halfstep.nets import build as build
+    from halfstep.nets.guided import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
     from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
     from halfstep.samplers import sample as sample
@@ -49,6 +51,7 @@ _HOME = {
     "Denoising": "methods",
     "Eps": "prediction",
     "Guided": "denoiser",
+    "GuidedDistillation": "methods",
     "HalfstepError": "errors",
     "Karras": "schedules",
     "NetTime": "denoiser",
@@ -68,6 +71,7 @@ _HOME = {
     "load_published": "hub",
     "sample": "samplers",
     "train": "training",
+    "with_guidance": "nets.guided",
 }
 __all__ = [
     "X0",
@@ -81,6 +85,7 @@ __all__ = [
     "Denoising",
     "Eps",
     "Guided",
+    "GuidedDistillation",
     "HalfstepError",
     "Karras",
     "NetTime",
@@ -99,6 +104,7 @@ __all__ = [
     "load_published",
     "sample",
     "train",
+    "with_guidance",
 ]
 
 

@@ -200,7 +200,7 @@ def test_a_recipe_of_our_own_nets_keeps_the_defaults_it_was_built_with(name):
     assert set(TINY[name]) < set(told)
     # What the first runs did not know is told where it is not what they were made with.
     assert {key for key in config if key not in told and key[0] != "_"} == (
-        {"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set()
+        {"guidance"} | ({"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set())
     )
     if name == "uvit":
         other = build(name, TINY[name] | {"attention": "sdpa", "num_clip_token": 5})

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         "make a student that needs fewer steps",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
+            "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
         },
     ),

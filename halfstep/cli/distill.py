@@ -24,10 +24,11 @@ from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.cli.train import own_net
 from halfstep.errors import ConfigError
-from halfstep.methods import METHODS, Progressive
+from halfstep.methods import GuidedDistillation, METHODS, Progressive
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
+from halfstep.training.jobs import stages_of
 
 M = TypeVar("M")
 
@@ -97,7 +98,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
             gate = gate_for(quality, looks, where.out)
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
-        stages = method.stages(teachers[0].denoiser)
+        stages = stages_of(method, teachers[0], teachers[0].denoiser)
         return print_plan(console, stages, seen, training, where.device)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
@@ -118,24 +119,39 @@ def distill(name: str, argv: Sequence[str]) -> int:
 
 def plan(method: Any) -> str:
     """8 -> 4 -> 2 steps; what the method says of itself where it does not halve."""
-    if not isinstance(method, Progressive):
-        return (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
-    counts = [method.start, *(steps for steps, _ in _halvings(method, method.start))]
-    return f"{' -> '.join(map(str, counts))} steps"
+    halving, parts = _halving_of(method), list[str]()
+    if isinstance(method, GuidedDistillation):
+        low, high = method.guidance
+        parts = [f"guidance {low:g} to {high:g} in one call a step"]
+    if halving is not None:
+        counts = [halving.start, *(steps for steps, _ in _halvings(halving, halving.start))]
+        parts += [f"{' -> '.join(map(str, counts))} steps"]
+    said = (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
+    return ", ".join(parts) or said
 
 
 def total_updates(method: Any) -> int:
     """Of all its stages."""
-    if not isinstance(method, Progressive):
-        return int(method.updates)
-    return sum(updates for _, updates in _halvings(method, method.start))
+    halving = _halving_of(method)
+    first = 0 if isinstance(method, Progressive) else int(method.updates)
+    later = () if halving is None else _halvings(halving, halving.start)
+    return first + sum(updates for _, updates in later)
 
 
 def ahead(method: Any, stage: Stage) -> int:
     """Updates of the stages after this one, as far as the method says."""
-    if not isinstance(method, Progressive):
+    halving = _halving_of(method)
+    if halving is None:
         return 0
-    return sum(updates for _, updates in _halvings(method, len(stage.times) - 1))
+    steps = len(stage.times) - 1 if stage.times else halving.start
+    return sum(updates for _, updates in _halvings(halving, steps))
+
+
+def _halving_of(method: Any) -> Progressive | None:
+    """The halving that a method is, or ends in."""
+    if isinstance(method, GuidedDistillation):
+        return method.halving
+    return method if isinstance(method, Progressive) else None
 
 
 def _halvings(method: Progressive, steps: int) -> Iterator[tuple[int, int]]:
@@ -160,7 +176,9 @@ def _say_where(
     if best:
         say(console, "best", where.out / "stages" / f"{best:04d}-steps")
     steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
+    low, high = student.guidance or (1.0, 1.0)
+    scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
     out = shlex.quote(str(where.out))
-    say(console, "look", f"halfstep sample {out}{steps} --out {out}/samples{own}")
-    if student.times:
+    say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
+    if student.times and low <= 1 <= high:  # evaluation asks for scale 1
         say(console, "judge", f"halfstep evaluate {out}{own}")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw
 from halfstep.training import Training
 from halfstep.training.parallel import Processes
@@ -57,11 +57,9 @@ def _seconds_per_update(
     """Seconds of an update, and of how many samples at a time they were found: forward and backward of
     as many as take a moment, at most a micro-batch, times the samples of an update."""
     size = training.micro_batch or training.batch
-    student = stage.student.to(device)
-    for module in vars(stage.objective).values():
-        if isinstance(module, torch.nn.Module):
-            _in_fp32(module.to(device), device)
-    _in_fp32(student, device)
+    student = stage.student
+    for module in (student, *_teachers(stage.objective)):
+        _in_fp32(module.to(device), device)
 
     def timed(count: int) -> float:
         batch = data.batch(torch.arange(count) % len(data)).to(device)
@@ -109,7 +107,14 @@ def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
 def _weights(stage: Stage, training: Training) -> int:
     """Bytes: student, gradient, two moments, the average if there is one, and the teacher."""
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
-    teachers = [m for m in vars(stage.objective).values() if isinstance(m, torch.nn.Module)]
     return size * (4 + bool(training.ema)) + sum(
-        p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters()
+        p.numel() * p.element_size()
+        for teacher in _teachers(stage.objective)
+        for p in teacher.parameters()
     )
+
+
+def _teachers(objective: Objective) -> list[torch.nn.Module]:
+    """The networks that an objective holds, also by way of one inside it."""
+    inner = getattr(objective, "objective", objective)
+    return [value for value in vars(inner).values() if isinstance(value, torch.nn.Module)]

@@ -17,7 +17,10 @@ EDGE = 2.0**-24
 
 
 class Objective(Protocol):
-    """A loss: one value a sample, and nothing else."""
+    """A loss: one value a sample, and nothing else.
+
+    One with a method `measure(student, batch, draw)`, which returns numbers by name, has them in the log.
+    """
 
     @property
     def forwards(self) -> int:
@@ -37,13 +40,18 @@ class Stage:
     updates: int
     times: Times = ()
     """The grid the student is to be sampled on; empty where any will do."""
+    guidance: tuple[float, float] | None = None
+    """The range of guidance scales that the student takes as an input; None is as its teacher."""
 
 
 class Method(Protocol):
     """A generator of stages."""
 
     def stages(self, teacher: Any) -> Iterator[Stage]:
-        """Code after a `yield` runs once that stage's student is trained."""
+        """Code after a `yield` runs once that stage's student is trained.
+
+        One with an argument `null` is also told the label, or the states, that mean "no condition".
+        """
 
 
 def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class Progressive:
 
     def stages(self, teacher: Teacher) -> Iterator[Stage]:
         times = self.times or grid(self.grid, self.start, teacher.schedule)
-        _refuse_blind(teacher, times[0])
+        refuse_blind(teacher, times[0])
         weighting, halving = WEIGHTINGS[self.weighting], 0
         while len(times) > self.stop + 1:
             student = teacher.twin()  #                                        theta <- eta
@@ -99,7 +99,8 @@ class Progressive:
         return self.updates[0] * (2 if steps <= 2 else 1)
 
 
-def _refuse_blind(teacher: Teacher, t: float) -> None:
+def refuse_blind(teacher: Teacher, t: float) -> None:
+    """Refuse a teacher whose output says nothing about the data at t, where the walk starts."""
     level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
     if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
         raise ConfigError(

@@ -75,7 +75,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
 }
 """Names of networks.  Wherever one is written, `package.module:function` may be, too."""
-LATER = {"clip_dim": (None,), "num_clip_token": (77,), "attention": ("auto",)}
+LATER = {"clip_dim": (None,), "num_clip_token": (77,), "attention": ("auto",), "guidance": (0,)}
 """Arguments that came after the first runs, with what those were made with: not told, so that such a run
 can go on."""
 

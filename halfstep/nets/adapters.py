@@ -10,13 +10,20 @@ three lines:
 
 from collections.abc import Iterable
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError, unknown
+from halfstep.nets.guidance import (
+    adding,
+    check_features,
+    guidance_features,
+    GuidanceEmbedding,
+    NO_SCALE,
+)
 
 NO_TEXT = "this network reads text states: give cond=Cond(context=...)"
 
@@ -33,6 +40,14 @@ class Adapter(nn.Module):
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__()
         self.model, self.num_classes = model, num_classes
+
+    def scale(self, cond: Cond | None) -> Tensor | None:
+        """The guidance scales for the network, refused unless there are some exactly if it takes some."""
+        self._refuse_unread(cond)
+        scale = None if cond is None else cond.guidance
+        if scale is None and "guidance" in self.reads:
+            raise ConfigError(NO_SCALE)
+        return scale
 
     def label(self, cond: Cond | None) -> Tensor | None:
         """The labels for the network, refused unless there are some exactly if it takes some."""
@@ -61,34 +76,58 @@ class UViTNet(Adapter):
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
-        if model.context_embed is not None:
-            self.reads = ("label", "context")
+        parts = {"context": model.context_embed, "guidance": model.guidance_embed}
+        self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label, context = self.label(cond), None if cond is None else cond.context
         if "context" in self.reads and context is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, context)
+        out: Tensor = self.model(x, t, label, context, self.scale(cond))
         return out
 
 
-class UNetNet(Adapter):
+class TimeAdapter(Adapter):
+    """Around a network that has no input for the guidance scale: it is added to its time embedding.
+
+    width     of that embedding
+    guidance  number of features of the scale, 0 if it takes none
+    """
+
+    def __init__(
+        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+    ):
+        super().__init__(model, num_classes)
+        self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
+        self.reads = ("label", "guidance") if guidance else ("label",)
+
+    def added(self, cond: Cond | None) -> Tensor | None:
+        """What the guidance scale adds to the time embedding; None if it is not read."""
+        scale = self.scale(cond)
+        return None if self.guidance is None else self.guidance(scale)
+
+
+class UNetNet(TimeAdapter):
     """Around diffusers' `UNet2DModel`."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond), return_dict=False)[0]
+        label = self.label(cond)
+        with adding(self.added(cond), [self.model.time_embedding]):  # type: ignore[list-item]
+            out: Tensor = self.model(x, t, label, return_dict=False)[0]
         return out
 
 
-class DiTNet(Adapter):
+class DiTNet(TimeAdapter):
     """Around diffusers' `DiTTransformer2DModel`, which always takes a label: 0 without classes.
 
     diffusers' DiT drops a tenth of the labels in training by itself; that is switched off, because
     dropping labels is the method's business.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int | None = None):
-        super().__init__(model, num_classes)
+    def __init__(
+        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+    ):
+        super().__init__(model, num_classes, width=width, guidance=guidance)
         for module in model.modules():
             if hasattr(
                 module, "embedding_table"
@@ -99,49 +138,80 @@ class DiTNet(Adapter):
         label = self.label(cond)
         if label is None:
             label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        out: Tensor = self.model(x, t, label, return_dict=False)[0]
+        added, model = self.added(cond), cast(Any, self.model)
+        if added is not None and model.gradient_checkpointing:  # what is recomputed would lack it
+            raise ConfigError(
+                "diffusers' DiT has no input for the guidance scale that gradient checkpointing would "
+                "keep: leave checkpointing off, or use a U-ViT"
+            )
+        # Every block embeds the time by itself.
+        with adding(added, [block.norm1.emb for block in model.transformer_blocks]):
+            out: Tensor = model(x, t, label, return_dict=False)[0]
         return out
 
 
 class UNetConditionNet(Adapter):
-    """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes."""
+    """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes.
 
-    reads = ("label", "context")
+    It has an input for the guidance scale: `timestep_cond`, features that its own layer takes in.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None, *, guidance: int = 0):
+        super().__init__(model, num_classes)
+        self.guidance, self.reads = guidance, ("label", "context")
+        if guidance:
+            self.reads = *self.reads, "guidance"
+            nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
         if cond is None or cond.context is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, cond.context, class_labels=label, return_dict=False)[0]
+        scale = self.scale(cond)
+        features = (
+            None if scale is None else guidance_features(scale - 1, self.guidance).to(x.dtype)
+        )
+        out: Tensor = self.model(
+            x, t, cond.context, class_labels=label, timestep_cond=features, return_dict=False
+        )[0]
         return out
 
 
-def unet(*, num_classes: int | None = None, **config: Any) -> UNetNet:
+def unet(*, num_classes: int | None = None, guidance: int = 0, **config: Any) -> UNetNet:
     """`UNet2DModel` of these arguments; out_channels follows in_channels unless given."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     model = _diffusers("unet", UNet2DModel, config, "num_class_embeds", num_classes)
-    return UNetNet(model, num_classes)
+    width = cast(Any, model).time_embedding.linear_2.out_features
+    return UNetNet(model, num_classes, width=width, guidance=guidance)
 
 
-def unet_condition(*, num_classes: int | None = None, **config: Any) -> UNetConditionNet:
+def unet_condition(
+    *, num_classes: int | None = None, guidance: int = 0, **config: Any
+) -> UNetConditionNet:
     """`UNet2DConditionModel` of these arguments; out_channels follows in_channels unless given."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    if guidance:
+        check_features(guidance)
+        if "time_cond_proj_dim" in config:
+            raise ConfigError("guidance says what time_cond_proj_dim is: leave the latter out")
+        config["time_cond_proj_dim"] = guidance
     model = _diffusers(
         "unet-condition", UNet2DConditionModel, config, "num_class_embeds", num_classes
     )
-    return UNetConditionNet(model, num_classes)
+    return UNetConditionNet(model, num_classes, guidance=guidance)
 
 
-def dit(*, num_classes: int | None = None, **config: Any) -> DiTNet:
+def dit(*, num_classes: int | None = None, guidance: int = 0, **config: Any) -> DiTNet:
     """`DiTTransformer2DModel` of these arguments; out_channels follows in_channels unless given."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     # diffusers' table has one row more than num_embeds_ada_norm, for the null class.
     rows = 1 if num_classes is None else num_classes
     model = _diffusers("dit", DiTTransformer2DModel, config, "num_embeds_ada_norm", rows - 1)
-    return DiTNet(model, num_classes)
+    width = cast(Any, model).inner_dim
+    return DiTNet(model, num_classes, width=width, guidance=guidance)
 
 
 def _diffusers(
@@ -149,7 +219,7 @@ def _diffusers(
 ) -> nn.Module:
     """A diffusers model of this config, where halfstep's num_classes stands for `label_key`."""
     known = signature(model.__init__).parameters
-    refuse_unknown(name, config, {*known, "num_classes"} - {"self", label_key})
+    refuse_unknown(name, config, {*known, "num_classes", "guidance"} - {"self", label_key})
     channels = config.get("in_channels", known["in_channels"].default)
     arguments = {"out_channels": channels, **config, label_key: label_rows}
     try:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from halfstep.batch import Cond
 from halfstep.nets.adapters import Adapter
+from halfstep.nets.guidance import GuidanceEmbedding
 from halfstep.nets.sinusoid import sinusoid
 
 WAVES = (1.0, 2.0, 4.0)
@@ -27,9 +28,10 @@ class Residual(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Maps (x [B, dim], t [B], label int64 [B] or None) to [B, out_dim].
+    """Maps (x [B, dim], t [B], label int64 [B] or None, guidance scale [B] or None) to [B, out_dim].
 
-    t is in the range of a table of 1000 levels, as for images.
+    t is in the range of a table of 1000 levels, as for images.  guidance is the number of features of
+    the scale, 0 if it takes none.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ResidualMLP(nn.Module):
         depth: int = 3,
         out_dim: int | None = None,
         num_classes: int | None = None,
+        guidance: int = 0,
     ):
         super().__init__()
         self.config = {
@@ -47,6 +50,7 @@ class ResidualMLP(nn.Module):
             "depth": depth,
             "out_dim": out_dim,
             "num_classes": num_classes,
+            "guidance": guidance,
         }
         self.width = width
         self.enter = nn.Linear(dim * (1 + 2 * len(WAVES)), width)
@@ -54,11 +58,16 @@ class ResidualMLP(nn.Module):
         self.label = None if num_classes is None else nn.Embedding(num_classes, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
         self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, out_dim or dim)
+        self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         about = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
             about = about + self.label(label)
+        if self.guidance is not None:
+            about = about + self.guidance(guidance)
         about, h = F.silu(about), self.enter(_waves(x))
         for block in self.blocks:
             h = block(h, about)
@@ -75,6 +84,10 @@ def _waves(x: Tensor) -> Tensor:
 class MLPNet(Adapter):
     """Around `ResidualMLP`."""
 
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__(model, num_classes)
+        self.reads = ("label",) if model.guidance is None else ("label", "guidance")
+
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond))
+        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond))
         return out

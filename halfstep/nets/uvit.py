@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halfstep.errors import ConfigError
 from halfstep.nets.attention import Attention, Block
+from halfstep.nets.guidance import GuidanceEmbedding
 from halfstep.nets.sinusoid import sinusoid
 
 
@@ -61,6 +62,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     clip_dim        width of the text states that it reads.  None: no text
     num_clip_token  how many text states a sample has
     attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.nets.attention.auto`
+    guidance        features of the guidance scale, added to the time token; 0: it takes none
     """
 
     _supports_gradient_checkpointing = True
@@ -88,6 +90,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         clip_dim: int | None = None,
         num_clip_token: int = 77,
         attention: str = "auto",
+        guidance: int = 0,
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -120,6 +123,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init)
+        self.guidance_embed = GuidanceEmbedding(guidance, embed_dim) if guidance else None
         self.gradient_checkpointing = use_checkpoint  # diffusers' switch sets both of these
         self._gradient_checkpointing_func = _recomputed
 
@@ -129,17 +133,26 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: Tensor | float,
         y: Tensor | None = None,
         context: Tensor | None = None,
+        guidance: Tensor | None = None,
         *,
         return_dict: bool = False,
     ) -> Tensor | UViTOutput:
         """The output as a tensor, like the official one; as `UViTOutput` with return_dict=True.
 
         timesteps  one time a sample, [B], or one for all of them
+        guidance   one scale a sample, [B], if it was built for it
         """
         self._check(x, y, context)
+        if guidance is not None and self.guidance_embed is None:
+            raise ConfigError(
+                "this U-ViT takes no guidance scale and got some: leave it out, or build it with guidance"
+            )
         # The weights' own dtype, and not the patches': under autocast the time keeps float32.
         sines = sinusoid(_times(timesteps, x), self.width).to(self.pos_embed.dtype)
-        tokens = [self.time_embed(sines)[:, None], self.patch_embed(x)]
+        time = self.time_embed(sines)
+        if self.guidance_embed is not None:
+            time = time + self.guidance_embed(guidance)
+        tokens = [time[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
             tokens.insert(0, self.label_emb(y)[:, None])
         if self.context_embed is not None and context is not None:

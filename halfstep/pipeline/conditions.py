@@ -1,4 +1,4 @@
-"""What samples are conditioned on: labels, or texts."""
+"""What samples are conditioned on: labels or texts, and a guidance scale."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,16 @@ def condition(
     labels: Sequence[int] | None,
     prompts: Sequence[str] | None,
     context: Tensor | None,
+    guidance: float | None = None,
 ) -> Cond | None:
     """The condition of n samples; what the network does not read is refused, and so is what it lacks."""
     label = _labels(n, first, classes, null, labels)
     if empty is None and (prompts is not None or context is not None):
         raise ConfigError("this pipeline reads no texts: leave prompts and context out")
     states = None if empty is None else _states(n, empty, texts, prompts, context)
-    return None if label is None and states is None else Cond(label, states)
+    scale = None if guidance is None else torch.full((n,), float(guidance))
+    some = label is not None or states is not None or scale is not None
+    return Cond(label, states, scale) if some else None
 
 
 def same_states(states: Tensor, empty: Tensor) -> bool:

@@ -36,6 +36,8 @@ class Pipeline:
     codec     turns latents into images; None for a model of pixels
     empty     the states of the empty text, [tokens, D], of a network that reads texts
     texts     what turns texts into such states; it is not saved
+    guidance  the range of guidance scales that its network takes as an input: one call a step; None for
+              one that is guided from outside, by two
     """
 
     denoiser: Denoiser
@@ -49,6 +51,7 @@ class Pipeline:
     codec: Codec | None = None
     empty: Tensor | None = None
     texts: Texts | None = None
+    guidance: tuple[float, float] | None = None
 
     def sample(
         self,
@@ -77,7 +80,7 @@ class Pipeline:
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `context`, their states
-        guidance  scale of classifier-free guidance, 1 is off
+        guidance  scale of classifier-free guidance, 1 is off; of a student that takes it, within its range
         first     number of the first image
         latents   do not decode them
         progress  called after every step of every batch
@@ -89,6 +92,7 @@ class Pipeline:
         cond = condition(
             n, first, classes=len(self.classes), null=self.null, empty=self.empty, texts=self.texts,
             labels=labels, prompts=prompts, context=context,
+            guidance=None if self.guidance is None else guidance,
         )  # fmt: skip
         device = next(self.denoiser.parameters()).device
         self.denoiser.eval()
@@ -140,6 +144,14 @@ class Pipeline:
         return self.null if self.empty is None else self.empty
 
     def _guided(self, guidance: float) -> Denoises:
+        if self.guidance is not None:
+            low, high = self.guidance
+            if not low <= guidance <= high:
+                raise ConfigError(
+                    f"this student takes guidance scales from {low:g} to {high:g}, asked for {guidance:g}: "
+                    f"write guidance={min(max(guidance, low), high):g}"
+                )
+            return self.denoiser
         if guidance == 1:
             return self.denoiser
         if self.nothing is None:
@@ -223,8 +235,9 @@ class Pipeline:
         out."""
         codec = self.codec
         parts = {"scale": codec.scale, "factor": codec.factor} if codec is not None else None
-        rest = {"sampler": self.sampler, "steps": self.steps, "codec": parts}
-        usual = {"sampler": "ddim", "steps": 64, "codec": None}
+        scales = None if self.guidance is None else list(self.guidance)
+        rest = {"sampler": self.sampler, "steps": self.steps, "codec": parts, "guidance": scales}
+        usual = {"sampler": "ddim", "steps": 64, "codec": None, "guidance": None}
         return {
             **described(self.denoiser),
             "shape": list(self.shape),
@@ -252,4 +265,5 @@ def from_description(
         about["clip"],
         about.get("sampler", "ddim"),
         about.get("steps", 64),
+        guidance=None if (scales := about.get("guidance")) is None else (scales[0], scales[1]),
     )

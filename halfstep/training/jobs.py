@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.classification import Classification
+from halfstep.methods.guided import at_any_scale
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
@@ -81,9 +83,22 @@ def distill(
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, data, training, job)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
-    stages = method.stages(work.denoiser(teacher))
+    stages = stages_of(method, teacher, work.denoiser(teacher))
     del teacher  # from the second stage on nobody needs it
     return work.carry_out(f"distill {verb}", stages, options, out)
+
+
+def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
+    """The method's stages for this teacher, whose `denoiser` is on its device by now.
+
+    Students of one that takes its guidance scale as an input take it, too.
+    """
+    made: Any = method.stages
+    takes_null = "null" in signature(made).parameters
+    stages: Iterator[Stage] = made(denoiser, teacher.nothing) if takes_null else made(denoiser)
+    if (guidance := teacher.guidance) is None:
+        return stages
+    return (at_any_scale(stage, guidance) for stage in stages)
 
 
 def train_classifier(
@@ -147,8 +162,10 @@ class _Work:
 
     def pipeline(self, stage: Stage) -> Pipeline:
         """Around a stage's student, to be sampled on the stage's grid."""
-        times = {"times": (stage.times,)} if stage.times else {}
-        return self.around(denoiser=stage.student, **times)
+        changed: dict[str, Any] = {"times": (stage.times,)} if stage.times else {}
+        if stage.guidance is not None:
+            changed["guidance"] = stage.guidance
+        return self.around(denoiser=stage.student, **changed)
 
     def _ask(self, student: Pipeline) -> bool:
         """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""

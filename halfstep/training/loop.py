@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
-from halfstep.noise import Draw
+from halfstep.noise import Draw, key
 from halfstep.training import checkpoint
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
@@ -26,6 +27,9 @@ from halfstep.training.settings import Training
 from halfstep.training.stopping import stopping
 from halfstep.training.update import update
 from halfstep.training.watch import Silent, Tally, Watch
+
+HELD_OUT = 64
+"""Samples of what an objective measures for the log."""
 
 
 @dataclass
@@ -209,7 +213,23 @@ class Loop:
             "norm": norm,
             "rate": rate,
         }
-        self.processes.first_says(partial(self.run.log, line))
+        self.processes.first_says(lambda: self.run.log({**line, **self._held_out(stage, state)}))
+
+    def _held_out(self, stage: Stage, state: State) -> dict[str, Any]:
+        """What an objective measures with noise that training never sees: the same whenever it is asked."""
+        measure = getattr(stage.objective, "measure", None)
+        if measure is None:
+            return {}
+        generator = torch.Generator().manual_seed(key(self.settings.seed))
+        rows = torch.randperm(len(self.data), generator=generator)[:HELD_OUT]
+        generator = torch.Generator(self.processes.device).manual_seed(key(self.settings.seed))
+        draw = Draw.all(generator, len(rows))
+        batch = self.data.drawn(rows, draw).to(self.processes.device)
+        state.student.eval()
+        with torch.no_grad():
+            found: dict[str, Any] = measure(state.student, batch, draw)
+        state.student.train()
+        return found
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
         checkpoint.write(self.run.checkpoints, index, stage.name, state)

@@ -1,0 +1,107 @@
+"""`halfstep distill guided`: from a teacher with a null class to a student with a slider, on the line."""
+
+import json
+import re
+
+import pytest
+
+from halfstep.cli import main
+from halfstep.cli.distill import ahead, plan, total_updates
+from halfstep.methods import GuidedDistillation
+from halfstep.pipeline import Pipeline
+from tests.test_guided_runs import SMALL, teacher_of
+
+NET = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
+NET += ["--updates", "20"]
+GUIDED = ["--data", "two-moons", "--start", "4", "--stop", "1", "--updates", "4"]
+GUIDED += ["--halving-updates", "3", "--features", "8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher with a null class, one without, and a guided run of the first."""
+    out = tmp_path_factory.mktemp("guided")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        labels = ["--labels", "--drop-labels", "0.2"]
+        assert main(["train", "denoiser", *NET, *labels, "--out", str(out / "t")]) == 0
+        assert main(["train", "denoiser", *NET, "--labels", "--out", str(out / "plain")]) == 0
+        words = ["--teacher", str(out / "t"), *GUIDED, "--guidance", "2", "5"]
+        assert main(["distill", "guided", *words, "--out", str(out / "s")]) == 0
+    return out
+
+
+@pytest.fixture
+def cli(folder, monkeypatch, capsys):
+    def run(*words):
+        status = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "160")
+    return run
+
+
+def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
+    student = Pipeline.load(folder / "s" / "stages" / "0001-steps")
+    assert student.guidance == (2.0, 5.0) and len(student.times[0]) == 2
+    told = json.loads((folder / "s" / "run.json").read_text())
+    assert told["command"] == "distill guided"
+    status, out, err = cli("distill", "guided", "--config", "s/config.toml")
+    squeezed = " ".join(out.split())
+    assert status == 0 and not err and "nothing was left to do" in squeezed
+    assert re.search(r"plan +guidance 2 to 5 in one call a step, 4 -> 2 -> 1 steps", out)
+    assert "updates   16 of" in out  # 4, and 3 twice doubled
+    assert re.search(r"halfstep sample \S+ --steps 1 --guidance 3.5 --out \S+/s/samples", squeezed)
+    assert "halfstep evaluate" not in out  # which asks for scale 1
+
+
+def test_samples_are_of_the_scale_that_is_asked_for(folder, cli):
+    status, _, err = cli("sample", "s", "--n", 3, "--out", "x")
+    assert status == 2 and "from 2 to 5, asked for 1: write guidance=2" in err
+    for scale in (2, 4.5):
+        words = ["--guidance", scale, "--n", 3, "--npz", "--out", f"x{scale}"]
+        assert cli("sample", "s", *words)[0] == 0
+    made = [(folder / f"x{scale}" / "samples.npz").read_bytes() for scale in (2, 4.5)]
+    assert made[0] != made[1]
+
+
+def test_a_rehearsal_prints_all_stages(folder, cli):
+    before = set(folder.rglob("*"))
+    words = ["--teacher", "t", *GUIDED, "--student", "width", 12, "--out", "y", "--dry-run"]
+    status, out, err = cli("distill", "guided", *words)
+    assert status == 0 and not err and set(folder.rglob("*")) == before
+    names = re.findall(r"^ (guided|\d+-steps) +(\d+) +([\d,]+)", out, re.MULTILINE)
+    assert names == [
+        ("guided", "4", "2,560"), ("0002-steps", "6", "3,840"), ("0001-steps", "6", "3,840"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--teacher", "plain"], "this teacher has none: train it with labels and drop_labels"),
+        (["--teacher", "s"], "takes its guidance scale as an input already"),
+        (["--teacher", "t", "--guidance", 5, 2], "lowest scale and the highest, got 5 and 2"),
+        (["--teacher", "t", "--guidance", 5], "--guidance"),
+        (["--teacher", "t", "--student", "widt", 3], "perhaps you meant 'width'"),
+        (["--teacher", "t", "--tolerance", 1], "there is no option --tolerance"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, said, folder, cli):
+    status, _, err = cli("distill", "guided", *GUIDED, *words, "--out", "z")
+    assert status == 2 and said in err and err.count("\n") == 1
+    assert not (folder / "z").exists()
+
+
+def test_what_is_ahead():
+    stages = list(SMALL.stages(teacher_of().denoiser, 3))
+    assert [ahead(SMALL, stage) for stage in stages] == [12, 8, 0]
+    assert total_updates(SMALL) == 17
+    alone = GuidedDistillation(guidance=(1.0, 4.5), updates=7, start=8, stop=8)
+    assert total_updates(alone) == 7 and plan(alone) == "guidance 1 to 4.5 in one call a step"
+    assert ahead(alone, next(alone.stages(teacher_of().denoiser, 3))) == 0
