@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         "make a student that needs fewer steps",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
+            "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
+            "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
         },
     ),

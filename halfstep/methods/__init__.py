@@ -2,19 +2,28 @@
 
 from halfstep.methods.base import Method, Objective, Stage
 from halfstep.methods.denoising import Denoising
+from halfstep.methods.encoder import Encoder
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
+from halfstep.methods.stochastic import Stochastic
 
-METHODS = {"progressive": Progressive, "reparameterise": Reparameterise}
+METHODS = {
+    "progressive": Progressive,
+    "stochastic": Stochastic,
+    "encoder": Encoder,
+    "reparameterise": Reparameterise,
+}
 """What `halfstep distill` offers."""
 
 __all__ = [
     "METHODS",
     "Denoising",
+    "Encoder",
     "Method",
     "Objective",
     "Progressive",
     "Reparameterise",
     "Stage",
+    "Stochastic",
     "two_step_target",
 ]

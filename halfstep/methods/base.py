@@ -37,6 +37,8 @@ class Stage:
     updates: int
     times: Times = ()
     """The grid the student is to be sampled on; empty where any will do."""
+    made_for: str = "ddim"
+    """What walks on that grid with it: ddim, stochastic, or encode, which walks from data to noise."""
 
 
 class Method(Protocol):
