@@ -117,8 +117,8 @@ class Pipeline:
         done = []
         for low in range(0, n, batch):
             rows, ids = slice(low, low + batch), range(first + low, first + min(low + batch, n))
-            z = (sample_noise(seed, ids, self.shape) if noise is None else noise[rows]).to(device)
-            shown = begin[rows].to(device)
+            z = sample_noise(seed, ids, self.shape) if noise is None else noise[rows].float()
+            z, shown = z.to(device), begin[rows].to(device)
             own = shown.of_model(self.codec)
             go = walk(sampler, seed, ids, self.shape, times, schedule, variance, own.around(z))
             said = None if cond is None else cond[rows].to(device)
@@ -165,7 +165,10 @@ class Pipeline:
         refuse_blind_to_noise(self.denoiser, times[-1])
         model, cond = self._guided(guidance), self._said(n, 0, labels, prompts, context)
         self.denoiser.eval()
-        device, done = next(self.denoiser.parameters()).device, [torch.empty(0, *self.shape)]
+        device, done = (
+            next(self.denoiser.parameters()).device,
+            [torch.empty(0, *self.shape, dtype=torch.float32)],
+        )
         for low in range(0, n, batch):
             x0 = latents_of(self.codec, images[low : low + batch].float().to(device))
             said = None if cond is None else cond[low : low + batch].to(device)
