@@ -327,6 +327,11 @@ def test_a_model_of_latents(images):
     torch.testing.assert_close(inner[..., :2], latents[..., :2], rtol=0, atol=1e-6)
     assert (inner - latents)[..., 2:].abs().amin((0, 1, 2)).min() > 0
     assert torch.equal(got[~where], Halves().decode(inner)[~where])
+    some = known.repeat(1, 3, 1, 1)
+    some[:, 1, :, :2] = False  # one channel of the first column of latents
+    inner = made.sample(5, images=pixels, known=some, latents=True)
+    assert (inner - latents)[..., 0].abs().min() > 0
+    torch.testing.assert_close(inner[..., 1], latents[..., 1], rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape \[5, 3, 4, 6\]"):
         made.sample(5, images=images)
 

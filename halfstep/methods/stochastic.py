@@ -69,10 +69,9 @@ class HalveJumps:
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         x0, end = batch.x0, len(self.times) - 1
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
-        last = (
-            i + 2 == end
-        )  #                                            i = 1: one step of 1 / N, to the end
-        t, t_mid, t_end = on_grid(self.times, i, i + 2 * ~last, (i + 4).clamp(max=end))
+        # i = 1 has one step of 1 / N before it: the first of the two has no length.
+        mid = i + 2 * (i + 2 < end)
+        t, t_mid, t_end = on_grid(self.times, i, mid, (i + 4).clamp(max=end))
         eps = draw.normal(x0)
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
         target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond)
