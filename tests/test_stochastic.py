@@ -545,8 +545,8 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
 
 
 def test_trained_students_have_the_variance_of_exact_ones():
-    """32 to 4 steps, an affine map a time; and students of DDIM, trained beside them, far too little."""
-    teacher, times = gaussian_teacher(Cosine()).freeze(), uniform(32)
+    """16 to 4 steps, an affine map a time; and students of DDIM, trained beside them, far too little."""
+    teacher, times = gaussian_teacher(Cosine()).freeze(), uniform(16)
     exact = jumper = walker = teacher
 
     def trained(objective):
@@ -564,4 +564,4 @@ def test_trained_students_have_the_variance_of_exact_ones():
         return (x[1:] - x[0]).square().sum().item()
 
     assert spread(jumper) == pytest.approx(spread(exact), abs=3e-3)
-    assert spread(walker) < spread(exact) - 0.03
+    assert spread(walker) < spread(exact) - 0.02
