@@ -532,7 +532,7 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
         four, "two-moons", tmp_path / "t", method=Stochastic(start=4, updates=(2,)), training=few
     )
     assert again.made_for == "stochastic"
-    for other in (Progressive(start=4), Reparameterise()):
+    for other in (Progressive(start=4, updates=(1,)), Reparameterise(updates=1)):
         with pytest.raises(ConfigError, match=r"student made for 'stochastic'.*'ddim'"):
             distill(four, "two-moons", tmp_path / "u", method=other, training=few)
     with pytest.raises(ConfigError, match=r"student made for 'ddim'.*'stochastic'"):
