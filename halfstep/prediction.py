@@ -58,6 +58,8 @@ class Parameterisation(Protocol):
     """How many times the channels of x the network puts out."""
     blind_to_data: ClassVar[bool]
     """Whether the output says nothing about x0 as the SNR goes to 0."""
+    blind_to_noise: ClassVar[bool]
+    """Whether the output says nothing about eps as the SNR goes to infinity."""
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction: ...
     def encode(self, pred: Prediction, level: Level) -> Tensor: ...
@@ -69,6 +71,7 @@ class X0:
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = True
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
         return Prediction.from_x0(out, x_t, level)
@@ -83,6 +86,7 @@ class Eps:
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = True
+    blind_to_noise: ClassVar[bool] = False
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
         return Prediction.from_eps(out, x_t, level)
@@ -97,6 +101,7 @@ class V:
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
         norm = level.alpha**2 + level.sigma**2  # 1 if variance preserving
@@ -113,6 +118,7 @@ class Velocity:
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
         x0 = (x_t - level.sigma * out) / (level.alpha + level.sigma)
@@ -131,6 +137,7 @@ class Both:
 
     outputs: ClassVar[int] = 2
     blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
         o_x, o_eps = out.chunk(2, dim=1)

@@ -295,12 +295,14 @@ def documented(kind):
     found = {}
     bound = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(kind), strict=False))
     hints = typing.get_type_hints(origin)
-    body = ast.parse(textwrap.dedent(inspect.getsource(origin))).body[0].body
-    docs = {
-        field.target.id: doc.value.value
-        for field, doc in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
-    }
+    docs = {}
+    for kin in filter(is_dataclass, reversed(origin.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(kin))).body[0].body
+        docs |= {
+            field.target.id: doc.value.value
+            for field, doc in pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
+        }
     for field in fields(origin):
         inner = bound.get(hints[field.name], hints[field.name])
         found |= documented(inner) if is_dataclass(inner) else {field.name: docs.get(field.name)}

@@ -22,6 +22,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
             "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
+            "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
+            "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
         },
     ),

@@ -156,11 +156,9 @@ def _halving_of(method: Any) -> Progressive | None:
 
 def _halvings(method: Progressive, steps: int) -> Iterator[tuple[int, int]]:
     """(steps, updates) of every student that has fewer steps than these."""
-    halving = (method.start // steps).bit_length() - 1
-    while steps > method.stop:
-        steps //= 2
-        yield steps, method.updates_for(halving, steps)
-        halving += 1
+    for halving, count in enumerate(method.counts):
+        if count < steps:
+            yield count, method.updates_for(halving, count)
 
 
 def _say_where(

@@ -37,8 +37,8 @@ class Sample:
     steps: int | None = None
     """Sampler steps; a student's own by default, a published model's as published, else 64."""
     sampler: str | None = None
-    """ddim, heun, dpmpp-2m, ancestral, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME for one of
-    diffusers' schedulers; a published model's as published by default, else ddim."""
+    """ddim, heun, dpmpp-2m, ancestral, stochastic, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME
+    for one of diffusers' schedulers; by default a student's or a published model's own, else ddim."""
     variance: float = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
     classes: str = ""
@@ -96,7 +96,7 @@ def _pipeline(options: Sample) -> Pipeline:
 
 def _draw(options: Sample, pipeline: Pipeline, console: Console) -> Tensor:
     """The samples; what is asked of them is checked before the first network call."""
-    sampler = options.sampler or ("ddim" if pipeline.times else pipeline.sampler)
+    sampler = options.sampler or pipeline.own_sampler
     steps = len(pipeline.grid(options.steps, sampler)) - 1
     classes = _classes(options.classes)
     if classes and options.prompt:

@@ -2,13 +2,17 @@
 
 from halfstep.methods.base import Method, Objective, Stage
 from halfstep.methods.denoising import Denoising
+from halfstep.methods.encoder import Encoder
 from halfstep.methods.guided import GuidedDistillation
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
+from halfstep.methods.stochastic import Stochastic
 
 METHODS = {
     "progressive": Progressive,
     "guided": GuidedDistillation,
+    "stochastic": Stochastic,
+    "encoder": Encoder,
     "reparameterise": Reparameterise,
 }
 """What `halfstep distill` offers."""
@@ -16,11 +20,13 @@ METHODS = {
 __all__ = [
     "METHODS",
     "Denoising",
+    "Encoder",
     "GuidedDistillation",
     "Method",
     "Objective",
     "Progressive",
     "Reparameterise",
     "Stage",
+    "Stochastic",
     "two_step_target",
 ]

@@ -42,6 +42,8 @@ class Stage:
     """The grid the student is to be sampled on; empty where any will do."""
     guidance: tuple[float, float] | None = None
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
+    made_for: str = "ddim"
+    """What walks on that grid with it: ddim, stochastic, or encode, which walks from data to noise."""
 
 
 class Method(Protocol):

@@ -7,7 +7,7 @@ Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_en
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Progressive:
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:
         ratio, rest = divmod(self.start, max(self.stop, 1))
@@ -53,10 +54,10 @@ class Progressive:
             raise ConfigError(
                 f"updates cannot be negative, got {min(self.updates)}: write 0 or more"
             )
-        if len(self.updates) not in (1, ratio.bit_length() - 1):
+        if len(self.updates) not in (1, len(self.counts)):
             raise ConfigError(
-                f"updates has {len(self.updates)} numbers for {ratio.bit_length() - 1} halvings "
-                f"({self.start} to {self.stop}): give one for all, or one each"
+                f"updates has {len(self.updates)} numbers for {len(self.counts)} halvings "
+                f"({self.start} to {min(self.counts)}): give one for all, or one each"
             )
         if self.times and len(checked(self.times)) != self.start + 1:
             raise ConfigError(
@@ -65,11 +66,19 @@ class Progressive:
             )
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
+        self._refuse_weighting()
+
+    def _refuse_weighting(self) -> None:
         if vanishes(WEIGHTINGS[self.weighting]):
             raise ConfigError(
                 f"the weight '{self.weighting}' vanishes at SNR 0, where a distilled walk starts: "
                 "write weighting='truncated-snr' or 'snr+1'"
             )
+
+    @property
+    def counts(self) -> list[int]:
+        """Steps of the students, the most first."""
+        return [self.start // 2**k for k in range(1, (self.start // self.stop).bit_length())]
 
     def _reachable(self) -> str:
         odd = self.start
@@ -159,7 +168,8 @@ def two_step_target(
     x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t) with rho = alpha / sigma, and
     eps~ the same with rho = sigma / alpha.
 
-    t > t_mid > t_end, float64 [B].  Whoever ends at t_end = 0 lands on clean data: x~ = x_2.
+    t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is one step alone.
+    Whoever ends at t_end = 0 lands on clean data: x~ = x_2.
     Never clipped, never differentiated.
     """
     first = teacher(x_t, t, cond)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields as dataclass_fields
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from torch import nn
 
@@ -12,19 +12,65 @@ from halfstep.nets import build, recipe
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.schedules import Schedule, SCHEDULES
 
+if TYPE_CHECKING:
+    from halfstep.pipeline.pipeline import Pipeline
+
 FORMAT = 1
 
 
-def described(denoiser: Denoiser) -> dict[str, Any]:
-    """Network, schedule, parameterisation and time of a denoiser."""
+USUAL: dict[str, Any] = {
+    "sampler": "ddim",
+    "steps": 64,
+    "codec": None,
+    "guidance": None,
+    "made_for": "ddim",
+}
+"""What is not said of a pipeline where it is so."""
+
+
+def described(pipeline: "Pipeline") -> dict[str, Any]:
+    """Network, schedule, parameterisation and time of its denoiser, and how it is sampled."""
+    denoiser, codec = pipeline.denoiser, pipeline.codec
     name, config = recipe(denoiser.net)
     schedule: Any = denoiser.schedule
+    rest = {
+        "sampler": pipeline.sampler,
+        "steps": pipeline.steps,
+        "codec": None if codec is None else {"scale": codec.scale, "factor": codec.factor},
+        "guidance": None if pipeline.guidance is None else list(pipeline.guidance),
+        "made_for": pipeline.made_for,
+    }
     return {
         "format": FORMAT,
         "net": {"build": name, "config": config},
         "schedule": {"name": _name_of(type(schedule), SCHEDULES), **asdict(schedule)},
         "parameterisation": _name_of(denoiser.parameterisation, PARAMETERISATIONS),
         "time": asdict(denoiser.time),
+        "shape": list(pipeline.shape),
+        "times": [list(times) for times in pipeline.times],
+        "classes": list(pipeline.classes),
+        "null": pipeline.null,
+        "clip": pipeline.clip,
+        **{name: value for name, value in rest.items() if value != USUAL[name]},
+    }
+
+
+def fields_from(
+    about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None, source: str
+) -> dict[str, Any]:
+    """The fields of the pipeline that `described` told of, with fresh weights and no codec."""
+    rest = USUAL | {name: about[name] for name in USUAL if name in about}
+    return {
+        "denoiser": denoiser_from(about, net=net, source=source),
+        "shape": tuple(about["shape"]),
+        "times": tuple(tuple(times) for times in about["times"]),
+        "classes": tuple(about["classes"]),
+        "null": about["null"],
+        "clip": about["clip"],
+        "sampler": rest["sampler"],
+        "steps": rest["steps"],
+        "guidance": None if rest["guidance"] is None else tuple(rest["guidance"]),
+        "made_for": rest["made_for"],
     }
 
 

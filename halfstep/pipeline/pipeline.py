@@ -9,16 +9,26 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import storage
+from halfstep.batch import Cond
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
-from halfstep.pipeline.description import denoiser_from, described
-from halfstep.pipeline.walks import check_counts, check_sampler, walk
-from halfstep.samplers.published import WALKS
-from halfstep.timegrids import Times, uniform
+from halfstep.pipeline.description import described, fields_from
+from halfstep.pipeline.given import check_images, check_noise, given, latents_of
+from halfstep.pipeline.walks import (
+    check_counts,
+    check_edit,
+    check_sampler,
+    check_student,
+    student_grid,
+    teacher_grid,
+    walk,
+)
+from halfstep.samplers.encode import encode, refuse_blind_to_noise
+from halfstep.timegrids import Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +48,7 @@ class Pipeline:
     texts     what turns texts into such states; it is not saved
     guidance  the range of guidance scales that its network takes as an input: one call a step; None for
               one that is guided from outside, by two
+    made_for  what walks on a student's own grids: ddim, stochastic, or encode, from data to noise
     """
 
     denoiser: Denoiser
@@ -52,6 +63,7 @@ class Pipeline:
     empty: Tensor | None = None
     texts: Texts | None = None
     guidance: tuple[float, float] | None = None
+    made_for: str = "ddim"
 
     def sample(
         self,
@@ -65,6 +77,10 @@ class Pipeline:
         context: Tensor | None = None,
         guidance: float = 1.0,
         variance: float = 0.0,
+        images: Tensor | None = None,
+        strength: float = 1.0,
+        known: Tensor | None = None,
+        noise: Tensor | None = None,
         batch: int = 256,
         first: int = 0,
         latents: bool = False,
@@ -74,38 +90,47 @@ class Pipeline:
 
         seed      image k of a seed is the same whatever n, batch and `first` are
         steps     sampler steps; a student's fewest, or a teacher's own, by default
-        sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large); dpmpp-3s, dpm-fast
-                  or euler-maruyama, each on a grid of its own; or one of diffusers' schedulers by the
-                  name of its class: "diffusers:UniPCMultistepScheduler"
+        sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large); stochastic, for a
+                  student made for it; dpmpp-3s, dpm-fast or euler-maruyama, each on a grid of its own;
+                  or one of diffusers' schedulers by its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `context`, their states
         guidance  scale of classifier-free guidance, 1 is off; of a student that takes it, within its range
+        images    [n, C, H, W] in [-1, 1], which the samples are made of: the walk begins with them at
+                  time `strength` of its grid; 1 is all of it, from noise alone
+        known     bool, as images, or 1 where all are alike: pixels of them that are kept at every step
+                  and come back to the bit
+        noise     [n, *shape] that the walks start from, as `encode` returns it; by default the seed's
         first     number of the first image
         latents   do not decode them
         progress  called after every step of every batch
         """
         check_counts(n, seed, batch, first)
-        sampler = sampler or ("ddim" if self.times else self.sampler)
+        sampler = sampler or self.own_sampler
         times = self.grid(steps, sampler)
+        begin = given(n, self.shape, self.codec, images, known, strength)
+        check_noise(noise, n, self.shape)
+        if images is not None:
+            check_edit(sampler, keeps=known is not None)
+            times = begin.grid(times, student=bool(self.times))
         model = self._guided(guidance)
-        cond = condition(
-            n, first, classes=len(self.classes), null=self.null, empty=self.empty, texts=self.texts,
-            labels=labels, prompts=prompts, context=context,
-            guidance=None if self.guidance is None else guidance,
-        )  # fmt: skip
-        device = next(self.denoiser.parameters()).device
+        cond = self._said(n, first, labels, prompts, context, guidance)
+        schedule, device = self.denoiser.schedule, next(self.denoiser.parameters()).device
         self.denoiser.eval()
         done = []
         for low in range(0, n, batch):
-            ids = range(first + low, first + min(low + batch, n))
-            go = walk(sampler, seed, ids, self.shape, times, self.denoiser.schedule, variance)
-            noise = sample_noise(seed, ids, self.shape).to(device)
-            said = None if cond is None else cond[low : low + batch].to(device)
-            x = go(model, noise, times, cond=said, clip=self.clip, progress=progress)
+            rows, ids = slice(low, low + batch), range(first + low, first + min(low + batch, n))
+            z = sample_noise(seed, ids, self.shape) if noise is None else noise[rows].float()
+            z, shown = z.to(device), begin[rows].to(device)
+            own = shown.of_model(self.codec)
+            go = walk(sampler, seed, ids, self.shape, times, schedule, variance, own.around(z))
+            said = None if cond is None else cond[rows].to(device)
+            z = own.begin(schedule, z, times[0])
+            x = go(model, z, times, cond=said, clip=self.clip, progress=progress)
             if self.codec is not None and not latents:
-                x = self.codec.decode(x)
-            done.append(x.cpu())
+                x, own = self.codec.decode(x), shown
+            done.append(own.put_back(x).cpu())
         return torch.cat(done) if done else self._none(latents)
 
     def _none(self, latents: bool) -> Tensor:
@@ -113,30 +138,79 @@ class Pipeline:
         empty = torch.empty(0, *self.shape)
         return empty if self.codec is None or latents else self.codec.decode(empty)
 
-    def grid(self, steps: int | None = None, sampler: str = "ddim") -> Times:
-        """The grid of so many steps; `ConfigError` lists a student's when it has none of that many."""
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        steps: int | None = None,
+        labels: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
+        context: Tensor | None = None,
+        guidance: float = 1.0,
+        batch: int = 256,
+        progress: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """The noise of these images, float32 [n, *shape] on the CPU: `sample(n, noise=...)` decodes it.
+
+        By DDIM from data to noise, of a teacher, or of a student made for it.  Another model, or the same
+        with other labels, may decode it (Su et al. 2023).
+
+        images  [n, C, H, W] in [-1, 1]; the rest is as `sample` has it.  Nothing is clipped
+        """
+        n = len(images)
+        check_counts(n, 0, batch, 0)
+        check_images(n, self.shape, self.codec, images)
+        if self.times and self.made_for != "encode":
+            raise ConfigError(
+                "this student was distilled to walk from noise to data: encode with its teacher, or with "
+                "a student made for it (halfstep distill encoder)"
+            )
+        times = self._times(steps)
+        refuse_blind_to_noise(self.denoiser, times[-1])
+        model, cond = self._guided(guidance), self._said(n, 0, labels, prompts, context, guidance)
+        device, done = next(self.denoiser.parameters()).device, [torch.empty(0, *self.shape)]
+        self.denoiser.eval()
+        for low in range(0, n, batch):
+            x0 = latents_of(self.codec, images[low : low + batch].float().to(device))
+            said = None if cond is None else cond[low : low + batch].to(device)
+            done.append(encode(model, x0, times, cond=said, progress=progress).cpu())
+        return torch.cat(done)
+
+    @property
+    def own_sampler(self) -> str:
+        """The sampler of whoever names none: a student's is what it was made for."""
+        return self.made_for if self.times else self.sampler
+
+    def grid(self, steps: int | None = None, sampler: str | None = None) -> Times:
+        """The grid of so many steps; `ConfigError` lists a student's when it has none of that many.
+
+        sampler  which is to walk on it, by default its own
+        """
+        sampler = sampler or self.own_sampler
+        if self.times:
+            check_student(sampler, self.made_for)
         check_sampler(sampler)
-        if steps is not None and steps < 1:
-            raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
-        if sampler in WALKS and self.times:
-            raise ConfigError(
-                f"'{sampler}' walks on a grid of its own, and a student on its own: write "
-                "sampler='ddim'"
-            )
-        if sampler in WALKS:
-            count = self.steps if steps is None else steps
-            return WALKS[sampler].grid(count, self.denoiser.schedule)
-        if not self.times:
-            return uniform(self.steps if steps is None else steps)
-        own = {len(times) - 1: times for times in self.times}
-        if steps is None:
-            return own[min(own)]
-        if steps not in own:
-            raise ConfigError(
-                f"this student was not distilled for {steps} steps: it can take "
-                f"{' or '.join(map(str, sorted(own)))}"
-            )
-        return own[steps]
+        return self._times(steps, sampler)
+
+    def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
+        if self.times:
+            return student_grid(self.times, self.made_for, steps, sampler)
+        return teacher_grid(self.steps if steps is None else steps, sampler, self.denoiser.schedule)
+
+    def _said(
+        self,
+        n: int,
+        first: int,
+        labels: Sequence[int] | None,
+        prompts: Sequence[str] | None,
+        context: Tensor | None,
+        guidance: float,
+    ) -> Cond | None:
+        return condition(
+            n, first, classes=len(self.classes), null=self.null, empty=self.empty, texts=self.texts,
+            labels=labels, prompts=prompts, context=context,
+            guidance=None if self.guidance is None else guidance,
+        )  # fmt: skip
 
     @property
     def nothing(self) -> int | Tensor | None:
@@ -167,9 +241,10 @@ class Pipeline:
             self.codec.to(device)
         return self
 
-    def with_student(self, denoiser: Denoiser, times: Times = ()) -> Self:
+    def with_student(self, denoiser: Denoiser, times: Times = (), made_for: str = "ddim") -> Self:
         """The same around another denoiser, sampled on `times`."""
-        return replace(self, denoiser=denoiser, times=(times,) if times else ())
+        grids = (times,) if times else ()
+        return replace(self, denoiser=denoiser, times=grids, made_for=made_for)
 
     def with_texts(self, texts: Texts) -> Self:
         """The same with an encoder of texts; one that it was not trained with is refused."""
@@ -233,20 +308,7 @@ class Pipeline:
     def describe(self) -> dict[str, Any]:
         """All but the weights, as json; what a pipeline of pixels with its own defaults has not is left
         out."""
-        codec = self.codec
-        parts = {"scale": codec.scale, "factor": codec.factor} if codec is not None else None
-        scales = None if self.guidance is None else list(self.guidance)
-        rest = {"sampler": self.sampler, "steps": self.steps, "codec": parts, "guidance": scales}
-        usual = {"sampler": "ddim", "steps": 64, "codec": None, "guidance": None}
-        return {
-            **described(self.denoiser),
-            "shape": list(self.shape),
-            "times": [list(times) for times in self.times],
-            "classes": list(self.classes),
-            "null": self.null,
-            "clip": self.clip,
-            **{name: value for name, value in rest.items() if value != usual[name]},
-        }
+        return described(self)
 
 
 def from_description(
@@ -256,14 +318,4 @@ def from_description(
     source: str = "this description",
 ) -> Pipeline:
     """A pipeline with fresh weights and no codec, from what `Pipeline.describe` says."""
-    return Pipeline(
-        denoiser_from(about, net=net, source=source),
-        tuple(about["shape"]),
-        tuple(tuple(times) for times in about["times"]),
-        tuple(about["classes"]),
-        about["null"],
-        about["clip"],
-        about.get("sampler", "ddim"),
-        about.get("steps", 64),
-        guidance=None if (scales := about.get("guidance")) is None else (scales[0], scales[1]),
-    )
+    return Pipeline(**fields_from(about, net=net, source=source))

@@ -8,10 +8,22 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, unknown
 from halfstep.noise import key, sample_noise
-from halfstep.samplers import ancestral, calls, PREFIX, sample, scheduled, STEPS
+from halfstep.samplers import (
+    ancestral,
+    calls,
+    Fresh,
+    PREFIX,
+    sample,
+    scheduled,
+    Step,
+    STEPS,
+    stochastic,
+)
 from halfstep.samplers.published import WALKS
 from halfstep.schedules import Schedule
-from halfstep.timegrids import Times
+from halfstep.timegrids import Times, uniform
+
+NAMES = (*STEPS, *WALKS, "ancestral", "stochastic")
 
 
 def check_counts(n: int, seed: int, batch: int, first: int) -> None:
@@ -25,8 +37,72 @@ def check_counts(n: int, seed: int, batch: int, first: int) -> None:
 def check_sampler(sampler: str) -> None:
     if sampler.startswith(PREFIX):
         calls(sampler, 1)  # refuses a name that is none
-    elif sampler not in (*STEPS, *WALKS, "ancestral"):
-        raise unknown("sampler", sampler, [*STEPS, *WALKS, "ancestral", f"{PREFIX}NAME"])
+    elif sampler not in NAMES:
+        raise unknown("sampler", sampler, [*NAMES, f"{PREFIX}NAME"])
+
+
+def check_student(sampler: str, made_for: str) -> None:
+    """`ConfigError` for a student and a sampler that do not belong together."""
+    if made_for == "encode":
+        raise ConfigError(
+            "this student was distilled to walk from data to noise: write encode(images), and sample with "
+            "its teacher or with another student"
+        )
+    if sampler == "stochastic" and made_for != sampler:
+        raise ConfigError(
+            "the stochastic sampler spans two steps of the grid with one call, and this student was "
+            "distilled for one: its images would have too little variance.  Write sampler='ddim', or "
+            "distil a student for it (halfstep distill stochastic)"
+        )
+    if made_for == "stochastic" and sampler != made_for:
+        raise ConfigError(
+            "this student was distilled for the stochastic sampler, where one call spans two steps of the "
+            f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
+        )
+
+
+def _at_least_one(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
+
+
+def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
+    """The sampler's own grid of so many steps, or the uniform one."""
+    _at_least_one(steps)
+    return WALKS[sampler].grid(steps, schedule) if sampler in WALKS else uniform(steps)
+
+
+def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
+    """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
+    _at_least_one(steps)
+    if sampler in WALKS:
+        raise ConfigError(
+            f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
+        )
+    own = {len(times) - 1: times for times in grids}
+    if steps is None:
+        return own[min(own)]
+    if made_for == "stochastic" and 2 in own:  # whose one call at t = 1 spans both steps
+        own.setdefault(1, own[2][::2])
+    if steps not in own:
+        raise ConfigError(
+            f"this student was not distilled for {steps} steps: it can take "
+            f"{' or '.join(map(str, sorted(own)))}"
+        )
+    return own[steps]
+
+
+def check_edit(sampler: str, *, keeps: bool) -> None:
+    """`ConfigError` for a sampler that cannot begin with an image, or cannot keep a part of one."""
+    if sampler in WALKS:
+        raise ConfigError(
+            f"'{sampler}' walks on a grid of its own, which begins in noise: write sampler='ddim'"
+        )
+    if keeps and sampler.startswith(PREFIX):
+        raise ConfigError(
+            f"the steps of '{sampler}' are diffusers', and nothing can be put back between them: write "
+            "sampler='ddim'"
+        )
 
 
 def walk(
@@ -37,20 +113,30 @@ def walk(
     times: Times,
     schedule: Schedule,
     variance: float,
+    around: Callable[[Step], Step] = lambda step: step,
 ) -> Callable[..., Tensor]:
-    """`sample` or `scheduled`, told how to step; its noise depends on (seed, image) alone."""
+    """`sample` or `scheduled`, told how to step; its noise depends on (seed, image) alone.
+
+    around  what each of `sample`'s steps becomes
+    """
     if sampler.startswith(PREFIX):
         own = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
         return partial(scheduled, name=sampler.removeprefix(PREFIX), generators=own)
-    fresh = _fresh(seed, ids, shape)
+    step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
+    return partial(sample, step=around(step))
+
+
+def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance: float) -> Step:
     if sampler == "ancestral":
-        return partial(sample, step=ancestral(fresh, variance=variance))
+        return ancestral(fresh, variance=variance)
+    if sampler == "stochastic":
+        return stochastic(times, schedule, fresh)
     if sampler in WALKS:
-        return partial(sample, step=WALKS[sampler].step(len(times) - 1, schedule, fresh))
-    return partial(sample, step=STEPS[sampler])
+        return WALKS[sampler].step(len(times) - 1, schedule, fresh)
+    return STEPS[sampler]
 
 
-def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Callable[[Tensor, int], Tensor]:
+def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Fresh:
     """Noise of a stochastic step: a function of (seed, image, step)."""
 
     def draw(like: Tensor, step: int) -> Tensor:

@@ -3,6 +3,8 @@
 `scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
 """
 
+from halfstep.samplers.editing import keeping, noised
+from halfstep.samplers.encode import encode
 from halfstep.samplers.published import Walk, WALKS
 from halfstep.samplers.schedulers import fitting, scheduled
 from halfstep.samplers.sde import euler_maruyama, Fresh
@@ -18,7 +20,8 @@ from halfstep.samplers.steps import (
     STEPS,
     Visit,
 )
-from halfstep.samplers.walk import calls, PREFIX, sample, start
+from halfstep.samplers.stochastic import stochastic
+from halfstep.samplers.walk import calls, noise_of, PREFIX, sample, start
 
 __all__ = [
     "PREFIX",
@@ -36,10 +39,15 @@ __all__ = [
     "dpm_fast",
     "dpmpp_2m",
     "dpmpp_3s",
+    "encode",
     "euler_maruyama",
     "fitting",
     "heun",
+    "keeping",
+    "noise_of",
+    "noised",
     "sample",
     "scheduled",
     "start",
+    "stochastic",
 ]

@@ -28,6 +28,13 @@ def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
     return schedule.at(_time(t)).sigma * noise
 
 
+def noise_of(schedule: Schedule, x: Tensor, t: float) -> Tensor:
+    """What `start` makes x of at time t."""
+    if schedule.variance_preserving:
+        return x
+    return x / schedule.at(_time(t)).sigma
+
+
 def calls(step: str, steps: int) -> int:
     """How many network calls the named sampler makes in so many steps."""
     if step.startswith(PREFIX):

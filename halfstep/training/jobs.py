@@ -15,6 +15,7 @@ from torch import nn
 from halfstep import storage
 from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
+from halfstep.errors import ConfigError
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.classification import Classification
@@ -80,6 +81,7 @@ def distill(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
+    _refuse_other_walks(teacher, method)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, data, training, job)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
@@ -162,7 +164,9 @@ class _Work:
 
     def pipeline(self, stage: Stage) -> Pipeline:
         """Around a stage's student, to be sampled on the stage's grid."""
-        changed: dict[str, Any] = {"times": (stage.times,)} if stage.times else {}
+        changed: dict[str, Any] = {}
+        if stage.times:
+            changed = {"times": (stage.times,), "made_for": stage.made_for}
         if stage.guidance is not None:
             changed["guidance"] = stage.guidance
         return self.around(denoiser=stage.student, **changed)
@@ -275,6 +279,16 @@ def fingerprint(module: nn.Module) -> str:
             value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def _refuse_other_walks(teacher: Pipeline, method: Method) -> None:
+    """A student answers for the jumps of its own walk alone."""
+    wanted = getattr(method, "made_for", "ddim")
+    if teacher.times and teacher.made_for != wanted:
+        raise ConfigError(
+            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
+            f"'{wanted}', where a step is another: give the teacher that it was distilled from"
+        )
 
 
 def _dataset(data: Data | str) -> Data:

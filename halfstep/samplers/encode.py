@@ -1,0 +1,54 @@
+"""The walk from data to noise, which the walk from noise to data undoes (Song et al. 2021, section 4.3)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.denoiser import Denoises, Teacher
+from halfstep.errors import ConfigError
+from halfstep.samplers.walk import noise_of, wide
+from halfstep.timegrids import checked, Times
+
+
+@torch.no_grad()
+def encode(
+    denoiser: Denoises,
+    x0: Tensor,
+    times: Times,
+    *,
+    cond: Cond | None = None,
+    progress: Callable[[], object] | None = None,
+) -> Tensor:
+    """Walk from times[-1] to times[0] in DDIM steps; returns what `sample` takes: unit noise.
+
+    x0        float [B, ...] data, taken for x at times[-1]
+    times     as `sample` takes them, noise first
+    progress  called after every step
+
+    A walk that begins at t = 0 begins at `schedule.at(0)`.  Nothing is clipped: there the eps of a clipped
+    x0 would be the clipping, divided by sigma.
+    """
+    schedule, x = denoiser.schedule, x0
+    for now, then in pairwise(reversed(checked(times))):
+        t = torch.full(x.shape[:1], now, device=x.device, dtype=wide(x))
+        pred = denoiser(x, t, cond)
+        to = schedule.at(torch.tensor(then, dtype=torch.float64))
+        x = to.mix(pred.x0, pred.eps).to(x0.dtype)
+        if progress is not None:
+            progress()
+    return noise_of(schedule, x, times[0])
+
+
+def refuse_blind_to_noise(denoiser: Teacher, t: float) -> None:
+    """`ConfigError` for an x0 network of a walk that starts in data alone."""
+    level = denoiser.schedule.at(torch.tensor(t, dtype=torch.float64))
+    if denoiser.parameterisation.blind_to_noise and level.sigma < 0.1 * level.alpha:
+        worse = float(level.alpha / level.sigma)
+        raise ConfigError(
+            f"a network that predicts x0 cannot encode from t = {t:g}: its eps there is its error times "
+            f"{worse:,.0f}.  Turn it into one that predicts v with 'halfstep distill reparameterise', or "
+            "give times that end higher"
+        )

@@ -1,0 +1,344 @@
+"""Image-to-image and inpainting: where a walk begins, what it keeps, and to the bit what must be."""
+
+import pytest
+import torch
+from torch import nn
+
+from halfstep.denoiser import Denoiser
+from halfstep.errors import ConfigError
+from halfstep.nets import build
+from halfstep.noise import sample_noise
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.samplers import (
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    heun,
+    keeping,
+    noised,
+    sample,
+    start,
+    stochastic,
+    Visit,
+)
+from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
+from halfstep.timegrids import uniform
+from tests.conftest import named, SCHEDULES, seeded, wobbly_teacher
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
+SHAPE = (3, 4, 6)
+OWN = (1.0, 0.6, 0.25, 0.0)
+
+
+def pipeline(schedule=None, **more):
+    torch.manual_seed(3)
+    config = {"img_size": [4, 6], "patch_size": 2, "in_chans": 3, "embed_dim": 12, "depth": 2,
+              "num_heads": 2}  # fmt: skip
+    net = build("uvit", config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Pipeline(Denoiser(net, schedule or Cosine(), V()).freeze(), SHAPE, **more)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, *SHAPE, generator=seeded(8)) * 2 - 1
+
+
+@pytest.fixture
+def known():
+    return torch.rand(5, 1, 4, 6, generator=seeded(9)) < 0.4
+
+
+# --- image-to-image -----------------------------------------------------------------------------------
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [1.0, 0.4])
+def test_noised_is_what_a_walk_begins_with(schedule, t):
+    x0, z = torch.randn(2, 5, 3, generator=seeded())
+    level = schedule.at(torch.tensor(t, dtype=torch.float64))
+    got = start(schedule, noised(schedule, x0, z, t), t)
+    torch.testing.assert_close(got, level.alpha * x0 + level.sigma * z, rtol=1e-5, atol=1e-6)
+    assert got.dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize(
+    "sampler", ["ddim", "heun", "dpmpp-2m", "ancestral", "stochastic", "diffusers:DDIMScheduler"]
+)
+def test_all_of_the_walk_is_sample(schedule, sampler, images):
+    """Strength 1, to the bit, whatever the image, for a teacher and for a student."""
+    for made in (pipeline(schedule), pipeline(schedule, times=(OWN,), made_for="stochastic")):
+        if made.times and sampler != "stochastic":
+            made = made.with_student(made.denoiser, OWN)
+        plain = made.sample(5, seed=4, steps=3, sampler=sampler)
+        assert torch.equal(
+            made.sample(5, seed=4, steps=3, sampler=sampler, images=images, strength=1.0), plain
+        )
+        assert torch.equal(made.sample(5, seed=4, steps=3, sampler=sampler, images=images), plain)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("batch, first", [(256, 0), (2, 0), (1, 3)])
+def test_a_student_begins_at_a_time_of_its_grid(schedule, batch, first, images):
+    made = pipeline(schedule, times=(OWN,))
+    for k, strength in ((1, 0.6), (2, 0.25)):
+        z = sample_noise(7, range(first, 5), SHAPE)
+        x = noised(schedule, images[first:], z, strength)
+        wanted = sample(made.denoiser, x, OWN[k:])
+        got = made.sample(
+            5 - first, seed=7, batch=batch, first=first, images=images[first:], strength=strength
+        )
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_strengths_off_a_students_grid_are_refused(images):
+    made = pipeline(times=(OWN, uniform(3)))
+    for strength in (0.5, 0.61, 0.1):
+        with pytest.raises(
+            ConfigError, match=r"its 3-step grid and .*: write strength="
+        ) as refusal:
+            made.sample(5, images=images, strength=strength)
+        advice = str(refusal.value).rpartition("=")[2].split(" or ")
+        assert len(advice) == 3
+        for better in advice:
+            made.sample(5, images=images, strength=float(better))
+    assert str(refusal.value).endswith("strength=1 or 0.666667 or 0.333333")
+
+
+def test_a_teacher_begins_anywhere(images):
+    made = pipeline()
+    z = sample_noise(0, range(5), SHAPE)
+    for strength, times in (
+        (0.5, (0.5, 0.25, 0.0)),
+        (0.6, (0.6, 0.5, 0.25, 0.0)),
+        (0.1, (0.1, 0.0)),
+    ):
+        wanted = sample(made.denoiser, noised(Cosine(), images, z, strength), times)
+        got = made.sample(5, steps=4, images=images, strength=strength)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    near = made.sample(5, steps=64, images=images, strength=0.001)
+    assert (near - images).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ancestral", "diffusers:DPMSolverMultistepScheduler"])
+def test_other_samplers_begin_with_an_image_too(sampler, images):
+    """With the exact denoiser of data at one point, every walk ends there, wherever it began."""
+    for schedule in (Cosine(), Karras()):
+        denoiser = gaussian_teacher(schedule, 0.3, 0.0)
+        denoiser.register_parameter(
+            "one", nn.Parameter(torch.zeros(1))
+        )  # a pipeline asks its device
+        made = Pipeline(denoiser, (1,))
+        got = made.sample(2, sampler=sampler, steps=8, images=torch.ones(2, 1), strength=0.5)
+        torch.testing.assert_close(got, torch.full((2, 1), 0.3), rtol=0, atol=2e-2)
+
+
+def test_stochastic_students_begin_within_their_grid(images):
+    made = pipeline(times=(uniform(4),), made_for="stochastic")
+    ids = range(5)
+
+    def fresh(like, step):
+        return sample_noise(0, ids, SHAPE, step=step)
+
+    z, times = sample_noise(0, ids, SHAPE), uniform(4)[1:]
+    x = noised(Cosine(), images, z, 0.75)
+    wanted = sample(made.denoiser, x, times, stochastic(times, Cosine(), fresh))
+    got = made.sample(5, images=images, strength=0.75)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_sdedit_keeps_more_the_less_its_strength():
+    data, teacher = Mixture(), mixture_teacher(Cosine())
+    x0 = data.draw(500, seeded(), torch.float32)
+    z = torch.randn(500, 2, generator=seeded(1))
+    off = []
+    for t in (0.9, 0.5, 0.1):
+        times = tuple(t * s for s in uniform(32))
+        off.append((sample(teacher, noised(Cosine(), x0, z, t), times) - x0).norm(dim=1).mean())
+    assert off[0] > 1.2 * off[1] > 2.4 * off[2]
+
+
+# --- inpainting ---------------------------------------------------------------------------------------
+
+
+@every_schedule
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "ancestral", "stochastic"])
+def test_known_numbers_stay_known_at_every_step(schedule, name):
+    """Each x that the network is asked about has them at alpha x0 + sigma noise; the end has them."""
+    times = uniform(6)
+
+    def fresh(like, step):
+        return torch.randn(like.shape, generator=seeded(step))
+
+    step = {
+        "ddim": ddim,
+        "heun": heun,
+        "dpmpp_2m": dpmpp_2m,
+        "ancestral": ancestral(fresh),
+        "stochastic": stochastic(times, schedule, fresh),
+    }[name]
+    x0, z = torch.randn(2, 5, *SHAPE, generator=seeded())
+    known = torch.rand(5, 1, 4, 6, generator=seeded(2)) < 0.5
+    teacher, seen = wobbly_teacher(schedule, V()), []
+
+    def watched(x, visits: list[Visit], to, look):
+        seen.append((x, visits[-1].point.level))
+        return keeping(step, known, x0, z)(x, visits, to, look)
+
+    x = sample(teacher, z, times, watched)
+    assert torch.equal(x[known.expand_as(x)], x0[known.expand_as(x)])
+    for at, level in seen[1:]:
+        wanted = level.alpha * x0 + level.sigma * z
+        assert torch.equal(at[known.expand_as(x)], wanted[known.expand_as(x)])
+    free = sample(teacher, z, times, step)
+    assert not torch.equal(x[~known.expand_as(x)], free[~known.expand_as(x)])
+    none = sample(teacher, z, times, keeping(step, torch.zeros_like(known), x0, z))
+    assert torch.equal(none, free)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("batch", [2, 256])
+def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, known):
+    made = pipeline(schedule, times=(OWN,), clip=0.7)
+    got = made.sample(5, images=images, known=known, strength=strength, batch=batch)
+    assert got.shape == images.shape and got.dtype == torch.float32
+    where = known.expand_as(images)
+    assert torch.equal(got[where], images[where])
+    free = made.sample(5, images=images, strength=strength, batch=batch)
+    assert (got - free)[~where].abs().max() > 1e-4
+
+
+def test_where_an_inpainting_walk_begins(images, known):
+    """At strength 1 from noise, but for what is known: alpha x0 + sigma noise from the first call on."""
+    times = (0.7, 0.3, 0.0)  # the teacher of this student cannot be read at t = 1
+    made, z = pipeline(times=(times,)), sample_noise(0, range(5), SHAPE)
+    x = torch.where(known, noised(Cosine(), images, z, 0.7), z)
+    wanted = sample(made.denoiser, x, times, keeping(ddim, known, images, z))
+    got = made.sample(5, images=images, known=known)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_all_known_and_none_known(images):
+    made = pipeline(times=(OWN,))
+    every, none = (torch.full((1, 1, 1, 1), v) for v in (True, False))
+    assert torch.equal(made.sample(5, images=images, known=every), images)
+    assert torch.equal(made.sample(5, images=images, known=none), made.sample(5))
+
+
+def test_inpainting_of_a_mixture_respects_what_is_known():
+    """Two numbers a sample: the second, where the first is known, is drawn as the data has it."""
+    data, teacher = (
+        Mixture(means=((-0.6, 0.5), (0.6, -0.5)), stds=(0.1, 0.1), weights=(0.5, 0.5)),
+        None,
+    )
+    teacher = mixture_teacher(Cosine(), data)
+    x0, label = data.labelled(800, seeded(), torch.float32)
+    z = torch.randn(800, 2, generator=seeded(1))
+    known = torch.tensor([[True, False]])
+    step = keeping(
+        ancestral(lambda like, n: torch.randn(like.shape, generator=seeded(n))), known, x0, z
+    )
+    x = sample(teacher, z, uniform(64), step)
+    assert torch.equal(x[:, 0], x0[:, 0])
+    side = torch.tensor([0.5, -0.5])[label]
+    assert ((x[:, 1] - side).abs() < 0.4).float().mean() > 0.9
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"strength": 0.5}, r"there are none: give images, or leave both out"),
+        ({"known": torch.ones(5, 1, 4, 6, dtype=torch.bool)}, "there are none"),
+        ({"strength": 0.0}, r"strength lies in \(0, 1\], got 0"),
+        ({"strength": 1.2}, r"strength lies in \(0, 1\], got 1.2"),
+        ({"images": torch.zeros(4, *SHAPE)}, r"\[3, 4, 6\]: got shape \[4, 3, 4, 6\]"),
+        (
+            {"images": torch.zeros(5, 1, 4, 6)},
+            r"5 samples need 5 images .*got shape \[5, 1, 4, 6\]",
+        ),
+        (
+            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 1, 4, 6)},
+            r"expected bool \[5, 3, 4, 6\], or 1 where all are alike, got float32 \[5, 1, 4, 6\]",
+        ),
+        (
+            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(4, 6, dtype=torch.bool)},
+            r"got bool \[4, 6\]",
+        ),
+        (
+            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 2, 4, 6, dtype=torch.bool)},
+            r"got bool \[5, 2, 4, 6\]",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(more, said):
+    with pytest.raises(ConfigError, match=said):
+        pipeline().sample(5, **more)
+
+
+def test_samplers_that_cannot(images, known):
+    made = pipeline(VPLinear())
+    for sampler in ("dpm-fast", "dpmpp-3s", "euler-maruyama"):
+        with pytest.raises(ConfigError, match=rf"'{sampler}' walks on a grid of its own.*'ddim'"):
+            made.sample(5, steps=4, sampler=sampler, images=images, strength=0.5)
+    with pytest.raises(ConfigError, match="nothing can be put back between them"):
+        made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, known=known)
+
+
+# --- latents ------------------------------------------------------------------------------------------
+
+
+class Halves:
+    """A codec whose latents are means of 2 x 2 pixels, and whose images are never quite right."""
+
+    scale, factor, channels = 1.5, 2, 3
+
+    def moments(self, images):
+        mean = nn.functional.avg_pool2d(images, 2)
+        return torch.cat([mean, torch.full_like(mean, 2.0)], 1)
+
+    def decode(self, latents):
+        return 0.99 * (latents / self.scale).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_model_of_latents(images):
+    made = pipeline(times=(OWN,), codec=Halves())
+    pixels = torch.rand(5, 3, 8, 12, generator=seeded(5)) * 2 - 1
+    latents = 1.5 * nn.functional.avg_pool2d(pixels, 2)
+    z = sample_noise(0, range(5), SHAPE)
+    wanted = sample(made.denoiser, noised(Cosine(), latents, z, 0.6), OWN[1:])
+    got = made.sample(5, images=pixels, strength=0.6, latents=True)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+    known = torch.zeros(5, 1, 8, 12, dtype=torch.bool)
+    known[..., :5] = True  # two latents wide, and half of a third
+    got = made.sample(5, images=pixels, known=known)
+    where = known.expand_as(pixels)
+    assert torch.equal(got[where], pixels[where])
+    inner = made.sample(5, images=pixels, known=known, latents=True)
+    torch.testing.assert_close(inner[..., :2], latents[..., :2], rtol=0, atol=1e-6)
+    assert (inner - latents)[..., 2:].abs().amin((0, 1, 2)).min() > 0
+    assert torch.equal(got[~where], Halves().decode(inner)[~where])
+    some = known.repeat(1, 3, 1, 1)
+    some[:, 1, :, :2] = False  # one channel of the first column of latents
+    inner = made.sample(5, images=pixels, known=some, latents=True)
+    assert (inner - latents)[..., 0].abs().min() > 0
+    torch.testing.assert_close(inner[..., 1], latents[..., 1], rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape \[5, 3, 4, 6\]"):
+        made.sample(5, images=images)
+
+
+def test_a_table(images, known):
+    """A teacher on a table begins at a level of it."""
+    made = pipeline(Table())
+    got = made.sample(5, steps=10, images=images, known=known, strength=0.55)
+    where = known.expand_as(images)
+    assert torch.equal(got[where], images[where]) and bool(got.isfinite().all())
