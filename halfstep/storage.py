@@ -8,11 +8,13 @@ anything.
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
@@ -28,7 +30,7 @@ def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
         part.unlink(missing_ok=True)
         save_file(_apart(tensors), part)
         part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
-        _write(described_part, _json({**about, "sha256": _sha256(part)}))
+        _write(described_part, _json({**about, "sha256": checksum(part)}))
         _flush(part)
         for final in (weights, described):
             _part(final).replace(final)
@@ -48,13 +50,38 @@ def verify(stem: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"'{weights}' is missing, while '{stem.name}.json' is there: copy it back"
         )
-    with _reading(weights):
-        found = _sha256(weights)
-    if found != about.pop("sha256", None):
+    if checksum(weights) != about.pop("sha256", None):
         raise CheckpointError(
             f"'{weights}' is damaged: its checksum is not the one in '{stem.name}.json'"
         )
     return about
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from others' file, a .safetensors or what torch.save wrote; nothing in it can run."""
+    try:
+        if path.suffix == ".safetensors":
+            held: Any = load_file(path)
+        else:
+            # Read from the disk as it is copied, so that a large model lies in memory once.
+            mapped = zipfile.is_zipfile(path)
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes the readers raise whatever there is
+        reason = getattr(error, "strerror", None) or "it is damaged, or no file of weights"
+        raise CheckpointError(
+            f"'{path}' cannot be read as tensors alone, and nothing else is read: {reason}"
+        ) from error
+    entries = held.items() if isinstance(held, Mapping) else [("it", held)]
+    other = [(k, v) for k, v in entries if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if other or not isinstance(held, Mapping) or not held:
+        name, value = (other or [("it", held)])[0]
+        raise CheckpointError(
+            f"'{path}' is no state dict of tensors by name ({name!r} is a {type(value).__name__}): save "
+            "model.state_dict() alone"
+        )
+    return dict(held)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -92,7 +119,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A json object; `CheckpointError` names a file that is missing or none."""
     try:
-        with _reading(path):
+        with reading(path):
             content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from None
@@ -118,13 +145,20 @@ def writing(path: Path, *parts: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path, *, missing: str = "does not exist") -> Iterator[None]:
+    """Around reading `path`: what the disk refuses becomes one sentence."""
     try:
         yield
     except FileNotFoundError:
-        raise CheckpointError(f"'{path}' does not exist") from None
+        raise CheckpointError(f"'{path}' {missing}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def checksum(path: Path, *, missing: str = "does not exist") -> str:
+    """sha256 of a file."""
+    with reading(path, missing=missing), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush_folder(folder: Path) -> None:
@@ -172,8 +206,3 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -396,7 +396,6 @@ MUTANTS = (
         "nets/foreign",
         "autoencoder",
         ("levels - 1 - int(found[1])", "int(found[1])"),
-        ("weights_only=True", "weights_only=False"),
         ('"mid_block.resnets.1": "mid.block_2"', '"mid_block.resnets.1": "mid.block_1"'),
     ),
     *_of(
@@ -466,6 +465,7 @@ MUTANTS = (
         ("None if self.captions is None else self.captions(ids)", "None"),
     ),
     *_of("denoiser", "latent_pipeline", ("torch.promote_types(dtype, torch.float32)", "dtype")),
+    *_of("storage", "published autoencoder", ("weights_only=True", "weights_only=False")),
     *_of(
         "methods/base",
         "denoising",

@@ -13,7 +13,7 @@ from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets import autoencoder
 from halfstep.nets.autoencoder import KLCodec, load_codec, OFFICIAL
-from halfstep.nets.foreign import ldm_name, read_state_dict
+from halfstep.nets.foreign import ldm_name
 from tests.conftest import seeded
 
 # Three levels, no two of one width, so that a level in the wrong place does not fit or computes otherwise.
@@ -341,18 +341,21 @@ def files(tmp_path):
     """Files that are no state dict, by what is wrong with them."""
     state, place = ldm_state(made().model), tmp_path / "a.pth"
     torch.save({**state, "epoch": Dangerous(tmp_path / "ran")}, place)
-    yield "could run is never opened", place.read_bytes()
+    yield "cannot be read as tensors alone, and nothing else is read", place.read_bytes()
     torch.save(made().model, place)
-    yield "could run is never opened", place.read_bytes()
-    yield "could run is never opened", pickle.dumps(Dangerous(tmp_path / "ran"))
+    yield "cannot be read as tensors alone, and nothing else is read", place.read_bytes()
+    yield (
+        "cannot be read as tensors alone, and nothing else is read",
+        pickle.dumps(Dangerous(tmp_path / "ran")),
+    )
     torch.save(state, place)
-    yield "is cut off", place.read_bytes()[:-5000]
-    yield "is cut off", b""
-    yield "is cut off", b"\x89PNG\r\n\x1a\n" * 7
+    yield "cannot be read as tensors alone", place.read_bytes()[:-5000]
+    yield "cannot be read as tensors alone", b""
+    yield "cannot be read as tensors alone", b"\x89PNG\r\n\x1a\n" * 7
     torch.save([1, 2], place)
-    yield "holds no state dict", place.read_bytes()
+    yield r"no state dict of tensors by name \('it' is a list\)", place.read_bytes()
     torch.save({}, place)
-    yield "holds no state dict", place.read_bytes()
+    yield r"no state dict of tensors by name \('it' is a dict\)", place.read_bytes()
     torch.save({"state_dict": state}, place)
     yield r"\('state_dict' is a dict\)", place.read_bytes()
     torch.save({**state, "global_step": 3}, place)
@@ -363,7 +366,7 @@ def test_strange_files_are_refused_in_one_sentence_and_never_run(tmp_path):
     for said, content in list(files(tmp_path)):
         (tmp_path / "a.pth").write_bytes(content)
         with pytest.raises(CheckpointError, match=said) as refused:
-            read_state_dict(tmp_path / "a.pth")
+            load_codec(tmp_path / "a.pth")
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "ran").exists()
 

@@ -206,6 +206,12 @@ def test_samples_are_decoded_and_latents_are_there_for_who_asks(tmp_path):
     assert student.codec is again.codec and student.sample(2).shape == (2, 1, 8, 12)
 
 
+def test_no_samples_have_the_shape_of_samples():
+    pipe = latents_pipeline()
+    assert pipe.sample(0).shape == (0, 1, 8, 12)
+    assert pipe.sample(0, latents=True).shape == (0, 3, 4, 6)
+
+
 def test_a_codec_that_is_missing_is_an_error(tmp_path):
     latents_pipeline().save(tmp_path)
     (tmp_path / "codec.safetensors").unlink()

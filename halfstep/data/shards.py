@@ -7,9 +7,9 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,13 +136,16 @@ def verify(folder: Path, entries: list[Entry], progress: Callable[[int, int], No
     """
     before, now = _verified(folder), dict[str, list[Any]]()
 
-    def found(entry: Entry) -> tuple[list[Any], bool]:
+    def compare(entry: Entry) -> tuple[list[Any], bool]:
         path = folder / entry["file"]
         state = [*_state(path), entry["sha256"]]  # before its bytes: they may change meanwhile
-        return state, before.get(entry["file"]) == state or checksum(path) == entry["sha256"]
+        if before.get(entry["file"]) == state:
+            return state, True
+        found = storage.checksum(path, missing=f"is missing: {MEND}")
+        return state, found == entry["sha256"]
 
     with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
-        results = pool.map(found, entries)
+        results = pool.map(compare, entries)
         for k, (entry, (state, right)) in enumerate(zip(entries, results, strict=True)):
             if not right:
                 path = folder / entry["file"]
@@ -176,25 +179,9 @@ def _remember(folder: Path, files: dict[str, list[Any]]) -> None:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    with _reading(path):
+    with storage.reading(path, missing=f"is missing: {MEND}"):
         stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def checksum(path: Path) -> str:
-    """sha256 of a file."""
-    with _reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"'{path}' is missing: {MEND}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from None
 
 
 def _mend(path: Path) -> str:

@@ -6,14 +6,12 @@ two conventions exist: the networks that were trained on continuous times read 9
 of 1000 levels read the number of the level, 1 to 1000.
 """
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn, Tensor
 
 from halfstep import storage
@@ -98,7 +96,7 @@ class Published:
 
     def _network(self, weights: Path | str) -> nn.Module:
         path = _averaged(Path(weights).expanduser())
-        tensors, net = _tensors(path), self.blank()
+        tensors, net = storage.read_state_dict(path), self.blank()
         if (found := _shapes(tensors)) != _shapes(_model(net).state_dict()):
             for name, other in PUBLISHED.items():
                 if found == _shapes(_model(other.blank()).state_dict()):
@@ -180,31 +178,6 @@ def _averaged(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"there is no file of weights '{path}': give one that exists")
     return path
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Names and tensors, read without executing anything."""
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        # Read from the disk as it is copied, so that a large model lies in memory once.
-        mapped = zipfile.is_zipfile(path)
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file makes the readers raise whatever there is
-        reason = getattr(error, "strerror", None) or "it is damaged, or no file of weights"
-        raise CheckpointError(
-            f"'{path}' cannot be read as tensors alone, and nothing else is read: {reason}"
-        ) from error
-    named = isinstance(held, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in held.items()
-    )
-    if not named:
-        raise CheckpointError(
-            f"'{path}' is no state dict of tensors by name: save model.state_dict() alone"
-        )
-    return dict(held)
 
 
 def _model(net: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from halfstep import storage
 from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
-from halfstep.nets.foreign import ldm_name, read_diffusers, read_state_dict
+from halfstep.nets.foreign import ldm_name, read_diffusers
 
 OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 """The autoencoder of the official U-ViT, which is Stable Diffusion 1's."""
@@ -243,8 +243,11 @@ def load_codec(
         raise CheckpointError(f"there is no codec '{place}': give a folder or file that exists")
     if place.is_dir():
         codec = _from_folder(place)
+    elif place.suffix in (".safetensors", ".json"):
+        raise CheckpointError(f"'{place}' is a part of a codec: give the folder that it lies in")
     else:
-        codec = KLCodec.from_ldm(read_state_dict(place), config=config, source=f"'{place}'")
+        tensors = storage.read_state_dict(place)
+        codec = KLCodec.from_ldm(tensors, config=config, source=f"'{place}'")
     codec.scale = codec.scale if scale is None else _positive(scale)
     return codec
 
@@ -300,11 +303,10 @@ def _link(home: _Home, stem: Path) -> bool:
     try:
         part.unlink(missing_ok=True)
         os.link(home.file, part)
-        with part.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == home.sha256
+        same = storage.checksum(part) == home.sha256
         if same:
             part.replace(final)
         part.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-    except OSError:
+    except (OSError, CheckpointError):
         return False
     return same

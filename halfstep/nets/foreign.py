@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,30 +35,6 @@ OLD = {
     "mid_block.attentions.0.proj_attn": "mid_block.attentions.0.to_out.0",
 }
 """Names in files that diffusers wrote before 2023, and today's."""
-
-
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """A state dict that torch.save wrote; anything in it that is no tensor is refused, never run."""
-    if file.suffix in (".safetensors", ".json"):
-        raise CheckpointError(f"'{file}' is a part of a codec: give the folder that it lies in")
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{file}': {error.strerror}") from None
-    except Exception:  # strange bytes make torch raise whatever there is
-        raise CheckpointError(
-            f"'{file}' is cut off, or holds more than tensors, and what could run is never opened: fetch "
-            "autoencoder_kl.pth again"
-        ) from None
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"'{file}' holds no state dict: give an autoencoder_kl.pth")
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"'{file}' holds more than a state dict ('{name}' is a {type(value).__name__}): save "
-                "the state dict of the autoencoder alone"
-            )
-    return found
 
 
 def read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -135,8 +135,10 @@ class Pipeline:
 
     def _none(self, latents: bool) -> Tensor:
         """No samples, in the shape that samples have."""
-        empty = torch.empty(0, *self.shape)
-        return empty if self.codec is None or latents else self.codec.decode(empty)
+        one = torch.zeros(1, *self.shape)
+        if self.codec is not None and not latents:
+            one = self.codec.decode(one.to(next(self.denoiser.parameters()).device)).cpu()
+        return one[:0]
 
     def encode(
         self,
