@@ -89,7 +89,7 @@ def picture(path: Path, size: int, channels: int, *, mask: bool = False) -> Tens
             f"{path} has transparent parts, and a mask is black and white: save it without, white where "
             "pixels are kept"
         )
-    return torch.from_numpy(np.ascontiguousarray(found))
+    return torch.from_numpy(np.array(found))  # a copy: Pillow's own is read-only
 
 
 def _clear(path: Path) -> bool:

@@ -166,15 +166,23 @@ def sentence(rows: Sequence[Reconstruction]) -> str:
     full = rows[0]
     students = [row for row in rows if row.who == "student"]
     if not students:
-        return f"Encoded and decoded in {_plural(full.steps)}, images come back within {full.full}."
+        return (
+            f"Encoded and decoded in {_plural(full.steps)}, images come back within a root mean square of "
+            f"{full.full}."
+        )
     last = students[-1]
     plain = next((r for r in rows if r.who == "baseline" and r.steps == last.steps), None)
-    rest = f", the undistilled teacher's {last.steps} within {plain.full}" if plain else ""
+    own = f", in its {last.steps} within {_value(plain)}" if plain else ""
     return (
-        f"Encoded in {_plural(last.steps)} and decoded by the teacher in {full.steps}, images come back "
-        f"within a root mean square of {last.full}; the teacher's {full.steps} steps bring them back "
-        f"within {full.full}{rest}."
+        f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back within "
+        f"a root mean square of {last.full}; encoded in the teacher's {full.steps} they come back within "
+        f"{_value(full)}{own}."
     )
+
+
+def _value(row: Reconstruction) -> str:
+    """Without its interval."""
+    return str(row.full).split(" ")[0]
 
 
 def spread(count: int, n: int) -> Tensor:
