@@ -12,7 +12,6 @@ from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 
 KIND, FORMAT = "noise", 1
-OPTIONAL = {"images", "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,7 @@ class Encoded:
             )
         found = storage.read_state_dict(place.with_suffix(".safetensors"))
         noise, images, labels = (found.pop(name, None) for name in ("noise", "images", "labels"))
-        whole = noise is not None and images is not None and not found
-        if not whole or not _fits(noise, images, labels):
+        if noise is None or images is None or found or not _fits(noise, images, labels):
             raise CheckpointError(f"'{path}' is damaged: its tensors do not belong together")
         return cls(noise, images, labels, about)
 

@@ -81,7 +81,7 @@ def reconstructed(
     progress: Callable[[], object] | None = None,
 ) -> Tensor:
     """The images, encoded in `steps` and decoded in `back` DDIM steps; float32, as they were given."""
-    said = {"labels": originals.labels, "context": originals.context}
+    said: dict[str, Any] = {"labels": originals.labels, "context": originals.context}
     noise = encoder.encode(
         originals.images,
         steps=steps,
@@ -174,9 +174,9 @@ def sentence(rows: Sequence[Reconstruction]) -> str:
     plain = next((r for r in rows if r.who == "baseline" and r.steps == last.steps), None)
     own = f", in its {last.steps} within {_value(plain)}" if plain else ""
     return (
-        f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back within "
-        f"a root mean square of {last.full}; encoded in the teacher's {full.steps} they come back within "
-        f"{_value(full)}{own}."
+        f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back "
+        f"within a root mean square of {last.full}; encoded in the teacher's {full.steps} they come back "
+        f"within {_value(full)}{own}."
     )
 
 
