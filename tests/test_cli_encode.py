@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     pipeline().save(out / "t")
     pipeline(1).save(out / "other")
     pipeline(2, classes=()).save(out / "free")
-    pipeline(3, classes=("cats", "dogs")).save(out / "pets")
+    pipeline(3, classes=("dogs", "cats")).save(out / "pets")
     pipeline(0, times=(uniform(2),)).save(out / "student")
     pipeline(0, times=(uniform(2),), made_for="encode").save(out / "encoder")
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_pictures_by_name_of_class(cli):
     """Classes go by name, so a folder may hold some of them; one picture has none."""
     assert cli("encode pets --images photos --steps 2 --out p.safetensors")[0] == 0
     found = Encoded.load(Path("p.safetensors"))
-    assert found.labels.tolist() == [0, 0, 1] and found.images.shape == (3, 1, 8, 8)
+    assert found.labels.tolist() == [1, 1, 0] and found.images.shape == (3, 1, 8, 8)
     status, _, err = cli("encode t --images photos --out x.safetensors")
     assert status == 2 and "images of 'cats', which is no class of this model (0, 1, 2" in err
     assert cli("encode t --images photos --classes 4,5 --steps 1 --out q.safetensors")[0] == 0
