@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from halfstep.hub import load_published as load_published
     from halfstep.methods import (
         Denoising as Denoising,
+        Encoder as Encoder,
         GuidedDistillation as GuidedDistillation,
         Progressive as Progressive,
         Reparameterise as Reparameterise,
+        Stochastic as Stochastic,
     )
     from halfstep.nets import build as build
     from halfstep.nets.guided import with_guidance as with_guidance
@@ -49,6 +51,7 @@ _HOME = {
     "Dataset": "data",
     "Denoiser": "denoiser",
     "Denoising": "methods",
+    "Encoder": "methods",
     "Eps": "prediction",
     "Guided": "denoiser",
     "GuidedDistillation": "methods",
@@ -58,6 +61,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "Progressive": "methods",
     "Reparameterise": "methods",
+    "Stochastic": "methods",
     "Straight": "schedules",
     "Table": "schedules",
     "Training": "training",
@@ -83,6 +87,7 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "Denoising",
+    "Encoder",
     "Eps",
     "Guided",
     "GuidedDistillation",
@@ -92,6 +97,7 @@ __all__ = [
     "Pipeline",
     "Progressive",
     "Reparameterise",
+    "Stochastic",
     "Straight",
     "Table",
     "Training",

@@ -242,6 +242,22 @@ MUTANTS = (
         ("to.level.mix(x0, noise), step", "seen[-1].point.level.mix(x0, noise), step"),
     ),
     *_of(
+        "evaluation/reconstruction",
+        "reconstruction",
+        ("again(back=full)", "again(back=steps)"),
+        ("again(back=steps)", "again(back=full)"),
+        ("min(max(1.0, low), high)", "min(max(1.0, high), high)"),
+        ("torch.arange(n) * count // n", "torch.arange(n)"),
+    ),
+    *_of(
+        "cli/images",
+        "cli_encode",
+        ("> 127", "< 127"),
+        ("own.index(name) if", "names.index(name) if"),
+        ("range(first, first + n)", "range(n)"),
+    ),
+    *_of("cli/encoded", "cli_encode", ("and bool(noise.isfinite().all())", "")),
+    *_of(
         "samplers/walk",
         "encoder",
         ("return x / schedule.at(_time(t)).sigma", "return x"),

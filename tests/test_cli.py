@@ -29,6 +29,7 @@ from halfstep.cli.codec import TrainCodec
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import ahead, Distill, Halving, plan, total_updates
+from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse
@@ -54,6 +55,7 @@ KINDS = {
     "train codec": TrainCodec,
     "latents": Encode,
     "sample": Sample,
+    "encode": ToNoise,
     "evaluate": Evaluate,
     "report": Report,
     **{f"distill {name}": Distill[method] for name, method in METHODS.items()},

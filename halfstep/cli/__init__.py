@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "latents": ("encode images once, for a model of latents", {}),
     "sample": ("draw images from a teacher, a student or a published model", {}),
+    "encode": ("turn images into noise, which a model turns back: to edit them", {}),
     "evaluate": ("judge a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("the evidence of a run on one page", {}),
 }
@@ -109,6 +110,10 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.distill import distill
 
         return distill(rest[0], rest[1:])
+    if verb == "encode":
+        from halfstep.cli.encode import encode
+
+        return encode(rest)
     if verb == "evaluate":
         from halfstep.cli.evaluate import evaluate
 

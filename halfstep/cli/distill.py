@@ -177,6 +177,13 @@ def _say_where(
     low, high = student.guidance or (1.0, 1.0)
     scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
     out = shlex.quote(str(where.out))
-    say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
+    if student.made_for == "encode":
+        say(
+            console,
+            "look",
+            f"halfstep encode {out}{steps}{scale} --images DATA --out noise.safetensors{own}",
+        )
+    else:
+        say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
     if student.times and low <= 1 <= high:  # evaluation asks for scale 1
         say(console, "judge", f"halfstep evaluate {out}{own}")

@@ -25,6 +25,11 @@ from halfstep.cli.judging import (
 )
 from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
+from halfstep.cli.reconstructing import (
+    encoders_judged,
+    reconstruction_table,
+    refuse_reconstruction,
+)
 from halfstep.cli.runs import describe_data
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
@@ -91,6 +96,12 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     device = pick_device(options.device)
     for pipeline in (teacher, *students):
         pipeline.to(device)
+    if students and students[0].made_for == "encode":
+        full = options.evaluation.full or _full(kept, teacher)
+        return encoders_judged(
+            console, kept, teacher, students, data, replace(options.evaluation, full=full),
+            held_out=_other(options.held_out, source, data, teacher),
+        )  # fmt: skip
     asked = replace(options.evaluation, full=options.evaluation.full or _full(kept, teacher))
     if isinstance(data, Latents):
         data = read_by(teacher, data)
@@ -131,6 +142,8 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
 
 def print_rows(console: Console, found: dict[str, Any]) -> None:
     """The table: every way of sampling, with intervals, and the floor under all of them."""
+    if "reconstruction" in found:
+        return _print(console, reconstruction_table(found["reconstruction"]))
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -250,6 +263,8 @@ def _compare(console: Console, folders: Sequence[Path]) -> int:
     if len(folders) < 2:
         raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
     found = [read_evidence(folder)[0] for folder in folders]
+    for folder, one in zip(folders, found, strict=True):
+        refuse_reconstruction(one, str(folder))
     teachers = [_measured(one, one["rows"][0]) for one in found]
     for teacher in teachers:  # before anything is said, and where no two students meet
         teacher.check_comparable(teachers[0])

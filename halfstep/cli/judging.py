@@ -194,18 +194,25 @@ def written(
     of_teacher the teacher's rows, where they were measured before
     """
     found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
-    found |= {"made": dict(made), "run": dict(run), "training": _training(metrics)}
+    found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
     here = environment(str(next(subject.teacher.denoiser.parameters()).device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     found["verdict"] = verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
+    save_evidence(folder, found, pictures)
+    return found
+
+
+def save_evidence(
+    folder: Path, found: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]
+) -> None:
+    """FOLDER/report.json, report.npz and report.html."""
     storage.write_json(folder / EVIDENCE, found)
     part = folder / f".{PICTURES}.part"
     with storage.writing(folder / PICTURES), part.open("wb") as file:
         np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
     part.replace(folder / PICTURES)
     write_report(folder, found, pictures)
-    return found
 
 
 def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -250,7 +257,7 @@ def _program(argv: Sequence[str]) -> list[str]:
     return ["halfstep"] if own else ["python", Path(argv[0]).name]
 
 
-def _training(metrics: Path) -> list[dict[str, Any]]:
+def training_of(metrics: Path) -> list[dict[str, Any]]:
     """Loss and rate over all stages."""
     lines = [line for line in read_metrics(metrics) if "loss" in line]
     return [{key: line[key] for key in ("stage", "update", "loss", "rate")} for line in lines]

@@ -11,11 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep.cli.find import chosen_pipeline, Official
+from halfstep.cli.images import Begin, MadeOf
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.report.pictures import save_grid, save_images, scatter
+from halfstep.report.pictures import save_grid, save_images, save_over, scatter
 from halfstep.training.parallel import pick_device
 
 
@@ -28,8 +29,8 @@ class Sample:
     official: Annotated[Official, Flat] = field(default_factory=Official)
     out: Path
     """Folder for the images, or a .png for a grid of them."""
-    n: int = 16
-    """How many."""
+    n: int | None = None
+    """How many; 16 by default, or all that --noise holds."""
     first: int = 0
     """Number of the first: image k of a seed is always the same."""
     seed: int = 0
@@ -45,6 +46,7 @@ class Sample:
     """Numbers of classes, such as 207,360, in turn; all of them by default."""
     per_class: int = 0
     """So many of each class, side by side, instead of --n."""
+    made_of: Annotated[MadeOf, Flat] = field(default_factory=MadeOf)
     prompt: tuple[str, ...] = ()
     """Texts, in turn, for a model that reads them; so many of each with --per-class."""
     guidance: float = 1.0
@@ -65,14 +67,15 @@ def sample(argv: Sequence[str]) -> int:
     """Sample and write; say where."""
     console = terminal()
     options = parse(Sample, argv, prog="halfstep sample")
-    if options.n < 1 or options.batch < 0 or options.per_class < 0:
+    n = 16 if options.n is None else options.n
+    if n < 1 or options.batch < 0 or options.per_class < 0:
         raise ConfigError(
-            f"n must be at least 1 and batch and per-class at least 0, got {options.n}, "
-            f"{options.batch} and {options.per_class}"
+            f"n must be at least 1 and batch and per-class at least 0, got {n}, {options.batch} and "
+            f"{options.per_class}"
         )
     pipeline = _pipeline(options)
     sheet = options.out.suffix.lower() == ".png"
-    drawn = _drawn(pipeline)
+    drawn = drawn_as(pipeline)
     if not drawn and (sheet or not options.npz):
         raise ConfigError(
             f"samples of shape {list(pipeline.shape)} are no picture: give a folder as --out, and add "
@@ -80,8 +83,8 @@ def sample(argv: Sequence[str]) -> int:
         )
     if sheet and options.npz:
         raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
-    x = _draw(options, pipeline.to(pick_device(options.device)), console)
-    _write(options, console, x, drawn, sheet)
+    x, of = _draw(options, pipeline.to(pick_device(options.device)), console)
+    _write(options, console, x, of, drawn, sheet)
     return 0
 
 
@@ -94,35 +97,41 @@ def _pipeline(options: Sample) -> Pipeline:
     return pipeline if options.size is None else pipeline.at_size(*options.size)
 
 
-def _draw(options: Sample, pipeline: Pipeline, console: Console) -> Tensor:
-    """The samples; what is asked of them is checked before the first network call."""
+def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor, Begin]:
+    """The samples, and what they were made of; all that is asked is checked before the first call."""
     sampler = options.sampler or pipeline.own_sampler
-    steps = len(pipeline.grid(options.steps, sampler)) - 1
-    classes = _classes(options.classes)
+    times = pipeline.grid(options.steps, sampler)
+    classes = classes_of(options.classes)
     if classes and options.prompt:
         raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
     kinds = len(classes or options.prompt or pipeline.classes)
     if options.per_class and not kinds:
         raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
-    n = options.per_class * kinds or options.n
+    of = options.made_of.begin(
+        console, pipeline, n=options.per_class * kinds or options.n, first=options.first,
+        classed=bool(classes or options.per_class),
+    )  # fmt: skip
+    n, steps = of.n, len(of.grid(times, student=bool(pipeline.times))) - 1
     chosen = [
         k // options.per_class if options.per_class else k % max(kinds, 1)
         for k in range(options.first, options.first + n)
     ]
     numbers = classes or (list(range(kinds)) if options.per_class and not options.prompt else [])
+    labels = [numbers[k % kinds] for k in chosen] if numbers else of.labels
     batch = options.batch or (8 if pipeline.codec is not None else 256)
     what = f"{n:,} samples in {steps} step{'s' if steps > 1 else ''}"
     with counting(console, what, steps * -(-n // batch)) as advance:
-        return pipeline.sample(
-            n, seed=options.seed, steps=options.steps, sampler=sampler,
-            labels=[numbers[k % kinds] for k in chosen] if numbers else None,
-            prompts=[options.prompt[k % kinds] for k in chosen] if options.prompt else None,
+        x = pipeline.sample(
+            n, seed=options.seed, steps=options.steps, sampler=sampler, labels=labels,
+            prompts=[options.prompt[k % kinds] for k in chosen] if options.prompt else of.prompts,
             guidance=options.guidance, variance=options.variance, batch=batch,
+            images=of.images, strength=of.strength, known=of.known, noise=of.noise,
             first=options.first, progress=advance,
         )  # fmt: skip
+    return x, of
 
 
-def _classes(text: str) -> list[int]:
+def classes_of(text: str) -> list[int]:
     """207,360 as [207, 360]."""
     try:
         return [int(word) for word in text.replace(",", " ").split()]
@@ -132,7 +141,9 @@ def _classes(text: str) -> list[int]:
         ) from None
 
 
-def _write(options: Sample, console: Console, x: Tensor, drawn: str, sheet: bool) -> None:
+def _write(
+    options: Sample, console: Console, x: Tensor, of: Begin, drawn: str, sheet: bool
+) -> None:
     folder = options.out.parent if sheet else options.out
     folder.mkdir(parents=True, exist_ok=True)
     grid = options.out if sheet else folder / "grid.png"
@@ -141,9 +152,11 @@ def _write(options: Sample, console: Console, x: Tensor, drawn: str, sheet: bool
             paths = save_images(x, folder, first=options.first)
             last = f" to {paths[-1].name}" if len(paths) > 1 else ""
             say(console, "images", f"{paths[0]}{last}")
-        save_grid(
-            x, grid, columns=options.per_class or None, scale=max(1, min(4, 128 // x.shape[-1]))
-        )
+        scale = max(1, min(4, 128 // x.shape[-1]))
+        if of.originals is not None and of.originals.shape == x.shape:
+            save_over(of.originals, x, grid, columns=options.per_class or None, scale=scale)
+        else:
+            save_grid(x, grid, columns=options.per_class or None, scale=scale)
     elif drawn:
         scatter(grid, [(f"{len(x):,} samples", x)])
     if drawn:
@@ -153,7 +166,7 @@ def _write(options: Sample, console: Console, x: Tensor, drawn: str, sheet: bool
         say(console, "numbers", folder / "samples.npz")
 
 
-def _drawn(pipeline: Pipeline) -> str:
+def drawn_as(pipeline: Pipeline) -> str:
     """images, points, or nothing: how these samples can be shown."""
     if pipeline.codec is not None:
         return "images"

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -66,6 +67,21 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: 
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
         path
     )
+
+
+def save_over(
+    above: Tensor, below: Tensor, path: Path, *, columns: int | None = None, scale: int = 4
+) -> None:
+    """A sheet of pairs, each of `above` over its own of `below`; 16 columns at most by default."""
+    if above.shape != below.shape:
+        raise ConfigError(
+            f"pairs need images of one shape, got {list(above.shape)} over {list(below.shape)}"
+        )
+    columns = min(columns or 16, len(above))
+    blank = above.new_ones(-len(above) % columns, *above.shape[1:])
+    rows = [torch.cat([x, blank]).split(columns) for x in (above, below)]
+    pairs = torch.cat([x for pair in zip(*rows, strict=True) for x in pair])
+    save_grid(pairs, path, columns=columns, scale=scale)
 
 
 def same_seeds(

@@ -1,0 +1,72 @@
+"""The noise that images were encoded to, on disk: NAME.safetensors with NAME.json beside it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep import storage
+from halfstep.errors import CheckpointError, ConfigError
+
+KIND, FORMAT = "noise", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What `halfstep encode` writes and `halfstep sample --noise` reads.
+
+    noise   float32 [n, ...]
+    images  float32 [n, ...] that it was made of, as they are drawn
+    labels  int64 [n] that they were encoded as, of the encoder's classes; None where it has none
+    about   how it was made: pipeline, weights, images, steps, guidance, classes
+    """
+
+    noise: Tensor
+    images: Tensor
+    labels: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """All or nothing, under the path with either ending."""
+        tensors = {"noise": self.noise, "images": self.images}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.save(stem(path), tensors, {"kind": KIND, "format": FORMAT, **self.about})
+
+    @classmethod
+    def load(cls, path: Path) -> "Encoded":
+        """Strictly: a file that is damaged, or another kind, is a `CheckpointError`."""
+        place = stem(path)
+        if not place.with_suffix(".json").exists():
+            raise CheckpointError(
+                f"there is no noise at '{path}' (no {place.name}.json): give what halfstep encode wrote"
+            )
+        about = storage.verify(place)
+        if about.pop("kind", None) != KIND:
+            raise CheckpointError(f"'{path}' holds no noise: give what halfstep encode wrote")
+        if (version := about.pop("format", None)) != FORMAT:
+            raise CheckpointError(
+                f"'{path}' has format {version} and this halfstep reads {FORMAT}: encode again"
+            )
+        found = storage.read_state_dict(place.with_suffix(".safetensors"))
+        noise, images, labels = (found.pop(name, None) for name in ("noise", "images", "labels"))
+        if noise is None or images is None or found or not _fits(noise, images, labels):
+            raise CheckpointError(f"'{path}' is damaged: its tensors do not belong together")
+        return cls(noise, images, labels, about)
+
+
+def stem(path: Path) -> Path:
+    """Without its ending, which is .safetensors."""
+    if path.suffix not in (".safetensors", ".json"):
+        raise ConfigError(f"'{path}' is no name for noise: write for example noise.safetensors")
+    return path.with_suffix("")
+
+
+def _fits(noise: Tensor, images: Tensor, labels: Tensor | None) -> bool:
+    floats = noise.dtype == images.dtype == torch.float32
+    labelled = labels is None or (labels.dtype == torch.int64 and labels.shape == noise.shape[:1])
+    return floats and labelled and len(noise) == len(images) and bool(noise.isfinite().all())

@@ -1,0 +1,205 @@
+"""What encoding loses: images to noise by an encoder, and back by the teacher (Meng et al. 2023)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.fidelity import paired_rmse
+from halfstep.evaluation.intervals import Interval
+from halfstep.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Images that are encoded and decoded again.
+
+    images   float [n, C, H, W] in [-1, 1], or as the model's own samples are
+    labels   one an image, of a model of classes
+    context  the states of their texts, of a model that reads texts
+    """
+
+    images: Tensor
+    labels: Sequence[int] | None = None
+    context: Tensor | None = None
+
+    @classmethod
+    def of(cls, x0: Tensor, cond: Cond | None, teacher: Pipeline) -> "Originals":
+        """With what the teacher reads of the condition; `DataError` where that is not there."""
+        said = cond or Cond()
+        labels, context = said.label, said.context
+        if teacher.classes and labels is None:
+            raise DataError(
+                f"the teacher has {len(teacher.classes)} classes and these images have no labels: give "
+                "images with labels"
+            )
+        if teacher.empty is not None and context is None:
+            raise DataError(
+                "the teacher reads texts and these images have none: give latents with texts"
+            )
+        return cls(
+            x0,
+            labels.tolist() if teacher.classes and labels is not None else None,
+            context if teacher.empty is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One way to encode.
+
+    name        as the table has it
+    who         teacher, baseline or student
+    steps       of the encoder: its network calls
+    full        root mean square error over all pixels, in [-1, 1], decoded at the teacher's full steps
+    same        the same where the teacher decodes in as many steps as were encoded; None where it cannot
+    """
+
+    name: str
+    who: str
+    steps: int
+    full: Interval
+    same: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def reconstructed(
+    encoder: Pipeline,
+    decoder: Pipeline,
+    originals: Originals,
+    *,
+    steps: int,
+    back: int,
+    batch: int = 256,
+    progress: Callable[[], object] | None = None,
+) -> Tensor:
+    """The images, encoded in `steps` and decoded in `back` DDIM steps; float32, as they were given."""
+    said: dict[str, Any] = {"labels": originals.labels, "context": originals.context}
+    noise = encoder.encode(
+        originals.images,
+        steps=steps,
+        guidance=_scale(encoder),
+        batch=batch,
+        progress=progress,
+        **said,
+    )
+    return decoder.sample(
+        len(noise), steps=back, sampler="ddim", guidance=_scale(decoder), noise=noise, batch=batch,
+        progress=progress, **said,
+    )  # fmt: skip
+
+
+def reconstructions(
+    teacher: Pipeline,
+    students: Sequence[Pipeline],
+    originals: Originals,
+    *,
+    full: int,
+    batch: int = 256,
+    progress: Callable[[], object] | None = None,
+) -> tuple[list[Reconstruction], list[tuple[str, Tensor]]]:
+    """Every way to encode, and what came back of it at full steps.
+
+    The teacher at full steps; then for each student, from most steps to fewest, the teacher in as many
+    steps and the student.  All are decoded by the teacher.
+    """
+    found, pictures = list[Reconstruction](), list[tuple[str, Tensor]]()
+    for name, who, encoder, steps in ways(teacher, students, full):
+        again = partial(
+            reconstructed, encoder, teacher, originals, steps=steps, batch=batch, progress=progress
+        )
+        x = again(back=full)
+        whole = paired_rmse(originals.images, x)
+        same: Interval | None = whole
+        if steps != full:
+            same = (
+                paired_rmse(originals.images, again(back=steps)) if takes(teacher, steps) else None
+            )
+        found.append(Reconstruction(name, who, steps, whole, same))
+        pictures.append((name, x))
+    return found, pictures
+
+
+def ways(
+    teacher: Pipeline, students: Sequence[Pipeline], full: int
+) -> list[tuple[str, str, Pipeline, int]]:
+    """(name, who, encoder, steps) of every row."""
+    found = [(f"teacher, {_plural(full)}", "teacher", teacher, full)]
+    for student in sorted(students, key=_steps, reverse=True):
+        if student.made_for != "encode":
+            raise ConfigError(
+                "this student was distilled to walk from noise to data and cannot encode: evaluate it by "
+                "its samples"
+            )
+        steps = _steps(student)
+        if steps != full and takes(teacher, steps):
+            found.append((f"teacher, {_plural(steps)}", "baseline", teacher, steps))
+        found.append((f"student, {_plural(steps)}", "student", student, steps))
+    return found
+
+
+def ticks(
+    teacher: Pipeline, students: Sequence[Pipeline], n: int, *, full: int, batch: int = 256
+) -> int:
+    """How often `reconstructions` will call `progress`."""
+    total = 0
+    for _, _, _, steps in ways(teacher, students, full):
+        total += steps + full
+        total += 2 * steps if steps != full and takes(teacher, steps) else 0
+    return total * -(-n // batch)
+
+
+def takes(teacher: Pipeline, steps: int) -> bool:
+    """Whether the decoder walks in so many steps: a teacher that is a student has its own."""
+    return not teacher.times or steps in {len(times) - 1 for times in teacher.times}
+
+
+def sentence(rows: Sequence[Reconstruction]) -> str:
+    """What was found: the student of the fewest steps against the teacher."""
+    full = rows[0]
+    students = [row for row in rows if row.who == "student"]
+    if not students:
+        return (
+            f"Encoded and decoded in {_plural(full.steps)}, images come back within a root mean square of "
+            f"{full.full}."
+        )
+    last = students[-1]
+    plain = next((r for r in rows if r.who == "baseline" and r.steps == last.steps), None)
+    own = f", in its {last.steps} within {_value(plain)}" if plain else ""
+    return (
+        f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back "
+        f"within a root mean square of {last.full}; encoded in the teacher's {full.steps} they come back "
+        f"within {_value(full)}{own}."
+    )
+
+
+def _value(row: Reconstruction) -> str:
+    """Without its interval."""
+    return str(row.full).split(" ")[0]
+
+
+def spread(count: int, n: int) -> Tensor:
+    """At most n row numbers, all along `count`: folders go class by class."""
+    n = min(count, n)
+    return torch.arange(n) * count // n
+
+
+def _scale(pipeline: Pipeline) -> float:
+    """No guidance, or as little as the network takes."""
+    low, high = pipeline.guidance or (1.0, 1.0)
+    return min(max(1.0, low), high)
+
+
+def _steps(student: Pipeline) -> int:
+    return min(len(times) - 1 for times in student.times)
+
+
+def _plural(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}"

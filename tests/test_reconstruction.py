@@ -1,0 +1,191 @@
+"""Encode, then decode: the error of what comes back, its rows, its page."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from halfstep.batch import Cond
+from halfstep.denoiser import Denoiser, NetTime
+from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.reconstruction import (
+    Originals,
+    reconstructed,
+    reconstructions,
+    sentence,
+    spread,
+    ticks,
+    ways,
+)
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.report.page import render
+from halfstep.schedules import Cosine
+from halfstep.timegrids import uniform
+from tests.conftest import seeded
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Exact(nn.Module):
+    """The v of Gaussian data of spread 1/2."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, cond=None):
+        level = Cosine().at(t.double().reshape(-1, *[1] * (x.ndim - 1)))
+        spread = 0.25 * level.alpha**2 + level.sigma**2
+        return (level.alpha * level.sigma * (1 - 0.25) / spread * x.double()).to(x.dtype)
+
+
+def gaussian(shape=(3,), **rest):
+    net = Denoiser(Exact(), Cosine(), V(), time=NetTime(scale=1.0)).freeze()
+    return Pipeline(net, shape, **rest)
+
+
+def encoder(steps, **rest):
+    return gaussian(times=(uniform(steps),), made_for="encode", **rest)
+
+
+@pytest.mark.parametrize("steps, kept, within", [(16, 0.824, 5e-4), (1024, 0.997, 5e-4)])
+def test_on_a_gaussian(steps, kept, within):
+    """distillation-checks.md 44: x comes back as 0.824 x at 16 steps, as 0.997 x at 1024."""
+    x = 0.5 * torch.randn(5, 3, generator=seeded())
+    [row], [(name, back)] = reconstructions(gaussian(), [], Originals(x), full=steps)
+    torch.testing.assert_close(back.double(), kept * x, rtol=0, atol=within * 2)
+    rms = float(x.square().mean().sqrt())
+    assert row.full.value == pytest.approx((1 - kept) * rms, abs=within * rms)
+    assert row.same == row.full and row.full.low <= row.full.value <= row.full.high
+    assert name == row.name == f"teacher, {steps} steps" and row.who == "teacher"
+
+
+def test_the_rows():
+    """The teacher in as many steps before each student; all decoded at full and at equal steps."""
+    x, told = 0.5 * torch.randn(7, 3, generator=seeded()), []
+    teacher, students = gaussian(), [encoder(4), encoder(8)]
+    rows, pictures = reconstructions(
+        teacher, students, Originals(x), full=16, batch=3, progress=lambda: told.append(1)
+    )
+    assert [(r.who, r.steps) for r in rows] == [
+        ("teacher", 16), ("baseline", 8), ("student", 8), ("baseline", 4), ("student", 4),
+    ]  # fmt: skip
+    assert len(told) == ticks(teacher, students, 7, full=16, batch=3)
+    assert [name for name, _ in pictures] == [r.name for r in rows]
+    for row in rows:  # students with the teacher's weights are the teacher in as many steps
+        up = teacher.encode(x, steps=row.steps)
+        for back, found in ((16, row.full), (row.steps, row.same)):
+            off = teacher.sample(7, steps=back, noise=up) - x
+            assert found.value == pytest.approx(float(off.square().mean().sqrt()), rel=1e-5)
+    assert rows[1].full == rows[2].full and rows[3].same == rows[4].same
+    assert rows[1].full != rows[1].same
+    said = sentence(rows)
+    assert said.startswith("Encoded in 4 steps and decoded in the teacher's 16, images come back")
+    first, plain = (str(rows[k].full).split(" (")[0] for k in (0, 3))
+    assert f" of {rows[4].full}; encoded in the teacher's 16 they" in said
+    assert said.endswith(f"within {first}, in its 4 within {plain}.")
+    assert "in 16 steps, images" in sentence(rows[:1])
+
+
+def test_one_step_and_a_teacher_with_its_own_steps():
+    x = torch.randn(2, 3, generator=seeded())
+    named = [name for name, *_ in ways(gaussian(), [encoder(1)], 2)]
+    assert named == ["teacher, 2 steps", "teacher, 1 step", "student, 1 step"]
+    own = gaussian(times=(uniform(2),))
+    assert [w[:2] for w in ways(own, [encoder(2), encoder(1)], 2)][1:] == [
+        ("student, 2 steps", "student"),
+        ("student, 1 step", "student"),
+    ]
+    with pytest.raises(ConfigError, match="cannot encode: evaluate it by its samples"):
+        ways(gaussian(), [gaussian(times=(uniform(2),))], 4)
+    with pytest.raises(ConfigError, match="encode with its teacher, or with a student made for it"):
+        reconstructions(own, [], Originals(x), full=2)
+
+
+def test_labels_and_guidance_go_both_ways():
+    """Every row is told its own class, and a network that reads its scale gets the least that it takes."""
+    seen = []
+
+    class Spy(Exact):
+        def forward(self, x, t, cond=None):
+            seen.append((cond.label.tolist(), cond.guidance.tolist()))
+            return super().forward(x, t)
+
+    net = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0)).freeze()
+    both = Pipeline(net, (3,), classes=("a", "b", "c"), guidance=(1.5, 4.0))
+    x = torch.randn(3, 3, generator=seeded())
+    reconstructed(both, both, Originals(x, [2, 0, 2]), steps=2, back=3)
+    assert seen == [([2, 0, 2], [1.5] * 3)] * 5
+
+
+def test_what_the_teacher_reads():
+    x, cond = torch.zeros(2, 3), Cond(label=torch.tensor([1, 0]))
+    assert Originals.of(x, cond, gaussian()).labels is None
+    teacher = gaussian(classes=("a", "b"))
+    assert Originals.of(x, cond, teacher).labels == [1, 0]
+    with pytest.raises(DataError, match="has 2 classes and these images have no labels"):
+        Originals.of(x, None, teacher)
+    with pytest.raises(DataError, match="reads texts and these images have none"):
+        Originals.of(x, None, gaussian(empty=torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("count, n", [(10, 4), (5, 9), (7, 7), (1797, 512)])
+def test_spread(count, n):
+    rows = spread(count, n).tolist()
+    assert len(rows) == min(count, n) and rows[0] == 0 and rows[-1] >= count - 1 - count / len(rows)
+    assert sorted(set(rows)) == rows and rows[-1] < count
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def evidence():
+    value = {"value": 0.0271828, "low": 0.026, "high": 0.028}
+    ways = [("teacher, 64 steps", "teacher", 64), ("student, 8 steps", "student", 8)]
+    rows = [{"name": n, "who": w, "steps": k, "full": value, "same": None} for n, w, k in ways]
+    return {
+        "format": 1,
+        "made": {"command": "halfstep distill encoder <&>"},
+        "run": {"folder": "enc", "config": {"start": 32}},
+        "measure": {"data": "abc", "samples": 1512},
+        "rows": [],
+        "reconstruction": {"images": 1512, "held_out": True, "full": 64, "rows": rows},
+        "training": [],
+        "verdict": "Encoded in 8 steps, images come back within 0.027 (0.026 to 0.028).",
+    }
+
+
+def test_the_page():
+    pictures = {
+        "grid": np.zeros((3, 4, 8, 8, 1), np.uint8),
+        "grid_labels": np.array(["a", "b", "c"]),
+    }
+    page = render(evidence(), pictures)
+    assert "Encode, then decode" in page and "1,512 images that were held out" in page
+    assert "0.0272<small>0.0260 to 0.0280</small>" in page and page.count("data:image/png") == 12
+    assert "Encoded in 8 steps" in page and "&lt;&amp;&gt;" in page
+    assert "Fréchet" not in page and "Quality against" not in page
+    assert page == render(copy.deepcopy(evidence()), pictures)
+    assert "that were held out" not in render(
+        evidence() | {"reconstruction": evidence()["reconstruction"] | {"held_out": False}}, {}
+    )
+
+
+def test_nothing_infinite_on_the_page():
+    broken = evidence()
+    broken["reconstruction"]["rows"][0]["full"] = {"value": math.inf, "low": 0.0, "high": 0.0}
+    with pytest.raises(DataError, match="reconstruction"):
+        render(broken, {})
+
+
+def test_json():
+    net = build("mlp", {"width": 8, "depth": 1})
+    made = Pipeline(Denoiser(net.float(), Cosine(), V()).freeze(), (2,))
+    x = torch.rand(4, 2, dtype=torch.float32)
+    [row], _ = reconstructions(made, [], Originals(x), full=3)
+    assert row.to_json()["full"] == row.full.to_json() and row.to_json()["steps"] == 3
