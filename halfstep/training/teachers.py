@@ -76,14 +76,17 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
         n, 0, classes=len(teacher.classes), null=teacher.null, empty=teacher.empty, texts=None,
         labels=None, prompts=None, context=None, guidance=stage.guidance and stage.guidance[0],
     )  # fmt: skip
-    x, got = torch.zeros(n, *teacher.shape), ""
+    x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
+    student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
     try:
-        out = student(x, torch.full((n,), 0.5), None if cond is None else cond.to("cpu")).x0
-        got = "" if out.shape == x.shape else f"it answers in the shape {list(out.shape[1:])}"
+        student(x, torch.full((n,), 0.5), None if cond is None else cond.to("cpu"))
     except ConfigError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         got = str(error).splitlines()[0]
+    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
+    if not got and seen != [wanted]:  # what broadcasts would not be seen
+        got = f"it answers in the shape {seen[0][1:]} instead of {wanted[1:]}"
     if got:
         raise ConfigError(
             f"the student's network does not take the teacher's samples, {list(teacher.shape)} of {n} "
