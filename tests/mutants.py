@@ -497,7 +497,7 @@ MUTANTS = (
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
         ("mix(x0, eps)", "mix(eps, x0)"),
         ("if self.start == 2", "if self.start == 3"),
-        ("updates, times, self.made_for)", "updates, times)"),
+        ("updates, times, made_for=self.made_for)", "updates, times)"),
     ),
     *_of(
         "methods/encoder",
@@ -506,7 +506,7 @@ MUTANTS = (
         ("times = times[::2]", "times = times"),
         ("teacher, times[-1])", "teacher, times[0])"),
         ('weighting: str = "snr+1"', 'weighting: str = "truncated-snr"'),
-        ("updates, times, self.made_for)", "updates, times)"),
+        ("updates, times, made_for=self.made_for)", "updates, times)"),
         ("teacher = student", "pass"),
     ),
     *_of(
@@ -643,10 +643,11 @@ MUTANTS = (
         ("low <= guidance <= high", "low < guidance <= high"),
         ("low <= guidance <= high", "low <= guidance < high"),
         ("guidance=None if self.guidance is None else guidance", "guidance=None"),
-        (
-            '(scales := about.get("guidance")) is None else (scales[0], scales[1])',
-            '(scales := about.get("guidance")) is None else (scales[1], scales[0])',
-        ),
+    ),
+    *_of(
+        "pipeline/description",
+        "guided_runs",
+        ('else tuple(rest["guidance"])', 'else tuple(rest["guidance"][::-1])'),
     ),
     *_of(
         "methods/classification",

@@ -389,7 +389,9 @@ def test_the_adapter_passes_text_on():
         build("uvit", SMALL)(x[:, :3], t, Cond(context=context))
     assert (net.reads, UViTNet.reads) == (("label", "context"), ("label",))
     again = build(*recipe(net))
-    assert {**recipe(again)[1], "attention": "auto"} == public(net.model.config) | TEXT
+    assert {**recipe(again)[1], "attention": "auto", "guidance": 0} == public(
+        net.model.config
+    ) | TEXT
 
 
 def test_fitting_gives_the_sides_of_text():

@@ -135,7 +135,7 @@ class Pipeline:
 
     def _none(self, latents: bool) -> Tensor:
         """No samples, in the shape that samples have."""
-        one = torch.zeros(1, *self.shape)
+        one = torch.zeros(1, *self.shape, dtype=torch.float32)
         if self.codec is not None and not latents:
             one = self.codec.decode(one.to(next(self.denoiser.parameters()).device)).cpu()
         return one[:0]
@@ -170,7 +170,8 @@ class Pipeline:
         times = self._times(steps)
         refuse_blind_to_noise(self.denoiser, times[-1])
         model, cond = self._guided(guidance), self._said(n, 0, labels, prompts, context, guidance)
-        device, done = next(self.denoiser.parameters()).device, [torch.empty(0, *self.shape)]
+        device = next(self.denoiser.parameters()).device
+        done = [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
         for low in range(0, n, batch):
             x0 = latents_of(self.codec, images[low : low + batch].float().to(device))
