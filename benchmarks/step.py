@@ -1,28 +1,34 @@
-"""What one update of progressive distillation costs over the network calls it cannot do without.
+"""What one update of a distillation costs over the network calls it cannot do without.
 
-    python -m benchmarks.step [--net uvit|unet|all] [--device cpu|cuda|auto] [--json]
+    python -m benchmarks.step [--net uvit|unet|all] [--stage halving|guided|guided-halving|all]
+                              [--device cpu|cuda|auto] [--json]
 
-The floor is two forwards of the teacher's bare network and one forward and backward of the student's,
-on tensors that are there already.  Over it are measured the halving's loss and backward ('update'),
-and the same with gradient clip, optimiser and average of the weights ('whole update').  All three run
-in turn in one process; a ratio is taken within each turn, and their median and quartiles are printed.
+The floor is what the teacher's bare network must do, and one forward and backward of the student's, on
+tensors that are there already.  Of a halving, the teacher's are two forwards; of the first stage of a
+guided distillation one of both branches in one batch; of its halvings ('guided-halving') two forwards
+again, all networks taking the guidance scale.  Over the floor are measured the objective's loss and
+backward ('update'), and the same with gradient clip, optimiser and average of the weights ('whole
+update').  All three run in turn in one process; a ratio is taken within each turn, and their median and
+quartiles are printed.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from halfstep.batch import Batch
+from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser
+from halfstep.methods.guided import AnyScale, MatchGuided
 from halfstep.methods.progressive import Halve
 from halfstep.nets import build
+from halfstep.nets.guided import with_guidance
 from halfstep.noise import Draw
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
@@ -56,6 +62,9 @@ NETS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 
 LIMITS = {"uvit": (1.03, 1.06), "unet": (1.05, 1.15)}
 """What an update and a whole update are held to on a CPU; 1.10 and 1.10 on a GPU."""
+STAGES = ("halving", "guided", "guided-halving")
+CLASSES, RANGE = 10, (1.0, 5.0)
+"""Of the guided stages, whose null class comes after the classes."""
 
 
 @dataclass
@@ -68,6 +77,7 @@ class Bench:
     compile: bool = False
     batch: int = 0
     """Images in a batch; 0 is the net's own number."""
+    stage: str = "halving"
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,25 +85,49 @@ class Bench:
         shape = self.batch or shape[0], *shape[1:]
         torch.manual_seed(0)
         self.generator = torch.Generator(self.device).manual_seed(0)
-        teacher = Denoiser(build(net, config), Cosine(), V(), autocast=self.dtype).to(self.device)
+        made = build(
+            net, config if self.stage == "halving" else config | {"num_classes": CLASSES + 1}
+        )
+        teacher = Denoiser(made, Cosine(), V(), autocast=self.dtype).to(self.device)
         self.student, self.teacher = teacher.twin(), teacher.freeze()
+        if self.stage != "halving":
+            self.student.net = with_guidance(self.student.net)
+        if self.stage == "guided-halving":
+            self.teacher = self.student.twin().freeze()
         if self.compile:
             self.student.net.compile()
             self.teacher.net.compile()
-        self.objective = Halve(self.teacher, uniform(32))
-        self.data = Batch(torch.randn(shape, device=self.device).clamp(-1, 1))
-        self.t = 1000 * torch.rand(shape[0], device=self.device)
+        self._tensors(shape)
         self.settings = Training(ema=0.98, clip=1.0)
         optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
         self.state = State(self.student, optimiser, Average(self.student, self.settings.ema), None)
+
+    def _tensors(self, shape: tuple[int, ...]) -> None:
+        """The objective with its batch, and what the networks are called with in `floor`."""
+        x0 = torch.randn(shape, device=self.device).clamp(-1, 1)
+        t, label = 1000 * torch.rand(len(x0), device=self.device), torch.arange(len(x0)) % CLASSES
+        said = None if self.stage == "halving" else Cond(label.to(self.device))
+        self.data = Batch(x0, said)
+        halve, calls = Halve(self.teacher, uniform(32)), 2
+        self.objective: Any = halve
+        self.asked: tuple[Any, ...] = (x0, t, None)
+        if said is not None:
+            scale = torch.linspace(*RANGE, len(x0), device=self.device)
+            self.asked = (x0, t, Cond(said.label, guidance=scale))
+            self.objective = AnyScale(halve, RANGE)
+        self.taught = [self.asked] * calls
+        if self.stage == "guided":
+            self.objective = MatchGuided(self.teacher, CLASSES, RANGE)
+            both = said.cat(said.without(CLASSES))
+            self.taught = [(torch.cat([x0, x0]), t.repeat(2), both)]
 
     def floor(self) -> None:
         cast = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
         with cast:
             with torch.no_grad():
-                self.teacher.net(self.data.x0, self.t, None)
-                self.teacher.net(self.data.x0, self.t, None)
-            out = self.student.net(self.data.x0, self.t, None)
+                for asked in self.taught:
+                    self.teacher.net(*asked)
+            out = self.student.net(*self.asked)
         out.square().mean().backward()
 
     def update(self) -> None:
@@ -155,10 +189,11 @@ def _spread(ratios: list[float], limit: float) -> dict[str, float]:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a small table."""
-    lines = [f"{'net':<6}{'floor':>10}   {'':14}{'ratio':>7}   {'quartiles':<15}{'held to':>8}"]
-    for name, result in results["nets"].items():
+    lines = [f"{'':<21}{'floor':>10}   {'':14}{'ratio':>7}   {'quartiles':<15}{'held to':>8}"]
+    for (name, stage), result in _each(results):
         for key in ("update", "whole_update"):
-            first = f"{name:<6}{result['floor_ms']:>7.2f} ms" if key == "update" else " " * 16
+            ms = f"{result['floor_ms']:>7.2f} ms"
+            first = f"{name:<6}{stage:<15}{ms}" if key == "update" else " " * 31
             row = result[key]
             spread = f"{row['low']:.3f} to {row['high']:.3f}"
             lines.append(
@@ -171,6 +206,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([setting + (", compiled" if results["compile"] else ""), *lines])
 
 
+def _each(results: dict[str, Any]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    for name, stages in results["nets"].items():
+        for stage, result in stages.items():
+            yield (name, stage), result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -178,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
     parser.add_argument("--rounds", type=int, default=20, help="turns that are measured")
     parser.add_argument("--net", choices=[*NETS, "all"], default="all")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true", help="compile both networks")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 is torch's choice")
@@ -190,6 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(auto if asked.device == "auto" else asked.device)
     dtype = torch.bfloat16 if asked.dtype == "bf16" else None
     names = list(NETS) if asked.net == "all" else [asked.net]
+    stages = STAGES if asked.stage == "all" else [asked.stage]
+
+    def measured(name: str, stage: str) -> dict[str, Any]:
+        return measure(Bench(name, device, dtype, asked.compile, asked.batch, stage), asked.rounds)
+
     results = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": asked.dtype,
@@ -197,10 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "rounds": asked.rounds,
         "torch": torch.__version__,
-        "nets": {
-            name: measure(Bench(name, device, dtype, asked.compile, asked.batch), asked.rounds)
-            for name in names
-        },
+        "nets": {name: {stage: measured(name, stage) for stage in stages} for name in names},
     }
     print(json.dumps(results, indent=1) if asked.json else table(results))
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.step import Bench, main, NETS, table
+from benchmarks.step import Bench, main, NETS, STAGES, table
+from halfstep.nets import recipe
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +23,32 @@ def calls(net, counted):
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("work", ["floor", "update", "whole_update"])
-def test_all_three_make_the_same_network_calls(name, work):
-    """Two forwards of the teacher without gradients, one of the student with them."""
-    bench = Bench(name, torch.device("cpu"), batch=2)
-    teacher, student = calls(bench.teacher.net, []), calls(bench.student.net, [])
+def test_all_three_make_the_same_network_calls(name, stage, work):
+    """Two forwards of the teacher without gradients, or one of both branches; one of the student with
+    them."""
+    bench = Bench(name, torch.device("cpu"), batch=2, stage=stage)
+    teacher, student, sizes = calls(bench.teacher.net, []), calls(bench.student.net, []), []
+    bench.teacher.net.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
     getattr(bench, work)()
-    assert (teacher, student) == ([False, False], [True])
+    assert student == [True] and not any(teacher)
+    assert sizes == ([4] if stage == "guided" else [2, 2])
+
+
+def test_the_guided_stages_are_told_labels_and_scales():
+    first = Bench("uvit", torch.device("cpu"), batch=3, stage="guided")
+    [(x, t, cond)] = first.taught
+    assert len(x) == len(t) == 6 and cond.guidance is None
+    assert cond.label.tolist() == [0, 1, 2, 10, 10, 10] and first.objective.null == 10
+    assert first.asked[2].guidance.tolist() == [1, 3, 5] and first.data.cond.guidance is None
+    assert recipe(first.teacher.net)[1].get("guidance", 0) == 0
+    second = Bench("uvit", torch.device("cpu"), batch=3, stage="guided-halving")
+    assert (
+        recipe(second.teacher.net)[1]["guidance"] == recipe(first.student.net)[1]["guidance"] == 256
+    )
+    assert all(asked[2].guidance.tolist() == [1, 3, 5] for asked in second.taught)
+    assert second.objective.objective.teacher is second.teacher
 
 
 def test_a_whole_update_moves_student_and_average():
@@ -53,15 +73,18 @@ def test_ratios_are_printed_as_json_and_as_a_table(capsys):
     main([*arguments, "--json"])
     results = json.loads(capsys.readouterr().out)
     assert (results["device"], results["threads"], results["dtype"]) == ("cpu", 1, "fp32")
-    measured = results["nets"]["uvit"]
-    assert measured["floor_ms"] > 0
-    for key in ("update", "whole_update"):
-        row = measured[key]
-        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    assert list(results["nets"]["uvit"]) == list(STAGES)
+    for measured in results["nets"]["uvit"].values():
+        assert measured["floor_ms"] > 0
+        for key in ("update", "whole_update"):
+            row = measured[key]
+            assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    measured = results["nets"]["uvit"]["halving"]
     # Two images are so few that the loss around the network shows, and the optimiser more.
     assert measured["whole_update"]["ratio"] > measured["update"]["ratio"] > 1
     lines = table(results).splitlines()
-    assert len(lines) == 4 and f"{measured['update']['ratio']:.3f}" in lines[2]
+    assert len(lines) == 2 + 2 * 3 and f"{measured['update']['ratio']:.3f}" in lines[2]
+    assert [line.split()[1] for line in lines[2::2]] == list(STAGES)
 
 
 def test_bfloat16_casts_the_networks_alone():
@@ -79,7 +102,8 @@ def test_bfloat16_casts_the_networks_alone():
 @pytest.mark.slow
 def test_an_update_is_held_to_its_floor(capsys):
     main(["--device", "cpu", "--json"])
-    for name, measured in json.loads(capsys.readouterr().out)["nets"].items():
-        for key in ("update", "whole_update"):
-            row = measured[key]
-            assert row["ratio"] <= row["limit"], (name, key, row)
+    for name, stages in json.loads(capsys.readouterr().out)["nets"].items():
+        for stage, measured in stages.items():
+            for key in ("update", "whole_update"):
+                row = measured[key]
+                assert row["ratio"] <= row["limit"], (name, stage, key, row)

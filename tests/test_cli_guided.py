@@ -8,6 +8,7 @@ import pytest
 from halfstep.cli import main
 from halfstep.cli.distill import ahead, plan, total_updates
 from halfstep.methods import GuidedDistillation
+from halfstep.nets import recipe
 from halfstep.pipeline import Pipeline
 from tests.test_guided_runs import SMALL, teacher_of
 
@@ -70,6 +71,34 @@ def test_samples_are_of_the_scale_that_is_asked_for(folder, cli):
     assert made[0] != made[1]
 
 
+def test_a_guided_student_is_halved_by_the_plain_method_and_keeps_its_range(folder, cli):
+    words = ["--data", "two-moons", "--start", 4, "--stop", 2, "--updates", 3, "--tolerance", 0]
+    teacher = ["--teacher", "s/stages/guided"]
+    status, _, err = cli("distill", "progressive", *teacher, *words, "--out", "h")
+    assert status == 0, err
+    student = Pipeline.load(folder / "h" / "stages" / "0002-steps")
+    assert student.guidance == (2.0, 5.0) and len(student.times[0]) == 3
+    status, _, err = cli("sample", "h", "--guidance", 6, "--n", 2, "--out", "hx")
+    assert status == 2 and "from 2 to 5, asked for 6: write guidance=5" in err
+    status, _, err = cli("distill", "guided", "--config", "s/config.toml", "--guidance", 1, 5)
+    assert status == 2 and "made with guidance = [2.0, 5.0], now it is" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--student", "width", 8], ["--student-net", "mlp", "--student", "num_classes", 3]]
+)
+def test_a_smaller_student_end_to_end(words, folder, cli):
+    name = str(len(words))
+    teacher = ["--teacher", "t", "--guidance", 3, 3]
+    status, _, err = cli("distill", "guided", *teacher, *GUIDED, *words, "--out", name)
+    assert status == 0, err
+    student = Pipeline.load(folder / name / "stages" / "0001-steps")
+    built, config = recipe(student.denoiser.net)
+    assert built == "mlp" and config["width"] == (8 if len(words) == 3 else 64)
+    assert config["guidance"] == 8 and student.guidance == (3.0, 3.0)
+    assert cli("sample", name, "--guidance", 3, "--n", 2, "--out", f"x{name}")[0] == 0
+
+
 def test_a_rehearsal_prints_all_stages(folder, cli):
     before = set(folder.rglob("*"))
     words = ["--teacher", "t", *GUIDED, "--student", "width", 12, "--out", "y", "--dry-run"]
@@ -86,6 +115,8 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
     [
         (["--teacher", "plain"], "this teacher has none: train it with labels and drop_labels"),
         (["--teacher", "s"], "takes its guidance scale as an input already"),
+        (["--teacher", "s", "--dry-run"], "takes its guidance scale as an input already"),
+        (["--teacher", "t", "--student-net", "mlp"], "takes no labels and got some"),
         (["--teacher", "t", "--guidance", 5, 2], "lowest scale and the highest, got 5 and 2"),
         (["--teacher", "t", "--guidance", 5], "--guidance"),
         (["--teacher", "t", "--student", "widt", 3], "perhaps you meant 'width'"),

@@ -356,7 +356,6 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
     "options, said",
     [
         ({"guidance": (5.0, 1.0)}, "lowest scale and the highest, got 5 and 1: write for example"),
-        ({"guidance": (2.0, 2.0)}, "got 2 and 2"),
         ({"guidance": (-1.0, 2.0)}, "got -1 and 2"),
         ({"guidance": (1.0, float("inf"))}, "got 1 and inf"),
         ({"updates": -1}, "cannot be negative: write 0 or more"),
@@ -390,6 +389,18 @@ def test_teachers_that_cannot_be_guided_leave_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="no option of the net 'mlp' called 'wide'"):
         run(tmp_path / "r", method=replace(SMALL, student={"wide": "3"}))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_student_for_one_scale(tmp_path):
+    """The paper's ablation: both ends of the range the same."""
+    student = run(tmp_path / "r", method=replace(SMALL, guidance=(3.0, 3.0)))
+    assert student.guidance == (3.0, 3.0)
+    line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[0])
+    assert list(line["x0_error_by_scale"]) == ["3"]
+    assert student.sample(2, guidance=3.0).shape == (2, 2)
+    with pytest.raises(ConfigError, match="from 3 to 3, asked for 1: write guidance=3$"):
+        student.sample(2)
+    assert Pipeline.load(tmp_path / "r" / "stages" / "guided").guidance == (3.0, 3.0)
 
 
 def test_methods_by_name():

@@ -34,7 +34,8 @@ class GuidedDistillation:
     """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
 
     guidance: Range = (1.0, 5.0)
-    """Lowest and highest guidance scale that the student takes as an input; 1 is off."""
+    """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
+    student for that scale alone."""
     updates: int = 10_000
     """Optimiser updates of the first stage, which learns the guided teacher at every time."""
     start: int = 64
@@ -63,10 +64,10 @@ class GuidedDistillation:
 
     def __post_init__(self) -> None:
         low, high = self.guidance
-        if not 0 <= low < high < float("inf"):
+        if not 0 <= low <= high < float("inf"):
             raise ConfigError(
                 f"guidance is the lowest scale and the highest, got {low:g} and {high:g}: write for example "
-                "1 and 5"
+                "1 and 5, or one scale twice"
             )
         if min(self.updates, self.levels, *self.halving_updates) < 0:
             raise ConfigError(
@@ -173,14 +174,14 @@ class MatchGuided:
 
     @torch.no_grad()
     def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
-        """The root mean square error of x0 by guidance scale, at five scales of the range."""
+        """The root mean square error of x0 by guidance scale, at five scales of the range, or its one."""
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = batch.cond or Cond()
         null: Prediction = self.teacher(x_t, t, cond.without(self.null))
         label: Prediction = self.teacher(x_t, t, cond)
         found = {}
-        for scale in torch.linspace(*self.guidance, 5).tolist():
+        for scale in dict.fromkeys(torch.linspace(*self.guidance, 5).tolist()):
             guess: Prediction = student(x_t, t, told(cond, torch.full_like(t, scale)))
             error = guess.x0 - null.toward(label, scale).x0
             found[f"{scale:g}"] = float(error.square().mean().sqrt())

@@ -22,6 +22,7 @@ from halfstep.errors import ConfigError
 from halfstep.nets.attention import Attention, Block
 from halfstep.nets.guidance import GuidanceEmbedding
 from halfstep.nets.sinusoid import sinusoid
+from halfstep.nets.uvit_limits import refuse_conditions, refuse_sides
 
 
 class PatchEmbed(nn.Module):
@@ -94,8 +95,8 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        _refuse(height, width, patch_size, embed_dim, depth, num_heads)
-        _refuse_both(num_classes, clip_dim, num_clip_token)
+        refuse_sides(height, width, patch_size, embed_dim, depth, num_heads)
+        refuse_conditions(num_classes, clip_dim, num_clip_token)
         self.shape, self.patch, self.width = (in_chans, height, width), patch_size, embed_dim
         self.num_classes, self.texts = num_classes, (num_clip_token, clip_dim)
         conditions = num_clip_token if clip_dim is not None else int(num_classes > 0)
@@ -264,38 +265,6 @@ def _resampled(place: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Ten
 def _recomputed(block: nn.Module, *inputs: Tensor | None) -> Tensor:
     out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     return out
-
-
-def _refuse(height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int) -> None:
-    if patch < 1 or height % patch or width % patch:
-        raise ConfigError(
-            f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
-            "choose img_size as a multiple of patch_size"
-        )
-    if depth % 2:
-        raise ConfigError(
-            f"depth {depth} is odd, and a U-ViT has as many blocks before its middle block as "
-            f"after it: write depth={depth - 1} ({depth} blocks in all) or depth={depth + 1} "
-            f"({depth + 2} blocks)"
-        )
-    if embed_dim % heads:
-        raise ConfigError(
-            f"embed_dim {embed_dim} cannot be split among {heads} heads: choose num_heads that "
-            "divides it"
-        )
-
-
-def _refuse_both(num_classes: int, clip_dim: int | None, num_clip_token: int) -> None:
-    if clip_dim is not None and num_classes > 0:
-        raise ConfigError(
-            f"clip_dim={clip_dim} and num_classes={num_classes} were given, and a U-ViT reads texts "
-            "or labels: leave one of the two out"
-        )
-    if clip_dim is not None and (clip_dim < 1 or num_clip_token < 1):
-        raise ConfigError(
-            f"clip_dim={clip_dim} and num_clip_token={num_clip_token} are the width and number of "
-            "a sample's text states: write 1 or more for both"
-        )
 
 
 def _time_mlp(width: int) -> nn.Sequential:

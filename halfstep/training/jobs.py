@@ -15,7 +15,6 @@ from torch import nn
 from halfstep import storage
 from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.classification import Classification
@@ -26,6 +25,7 @@ from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.teachers import refuse_students, tried
 from halfstep.training.watch import Silent, Watch
 
 NEARBY = 2**31
@@ -81,7 +81,7 @@ def distill(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    _refuse_other_walks(teacher, method)
+    refuse_students(method, teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, data, training, job)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
@@ -95,9 +95,12 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
 
     Students of one that takes its guidance scale as an input take it, too.
     """
+    refuse_students(method, teacher)
     made: Any = method.stages
     takes_null = "null" in signature(made).parameters
     stages: Iterator[Stage] = made(denoiser, teacher.nothing) if takes_null else made(denoiser)
+    if getattr(method, "student", None) or getattr(method, "student_net", ""):
+        stages = tried(stages, teacher)
     if (guidance := teacher.guidance) is None:
         return stages
     return (at_any_scale(stage, guidance) for stage in stages)
@@ -279,16 +282,6 @@ def fingerprint(module: nn.Module) -> str:
             value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
-
-
-def _refuse_other_walks(teacher: Pipeline, method: Method) -> None:
-    """A student answers for the jumps of its own walk alone."""
-    wanted = getattr(method, "made_for", "ddim")
-    if teacher.times and teacher.made_for != wanted:
-        raise ConfigError(
-            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
-            f"'{wanted}', where a step is another: give the teacher that it was distilled from"
-        )
 
 
 def _dataset(data: Data | str) -> Data:

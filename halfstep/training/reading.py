@@ -22,6 +22,11 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             f"the network has {len(pipeline.classes)} classes and the data {data.classes}: give data of "
             "those classes alone"
         )
+    if pipeline.classes and not data.classes:
+        raise ConfigError(
+            f"the network has {len(pipeline.classes)} classes and the data has no labels: give data of "
+            "those classes"
+        )
     if isinstance(data, Latents):
         _check_latents(pipeline, data)
     contexts = data.contexts if isinstance(data, Latents) else None

@@ -1,0 +1,39 @@
+"""What a U-ViT cannot be built as."""
+
+from halfstep.errors import ConfigError
+
+
+def refuse_sides(
+    height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int
+) -> None:
+    """Refuse patches, depths and heads that do not come out even."""
+    if patch < 1 or height % patch or width % patch:
+        raise ConfigError(
+            f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
+            "choose img_size as a multiple of patch_size"
+        )
+    if depth % 2:
+        raise ConfigError(
+            f"depth {depth} is odd, and a U-ViT has as many blocks before its middle block as "
+            f"after it: write depth={depth - 1} ({depth} blocks in all) or depth={depth + 1} "
+            f"({depth + 2} blocks)"
+        )
+    if embed_dim % heads:
+        raise ConfigError(
+            f"embed_dim {embed_dim} cannot be split among {heads} heads: choose num_heads that "
+            "divides it"
+        )
+
+
+def refuse_conditions(num_classes: int, clip_dim: int | None, num_clip_token: int) -> None:
+    """Refuse texts and labels together, and states of no size."""
+    if clip_dim is not None and num_classes > 0:
+        raise ConfigError(
+            f"clip_dim={clip_dim} and num_classes={num_classes} were given, and a U-ViT reads texts "
+            "or labels: leave one of the two out"
+        )
+    if clip_dim is not None and (clip_dim < 1 or num_clip_token < 1):
+        raise ConfigError(
+            f"clip_dim={clip_dim} and num_clip_token={num_clip_token} are the width and number of "
+            "a sample's text states: write 1 or more for both"
+        )

@@ -1,0 +1,95 @@
+"""Whether a method can have this teacher, and its student the teacher's samples: asked before a folder is
+made."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+
+from halfstep.denoiser import Denoiser
+from halfstep.errors import ConfigError
+from halfstep.methods import GuidedDistillation, Progressive, Reparameterise
+from halfstep.methods.base import Method, Stage
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditions import condition
+from halfstep.timegrids import grid, Times
+
+SAME = 1e-6
+"""How far apart two times are that count as one."""
+
+
+def refuse_students(method: Method, teacher: Pipeline) -> None:
+    """`ConfigError` for a student as a teacher where the method asks it what it was not made for."""
+    if teacher.guidance is not None and isinstance(method, GuidedDistillation):
+        raise ConfigError(
+            "this teacher takes its guidance scale as an input already: give the one it was made from, or "
+            "halve it with 'halfstep distill progressive'"
+        )
+    if not teacher.times:
+        return
+    if isinstance(method, GuidedDistillation | Reparameterise):
+        raise ConfigError(
+            f"this teacher is a student of {len(teacher.times[-1]) - 1} steps, which answers at the times "
+            "of its own grid alone, and it would be asked at every time: give the teacher that it was "
+            "distilled from"
+        )
+    wanted = getattr(method, "made_for", "ddim")
+    if teacher.made_for != wanted:
+        raise ConfigError(
+            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
+            f"'{wanted}', where a step is another: give the teacher that it was distilled from"
+        )
+    if isinstance(method, Progressive):
+        _refuse_other_grid(method, teacher)
+
+
+def _refuse_other_grid(method: Progressive, teacher: Pipeline) -> None:
+    asked = method.times or grid(method.grid, method.start, teacher.denoiser.schedule)
+    if not any(_same(asked, own) for own in teacher.times):
+        counts = " or ".join(str(len(own) - 1) for own in teacher.times)
+        raise ConfigError(
+            f"this teacher is a student of {counts} steps, which answers at the times of its own grid "
+            f"alone, and it would walk on another, of {len(asked) - 1} steps: write start={counts} and the "
+            "grid it was made with, or its times (they are in pipeline.json)"
+        )
+
+
+def _same(a: Times, b: Times) -> bool:
+    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
+
+
+def tried(stages: Iterator[Stage], teacher: Pipeline) -> Iterator[Stage]:
+    """The same stages, after the first student was asked for a sample of each class on the CPU.
+
+    `ConfigError` where it does not take what the teacher takes.
+    """
+    first = next(stages)
+    _try(first.student.twin().cpu(), first, teacher)  # type: ignore[operator]  # a Denoiser
+    return chain([first], stages)
+
+
+@torch.no_grad()
+def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
+    n = max(len(teacher.classes), 1)
+    student.eval().autocast = None
+    cond = condition(
+        n, 0, classes=len(teacher.classes), null=teacher.null, empty=teacher.empty, texts=None,
+        labels=None, prompts=None, context=None, guidance=stage.guidance and stage.guidance[0],
+    )  # fmt: skip
+    x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
+    student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
+    try:
+        student(x, torch.full((n,), 0.5), None if cond is None else cond.to("cpu"))
+    except ConfigError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        got = str(error).splitlines()[0]
+    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
+    if not got and seen != [wanted]:  # what broadcasts would not be seen
+        got = f"it answers in the shape {seen[0][1:]} instead of {wanted[1:]}"
+    if got:
+        raise ConfigError(
+            f"the student's network does not take the teacher's samples, {list(teacher.shape)} of {n} "
+            f"class{'es' * (n > 1)} ({got}): give it all of its options in student (command line: "
+            "--student NAME VALUE ...)"
+        )
