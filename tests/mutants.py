@@ -675,6 +675,18 @@ MUTANTS = (
         ("min(update / self.warmup, 1.0)", "min(1 + update / self.warmup, 1.0)"),
     ),
     *_of(
+        "training/teachers",
+        "teachers",
+        ("for own in teacher.times):", "for own in teacher.times[:1]):"),
+        ("len(a) == len(b) and all(", "all("),
+        ("if not got and seen != [wanted]", "if not got and seen == []"),
+        (
+            "isinstance(method, GuidedDistillation | Reparameterise)",
+            "isinstance(method, Reparameterise)",
+        ),
+        ("student.twin().cpu()", "student.cpu()"),
+    ),
+    *_of(
         "training/optimiser",
         "optimiser",
         ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
