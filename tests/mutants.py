@@ -528,7 +528,6 @@ MUTANTS = (
     *_of(
         "training/jobs",
         "stochastic",
-        ("teacher.times and teacher.made_for != wanted", "False"),
         ('"made_for": stage.made_for}', '"made_for": "ddim"}'),
     ),
     *_of("weighting", "encoder", ("float(weighting(0 * one, one))", "float(weighting(one, one))")),
@@ -600,7 +599,7 @@ MUTANTS = (
         ("self.updates, guidance=self.guidance)", "self.updates)"),
         ("if not self.student and not self.student_net", "if not self.student"),
         ('{**config, **own, "guidance"', '{**own, **config, "guidance"'),
-        ("if not 0 <= low < high < float", "if not 0 <= low <= high < float"),
+        ("if not 0 <= low <= high < float", "if not 0 <= low < high < float"),
         ("weighting, levels)\n        yield", "weighting)\n        yield"),
         ("(start // self.stop).bit_length() - 1", "(start // self.stop).bit_length()"),
         ("refuse_blind(teacher, (", "print(teacher, ("),
@@ -689,6 +688,19 @@ MUTANTS = (
         "engine",
         ("(1 - update / updates)", "(1 + update / updates)"),
         ("min(update / self.warmup, 1.0)", "min(1 + update / self.warmup, 1.0)"),
+    ),
+    *_of(
+        "training/teachers",
+        "teachers",
+        ("for own in teacher.times):", "for own in teacher.times[:1]):"),
+        ("len(a) == len(b) and all(", "all("),
+        ("teacher.made_for != wanted", "False"),
+        ("if not got and seen != [wanted]", "if not got and seen == []"),
+        (
+            "isinstance(method, GuidedDistillation | Reparameterise)",
+            "isinstance(method, Reparameterise)",
+        ),
+        ("student.twin().cpu()", "student.cpu()"),
     ),
     *_of(
         "training/optimiser",

@@ -57,6 +57,7 @@ MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance"
     [
         Progressive(start=8, stop=2, updates=(2,)),
         Progressive(start=2, stop=1, updates=(2,)),
+        Progressive(start=2, stop=1, updates=(2,), times=(1.0, 0.75, 0.5)),
         replace(HALF, grid="logsnr"),
         replace(HALF, times=(1.0, 0.8, 0.5, 0.2, 0.0)),
     ],
