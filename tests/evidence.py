@@ -199,3 +199,55 @@ def _training():
                 }
             )
     return lines
+
+
+SCALES, FINE = (1.0, 1.3, 2.0, 3.0), (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
+FLOOR = (0.060, 0.048, 0.030, 0.025)  # of the guided teacher at these scales
+TIMES = {8: 1.18, 4: 1.45, 2: 2.3, 1: 4.1}
+
+
+def guided():
+    """Evidence of a run whose student takes the guidance scale as an input."""
+    rows = []
+    for scale, floor in zip(SCALES, FLOOR, strict=True):
+        data, score = 0.15 + 0.1 * scale, 8.9 + 0.25 * scale
+        calls = FULL if scale == 1 else 2 * FULL
+        rows.append(_guided_row(scale, FULL, calls, floor, None, data, score))
+        for steps, times in TIMES.items():
+            far = times * (1 + 0.05 * scale)
+            rows.append(
+                _guided_row(scale, steps, steps, floor, far, data + 0.02 * far, score - 0.05 * far)
+            )
+    reference = {"samples": 10_000, "steps": FULL, "sampler": "ddim", "seed": 1}
+    return evidence() | {"guided": {"reference": reference, "scales": list(SCALES), "rows": rows}}
+
+
+def _guided_row(scale, steps, calls, floor, times, to_data, score):
+    who = "student" if times else "teacher"
+    name = f"{steps} step{'s' if steps > 1 else ''}"
+    return {
+        "guidance": scale,
+        "who": who,
+        "name": f"{who}, {name}",
+        "sampler": "ddim",
+        "steps": steps,
+        "calls": calls,
+        "distance": measured(floor * (times or 1)),
+        "times_floor": measured(times) if times else None,
+        "rmse": measured(0.03 * times) if times else None,
+        "to_data": to_data,
+        "inception_score": score,
+    }
+
+
+def guided_pictures(seeds=10):
+    """Those of `pictures`, and digits with more contrast the larger the scale."""
+    rng = np.random.default_rng(0)
+    digits = np.round(load_digits().images[:seeds, ..., None] * 255 / 16) - 90
+    noise = rng.normal(size=digits.shape)
+    stack = [[digits * s + 90 + 8 * k * noise for k in range(1 + len(TIMES))] for s in FINE]
+    return pictures() | {
+        "guided": np.array(stack).clip(0, 255).astype(np.uint8),
+        "guided_scales": np.array(FINE),
+        "guided_labels": np.array(pictures()["grid_labels"]),
+    }

@@ -769,6 +769,18 @@ MUTANTS = (
         "evidence",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
+    *_of(
+        "report/guided",
+        "slider",
+        ("abs(known - scale)", "(known - scale)"),
+        ('row["name"].removeprefix(STUDENT) == label', 'row["name"] == label'),
+    ),
+    *_of(
+        "report/slider",
+        "slider",
+        ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
+        ("len(found.labels) // 2", "1"),
+    ),
 )
 
 

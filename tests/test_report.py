@@ -18,7 +18,7 @@ from halfstep.report.page import render, write_report
 from halfstep.report.verdict import against_baseline, caution, rows_of, verdict
 from tests.evidence import evidence, measured, pictures
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input", "col"}
 SECTIONS = [
     *("quality", "gate", "samples", "fidelity", "drift", "memorisation", "training", "cost", "made")
 ]

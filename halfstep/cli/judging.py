@@ -28,6 +28,7 @@ from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
 from halfstep.report.page import write_report
+from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
 from halfstep.training.asked import environment
 from halfstep.training.run import read_metrics
@@ -187,7 +188,7 @@ def written(
     metrics: Path,
     of_teacher: Rows | None = None,
 ) -> dict[str, Any]:
-    """Measure, and write FOLDER/report.json, report.npz and report.html.
+    """Measure, and write FOLDER/report.json, report.npz, report.html and, of a guided run, slider.html.
 
     made, run  the report's parts of these names
     metrics    the folder of the run whose losses are drawn
@@ -212,6 +213,7 @@ def save_evidence(
     with storage.writing(folder / PICTURES), part.open("wb") as file:
         np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
     part.replace(folder / PICTURES)
+    write_slider(folder, found, pictures)
     write_report(folder, found, pictures)
 
 

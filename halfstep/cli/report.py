@@ -11,11 +11,13 @@ from halfstep.cli.judging import EVIDENCE, read_evidence
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
 from halfstep.report.page import write_report
+from halfstep.report.slider import write_slider
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write RUN/report.html from what was measured; measure it first where it was not."""
+    """Write RUN/report.html from what was measured (of a guided run RUN/slider.html too); measure it first
+    where it was not."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run's folder."""
@@ -31,6 +33,9 @@ def report(argv: Sequence[str]) -> int:
         return evaluate([str(options.run)])
     found, pictures = read_evidence(options.run)
     page = write_report(options.run, found, pictures)
+    slider = write_slider(options.run, found, pictures)
     say(console, "verdict", found["verdict"])
     say(console, "report", page)
+    if slider:
+        say(console, "slider", slider)
     return 0

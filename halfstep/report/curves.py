@@ -18,7 +18,7 @@ Point = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A curve of points with x growing, in a colour of `COLOURS`."""
+    """A curve of points in their order, in a colour of `COLOURS`."""
 
     name: str
     points: Sequence[Point]
@@ -93,6 +93,47 @@ def ratios(
 
     height = 1.1 + 0.5 * len(rows)
     return drawn_twice("ratios", draw, alt, heights=(height, height))
+
+
+def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: str) -> Markup:
+    """Fréchet distance to the data against Inception score, a curve over the guidance scale each.
+
+    scales  what stands at the points of each curve, where it has room
+    """
+    x, y = ([p[k] for s in series for p in s.points] for k in (0, 1))
+    margin = 0.06 * (max(x) - min(x)) or 0.1
+    bottom, top = min(y) / 1.2, max(y) * 1.12
+
+    def draw(axis: Axes) -> None:
+        for one in series:
+            _curve(axis, one, bottom)
+        axis.set_yscale("log")
+        axis.set_ylim(bottom, top)
+        axis.set_xlim(min(x) - margin, max(x) + margin)
+        _log_ticks(axis, bottom, top)
+        _names(axis, series, scales)
+        axis.set_xlabel("Inception score, higher is clearer")
+        what = "Fréchet distance to the data, lower is better"
+        axis.set_title(what, loc="left", color=INK["muted"], fontsize=11.5)
+
+    return drawn_twice("tradeoff", draw, alt)
+
+
+def _names(axis: Axes, series: Sequence[Series], scales: Sequence[Sequence[str]]) -> None:
+    """A name beside each point, below it if it can be, left out where there is no room."""
+    unit = axis.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    at = [[axis.transData.transform(p[:2]) / unit for p in one.points] for one in series]
+    taken = [(x, y) for own in at for x, y in own]
+    for one, own, names in zip(series, at, scales, strict=True):
+        for (x, y), name, point in zip(own, names, one.points, strict=True):
+            half = 3.5 * len(name)
+            for dx, dy in ((8, -13), (8, 5), (-6 - 2 * half, 5), (-6 - 2 * half, -13)):
+                a, b = x + dx + half, y + dy + 4  # its middle
+                if all(abs(a - c) > half + 6 or abs(b - d) > 8 for c, d in taken):
+                    ink, unit_of = INK[one.colour], "offset points"
+                    axis.annotate(name, point[:2], (dx, dy), textcoords=unit_of, color=ink)
+                    taken.append((a, b))
+                    break
 
 
 def fidelity(series: Sequence[Series], *, what: str, alt: str) -> Markup:

@@ -18,6 +18,8 @@ LOOKS = {  # of the best known samplers: colour, marker
     "heun": ("heun", "D"),
 }
 GLYPHS = {"o": "●", "s": "□", "^": "△", "D": "◇", "v": "▽", "p": "⬠", "h": "⬡"}
+STUDENTS = list(zip(("student", "solver", "other", "ddim", "heun"), "s^Dvp", strict=True))
+"""Colour and marker of students beside each other, the one of the most steps first."""
 DASHED, DOTTED, EDGE = "╌", "┈", "┃"
 
 
@@ -30,10 +32,11 @@ class Drawn:
 
 
 def figures(evidence: Mapping[str, Any]) -> dict[str, Drawn]:
-    """quality, ratios, fidelity and training, those that there is something to draw of."""
+    """quality, ratios, tradeoff, fidelity and training, those that there is something to draw of."""
     found = {
         "quality": _quality(evidence),
         "ratios": _ratios(evidence),
+        "tradeoff": _tradeoff((evidence.get("guided") or {}).get("rows", [])),
         "fidelity": _fidelity(rows_of(evidence, "student")),
         "training": _training(evidence["training"]),
     }
@@ -91,6 +94,33 @@ def _ratios(evidence: Mapping[str, Any]) -> Drawn | None:
         alt += f" The tolerance is {exact(limit)}."
         legend.append((EDGE, "student", f"tolerance {exact(limit)}"))
     return Drawn(curves.ratios(rows, tolerance=limit, alt=alt), legend)
+
+
+def _tradeoff(rows: Sequence[Row]) -> Drawn | None:
+    """The teacher and every student over the guidance scale, the rows of evidence["guided"]."""
+    by: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["inception_score"] is not None:
+            by.setdefault(row["name"], []).append(row)
+    looks, series, scales, said = cycle(STUDENTS), [], [], []
+    for name, own in by.items():
+        teacher = own[0]["who"] == "teacher"
+        colour, marker = ("teacher", "o") if teacher else next(looks)
+        points = [(row["inception_score"], *[row["to_data"]] * 3) for row in own]
+        line = "--" if teacher else "-"
+        series.append(Series(name, points, colour, marker, line, strong=teacher))
+        scales.append([f"{row['guidance']:g}" for row in own])
+        decimals = places(row["to_data"] for row in own)
+        said.append(f"{name}: " + ", ".join(_at_scale(row, decimals) for row in own) + ".")
+    if not series:
+        return None
+    alt = f"Fréchet distance to the data against Inception score. {' '.join(said)}"
+    return Drawn(curves.tradeoff(series, scales, alt=alt), _legend(series))
+
+
+def _at_scale(row: Row, decimals: int) -> str:
+    distance, score = figure(row["to_data"], decimals), figure(row["inception_score"], 2)
+    return f"{distance} at {score} for scale {row['guidance']:g}"
 
 
 def _fidelity(students: Sequence[Row]) -> Drawn | None:

@@ -93,14 +93,15 @@ def _checked(
 
 def _sheet(stack: NDArray[np.uint8], labels: Sequence[str], by: int) -> Sheet:
     strips = [
-        Strip(label, [png(_reduced(one, by)) for one in row])
+        Strip(label, [png(reduced(one, by)) for one in row])
         for label, row in zip(labels, stack, strict=True)
     ]
     width = stack.shape[3]
     return Sheet(strips, max(1, width // by), width)
 
 
-def _reduced(picture: NDArray[np.uint8], by: int) -> Image.Image:
+def reduced(picture: NDArray[np.uint8], by: int) -> Image.Image:
+    """A picture [H, W, 1 or 3], made smaller by means of squares."""
     image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
     if by == 1:
         return image

@@ -1,14 +1,11 @@
 """RUN/report.html: the evidence of a run on one page that needs nothing else, for screen, phone and paper."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from numpy.typing import NDArray
 
 from halfstep import storage
@@ -16,7 +13,9 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.report import numbers, verdict as words
 from halfstep.report.figures import figures
 from halfstep.report.grids import sheets
+from halfstep.report.guided import shown, table
 from halfstep.report.svg import COLOURS
+from halfstep.report.templates import template
 from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
 
 FORMAT = 1
@@ -40,7 +39,8 @@ def write_report(
     """Write RUN/report.html, one self-contained page without scripts, and say where it is.
 
     evidence  as in RUN/report.json; what is None was not measured and is left out
-    pictures  as in RUN/report.npz: `grid`, `grid_labels`, `worst`, `worst_labels`, or none (`sheets`)
+    pictures  as in RUN/report.npz: `grid`, `grid_labels`, `worst`, `worst_labels`, or none (`sheets`);
+              with `guided` of a guided run, the page links to RUN/slider.html (`write_slider`)
 
     The same evidence gives the same bytes.  Raises DataError for numbers that are not finite, ConfigError
     for evidence of another format and for a page of 5 MB or more.
@@ -61,11 +61,11 @@ def write_report(
 
 def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> str:
     """The page as text; see `write_report`."""
-    _check(evidence)
+    check(evidence)
     evidence = _whole(evidence)
     full, students = teacher_of(evidence), rows_of(evidence, "student")
     rows = _rows(evidence)
-    return _template().render(
+    return template("page.html.j2").render(
         evidence=evidence,
         verdict=evidence.get("verdict") or words.verdict(evidence),
         full=full,
@@ -80,6 +80,8 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         },
         figures=figures(evidence),
         sheets=sheets(pictures),
+        guided=table(evidence),
+        slider=shown(pictures) is not None,
         drift=_drift(students),
         cost=_cost(rows, full),
         config=list(_flat(evidence["run"].get("config") or {})),
@@ -89,22 +91,8 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
     )
 
 
-@cache
-def _template() -> jinja2.Template:
-    world = jinja2.Environment(
-        loader=jinja2.PackageLoader("halfstep", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("figure", "ends", "percent", "seconds", "big", "calls", "exact"):
-        world.filters[name] = getattr(numbers, name)
-    world.filters |= {"span": _span, "typeset": _typeset}
-    return world.get_template("page.html.j2")
-
-
-def _check(evidence: Mapping[str, Any]) -> None:
+def check(evidence: Mapping[str, Any]) -> None:
+    """Raises ConfigError for evidence of another format, DataError for numbers that are not finite."""
     if evidence.get("format") != FORMAT:
         raise ConfigError(
             f"the report is made of evidence of format {FORMAT}, got {evidence.get('format')!r}: measure "
@@ -228,13 +216,3 @@ def _cost(rows: Sequence[Row], full: Row | None) -> dict[str, Any] | None:
 
 def _places(rows: Sequence[Row], name: str) -> int:
     return numbers.places(found["value"] for row in rows if (found := row["distances"].get(name)))
-
-
-def _span(measured: numbers.Measured | None, decimals: int) -> str:
-    return numbers.interval(measured, decimals) if measured else "not measured"
-
-
-def _typeset(text: str) -> str:
-    """A sentence written for the terminal, as it is set on paper."""
-    text = text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
-    return re.sub(r"\(([^ ()]+) (to) ([^ ()]+)\)", "(\\1\N{NBSP}\\2\N{NBSP}\\3)", text)
