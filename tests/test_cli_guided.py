@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         labels = ["--labels", "--drop-labels", "0.2"]
         assert main(["train", "denoiser", *NET, *labels, "--out", str(out / "t")]) == 0
         assert main(["train", "denoiser", *NET, "--labels", "--out", str(out / "plain")]) == 0
-        words = ["--teacher", str(out / "t"), *GUIDED, "--guidance", "2", "5"]
+        words = ["--teacher", str(out / "t"), *GUIDED, "--guidance", "2", "5", "--tolerance", "0"]
         assert main(["distill", "guided", *words, "--out", str(out / "s")]) == 0
     return out
 
@@ -120,7 +120,9 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
         (["--teacher", "t", "--guidance", 5, 2], "lowest scale and the highest, got 5 and 2"),
         (["--teacher", "t", "--guidance", 5], "--guidance"),
         (["--teacher", "t", "--student", "widt", 3], "perhaps you meant 'width'"),
-        (["--teacher", "t", "--tolerance", 1], "there is no option --tolerance"),
+        (["--teacher", "t", "--tolerance", 0.5], "to be better than its teacher"),
+        (["--teacher", "t", "--scales", 6], "guidance scales from 1 to 5, asked for 6: write"),
+        (["--teacher", "t", "--full", 2], "got --full 2 below --start 4"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, said, folder, cli):

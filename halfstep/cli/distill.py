@@ -18,13 +18,14 @@ from halfstep.cli.gating import (
     Quality,
     start_of,
 )
+from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.cli.train import own_net
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, METHODS, Progressive
+from halfstep.methods import GuidedDistillation, METHODS, Progressive, Stochastic
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
@@ -63,13 +64,33 @@ class Halving(Distill[Progressive]):
     quality: Annotated[Quality, Flat] = field(default_factory=Quality)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Jumping(Distill[Stochastic]):
+    """Halve the number of steps of the stochastic sampler, until it is no longer worth it."""
+
+    method: Annotated[Stochastic, Flat]
+    quality: Annotated[Quality, Flat] = field(default_factory=Quality)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guiding(Distill[GuidedDistillation]):
+    """One student for a range of guidance scales, and fewer steps until it is no longer worth it."""
+
+    method: Annotated[GuidedDistillation, Flat]
+    quality: Annotated[GuidedQuality, Flat] = field(default_factory=GuidedQuality)
+
+
+KINDS: dict[Any, Any] = {Progressive: Halving, Stochastic: Jumping, GuidedDistillation: Guiding}
+"""Of the methods that have a gate."""
+
+
 def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
     console, method_kind, args = terminal(), METHODS[name], list(argv)
-    halves = method_kind is Progressive
-    kind: Any = Halving if halves else Distill[method_kind]  # type: ignore[valid-type]
+    kind: Any = KINDS.get(method_kind) or Distill[method_kind]  # type: ignore[valid-type]
+    halves = method_kind in (Progressive, Stochastic)
     prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
-    auto = halves and auto_start(args)
+    auto = method_kind is Progressive and auto_start(args)
     options = parse(kind, args, prog=prog, about=about)
     where, training, method = options.where, options.training, options.method
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
@@ -96,6 +117,8 @@ def distill(name: str, argv: Sequence[str]) -> int:
             options = replace(options, method=method, quality=replace(quality, full=full))
         if quality.tolerance:
             gate = gate_for(quality, looks, where.out)
+    if isinstance(method, GuidedDistillation) and not where.dry_run:
+        gate = guided_gate(options, teachers[0], data, load, console)
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
         stages = stages_of(method, teachers[0], teachers[0].denoiser)

@@ -17,6 +17,7 @@ from halfstep.cli.judging import (
     cost_of,
     features_for,
     gate_of,
+    guided_of,
     judge_for,
     Kept,
     read_evidence,
@@ -35,6 +36,7 @@ from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, Subject, walkable
+from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.measured import Measured
 from halfstep.pipeline import Pipeline
@@ -81,6 +83,8 @@ def evaluate(argv: Sequence[str]) -> int:
         )
     found = evaluated(console, options)
     print_rows(console, found)
+    if "guided" in found:
+        print_guided(console, found["guided"])
     say(console, "verdict", found["verdict"])
     say(console, "report", options.run[0] / "report.html")
     return 0
@@ -103,6 +107,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
             held_out=_other(options.held_out, source, data, teacher),
         )  # fmt: skip
     asked = replace(options.evaluation, full=options.evaluation.full or _full(kept, teacher))
+    asked = replace(asked, guidance=scales_of(asked, teacher, students))
     if isinstance(data, Latents):
         data = read_by(teacher, data)
     walkable(teacher, asked.full_sampler, asked.full)
@@ -111,7 +116,8 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     real = real_images(console, data, teacher)
     held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
-    subject = Subject(teacher, students, data, times, held_out)
+    begun = kept.begun(options.net) if students else None
+    subject = Subject(teacher, students, data, times, held_out, begun and begun.to(device))
     left_out = subject.left_out(asked)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))
@@ -119,8 +125,12 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     for sentence in left_out:
         say(console, "left out", sentence)
     captions = captions_of(data, teacher)
-    with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
-        judge = judge_for(features, real, asked, advance, captions)
+    judge = judge_for(features, real, asked, captions=captions)
+    steps = subject.steps(asked)
+    if (guided := guided_of(subject, asked)) is not None:
+        steps += guided_steps(guided, judge, asked.guidance)
+    with counting(console, f"{asked.samples:,} samples a row", steps) as advance:
+        judge.progress = advance
         return written(
             kept.folder,
             subject,
@@ -160,6 +170,46 @@ def print_rows(console: Console, found: dict[str, Any]) -> None:
     _print(console, table)
     floor, n = found["measure"]["floor"], found["measure"]["samples"]
     say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
+
+
+def print_guided(console: Console, guided: dict[str, Any]) -> None:
+    """The students against the guided teacher, a block for every scale."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("", "guidance", "calls", "to guided teacher", "/ its own", "rmse"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in guided["rows"]:
+        ratio, rmse = row["times_floor"], row["rmse"]
+        table.add_row(
+            row["name"],
+            f"{row['guidance']:g}",
+            str(row["calls"]),
+            str(Interval(**row["distance"])),
+            str(Interval(**ratio)) if ratio else "",
+            str(Interval(**rmse)) if rmse else "",
+            style="bold green" if row["who"] == "student" else "",
+        )
+    _print(console, table)
+    n = guided["reference"]["samples"]
+    say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
+
+
+def scales_of(
+    asked: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
+) -> tuple[float, ...]:
+    """The guidance scales to judge at; those that cannot be are refused."""
+    own = [one.guidance for one in students if one.guidance is not None]
+    if own:
+        return table_scales(own[0], asked.guidance)
+    if len(asked.guidance) > 1:
+        raise ConfigError(
+            f"these students take no guidance scale as an input, so they are judged at one, asked for "
+            f"{len(asked.guidance)}: write --guidance {asked.guidance[0]:g}"
+        )
+    if teacher.guidance is not None:  # judged alone
+        return asked.guidance or table_scales(teacher.guidance)[:1]
+    if set(asked.guidance) - {1.0}:
+        refuse_unguided(teacher)
+    return asked.guidance
 
 
 def _print(console: Console, table: Table) -> None:
@@ -314,4 +364,5 @@ def _measured(found: dict[str, Any], row: dict[str, Any]) -> Measured:
         how["data"],
         how["real"],
         how["floor"],
+        how.get("guidance", 1.0),
     )

@@ -95,8 +95,8 @@ class Looks:
             return seen
         pipeline = load().to(pick_device(self.device))
         if seen is None:
-            return self.judge.see(pipeline, "ddim", steps, n=n)
-        return self.judge.more(seen, pipeline, "ddim", steps, n=n)
+            return self.judge.see(pipeline, pipeline.made_for, steps, n=n)
+        return self.judge.more(seen, pipeline, pipeline.made_for, steps, n=n)
 
 
 def full_steps(quality: Quality, method: Progressive, teacher: Pipeline, *, auto: bool) -> int:

@@ -3,7 +3,7 @@
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.evidence import Evaluation, FORMAT, gather, Rows, Subject
+from halfstep.evaluation.evidence import counted, Evaluation, FORMAT, gather, Rows, Subject
 from halfstep.evaluation.features import Features, features as named_features
+from halfstep.evaluation.guided import guided_evidence, GuidedSubject
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
+from halfstep.report.guided_verdict import guided_verdict
 from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
+from halfstep.timegrids import grid
 from halfstep.training.asked import environment
 from halfstep.training.run import read_metrics
 
@@ -110,6 +113,7 @@ def judge_for(
         seed=asked.noise,
         progress=progress,
         captions=captions,
+        guidance=asked.scale,
     )
 
 
@@ -150,7 +154,17 @@ class Kept:
         see_current_folder(net)
         found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
         loaded = [Pipeline.load(path.parent, net=net) for path in found]
-        return [pipeline for pipeline in loaded if pipeline.times]
+        students = [pipeline for pipeline in loaded if pipeline.times]
+        if not students and loaded and "guided" in {path.parent.name for path in found}:
+            start, kind = self.asked["start"], self.asked["grid"]  # of the first stage alone
+            times = grid(kind, start, loaded[0].denoiser.schedule)
+            students = [replace(loaded[0], times=(times,))]
+        return students
+
+    def begun(self, net: str | None) -> Pipeline | None:
+        """The first stage of a guided run, which its first student was made from."""
+        folder = self.folder / "stages" / "guided"
+        return Pipeline.load(folder, net=net) if (folder / "pipeline.json").exists() else None
 
     def source(self, data: str | None) -> Source:
         """The data of the run, or others."""
@@ -198,7 +212,12 @@ def written(
     found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
     here = environment(str(next(subject.teacher.denoiser.parameters()).device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
-    found["verdict"] = verdict(found)
+    if (guided := guided_of(subject, asked)) is not None:
+        found["guided"], more = guided_evidence(
+            guided, judge, asked.guidance or (asked.scale,), shown=asked.shown
+        )
+        pictures |= more
+    found["verdict"] = guided_verdict(found["guided"]) if guided else verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
     save_evidence(folder, found, pictures)
     return found
@@ -215,6 +234,15 @@ def save_evidence(
     part.replace(folder / PICTURES)
     write_slider(folder, found, pictures)
     write_report(folder, found, pictures)
+
+
+def guided_of(subject: Subject, asked: Evaluation) -> GuidedSubject | None:
+    """The students that take their guidance scale as an input, as the guided table sees them."""
+    students = {len(one.times[0]) - 1: one for one in subject.students if one.guidance is not None}
+    if not students:
+        return None
+    chosen = [students[count] for count in counted(students, asked)]
+    return GuidedSubject(subject.teacher, chosen, asked.full, asked.full_sampler, cache_folder())
 
 
 def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

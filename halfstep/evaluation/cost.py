@@ -46,6 +46,7 @@ def cost(
     *,
     batches: Sequence[int] = (1, 64),
     rounds: int = 5,
+    guidance: float = 1.0,
     progress: Callable[[], object] | None = None,
 ) -> list[Cost]:
     """What each way costs, measured in one run.
@@ -54,6 +55,7 @@ def cost(
     batches   sizes at which seconds are measured
     rounds    in each, every way is timed once and in turn: what slows the machine down for a while
               slows them all down, and the median leaves it out
+    guidance  the scale that all of them sample at
     progress  called after every timing: `len(batches) * rounds * len(ways)` times
 
     Multiply-adds are those of one call of one sample, counted by torch, times the calls.
@@ -65,21 +67,31 @@ def cost(
         )
     for pipeline, sampler, steps in ways:
         pipeline.grid(steps, sampler)  # refuses before the first second is spent
-    seconds = [_seconds(ways, batch, rounds, progress) for batch in batches]
+    seconds = [_seconds(ways, batch, rounds, guidance, progress) for batch in batches]
     return [
         Cost(
-            calls(sampler, steps),
+            calls_of(pipeline, sampler, steps, guidance),
             {batch: found[k] for batch, found in zip(batches, seconds, strict=True)},
-            peak_bytes(pipeline, sampler, steps, batch=max(batches)),
+            peak_bytes(pipeline, sampler, steps, batch=max(batches), guidance=guidance),
             sum(p.numel() for p in pipeline.denoiser.parameters()),
-            multiply_adds(pipeline) * calls(sampler, steps),
+            multiply_adds(pipeline) * calls_of(pipeline, sampler, steps, guidance),
         )
         for k, (pipeline, sampler, steps) in enumerate(ways)
     ]
 
 
+def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance: float = 1.0) -> int:
+    """Network calls a sample at this guidance scale: two a step where guidance comes from outside."""
+    both = pipeline.guidance is None and guidance != 1
+    return calls(sampler, steps) * (2 if both else 1)
+
+
 def _seconds(
-    ways: Sequence[Way], batch: int, rounds: int, progress: Callable[[], object] | None
+    ways: Sequence[Way],
+    batch: int,
+    rounds: int,
+    guidance: float,
+    progress: Callable[[], object] | None,
 ) -> list[float]:
     """Seconds a sample of each way: the ways in turn, so many rounds, the median."""
     taken: list[list[float]] = [[] for _ in ways]
@@ -89,7 +101,7 @@ def _seconds(
         for (pipeline, sampler, steps), times in zip(ways, taken, strict=True):
             began = time.perf_counter()
             # The samples come back to the CPU, so a GPU has finished when this returns.
-            pipeline.sample(batch, steps=steps, sampler=sampler, batch=batch)
+            pipeline.sample(batch, steps=steps, sampler=sampler, guidance=guidance, batch=batch)
             times.append((time.perf_counter() - began) / batch)
             if progress is not None:
                 progress()
@@ -107,7 +119,8 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     context = None
     if pipeline.empty is not None:
         context = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
-    pipeline.denoiser(x, t, Cond(label if pipeline.classes else None, context))
+    scale = None if pipeline.guidance is None else torch.full_like(t, pipeline.guidance[0])
+    pipeline.denoiser(x, t, Cond(label if pipeline.classes else None, context, scale))
 
 
 def multiply_adds(pipeline: Pipeline) -> int:
@@ -125,7 +138,9 @@ def multiply_adds(pipeline: Pipeline) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def peak_bytes(pipeline: Pipeline, sampler: str, steps: int, *, batch: int) -> int | None:
+def peak_bytes(
+    pipeline: Pipeline, sampler: str, steps: int, *, batch: int, guidance: float = 1.0
+) -> int | None:
     """The most memory that sampling a batch holds at once, weights included; None if it cannot be told.
 
     CUDA: torch's own peak, less what lay there before (other models).  CPU: the allocations and
@@ -135,7 +150,9 @@ def peak_bytes(pipeline: Pipeline, sampler: str, steps: int, *, batch: int) -> i
     short = _short(pipeline, sampler, steps)
 
     def walk() -> Tensor:
-        return short.sample(batch, steps=short.steps, sampler=sampler, batch=batch)
+        return short.sample(
+            batch, steps=short.steps, sampler=sampler, guidance=guidance, batch=batch
+        )
 
     device = next(pipeline.denoiser.parameters()).device
     held = None

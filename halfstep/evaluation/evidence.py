@@ -15,7 +15,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
-from halfstep.evaluation.cost import cost
+from halfstep.evaluation.cost import calls_of, cost
 from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
@@ -52,6 +52,9 @@ class Evaluation:
     dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
     metrics: tuple[str, ...] = METRICS
     """Distances of each row: frechet is always there, inception where the features know classes."""
+    guidance: tuple[float, ...] = ()
+    """Guidance scales: of a student that takes its scale as an input those that it is held against the
+    guided teacher at (1, 1.3, 2 and 3 by default), all else at the lowest; of others the one of all."""
     shown: int = 12
     """Seeds in the grid of samples."""
     split_samples: int = 500
@@ -66,12 +69,22 @@ class Evaluation:
                 raise ConfigError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.split_samples == 1:
             raise ConfigError("one sample has no interval: write split_samples=2 or more, or 0")
+        if not all(0 <= scale < float("inf") for scale in self.guidance):
+            raise ConfigError(
+                f"guidance scales are 0 or more, got {', '.join(f'{s:g}' for s in self.guidance)}: write "
+                "for example 1 and 2"
+            )
         for name in self.metrics:
             if name not in METRICS:
                 raise unknown("metric", name, METRICS)
         for name in (self.full_sampler, *self.baselines):
             if not name.startswith(PREFIX) and name not in SAMPLERS:
                 raise unknown("sampler", name, [*SAMPLERS, f"{PREFIX}NAME"])
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale of all rows."""
+        return min(self.guidance, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class Subject:
     students  the one of the most steps first, each made from the one before
     times     the teacher's grid, which the first student halves
     held_out  data that nobody was trained on; None leaves memorisation out
+    begun     what the first student was made from, where that is not the teacher: the first stage of a
+              guided distillation
     """
 
     teacher: Pipeline
@@ -88,6 +103,7 @@ class Subject:
     data: Data
     times: Times = ()
     held_out: Tensor | None = None
+    begun: Pipeline | None = None
 
     def steps(self, asked: Evaluation, batch: int = 256) -> int:
         """How often `Judge.progress` will be called."""
@@ -119,15 +135,16 @@ def teacher_rows(teacher: Pipeline, counts: Sequence[int], judge: Judge, asked: 
     """
     walkable(teacher, asked.full_sampler, asked.full)
     sampler = "" if asked.full_sampler == "ddim" else f"{asked.full_sampler}, "
-    way = asked.full_sampler, asked.full
-    full = judge.see(teacher, *way)
+    way = teacher, asked.full_sampler, asked.full
+    full = judge.see(*way)
     name = f"teacher, {sampler}{_plural(asked.full)}"
-    found = Rows([row("teacher", name, *way, full, judge, asked.metrics)], [(teacher, *way)], full)
+    found = Rows([row("teacher", name, way, full, judge, asked.metrics)], [way], full)
     for sampler, steps in _walks(teacher, counts, asked):
-        seen = judge.see(teacher, sampler, steps)
+        way = teacher, sampler, steps
+        seen = judge.see(*way)
         name = f"teacher, {sampler}, {_plural(steps)}"
-        found.rows.append(row("baseline", name, sampler, steps, seen, judge, asked.metrics, full))
-        found.ways.append((teacher, sampler, steps))
+        found.rows.append(row("baseline", name, way, seen, judge, asked.metrics, full))
+        found.ways.append(way)
     return found
 
 
@@ -165,7 +182,10 @@ def _tried(
 ) -> Iterator[tuple[tuple[str, int], str | None]]:
     """(sampler, steps) of each baseline, and why it cannot be."""
     own = {len(times) - 1 for times in teacher.times}
-    walks = [(sampler, most_steps(sampler, k)) for k in counts for sampler in asked.baselines]
+    each = calls_of(teacher, "ddim", 1, asked.scale)
+    walks = [
+        (sampler, most_steps(sampler, k // each)) for k in counts for sampler in asked.baselines
+    ]
     for sampler, steps in dict.fromkeys(walks):
         if steps is None or (own and steps not in own and sampler not in WALKS):
             continue
@@ -194,17 +214,24 @@ def gather(
     rows[0]["memorisation"] = memorised(full, held_out, judge)
     images = [(rows[0]["name"], full.images)]
     for count in counts:
-        seen = judge.see(students[count], "ddim", count)
+        way = students[count], students[count].own_sampler, count
+        seen = judge.see(*way)
         name = f"student, {_plural(count)}"
-        mine = row("student", name, "ddim", count, seen, judge, asked.metrics, full)
+        mine = row("student", name, way, seen, judge, asked.metrics, full)
         mine["drift"] = drifted(full, seen)
         mine["split"] = _split(subject, students, count, asked)
         mine["memorisation"] = memorised(seen, held_out, judge)
         rows.append(mine)
-        ways.append((students[count], "ddim", count))
+        ways.append(way)
         images.append((_plural(count), seen.images))
     if asked.cost_rounds:
-        timed = cost(ways, batches=TIMED, rounds=asked.cost_rounds, progress=judge.progress)
+        timed = cost(
+            ways,
+            batches=TIMED,
+            rounds=asked.cost_rounds,
+            guidance=judge.guidance,
+            progress=judge.progress,
+        )
         for one, taken in zip(rows, timed, strict=True):
             one["cost"] = taken.to_json()
     measure = {
@@ -216,6 +243,7 @@ def gather(
         "real": len(judge.real),
         "real_few": len(judge.real_few),
         "seed": asked.noise,
+        "guidance": judge.guidance,
         "floor": judge.floor,
         "left_out": _left_out(subject.teacher, counts, asked),
     }
@@ -249,18 +277,24 @@ def _split(
     finer = before.times[0] if before is not None else subject.times
     if not asked.split_samples or len(finer) - 1 != 2 * count:
         return None
+    if students[count].made_for != "ddim":
+        return None  # whose step is another than the one that is split here
     if tuple(subject.data.shape) != tuple(subject.teacher.shape):
         return None  # images that a model of latents is judged by
     n = max(asked.split_samples, count)  # every time of the student's is visited
     batch = subject.data.batch(torch.arange(n) % len(subject.data))
-    maker = before.denoiser if before is not None else subject.teacher.denoiser
-    said = batch.cond or Cond()
+    maker = before or subject.begun or subject.teacher
+    said, takes = batch.cond or Cond(), maker.guidance is not None
     cond = Cond(
         said.label if subject.teacher.classes else None,
         said.context if subject.teacher.empty is not None else None,
+        torch.full((n,), asked.scale) if takes else None,
     )
-    grid = grid_cost(subject.teacher, finer, n=asked.split_samples, seed=asked.noise)
-    learning = learning_error(students[count].denoiser, maker, finer, batch.x0, cond=cond)
+    scale = asked.scale
+    grid = grid_cost(
+        subject.teacher, finer, n=asked.split_samples, seed=asked.noise, guidance=scale
+    )
+    learning = learning_error(students[count].denoiser, maker.denoiser, finer, batch.x0, cond=cond)
     return {"grid": grid.to_json(), "learning": learning.to_json()}
 
 

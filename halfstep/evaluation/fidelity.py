@@ -67,7 +67,7 @@ def fidelity(
             f"{len(teacher_images)} images: give the features of these images"
         )
     rmse = paired_rmse(teacher_images, student_images, resamples=resamples, level=level, seed=seed)
-    off = _square_errors(teacher_features, student_features)
+    off = square_errors(teacher_features, student_features)
     own = teacher_features.double().square().flatten(1).mean(1)
     feature_rmse = _root(torch.stack([off, own], 1), resamples, level, seed)
     return Fidelity(rmse, Interval(*map(_psnr, (rmse.value, rmse.high, rmse.low))), feature_rmse)
@@ -77,14 +77,21 @@ def paired_rmse(
     a: Tensor, b: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Root mean square of a - b over all pairs and numbers, float [N, ...] both."""
-    return _root(_square_errors(a, b)[:, None], resamples, level, seed)
+    return root_mean(square_errors(a, b), resamples=resamples, level=level, seed=seed)
+
+
+def root_mean(
+    squares: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Root of the mean of what `square_errors` gave, some pairs at a time."""
+    return _root(squares[:, None], resamples, level, seed)
 
 
 def worst_pairs(teacher_images: Tensor, student_images: Tensor, count: int = 8) -> list[int]:
     """The pairs that differ most, the worst first: what an average hides."""
     if count < 1:
         raise ConfigError(f"asked for the {count} worst pairs: write count=8, or at least 1")
-    off = _square_errors(teacher_images, student_images)
+    off = square_errors(teacher_images, student_images)
     return [int(k) for k in off.argsort(descending=True, stable=True)[:count]]
 
 
@@ -195,7 +202,7 @@ def _even(times: Times) -> int:
     return steps
 
 
-def _square_errors(a: Tensor, b: Tensor) -> Tensor:
+def square_errors(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared error of each pair, float64 [N]."""
     if a.shape != b.shape or a.ndim < 2 or len(a) < 2:
         raise ConfigError(

@@ -31,6 +31,11 @@ class Decision:
     weights: str
     """sha256 of the student's: one that was trained further (`--extend`) is measured again."""
 
+    @property
+    def ends(self) -> bool:
+        """Whether it may end a run: the first stage of a guided one has no steps of its own to halve."""
+        return self.stage == stage_of(self.steps)
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ratio": self.ratio.to_json()}
 
@@ -59,6 +64,8 @@ class Gate:
     most       of the last look: then its value decides, and its verdict stays "undecided"
     tell       hears each decision in a sentence
     writes     whether this process writes the file: of several, the first
+    full       steps at which a student without a grid of its own, a guided run's first stage, is looked
+               at: once, for the record, since every later student is made from it
     """
 
     measure: Measure
@@ -70,6 +77,7 @@ class Gate:
     most: int = 16_000
     tell: Callable[[str], object] = str
     writes: bool = True
+    full: int = 0
     tried: list[Decision] = field(default_factory=list, init=False)
     _open: bool = field(default=False, init=False)
 
@@ -92,12 +100,14 @@ class Gate:
     def __call__(self, student: Any) -> bool:
         """Whether to halve on.  A decision that is on file is kept, and not told again."""
         self._read()
-        steps = min(len(times) - 1 for times in student.times)
+        steps = min((len(times) - 1 for times in student.times), default=self.full)
+        stage = stage_of(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)
-        known = next((d for d in self.tried if (d.steps, d.weights) == (steps, weights)), None)
-        decision = known or self._decided(student, steps, weights)
+        known = next((d for d in self.tried if (d.stage, d.weights) == (stage, weights)), None)
+        decision = known or self._decided(student, stage, steps, weights)
         if known is None:
-            self.tried = [*(d for d in self.tried if d.steps > steps), decision]
+            before = self.tried if decision.ends else []
+            self.tried = [*(d for d in before if not d.ends or d.steps > steps), decision]
             self._write()
             self.tell(said(decision, self.tolerance))
         return self._goes_on(decision)
@@ -107,6 +117,8 @@ class Gate:
         """The last student that passed, before the first that did not."""
         found = None
         for decision in self.tried:
+            if not decision.ends:
+                continue
             if not within(decision, self.tolerance):
                 break
             found = decision
@@ -124,18 +136,18 @@ class Gate:
             "tried": [decision.to_json() for decision in self.tried],
         }
 
-    def _decided(self, student: Any, steps: int, weights: str) -> Decision:
-        samples = self.samples
+    def _decided(self, student: Any, stage: str, steps: int, weights: str) -> Decision:
+        samples, most = self.samples, self.most if student.times else self.samples
         while True:
             ratio = self.measure(student, samples)
             verdict = decide(ratio, self.tolerance)
-            if verdict != "undecided" or samples == self.most:
-                return Decision(f"{steps:04d}-steps", steps, ratio, samples, verdict, weights)
+            if verdict != "undecided" or samples == most:
+                return Decision(stage, steps, ratio, samples, verdict, weights)
             samples = min(2 * samples, self.most)
 
     def _goes_on(self, decision: Decision) -> bool:
         early = self.until is not None and decision.steps > self.until
-        return early or self.until == 1 or within(decision, self.tolerance)
+        return not decision.ends or early or self.until == 1 or within(decision, self.tolerance)
 
     def _read(self) -> None:
         if self._open or self.file is None:
@@ -166,6 +178,11 @@ class Gate:
             storage.write_json(self.file, self.to_json())
 
 
+def stage_of(steps: int) -> str:
+    """The stage of the student of so many steps."""
+    return f"{steps:04d}-steps"
+
+
 def within(decision: Decision, tolerance: float) -> bool:
     """Whether halving may go on: passed, or, where noise is left to the end, by the value alone."""
     if decision.verdict == "undecided":
@@ -176,7 +193,8 @@ def within(decision: Decision, tolerance: float) -> bool:
 def said(decision: Decision, tolerance: float) -> str:
     """A decision in a sentence."""
     steps = f"{decision.steps} step{'s' if decision.steps > 1 else ''}"
-    measured = f"{steps}: {decision.ratio} times the teacher's distance at full steps"
+    of = "" if decision.ends else f"{decision.stage}, "
+    measured = f"{of}{steps}: {decision.ratio} times the teacher's distance at full steps"
     if decision.verdict == "passed":
         return f"{measured}, within {tolerance:.2f}"
     if decision.verdict == "broken":

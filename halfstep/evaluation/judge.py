@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError
+from halfstep.evaluation.cost import calls_of, Way
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.intervals import Interval
 from halfstep.pipeline import Pipeline
-from halfstep.samplers import calls
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Judge:
     batch     images a network call
     progress  called after every step of every batch
     captions  sample numbers, int64 [B], to the states of their texts, for networks that read them
+    guidance  the guidance scale of all samples
     """
 
     features: Features
@@ -71,6 +72,7 @@ class Judge:
     batch: int = 256
     progress: Callable[[], object] | None = None
     captions: Callable[[Tensor], Tensor] | None = None
+    guidance: float = 1.0
     real_features: Tensor = field(init=False)
     _teacher: Seen | None = field(init=False, default=None)
 
@@ -88,6 +90,10 @@ class Judge:
         rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
         return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
 
+    def at(self, guidance: float, seed: int) -> "Judge":
+        """The same at another guidance scale, and of other noise."""
+        return replace(self, seen=self.real_features, guidance=guidance, seed=seed)
+
     def see(self, pipeline: Pipeline, sampler: str, steps: int, *, n: int | None = None) -> Seen:
         """The first n samples of this way of sampling."""
         return self.more(Seen(torch.empty(0), torch.empty(0), 0.0), pipeline, sampler, steps, n=n)
@@ -100,14 +106,14 @@ class Judge:
         if n <= had:
             return seen.first(n)
         began = time.perf_counter()
-        images = self._drawn(pipeline, sampler, steps, had, n)
+        images = self.drawn(pipeline, sampler, steps, had, n)
         seconds, features = time.perf_counter() - began, self.features(images)
         if had:
             images = torch.cat([seen.images, images])
             features = torch.cat([seen.features, features])
         return Seen(images, features, seen.seconds + seconds)
 
-    def _drawn(self, pipeline: Pipeline, sampler: str, steps: int, low: int, high: int) -> Tensor:
+    def drawn(self, pipeline: Pipeline, sampler: str, steps: int, low: int, high: int) -> Tensor:
         """Samples low to high - 1; with captions a batch at a time, as all their states may be too many."""
         size = self.batch if self.captions else high - low
         found = []
@@ -119,6 +125,7 @@ class Judge:
                 seed=self.seed,
                 steps=steps,
                 sampler=sampler,
+                guidance=self.guidance,
                 context=None if self.captions is None else self.captions(ids),
                 batch=self.batch,
                 progress=self.progress,
@@ -139,8 +146,9 @@ class Judge:
 
     def teacher(self, pipeline: Pipeline, steps: int) -> Row:
         """The teacher at full steps: every later row is compared with these samples."""
-        self._teacher = self.see(pipeline, "ddim", steps)
-        return self._row("ddim", steps, self._teacher, self._teacher)
+        way = pipeline, pipeline.made_for, steps  # DDIM, of what is no student
+        self._teacher = self.see(*way)
+        return self._row(way, self._teacher, self._teacher)
 
     def row(self, pipeline: Pipeline, sampler: str, steps: int) -> Row:
         """One way of sampling."""
@@ -148,13 +156,15 @@ class Judge:
             raise ConfigError(
                 "a row is compared with the teacher's samples: call teacher(...) first"
             )
-        return self._row(sampler, steps, self.see(pipeline, sampler, steps), self._teacher)
+        way = pipeline, sampler, steps
+        return self._row(way, self.see(*way), self._teacher)
 
-    def _row(self, sampler: str, steps: int, seen: Seen, teacher: Seen) -> Row:
+    def _row(self, way: Way, seen: Seen, teacher: Seen) -> Row:
+        _, sampler, steps = way
         return Row(
             sampler,
             steps,
-            calls(sampler, steps),
+            calls_of(*way, self.guidance),
             self.distance(seen),
             _rms(seen.images - teacher.images),
             _rms(seen.features - teacher.features) / _rms(teacher.features),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfstep.evaluation.cost import calls_of, Way
 from halfstep.evaluation.distance_intervals import (
     frechet_interval,
     kernel_interval,
@@ -20,7 +21,6 @@ from halfstep.evaluation.fidelity import fidelity, worst_pairs
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.memorisation import memorisation
-from halfstep.samplers import calls
 
 ROWS_A_FEATURE = 10
 """Samples a feature below which the interval of the true Fréchet distance means nothing."""
@@ -30,8 +30,7 @@ METRICS = ("frechet", "kernel", "inception", "precision-recall")
 def row(
     who: str,
     name: str,
-    sampler: str,
-    steps: int,
+    way: Way,
     seen: Seen,
     judge: Judge,
     metrics: Collection[str],
@@ -39,14 +38,16 @@ def row(
 ) -> dict[str, Any]:
     """What these samples score; what only students have, and cost, is None until it is filled in.
 
+    way   what drew them: a pipeline, its sampler, and how many steps
     full  the teacher's samples at full steps, of the same noise
     """
+    _, sampler, steps = way
     return {
         "who": who,
         "name": name,
         "sampler": sampler,
         "steps": steps,
-        "calls": calls(sampler, steps),
+        "calls": calls_of(*way, judge.guidance),
         "distances": _distances(seen, judge, metrics),
         "ratio": None if full is None else judge.ratio(seen, full).to_json(),
         "fidelity": None if full is None else _fidelity(full, seen),

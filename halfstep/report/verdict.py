@@ -59,7 +59,10 @@ def verdict(evidence: Mapping[str, Any]) -> str:
 def tolerance(evidence: Mapping[str, Any]) -> float | None:
     """What the gate was asked to hold, or None."""
     gate = evidence["run"].get("gate")
-    return gate.get("tolerance") if gate else None
+    if gate is None or "guidance" in gate.get("about", {}):
+        return None  # a guided student's gate holds it against its guided teacher, not the data
+    found: float | None = gate.get("tolerance")
+    return found
 
 
 def teacher_of(evidence: Mapping[str, Any]) -> Row | None:

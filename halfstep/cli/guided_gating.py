@@ -1,0 +1,175 @@
+"""The quality gate of `distill guided`: a student against its guided teacher, at the worst scale."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from halfstep.cli.gating import MOST
+from halfstep.cli.judging import captions_of, features_for
+from halfstep.cli.progress import counting, first_process, say
+from halfstep.data import Data, Latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.distance_intervals import raw_frechet_ratio
+from halfstep.evaluation.evidence import Evaluation
+from halfstep.evaluation.gate import Gate
+from halfstep.evaluation.guided import table_scales
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.kept_samples import identity, Samples
+from halfstep.evaluation.statistics import cache_folder
+from halfstep.methods import GuidedDistillation
+from halfstep.pipeline import Pipeline
+from halfstep.timegrids import grid
+from halfstep.training.parallel import pick_device
+
+HIGHEST = 3.0
+"""The highest scale that the gate looks at by default: images of higher ones are seldom asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedQuality:
+    """When to stop halving.  `Quality` has options of the same names as the method's."""
+
+    tolerance: float = 2.0
+    """Stop where a student is surely more than so many times as far (Fréchet distance) from its guided
+    teacher's samples as the teacher's own of other noise, at the worst scale; 0 is no gate."""
+    until: int | None = None
+    """Never stop before a student of so many steps: 1 goes all the way and only reports."""
+    full: int = 0
+    """Full steps of the guided teacher; 0 is --start, and 64 at least."""
+    scales: tuple[float, ...] = ()
+    """Guidance scales that the gate looks at; the ends of --guidance by default, the upper one 3 at
+    most."""
+    gate_features: str = "auto"
+    """What they are seen through: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
+    inception:FILE or package.module:function."""
+    samples: int = 2000
+    """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
+    noise: int = 0
+    """Seed of their noise."""
+
+
+@dataclass
+class GuidedLooks:
+    """Samples of guided teacher and students, as many as the gate asks for, at every scale."""
+
+    judge: Judge
+    """Of features and noise; no data is compared with."""
+    load: Callable[[], Pipeline]
+    who: str | None
+    full: int
+    scales: tuple[float, ...]
+    console: Console
+    device: str
+    grid: str = "uniform"
+    """Where the steps of the first stage, which has none of its own, lie."""
+    cache: Path | None = None
+    _teacher: Pipeline | None = None
+    _kept: dict[tuple[float, int, int], Tensor] = field(default_factory=dict)
+    """Features of the teacher's samples by scale, seed and how many."""
+
+    def student(self, pipeline: Pipeline, n: int) -> Interval:
+        """Its distance over the teacher's own at the scale where that is largest, each end by itself."""
+        if not pipeline.times:
+            times = grid(self.grid, self.full, pipeline.denoiser.schedule)
+            pipeline = replace(pipeline, times=(times,))
+        steps, judge = len(pipeline.times[0]) - 1, self.judge
+        wanted = [
+            (scale, seed, count)
+            for scale in self.scales
+            for seed, count in ((judge.seed + 1, judge.n), (judge.seed, n))
+        ]
+        missing = [key for key in wanted if key not in self._kept]
+        total = sum(self._of_teacher(scale, seed).ticks(count) for scale, seed, count in missing)
+        total += len(self.scales) * steps * -(-n // judge.batch)
+        with counting(self.console, f"judging {steps} steps, {n:,} samples", total) as advance:
+            judge.progress = advance
+            for scale, seed, count in missing:
+                samples = self._of_teacher(scale, seed)
+                self._kept[scale, seed, count] = samples.features(count)
+            self._teacher = None  # its memory is the training's
+            pipeline = pipeline.to(pick_device(self.device))
+            found = [self._ratio(pipeline, steps, scale, n) for scale in self.scales]
+        return Interval(*(max(getattr(one, k) for one in found) for k in ("value", "low", "high")))
+
+    def _ratio(self, student: Pipeline, steps: int, scale: float, n: int) -> Interval:
+        seed = self.judge.seed
+        seen = self.judge.at(scale, seed).see(student, student.own_sampler, steps, n=n)
+        reference, own = self._kept[scale, seed + 1, self.judge.n], self._kept[scale, seed, n]
+        return raw_frechet_ratio(reference, seen.features, own, block=self.judge.n)
+
+    def _of_teacher(self, scale: float, seed: int) -> Samples:
+        at = self.judge.at(scale, seed)
+        # Images of the gate's noise are what `halfstep evaluate` compares pairs of.
+        wanted = seed == self.judge.seed
+        return Samples(self._loaded, self.who, "ddim", self.full, at, wanted, self.cache)
+
+    def _loaded(self) -> Pipeline:
+        if self._teacher is None:
+            self._teacher = self.load().to(pick_device(self.device))
+        return self._teacher
+
+
+def guided_gate(
+    options: Any, teacher: Pipeline, data: Data, load: Callable[[], Pipeline], console: Console
+) -> Gate | None:
+    """The gate that the options of `distill guided` ask for; what cannot be is refused."""
+    quality: GuidedQuality = options.quality
+    method: GuidedDistillation = options.method
+    if not quality.tolerance or method.halving is None or teacher.nothing is None:
+        return None  # without a null class the method itself refuses the teacher
+    full = quality.full or max(method.start, Evaluation.full)
+    if full < method.start:
+        raise ConfigError(
+            f"full steps are the teacher's best, got --full {full} below --start {method.start}: write "
+            f"--full {method.start} or more"
+        )
+    low, high = method.guidance
+    ends = (low, max(low, min(high, HIGHEST)))
+    scales = table_scales(method.guidance, quality.scales or ends)
+    try:
+        features = features_for(quality.gate_features, options.source, data)
+    except ConfigError as error:
+        sentence = str(error).replace("--features", "--gate-features")
+        raise ConfigError(f"{sentence}; or --tolerance 0, which halves without a gate") from None
+    captions = captions_of(data, teacher) if isinstance(data, Latents) else None
+    judge = Judge(
+        features,
+        torch.empty(0),
+        torch.empty(0, 1),
+        quality.samples,
+        quality.noise,
+        captions=captions,
+    )
+    where = options.where
+    teacher.to(pick_device(where.device))  # whose kind is a part of what its samples are kept by
+    looks = GuidedLooks(
+        judge, load, identity(teacher), full, scales, console, where.device, method.grid,
+        cache=cache_folder(),
+    )  # fmt: skip
+    about = {
+        "features": features.name,
+        "digest": features.digest,
+        "preprocessing": features.preprocessing,
+        "samples": quality.samples,
+        "full": full,
+        "noise": quality.noise,
+        "guidance": list(scales),
+    }
+    return Gate(
+        looks.student,
+        quality.tolerance,
+        file=where.out / "gate.json",
+        writes=first_process(),
+        about=about,
+        until=quality.until,
+        samples=quality.samples,
+        most=MOST * quality.samples,
+        tell=lambda text: say(console, "gate", text),
+        full=full,
+    )

@@ -1,0 +1,153 @@
+"""Samples of a teacher, kept on disk: at 128 network calls each, nobody wants to draw them twice."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep import __version__, storage
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.evaluation.features import digest_of
+from halfstep.evaluation.judge import Judge
+from halfstep.pipeline import Pipeline
+
+CHUNK = 1024
+"""Samples that are drawn, and kept, at a time."""
+SMALL = 2**14
+"""Bytes of an image up to which it is kept beside its features: 32 x 32 in colour."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples from one number to another; no images where nobody wants them."""
+
+    images: Tensor | None
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one way to sample, some at a time, from the cache where they are in it.
+
+    load      the pipeline, asked for only when something must be drawn
+    who       `identity` of the pipeline; None keeps nothing
+    steps     of its own sampler, or of `sampler`
+    judge     features, noise, guidance scale, progress
+    images    whether they are wanted beside the features: those above `SMALL` are drawn again each time
+    cache     the folder; None keeps nothing
+
+    An entry belongs to all that decides what is in it: weights and description of the pipeline, features,
+    scale, seed, sampler, steps, labels in turn, this version of halfstep.  One that is damaged is drawn
+    again; a cache that cannot be written is done without.
+    """
+
+    load: Callable[[], Pipeline]
+    who: str | None
+    sampler: str
+    steps: int
+    judge: Judge
+    images: bool = True
+    cache: Path | None = None
+
+    def chunk(self, rows: range) -> Chunk:
+        """These samples."""
+        found = self._kept(rows)
+        if found is None:
+            found = self._drawn(rows)
+            self._keep(rows, found)
+        return found
+
+    def features(self, n: int) -> Tensor:
+        """Of the first n, float64 [n, D]."""
+        return torch.cat([self.chunk(rows).features for rows in chunks(n)])
+
+    def ticks(self, n: int) -> int:
+        """How often the judge's progress will be called for the first n."""
+        missing = [rows for rows in chunks(n) if not self._there(rows)]
+        return self.steps * sum(-(-len(rows) // self.judge.batch) for rows in missing)
+
+    def _drawn(self, rows: range) -> Chunk:
+        images = self.judge.drawn(self.load(), self.sampler, self.steps, rows.start, rows.stop)
+        features = self.judge.features(images)
+        return Chunk(images if self.images else None, features)
+
+    def _about(self, rows: range) -> dict[str, Any] | None:
+        judge = self.judge
+        if None in (self.who, self.cache) or not judge.features.digest or judge.captions:
+            return None
+        return {
+            "pipeline": self.who,
+            "features": judge.features.digest,
+            "preprocessing": judge.features.preprocessing,
+            "guidance": float(judge.guidance),
+            "seed": judge.seed,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "labels": "in turn",
+            "rows": [rows.start, rows.stop],
+            "images": self.images,
+            "halfstep": __version__,
+        }
+
+    def _stem(self, about: dict[str, Any]) -> Path:
+        assert self.cache is not None
+        key = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()
+        return self.cache / f"samples-{key[:32]}"
+
+    def _there(self, rows: range) -> bool:
+        about = self._about(rows)
+        return about is not None and self._stem(about).with_suffix(".json").exists()
+
+    def _kept(self, rows: range) -> Chunk | None:
+        if (about := self._about(rows)) is None:
+            return None
+        with suppress(CheckpointError):  # none yet, or damaged
+            tensors, known = storage.load(self._stem(about))
+            if known == about:
+                return Chunk(tensors.get("images"), tensors["features"].double())
+        return None
+
+    def _keep(self, rows: range, found: Chunk) -> None:
+        about = self._about(rows)
+        if about is None or (found.images is not None and found.images[0].nbytes > SMALL):
+            return
+        short = found.features.float()  # as nearly every network computes
+        exact = torch.equal(short.double(), found.features)
+        tensors = {"features": short if exact else found.features}
+        if found.images is not None:
+            tensors["images"] = found.images
+        stem = self._stem(about)
+        with suppress(CheckpointError, OSError):
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            storage.save(stem, tensors, about)
+
+
+def chunks(n: int) -> Iterator[range]:
+    """The numbers of n samples, some at a time, never one alone: pairs are compared two at least."""
+    low = 0
+    while low < n:
+        high = n if n - low <= CHUNK + 1 else low + CHUNK
+        yield range(low, high)
+        low = high
+
+
+def identity(pipeline: Pipeline) -> str | None:
+    """sha256 of all that decides a pipeline's samples; None where that cannot be said."""
+    try:
+        about = pipeline.describe()
+    except ConfigError:  # a network that nobody could build again
+        return None
+    parts = [repr(about), digest_of(pipeline.denoiser)]
+    parts.append(next(pipeline.denoiser.parameters(), torch.empty(0)).device.type)
+    if pipeline.codec is not None:
+        if not isinstance(pipeline.codec, nn.Module):
+            return None
+        parts.append(digest_of(pipeline.codec))
+    if pipeline.empty is not None:
+        parts.append(hashlib.sha256(pipeline.empty.cpu().float().numpy().tobytes()).hexdigest())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
