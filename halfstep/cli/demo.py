@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ from halfstep import storage
 from halfstep.cli.beside import beside
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
+from halfstep.cli.guided_demo import guided_demo
 from halfstep.cli.judging import cost_of, judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
+from halfstep.cli.shipped import shipped_cost, shipped_teacher
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
@@ -41,12 +42,16 @@ SHOWN = 12
 class Demo:
     """Distil a teacher of handwritten digits from 32 steps to 1, score every student, draw them."""
 
-    out: Path = Path("runs/demo")
-    """Folder for the run, results.json and the pictures."""
+    guided: bool = False
+    """Instead: one student for every guidance scale, with a page where its slider can be moved."""
+    out: Path | None = None
+    """Folder for the run, results.json and the pictures: runs/demo, or runs/demo-guided."""
     quick: bool = False
-    """A tenth of the updates: a look at the machinery, not at the quality."""
+    """A tenth of the updates, and with --guided of the samples: a look at the machinery, not at the
+    quality."""
     from_scratch: bool = False
-    """Train the teacher first, instead of taking the one that comes with halfstep."""
+    """Train the teacher first, instead of taking the one that comes with halfstep; with --guided distil
+    the student, instead of taking that one."""
     seed: int = 0
     """Of training; the scores always use the same noise."""
     n: int = 2000
@@ -54,14 +59,29 @@ class Demo:
     device: str = "auto"
     """auto, or one by name."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs/demo-guided" if self.guided else "runs/demo")
+
 
 def demo(argv: Sequence[str]) -> int:
     """Run it; print the table and where the pictures are."""
     console = terminal()
     options = parse(Demo, argv, prog="halfstep demo")
+    if options.guided:
+        return guided_demo(
+            console,
+            options.folder,
+            n=options.n,
+            seed=options.seed,
+            device=options.device,
+            quick=options.quick,
+            from_scratch=options.from_scratch,
+        )
     data = load("digits")
     teacher = _from_scratch(options, console) if options.from_scratch else shipped_teacher()
-    run, students = options.out / "distill", list[Pipeline]()
+    run, students = options.folder / "distill", list[Pipeline]()
     preset: Any = parse(
         Distill[Progressive],
         ["--preset", "digits-progressive", "--teacher", ".", "--out", str(run)],
@@ -97,8 +117,8 @@ def demo(argv: Sequence[str]) -> int:
         )
         found = _judged(options, subject, judge, asked, judged, preset, run, console)
     results = _results(found)
-    storage.write_json(options.out / "results.json", results)
-    _draw(options.out, teacher, students, results)
+    storage.write_json(options.folder / "results.json", results)
+    _draw(options.folder, teacher, students, results)
     _print(console, results)
     say(console, "verdict", found["verdict"])
     for label, name in (
@@ -107,19 +127,13 @@ def demo(argv: Sequence[str]) -> int:
         ("", "quality.png"),
         ("numbers", "results.json"),
     ):
-        say(console, label, options.out / name)
+        say(console, label, options.folder / name)
     return 0
-
-
-def shipped_teacher() -> Pipeline:
-    """The teacher of digits that comes with halfstep (presets/digits.toml made it)."""
-    with as_file(files("halfstep") / "assets" / "digits-teacher") as folder:
-        return Pipeline.load(folder)
 
 
 def _from_scratch(options: Demo, console: Console) -> Pipeline:
     """The teacher of presets/digits.toml, trained into OUT/teacher."""
-    out = options.out / "teacher"
+    out = options.folder / "teacher"
     preset = parse(TrainDenoiser, ["--preset", "digits", "--out", str(out)], prog="halfstep train")
     method = preset.method
     if options.quick:
@@ -149,13 +163,13 @@ def _judged(
     with counting(console, f"judging, {options.n:,} samples a row", total) as advance:
         judge.progress = advance
         return written(
-            options.out,
+            options.folder,
             subject,
             judge,
             asked,
             made=made_by(environment(str(pick_device(options.device))), sys.argv),
             run={
-                "folder": options.out.name,
+                "folder": options.folder.name,
                 "config": {
                     key: str(value) if isinstance(value, Path) else value
                     for key, value in (flat(preset) | {"seed": options.seed}).items()
@@ -195,10 +209,9 @@ def _cost(options: Demo, run: Path) -> dict[str, Any]:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
 
     if options.from_scratch:
-        teacher = cost_of(options.out / "teacher")
+        teacher = cost_of(options.folder / "teacher")
     else:
-        with as_file(files("halfstep") / "assets" / "digits-teacher" / "cost.json") as path:
-            teacher = storage.read_json(path)
+        teacher = shipped_cost("digits-teacher")
     return {"teacher": teacher, "halvings": cost_of(run)}
 
 

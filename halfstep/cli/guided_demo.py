@@ -1,0 +1,177 @@
+"""`halfstep demo --guided`: one student for every guidance scale, held against the guided teacher."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from halfstep import storage
+from halfstep.cli.config import flat
+from halfstep.cli.distill import ahead, Distill, plan, total_updates
+from halfstep.cli.evaluate import print_guided
+from halfstep.cli.judging import cost_of, guided_of, judge_for, made_by, written
+from halfstep.cli.options import parse
+from halfstep.cli.progress import Bars, counting, say
+from halfstep.cli.runs import describe, updates_on
+from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
+from halfstep.data import Dataset, load
+from halfstep.evaluation import digits_features, Evaluation, Subject
+from halfstep.evaluation.guided import guided_steps, SCALES
+from halfstep.methods import GuidedDistillation
+from halfstep.pipeline import Pipeline
+from halfstep.training import distill
+from halfstep.training.asked import environment
+from halfstep.training.jobs import Job
+from halfstep.training.parallel import pick_device
+
+PRESET = "digits-guided"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Students for every guidance scale, the most steps first, and what is known of how they were made."""
+
+    students: list[Pipeline]
+    preset: Any
+    metrics: Path
+    cost: dict[str, Any] | None
+
+
+def guided_demo(
+    console: Console, out: Path, *, n: int, seed: int, device: str, quick: bool, from_scratch: bool
+) -> int:
+    """Sample students and guided teacher at every scale, compare them, write the pages and the numbers."""
+    data, teacher = load("digits"), shipped_teacher()
+    preset = _preset(out, seed, quick)
+    say(console, "teacher", f"{describe(teacher)}; guided, so two calls a step")
+    say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
+    say(console, "plan", plan(preset.method))
+    if from_scratch:
+        made = _distilled(console, teacher, data, preset, out, device)
+    else:
+        made = Made(shipped_guided(), preset, out, shipped_cost(PRESET))
+        say(console, "students", "those that come with halfstep; --from-scratch distils them")
+    counts = tuple(len(one.times[0]) - 1 for one in made.students)
+    asked = Evaluation(
+        samples=n // 10 if quick else n,
+        counts=counts,
+        baselines=("dpmpp-2m",),
+        metrics=("frechet", "inception"),
+        guidance=SCALES,
+        split_samples=0,
+        cost_rounds=2,
+    )
+    for pipeline in (teacher, *made.students):
+        pipeline.to(pick_device(device))
+    found = _judged(console, teacher, made, data, asked, out, device)
+    storage.write_json(out / "results.json", results(found))
+    print_guided(console, found["guided"])
+    say(console, "verdict", found["verdict"])
+    for label, name in (
+        ("slider", "slider.html"),
+        ("report", "report.html"),
+        ("numbers", "results.json"),
+    ):
+        say(console, label, out / name)
+    return 0
+
+
+def results(found: dict[str, Any]) -> dict[str, Any]:
+    """The evidence in plain numbers: `guided` has a row for every guidance scale and number of steps."""
+    rows, floors = found["guided"]["rows"], dict[float, float]()
+    for row in rows:
+        if row["who"] == "teacher":
+            floors[row["guidance"]] = row["distance"]["value"]
+    guided = [
+        {
+            "guidance": row["guidance"],
+            "steps": row["steps"],
+            "calls": row["calls"],
+            "frechet_to_guided_teacher": row["distance"]["value"],
+            "floor": floors[row["guidance"]],
+            "times_floor": row["times_floor"]["value"],
+            "rmse_to_guided_teacher": row["rmse"]["value"],
+            "frechet_to_data": row["to_data"],
+            "inception_score": row["inception_score"],
+        }
+        for row in rows
+        if row["who"] == "student"
+    ]
+    return {
+        "guided": guided,
+        "reference": found["guided"]["reference"],
+        "samples": found["measure"]["samples"],
+        "features": found["measure"]["features"],
+        "cost": found["run"]["cost"],
+    }
+
+
+def _preset(out: Path, seed: int, quick: bool) -> Any:
+    """presets/digits-guided.toml; a tenth of its updates for a quick look."""
+    preset: Any = parse(
+        Distill[GuidedDistillation],
+        ["--preset", PRESET, "--teacher", ".", "--out", str(out / "distill")],
+        prog="halfstep distill guided",
+    )
+    method, training = preset.method, replace(preset.training, seed=seed)
+    if quick:
+        fewer = tuple(max(1, k // 10) for k in method.halving_updates)
+        method = replace(method, updates=max(1, method.updates // 10), halving_updates=fewer)
+        training = replace(training, warmup=training.warmup // 10)
+    return replace(preset, method=method, training=training)
+
+
+def _distilled(
+    console: Console, teacher: Pipeline, data: Dataset, preset: Any, out: Path, device: str
+) -> Made:
+    """Students of 8 steps and fewer, distilled here into OUT/distill."""
+    method, training, students = preset.method, preset.training, list[Pipeline]()
+
+    def keep(student: Pipeline) -> bool:
+        if student.times and len(student.times[0]) - 1 <= 8:
+            students.append(student)
+        return True
+
+    say(console, "updates", updates_on(total_updates(method), training, device))
+    with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
+        job = Job(device=device, watch=bars, gate=keep)
+        distill(teacher, data, out / "distill", method=method, training=training, job=job)
+    return Made(students, preset, out / "distill", cost_of(out / "distill"))
+
+
+def _judged(
+    console: Console,
+    teacher: Pipeline,
+    made: Made,
+    data: Dataset,
+    asked: Evaluation,
+    out: Path,
+    device: str,
+) -> dict[str, Any]:
+    """The evidence, in OUT/report.json, report.html and slider.html."""
+    subject = Subject(teacher, made.students, data)
+    judge = judge_for(digits_features(), data, asked)
+    guided = guided_of(subject, asked)
+    assert guided is not None, "these students take their guidance scale as an input"
+    steps = subject.steps(asked) + guided_steps(guided, judge, asked.guidance)
+    with counting(console, f"judging, {asked.samples:,} samples a row", steps) as advance:
+        judge.progress = advance
+        return written(
+            out,
+            subject,
+            judge,
+            asked,
+            made=made_by(environment(str(pick_device(device))), sys.argv),
+            run={
+                "folder": out.name,
+                "config": {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in flat(made.preset).items()
+                },
+                "gate": None,
+                "cost": {"teacher": shipped_cost("digits-teacher"), "halvings": made.cost},
+            },
+            metrics=made.metrics,
+        )
