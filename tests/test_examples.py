@@ -171,3 +171,17 @@ def test_networks_are_apart_only_where_no_seeds_overlap(uvit_ablation):
     assert [line.replace("student", "teacher") for line in said[1::2]] == said[::2]
     assert uvit_ablation.spread([0.5, 1.5, 2.5]) == "1.500 ± 1.000"
     assert uvit_ablation.spread([0.5]) == "0.500"
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_guided_ablation_holds_one_student_against_many(tmp_path, capsys):
+    ablation = example("guided_ablation")
+    options = ablation.Options(out=tmp_path / "runs", quick=True)
+    rows = ablation.main(options)
+    assert json.loads((options.out / "results.json").read_text()) == rows
+    both = [(scale, steps) for scale in (1.0, 3.0) for steps in (8, 4, 2, 1)]
+    assert [(row["guidance"], row["steps"]) for row in rows] == both
+    assert all(row["range"] > 0 and row["one"] > 0 for row in rows)
+    assert any(row["range"] != row["one"] for row in rows)
+    assert Pipeline.load(options.out / "3-3" / "stages" / "guided").guidance == (3.0, 3.0)
+    assert capsys.readouterr().out.count("\n| ") == len(rows)

@@ -208,10 +208,8 @@ def _results(found: dict[str, Any]) -> dict[str, Any]:
 def _cost(options: Demo, run: Path) -> dict[str, Any]:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
 
-    if options.from_scratch:
-        teacher = cost_of(options.folder / "teacher")
-    else:
-        teacher = shipped_cost("digits-teacher")
+    own = options.from_scratch
+    teacher = cost_of(options.folder / "teacher") if own else shipped_cost("digits-teacher")
     return {"teacher": teacher, "halvings": cost_of(run)}
 
 

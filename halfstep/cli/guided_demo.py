@@ -16,7 +16,7 @@ from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
-from halfstep.data import Dataset, load
+from halfstep.data import Data, load
 from halfstep.evaluation import digits_features, Evaluation, Subject
 from halfstep.evaluation.guided import guided_steps, SCALES
 from halfstep.methods import GuidedDistillation
@@ -124,7 +124,7 @@ def _preset(out: Path, seed: int, quick: bool) -> Any:
 
 
 def _distilled(
-    console: Console, teacher: Pipeline, data: Dataset, preset: Any, out: Path, device: str
+    console: Console, teacher: Pipeline, data: Data, preset: Any, out: Path, device: str
 ) -> Made:
     """Students of 8 steps and fewer, distilled here into OUT/distill."""
     method, training, students = preset.method, preset.training, list[Pipeline]()
@@ -145,7 +145,7 @@ def _judged(
     console: Console,
     teacher: Pipeline,
     made: Made,
-    data: Dataset,
+    data: Data,
     asked: Evaluation,
     out: Path,
     device: str,

@@ -1,0 +1,97 @@
+"""One student for a range of guidance scales, against students each trained for one scale.
+
+The ablation of Meng et al. 2023, on handwritten digits: the same teacher, the same updates for every
+student, and each held against the guided teacher at its scale.  One student for the range costs one
+training, the others one each.  docs/results/guided.md has the table of a full run.
+
+    python examples/guided_ablation.py --out runs/guided-ablation
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+import halfstep
+from halfstep import GuidedDistillation, Pipeline, Training
+from halfstep.cli.shipped import shipped_teacher
+from halfstep.evaluation import cache_folder, digits_features, Judge
+from halfstep.evaluation.guided import guided_table, GuidedSubject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One student for every scale, against one student a scale."""
+
+    out: Path = Path("runs/guided-ablation")
+    """Folder for the runs and results.json; the same command again goes on where it stopped."""
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0)
+    """Guidance scales: the range goes from the lowest to the highest."""
+    updates: int = 1500
+    """Of the first stage."""
+    halving_updates: tuple[int, ...] = (150, 200, 300, 350, 350, 350)
+    """Of each halving, 64 steps to 1."""
+    n: int = 2000
+    """Samples a distance."""
+    quick: bool = False
+    """Tiny numbers: to see that it runs."""
+
+
+def main(options: Options) -> list[dict[str, float]]:
+    """Train all students and judge them; a row for every scale and number of steps."""
+    if options.quick:
+        options = replace(options, scales=(1.0, 3.0), updates=2, halving_updates=(1,), n=32)
+    data, teacher = halfstep.load_data("digits"), shipped_teacher()
+    judge = Judge(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
+    low, high = min(options.scales), max(options.scales)
+    ranged = _students(options, teacher, (low, high))
+    rows = []
+    for scale in options.scales:
+        own = _students(options, teacher, (scale, scale))
+        for_range = _distances(teacher, ranged, judge, scale)
+        for_one = _distances(teacher, own, judge, scale)
+        rows += [
+            {"guidance": scale, "steps": steps, "range": for_range[steps], "one": for_one[steps]}
+            for steps in for_one
+        ]
+    print(_table(rows))
+    (options.out / "results.json").write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]) -> list[Pipeline]:
+    """Those of 8 steps and fewer, for these scales."""
+    out = options.out / f"{guidance[0]:g}-{guidance[1]:g}"
+    method = GuidedDistillation(
+        guidance=guidance, updates=options.updates, halving_updates=options.halving_updates
+    )
+    training = Training(
+        batch=64, rate=2e-3, optimiser="muon", warmup=40, betas=(0.9, 0.99), clip=1.0, ema=0.98
+    )
+    halfstep.distill(teacher, "digits", out, method=method, training=training)
+    return [Pipeline.load(out / "stages" / f"{steps:04d}-steps") for steps in (8, 4, 2, 1)]
+
+
+def _distances(
+    teacher: Pipeline, students: list[Pipeline], judge: Judge, scale: float
+) -> dict[int, float]:
+    """By steps: the Fréchet distance to the guided teacher over the teacher's own."""
+    subject = GuidedSubject(teacher, students, cache=cache_folder())
+    rows = guided_table(subject, judge, [scale])["rows"]
+    return {row["steps"]: row["times_floor"]["value"] for row in rows if row["who"] == "student"}
+
+
+def _table(rows: list[dict[str, float]]) -> str:
+    lines = [
+        "| guidance | steps | one student for the range | one for this scale |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append("| {guidance:g} | {steps} | {range:.2f} | {one:.2f} |".format(**row))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,68 @@
+"""`halfstep demo --guided`: students that come with halfstep, against their guided teacher."""
+
+import json
+import math
+
+import pytest
+
+from halfstep.cli import main
+from halfstep.cli.demo import Demo
+from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
+
+SCALES, COUNTS = (1.0, 1.3, 2.0, 3.0), (8, 4, 2, 1)
+NUMBERS = {
+    "frechet_to_guided_teacher",
+    "floor",
+    "times_floor",
+    "rmse_to_guided_teacher",
+    "frechet_to_data",
+    "inception_score",
+}
+
+
+def shown(out, *more):
+    assert main(["demo", "--guided", "--device", "cpu", "--out", str(out), *more]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = shown(tmp_path / "d", "--quick", "--n", "320")
+    rows = found["guided"]
+    assert [(row["guidance"], row["steps"]) for row in rows] == [
+        (scale, steps) for scale in SCALES for steps in COUNTS
+    ]
+    for row in rows:
+        assert set(row) == {"guidance", "steps", "calls"} | NUMBERS
+        assert row["calls"] == row["steps"] and all(math.isfinite(row[key]) for key in NUMBERS)
+        assert row["times_floor"] == pytest.approx(row["frechet_to_guided_teacher"] / row["floor"])
+        assert 0 < row["rmse_to_guided_teacher"] < 0.15
+    assert len({row["floor"] for row in rows}) == len(SCALES)
+    assert found["samples"] == found["reference"]["samples"] == 32
+    said = capsys.readouterr().out
+    assert "--from-scratch distils them" in said and "guidance 1 to 3 in one call a step" in said
+    page = (tmp_path / "d" / "slider.html").read_text()
+    assert "128" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "slider.html" in (tmp_path / "d" / "report.html").read_text()
+
+
+def test_the_shipped_students_are_the_presets():
+    students, teacher = shipped_guided(), shipped_teacher()
+    assert [len(one.times[0]) - 1 for one in students] == list(COUNTS)
+    for one in students:
+        assert one.guidance == (1.0, 3.0) and one.classes == teacher.classes
+        assert one.times[0][0] == 1.0 and one.times[0][-1] == 0.0
+    assert shipped_cost("digits-guided")["updates"] > 0
+
+
+def test_its_own_folder():
+    assert str(Demo(guided=True).folder) == "runs/demo-guided"
+    assert str(Demo().folder) == "runs/demo"
+
+
+@pytest.mark.slow
+def test_from_scratch_distils_them(tmp_path):
+    found = shown(tmp_path / "d", "--quick", "--n", "320", "--from-scratch")
+    assert [row["steps"] for row in found["guided"]] == list(COUNTS) * len(SCALES)
+    assert (tmp_path / "d" / "distill" / "stages" / "guided").is_dir()
+    assert found["cost"]["halvings"]["updates"] > 100
