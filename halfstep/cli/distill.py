@@ -201,5 +201,5 @@ def _say_where(
     scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
     out = shlex.quote(str(where.out))
     say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
-    if student.times and low <= 1 <= high:  # evaluation asks for scale 1
+    if student.times:
         say(console, "judge", f"halfstep evaluate {out}{own}")
