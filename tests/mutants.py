@@ -765,6 +765,37 @@ MUTANTS = (
         ("there.alpha.to(x0) * (guess.x0", "there.sigma.to(x0) * (guess.x0"),
     ),
     *_of(
+        "evaluation/guided",
+        "guided_evaluation",
+        ("judge.at(scale, judge.seed + 1)", "judge.at(scale, judge.seed)"),
+        ("square_errors(first, found.images)", "square_errors(found.images, found.images)"),
+        (
+            "raw_frechet_ratio(reference, seen, features[0]",
+            "raw_frechet_ratio(reference, features[0], seen",
+        ),
+    ),
+    *_of(
+        "evaluation/kept_samples",
+        "guided_evaluation",
+        ('"seed": judge.seed', '"seed": 0'),
+        ("digest_of(pipeline.denoiser)]", '""]'),
+    ),
+    *_of(
+        "evaluation/intervals",
+        "guided_evaluation",
+        ("(n - 1 - own) // strata + 1", "n // strata + 1"),
+    ),
+    *_of(
+        "evaluation/cost",
+        "guided_evaluation",
+        ("(2 if both else 1)", "(1 if both else 1)"),
+    ),
+    *_of(
+        "cli/guided_gating",
+        "guided_evaluation",
+        ("Interval(*(max(getattr", "Interval(*(min(getattr"),
+    ),
+    *_of(
         "evaluation/evidence",
         "evidence",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),

@@ -58,7 +58,56 @@ def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
     assert re.search(r"plan +guidance 2 to 5 in one call a step, 4 -> 2 -> 1 steps", out)
     assert "updates   16 of" in out  # 4, and 3 twice doubled
     assert re.search(r"halfstep sample \S+ --steps 1 --guidance 3.5 --out \S+/s/samples", squeezed)
-    assert "halfstep evaluate" not in out  # which asks for scale 1
+    assert re.search(r"judge +halfstep evaluate \S+/s", squeezed)
+
+
+def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
+    """At 2 and 3 by default, for those lie in its range; all other rows at the lowest."""
+    monkeypatch.setenv("HALFSTEP_CACHE", str(folder / "cache"))
+    brief = ["--samples", 64, "--full", 4, "--cost-rounds", 1, "--metrics", "frechet"]
+    brief += ["--split-samples", 40, "--baselines", "ddim"]
+    status, out, err = cli("evaluate", "s", *brief)
+    assert status == 0 and not err, err
+    found = json.loads((folder / "s" / "report.json").read_text())
+    assert found["guided"]["scales"] == [2.0, 3.0] and found["measure"]["guidance"] == 2.0
+    assert [row["calls"] for row in found["guided"]["rows"]] == [8, 2, 1] * 2
+    assert [row["calls"] for row in found["rows"]] == [8, 2, 2, 1]  # no baseline in one call
+    assert found["rows"][0]["cost"]["calls"] == 8 and all(r["split"] for r in found["rows"][2:])
+    assert found["verdict"].startswith("At 2 calls instead of 8 the student is at most ")
+    assert found["verdict"] in " ".join(out.split()) and out.count("teacher, 4 steps") == 3
+    kept = sorted((folder / "cache").glob("samples-*"))
+    assert len(kept) == 8  # two files of own samples and reference, at two scales
+    assert cli("evaluate", "s", *brief)[0] == 0
+    again = json.loads((folder / "s" / "report.json").read_text())
+    assert again["guided"] == found["guided"]
+    assert sorted((folder / "cache").glob("samples-*")) == kept
+    status, _, err = cli("evaluate", "s", *brief, "--guidance", 1)
+    assert status == 2 and "from 2 to 5, asked for 1: write guidance=2" in err
+    status, _, err = cli("evaluate", "t", *brief, "--guidance", 1, 2)
+    assert status == 2 and "judged at one, asked for 2" in err
+    status, _, err = cli("evaluate", "plain", *brief, "--guidance", 2)
+    assert status == 2 and "no null class and cannot be guided" in err and err.count("\n") == 1
+    assert cli("evaluate", "t", *brief, "--guidance", 2)[0] == 0
+    alone = json.loads((folder / "t" / "report.json").read_text())
+    assert alone["rows"][0]["calls"] == 8 and "guided" not in alone
+
+
+def test_the_gate_of_a_guided_run_and_of_a_stochastic_one(folder, cli, monkeypatch):
+    monkeypatch.setenv("HALFSTEP_CACHE", str(folder / "cache"))
+    words = ["--teacher", "t", *GUIDED, "--samples", 32, "--until", 1, "--out", "gated"]
+    status, out, err = cli("distill", "guided", *words)
+    assert status == 0 and not err, err
+    gate = json.loads((folder / "gated" / "gate.json").read_text())
+    assert [one["stage"] for one in gate["tried"]] == ["guided", "0002-steps", "0001-steps"]
+    assert gate["about"]["guidance"] == [1.0, 3.0] and gate["about"]["full"] == 64
+    assert gate["tolerance"] == 2 and out.count("gate  ") == 3
+    words = ["--teacher", "t", "--data", "two-moons", "--start", 8, "--stop", 4, "--updates", 2]
+    words += ["--samples", 32, "--until", 1]
+    status, _, err = cli("distill", "stochastic", *words, "--out", "jumps")
+    assert status == 0 and not err, err
+    assert len(json.loads((folder / "jumps" / "gate.json").read_text())["tried"]) == 1
+    status, _, err = cli("distill", "encoder", *words[:-4], "--tolerance", 2, "--out", "z")
+    assert status == 2 and "there is no option --tolerance" in err
 
 
 def test_samples_are_of_the_scale_that_is_asked_for(folder, cli):

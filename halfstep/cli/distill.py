@@ -208,5 +208,5 @@ def _say_where(
         )
     else:
         say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
-    if student.times and low <= 1 <= high:  # evaluation asks for scale 1
+    if student.times:
         say(console, "judge", f"halfstep evaluate {out}{own}")

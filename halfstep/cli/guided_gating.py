@@ -98,10 +98,10 @@ class GuidedLooks:
         return Interval(*(max(getattr(one, k) for one in found) for k in ("value", "low", "high")))
 
     def _ratio(self, student: Pipeline, steps: int, scale: float, n: int) -> Interval:
-        seed = self.judge.seed
+        seed, strata = self.judge.seed, max(len(student.classes), 1)
         seen = self.judge.at(scale, seed).see(student, student.own_sampler, steps, n=n)
         reference, own = self._kept[scale, seed + 1, self.judge.n], self._kept[scale, seed, n]
-        return raw_frechet_ratio(reference, seen.features, own, block=self.judge.n)
+        return raw_frechet_ratio(reference, seen.features, own, block=self.judge.n, strata=strata)
 
     def _of_teacher(self, scale: float, seed: int) -> Samples:
         at = self.judge.at(scale, seed)

@@ -98,18 +98,23 @@ def raw_frechet_interval(
     *,
     resamples: int = 200,
     exact: int | None = None,
+    strata: int = 1,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """frechet_distance(real, fake) as any m samples would score it, the floor left in.
 
-    exact  see `frechet_interval`
+    exact   see `frechet_interval`
+    strata  the number of classes, where the samples' labels go in turn (see `drawn`): without it a resample
+            has classes by chance, which the samples have not, and near the floor that is most of its spread
 
     The real images are given; only the samples' noise is in the interval, which shrinks with m.  Resampled
     distances are all too large by about as much; their spread about their own mean is the distance's.
     For curves and tables of numbers taken at one m; `frechet_interval` is for the true distance.
     """
-    measured, draws = _frechet_draws(real, (fake,), resamples, exact, level, seed, given=True)
+    measured, draws = _frechet_draws(
+        real, (fake,), resamples, exact, level, seed, given=True, strata=strata
+    )
     apart = draws[:, 0] - draws.mean()
     return Interval(measured[0], *quantiles(measured[0] - apart, level))
 
@@ -122,6 +127,7 @@ def raw_frechet_ratio(
     block: int | None = None,
     resamples: int = 200,
     exact: int | None = None,
+    strata: int = 1,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
@@ -131,6 +137,7 @@ def raw_frechet_ratio(
     block        take the distances of so many rows at a time and divide their sums: more rows then make
                  the ratio surer and leave it the ratio at m = block, for the floor does not shrink
     exact        see `frechet_interval`
+    strata       see `raw_frechet_interval`
 
     What two samplers are told apart by, and what the gate asks: both carry the same floor, so nothing is
     taken off for bias, and the number has its meaning at its m (see `frechet_ratio` for the ratio
@@ -143,7 +150,14 @@ def raw_frechet_ratio(
     size = min(block or rows, rows)
     parts = [
         _frechet_draws(
-            real, (a, b), resamples, exact, level, key(seed, k) if k else seed, given=True
+            real,
+            (a, b),
+            resamples,
+            exact,
+            level,
+            key(seed, k) if k else seed,
+            given=True,
+            strata=strata,
         )
         for k, (a, b) in enumerate(zip(over.split(size), under.split(size), strict=True))
         if len(a) == size
@@ -254,6 +268,7 @@ def _frechet_draws(
     seed: int,
     *,
     given: bool = False,
+    strata: int = 1,
 ) -> tuple[list[float], np.ndarray]:
     """Each fake's distance, and its resamples [resamples, fakes]; of fakes alone where real is given."""
     pairs = [checked(real, fake) for fake in fakes]
@@ -270,7 +285,7 @@ def _frechet_draws(
     draws = np.empty((resamples, len(fakes)))
     left: list[np.ndarray] = []
     sizes, whole = [*([] if given else [len(real)]), shared_size(fakes)], factor(real)
-    for b, rows in enumerate(drawn(sizes, resamples, level, seed)):
+    for b, rows in enumerate(drawn(sizes, resamples, level, seed, strata=strata)):
         *i, j = (at.to(real.device) for at in rows)
         near = np.array(measured) + [float(y[j].mean()) for _, y in linear]
         if not given:

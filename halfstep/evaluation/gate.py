@@ -34,7 +34,7 @@ class Decision:
     @property
     def ends(self) -> bool:
         """Whether it may end a run: the first stage of a guided one has no steps of its own to halve."""
-        return self.stage == stage_of(self.steps)
+        return self.stage.endswith("-steps")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ratio": self.ratio.to_json()}

@@ -111,9 +111,10 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The teacher's row at this scale, and each student's."""
     features, squares = _walked(samples, judge.n)
+    strata = 1 if judge.captions else max(len(subject.teacher.classes), 1)
     for k, (way, seen) in enumerate(zip(subject.ways, features, strict=True)):
         who = "student" if k else "teacher"
-        ratio = raw_frechet_ratio(reference, seen, features[0]) if k else None
+        ratio = raw_frechet_ratio(reference, seen, features[0], strata=strata) if k else None
         known = judge.features.head is not None
         yield {
             "guidance": scale,
@@ -122,7 +123,7 @@ def _rows(
             "sampler": way[1],
             "steps": way[2],
             "calls": calls_of(*way, scale),
-            "distance": raw_frechet_interval(reference, seen).to_json(),
+            "distance": raw_frechet_interval(reference, seen, strata=strata).to_json(),
             "times_floor": ratio.to_json() if ratio else None,
             "rmse": root_mean(squares[k]).to_json() if k else None,
             "to_data": frechet_distance(judge.real_features, seen),

@@ -69,11 +69,26 @@ def basic_bootstrap(
     return basic(value, draws, level)
 
 
-def drawn(sizes: list[int], resamples: int, level: float, seed: int) -> Iterator[list[Tensor]]:
-    """Rows with replacement, one tensor a sample, so many times."""
+def drawn(
+    sizes: list[int], resamples: int, level: float, seed: int, *, strata: int = 1
+) -> Iterator[list[Tensor]]:
+    """Rows with replacement, one tensor a sample, so many times.
+
+    strata  row k stands for one of the rows k + i * strata: samples whose labels go in turn are as many
+            of each class in every resample as they are of each set of samples
+    """
     generator = seeded(resamples, level, seed)
     for _ in range(resamples):
-        yield [torch.randint(n, (n,), generator=generator) for n in sizes]
+        yield [_rows(n, min(strata, n), generator) for n in sizes]
+
+
+def _rows(n: int, strata: int, generator: torch.Generator) -> Tensor:
+    if strata == 1:
+        return torch.randint(n, (n,), generator=generator)
+    own = torch.arange(n) % strata
+    members = (n - 1 - own) // strata + 1
+    chance = torch.rand(n, generator=generator, dtype=torch.float64)
+    return own + strata * (chance * members).long()
 
 
 def seeded(resamples: int, level: float, seed: int) -> torch.Generator:
