@@ -301,6 +301,11 @@ def test_weights_that_forget_eps_are_refused(weighting):
         Encoder(weighting=weighting)
     for good in ("snr+1", "truncated-snr", "snr"):
         assert Encoder(weighting=good).weighting == good
+
+
+def test_clipped_targets_are_refused():
+    with pytest.raises(ConfigError, match="an encoder starts at t = 0.* leave target_clip out"):
+        Encoder(target_clip=1.0)
     assert Progressive(weighting="constant").weighting == "constant"
 
 

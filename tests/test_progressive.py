@@ -232,13 +232,13 @@ def test_targets_are_not_clipped():
 class Composed:
     """The student that is exactly its teacher's two-step target, whatever the teacher is."""
 
-    def __init__(self, teacher, times):
-        self.teacher, self.times, self.schedule = teacher, times, teacher.schedule
+    def __init__(self, teacher, times, clip=None):
+        self.teacher, self.times, self.schedule, self.clip = teacher, times, teacher.schedule, clip
 
     def __call__(self, x, t, cond=None):
         k = self.times.index(t[0].item())
         rest = (torch.full_like(t, self.times[k + j]) for j in (1, 2))
-        return two_step_target(self.teacher, x, t, *rest, cond)
+        return two_step_target(self.teacher, x, t, *rest, cond, clip=self.clip)
 
 
 @every_schedule
@@ -251,6 +251,42 @@ def test_exact_students_of_any_teacher_sample_what_it_samples(schedule, reads):
     while len(times) > 2:
         student, times = Composed(student, times), times[::2]
         torch.testing.assert_close(sample(student, noise, times), wanted, rtol=1e-11, atol=1e-11)
+
+
+@every_schedule
+def test_exact_students_of_clipped_targets_sample_what_the_clipping_sampler_does(schedule):
+    """Without clipping anything themselves; the bound is such that the teacher meets it everywhere."""
+    teacher, times, bound = wobbly_teacher(schedule, X0()), uniform(16), 0.3
+    noise = torch.randn(3, 2, 5, generator=seeded())
+    wanted, student = sample(teacher, noise, times, clip=bound), teacher
+    assert (wanted - sample(teacher, noise, times).clamp(-bound, bound)).abs().max() > 1e-3
+    while len(times) > 2:
+        student, times = Composed(student, times, bound), times[::2]
+        torch.testing.assert_close(sample(student, noise, times), wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_halving_learns_clipped_targets_where_it_is_told_to():
+    teacher, bound = wobbly_teacher(Cosine(), V()), 0.3
+    batch, losses = Batch(torch.randn(5, 2, 3, generator=seeded())), {}
+    for target_clip in (0.0, bound):
+        (stage,) = Progressive(start=4, stop=2, target_clip=target_clip).stages(teacher)
+        exact = Exactly(teacher, uniform(4), bound)
+        losses[target_clip] = stage.objective(exact, batch, Draw.all(seeded(1), 5))
+    assert losses[bound].max() < 1e-20 < 1e-3 < losses[0.0].max()
+
+
+class Exactly(Composed):
+    """The same where every sample has a time of its own."""
+
+    def __call__(self, x, t, cond=None):
+        rows = [super(Exactly, self).__call__(x[k : k + 1], t[k : k + 1]) for k in range(len(x))]
+        return Prediction(*(torch.cat([getattr(r, of) for r in rows]) for of in ("x0", "eps")))
+
+
+@pytest.mark.parametrize("target_clip", [-1.0, float("inf"), float("nan")])
+def test_a_clipping_that_is_none_is_refused(target_clip):
+    with pytest.raises(ConfigError, match="target_clip is the largest pixel of a target"):
+        Progressive(start=4, stop=1, target_clip=target_clip)
 
 
 class Affine(nn.Module):

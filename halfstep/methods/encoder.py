@@ -27,6 +27,11 @@ class Encoder(Progressive):
     made_for: ClassVar[str] = "encode"
 
     def _refuse_weighting(self) -> None:
+        if self.target_clip:
+            raise ConfigError(
+                "an encoder starts at t = 0, where the eps of a clipped image would be the clipping divided "
+                "by no noise: leave target_clip out"
+            )
         if forgets_eps(WEIGHTINGS[self.weighting]):
             raise ConfigError(
                 f"the weight '{self.weighting}' leaves nothing of an eps error at t = 0, where an encoder "

@@ -53,6 +53,9 @@ class GuidedDistillation:
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    target_clip: float = 0.0
+    """Halvings teach what the guided teacher's sampler makes when it clips images to [-target_clip,
+    target_clip] at every step: 1 where its pipeline clips; 0 leaves targets as they are (the paper)."""
     features: int = 256
     """Number of Fourier features of the scale: even."""
     student_net: str = ""
@@ -84,7 +87,12 @@ class GuidedDistillation:
     def _checked_halving(self) -> None:
         start = self.start if self.start != self.stop else 2 * self.start
         Progressive(
-            start=start, stop=self.stop, updates=(0,), weighting=self.weighting, times=self.times
+            start=start,
+            stop=self.stop,
+            updates=(0,),
+            weighting=self.weighting,
+            times=self.times,
+            target_clip=self.target_clip,
         )
         count = (start // self.stop).bit_length() - 1
         if len(self.halving_updates) not in (1, count):
@@ -105,6 +113,7 @@ class GuidedDistillation:
             weighting=self.weighting,
             grid=self.grid,
             times=self.times,
+            target_clip=self.target_clip,
         )
 
     def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:

@@ -39,6 +39,9 @@ class Progressive:
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    target_clip: float = 0.0
+    """Teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip] at every
+    step, as guided pixels need; 0 leaves targets as they are (the paper)."""
     made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:
@@ -63,6 +66,11 @@ class Progressive:
             raise ConfigError(
                 f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
                 f"start={len(self.times) - 1}"
+            )
+        if not 0 <= self.target_clip < float("inf"):
+            raise ConfigError(
+                f"target_clip is the largest pixel of a target, or 0 for none, got {self.target_clip:g}: "
+                "write 1 for images in [-1, 1]"
             )
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
@@ -95,7 +103,7 @@ class Progressive:
         weighting, halving = WEIGHTINGS[self.weighting], 0
         while len(times) > self.stop + 1:
             student = teacher.twin()  #                                        theta <- eta
-            halve = Halve(teacher.freeze(), times, weighting)
+            halve = Halve(teacher.freeze(), times, weighting, self.target_clip or None)
             times = times[::2]  #                                              N <- N / 2
             updates = self.updates_for(halving, len(times) - 1)
             yield Stage(f"{len(times) - 1:04d}-steps", student, halve, updates, times)
@@ -127,6 +135,7 @@ class Halve:
     times: Times
     """The teacher's grid; the student's is every other time of it."""
     weighting: Weighting = truncated_snr
+    clip: float | None = None
     forwards = 5
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
@@ -135,7 +144,7 @@ class Halve:
         t, t_mid, t_end = on_grid(self.times, i, i + 1, i + 2)
         eps = draw.normal(x0)
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
-        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond)
+        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
         guess: Prediction = student(x_t, t, batch.cond)
         return self.weighting(*errors(guess, target))
 
@@ -160,6 +169,8 @@ def two_step_target(
     t_mid: Tensor,
     t_end: Tensor,
     cond: Cond | None = None,
+    *,
+    clip: float | None = None,
 ) -> Prediction:
     """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
 
@@ -169,12 +180,19 @@ def two_step_target(
     eps~ the same with rho = sigma / alpha.
 
     t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is one step alone.
-    Whoever ends at t_end = 0 lands on clean data: x~ = x_2.
-    Never clipped, never differentiated.
+    Whoever ends at t_end = 0 lands on clean data: x~ = x_2.  Never differentiated.
+
+    clip  the teacher's steps are those of a sampler that clips images to [-clip, clip] (which needs
+          sigma > 0); None, as in the paper, leaves them
     """
-    first = teacher(x_t, t, cond)
+
+    def look(x: Tensor, t: Tensor) -> Prediction:
+        found = teacher(x, t, cond)
+        return found if clip is None else found.clipped(x, level_of(teacher.schedule, t, x), clip)
+
+    first = look(x_t, t)
     x_mid = level_of(teacher.schedule, t_mid, x_t).mix(first.x0, first.eps)
-    second = teacher(x_mid, t_mid, cond)
+    second = look(x_mid, t_mid)
     x_share, eps_share = shares(teacher.schedule, t, t_mid, t_end)
     shape = -1, *[1] * (x_t.ndim - 1)
     x0 = torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))

@@ -49,7 +49,7 @@ class Stochastic(Progressive):
         weighting = WEIGHTINGS[self.weighting]
         for halving, steps in enumerate(self.counts):
             student = teacher.twin()  #                                        theta <- eta
-            halve = HalveJumps(teacher.freeze(), times, weighting)
+            halve = HalveJumps(teacher.freeze(), times, weighting, self.target_clip or None)
             times = times[::2]  #                                              N <- N / 2
             updates = self.updates_for(halving, steps)
             name = f"{steps:04d}-steps"
@@ -65,6 +65,7 @@ class HalveJumps:
     times: Times
     """The teacher's grid; the student's is every other time of it."""
     weighting: Weighting = truncated_snr
+    clip: float | None = None
     forwards = 5
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
@@ -75,6 +76,6 @@ class HalveJumps:
         t, t_mid, t_end = on_grid(self.times, i, mid, (i + 4).clamp(max=end))
         eps = draw.normal(x0)
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
-        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond)
+        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
         guess: Prediction = student(x_t, t, batch.cond)
         return self.weighting(*errors(guess, target))
