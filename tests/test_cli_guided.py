@@ -139,7 +139,9 @@ def test_a_guided_student_is_halved_by_the_plain_method_and_keeps_its_range(fold
 def test_a_smaller_student_end_to_end(words, folder, cli):
     name = str(len(words))
     teacher = ["--teacher", "t", "--guidance", 3, 3]
-    status, _, err = cli("distill", "guided", *teacher, *GUIDED, *words, "--out", name)
+    status, _, err = cli(
+        "distill", "guided", *teacher, *GUIDED, *words, "--tolerance", 0, "--out", name
+    )
     assert status == 0, err
     student = Pipeline.load(folder / name / "stages" / "0001-steps")
     built, config = recipe(student.denoiser.net)

@@ -47,9 +47,9 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
     few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch", 4, "--features", 8]
     steps = ["--start", 16, "--stop", 4, "--guidance", 1, 3, "--device", "cpu"]
     with pytest.raises(AssertionError, match="halfstep distill reparameterise"):
-        cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps)
+        cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
     assert not (tmp_path / "g").exists()
-    out = cli("distill", "guided", "--teacher", "v", "--out", "g", *few, *steps)
+    out = cli("distill", "guided", "--teacher", "v", "--out", "g", *few, *steps, "--tolerance", 0)
     assert re.search(r"plan +guidance 1 to 3 in one call a step, 16 -> 8 -> 4 steps", out)
     names = sorted(path.name for path in (tmp_path / "g" / "stages").iterdir())
     assert names == ["0004-steps", "0008-steps", "guided"]
@@ -72,7 +72,7 @@ def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
     few = ("--data", "l", "--updates", 2, "--batch", 4, "--device", "cpu")
     cli("train", "denoiser", *few, "--labels", "--drop-labels", 0.3, "--out", "t", *NET)
     steps = ("--start", 16, "--stop", 4, "--guidance", 1, 3, "--halving-updates", 2)
-    cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps)
+    cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
     look = ("--features", "tests.test_latent_runs:pixels", "--samples", 16, "--guidance", 1, 2)
     cli("evaluate", "g", *look, "--baselines", "ddim", "--cost-rounds", 0, "--device", "cpu")
     found = json.loads((tmp_path / "g" / "report.json").read_text())["guided"]
