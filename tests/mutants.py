@@ -467,7 +467,7 @@ MUTANTS = (
     *_of(
         "evaluation/evidence",
         "evidence judging",
-        ("way = asked.full_sampler, asked.full", 'way = "ddim", asked.full'),
+        ("way = teacher, asked.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
     ),
     *_of(
