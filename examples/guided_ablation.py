@@ -29,9 +29,9 @@ class Options:
     """Folder for the runs and results.json; the same command again goes on where it stopped."""
     scales: tuple[float, ...] = (1.0, 2.0, 3.0)
     """Guidance scales: the range goes from the lowest to the highest."""
-    updates: int = 1500
+    updates: int = 1000
     """Of the first stage."""
-    halving_updates: tuple[int, ...] = (150, 200, 300, 350, 350, 350)
+    halving_updates: tuple[int, ...] = (100, 150, 200, 250, 250, 250)
     """Of each halving, 64 steps to 1."""
     n: int = 2000
     """Samples a distance."""
@@ -65,7 +65,10 @@ def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]
     """Those of 8 steps and fewer, for these scales."""
     out = options.out / f"{guidance[0]:g}-{guidance[1]:g}"
     method = GuidedDistillation(
-        guidance=guidance, updates=options.updates, halving_updates=options.halving_updates
+        guidance=guidance,
+        updates=options.updates,
+        halving_updates=options.halving_updates,
+        target_clip=1.0,
     )
     training = Training(
         batch=64, rate=2e-3, optimiser="muon", warmup=40, betas=(0.9, 0.99), clip=1.0, ema=0.98
