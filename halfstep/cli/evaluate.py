@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from halfstep.cli.find import find_pipeline, Official
@@ -20,7 +19,6 @@ from halfstep.cli.judging import (
     guided_of,
     judge_for,
     Kept,
-    read_evidence,
     real_images,
     written,
 )
@@ -28,17 +26,14 @@ from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.reconstructing import (
     encoders_judged,
-    reconstruction_table,
-    refuse_reconstruction,
 )
 from halfstep.cli.runs import describe_data
+from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, Subject, walkable
 from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
-from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.measured import Measured
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
 from halfstep.training.jobs import fingerprint
@@ -75,7 +70,7 @@ def evaluate(argv: Sequence[str]) -> int:
     console = terminal()
     options = parse(Evaluate, argv, prog="halfstep evaluate")
     if options.compare:
-        return _compare(console, [*options.run, *options.compare])
+        return compare(console, [*options.run, *options.compare])
     if len(options.run) != 1:
         raise ConfigError(
             f"evaluate takes one run, got {len(options.run)}: write halfstep evaluate RUN, or "
@@ -150,49 +145,6 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
         )
 
 
-def print_rows(console: Console, found: dict[str, Any]) -> None:
-    """The table: every way of sampling, with intervals, and the floor under all of them."""
-    if "reconstruction" in found:
-        return _print(console, reconstruction_table(found["reconstruction"]))
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in found["rows"]:
-        ratio, same = row["ratio"], row["fidelity"]
-        table.add_row(
-            row["name"],
-            str(row["calls"]),
-            str(Interval(**row["distances"]["frechet_distance"])),
-            str(Interval(**ratio)) if ratio else "",
-            str(Interval(**same["rmse"])) if same else "",
-            style={"student": "bold green", "baseline": "dim"}.get(row["who"], ""),
-        )
-    _print(console, table)
-    floor, n = found["measure"]["floor"], found["measure"]["samples"]
-    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
-
-
-def print_guided(console: Console, guided: dict[str, Any]) -> None:
-    """The students against the guided teacher, a block for every scale."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "guidance", "calls", "to guided teacher", "/ its own", "rmse"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in guided["rows"]:
-        ratio, rmse = row["times_floor"], row["rmse"]
-        table.add_row(
-            row["name"],
-            f"{row['guidance']:g}",
-            str(row["calls"]),
-            str(Interval(**row["distance"])),
-            str(Interval(**ratio)) if ratio else "",
-            str(Interval(**rmse)) if rmse else "",
-            style="bold green" if row["who"] == "student" else "",
-        )
-    _print(console, table)
-    n = guided["reference"]["samples"]
-    say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
-
-
 def scales_of(
     asked: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
 ) -> tuple[float, ...]:
@@ -210,15 +162,6 @@ def scales_of(
     if set(asked.guidance) - {1.0}:
         refuse_unguided(teacher)
     return asked.guidance
-
-
-def _print(console: Console, table: Table) -> None:
-    """At its own width: lines that are longer than the terminal's lose no digit."""
-    width = console.width
-    endless = console.options.update(width=10_000)
-    console.width = max(width, console.measure(table, options=endless).maximum)
-    console.print(table)
-    console.width = width
 
 
 def _full(kept: Kept, teacher: Pipeline) -> int:
@@ -306,63 +249,3 @@ def _times(kept: Kept, teacher: Pipeline, students: list[Pipeline]) -> Times:
         return ()
     own = tuple(asked.get("times", ()))
     return own or grid(asked.get("grid", "uniform"), asked["start"], teacher.denoiser.schedule)
-
-
-def _compare(console: Console, folders: Sequence[Path]) -> int:
-    """Students of several runs at equal calls, the first run's the measure."""
-    if len(folders) < 2:
-        raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
-    found = [read_evidence(folder)[0] for folder in folders]
-    for folder, one in zip(folders, found, strict=True):
-        refuse_reconstruction(one, str(folder))
-    teachers = [_measured(one, one["rows"][0]) for one in found]
-    for teacher in teachers:  # before anything is said, and where no two students meet
-        teacher.check_comparable(teachers[0])
-    students = [_students(one) for one in found]
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("calls", *map(str, folders)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for count in sorted({count for one in students for count in one}, reverse=True):
-        table.add_row(str(count), *_cells([one.get(count) for one in students]))
-    table.add_row("teacher", *_cells(teachers))
-    _print(console, table)
-    say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
-    return 0
-
-
-def _cells(cells: Sequence[Measured | None]) -> list[str]:
-    """The first as it is, each other with its ratio to the first, if that is surely above 0."""
-    first, said = cells[0], []
-    for k, cell in enumerate(cells):
-        if cell is None:
-            said.append("-")
-        elif k == 0 or first is None:
-            said.append(str(cell.interval))
-        elif min(first.interval.low, first.interval.value) <= 0:
-            said.append(f"{cell.interval} = ? x")
-        else:
-            said.append(f"{cell.interval} = {cell.over(first)} x")
-    return said
-
-
-def _students(found: dict[str, Any]) -> dict[int, Measured]:
-    """By network calls."""
-    rows = [row for row in found["rows"] if row["who"] == "student"]
-    return {row["calls"]: _measured(found, row) for row in rows}
-
-
-def _measured(found: dict[str, Any], row: dict[str, Any]) -> Measured:
-    """A row's distance, and how it was measured."""
-    how = found["measure"]
-    return Measured(
-        Interval(**row["distances"]["frechet_distance"]),
-        "Fréchet distance",
-        how["features"],
-        how["digest"],
-        how["preprocessing"],
-        how["samples"],
-        how["data"],
-        how["real"],
-        how["floor"],
-        how.get("guidance", 1.0),
-    )

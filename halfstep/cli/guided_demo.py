@@ -10,12 +10,12 @@ from rich.console import Console
 from halfstep import storage
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
-from halfstep.cli.evaluate import print_guided
 from halfstep.cli.judging import cost_of, guided_of, judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
+from halfstep.cli.tables import print_guided
 from halfstep.data import Data, load
 from halfstep.evaluation import digits_features, Evaluation, Subject
 from halfstep.evaluation.guided import guided_steps, SCALES
