@@ -24,7 +24,7 @@ from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.evidence import counted, Evaluation, FORMAT, gather, Rows, Subject
 from halfstep.evaluation.features import Features, features as named_features
-from halfstep.evaluation.guided import guided_evidence, GuidedSubject
+from halfstep.evaluation.guided import guided_evidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
@@ -213,9 +213,9 @@ def written(
     here = environment(str(next(subject.teacher.denoiser.parameters()).device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     if (guided := guided_of(subject, asked)) is not None:
-        found["guided"], more = guided_evidence(
-            guided, judge, asked.guidance or (asked.scale,), shown=asked.shown
-        )
+        own = guided.students[0].guidance or (1.0, 1.0)
+        scales = table_scales(own, asked.guidance)
+        found["guided"], more = guided_evidence(guided, judge, scales, shown=asked.shown)
         pictures |= more
     found["verdict"] = guided_verdict(found["guided"]) if guided else verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
