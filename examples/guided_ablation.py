@@ -2,7 +2,7 @@
 
 The ablation of Meng et al. 2023, on handwritten digits: the same teacher, the same updates for every
 student, and each held against the guided teacher at its scale.  One student for the range costs one
-training, the others one each.  docs/results/guided.md has the table of a full run.
+training, the others one each.
 
     python examples/guided_ablation.py --out runs/guided-ablation
 """

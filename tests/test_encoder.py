@@ -304,7 +304,7 @@ def test_weights_that_forget_eps_are_refused(weighting):
 
 
 def test_clipped_targets_are_refused():
-    with pytest.raises(ConfigError, match="an encoder starts at t = 0.* leave target_clip out"):
+    with pytest.raises(ConfigError, match=r"an encoder starts at t = 0.* leave target_clip out"):
         Encoder(target_clip=1.0)
     assert Progressive(weighting="constant").weighting == "constant"
 
