@@ -28,7 +28,7 @@ from halfstep.cli import main, VERBS
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
-from halfstep.cli.distill import ahead, Distill, Halving, plan, total_updates
+from halfstep.cli.distill import ahead, Distill, Guiding, Halving, Jumping, plan, total_updates
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.latents import Encode
@@ -60,6 +60,8 @@ KINDS = {
     "report": Report,
     **{f"distill {name}": Distill[method] for name, method in METHODS.items()},
     "distill progressive": Halving,
+    "distill guided": Guiding,
+    "distill stochastic": Jumping,
 }
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]
