@@ -5,16 +5,14 @@ is eps~ = [(kappa_m - kappa_t) eps_1 + (kappa_e - kappa_m) eps_2] / (kappa_e - k
 the grid read backwards.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from halfstep.denoiser import Teacher
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
 from halfstep.methods.progressive import Halve, Progressive
 from halfstep.samplers.encode import refuse_blind_to_noise
-from halfstep.timegrids import grid
+from halfstep.timegrids import Times
 from halfstep.weighting import forgets_eps, WEIGHTINGS
 
 
@@ -38,16 +36,10 @@ class Encoder(Progressive):
                 "starts: write weighting='snr+1', 'truncated-snr' or 'snr'"
             )
 
-    def stages(self, teacher: Teacher) -> Iterator[Stage]:
-        times = self.times or grid(self.grid, self.start, teacher.schedule)
+    def refuse(self, teacher: Teacher, times: Times) -> None:
+        """`ConfigError` for a teacher that cannot walk this grid from its end."""
         refuse_blind_to_noise(teacher, times[-1])
-        weighting = WEIGHTINGS[self.weighting]
-        for halving, steps in enumerate(self.counts):
-            student = teacher.twin()  #                                        theta <- eta
-            # t = i / N, i ~ {0, ..., N - 1}: the grid read backwards.
-            halve = Halve(teacher.freeze(), times[::-1], weighting)
-            times = times[::2]  #                                              N <- N / 2
-            updates = self.updates_for(halving, steps)
-            name = f"{steps:04d}-steps"
-            yield Stage(name, student, halve, updates, times, made_for=self.made_for)
-            teacher = student  #                                               eta <- theta
+
+    def objective(self, teacher: Teacher, times: Times) -> Halve:
+        """What the student of a teacher on this grid learns: t = i / N, i ~ {0, ..., N - 1}."""
+        return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])

@@ -99,15 +99,22 @@ class Progressive:
 
     def stages(self, teacher: Teacher) -> Iterator[Stage]:
         times = self.times or grid(self.grid, self.start, teacher.schedule)
-        refuse_blind(teacher, times[0])
-        weighting, halving = WEIGHTINGS[self.weighting], 0
-        while len(times) > self.stop + 1:
+        self.refuse(teacher, times)
+        for halving, steps in enumerate(self.counts):
             student = teacher.twin()  #                                        theta <- eta
-            halve = Halve(teacher.freeze(), times, weighting, self.target_clip or None)
+            halve = self.objective(teacher.freeze(), times)
             times = times[::2]  #                                              N <- N / 2
-            updates = self.updates_for(halving, len(times) - 1)
-            yield Stage(f"{len(times) - 1:04d}-steps", student, halve, updates, times)
-            teacher, halving = student, halving + 1  #                         eta <- theta
+            name, updates = f"{steps:04d}-steps", self.updates_for(halving, steps)
+            yield Stage(name, student, halve, updates, times, made_for=self.made_for)
+            teacher = student  #                                               eta <- theta
+
+    def refuse(self, teacher: Teacher, times: Times) -> None:
+        """`ConfigError` for a teacher that cannot walk this grid."""
+        refuse_blind(teacher, times[0])
+
+    def objective(self, teacher: Teacher, times: Times) -> "Halve":
+        """What the student of a teacher on this grid learns."""
+        return Halve(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
 
     def updates_for(self, halving: int, steps: int) -> int:
         """Updates of the halving that ends at so many steps: the paper doubles the last two."""
@@ -140,13 +147,17 @@ class Halve:
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         x0 = batch.x0
-        i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
-        t, t_mid, t_end = on_grid(self.times, i, i + 1, i + 2)
+        t, t_mid, t_end = self.walked(draw)
         eps = draw.normal(x0)
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
         target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
         guess: Prediction = student(x_t, t, batch.cond)
         return self.weighting(*errors(guess, target))
+
+    def walked(self, draw: Draw) -> tuple[Tensor, ...]:
+        """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
+        i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
+        return on_grid(self.times, i, i + 1, i + 2)
 
 
 def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
