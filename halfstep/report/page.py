@@ -8,14 +8,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from halfstep import storage
 from halfstep.errors import ConfigError, DataError
 from halfstep.report import numbers, verdict as words
 from halfstep.report.figures import figures
 from halfstep.report.grids import sheets
 from halfstep.report.guided import shown, table
 from halfstep.report.svg import COLOURS
-from halfstep.report.templates import template
+from halfstep.report.templates import template, write_page
 from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
 
 FORMAT = 1
@@ -46,17 +45,8 @@ def write_report(
     for evidence of another format and for a page of 5 MB or more.
     """
     page = render(evidence, pictures)
-    size = len(page.encode())
-    if size >= LIMIT:
-        raise ConfigError(
-            f"the report would have {size:,} bytes and is to stay under {LIMIT:,}: give it fewer pictures "
-            "or a shorter configuration"
-        )
-    path = run / "report.html"
-    with storage.writing(path):
-        run.mkdir(parents=True, exist_ok=True)
-    storage.write_text(path, page)
-    return path
+    instead = "give it fewer pictures or a shorter configuration"
+    return write_page(run / "report.html", page, limit=LIMIT, name="the report", instead=instead)
 
 
 def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> str:

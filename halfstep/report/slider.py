@@ -11,14 +11,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.report import numbers
 from halfstep.report.grids import LARGEST, png, reduced, SMALL
 from halfstep.report.guided import Shown, shown, Table, table
 from halfstep.report.page import check
 from halfstep.report.svg import COLOURS
-from halfstep.report.templates import template
+from halfstep.report.templates import template, write_page
 
 LIMIT = 8_000_000
 BUDGET = LIMIT - 400_000
@@ -50,17 +49,9 @@ def write_slider(
     page = render(evidence, pictures)
     if page is None:
         return None
-    size = len(page.encode())
-    if size >= LIMIT:
-        raise ConfigError(
-            f"the page of sliders would have {size:,} bytes and is to stay under {LIMIT:,}: give it fewer "
-            "seeds, scales or students"
-        )
+    instead = "give it fewer seeds, scales or students"
     path = folder / "slider.html"
-    with storage.writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-    storage.write_text(path, page)
-    return path
+    return write_page(path, page, limit=LIMIT, name="the page of sliders", instead=instead)
 
 
 def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> str | None:

@@ -2,15 +2,31 @@
 
 import re
 from functools import cache
+from pathlib import Path
 
 import jinja2
 
+from halfstep import storage
+from halfstep.errors import ConfigError
 from halfstep.report import numbers
 
 
 def template(name: str) -> jinja2.Template:
     """A template of this folder; a name that it uses and is not given is an error."""
     return _world().get_template(name)
+
+
+def write_page(path: Path, page: str, *, limit: int, name: str, instead: str) -> Path:
+    """Write a page whole or not at all, and say where it is; `ConfigError` from `limit` bytes on."""
+    size = len(page.encode())
+    if size >= limit:
+        raise ConfigError(
+            f"{name} would have {size:,} bytes and is to stay under {limit:,}: {instead}"
+        )
+    with storage.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_text(path, page)
+    return path
 
 
 @cache
