@@ -152,3 +152,11 @@ def everything(out):
     """Every file of a folder: its path and bytes."""
     found = sorted(path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): path.read_bytes() for path in found}
+
+
+def refused(got, words):
+    """One sentence that says this, and status 2, of what was typed."""
+    status, _, err = got
+    assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
+    assert words in err, err
+    return True

@@ -22,7 +22,7 @@ from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
-from tests.runs import everything
+from tests.runs import everything, refused
 from tests.test_cli_published import CODEC
 
 HUGE = "imagenet256_uvit_huge"
@@ -89,13 +89,6 @@ def cli(made, tmp_path, monkeypatch, capsys):
         return status, printed.out, printed.err
 
     return run
-
-
-def refused(got, words):
-    status, _, err = got
-    assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
-    assert words in err, err
-    return True
 
 
 def from_model(verb, out, *more):

@@ -15,6 +15,7 @@ from halfstep.cli import main
 from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
+from tests.runs import refused
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 QUICK = ["--samples", 64, "--split-samples", 40, "--cost-rounds", 1, "--baselines", "ddim", "heun"]
@@ -70,14 +71,6 @@ def digits(tmp_path_factory):
     assert typed(["distill", "progressive", *DIGITS, "--out", out, *words]) == 0
     assert typed(["evaluate", out, *QUICK, "--shown", 5]) == 0
     return out
-
-
-def refused(got, words):
-    """One sentence that says this, and status 2."""
-    status, _, err = got
-    assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
-    assert words in err, err
-    return True
 
 
 def halve(moons, out, *words):

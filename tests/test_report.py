@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,6 +14,7 @@ from halfstep.report import grids, page
 from halfstep.report.numbers import big, DASH, exact, figure, MINUS, percent, places, ratio, seconds
 from halfstep.report.page import render, write_report
 from halfstep.report.verdict import against_baseline, caution, rows_of, verdict
+from tests.browser import needs_chromium, opened
 from tests.evidence import evidence, measured, pictures
 
 VOID = {"meta", "link", "img", "br", "input", "col"}
@@ -475,9 +474,7 @@ def test_numbers():
 # ---- a browser
 
 
-@pytest.mark.skipif(
-    not shutil.which("chromium"), reason="no chromium here: the page was not opened"
-)
+@needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_a_word_of_complaint(width, tmp_path, text):
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
@@ -489,22 +486,9 @@ def test_a_browser_shows_it_without_a_word_of_complaint(width, tmp_path, text):
         document.title = [root.clientWidth, root.scrollWidth, seen("svg").length, seen("img").filter(
             e => e.naturalWidth == 8).length, seen("svg text").length].join(" ") }}</script>"""
     )
-    done = subprocess.run(
-        [
-            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", "--allow-file-access-from-files", "--window-size=1400,900"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"),
-            *("--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
+    dom = opened(tmp_path / "frame.html", tmp_path / "profile")
     width_inside, wide, drawings, shown, words = map(
-        int, re.search("<title>(.*)</title>", done.stdout)[1].split()
+        int, re.search("<title>(.*)</title>", dom)[1].split()
     )
     assert wide <= width_inside <= width
     assert (drawings, shown) == (4, 72) and words > 30

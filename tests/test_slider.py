@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from io import BytesIO
@@ -18,6 +16,7 @@ from halfstep.report import page, slider
 from halfstep.report.guided import shown, table
 from halfstep.report.numbers import DASH
 from halfstep.report.slider import render, write_slider
+from tests.browser import needs_chromium, opened
 from tests.evidence import evidence, FINE, FULL, guided, guided_pictures, SCALES, TIMES
 from tests.test_report import Page
 
@@ -334,28 +333,13 @@ const root = d.documentElement, inside = [get("sliders"), get("student-picture")
 document.title = JSON.stringify([root.clientWidth, root.scrollWidth, inside, seen]) }}</script>"""
 
 
-@pytest.mark.skipif(
-    not shutil.which("chromium"), reason="no chromium here: the page was not opened"
-)
+@needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_moves_the_sliders(width, tmp_path, text):
     (tmp_path / "slider.html").write_text(text, encoding="utf-8")
     (tmp_path / "frame.html").write_text(HARNESS.format(width=width))
-    done = subprocess.run(
-        [
-            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", "--allow-file-access-from-files", "--window-size=1400,1000"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"),
-            *("--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    title = re.search("<title>(.*)</title>", done.stdout)[1]
+    dom = opened(tmp_path / "frame.html", tmp_path / "profile")
+    title = re.search("<title>(.*)</title>", dom)[1]
     inner, wide, inside, seen = json.loads(title)
     assert wide <= inner <= width and inside == [True, True]
     name = "10 samples of the student, {}, guidance scale {}"
