@@ -542,6 +542,10 @@ MUTANTS = (
         ("first = look(x_t, t)", "first = teacher(x_t, t, cond)"),
         ("self.target_clip or None", "None"),
         ("t_end, batch.cond, clip=self.clip", "t_end, batch.cond"),
+        ("forgiven(guess, target, self.clip)", "guess.clipped(x_t, level, self.clip)"),
+        ("clamp(-clip, clip) == target.x0", "clamp(-clip, clip) != target.x0"),
+        ("clamp(-clip, clip) == target.x0", "abs() > clip"),
+        ("torch.where(same, target.eps, guess.eps)", "guess.eps"),
         ("torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))", "second.x0"),
         ("torch.lerp(first.eps, second.eps", "torch.lerp(second.eps, first.eps"),
         (

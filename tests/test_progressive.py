@@ -9,12 +9,12 @@ from torch import nn
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import METHODS, Progressive, Reparameterise, two_step_target
-from halfstep.methods.progressive import Halve, on_grid, shares
+from halfstep.methods import METHODS, Progressive, Reparameterise, Stochastic, two_step_target
+from halfstep.methods.progressive import forgiven, Halve, on_grid, shares
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.samplers import sample, start
-from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import arriving, Cosine, Karras, Level, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import grid, karras, uniform
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
@@ -273,6 +273,38 @@ def test_halving_learns_clipped_targets_where_it_is_told_to():
         exact = Exactly(teacher, uniform(4), bound)
         losses[target_clip] = stage.objective(exact, batch, Draw.all(seeded(1), 5))
     assert losses[bound].max() < 1e-20 < 1e-3 < losses[0.0].max()
+
+
+def test_errors_that_a_clipping_sampler_never_sees_cost_nothing():
+    """Pixel by pixel: target on the bound or within it, guess within, on or behind it."""
+    target, guess = (0.5, -0.5, 0.5, -0.5, 0.2), (0.9, -0.9, -0.9, -0.2, 0.9)
+    x_t, level = torch.full((1, 5), 0.1), Level(torch.tensor(0.6), torch.tensor(0.8))
+    guess, target = (Prediction.from_x0(torch.tensor([x]), x_t, level) for x in (guess, target))
+    guess.x0.requires_grad_()
+    found = forgiven(guess, target, 0.5)
+    missed = (found.x0 - target.x0)[0].tolist()
+    assert missed == pytest.approx([0, 0, -1.4, 0.3, 0.7])
+    assert (found.eps - target.eps)[0].tolist() == pytest.approx([-0.75 * miss for miss in missed])
+    found.x0.sum().backward()
+    assert guess.x0.grad[0].tolist() == [0, 0, 1, 1, 1]  # a guess on the wrong side can come back
+
+
+@pytest.mark.parametrize("method", [Progressive, Stochastic], ids=named)
+def test_a_copy_of_a_teacher_behind_the_bound_has_nothing_to_learn(method):
+    """The first steps of a halving: a fresh student is not clipped, its teacher's steps are."""
+    teacher, loss = Denoiser(Behind(), Cosine(), X0()), {}
+    batch = Batch(torch.randn(5, 2, 3, generator=seeded()))
+    for target_clip in (0.3, 0.6):
+        (stage,) = method(start=8, stop=4, target_clip=target_clip).stages(teacher)
+        loss[target_clip] = stage.objective(stage.student, batch, Draw.all(seeded(1), 5))
+    assert loss[0.3].max() == 0 < 5e-5 < loss[0.6].max()
+
+
+class Behind(nn.Module):
+    """x0 is near .5 or near -.5, on the side of x."""
+
+    def forward(self, x, t, cond=None):
+        return 0.5 * x.sign() + 0.1 * x.sin()
 
 
 class Exactly(Composed):

@@ -41,7 +41,8 @@ class Progressive:
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
     target_clip: float = 0.0
     """Teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip] at every
-    step, as guided pixels need; 0 leaves targets as they are (the paper)."""
+    step, as guided pixels need, to a student that is clipped as well; 0 leaves targets as they are (the
+    paper)."""
     made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:
@@ -152,12 +153,26 @@ class Halve:
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
         target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
         guess: Prediction = student(x_t, t, batch.cond)
+        if self.clip is not None:
+            guess = forgiven(guess, target, self.clip)
         return self.weighting(*errors(guess, target))
 
     def walked(self, draw: Draw) -> tuple[Tensor, ...]:
         """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
         return on_grid(self.times, i, i + 1, i + 2)
+
+
+def forgiven(guess: Prediction, target: Prediction, clip: float) -> Prediction:
+    """The guess without its errors beyond [-clip, clip], which a sampler that clips never sees.
+
+    Where the target lies on the bound and the guess behind it, the two clip to the same pixel and the
+    guess is the target; everywhere else it is itself, and keeps its gradient.
+    """
+    same = guess.x0.clamp(-clip, clip) == target.x0
+    return Prediction(
+        torch.where(same, target.x0, guess.x0), torch.where(same, target.eps, guess.eps)
+    )
 
 
 def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
