@@ -1,14 +1,12 @@
 """Losses between features: vectors [B, D], tokens [B, N, D] or maps [B, C, H, W]."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.errors import ConfigError, unknown
+from halfstep.errors import ConfigError
 from halfstep.losses.arguments import both, reduced, Reduction
-from halfstep.losses.relations import Form
+from halfstep.losses.relations import check_form, Form
 
 
 def feature_match(
@@ -52,8 +50,7 @@ def attention_transfer(
     the authors run, the mean square of it.  Channels may differ in number, positions may not.  Raises
     ConfigError.
     """
-    if form not in get_args(Form):
-        raise unknown("form", form, get_args(Form))
+    check_form(form)
     s, t = both("features", student, teacher)
     a, b = _attention(s), _attention(t)
     if a.shape != b.shape:
