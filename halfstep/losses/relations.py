@@ -95,7 +95,7 @@ def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
 def _with_eps(x: Tensor, y: Tensor) -> Tensor:
     """The same as DIST's authors compute it."""
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
     return (x * y).sum(-1) / (norms + EPS)
 
 
