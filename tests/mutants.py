@@ -608,6 +608,7 @@ MUTANTS = (
         "losses/features",
         "feature_losses",
         ("for x in (s - t, t))", "for x in (s - t, s))"),
+        ("torch.where(kept, x, 0).square()", "torch.where(kept, x.square(), 0)"),
         ("error.sum(-1) / count.clamp(min=1)", "error.sum(-1) / error.shape[1]"),
         ("energy.sum(-1) / count.clamp(min=1)", "energy.sum(-1)"),
         ("torch.where(power > 0, power, 1)", "power"),

@@ -32,7 +32,8 @@ def feature_match(
         )
     s, t = both("features", student, teacher)
     kept = torch.ones_like(s, dtype=torch.bool) if mask is None else _spread(mask, s)
-    error, energy = (torch.where(kept, x.square(), 0).flatten(1) for x in (s - t, t))
+    # Masked before it is squared: a nan that does not count has no gradient either.
+    error, energy = (torch.where(kept, x, 0).square().flatten(1) for x in (s - t, t))
     count = kept.flatten(1).sum(-1)
     values = error.sum(-1) / count.clamp(min=1)
     if normalise:
