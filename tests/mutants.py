@@ -596,7 +596,7 @@ MUTANTS = (
         ("correlation(q.T, p.T)", "correlation(q, p)"),
         ("(_with_eps, scale**2)", "(_with_eps, scale)"),
         ("(norms + EPS)", "norms"),
-        ("torch.where(flat_x | flat_y, 0,", "torch.where(flat_x, 0,"),
+        ("torch.where(flat, 1, norm)", "norm"),
         ("norm <= 8 *", "norm < 0 *"),
         ("len(distances) * (len(distances) - 1)", "len(distances) * len(distances)"),
         ("torch.where(mean > 0, mean, 1)", "mean"),

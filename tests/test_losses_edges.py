@@ -189,7 +189,7 @@ def test_without_any_label_there_is_no_hard_term():
 def test_what_does_not_vary_correlates_by_nothing():
     """A student of zeros, as from a head of zeros: no division by what rounding leaves."""
     for dtype in (torch.float32, torch.float64):
-        flat, teacher = torch.zeros(B, 10, dtype=dtype), made(B, 10, dtype=dtype)
+        flat, teacher = torch.zeros(B, 11, dtype=dtype), made(B, 11, dtype=dtype)
         loss, grad = finite("dist", flat, teacher)
         assert loss == 2 and (grad == 0).all()
         loss, _ = finite("dist", teacher, flat)

@@ -47,7 +47,7 @@ def plain_distance(s):
     return F.smooth_l1_loss(apart(s), apart(T))
 
 
-def plain_angle(s):
+def plain_angle(s, whole=True):
     def cosines(x):
         return torch.stack(
             [
@@ -59,7 +59,8 @@ def plain_angle(s):
             ]
         )
 
-    return F.smooth_l1_loss(cosines(s), cosines(T), reduction="sum") / B**3
+    each = F.smooth_l1_loss(cosines(s), cosines(T), reduction="none").reshape(B, -1).sum(-1) / B**2
+    return each.mean() if whole else each
 
 
 PLAIN = {
@@ -117,3 +118,8 @@ def test_value_and_gradient_are_the_plain_formulas(name):
     ours = S.clone().requires_grad_()
     loss(student=ours, **given).backward()
     torch.testing.assert_close(ours.grad, s.grad, rtol=0, atol=1e-12)
+
+
+def test_an_angle_belongs_to_its_vertex():
+    each = losses.relational_angle(student=S, teacher=T, reduction="none")
+    torch.testing.assert_close(each, plain_angle(S, whole=False), rtol=0, atol=1e-12)

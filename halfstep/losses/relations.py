@@ -80,16 +80,15 @@ EXACT = "donot_use_mm_for_euclid_dist"
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone."""
-    (x, flat_x), (y, flat_y) = _direction(x), _direction(y)
-    return torch.where(flat_x | flat_y, 0, (x * y).sum(-1))
+    return (_direction(x) * _direction(y)).sum(-1)
 
 
-def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less their means, of length 1, and whether nothing but rounding was left of them."""
+def _direction(x: Tensor) -> Tensor:
+    """Rows less their means, of length 1; 0 where only rounding is left of them."""
     moved = x - x.mean(-1, keepdim=True)
-    norm = torch.linalg.vector_norm(moved, dim=-1)
-    flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1)
-    return moved / torch.where(flat, 1, norm)[:, None], flat
+    norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+    flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(flat, 0, moved / torch.where(flat, 1, norm))
 
 
 def _with_eps(x: Tensor, y: Tensor) -> Tensor:
