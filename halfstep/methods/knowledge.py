@@ -134,6 +134,7 @@ class Distil:
         labels = None if batch.cond is None else batch.cond.label
         return Seen(logits, answer, labels, mine, theirs)
 
+    @torch.no_grad()
     def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, Any]:
         """Each term by name, its weight at this time, and how often both choose the same class."""
         seen = self.see(student, batch)

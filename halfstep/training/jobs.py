@@ -139,6 +139,11 @@ def train_classifier(
     ).eval()
 
 
+def read_classifier(classifier: nn.Module, folder: Path) -> None:
+    """Give a classifier the weights that `save_classifier` wrote."""
+    load_weights(classifier, folder / "classifier")
+
+
 def distill_classifier(
     teachers: Teachers | Sequence[nn.Module] | nn.Module,
     student: nn.Module,
@@ -331,11 +336,6 @@ def _continued(first: Stage, walk: Iterator[Stage]) -> Iterator[Stage]:
     yield first
     del first  # or its student would stay in memory while all the others are trained
     yield from walk
-
-
-def read_classifier(classifier: nn.Module, folder: Path) -> None:
-    """Give a classifier the weights that `save_classifier` wrote."""
-    load_weights(classifier, folder / "classifier")
 
 
 def load_weights(module: nn.Module, stem: Path) -> None:
