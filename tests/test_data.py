@@ -132,7 +132,7 @@ def test_values_that_cannot_be(values, words):
     "labels, names, words",
     [
         ([0, 1, 2, 3], (), "5 samples but 4 labels"),
-        ([0, 1, 2, -1, 0], (), "got -1"),
+        ([0, 1, 2, -2, 0], (), "got -2"),
         ([0, 1, 2, 3, 0], ("a", "b", "c"), "label 3"),
         ([0.0, 1.0, 2.0, 3.0, 0.0], (), "float"),
         ([[0], [1], [2], [1], [0]], (), "[5, 1]"),

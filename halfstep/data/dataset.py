@@ -16,7 +16,7 @@ class Dataset:
     """Values and labels, one row a sample; refuses what cannot be trained on.
 
     values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]
-    labels   int64 [N], the class of each, or None
+    labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
     names    of the classes, or () where they have none
     flip     `drawn` mirrors images left to right at random
     """
@@ -54,6 +54,16 @@ class Dataset:
         return len(self.names) or int(self.labels.max()) + 1
 
     @property
+    def unlabelled(self) -> int:
+        """How many samples have no label."""
+        return len(self) if self.labels is None else int((self.labels < 0).sum())
+
+    @property
+    def views(self) -> int | None:
+        """How many views `drawn` chooses from; None where every draw is another."""
+        return 2 if self.flip else 1
+
+    @property
     def nbytes(self) -> int:
         """What `to` would move."""
         return self.values.nbytes
@@ -66,23 +76,25 @@ class Dataset:
         return replace(self, values=self.values.to(device), labels=labels)
 
     def batch(self, rows: Tensor, flips: Tensor | None = None) -> Batch:
-        """These rows as float32 in [-1, 1], with their labels.
+        """These rows as float32 in [-1, 1], with their labels; view 1 is the mirror image.
 
         rows    int64 [B]
         flips   bool [B]: mirror these; None mirrors none
         """
         rows = rows.to(self.values.device)
-        x0 = self.values[rows]
+        x0, views = self.values[rows], torch.zeros_like(rows)
         if flips is not None:
             if not self.is_images or flips.shape != rows.shape or flips.dtype != torch.bool:
                 raise DataError(
                     f"flips are bool [{len(rows)}] and for images [C, H, W], got {flips.dtype} "
                     f"{list(flips.shape)} for samples of shape {list(self.shape)}: write flips=None"
                 )
-            x0 = torch.where(flips.to(x0.device)[:, None, None, None], x0.flip(-1), x0)
+            views = flips.to(x0.device).long()
+            x0 = torch.where(views[:, None, None, None] > 0, x0.flip(-1), x0)
         if x0.dtype == torch.uint8:
             x0 = x0.float().div_(127.5).sub_(1)
-        return Batch(x0, None if self.labels is None else Cond(label=self.labels[rows]))
+        cond = None if self.labels is None else Cond(label=self.labels[rows])
+        return Batch(x0, cond, rows, views)
 
     def drawn(self, rows: Tensor, draw: Draw) -> Batch:
         """These rows as training sees them; with `flip` half of them, at random, are mirrored."""
@@ -134,8 +146,8 @@ def _check_labels(labels: Tensor, samples: int, names: tuple[str, ...]) -> None:
     if len(labels) != samples:
         raise DataError(f"{samples} samples but {len(labels)} labels: give every sample one")
     low, high = (int(end) for end in torch.aminmax(labels))
-    if low < 0:
-        raise DataError(f"labels count from 0, got {low}: leave unlabelled samples out")
+    if low < -1:
+        raise DataError(f"labels count from 0, got {low}: write -1 for a sample without a label")
     if names and high >= len(names):
         raise DataError(
             f"label {high} has no name among {len(names)} classes: labels are 0 to {len(names) - 1}"
