@@ -25,7 +25,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
 from halfstep.noise import key
 from halfstep.pipeline import Pipeline
-from halfstep.training.kept_answers import kept_answers, Tell
+from halfstep.training.kept_answers import kept_answers
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
@@ -156,13 +156,11 @@ def distill_classifier(
     training: Training | None = None,
     job: Job | None = None,
     answers: Path | str | None = None,
-    tell: Tell = lambda done, all: None,
 ) -> nn.Module:
     """Teach a classifier what another one, or several, answer; returns the student, trained in place.
 
     write, read  how a student lies on disk
     answers      a folder that keeps the teacher's answers; None asks it every time
-    tell         told how many of them there are, while they are asked
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
@@ -177,10 +175,7 @@ def distill_classifier(
     teacher.to(device), student.to(device)
     kept = None
     if answers is not None and method.asks_teacher:
-        # All wait for the first one, which asks; then each reads what it wrote.
-        made = partial(kept_answers, Path(answers), teacher, data, device=device)
-        processes.first_says(lambda: made(tell=tell) and None)
-        kept = made()
+        kept = kept_answers(Path(answers), teacher, data, device=device)
     torch.manual_seed(key(training.seed, 1))  # projectors'
     example = data.batch(torch.arange(1)).x0.to(device)
     stages = method.stages(teacher, student, example=example, answers=kept)

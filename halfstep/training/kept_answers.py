@@ -72,7 +72,7 @@ def kept_answers(
     with _alone(folder):
         _refuse_foreign(folder, about)
         for view in range(views):
-            stem = folder / f"view-{view:04d}"
+            stem = _stem(folder, view)
             if not stem.with_suffix(".json").exists():
                 found = _asked(teacher, data, view, device, tell, views)
                 storage.save(stem, {"logits": found}, about)
@@ -81,6 +81,17 @@ def kept_answers(
     answers = KeptAnswers(torch.stack(tables).to(device))
     _compare(answers, teacher, data, device, folder)
     return answers
+
+
+def missing(folder: Path, data: Data) -> int:
+    """How many of the views are not there yet."""
+    return sum(
+        not _stem(folder, view).with_suffix(".json").exists() for view in range(views_of(data))
+    )
+
+
+def _stem(folder: Path, view: int) -> Path:
+    return folder / f"view-{view:04d}"
 
 
 def views_of(data: Data) -> int:
