@@ -38,7 +38,7 @@ class Taught:
     """Teachers and student."""
 
     teacher: tuple[Path, ...] = ()
-    """Folders of classifiers, or the runs that made them; several answer as the mean of their probabilities."""
+    """Folders of classifiers, or of their runs; several answer as the mean of their probabilities."""
     teacher_net: str | None = None
     """package.module:function, if a teacher's network is one of your own."""
     net: str = "shallow"
@@ -52,8 +52,8 @@ class Objective:
     """What is learnt."""
 
     recipe: str = "hinton"
-    """hinton, report, keras, deit-hard, patient-teacher, logits, tang, decoupled, dist, standardised, features, or
-    package.module:function of your own."""
+    """hinton, report, keras, deit-hard, patient-teacher, logits, tang, decoupled, dist, standardised,
+    features, or package.module:function of your own."""
     recipe_config: dict[str, str] = field(default_factory=dict)
     """Its own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
     updates: int = 5_000

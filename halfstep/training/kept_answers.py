@@ -4,7 +4,7 @@
     FOLDER/view-0000.json          whose they are, of what data, and a checksum
 
 Training with them gives the weights that it gives without, to the bit: a teacher answers in padded blocks
-of one size, and before they are used some are compared with what it answers now.
+of one size (`Teachers.settled`), and before they are used some are compared with what it answers now.
 """
 
 import fcntl
@@ -59,6 +59,7 @@ def kept_answers(
     answered or of other data; `CheckpointError` for damaged files.
     """
     views = views_of(data)
+    settle(teacher, data, device)
     about = {
         "teacher": teacher.digest,
         "data": data.fingerprint(),
@@ -66,7 +67,7 @@ def kept_answers(
         "augmentation": said_of(data),
         "samples": len(data),
         "dtype": "float32",
-        "rows at a time": ROWS,
+        "rows at a time": teacher.rows,
     }
     tables = list[Tensor]()
     with _alone(folder):
@@ -81,6 +82,12 @@ def kept_answers(
     answers = KeptAnswers(torch.stack(tables).to(device))
     _compare(answers, teacher, data, device, folder)
     return answers
+
+
+def settle(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
+    """Whether the teacher can be asked many rows at a time; if not, it is asked one by one from now on."""
+    some = data.batch(torch.arange(ROWS) % len(data)).x0
+    return teacher.settled(some.to(device))
 
 
 def missing(folder: Path, data: Data) -> int:
@@ -178,8 +185,8 @@ def _compare(
         if not torch.equal(now, kept):
             raise ConfigError(
                 f"the teacher answers here by up to {float((now - kept).abs().max()):.1g} other than "
-                f"what '{folder}' keeps of it (another machine, device or version, or logits that depend "
-                "on the other samples of a batch): choose another folder, or keep no answers"
+                f"what '{folder}' keeps of it (another machine, device or version made it): choose another "
+                "folder, or keep no answers"
             )
 
 
