@@ -31,6 +31,7 @@ from halfstep.cli.demo import Demo
 from halfstep.cli.distill import ahead, Distill, Guiding, Halving, Jumping, plan, total_updates
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
+from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, figure, say, span
@@ -62,6 +63,7 @@ KINDS = {
     "distill progressive": Halving,
     "distill guided": Guiding,
     "distill stochastic": Jumping,
+    "distill knowledge": DistillKnowledge,
 }
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]

@@ -18,13 +18,14 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "distill": (
-        "make a student that needs fewer steps",
+        "make a student that needs fewer steps, or fewer weights",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
             "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
             "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
             "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
+            "knowledge": "a small classifier that answers as a large one (Hinton et al. 2015)",
         },
     ),
     "latents": ("encode images once, for a model of latents", {}),
@@ -106,6 +107,10 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.latents import latents
 
         return latents(rest)
+    if verb == "distill" and rest[0] == "knowledge":
+        from halfstep.cli.knowledge import knowledge
+
+        return knowledge(rest[1:])
     if verb == "distill":
         from halfstep.cli.distill import distill
 
