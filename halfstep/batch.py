@@ -81,8 +81,8 @@ class Batch:
     views: Tensor | None = None
 
     def _each(self, change: Callable[[Any], Any]) -> "Batch":
-        values = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(None if value is None else change(value) for value in values))
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in given.items() if v is not None})
 
     def __getitem__(self, rows: slice) -> "Batch":
         return self._each(lambda value: value[rows])

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.data.augment import Augmentation
+from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
 from halfstep.noise import Draw
 
@@ -19,12 +21,14 @@ class Dataset:
     labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
     names    of the classes, or () where they have none
     flip     `drawn` mirrors images left to right at random
+    augmentation  or more than that: what `drawn` does to images
     """
 
     values: Tensor
     labels: Tensor | None = None
     names: tuple[str, ...] = ()
     flip: bool = False
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         _check_values(self.values)
@@ -35,6 +39,11 @@ class Dataset:
         if self.flip and not self.is_images:
             raise DataError(
                 f"only images can be flipped, got samples of shape {self.shape}: write flip=False"
+            )
+        if self.augmentation is not None and (self.flip or not self.is_images):
+            raise DataError(
+                f"an augmentation is for images, and mirrors them itself, got samples of shape "
+                f"{self.shape} and flip={self.flip}: write flip=False, and flip among its steps"
             )
 
     @property
@@ -60,7 +69,9 @@ class Dataset:
 
     @property
     def views(self) -> int | None:
-        """How many views `drawn` chooses from; None where every draw is another."""
+        """How many views of a sample `drawn` chooses from, itself included; None: each draw is another."""
+        if self.augmentation is not None:
+            return self.augmentation.views or None
         return 2 if self.flip else 1
 
     @property
@@ -97,8 +108,67 @@ class Dataset:
         return Batch(x0, cond, rows, views)
 
     def drawn(self, rows: Tensor, draw: Draw) -> Batch:
-        """These rows as training sees them; with `flip` half of them, at random, are mirrored."""
-        return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
+        """These rows as training sees them: augmented, or with `flip` half of them, at random, mirrored."""
+        if (how := self.augmentation) is None:
+            return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
+        rows = rows.to(self.values.device)
+        if (views := how.choose(rows, draw)) is not None:
+            return self.viewed(rows, views)
+        found = self.batch(rows)
+        x0 = how.fresh(found.x0, draw, look=self._look, rows=len(self))
+        return Batch(x0, self._mixed(found.cond, torch.ones_like(rows)), found.ids)
+
+    def viewed(self, rows: Tensor, views: Tensor) -> Batch:
+        """These rows in these views, of which there are `self.views`; view 0 is as they lie.
+
+        rows, views  int64 [B]
+        """
+        if self.views is None or int(views.max()) >= self.views or int(views.min()) < 0:
+            raise DataError(
+                f"views {int(views.min())} to {int(views.max())} are asked for and there are "
+                f"{'no two alike' if self.views is None else self.views}: give the augmentation a number "
+                "of views"
+            )
+        if (how := self.augmentation) is None:
+            return self.batch(rows, views > 0 if self.flip else None)
+        found = self.batch(rows)
+        views = views.to(found.x0.device)
+        x0 = how.viewed(found.x0, rows.to(views.device), views, look=self._look, rows=len(self))
+        return replace(found, x0=x0, cond=self._mixed(found.cond, views), views=views)
+
+    def labelled(self, count: int, *, seed: int = 0, rest: bool = True) -> "Dataset":
+        """The same with labels for `count` samples of each class, chosen by the seed.
+
+        rest  the others stay, without a label (-1); or they are left out
+        """
+        if self.labels is None:
+            raise DataError("this data has no labels to choose from: give labelled data")
+        rows = some_of_each(self.labels, count, seed=seed).to(self.labels.device)
+        if not rest:
+            return self.only(rows)
+        labels = torch.full_like(self.labels, NONE)
+        labels[rows] = self.labels[rows]
+        names = self.names or tuple(map(str, range(self.classes)))
+        return replace(self, labels=labels, names=names)
+
+    def only(self, rows: Tensor) -> "Dataset":
+        """These samples, in this order; a row may be there more than once."""
+        labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
+        names = self.names or tuple(map(str, range(self.classes)))
+        return replace(
+            self, values=self.values[rows.to(self.values.device)], labels=labels, names=names
+        )
+
+    def _look(self, rows: Tensor) -> Tensor:
+        return self.batch(rows).x0
+
+    def _mixed(self, cond: Cond | None, views: Tensor) -> Cond | None:
+        """An image that another is mixed into is of neither class."""
+        if cond is None or cond.label is None or self.augmentation is None:
+            return cond
+        if not self.augmentation.mixes:
+            return cond
+        return replace(cond, label=torch.where(views.to(cond.label.device) > 0, NONE, cond.label))
 
     def fingerprint(self) -> str:
         """sha256 of values and labels (not of names or flip): the same on every device."""
