@@ -106,7 +106,7 @@ def classifier(argv: Sequence[str]) -> int:
         share = scored(console, net, seen).accuracy.value
         say(console, "accuracy", f"{share:.1%} on what it was trained with")
     else:
-        tell(console, scored(console, net, held), shown.validate or "")
+        tell(console, scored(console, net, held), named(shown.validate or ""))
     say(console, "at", where.out / "stages" / "classifier")
     return 0
 
@@ -155,6 +155,12 @@ def _share(text: str) -> float | None:
     return value
 
 
+def named(validate: str) -> str:
+    """What --validate asks for, in words."""
+    share = _share(validate)
+    return validate if share is None else f"the {100 * share:g} % held out"
+
+
 def built(asked: Built, data: Dataset, seed: int) -> tuple[nn.Module, list[str]]:
     """The network, and the names of what starts afresh where the rest is taken from trained weights."""
     init, name, config = asked.init, asked.net or "features", literals(asked.net_config)
@@ -191,14 +197,14 @@ def scored(console: Console, net: nn.Module, data: Dataset) -> Scores:
         return score_classifier(net, data, progress=step)
 
 
-def tell(console: Console, scores: Scores, named: str) -> None:
+def tell(console: Console, scores: Scores, held: str) -> None:
     """What a classifier scores on held-out data, in words."""
     right = scores.accuracy
     say(
         console,
         "accuracy",
-        f"{right.value:.1%} ({100 * right.low:.1f} to {100 * right.high:.1f}) on all {scores.rows:,} "
-        f"of {named}, which it has not seen; 95 % interval",
+        f"{right.value:.1%} ({100 * right.low:.1f} to {100 * right.high:.1f}, 95 %) on {held}, all "
+        f"{scores.rows:,} images, which it has not seen",
     )
     say(console, "surprise", f"{scores.nll:.3f} nats; calibration error {scores.calibration:.3f}")
 
