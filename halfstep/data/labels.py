@@ -52,7 +52,11 @@ def confident_rows(
 
     Classes of which no row is sure enough are left out.
     """
-    if probabilities.ndim != 2 or not 0 <= threshold <= 1 or (per_class or 1) < 1:
+    if (
+        probabilities.ndim != 2
+        or not 0 <= threshold <= 1
+        or (per_class is not None and per_class < 1)
+    ):
         raise ConfigError(
             f"probabilities are [N, classes] and a threshold lies in [0, 1], got "
             f"{list(probabilities.shape)}, {threshold:g} and {per_class} a class: write for example "

@@ -194,7 +194,7 @@ def imported(name: str) -> Callable[..., Any]:
             f"the net '{name}' cannot be imported: there is no module '{error.name}' (write "
             "package.module:function, and set PYTHONPATH to the folder that holds it)"
         ) from error
-    function: Any = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise unknown(f"function in {module_name} called", function_name, functions)
