@@ -18,13 +18,14 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "distill": (
-        "make a student that needs fewer steps",
+        "make a student that needs fewer steps, or fewer weights",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
             "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
             "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
             "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
+            "knowledge": "a small classifier that answers as a large one (Hinton et al. 2015)",
         },
     ),
     "latents": ("encode images once, for a model of latents", {}),
@@ -94,18 +95,16 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.demo import demo
 
         return demo(rest)
-    if verb == "train" and rest[0] == "codec":
-        from halfstep.cli.codec import codec
-
-        return codec(rest[1:])
     if verb == "train":
-        from halfstep.cli import train
-
-        return train.denoiser(rest[1:]) if rest[0] == "denoiser" else train.classifier(rest[1:])
+        return _train(rest[0], rest[1:])
     if verb == "latents":
         from halfstep.cli.latents import latents
 
         return latents(rest)
+    if verb == "distill" and rest[0] == "knowledge":
+        from halfstep.cli.knowledge import knowledge
+
+        return knowledge(rest[1:])
     if verb == "distill":
         from halfstep.cli.distill import distill
 
@@ -125,6 +124,20 @@ def _run(verb: str, rest: list[str]) -> int:
     from halfstep.cli.sample import sample
 
     return sample(rest)
+
+
+def _train(kind: str, rest: list[str]) -> int:
+    if kind == "codec":
+        from halfstep.cli.codec import codec
+
+        return codec(rest)
+    if kind == "classifier":
+        from halfstep.cli.classifier import classifier
+
+        return classifier(rest)
+    from halfstep.cli.train import denoiser
+
+    return denoiser(rest)
 
 
 def _quiet_threads(at_most: int | None) -> None:

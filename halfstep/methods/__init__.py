@@ -4,6 +4,7 @@ from halfstep.methods.base import Method, Objective, Stage
 from halfstep.methods.denoising import Denoising
 from halfstep.methods.encoder import Encoder
 from halfstep.methods.guided import GuidedDistillation
+from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
 from halfstep.methods.stochastic import Stochastic
@@ -14,6 +15,7 @@ METHODS = {
     "stochastic": Stochastic,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
+    "knowledge": KnowledgeDistillation,
 }
 """What `halfstep distill` offers."""
 
@@ -22,6 +24,7 @@ __all__ = [
     "Denoising",
     "Encoder",
     "GuidedDistillation",
+    "KnowledgeDistillation",
     "Method",
     "Objective",
     "Progressive",

@@ -6,13 +6,18 @@ from itertools import chain
 
 import torch
 
+from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods import GuidedDistillation, Progressive, Reparameterise
 from halfstep.methods.base import Method, Stage
+from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.methods.terms import pairs_of
+from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
 from halfstep.timegrids import grid, Times
+from halfstep.training.settings import Training
 
 SAME = 1e-6
 """How far apart two times are that count as one."""
@@ -93,3 +98,34 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
             f"class{'es' * (n > 1)} ({got}): give it all of its options in student (command line: "
             "--student NAME VALUE ...)"
         )
+
+
+def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
+    """`ConfigError` for settings that a classifier's training does not read, or cannot."""
+    if training.precision != "fp32":
+        raise ConfigError(
+            f"classifiers are distilled in fp32, and precision is '{training.precision}': leave it out"
+        )
+    if training.compile and pairs_of(method.live):
+        raise ConfigError(
+            "a compiled student does not show its features, which a term compares: leave compile out"
+        )
+
+
+def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+    """The same stages, after the first one's objective was asked about two samples, which trains nothing.
+
+    What teacher, student and data refuse of each other is so refused before there is a folder.
+    """
+    first = next(stages)
+    rows = torch.arange(2) % len(data)
+    draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
+    modes = [(part, part.training) for part in first.student.modules()]
+    first.student.to(device).eval()
+    try:
+        with torch.no_grad():
+            first.objective(first.student, data.drawn(rows, draw).to(device), draw)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return chain([first], stages)

@@ -1,0 +1,188 @@
+"""`halfstep distill knowledge`: a classifier learns what another one, or several, answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from halfstep.cli.config import literals
+from halfstep.cli.find import see_current_folder
+from halfstep.cli.options import Flat, parse, Source, Where
+from halfstep.cli.plan import print_plan
+from halfstep.cli.progress import counting, loading, say, terminal
+from halfstep.cli.runs import carried_out, describe_data, updates_on
+from halfstep.data import Data, load
+from halfstep.errors import ConfigError
+from halfstep.evaluation.agreement import beside
+from halfstep.evaluation.intervals import Interval
+from halfstep.methods import KnowledgeDistillation
+from halfstep.methods.recipes import recipe
+from halfstep.nets.classifiers import build_classifier, fitting_classifier
+from halfstep.nets.classifiers_on_disk import load_classifier
+from halfstep.nets.teachers import Teachers
+from halfstep.noise import key
+from halfstep.training import Training
+from halfstep.training.jobs import distill_classifier
+from halfstep.training.kept_answers import kept_answers, missing
+from halfstep.training.parallel import pick_device
+
+PROG = "halfstep distill knowledge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Teachers and student."""
+
+    teacher: tuple[Path, ...] = ()
+    """Folders of classifiers, or of their runs; several answer as the mean of their probabilities."""
+    teacher_net: str | None = None
+    """package.module:function, if a teacher's network is one of your own."""
+    net: str = "shallow"
+    """The student: features, cnn, shallow, deeper, toy-student, ..., or package.module:function."""
+    net_config: dict[str, str] = field(default_factory=dict)
+    """Its own options, as NAME VALUE pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is learnt."""
+
+    recipe: str = "hinton"
+    """hinton, report, keras, deit-hard, patient-teacher, logits, tang, decoupled, dist, standardised,
+    features, or package.module:function of your own."""
+    recipe_config: dict[str, str] = field(default_factory=dict)
+    """Its own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
+    updates: int = 5_000
+    """Optimiser updates."""
+    cache: Path | None = None
+    """A folder that keeps the teacher's answers, so that it is asked once a sample and view."""
+    validate: str | None = None
+    """Data, as for --data, on which student and teacher are compared at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillKnowledge:
+    """Teach a classifier what one larger, or several, would answer (Hinton et al. 2015)."""
+
+    where: Annotated[Where, Flat]
+    source: Annotated[Source, Flat]
+    taught: Annotated[Taught, Flat] = field(default_factory=Taught)
+    objective: Annotated[Objective, Flat] = field(default_factory=Objective)
+    training: Annotated[Training, Flat] = field(default_factory=Training)
+
+
+def knowledge(argv: Sequence[str]) -> int:
+    """Distil a classifier; say where it is, and how good beside its teacher."""
+    console = terminal()
+    options = parse(DistillKnowledge, argv, prog=PROG)
+    where, taught, asked, training = (
+        options.where, options.taught, options.objective, options.training,
+    )  # fmt: skip
+    method = method_of(asked)
+    see_current_folder(taught.net)
+    teacher = teachers_of(taught)
+    data = loading(console, options.source)
+    judged = None if asked.validate is None else validation(asked.validate, options.source)
+    student = student_of(taught, teacher, data, training.seed)
+    if where.dry_run:
+        stages = method.stages(teacher, student, example=_one(data))
+        return print_plan(console, stages, data, training, where.device)
+    say(console, "teacher", f"{', '.join(map(str, taught.teacher))}: {_parameters(teacher)}")
+    say(console, "student", f"{taught.net}: {_parameters(student)}")
+    say(console, "data", describe_data(options.source, data))
+    say(console, "learns", ", ".join(f"{t.name} {t.weight}" for t in method.live))
+    say(console, "updates", updates_on(asked.updates, training, where.device))
+    if asked.cache is not None and method.asks_teacher:
+        _keep(console, asked.cache, teacher, data, where.device)
+    with carried_out(where, options, console) as job:
+        student = distill_classifier(
+            teacher, student, data, where.out, method=method, training=training, job=job,
+            answers=asked.cache,
+        )  # fmt: skip
+    say(console, "at", where.out / "stages" / "student")
+    if judged is not None:
+        _compare(console, student, teacher, judged, asked.validate or "")
+    return 0
+
+
+def method_of(asked: Objective) -> KnowledgeDistillation:
+    """The method that the options name."""
+    see_current_folder(asked.recipe)
+    terms = recipe(asked.recipe, literals(asked.recipe_config))
+    return KnowledgeDistillation(terms=terms, updates=asked.updates)
+
+
+def teachers_of(taught: Taught) -> Teachers:
+    """Whose folders the options name."""
+    if not taught.teacher:
+        raise ConfigError(f"{PROG} needs --teacher and the folder of a classifier, or several")
+    see_current_folder(taught.teacher_net)
+    return Teachers(*(load_classifier(folder, net=taught.teacher_net) for folder in taught.teacher))
+
+
+def student_of(taught: Taught, teacher: Teachers, data: Data, seed: int) -> nn.Module:
+    """A student of the teacher's classes, with weights that depend on the seed alone."""
+    if len(data.shape) != 3:
+        raise ConfigError(
+            f"classifiers are taught on images, and this data has samples of shape {list(data.shape)}: "
+            "give images"
+        )
+    classes = teacher(_one(data)).shape[1]
+    if data.classes > classes:
+        raise ConfigError(
+            f"the teacher knows {classes} classes and the data has {data.classes}: give data of those "
+            "classes alone, or another teacher"
+        )
+    fits = fitting_classifier(taught.net, data.shape, classes)
+    torch.manual_seed(key(seed, 0))
+    return build_classifier(taught.net, {**fits, **literals(taught.net_config)})
+
+
+def validation(named: str, source: Source) -> Data:
+    """What is never trained on: the test images where the name has some, else all of it."""
+    split = "test" if named.partition(":")[0] in ("fashion-mnist", "cifar10") else "train"
+    return load(named, size=source.size, channels=source.channels, split=split)
+
+
+def _keep(console: Console, folder: Path, teacher: Teachers, data: Data, device: str) -> None:
+    """Ask the teacher before the run, with a bar."""
+    if not missing(folder, data):
+        return
+    with counting(console, "asking the teacher, in %", 100) as step:
+        shown = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            while shown < 100 * done // total:
+                step()
+                shown += 1
+
+        chosen = pick_device(device)
+        kept_answers(folder, teacher.to(chosen), data, device=chosen, tell=tell)
+
+
+def _compare(
+    console: Console, student: nn.Module, teacher: Teachers, data: Data, named: str
+) -> None:
+    found = beside(student, teacher, data)
+    say(console, "on", f"{named}, all {found.rows:,} of it; 95 % intervals")
+    say(console, "student", f"{percent(found.student)} right")
+    say(console, "teacher", f"{percent(found.teacher)} right")
+    say(console, "agree", f"{percent(found.agreement)}")
+
+
+def percent(share: Interval) -> str:
+    """89.2 % (88.6 to 89.8)."""
+    return f"{share.value:.1%} ({100 * share.low:.1f} to {100 * share.high:.1f})".replace("%", " %")
+
+
+def _one(data: Data) -> torch.Tensor:
+    return data.batch(torch.arange(1)).x0
+
+
+def _parameters(net: nn.Module) -> str:
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters"
