@@ -950,12 +950,6 @@ MUTANTS = (
         ("if not torch.equal(now, kept):", "if not now.allclose(kept, rtol=1e-4):"),
         ("self.table[batch.views.to(at), batch.ids", "self.table[0, batch.ids"),
     ),
-    *_of(
-        "evaluation/agreement",
-        "cli_knowledge",
-        ("middle = (k + z * z / 2)", "middle = (k + z * z)"),
-        ("known = true >= 0", "known = true >= -1"),
-    ),
 )
 
 

@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from halfstep.cli import main
-from halfstep.data import Dataset
-from halfstep.errors import DataError
-from halfstep.evaluation.agreement import beside, share
+from halfstep.cli.knowledge import smoothed
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
-from halfstep.nets.teachers import Teachers
 from halfstep.training.run import read_metrics
 from tests.runs import everything
 
@@ -36,14 +33,14 @@ def cli(tmp_path, monkeypatch, capsys):
 
 def test_a_run_beside_its_teachers(cli, tmp_path):
     words = ["--teacher", "t0", "t1", "--data", "digits", "--out", "r", *QUICK, "--cache", "kept"]
-    words += ["--recipe-config", "temperature", 3, "soft_weight", "1..0", "--validate", "digits"]
+    words += ["--recipe-config", "temperature", 3, "soft_weight", "1..0"]
     status, out, err = cli(*words)
     assert (status, err) == (0, "")
     for line in (
         "teacher   t0, t1: 103,892 parameters",
         "student   toy-student: 3,610 parameters",
         "at        r/stages/student",
-        "on        digits, all 1,797 of it; 95 % intervals",
+        "on        what it was trained with, all 1,797 images; 95 % intervals",
     ):
         assert line in out
     for label in ("student", "teacher", "agree"):
@@ -81,6 +78,11 @@ def test_rehearsed(cli, tmp_path):
         ("--teacher t0 few --data digits --out r", "the teachers know 3 and 10 classes"),
         ("--teacher t0 --data two-moons --out r", "classifiers are taught on images"),
         ("--teacher t0 --data digits --out r --precision bf16", "leave it out"),
+        (
+            "--teacher t0 --data digits --out r --validate digits",
+            "the held-out data is the training data",
+        ),
+        ("--teacher t0 --data digits --out r --views 3", "there is none: add --augment"),
         ("--teacher t0 --data digits --out r --recipe features", "give it pairs of parts"),
     ],
 )
@@ -98,41 +100,46 @@ def test_features_from_the_line(cli, tmp_path):
     assert "features" in read_metrics(tmp_path / "r")[0]["terms"]
 
 
-# The numbers.
+def test_few_labels_views_and_a_share_held_out(cli, tmp_path):
+    words = ["--teacher", "t0", "--data", "digits", "--out", "r", *QUICK, "--labels-per-class", 5]
+    words += [
+        "--unlabelled",
+        "--augment",
+        "crop",
+        "--views",
+        3,
+        "--cache",
+        "kept",
+        "--validate",
+        0.15,
+    ]
+    status, out, err = cli(*words)
+    assert (status, err) == (0, ""), out
+    assert "on        the 15 % held out, which it has not seen, all" in out
+    assert len(list((tmp_path / "kept").glob("view-*.json"))) == 3
+    words = [
+        "--teacher",
+        "t0",
+        "--data",
+        "digits",
+        "--out",
+        "m",
+        *QUICK,
+        "--augment",
+        "mixup",
+        "flip",
+    ]
+    assert cli(*words, "--recipe", "patient-teacher")[0] == 0
+    status, _, err = cli(*words[:5], "n", *words[6:], "--cache", "mixed")
+    assert status == 2 and "give the augmentation a number of views" in err
 
 
-@pytest.mark.parametrize(
-    "hits, of, low, high",
-    [(28, 38, 0.580, 0.850), (27, 38, 0.552, 0.830), (32, 38, 0.696, 0.926), (0, 10, 0, 0.278)],
-)
-def test_wilsons_interval(hits, of, low, high):
-    """Those of the report's 38 images, and of none at all."""
-    found = share(torch.arange(of) < hits)
-    assert found.value == hits / of
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
-
-
-class Says(torch.nn.Module):
-    def __init__(self, shift):
-        super().__init__()
-        self.shift = torch.nn.Parameter(torch.tensor(float(shift)))
-
-    def forward(self, x):
-        return torch.nn.functional.one_hot((x[:, 0, 0, 0] + self.shift).long() % 3, 3).float()
-
-
-def test_a_student_beside_its_teacher_on_all_rows():
-    """1,030 rows, a ragged last batch; a row without a label counts for the agreement alone."""
-    n = 1030
-    values = torch.zeros(n, 1, 8, 8)
-    labels = torch.zeros(n, dtype=torch.int64)
-    labels[-6:] = 1  # in the last batch alone
-    labels[0] = -1
-    found = beside(Says(0), Teachers(Says(1)), Dataset(values, labels, ("a", "b", "c")))
-    assert found.rows == n
-    assert found.student.value == (n - 7) / (n - 1) and found.teacher.value == 6 / (n - 1)
-    assert found.agreement.value == 0
-    for none in (None, torch.full((n,), -1)):
-        with pytest.raises(DataError, match="accuracy needs labels"):
-            names = () if none is None else ("a", "b", "c")
-            beside(Says(0), Says(1), Dataset(values, none, names))
+def test_a_smoothed_teacher_is_noted(cli, tmp_path):
+    (tmp_path / "run.json").write_text('{"options": {"label_smoothing": 0.1}}')
+    folder = tmp_path / "stages" / "classifier"
+    folder.mkdir(parents=True)
+    for file in (tmp_path / "t0").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for teacher in (tmp_path, folder):
+        assert "was trained with label smoothing 0.1" in next(smoothed([teacher]))
+    assert not list(smoothed([tmp_path / "t0"]))
