@@ -117,7 +117,7 @@ def chosen(
     """What is trained with, and what is held out."""
     held: Data | None = None
     if shown.validate is not None:
-        share = _share(shown.validate)
+        share = share_of(shown.validate)
         if share is None:
             held = held_out(shown.validate, source)
         else:
@@ -142,7 +142,7 @@ def held_out(named: str, source: Source) -> Data:
     return load(named, size=source.size, channels=source.channels, split=split)
 
 
-def _share(text: str) -> float | None:
+def share_of(text: str) -> float | None:
     """The number in (0, 1), if it is one."""
     try:
         value = float(text)
@@ -157,7 +157,7 @@ def _share(text: str) -> float | None:
 
 def named(validate: str) -> str:
     """What --validate asks for, in words."""
-    share = _share(validate)
+    share = share_of(validate)
     return validate if share is None else f"the {100 * share:g} % held out"
 
 

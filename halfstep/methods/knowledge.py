@@ -165,7 +165,7 @@ def watched(student: nn.Module, teacher: Teachers, terms: Terms, example: Tensor
         differ = _width(a) != _width(b)
         if term.projector == "always" or (term.projector == "auto" and differ):
             _refuse_other_places(own, other, a, b)
-            projectors[key] = projector(a, b).to(example.device)
+            projectors[key] = projector(a, b).to(example)
     return Watched(student, {key: own for _, key, own, _ in pairs}, projectors)
 
 

@@ -14,6 +14,9 @@ from halfstep.nets.watched import parts, watching
 
 ROWS = 64
 """Rows that a teacher sees at a time, always: a row's logits then do not depend on how many there were."""
+SHIFTS = (1, 6, 23, 42)
+APART = 1e-3
+"""Beyond rounding: a share of the largest logit."""
 
 
 class Teachers(nn.Module):
@@ -25,9 +28,12 @@ class Teachers(nn.Module):
 
     nets  each reads images in [-1, 1] and does its own preprocessing, as its first layers
 
-    Always in eval mode, whatever is asked of it or of its parts.  It answers in blocks of `ROWS` rows, the
-    last one padded, so that the same rows have the same logits in a batch of any size.
+    Always in eval mode, whatever is asked of it or of its parts.  It answers in blocks of `rows` rows, the
+    last one padded, so that the same rows have the same logits, to the bit, in a batch of any size and
+    order, once it is `settled`.
     """
+
+    rows = ROWS
 
     def __init__(self, *nets: nn.Module):
         super().__init__()
@@ -58,24 +64,45 @@ class Teachers(nn.Module):
                 "teacher, or leave the terms on features out"
             )
         self.nets.eval()  # somebody may have set a part of it to train
-        found = [self._block(block, names) for block in x.split(ROWS)]
+        found = [self._block(block, names) for block in x.split(self.rows)]
         logits = torch.cat([own for own, _ in found])
         return logits, {name: torch.cat([seen[name] for _, seen in found]) for name in names}
 
     def _block(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         rows = len(x)
-        if rows < ROWS:
-            x = torch.cat([x, x[-1:].expand(ROWS - rows, *x.shape[1:])])
+        if rows < self.rows:
+            x = torch.cat([x, x[-1:].expand(self.rows - rows, *x.shape[1:])])
         if len(self.nets) == 1:
             logits, seen = watching(self.nets[0], names, x)
         else:
             logits, seen = mean_of([net(x) for net in self.nets]), {}
-        if logits.ndim != 2 or len(logits) != ROWS:
+        if logits.ndim != 2 or len(logits) != self.rows:
             raise ConfigError(
-                f"the teacher answered {ROWS} images in the shape {list(logits.shape)}: it must return "
+                f"the teacher answered {self.rows} images in the shape {list(logits.shape)}: it must return "
                 "logits [B, classes]"
             )
         return logits[:rows].detach(), {name: value[:rows] for name, value in seen.items()}
+
+    def settled(self, x: Tensor) -> bool:
+        """Whether a row's logits are the same wherever in a block it is; from now on they are.
+
+        Some kernels round otherwise in some rows of a matrix (on a CPU, of one that is small): such a
+        teacher is then asked one row at a time, which is slower.
+
+        x  [ROWS, ...], any images.  `ConfigError` where a row's logits depend on what the others are.
+        """
+        self.rows = ROWS
+        found, alone = self(x), self(x[:1])
+        if (found[:1] - alone).abs().max() > APART * (1 + found.abs().max()):
+            raise ConfigError(
+                "the teacher's logits depend on the other samples of a batch: give one that looks at each "
+                "sample by itself in eval mode"
+            )
+        same = torch.equal(found[:1], alone) and all(
+            torch.equal(self(x.roll(shift, 0)).roll(-shift, 0), found) for shift in SHIFTS
+        )
+        self.rows = ROWS if same else 1
+        return same
 
     def has(self, names: Sequence[str]) -> None:
         """`ConfigError` unless the (one) teacher has parts of these names."""

@@ -19,12 +19,13 @@ from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.guided import at_any_scale
 from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.nets.classifiers import classifier_recipe
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
 from halfstep.noise import key
 from halfstep.pipeline import Pipeline
-from halfstep.training.kept_answers import kept_answers
+from halfstep.training.kept_answers import kept_answers, settle
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
@@ -143,9 +144,16 @@ def distill_classifier(
     for note in method.notes() if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)
+    if write is save_classifier:
+        classifier_recipe(student)  # what could not be saved is refused now
     options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
     teacher.to(device), student.to(device)
     kept = None
+    if method.asks_teacher and not settle(teacher, data, device) and processes.first:
+        job.watch.note(
+            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
+            "one sample at a time, which is slower"
+        )
     if answers is not None and method.asks_teacher:
         kept = kept_answers(Path(answers), teacher, data, device=device)
     torch.manual_seed(key(training.seed, 1))  # projectors'

@@ -4,7 +4,7 @@
     FOLDER/view-0000.json          whose they are, of what data, and a checksum
 
 Training with them gives the weights that it gives without, to the bit: a teacher answers in padded blocks
-of one size, and before they are used some are compared with what it answers now.
+of one size (`Teachers.settled`), and before they are used some are compared with what it answers now.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from halfstep import storage
 from halfstep.batch import Batch
-from halfstep.data import Data
+from halfstep.data import Data, Dataset
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.teachers import ROWS, Teachers
 from halfstep.noise import Draw, key
@@ -58,15 +58,18 @@ def kept_answers(
     `ConfigError` where a sample's views cannot be told apart, or the folder keeps what another teacher
     answered or of other data; `CheckpointError` for damaged files.
     """
+    if not isinstance(data, Dataset):
+        raise _unkeyed()
     views = views_of(data)
+    settle(teacher, data, device)
     about = {
         "teacher": teacher.digest,
         "data": data.fingerprint(),
         "views": views,
-        "augmentation": said_of(data),
+        "augmentation": repr(data.augmentation or data.flip),
         "samples": len(data),
         "dtype": "float32",
-        "rows at a time": ROWS,
+        "rows at a time": teacher.rows,
     }
     tables = list[Tensor]()
     with _alone(folder):
@@ -83,6 +86,12 @@ def kept_answers(
     return answers
 
 
+def settle(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
+    """Whether the teacher can be asked many rows at a time; if not, it is asked one by one from now on."""
+    some = data.batch(torch.arange(ROWS) % len(data)).x0
+    return teacher.settled(some.to(device))
+
+
 def missing(folder: Path, data: Data) -> int:
     """How many of the views are not there yet."""
     return sum(
@@ -96,15 +105,9 @@ def _stem(folder: Path, view: int) -> Path:
 
 def views_of(data: Data) -> int:
     """How many views of each sample there are; `ConfigError` where nobody can count them."""
-    views = getattr(data, "views_of_a_sample", getattr(data, "views", None))
-    if not isinstance(views, int):
+    if not isinstance(data, Dataset) or data.views is None:
         raise _unkeyed()
-    return views
-
-
-def said_of(data: Data) -> str:
-    """The augmentation in words that change where it does."""
-    return repr(getattr(data, "augmentation", "flip" if data.flip else "none"))
+    return data.views
 
 
 def _unkeyed() -> ConfigError:
@@ -115,27 +118,18 @@ def _unkeyed() -> ConfigError:
 
 
 def _asked(
-    teacher: Teachers, data: Data, view: int, device: torch.device | str, tell: Tell, views: int
+    teacher: Teachers, data: Dataset, view: int, device: torch.device | str, tell: Tell, views: int
 ) -> Tensor:
     """What it answers for every sample in this view."""
     found = list[Tensor]()
     for rows in torch.arange(len(data)).split(ROWS):
-        seen = seen_as(data, rows, torch.full_like(rows, view))
+        seen = data.viewed(rows, torch.full_like(rows, view))
         found.append(teacher(seen.x0.to(device)).float().cpu())
         tell(view * len(data) + int(rows[-1]) + 1, views * len(data))
     logits = torch.cat(found)
     if not logits.isfinite().all():
         raise CheckpointError("the teacher answers with nan or infinity: give one that is trained")
     return logits
-
-
-def seen_as(data: Data, rows: Tensor, views: Tensor) -> Batch:
-    """These samples in these views, to the bit as training sees them."""
-    if (viewed := getattr(data, "viewed", None)) is not None:
-        found: Batch = viewed(rows, views)
-        return found
-    flipped: Any = data
-    return flipped.batch(rows, views > 0) if data.flip else data.batch(rows)
 
 
 def _read(stem: Path) -> Tensor:
@@ -178,8 +172,8 @@ def _compare(
         if not torch.equal(now, kept):
             raise ConfigError(
                 f"the teacher answers here by up to {float((now - kept).abs().max()):.1g} other than "
-                f"what '{folder}' keeps of it (another machine, device or version, or logits that depend "
-                "on the other samples of a batch): choose another folder, or keep no answers"
+                f"what '{folder}' keeps of it (another machine, device or version made it): choose another "
+                "folder, or keep no answers"
             )
 
 
