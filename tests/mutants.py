@@ -908,6 +908,41 @@ MUTANTS = (
         ("len(found.labels) // 2", "1"),
     ),
     *_of(
+        "data/augment",
+        "augment",
+        ("seed = key(self.seed, view, block)", "seed = key(self.seed, view)"),
+        ("x = share * x + (1 - share) * other", "x = share * x + (1 + share) * other"),
+        ("draw.integers(self.views)", "draw.integers(self.views - 1)"),
+        ("drawn = [{k: v[draw.rows] for", "drawn = [{k: v[: len(x0)] for"),
+    ),
+    *_of(
+        "data/labels",
+        "labels",
+        ("(sure >= threshold)", "(sure > threshold)"),
+        ("descending=True", "descending=False"),
+    ),
+    *_of(
+        "evaluation/classification",
+        "classification_scores",
+        (
+            "middle = (hits + z * z / 2) / (rows + z * z)",
+            "middle = (hits + z * z) / (rows + z * z)",
+        ),
+        ("rows * share * (1 - share) + z * z / 4", "rows * share * (1 - share) + z * z / 2"),
+        ("(sure * bins).ceil()", "(sure * bins).floor()"),
+        ("gaps.abs().sum()", "gaps.sum().abs()"),
+    ),
+    *_of(
+        "nets/image_classifiers",
+        "classifiers",
+        ("x = F.max_pool2d(x, (min(POOL,", "x = F.avg_pool2d(x, (min(POOL,"),
+    ),
+    *_of(
+        "nets/preprocessing",
+        "classifiers",
+        ("return ((images + 1) / 2 - mean) / std", "return (images - mean) / std"),
+    ),
+    *_of(
         "methods/weights",
         "terms",
         ("share = min(done / self.over, 1.0)", "share = min(done, 1.0)"),

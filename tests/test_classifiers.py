@@ -93,8 +93,8 @@ def test_other_images_and_impossible_networks_are_refused():
         made("shallow", (1, 8, 8), 1)
     with pytest.raises(ConfigError, match="perhaps you meant 'shallow'"):
         made("shalow", (1, 8, 8), 2)
-    with pytest.raises(ConfigError, match=r"'widht'.*perhaps you meant 'width'"):
-        made("cnn", (1, 8, 8), 2, widht=3)
+    with pytest.raises(ConfigError, match=r"'widthh'.*perhaps you meant 'width'"):
+        made("cnn", (1, 8, 8), 2, widthh=3)
     with pytest.raises(ConfigError, match="for images"):
         fitting_classifier("cnn", (2,), 3)
     with pytest.raises(ConfigError, match="gray images or RGB"):

@@ -158,7 +158,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--net", "toy-teacher"], "too small for the toy's teacher"),
         (["--init", "imagenet"], "those of efficientnet-lite0"),
         (["--mean", 0.5], "mean and std are as many"),
-        (["--net", "cnn", "--net-config", "widht", 3], "perhaps you meant 'width'"),
+        (["--net", "cnn", "--net-config", "widthh", 3], "perhaps you meant 'width'"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_no_folder(cli, tmp_path, words, said):
