@@ -821,6 +821,32 @@ MUTANTS = (
         ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
         ("len(found.labels) // 2", "1"),
     ),
+    *_of(
+        "methods/shrink",
+        "shrink",
+        ("share=self.denoising / whole", "share=self.output / whole"),
+        ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
+        ("loss = whole * self", "loss = self"),
+        ("(ours - theirs).square().mean(1) / energy", "(ours - theirs).square().mean(1)"),
+        ("near = (theirs - mean)", "near = (ours - mean)"),
+        ("b[: len(a), self.extras :]", "b[-len(a) :, self.extras :]"),
+        ("0.0 if guided else 0.1", "0.1"),
+    ),
+    *_of(
+        "nets/pruning",
+        "pruning",
+        ("old = keep[j] if side", "old = j if side"),
+        ("pairs - 1 - keep[len(keep) - 1 - j]", "pairs - 1 - keep[j]"),
+        ("[following - 1 for", "[following for"),
+        ("key=lambda k: -worth[k]", "key=lambda k: worth[k]"),
+    ),
+    *_of(
+        "nets/carried",
+        "pruning",
+        ("layer = long if layer == last", "layer = long if layer == short"),
+        ("up = int(found[1]) + many - few", "up = int(found[1])"),
+    ),
+    *_of("report/sizes", "cli_shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
 )
 
 

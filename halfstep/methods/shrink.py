@@ -154,7 +154,9 @@ class Shrink:
         """The pairs of this teacher's blocks that the student keeps."""
         pairs = pairs_of(net)
         if self.depth and not 2 <= self.depth < 2 * pairs:
-            most = f"write an even number from 2 to {2 * pairs - 2}" if pairs > 1 else "give student"
+            most = (
+                f"write an even number from 2 to {2 * pairs - 2}" if pairs > 1 else "give student"
+            )
             raise ConfigError(
                 f"a student of depth {self.depth} is no shallower than its teacher of depth {2 * pairs}: "
                 f"{most}"
@@ -197,7 +199,10 @@ class Shrink:
             if recipe(theirs)[0] == "uvit":
                 half = pairs_of(student.net)
                 keep = self.keep or evenly(pairs_of(theirs), half)
-                old = [old[k] for k in partners(checked_pairs(keep, pairs_of(theirs)), pairs_of(theirs))]
+                old = [
+                    old[k]
+                    for k in partners(checked_pairs(keep, pairs_of(theirs)), pairs_of(theirs))
+                ]
             else:
                 same = False
         if self.features and not same:

@@ -30,7 +30,14 @@ def comparable(net: nn.Module, other: nn.Module) -> bool:
     name, config = recipe(net)
     other_name, other_config = recipe(other)
     keys = {
-        "uvit": ("embed_dim", "patch_size", "img_size", "num_classes", "clip_dim", "num_clip_token"),
+        "uvit": (
+            "embed_dim",
+            "patch_size",
+            "img_size",
+            "num_classes",
+            "clip_dim",
+            "num_clip_token",
+        ),
         "unet": ("block_out_channels", "sample_size"),
     }.get(name)
     if name != other_name or keys is None:

@@ -52,11 +52,15 @@ def carry(net: nn.Module, old: nn.Module) -> list[str]:
 
 
 def _fits(
-    key: str, mine: Mapping[str, Tensor], named: Mapping[str, str | None], theirs: Mapping[str, Tensor]
+    key: str,
+    mine: Mapping[str, Tensor],
+    named: Mapping[str, str | None],
+    theirs: Mapping[str, Tensor],
 ) -> bool:
     """Whether the whole module has an equal: a weight of one network with a bias of another is neither's."""
     owner = key.rpartition(".")[0]
     module: Sequence[str] = [other for other in mine if other.rpartition(".")[0] == owner]
     return all(
-        (old := named[one]) in theirs and theirs[str(old)].shape == mine[one].shape for one in module
+        (old := named[one]) in theirs and theirs[str(old)].shape == mine[one].shape
+        for one in module
     )

@@ -1,7 +1,7 @@
 """Shallower U-ViTs: a trained network without some of its pairs of blocks.
 
-The long skips are a stack: in-block i hands its output to out-block n - 1 - i, where n = depth / 2.  Those two
-are pair i.  Without a whole pair the rest stay aligned; without one of the two nothing would be.
+The long skips are a stack: in-block i hands its output to out-block n - 1 - i, where n = depth / 2.
+Those two are pair i.  Without a whole pair the rest stay aligned; without one of the two nothing would.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +32,10 @@ def evenly(pairs: int, count: int) -> tuple[int, ...]:
 def checked_pairs(keep: Sequence[int], pairs: int) -> tuple[int, ...]:
     """The pairs in their order; refused unless each is one there is, once."""
     if not keep or sorted(set(keep)) != sorted(keep) or not 0 <= min(keep) <= max(keep) < pairs:
+        such = evenly(pairs, max(1, pairs // 2))
         raise ConfigError(
             f"keep names pairs of blocks, 0 (outermost) to {pairs - 1}, each once and at least one, got "
-            f"{' '.join(map(str, keep)) or 'none'}: write for example keep={evenly(pairs, max(1, pairs // 2))}"
+            f"{' '.join(map(str, keep)) or 'none'}: write for example keep={such}"
         )
     return tuple(sorted(keep))
 
@@ -93,7 +94,10 @@ def one_drop(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
             "(command line: --student embed_dim 32)"
         )
     whole = loss(net)
-    return [loss(shallower(net, [k for k in range(pairs) if k != gone])) - whole for gone in range(pairs)]
+    return [
+        loss(shallower(net, [k for k in range(pairs) if k != gone])) - whole
+        for gone in range(pairs)
+    ]
 
 
 def worthiest(worth: Sequence[float], count: int) -> tuple[int, ...]:

@@ -86,7 +86,11 @@ def scores(
 def _around(denoiser: Denoiser, net: nn.Module) -> Denoiser:
     """The same denoiser with another network."""
     other = Denoiser(
-        net, denoiser.schedule, denoiser.parameterisation, time=denoiser.time, autocast=denoiser.autocast
+        net,
+        denoiser.schedule,
+        denoiser.parameterisation,
+        time=denoiser.time,
+        autocast=denoiser.autocast,
     )
     return other.freeze()
 
