@@ -496,7 +496,7 @@ MUTANTS = (
     *_of(
         "methods/denoising",
         "denoising",
-        ("draw.uniform() < self.drop", "draw.uniform() > self.drop"),
+        ("draw.uniform() < drop", "draw.uniform() > drop"),
         ("Prediction(batch.x0, eps)", "Prediction(batch.x0, x_t)"),
         ("self.levels or getattr(", "getattr("),
     ),
@@ -706,8 +706,8 @@ MUTANTS = (
         ("teacher.made_for != wanted", "False"),
         ("if not got and seen != [wanted]", "if not got and seen == []"),
         (
-            "isinstance(method, GuidedDistillation | Reparameterise)",
-            "isinstance(method, Reparameterise)",
+            "isinstance(method, GuidedDistillation | Reparameterise | Shrink)",
+            "isinstance(method, Reparameterise | Shrink)",
         ),
         ("student.twin().cpu()", "student.cpu()"),
     ),

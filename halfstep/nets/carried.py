@@ -11,7 +11,7 @@ BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)
 LEVEL = re.compile(r"up_blocks\.(\d+)\.")
 
 
-def teachers_name(key: str, *, levels: tuple[int, int], layers: tuple[int, int]) -> str | None:
+def teachers_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> str | None:
     """What a tensor of the smaller U-Net is called in the larger; None where that has nothing like it.
 
     Level k from the image stays level k, so up-blocks are counted from their end.  On the way down the
@@ -39,10 +39,10 @@ def carry(net: nn.Module, old: nn.Module) -> list[str]:
     net, old  `UNetNet`s; returns the names of the tensors that were copied
     """
     new: Any = net
+    larger: Any = old
+    levels = tuple(len(one.model.config["block_out_channels"]) for one in (new, larger))
+    layers = tuple(one.model.config["layers_per_block"] for one in (new, larger))
     mine, theirs = net.state_dict(), old.state_dict()
-    configs = [dict(one.model.config) for one in (new, old)]  # type: ignore[union-attr, arg-type, call-overload]
-    levels = len(configs[0]["block_out_channels"]), len(configs[1]["block_out_channels"])
-    layers = configs[0]["layers_per_block"], configs[1]["layers_per_block"]
     named = {key: teachers_name(key, levels=levels, layers=layers) for key in mine}
     fits = [key for key in mine if _fits(key, mine, named, theirs)]
     with torch.no_grad():

@@ -112,8 +112,8 @@ def series_of(lines: Sequence[Line], at: str) -> list[Series]:
         if own[0].who == "student":
             found.append(Series(name, points, "student", strong=True))
         else:
-            colour, marker, line = next(looks)
-            found.append(Series(name, points, colour, marker, line))
+            colour, marker, dash = next(looks)
+            found.append(Series(name, points, colour, marker, dash))
     return found
 
 
