@@ -13,19 +13,6 @@ from tests.test_shrink import teacher
 QUICK = ["--batch", "8", "--device", "cpu"]
 FEW = ["--features", "digits", "--samples", "16", "--split-samples", "0", "--cost-rounds", "1"]
 FEW += ["--baselines", "ddim", "--full", "8"]
-    "--features",
-    "digits",
-    "--samples",
-    "16",
-    "--split-samples",
-    "0",
-    "--cost-rounds",
-    "1",
-    "--baselines",
-    "ddim",
-    "--full",
-    "8",
-]
 
 
 @pytest.fixture

@@ -85,12 +85,15 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
 
 
 def _smaller(evidence: Mapping[str, Any]) -> list[str]:
-    """Students against those of as many steps of another run, a sentence each."""
+    """Students over those of as many steps of another run, a sentence a run."""
+    by: dict[str, list[str]] = {}
+    for row in evidence["rows"]:
+        if over := row.get("student_over_it"):
+            found = f"{numbers.interval(over, 2)} at {numbers.calls(row['calls'])}"
+            by.setdefault(row["network"], []).append(found)
     return [
-        f"The student of {numbers.calls(row['calls'])} has {numbers.interval(over, 2)} times the Fréchet "
-        f"distance of {row['name']}."
-        for row in evidence["rows"]
-        if (over := row.get("student_over_it"))
+        f"Fréchet distance of the students over that of {name} at as many steps: {', '.join(found)}."
+        for name, found in by.items()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import ceil, floor, log10
 from typing import Any
 
@@ -14,14 +15,13 @@ from halfstep.report.numbers import big, figure, Measured, places, seconds
 from halfstep.report.svg import drawn_twice, INK
 from halfstep.report.verdict import frechet, Row, SAMPLERS
 
-LOOKS = (
-    ("teacher", "o", "--"),
-    ("ddim", "s", "-"),
-    ("solver", "^", "-"),
-    ("heun", "D", "-"),
-    ("other", "v", "-"),
-)
-"""Colour, marker and line of networks that are no student of this run, one after the other."""
+LOOKS = {  # as the page has them elsewhere: colour, marker, line
+    "teacher, DDIM": ("ddim", "s", "-"),
+    "teacher, DPM-Solver++(2M)": ("solver", "^", "-"),
+    "teacher, Heun": ("heun", "D", "-"),
+    "shrunk": ("student", "p", "--"),
+}
+SPARE = (("other", "v", "-"), ("teacher", "h", "-"), ("muted", "v", "--"))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def series_of(lines: Sequence[Line], at: str) -> list[Series]:
     for line in lines:
         if getattr(line, at):
             by.setdefault(line.network, []).append(line)
-    found, looks = list[Series](), iter(LOOKS * 8)
+    found, spare = list[Series](), cycle(SPARE)
     for name, own in sorted(by.items(), key=lambda pair: pair[1][0].who != "student"):
         points = sorted(
             (float(getattr(one, at)), one.frechet["value"], one.frechet["low"], one.frechet["high"])
@@ -112,7 +112,7 @@ def series_of(lines: Sequence[Line], at: str) -> list[Series]:
         if own[0].who == "student":
             found.append(Series(name, points, "student", strong=True))
         else:
-            colour, marker, dash = next(looks)
+            colour, marker, dash = LOOKS.get(name) or next(spare)
             found.append(Series(name, points, colour, marker, dash))
     return found
 
