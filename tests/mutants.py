@@ -822,7 +822,7 @@ MUTANTS = (
         ("len(found.labels) // 2", "1"),
     ),
     *_of(
-        "methods/shrink",
+        "methods/imitation",
         "shrink",
         ("share=self.denoising / whole", "share=self.output / whole"),
         ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
@@ -830,8 +830,8 @@ MUTANTS = (
         ("(ours - theirs).square().mean(1) / energy", "(ours - theirs).square().mean(1)"),
         ("near = (theirs - mean)", "near = (ours - mean)"),
         ("b[: len(a), self.extras :]", "b[-len(a) :, self.extras :]"),
-        ("0.0 if guided else 0.1", "0.1"),
     ),
+    *_of("methods/shrink", "shrink", ("0.0 if guided else 0.1", "0.1")),
     *_of(
         "nets/pruning",
         "pruning",

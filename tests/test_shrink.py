@@ -13,7 +13,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink
 from halfstep.methods.base import errors
 from halfstep.methods.guided import AnyScale
-from halfstep.methods.shrink import feature_error, mixed_target
+from halfstep.methods.imitation import feature_error, mixed_target
 from halfstep.nets import build, recipe
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline

@@ -55,7 +55,7 @@ def _students_of(folder: Path, kept: Kept, asked: Evaluation, net: str | None) -
             f"'{folder}' was made from another teacher than '{kept.folder}', and only students of one can "
             "be seen beside each other: compare what was measured of both with --compare"
         )
-    name = folder.resolve().name
+    name = folder.name or folder.resolve().name
     for student in other.students(net):
         steps = len(student.times[0]) - 1
         if not asked.counts or steps in asked.counts:

@@ -7,11 +7,11 @@ next one's teacher.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from halfstep.denoiser import Denoiser
+from halfstep.denoiser import Teacher
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
 from halfstep.methods.guided import GuidedDistillation, Range
@@ -90,7 +90,7 @@ class Plan(Shrink):
         """The halving that it ends in; None where there are no steps to halve."""
         return None if self.start == self.stop else self._halving()
 
-    def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:
+    def stages(self, teacher: Teacher, null: int | Tensor | None = None) -> Iterator[Stage]:
         """The stage that shrinks, then those of what comes after it."""
         next(self._later(teacher, null))  # what it refuses is refused before the first is trained
         first = next(self.shrink.stages(teacher, null))
@@ -98,10 +98,9 @@ class Plan(Shrink):
         del teacher
         yield first
         del first  # with the teacher, which nobody needs from here on
-        assert isinstance(small, Denoiser)
         yield from self._later(small, null)
 
-    def _later(self, teacher: Denoiser, null: int | Tensor | None) -> Iterator[Stage]:
+    def _later(self, teacher: Any, null: int | Tensor | None) -> Iterator[Stage]:
         after = self.after
         if isinstance(after, Progressive):
             return after.stages(teacher)
