@@ -496,7 +496,7 @@ MUTANTS = (
     *_of(
         "methods/denoising",
         "denoising",
-        ("draw.uniform() < self.drop", "draw.uniform() > self.drop"),
+        ("draw.uniform() < drop", "draw.uniform() > drop"),
         ("Prediction(batch.x0, eps)", "Prediction(batch.x0, x_t)"),
         ("self.levels or getattr(", "getattr("),
     ),
@@ -792,8 +792,8 @@ MUTANTS = (
         ("teacher.made_for != wanted", "False"),
         ("if not got and seen != [wanted]", "if not got and seen == []"),
         (
-            "isinstance(method, GuidedDistillation | Reparameterise)",
-            "isinstance(method, Reparameterise)",
+            "isinstance(method, GuidedDistillation | Reparameterise | Shrink)",
+            "isinstance(method, Reparameterise | Shrink)",
         ),
         ("student.twin().cpu()", "student.cpu()"),
     ),
@@ -985,6 +985,32 @@ MUTANTS = (
         ("if not torch.equal(now, kept):", "if not now.allclose(kept, rtol=1e-4):"),
         ("self.table[batch.views.to(at), batch.ids", "self.table[0, batch.ids"),
     ),
+    *_of(
+        "methods/imitation",
+        "shrink",
+        ("share=self.denoising / whole", "share=self.output / whole"),
+        ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
+        ("loss = whole * self", "loss = self"),
+        ("(ours - theirs).square().mean(1) / energy", "(ours - theirs).square().mean(1)"),
+        ("near = (theirs - mean)", "near = (ours - mean)"),
+        ("b[: len(a), self.extras :]", "b[-len(a) :, self.extras :]"),
+    ),
+    *_of("methods/shrink", "shrink", ("0.0 if guided else 0.1", "0.1")),
+    *_of(
+        "nets/pruning",
+        "pruning",
+        ("old = keep[j] if side", "old = j if side"),
+        ("pairs - 1 - keep[len(keep) - 1 - j]", "pairs - 1 - keep[j]"),
+        ("[following - 1 for", "[following for"),
+        ("key=lambda k: -worth[k]", "key=lambda k: worth[k]"),
+    ),
+    *_of(
+        "nets/carried",
+        "pruning",
+        ("layer = long if layer == last", "layer = long if layer == short"),
+        ("up = int(found[1]) + many - few", "up = int(found[1])"),
+    ),
+    *_of("report/sizes", "cli_shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
 )
 
 

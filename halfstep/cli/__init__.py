@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
             "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
             "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
+            "shrink": "a smaller network: fewer blocks, or narrower ones",
+            "plan": "all of it in one run: shrink, guide if asked, halve",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
             "knowledge": "a small classifier that answers as a large one (Hinton et al. 2015)",
         },

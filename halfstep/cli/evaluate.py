@@ -28,6 +28,7 @@ from halfstep.cli.reconstructing import (
     encoders_judged,
 )
 from halfstep.cli.runs import describe_data
+from halfstep.cli.sizes import others_of, print_sizes
 from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
@@ -47,6 +48,9 @@ class Evaluate:
 
     run: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """The run's folder."""
+    beside: tuple[Path, ...] = ()
+    """Runs of the same teacher, such as its students of full size: in the table of sizes beside this
+    run's."""
     compare: tuple[Path, ...] = ()
     """Two runs that were evaluated, or more: set side by side."""
     teacher: Path | None = None
@@ -78,6 +82,7 @@ def evaluate(argv: Sequence[str]) -> int:
         )
     found = evaluated(console, options)
     print_rows(console, found)
+    print_sizes(console, found)
     if "guided" in found:
         print_guided(console, found["guided"])
     say(console, "verdict", found["verdict"])
@@ -112,7 +117,10 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
     begun = kept.begun(options.net) if students else None
-    subject = Subject(teacher, students, data, times, held_out, begun and begun.to(device))
+    beside = others_of(kept, teacher, students, asked, options.beside, options.net)
+    for _, pipeline, _ in beside:
+        pipeline.to(device)
+    subject = Subject(teacher, students, data, times, held_out, begun and begun.to(device), beside)
     left_out = subject.left_out(asked)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))

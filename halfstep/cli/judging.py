@@ -27,6 +27,7 @@ from halfstep.evaluation.features import Features, features as named_features
 from halfstep.evaluation.guided import guided_evidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
+from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.report.guided_verdict import guided_verdict
 from halfstep.report.page import write_report
@@ -155,15 +156,24 @@ class Kept:
         found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
         loaded = [Pipeline.load(path.parent, net=net) for path in found]
         students = [pipeline for pipeline in loaded if pipeline.times]
-        if not students and loaded and "guided" in {path.parent.name for path in found}:
-            start, kind = self.asked["start"], self.asked["grid"]  # of the first stage alone
-            times = grid(kind, start, loaded[0].denoiser.schedule)
-            students = [replace(loaded[0], times=(times,))]
+        first = self.begun(net) if not students else None
+        if first is not None:  # of the first stages alone
+            start, kind = (
+                self.asked.get("start", Evaluation.full),
+                self.asked.get("grid", "uniform"),
+            )
+            times = grid(kind, start, first.denoiser.schedule)
+            students = [replace(first, times=(times,))]
         return students
 
     def begun(self, net: str | None) -> Pipeline | None:
-        """The first stage of a guided run, which its first student was made from."""
-        folder = self.folder / "stages" / "guided"
+        """The stage that the first student was made from: of a guided run its first, of a plan the one
+        before the halvings."""
+        return self.stage("guided", net) or self.stage(SHRUNK, net)
+
+    def stage(self, name: str, net: str | None) -> Pipeline | None:
+        """The pipeline of a finished stage; None where there is none of that name."""
+        folder = self.folder / "stages" / name
         return Pipeline.load(folder, net=net) if (folder / "pipeline.json").exists() else None
 
     def source(self, data: str | None) -> Source:

@@ -5,8 +5,10 @@ from halfstep.methods.denoising import Denoising
 from halfstep.methods.encoder import Encoder
 from halfstep.methods.guided import GuidedDistillation
 from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.methods.plan import Plan
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
+from halfstep.methods.shrink import Shrink
 from halfstep.methods.stochastic import Stochastic
 
 METHODS = {
@@ -16,6 +18,8 @@ METHODS = {
     "encoder": Encoder,
     "reparameterise": Reparameterise,
     "knowledge": KnowledgeDistillation,
+    "shrink": Shrink,
+    "plan": Plan,
 }
 """What `halfstep distill` offers."""
 
@@ -27,8 +31,10 @@ __all__ = [
     "KnowledgeDistillation",
     "Method",
     "Objective",
+    "Plan",
     "Progressive",
     "Reparameterise",
+    "Shrink",
     "Stage",
     "Stochastic",
     "two_step_target",

@@ -13,6 +13,7 @@ from halfstep.report import numbers, verdict as words
 from halfstep.report.figures import figures
 from halfstep.report.grids import sheets
 from halfstep.report.guided import shown, table
+from halfstep.report.sizes import sizes
 from halfstep.report.svg import COLOURS
 from halfstep.report.templates import template, write_page
 from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
@@ -71,6 +72,8 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         figures=figures(evidence),
         sheets=sheets(pictures),
         guided=table(evidence),
+        sizes=sizes(evidence),
+        smaller=_smaller(evidence),
         slider=shown(pictures) is not None,
         drift=_drift(students),
         cost=_cost(rows, full),
@@ -79,6 +82,19 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         words=words,
         dash=numbers.DASH,
     )
+
+
+def _smaller(evidence: Mapping[str, Any]) -> list[str]:
+    """Students over those of as many steps of another run, a sentence a run."""
+    by: dict[str, list[str]] = {}
+    for row in evidence["rows"]:
+        if over := row.get("student_over_it"):
+            found = f"{numbers.interval(over, 2)} at {numbers.calls(row['calls'])}"
+            by.setdefault(row["network"], []).append(found)
+    return [
+        f"Fréchet distance of the students over that of {name} at as many steps: {', '.join(found)}."
+        for name, found in by.items()
+    ]
 
 
 def check(evidence: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.settling import settled
 from halfstep.training.teachers import refuse_students, refuse_unread, tried, tried_on
 from halfstep.training.watch import Silent, Watch
 
@@ -90,6 +91,7 @@ def distill(
     refuse_students(method, teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, data, training, job)
+    method = settled(method, teacher, work.data, out)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
     stages = stages_of(method, teacher, work.denoiser(teacher))
     del teacher  # from the second stage on nobody needs it

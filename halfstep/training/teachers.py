@@ -9,7 +9,7 @@ import torch
 from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, Progressive, Reparameterise
+from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.terms import pairs_of
@@ -25,14 +25,15 @@ SAME = 1e-6
 
 def refuse_students(method: Method, teacher: Pipeline) -> None:
     """`ConfigError` for a student as a teacher where the method asks it what it was not made for."""
-    if teacher.guidance is not None and isinstance(method, GuidedDistillation):
+    guides = isinstance(method, GuidedDistillation) or getattr(method, "guidance", None) is not None
+    if teacher.guidance is not None and guides:
         raise ConfigError(
             "this teacher takes its guidance scale as an input already: give the one it was made from, or "
             "halve it with 'halfstep distill progressive'"
         )
     if not teacher.times:
         return
-    if isinstance(method, GuidedDistillation | Reparameterise):
+    if isinstance(method, GuidedDistillation | Reparameterise | Shrink):
         raise ConfigError(
             f"this teacher is a student of {len(teacher.times[-1]) - 1} steps, which answers at the times "
             "of its own grid alone, and it would be asked at every time: give the teacher that it was "
@@ -75,11 +76,11 @@ def tried(stages: Iterator[Stage], teacher: Pipeline) -> Iterator[Stage]:
 
 @torch.no_grad()
 def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
-    n = max(len(teacher.classes), 1)
+    n, guidance = max(len(teacher.classes), 1), stage.guidance or teacher.guidance
     student.eval().autocast = None
     cond = condition(
         n, 0, classes=len(teacher.classes), null=teacher.null, empty=teacher.empty, texts=None,
-        labels=None, prompts=None, context=None, guidance=stage.guidance and stage.guidance[0],
+        labels=None, prompts=None, context=None, guidance=guidance and guidance[0],
     )  # fmt: skip
     x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
     student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
