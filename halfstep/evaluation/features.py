@@ -18,6 +18,7 @@ from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.evaluation import feature_networks
 from halfstep.nets.classifier import Classifier
+from halfstep.nets.quantised import load_quantised, plain_tensors, quantised_as
 
 BELOW = {"classifier": "FOLDER", "inception": "FILE"}
 """Features that need a place: NAME:PLACE."""
@@ -148,14 +149,23 @@ def load_classifier(folder: Path) -> Classifier:
         raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
     tensors, about = storage.load(stem)
     classifier = Classifier(**about["config"])
-    storage.load_into(classifier, tensors, f"'{stem}.safetensors'")
+    load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     return classifier
 
 
-def save_classifier(classifier: nn.Module, folder: Path) -> None:
-    """Write FOLDER/classifier.safetensors and FOLDER/classifier.json."""
+def save_classifier(
+    classifier: nn.Module, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write FOLDER/classifier.safetensors and FOLDER/classifier.json.
+
+    dtype  of the weights in the file; they are read back into the network's own, float32
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    storage.save(folder / "classifier", classifier.state_dict(), {"config": classifier.config})
+    tensors = plain_tensors(classifier)
+    if dtype is not None:
+        tensors = storage.rounded(tensors, dtype)
+    about = {"config": classifier.config} | quantised_as(classifier)
+    storage.save(folder / "classifier", tensors, about)
 
 
 def digest_of(net: nn.Module) -> str:
