@@ -821,6 +821,37 @@ MUTANTS = (
         ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
         ("len(found.labels) // 2", "1"),
     ),
+    *_of(
+        "nets/sparsified",
+        "compression",
+        ("n=2, dim=0", "n=2, dim=1"),
+        ("prune.L1Unstructured", "prune.RandomUnstructured"),
+        ("int((value == 0).sum())", "int((value != 0).sum())"),
+    ),
+    *_of(
+        "nets/quantised",
+        "compression",
+        ("min(layer.weight.shape[:2])", "max(layer.weight.shape[:2])"),
+    ),
+    *_of(
+        "evaluation/proportions",
+        "compression",
+        ("(share + spread / 2)", "(share + spread)"),
+        ("spread / (4 * n)", "spread / (2 * n)"),
+    ),
+    *_of(
+        "evaluation/compressed",
+        "compression",
+        ("paired_rmse(student.images, seen.images)", "paired_rmse(full.images, seen.images)"),
+        ("judge.ratio(seen, student)", "judge.ratio(student, seen)"),
+    ),
+    *_of(
+        "pipeline/program",
+        "export",
+        ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
+        ("(x - here.alpha * x0) / here.sigma", "found.eps"),
+        ("there.alpha * x0 + there.sigma", "there.alpha * x0 - there.sigma"),
+    ),
 )
 
 
