@@ -849,8 +849,8 @@ MUTANTS = (
         "pipeline/program",
         "export",
         ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
-        ("(x - here.alpha * x0) / here.sigma", "found.eps"),
-        ("there.alpha * x0 + there.sigma", "there.alpha * x0 - there.sigma"),
+        ("found.clipped(x, here, self.clip)", "found.clipped(x, there, self.clip)"),
+        ("return there.mix(", "return here.mix("),
     ),
 )
 

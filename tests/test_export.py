@@ -13,11 +13,15 @@ import torch
 import halfstep
 from halfstep.cli import main
 from halfstep.cli.shipped import shipped_guided, shipped_teacher
+from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import load_classifier
+from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.program import export_program, walked
+from halfstep.prediction import Eps, V
+from halfstep.schedules import Cosine, Straight, VPLinear
 from halfstep.storage import rounded
 from tests.runs import refused, teacher
 
@@ -152,6 +156,48 @@ def test_an_unclipped_program_of_points():
     assert (walked(program, noise, []) - own.sample(3, seed=1, steps=4)).abs().max() < 1e-5
 
 
+class OneSize(torch.nn.Module):
+    """Its own code asks how many samples there are, as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, cond=None):
+        return self.weight * x * len(x)
+
+
+def test_a_network_of_one_size_is_for_batches_of_two():
+    own = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
+    program = export_program(own, 2)
+    assert not program.dynamic
+    noise = sample_noise(0, range(2), (3,))
+    assert (walked(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "net, config",
+    [
+        ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
+                  "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}),
+        ("dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
+                 "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}),
+    ],
+)  # fmt: skip
+def test_networks_of_diffusers_are_programs_of_any_size(net, config):
+    torch.manual_seed(0)
+    own = Pipeline(
+        Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
+        classes=("a", "b"), clip=1.0, guidance=(1.0, 2.0),
+    )  # fmt: skip
+    program = export_program(own)
+    assert program.dynamic
+    noise, scales = sample_noise(0, range(3), own.shape), torch.full((3,), 1.5)
+    drawn = walked(program, noise, [torch.tensor([0, 1, 0]), scales])
+    assert (drawn - own.sample(3, guidance=1.5)).abs().max() < 1e-4
+
+
 def test_a_program_needs_torch_alone(cli, tmp_path):
     status, out, _ = cli("export", STUDENT, "--format", "torch-export", "--out", "out")
     assert status == 0, out
@@ -163,6 +209,12 @@ def test_a_program_needs_torch_alone(cli, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_output_that_says_nothing_there_is_no_program():
+    own = Pipeline(Denoiser(OneSize(), Straight(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
+    with pytest.raises(ConfigError, match="alpha = 0"):
+        export_program(own)
 
 
 def test_what_ddim_does_not_walk_is_no_program():

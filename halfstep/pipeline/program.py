@@ -55,15 +55,18 @@ class Walk(nn.Module):
         for name, value in (("here", here), ("there", there)):
             self.register_buffer(f"alpha_{name}", value.alpha.float())
             self.register_buffer(f"sigma_{name}", value.sigma.float())
+        # What cannot be read is refused here: a traced program looks at no values.
+        nothing = torch.zeros(len(grid) - 1, 1)
+        level = self._level("here", torch.arange(len(grid) - 1), nothing)
+        self.reads.decode(nothing.expand(-1, self.reads.outputs), nothing, level)
 
     def forward(self, x: Tensor, step: Tensor, *conditions: Tensor) -> Tensor:
         said = dict(zip(self.names, conditions, strict=True))
         here, there = self._level("here", step, x), self._level("there", step, x)
         out = self.net(x, self.get_buffer("time")[step], Cond(**said) if said else None)
         found = self.reads.decode(out, x, here)
-        if self.clip is not None:  # `Prediction.clipped`, whose refusal cannot be traced
-            x0 = found.x0.clamp(-self.clip, self.clip)
-            return there.alpha * x0 + there.sigma * ((x - here.alpha * x0) / here.sigma)
+        if self.clip is not None:
+            found = found.clipped(x, here, self.clip)
         return there.mix(found.x0, found.eps)
 
     def _level(self, name: str, step: Tensor, x: Tensor) -> Level:
@@ -104,6 +107,8 @@ def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
     Latents come out of a model of latents: its codec is not part of it.  Where the network cannot be
     traced with a batch of any size, it is with 2.
     """
+    from torch._dynamo.exc import UserError, UserErrorType  # slow to import
+
     refuse_unexportable(pipeline)
     times = pipeline.grid(steps, "ddim")
     walk = Walk(pipeline.to("cpu"), times).eval().requires_grad_(False)
@@ -112,7 +117,9 @@ def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
     about = ("x", "step", *walk.names), len(times) - 1, float(first)
     try:
         return Program(_traced(walk, given, dynamic=True), *about, True)
-    except torch._dynamo.exc.UserError:  # constraints that the network's own code violates
+    except UserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+            raise
         return Program(_traced(walk, given, dynamic=False), *about, False)
 
 
@@ -120,7 +127,8 @@ def _traced(
     walk: Walk, given: tuple[Tensor, ...], *, dynamic: bool
 ) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch", min=1)}
-    shapes: Any = (batch, batch, (batch,) * (len(given) - 2)) if dynamic else None
+    told = [(batch,) * (len(given) - 2)] if len(given) > 2 else []
+    shapes: Any = (batch, batch, *told) if dynamic else None
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         return torch.export.export(walk, given, dynamic_shapes=shapes, strict=False)
 
