@@ -133,7 +133,7 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
 def test_a_program_draws_what_the_student_draws(n):
     own = shipped_guided()[1]
     program = export_program(own)
-    assert program.dynamic and program.inputs == ("x", "step", "label", "guidance")
+    assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance")
     labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
     drawn = walked(program, sample_noise(7, range(n), own.shape), [labels, scales])
     theirs = own.sample(n, seed=7, labels=labels.tolist(), guidance=2.5)
@@ -170,29 +170,29 @@ class OneSize(torch.nn.Module):
 def test_a_network_of_one_size_is_for_batches_of_two():
     own = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
     program = export_program(own, 2)
-    assert not program.dynamic
+    assert program.batch == (2, 2)
     noise = sample_noise(0, range(2), (3,))
     assert (walked(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
-    "net, config",
+    "net, config, most",
     [
         ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
                   "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}),
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}, 63),
         ("dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
-                 "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}),
+                 "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}, None),
     ],
 )  # fmt: skip
-def test_networks_of_diffusers_are_programs_of_any_size(net, config):
+def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):
     torch.manual_seed(0)
     own = Pipeline(
         Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
         classes=("a", "b"), clip=1.0, guidance=(1.0, 2.0),
     )  # fmt: skip
     program = export_program(own)
-    assert program.dynamic
+    assert program.batch == (1, most)
     noise, scales = sample_noise(0, range(3), own.shape), torch.full((3,), 1.5)
     drawn = walked(program, noise, [torch.tensor([0, 1, 0]), scales])
     assert (drawn - own.sample(3, guidance=1.5)).abs().max() < 1e-4

@@ -38,8 +38,7 @@ def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
 
 def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
     """Of a folder with student.pt2."""
-    batch = "any size" if program.dynamic else "2 alone"
-    lines = [*_about(pipeline, source, program.steps), f"- Batch: {batch}; float32, on the CPU"]
+    lines = [*_about(pipeline, source, program.steps), f"- Batch: {sizes(program)}; float32, CPU"]
     if pipeline.codec is not None:
         lines.append("- What comes out are latents: the codec is not in this folder")
     told = program.inputs[2:]
@@ -55,7 +54,7 @@ def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
         "import torch",
         "",
         'step = torch.export.load("student.pt2").module()',
-        f"n = {'16' if program.dynamic else '2'}",
+        f"n = {min(16, program.batch[1] or 16)}",
         *(f"{name} = {values[name]}" for name in told),
         f"x = {noise if program.scale == 1 else f'{program.scale!r} * {noise}'}",
         "with torch.no_grad():",
@@ -63,6 +62,14 @@ def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
         f"        x = step({', '.join(['x', 'torch.full((n,), k)', *told])})",
     ]
     return _page(lines, [("python", code)])
+
+
+def sizes(program: Program) -> str:
+    """How many samples it takes at once."""
+    least, most = program.batch
+    if most is None:
+        return "of any size"
+    return f"of {most} alone" if least == most else f"of {least} to {most}"
 
 
 def classifier_card(net: nn.Module, dtype: str) -> str:

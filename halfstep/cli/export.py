@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from halfstep.cli.card import classifier_card, pipeline_card, program_card
+from halfstep.cli.card import classifier_card, pipeline_card, program_card, sizes
 from halfstep.cli.find import find_pipeline
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
@@ -109,12 +109,11 @@ def _program(console: Console, options: Export, found: Pipeline) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.export.save(program.exported, options.out / PROGRAM)
     again = replace(program, exported=torch.export.load(options.out / PROGRAM))
-    n = COMPARED if program.dynamic else 2
+    n = min(COMPARED, program.batch[1] or COMPARED)
     noise = sample_noise(0, range(n), found.shape)
     drawn = walked(again, noise, _conditions(found, n))
     _compared(console, _drawn(found, program.steps)[:n], drawn, exact=False)
-    if not program.dynamic:
-        say(console, "batch", "of 2 alone: this network cannot be traced for any size")
+    say(console, "batch", sizes(program))
     write_text(options.out / "README.md", program_card(found, options.student, program))
 
 

@@ -22,6 +22,9 @@ from halfstep.samplers import start
 from halfstep.schedules import arriving, Level
 from halfstep.timegrids import Times
 
+FEW = 63
+"""diffusers' U-Nets take another way from 64 samples on, so a program of one is for fewer."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -31,14 +34,14 @@ class Program:
     inputs    the names of its inputs, in order
     steps     how many calls make a sample
     scale     what unit noise is multiplied by before the first: 1 where the noise preserves variance
-    dynamic   whether the batch may have any size, or 2 alone
+    batch     the least and the most samples at once; None where there is no most
     """
 
     exported: torch.export.ExportedProgram
     inputs: tuple[str, ...]
     steps: int
     scale: float
-    dynamic: bool
+    batch: tuple[int, int | None]
 
 
 class Walk(nn.Module):
@@ -104,8 +107,8 @@ def refuse_unexportable(pipeline: Pipeline) -> None:
 def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
     """The pipeline's walk of so many steps, by default its own, on the CPU.
 
-    Latents come out of a model of latents: its codec is not part of it.  Where the network cannot be
-    traced with a batch of any size, it is with 2.
+    Latents come out of a model of latents: its codec is not part of it.  For a batch of any size where
+    the network can be traced so, else up to 63, else of 2.
     """
     from torch._dynamo.exc import UserError, UserErrorType  # slow to import
 
@@ -115,20 +118,23 @@ def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
     given = _example(pipeline)
     first = start(pipeline.denoiser.schedule, torch.ones(1), times[0])
     about = ("x", "step", *walk.names), len(times) - 1, float(first)
-    try:
-        return Program(_traced(walk, given, dynamic=True), *about, True)
-    except UserError as error:
-        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
-            raise
-        return Program(_traced(walk, given, dynamic=False), *about, False)
+    for most in (None, FEW):
+        try:
+            return Program(_traced(walk, given, (1, most)), *about, (1, most))
+        except UserError as error:
+            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+                raise
+    return Program(_traced(walk, given, None), *about, (2, 2))
 
 
 def _traced(
-    walk: Walk, given: tuple[Tensor, ...], *, dynamic: bool
+    walk: Walk, given: tuple[Tensor, ...], sizes: tuple[int, int | None] | None
 ) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch", min=1)}
-    told = [(batch,) * (len(given) - 2)] if len(given) > 2 else []
-    shapes: Any = (batch, batch, *told) if dynamic else None
+    shapes: Any = None
+    if sizes is not None:
+        batch = {0: torch.export.Dim("batch", min=sizes[0], max=sizes[1])}
+        told = [(batch,) * (len(given) - 2)] if len(given) > 2 else []
+        shapes = (batch, batch, *told)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         return torch.export.export(walk, given, dynamic_shapes=shapes, strict=False)
 
