@@ -1011,6 +1011,31 @@ MUTANTS = (
         ("up = int(found[1]) + many - few", "up = int(found[1])"),
     ),
     *_of("report/sizes", "cli_shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
+    *_of(
+        "nets/sparsified",
+        "compression",
+        ("n=2, dim=0", "n=2, dim=1"),
+        ("prune.L1Unstructured", "prune.RandomUnstructured"),
+        ("int((value == 0).sum())", "int((value != 0).sum())"),
+    ),
+    *_of(
+        "nets/quantised",
+        "compression",
+        ("min(layer.weight.shape[:2])", "max(layer.weight.shape[:2])"),
+    ),
+    *_of(
+        "evaluation/compressed",
+        "compression",
+        ("paired_rmse(student.images, seen.images)", "paired_rmse(full.images, seen.images)"),
+        ("judge.ratio(seen, student)", "judge.ratio(student, seen)"),
+    ),
+    *_of(
+        "pipeline/program",
+        "export",
+        ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
+        ("found.clipped(x, here, self.clip)", "found.clipped(x, there, self.clip)"),
+        ("return there.mix(", "return here.mix("),
+    ),
 )
 
 

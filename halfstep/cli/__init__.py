@@ -1,8 +1,10 @@
 """The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from halfstep import __version__
 from halfstep.errors import HalfstepError, Stopped, unknown
@@ -35,6 +37,11 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "encode": ("turn images into noise, which a model turns back: to edit them", {}),
     "evaluate": ("judge a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("the evidence of a run on one page", {}),
+    "compress": (
+        "students in int8, or without their smallest weights, and what that costs them",
+        {},
+    ),
+    "export": ("a student alone in a folder, or as a program of torch", {}),
 }
 
 HELP = """\
@@ -88,6 +95,7 @@ def _dispatch(args: list[str]) -> int:
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
     _quiet_threads(at_most=1 if verb == "demo" else None)
+    _quiet_torchao()
     return _run(verb, rest)
 
 
@@ -123,6 +131,8 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.report import report
 
         return report(rest)
+    if verb in ("compress", "export"):
+        return _run_after(verb, rest)
     from halfstep.cli.sample import sample
 
     return sample(rest)
@@ -142,6 +152,17 @@ def _train(kind: str, rest: list[str]) -> int:
     return denoiser(rest)
 
 
+def _run_after(verb: str, rest: list[str]) -> int:
+    """What comes after training."""
+    if verb == "compress":
+        from halfstep.cli.compress import compress
+
+        return compress(rest)
+    from halfstep.cli.export import export
+
+    return export(rest)
+
+
 def _quiet_threads(at_most: int | None) -> None:
     """OpenMP threads that wait by spinning cost up to 30 times on a shared CPU (see LOG.md).
 
@@ -156,6 +177,14 @@ def _quiet_threads(at_most: int | None) -> None:
         physical = psutil.cpu_count(logical=False) or 1
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
         os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed, at_most or physical)))
+
+
+def _quiet_torchao() -> None:
+    """Where torchao is installed diffusers imports it, and both say what of it they cannot use."""
+    if find_spec("torchao") is not None:
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _listing() -> str:

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from halfstep.cli.compressed import compressed_of, print_compressed
 from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
     captions_of,
@@ -83,6 +84,7 @@ def evaluate(argv: Sequence[str]) -> int:
     found = evaluated(console, options)
     print_rows(console, found)
     print_sizes(console, found)
+    print_compressed(console, found)
     if "guided" in found:
         print_guided(console, found["guided"])
     say(console, "verdict", found["verdict"])
@@ -98,7 +100,8 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     students = kept.students(options.net)
     teacher = _teacher(kept, options, students)
     device = pick_device(options.device)
-    for pipeline in (teacher, *students):
+    variants = compressed_of(kept.folder, net=options.net)
+    for pipeline in (teacher, *students, *(one.pipeline for one in variants)):
         pipeline.to(device)
     if students and students[0].made_for == "encode":
         full = options.evaluation.full or _full(kept, teacher)
@@ -120,7 +123,9 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     beside = others_of(kept, teacher, students, asked, options.beside, options.net)
     for _, pipeline, _ in beside:
         pipeline.to(device)
-    subject = Subject(teacher, students, data, times, held_out, begun and begun.to(device), beside)
+    subject = Subject(
+        teacher, students, data, times, held_out, begun and begun.to(device), beside, variants
+    )
     left_out = subject.left_out(asked)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))

@@ -15,6 +15,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
+from halfstep.evaluation.compressed import as_trained, compressed_row, same_work, Variant
 from halfstep.evaluation.cost import calls_of, cost
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.fidelity import grid_cost, learning_error
@@ -98,6 +99,7 @@ class Subject:
     begun     what the first student was made from, where that is not the teacher: the first stage of a
               guided distillation, the network that a plan shrank to
     others    (name, pipeline, steps) of what is to be seen beside them: networks of other sizes
+    variants  students made smaller after training
     """
 
     teacher: Pipeline
@@ -107,11 +109,17 @@ class Subject:
     held_out: Tensor | None = None
     begun: Pipeline | None = None
     others: Sequence[tuple[str, Pipeline, int]] = ()
+    variants: Sequence[Variant] = ()
+
+    def variants_of(self, count: int) -> list[Variant]:
+        """Of the student of so many steps."""
+        return [one for one in self.variants if one.steps == count]
 
     def steps(self, asked: Evaluation, batch: int = 256) -> int:
         """How often `Judge.progress` will be called."""
         own = counted(map(_steps, self.students), asked)
         walks = _walks(self.teacher, own, asked)
+        own = [one for count in own for one in [count] * (1 + len(self.variants_of(count)))]
         total = asked.full + sum(own) + sum(steps for _, steps in walks)
         total += sum(steps for _, _, steps in self.others)
         ways = 1 + len(walks) + len(own) + len(self.others)
@@ -229,6 +237,12 @@ def gather(
         ways.append(way)
         images.append((_plural(count), seen.images))
         features[count] = seen.features
+        variants = subject.variants_of(count)
+        if variants:
+            mine["compressed"] = as_trained(students[count], name)
+        for one in variants:
+            rows.append(compressed_row(one, seen, name, judge, asked.metrics, full))
+            ways.append(one.way)
     for name, pipeline, steps in subject.others:
         way = pipeline, pipeline.own_sampler, steps
         seen = judge.see(*way)
@@ -244,8 +258,9 @@ def gather(
             guidance=judge.guidance,
             progress=judge.progress,
         )
-        for one, taken in zip(rows, timed, strict=True):
-            one["cost"] = taken.to_json()
+        for found_row, taken in zip(rows, timed, strict=True):
+            found_row["cost"] = taken.to_json()
+        same_work(rows)
     measure = {
         "features": judge.features.name,
         "preprocessing": judge.features.preprocessing,

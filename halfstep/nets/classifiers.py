@@ -105,6 +105,14 @@ def fitting_classifier(name: str, shape: Sequence[int], classes: int) -> dict[st
     return {key: value for key, value in fits.items() if key in takes}
 
 
+def example_shape(classifier: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of an image that a classifier reads; sides of 32 where any will do."""
+    _, config, _ = classifier_recipe(classifier)
+    size = config.get("size", 32)
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.get("channels", 3), height, width
+
+
 def _parameters(name: str) -> list[str]:
     """The arguments that a named classifier or a function of the user's has."""
     if ":" not in name and name not in CLASSIFIERS:

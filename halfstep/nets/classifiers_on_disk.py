@@ -8,6 +8,7 @@ A file never names code that is run: a classifier of the user's own loads when i
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from halfstep import storage
@@ -15,17 +16,26 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import build_classifier, classifier_recipe
 from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
 from halfstep.nets.preprocessing import Prepared, Preprocessing
+from halfstep.nets.quantised import load_quantised, plain_tensors, quantised_as
 
 STAGE = Path("stages") / "classifier"
 """Where a run of `halfstep train classifier` has it."""
 
 
-def save_classifier(classifier: nn.Module, folder: Path) -> None:
-    """Write FOLDER/classifier.safetensors and FOLDER/classifier.json."""
+def save_classifier(
+    classifier: nn.Module, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write FOLDER/classifier.safetensors and FOLDER/classifier.json.
+
+    dtype  of the weights in the file; they are read back into the network's own, float32
+    """
     name, config, preprocessing = classifier_recipe(classifier)
     about = {"net": name, "config": config, "preprocessing": preprocessing.to_json()}
+    tensors = plain_tensors(classifier)
+    if dtype is not None:
+        tensors = storage.rounded(tensors, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    storage.save(folder / "classifier", classifier.state_dict(), about)
+    storage.save(folder / "classifier", tensors, about | quantised_as(classifier))
 
 
 def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
@@ -39,7 +49,7 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     stem = place_of(Path(folder).expanduser()) / "classifier"
     tensors, about = storage.load(stem)
     classifier = _built(stem, about, net)
-    storage.load_into(classifier, tensors, f"'{stem}.safetensors'")
+    load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     return classifier.eval()
 
 

@@ -20,7 +20,7 @@ from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
 
 FORMAT = 1
 LIMIT = 5_000_000
-OPTIONAL = ("ratio", "fidelity", "split", "memorisation", "drift", "cost")
+OPTIONAL = ("ratio", "fidelity", "split", "memorisation", "drift", "cost", "compressed")
 NEEDED = ("made", "run", "measure", "rows", "training")
 MEASURES = {
     "frechet_distance": "Fréchet distance",
@@ -74,6 +74,7 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         guided=table(evidence),
         sizes=sizes(evidence),
         smaller=_smaller(evidence),
+        compressed=_compressed(evidence),
         slider=shown(pictures) is not None,
         drift=_drift(students),
         cost=_cost(rows, full),
@@ -150,8 +151,20 @@ def _plain(x: Any) -> bool:
 
 
 def _rows(evidence: Mapping[str, Any]) -> list[Row]:
-    """Teacher, baselines, students."""
-    return [row for who in ("teacher", "baseline", "student") for row in rows_of(evidence, who)]
+    """Teacher, baselines, students, and what was made of these after training."""
+    kinds = ("teacher", "baseline", "student", "compressed")
+    return [row for who in kinds for row in rows_of(evidence, who)]
+
+
+def _compressed(evidence: Mapping[str, Any]) -> list[Row]:
+    """Each student that was made smaller, and then its variants."""
+    students = [row for row in rows_of(evidence, "student") if row["compressed"]]
+    made = rows_of(evidence, "compressed")
+    return [
+        one
+        for own in students
+        for one in (own, *(row for row in made if row["compressed"]["of"] == own["name"]))
+    ]
 
 
 def _alarms(students: Sequence[Row]) -> list[str]:
