@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from halfstep.batch import Batch as Batch, Cond as Cond
-    from halfstep.data import Dataset as Dataset, load as load_data
+    from halfstep.data import Augmentation as Augmentation, Dataset as Dataset, load as load_data
     from halfstep.denoiser import (
         ClassifierGuided as ClassifierGuided,
         Denoiser as Denoiser,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Stochastic as Stochastic,
     )
     from halfstep.nets import build as build
+    from halfstep.nets.classifiers_on_disk import load_classifier as load_classifier
     from halfstep.nets.guided import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
     from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
@@ -40,9 +41,15 @@ if TYPE_CHECKING:
         Table as Table,
         VPLinear as VPLinear,
     )
-    from halfstep.training import distill as distill, train as train, Training as Training
+    from halfstep.training import (
+        distill as distill,
+        train as train,
+        train_classifier as train_classifier,
+        Training as Training,
+    )
 
 _HOME = {
+    "Augmentation": "data",
     "Batch": "batch",
     "Both": "prediction",
     "ClassifierGuided": "denoiser",
@@ -71,14 +78,17 @@ _HOME = {
     "X0": "prediction",
     "build": "nets",
     "distill": "training",
+    "load_classifier": "nets.classifiers_on_disk",
     "load_data": "data:load",
     "load_published": "hub",
     "sample": "samplers",
     "train": "training",
+    "train_classifier": "training",
     "with_guidance": "nets.guided",
 }
 __all__ = [
     "X0",
+    "Augmentation",
     "Batch",
     "Both",
     "ClassifierGuided",
@@ -106,10 +116,12 @@ __all__ = [
     "Velocity",
     "build",
     "distill",
+    "load_classifier",
     "load_data",
     "load_published",
     "sample",
     "train",
+    "train_classifier",
     "with_guidance",
 ]
 

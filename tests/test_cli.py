@@ -25,6 +25,7 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
+from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
@@ -37,7 +38,7 @@ from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, figure, say, span
 from halfstep.cli.report import Report
 from halfstep.cli.sample import Sample
-from halfstep.cli.train import TrainClassifier, TrainDenoiser
+from halfstep.cli.train import TrainDenoiser
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import load_classifier

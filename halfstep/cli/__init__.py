@@ -95,14 +95,8 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.demo import demo
 
         return demo(rest)
-    if verb == "train" and rest[0] == "codec":
-        from halfstep.cli.codec import codec
-
-        return codec(rest[1:])
     if verb == "train":
-        from halfstep.cli import train
-
-        return train.denoiser(rest[1:]) if rest[0] == "denoiser" else train.classifier(rest[1:])
+        return _train(rest[0], rest[1:])
     if verb == "latents":
         from halfstep.cli.latents import latents
 
@@ -130,6 +124,20 @@ def _run(verb: str, rest: list[str]) -> int:
     from halfstep.cli.sample import sample
 
     return sample(rest)
+
+
+def _train(kind: str, rest: list[str]) -> int:
+    if kind == "codec":
+        from halfstep.cli.codec import codec
+
+        return codec(rest)
+    if kind == "classifier":
+        from halfstep.cli.classifier import classifier
+
+        return classifier(rest)
+    from halfstep.cli.train import denoiser
+
+    return denoiser(rest)
 
 
 def _quiet_threads(at_most: int | None) -> None:

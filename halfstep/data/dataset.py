@@ -10,7 +10,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.data.augment import Augmentation
 from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
-from halfstep.noise import Draw
+from halfstep.noise import Draw, key
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +151,21 @@ class Dataset:
         names = self.names or tuple(map(str, range(self.classes)))
         return replace(self, labels=labels, names=names)
 
+    def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
+        """Two parts that share no sample: the rest, and this share of all, chosen by the seed."""
+        count = round(len(self) * share)
+        if not 0 < count < len(self):
+            raise DataError(
+                f"a share of {share:g} of {len(self):,} samples leaves one part empty: write a share in "
+                "(0, 1), such as 0.15"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(key(seed)))
+        return self.only(order[count:].sort().values), self.only(order[:count].sort().values)
+
     def only(self, rows: Tensor) -> "Dataset":
         """These samples, in this order; a row may be there more than once."""
         labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
-        names = self.names or tuple(map(str, range(self.classes)))
+        names = () if labels is None else self.names or tuple(map(str, range(self.classes)))
         return replace(
             self, values=self.values[rows.to(self.values.device)], labels=labels, names=names
         )

@@ -13,7 +13,8 @@ from torch import nn
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import build_classifier, classifier_recipe
-from halfstep.nets.preprocessing import Preprocessing
+from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
+from halfstep.nets.preprocessing import Prepared, Preprocessing
 
 STAGE = Path("stages") / "classifier"
 """Where a run of `halfstep train classifier` has it."""
@@ -71,3 +72,42 @@ def _built(stem: Path, about: dict[str, Any], net: str | None) -> nn.Module:
         )
     preprocessing = Preprocessing.from_json(about.get("preprocessing") or {})
     return build_classifier(name, about["config"], preprocessing=preprocessing)
+
+
+def initialise(classifier: nn.Module, source: nn.Module | Path | str) -> list[str]:
+    """Give a classifier trained weights, in place; returns the names of what starts afresh.
+
+    source  another classifier, or a file of its state dict (.safetensors, or what torch.save wrote), or
+            `imagenet` for EfficientNet-Lite0
+
+    All names must be there, and all shapes equal, but for a last layer of another number of classes: that
+    stays as it is.  `CheckpointError` otherwise.
+    """
+    mine = _inner(classifier)
+    if isinstance(source, nn.Module):
+        tensors, said = dict(_inner(source).state_dict()), f"this {type(source).__name__}"
+    elif source == "imagenet":
+        if not isinstance(mine, Lite0Classifier):
+            raise ConfigError(
+                "the weights 'imagenet' are those of efficientnet-lite0: choose that network, or give a file"
+            )
+        tensors, said = published_lite0(), "the package of efficientnet-lite0"
+    else:
+        path = Path(source).expanduser()
+        tensors, said = storage.read_state_dict(path), f"'{path}'"
+    own = mine.state_dict()
+    head = [
+        name
+        for name, value in tensors.items()
+        if name in own and value.shape != own[name].shape and value.shape[1:] == own[name].shape[1:]
+    ]
+    classes = {own[name].shape[0] for name in head}
+    if len(classes) == 1 and len(head) <= 2:  # the weight and the bias of one layer
+        tensors = {**tensors, **{name: own[name] for name in head}}
+    storage.load_into(mine, tensors, said)
+    return head
+
+
+def _inner(classifier: nn.Module) -> nn.Module:
+    """Without its preprocessing, which is no part of others' weights."""
+    return classifier.model if isinstance(classifier, Prepared) else classifier

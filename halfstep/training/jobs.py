@@ -17,7 +17,6 @@ from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
-from halfstep.methods.classification import Classification
 from halfstep.methods.guided import at_any_scale
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifiers import classifier_recipe
@@ -111,33 +110,6 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
     if (guidance := teacher.guidance) is None:
         return stages
     return (at_any_scale(stage, guidance) for stage in stages)
-
-
-def train_classifier(
-    classifier: nn.Module,
-    data: Data | str,
-    out: Path | str,
-    *,
-    write: Callable[[nn.Module, Path], None],
-    read: Callable[[nn.Module, Path], None],
-    method: Classification | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
-) -> nn.Module:
-    """Train a classifier into the run folder `out`; `write` and `read` are how it lies on disk."""
-    method = method or Classification()
-    return carried_through(
-        "train classifier",
-        method.stages(classifier),
-        asdict(method),
-        _dataset(data),
-        out,
-        training or Training(),
-        job or Job(),
-        Processes((job or Job()).device),
-        write=lambda stage, folder: write(stage.student, folder),
-        read=lambda stage, folder: read(stage.student, folder),
-    ).eval()
 
 
 def read_classifier(classifier: nn.Module, folder: Path) -> None:
@@ -304,6 +276,8 @@ def carried_through(
     processes.share(training.batch)
     stages = _asked(stages)
     asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
+    if (augmentation := getattr(data, "augmentation", None)) is not None:
+        asked["augmentation"] = asdict(augmentation)
     opened = list[Run]()  # by the first process, the only one that writes
 
     def take() -> None:
