@@ -821,6 +821,55 @@ MUTANTS = (
         ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
         ("len(found.labels) // 2", "1"),
     ),
+    *_of(
+        "methods/weights",
+        "terms",
+        ("share = min(done / self.over, 1.0)", "share = min(done, 1.0)"),
+        ("return Linear(0.0, weight, over)", "return Linear(weight, 0.0, over)"),
+    ),
+    *_of(
+        "methods/recipes",
+        "terms",
+        ("soft_weight=1 - alpha, hard_weight=alpha", "soft_weight=alpha, hard_weight=1 - alpha"),
+        ("weight=soft_weight / total", "weight=soft_weight"),
+        ("LogitMatch(weight=1 - hard_share)", "LogitMatch(weight=hard_share)"),
+    ),
+    *_of(
+        "methods/terms",
+        "terms",
+        ("torch.where(labels < 0, whole, found)", "torch.where(labels > 0, whole, found)"),
+        ('losses.soft_targets if self.form == "kl"', 'losses.soft_targets if self.form != "kl"'),
+    ),
+    *_of(
+        "methods/knowledge",
+        "terms classifier_teachers",
+        ("each = [weight_at(term.weight, self.done)", "each = [weight_at(term.weight, 0)"),
+        ("return torch.stack(each).sum(0)", "return torch.stack(each).mean(0)"),
+    ),
+    *_of(
+        "nets/teachers",
+        "classifier_teachers",
+        ("return each.logsumexp(0) - math.log(len(logits))", "return each.mean(0)"),
+        ("return super().train(False)", "return super().train(mode)"),
+    ),
+    *_of(
+        "nets/watched",
+        "classifier_teachers",
+        ("hooks.callback(handle.remove)", "hooks.callback(handle.__class__)"),
+        ("part.training = mode", "part.training = True"),
+    ),
+    *_of(
+        "training/kept_answers",
+        "distill_classifier",
+        ("if not torch.equal(now, kept):", "if not now.allclose(kept, rtol=1e-4):"),
+        ("self.table[batch.views.to(at), batch.ids", "self.table[0, batch.ids"),
+    ),
+    *_of(
+        "evaluation/agreement",
+        "cli_knowledge",
+        ("middle = (k + z * z / 2)", "middle = (k + z * z)"),
+        ("known = true >= 0", "known = true >= -1"),
+    ),
 )
 
 

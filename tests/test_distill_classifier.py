@@ -189,7 +189,7 @@ def test_what_a_run_is_continued_with(tmp_path):
         run(tmp_path / "r", *hinton(temperature=2.0))
     with pytest.raises(ConfigError, match="made with teacher = "):
         run(tmp_path / "r", teacher=teachers())
-    with pytest.raises(ConfigError, match="made with term hard.loss = HardLabels, now it is None"):
+    with pytest.raises(ConfigError, match="made with term hard"):
         run(tmp_path / "r", *hinton(hard_weight=0.0))
 
 

@@ -147,6 +147,8 @@ def distill_classifier(
     if write is save_classifier:
         classifier_recipe(student)  # what could not be saved is refused now
     options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
+    if (augmentation := getattr(data, "augmentation", None)) is not None:
+        options["augmentation"] = asdict(augmentation)
     teacher.to(device), student.to(device)
     kept = None
     if method.asks_teacher and not settle(teacher, data, device) and processes.first:
