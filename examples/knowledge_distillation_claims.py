@@ -120,6 +120,8 @@ CLAIMS = [
                 for part in ("tenth", "quarter")), "advice, not measured"),
 ]  # fmt: skip
 BESIDE = [
+    ("toy, soft", "toy, scratch"),
+    ("toy, soft, T = 0.5", "toy, scratch"),
     ("scratch", "scratch, a tenth of the rate"),
     ("weighted", "scratch"),
     ("hinton", "weighted"),
@@ -131,7 +133,6 @@ BESIDE = [
     ("weighted, augmented, deeper", BEST),
     ("weighted, longer", "scratch, longer"),
     ("patient teacher", "weighted, longer"),
-    ("toy, soft, T = 0.5", "toy, scratch"),
 ]
 """Pairs that no claim is about, and that should be known."""
 
