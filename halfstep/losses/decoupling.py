@@ -26,13 +26,13 @@ def decoupled(
     """
     a, b = weight("target_weight", target_weight), weight("others_weight", others_weight)
     s, t = logits(student, teacher)
-    T = positive("temperature", temperature)  # noqa: N806
     if s.shape[1] < 2:
         raise ConfigError("one class has no others: decoupled needs logits of two classes or more")
     y = labels_of(labels, student, all_given=True)
-    (binary_s, others_s), (binary_t, others_t) = _split(s / T, y), _split(t / T, y)
-    values = T**2 * (a * kl(binary_t, binary_s) + b * kl(others_t, others_s))
-    return reduced(values, reduction)
+    scale = positive("temperature", temperature)
+    (binary_s, others_s), (binary_t, others_t) = _split(s / scale, y), _split(t / scale, y)
+    values = a * kl(binary_t, binary_s) + b * kl(others_t, others_s)
+    return reduced(temperature**2 * values, reduction)
 
 
 def _split(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,12 @@
 """Losses between features: vectors [B, D], tokens [B, N, D] or maps [B, C, H, W]."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.errors import ConfigError, unknown
+from halfstep.errors import ConfigError
 from halfstep.losses.arguments import both, reduced, Reduction
-from halfstep.losses.relations import Form
+from halfstep.losses.relations import check_form, Form
 
 
 def feature_match(
@@ -34,7 +32,8 @@ def feature_match(
         )
     s, t = both("features", student, teacher)
     kept = torch.ones_like(s, dtype=torch.bool) if mask is None else _spread(mask, s)
-    error, energy = (torch.where(kept, x.square(), 0).flatten(1) for x in (s - t, t))
+    # Masked before it is squared: a nan that does not count has no gradient either.
+    error, energy = (torch.where(kept, x, 0).square().flatten(1) for x in (s - t, t))
     count = kept.flatten(1).sum(-1)
     values = error.sum(-1) / count.clamp(min=1)
     if normalise:
@@ -52,8 +51,7 @@ def attention_transfer(
     the authors run, the mean square of it.  Channels may differ in number, positions may not.  Raises
     ConfigError.
     """
-    if form not in get_args(Form):
-        raise unknown("form", form, get_args(Form))
+    check_form(form)
     s, t = both("features", student, teacher)
     a, b = _attention(s), _attention(t)
     if a.shape != b.shape:

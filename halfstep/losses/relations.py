@@ -14,7 +14,7 @@ from halfstep.losses.arguments import both, logits, positive, reduced, Reduction
 
 Form = Literal["paper", "code"]
 EPS = 1e-8
-"""Added to the product of two norms, as the authors of DIST do."""
+"""What the authors of DIST add to the product of two norms."""
 
 
 def dist(
@@ -24,28 +24,29 @@ def dist(
     temperature: float = 1.0,
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
-    form: Form = "code",
+    form: Form = "paper",
     reduction: Reduction = "batchmean",
 ) -> Tensor:
     """inter_weight (1 - correlation of rows) + intra_weight (1 - of columns) (Huang et al. 2022, eq. 10).
 
     Pearson's correlation of softmax probabilities: a row is one sample's classes, a column one class
-    over the batch.  form="code" multiplies by T^2 as the authors' code does, "paper" does not.  With
-    "none" every sample has its own row's term and the whole batch's column term.  Two samples
-    correlate by 1 or -1.  Takes logits [B, C].  Raises ConfigError, also for one sample.
+    over the batch.  form="code" is what the authors run: times T^2, and 1e-8 added to the product of
+    the norms, so that rare classes count little.  With "none" every sample has its own row's term and
+    the whole batch's column term.  Two samples correlate by 1 or -1; what does not vary correlates by
+    0, and gives no gradient.  Takes logits [B, C].  Raises ConfigError, also for one sample.
     """
     a, b = weight("inter_weight", inter_weight), weight("intra_weight", intra_weight)
     s, t = logits(student, teacher)
-    T = positive("temperature", temperature)  # noqa: N806
-    _known(form)
+    check_form(form)
     if b and len(s) < 2:
         raise ConfigError(
             "one sample does not correlate with a batch: give two or more, or intra_weight=0"
         )
-    q, p = (s / T).softmax(-1), (t / T).softmax(-1)
-    inter = 1 - _correlation(q, p)
-    intra = (1 - _correlation(q.T, p.T)).mean()
-    return reduced((T**2 if form == "code" else 1) * (a * inter + b * intra), reduction)
+    scale = positive("temperature", temperature)
+    q, p = (s / scale).softmax(-1), (t / scale).softmax(-1)
+    correlation, factor = (_with_eps, scale**2) if form == "code" else (_correlation, 1)
+    inter, intra = 1 - correlation(q, p), (1 - correlation(q.T, p.T)).mean()
+    return reduced(factor * (a * inter + b * intra), reduction)
 
 
 def relational_distance(
@@ -78,9 +79,22 @@ EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of two [N, M], [N]; 0 where one does not vary."""
+    """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone."""
+    return (_direction(x) * _direction(y)).sum(-1)
+
+
+def _direction(x: Tensor) -> Tensor:
+    """Rows less their means, of length 1; 0 where only rounding is left of them."""
+    moved = x - x.mean(-1, keepdim=True)
+    norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+    flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(flat, 0, moved / torch.where(flat, 1, norm))
+
+
+def _with_eps(x: Tensor, y: Tensor) -> Tensor:
+    """The same as DIST's authors compute it."""
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
     return (x * y).sum(-1) / (norms + EPS)
 
 
@@ -112,6 +126,7 @@ def _cosines(x: Tensor) -> Tensor:
         return edges @ edges.mT
 
 
-def _known(form: str) -> None:
+def check_form(form: str) -> None:
+    """ConfigError unless it is a form of which there are two."""
     if form not in get_args(Form):
         raise unknown("form", form, get_args(Form))

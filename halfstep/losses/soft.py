@@ -20,8 +20,8 @@ def soft_targets(
     Raises ConfigError.
     """
     s, t = logits(student, teacher)
-    T = positive("temperature", temperature)  # noqa: N806
-    return reduced(T**2 * kl(_log_p(t, T), _log_p(s, T)), reduction)
+    values = kl(log_softmax(t, temperature), log_softmax(s, temperature))
+    return reduced(temperature**2 * values, reduction)
 
 
 def soft_cross_entropy(
@@ -33,8 +33,8 @@ def soft_cross_entropy(
     Takes logits [B, C].  Raises ConfigError.
     """
     s, t = logits(student, teacher)
-    T = positive("temperature", temperature)  # noqa: N806
-    return reduced(-(_log_p(t, T).exp() * _log_p(s, T)).sum(-1), reduction)
+    p, log_q = log_softmax(t, temperature).exp(), log_softmax(s, temperature)
+    return reduced(-(p * log_q).sum(-1), reduction)
 
 
 def jensen_shannon(
@@ -51,10 +51,10 @@ def jensen_shannon(
     also unless 0 < b < 1.
     """
     s, t = logits(student, teacher)
-    T, b = positive("temperature", temperature), teacher_share  # noqa: N806
+    b = teacher_share
     if not 0 < b < 1:
         raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
-    p, q = _log_p(t, T), _log_p(s, T)
+    p, q = log_softmax(t, temperature), log_softmax(s, temperature)
     m = torch.logaddexp(p + log(b), q + log(1 - b))
     return reduced(b * kl(p, m) + (1 - b) * kl(q, m), reduction)
 
@@ -91,5 +91,6 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(r.abs() < 1, near, p * r - p + log_q.exp()).sum(-1)
 
 
-def _log_p(z: Tensor, temperature: float) -> Tensor:
-    return (z / temperature).log_softmax(-1)
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities at a temperature; ConfigError unless it is finite and above 0."""
+    return (logits / positive("temperature", temperature)).log_softmax(-1)
