@@ -10,8 +10,10 @@ docs/results/knowledge-distillation.md has the table of a full run.
 
 import json
 import shutil
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -398,11 +400,16 @@ def title(what):
     return f"teacher, {what}" if isinstance(what, str) else what.name
 
 
+@contextmanager
 def pool(workers):
-    """Processes of one thread each."""
-    return ProcessPoolExecutor(
+    """Processes of one thread each; when this is interrupted they end with what they are at."""
+    each = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
+    try:
+        yield each
+    finally:
+        each.shutdown(cancel_futures=True)
 
 
 def written(rows, names, options, console):
@@ -419,4 +426,5 @@ def written(rows, names, options, console):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the workers would go on alone
     main(tyro.cli(Options))

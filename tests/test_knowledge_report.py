@@ -178,7 +178,7 @@ def test_the_filter_keeps_what_is_sure_and_balances_by_the_rarest():
 
 def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
     about = {"out": tmp_path / "runs", "quick": True, "workers": 1}
-    some = ("soft, T = 2", "weighted, unlabelled, sure, balanced", "toy, scratch")
+    some = ("soft, T = 1", "weighted, unlabelled, sure, balanced", "toy, scratch")
     options = report.Options(**about, only=some)
     rows = report.main(options)
     assert "digits alone" in capsys.readouterr().out
