@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -46,7 +47,7 @@ FIRST = {DIGITS: ("features", {}), FASHION: ("toy-teacher", {})}
 """The first teacher on each data: small, and trained on the labelled images that students have."""
 HELD_OUT = 1000
 """Of the 1,797 digits; Fashion-MNIST has its test images."""
-FREE = ("out", "data", "seeds", "only", "workers")
+FREE = ("out", "data", "seeds", "on", "only", "workers")
 """Options that may change when a run goes on."""
 STEPS = {DIGITS: ("crop",), FASHION: ("flip", "crop")}
 """Augmentation: mirrored digits are none."""
@@ -78,6 +79,8 @@ class Options:
     """Images an update."""
     side: int = 64
     """Pixels a side that EfficientNet-Lite0, the second teacher, enlarges images to."""
+    on: tuple[Literal["digits", "fashion-mnist"], ...] = (FASHION, DIGITS)
+    """Where; two processes may share a folder if each works on data of its own."""
     only: tuple[str, ...] = ()
     """Names of experiments, or the beginnings of names; by default all of them."""
     workers: int = 2
@@ -307,8 +310,8 @@ def main(options):
         tiny = {"seeds": 2, "labels": 400, "unlabelled": 100, "updates": 2, "batch": 16, "side": 32}
         options = replace(options, **tiny)
     console = terminal()
-    names = [FASHION, DIGITS] if options.data else [DIGITS]
-    if not options.data:
+    names = [name for name in options.on if options.data or name == DIGITS]
+    if len(names) < len(options.on):
         say(
             console,
             "note",
@@ -381,7 +384,8 @@ def known(options):
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows and not path.read_text().endswith("\n"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
