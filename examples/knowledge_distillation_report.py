@@ -311,6 +311,10 @@ def main(options):
         options = replace(options, **tiny)
     console = terminal()
     names = [name for name in options.on if options.data or name == DIGITS]
+    if not names:
+        raise ConfigError(
+            "fashion-mnist is asked for and not where it is: add --data fashion-mnist:FOLDER"
+        )
     if len(names) < len(options.on):
         say(
             console,
