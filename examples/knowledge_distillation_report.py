@@ -377,7 +377,8 @@ def begun(options):
             f"'{options.out}' was begun with --{other[0]} {before.get(other[0])!r}, now "
             f"{asked[other[0]]!r}: choose another --out"
         )
-    path.write_text(json.dumps(asked, indent=2) + "\n")
+    if not path.exists():
+        path.write_text(json.dumps(asked, indent=2) + "\n")
 
 
 def known(options):
