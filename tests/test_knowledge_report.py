@@ -26,6 +26,7 @@ claims, report = (
     imported("knowledge_distillation_claims"),
     imported("knowledge_distillation_report"),
 )
+experiments = imported("knowledge_distillation_experiments")
 SAID = {claim.says: claim for claim in claims.CLAIMS}
 
 
@@ -131,15 +132,15 @@ def test_a_claim_of_many_pairs_falls_with_one_of_them(best, verdict):
 
 
 def test_every_pair_that_is_compared_is_an_experiment():
-    names = {one.name for one in report.EXPERIMENTS}
-    assert len(names) == len(report.EXPERIMENTS)
+    names = {one.name for one in experiments.EXPERIMENTS}
+    assert len(names) == len(experiments.EXPERIMENTS)
     pairs = [pair for claim in claims.CLAIMS for pair in claim.pairs] + claims.BESIDE
     assert {name for pair in pairs for name in pair} == names
 
 
 def test_what_is_compared_differs_in_one_thing():
     """The baseline has the student's rate, its updates and its images."""
-    known = {one.name: one for one in report.EXPERIMENTS}
+    known = {one.name: one for one in experiments.EXPERIMENTS}
     for claim in (
         "soft targets beat training from scratch",
         "with few labels soft targets help, too",
@@ -152,7 +153,7 @@ def test_what_is_compared_differs_in_one_thing():
 
 def test_each_seed_has_its_own_labels_and_all_have_one_validation_set():
     options = report.Options(labels=500, unlabelled=300)
-    first, second = (report.world("digits", seed, options) for seed in (0, 1))
+    first, second = (experiments.world("digits", seed, options) for seed in (0, 1))
     assert len(first.labelled) == 50
     assert first.labelled.labels.bincount().tolist() == [5] * 10
     assert len(first.unlabelled) == 300
@@ -171,9 +172,9 @@ def test_the_filter_keeps_what_is_sure_and_balances_by_the_rarest():
     p = torch.full((6, 3), 0.0)
     p[torch.arange(6), classes] = sure
     p[:, 2] = 1 - sure
-    assert sorted(report.passing(p, even=False).tolist()) == [0, 1, 3, 4, 5]
-    assert sorted(report.passing(p, even=True).tolist()) == [0, 3, 4, 5]
-    assert report.passing(p * 0.1, even=True).tolist() == []
+    assert sorted(experiments.passing(p, even=False).tolist()) == [0, 1, 3, 4, 5]
+    assert sorted(experiments.passing(p, even=True).tolist()) == [0, 3, 4, 5]
+    assert experiments.passing(p * 0.1, even=True).tolist() == []
 
 
 def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
