@@ -171,7 +171,7 @@ def carried_out(options, name, seed, what):
 
 
 def main(options):
-    """Run what is missing, and write results.jsonl, report.json, report.md and report.png; the rows."""
+    """Run what is missing; results.jsonl as it goes, then report.json, .md and .png; all rows."""
     if options.quick:
         tiny = {"seeds": 2, "labels": 400, "unlabelled": 100, "updates": 2, "batch": 16, "side": 32}
         options = replace(options, **tiny)
@@ -191,21 +191,29 @@ def main(options):
     begun(options)
     rows = known(options)
     done = {(row["data"], row["experiment"], row["seed"]) for row in rows}
+    try:
+        for row in results(options, ahead(options, names, experiments, done), console):
+            rows.append(row)
+    finally:
+        if rows:  # also of a run that was interrupted
+            written(rows, names, options, console)
+    return rows
+
+
+def results(options, work, console):
+    """Each row once it is known, and on the disk."""
     with ExitStack() as stack:
-        work = ahead(options, names, experiments, done)
         step = stack.enter_context(counting(console, "experiments", sum(map(len, work))))
         each = stack.enter_context(pool(options.workers)) if options.workers > 1 else None
         file = stack.enter_context((options.out / "results.jsonl").open("a"))
         for part in work:
             calls = [partial(carried_out, options, *one) for one in part]
-            futures = [each.submit(call) for call in calls] if each else calls
-            for future in futures:
-                rows.append(future.result() if each else future())
-                file.write(json.dumps(rows[-1]) + "\n")
+            for future in [each.submit(call) for call in calls] if each else calls:
+                row = future.result() if each else future()
+                file.write(json.dumps(row) + "\n")
                 file.flush()
                 step()
-    written(rows, names, options, console)
-    return rows
+                yield row
 
 
 def possible(options, note):
