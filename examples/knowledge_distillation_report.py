@@ -44,7 +44,7 @@ from halfstep.nets.classifiers import build_classifier, fitting_classifier
 from halfstep.nets.efficientnet import published_lite0
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
-from halfstep.training.jobs import distill_classifier
+from halfstep.training import distill_classifier
 from halfstep.training.kept_answers import kept_answers
 
 FIRST = {DIGITS: ("features", {}), FASHION: ("toy-teacher", {})}

@@ -28,8 +28,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
 from halfstep.storage import read_json
 from halfstep.training import Training
-from halfstep.training.classifiers import judging
-from halfstep.training.jobs import distill_classifier
+from halfstep.training.classifiers import distill_classifier, judging
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.parallel import pick_device
 

@@ -1,6 +1,7 @@
-"""Train a classifier into a run folder."""
+"""Train a classifier into a run folder, or teach it what others answer."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from torch import nn
 from halfstep.data import Data, Dataset, load as load_data
 from halfstep.errors import ConfigError
 from halfstep.methods.classification import Classification
+from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
 from halfstep.nets.classifiers_on_disk import save_classifier
+from halfstep.nets.teachers import Teachers
+from halfstep.nets.watched import bare
 from halfstep.noise import key
-from halfstep.training.jobs import carried_through, fingerprint, Job, read_classifier
+from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
+from halfstep.training.kept_answers import kept_answers, settle
 from halfstep.training.parallel import Processes
 from halfstep.training.settings import Training
+from halfstep.training.teachers import refuse_unread, tried_on
 
 SCALED_ON = 5_000
 """Training images on which the scale of a feature network is taken."""
@@ -67,6 +73,73 @@ def train_classifier(
         write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
     ).eval()
+
+
+def read_classifier(classifier: nn.Module, folder: Path) -> None:
+    """Give a classifier the weights that `save_classifier` wrote."""
+    load_weights(classifier, folder / "classifier")
+
+
+def distill_classifier(
+    teachers: Teachers | Sequence[nn.Module] | nn.Module,
+    student: nn.Module,
+    data: Data | str,
+    out: Path | str,
+    *,
+    write: Callable[[nn.Module, Path], None] = save_classifier,
+    read: Callable[[nn.Module, Path], None] = read_classifier,
+    method: KnowledgeDistillation | None = None,
+    training: Training | None = None,
+    job: Job | None = None,
+    answers: Path | str | None = None,
+) -> nn.Module:
+    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
+
+    write, read  how a student lies on disk
+    answers      a folder that keeps the teacher's answers; None asks it every time
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    """
+    method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
+    teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
+    data, processes = load_data(data) if isinstance(data, str) else data, Processes(job.device)
+    device = processes.device
+    for note in method.notes() if processes.first else ():
+        job.watch.note(note)
+    refuse_unread(training, method)
+    if write is save_classifier:
+        classifier_recipe(student)  # what could not be saved is refused now
+    options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
+    teacher.to(device), student.to(device)
+    kept = None
+    if method.asks_teacher and not settle(teacher, data, device) and processes.first:
+        job.watch.note(
+            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
+            "one sample at a time, which is slower"
+        )
+    if answers is not None and method.asks_teacher:
+        kept = kept_answers(Path(answers), teacher, data, device=device)
+    torch.manual_seed(key(training.seed, 1))  # projectors'
+    example = data.batch(torch.arange(1)).x0.to(device)
+    stages = method.stages(teacher, student, example=example, answers=kept)
+    return bare(
+        carried_through(
+            "distill knowledge",
+            tried_on(stages, data, device),
+            options,
+            data,
+            out,
+            training,
+            job,
+            processes,
+            write=lambda stage, folder: write(bare(stage.student), folder),
+            read=lambda stage, folder: read(bare(stage.student), folder),
+        )
+    ).eval()
+
+
+def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
+    return (teachers,) if isinstance(teachers, nn.Module) else teachers
 
 
 def fresh_classifier(

@@ -1,7 +1,7 @@
 """A method, a pipeline, data and a folder: what the command line, the API and the demo call."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -18,21 +18,14 @@ from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.guided import at_any_scale
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.nets.classifiers import classifier_recipe
-from halfstep.nets.classifiers_on_disk import save_classifier
-from halfstep.nets.teachers import Teachers
-from halfstep.nets.watched import bare
-from halfstep.noise import key
 from halfstep.pipeline import Pipeline
-from halfstep.training.kept_answers import kept_answers, settle
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import settled
-from halfstep.training.teachers import refuse_students, refuse_unread, tried, tried_on
+from halfstep.training.teachers import refuse_students, tried
 from halfstep.training.watch import Silent, Watch
 
 NEARBY = 2**31
@@ -112,73 +105,6 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
     if (guidance := teacher.guidance) is None:
         return stages
     return (at_any_scale(stage, guidance) for stage in stages)
-
-
-def read_classifier(classifier: nn.Module, folder: Path) -> None:
-    """Give a classifier the weights that `save_classifier` wrote."""
-    load_weights(classifier, folder / "classifier")
-
-
-def distill_classifier(
-    teachers: Teachers | Sequence[nn.Module] | nn.Module,
-    student: nn.Module,
-    data: Data | str,
-    out: Path | str,
-    *,
-    write: Callable[[nn.Module, Path], None] = save_classifier,
-    read: Callable[[nn.Module, Path], None] = read_classifier,
-    method: KnowledgeDistillation | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
-    answers: Path | str | None = None,
-) -> nn.Module:
-    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
-
-    write, read  how a student lies on disk
-    answers      a folder that keeps the teacher's answers; None asks it every time
-
-    The same call again goes on where it stopped, to the bit, or returns what is finished.
-    """
-    method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
-    teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
-    data, processes = _dataset(data), Processes(job.device)
-    device = processes.device
-    for note in method.notes() if processes.first else ():
-        job.watch.note(note)
-    refuse_unread(training, method)
-    if write is save_classifier:
-        classifier_recipe(student)  # what could not be saved is refused now
-    options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
-    teacher.to(device), student.to(device)
-    kept = None
-    if method.asks_teacher and not settle(teacher, data, device) and processes.first:
-        job.watch.note(
-            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
-            "one sample at a time, which is slower"
-        )
-    if answers is not None and method.asks_teacher:
-        kept = kept_answers(Path(answers), teacher, data, device=device)
-    torch.manual_seed(key(training.seed, 1))  # projectors'
-    example = data.batch(torch.arange(1)).x0.to(device)
-    stages = method.stages(teacher, student, example=example, answers=kept)
-    return bare(
-        carried_through(
-            "distill knowledge",
-            tried_on(stages, data, device),
-            options,
-            data,
-            out,
-            training,
-            job,
-            processes,
-            write=lambda stage, folder: write(bare(stage.student), folder),
-            read=lambda stage, folder: read(bare(stage.student), folder),
-        )
-    ).eval()
-
-
-def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
-    return (teachers,) if isinstance(teachers, nn.Module) else teachers
 
 
 @dataclass(frozen=True)
