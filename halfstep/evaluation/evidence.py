@@ -240,9 +240,9 @@ def gather(
         variants = subject.variants_of(count)
         if variants:
             mine["compressed"] = as_trained(students[count], name)
-        for one in variants:
-            rows.append(compressed_row(one, seen, name, judge, asked.metrics, full))
-            ways.append(one.way)
+        for variant in variants:
+            rows.append(compressed_row(variant, seen, name, judge, asked.metrics, full))
+            ways.append(variant.way)
     for name, pipeline, steps in subject.others:
         way = pipeline, pipeline.own_sampler, steps
         seen = judge.see(*way)
