@@ -763,7 +763,10 @@ MUTANTS = (
         "methods/classification",
         "classification",
         ("student(batch.x0)", "student(-batch.x0)"),
-        ('reduction="none"', 'reduction="mean"'),
+        (
+            'smoothing=self.smoothing, reduction="none"',
+            'smoothing=self.smoothing, reduction="batchmean"',
+        ),
     ),
     *_of(
         "data/dataset",
