@@ -84,7 +84,7 @@ def print_sizes(console: Console, found: dict[str, Any]) -> None:
             str(line.calls),
             big(line.multiply_adds),
             seconds(line.seconds),
-            str(Interval(**line.frechet)),
+            f"{line.frechet['value']:.3f}",
             "yes" if line.front else "",
             style="bold green" if line.who == "student" else "",
         )
