@@ -23,7 +23,7 @@ from halfstep.evaluation.intervals import Interval
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.report.numbers import big, percent
 
-ROUNDS, BATCH = 5, 64
+ROUNDS, BATCH = 50, 64
 Making = Callable[[nn.Module], Iterator[tuple[str, str, nn.Module]]]
 """Maps a network to (name of a folder, in words, a smaller copy)."""
 
