@@ -161,7 +161,7 @@ def result(rows, data):
 def verdict(claim, seen):
     """Of one claim, from the differences of its pairs."""
     differences = [seen[pair] for pair in claim.pairs]
-    if any(d is None or d.seeds < 2 for d in differences):
+    if any(d is None or d.seeds < 3 for d in differences):
         return UNMEASURED
     return claim.rule(differences)
 
