@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from halfstep.batch import Batch as Batch, Cond as Cond
-    from halfstep.data import Dataset as Dataset, load as load_data
+    from halfstep.data import Augmentation as Augmentation, Dataset as Dataset, load as load_data
     from halfstep.denoiser import (
         ClassifierGuided as ClassifierGuided,
         Denoiser as Denoiser,
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         Denoising as Denoising,
         Encoder as Encoder,
         GuidedDistillation as GuidedDistillation,
+        KnowledgeDistillation as KnowledgeDistillation,
         Progressive as Progressive,
         Reparameterise as Reparameterise,
         Stochastic as Stochastic,
     )
     from halfstep.nets import build as build
+    from halfstep.nets.classifiers_on_disk import load_classifier as load_classifier
     from halfstep.nets.guided import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
     from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
@@ -40,9 +42,16 @@ if TYPE_CHECKING:
         Table as Table,
         VPLinear as VPLinear,
     )
-    from halfstep.training import distill as distill, train as train, Training as Training
+    from halfstep.training import (
+        distill as distill,
+        distill_classifier as distill_classifier,
+        train as train,
+        train_classifier as train_classifier,
+        Training as Training,
+    )
 
 _HOME = {
+    "Augmentation": "data",
     "Batch": "batch",
     "Both": "prediction",
     "ClassifierGuided": "denoiser",
@@ -57,6 +66,7 @@ _HOME = {
     "GuidedDistillation": "methods",
     "HalfstepError": "errors",
     "Karras": "schedules",
+    "KnowledgeDistillation": "methods",
     "NetTime": "denoiser",
     "Pipeline": "pipeline",
     "Progressive": "methods",
@@ -71,14 +81,18 @@ _HOME = {
     "X0": "prediction",
     "build": "nets",
     "distill": "training",
+    "distill_classifier": "training",
+    "load_classifier": "nets.classifiers_on_disk",
     "load_data": "data:load",
     "load_published": "hub",
     "sample": "samplers",
     "train": "training",
+    "train_classifier": "training",
     "with_guidance": "nets.guided",
 }
 __all__ = [
     "X0",
+    "Augmentation",
     "Batch",
     "Both",
     "ClassifierGuided",
@@ -93,6 +107,7 @@ __all__ = [
     "GuidedDistillation",
     "HalfstepError",
     "Karras",
+    "KnowledgeDistillation",
     "NetTime",
     "Pipeline",
     "Progressive",
@@ -106,10 +121,13 @@ __all__ = [
     "Velocity",
     "build",
     "distill",
+    "distill_classifier",
+    "load_classifier",
     "load_data",
     "load_published",
     "sample",
     "train",
+    "train_classifier",
     "with_guidance",
 ]
 

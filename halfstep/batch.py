@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from halfstep.errors import ConfigError
 class Cond:
     """Whatever conditions the network, one row a sample; `None` where it is absent.
 
-    label     int64 [B]              class
+    label     int64 [B]              class; -1 is none (of a classifier's data alone)
     context   float [B, tokens, D]   text states
     guidance  float [B]              guidance scale, 1 is off
     """
@@ -65,13 +66,26 @@ class Cond:
 
 @dataclass(frozen=True)
 class Batch:
-    """x0 float [B, ...] clean data in [-1, 1]; cond its labels, or None."""
+    """Clean data, one row a sample.
+
+    x0     float [B, ...], in [-1, 1]
+    cond   its labels or texts, or None; a label of -1 is "no label"
+    ids    int64 [B]: rows of the data set, or None where nobody says
+    views  int64 [B]: which view of its sample a row is, 0 as it lies; None: a fresh draw that nobody can
+           name, so that nothing computed from it may be kept
+    """
 
     x0: Tensor
     cond: Cond | None = None
+    ids: Tensor | None = None
+    views: Tensor | None = None
+
+    def _each(self, change: Callable[[Any], Any]) -> "Batch":
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in given.items() if v is not None})
 
     def __getitem__(self, rows: slice) -> "Batch":
-        return Batch(self.x0[rows], None if self.cond is None else self.cond[rows])
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.x0.to(device), None if self.cond is None else self.cond.to(device))
+        return self._each(lambda value: value.to(device))

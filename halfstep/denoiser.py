@@ -110,6 +110,10 @@ class Denoiser(nn.Module):
 
     def twin(self) -> "Denoiser":
         """A trainable copy."""
+        if getattr(self.net, "quantised", None):
+            raise ConfigError(
+                "this network is int8 and cannot be trained: give the one that it was made from"
+            )
         return copy.deepcopy(self).train().requires_grad_(True)
 
     def freeze(self) -> "Denoiser":

@@ -24,7 +24,7 @@ class Prediction:
     @classmethod
     def from_x0(cls, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """eps = (x_t - alpha x0) / sigma.  Refused where sigma = 0."""
-        if bool((level.sigma == 0).any()):
+        if _told((level.sigma == 0).any()):
             raise ConfigError(
                 "an x0 output says nothing about eps at sigma = 0: start above t = 0, or use a "
                 "network that predicts v"
@@ -34,7 +34,7 @@ class Prediction:
     @classmethod
     def from_eps(cls, eps: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """x0 = (x_t - sigma eps) / alpha.  Refused where alpha = 0."""
-        if bool((level.alpha == 0).any()):
+        if _told((level.alpha == 0).any()):
             raise ConfigError(
                 "an eps output says nothing about x0 at alpha = 0: start below t = 1, or turn the "
                 "network into one that predicts v (halfstep distill reparameterise)"
@@ -49,6 +49,11 @@ class Prediction:
     def clipped(self, x_t: Tensor, level: Level, bound: float = 1.0) -> "Prediction":
         """x0 clipped to [-bound, bound], and the eps that goes with it.  Needs sigma > 0."""
         return Prediction.from_x0(self.x0.clamp(-bound, bound), x_t, level)
+
+
+def _told(found: Tensor) -> bool:
+    """What a 0-dimensional tensor says; a program that torch.export traces cannot ask, and was checked."""
+    return not torch.compiler.is_exporting() and bool(found)
 
 
 class Parameterisation(Protocol):

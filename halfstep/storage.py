@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
-from halfstep.errors import CheckpointError
+from halfstep.errors import CheckpointError, ConfigError
 
 
 def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -86,7 +86,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Strictly: every name and shape must be as the module has them."""
-    mine = module.state_dict()
+    check_fits(module.state_dict(), tensors, source)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_fits(mine: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors of other names or shapes than a network's own."""
     missing, unexpected = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
     shaped = sorted(n for n in mine.keys() & tensors.keys() if mine[n].shape != tensors[n].shape)
     for what, names in (
@@ -99,7 +104,17 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
                 f"{source} does not fit this network: it {what} {len(names)} tensors "
                 f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             )
-    module.load_state_dict(dict(tensors), strict=True)
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Those of floating point in this type; refused where one of them would become infinite."""
+    found = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    for name, value in found.items():
+        if value.is_floating_point() and bool((value.isinf() & tensors[name].isfinite()).any()):
+            raise ConfigError(
+                f"{name} has weights beyond what {str(dtype).removeprefix('torch.')} can hold: write bfloat16"
+            )
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -25,18 +25,20 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
+from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import ahead, Distill, Guiding, Halving, Jumping, plan, total_updates
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
+from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, figure, say, span
 from halfstep.cli.report import Report
 from halfstep.cli.sample import Sample
-from halfstep.cli.train import TrainClassifier, TrainDenoiser
+from halfstep.cli.train import TrainDenoiser
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import load_classifier
@@ -62,6 +64,7 @@ KINDS = {
     "distill progressive": Halving,
     "distill guided": Guiding,
     "distill stochastic": Jumping,
+    "distill knowledge": DistillKnowledge,
 }
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]

@@ -132,7 +132,7 @@ def test_values_that_cannot_be(values, words):
     "labels, names, words",
     [
         ([0, 1, 2, 3], (), "5 samples but 4 labels"),
-        ([0, 1, 2, -1, 0], (), "got -1"),
+        ([0, 1, 2, -2, 0], (), "got -2"),
         ([0, 1, 2, 3, 0], ("a", "b", "c"), "label 3"),
         ([0.0, 1.0, 2.0, 3.0, 0.0], (), "float"),
         ([[0], [1], [2], [1], [0]], (), "[5, 1]"),
@@ -561,7 +561,7 @@ def test_arrays_that_cannot_be(tmp_path, array, words):
         (dict(images=pixels(5, 4, 6, 3), x=pixels(5, 4, 6, 3)), "expected one of images, x, arr_0"),
         (dict(arr_0=pixels(5, 4, 6, 3), arr_1=np.arange(5)), "images=..., labels=..."),
         (dict(x=pixels(5, 4, 6, 3), y=np.arange(4)), "5 samples but 4 labels"),
-        (dict(x=pixels(5, 4, 6, 3), y=np.arange(5) - 1), "got -1"),
+        (dict(x=pixels(5, 4, 6, 3), y=np.arange(5) - 2), "got -2"),
         (dict(x=pixels(5, 4, 6, 3), y=np.arange(5) + 1), "class 0 has no samples"),
         (dict(x=pixels(5, 4, 6, 3), y=np.array([0, 1, 3, 7, 0])), "class 2 has no samples"),
         (dict(x=pixels(5, 4, 6, 3), y=np.arange(5.0)), "float64"),

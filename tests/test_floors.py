@@ -8,7 +8,7 @@ import pytest
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
     ["schedules"],
-    ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec"],
+    ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
     ["denoiser"],
     ["samplers", "nets", "data"],
     ["methods", "testing", "pipeline"],

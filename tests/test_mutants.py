@@ -12,6 +12,7 @@ FOLDERS = (
     "weighting",
     "timegrids",
     "noise",
+    "losses",
     "denoiser",
     "samplers",
     "methods",

@@ -111,7 +111,7 @@ def test_the_version_is_the_packages():
 
 
 @pytest.mark.parametrize(
-    "folder", ["nets", "samplers", "methods", "data", "training", "evaluation"]
+    "folder", ["losses", "nets", "samplers", "methods", "data", "training", "evaluation"]
 )
 def test_a_folders_own_list_holds(folder):
     module = importlib.import_module(f"halfstep.{folder}")

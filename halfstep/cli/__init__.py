@@ -1,8 +1,10 @@
 """The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from halfstep import __version__
 from halfstep.errors import HalfstepError, Stopped, unknown
@@ -18,13 +20,16 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "distill": (
-        "make a student that needs fewer steps",
+        "make a student that needs fewer steps, or fewer weights",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
             "guided": "one call where guidance takes two, then halve the steps (Meng et al. 2023)",
             "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
             "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
+            "shrink": "a smaller network: fewer blocks, or narrower ones",
+            "plan": "all of it in one run: shrink, guide if asked, halve",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
+            "knowledge": "a small classifier that answers as a large one (Hinton et al. 2015)",
         },
     ),
     "latents": ("encode images once, for a model of latents", {}),
@@ -32,6 +37,11 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "encode": ("turn images into noise, which a model turns back: to edit them", {}),
     "evaluate": ("judge a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("the evidence of a run on one page", {}),
+    "compress": (
+        "students in int8, or without their smallest weights, and what that costs them",
+        {},
+    ),
+    "export": ("a student alone in a folder, or as a program of torch", {}),
 }
 
 HELP = """\
@@ -85,6 +95,7 @@ def _dispatch(args: list[str]) -> int:
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
     _quiet_threads(at_most=1 if verb == "demo" else None)
+    _quiet_torchao()
     return _run(verb, rest)
 
 
@@ -94,18 +105,16 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.demo import demo
 
         return demo(rest)
-    if verb == "train" and rest[0] == "codec":
-        from halfstep.cli.codec import codec
-
-        return codec(rest[1:])
     if verb == "train":
-        from halfstep.cli import train
-
-        return train.denoiser(rest[1:]) if rest[0] == "denoiser" else train.classifier(rest[1:])
+        return _train(rest[0], rest[1:])
     if verb == "latents":
         from halfstep.cli.latents import latents
 
         return latents(rest)
+    if verb == "distill" and rest[0] == "knowledge":
+        from halfstep.cli.knowledge import knowledge
+
+        return knowledge(rest[1:])
     if verb == "distill":
         from halfstep.cli.distill import distill
 
@@ -122,9 +131,36 @@ def _run(verb: str, rest: list[str]) -> int:
         from halfstep.cli.report import report
 
         return report(rest)
+    if verb in ("compress", "export"):
+        return _run_after(verb, rest)
     from halfstep.cli.sample import sample
 
     return sample(rest)
+
+
+def _train(kind: str, rest: list[str]) -> int:
+    if kind == "codec":
+        from halfstep.cli.codec import codec
+
+        return codec(rest)
+    if kind == "classifier":
+        from halfstep.cli.classifier import classifier
+
+        return classifier(rest)
+    from halfstep.cli.train import denoiser
+
+    return denoiser(rest)
+
+
+def _run_after(verb: str, rest: list[str]) -> int:
+    """What comes after training."""
+    if verb == "compress":
+        from halfstep.cli.compress import compress
+
+        return compress(rest)
+    from halfstep.cli.export import export
+
+    return export(rest)
 
 
 def _quiet_threads(at_most: int | None) -> None:
@@ -141,6 +177,14 @@ def _quiet_threads(at_most: int | None) -> None:
         physical = psutil.cpu_count(logical=False) or 1
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
         os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed, at_most or physical)))
+
+
+def _quiet_torchao() -> None:
+    """Where torchao is installed diffusers imports it, and both say what of it they cannot use."""
+    if find_spec("torchao") is not None:
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _listing() -> str:

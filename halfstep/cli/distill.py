@@ -23,10 +23,12 @@ from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
+from halfstep.cli.shrinking import plan_gate, PlanQuality, said, with_pairs
 from halfstep.cli.train import own_net
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, METHODS, Progressive, Stochastic
+from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink, Stochastic
 from halfstep.methods.base import Stage
+from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
 from halfstep.training.jobs import stages_of
@@ -80,7 +82,20 @@ class Guiding(Distill[GuidedDistillation]):
     quality: Annotated[GuidedQuality, Flat] = field(default_factory=GuidedQuality)
 
 
-KINDS: dict[Any, Any] = {Progressive: Halving, Stochastic: Jumping, GuidedDistillation: Guiding}
+@dataclass(frozen=True, kw_only=True)
+class Planning(Distill[Plan]):
+    """A smaller network, one call for any guidance scale if asked, and fewer steps."""
+
+    method: Annotated[Plan, Flat]
+    quality: Annotated[PlanQuality, Flat] = field(default_factory=PlanQuality)
+
+
+KINDS: dict[Any, Any] = {
+    Progressive: Halving,
+    Stochastic: Jumping,
+    GuidedDistillation: Guiding,
+    Plan: Planning,
+}
 """Of the methods that have a gate."""
 
 
@@ -103,7 +118,10 @@ def distill(name: str, argv: Sequence[str]) -> int:
     def load() -> Pipeline:
         return official.decoding(find(), data)
 
-    gate = None
+    if isinstance(method, Shrink):
+        method = with_pairs(console, method, teachers[0], data, where)
+        options = replace(options, method=method)
+    gate: Any = None
     if auto and where.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if halves and (auto or options.quality.tolerance) and not where.dry_run:
@@ -119,6 +137,8 @@ def distill(name: str, argv: Sequence[str]) -> int:
             gate = gate_for(quality, looks, where.out)
     if isinstance(method, GuidedDistillation) and not where.dry_run:
         gate = guided_gate(options, teachers[0], data, load, console)
+    if isinstance(method, Plan) and not where.dry_run:
+        gate = plan_gate(options, teachers[0], data, load, console)
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
         stages = stages_of(method, teachers[0], teachers[0].denoiser)
@@ -143,14 +163,16 @@ def distill(name: str, argv: Sequence[str]) -> int:
 def plan(method: Any) -> str:
     """8 -> 4 -> 2 steps; what the method says of itself where it does not halve."""
     halving, parts = _halving_of(method), list[str]()
-    if isinstance(method, GuidedDistillation):
-        low, high = method.guidance
-        parts = [f"guidance {low:g} to {high:g} in one call a step"]
+    if isinstance(method, Shrink):
+        parts += [said(method)]
+    if (guidance := getattr(method, "guidance", None)) is not None:
+        low, high = guidance
+        parts += [f"guidance {low:g} to {high:g} in one call a step"]
     if halving is not None:
         counts = [halving.start, *(steps for steps, _ in _halvings(halving, halving.start))]
         parts += [f"{' -> '.join(map(str, counts))} steps"]
-    said = (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
-    return ", ".join(parts) or said
+    about = (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
+    return ", ".join(parts) or about
 
 
 def total_updates(method: Any) -> int:
@@ -158,21 +180,28 @@ def total_updates(method: Any) -> int:
     halving = _halving_of(method)
     first = 0 if isinstance(method, Progressive) else int(method.updates)
     later = () if halving is None else _halvings(halving, halving.start)
-    return first + sum(updates for _, updates in later)
+    return first + _guiding(method) + sum(updates for _, updates in later)
 
 
 def ahead(method: Any, stage: Stage) -> int:
     """Updates of the stages after this one, as far as the method says."""
     halving = _halving_of(method)
+    first = _guiding(method) if stage.name == SHRUNK else 0
     if halving is None:
-        return 0
+        return first
     steps = len(stage.times) - 1 if stage.times else halving.start
-    return sum(updates for _, updates in _halvings(halving, steps))
+    return first + sum(updates for _, updates in _halvings(halving, steps))
+
+
+def _guiding(method: Any) -> int:
+    """Updates of a plan's guided stage."""
+    guides = isinstance(method, Plan) and method.guidance is not None
+    return int(method.guided_updates) if guides else 0
 
 
 def _halving_of(method: Any) -> Progressive | None:
     """The halving that a method is, or ends in."""
-    if isinstance(method, GuidedDistillation):
+    if isinstance(method, GuidedDistillation | Plan):
         return method.halving
     return method if isinstance(method, Progressive) else None
 

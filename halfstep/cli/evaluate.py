@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from halfstep.cli.compressed import compressed_of, print_compressed
 from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
     captions_of,
@@ -28,6 +29,7 @@ from halfstep.cli.reconstructing import (
     encoders_judged,
 )
 from halfstep.cli.runs import describe_data
+from halfstep.cli.sizes import others_of, print_sizes
 from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
@@ -47,6 +49,9 @@ class Evaluate:
 
     run: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """The run's folder."""
+    beside: tuple[Path, ...] = ()
+    """Runs of the same teacher, such as its students of full size: in the table of sizes beside this
+    run's."""
     compare: tuple[Path, ...] = ()
     """Two runs that were evaluated, or more: set side by side."""
     teacher: Path | None = None
@@ -78,6 +83,8 @@ def evaluate(argv: Sequence[str]) -> int:
         )
     found = evaluated(console, options)
     print_rows(console, found)
+    print_sizes(console, found)
+    print_compressed(console, found)
     if "guided" in found:
         print_guided(console, found["guided"])
     say(console, "verdict", found["verdict"])
@@ -93,7 +100,8 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     students = kept.students(options.net)
     teacher = _teacher(kept, options, students)
     device = pick_device(options.device)
-    for pipeline in (teacher, *students):
+    variants = compressed_of(kept.folder, net=options.net)
+    for pipeline in (teacher, *students, *(one.pipeline for one in variants)):
         pipeline.to(device)
     if students and students[0].made_for == "encode":
         full = options.evaluation.full or _full(kept, teacher)
@@ -112,7 +120,12 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
     begun = kept.begun(options.net) if students else None
-    subject = Subject(teacher, students, data, times, held_out, begun and begun.to(device))
+    beside = others_of(kept, teacher, students, asked, options.beside, options.net)
+    for _, pipeline, _ in beside:
+        pipeline.to(device)
+    subject = Subject(
+        teacher, students, data, times, held_out, begun and begun.to(device), beside, variants
+    )
     left_out = subject.left_out(asked)
     say(console, "run", f"{kept.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     say(console, "data", describe_data(source, data))

@@ -27,6 +27,7 @@ from halfstep.evaluation.features import Features, features as named_features
 from halfstep.evaluation.guided import guided_evidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
+from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.report.guided_verdict import guided_verdict
 from halfstep.report.page import write_report
@@ -152,18 +153,33 @@ class Kept:
     def students(self, net: str | None) -> list[Pipeline]:
         """All finished ones, the most steps first."""
         see_current_folder(net)
-        found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
+        found = [path / "pipeline.json" for path in self.stages]
         loaded = [Pipeline.load(path.parent, net=net) for path in found]
         students = [pipeline for pipeline in loaded if pipeline.times]
-        if not students and loaded and "guided" in {path.parent.name for path in found}:
-            start, kind = self.asked["start"], self.asked["grid"]  # of the first stage alone
-            times = grid(kind, start, loaded[0].denoiser.schedule)
-            students = [replace(loaded[0], times=(times,))]
+        first = self.begun(net) if not students else None
+        if first is not None:  # of the first stages alone
+            start, kind = (
+                self.asked.get("start", Evaluation.full),
+                self.asked.get("grid", "uniform"),
+            )
+            times = grid(kind, start, first.denoiser.schedule)
+            students = [replace(first, times=(times,))]
         return students
 
+    @property
+    def stages(self) -> list[Path]:
+        """Folders of the finished stages, the most steps first."""
+        found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
+        return [path.parent for path in found]
+
     def begun(self, net: str | None) -> Pipeline | None:
-        """The first stage of a guided run, which its first student was made from."""
-        folder = self.folder / "stages" / "guided"
+        """The stage that the first student was made from: of a guided run its first, of a plan the one
+        before the halvings."""
+        return self.stage("guided", net) or self.stage(SHRUNK, net)
+
+    def stage(self, name: str, net: str | None) -> Pipeline | None:
+        """The pipeline of a finished stage; None where there is none of that name."""
+        folder = self.folder / "stages" / name
         return Pipeline.load(folder, net=net) if (folder / "pipeline.json").exists() else None
 
     def source(self, data: str | None) -> Source:
@@ -201,23 +217,25 @@ def written(
     run: Mapping[str, Any],
     metrics: Path,
     of_teacher: Rows | None = None,
+    guided: bool = True,
 ) -> dict[str, Any]:
     """Measure, and write FOLDER/report.json, report.npz, report.html and, of a guided run, slider.html.
 
     made, run  the report's parts of these names
     metrics    the folder of the run whose losses are drawn
     of_teacher the teacher's rows, where they were measured before
+    guided     students that take a guidance scale are also held against the guided teacher
     """
     found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
     found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
     here = environment(str(next(subject.teacher.denoiser.parameters()).device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
-    if (guided := guided_of(subject, asked)) is not None:
-        own = guided.students[0].guidance or (1.0, 1.0)
+    if guided and (against := guided_of(subject, asked)) is not None:
+        own = against.students[0].guidance or (1.0, 1.0)
         scales = table_scales(own, asked.guidance)
-        found["guided"], more = guided_evidence(guided, judge, scales, shown=asked.shown)
+        found["guided"], more = guided_evidence(against, judge, scales, shown=asked.shown)
         pictures |= more
-    found["verdict"] = guided_verdict(found["guided"]) if guided else verdict(found)
+    found["verdict"] = guided_verdict(found["guided"]) if "guided" in found else verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
     save_evidence(folder, found, pictures)
     return found

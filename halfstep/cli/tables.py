@@ -18,7 +18,7 @@ from halfstep.evaluation.measured import Measured
 def print_rows(console: Console, found: dict[str, Any]) -> None:
     """The table: every way of sampling, with intervals, and the floor under all of them."""
     if "reconstruction" in found:
-        return _print(console, reconstruction_table(found["reconstruction"]))
+        return print_wide(console, reconstruction_table(found["reconstruction"]))
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in ("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -32,7 +32,7 @@ def print_rows(console: Console, found: dict[str, Any]) -> None:
             str(Interval(**same["rmse"])) if same else "",
             style={"student": "bold green", "baseline": "dim"}.get(row["who"], ""),
         )
-    _print(console, table)
+    print_wide(console, table)
     floor, n = found["measure"]["floor"], found["measure"]["samples"]
     say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
 
@@ -53,12 +53,12 @@ def print_guided(console: Console, guided: dict[str, Any]) -> None:
             str(Interval(**rmse)) if rmse else "",
             style="bold green" if row["who"] == "student" else "",
         )
-    _print(console, table)
+    print_wide(console, table)
     n = guided["reference"]["samples"]
     say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
 
 
-def _print(console: Console, table: Table) -> None:
+def print_wide(console: Console, table: Table) -> None:
     """At its own width: lines that are longer than the terminal's lose no digit."""
     width = console.width
     endless = console.options.update(width=10_000)
@@ -84,7 +84,7 @@ def compare(console: Console, folders: Sequence[Path]) -> int:
     for count in sorted({count for one in students for count in one}, reverse=True):
         table.add_row(str(count), *_cells([one.get(count) for one in students]))
     table.add_row("teacher", *_cells(teachers))
-    _print(console, table)
+    print_wide(console, table)
     say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
     return 0
 

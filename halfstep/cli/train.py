@@ -1,10 +1,8 @@
-"""`halfstep train denoiser` and `halfstep train classifier`."""
+"""`halfstep train denoiser`."""
 
-import copy
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,16 +17,14 @@ from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, u
 from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.evaluation.features import save_classifier
-from halfstep.methods.classification import Classification
 from halfstep.methods.denoising import Denoising
-from halfstep.nets import build, Classifier, fitting
+from halfstep.nets import build, fitting
 from halfstep.nets.autoencoder import load_codec
 from halfstep.noise import key
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
-from halfstep.training.jobs import load_weights, train, train_classifier
+from halfstep.training.jobs import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +63,6 @@ class TrainDenoiser:
     source: Annotated[Source, Flat]
     network: Annotated[Network, Flat] = field(default_factory=Network)
     method: Annotated[Denoising, Flat] = field(default_factory=Denoising)
-    training: Annotated[Training, Flat] = field(default_factory=Training)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainClassifier:
-    """Train a small image classifier, for features and for labels."""
-
-    where: Annotated[Where, Flat]
-    source: Annotated[Source, Flat]
-    method: Annotated[Classification, Flat] = field(default_factory=Classification)
     training: Annotated[Training, Flat] = field(default_factory=Training)
 
 
@@ -119,60 +105,6 @@ def as_typed(source: Source) -> str:
 def own_net(net: str | None) -> str:
     """The option that a later command needs to build a network of the user's own."""
     return f" --net {shlex.quote(net)}" if net is not None and ":" in net else ""
-
-
-def classifier(argv: Sequence[str]) -> int:
-    """Train a classifier; say where it is and how well it knows what it has seen."""
-    console = terminal()
-    options = parse(TrainClassifier, argv, prog="halfstep train classifier")
-    data = loading(console, options.source)
-    if isinstance(data, Latents) or len(data.shape) != 3 or data.labels is None:
-        raise ConfigError(
-            f"a classifier needs labelled images, and '{options.source.data}' has none: give other data"
-        )
-    torch.manual_seed(key(options.training.seed, 0))
-    size = min(data.shape[1:])
-    fresh = Classifier(channels=data.shape[0], classes=data.classes, size=size)
-    net: nn.Module = fresh
-
-    def write(trained: nn.Module, folder: Path) -> None:
-        # Scaled on a copy: the run's own state, from which it can be extended, stays as it is.
-        copied: Classifier = copy.deepcopy(fresh).to(data.values.device)
-        copied.load_state_dict(
-            {k: v.to(data.values.device) for k, v in trained.state_dict().items()}
-        )
-        some = data.batch(torch.arange(min(len(data), 5000))).x0
-        save_classifier(copied.unit_features(some), folder)
-
-    method, training, where = options.method, options.training, options.where
-    if where.dry_run:
-        return print_plan(console, method.stages(net), data, training, where.device)
-    say(console, "data", describe_data(options.source, data))
-    say(console, "updates", updates_on(method.updates, training, where.device))
-    with carried_out(where, options, console) as job:
-        net = train_classifier(
-            net, data, where.out, write=write, read=_read_classifier, method=method,
-            training=training, job=job,
-        )  # fmt: skip
-    say(console, "accuracy", f"{accuracy(net, data):.1%} on what it was trained with")
-    say(console, "at", where.out / "stages" / "classifier")
-    return 0
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """The share of samples whose largest logit is their label."""
-    device, right = next(net.parameters()).device, 0
-    for rows in torch.arange(len(data)).split(512):
-        batch = data.batch(rows).to(device)
-        if batch.cond is None or batch.cond.label is None:
-            raise ConfigError("accuracy needs labels: give labelled data")
-        right += int((net(batch.x0).argmax(1) == batch.cond.label).sum())
-    return right / len(data)
-
-
-def _read_classifier(net: nn.Module, folder: Path) -> None:
-    load_weights(net, folder / "classifier")
 
 
 def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pipeline:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from halfstep.data.augment import Augmentation
 from halfstep.data.dataset import Dataset
+from halfstep.data.labels import confident_rows
 from halfstep.data.latents import is_latents, Latents, open_latents
 from halfstep.data.order import rows
 from halfstep.errors import ConfigError, DataError, unknown
 
-__all__ = ["Data", "Dataset", "Latents", "load", "rows"]
+__all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load", "rows"]
 
 Data = Dataset | Latents
 """What training reads: data in memory, or latents on the disk."""

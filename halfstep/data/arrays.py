@@ -34,10 +34,13 @@ def load(file: Path, channels: int | None = None) -> Dataset:
 
 
 def check_classes(data: Dataset, file: Path) -> None:
-    """Labels without names must use every class from 0 on: then 1, 2, 3 or 10, 20 are mistakes."""
+    """Labels without names must use every class from 0 on: then 1, 2, 3 or 10, 20 are mistakes.
+
+    Those of -1, which are none, do not count.
+    """
     if data.labels is None:
         return
-    used = data.labels.unique().tolist()
+    used = data.labels[data.labels >= 0].unique().tolist()
     unused = next((k for k, label in enumerate(used) if k != label), None)
     if unused is not None:
         raise DataError(

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.data.augment import Augmentation
+from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
-from halfstep.noise import Draw
+from halfstep.noise import Draw, key
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,15 +18,17 @@ class Dataset:
     """Values and labels, one row a sample; refuses what cannot be trained on.
 
     values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]
-    labels   int64 [N], the class of each, or None
+    labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
     names    of the classes, or () where they have none
     flip     `drawn` mirrors images left to right at random
+    augmentation  or more than that: what `drawn` does to images
     """
 
     values: Tensor
     labels: Tensor | None = None
     names: tuple[str, ...] = ()
     flip: bool = False
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         _check_values(self.values)
@@ -35,6 +39,11 @@ class Dataset:
         if self.flip and not self.is_images:
             raise DataError(
                 f"only images can be flipped, got samples of shape {self.shape}: write flip=False"
+            )
+        if self.augmentation is not None and (self.flip or not self.is_images):
+            raise DataError(
+                f"an augmentation is for images, and mirrors them itself, got samples of shape "
+                f"{self.shape} and flip={self.flip}: write flip=False, and flip among its steps"
             )
 
     @property
@@ -54,6 +63,18 @@ class Dataset:
         return len(self.names) or int(self.labels.max()) + 1
 
     @property
+    def unlabelled(self) -> int:
+        """How many samples have no label."""
+        return len(self) if self.labels is None else int((self.labels < 0).sum())
+
+    @property
+    def views(self) -> int | None:
+        """How many views of a sample `drawn` chooses from, itself included; None: each draw is another."""
+        if self.augmentation is not None:
+            return self.augmentation.views or None
+        return 2 if self.flip else 1
+
+    @property
     def nbytes(self) -> int:
         """What `to` would move."""
         return self.values.nbytes
@@ -66,27 +87,99 @@ class Dataset:
         return replace(self, values=self.values.to(device), labels=labels)
 
     def batch(self, rows: Tensor, flips: Tensor | None = None) -> Batch:
-        """These rows as float32 in [-1, 1], with their labels.
+        """These rows as float32 in [-1, 1], with their labels; view 1 is the mirror image.
 
         rows    int64 [B]
         flips   bool [B]: mirror these; None mirrors none
         """
         rows = rows.to(self.values.device)
-        x0 = self.values[rows]
+        x0, views = self.values[rows], torch.zeros_like(rows)
         if flips is not None:
             if not self.is_images or flips.shape != rows.shape or flips.dtype != torch.bool:
                 raise DataError(
                     f"flips are bool [{len(rows)}] and for images [C, H, W], got {flips.dtype} "
                     f"{list(flips.shape)} for samples of shape {list(self.shape)}: write flips=None"
                 )
-            x0 = torch.where(flips.to(x0.device)[:, None, None, None], x0.flip(-1), x0)
+            views = flips.to(x0.device).long()
+            x0 = torch.where(views[:, None, None, None] > 0, x0.flip(-1), x0)
         if x0.dtype == torch.uint8:
             x0 = x0.float().div_(127.5).sub_(1)
-        return Batch(x0, None if self.labels is None else Cond(label=self.labels[rows]))
+        cond = None if self.labels is None else Cond(label=self.labels[rows])
+        return Batch(x0, cond, rows, views)
 
     def drawn(self, rows: Tensor, draw: Draw) -> Batch:
-        """These rows as training sees them; with `flip` half of them, at random, are mirrored."""
-        return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
+        """These rows as training sees them: augmented, or with `flip` half of them, at random, mirrored."""
+        if (how := self.augmentation) is None:
+            return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
+        rows = rows.to(self.values.device)
+        if (views := how.choose(rows, draw)) is not None:
+            return self.viewed(rows, views)
+        found = self.batch(rows)
+        x0 = how.fresh(found.x0, draw, look=self._look, rows=len(self))
+        return Batch(x0, self._mixed(found.cond, torch.ones_like(rows)), found.ids)
+
+    def viewed(self, rows: Tensor, views: Tensor) -> Batch:
+        """These rows in these views, of which there are `self.views`; view 0 is as they lie.
+
+        rows, views  int64 [B]
+        """
+        if self.views is None or int(views.max()) >= self.views or int(views.min()) < 0:
+            raise DataError(
+                f"views {int(views.min())} to {int(views.max())} are asked for and there are "
+                f"{'no two alike' if self.views is None else self.views}: give the augmentation a number "
+                "of views"
+            )
+        if (how := self.augmentation) is None:
+            return self.batch(rows, views > 0 if self.flip else None)
+        found = self.batch(rows)
+        views = views.to(found.x0.device)
+        x0 = how.viewed(found.x0, rows.to(views.device), views, look=self._look, rows=len(self))
+        return replace(found, x0=x0, cond=self._mixed(found.cond, views), views=views)
+
+    def labelled(self, count: int, *, seed: int = 0, rest: bool = True) -> "Dataset":
+        """The same with labels for `count` samples of each class, chosen by the seed.
+
+        rest  the others stay, without a label (-1); or they are left out
+        """
+        if self.labels is None:
+            raise DataError("this data has no labels to choose from: give labelled data")
+        rows = some_of_each(self.labels, count, seed=seed).to(self.labels.device)
+        if not rest:
+            return self.only(rows)
+        labels = torch.full_like(self.labels, NONE)
+        labels[rows] = self.labels[rows]
+        names = self.names or tuple(map(str, range(self.classes)))
+        return replace(self, labels=labels, names=names)
+
+    def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
+        """Two parts that share no sample: the rest, and this share of all, chosen by the seed."""
+        count = round(len(self) * share)
+        if not 0 < count < len(self):
+            raise DataError(
+                f"a share of {share:g} of {len(self):,} samples leaves one part empty: write a share in "
+                "(0, 1), such as 0.15"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(key(seed)))
+        return self.only(order[count:].sort().values), self.only(order[:count].sort().values)
+
+    def only(self, rows: Tensor) -> "Dataset":
+        """These samples, in this order; a row may be there more than once."""
+        labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
+        names = () if labels is None else self.names or tuple(map(str, range(self.classes)))
+        return replace(
+            self, values=self.values[rows.to(self.values.device)], labels=labels, names=names
+        )
+
+    def _look(self, rows: Tensor) -> Tensor:
+        return self.batch(rows).x0
+
+    def _mixed(self, cond: Cond | None, views: Tensor) -> Cond | None:
+        """An image that another is mixed into is of neither class."""
+        if cond is None or cond.label is None or self.augmentation is None:
+            return cond
+        if not self.augmentation.mixes:
+            return cond
+        return replace(cond, label=torch.where(views.to(cond.label.device) > 0, NONE, cond.label))
 
     def fingerprint(self) -> str:
         """sha256 of values and labels (not of names or flip): the same on every device."""
@@ -134,8 +227,8 @@ def _check_labels(labels: Tensor, samples: int, names: tuple[str, ...]) -> None:
     if len(labels) != samples:
         raise DataError(f"{samples} samples but {len(labels)} labels: give every sample one")
     low, high = (int(end) for end in torch.aminmax(labels))
-    if low < 0:
-        raise DataError(f"labels count from 0, got {low}: leave unlabelled samples out")
+    if low < -1:
+        raise DataError(f"labels count from 0, got {low}: write -1 for a sample without a label")
     if names and high >= len(names):
         raise DataError(
             f"label {high} has no name among {len(names)} classes: labels are 0 to {len(names) - 1}"

@@ -138,7 +138,9 @@ class Latents:
         """
         mean = self.moments.rows(self.views * rows).float().chunk(2, dim=1)[0]
         context = None if self.contexts is None else self.contexts.rows(rows)
-        return Batch(mean * self.scale, self._cond(rows, context, mean.device))
+        ids = rows.to(mean.device)
+        cond = self._cond(rows, context, mean.device)
+        return Batch(mean * self.scale, cond, ids, torch.zeros_like(ids))
 
     def drawn(self, rows: Tensor, draw: Draw) -> Batch:
         """Fresh latents of these images, as training sees them: each read draws anew.
@@ -153,7 +155,7 @@ class Latents:
         if self.contexts is not None:
             context = self.contexts.rows(rows, draw.uniform()).to(device)
         x0 = codec.drawn(moments, noise, self.scale)
-        return Batch(x0, self._cond(rows, context, device))
+        return Batch(x0, self._cond(rows, context, device), rows.to(device))
 
     def _cond(self, rows: Tensor, context: Tensor | None, device: torch.device) -> Cond | None:
         if self.labels is None and context is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
+from halfstep.nets.quantised import apart
 from halfstep.pipeline import Pipeline
 from halfstep.samplers import calls, WALKS
 
@@ -163,6 +164,7 @@ def peak_bytes(
     if held is None:
         return None
     tensors = [*pipeline.denoiser.parameters(), *pipeline.denoiser.buffers()]
+    tensors = list(apart({str(k): tensor for k, tensor in enumerate(tensors)}).values())
     weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return held + sum(weights.values())
 

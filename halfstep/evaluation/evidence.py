@@ -15,7 +15,9 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
+from halfstep.evaluation.compressed import as_trained, compressed_row, same_work, Variant
 from halfstep.evaluation.cost import calls_of, cost
+from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
@@ -95,7 +97,9 @@ class Subject:
     times     the teacher's grid, which the first student halves
     held_out  data that nobody was trained on; None leaves memorisation out
     begun     what the first student was made from, where that is not the teacher: the first stage of a
-              guided distillation
+              guided distillation, the network that a plan shrank to
+    others    (name, pipeline, steps) of what is to be seen beside them: networks of other sizes
+    variants  students made smaller after training
     """
 
     teacher: Pipeline
@@ -104,13 +108,21 @@ class Subject:
     times: Times = ()
     held_out: Tensor | None = None
     begun: Pipeline | None = None
+    others: Sequence[tuple[str, Pipeline, int]] = ()
+    variants: Sequence[Variant] = ()
+
+    def variants_of(self, count: int) -> list[Variant]:
+        """Of the student of so many steps."""
+        return [one for one in self.variants if one.steps == count]
 
     def steps(self, asked: Evaluation, batch: int = 256) -> int:
         """How often `Judge.progress` will be called."""
         own = counted(map(_steps, self.students), asked)
         walks = _walks(self.teacher, own, asked)
+        own = [one for count in own for one in [count] * (1 + len(self.variants_of(count)))]
         total = asked.full + sum(own) + sum(steps for _, steps in walks)
-        ways = 1 + len(walks) + len(own)
+        total += sum(steps for _, _, steps in self.others)
+        ways = 1 + len(walks) + len(own) + len(self.others)
         return total * -(-asked.samples // batch) + ways * asked.cost_rounds * len(TIMED)
 
     def left_out(self, asked: Evaluation) -> list[str]:
@@ -212,7 +224,7 @@ def gather(
     rows, ways, full = list(found.rows), list(found.ways), found.full
     held_out = None if subject.held_out is None else judge.features(subject.held_out)
     rows[0]["memorisation"] = memorised(full, held_out, judge)
-    images = [(rows[0]["name"], full.images)]
+    images, features = [(rows[0]["name"], full.images)], dict[int, Tensor]()
     for count in counts:
         way = students[count], students[count].own_sampler, count
         seen = judge.see(*way)
@@ -224,6 +236,20 @@ def gather(
         rows.append(mine)
         ways.append(way)
         images.append((_plural(count), seen.images))
+        features[count] = seen.features
+        variants = subject.variants_of(count)
+        if variants:
+            mine["compressed"] = as_trained(students[count], name)
+        for variant in variants:
+            rows.append(compressed_row(variant, seen, name, judge, asked.metrics, full))
+            ways.append(variant.way)
+    for name, pipeline, steps in subject.others:
+        way = pipeline, pipeline.own_sampler, steps
+        seen = judge.see(*way)
+        one = row("other", f"{name}, {_plural(steps)}", way, seen, judge, asked.metrics, full)
+        same = features.get(steps) if pipeline.times else None
+        rows.append(one | {"network": name, "student_over_it": _over(judge, same, seen.features)})
+        ways.append(way)
     if asked.cost_rounds:
         timed = cost(
             ways,
@@ -232,8 +258,9 @@ def gather(
             guidance=judge.guidance,
             progress=judge.progress,
         )
-        for one, taken in zip(rows, timed, strict=True):
-            one["cost"] = taken.to_json()
+        for found_row, taken in zip(rows, timed, strict=True):
+            found_row["cost"] = taken.to_json()
+        same_work(rows)
     measure = {
         "features": judge.features.name,
         "preprocessing": judge.features.preprocessing,
@@ -248,6 +275,13 @@ def gather(
         "left_out": _left_out(subject.teacher, counts, asked),
     }
     return {"format": FORMAT, "measure": measure, "rows": rows}, pictures(images, asked.shown)
+
+
+def _over(judge: Judge, student: Tensor | None, other: Tensor) -> dict[str, float] | None:
+    """The student's distance over that of another student of as many steps, in pairs of the same noise."""
+    if student is None:
+        return None
+    return raw_frechet_ratio(judge.real_features, student, other, block=judge.n).to_json()
 
 
 def counted(steps: Iterable[int], asked: Evaluation) -> list[int]:

@@ -9,15 +9,24 @@ from importlib.resources import as_file, files
 from inspect import getsourcefile, Parameter, signature
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from halfstep import storage
-from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation import feature_networks
-from halfstep.nets.classifier import Classifier
+from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+
+__all__ = [
+    "Features",
+    "classifier_features",
+    "digits_features",
+    "features",
+    "load_classifier",
+    "save_classifier",
+]
 
 BELOW = {"classifier": "FOLDER", "inception": "FILE"}
 """Features that need a place: NAME:PLACE."""
@@ -120,12 +129,12 @@ def features(name: str) -> Features:
 
 def classifier_features(folder: Path) -> Features:
     """The penultimate layer of a classifier that `halfstep train classifier` wrote."""
-    made = folder / "stages" / "classifier"
-    if not (folder / "classifier.json").exists() and (made / "classifier.json").exists():
-        classifier = load_classifier(made)
-    else:
-        classifier = load_classifier(folder)
-    classifier.eval().requires_grad_(False)
+    classifier: Any = load_classifier(folder).requires_grad_(False)
+    if not hasattr(classifier, "features"):
+        raise ConfigError(
+            f"the classifier in '{folder}' is a {type(classifier).__name__}, which does not say what its "
+            "last layer reads (a method `features`, a layer `head`): choose another"
+        )
     return Features(
         f"classifier {folder.name}",
         classifier.features,
@@ -139,23 +148,6 @@ def digits_features() -> Features:
     """The digits classifier that comes with halfstep (presets/digits-classifier.toml made it)."""
     with as_file(files("halfstep") / "assets" / "digits-classifier") as folder:
         return replace(classifier_features(folder), name="digits")
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """A classifier from its folder; `CheckpointError` if there is none."""
-    stem = folder / "classifier"
-    if not stem.with_suffix(".json").exists():
-        raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
-    tensors, about = storage.load(stem)
-    classifier = Classifier(**about["config"])
-    storage.load_into(classifier, tensors, f"'{stem}.safetensors'")
-    return classifier
-
-
-def save_classifier(classifier: nn.Module, folder: Path) -> None:
-    """Write FOLDER/classifier.safetensors and FOLDER/classifier.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.save(folder / "classifier", classifier.state_dict(), {"config": classifier.config})
 
 
 def digest_of(net: nn.Module) -> str:

@@ -4,8 +4,11 @@ from halfstep.methods.base import Method, Objective, Stage
 from halfstep.methods.denoising import Denoising
 from halfstep.methods.encoder import Encoder
 from halfstep.methods.guided import GuidedDistillation
+from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.methods.plan import Plan
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
+from halfstep.methods.shrink import Shrink
 from halfstep.methods.stochastic import Stochastic
 
 METHODS = {
@@ -14,6 +17,9 @@ METHODS = {
     "stochastic": Stochastic,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
+    "knowledge": KnowledgeDistillation,
+    "shrink": Shrink,
+    "plan": Plan,
 }
 """What `halfstep distill` offers."""
 
@@ -22,10 +28,13 @@ __all__ = [
     "Denoising",
     "Encoder",
     "GuidedDistillation",
+    "KnowledgeDistillation",
     "Method",
     "Objective",
+    "Plan",
     "Progressive",
     "Reparameterise",
+    "Shrink",
     "Stage",
     "Stochastic",
     "two_step_target",

@@ -20,6 +20,8 @@ class Objective(Protocol):
     """A loss: one value a sample, and nothing else.
 
     One with a method `measure(student, batch, draw)`, which returns numbers by name, has them in the log.
+    One with a method `at(done)` is asked before every update for what it is by then, when that share of its
+    stage's updates is done (0 before the first): a function of nothing else, or a resumed run would differ.
     """
 
     @property
@@ -44,6 +46,12 @@ class Stage:
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
     made_for: str = "ddim"
     """What walks on that grid with it: ddim, stochastic, or encode, which walks from data to noise."""
+
+
+def at(objective: Objective, done: float) -> Objective:
+    """The objective as it is when that share of its stage's updates is done."""
+    changed: Objective = getattr(objective, "at", lambda done: objective)(done)
+    return changed
 
 
 class Method(Protocol):

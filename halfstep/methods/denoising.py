@@ -74,10 +74,15 @@ class Denoise:
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.schedule, t, batch.x0).mix(batch.x0, eps)
-        guess: Prediction = student(x_t, t, self._dropped(batch.cond, draw))
+        cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
+        guess: Prediction = student(x_t, t, cond)
         return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
 
-    def _dropped(self, cond: Cond | None, draw: Draw) -> Cond | None:
-        if not self.drop or self.null is None or cond is None or cond.said(self.null) is None:
-            return cond
-        return cond.without(self.null, draw.uniform() < self.drop)
+
+def some_unlabelled(
+    cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
+) -> Cond | None:
+    """The condition with nothing said for that share of samples, where there is something to say."""
+    if not drop or null is None or cond is None or cond.said(null) is None:
+        return cond
+    return cond.without(null, draw.uniform() < drop)

@@ -87,15 +87,13 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
             with the config's entries and returns a module called as net(x, t, cond)
     config  its arguments; what JSON cannot hold is refused, because it could not be saved
     """
-    kept = _plain(name, config)
-    net = (_own(name) if ":" in name else _named(name))(**config)
+    kept = plain(name, config)
+    net = (own(name) if ":" in name else _named(name))(**config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
         made: Any = net.model.config  # type: ignore[union-attr]
-        kept = _plain(
-            name, {k: made[k] for k in made if k[0] != "_" and LATER.get(k) != (made[k],)}
-        )
+        kept = plain(name, {k: made[k] for k in made if k[0] != "_" and LATER.get(k) != (made[k],)})
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 
@@ -167,21 +165,9 @@ def _named(name: str) -> Callable[..., nn.Module]:
     return NETS[name]
 
 
-def _own(name: str) -> Callable[..., nn.Module]:
+def own(name: str) -> Callable[..., nn.Module]:
     """The user's function, with its arguments checked before it is called."""
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # the user's module was found; something that it imports was not
-        raise ConfigError(
-            f"the net '{name}' cannot be imported: there is no module '{error.name}' (write "
-            "package.module:function, and set PYTHONPATH to the folder that holds it)"
-        ) from error
-    if not callable(function := getattr(module, function_name, None)):
-        functions = [key for key, value in vars(module).items() if callable(value)]
-        raise unknown(f"function in {module_name} called", function_name, functions)
+    function = imported(name)
 
     def checked(**config: Any) -> nn.Module:
         parameters = signature(function).parameters.values()
@@ -196,11 +182,30 @@ def _own(name: str) -> Callable[..., nn.Module]:
     return checked
 
 
+def imported(name: str) -> Callable[..., Any]:
+    """What package.module:function names; refused in a sentence where there is none."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the user's module was found; something that it imports was not
+        raise ConfigError(
+            f"the net '{name}' cannot be imported: there is no module '{error.name}' (write "
+            "package.module:function, and set PYTHONPATH to the folder that holds it)"
+        ) from error
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise unknown(f"function in {module_name} called", function_name, functions)
+    return function
+
+
 _VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
-def _plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as JSON will give it back."""
+def plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as JSON will give it back; refused where it could not be."""
     for key, value in config.items():
         try:
             json.dumps(value)

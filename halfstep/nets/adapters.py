@@ -137,7 +137,7 @@ class DiTNet(TimeAdapter):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
         if label is None:
-            label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            label = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         added, model = self.added(cond), cast(Any, self.model)
         if added is not None and model.gradient_checkpointing:  # what is recomputed would lack it
             raise ConfigError(

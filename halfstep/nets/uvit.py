@@ -231,7 +231,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ConfigError(
                 "this U-ViT reads no text and got context: leave it out, or build it with clip_dim"
             )
-        wanted = len(x), *self.texts
+        wanted = x.shape[0], *self.texts
         if self.context_embed is not None and (context is None or context.shape != wanted):
             got = "none" if context is None else f"shape {list(context.shape)}"
             raise ConfigError(
@@ -249,7 +249,9 @@ def _times(timesteps: Tensor | float, x: Tensor) -> Tensor:
             f"timesteps must have one time per sample, or be one for all: expected shape "
             f"[{len(x)}], got {list(timesteps.shape)}"
         )
-    return timesteps.to(x.device).expand(len(x))
+    return timesteps.to(x.device).expand(
+        x.shape[0]
+    )  # len(x) would fix the batch of a traced network
 
 
 def _resampled(place: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.nets import build, recipe
+from halfstep.nets.quantised import quantised_again
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.schedules import Schedule, SCHEDULES
 
@@ -24,6 +25,7 @@ USUAL: dict[str, Any] = {
     "codec": None,
     "guidance": None,
     "made_for": "ddim",
+    "quantised": None,
 }
 """What is not said of a pipeline where it is so."""
 
@@ -39,6 +41,7 @@ def described(pipeline: "Pipeline") -> dict[str, Any]:
         "codec": None if codec is None else {"scale": codec.scale, "factor": codec.factor},
         "guidance": None if pipeline.guidance is None else list(pipeline.guidance),
         "made_for": pipeline.made_for,
+        "quantised": getattr(denoiser.net, "quantised", None),
     }
     return {
         "format": FORMAT,
@@ -88,8 +91,9 @@ def denoiser_from(
         )
     if about["parameterisation"] not in PARAMETERISATIONS:
         raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
+    made = _net(about["net"]["build"], about["net"]["config"], net)
     return Denoiser(
-        _net(about["net"]["build"], about["net"]["config"], net),
+        made if about.get("quantised") is None else quantised_again(made, about["quantised"]),
         schedule_from(about["schedule"]),
         PARAMETERISATIONS[about["parameterisation"]],
         time=NetTime(**about["time"]),

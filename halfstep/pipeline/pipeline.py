@@ -13,6 +13,7 @@ from halfstep.batch import Cond
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
@@ -275,13 +276,18 @@ class Pipeline:
         denoiser.net = resized(denoiser.net, shape[1:])
         return replace(self, denoiser=denoiser.freeze(), shape=shape)
 
-    def save(self, folder: Path | str) -> None:
-        """Write FOLDER/pipeline.safetensors and FOLDER/pipeline.json, and its codec; all or nothing."""
+    def save(self, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
+        """Write FOLDER/pipeline.safetensors and FOLDER/pipeline.json, and its codec; all or nothing.
+
+        dtype  of the weights in the file; they are read back into the network's own, float32
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.codec is not None:
             self.codec.save(folder)
-        tensors = self.denoiser.state_dict()
+        tensors = plain_tensors(self.denoiser)
+        if dtype is not None:
+            tensors = storage.rounded(tensors, dtype)
         if self.empty is not None:
             tensors["empty"] = self.empty
         storage.save(folder / "pipeline", tensors, self.describe())
@@ -304,7 +310,8 @@ class Pipeline:
             from halfstep.nets.autoencoder import load_codec  # which needs diffusers
 
             pipeline = replace(pipeline, codec=load_codec(folder))
-        storage.load_into(pipeline.denoiser, tensors, f"'{stem}.safetensors'")
+        fits = storage.load_into if about.get("quantised") is None else fill
+        fits(pipeline.denoiser, tensors, f"'{stem}.safetensors'")
         pipeline.denoiser.freeze()
         return pipeline
 

@@ -58,11 +58,11 @@ def quality(series: Sequence[Series], levels: Sequence[Level], *, what: str, alt
                     max(level.low, bottom), level.high, color=colour, alpha=0.12, linewidth=0
                 )
         for one in sorted(series, key=lambda s: s.strong):
-            _curve(axis, one, bottom)
+            curve(axis, one, bottom)
         axis.set_yscale("log")
         axis.set_ylim(bottom, top)
         _calls_axis(axis, [p[0] for s in series for p in s.points])
-        _log_ticks(axis, bottom, top)
+        log_ticks(axis, bottom, top)
         axis.set_title(what, loc="left", color=INK["muted"], fontsize=11.5)
 
     return drawn_twice("quality", draw, alt)
@@ -106,11 +106,11 @@ def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: 
 
     def draw(axis: Axes) -> None:
         for one in series:
-            _curve(axis, one, bottom)
+            curve(axis, one, bottom)
         axis.set_yscale("log")
         axis.set_ylim(bottom, top)
         axis.set_xlim(min(x) - margin, max(x) + margin)
-        _log_ticks(axis, bottom, top)
+        log_ticks(axis, bottom, top)
         _names(axis, series, scales)
         axis.set_xlabel("Inception score, higher is clearer")
         what = "Fréchet distance to the data, lower is better"
@@ -149,11 +149,11 @@ def _errors(series: Sequence[Series], what: str) -> Callable[[Axes], None]:
 
     def draw(axis: Axes) -> None:
         for one in series:
-            _curve(axis, one, bottom)
+            curve(axis, one, bottom)
         axis.set_yscale("log")
         axis.set_ylim(bottom, top)
         _calls_axis(axis, [p[0] for s in series for p in s.points])
-        _log_ticks(axis, bottom, top)
+        log_ticks(axis, bottom, top)
         axis.set_title(what, loc="left", color=INK["muted"], fontsize=11.5)
 
     return draw
@@ -177,7 +177,7 @@ def training(lines: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
                 [r[2] for _, s in stages for r in s], [r[3] for _, s in stages for r in s]
             )
             upper.set_ylim(bottom, top)
-            _log_ticks(upper, bottom, top)
+            log_ticks(upper, bottom, top)
         else:
             upper.grid(axis="y", color=INK["rule"], linewidth=0.8)
         _stage_marks(upper, lower, [(name, rows[0][0], rows[-1][0]) for name, rows in stages])
@@ -251,7 +251,8 @@ def _nice(top: float) -> float:
     return float(f"{next(k for k in (5, 2, 1) if k * unit <= top * 1.0000001) * unit:.1g}")
 
 
-def _curve(axis: Axes, one: Series, bottom: float) -> None:
+def curve(axis: Axes, one: Series, bottom: float) -> None:
+    """A line through the points of a series, and a band of their intervals, cut at `bottom`."""
     x = [p[0] for p in one.points]
     y = [max(p[1], bottom) for p in one.points]
     low, high = [max(p[2], bottom) for p in one.points], [max(p[3], bottom) for p in one.points]
@@ -288,7 +289,7 @@ def _range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, float
     return 0.8 * min(values, default=0.1), 1.2 * max([*values, *tops], default=1.0)
 
 
-def _log_ticks(axis: Axes, bottom: float, top: float) -> None:
+def log_ticks(axis: Axes, bottom: float, top: float) -> None:
     """1, or 1 2 5, or more of each power of ten: the fewest that give at least four lines."""
     powers = range(floor(log10(bottom)), ceil(log10(top)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from halfstep.report import curves
 from halfstep.report.curves import Level, Point, Series
 from halfstep.report.numbers import calls, exact, figure, Measured, MINUS, places, ratio
+from halfstep.report.sizes import drawing, Line, sizes
 from halfstep.report.verdict import frechet, judged, Row, rows_of, sampler, teacher_of, tolerance
 
 LOOKS = {  # of the best known samplers: colour, marker
@@ -32,9 +33,12 @@ class Drawn:
 
 
 def figures(evidence: Mapping[str, Any]) -> dict[str, Drawn]:
-    """quality, ratios, tradeoff, fidelity and training, those that there is something to draw of."""
+    """By name, those that there is something to draw of."""
+    lines = sizes(evidence)
     found = {
         "quality": _quality(evidence),
+        "sizes": _sizes(lines, "multiply_adds"),
+        "seconds": _sizes(lines, "seconds"),
         "ratios": _ratios(evidence),
         "tradeoff": _tradeoff((evidence.get("guided") or {}).get("rows", [])),
         "fidelity": _fidelity(rows_of(evidence, "student")),
@@ -63,6 +67,12 @@ def _quality(evidence: Mapping[str, Any]) -> Drawn | None:
     return Drawn(
         curves.quality(series, levels, what="Fréchet distance, lower is better", alt=alt), legend
     )
+
+
+def _sizes(lines: Sequence[Line], at: str) -> Drawn | None:
+    if not (found := drawing(lines, at)):
+        return None
+    return Drawn(found[0], _legend(found[1]))
 
 
 def _baselines(rows: Sequence[Row]) -> list[Series]:

@@ -13,13 +13,14 @@ from halfstep.report import numbers, verdict as words
 from halfstep.report.figures import figures
 from halfstep.report.grids import sheets
 from halfstep.report.guided import shown, table
+from halfstep.report.sizes import sizes
 from halfstep.report.svg import COLOURS
 from halfstep.report.templates import template, write_page
 from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
 
 FORMAT = 1
 LIMIT = 5_000_000
-OPTIONAL = ("ratio", "fidelity", "split", "memorisation", "drift", "cost")
+OPTIONAL = ("ratio", "fidelity", "split", "memorisation", "drift", "cost", "compressed")
 NEEDED = ("made", "run", "measure", "rows", "training")
 MEASURES = {
     "frechet_distance": "Fréchet distance",
@@ -71,6 +72,9 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         figures=figures(evidence),
         sheets=sheets(pictures),
         guided=table(evidence),
+        sizes=sizes(evidence),
+        smaller=_smaller(evidence),
+        compressed=_compressed(evidence),
         slider=shown(pictures) is not None,
         drift=_drift(students),
         cost=_cost(rows, full),
@@ -79,6 +83,19 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
         words=words,
         dash=numbers.DASH,
     )
+
+
+def _smaller(evidence: Mapping[str, Any]) -> list[str]:
+    """Students over those of as many steps of another run, a sentence a run."""
+    by: dict[str, list[str]] = {}
+    for row in evidence["rows"]:
+        if over := row.get("student_over_it"):
+            found = f"{numbers.interval(over, 2)} at {numbers.calls(row['calls'])}"
+            by.setdefault(row["network"], []).append(found)
+    return [
+        f"Fréchet distance of the students over that of {name} at as many steps: {', '.join(found)}."
+        for name, found in by.items()
+    ]
 
 
 def check(evidence: Mapping[str, Any]) -> None:
@@ -134,8 +151,20 @@ def _plain(x: Any) -> bool:
 
 
 def _rows(evidence: Mapping[str, Any]) -> list[Row]:
-    """Teacher, baselines, students."""
-    return [row for who in ("teacher", "baseline", "student") for row in rows_of(evidence, who)]
+    """Teacher, baselines, students, and what was made of these after training."""
+    kinds = ("teacher", "baseline", "student", "compressed")
+    return [row for who in kinds for row in rows_of(evidence, who)]
+
+
+def _compressed(evidence: Mapping[str, Any]) -> list[Row]:
+    """Each student that was made smaller, and then its variants."""
+    students = [row for row in rows_of(evidence, "student") if row["compressed"]]
+    made = rows_of(evidence, "compressed")
+    return [
+        one
+        for own in students
+        for one in (own, *(row for row in made if row["compressed"]["of"] == own["name"]))
+    ]
 
 
 def _alarms(students: Sequence[Row]) -> list[str]:

@@ -1,8 +1,19 @@
 """The engine: one loop for every method, runs that go on where they stopped, one process or many."""
 
 from halfstep.errors import Stopped
+from halfstep.training.classifiers import distill_classifier, train_classifier
 from halfstep.training.jobs import distill, Job, train
 from halfstep.training.settings import Training
 from halfstep.training.watch import Silent, Watch
 
-__all__ = ["Job", "Silent", "Stopped", "Training", "Watch", "distill", "train"]
+__all__ = [
+    "Job",
+    "Silent",
+    "Stopped",
+    "Training",
+    "Watch",
+    "distill",
+    "distill_classifier",
+    "train",
+    "train_classifier",
+]

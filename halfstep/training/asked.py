@@ -14,7 +14,7 @@ import halfstep
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 
-EXTENDABLE = ("stop", "updates", "halving_updates")
+EXTENDABLE = ("stop", "updates", "guided_updates", "halving_updates")
 """What --extend may raise (or halve further)."""
 ROUNDING = ("micro_batch",)
 """What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""

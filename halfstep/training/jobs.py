@@ -17,7 +17,6 @@ from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
-from halfstep.methods.classification import Classification
 from halfstep.methods.guided import at_any_scale
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
@@ -25,6 +24,7 @@ from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.settling import settled
 from halfstep.training.teachers import refuse_students, tried
 from halfstep.training.watch import Silent, Watch
 
@@ -84,6 +84,7 @@ def distill(
     refuse_students(method, teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, data, training, job)
+    method = settled(method, teacher, work.data, out)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
     stages = stages_of(method, teacher, work.denoiser(teacher))
     del teacher  # from the second stage on nobody needs it
@@ -104,33 +105,6 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
     if (guidance := teacher.guidance) is None:
         return stages
     return (at_any_scale(stage, guidance) for stage in stages)
-
-
-def train_classifier(
-    classifier: nn.Module,
-    data: Data | str,
-    out: Path | str,
-    *,
-    write: Callable[[nn.Module, Path], None],
-    read: Callable[[nn.Module, Path], None],
-    method: Classification | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
-) -> nn.Module:
-    """Train a classifier into the run folder `out`; `write` and `read` are how it lies on disk."""
-    method = method or Classification()
-    return carried_through(
-        "train classifier",
-        method.stages(classifier),
-        asdict(method),
-        _dataset(data),
-        out,
-        training or Training(),
-        job or Job(),
-        Processes((job or Job()).device),
-        write=lambda stage, folder: write(stage.student, folder),
-        read=lambda stage, folder: read(stage.student, folder),
-    ).eval()
 
 
 @dataclass(frozen=True)
@@ -230,6 +204,8 @@ def carried_through(
     processes.share(training.batch)
     stages = _asked(stages)
     asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
+    if (augmentation := getattr(data, "augmentation", None)) is not None:
+        asked["augmentation"] = asdict(augmentation)
     opened = list[Run]()  # by the first process, the only one that writes
 
     def take() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.base import at, Objective, Stage
 from halfstep.noise import Draw, key
 from halfstep.training import checkpoint
 from halfstep.training.checkpoint import State
@@ -153,7 +153,7 @@ class Loop:
         micro = min(self.settings.micro_batch or whole, whole)
         with naming_memory(micro, partial(self._probe, stage.objective, state)):
             loss, norm = update(
-                stage.objective,
+                at(stage.objective, state.update / stage.updates),
                 wrapped,
                 state,
                 self.data,
@@ -217,7 +217,8 @@ class Loop:
 
     def _held_out(self, stage: Stage, state: State) -> dict[str, Any]:
         """What an objective measures with noise that training never sees: the same whenever it is asked."""
-        measure = getattr(stage.objective, "measure", None)
+        objective = at(stage.objective, state.update / stage.updates)
+        measure = getattr(objective, "measure", None)
         if measure is None:
             return {}
         generator = torch.Generator().manual_seed(key(self.settings.seed))

@@ -27,6 +27,11 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             f"the network has {len(pipeline.classes)} classes and the data has no labels: give data of "
             "those classes"
         )
+    if pipeline.classes and data.labels is not None and (without := int((data.labels < 0).sum())):
+        raise ConfigError(
+            f"the network has classes and {without:,} of the data's samples have no label (-1): "
+            "leave them out, or give data with labels"
+        )
     if isinstance(data, Latents):
         _check_latents(pipeline, data)
     contexts = data.contexts if isinstance(data, Latents) else None

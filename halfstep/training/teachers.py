@@ -6,13 +6,18 @@ from itertools import chain
 
 import torch
 
+from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, Progressive, Reparameterise
+from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import Method, Stage
+from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.methods.terms import pairs_of
+from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
 from halfstep.timegrids import grid, Times
+from halfstep.training.settings import Training
 
 SAME = 1e-6
 """How far apart two times are that count as one."""
@@ -20,14 +25,15 @@ SAME = 1e-6
 
 def refuse_students(method: Method, teacher: Pipeline) -> None:
     """`ConfigError` for a student as a teacher where the method asks it what it was not made for."""
-    if teacher.guidance is not None and isinstance(method, GuidedDistillation):
+    guides = isinstance(method, GuidedDistillation) or getattr(method, "guidance", None) is not None
+    if teacher.guidance is not None and guides:
         raise ConfigError(
             "this teacher takes its guidance scale as an input already: give the one it was made from, or "
             "halve it with 'halfstep distill progressive'"
         )
     if not teacher.times:
         return
-    if isinstance(method, GuidedDistillation | Reparameterise):
+    if isinstance(method, GuidedDistillation | Reparameterise | Shrink):
         raise ConfigError(
             f"this teacher is a student of {len(teacher.times[-1]) - 1} steps, which answers at the times "
             "of its own grid alone, and it would be asked at every time: give the teacher that it was "
@@ -70,11 +76,11 @@ def tried(stages: Iterator[Stage], teacher: Pipeline) -> Iterator[Stage]:
 
 @torch.no_grad()
 def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
-    n = max(len(teacher.classes), 1)
+    n, guidance = max(len(teacher.classes), 1), stage.guidance or teacher.guidance
     student.eval().autocast = None
     cond = condition(
         n, 0, classes=len(teacher.classes), null=teacher.null, empty=teacher.empty, texts=None,
-        labels=None, prompts=None, context=None, guidance=stage.guidance and stage.guidance[0],
+        labels=None, prompts=None, context=None, guidance=guidance and guidance[0],
     )  # fmt: skip
     x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
     student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
@@ -93,3 +99,34 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
             f"class{'es' * (n > 1)} ({got}): give it all of its options in student (command line: "
             "--student NAME VALUE ...)"
         )
+
+
+def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
+    """`ConfigError` for settings that a classifier's training does not read, or cannot."""
+    if training.precision != "fp32":
+        raise ConfigError(
+            f"classifiers are distilled in fp32, and precision is '{training.precision}': leave it out"
+        )
+    if training.compile and pairs_of(method.live):
+        raise ConfigError(
+            "a compiled student does not show its features, which a term compares: leave compile out"
+        )
+
+
+def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+    """The same stages, after the first one's objective was asked about two samples, which trains nothing.
+
+    What teacher, student and data refuse of each other is so refused before there is a folder.
+    """
+    first = next(stages)
+    rows = torch.arange(2) % len(data)
+    draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
+    modes = [(part, part.training) for part in first.student.modules()]
+    first.student.to(device).eval()
+    try:
+        with torch.no_grad():
+            first.objective(first.student, data.drawn(rows, draw).to(device), draw)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return chain([first], stages)

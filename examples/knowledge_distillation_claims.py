@@ -1,0 +1,221 @@
+"""What rows of accuracies say of a report's claims: means, paired differences, verdicts, a page, a picture.
+
+A row is {"data", "experiment", "seed", "accuracy"}; see knowledge_distillation_report.py, which makes them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+from halfstep.report.pictures import DDIM, STUDENT, TEACHER
+
+MARGIN = 0.01
+"""The smallest difference of accuracies that matters to anybody: a point."""
+HOLDS, FAILS, OPEN, UNMEASURED = "holds", "does not hold", "cannot be told", "was not measured"
+NOTE = (
+    "The report's numbers are of the last 38 images of its validation set (74 % are 28 of 38, and 71 % are "
+    "27), on photographs of flowers: no yardstick, and beside ours only to show what was said."
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    error      standard error of the mean; nan of one seed
+    low, high  95 % interval of Student's t
+    """
+
+    mean: float
+    error: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is further than two standard errors from 0."""
+        return abs(self.mean) > 2 * self.error
+
+
+def estimate(values):
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, math.nan, n)
+    error = stdev(values) / math.sqrt(n)
+    half = float(student_t.ppf(0.975, n - 1)) * error
+    return Estimate(mean, error, mean - half, mean + half, n)
+
+
+def ahead_of(rows, a, b):
+    """a's accuracy less b's, seed by seed; None where no seed has both."""
+    found = {(row["experiment"], row["seed"]): row["accuracy"] for row in rows}
+    seeds = sorted({seed for _, seed in found})
+    both = [s for s in seeds if (a, s) in found and (b, s) in found]
+    return estimate([found[a, s] - found[b, s] for s in both]) if both else None
+
+
+def surely_above(differences):
+    """Every one is above 0 by two standard errors; refuted by any that is as far below."""
+    if any(d.apart and d.mean < 0 for d in differences):
+        return FAILS
+    return HOLDS if all(d.apart and d.mean > 0 for d in differences) else OPEN
+
+
+def no_better(differences):
+    """None gains a point, with two standard errors to spare; refuted by any that gains for sure."""
+    if any(d.apart and d.mean > 0 for d in differences):
+        return FAILS
+    return HOLDS if all(d.mean + 2 * d.error < MARGIN for d in differences) else OPEN
+
+
+def alike(differences):
+    """None differs by a point, with two standard errors to spare; refuted by any that does for sure."""
+    if any(abs(d.mean) - 2 * d.error > MARGIN for d in differences):
+        return FAILS
+    return HOLDS if all(abs(d.mean) + 2 * d.error < MARGIN for d in differences) else OPEN
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said, what it says of which differences (first less second), and the report's number."""
+
+    says: str
+    rule: Callable
+    pairs: tuple
+    report: str
+
+
+BEST = "weighted, augmented"
+CLAIMS = [
+    Claim("soft targets beat training from scratch", surely_above, (("soft", "scratch"),),
+          "74 %; from scratch a figure only, at a tenth of the rate"),
+    Claim("hard labels beside them add nothing", no_better, (("weighted", "soft"),),
+          "71 % with, 74 % without"),
+    Claim("matching logits is worst", surely_above,
+          tuple((other, "logits") for other in ("soft", "weighted", BEST)), "56 %"),
+    Claim("a deeper student helps it", surely_above, (("logits, deeper", "logits"),),
+          "a figure only; its notebook 23 of 38"),
+    Claim("augmentation is best", surely_above,
+          tuple((BEST, other) for other in ("soft", "weighted", "logits", "logits, deeper")), "84 %"),
+    Claim("temperature barely matters", alike,
+          tuple((f"soft, T = {t}", "soft") for t in (1, 2, 20)), "no number"),
+    Claim("a second teacher brings nothing", no_better,
+          (("soft, second teacher", "soft"), ("soft, both teachers", "soft")), "a table, lost"),
+    Claim("regularisation helps", surely_above, (("weighted, weight decay", "weighted"),),
+          "expected, not measured"),
+    Claim("longer training helps", surely_above, (("weighted, longer", "weighted"),),
+          "expected, not measured"),
+    Claim("images without labels help", surely_above, (("weighted, unlabelled too", "weighted"),),
+          "advice, not measured"),
+    Claim("so does choosing among them", surely_above,
+          tuple((f"weighted, unlabelled, {how}", "weighted, unlabelled too")
+                for how in ("sure", "sure, balanced")), "advice, not measured"),
+    Claim("with few labels soft targets help, too", surely_above,
+          tuple((f"soft, a {part} of the labels", f"scratch, a {part} of the labels")
+                for part in ("tenth", "quarter")), "advice, not measured"),
+]  # fmt: skip
+BESIDE = [
+    ("toy, soft", "toy, scratch"),
+    ("toy, soft, T = 0.5", "toy, scratch"),
+    ("scratch", "scratch, a tenth of the rate"),
+    ("weighted", "scratch"),
+    ("hinton", "weighted"),
+    ("tang", "soft"),
+    ("scratch, augmented", "scratch"),
+    (BEST, "scratch, augmented"),
+    ("scratch, deeper", "scratch"),
+    ("weighted, deeper", "scratch, deeper"),
+    ("weighted, augmented, deeper", BEST),
+    ("weighted, longer", "scratch, longer"),
+    ("patient teacher", "weighted, longer"),
+]
+"""Pairs that no claim is about, and that should be known."""
+
+
+def result(rows, data):
+    """All that is said of one data set, as JSON."""
+    rows = [row for row in rows if row["data"] == data]
+    names = list(dict.fromkeys(row["experiment"] for row in rows))
+    scores = {n: [row["accuracy"] for row in rows if row["experiment"] == n] for n in names}
+    pairs = dict.fromkeys([pair for claim in CLAIMS for pair in claim.pairs] + BESIDE)
+    seen = {pair: ahead_of(rows, *pair) for pair in pairs}
+    return {
+        "data": data,
+        "accuracies": {name: asdict(estimate(values)) for name, values in scores.items()},
+        "differences": [
+            {"of": a, "less": b, **asdict(d), "beyond two standard errors": d.apart}
+            for (a, b), d in seen.items()
+            if d is not None
+        ],
+        "claims": [
+            {"claim": c.says, "verdict": verdict(c, seen), "report": c.report} for c in CLAIMS
+        ],
+    }
+
+
+def verdict(claim, seen):
+    """Of one claim, from the differences of its pairs."""
+    differences = [seen[pair] for pair in claim.pairs]
+    if any(d is None or d.seeds < 3 for d in differences):
+        return UNMEASURED
+    return claim.rule(differences)
+
+
+def page(found):
+    """The tables of one data set, in Markdown; accuracies and differences in percent."""
+    lines = [f"## {found['data']}", "", "| experiment | accuracy, % | 95 % interval | seeds |"]
+    lines += ["|---|---:|---:|---:|"]
+    for name, one in found["accuracies"].items():
+        lines.append(f"| {name} | {said(one)} | {between(one)} | {one['seeds']} |")
+    lines += ["", "| difference, seed by seed | points | 95 % interval | beyond 2 SE |"]
+    lines += ["|---|---:|---:|---|"]
+    for one in found["differences"]:
+        beyond = "yes" if one["beyond two standard errors"] else "no"
+        lines.append(
+            f"| {one['of']} less {one['less']} | {said(one)} | {between(one)} | {beyond} |"
+        )
+    lines += ["", "| the report's claim | here | the report's number |", "|---|---|---|"]
+    lines += [f"| {c['claim']} | {c['verdict']} | {c['report']} |" for c in found["claims"]]
+    return "\n".join([*lines, "", NOTE, ""])
+
+
+def said(one):
+    """Mean ± standard error."""
+    return f"{100 * one['mean']:.2f} ± {100 * one['error']:.2f}"
+
+
+def between(one):
+    return f"{100 * one['low']:.2f} to {100 * one['high']:.2f}"
+
+
+def drawn(rows, names, path):
+    """A point a seed, a bar at their mean, a panel for each data set."""
+    figure = Figure(figsize=(5.2 * len(names) + 2.4, 8.4), layout="constrained")
+    order = list(dict.fromkeys(row["experiment"] for row in rows))
+    for axis, name in zip(
+        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
+    ):
+        for k, experiment in enumerate(order):
+            values = [
+                100 * row["accuracy"]
+                for row in rows
+                if (row["data"], row["experiment"]) == (name, experiment)
+            ]
+            if not values:
+                continue
+            kind = experiment.split(",")[0]
+            colour = {"teacher": TEACHER, "scratch": DDIM}.get(kind, STUDENT)
+            axis.plot(values, [k] * len(values), "o", color=colour, alpha=0.6, ms=5, mew=0)
+            axis.plot(fmean(values), k, "|", color=colour, ms=14, mew=2)
+        axis.set_yticks(range(len(order)), order)
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel("accuracy on the whole validation set, %")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylim(len(order) - 0.5, -0.5)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,176 @@
+"""README.md of an exported student: what it is, how it is loaded, what a sample costs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from halfstep import __version__, storage
+from halfstep.evaluation.cost import calls_of, multiply_adds
+from halfstep.evaluation.evidence import FORMAT
+from halfstep.evaluation.intervals import Interval
+from halfstep.nets.classifiers import classifier_recipe, example_shape
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.program import Program
+from halfstep.report.numbers import big
+
+CALLED = {
+    "label": "int64 [B], numbers of classes",
+    "context": "float32 [B, tokens, width], states of texts",
+    "guidance": "float32 [B], guidance scales",
+}
+
+
+def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
+    """Of a folder that halfstep loads."""
+    lines = _about(pipeline, source)
+    stored = getattr(pipeline.denoiser.net, "quantised", None)
+    lines.append(f"- Weights: {'int8 linear layers (needs torchao)' if stored else dtype}")
+    verb = "encode(images)" if pipeline.made_for == "encode" else _asked(pipeline)
+    code = ["from halfstep import Pipeline", "", 'pipeline = Pipeline.load(".")']
+    code.append(f"result = pipeline.{verb}")
+    if pipeline.made_for == "encode":
+        shell = ["halfstep encode . --images IMAGES --out noise"]
+    else:
+        shell = ["halfstep sample . --n 16 --out images"]
+    return _page(lines, [("python", code), ("bash", shell)])
+
+
+def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
+    """Of a folder with student.pt2."""
+    lines = [*_about(pipeline, source, program.steps), f"- Batch: {sizes(program)}; float32, CPU"]
+    if pipeline.codec is not None:
+        lines.append("- What comes out are latents: the codec is not in this folder")
+    told = program.inputs[2:]
+    lines += [f"- `{name}`: {CALLED[name]}" for name in told]
+    values = {
+        "label": "torch.arange(n) % " + str(max(len(pipeline.classes), 1)),
+        "context": "states",
+        "guidance": f"torch.full((n,), {(pipeline.guidance or (1.0, 1.0))[0]})",
+    }
+    shape = ", ".join(map(str, pipeline.shape))
+    noise = f"torch.randn(n, {shape})"
+    code = [
+        "import torch",
+        "",
+        'step = torch.export.load("student.pt2").module()',
+        f"n = {min(16, program.batch[1] or 16)}",
+        *(f"{name} = {values[name]}" for name in told),
+        f"x = {noise if program.scale == 1 else f'{program.scale!r} * {noise}'}",
+        "with torch.no_grad():",
+        f"    for k in range({program.steps}):",
+        f"        x = step({', '.join(['x', 'torch.full((n,), k)', *told])})",
+    ]
+    return _page(lines, [("python", code)])
+
+
+def sizes(program: Program) -> str:
+    """How many samples it takes at once."""
+    least, most = program.batch
+    if most is None:
+        return "of any size"
+    return f"of {most} alone" if least == most else f"of {least} to {most}"
+
+
+def classifier_card(net: nn.Module, dtype: str) -> str:
+    """Of a folder with a classifier."""
+    name, config, _ = classifier_recipe(net)
+    channels, height, width = example_shape(net)
+    sides = f"{height} x {width} in" if "size" in config else "any size in"
+    lines = [
+        f"- Network: {name}",
+        f"- Reads images [B, {channels}, H, W] of {sides} [-1, 1], gives logits of "
+        f"{config.get('classes', 'all')} classes",
+        f"- Parameters: {big(sum(p.numel() for p in net.parameters()))}; one call an image",
+        f"- Weights: {dtype}",
+    ]
+    own = f', net="{name}"' if ":" in name else ""
+    code = [
+        "from halfstep import load_classifier",
+        "",
+        f'classifier = load_classifier("."{own})',
+    ]
+    return _page(lines, [("python", code)])
+
+
+def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
+    """Steps, guidance, classes, cost, and what was measured of it."""
+    counts = [len(times) - 1 for times in pipeline.times] or [steps or pipeline.steps]
+    own, words = pipeline.own_sampler, " or ".join(map(str, counts))
+    lines = [
+        f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {own}",
+        f"- Shape of a sample: {list(pipeline.shape)}"
+        + ("" if pipeline.codec is None else ", a latent that its codec decodes"),
+        f"- Guidance: {_guidance(pipeline)}",
+        f"- Classes: {_named(pipeline.classes)}",
+    ]
+    adds, parameters = (
+        multiply_adds(pipeline),
+        sum(p.numel() for p in pipeline.denoiser.parameters()),
+    )
+    for count in counts:
+        calls = calls_of(pipeline, own, count)
+        lines.append(
+            f"- Cost of a sample in {count} step{'s' * (count > 1)}: {calls} network "
+            f"call{'s' * (calls > 1)}, {big(adds * calls)} multiply-adds; {big(parameters)} parameters"
+        )
+        lines += _measured(source, count)
+    return lines
+
+
+def _guidance(pipeline: Pipeline) -> str:
+    if pipeline.guidance is not None:
+        low, high = pipeline.guidance
+        return f"an input of the network, {low:g} to {high:g}, one call a step"
+    if pipeline.nothing is None:
+        return "none"
+    return "from outside, any scale; two calls a step unless it is 1"
+
+
+def _named(classes: Sequence[str]) -> str:
+    return (
+        f"{len(classes)} ({', '.join(classes[:12])}{', ...' * (len(classes) > 12)})"
+        if classes
+        else "none"
+    )
+
+
+def _asked(pipeline: Pipeline) -> str:
+    if pipeline.guidance is not None:
+        return f"sample(16, guidance={pipeline.guidance[0]:g})"
+    return "sample(16)"
+
+
+def _measured(source: Path, steps: int) -> list[str]:
+    """What the run's report says of a student of so many steps."""
+    for folder in (source, source.parent.parent):
+        if not (folder / "report.json").exists():
+            continue
+        found = storage.read_json(folder / "report.json")
+        rows = found.get("rows", []) if found.get("format") == FORMAT else []
+        for row in rows:
+            if row["who"] == "student" and row["steps"] == steps:
+                return _lines(row, found["measure"])
+    return []
+
+
+def _lines(row: dict[str, Any], measure: dict[str, Any]) -> list[str]:
+    distance, cost = Interval(**row["distances"]["frechet_distance"]), row.get("cost")
+    lines = [
+        f"- Fréchet distance: {distance} with {measure['samples']:,} samples, features {measure['features']}"
+    ]
+    if row.get("ratio"):
+        lines[-1] += f"; {Interval(**row['ratio'])} times the teacher's"
+    if cost and measure.get("machine"):
+        each = ", ".join(
+            f"{1000 * s:.3g} ms at batch {b}" for b, s in cost["seconds_per_sample"].items()
+        )
+        lines.append(f"- Seconds a sample: {each} ({measure['machine']})")
+    return lines
+
+
+def _page(lines: Sequence[str], blocks: Sequence[tuple[str, Sequence[str]]]) -> str:
+    told = [f"```{language}\n" + "\n".join(code) + "\n```" for language, code in blocks]
+    made = f"Made by halfstep {__version__}."
+    return "\n\n".join(["# A student, by halfstep", "\n".join(lines), *told, made]) + "\n"

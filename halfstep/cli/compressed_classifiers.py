@@ -1,0 +1,109 @@
+"""Classifiers made smaller after training, judged by their accuracy."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn, Tensor
+
+from halfstep import storage
+from halfstep.cli.options import Source
+from halfstep.cli.progress import counting, loading, say
+from halfstep.cli.tables import print_wide
+from halfstep.data import Dataset
+from halfstep.errors import ConfigError
+from halfstep.evaluation.classification import wilson
+from halfstep.evaluation.compressed import size_of, zeros
+from halfstep.evaluation.intervals import Interval
+from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.report.numbers import big, percent
+
+ROUNDS, BATCH = 50, 64
+Making = Callable[[nn.Module], Iterator[tuple[str, str, nn.Module]]]
+"""Maps a network to (name of a folder, in words, a smaller copy)."""
+
+
+def judged_classifiers(console: Console, place: Path, made: Making, data: str, out: Path) -> int:
+    """Write OUT/NAME for each variant and OUT/accuracy.json; print the table.
+
+    place  the classifier's own folder
+    made   maps it to its variants: name of a folder, in words, network
+    data   labelled images, all of which count
+    """
+    source = Source(data=data)
+    images = loading(console, source)
+    if not isinstance(images, Dataset) or images.labels is None:
+        raise ConfigError(
+            f"accuracy needs labelled images, and '{data}' has none: give other --data"
+        )
+    own = load_classifier(place).eval()
+    folders = {"as trained": place}
+    for name, words, net in made(own):
+        save_classifier(net, out / name)
+        folders[words] = out / name
+    nets = {words: load_classifier(folder).eval() for words, folder in folders.items()}
+    guesses = dict[str, Tensor]()
+    with counting(console, f"{len(images):,} images each", len(nets)) as advance:
+        for words, net in nets.items():
+            guesses[words] = _guesses(net, images)
+            advance()
+    seconds = _seconds(list(nets.values()), images)
+    rows = [
+        {
+            "kind": words,
+            "accuracy": _share(guess == images.labels),
+            "agrees": _share(guess == guesses["as trained"]),
+            "bytes": size_of(nets[words]),
+            "zeroed": zeros(nets[words]),
+            "seconds_per_image": taken,
+        }
+        for (words, guess), taken in zip(guesses.items(), seconds, strict=True)
+    ]
+    storage.write_json(out / "accuracy.json", {"data": data, "images": len(images), "rows": rows})
+    _print(console, rows)
+    say(console, "numbers", out / "accuracy.json")
+    return 0
+
+
+def _share(hits: Tensor) -> dict[str, float]:
+    return wilson(int(hits.sum()), len(hits)).to_json()
+
+
+@torch.no_grad()
+def _guesses(net: nn.Module, images: Dataset) -> Tensor:
+    parts = torch.arange(len(images)).split(512)
+    return torch.cat([net(images.batch(rows).x0).argmax(1) for rows in parts])
+
+
+@torch.no_grad()
+def _seconds(nets: list[nn.Module], images: Dataset) -> list[float]:
+    """Of an image in a batch of 64: all in turn, the median of the rounds, after one to warm up."""
+    x = images.batch(torch.arange(BATCH) % len(images)).x0
+    taken: list[list[float]] = [[] for _ in nets]
+    for _ in range(1 + ROUNDS):
+        for net, times in zip(nets, taken, strict=True):
+            began = time.perf_counter()
+            net(x)
+            times.append((time.perf_counter() - began) / BATCH)
+    return [median(times[1:]) for times in taken]
+
+
+def _print(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["kind"],
+            str(Interval(**row["accuracy"])),
+            f"{row['agrees']['value']:.2%}",
+            big(row["bytes"], "B"),
+            percent(row["zeroed"]).lstrip("+"),
+            f"{1000 * row['seconds_per_image']:.3g}",
+        )
+    print_wide(console, table)

@@ -1,0 +1,209 @@
+"""Augmentation: other views of the same images.  kornia draws and applies them (extra `augment`).
+
+kornia was chosen by measurement (see LOG.md); it is imported when the first image is augmented.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfstep.errors import ConfigError, unknown
+from halfstep.noise import Draw, key
+
+Parameters = dict[str, Tensor]
+"""What was drawn for some images, one row each."""
+Look = Callable[[Tensor], Tensor]
+"""Rows of the data set, int64 [B], to their images as they lie."""
+
+STEPS = {
+    "flip": "half of the images are mirrored left to right",
+    "crop": "a frame of an eighth of the side, black, and a random crop of the old size (4 of 32: CIFAR's)",
+    "zoom": "a random part of half the area or more, its sides 3 : 4 to 4 : 3, at the old size",
+    "report": "enlarged from 224 to 230, with a black frame where it is not square; a random crop of 224 (of "
+    "other sizes in proportion): what the report on knowledge distillation did after mirroring",
+    "mixup": "a share of another image, uniform in [0, 1) (Zhang et al. 2018 with alpha 1): it has no label",
+}
+BLOCK = 1024
+"""Images whose parameters are drawn in one go: the draw of an image depends on its block alone."""
+BLACK = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training sees an image.
+
+    steps  names of `STEPS`, applied in this order; mixup comes first
+    views  how many views an image has: itself, and that number less one that are drawn once, functions of
+           (seed, row, view) and nothing else, so that a teacher's answers may be kept.  0: another one
+           every time, and nothing may be kept
+    seed   of the views
+
+    `ConfigError` for unknown steps, a single view, and where kornia is not installed.
+    """
+
+    steps: tuple[str, ...]
+    views: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        for step in self.steps:
+            if step not in STEPS:
+                raise unknown("augmentation", step, STEPS)
+        if not self.steps or len(set(self.steps)) < len(self.steps) or "mixup" in self.steps[1:]:
+            raise ConfigError(
+                f"the augmentation ({' '.join(self.steps) or 'nothing'}) names each step once, mixup "
+                "first: write for example mixup flip crop"
+            )
+        if self.views < 0 or self.views == 1:
+            raise ConfigError(
+                f"an augmentation with {self.views} views shows nothing new: write 2 or more (the image "
+                "itself counts), or 0 for another one every time"
+            )
+        if find_spec("kornia") is None:
+            raise ConfigError(
+                "images are augmented by kornia, which is not installed: run pip install "
+                "'halfstep[augment]', or leave the augmentation out"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others, and so lose their labels."""
+        return "mixup" in self.steps
+
+    def choose(self, rows: Tensor, draw: Draw) -> Tensor | None:
+        """A view of each of these rows, int64 [B]; None where every draw is another."""
+        return draw.integers(self.views).to(rows.device) if self.views else None
+
+    def viewed(self, x0: Tensor, ids: Tensor, views: Tensor, *, look: Look, rows: int) -> Tensor:
+        """Images in these views; view 0 is as it lies.
+
+        x0    float [B, C, H, W] in [-1, 1]
+        look  where images to mix with come from, of so many rows
+        """
+        changed = views.nonzero()[:, 0]
+        if not len(changed):
+            return x0
+        drawn = self._drawn_once(x0.shape, ids[changed].tolist(), views[changed].tolist())
+        seen = _applied(self.steps, x0[changed], drawn, look, rows)
+        return x0.index_copy(0, changed, seen)
+
+    def fresh(self, x0: Tensor, draw: Draw, *, look: Look, rows: int) -> Tensor:
+        """Images in views that nobody sees again."""
+        device = draw.generator.device
+        seed = int(torch.randint(2**31, (), generator=draw.generator, device=device))
+        of_all = _parameters(self.steps, tuple(x0.shape[2:]), seed, draw.whole)
+        drawn = [{k: v[draw.rows] for k, v in of.items()} for of in of_all]
+        return _applied(self.steps, x0, drawn, look, rows)
+
+    def _drawn_once(self, shape: torch.Size, ids: list[int], views: list[int]) -> list[Parameters]:
+        """The parameters of these rows in these views, gathered from their blocks."""
+        groups = dict[tuple[int, int], list[int]]()
+        for place, (row, view) in enumerate(zip(ids, views, strict=True)):
+            groups.setdefault((view, row // BLOCK), []).append(place)
+        order, parts = list[int](), list[tuple[Parameters, ...]]()
+        for (view, block), places in groups.items():
+            seed = key(self.seed, view, block)
+            of_block = _kept_parameters(self.steps, tuple(shape[2:]), seed)
+            at = torch.tensor([ids[place] % BLOCK for place in places])
+            parts.append(tuple({k: v[at] for k, v in of.items()} for of in of_block))
+            order += places
+        back = torch.tensor(order).argsort()
+        return [
+            {name: torch.cat([part[k][name] for part in parts])[back] for name in parts[0][k]}
+            for k in range(len(self.steps))
+        ]
+
+
+def _applied(
+    steps: tuple[str, ...], x: Tensor, drawn: list[Parameters], look: Look, rows: int
+) -> Tensor:
+    size = tuple(x.shape[2:])
+    for step, of in zip(steps, drawn, strict=True):
+        if step == "mixup":
+            other = look((of["other"] * rows).long())
+            share = of["share"].to(x.device, x.dtype)[:, None, None, None]
+            x = share * x + (1 - share) * other
+            continue
+        canvas = _canvas(step, x)
+        given = {name: value.to(x.device) for name, value in of.items()}
+        given["forward_input_shape"] = torch.tensor(canvas.shape)
+        x = _module(step, size)(canvas, params=given).to(x.dtype)
+    return x
+
+
+@lru_cache(maxsize=512)
+def _kept_parameters(
+    steps: tuple[str, ...], size: tuple[int, ...], seed: int
+) -> tuple[Parameters, ...]:
+    """Of one block of images: some hundred bytes an image and step."""
+    return tuple(_parameters(steps, size, seed, BLOCK))
+
+
+def _parameters(
+    steps: tuple[str, ...], size: tuple[int, ...], seed: int, count: int
+) -> list[Parameters]:
+    """What kornia draws for so many images of this size, from this seed alone."""
+    found = list[Parameters]()
+    with _seeded(seed):
+        for step in steps:
+            if step == "mixup":
+                found.append(
+                    {
+                        "other": torch.rand(count, dtype=torch.float64),
+                        "share": torch.rand(count, dtype=torch.float64),
+                    }
+                )
+                continue
+            canvas = _canvas(step, torch.zeros(1, 1, *size)).shape
+            of = _module(step, size).forward_parameters((count, *canvas[1:]))
+            of.pop("forward_input_shape")
+            found.append(of)
+    return found
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """kornia draws from torch's own generator on the CPU: put back as it was, and no other one touched."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+@lru_cache(maxsize=64)
+def _module(step: str, size: tuple[int, ...]) -> Any:
+    """kornia's, from a step's canvas to an image of this size."""
+    from kornia import augmentation
+
+    if step == "flip":
+        return augmentation.RandomHorizontalFlip(p=0.5)
+    if step == "zoom":
+        return augmentation.RandomResizedCrop(size, scale=(0.5, 1.0), cropping_mode="slice")
+    return augmentation.RandomCrop(size, cropping_mode="slice")
+
+
+def _canvas(step: str, x: Tensor) -> Tensor:
+    """What a step crops from."""
+    height, width = x.shape[2:]
+    if step == "crop":
+        frame = math.ceil(max(height, width) / 8)
+        return F.pad(x, [frame] * 4, value=BLACK)
+    if step == "report":  # tf.image.resize_with_pad: the longer side to the whole
+        side = math.ceil(max(height, width) * 230 / 224)
+        scale = side / max(height, width)
+        new = (round(height * scale), round(width * scale))
+        x = F.interpolate(x, new, mode="bilinear", antialias=True)
+        left, above = (side - new[1]) // 2, (side - new[0]) // 2
+        return F.pad(x, [left, side - new[1] - left, above, side - new[0] - above], value=BLACK)
+    return x

@@ -1,0 +1,86 @@
+"""Students made smaller after training, int8 or pruned, in the table of their run."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from halfstep.evaluation.cost import Way
+from halfstep.evaluation.fidelity import paired_rmse
+from halfstep.evaluation.judge import Judge, Seen
+from halfstep.evaluation.rows import row
+from halfstep.nets.quantised import plain_tensors
+from halfstep.nets.sparsified import zeroed
+from halfstep.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A student made smaller.
+
+    steps  of the student that it was made from
+    kind   how, in words: "int8", "30 % of weights pruned"
+    """
+
+    pipeline: Pipeline
+    steps: int
+    kind: str
+
+    @property
+    def way(self) -> Way:
+        """Sampled as its student is."""
+        return self.pipeline, self.pipeline.own_sampler, self.steps
+
+
+def compressed_row(
+    one: Variant, student: Seen, name: str, judge: Judge, metrics: Collection[str], full: Seen
+) -> dict[str, Any]:
+    """What a variant scores, and how far it is from its student's samples of the same noise.
+
+    student, name  what the student drew, and what its own row is called
+    full           the teacher's samples at full steps
+    """
+    seen = judge.see(*one.way)
+    found = row("compressed", f"{name}, {one.kind}", one.way, seen, judge, metrics, full)
+    found["compressed"] = {
+        "kind": one.kind,
+        "of": name,
+        "bytes": size_of(one.pipeline.denoiser),
+        "zeroed": zeros(one.pipeline.denoiser),
+        "rmse": paired_rmse(student.images, seen.images).to_json(),
+        "ratio": judge.ratio(seen, student).to_json(),
+    }
+    return found
+
+
+def as_trained(student: Pipeline, name: str) -> dict[str, Any]:
+    """What a student's own row says beside those of its variants."""
+    return {
+        "kind": "as trained",
+        "of": name,
+        "bytes": size_of(student.denoiser),
+        "zeroed": zeros(student.denoiser),
+        "rmse": None,
+        "ratio": None,
+    }
+
+
+def same_work(rows: Iterable[dict[str, Any]]) -> None:
+    """Give variants the multiply-adds of their student: torch does not count those in int8, nor leave
+    out those with 0."""
+    rows = list(rows)
+    own = {one["name"]: one["cost"] for one in rows if one["who"] == "student"}
+    for one in rows:
+        if one["who"] == "compressed" and one["cost"]:
+            one["cost"]["multiply_adds"] = own[one["compressed"]["of"]]["multiply_adds"]
+
+
+def zeros(net: nn.Module) -> float:
+    """The share of its parameters that is exactly 0; what is int8 is not looked into."""
+    return zeroed(p for p in net.parameters() if type(p) is nn.Parameter)
+
+
+def size_of(net: nn.Module) -> int:
+    """Bytes of its tensors as they are written, float32 or int8: a file is these and a short header."""
+    return sum(tensor.nbytes for tensor in plain_tensors(net).values())

@@ -1,0 +1,305 @@
+"""Terms of an objective: a loss of `halfstep.losses`, its options, its name in the log and its weight."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from halfstep import losses
+from halfstep.errors import ConfigError, DataError
+from halfstep.methods.weights import checked, Weight
+
+Pairs = tuple[tuple[str, str], ...]
+Projector = Literal["never", "auto", "always"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What terms compare.
+
+    student, teacher  logits float [B, classes]; teacher is None where no term asks it
+    labels            int64 [B], -1 for a row without one; None where the data has none
+    mine, theirs      features by key, the student's projected; empty where no term has pairs
+    """
+
+    student: Tensor
+    teacher: Tensor | None = None
+    labels: Tensor | None = None
+    mine: Mapping[str, Tensor] | None = None
+    theirs: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A named, weighted part of an objective; called with a `Seen` it gives one value a row, [B]."""
+
+    weight: Weight = 1.0
+    """A number, or a `Linear` that changes while a stage is trained."""
+    name: str = ""
+    """In the log; by default the term's own."""
+    called: ClassVar[str] = ""
+    asks_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.called)
+        if "." in self.name:
+            raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
+        checked(self.weight, self.name)
+        heat = getattr(self, "temperature", 1.0)
+        if not 0 < heat < float("inf"):
+            raise ConfigError(f"temperature must be positive, got {heat:g}: write for example 4")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON: what a run is continued with."""
+        return {"loss": type(self).__name__, **asdict(self)}
+
+    def __call__(self, seen: Seen) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargets(Term):
+    """The teacher's softened probabilities (Hinton et al. 2015)."""
+
+    temperature: float = 4.0
+    form: Literal["kl", "cross-entropy"] = "kl"
+    """kl: T^2 KL(teacher, student).  cross-entropy: the report's, without T^2; its floor is the teacher's
+    entropy, so values at two temperatures cannot be compared."""
+    standardised: bool = False
+    """Both logits less their mean, over their standard deviation (Sun et al. 2024)."""
+    called: ClassVar[str] = "soft"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        student, teacher = seen.student, _answers(seen)
+        if self.standardised:
+            student, teacher = losses.standardised(student), losses.standardised(teacher)
+        loss = losses.soft_targets if self.form == "kl" else losses.soft_cross_entropy
+        return loss(
+            student=student, teacher=teacher, temperature=self.temperature, reduction="none"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardLabels(Term):
+    """Cross-entropy with the true labels, at temperature 1; 0 for rows without one."""
+
+    smoothing: float = 0.0
+    called: ClassVar[str] = "hard"
+    asks_teacher: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return losses.hard_labels(
+            student=seen.student, labels=_labels(seen), smoothing=self.smoothing, reduction="none"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardDistillation(Term):
+    """Cross-entropy with the teacher's most probable class (Touvron et al. 2021)."""
+
+    called: ClassVar[str] = "teacher-label"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return losses.hard_distillation(
+            student=seen.student, teacher=_answers(seen), reduction="none"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitMatch(Term):
+    """Squared error of the logits: the mean over classes, or half the sum (Ba & Caruana 2014)."""
+
+    form: Literal["mean", "half-sum"] = "mean"
+    called: ClassVar[str] = "logits"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        loss = losses.logit_match if self.form == "mean" else losses.logit_half_sum
+        return loss(student=seen.student, teacher=_answers(seen), reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoupled(Term):
+    """Decoupled distillation (Zhao et al. 2022): the target class and all others apart.
+
+    A row without a label has no target class: its whole divergence, T^2 KL, is what is left of it.
+    """
+
+    temperature: float = 4.0
+    target_weight: float = 1.0
+    others_weight: float = 8.0
+    called: ClassVar[str] = "decoupled"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        labels, teacher = _labels(seen), _answers(seen)
+        found = losses.decoupled(
+            student=seen.student, teacher=teacher, labels=labels.clamp(min=0),
+            temperature=self.temperature, target_weight=self.target_weight,
+            others_weight=self.others_weight, reduction="none",
+        )  # fmt: skip
+        whole = losses.soft_targets(
+            student=seen.student, teacher=teacher, temperature=self.temperature, reduction="none"
+        )
+        return torch.where(labels < 0, whole, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JensenShannon(Term):
+    """The Jensen-Shannon divergence, at most ln 2 where share is 1/2."""
+
+    temperature: float = 1.0
+    teacher_share: float = 0.5
+    """Of the teacher in the mixture; between 0 and 1."""
+    called: ClassVar[str] = "jensen-shannon"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return losses.jensen_shannon(
+            student=seen.student, teacher=_answers(seen), temperature=self.temperature,
+            teacher_share=self.teacher_share, reduction="none",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dist(Term):
+    """Correlations within rows and within classes (Huang et al. 2022).
+
+    That within classes is of the rows at hand: of a micro-batch, of one process.
+    """
+
+    temperature: float = 1.0
+    form: Literal["paper", "code"] = "code"
+    """code: times T^2."""
+    rows_weight: float = 1.0
+    classes_weight: float = 1.0
+    called: ClassVar[str] = "dist"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return losses.dist(
+            student=seen.student, teacher=_answers(seen), temperature=self.temperature,
+            inter_weight=self.rows_weight, intra_weight=self.classes_weight, form=self.form,
+            reduction="none",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Term):
+    """A term on features: what parts of the student and of the teacher put out."""
+
+    pairs: Pairs
+    """(part of the student, part of the teacher), by their names as submodules."""
+    projector: Projector = "never"
+    """never, auto: where the widths differ, or always.  Trained with the student, and not exported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pairs and not isinstance(self, Relational):
+            raise ConfigError(
+                f"the term '{self.name}' compares features and names none: give it pairs of parts, such as "
+                "pairs=(('hidden', 'hidden'),)"
+            )
+
+    def features(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
+        """(the student's, the teacher's) of each pair."""
+        mine, theirs = seen.mine or {}, seen.theirs or {}
+        both = zip(keys(self), self.pairs, strict=True)
+        return [(mine[key], theirs[name]) for key, (_, name) in both]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMatch(Paired):
+    """Squared error of features, the student's projected to the teacher's width (Romero et al. 2015)."""
+
+    projector: Projector = "auto"
+    normalise: bool = True
+    """Over the teacher's energy, so that layers of another scale count alike."""
+    called: ClassVar[str] = "features"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _mean(
+            losses.feature_match(
+                student=mine, teacher=theirs, normalise=self.normalise, reduction="none"
+            )
+            for mine, theirs in self.features(seen)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTransfer(Paired):
+    """Maps of where features are large (Zagoruyko & Komodakis 2017), of parts with equal sides.
+
+    The numbers of channels may differ.
+    """
+
+    form: Literal["paper", "code"] = "code"
+    called: ClassVar[str] = "attention"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _mean(
+            losses.attention_transfer(
+                student=mine, teacher=theirs, form=self.form, reduction="none"
+            )
+            for mine, theirs in self.features(seen)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relational(Paired):
+    """Distances between rows, or angles of three (Park et al. 2019), of features or, without pairs, logits.
+
+    Of the rows at hand: of a micro-batch, of one process.
+    """
+
+    pairs: Pairs = ()
+    of: Literal["distance", "angle"] = "distance"
+    called: ClassVar[str] = "relational"
+
+    def __call__(self, seen: Seen) -> Tensor:
+        loss = losses.relational_distance if self.of == "distance" else losses.relational_angle
+        pairs = self.features(seen) if self.pairs else [(seen.student, _answers(seen))]
+        return _mean(loss(student=s, teacher=t, reduction="none") for s, t in pairs)
+
+
+def keys(term: Paired) -> list[str]:
+    """One for each pair of a term's features."""
+    return [f"{term.name}-{k}" for k in range(len(term.pairs))]
+
+
+def pairs_of(terms: Iterable[Term]) -> list[tuple[Paired, str, str, str]]:
+    """(term, key, part of the student, part of the teacher) of all terms on features."""
+    return [
+        (term, key, *pair)
+        for term in terms
+        if isinstance(term, Paired)
+        for key, pair in zip(keys(term), term.pairs, strict=True)
+    ]
+
+
+def distinct(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The same, those of one name numbered: soft, soft2."""
+    found, count = list[Term](), dict[str, int]()
+    for term in terms:
+        count[term.name] = count.get(term.name, 0) + 1
+        more = count[term.name]
+        found.append(replace(term, name=f"{term.name}{more}") if more > 1 else term)
+    return tuple(found)
+
+
+def _answers(seen: Seen) -> Tensor:
+    if seen.teacher is None:
+        raise ConfigError("this term asks a teacher, and there is none: give one")
+    return seen.teacher
+
+
+def _labels(seen: Seen) -> Tensor:
+    if seen.labels is None:
+        raise DataError(
+            "a term needs labels and this data has none: choose other data, or terms of the teacher "
+            "alone, such as those of patient-teacher"
+        )
+    return seen.labels
+
+
+def _mean(each: Any) -> Tensor:
+    return torch.stack(list(each)).mean(0)

@@ -1,0 +1,74 @@
+"""Weights of terms, which may change while a stage is trained."""
+
+import math
+from dataclasses import dataclass
+
+from halfstep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight that goes from `start` to `stop` over the first `over` of a stage's updates, and stays.
+
+    A function of the share of updates done, and of nothing else.
+    """
+
+    start: float
+    stop: float
+    over: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.over <= 1:
+            raise ConfigError(
+                f"a weight changes over a share of the updates in (0, 1], got {self.over:g}: write for "
+                "example over=0.2"
+            )
+
+    def at(self, done: float) -> float:
+        """When this share of the updates is done."""
+        share = min(done / self.over, 1.0)
+        return self.start + (self.stop - self.start) * share
+
+
+Weight = float | Linear
+
+
+def warmup(weight: float, over: float = 0.1) -> Linear:
+    """From 0 to the weight over the first `over` of the updates, as decoupled distillation's (Zhao 2022)."""
+    return Linear(0.0, weight, over)
+
+
+def weight_at(weight: Weight, done: float) -> float:
+    """The weight when this share of the updates is done."""
+    return weight.at(done) if isinstance(weight, Linear) else float(weight)
+
+
+def checked(weight: Weight, name: str) -> None:
+    """`ConfigError` for a weight that is negative or no number, at any time."""
+    for value in (weight.start, weight.stop) if isinstance(weight, Linear) else (weight,):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(
+                f"the weight of the term '{name}' is {value:g}: write a finite number, 0 or more"
+            )
+
+
+def never(weight: Weight) -> bool:
+    """Whether a weight is 0 all the time."""
+    return not any((weight.start, weight.stop) if isinstance(weight, Linear) else (weight,))
+
+
+def parsed(text: str) -> Weight:
+    """'0.9', '0.01..0' (over all updates) or '0..1@0.2' (over the first fifth) as a weight."""
+    ends, _, over = text.partition("@")
+    start, dots, stop = ends.partition("..")
+    try:
+        if not dots and not over:
+            return float(start)
+        return Linear(float(start), float(stop), float(over or 1))
+    except ConfigError:
+        raise
+    except ValueError:
+        raise ConfigError(
+            f"'{text}' is no weight: write a number, or 0.01..0 for one that changes over all updates, or "
+            "0..1@0.2 over the first fifth of them"
+        ) from None

@@ -1,0 +1,73 @@
+"""What a network's blocks put out: the features that a smaller student is compared in."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, ExitStack
+from typing import Any
+
+from torch import nn, Tensor
+
+from halfstep.nets import recipe
+
+
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """Those of a U-ViT or of diffusers' `UNet2DModel`, in the order they run; none of other networks."""
+    kind, model = _kind(net), getattr(net, "model", None)
+    sides: Any = {"uvit": ("in", "mid", "out"), "unet": ("down", "mid", "up")}.get(kind)
+    if sides is None:
+        return []
+    first, middle, last = (f"{side}_block{'s' * (side != 'mid')}" for side in sides)
+    found = [*getattr(model, first), getattr(model, middle), *getattr(model, last)]
+    return [block for block in found if block is not None]
+
+
+def extras_of(net: nn.Module) -> int:
+    """Tokens before the patches, of time and label or text: a U-ViT's; what they say is not the image."""
+    return int(net.model.extras) if _kind(net) == "uvit" else 0  # type: ignore[union-attr, arg-type]
+
+
+def comparable(net: nn.Module, other: nn.Module) -> bool:
+    """Whether features of the two are of the same shape, block by block of a U-Net."""
+    name, config = recipe(net)
+    other_name, other_config = recipe(other)
+    keys = {
+        "uvit": (
+            "embed_dim",
+            "patch_size",
+            "img_size",
+            "num_classes",
+            "clip_dim",
+            "num_clip_token",
+        ),
+        "unet": ("block_out_channels", "sample_size"),
+    }.get(name)
+    if name != other_name or keys is None:
+        return False
+    if name == "unet":  # defaults are diffusers'
+        config, other_config = net.model.config, other.model.config  # type: ignore[union-attr, assignment]
+    return all(_plain(config.get(key)) == _plain(other_config.get(key)) for key in keys)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kind(net: nn.Module) -> str:
+    return str(getattr(net, "recipe", ("", {}))[0])
+
+
+@contextmanager
+def watched(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """While it lasts, a list of what each of these modules put out last.
+
+    The last: gradient checkpointing runs a block again.  Hooks lie on the modules themselves, so that
+    whatever a network is wrapped in changes nothing.
+    """
+    found: list[Any] = [None] * len(modules)
+    with ExitStack() as stack:
+        for k, module in enumerate(modules):
+
+            def keep(module: nn.Module, given: object, out: Any, k: int = k) -> None:
+                found[k] = out[0] if isinstance(out, tuple) else out
+
+            stack.callback(module.register_forward_hook(keep).remove)
+        yield found

@@ -1,0 +1,124 @@
+"""Classifiers by name: whatever maps images [B, C, H, W] in [-1, 1] to logits [B, classes]."""
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
+from typing import Any
+
+from torch import nn
+
+from halfstep.errors import ConfigError, unknown
+from halfstep.nets import imported, own, plain
+from halfstep.nets.adapters import refuse_unknown
+from halfstep.nets.classifier import Classifier
+from halfstep.nets.efficientnet import Lite0Classifier
+from halfstep.nets.image_classifiers import Pooled, ResidualCNN, ToyStudent, ToyTeacher
+from halfstep.nets.preprocessing import Prepared, Preprocessing
+
+
+def _deeper(channels: int = 3, classes: int = 5) -> Pooled:
+    return Pooled(channels, classes, widths=(64, 128, 256))
+
+
+def _shallow(channels: int = 3, classes: int = 5) -> Pooled:
+    return Pooled(channels, classes)
+
+
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "features": Classifier,
+    "cnn": ResidualCNN,
+    "shallow": _shallow,
+    "deeper": _deeper,
+    "toy-teacher": ToyTeacher,
+    "toy-student": ToyStudent,
+    "efficientnet-lite0": Lite0Classifier,
+}
+"""Names of classifiers.  Wherever one is written, `package.module:function` may be, too.
+
+features            the one whose features distances look through: no normalisation (see `Classifier`)
+cnn                 a small residual network, good at 28 x 28
+shallow, deeper     the report's students
+toy-teacher, -student   the report's toy
+efficientnet-lite0  with ImageNet's weights, if asked, from the package that has them
+"""
+
+
+def build_classifier(
+    name: str, config: Mapping[str, Any], *, preprocessing: Preprocessing | None = None
+) -> nn.Module:
+    """The named classifier, which remembers how it was made: `classifier_recipe(net)` says it.
+
+    name           one of `CLASSIFIERS`, or `package.module:function`: a function of the user's that is
+                   called with the config's entries and returns a module
+    config         its arguments; what JSON cannot hold is refused, because it could not be saved
+    preprocessing  what is done to images in [-1, 1] first
+    """
+    kept = plain(name, config)
+    if ":" in name:
+        net = own(name)(**config)
+    else:
+        refuse_unknown(name, config, _parameters(name))
+        net = CLASSIFIERS[name](**config)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
+    before = preprocessing or Preprocessing()
+    if before != Preprocessing():
+        net = Prepared(net, before)
+    net.recipe = name, kept, before  # type: ignore[assignment]
+    return net
+
+
+def classifier_recipe(net: nn.Module) -> tuple[str, dict[str, Any], Preprocessing]:
+    """The name, config and preprocessing that `build_classifier` made this network from."""
+    made = getattr(net, "recipe", None)
+    if made is None and isinstance(net, Classifier):
+        return "features", dict(net.config), Preprocessing()
+    if made is None or len(made) != 3:
+        raise ConfigError(
+            f"this {type(net).__name__} was not made by build_classifier, so nobody could rebuild it from "
+            "a file: build it with build_classifier('package.module:function', config)"
+        )
+    name, config, preprocessing = made
+    return name, dict(config), preprocessing
+
+
+def fitting_classifier(name: str, shape: Sequence[int], classes: int) -> dict[str, Any]:
+    """The part of the named classifier's config that the data decides.
+
+    shape    of one image, (C, H, W)
+    classes  how many there are
+
+    A function of the user's is given those of channels, classes and size (a number, or [H, W]) that it
+    has as arguments.
+    """
+    if len(shape) != 3:
+        raise ConfigError(
+            f"a classifier is for images, shape [C, H, W], and a sample is {list(shape)}"
+        )
+    channels, height, width = shape
+    size: int | list[int] = height if height == width else [height, width]
+    if name in ("features", "toy-teacher"):
+        size = min(height, width)
+    if name == "toy-teacher" and height != width:
+        raise ConfigError(f"toy-teacher is for square images, and a sample is {list(shape)}")
+    fits = {"channels": channels, "classes": classes, "size": size}
+    takes = _parameters(name)
+    return {key: value for key, value in fits.items() if key in takes}
+
+
+def example_shape(classifier: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of an image that a classifier reads; sides of 32 where any will do."""
+    _, config, _ = classifier_recipe(classifier)
+    size = config.get("size", 32)
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.get("channels", 3), height, width
+
+
+def _parameters(name: str) -> list[str]:
+    """The arguments that a named classifier or a function of the user's has."""
+    if ":" not in name and name not in CLASSIFIERS:
+        raise unknown("classifier", name, CLASSIFIERS)
+    function: Any = imported(name) if ":" in name else CLASSIFIERS[name]
+    parameters = signature(function).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        return ["channels", "classes", "size"]
+    return [p.name for p in parameters if p.name != "self"]

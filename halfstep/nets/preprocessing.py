@@ -1,0 +1,75 @@
+"""What a classifier wants done to images before it sees them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn, Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.nets.efficientnet import resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From halfstep's images, [-1, 1], to those that a network was trained on; the default does nothing.
+
+    resize  pixels a side, bicubic with antialias; 0 leaves the size
+    gray3   gray images are repeated in three channels
+    mean    of the pixels in [0, 1], one a channel (ImageNet's is .485 .456 .406): taken off
+    std     of them, divided by
+    """
+
+    resize: int = 0
+    gray3: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))  # json has lists
+        object.__setattr__(self, "std", tuple(self.std))
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std) or self.resize < 0:
+            raise ConfigError(
+                f"preprocessing with resize {self.resize}, mean {self.mean} and std {self.std} cannot be: "
+                "resize is not negative, and mean and std are as many, each std above 0 (pixels in [0, 1])"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float [B, C, H, W] in [-1, 1] to what the network reads."""
+        if self.gray3 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if self.resize:
+            images = resized(images, self.resize)
+        if not self.mean:
+            return images
+        if images.shape[1] != len(self.mean):
+            raise ConfigError(
+                f"mean and std are of {len(self.mean)} channels and the images have {images.shape[1]}: "
+                "give one number a channel"
+            )
+        mean, std = (images.new_tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        return ((images + 1) / 2 - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from doing nothing."""
+        nothing = asdict(Preprocessing())
+        return {k: v for k, v in asdict(self).items() if v != nothing[k]}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "Preprocessing":
+        """`ConfigError` names what there is not."""
+        if strange := sorted(set(said) - set(asdict(cls()))):
+            raise ConfigError(f"there is no preprocessing '{strange[0]}': write {asdict(cls())}")
+        return cls(**said)
+
+
+class Prepared(nn.Module):
+    """A classifier, held as `model`, behind its own preprocessing."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing):
+        super().__init__()
+        self.model, self.preprocessing = model, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(self.preprocessing(images))
+        return logits

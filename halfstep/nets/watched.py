@@ -1,0 +1,104 @@
+"""What the parts of a network put out, and a student that is trained on it.
+
+Hooks sit on module objects and only during a forward: names that a wrapper changes do not matter, nothing
+is left behind on the network, and a part that runs twice has the last word.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.errors import ConfigError
+
+
+def watching(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """net(x), and what the parts of these names put out on the way."""
+    seen = dict[str, Tensor]()
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(part: nn.Module, given: Any, out: Any) -> None:
+            if not isinstance(out, Tensor):
+                raise ConfigError(
+                    f"the part '{name}' puts out a {type(out).__name__}: name one that puts out a tensor"
+                )
+            seen[name] = out
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in names:
+            handle = net.get_submodule(name).register_forward_hook(keep(name))
+            hooks.callback(handle.remove)
+        logits: Tensor = net(x)
+    if missed := [name for name in names if name not in seen]:
+        raise ConfigError(
+            f"the part '{missed[0]}' did not run: name one that the network's forward calls"
+        )
+    return logits, seen
+
+
+def parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
+    """`ConfigError` unless the network has parts of these names, which the error lists."""
+    there = [name for name, _ in net.named_modules() if name]
+    for name in names:
+        if name not in there:
+            near = get_close_matches(name, there, n=1)
+            hint = f"perhaps you meant '{near[0]}'; " if near else ""
+            raise ConfigError(
+                f"the {whose} has no part '{name}': {hint}it has {', '.join(there[:20])}"
+                f"{', ...' if len(there) > 20 else ''}"
+            )
+
+
+class Watched(nn.Module):
+    """A student, and projections of what its parts put out: (logits, {key: features}).
+
+    watch       the part's name for each key
+    projectors  for some of the keys: a module that brings the student's features to the teacher's width.
+                Trained and checkpointed with the student, and no part of what is exported, `net`.
+    """
+
+    def __init__(
+        self, net: nn.Module, watch: Mapping[str, str], projectors: Mapping[str, nn.Module]
+    ):
+        super().__init__()
+        self.net, self.watch = net, dict(watch)
+        self.projectors = nn.ModuleDict(dict(projectors))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, seen = watching(self.net, list(dict.fromkeys(self.watch.values())), x)
+        found = {key: seen[name] for key, name in self.watch.items()}
+        for key, projector in self.projectors.items():
+            found[key] = projector(found[key])
+        return logits, found
+
+
+def bare(student: nn.Module) -> nn.Module:
+    """The student itself, without what it was only trained with."""
+    return student.net if isinstance(student, Watched) else student
+
+
+@torch.no_grad()
+def shapes(net: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[int, ...]]:
+    """Of what the parts put out for x, which leaves no trace in the network (nor in its statistics)."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    try:
+        return {name: tuple(out.shape) for name, out in watching(net, names, x)[1].items()}
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def projector(mine: Sequence[int], theirs: Sequence[int]) -> nn.Module:
+    """A linear map of channels, from features of this shape to those: a 1 x 1 convolution for images.
+
+    mine, theirs  [B, D], [B, tokens, D] or [B, channels, H, W]
+    """
+    if len(mine) == 4:
+        return nn.Conv2d(mine[1], theirs[1], 1)
+    return nn.Linear(mine[-1], theirs[-1])

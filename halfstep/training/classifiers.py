@@ -1,0 +1,230 @@
+"""Train a classifier into a run folder, or teach it what others answer."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfstep.data import Data, Dataset, load as load_data
+from halfstep.errors import ConfigError
+from halfstep.methods.classification import Classification
+from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.nets.classifier import Classifier
+from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
+from halfstep.nets.classifiers_on_disk import save_classifier
+from halfstep.nets.teachers import Teachers
+from halfstep.nets.watched import bare
+from halfstep.noise import key
+from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
+from halfstep.training.kept_answers import kept_answers, settle
+from halfstep.training.parallel import Processes
+from halfstep.training.settings import Training
+from halfstep.training.teachers import refuse_unread, tried_on
+
+SCALED_ON = 5_000
+"""Training images on which the scale of a feature network is taken."""
+
+
+def train_classifier(
+    classifier: nn.Module | str,
+    data: Data | str,
+    out: Path | str,
+    *,
+    held_out: Data | str | None = None,
+    method: Classification | None = None,
+    training: Training | None = None,
+    job: Job | None = None,
+) -> nn.Module:
+    """Train a classifier into the run folder `out`; returns it, in eval mode.
+
+    classifier  one from `build_classifier`, trained in place; or the name of one, which starts from weights
+                that depend on the seed alone
+    data        labelled images; those without a label (-1) are left out
+    held_out    labelled images whose accuracy the log has; nothing is fitted to them
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    `ConfigError` where the data cannot be classified, before there is a folder.
+    """
+    method, training, job = method or Classification(), training or Training(), job or Job()
+    seen = classified(data)
+    judged = None if held_out is None else judging(held_out, seen)
+    net = (
+        fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
+    )
+    _refuse_unfit(net, seen)
+    name, config, preprocessing = classifier_recipe(net)
+    processes = Processes(job.device)
+    for note in method.notes() if processes.first else ():
+        job.watch.note(note)
+    about: dict[str, Any] = {"net": name, "start": fingerprint(net), "config": config}
+    return carried_through(
+        "train classifier",
+        method.stages(net, held_out=judged),
+        {**method.describe(), **about, "preprocessing": preprocessing.to_json()},
+        seen,
+        out,
+        training,
+        job,
+        processes,
+        write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
+        read=lambda stage, folder: read_classifier(stage.student, folder),
+    ).eval()
+
+
+def read_classifier(classifier: nn.Module, folder: Path) -> None:
+    """Give a classifier the weights that `save_classifier` wrote."""
+    load_weights(classifier, folder / "classifier")
+
+
+def distill_classifier(
+    teachers: Teachers | Sequence[nn.Module] | nn.Module,
+    student: nn.Module,
+    data: Data | str,
+    out: Path | str,
+    *,
+    write: Callable[[nn.Module, Path], None] = save_classifier,
+    read: Callable[[nn.Module, Path], None] = read_classifier,
+    method: KnowledgeDistillation | None = None,
+    training: Training | None = None,
+    job: Job | None = None,
+    answers: Path | str | None = None,
+) -> nn.Module:
+    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
+
+    write, read  how a student lies on disk
+    answers      a folder that keeps the teacher's answers; None asks it every time
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    """
+    method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
+    teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
+    data, processes = load_data(data) if isinstance(data, str) else data, Processes(job.device)
+    device = processes.device
+    for note in method.notes() if processes.first else ():
+        job.watch.note(note)
+    refuse_unread(training, method)
+    if write is save_classifier:
+        classifier_recipe(student)  # what could not be saved is refused now
+    options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
+    teacher.to(device), student.to(device)
+    kept = None
+    if method.asks_teacher and not settle(teacher, data, device) and processes.first:
+        job.watch.note(
+            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
+            "one sample at a time, which is slower"
+        )
+    if answers is not None and method.asks_teacher:
+        kept = kept_answers(Path(answers), teacher, data, device=device)
+    torch.manual_seed(key(training.seed, 1))  # projectors'
+    example = data.batch(torch.arange(1)).x0.to(device)
+    stages = method.stages(teacher, student, example=example, answers=kept)
+    return bare(
+        carried_through(
+            "distill knowledge",
+            tried_on(stages, data, device),
+            options,
+            data,
+            out,
+            training,
+            job,
+            processes,
+            write=lambda stage, folder: write(bare(stage.student), folder),
+            read=lambda stage, folder: read(bare(stage.student), folder),
+        )
+    ).eval()
+
+
+def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
+    return (teachers,) if isinstance(teachers, nn.Module) else teachers
+
+
+def fresh_classifier(
+    name: str, data: Dataset, training: Training, config: dict[str, Any] | None = None
+) -> nn.Module:
+    """The named classifier for this data, with weights that depend on the seed alone."""
+    torch.manual_seed(key(training.seed, 0))
+    return build_classifier(
+        name, {**fitting_classifier(name, data.shape, data.classes), **(config or {})}
+    )
+
+
+def classified(data: Data | str) -> Dataset:
+    """The labelled samples, once they are found to be images of two classes or more."""
+    data = load_data(data) if isinstance(data, str) else data
+    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
+        raise ConfigError(
+            "a classifier needs labelled images, and this data has none: give other data"
+        )
+    if data.augmentation is not None and data.augmentation.mixes:
+        raise ConfigError(
+            "mixed images have no label, from which a classifier is trained: leave mixup out, or learn from "
+            "a teacher, which answers for them (halfstep distill knowledge)"
+        )
+    if not data.unlabelled or data.labels is None:
+        return data
+    known = data.only((data.labels >= 0).nonzero()[:, 0])
+    return replace(known, augmentation=data.augmentation)
+
+
+def judging(data: Data | str, trained: Dataset) -> Dataset:
+    """Held-out data, refused unless it is of the same classes and is other data."""
+    held = data if not isinstance(data, str) else load_data(data)
+    if not isinstance(held, Dataset) or held.shape != trained.shape or not held.classes:
+        raise ConfigError(
+            f"held-out data must be labelled images of shape {list(trained.shape)}, got "
+            f"{list(held.shape)}{'' if held.classes else ' without labels'}: give other data to validate on"
+        )
+    if held.classes > trained.classes:
+        raise ConfigError(
+            f"the held-out data has {held.classes} classes and the training data {trained.classes}: give "
+            "data of the same classes"
+        )
+    if held.fingerprint() == trained.fingerprint():
+        raise ConfigError(
+            "the held-out data is the training data, on which accuracy says nothing: give other data to "
+            "validate on, or a share of it, such as 0.15"
+        )
+    labels = held.labels
+    if held.unlabelled and labels is not None:
+        held = held.only((labels >= 0).nonzero()[:, 0])
+    return replace(held, augmentation=None, flip=False)
+
+
+@torch.no_grad()
+def _refuse_unfit(net: nn.Module, data: Dataset) -> None:
+    """Ask about two images: whatever does not fit is said before there is a folder."""
+    training = [(part, part.training) for part in net.modules()]
+    said = ""
+    example = data.batch(torch.arange(2) % len(data)).x0.to(_device(net))
+    try:
+        found = net.eval()(example)
+        if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.classes:
+            said = f"it answers in the shape {list(found.shape)}"
+    except ConfigError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        said = str(error).splitlines()[0]
+    finally:
+        for part, mode in training:
+            part.training = mode
+    if said:
+        raise ConfigError(
+            f"this {type(net).__name__} does not map images [2, {', '.join(map(str, data.shape))}] to "
+            f"logits [2, {data.classes}] ({said}): build it for this data"
+        )
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+
+def _scaled(trained: nn.Module, data: Dataset) -> nn.Module:
+    """A feature network with features of unit variance, as a copy: the run can still be extended."""
+    if not isinstance(trained, Classifier):
+        return trained
+    copied = copy.deepcopy(trained).to(data.values.device)
+    return copied.unit_features(data.batch(torch.arange(min(len(data), SCALED_ON))).x0)

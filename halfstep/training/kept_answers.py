@@ -1,0 +1,190 @@
+"""A teacher's answers kept on the disk, one a sample and view, so that it is asked once and not every time.
+
+    FOLDER/view-0000.safetensors   its logits for every sample seen so, float32 [samples, classes]
+    FOLDER/view-0000.json          whose they are, of what data, and a checksum
+
+Training with them gives the weights that it gives without, to the bit: a teacher answers in padded blocks
+of one size (`Teachers.settled`), and before they are used some are compared with what it answers now.
+"""
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep import storage
+from halfstep.batch import Batch
+from halfstep.data import Data, Dataset
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.nets.teachers import ROWS, Teachers
+from halfstep.noise import Draw, key
+
+Tell = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class KeptAnswers:
+    """Called with a batch, the logits of its samples in its views: float32 [B, classes].
+
+    table  float32 [views, samples, classes]
+    """
+
+    table: Tensor
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if batch.ids is None or batch.views is None:
+            raise _unkeyed()
+        at = self.table.device
+        return self.table[batch.views.to(at), batch.ids.to(at)].to(batch.x0.device)
+
+
+def kept_answers(
+    folder: Path,
+    teacher: Teachers,
+    data: Data,
+    *,
+    device: torch.device | str = "cpu",
+    tell: Tell = lambda done, all: None,
+) -> KeptAnswers:
+    """Those in the folder, after what is missing of them was asked and written.
+
+    tell  called with the number of answers there are, and of all
+
+    `ConfigError` where a sample's views cannot be told apart, or the folder keeps what another teacher
+    answered or of other data; `CheckpointError` for damaged files.
+    """
+    if not isinstance(data, Dataset):
+        raise _unkeyed()
+    views = views_of(data)
+    settle(teacher, data, device)
+    about = {
+        "teacher": teacher.digest,
+        "data": data.fingerprint(),
+        "views": views,
+        "augmentation": repr(data.augmentation or data.flip),
+        "samples": len(data),
+        "dtype": "float32",
+        "rows at a time": teacher.rows,
+    }
+    tables = list[Tensor]()
+    with _alone(folder):
+        _refuse_foreign(folder, about)
+        for view in range(views):
+            stem = _stem(folder, view)
+            if not stem.with_suffix(".json").exists():
+                found = _asked(teacher, data, view, device, tell, views)
+                storage.save(stem, {"logits": found}, about)
+            tables.append(_read(stem))
+            tell((view + 1) * len(data), views * len(data))
+    answers = KeptAnswers(torch.stack(tables).to(device))
+    _compare(answers, teacher, data, device, folder)
+    return answers
+
+
+def settle(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
+    """Whether the teacher can be asked many rows at a time; if not, it is asked one by one from now on."""
+    some = data.batch(torch.arange(ROWS) % len(data)).x0
+    return teacher.settled(some.to(device))
+
+
+def missing(folder: Path, data: Data) -> int:
+    """How many of the views are not there yet."""
+    return sum(
+        not _stem(folder, view).with_suffix(".json").exists() for view in range(views_of(data))
+    )
+
+
+def _stem(folder: Path, view: int) -> Path:
+    return folder / f"view-{view:04d}"
+
+
+def views_of(data: Data) -> int:
+    """How many views of each sample there are; `ConfigError` where nobody can count them."""
+    if not isinstance(data, Dataset) or data.views is None:
+        raise _unkeyed()
+    return data.views
+
+
+def _unkeyed() -> ConfigError:
+    return ConfigError(
+        "this data is augmented anew at every draw, so a kept answer would be of another picture: give "
+        "the augmentation a number of views, or keep no answers (command line: leave --cache out)"
+    )
+
+
+def _asked(
+    teacher: Teachers, data: Dataset, view: int, device: torch.device | str, tell: Tell, views: int
+) -> Tensor:
+    """What it answers for every sample in this view."""
+    found = list[Tensor]()
+    for rows in torch.arange(len(data)).split(ROWS):
+        seen = data.viewed(rows, torch.full_like(rows, view))
+        found.append(teacher(seen.x0.to(device)).float().cpu())
+        tell(view * len(data) + int(rows[-1]) + 1, views * len(data))
+    logits = torch.cat(found)
+    if not logits.isfinite().all():
+        raise CheckpointError("the teacher answers with nan or infinity: give one that is trained")
+    return logits
+
+
+def _read(stem: Path) -> Tensor:
+    try:
+        tensors, _ = storage.load(stem)
+        return tensors["logits"]
+    except (CheckpointError, KeyError) as error:
+        said = error if isinstance(error, CheckpointError) else f"'{stem}.safetensors' is no answer"
+        raise CheckpointError(
+            f"{said}; or delete it and its .json, and the same command asks the teacher again"
+        ) from None
+
+
+def _refuse_foreign(folder: Path, about: Mapping[str, Any]) -> None:
+    """What any of the files there say of themselves must be what this one would say."""
+    for path in sorted(folder.glob("view-*.json")):
+        said = storage.read_json(path)
+        other = [name for name in about if said.get(name) != about[name]]
+        if other:
+            raise ConfigError(
+                f"'{folder}' keeps answers with another {other[0]} ({_short(said.get(other[0]))}, now "
+                f"{_short(about[other[0]])}): choose another folder, or delete that one"
+            )
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else str(value)
+
+
+def _compare(
+    answers: KeptAnswers, teacher: Teachers, data: Data, device: torch.device | str, folder: Path
+) -> None:
+    """Two batches as training draws them, against what is kept: the same bits, or nothing is kept."""
+    for size in (ROWS, 7):
+        generator = torch.Generator().manual_seed(key(size))
+        rows = torch.randint(len(data), (size,), generator=generator)
+        place = torch.Generator(torch.device(device)).manual_seed(key(size))
+        batch = data.drawn(rows, Draw.all(place, size)).to(device)
+        now, kept = teacher(batch.x0).float(), answers(batch)
+        if not torch.equal(now, kept):
+            raise ConfigError(
+                f"the teacher answers here by up to {float((now - kept).abs().max()):.1g} other than "
+                f"what '{folder}' keeps of it (another machine, device or version made it): choose another "
+                "folder, or keep no answers"
+            )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: the others wait, and find the answers there."""
+    with storage.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        lock.close()

@@ -1,0 +1,147 @@
+"""Scores of a classifier: of the whole set whatever the batch, against the report's bug, by hand."""
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torch import nn
+
+from halfstep.data import Dataset
+from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.classification import (
+    answers,
+    calibration_error,
+    score_classifier,
+    wilson,
+)
+from tests.conftest import seeded
+
+
+def data(n=550, classes=5, labels=None):
+    x = 2 * torch.rand(n, 3, 4, 4, generator=seeded()) - 1
+    labels = torch.randint(classes, (n,), generator=seeded(1)) if labels is None else labels
+    return Dataset(x, labels, tuple(map(str, range(classes))))
+
+
+def net(classes=5, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, classes))
+
+
+def as_the_report_does(classifier, held, batch=64):
+    """Its test_step: a metric that is made anew for every batch, so that the last one's value is printed."""
+    with torch.no_grad():
+        for rows in torch.arange(len(held)).split(batch):
+            seen = held.batch(rows)
+            right = (classifier(seen.x0).argmax(1) == seen.cond.label).sum()
+            value = float(right / len(rows))
+    return value
+
+
+def test_the_reports_metric_is_that_of_the_last_38_images():
+    held, classifier = data(), net().eval()
+    assert len(held) == 8 * 64 + 38
+    theirs = as_the_report_does(classifier, held)
+    assert 38 * theirs == pytest.approx(round(38 * theirs), abs=1e-4)  # k / 38
+    found = score_classifier(classifier, held, batch=64).accuracy.value
+    assert 550 * found == pytest.approx(round(550 * found), abs=1e-9)  # k / 550
+    assert 38 * found != pytest.approx(round(38 * found), abs=1e-4)
+    logits, labels = answers(classifier, held)
+    assert theirs == pytest.approx((logits.argmax(1) == labels)[-38:].double().mean().item())
+    assert found == (logits.argmax(1) == labels).double().mean().item()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 549, 550, 9999])
+def test_no_score_depends_on_the_batch(batch):
+    held = data()
+    other = net(seed=1)
+    found = score_classifier(net(), held, teacher=other, batch=batch)
+    want = score_classifier(net(), held, teacher=other)
+    assert found.accuracy == want.accuracy and found.agreement == want.agreement
+    assert found.nll == pytest.approx(want.nll, rel=1e-6)
+    assert found.calibration == pytest.approx(want.calibration, abs=1e-6)
+
+
+def test_the_numbers_are_scikit_learns():
+    held, classifier = data(), net()
+    classifier.train()
+    logits, labels = answers(classifier, held, batch=13)
+    assert classifier.training and classifier[1].training  # left as it was
+    found = score_classifier(classifier, held, teacher=net(seed=1))
+    assert found.nll == pytest.approx(log_loss(labels, logits.softmax(1)), rel=1e-9)
+    theirs = answers(net(seed=1), held)[0]
+    assert found.agreement.value == (logits.argmax(1) == theirs.argmax(1)).double().mean().item()
+    assert found.rows == 550
+    assert set(found.to_json()) == {"accuracy", "nll", "calibration", "rows", "agreement"}
+
+
+def test_rows_without_a_label_count_for_agreement_alone():
+    labels = torch.randint(5, (550,), generator=seeded(1))
+    partly = labels.clone()
+    partly[::3] = -1
+    whole, some = (
+        score_classifier(net(), data(labels=given), teacher=net(seed=2))
+        for given in (labels, partly)
+    )
+    assert some.rows == 366 and some.agreement == whole.agreement
+    rows = partly >= 0
+    logits, _ = answers(net(), data())
+    assert some.accuracy.value == (logits.argmax(1) == labels)[rows].double().mean().item()
+    assert score_classifier(net(), data()).agreement is None
+    for held in (Dataset(data().values), data(labels=torch.full((550,), -1))):
+        with pytest.raises(DataError, match="accuracy needs labels"):
+            score_classifier(net(), held)
+
+
+# Wilson's interval.
+
+
+@pytest.mark.parametrize("hits, low, high", [(28, 58, 85), (27, 55, 83), (32, 70, 93)])
+def test_the_reports_intervals(hits, low, high):
+    """Section 0 of the specification: 74 %, 71 % and 84 % of 38 images."""
+    found = wilson(hits, 38)
+    assert found.value == hits / 38
+    assert (round(100 * found.low), round(100 * found.high)) == (low, high)
+
+
+@pytest.mark.parametrize("hits, rows", [(0, 5), (5, 5), (1, 38), (402, 550)])
+def test_wilsons_ends_solve_its_equation(hits, rows):
+    found, z = wilson(hits, rows), 1.959963984540054
+    for end in (found.low, found.high):
+        deviation = z * math.sqrt(end * (1 - end) / rows)
+        assert abs(hits / rows - end) == pytest.approx(deviation, abs=1e-12)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    wider = wilson(hits, rows, level=0.99)
+    assert wider.high - wider.low > found.high - found.low
+
+
+def test_shares_that_cannot_be():
+    for hits, rows, level in ((3, 2, 0.95), (-1, 2, 0.95), (0, 0, 0.95), (1, 2, 1.0)):
+        with pytest.raises(ConfigError, match="is no share"):
+            wilson(hits, rows, level=level)
+
+
+# Calibration.
+
+
+def test_calibration_by_hand():
+    """Two bins of four: (0.5, 0.75] with .7, .6 of which one is right, (0.75, 1] with .9, all wrong."""
+    sure = torch.tensor([0.7, 0.6, 0.9], dtype=torch.float64)
+    probabilities = torch.stack([sure, 1 - sure], 1)
+    labels = torch.tensor([0, 1, 1])
+    want = (2 / 3) * abs(0.5 - 0.65) + (1 / 3) * 0.9
+    assert calibration_error(probabilities, labels, bins=4) == pytest.approx(want, abs=1e-12)
+    whole = abs(1 / 3 - (0.7 + 0.6 + 0.9) / 3)
+    assert calibration_error(probabilities, labels, bins=1) == pytest.approx(whole, abs=1e-12)
+
+
+def test_a_calibrated_classifier_has_almost_no_error():
+    generator = seeded(3)
+    sure = 0.5 + torch.rand(60_000, generator=generator, dtype=torch.float64) / 2
+    right = torch.rand(60_000, generator=generator, dtype=torch.float64) < sure
+    probabilities = torch.stack([sure, 1 - sure], 1)
+    assert calibration_error(probabilities, (~right).long()) < 0.012
+    assert calibration_error(probabilities, right.long()) > 0.4
+    ends = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    assert calibration_error(ends, torch.tensor([0, 0])) == pytest.approx(0.25)

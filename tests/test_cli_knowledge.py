@@ -1,0 +1,145 @@
+"""`halfstep distill knowledge`: from folders of classifiers to a student beside its teacher."""
+
+import tomllib
+
+import pytest
+import torch
+
+from halfstep.cli import main
+from halfstep.cli.knowledge import smoothed
+from halfstep.nets.classifiers import build_classifier
+from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.training.run import read_metrics
+from tests.runs import everything
+
+QUICK = ["--updates", 3, "--batch", 16, "--log-every", 1, "--device", "cpu", "--net", "toy-student"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, classes, seed in (("t0", 10, 0), ("t1", 10, 1), ("few", 3, 0)):
+        torch.manual_seed(seed)
+        config = {"channels": 1, "classes": classes, "size": 8}
+        save_classifier(build_classifier("features", config), tmp_path / name)
+
+    def run(*words):
+        status = main(["distill", "knowledge", *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_run_beside_its_teachers(cli, tmp_path):
+    words = ["--teacher", "t0", "t1", "--data", "digits", "--out", "r", *QUICK, "--cache", "kept"]
+    words += ["--recipe-config", "temperature", 3, "soft_weight", "1..0"]
+    status, out, err = cli(*words)
+    assert (status, err) == (0, "")
+    for line in (
+        "teacher   t0, t1: 103,892 parameters",
+        "student   toy-student: 3,610 parameters",
+        "at        r/stages/student",
+        "on        what it was trained with, all 1,797 images; 95 % intervals",
+    ):
+        assert line in out
+    for label in ("student", "teacher", "agree"):
+        assert any(line.startswith(label) and " % (" in line for line in out.splitlines()[-3:])
+    config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert config["recipe_config"] == {"temperature": "3", "soft_weight": "1..0"}
+    [first, *_] = read_metrics(tmp_path / "r")
+    assert first["weights"] == {"soft": pytest.approx(2 / 3), "hard": 0.1}
+    assert load_classifier(tmp_path / "r").config["classes"] == 10
+    assert (tmp_path / "kept" / "view-0000.safetensors").exists()
+    before = everything(tmp_path / "r" / "stages")
+    status, out, _ = cli(*words)
+    assert status == 0 and "this run was finished before" in out
+    assert everything(tmp_path / "r" / "stages") == before
+    assert cli("--config", "r/config.toml")[0] == 0
+
+
+def test_rehearsed(cli, tmp_path):
+    status, out, _ = cli("--teacher", "t0", "--data", "digits", "--out", "r", *QUICK, "--dry-run")
+    assert status == 0 and "student" in out and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--data digits --out r", "needs --teacher and the folder of a classifier"),
+        ("--teacher nowhere --data digits --out r", "'nowhere' holds no classifier"),
+        ("--teacher t0 --data digits --out r --recipe hintn", "perhaps you meant 'hinton'"),
+        (
+            "--teacher t0 --data digits --out r --recipe-config alpha 1",
+            "no option of the recipe 'hinton'",
+        ),
+        ("--teacher t0 --data digits --out r --net shalow", "perhaps you meant 'shallow'"),
+        ("--teacher few --data digits --out r", "the teacher knows 3 classes and the data has 10"),
+        ("--teacher t0 few --data digits --out r", "the teachers know 3 and 10 classes"),
+        ("--teacher t0 --data two-moons --out r", "classifiers are taught on images"),
+        ("--teacher t0 --data digits --out r --precision bf16", "leave it out"),
+        (
+            "--teacher t0 --data digits --out r --validate digits",
+            "the held-out data is the training data",
+        ),
+        ("--teacher t0 --data digits --out r --views 3", "there is none: add --augment"),
+        ("--teacher t0 --data digits --out r --recipe features", "give it pairs of parts"),
+    ],
+)
+def test_what_cannot_be(cli, tmp_path, words, said):
+    status, _, err = cli(*words.split(), "--device", "cpu")
+    assert status == 2 and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_features_from_the_line(cli, tmp_path):
+    pairs = '[["hidden", "hidden"]]'
+    words = ["--recipe", "features", "--recipe-config", "pairs", pairs, "feature_weight", 0.1]
+    status, _, err = cli("--teacher", "t0", "--data", "digits", "--out", "r", *QUICK, *words)
+    assert (status, err) == (0, "")
+    assert "features" in read_metrics(tmp_path / "r")[0]["terms"]
+
+
+def test_few_labels_views_and_a_share_held_out(cli, tmp_path):
+    words = ["--teacher", "t0", "--data", "digits", "--out", "r", *QUICK, "--labels-per-class", 5]
+    words += [
+        "--unlabelled",
+        "--augment",
+        "crop",
+        "--views",
+        3,
+        "--cache",
+        "kept",
+        "--validate",
+        0.15,
+    ]
+    status, out, err = cli(*words)
+    assert (status, err) == (0, ""), out
+    assert "on        the 15 % held out, which it has not seen, all" in out
+    assert len(list((tmp_path / "kept").glob("view-*.json"))) == 3
+    words = [
+        "--teacher",
+        "t0",
+        "--data",
+        "digits",
+        "--out",
+        "m",
+        *QUICK,
+        "--augment",
+        "mixup",
+        "flip",
+    ]
+    assert cli(*words, "--recipe", "patient-teacher")[0] == 0
+    status, _, err = cli(*words[:5], "n", *words[6:], "--cache", "mixed")
+    assert status == 2 and "give the augmentation a number of views" in err
+
+
+def test_a_smoothed_teacher_is_noted(cli, tmp_path):
+    (tmp_path / "run.json").write_text('{"options": {"label_smoothing": 0.1}}')
+    folder = tmp_path / "stages" / "classifier"
+    folder.mkdir(parents=True)
+    for file in (tmp_path / "t0").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for teacher in (tmp_path, folder):
+        assert "was trained with label smoothing 0.1" in next(smoothed([teacher]))
+    assert not list(smoothed([tmp_path / "t0"]))

@@ -1,0 +1,325 @@
+"""int8 and pruned students: what is kept on the disk, what is zero, what the table of a run says of them.
+
+What needs torchao is skipped without it: pip install 'halfstep[int8]'.
+"""
+
+import copy
+import json
+import shutil
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import halfstep
+from halfstep.cli import main
+from halfstep.cli.shipped import shipped_guided
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
+from halfstep.nets.sparsified import KINDS, sparsify, zeroed
+from halfstep.pipeline import Pipeline
+from tests.runs import refused
+
+ASSETS = Path(halfstep.__file__).parent / "assets"
+QUICK = ["--samples", 40, "--full", 4, "--split-samples", 0, "--cost-rounds", 1, "--baselines"]
+QUICK += ["ddim", "--metrics", "frechet"]
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HALFSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The shipped teacher of digits, 4 steps to 2 and 1, hardly trained."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    words = ["--teacher", ASSETS / "digits-teacher", "--data", "digits", "--start", 4]
+    words += ["--updates", 1, "--batch", 8, "--tolerance", 0, "--out", out]
+    assert main(["distill", "progressive", *map(str, words)]) == 0
+    return out
+
+
+def student(steps=4):
+    return next(one for one in shipped_guided() if len(one.grid()) - 1 == steps)
+
+
+def with_net(pipeline, net):
+    denoiser = copy.deepcopy(pipeline.denoiser)
+    denoiser.net = net
+    return replace(pipeline, denoiser=denoiser)
+
+
+# Pruning.
+
+
+def wide(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.Conv2d(32, 48, 3),
+        nn.Flatten(),
+        nn.Linear(48, 16),
+        nn.Linear(16, 10),
+    )
+
+
+def test_the_smallest_weights_of_all_layers_together_go():
+    before, net = wide(), sparsify(wide(), 0.3)
+    old = torch.cat([before[k].weight.flatten() for k in (1, 3)])
+    new = torch.cat([net[k].weight.flatten() for k in (1, 3)])
+    gone = round(0.3 * len(old))
+    assert int((new == 0).sum()) == gone
+    order = old.abs().argsort()
+    assert torch.equal((new == 0).nonzero().flatten(), order[:gone].sort().values)
+    assert torch.equal(new[order[gone:]], old[order[gone:]])
+    for k in (0, 4):  # three columns, ten rows: they stay
+        assert torch.equal(before[k].weight, net[k].weight)
+
+
+def test_rows_go_layer_by_layer_the_smallest_norms_first():
+    before, net = wide(), sparsify(wide(), 0.25, rows=True)
+    for k, rows in ((1, 12), (3, 4)):
+        norms = before[k].weight.flatten(1).norm(dim=1)
+        dead = (net[k].weight.flatten(1) == 0).all(1)
+        assert int(dead.sum()) == rows
+        assert norms[dead].max() < norms[~dead].min()
+        assert torch.equal(net[k].weight[~dead], before[k].weight[~dead])
+
+
+def test_pruning_leaves_no_masks():
+    net = sparsify(wide(), 0.5)
+    assert net.state_dict().keys() == wide().state_dict().keys()
+    assert all(not layer._forward_pre_hooks for layer in net.modules())
+    assert all(isinstance(layer.weight, nn.Parameter) for layer in (net[1], net[3]))
+
+
+def test_the_share_of_zeros_is_of_all_parameters():
+    assert zeroed([torch.tensor([0.0, 1, 2]), torch.zeros(1)]) == 0.5
+    assert zeroed([]) == 0
+
+
+@pytest.mark.parametrize("share, said", [(0, "0.3"), (1, "0.3"), (-0.5, "0.3"), (30, "write for example 0.3"),
+                                         (float("nan"), "got nan")])  # fmt: skip
+def test_a_share_that_is_none_is_refused(share, said):
+    with pytest.raises(ConfigError, match=said):
+        sparsify(wide(), share)
+
+
+def test_a_network_without_wide_layers_has_nothing_to_prune():
+    with pytest.raises(ConfigError, match="nothing to prune"):
+        sparsify(nn.Linear(15, 400), 0.5)
+    assert wide_layers(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 15)), *KINDS).keys() == {"0"}
+
+
+# int8.
+
+
+@needs_torchao
+def test_int8_is_read_again_to_the_bit(tmp_path):
+    own = student()
+    small = with_net(own, quantise(copy.deepcopy(own.denoiser.net)))
+    small.save(tmp_path / "int8")
+    own.save(tmp_path / "float")
+    again = Pipeline.load(tmp_path / "int8")
+    drawn = small.sample(6, guidance=2)
+    assert torch.equal(again.sample(6, guidance=2), drawn)
+    off = (drawn - own.sample(6, guidance=2)).square().mean().sqrt()
+    assert 0 < off < 0.03
+    sizes = [(tmp_path / n / "pipeline.safetensors").stat().st_size for n in ("int8", "float")]
+    assert sizes[0] < 0.32 * sizes[1]
+    assert again.describe()["quantised"]["kind"] == "int8-dynamic"
+    assert "quantised" not in own.describe()
+
+
+@needs_torchao
+def test_int8_rounds_each_row_to_255_levels():
+    net = nn.Sequential(nn.Linear(32, 16, bias=False))
+    weight = net[0].weight.detach().clone()
+    tensors = plain_tensors(quantise(net))
+    q, scale = tensors["0.weight.qdata"], tensors["0.weight.scale"]
+    assert q.dtype is torch.int8 and q.shape == (16, 32)
+    assert ((q * scale.reshape(16, 1) - weight).abs() <= scale.reshape(16, 1) / 2 * 1.001).all()
+    assert (q.short().abs().amax(1) >= 127).all()  # of -128 int8 has no magnitude
+
+
+@needs_torchao
+@pytest.mark.parametrize("harm, said", [("shape", "other shapes"), ("name", "lacks")])
+def test_int8_is_read_strictly(tmp_path, harm, said):
+    from halfstep import storage
+
+    own = student()
+    with_net(own, quantise(copy.deepcopy(own.denoiser.net))).save(tmp_path)
+    tensors, about = storage.load(tmp_path / "pipeline")
+    name = next(n for n in tensors if n.endswith("qdata"))
+    value = tensors.pop(name)
+    if harm == "shape":
+        tensors[name] = value[:1].clone()
+    storage.save(tmp_path / "pipeline", tensors, about)
+    with pytest.raises(CheckpointError, match=said):
+        Pipeline.load(tmp_path)
+
+
+@needs_torchao
+def test_what_cannot_be_int8_is_refused():
+    with pytest.raises(ConfigError, match="no linear layer"):
+        quantise(nn.Linear(15, 400))
+    net = quantise(nn.Sequential(nn.Linear(16, 16)))
+    with pytest.raises(ConfigError, match="already"):
+        quantise(net)
+    with pytest.raises(ConfigError, match="made from"):
+        sparsify(net, 0.5)
+    own = student()
+    with pytest.raises(ConfigError, match="cannot be trained"):
+        with_net(own, quantise(copy.deepcopy(own.denoiser.net))).denoiser.twin()
+
+
+def test_int8_without_torchao_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("halfstep.nets.quantised.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install 'halfstep\\[int8\\]'"):
+        quantise(nn.Linear(16, 16))
+    own = student()
+    own.denoiser.net.quantised = {"kind": "int8-dynamic", "torchao": "0.18.0"}
+    own.save(tmp_path)
+    with pytest.raises(ConfigError, match="halfstep\\[int8\\]"):
+        Pipeline.load(tmp_path)
+
+
+def test_another_quantisation_is_refused(tmp_path):
+    own = student()
+    own.denoiser.net.quantised = {"kind": "int3"}
+    own.save(tmp_path)
+    with pytest.raises(ConfigError, match="'int3'"):
+        Pipeline.load(tmp_path)
+
+
+@needs_torchao
+def test_an_int8_classifier_is_read_again(tmp_path):
+    own = load_classifier(ASSETS / "digits-classifier").eval()
+    small = quantise(copy.deepcopy(own))
+    save_classifier(small, tmp_path)
+    x = torch.rand(5, 1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(load_classifier(tmp_path).eval()(x), small(x))
+        assert not torch.equal(small(x), own(x))
+
+
+# In the table.
+
+
+def test_variants_stand_beside_their_student(run, cli):
+    status, out, _ = cli(
+        "compress", run, "--prune", 0.3, "--prune-rows", 0.125, "--steps", 2, *QUICK
+    )
+    assert status == 0 and "30 % of weights pruned" in out
+    found = json.loads((run / "report.json").read_text())
+    rows = [row for row in found["rows"] if row.get("compressed")]
+    assert [row["name"] for row in rows] == [
+        "student, 2 steps", "student, 2 steps, 12.5 % of rows pruned",
+        "student, 2 steps, 30 % of weights pruned",
+    ]  # fmt: skip
+    own, *made = rows
+    assert own["compressed"]["zeroed"] == 0 and own["compressed"]["rmse"] is None
+    for row in made:
+        told = row["compressed"]
+        assert row["who"] == "compressed" and row["calls"] == 2 and told["of"] == own["name"]
+        assert told["rmse"]["low"] > 0 and told["ratio"]["low"] <= told["ratio"]["value"]
+        assert told["bytes"] == own["compressed"]["bytes"]
+        assert row["cost"]["seconds_per_sample"].keys() == {"1", "64"}
+        assert row["cost"]["multiply_adds"] == own["cost"]["multiply_adds"]
+        assert row["fidelity"] and row["ratio"]
+        far, near = (one["distances"]["frechet_distance"]["value"] for one in (row, own))
+        assert told["ratio"]["value"] == pytest.approx(far / near)
+    assert 0.1 < made[0]["compressed"]["zeroed"] < 0.125 < made[1]["compressed"]["zeroed"] < 0.3
+    [one] = [row for row in found["rows"] if row["who"] == "student" and row["steps"] == 1]
+    assert "compressed" not in one
+    page = (run / "report.html").read_text()
+    assert 'id="compressed"' in page and "12.5 % of rows pruned" in page
+    # A variant is a student like any other, and evaluate and report know of it.
+    folder = run / "compressed" / "0002-steps-weights-30"
+    drawn = [Pipeline.load(p).sample(40) for p in (folder, run / "stages" / "0002-steps")]
+    off = (drawn[0] - drawn[1]).double().square().mean().sqrt()
+    assert made[1]["compressed"]["rmse"]["value"] == pytest.approx(float(off))
+    assert zeroed(Pipeline.load(folder).denoiser.parameters()) == made[1]["compressed"]["zeroed"]
+    assert cli("report", run)[0] == 0 and 'id="compressed"' in (run / "report.html").read_text()
+
+
+@needs_torchao
+def test_int8_stands_beside_its_student(run, cli, tmp_path):
+    shutil.copytree(run / "stages", tmp_path / "run" / "stages")
+    for name in ("run.json", "config.toml", "metrics.jsonl"):
+        if (run / name).exists():
+            shutil.copy(run / name, tmp_path / "run")
+    assert cli("compress", tmp_path / "run", "--int8", *QUICK)[0] == 0
+    rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
+    own, small = [row["compressed"] for row in rows if row.get("compressed")]
+    assert small["kind"] == "int8" and small["bytes"] < 0.32 * own["bytes"]
+    assert 0 < small["rmse"]["value"] < 0.05
+
+
+def test_variants_of_other_weights_are_refused(run, cli, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    cli("compress", tmp_path / "run", "--prune", 0.5, "--steps", 1, "--no-judge")
+    path = tmp_path / "run" / "compressed" / "0001-steps-weights-50" / "compressed.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+    assert refused(cli("evaluate", tmp_path / "run", *QUICK), "other weights")
+
+
+def test_a_student_without_a_run_has_a_table_of_its_own(cli, tmp_path):
+    place = ASSETS / "digits-guided" / "0001-steps"
+    words = ["--prune", 0.5, "--teacher", ASSETS / "digits-teacher", "--data", "digits"]
+    status, out, _ = cli("compress", place, *words, "--out", "small", *QUICK)
+    assert status == 0 and "50 % of weights pruned" in out
+    assert (tmp_path / "small" / "report.html").exists()
+
+
+def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
+    place, words = ASSETS / "digits-classifier", ["--prune", 0.2, 0.95, "--data", "digits"]
+    assert cli("compress", place, *words, "--out", "small")[0] == 0
+    found = json.loads((tmp_path / "small" / "accuracy.json").read_text())
+    own, little, much = found["rows"]
+    assert found["images"] == 1797 and own["agrees"]["value"] == 1
+    assert own["accuracy"]["value"] > 0.95 > 0.6 > much["accuracy"]["value"]
+    assert little["accuracy"]["low"] < little["accuracy"]["value"] < little["accuracy"]["high"]
+    assert much["zeroed"] > 0.9 and (tmp_path / "small" / "weights-20" / "classifier.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["RUN"], "--prune 0.3 0.5"),
+        (["RUN", "--prune", 3], "0.03"),
+        (["RUN", "--prune", 0.3, "--out", "x"], "leave --out out"),
+        (["RUN", "--prune", 0.3, "--steps", 8], "8 steps"),
+        ([ASSETS / "digits-guided" / "0001-steps", "--prune", 0.3], "--teacher"),
+        ([ASSETS / "digits-classifier", "--prune", 0.3], "--data"),
+        (["nowhere", "--prune", 0.3], "nowhere"),
+    ],
+)
+def test_what_cannot_be_compressed_is_refused(words, said, run, cli, tmp_path):
+    words = [run if word == "RUN" else word for word in words]
+    assert refused(cli("compress", *words), said)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,240 @@
+"""`halfstep export`: what is written is the student, and nothing else; what it draws is the same."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import halfstep
+from halfstep.cli import main
+from halfstep.cli.shipped import shipped_guided, shipped_teacher
+from halfstep.denoiser import Denoiser
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features import load_classifier
+from halfstep.nets import build
+from halfstep.noise import sample_noise
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.program import export_program, walked
+from halfstep.prediction import Eps, V
+from halfstep.schedules import Cosine, Straight, VPLinear
+from halfstep.storage import rounded
+from tests.runs import refused, teacher
+
+ASSETS = Path(halfstep.__file__).parent / "assets"
+STUDENT = ASSETS / "digits-guided" / "0002-steps"
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def blocks(readme):
+    return re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_a_student_alone(cli, tmp_path):
+    status, out, _ = cli("export", STUDENT, "--out", "out")
+    assert status == 0 and "to the bit" in out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "README.md", "pipeline.json", "pipeline.safetensors",
+    }  # fmt: skip
+    own, again = Pipeline.load(STUDENT), Pipeline.load(tmp_path / "out")
+    assert torch.equal(own.sample(3, guidance=2.5), again.sample(3, guidance=2.5))
+
+
+def test_the_readme_says_what_it_is_and_its_code_runs(cli, tmp_path, monkeypatch):
+    cli("export", STUDENT, "--out", "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    for said in ("Steps: 2", "1 to 3, one call a step", "2 network calls", "float32", "[1, 8, 8]"):
+        assert said in text
+    assert str(tmp_path) not in text
+    monkeypatch.chdir(tmp_path / "out")
+    names = {}
+    [code] = blocks(tmp_path / "out" / "README.md")
+    exec(code, names)
+    assert names["result"].shape == (16, 1, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_size_differs_by_rounding(cli, tmp_path, dtype):
+    own = teacher()
+    own.with_student(own.denoiser, (1.0, 0.5, 0.0)).save(tmp_path / "student")
+    status, out, _ = cli("export", "student", "--dtype", dtype, "--out", "half")
+    assert status == 0 and "differs" in out
+    sizes = [
+        sum(v.nbytes for v in loaded(tmp_path / name).values()) for name in ("student", "half")
+    ]
+    assert sizes[1] * 2 == sizes[0]
+    assert {v.dtype for v in loaded(tmp_path / "half").values()} == {getattr(torch, dtype)}
+    again = Pipeline.load(tmp_path / "half")
+    assert next(again.denoiser.parameters()).dtype is torch.float32
+
+
+def loaded(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "pipeline.safetensors")
+
+
+def test_weights_that_half_cannot_hold_are_refused():
+    tensors = {"big": torch.tensor([7e4]), "n": torch.tensor([3])}
+    with pytest.raises(ConfigError, match=r"big .* float16 .* bfloat16"):
+        rounded(tensors, torch.float16)
+    assert rounded(tensors, torch.bfloat16)["n"].dtype is torch.int64
+    rounded({"masks": torch.tensor([float("-inf")])}, torch.float16)  # is infinite already
+
+
+def test_a_stage_of_a_run_and_what_was_measured_of_it(cli, tmp_path):
+    shutil.copytree(ASSETS / "digits-guided", tmp_path / "run" / "stages")
+    interval = {"value": 0.2, "low": 0.19, "high": 0.21}
+    row = {
+        "who": "student", "steps": 8, "distances": {"frechet_distance": interval},
+        "ratio": interval, "cost": {"seconds_per_sample": {"1": 0.012, "64": 0.002}},
+    }  # fmt: skip
+    measure = {"samples": 2000, "features": "digits", "machine": "a machine"}
+    evidence = {"format": 1, "rows": [row], "measure": measure}
+    (tmp_path / "run" / "report.json").write_text(json.dumps(evidence))
+    assert cli("export", "run", "--steps", 8, "--out", "a")[0] == 0
+    assert cli("export", "run/stages/0008-steps", "--out", "b")[0] == 0
+    for name in ("a", "b"):
+        text = (tmp_path / name / "README.md").read_text()
+        assert "Fréchet distance: 0.200 (0.190 to 0.210) with 2,000 samples" in text
+        assert "12 ms at batch 1, 2 ms at batch 64 (a machine)" in text
+
+
+def test_a_classifier_alone(cli, tmp_path, monkeypatch):
+    assert "to the bit" in cli("export", ASSETS / "digits-classifier", "--out", "out")[1]
+    monkeypatch.chdir(tmp_path / "out")
+    names = {}
+    exec(blocks(tmp_path / "out" / "README.md")[0], names)
+    own = load_classifier(ASSETS / "digits-classifier")
+    assert own.state_dict().keys() == names["classifier"].state_dict().keys()
+
+
+# As a program.
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_program_draws_what_the_student_draws(n):
+    own = shipped_guided()[1]
+    program = export_program(own)
+    assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance")
+    labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
+    drawn = walked(program, sample_noise(7, range(n), own.shape), [labels, scales])
+    theirs = own.sample(n, seed=7, labels=labels.tolist(), guidance=2.5)
+    assert (drawn - theirs).abs().max() < 1e-5
+
+
+def test_a_teacher_is_a_program_of_so_many_steps():
+    own = shipped_teacher()
+    program = export_program(own, 3)
+    drawn = walked(program, sample_noise(0, range(2), own.shape), [torch.tensor([4, 4])])
+    assert program.steps == 3
+    assert (drawn - own.sample(2, steps=3, labels=[4, 4])).abs().max() < 1e-5
+
+
+def test_an_unclipped_program_of_points():
+    own = teacher()
+    program = export_program(own, 4)
+    noise = sample_noise(1, range(3), own.shape)
+    assert program.inputs == ("x", "step")
+    assert (walked(program, noise, []) - own.sample(3, seed=1, steps=4)).abs().max() < 1e-5
+
+
+class OneSize(torch.nn.Module):
+    """Its own code asks how many samples there are, as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, cond=None):
+        return self.weight * x * len(x)
+
+
+def test_a_network_of_one_size_is_for_batches_of_two():
+    own = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
+    program = export_program(own, 2)
+    assert program.batch == (2, 2)
+    noise = sample_noise(0, range(2), (3,))
+    assert (walked(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "net, config, most",
+    [
+        ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
+                  "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}, 63),
+        ("dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
+                 "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}, None),
+    ],
+)  # fmt: skip
+def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):
+    torch.manual_seed(0)
+    own = Pipeline(
+        Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
+        classes=("a", "b"), clip=1.0, guidance=(1.0, 2.0),
+    )  # fmt: skip
+    program = export_program(own)
+    assert program.batch == (1, most)
+    noise, scales = sample_noise(0, range(3), own.shape), torch.full((3,), 1.5)
+    drawn = walked(program, noise, [torch.tensor([0, 1, 0]), scales])
+    assert (drawn - own.sample(3, guidance=1.5)).abs().max() < 1e-4
+
+
+def test_a_program_needs_torch_alone(cli, tmp_path):
+    status, out, _ = cli("export", STUDENT, "--format", "torch-export", "--out", "out")
+    assert status == 0, out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"README.md", "student.pt2"}
+    [code] = blocks(tmp_path / "out" / "README.md")
+    code += "\nimport sys\nassert x.shape == (16, 1, 8, 8) and bool(x.isfinite().all())"
+    code += "\nassert not [m for m in sys.modules if m.startswith(('halfstep', 'diffusers'))]"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_output_that_says_nothing_there_is_no_program():
+    own = Pipeline(Denoiser(OneSize(), Straight(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
+    with pytest.raises(ConfigError, match="alpha = 0"):
+        export_program(own)
+
+
+def test_what_ddim_does_not_walk_is_no_program():
+    own = teacher()
+    other = own.with_student(own.denoiser, (1.0, 0.5, 0.0), "stochastic")
+    with pytest.raises(ConfigError, match="'stochastic'"):
+        export_program(other)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([STUDENT, "--out", "full"], "there already"),
+        ([STUDENT, "--format", "torch-export", "--dtype", "float16", "--out", "x"], "float32"),
+        ([ASSETS / "digits-classifier", "--steps", 3, "--out", "x"], "classifier"),
+        (["nowhere", "--out", "x"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(words, said, cli, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert refused(cli("export", *words), said)
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,300 @@
+"""Losses at their edges: extreme logits, half precision, one sample, one class, and what is refused."""
+
+import inspect
+
+import pytest
+import torch
+
+from halfstep import losses
+from halfstep.errors import ConfigError, DataError
+
+B, C = 5, 3
+Y = torch.tensor([2, 0, 1, 1, 0])
+SOFT = {"temperature": 2.0}
+MIXED = {**SOFT, "soft_weight": 0.9, "hard_weight": 0.1}
+GIVEN = {
+    "attention_transfer": {"form": "paper"},
+    "decoupled": {"labels": Y},
+    "dist": {},
+    "feature_match": {},
+    "hard_distillation": {},
+    "hard_labels": {"labels": Y},
+    "hinton_mixture": {"labels": Y, **MIXED},
+    "jensen_shannon": {},
+    "logit_half_sum": {},
+    "logit_match": {},
+    "relational_angle": {},
+    "relational_distance": {},
+    "report_mixture": {"labels": Y, **MIXED},
+    "soft_cross_entropy": SOFT,
+    "soft_targets": SOFT,
+    "tang": {"labels": Y, "hard_share": 0.5},
+}
+OF_LOGITS = sorted(GIVEN.keys() - {"attention_transfer", "feature_match"})
+OF_PAIRS = [name for name in OF_LOGITS if name != "hard_labels"]
+OF_THE_BATCH = {"dist", "relational_angle", "relational_distance"}
+
+
+def test_every_loss_is_here_and_names_its_arguments():
+    found = {
+        name
+        for name in losses.__all__
+        if inspect.isfunction(getattr(losses, name)) and name not in ("centred", "standardised")
+    }
+    assert found == set(GIVEN)
+    for name in GIVEN:
+        parameters = inspect.signature(getattr(losses, name)).parameters
+        assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), name
+        assert parameters["reduction"].default == "batchmean"
+
+
+def made(rows=B, classes=C, dtype=torch.float64, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(rows, classes, generator=generator)).to(dtype)
+
+
+def value(name, student, teacher, **more):
+    given = {**GIVEN[name], **more}
+    if "labels" in given:
+        given["labels"] = given["labels"][: len(student)].clamp(max=student.shape[1] - 1)
+    if name != "hard_labels":
+        given["teacher"] = teacher
+    return getattr(losses, name)(student=student, **given)
+
+
+def finite(name, student, teacher, **more):
+    """The loss and its gradient, both finite."""
+    student = student.clone().requires_grad_()
+    loss = value(name, student, teacher, **more)
+    loss.sum().backward()
+    assert loss.isfinite().all() and student.grad.isfinite().all()
+    return loss.detach(), student.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_extreme_logits(name, dtype):
+    """+-2000, alike, opposite and one-sided; the plain forms give inf or nan."""
+    high = torch.full((B, C), -2000.0, dtype=dtype)
+    high[torch.arange(B), Y] = 2000
+    far = high.clone()
+    far[0] = 0
+    calm = made(dtype=dtype)
+    for student in (high, far, -high, torch.full_like(high, 2000), calm):
+        for teacher in (high, -high, calm):
+            given = {} if name not in ("decoupled", "dist") else {"temperature": 1.0}
+            loss, grad = finite(name, student, teacher, **given)
+            assert loss >= (-1e-6 if name == "dist" else 0)  # a correlation of 1 + rounding
+            assert loss.dtype == (dtype if dtype == torch.float64 else torch.float32)
+            assert grad.dtype == dtype
+
+
+def test_extreme_logits_cost_what_they_are_worth():
+    far = torch.tensor([[2000.0, -2000.0, -2000.0]])
+    wrong = torch.tensor([[-2000.0, 2000.0, -2000.0]])
+    assert value("soft_targets", wrong, far, temperature=1.0) == 4000
+    assert value("soft_cross_entropy", wrong, far, temperature=1.0) == 4000
+    labels = torch.tensor([0])
+    assert value("hard_labels", wrong, far, labels=labels) == 4000
+    only = {"temperature": 1.0, "others_weight": 0.0, "labels": labels}
+    assert value("decoupled", wrong, far, **only) == 4000
+
+
+@pytest.mark.parametrize("name", ["soft_targets", "soft_cross_entropy"])
+def test_a_teacher_may_exclude_a_class(name):
+    teacher = made()
+    teacher[:, 1] = -torch.inf
+    teacher[0, 0] = -torch.inf
+    loss, grad = finite(name, made(seed=1), teacher)
+    torch.testing.assert_close(loss, value(name, made(seed=1), teacher.clamp(min=-1e4)))
+    assert (grad[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_float32_inside_for_half_inputs_and_under_autocast(name):
+    student, teacher = made(dtype=torch.bfloat16), made(dtype=torch.bfloat16, seed=1)
+    if name == "attention_transfer":
+        student, teacher = student[..., None], teacher[..., None]
+    whole = value(name, student.float(), teacher.float())
+    assert torch.equal(value(name, student, teacher), whole)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(value(name, student, teacher), whole)
+        assert torch.equal(value(name, student.float(), teacher.float()), whole)
+    assert whole.dtype == torch.float32
+    assert value(name, student.double(), teacher.double()).dtype == torch.float64
+    assert value(name, student, teacher.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_the_teacher_gets_no_gradient(name):
+    teacher = made(seed=1).requires_grad_()
+    student = made().requires_grad_()
+    value(name, student, teacher).backward()
+    assert teacher.grad is None and student.grad is not None
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_none_gives_one_value_a_sample_and_batchmean_their_mean(name):
+    student, teacher = made(), made(seed=1)
+    each = value(name, student, teacher, reduction="none")
+    assert each.shape == (B,)
+    torch.testing.assert_close(each.mean(), value(name, student, teacher))
+    order = torch.tensor([3, 1, 4, 0, 2])
+    given = {"labels": Y[order]} if "labels" in GIVEN[name] else {}
+    moved = value(name, student[order], teacher[order], reduction="none", **given)
+    torch.testing.assert_close(moved, each[order])
+    if name not in OF_THE_BATCH:
+        alone = value(name, student[:1], teacher[:1], reduction="none")
+        torch.testing.assert_close(alone, each[:1])
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+@pytest.mark.parametrize("rows, classes", [(1, 4), (2, 4), (4, 4), (5, 1), (5, 2)])
+def test_few_rows_few_classes(name, rows, classes):
+    """Also as many rows as classes, where a transposed sum goes unnoticed."""
+    if (name, classes) == ("decoupled", 1) or (name, rows) == ("dist", 1):
+        pytest.skip("refused: see below")
+    student, teacher = made(rows, classes), made(rows, classes, seed=1)
+    loss, _ = finite(name, student, teacher)
+    if classes == 1 and name in ("soft_targets", "soft_cross_entropy", "hard_labels"):
+        assert loss == 0
+    if rows == 1 and name in OF_THE_BATCH:
+        assert loss == 0
+
+
+def test_rows_without_a_label_lose_the_hard_term_alone():
+    some = torch.tensor([2, -1, 1, -1, -1])
+    student, teacher = made(), made(seed=1)
+    labelled = some >= 0
+    hard = value("hard_labels", student, teacher, labels=some)
+    assert hard == value("hard_labels", student[labelled], teacher, labels=some[labelled])
+    each, grad = finite("hard_labels", student, teacher, labels=some, reduction="none")
+    assert (each[~labelled] == 0).all() and (grad[~labelled] == 0).all() and each[0] > 0
+    soft = value("soft_targets", student, teacher)
+    given = {"labels": some, "soft_weight": 3.0, "hard_weight": 2.0}
+    mixed = value("hinton_mixture", student, teacher, **given)
+    torch.testing.assert_close(mixed, 3 * soft + 2 * hard)
+
+
+def test_without_any_label_there_is_no_hard_term():
+    nothing = torch.full((B,), -1)
+    for smoothing in (0.0, 0.1):
+        loss, grad = finite("hard_labels", made(), made(), labels=nothing, smoothing=smoothing)
+        assert loss == 0 and (grad == 0).all()
+    student, teacher = made(), made(seed=1)
+    mixed = value("report_mixture", student, teacher, labels=nothing)
+    torch.testing.assert_close(mixed, 0.9 * value("soft_cross_entropy", student, teacher))
+
+
+def test_what_does_not_vary_correlates_by_nothing():
+    """A student of zeros, as from a head of zeros: no division by what rounding leaves."""
+    for dtype in (torch.float32, torch.float64):
+        flat, teacher = torch.zeros(B, 11, dtype=dtype), made(B, 11, dtype=dtype)
+        loss, grad = finite("dist", flat, teacher)
+        assert loss == 2 and (grad == 0).all()
+        loss, _ = finite("dist", teacher, flat)
+        assert loss == 2
+
+
+def test_samples_that_are_one_give_no_explosion():
+    same, teacher = torch.ones(B, C), made(dtype=torch.float32)
+    for name in ("relational_distance", "relational_angle"):
+        _, grad = finite(name, same, teacher)
+        assert grad.abs().max() < 10
+    near = same.clone()
+    near[0] += 1
+    _, grad = finite("relational_angle", near, teacher)
+    assert grad.abs().max() < 10
+
+
+def test_embeddings_may_differ_in_width():
+    student, teacher = made(4, 6), made(4, 3, seed=1)
+    wide = torch.cat([teacher, torch.zeros(4, 3)], dim=1)
+    for name in ("relational_distance", "relational_angle"):
+        torch.testing.assert_close(value(name, student, teacher), value(name, student, wide))
+        maps = value(name, student.reshape(4, 2, 3), teacher)
+        assert maps == value(name, student, teacher)
+
+
+REFUSED = [
+    (
+        {"name": "soft_targets", "temperature": 0.0},
+        "temperature is 0.0: give a finite number above",
+    ),
+    ({"name": "soft_targets", "temperature": -1.0}, "temperature is -1.0"),
+    ({"name": "dist", "temperature": float("nan")}, "temperature is nan"),
+    ({"name": "decoupled", "temperature": float("inf")}, "temperature is inf"),
+    ({"name": "soft_targets", "reduction": "mean"}, "write 'batchmean', the mean over the batch"),
+    ({"name": "feature_match", "reduction": "sum"}, "reduction is 'sum'"),
+    ({"name": "hard_labels", "reduction": "batch"}, "or 'none', one value a sample"),
+    ({"name": "hinton_mixture", "soft_weight": -0.1}, "soft_weight is -0.1: give a finite number"),
+    ({"name": "hinton_mixture", "hard_weight": float("nan")}, "hard_weight is nan"),
+    ({"name": "report_mixture", "soft_weight": float("inf")}, "soft_weight is inf"),
+    ({"name": "report_mixture", "soft_weight": 0.0, "hard_weight": 0.0}, "are both 0"),
+    ({"name": "decoupled", "target_weight": -1.0}, "target_weight is -1.0"),
+    ({"name": "decoupled", "others_weight": float("nan")}, "others_weight is nan"),
+    ({"name": "dist", "inter_weight": -1.0}, "inter_weight is -1.0"),
+    ({"name": "dist", "intra_weight": -1.0}, "intra_weight is -1.0"),
+    ({"name": "dist", "form": "codes"}, "perhaps you meant 'code'"),
+    ({"name": "tang", "hard_share": 1.5}, "hard_share is 1.5: give a number from 0 to 1"),
+    ({"name": "jensen_shannon", "teacher_share": 0.0}, "teacher_share is 0.0"),
+    ({"name": "jensen_shannon", "teacher_share": float("nan")}, "teacher_share is nan"),
+    (
+        {"name": "hard_labels", "smoothing": 1.0},
+        "smoothing is 1.0: give a number from 0 to below 1",
+    ),
+    ({"name": "hard_labels", "labels": torch.tensor([0, 1, 2, 3, 0])}, "labels run from 0 to 3"),
+    ({"name": "hard_labels", "labels": torch.tensor([0, -2, 2, 0, 0])}, "labels run from -2 to 2"),
+    ({"name": "hard_labels", "labels": Y.float()}, "these are float32 [5] for 5 rows"),
+    ({"name": "hard_labels", "labels": Y[:4]}, "these are int64 [4] for 5 rows"),
+    ({"name": "decoupled", "labels": torch.tensor([0, -1, 2, 0, 0])}, "some rows have none"),
+]
+
+
+@pytest.mark.parametrize("case, says", REFUSED)
+def test_refused(case, says):
+    case = dict(case)
+    name = case.pop("name")
+    given = {**GIVEN[name], **case}
+    if name != "hard_labels":
+        given["teacher"] = made(seed=1)
+    with pytest.raises((ConfigError, DataError)) as refusal:
+        getattr(losses, name)(student=made(), **given)
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_shapes_that_do_not_match_are_refused(name):
+    with pytest.raises(
+        ConfigError, match=r"the student's .* are \[5, 3\] and the teacher's \[4, 3\]"
+    ):
+        value(name, made(), made(4))
+    if name not in ("relational_distance", "relational_angle"):
+        with pytest.raises(ConfigError, match="the same rows and the same classes"):
+            value(name, made(), made(classes=1))
+        with pytest.raises(ConfigError, match=r"logits are \[B, C\] and these are \[5, 3, 1\]"):
+            value(name, made()[..., None], made()[..., None])
+        with pytest.raises(ConfigError, match="at least one row and one class"):
+            value(name, made(0), made(0))
+    with pytest.raises(ConfigError, match=r"the teacher's \w+ are int64: give them as floating"):
+        value(name, made(), made().long())
+
+
+def test_too_few_of_them_are_refused():
+    with pytest.raises(ConfigError, match="one sample does not correlate with a batch"):
+        value("dist", made(1), made(1))
+    assert value("dist", made(1), made(1, seed=1), intra_weight=0.0) > 0
+    with pytest.raises(ConfigError, match="one class has no others"):
+        value("decoupled", made(classes=1), made(classes=1))
+    with pytest.raises(ConfigError, match="one class has no deviation"):
+        losses.standardised(made(classes=1))
+
+
+def test_standardising_what_is_constant_or_half():
+    flat = torch.zeros(2, C).requires_grad_()
+    losses.standardised(flat).square().sum().backward()
+    assert flat.grad.isfinite().all()
+    assert losses.standardised(made(dtype=torch.float16)).dtype == torch.float32
+    assert losses.centred(made(dtype=torch.float16)).dtype == torch.float32
+    extreme = losses.standardised(2000 * torch.eye(C))
+    assert extreme.isfinite().all()

@@ -1,0 +1,258 @@
+"""Shallower U-ViTs, U-Nets of fewer layers, and the features that they are compared in."""
+
+import pytest
+import torch
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError
+from halfstep.nets import build, recipe
+from halfstep.nets.blocks import blocks_of, comparable, extras_of, watched
+from halfstep.nets.carried import carry, teachers_name
+from halfstep.nets.pruning import evenly, one_drop, pairs_of, partners, shallower, worthiest
+
+UVIT = {
+    "img_size": [4, 6],
+    "patch_size": 2,
+    "in_chans": 2,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "num_classes": 3,
+}
+UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "layers_per_block": 2,
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+
+
+def uvit(depth=8, **changes):
+    torch.manual_seed(depth)
+    return build("uvit", {**UVIT, "depth": depth, **changes}).double()
+
+
+def unet(**changes):
+    torch.manual_seed(3)
+    return build("unet", {**UNET, **changes}).double()
+
+
+def seen(net, n=3):
+    """The network's answer to noise, times and labels that are the same for all."""
+    x = torch.randn(n, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t, label = torch.linspace(1, 900, n, dtype=torch.float64), torch.arange(n) % 3
+    guidance = torch.linspace(1, 3, n) if recipe(net)[1].get("guidance") else None
+    with torch.no_grad():
+        return net(x, t, Cond(label, guidance=guidance))
+
+
+@torch.no_grad()
+def nothing(net, pair):
+    """Make the two blocks of a pair identities: residual branches of zeros, a skip layer of [1, 0]."""
+    model = net.model
+    half = len(model.in_blocks)
+    for block in (model.in_blocks[pair], model.out_blocks[half - 1 - pair]):
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        if block.skip_linear is not None:
+            width = block.skip_linear.out_features
+            block.skip_linear.weight.copy_(torch.eye(width, 2 * width))
+            block.skip_linear.bias.zero_()
+
+
+@pytest.mark.parametrize("gone", [(0,), (3,), (1, 2), (0, 3), (0, 1, 2)])
+@pytest.mark.parametrize("guidance", [0, 6])
+def test_pairs_that_do_nothing_can_go_and_nothing_changes(gone, guidance):
+    net = uvit(guidance=guidance)
+    before = seen(net)
+    for pair in gone:
+        nothing(net, pair)
+    small = shallower(net, [k for k in range(4) if k not in gone])
+    assert (seen(net) - before).abs().max() > 1e-5  # they did something
+    assert (seen(small) - seen(net)).abs().max() < 1e-12
+    assert recipe(small)[1]["depth"] == 8 - 2 * len(gone)
+
+
+def test_all_pairs_are_the_network_itself_and_its_own_copy():
+    net = uvit()
+    same = shallower(net, range(4))
+    assert torch.equal(seen(same), seen(net))
+    with torch.no_grad():
+        same.model.mid_block.mlp.fc2.weight.zero_()
+    assert not torch.equal(seen(same), seen(net))
+    assert all(p.requires_grad for p in same.parameters())
+
+
+def test_whose_weights_are_whose():
+    net, small = uvit(), shallower(uvit(), [3, 1])
+    theirs, ours = net.state_dict(), small.state_dict()
+    for j, old in ((0, 1), (1, 3)):
+        for name in ("attn.qkv.weight", "mlp.fc1.bias", "norm2.weight"):
+            assert torch.equal(
+                ours[f"model.in_blocks.{j}.{name}"], theirs[f"model.in_blocks.{old}.{name}"]
+            )
+    # out-block n - 1 - i reads the skip of in-block i: the first of them that of in-block 3
+    for j, old in ((0, 0), (1, 2)):
+        name = "skip_linear.weight"
+        assert torch.equal(
+            ours[f"model.out_blocks.{j}.{name}"], theirs[f"model.out_blocks.{old}.{name}"]
+        )
+    assert torch.equal(ours["model.pos_embed"], theirs["model.pos_embed"])
+
+
+def test_patterns_and_partners():
+    assert [evenly(n, k) for n, k in ((4, 2), (6, 3), (5, 2), (2, 1), (3, 3))] == [
+        (0, 2), (0, 2, 4), (0, 2), (0,), (0, 1, 2),
+    ]  # fmt: skip
+    # of in-blocks 0 1, middle 2, out-blocks 3 4: without pair 1 the first stands for in-block 1 too, the
+    # middle one for itself and out-block 3, the last for itself
+    assert partners((0,), 2) == [1, 3, 4]
+    assert partners((1,), 2) == [1, 2, 4]
+    assert partners((0, 1, 2), 3) == list(range(7))
+    assert partners((0, 2), 4) == [1, 3, 5, 7, 8]
+
+
+def test_the_worth_of_a_pair_is_what_its_absence_costs():
+    net = uvit()
+    nothing(net, 2)
+    wanted = seen(net)
+    worth = one_drop(net, lambda other: float((seen(other) - wanted).square().mean()))
+    assert len(worth) == 4 and abs(worth[2]) < 1e-20 and min(worth[:2] + worth[3:]) > 1e-8
+    assert 2 not in worthiest(worth, 3)
+    assert worthiest([0.3, 0.1, 0.5, 0.2], 2) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: shallower(uvit(), [4]), "0 (outermost) to 3, each once"),
+        (lambda: shallower(uvit(), [1, 1]), "write for example keep=(0, 2)"),
+        (lambda: shallower(uvit(), []), "got none"),
+        (lambda: pairs_of(unet()), "this net is 'unet'"),
+        (lambda: one_drop(uvit(depth=2), lambda net: 0.0), "make it narrower instead"),
+    ],
+)
+def test_refusals(ask, words):
+    with pytest.raises(ConfigError) as error:
+        ask()
+    assert words in str(error.value)
+
+
+# --- U-Nets -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "levels", "layers", "old"),
+    [
+        ("conv_in.weight", (2, 2), (1, 2), "conv_in.weight"),
+        (
+            "down_blocks.1.resnets.0.conv1.bias",
+            (2, 2),
+            (1, 2),
+            "down_blocks.1.resnets.0.conv1.bias",
+        ),
+        ("up_blocks.0.resnets.0.conv1.bias", (2, 2), (1, 2), "up_blocks.0.resnets.0.conv1.bias"),
+        ("up_blocks.0.resnets.1.conv1.bias", (2, 2), (1, 2), "up_blocks.0.resnets.2.conv1.bias"),
+        (
+            "up_blocks.1.attentions.2.to_q.bias",
+            (2, 2),
+            (2, 4),
+            "up_blocks.1.attentions.4.to_q.bias",
+        ),
+        (
+            "up_blocks.1.attentions.1.to_q.bias",
+            (2, 2),
+            (2, 4),
+            "up_blocks.1.attentions.1.to_q.bias",
+        ),
+        (
+            "down_blocks.0.resnets.1.conv1.bias",
+            (1, 3),
+            (2, 2),
+            "down_blocks.0.resnets.1.conv1.bias",
+        ),
+        ("up_blocks.0.resnets.2.conv1.bias", (1, 3), (2, 2), "up_blocks.2.resnets.2.conv1.bias"),
+        (
+            "up_blocks.0.upsamplers.0.conv.bias",
+            (2, 3),
+            (2, 2),
+            "up_blocks.1.upsamplers.0.conv.bias",
+        ),
+        ("up_blocks.0.resnets.0.conv1.bias", (3, 2), (2, 2), None),
+    ],
+)
+def test_the_map_of_a_unet(key, levels, layers, old):
+    assert teachers_name(key, levels=levels, layers=layers) == old
+
+
+def test_a_unet_carries_all_into_itself_and_most_into_fewer_layers():
+    net = unet()
+    same = build("unet", UNET).double()
+    assert len(carry(same, net)) == len(net.state_dict())
+    x, t = (
+        torch.randn(2, 1, 8, 8, dtype=torch.float64),
+        torch.tensor([3.0, 800.0], dtype=torch.float64),
+    )
+    assert torch.equal(same(x, t), net(x, t))
+    small = build("unet", {**UNET, "layers_per_block": 1}).double()
+    carried = carry(small, net)
+    assert sorted(carried) == sorted(small.state_dict())  # every layer has one of the same shape
+    theirs, ours = net.state_dict(), small.state_dict()
+    name = "resnets.{}.conv_shortcut.weight"
+    for level in (0, 1):
+        assert torch.equal(
+            ours[f"model.up_blocks.{level}.{name.format(1)}"],
+            theirs[f"model.up_blocks.{level}.{name.format(2)}"],
+        )
+
+
+def test_a_narrower_unet_starts_fresh_where_shapes_differ():
+    small = build("unet", {**UNET, "block_out_channels": [8, 8]}).double()
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    carried = set(carry(small, unet()))
+    assert (
+        "model.conv_in.weight" in carried
+        and "model.down_blocks.1.resnets.0.conv1.weight" not in carried
+    )
+    # never a bias without its weight
+    assert "model.down_blocks.1.resnets.0.conv1.bias" not in carried
+    for name, value in small.state_dict().items():
+        assert name in carried or torch.equal(value, before[name])
+
+
+# --- features -----------------------------------------------------------------------------------------
+
+
+def test_blocks_in_the_order_they_run():
+    net = uvit(depth=4)
+    model = net.model
+    assert blocks_of(net) == [*model.in_blocks, model.mid_block, *model.out_blocks]
+    assert extras_of(net) == 2 and extras_of(unet()) == 0  # time and label
+    assert len(blocks_of(unet())) == 5
+    assert blocks_of(build("mlp", {"dim": 2, "width": 4, "depth": 1})) == []
+
+
+def test_who_can_be_compared():
+    assert comparable(uvit(), uvit(depth=4)) and not comparable(uvit(), uvit(embed_dim=4))
+    assert comparable(unet(), unet(layers_per_block=1))
+    assert not comparable(unet(), unet(block_out_channels=[8, 8])) and not comparable(
+        unet(), uvit()
+    )
+
+
+def test_features_are_seen_once_also_where_blocks_run_again():
+    net = uvit(depth=4).train()
+    blocks = blocks_of(net)
+    with watched(blocks) as found:
+        seen(net)
+    assert [list(x.shape) for x in found] == [[3, 8, 8]] * 5
+    net.model.gradient_checkpointing = True
+    x = torch.randn(3, 2, 4, 6, dtype=torch.float64)
+    with watched(blocks) as again:
+        net(x, torch.ones(3), Cond(torch.zeros(3, dtype=torch.int64)))
+    sum(one.square().sum() for one in again).backward()
+    assert blocks[0].mlp.fc1.weight.grad is not None and not any(b._forward_hooks for b in blocks)

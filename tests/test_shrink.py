@@ -1,0 +1,381 @@
+"""Smaller students: one regression for output and denoising, normalised features, plans that go on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from halfstep.batch import Batch
+from halfstep.data import Dataset
+from halfstep.denoiser import Denoiser, Guided, level_of
+from halfstep.errors import ConfigError
+from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink
+from halfstep.methods.base import errors
+from halfstep.methods.guided import AnyScale
+from halfstep.methods.imitation import feature_error, mixed_target
+from halfstep.nets import build, recipe
+from halfstep.noise import Draw
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import Prediction, V
+from halfstep.schedules import Cosine, Level, Table
+from halfstep.training import distill, Training
+from halfstep.training.jobs import stages_of
+from halfstep.training.settling import scores, settled, ticks
+from halfstep.weighting import WEIGHTINGS
+from tests.conftest import seeded
+from tests.runs import At, bits, Crash, crash, job
+from tests.test_pruning import nothing, UNET
+
+SIDES = {
+    "img_size": 4,
+    "patch_size": 2,
+    "in_chans": 1,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "num_classes": 4,
+}
+TRAINING = Training(batch=8, rate=3e-3, ema=0.9, save_every=2, log_every=4, seed=5)
+NULL = 3
+
+
+def teacher(depth=4, guidance=None, **changes):
+    """A U-ViT with weights large enough to say something."""
+    torch.manual_seed(depth)
+    config = {**SIDES, "depth": depth, "guidance": 6 if guidance else 0, **changes}
+    net = build("uvit", config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)
+    denoiser = Denoiser(net, Cosine(), V())
+    return Pipeline(denoiser, (1, 4, 4), classes=("a", "b", "c"), null=NULL, guidance=guidance)
+
+
+def data(n=48):
+    values = torch.rand(n, 1, 4, 4, generator=seeded(3), dtype=torch.float64) * 2 - 1
+    return Dataset(values.float(), torch.arange(n) % 3, ("a", "b", "c"))
+
+
+def batch(n=6, dtype=torch.float64):
+    found = data(n).batch(torch.arange(n))
+    return Batch(found.x0.to(dtype), found.cond)
+
+
+def draw(n=6, seed=1):
+    return Draw.all(seeded(seed), n)
+
+
+# --- the loss -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_output_and_denoising_are_one_regression(weighting):
+    """a e(f, T) + b e(f, D) = (a + b) e(f, mixed) + ab / (a + b) e(T, D), in value and gradient."""
+    a, b, weigh = 0.9, 0.35, WEIGHTINGS[weighting]
+    level = Level(torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64))
+    x_t = torch.randn(5, 2, 3, generator=seeded(), dtype=torch.float64)
+    said, truth, guess = (
+        V().decode(torch.randn(5, 2, 3, generator=seeded(k), dtype=torch.float64), x_t, level)
+        for k in (1, 2, 3)
+    )
+    out = torch.randn(5, 2, 3, generator=seeded(3), dtype=torch.float64, requires_grad=True)
+    guess = V().decode(out, x_t, level)
+    two = a * weigh(*errors(guess, said)) + b * weigh(*errors(guess, truth))
+    mixed = mixed_target(said, truth, share=b / (a + b))
+    one = (a + b) * weigh(*errors(guess, mixed))
+    gap = a * b / (a + b) * weigh(*errors(said, truth))
+    assert torch.allclose(two, one + gap, rtol=0, atol=1e-13)
+    (ours,) = torch.autograd.grad(one.sum(), out, retain_graph=True)
+    (theirs,) = torch.autograd.grad(two.sum(), out)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-13)
+    assert torch.allclose(level.mix(mixed.x0, mixed.eps), x_t, rtol=0, atol=1e-13)
+
+
+def test_what_the_space_of_the_error_weighs():
+    """MSE in x0 over MSE in eps, and in v over eps, at alpha .6 and sigma .8 (fact F29)."""
+    alpha, sigma = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
+    level, x_t = Level(alpha, sigma), torch.randn(4, 3, generator=seeded(), dtype=torch.float64)
+    outs = [torch.randn(4, 3, generator=seeded(k), dtype=torch.float64) for k in (1, 2)]
+    x_err, eps_err = errors(*(V().decode(out, x_t, level) for out in outs))
+    v_err = (outs[0] - outs[1]).square().mean(1)
+    assert (x_err / eps_err).tolist() == pytest.approx([1.77777777777778] * 4, rel=1e-10)
+    assert (v_err / eps_err).tolist() == pytest.approx([2.77777777777778] * 4, rel=1e-10)
+    assert torch.allclose(WEIGHTINGS["snr+1"](x_err, eps_err), v_err, rtol=1e-10)
+
+
+def test_features_count_alike_whatever_their_scale():
+    f, g = (torch.randn(3, 5, 4, generator=seeded(k), dtype=torch.float64) for k in (1, 2))
+    found = feature_error(g, f)
+    assert torch.allclose(found, ((g - f) ** 2).mean((1, 2)) / (f**2).mean((1, 2)), rtol=1e-12)
+    assert torch.allclose(feature_error(30 * g, 30 * f), found, rtol=1e-12)
+    assert torch.equal(feature_error(f, f), torch.zeros(3, dtype=torch.float64))
+    assert torch.allclose(feature_error(0 * f, f), torch.ones(3, dtype=torch.float64))
+    assert feature_error(g.half(), f.half()).dtype == torch.float32
+
+
+def test_the_mask_leaves_out_what_is_far_from_the_mean_of_the_teachers_sample():
+    f = torch.zeros(2, 100, dtype=torch.float64)
+    f[:, ::2] = 1.0
+    f[0, 0] = 50.0  # an outlier of the first sample
+    g = f.clone()
+    g[:, 0] += 10.0
+    plain, masked = feature_error(g, f), feature_error(g, f, mask=2.0)
+    assert plain.min() > 0 and masked[0] == 0 and masked[1] == plain[1]
+
+
+def imitating(pipeline, **changes):
+    method = Shrink(keep=(0,), **{"drop_labels": 0.5, **changes})
+    return next(method.stages(pipeline.denoiser.double(), NULL))
+
+
+@pytest.mark.parametrize("denoising", [0.0, 0.3])
+def test_a_student_that_is_the_teacher_loses_nothing_of_it(denoising):
+    """Same noise, time and dropped labels for both: with pairs that do nothing the errors are zero."""
+    pipeline = teacher()
+    nothing(pipeline.denoiser.net, 1)
+    stage = imitating(pipeline, denoising=denoising)
+    # its in-block stands for both, the middle one for itself and the first out-block
+    loss = stage.objective(stage.student, batch(), draw())
+    if not denoising:
+        assert loss.abs().max() < 1e-24
+    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    assert found["output"] < 1e-24 and found["features"] < 1e-24 and found["denoising"] > 0.01
+
+
+def test_the_loss_is_what_it_says():
+    pipeline = teacher()
+    stage = imitating(
+        pipeline, output=0.7, denoising=0.2, features=0.4, weighting="snr+1", drop_labels=0.0
+    )
+    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    loss = stage.objective(stage.student, batch(), draw()).detach()
+    rng = draw()
+    t, eps = rng.uniform(), rng.normal(batch().x0)
+    x_t = level_of(Cosine(), t, batch().x0).mix(batch().x0, eps)
+    said = pipeline.denoiser(x_t, t, batch().cond)
+    gap = WEIGHTINGS["snr+1"](*errors(said, Prediction(batch().x0, eps))).mean()
+    terms = 0.7 * found["output"] + 0.2 * found["denoising"] + 0.4 * found["features"]
+    assert float(loss.mean() + 0.7 * 0.2 / 0.9 * gap) == pytest.approx(terms, rel=1e-9)
+    assert found["features"] > 0
+
+
+def test_labels_are_dropped_for_both_and_for_as_many_as_asked():
+    pipeline, told = teacher(), []
+    pipeline.denoiser.net.register_forward_pre_hook(lambda net, given: told.append(given[2].label))
+    stage = imitating(pipeline, drop_labels=0.5)
+    stage.student.net.register_forward_pre_hook(lambda net, given: told.append(given[2].label))
+    stage.objective(stage.student, batch(40), draw(40))
+    assert torch.equal(told[0], told[-1]) and 5 < (told[0] == NULL).sum() < 35
+
+
+def test_tokens_of_time_and_label_are_not_compared():
+    matched = imitating(teacher()).objective.matched
+    ours, theirs = (torch.randn(3, 6, 8, generator=seeded(k), dtype=torch.float64) for k in (1, 2))
+    found, other = matched.errors([ours] * 3, [theirs] * 3), ours.clone()
+    other[:, :2] += 7
+    assert torch.equal(matched.errors([other] * 3, [theirs] * 3), found)
+    other[:, 2] += 7
+    assert not torch.equal(matched.errors([other] * 3, [theirs] * 3), found)
+
+
+def test_only_the_student_learns():
+    pipeline = teacher()
+    stage = imitating(pipeline)
+    stage.objective(stage.student, batch(), draw()).sum().backward()
+    grads = {name: p.grad for name, p in stage.student.named_parameters()}
+    assert all(grad is not None for grad in grads.values())
+    assert all(p.grad is None and not p.requires_grad for p in pipeline.denoiser.parameters())
+
+
+# --- whom it shrinks, and to what ---------------------------------------------------------------------
+
+
+def test_guided_teachers_and_those_that_take_a_scale():
+    pipeline = teacher()
+    guided = Guided(pipeline.denoiser.double(), 2.5, NULL)
+    stage = next(Shrink(keep=(1,), drop_labels=0).stages(guided, NULL))
+    assert stage.objective.denoising == 0  # the data are no guided images
+    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    assert 0 < found["features"] < 10
+    rng = draw()
+    t, eps = rng.uniform(), rng.normal(batch().x0)
+    x_t = level_of(Cosine(), t, batch().x0).mix(batch().x0, eps)
+    with torch.no_grad():
+        said, guess = guided(x_t, t, batch().cond), stage.student(x_t, t, batch().cond)
+    assert found["output"] == pytest.approx(
+        float(WEIGHTINGS["truncated-snr"](*errors(guess, said)).mean()), rel=1e-9
+    )
+    scaled = teacher(guidance=(1.0, 3.0))
+    stage = next(stages_of(Shrink(keep=(1,)), scaled, scaled.denoiser.double()))
+    assert isinstance(stage.objective, AnyScale) and stage.guidance == (1.0, 3.0)
+    assert stage.objective.objective.denoising == 0
+    assert recipe(stage.student.net)[1]["guidance"] == 6
+    assert torch.isfinite(stage.objective(stage.student, batch(), draw())).all()
+
+
+def test_a_narrower_student_begins_untrained_and_leaves_features_out():
+    stage = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    assert stage.objective.matched is None and recipe(stage.student.net)[1]["embed_dim"] == 4
+    again = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    assert all(map(torch.equal, stage.student.parameters(), again.student.parameters()))
+    both = next(Shrink(depth=2, student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    assert recipe(both.student.net)[1]["depth"] == 2
+    thin = next(Shrink(student={"mlp_ratio": "1"}).stages(teacher().denoiser, NULL))
+    assert thin.objective.matched is not None  # of the same width
+
+
+def test_a_unet_of_fewer_layers():
+    denoiser = Denoiser(build("unet", UNET), Cosine(), V()).double()
+    stage = next(Shrink(student={"layers_per_block": "1"}).stages(denoiser))
+    assert len(stage.objective.matched.student) == 5 and stage.objective.drop == 0
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded())
+    terms = stage.objective.measure(stage.student, Batch(x), draw(3))["terms"]
+    assert 0 < terms["features"] < 10
+    narrow = next(Shrink(student={"block_out_channels": "[8, 8]"}).stages(denoiser))
+    assert narrow.objective.matched is None
+
+
+def test_tables_are_asked_at_their_levels():
+    denoiser = teacher().denoiser
+    assert next(Shrink(keep=(0,), levels=4).stages(denoiser, NULL)).objective.levels == 4
+    denoiser.schedule = Table(levels=10)
+    assert next(Shrink(keep=(0,)).stages(denoiser, NULL)).objective.levels == 10
+
+
+REFUSED = [
+    ({}, "nothing says how the student is smaller"),
+    ({"depth": 3}, "blocks are left out in pairs"),
+    ({"depth": 2, "keep": (0, 1)}, "which is depth 4"),
+    ({"depth": 2, "student": {"depth": "2"}}, "depth is given twice"),
+    ({"depth": 2, "output": 0.0, "denoising": 0.0}, "nothing in particular"),
+    ({"depth": 2, "features": -1.0}, "features is 0 or more"),
+    ({"depth": 2, "weighting": "none"}, "weighting"),
+    ({"depth": 2, "drop_labels": 2.0}, "[0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED)
+def test_options_that_cannot_be(options, words):
+    with pytest.raises(ConfigError) as error:
+        Shrink(**options)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            Shrink(depth=4),
+            "no shallower than its teacher of depth 4: write an even number from 2 to 2",
+        ),
+        (Shrink(keep=(0, 1)), "nothing would get smaller"),
+        (Shrink(keep=(2,)), "0 (outermost) to 1"),
+        (Shrink(student={"embed_dim": "16"}), "ask for fewer in student"),
+        (Shrink(student={"embed_dim": "4"}, features=0.5), "write features=0"),
+        (Shrink(keep=(0,), drop_labels=0.1), "write drop_labels=0"),
+        (Plan(keep=(0,), guidance=(1, 3)), "leads away from a null class"),
+    ],
+)
+def test_teachers_that_cannot_be(method, words, tmp_path):
+    pipeline = replace(teacher(), null=None)
+    with pytest.raises(ConfigError) as error:
+        distill(pipeline, data(), tmp_path / "run", method=method, training=TRAINING, job=job())
+    assert words in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_guided_teachers_are_not_drawn_to_the_data():
+    scaled = teacher(guidance=(1.0, 3.0))
+    with pytest.raises(ConfigError, match="write denoising=0"):
+        next(Shrink(keep=(1,), denoising=0.1).stages(scaled.denoiser, NULL))
+    with pytest.raises(ConfigError, match="takes its guidance scale as an input already"):
+        next(stages_of(Plan(keep=(1,), guidance=(1, 2)), scaled, scaled.denoiser))
+    student = replace(teacher(), times=((1.0, 0.5, 0.0),))
+    with pytest.raises(ConfigError, match="is a student of 2 steps"):
+        next(stages_of(Shrink(keep=(1,)), student, student.denoiser))
+
+
+def test_the_score_is_measured_on_data_and_kept():
+    pipeline, count = teacher(depth=8), []
+    nothing(pipeline.denoiser.net, 2)
+    method = Shrink(depth=6, updates=1, denoising=0.0)
+    with pytest.raises(ConfigError, match="is found on data"):
+        next(method.stages(pipeline.denoiser, NULL))
+    worth = scores(method, pipeline, data(), progress=lambda: count.append(1))
+    assert len(count) == ticks(pipeline, data()) and abs(worth[2]) < 1e-6 and min(worth) == worth[2]
+    assert settled(method, pipeline, data()).keep == (0, 1, 3)
+    assert settled(replace(method, choose="even"), pipeline, data()).keep == ()
+    even = replace(method, choose="even").kept(pipeline.denoiser.net)
+    assert even == (0, 1, 2)
+
+
+# --- plans --------------------------------------------------------------------------------------------
+
+
+PLAN = Plan(
+    keep=(0,), updates=5, guidance=(1.0, 3.0), guided_updates=3, start=8, stop=2, halving_updates=(3,),
+    scale_features=6,
+)  # fmt: skip
+STAGES = ["0002-steps", "0004-steps", "guided", "shrunk"]
+
+
+def run(out, method=PLAN, **options):
+    return distill(teacher(), data(), out, method=method, training=TRAINING, job=job(**options))
+
+
+def test_a_plan_is_its_parts_one_after_the_other(tmp_path):
+    student = run(tmp_path / "plan")
+    assert sorted(path.name for path in (tmp_path / "plan/stages").iterdir()) == STAGES
+    assert student.guidance == (1.0, 3.0) and len(student.times[0]) == 3
+    assert recipe(student.denoiser.net)[1]["depth"] == 2
+    small = Pipeline.load(tmp_path / "plan/stages/shrunk")
+    assert small.guidance is None and not small.times
+    assert small.sample(3, steps=2, guidance=2.0).shape == (3, 1, 4, 4)
+    # and the shrinking alone gives the same weights
+    alone = run(tmp_path / "alone", PLAN.shrink)
+    assert all(map(torch.equal, alone.denoiser.parameters(), small.denoiser.parameters()))
+    assert json.loads((tmp_path / "plan/run.json").read_text())["command"] == "distill plan"
+
+
+def test_without_guidance_it_shrinks_and_halves(tmp_path):
+    method = replace(PLAN, guidance=None)
+    assert isinstance(method.after, Progressive) and isinstance(PLAN.after, GuidedDistillation)
+    student = run(tmp_path / "run", method)
+    names = sorted(path.name for path in (tmp_path / "run/stages").iterdir())
+    assert names == ["0002-steps", "0004-steps", "shrunk"] and student.guidance is None
+
+
+@pytest.mark.parametrize(
+    "where", [("shrunk", 3), ("guided", 3), ("0004-steps", 1), ("0002-steps", 3)]
+)
+def test_a_plan_goes_on_to_the_bit(where, tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        run(out, watch=At(*where, crash))
+    run(out)
+    assert bits(out) == whole
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "run"
+    run(out)
+    return bits(out)
+
+
+def test_a_begun_run_keeps_the_pairs_it_was_begun_with(tmp_path):
+    method = Shrink(depth=2, updates=2)
+    run(tmp_path / "run", method)
+    kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
+    assert len(kept) == 1
+    begun = json.loads((tmp_path / "run/run.json").read_text())
+    begun["options"]["keep"] = [1 - kept[0]]  # as if the data had said so then
+    (tmp_path / "run/run.json").write_text(json.dumps(begun))
+    assert settled(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
+
+
+def test_it_is_among_the_methods():
+    assert METHODS["shrink"] is Shrink and METHODS["plan"] is Plan
+    with pytest.raises(ConfigError, match="vanishes at SNR 0"):
+        Plan(depth=2, weighting="snr")
+    with pytest.raises(ConfigError, match="cannot halve from 6 to 4"):
+        Plan(depth=2, start=6, stop=4)
