@@ -313,8 +313,8 @@ def test_a_teacher_without_a_weight_is_noted():
         ("hintn", {}, "no recipe 'hintn': perhaps you meant 'hinton'"),
         (
             "hinton",
-            {"temperatur": 2},
-            "no option of the recipe 'hinton' called 'temperatur': perhaps you",
+            {"temperaturex": 2},
+            "no option of the recipe 'hinton' called 'temperaturex': perhaps you",
         ),
         ("hinton", {"alpha": 0.1}, "'alpha'"),
         ("hinton", {"temperature": "hot"}, "temperature is a number, got 'hot'"),
