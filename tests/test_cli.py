@@ -27,11 +27,22 @@ import halfstep
 from halfstep.cli import main, VERBS
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
+from halfstep.cli.compress import Compress
 from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
-from halfstep.cli.distill import ahead, Distill, Guiding, Halving, Jumping, plan, total_updates
+from halfstep.cli.distill import (
+    ahead,
+    Distill,
+    Guiding,
+    Halving,
+    Jumping,
+    plan,
+    Planning,
+    total_updates,
+)
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
+from halfstep.cli.export import Export
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse
@@ -60,10 +71,13 @@ KINDS = {
     "encode": ToNoise,
     "evaluate": Evaluate,
     "report": Report,
+    "compress": Compress,
+    "export": Export,
     **{f"distill {name}": Distill[method] for name, method in METHODS.items()},
     "distill progressive": Halving,
     "distill guided": Guiding,
     "distill stochastic": Jumping,
+    "distill plan": Planning,
     "distill knowledge": DistillKnowledge,
 }
 COMMANDS = [

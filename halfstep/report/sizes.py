@@ -48,6 +48,8 @@ def sizes(evidence: Mapping[str, Any]) -> list[Line]:
     rows = [row for row in evidence["rows"] if row.get("cost") and frechet(row)]
     if len({row["cost"]["parameters"] for row in rows}) < 2:
         return []
+    if "guided" in evidence and all(row["who"] != "other" for row in rows):
+        return []  # an input more makes no other size
     points = [(row["cost"]["multiply_adds"], _value(row)) for row in rows]
     lines = [
         _line(row, front=on_front(point, points)) for row, point in zip(rows, points, strict=True)
