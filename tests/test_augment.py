@@ -108,6 +108,19 @@ def views_of(of, row, views):
     return of.viewed(torch.full((views - 1,), row), torch.arange(1, views)).x0
 
 
+def test_no_two_blocks_of_rows_nor_views_are_drawn_alike():
+    of, plain = data(steps=("flip",), views=3), data()
+
+    def mirrored(first, view):
+        rows = torch.arange(first, first + 100)
+        seen = of.viewed(rows, torch.full_like(rows, view)).x0
+        return (seen != plain.batch(rows).x0).flatten(1).any(1)
+
+    draws = [mirrored(first, view) for first in (0, augment.BLOCK) for view in (1, 2)]
+    for one, other in itertools.combinations(draws, 2):
+        assert 20 < (one != other).sum() < 80
+
+
 def test_flip_mirrors_half():
     of, plain = data(steps=("flip",), views=2), data()
     rows = torch.arange(N)

@@ -126,13 +126,13 @@ def test_shares_that_cannot_be():
 
 
 def test_calibration_by_hand():
-    """Two bins of four: (0.5, 0.75] with .7, .6 of which one is right, (0.75, 1] with .9, all wrong."""
-    sure = torch.tensor([0.7, 0.6, 0.9], dtype=torch.float64)
+    """Of four bins two are used: (0.5, 0.75] with .75, wrong, and .6, right; (0.75, 1] with .9, right."""
+    sure = torch.tensor([0.75, 0.6, 0.9], dtype=torch.float64)
     probabilities = torch.stack([sure, 1 - sure], 1)
-    labels = torch.tensor([0, 1, 1])
-    want = (2 / 3) * abs(0.5 - 0.65) + (1 / 3) * 0.9
+    labels = torch.tensor([1, 0, 0])
+    want = (2 / 3) * abs(0.5 - (0.75 + 0.6) / 2) + (1 / 3) * 0.1
     assert calibration_error(probabilities, labels, bins=4) == pytest.approx(want, abs=1e-12)
-    whole = abs(1 / 3 - (0.7 + 0.6 + 0.9) / 3)
+    whole = abs(2 / 3 - (0.75 + 0.6 + 0.9) / 3)
     assert calibration_error(probabilities, labels, bins=1) == pytest.approx(whole, abs=1e-12)
 
 
