@@ -13,7 +13,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink
 from halfstep.methods.base import errors
 from halfstep.methods.guided import AnyScale
-from halfstep.methods.imitation import feature_error, mixed_target
+from halfstep.methods.imitation import feature_error, Matched, mixed_target
 from halfstep.nets import build, recipe
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
@@ -379,3 +379,11 @@ def test_it_is_among_the_methods():
         Plan(depth=2, weighting="snr")
     with pytest.raises(ConfigError, match="cannot halve from 6 to 4"):
         Plan(depth=2, start=6, stop=4)
+
+
+def test_features_of_a_guided_teacher_are_those_with_the_label():
+    """A guided teacher asks with labels and without in one batch, those with first."""
+    made = seeded()
+    ours, said, unsaid = (torch.randn(3, 5, 4, generator=made) for _ in range(3))
+    found = Matched((), (), 1, 1.0).errors([ours], [torch.cat([said, unsaid])])
+    torch.testing.assert_close(found, feature_error(ours[:, 1:], said[:, 1:]))
