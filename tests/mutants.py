@@ -979,9 +979,12 @@ MUTANTS = (
     *_of(
         "nets/watched",
         "classifier_teachers",
-        ("hooks.callback(handle.remove)", "hooks.callback(handle.__class__)"),
-        ("part.training = mode", "part.training = True"),
+        (
+            "hooks.callback(module.register_forward_hook(keep).remove)",
+            "hooks.callback(module.register_forward_hook(keep).__class__)",
+        ),
     ),
+    *_of("nets/modes", "distill_classifier", ("part.training = mode", "part.training = True")),
     *_of(
         "training/kept_answers",
         "distill_classifier",
@@ -994,8 +997,9 @@ MUTANTS = (
         ("share=self.denoising / whole", "share=self.output / whole"),
         ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
         ("loss = whole * self", "loss = self"),
-        ("(ours - theirs).square().mean(1) / energy", "(ours - theirs).square().mean(1)"),
-        ("near = (theirs - mean)", "near = (ours - mean)"),
+        ("normalise=True, mask=near", "normalise=False, mask=near"),
+        ("normalise=True, mask=near", "normalise=True, mask=None"),
+        ("near = (theirs - mean)", "near = (student - mean)"),
         ("b[: len(a), self.extras :]", "b[-len(a) :, self.extras :]"),
     ),
     *_of("methods/shrink", "shrink", ("0.0 if guided else 0.1", "0.1")),

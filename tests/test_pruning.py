@@ -6,9 +6,10 @@ import torch
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.nets import build, recipe
-from halfstep.nets.blocks import blocks_of, comparable, extras_of, watched
+from halfstep.nets.blocks import blocks_of, comparable, extras_of
 from halfstep.nets.carried import carry, teachers_name
 from halfstep.nets.pruning import evenly, one_drop, pairs_of, partners, shallower, worthiest
+from halfstep.nets.watched import put_out
 
 UVIT = {
     "img_size": [4, 6],
@@ -247,12 +248,12 @@ def test_who_can_be_compared():
 def test_features_are_seen_once_also_where_blocks_run_again():
     net = uvit(depth=4).train()
     blocks = blocks_of(net)
-    with watched(blocks) as found:
+    with put_out(blocks) as found:
         seen(net)
     assert [list(x.shape) for x in found] == [[3, 8, 8]] * 5
     net.model.gradient_checkpointing = True
     x = torch.randn(3, 2, 4, 6, dtype=torch.float64)
-    with watched(blocks) as again:
+    with put_out(blocks) as again:
         net(x, torch.ones(3), Cond(torch.zeros(3, dtype=torch.int64)))
     sum(one.square().sum() for one in again).backward()
     assert blocks[0].mlp.fc1.weight.grad is not None and not any(b._forward_hooks for b in blocks)

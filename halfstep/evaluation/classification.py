@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from halfstep.data import Data
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.intervals import Interval
+from halfstep.nets.modes import evaluating
 
 ROWS = 512
 BINS = 15
@@ -92,20 +93,15 @@ def answers(
 
     The classifier is asked in eval mode, and left in the mode that it was in.
     """
-    modes = [(part, part.training) for part in classifier.modules()]
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     logits, labels = list[Tensor](), list[Tensor]()
-    classifier.eval()
-    try:
+    with evaluating(classifier):
         for rows in torch.arange(len(data)).split(batch):
             seen = data.batch(rows).to(device)
             logits.append(classifier(seen.x0).double().cpu())
             none = seen.cond is None or seen.cond.label is None
             labels.append(torch.full_like(rows, -1) if none else seen.cond.label.cpu())  # type: ignore[union-attr]
             progress()
-    finally:
-        for part, mode in modes:
-            part.training = mode
     return torch.cat(logits), torch.cat(labels)
 
 

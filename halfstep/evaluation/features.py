@@ -1,10 +1,10 @@
 """Feature networks: what a distance between sets of images looks through."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.resources import as_file, files
 from inspect import getsourcefile, Parameter, signature
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation import feature_networks
+from halfstep.nets import imported
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 
 __all__ = [
@@ -206,7 +207,14 @@ def _linear(layer: nn.Linear, *, bias: bool = True) -> Callable[[Tensor], Tensor
 
 def _own(name: str) -> Features:
     """The user's function, called."""
-    module, function = _imported(name)
+    module_name = name.partition(":")[0]
+    try:
+        function = imported(name, "features")
+    except ConfigError:
+        if module_name not in sys.modules and get_close_matches(module_name, BELOW):
+            raise unknown("feature network", module_name, NAMES) from None
+        raise
+    module = sys.modules[module_name]
     needed = [
         p.name
         for p in signature(function).parameters.values()
@@ -239,24 +247,3 @@ def _weighed(own: Features, module: ModuleType) -> Features:
     code = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     digest = hashlib.sha256((code + digest_of(own.net)).encode()).hexdigest()
     return replace(own, digest=digest)
-
-
-def _imported(name: str) -> tuple[ModuleType, Callable[[], object]]:
-    """The module and function of package.module:function."""
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # the user's module was found; something that it imports was not
-        if get_close_matches(module_name, BELOW):
-            raise unknown("feature network", module_name, NAMES) from None
-        raise ConfigError(
-            f"the features '{name}' cannot be imported: there is no module '{error.name}' (write "
-            "package.module:function, and set PYTHONPATH to the folder that holds it)"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value)]
-        raise unknown(f"function in {module_name} called", function_name, functions)
-    return module, function

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
+from halfstep import losses
 from halfstep.batch import Batch
 from halfstep.denoiser import level_of, Teacher
 from halfstep.methods.base import errors, random_times
 from halfstep.methods.denoising import some_unlabelled
-from halfstep.nets.blocks import watched
+from halfstep.nets.watched import put_out
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.weighting import truncated_snr, Weighting
@@ -35,30 +36,40 @@ class Matched:
     weight: float
     mask: float = 0.0
 
-    def errors(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-        """The mean over blocks of each one's error, [B]."""
+    def errors(self, ours: list[Any], theirs: list[Any]) -> Tensor:
+        """The mean over blocks of each one's error, [B].
+
+        A block of a U-Net puts out its features and what goes to the way up: the first counts.
+        """
+        pairs = zip(map(_features, ours), map(_features, theirs), strict=True)
         found = [
             feature_error(a[:, self.extras :], b[: len(a), self.extras :], mask=self.mask)
-            for a, b in zip(ours, theirs, strict=True)
+            for a, b in pairs
         ]
         return torch.stack(found).mean(0)
+
+
+def _features(out: Any) -> Tensor:
+    features: Tensor = out[0] if isinstance(out, tuple) else out
+    return features
 
 
 def feature_error(student: Tensor, teacher: Tensor, *, mask: float = 0.0) -> Tensor:
     """mean((f_S - f_T)^2) / mean(f_T^2) of each sample, [B] in float32 at least.
 
     Divided by the teacher's energy, as LAPTOP-Diff does, a block of large features counts no more than
-    another.  With `mask` both are 0 where f_T is `mask` standard deviations of its sample or more away from
-    its mean (TinyFusion, CVPR 2025).
+    another.  With `mask` both leave out where f_T is `mask` standard deviations of its sample or
+    more away from its mean (TinyFusion, CVPR 2025).
     """
-    wide = torch.promote_types(student.dtype, torch.float32)
-    ours, theirs = student.flatten(1).to(wide), teacher.detach().flatten(1).to(wide)
+    near = None
     if mask:
-        mean, spread = theirs.mean(1, keepdim=True), theirs.std(1, correction=0, keepdim=True)
+        theirs = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+        one = tuple(range(1, theirs.ndim))
+        mean, spread = theirs.mean(one, keepdim=True), theirs.std(one, correction=0, keepdim=True)
         near = (theirs - mean).abs() < mask * spread
-        ours, theirs = ours * near, theirs * near
-    energy = theirs.square().mean(1).clamp_min(torch.finfo(wide).tiny)
-    return (ours - theirs).square().mean(1) / energy
+    return losses.feature_match(
+        student=student, teacher=teacher, normalise=True, mask=near, reduction="none"
+    )
 
 
 def mixed_target(teacher: Prediction, data: Prediction, *, share: float) -> Prediction:
@@ -106,9 +117,9 @@ class Imitate:
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
         theirs, ours = (self.matched.teacher, self.matched.student) if self.matched else ((), ())
-        with torch.no_grad(), watched(theirs) as wanted:
+        with torch.no_grad(), put_out(theirs) as wanted:
             said = self.teacher(x_t, t, cond)
-        with watched(ours) as got:
+        with put_out(ours) as got:
             guess: Prediction = student(x_t, t, cond)
         features = self.matched.errors(got, wanted) if self.matched else None
         return guess, said, Prediction(batch.x0, eps), features

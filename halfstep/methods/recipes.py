@@ -18,7 +18,6 @@ whose 0.9 to 0.1 at T = 5 is 26 % soft in Hinton's units, for want of T^2.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
@@ -35,6 +34,7 @@ from halfstep.methods.terms import (
     Term,
 )
 from halfstep.methods.weights import parsed, warmup, Weight
+from halfstep.nets import imported
 
 Terms = tuple[Term, ...]
 
@@ -160,7 +160,7 @@ RECIPES: dict[str, Callable[..., Terms]] = {
 
 def recipe(name: str, config: Mapping[str, Any]) -> Terms:
     """The terms of that name with these options; `ConfigError` lists what there is."""
-    made = _own(name) if ":" in name else RECIPES.get(name)
+    made = imported(name, "recipe") if ":" in name else RECIPES.get(name)
     if made is None:
         raise unknown("recipe", name, RECIPES)
     takes = signature(made).parameters
@@ -191,14 +191,3 @@ def _value(option: str, value: Any) -> Any:
     if isinstance(value, str):
         raise ConfigError(f"{option} is a number, got '{value}': write one")
     return value
-
-
-def _own(name: str) -> Callable[..., Any]:
-    home, _, function = name.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(import_module(home), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the recipe '{name}' cannot be imported ({error}): write package.module:function"
-        ) from None
-    return found

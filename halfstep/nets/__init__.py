@@ -182,8 +182,8 @@ def own(name: str) -> Callable[..., nn.Module]:
     return checked
 
 
-def imported(name: str) -> Callable[..., Any]:
-    """What package.module:function names; refused in a sentence where there is none."""
+def imported(name: str, what: str = "net") -> Callable[..., Any]:
+    """What package.module:function names; refused in a sentence about this `what` where there is none."""
     module_name, _, function_name = name.partition(":")
     try:
         module = import_module(module_name)
@@ -191,7 +191,7 @@ def imported(name: str) -> Callable[..., Any]:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the user's module was found; something that it imports was not
         raise ConfigError(
-            f"the net '{name}' cannot be imported: there is no module '{error.name}' (write "
+            f"the {what} '{name}' cannot be imported: there is no module '{error.name}' (write "
             "package.module:function, and set PYTHONPATH to the folder that holds it)"
         ) from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)

@@ -1,10 +1,8 @@
 """What a network's blocks put out: the features that a smaller student is compared in."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, ExitStack
 from typing import Any
 
-from torch import nn, Tensor
+from torch import nn
 
 from halfstep.nets import recipe
 
@@ -53,21 +51,3 @@ def _plain(value: Any) -> Any:
 
 def _kind(net: nn.Module) -> str:
     return str(getattr(net, "recipe", ("", {}))[0])
-
-
-@contextmanager
-def watched(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """While it lasts, a list of what each of these modules put out last.
-
-    The last: gradient checkpointing runs a block again.  Hooks lie on the modules themselves, so that
-    whatever a network is wrapped in changes nothing.
-    """
-    found: list[Any] = [None] * len(modules)
-    with ExitStack() as stack:
-        for k, module in enumerate(modules):
-
-            def keep(module: nn.Module, given: object, out: Any, k: int = k) -> None:
-                found[k] = out[0] if isinstance(out, tuple) else out
-
-            stack.callback(module.register_forward_hook(keep).remove)
-        yield found

@@ -4,8 +4,8 @@ Hooks sit on module objects and only during a forward: names that a wrapper chan
 is left behind on the network, and a part that runs twice has the last word.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, ExitStack
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,32 +13,41 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError
+from halfstep.nets.modes import evaluating
 
 
 def watching(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """net(x), and what the parts of these names put out on the way."""
-    seen = dict[str, Tensor]()
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(part: nn.Module, given: Any, out: Any) -> None:
-            if not isinstance(out, Tensor):
-                raise ConfigError(
-                    f"the part '{name}' puts out a {type(out).__name__}: name one that puts out a tensor"
-                )
-            seen[name] = out
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            handle = net.get_submodule(name).register_forward_hook(keep(name))
-            hooks.callback(handle.remove)
+    with put_out([net.get_submodule(name) for name in names]) as found:
         logits: Tensor = net(x)
-    if missed := [name for name in names if name not in seen]:
-        raise ConfigError(
-            f"the part '{missed[0]}' did not run: name one that the network's forward calls"
-        )
+    seen = dict(zip(names, found, strict=True))
+    for name, out in seen.items():
+        if out is None:
+            raise ConfigError(
+                f"the part '{name}' did not run: name one that the network's forward calls"
+            )
+        if not isinstance(out, Tensor):
+            raise ConfigError(
+                f"the part '{name}' puts out a {type(out).__name__}: name one that puts out a tensor"
+            )
     return logits, seen
+
+
+@contextmanager
+def put_out(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """While it lasts, a list of what each of these modules put out last; None for one that did not run.
+
+    The last: gradient checkpointing runs a block again.
+    """
+    found: list[Any] = [None] * len(modules)
+    with ExitStack() as hooks:
+        for k, module in enumerate(modules):
+
+            def keep(module: nn.Module, given: object, out: Any, k: int = k) -> None:
+                found[k] = out
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+        yield found
 
 
 def parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
@@ -85,13 +94,8 @@ def bare(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def shapes(net: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[int, ...]]:
     """Of what the parts put out for x, which leaves no trace in the network (nor in its statistics)."""
-    modes = [(part, part.training) for part in net.modules()]
-    net.eval()
-    try:
+    with evaluating(net):
         return {name: tuple(out.shape) for name, out in watching(net, names, x)[1].items()}
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def projector(mine: Sequence[int], theirs: Sequence[int]) -> nn.Module:

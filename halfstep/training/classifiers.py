@@ -16,6 +16,7 @@ from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
 from halfstep.nets.classifiers_on_disk import save_classifier
+from halfstep.nets.modes import evaluating
 from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
 from halfstep.noise import key
@@ -197,20 +198,17 @@ def judging(data: Data | str, trained: Dataset) -> Dataset:
 @torch.no_grad()
 def _refuse_unfit(net: nn.Module, data: Dataset) -> None:
     """Ask about two images: whatever does not fit is said before there is a folder."""
-    training = [(part, part.training) for part in net.modules()]
     said = ""
     example = data.batch(torch.arange(2) % len(data)).x0.to(_device(net))
     try:
-        found = net.eval()(example)
+        with evaluating(net):
+            found = net(example)
         if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.classes:
             said = f"it answers in the shape {list(found.shape)}"
     except ConfigError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         said = str(error).splitlines()[0]
-    finally:
-        for part, mode in training:
-            part.training = mode
     if said:
         raise ConfigError(
             f"this {type(net).__name__} does not map images [2, {', '.join(map(str, data.shape))}] to "

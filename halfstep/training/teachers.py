@@ -13,6 +13,7 @@ from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Sh
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.terms import pairs_of
+from halfstep.nets.modes import evaluating
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
@@ -121,12 +122,6 @@ def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Itera
     first = next(stages)
     rows = torch.arange(2) % len(data)
     draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
-    modes = [(part, part.training) for part in first.student.modules()]
-    first.student.to(device).eval()
-    try:
-        with torch.no_grad():
-            first.objective(first.student, data.drawn(rows, draw).to(device), draw)
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with torch.no_grad(), evaluating(first.student.to(device)):
+        first.objective(first.student, data.drawn(rows, draw).to(device), draw)
     return chain([first], stages)
