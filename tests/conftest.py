@@ -1,5 +1,7 @@
 """One thread for torch, float64 on request, and the networks and teachers that many tests share."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
@@ -35,6 +37,28 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Types a command in an empty folder: (exit status, what it printed, its errors)."""
+    from halfstep.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as left:  # tyro leaves so after help
+            status = left.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
 
 
 def seeded(seed=0):

@@ -86,26 +86,6 @@ COMMANDS = [
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Types a command in an empty folder: (exit status, what it printed, its errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setattr(sys, "path", sys.path[:])
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as left:  # tyro leaves so after help
-            status = left.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
     """A run of a tiny teacher of two moons."""

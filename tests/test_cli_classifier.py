@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,10 @@ SMALL = [
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def cli(cli, monkeypatch):
+    """Types what follows `halfstep train classifier` on digits."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*words):
-        capsys.readouterr()
-        status = main(
-            ["train", "classifier", "--data", "digits", "--device", "cpu", *map(str, words)]
-        )
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+    return partial(cli, "train", "classifier", "--data", "digits", "--device", "cpu")
 
 
 def lines(folder):

@@ -62,18 +62,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(folder, monkeypatch, capsys):
-    def run(line):
-        capsys.readouterr()
-        status = main(line.split())
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
+def cli(cli, folder, monkeypatch):
+    """Types a line in the folder of all that."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("COLUMNS", "160")
-    return run
+    return lambda line: cli(*line.split())
 
 
 def digits(rows):

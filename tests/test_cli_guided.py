@@ -34,17 +34,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(folder, monkeypatch, capsys):
-    def run(*words):
-        status = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
+def cli(cli, folder, monkeypatch):
+    """Types a command in the folder of all that."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("COLUMNS", "160")
-    return run
+    return cli
 
 
 def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):

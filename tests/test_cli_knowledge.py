@@ -1,11 +1,11 @@
 """`halfstep distill knowledge`: from folders of classifiers to a student beside its teacher."""
 
 import tomllib
+from functools import partial
 
 import pytest
 import torch
 
-from halfstep.cli import main
 from halfstep.cli.knowledge import smoothed
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
@@ -16,19 +16,13 @@ QUICK = ["--updates", 3, "--batch", 16, "--log-every", 1, "--device", "cpu", "--
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def cli(cli, tmp_path):
+    """Types what follows `halfstep distill knowledge`, beside three teachers."""
     for name, classes, seed in (("t0", 10, 0), ("t1", 10, 1), ("few", 3, 0)):
         torch.manual_seed(seed)
         config = {"channels": 1, "classes": classes, "size": 8}
         save_classifier(build_classifier("features", config), tmp_path / name)
-
-    def run(*words):
-        status = main(["distill", "knowledge", *map(str, words)])
-        return status, *capsys.readouterr()
-
-    return run
+    return partial(cli, "distill", "knowledge")
 
 
 def test_a_run_beside_its_teachers(cli, tmp_path):

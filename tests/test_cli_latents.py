@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.cli import main
 from halfstep.data import load
 from halfstep.data.latents import Latents, open_latents
 from halfstep.nets.autoencoder import KLCodec, load_codec
@@ -27,12 +25,8 @@ NET = ["--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
+def cli(cli, tmp_path):
     """Types a command in a folder with photos and a codec: (exit status, what it printed, its errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setattr(sys, "path", sys.path[:])
     rng = np.random.default_rng(0)
     for k in range(7):
         place = tmp_path / "photos" / ("cats" if k < 3 else "dogs") / f"{k}.png"
@@ -40,14 +34,7 @@ def cli(tmp_path, monkeypatch, capsys):
         Image.fromarray(rng.integers(0, 256, (9, 8 + k, 3), dtype=np.uint8)).save(place)
     torch.manual_seed(0)
     KLCodec.fresh(CODEC, scale=0.5).save(tmp_path / "codec")
-
-    def run(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+    return cli
 
 
 ENCODE = ("latents", "--data", "photos", "--codec", "codec", "--size", "8", "--out", "l")

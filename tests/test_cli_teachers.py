@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 import tomllib
 from dataclasses import replace
@@ -65,12 +64,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(made, tmp_path, monkeypatch, capsys):
+def cli(cli, made, tmp_path, monkeypatch):
     """Types a command beside all of it, the published model tiny: (exit status, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", sys.path[:])
     for name, short in (("l-photos-0.18215", "l"), ("l-others-0.18215", "others"), ("codec",) * 2):
         (tmp_path / short).symlink_to(made / name)
     whole = PUBLISHED[HUGE]
@@ -81,14 +77,7 @@ def cli(made, tmp_path, monkeypatch, capsys):
     torch.save(
         {k.removeprefix("model."): torch.randn(v.shape) * 0.05 for k, v in state.items()}, "w.pth"
     )
-
-    def run(*words):
-        capsys.readouterr()
-        status = typed(words)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+    return cli
 
 
 def from_model(verb, out, *more):

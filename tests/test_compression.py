@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ import halfstep
 from halfstep.cli import main
 from halfstep.cli.shipped import shipped_guided
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
 from halfstep.nets.sparsified import KINDS, sparsify, zeroed
@@ -37,20 +39,6 @@ def cache(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HALFSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
-
-    def run(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -301,10 +289,34 @@ def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
     assert cli("compress", place, *words, "--out", "small")[0] == 0
     found = json.loads((tmp_path / "small" / "accuracy.json").read_text())
     own, little, much = found["rows"]
-    assert found["images"] == 1797 and own["agrees"]["value"] == 1
+    assert found["images"] == 1797 and own["agreement"]["value"] == 1
     assert own["accuracy"]["value"] > 0.95 > 0.6 > much["accuracy"]["value"]
     assert little["accuracy"]["low"] < little["accuracy"]["value"] < little["accuracy"]["high"]
     assert much["zeroed"] > 0.9 and (tmp_path / "small" / "weights-20" / "classifier.json").exists()
+
+
+def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tmp_path):
+    (tmp_path / "compressible.py").write_text(
+        "from torch import nn\n"
+        "def build(classes, width=32):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, classes))\n"
+    )
+    sys.path.append(str(tmp_path))
+    net = build_classifier("compressible:build", {"classes": 10})
+    save_classifier(net, tmp_path / "mine" / "stages" / "one")
+    digits, half = halfstep.load_data("digits"), torch.arange(1797) % 2 == 0
+    labels = digits.labels.masked_fill(half, -1)
+    images = (digits.batch(torch.arange(1797)).x0.permute(0, 2, 3, 1) + 1) * 127.5
+    np.savez(
+        tmp_path / "few.npz", images=images.round().to(torch.uint8).numpy(), labels=labels.numpy()
+    )
+    words = ["mine", "--prune", 0.3, "--data", tmp_path / "few.npz", "--out", "small"]
+    assert refused(cli("compress", *words), "--net compressible:build")
+    status, _, err = cli("compress", *words, "--net", "compressible:build")
+    assert status == 0, err
+    own, pruned = json.loads((tmp_path / "small" / "accuracy.json").read_text())["rows"]
+    assert own["rows"] == pruned["rows"] == int((~half).sum()) and own["agreement"]["value"] == 1
+    assert pruned["zeroed"] > 0.25
 
 
 @pytest.mark.parametrize(

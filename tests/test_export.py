@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import halfstep
-from halfstep.cli import main
 from halfstep.cli.shipped import shipped_guided, shipped_teacher
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
@@ -27,20 +26,6 @@ from tests.runs import refused, teacher
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
 STUDENT = ASSETS / "digits-guided" / "0002-steps"
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def run(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 def blocks(readme):

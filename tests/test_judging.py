@@ -39,21 +39,6 @@ def cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Types a command in an empty folder: (exit status, what it printed, its errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
-
-    def run(*words):
-        capsys.readouterr()
-        status = typed(words)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
     """A run of a tiny teacher of two moons."""

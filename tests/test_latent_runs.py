@@ -1,7 +1,6 @@
 """Models of latents and of texts through training, distillation, the gate, evaluation and the report."""
 
 import json
-import sys
 from dataclasses import replace
 from io import StringIO
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from halfstep.cli import judging, main
+from halfstep.cli import judging
 from halfstep.data.encoding import Layout, write_latents
 from halfstep.data.latents import Contexts, Latents, open_latents, Shards
 from halfstep.data.streamed import stream
@@ -159,13 +158,9 @@ def test_what_may_be_right_is_told():
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
+def cli(cli, tmp_path, monkeypatch):
     """Types a command in a folder with images, captions, a codec: what it printed; it must succeed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", sys.path[:])
     rng = np.random.default_rng(0)
     for k in range(12):
         place = tmp_path / "photos" / "ab"[k // 6] / f"{k}.png"
@@ -176,11 +171,9 @@ def cli(tmp_path, monkeypatch, capsys):
     KLCodec.fresh(CODEC, scale=0.5).save(tmp_path / "codec")
 
     def run(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        assert status == 0, printed.err
-        return printed.out
+        status, out, err = cli(*words)
+        assert status == 0, err
+        return out
 
     return run
 

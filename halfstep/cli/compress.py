@@ -13,7 +13,6 @@ from torch import nn
 from halfstep import storage
 from halfstep.cli.compressed import compressed_of, MARK, print_compressed, RECORD
 from halfstep.cli.evaluate import Evaluate, evaluated
-from halfstep.cli.export import classifier_in
 from halfstep.cli.find import find_pipeline
 from halfstep.cli.judging import features_for, judge_for, Kept, made_by, written
 from halfstep.cli.options import Flat, parse, Source
@@ -22,6 +21,7 @@ from halfstep.cli.tables import print_rows
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import size_of, zeros
 from halfstep.evaluation.evidence import Evaluation, Subject
+from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify
 from halfstep.pipeline import Pipeline
@@ -98,7 +98,9 @@ def compress(argv: Sequence[str]) -> int:
             raise ConfigError(
                 "a classifier is judged by labelled data: write --data DATA and --out FOLDER"
             )
-        return judged_classifiers(console, place, how.made, options.data, options.out)
+        return judged_classifiers(
+            console, place, how.made, data=options.data, out=options.out, net=options.net
+        )
     if (options.student / "run.json").exists():
         return _of_run(console, options)
     return _alone(console, options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn, Tensor
+from torch import nn
 
 from halfstep import storage
 from halfstep.cli.options import Source
@@ -17,7 +17,7 @@ from halfstep.cli.progress import counting, loading, say
 from halfstep.cli.tables import print_wide
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import wilson
+from halfstep.evaluation.classification import score_classifier, Scores
 from halfstep.evaluation.compressed import size_of, zeros
 from halfstep.evaluation.intervals import Interval
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
@@ -28,12 +28,15 @@ Making = Callable[[nn.Module], Iterator[tuple[str, str, nn.Module]]]
 """Maps a network to (name of a folder, in words, a smaller copy)."""
 
 
-def judged_classifiers(console: Console, place: Path, made: Making, data: str, out: Path) -> int:
+def judged_classifiers(
+    console: Console, place: Path, made: Making, *, data: str, out: Path, net: str | None = None
+) -> int:
     """Write OUT/NAME for each variant and OUT/accuracy.json; print the table.
 
     place  the classifier's own folder
     made   maps it to its variants: name of a folder, in words, network
     data   labelled images, all of which count
+    net    the function that builds it, if that is one of the user's own
     """
     source = Source(data=data)
     images = loading(console, source)
@@ -41,43 +44,32 @@ def judged_classifiers(console: Console, place: Path, made: Making, data: str, o
         raise ConfigError(
             f"accuracy needs labelled images, and '{data}' has none: give other --data"
         )
-    own = load_classifier(place).eval()
-    folders = {"as trained": place}
-    for name, words, net in made(own):
-        save_classifier(net, out / name)
-        folders[words] = out / name
-    nets = {words: load_classifier(folder).eval() for words, folder in folders.items()}
-    guesses = dict[str, Tensor]()
+    own = load_classifier(place, net=net)
+    nets = {"as trained": own}
+    for name, words, smaller in made(own):
+        save_classifier(smaller, out / name)
+        nets[words] = load_classifier(out / name, net=net)
+    scores = list[Scores]()
     with counting(console, f"{len(images):,} images each", len(nets)) as advance:
-        for words, net in nets.items():
-            guesses[words] = _guesses(net, images)
+        for one in nets.values():
+            scores.append(score_classifier(one, images, teacher=own))
             advance()
-    seconds = _seconds(list(nets.values()), images)
     rows = [
         {
             "kind": words,
-            "accuracy": _share(guess == images.labels),
-            "agrees": _share(guess == guesses["as trained"]),
-            "bytes": size_of(nets[words]),
-            "zeroed": zeros(nets[words]),
+            **score.to_json(),
+            "bytes": size_of(one),
+            "zeroed": zeros(one),
             "seconds_per_image": taken,
         }
-        for (words, guess), taken in zip(guesses.items(), seconds, strict=True)
+        for (words, one), score, taken in zip(
+            nets.items(), scores, _seconds(list(nets.values()), images), strict=True
+        )
     ]
     storage.write_json(out / "accuracy.json", {"data": data, "images": len(images), "rows": rows})
     _print(console, rows)
     say(console, "numbers", out / "accuracy.json")
     return 0
-
-
-def _share(hits: Tensor) -> dict[str, float]:
-    return wilson(int(hits.sum()), len(hits)).to_json()
-
-
-@torch.no_grad()
-def _guesses(net: nn.Module, images: Dataset) -> Tensor:
-    parts = torch.arange(len(images)).split(512)
-    return torch.cat([net(images.batch(rows).x0).argmax(1) for rows in parts])
 
 
 @torch.no_grad()
@@ -101,7 +93,7 @@ def _print(console: Console, rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["kind"],
             str(Interval(**row["accuracy"])),
-            f"{row['agrees']['value']:.2%}",
+            f"{row['agreement']['value']:.2%}",
             big(row["bytes"], "B"),
             percent(row["zeroed"]).lstrip("+"),
             f"{1000 * row['seconds_per_image']:.3g}",

@@ -16,7 +16,7 @@ from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import example_shape
-from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.nets.classifiers_on_disk import classifier_in, load_classifier, save_classifier
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.program import (
@@ -71,12 +71,6 @@ def export(argv: Sequence[str]) -> int:
     for path in sorted(options.out.iterdir()):
         say(console, "written", f"{path} ({path.stat().st_size:,} bytes)")
     return 0
-
-
-def classifier_in(folder: Path) -> Path | None:
-    """Where a classifier is, in this folder or in the finished stage of this run."""
-    places = [folder, *sorted((folder / "stages").glob("[!.]*"))]
-    return next((place for place in places if (place / "classifier.json").exists()), None)
 
 
 def _pipeline(console: Console, options: Export, found: Pipeline) -> None:

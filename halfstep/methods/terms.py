@@ -1,6 +1,6 @@
 """Terms of an objective: a loss of `halfstep.losses`, its options, its name in the log and its weight."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -206,6 +206,14 @@ class Paired(Term):
         both = zip(keys(self), self.pairs, strict=True)
         return [(mine[key], theirs[name]) for key, (_, name) in both]
 
+    def averaged(self, seen: Seen, loss: Callable[..., Tensor], **options: Any) -> Tensor:
+        """The mean over the pairs of a loss of `halfstep.losses`, [B]."""
+        each = [
+            loss(student=mine, teacher=theirs, reduction="none", **options)
+            for mine, theirs in self.features(seen)
+        ]
+        return torch.stack(each).mean(0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMatch(Paired):
@@ -217,12 +225,7 @@ class FeatureMatch(Paired):
     called: ClassVar[str] = "features"
 
     def __call__(self, seen: Seen) -> Tensor:
-        return _mean(
-            losses.feature_match(
-                student=mine, teacher=theirs, normalise=self.normalise, reduction="none"
-            )
-            for mine, theirs in self.features(seen)
-        )
+        return self.averaged(seen, losses.feature_match, normalise=self.normalise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +239,7 @@ class AttentionTransfer(Paired):
     called: ClassVar[str] = "attention"
 
     def __call__(self, seen: Seen) -> Tensor:
-        return _mean(
-            losses.attention_transfer(
-                student=mine, teacher=theirs, form=self.form, reduction="none"
-            )
-            for mine, theirs in self.features(seen)
-        )
+        return self.averaged(seen, losses.attention_transfer, form=self.form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +255,11 @@ class Relational(Paired):
 
     def __call__(self, seen: Seen) -> Tensor:
         loss = losses.relational_distance if self.of == "distance" else losses.relational_angle
-        pairs = self.features(seen) if self.pairs else [(seen.student, _answers(seen))]
-        return _mean(loss(student=s, teacher=t, reduction="none") for s, t in pairs)
+        return self.averaged(seen, loss)
+
+    def features(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
+        """(the student's, the teacher's) of each pair; the logits without any."""
+        return super().features(seen) if self.pairs else [(seen.student, _answers(seen))]
 
 
 def keys(term: Paired) -> list[str]:
@@ -299,7 +300,3 @@ def _labels(seen: Seen) -> Tensor:
             "alone, such as those of patient-teacher"
         )
     return seen.labels
-
-
-def _mean(each: Any) -> Tensor:
-    return torch.stack(list(each)).mean(0)

@@ -46,27 +46,31 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
 
     `CheckpointError` if there is none, or it is damaged.
     """
-    stem = place_of(Path(folder).expanduser()) / "classifier"
+    place = classifier_in(Path(folder).expanduser())
+    if place is None:
+        raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
+    stem = place / "classifier"
     tensors, about = storage.load(stem)
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     return classifier.eval()
 
 
-def place_of(folder: Path) -> Path:
-    """The folder that holds classifier.json: this one, or the finished stage of this run, of any name."""
+def classifier_in(folder: Path) -> Path | None:
+    """Where classifier.json is: in this folder, or in the finished stage of this run, of any name.
+
+    `CheckpointError` where a run has several, none of them called as ours.
+    """
     if (folder / "classifier.json").exists():
         return folder
     if (folder / STAGE / "classifier.json").exists():
         return folder / STAGE
     found = sorted((folder / "stages").glob("*/classifier.json"))
-    if len(found) == 1:
-        return found[0].parent
-    if found:
+    if len(found) > 1:
         raise CheckpointError(
             f"'{folder}' holds {len(found)} classifiers: name one of them, for example '{found[-1].parent}'"
         )
-    raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
+    return found[0].parent if found else None
 
 
 def _built(stem: Path, about: dict[str, Any], net: str | None) -> nn.Module:
