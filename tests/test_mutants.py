@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from tests.mutants import Mutant, MUTANTS, Place, ROOT, verdict
+from tests.mutants import Mutant, MUTANTS, ROOT
+from tests.mutants.running import Place, verdict
 
 FOLDERS = (
     "schedules",

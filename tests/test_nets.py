@@ -13,6 +13,7 @@ from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods.progressive import Halve
 from halfstep.nets import Adapter, build, Classifier, fitting, NETS, recipe
+from halfstep.nets.modes import evaluating
 from halfstep.noise import Draw
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
@@ -327,3 +328,12 @@ def test_classifier_refuses_other_images():
         Classifier(channels=1)(torch.zeros(5, 3, 8, 8))
     with pytest.raises(ConfigError, match="7 x 9 are too small"):
         Classifier(channels=3)(torch.zeros(5, 3, 7, 9))
+
+
+def test_a_network_is_asked_in_eval_mode_and_left_in_the_modes_of_its_parts():
+    net = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Dropout()))
+    net[1].eval()
+    with pytest.raises(KeyError), evaluating(net):
+        assert not any(part.training for part in net.modules())
+        raise KeyError
+    assert [part.training for part in net.modules()] == [True, True, False, False]

@@ -1,0 +1,130 @@
+"""Mutants run: on copies in a temporary folder, two at a time."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+from tests.mutants.mutant import Mutant, ROOT
+
+WORKERS = 2
+
+
+def copied(to: Path) -> Path:
+    """The package and the tests in a folder of their own."""
+    for name in ("halfstep", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+    return to
+
+
+# Imports what is slow once, then answers every line of tests from a fork that has imported nothing of
+# halfstep: a mutant costs its tests and not the 3 seconds of importing torch.
+SERVER = """
+import os, sys
+import numpy, pytest, torch
+torch.testing.assert_close(torch.ones(1), torch.ones(1))  # imports 400 modules
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        out = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2)
+        code = 70  # neither passed nor failed
+        try:
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *line.split()]))
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Place:
+    """A folder with a copy of the package and the tests, and a process that runs tests there."""
+
+    def __init__(self, folder: Path):
+        # Without bytecode: Python would take a mutant of the same size and second for the original.
+        env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.folder = folder
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            cwd=folder,
+            env=os.environ | env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def pytest(self, tests: tuple[str, ...]) -> tuple[int, str]:
+        """Exit code and output of these tests, stopping at the first failure."""
+        self.server.stdin.write(" ".join(tests) + "\n")
+        self.server.stdin.flush()
+        code = int(self.server.stdout.readline())
+        return code, (self.folder / "said").read_text()
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
+
+
+def verdict(mutant: Mutant, place: Place) -> str:
+    """'killed', 'survived', 'gone' (its text is not there) or 'broken' (the tests did not run)."""
+    path = place.folder / mutant.file
+    whole = path.read_text()
+    try:
+        path.write_text(mutant.applied(whole))
+    except ValueError:
+        return "gone"
+    try:
+        code, _ = place.pytest(mutant.tests)
+    finally:
+        path.write_text(whole)
+    return {0: "survived", 1: "killed"}.get(code, "broken")
+
+
+def run(mutants: list[Mutant]) -> int:
+    """Print a line a mutant and a summary; 1 unless every one is killed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(WORKERS) as pool:
+        places = [Place(copied(Path(folder) / str(k))) for k in range(WORKERS)]
+        try:
+            bad = _run(mutants, places, pool)
+        finally:
+            for place in places:
+                place.close()
+    if bad is None:
+        return 1
+    print(f"{len(mutants) - bad} of {len(mutants)} killed, {time.monotonic() - began:.0f} s")
+    return int(bool(bad))
+
+
+def _run(mutants: list[Mutant], places: list[Place], pool: ThreadPoolExecutor) -> int | None:
+    """How many were not killed; None if the tests do not pass without a mutant."""
+    free: Queue[Place] = Queue()
+    for place in places:
+        free.put(place)
+
+    def lent(work, what):
+        place = free.get()
+        try:
+            return what, work(what, place)
+        finally:
+            free.put(place)
+
+    needed = sorted({mutant.tests for mutant in mutants})
+    whole = pool.map(lambda tests: lent(lambda what, place: place.pytest(what), tests), needed)
+    for tests, (code, said) in whole:
+        if code:
+            print(said[-3000:], f"without a mutant, {' '.join(tests)} does not pass", sep="\n")
+            return None
+    bad = 0
+    for mutant, outcome in pool.map(lambda mutant: lent(verdict, mutant), mutants):
+        bad += outcome != "killed"
+        print(f"{outcome:9}{mutant.name}", flush=True)
+    return bad
