@@ -416,7 +416,7 @@ class TestMemory:
             raise RuntimeError("shapes do not fit")
 
     @pytest.mark.parametrize("ema", [0.0, 0.9])
-    def test_teacher_student_average_and_no_fourth_copy(self, tmp_path, ema):
+    def test_teacher_student_average_and_no_fourth_copy(self, tmp_path, request, ema):
         """Live tensors of a shape that nothing else has, in every update of three halvings."""
         seen, earlier = [], []
 
@@ -438,6 +438,8 @@ class TestMemory:
             return True
 
         gc.collect()
+        gc.freeze()  # what other tests left behind is not asked
+        request.addfinalizer(gc.unfreeze)
         method = Progressive(start=8, updates=(2, 2, 2))
         distill(
             forgetful(37),  # which nobody else holds

@@ -167,7 +167,7 @@ def test_the_basic_interval_covers_at_4_dimensions_and_the_percentile_does_not()
     "size, n, spread, exact",
     [
         (4, 1000, 0.25, 16),
-        (16, 1000, 0.5, 16),
+        pytest.param(16, 1000, 0.5, 16, marks=pytest.mark.slow),
         pytest.param(16, 1000, 0.5, None, marks=pytest.mark.slow),
         pytest.param(64, 1500, 0.7, 16, marks=pytest.mark.slow),
         pytest.param(64, 1500, 0.7, None, marks=pytest.mark.slow),
@@ -371,6 +371,7 @@ def test_a_half_is_looked_at_as_if_the_rest_had_never_been(k, monkeypatch):
         assert balls.share(rows, points) == precision_recall(real[rows], fake[points], k=k)[0]
 
 
+@pytest.mark.slow
 def test_halves_give_the_spread_and_copies_do_not():
     """The truth is the mean over samples of this size, from 300 of them."""
 

@@ -822,6 +822,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
 # -- how fast --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reading_is_held_to_twenty_times_what_a_step_needs(capsys):
     from benchmarks.latents import main
 

@@ -648,14 +648,15 @@ def alone(tmp_path_factory, moons):
 
 
 class TestProcesses:
-    def test_killed_at_random_moments(self, tmp_path, moons, alone):
-        """kill -9 three times; the same command again ends at the bits of a run left alone."""
+    @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+    def test_killed_at_random_moments(self, tmp_path, moons, alone, kills):
+        """kill -9; the same command again ends at the bits of a run left alone."""
         seed = random.SystemRandom().randrange(2**32)
         chance, out, reached = random.Random(seed), tmp_path / "r", []
         print(f"random seed {seed}")
         every = [f"{k:02d}-{n:08d}.json" for k in range(3) for n in range(7, UPDATES, 7)]
-        quarter = len(every) // 4
-        for moment in [chance.randrange(k * quarter, (k + 1) * quarter) for k in range(3)]:
+        part = len(every) // (kills + 1)
+        for moment in [chance.randrange(k * part, (k + 1) * part) for k in range(kills)]:
             with started(command(out, moons)) as process:
                 wait_for(process, lambda moment=moment: newest(out) >= every[moment])
                 time.sleep(chance.random() / 20)
@@ -663,7 +664,7 @@ class TestProcesses:
                 assert process.wait() == -signal.SIGKILL
             reached.append(newest(out))
         print(f"killed at {reached}")
-        assert reached == sorted(reached) and reached[0] < reached[2]
+        assert reached == sorted(set(reached))
         with started(command(out, moons)) as process:
             _, err = process.communicate()
             assert process.returncode == 0, err
