@@ -6,7 +6,7 @@ import torch
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.nets import build, recipe
-from halfstep.nets.blocks import blocks_of, comparable, extras_of
+from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.nets.carried import carry, teachers_name
 from halfstep.nets.pruning import evenly, one_drop, pairs_of, partners, shallower, worthiest
 from halfstep.nets.watched import put_out
@@ -238,11 +238,23 @@ def test_blocks_in_the_order_they_run():
 
 
 def test_who_can_be_compared():
-    assert comparable(uvit(), uvit(depth=4)) and not comparable(uvit(), uvit(embed_dim=4))
+    assert comparable(uvit(), uvit(depth=4)) and comparable(uvit(), uvit(embed_dim=4))
+    assert not comparable(uvit(), uvit(num_classes=0))
     assert comparable(unet(), unet(layers_per_block=1))
-    assert not comparable(unet(), unet(block_out_channels=[8, 8])) and not comparable(
-        unet(), uvit()
-    )
+    assert comparable(unet(), unet(block_out_channels=[8, 8])) and not comparable(unet(), uvit())
+    assert not comparable(unet(), unet(sample_size=4))
+
+
+def test_widths_are_those_that_blocks_put_out():
+    for net, x in (
+        (uvit(embed_dim=4), (1, 2, 4, 6)),
+        (unet(block_out_channels=[4, 8]), (1, 1, 8, 8)),
+    ):
+        cond = Cond(torch.zeros(1, dtype=torch.int64)) if x[1] == 2 else None
+        with torch.no_grad(), put_out(blocks_of(net)) as found:
+            net.double()(torch.zeros(x, dtype=torch.float64), torch.ones(1), cond)
+        outs = [out[0] if isinstance(out, tuple) else out for out in found]
+        assert widths_of(net) == [out.shape[2 if out.ndim == 3 else 1] for out in outs]
 
 
 def test_features_are_seen_once_also_where_blocks_run_again():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, Guided, level_of
@@ -224,6 +225,51 @@ def test_a_narrower_student_begins_untrained_and_leaves_features_out():
     assert thin.objective.matched is not None  # of the same width
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "width"),
+    [("uvit", {"embed_dim": "4"}, 4), ("unet", {"block_out_channels": "[4, 8]"}, 4)],
+)
+def test_features_of_a_narrower_student_are_compared_through_projectors(name, options, width):
+    old = teacher().denoiser if name == "uvit" else Denoiser(build("unet", UNET), Cosine(), V())
+    old, shape = old.double(), batch().x0.shape if name == "uvit" else (3, 1, 8, 8)
+    shrink = Shrink(student=options, features=0.5)
+    stage = next(shrink.stages(old, NULL if name == "uvit" else None))
+    projectors = stage.objective.matched.projectors
+    assert len(projectors) == len(stage.objective.matched.student)
+    assert projectors[0].weight.shape[1] == width
+    assert set(map(id, projectors)) == set(map(id, stage.student.projectors))
+    x = torch.randn(shape, dtype=torch.float64, generator=seeded())
+    seen = Batch(x, batch().cond if name == "uvit" else None)
+    for p in stage.student.projectors.parameters():
+        p.data.zero_()
+    found = stage.objective.measure(stage.student, seen, draw(len(x)))["terms"]
+    assert found["features"] == pytest.approx(1)  # nothing, over the teacher's own energy
+    stage.objective(stage.student, seen, draw(len(x))).sum().backward()
+    assert all(p.grad is not None for p in stage.student.parameters())
+    assert not any(p.grad is not None for p in old.parameters())
+
+
+def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
+    method = Plan(
+        student={"embed_dim": "4"}, features=0.5, updates=6, start=2, stop=1, halving_updates=(2,)
+    )
+
+    def made(out, **options):
+        ours = job(**options)
+        return distill(teacher(), data(), out, method=method, training=TRAINING, job=ours)
+
+    made(tmp_path / "whole")
+    with pytest.raises(Crash):
+        made(tmp_path / "cut", watch=At("shrunk", 5, crash))
+    kept = sorted((tmp_path / "cut" / "checkpoints").glob("*.safetensors"))[-1]
+    assert any("projectors" in name for name in storage.load(kept.with_suffix(""))[0])
+    made(tmp_path / "cut")
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    saved = tmp_path / "whole" / "stages" / "shrunk"
+    assert not any("projectors" in name for name in storage.load(saved / "pipeline")[0])
+    assert Pipeline.load(saved).shape == teacher().shape
+
+
 def test_a_unet_of_fewer_layers():
     denoiser = Denoiser(build("unet", UNET), Cosine(), V()).double()
     stage = next(Shrink(student={"layers_per_block": "1"}).stages(denoiser))
@@ -271,7 +317,7 @@ def test_options_that_cannot_be(options, words):
         (Shrink(keep=(0, 1)), "nothing would get smaller"),
         (Shrink(keep=(2,)), "0 (outermost) to 1"),
         (Shrink(student={"embed_dim": "16"}), "ask for fewer in student"),
-        (Shrink(student={"embed_dim": "4"}, features=0.5), "write features=0"),
+        (Shrink(student={"patch_size": "4", "embed_dim": "4"}, features=0.5), "write features=0"),
         (Shrink(keep=(0,), drop_labels=0.1), "write drop_labels=0"),
         (Plan(keep=(0,), guidance=(1, 3)), "leads away from a null class"),
     ],

@@ -35,16 +35,20 @@ class Matched:
     extras: int
     weight: float
     mask: float = 0.0
+    projectors: tuple[nn.Module, ...] = ()
+    """Of each pair, from the student's width to the teacher's; empty where they are the same."""
 
     def errors(self, ours: list[Any], theirs: list[Any]) -> Tensor:
         """The mean over blocks of each one's error, [B].
 
         A block of a U-Net puts out its features and what goes to the way up: the first counts.
         """
-        pairs = zip(map(_features, ours), map(_features, theirs), strict=True)
+        mine = [_features(out)[:, self.extras :] for out in ours]
+        if self.projectors:
+            mine = [_projected(p, x) for p, x in zip(self.projectors, mine, strict=True)]
         found = [
-            feature_error(a[:, self.extras :], b[: len(a), self.extras :], mask=self.mask)
-            for a, b in pairs
+            feature_error(a, _features(b)[: len(a), self.extras :], mask=self.mask)
+            for a, b in zip(mine, theirs, strict=True)
         ]
         return torch.stack(found).mean(0)
 
@@ -52,6 +56,11 @@ class Matched:
 def _features(out: Any) -> Tensor:
     features: Tensor = out[0] if isinstance(out, tuple) else out
     return features
+
+
+def _projected(projector: nn.Module, features: Tensor) -> Tensor:
+    out: Tensor = projector(features.to(next(projector.parameters()).dtype))
+    return out
 
 
 def feature_error(student: Tensor, teacher: Tensor, *, mask: float = 0.0) -> Tensor:

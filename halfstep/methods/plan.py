@@ -17,6 +17,7 @@ from halfstep.methods.base import Stage
 from halfstep.methods.guided import GuidedDistillation, Range
 from halfstep.methods.progressive import Progressive
 from halfstep.methods.shrink import Shrink
+from halfstep.nets.watched import bare
 from halfstep.timegrids import Times
 
 
@@ -94,7 +95,7 @@ class Plan(Shrink):
         """The stage that shrinks, then those of what comes after it."""
         next(self._later(teacher, null))  # what it refuses is refused before the first is trained
         first = next(self.shrink.stages(teacher, null))
-        small = first.student
+        small = bare(first.student)
         del teacher
         yield first
         del first  # with the teacher, which nobody needs from here on

@@ -18,13 +18,16 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.methods.base import Stage
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import build, recipe
-from halfstep.nets.blocks import blocks_of, comparable, extras_of
+from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.nets.carried import carry
 from halfstep.nets.pruning import checked_pairs, evenly, pairs_of, partners, shallower
+from halfstep.nets.watched import Projected, projector
 from halfstep.weighting import WEIGHTINGS
 
 SHRUNK = "shrunk"
 """The stage's name."""
+Pair = tuple[nn.Module, int, nn.Module, int]
+"""A block of the student and its width, the teacher's and its."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ class Shrink:
     the data's."""
     features: float | None = None
     """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
-    default, and 0 for a student of another width, whose features cannot be compared."""
+    default, and 0 for a student of another width, whose features a projector of their own must bring to
+    the teacher's."""
     mask: float = 0.0
     """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
     drop_labels: float | None = None
@@ -114,8 +118,11 @@ class Shrink:
     def stages(self, teacher: Teacher, null: int | Tensor | None = None) -> Iterator[Stage]:
         """One stage; `null` is the label that means none, or the states of the empty text."""
         student = self.begun(teacher)
-        objective = self.objective(teacher, null, self._matched(teacher, student))
-        yield Stage(SHRUNK, student, objective, self.updates)
+        matched = self._matched(teacher, student)
+        objective = self.objective(teacher, null, matched)
+        projected = matched and matched.projectors
+        learner = Projected(student, projected) if projected else student
+        yield Stage(SHRUNK, learner, objective, self.updates)
 
     def objective(
         self, teacher: Teacher, null: int | Tensor | None, matched: Matched | None = None
@@ -189,28 +196,51 @@ class Shrink:
         return new
 
     def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
-        theirs = _inside(teacher).net
-        same = comparable(theirs, student.net) and bool(blocks_of(theirs))
-        ours, old = blocks_of(student.net), blocks_of(theirs)
-        if same and len(ours) != len(old):
-            if recipe(theirs)[0] == "uvit":
-                half = pairs_of(student.net)
-                keep = self.keep or evenly(pairs_of(theirs), half)
-                old = [
-                    old[k]
-                    for k in partners(checked_pairs(keep, pairs_of(theirs)), pairs_of(theirs))
-                ]
-            else:
-                same = False
-        if self.features and not same:
+        theirs, net = _inside(teacher).net, student.net
+        pairs = self._compared(theirs, net) if comparable(theirs, net) else []
+        if self.features and not pairs:
             raise ConfigError(
-                "features are compared block by block, and this student's have another shape or number than "
-                "its teacher's: write features=0"
+                "features are compared block by block, and this student's have other places, or its blocks "
+                "another number, than its teacher's: write features=0"
             )
-        weight = self.features if self.features is not None else 0.1 * same
+        narrower = any(ours != old for _, ours, _, old in pairs)
+        default = 0.1 * (bool(pairs) and not narrower)
+        weight = self.features if self.features is not None else default
         if not weight:
             return None
-        return Matched(tuple(ours), tuple(old), extras_of(theirs), weight, self.mask)
+        ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)
+        projectors = _projectors(pairs, theirs) if narrower else ()
+        return Matched(ours, old, extras_of(theirs), weight, self.mask, projectors)
+
+    def _compared(self, theirs: nn.Module, net: nn.Module) -> list[Pair]:
+        """Whose features are compared; nobody's where a U-Net has another number of blocks."""
+        ours, old = blocks_of(net), blocks_of(theirs)
+        places = list(range(len(old)))
+        if len(ours) != len(old):
+            if recipe(theirs)[0] != "uvit":
+                return []
+            pairs = pairs_of(theirs)
+            keep = self.keep or evenly(pairs, pairs_of(net))
+            places = partners(checked_pairs(keep, pairs), pairs)
+        wide, wanted = widths_of(net), widths_of(theirs)
+        return [
+            (block, width, old[k], wanted[k])
+            for block, width, k in zip(ours, wide, places, strict=True)
+        ]
+
+
+def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
+    """A linear map of channels for each pair, the same in every run."""
+    weight, tokens = next(teacher.parameters()), recipe(teacher)[0] == "uvit"
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def shape(width: int) -> list[int]:
+        return [1, 1, width] if tokens else [1, width, 1, 1]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = [projector(shape(ours), shape(old)) for _, ours, _, old in pairs]
+    return tuple(one.to(weight.device, dtype) for one in made)
 
 
 def _size(net: nn.Module) -> int:

@@ -23,25 +23,37 @@ def extras_of(net: nn.Module) -> int:
     return int(net.model.extras) if _kind(net) == "uvit" else 0  # type: ignore[union-attr, arg-type]
 
 
+def widths_of(net: nn.Module) -> list[int]:
+    """How many channels each of `blocks_of` puts out."""
+    if _kind(net) == "uvit":
+        return [int(recipe(net)[1]["embed_dim"])] * len(blocks_of(net))
+    if _kind(net) != "unet":
+        return []
+    down: Any = list(net.model.config["block_out_channels"])  # type: ignore[union-attr, index]
+    middle = down[-1:] if len(blocks_of(net)) % 2 else []
+    return [*down, *middle, *reversed(down)]
+
+
 def comparable(net: nn.Module, other: nn.Module) -> bool:
-    """Whether features of the two are of the same shape, block by block of a U-Net."""
+    """Whether features of the two have the same places, block by block of a U-Net; widths may differ."""
     name, config = recipe(net)
     other_name, other_config = recipe(other)
     keys = {
         "uvit": (
-            "embed_dim",
             "patch_size",
             "img_size",
             "num_classes",
             "clip_dim",
             "num_clip_token",
         ),
-        "unet": ("block_out_channels", "sample_size"),
+        "unet": ("sample_size",),
     }.get(name)
     if name != other_name or keys is None:
         return False
     if name == "unet":  # defaults are diffusers'
         config, other_config = net.model.config, other.model.config  # type: ignore[union-attr, assignment]
+        if len(widths_of(net)) != len(widths_of(other)):
+            return False
     return all(_plain(config.get(key)) == _plain(other_config.get(key)) for key in keys)
 
 

@@ -86,9 +86,23 @@ class Watched(nn.Module):
         return logits, found
 
 
+class Projected(nn.Module):
+    """A student beside the projectors of its features; called, it is the student.
+
+    Trained and checkpointed with it, they are no part of what is saved, `net`.
+    """
+
+    def __init__(self, net: nn.Module, projectors: Sequence[nn.Module]):
+        super().__init__()
+        self.net, self.projectors = net, nn.ModuleList(projectors)
+
+    def forward(self, *given: Any) -> Any:
+        return self.net(*given)
+
+
 def bare(student: nn.Module) -> nn.Module:
     """The student itself, without what it was only trained with."""
-    return student.net if isinstance(student, Watched) else student
+    return student.net if isinstance(student, Watched | Projected) else student
 
 
 @torch.no_grad()

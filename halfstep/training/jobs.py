@@ -18,6 +18,7 @@ from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.guided import at_any_scale
+from halfstep.nets.watched import bare
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
@@ -146,7 +147,7 @@ class _Work:
             changed = {"times": (stage.times,), "made_for": stage.made_for}
         if stage.guidance is not None:
             changed["guidance"] = stage.guidance
-        return self.around(denoiser=stage.student, **changed)
+        return self.around(denoiser=bare(stage.student), **changed)
 
     def _ask(self, student: Pipeline) -> bool:
         """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""
@@ -162,7 +163,7 @@ class _Work:
         last: list[Pipeline] = []
 
         def read(stage: Stage, folder: Path) -> None:
-            load_weights(stage.student, folder / "pipeline")
+            load_weights(bare(stage.student), folder / "pipeline")
             last[:] = [self.pipeline(stage)]
 
         carried_through(

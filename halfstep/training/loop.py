@@ -15,6 +15,7 @@ from torch import nn
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import at, Objective, Stage
+from halfstep.nets.watched import bare
 from halfstep.noise import Draw, key
 from halfstep.training import checkpoint
 from halfstep.training.checkpoint import State
@@ -181,7 +182,8 @@ class Loop:
     def _state(self, stage: Stage) -> State:
         student, settings = stage.student.train().requires_grad_(True), self.settings
         if settings.compile:
-            getattr(student, "net", student).compile()
+            inside = bare(student)
+            getattr(inside, "net", inside).compile()
         fused = self.processes.device.type in ("cuda", "cpu")
         optimiser = Optimiser(student, settings, fused=fused)
         average = Average(student, settings.ema) if settings.ema else None

@@ -14,6 +14,7 @@ from halfstep.methods.base import Method, Stage
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.terms import pairs_of
 from halfstep.nets.modes import evaluating
+from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
@@ -71,7 +72,7 @@ def tried(stages: Iterator[Stage], teacher: Pipeline) -> Iterator[Stage]:
     `ConfigError` where it does not take what the teacher takes.
     """
     first = next(stages)
-    _try(first.student.twin().cpu(), first, teacher)  # type: ignore[operator]  # a Denoiser
+    _try(bare(first.student).twin().cpu(), first, teacher)  # type: ignore[operator]  # a Denoiser
     return chain([first], stages)
 
 

@@ -112,7 +112,7 @@ MUTANTS = (
             "isinstance(method, GuidedDistillation | Reparameterise | Shrink)",
             "isinstance(method, Reparameterise | Shrink)",
         ),
-        ("student.twin().cpu()", "student.cpu()"),
+        ("bare(first.student).twin().cpu()", "bare(first.student).cpu()"),
     ),
     *of(
         "training/optimiser",

@@ -184,7 +184,13 @@ MUTANTS = (
         ("normalise=True, mask=near", "normalise=False, mask=near"),
         ("normalise=True, mask=near", "normalise=True, mask=None"),
         ("near = (theirs - mean)", "near = (student - mean)"),
-        ("b[: len(a), self.extras :]", "b[-len(a) :, self.extras :]"),
+        ("[: len(a), self.extras :]", "[-len(a) :, self.extras :]"),
     ),
-    *of("methods/shrink", "shrink", ("0.0 if guided else 0.1", "0.1")),
+    *of(
+        "methods/shrink",
+        "shrink",
+        ("0.0 if guided else 0.1", "0.1"),
+        ("(bool(pairs) and not narrower)", "bool(pairs)"),
+        ("projector(shape(ours), shape(old))", "projector(shape(old), shape(old))"),
+    ),
 )
