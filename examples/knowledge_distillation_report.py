@@ -41,7 +41,7 @@ from halfstep.methods import KnowledgeDistillation
 from halfstep.methods.classification import Classification
 from halfstep.methods.recipes import recipe
 from halfstep.nets.classifiers import build_classifier, fitting_classifier
-from halfstep.nets.efficientnet import published_lite0
+from halfstep.nets.classifiers_on_disk import initialise
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
 from halfstep.training import distill_classifier
@@ -103,8 +103,7 @@ def teach(options, name, seed, which):
     else:
         config = {"classes": here.labelled.classes, "side": options.side}
         network = build_classifier("efficientnet-lite0", config)
-        weights = {k: v for k, v in published_lite0().items() if not k.startswith("fc.")}
-        network.load_state_dict(weights, strict=False)
+        initialise(network, "imagenet")
         updates, rate = max(1, options.updates // 3), 1e-3
     train_classifier(
         network, here.labelled, out,

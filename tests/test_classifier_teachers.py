@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from halfstep import losses
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError
+from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch, Relational
 from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.terms import AttentionTransfer, FeatureMatch, HardLabels, Relational
+from halfstep.methods.terms import HardLabels
 from halfstep.nets.teachers import mean_of, ROWS, Teachers
 from halfstep.nets.watched import bare, shapes, Watched, watching
 from halfstep.noise import Draw

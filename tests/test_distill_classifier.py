@@ -10,9 +10,10 @@ from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.errors import CheckpointError, ConfigError, DataError
+from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.recipes import decoupled, hinton, patient_teacher
-from halfstep.methods.terms import AttentionTransfer, FeatureMatch, HardLabels, SoftTargets
+from halfstep.methods.terms import HardLabels, SoftTargets
 from halfstep.methods.weights import Linear
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
@@ -50,10 +51,20 @@ def teachers():
     return [Net(9, seed=1), Net(7, seed=2)]
 
 
-def run(out, *terms, data=None, teacher=None, watch=None, answers=None, updates=14, **changes):
+def run(
+    out,
+    *terms,
+    data=None,
+    teacher=None,
+    watch=None,
+    answers=None,
+    updates=14,
+    student=student,
+    **changes,
+):
     return distill_classifier(
         teacher or teachers()[:1],
-        student(),
+        student() if callable(student) and not isinstance(student, nn.Module) else student,
         data or pictures(),
         out,
         method=KnowledgeDistillation(terms=terms or hinton(), updates=updates),

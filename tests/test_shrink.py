@@ -383,7 +383,7 @@ def test_a_plan_is_its_parts_one_after_the_other(tmp_path):
 
 
 def test_without_guidance_it_shrinks_and_halves(tmp_path):
-    method = replace(PLAN, guidance=None)
+    method = replace(PLAN, guidance=None, guided_updates=10_000, scale_features=256)
     assert isinstance(method.after, Progressive) and isinstance(PLAN.after, GuidedDistillation)
     student = run(tmp_path / "run", method)
     names = sorted(path.name for path in (tmp_path / "run/stages").iterdir())

@@ -11,6 +11,7 @@ from halfstep import losses
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.base import at
+from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch, Relational
 from halfstep.methods.knowledge import Distil, KnowledgeDistillation
 from halfstep.methods.recipes import (
     decoupled,
@@ -28,14 +29,11 @@ from halfstep.methods.recipes import (
     tang,
 )
 from halfstep.methods.terms import (
-    AttentionTransfer,
     Decoupled,
-    FeatureMatch,
     HardDistillation,
     HardLabels,
     JensenShannon,
     LogitMatch,
-    Relational,
     SoftTargets,
     Term,
 )

@@ -25,8 +25,7 @@ CALLED = {
 def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
     """Of a folder that halfstep loads."""
     lines = _about(pipeline, source)
-    stored = getattr(pipeline.denoiser.net, "quantised", None)
-    lines.append(f"- Weights: {'int8 linear layers (needs torchao)' if stored else dtype}")
+    lines.append(_weights(pipeline.denoiser.net, dtype))
     verb = "encode(images)" if pipeline.made_for == "encode" else _asked(pipeline)
     code = ["from halfstep import Pipeline", "", 'pipeline = Pipeline.load(".")']
     code.append(f"result = pipeline.{verb}")
@@ -83,7 +82,7 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
         f"- Reads images [B, {channels}, H, W] of {sides} [-1, 1], gives logits of "
         f"{config.get('classes', 'all')} classes",
         f"- Parameters: {big(sum(p.numel() for p in net.parameters()))}; one call an image",
-        f"- Weights: {dtype}",
+        _weights(net, dtype),
     ]
     own = f', net="{name}"' if ":" in name else ""
     code = [
@@ -92,6 +91,11 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
         f'classifier = load_classifier("."{own})',
     ]
     return _page(lines, [("python", code)])
+
+
+def _weights(net: nn.Module, dtype: str) -> str:
+    stored = getattr(net, "quantised", None)
+    return f"- Weights: {'int8 linear layers (needs torchao)' if stored else dtype}"
 
 
 def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:

@@ -98,6 +98,7 @@ def compress(argv: Sequence[str]) -> int:
             raise ConfigError(
                 "a classifier is judged by labelled data: write --data DATA and --out FOLDER"
             )
+        _refuse_for_classifiers(options)
         return judged_classifiers(
             console, place, how.made, data=options.data, out=options.out, net=options.net
         )
@@ -189,6 +190,18 @@ def _alone(console: Console, options: Compress) -> int:
     print_compressed(console, found)
     say(console, "report", options.out / "report.html")
     return 0
+
+
+def _refuse_for_classifiers(options: Compress) -> None:
+    """Options that say how samples are judged."""
+    plain = Compress(student=options.student)
+    given = ("steps", "teacher", "features", "device", "judge", "evaluation")
+    for name in given:
+        if getattr(options, name) != getattr(plain, name):
+            raise ConfigError(
+                f"--{name} is for students that sample, and this is a classifier, judged on the CPU by its "
+                "accuracy: leave it out"
+            )
 
 
 def _refuse_encoder(student: Pipeline) -> None:

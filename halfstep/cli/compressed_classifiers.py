@@ -20,6 +20,7 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.classification import score_classifier, Scores
 from halfstep.evaluation.compressed import size_of, zeros
 from halfstep.evaluation.intervals import Interval
+from halfstep.nets.classifiers import class_names, refuse_other_classes
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.report.numbers import big, percent
 
@@ -45,6 +46,7 @@ def judged_classifiers(
             f"accuracy needs labelled images, and '{data}' has none: give other --data"
         )
     own = load_classifier(place, net=net)
+    refuse_other_classes(class_names(own), images.names, "the classifier", "the data")
     nets = {"as trained": own}
     for name, words, smaller in made(own):
         save_classifier(smaller, out / name)

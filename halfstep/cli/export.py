@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
-from torch import Tensor
+from torch import nn, Tensor
 
 from halfstep.cli.card import classifier_card, pipeline_card, program_card, sizes
 from halfstep.cli.find import find_pipeline
@@ -75,18 +75,23 @@ def export(argv: Sequence[str]) -> int:
 
 def _pipeline(console: Console, options: Export, found: Pipeline) -> None:
     dtype = DTYPES[options.dtype]
-    if dtype is not None and getattr(found.denoiser.net, "quantised", None):
-        raise ConfigError("this student is int8: leave --dtype out")
+    _refuse_int8(found.denoiser.net, dtype)
     found.save(options.out, dtype=dtype)
     again = Pipeline.load(options.out, net=options.net)
     _compared(console, _drawn(found), _drawn(again), exact=dtype is None)
     write_text(options.out / "README.md", pipeline_card(found, options.student, options.dtype))
 
 
+def _refuse_int8(net: nn.Module, dtype: torch.dtype | None) -> None:
+    if dtype is not None and getattr(net, "quantised", None):
+        raise ConfigError("this student is int8: leave --dtype out")
+
+
 def _classifier(console: Console, options: Export, place: Path) -> None:
     if options.format == "torch-export" or options.steps is not None:
         raise ConfigError("this is a classifier: leave --format and --steps out")
     found, dtype = load_classifier(place, net=options.net), DTYPES[options.dtype]
+    _refuse_int8(found, dtype)
     save_classifier(found, options.out, dtype=dtype)
     again = load_classifier(options.out, net=options.net)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
 from halfstep.storage import read_json
 from halfstep.training import Training
-from halfstep.training.classifiers import distill_classifier, judging
+from halfstep.training.classifiers import distill_classifier, judging, taught_classes
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.parallel import pick_device
 
@@ -90,6 +90,7 @@ def knowledge(argv: Sequence[str]) -> int:
     teacher = teachers_of(taught)
     data, held = shown_of(loading(console, options.source), options)
     student = student_of(taught, teacher, data, training.seed)
+    _refuse_others(teacher, data, held)
     if where.dry_run:
         stages = method.stages(teacher, student, example=_one(data))
         return print_plan(console, stages, data, training, where.device)
@@ -115,6 +116,10 @@ def knowledge(argv: Sequence[str]) -> int:
 def shown_of(found: Data, options: DistillKnowledge) -> tuple[Dataset, Dataset | None]:
     """What is taught with, images without labels and mixed ones too, and what is held out."""
     shown, seed = options.shown, options.training.seed
+    if options.objective.unlabelled and not shown.labels_per_class:
+        raise ConfigError(
+            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that, too"
+        )
     if not isinstance(found, Dataset) or len(found.shape) != 3:
         raise ConfigError(
             f"classifiers are taught on images, and '{options.source.data}' has samples of shape "
@@ -144,7 +149,8 @@ def shown_of(found: Data, options: DistillKnowledge) -> tuple[Dataset, Dataset |
 def smoothed(teachers: Sequence[Path]) -> Iterator[str]:
     """A note for each teacher whose run says that its labels were smoothed (Mueller et al. 2019)."""
     for folder in teachers:
-        for path in (folder / "run.json", folder.resolve().parents[1] / "run.json"):
+        places = (folder, *folder.resolve().parents[1:2])  # a run, or one of its stages
+        for path in (place / "run.json" for place in places):
             if not path.exists():
                 continue
             share = read_json(path).get("options", {}).get("label_smoothing", 0)
@@ -168,6 +174,8 @@ def teachers_of(taught: Taught) -> Teachers:
     if not taught.teacher:
         raise ConfigError(f"{PROG} needs --teacher and the folder of a classifier, or several")
     see_current_folder(taught.teacher_net)
+    if len({folder.resolve() for folder in taught.teacher}) < len(taught.teacher):
+        raise ConfigError("--teacher names a folder twice: give each teacher once")
     return Teachers(*(load_classifier(folder, net=taught.teacher_net) for folder in taught.teacher))
 
 
@@ -182,6 +190,19 @@ def student_of(taught: Taught, teacher: Teachers, data: Dataset, seed: int) -> n
     fits = fitting_classifier(taught.net, data.shape, classes)
     torch.manual_seed(key(seed, 0))
     return build_classifier(taught.net, {**fits, **literals(taught.net_config)})
+
+
+def _refuse_others(teacher: Teachers, data: Dataset, held: Dataset | None) -> None:
+    """What distilling would refuse, and held-out images of classes that the teacher does not know."""
+    taught_classes(teacher, data)
+    if held is None:
+        return
+    taught_classes(teacher, held)
+    if held.classes > (known := teacher(_one(data)).shape[1]):
+        raise ConfigError(
+            f"the teacher knows {known} classes and the held-out data has {held.classes}: validate on "
+            "data of its classes"
+        )
 
 
 def _keep(console: Console, folder: Path, teacher: Teachers, data: Data, device: str) -> None:
@@ -220,7 +241,8 @@ def _compare(
         if validate is None
         else f"{named(validate)}, which it has not seen"
     )
-    say(console, "on", f"{where}, all {len(judged):,} images; 95 % intervals")
+    rest = "" if mine.rows == len(judged) else f" ({mine.rows:,} of them with a label)"
+    say(console, "on", f"{where}, all {len(judged):,} images{rest}; 95 % intervals")
     say(console, "student", f"{percent(mine.accuracy)} right")
     say(console, "teacher", f"{percent(theirs.accuracy)} right")
     if mine.agreement is not None:

@@ -62,6 +62,12 @@ def confident_rows(
             f"{list(probabilities.shape)}, {threshold:g} and {per_class} a class: write for example "
             "threshold=0.9, per_class=100"
         )
+    sums = probabilities.detach().double().sum(1)
+    if probabilities.min() < 0 or (sums - 1).abs().max() > 1e-3:
+        raise ConfigError(
+            f"probabilities are 0 or more and sum to 1 in every row, got sums of {float(sums.min()):g} to "
+            f"{float(sums.max()):g}: write logits.softmax(1)"
+        )
     if repeat and per_class is None:
         raise ConfigError("classes are repeated up to a number: give per_class, too")
     sure, label = probabilities.detach().cpu().double().max(1)

@@ -65,6 +65,13 @@ def score_classifier(
     known = labels >= 0
     if not known.any():
         raise DataError("accuracy needs labels, and this data has none: give labelled data")
+    if not logits.isfinite().all():
+        raise DataError("the classifier answers with nan or infinity: give one that is trained")
+    if labels.max() >= logits.shape[1]:
+        raise DataError(
+            f"the data has labels up to {int(labels.max())} and the classifier knows {logits.shape[1]} "
+            "classes: give data of its classes"
+        )
     agreement = None
     if teacher is not None:
         theirs, _ = answers(teacher, data, batch=batch, progress=progress)

@@ -40,7 +40,8 @@ def dist(
     check_form(form)
     if b and len(s) < 2:
         raise ConfigError(
-            "one sample does not correlate with a batch: give two or more, or intra_weight=0"
+            "one sample does not correlate with a batch: give two or more (also in a batch's last part), or "
+            "intra_weight=0 (classes_weight=0 of the term)"
         )
     scale = positive("temperature", temperature)
     q, p = (s / scale).softmax(-1), (t / scale).softmax(-1)

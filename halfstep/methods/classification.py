@@ -11,7 +11,7 @@ from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.losses import hard_labels
-from halfstep.methods.base import Stage
+from halfstep.methods.base import refuse_negative, Stage
 from halfstep.noise import Draw, key
 
 LOGGED = 1_000
@@ -28,6 +28,7 @@ class Classification:
     """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
 
     def __post_init__(self) -> None:
+        refuse_negative(self.updates)
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(
                 f"label_smoothing is a share in [0, 1), got {self.label_smoothing:g}: write for example 0.1"

@@ -9,12 +9,13 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
+from halfstep.methods.base import refuse_negative, Stage
+from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
-from halfstep.methods.terms import distinct, pairs_of, Seen, Term
+from halfstep.methods.terms import distinct, Seen, Term
 from halfstep.methods.weights import never, weight_at
 from halfstep.nets.teachers import Teachers
-from halfstep.nets.watched import parts, projector, shapes, Watched
+from halfstep.nets.watched import parts, projector, shapes, unchanged, Watched
 from halfstep.noise import Draw
 
 Answers = Callable[[Batch], Tensor]
@@ -31,6 +32,7 @@ class KnowledgeDistillation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", distinct(tuple(self.terms)))
+        refuse_negative(self.updates)
         if not self.live:
             raise ConfigError(
                 "all weights of the objective are 0, so that nothing would be learnt: give a term a weight"
@@ -122,7 +124,8 @@ class Distil:
     def see(self, student: Any, batch: Batch) -> Seen:
         """What student and teacher say of the same images, which each reads once."""
         names = list(dict.fromkeys(theirs for _, _, _, theirs in pairs_of(self.terms)))
-        found = student(batch.x0)
+        with unchanged(batch.x0, "student"):
+            found = student(batch.x0)
         logits, mine = found if isinstance(found, tuple) else (found, {})
         answer, theirs = None, dict[str, Tensor]()
         if any(term.asks_teacher for term in self.terms):

@@ -49,6 +49,12 @@ class Plan(Shrink):
         super().__post_init__()
         if self.guided_updates < 0:
             raise ConfigError("guided_updates cannot be negative: write 0 or more")
+        for name in ("guided_updates", "scale_features") if self.guidance is None else ():
+            if getattr(self, name) != getattr(Plan, name):
+                raise ConfigError(
+                    f"{name} is of the stage that learns guidance, and there is none: give guidance, such as "
+                    f"(1, 3), or leave {name} out"
+                )
         _ = self.after
 
     @property

@@ -22,18 +22,17 @@ from inspect import Parameter, signature
 from typing import Any
 
 from halfstep.errors import ConfigError, unknown
+from halfstep.methods.feature_terms import FeatureMatch, Pairs
 from halfstep.methods.terms import (
     Decoupled,
     Dist,
-    FeatureMatch,
     HardDistillation,
     HardLabels,
     LogitMatch,
-    Pairs,
     SoftTargets,
     Term,
 )
-from halfstep.methods.weights import parsed, warmup, Weight
+from halfstep.methods.weights import Linear, parsed, warmup, Weight
 from halfstep.nets import imported
 
 Terms = tuple[Term, ...]
@@ -54,6 +53,11 @@ def report(
 
     Has the gradient of `hinton` with weights soft_weight / T^2 and hard_weight, over their sum here.
     """
+    if isinstance(soft_weight, Linear) or isinstance(hard_weight, Linear):
+        raise ConfigError(
+            "the weights of 'report' are divided by their sum, and so cannot change: write numbers, or take "
+            "'hinton'"
+        )
     total = soft_weight + hard_weight
     if not total > 0:
         raise ConfigError(
@@ -168,7 +172,7 @@ def recipe(name: str, config: Mapping[str, Any]) -> Terms:
     for option in config:
         if option not in takes and not whatever:
             raise unknown(f"option of the recipe '{name}' called", option, takes)
-    terms = made(**{option: _value(option, value) for option, value in config.items()})
+    terms = made(**{key: _value(key, value, takes.get(key)) for key, value in config.items()})
     if isinstance(terms, Term):
         return (terms,)
     if not isinstance(terms, tuple | list) or not all(isinstance(term, Term) for term in terms):
@@ -176,8 +180,8 @@ def recipe(name: str, config: Mapping[str, Any]) -> Terms:
     return tuple(terms)
 
 
-def _value(option: str, value: Any) -> Any:
-    """As a recipe takes it: weights may be words, pairs are tuples."""
+def _value(option: str, value: Any, takes: Parameter | None) -> Any:
+    """As a recipe takes it: weights that may change may be words, pairs are tuples, the rest are numbers."""
     if option == "pairs":
         try:
             return tuple((str(mine), str(theirs)) for mine, theirs in value)
@@ -186,8 +190,13 @@ def _value(option: str, value: Any) -> Any:
                 f"pairs are names of a part of the student and one of the teacher, got {value!r}: write "
                 """for example '[["hidden", "hidden"]]'"""
             ) from None
-    if option.endswith("weight") and isinstance(value, str):
+    if takes is None or takes.annotation not in (Weight, float):
+        own = option.endswith("weight") and isinstance(value, str)  # of a recipe of the user's
+        return parsed(value) if own else value
+    if takes.annotation is Weight and isinstance(value, str):
         return parsed(value)
-    if isinstance(value, str):
-        raise ConfigError(f"{option} is a number, got '{value}': write one")
+    fits = (int, float, Linear) if takes.annotation is Weight else (int, float)
+    if isinstance(value, bool) or not isinstance(value, fits):
+        steady = "" if takes.annotation is Weight else " that does not change"
+        raise ConfigError(f"{option} is a number, got {value!r}: write one{steady}")
     return value

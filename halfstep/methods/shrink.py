@@ -98,7 +98,8 @@ class Shrink:
             )
         if self.depth % 2:
             raise ConfigError(
-                f"blocks are left out in pairs, and depth {self.depth} is odd: write depth={self.depth + 1}"
+                f"blocks are left out in pairs, and depth {self.depth} is odd: write depth="
+                f"{max(self.depth - 1, 2)}"
             )
         if "depth" in self.student and (self.keep or self.depth):
             raise ConfigError(
@@ -207,6 +208,11 @@ class Shrink:
         default = 0.1 * (bool(pairs) and not narrower)
         weight = self.features if self.features is not None else default
         if not weight:
+            if self.mask:
+                raise ConfigError(
+                    "mask leaves out features, and this student's are not compared: write mask=0, or give "
+                    "features a weight, such as 0.1"
+                )
             return None
         ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)
         projectors = _projectors(pairs, theirs) if narrower else ()

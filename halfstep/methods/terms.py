@@ -1,18 +1,16 @@
 """Terms of an objective: a loss of `halfstep.losses`, its options, its name in the log and its weight."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, get_args, get_origin, Literal
 
 import torch
 from torch import Tensor
 
 from halfstep import losses
-from halfstep.errors import ConfigError, DataError
+from halfstep.errors import ConfigError, DataError, unknown
 from halfstep.methods.weights import checked, Weight
-
-Pairs = tuple[tuple[str, str], ...]
-Projector = Literal["never", "auto", "always"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,12 @@ class Term:
         if "." in self.name:
             raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
         checked(self.weight, self.name)
+        for option in fields(self):
+            value, choices = getattr(self, option.name), get_args(option.type)
+            if get_origin(option.type) is Literal and value not in choices:
+                raise unknown(f"'{option.name}' of the term '{self.name}' called", value, choices)
         heat = getattr(self, "temperature", 1.0)
-        if not 0 < heat < float("inf"):
+        if not 0 < heat < math.inf:
             raise ConfigError(f"temperature must be positive, got {heat:g}: write for example 4")
 
     def describe(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class SoftTargets(Term):
     called: ClassVar[str] = "soft"
 
     def __call__(self, seen: Seen) -> Tensor:
-        student, teacher = seen.student, _answers(seen)
+        student, teacher = seen.student, answers(seen)
         if self.standardised:
             student, teacher = losses.standardised(student), losses.standardised(teacher)
         loss = losses.soft_targets if self.form == "kl" else losses.soft_cross_entropy
@@ -90,6 +92,13 @@ class HardLabels(Term):
     called: ClassVar[str] = "hard"
     asks_teacher: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(
+                f"smoothing is a share in [0, 1), got {self.smoothing:g}: write for example 0.1"
+            )
+
     def __call__(self, seen: Seen) -> Tensor:
         return losses.hard_labels(
             student=seen.student, labels=_labels(seen), smoothing=self.smoothing, reduction="none"
@@ -104,7 +113,7 @@ class HardDistillation(Term):
 
     def __call__(self, seen: Seen) -> Tensor:
         return losses.hard_distillation(
-            student=seen.student, teacher=_answers(seen), reduction="none"
+            student=seen.student, teacher=answers(seen), reduction="none"
         )
 
 
@@ -117,7 +126,7 @@ class LogitMatch(Term):
 
     def __call__(self, seen: Seen) -> Tensor:
         loss = losses.logit_match if self.form == "mean" else losses.logit_half_sum
-        return loss(student=seen.student, teacher=_answers(seen), reduction="none")
+        return loss(student=seen.student, teacher=answers(seen), reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +142,7 @@ class Decoupled(Term):
     called: ClassVar[str] = "decoupled"
 
     def __call__(self, seen: Seen) -> Tensor:
-        labels, teacher = _labels(seen), _answers(seen)
+        labels, teacher = _labels(seen), answers(seen)
         found = losses.decoupled(
             student=seen.student, teacher=teacher, labels=labels.clamp(min=0),
             temperature=self.temperature, target_weight=self.target_weight,
@@ -154,9 +163,16 @@ class JensenShannon(Term):
     """Of the teacher in the mixture; between 0 and 1."""
     called: ClassVar[str] = "jensen-shannon"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.teacher_share < 1:
+            raise ConfigError(
+                f"teacher_share lies between 0 and 1, got {self.teacher_share:g}: write for example 0.5"
+            )
+
     def __call__(self, seen: Seen) -> Tensor:
         return losses.jensen_shannon(
-            student=seen.student, teacher=_answers(seen), temperature=self.temperature,
+            student=seen.student, teacher=answers(seen), temperature=self.temperature,
             teacher_share=self.teacher_share, reduction="none",
         )  # fmt: skip
 
@@ -177,117 +193,28 @@ class Dist(Term):
 
     def __call__(self, seen: Seen) -> Tensor:
         return losses.dist(
-            student=seen.student, teacher=_answers(seen), temperature=self.temperature,
+            student=seen.student, teacher=answers(seen), temperature=self.temperature,
             inter_weight=self.rows_weight, intra_weight=self.classes_weight, form=self.form,
             reduction="none",
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Paired(Term):
-    """A term on features: what parts of the student and of the teacher put out."""
-
-    pairs: Pairs
-    """(part of the student, part of the teacher), by their names as submodules."""
-    projector: Projector = "never"
-    """never, auto: where the widths differ, or always.  Trained with the student, and not exported."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.pairs and not isinstance(self, Relational):
-            raise ConfigError(
-                f"the term '{self.name}' compares features and names none: give it pairs of parts, such as "
-                "pairs=(('hidden', 'hidden'),)"
-            )
-
-    def features(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
-        """(the student's, the teacher's) of each pair."""
-        mine, theirs = seen.mine or {}, seen.theirs or {}
-        both = zip(keys(self), self.pairs, strict=True)
-        return [(mine[key], theirs[name]) for key, (_, name) in both]
-
-    def averaged(self, seen: Seen, loss: Callable[..., Tensor], **options: Any) -> Tensor:
-        """The mean over the pairs of a loss of `halfstep.losses`, [B]."""
-        each = [
-            loss(student=mine, teacher=theirs, reduction="none", **options)
-            for mine, theirs in self.features(seen)
-        ]
-        return torch.stack(each).mean(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureMatch(Paired):
-    """Squared error of features, the student's projected to the teacher's width (Romero et al. 2015)."""
-
-    projector: Projector = "auto"
-    normalise: bool = True
-    """Over the teacher's energy, so that layers of another scale count alike."""
-    called: ClassVar[str] = "features"
-
-    def __call__(self, seen: Seen) -> Tensor:
-        return self.averaged(seen, losses.feature_match, normalise=self.normalise)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionTransfer(Paired):
-    """Maps of where features are large (Zagoruyko & Komodakis 2017), of parts with equal sides.
-
-    The numbers of channels may differ.
-    """
-
-    form: Literal["paper", "code"] = "code"
-    called: ClassVar[str] = "attention"
-
-    def __call__(self, seen: Seen) -> Tensor:
-        return self.averaged(seen, losses.attention_transfer, form=self.form)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relational(Paired):
-    """Distances between rows, or angles of three (Park et al. 2019), of features or, without pairs, logits.
-
-    Of the rows at hand: of a micro-batch, of one process.
-    """
-
-    pairs: Pairs = ()
-    of: Literal["distance", "angle"] = "distance"
-    called: ClassVar[str] = "relational"
-
-    def __call__(self, seen: Seen) -> Tensor:
-        loss = losses.relational_distance if self.of == "distance" else losses.relational_angle
-        return self.averaged(seen, loss)
-
-    def features(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
-        """(the student's, the teacher's) of each pair; the logits without any."""
-        return super().features(seen) if self.pairs else [(seen.student, _answers(seen))]
-
-
-def keys(term: Paired) -> list[str]:
-    """One for each pair of a term's features."""
-    return [f"{term.name}-{k}" for k in range(len(term.pairs))]
-
-
-def pairs_of(terms: Iterable[Term]) -> list[tuple[Paired, str, str, str]]:
-    """(term, key, part of the student, part of the teacher) of all terms on features."""
-    return [
-        (term, key, *pair)
-        for term in terms
-        if isinstance(term, Paired)
-        for key, pair in zip(keys(term), term.pairs, strict=True)
-    ]
-
-
 def distinct(terms: tuple[Term, ...]) -> tuple[Term, ...]:
     """The same, those of one name numbered: soft, soft2."""
-    found, count = list[Term](), dict[str, int]()
+    found, taken = list[Term](), {term.name for term in terms}
+    used = set[str]()
     for term in terms:
-        count[term.name] = count.get(term.name, 0) + 1
-        more = count[term.name]
-        found.append(replace(term, name=f"{term.name}{more}") if more > 1 else term)
+        name, count = term.name, 1
+        while name in used or (count > 1 and name in taken):
+            count += 1
+            name = f"{term.name}{count}"
+        used.add(name)
+        found.append(replace(term, name=name))
     return tuple(found)
 
 
-def _answers(seen: Seen) -> Tensor:
+def answers(seen: Seen) -> Tensor:
+    """The teacher's logits."""
     if seen.teacher is None:
         raise ConfigError("this term asks a teacher, and there is none: give one")
     return seen.teacher

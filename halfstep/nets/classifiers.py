@@ -81,6 +81,31 @@ def classifier_recipe(net: nn.Module) -> tuple[str, dict[str, Any], Preprocessin
     return name, dict(config), preprocessing
 
 
+def class_names(net: nn.Module) -> tuple[str, ...]:
+    """The names of its classes, in their order; () where nobody said them."""
+    return tuple(getattr(net, "class_names", ()))
+
+
+def refuse_other_classes(
+    mine: Sequence[str], theirs: Sequence[str], whose: str, others: str
+) -> None:
+    """`ConfigError` where both name their classes, and not the same in the same order.
+
+    Numbers are no names: data without names has them.
+    """
+    if any(list(names) == [str(k) for k in range(len(names))] for names in (mine, theirs)):
+        return
+    if tuple(mine) != tuple(theirs):
+        raise ConfigError(
+            f"{whose} has the classes {_listed(mine)} and {others} {_listed(theirs)}: class 0 of the one "
+            "would be taken for class 0 of the other; give data of the same classes"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
 def fitting_classifier(name: str, shape: Sequence[int], classes: int) -> dict[str, Any]:
     """The part of the named classifier's config that the data decides.
 

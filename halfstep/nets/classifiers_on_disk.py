@@ -13,7 +13,7 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets.classifiers import build_classifier, classifier_recipe
+from halfstep.nets.classifiers import build_classifier, class_names, classifier_recipe
 from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
 from halfstep.nets.preprocessing import Prepared, Preprocessing
 from halfstep.nets.quantised import load_quantised, plain_tensors, quantised_as
@@ -31,6 +31,8 @@ def save_classifier(
     """
     name, config, preprocessing = classifier_recipe(classifier)
     about = {"net": name, "config": config, "preprocessing": preprocessing.to_json()}
+    if names := class_names(classifier):
+        about["classes"] = list(names)
     tensors = plain_tensors(classifier)
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
@@ -53,6 +55,7 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     tensors, about = storage.load(stem)
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
+    classifier.class_names = tuple(about.get("classes", ()))  # type: ignore[assignment]
     return classifier.eval()
 
 
@@ -98,6 +101,10 @@ def initialise(classifier: nn.Module, source: nn.Module | Path | str) -> list[st
     stays as it is.  `CheckpointError` otherwise.
     """
     mine = _inner(classifier)
+    if any(quantised_as(net) for net in (classifier, source) if isinstance(net, nn.Module)):
+        raise ConfigError(
+            "int8 weights cannot be trained: start from the classifier that they were made from"
+        )
     if isinstance(source, nn.Module):
         tensors, said = dict(_inner(source).state_dict()), f"this {type(source).__name__}"
     elif source == "imagenet":

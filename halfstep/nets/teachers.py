@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
@@ -10,7 +11,9 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.nets.watched import parts, watching
+from halfstep.nets.classifiers import class_names, refuse_other_classes
+from halfstep.nets.quantised import plain_tensors
+from halfstep.nets.watched import parts, unchanged, watching
 
 ROWS = 64
 """Rows that a teacher sees at a time, always: a row's logits then do not depend on how many there were."""
@@ -41,6 +44,10 @@ class Teachers(nn.Module):
             raise ConfigError("there is no teacher: give one or more classifiers")
         if len({id(net) for net in nets}) < len(nets):
             raise ConfigError("a teacher is there twice: give each one once")
+        named = [names for names in map(class_names, nets) if names]
+        for names in named[1:]:
+            refuse_other_classes(named[0], names, "a teacher", "another")
+        self.class_names = named[0] if named else ()
         self.nets = nn.ModuleList(nets)
         self.requires_grad_(False).eval()
 
@@ -72,10 +79,11 @@ class Teachers(nn.Module):
         rows = len(x)
         if rows < self.rows:
             x = torch.cat([x, x[-1:].expand(self.rows - rows, *x.shape[1:])])
-        if len(self.nets) == 1:
-            logits, seen = watching(self.nets[0], names, x)
-        else:
-            logits, seen = mean_of([net(x) for net in self.nets]), {}
+        with unchanged(x, "teacher"):
+            if len(self.nets) == 1:
+                logits, seen = watching(self.nets[0], names, x)
+            else:
+                logits, seen = mean_of([net(x) for net in self.nets]), {}
         if logits.ndim != 2 or len(logits) != self.rows:
             raise ConfigError(
                 f"the teacher answered {self.rows} images in the shape {list(logits.shape)}: it must return "
@@ -110,13 +118,16 @@ class Teachers(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the kinds, weights and buffers of all of them, in their order."""
+        """sha256 of how all of them are built, of their weights and buffers, in their order."""
         found = hashlib.sha256()
         for net in self.nets:
-            found.update("".join(type(part).__name__ for part in net.modules()).encode())
-            for name, value in sorted(net.state_dict().items()):
+            made = f"{getattr(net, 'recipe', '')} {net}"
+            found.update(re.sub(r" at 0x\w+", "", made).encode())  # a function's place in memory
+            for name, value in sorted(plain_tensors(net).items()):
                 found.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
-                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                found.update(
+                    value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+                )
         return found.hexdigest()
 
 

@@ -34,6 +34,18 @@ def watching(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, d
 
 
 @contextmanager
+def unchanged(x: Tensor, whose: str) -> Iterator[None]:
+    """`ConfigError` if x is another afterwards: others read the same images."""
+    before = x._version
+    yield
+    if x._version != before:
+        raise ConfigError(
+            f"the {whose} changes the images that it is given, which others read after it: let its first "
+            "layer work on a copy (x = x - 0.5 instead of x.sub_(0.5), inplace=False)"
+        )
+
+
+@contextmanager
 def put_out(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
     """While it lasts, a list of what each of these modules put out last; None for one that did not run.
 

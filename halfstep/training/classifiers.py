@@ -10,11 +10,16 @@ import torch
 from torch import nn
 
 from halfstep.data import Data, Dataset, load as load_data
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, DataError
 from halfstep.methods.classification import Classification
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifier import Classifier
-from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
+from halfstep.nets.classifiers import (
+    build_classifier,
+    classifier_recipe,
+    fitting_classifier,
+    refuse_other_classes,
+)
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.modes import evaluating
 from halfstep.nets.teachers import Teachers
@@ -57,6 +62,7 @@ def train_classifier(
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
     _refuse_unfit(net, seen)
+    net.class_names = seen.names  # type: ignore[assignment]
     name, config, preprocessing = classifier_recipe(net)
     processes = Processes(job.device)
     for note in method.notes() if processes.first else ():
@@ -108,6 +114,8 @@ def distill_classifier(
     for note in method.notes() if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)
+    _refuse_unlabelled(method, data)
+    student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
     if write is save_classifier:
         classifier_recipe(student)  # what could not be saved is refused now
     options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
@@ -137,6 +145,21 @@ def distill_classifier(
             read=lambda stage, folder: read(bare(stage.student), folder),
         )
     ).eval()
+
+
+def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
+    """The names of a student's classes; `ConfigError` where teacher and data name others."""
+    mine = data.names if isinstance(data, Dataset) else ()
+    refuse_other_classes(teacher.class_names, mine, "the teacher", "the data")
+    return teacher.class_names or mine
+
+
+def _refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
+    if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
+        raise DataError(
+            "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "
+            "data, or a term of the teacher's answers"
+        )
 
 
 def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
@@ -172,14 +195,16 @@ def classified(data: Data | str) -> Dataset:
 
 
 def judging(data: Data | str, trained: Dataset) -> Dataset:
-    """Held-out data, refused unless it is of the same classes and is other data."""
+    """Held-out data, refused unless it is other data, and of the same classes if training has any."""
     held = data if not isinstance(data, str) else load_data(data)
     if not isinstance(held, Dataset) or held.shape != trained.shape or not held.classes:
         raise ConfigError(
             f"held-out data must be labelled images of shape {list(trained.shape)}, got "
             f"{list(held.shape)}{'' if held.classes else ' without labels'}: give other data to validate on"
         )
-    if held.classes > trained.classes:
+    if trained.classes:
+        refuse_other_classes(trained.names, held.names, "the training data", "the held-out data")
+    if trained.classes and held.classes > trained.classes:
         raise ConfigError(
             f"the held-out data has {held.classes} classes and the training data {trained.classes}: give "
             "data of the same classes"

@@ -1,6 +1,6 @@
 """A teacher's answers kept on the disk, one a sample and view, so that it is asked once and not every time.
 
-    FOLDER/view-0000.safetensors   its logits for every sample seen so, float32 [samples, classes]
+    FOLDER/view-0000.safetensors   its logits for every sample seen so, [samples, classes] in float32 at least
     FOLDER/view-0000.json          whose they are, of what data, and a checksum
 
 Training with them gives the weights that it gives without, to the bit: a teacher answers in padded blocks
@@ -10,7 +10,7 @@ of one size (`Teachers.settled`), and before they are used some are compared wit
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ Tell = Callable[[int, int], object]
 
 @dataclass(frozen=True, eq=False)
 class KeptAnswers:
-    """Called with a batch, the logits of its samples in its views: float32 [B, classes].
+    """Called with a batch, the logits of its samples in its views: [B, classes] in float32 at least.
 
-    table  float32 [views, samples, classes]
+    table  [views, samples, classes]
     """
 
     table: Tensor
@@ -64,11 +64,11 @@ def kept_answers(
     settle(teacher, data, device)
     about = {
         "teacher": teacher.digest,
-        "data": data.fingerprint(),
+        "data": replace(data, labels=None, names=()).fingerprint(),  # no teacher sees a label
         "views": views,
         "augmentation": repr(data.augmentation or data.flip),
         "samples": len(data),
-        "dtype": "float32",
+        "dtype": str(_wide(teacher(data.batch(torch.arange(1)).x0.to(device))).dtype),
         "rows at a time": teacher.rows,
     }
     tables = list[Tensor]()
@@ -124,12 +124,17 @@ def _asked(
     found = list[Tensor]()
     for rows in torch.arange(len(data)).split(ROWS):
         seen = data.viewed(rows, torch.full_like(rows, view))
-        found.append(teacher(seen.x0.to(device)).float().cpu())
+        found.append(_wide(teacher(seen.x0.to(device))).cpu())
         tell(view * len(data) + int(rows[-1]) + 1, views * len(data))
     logits = torch.cat(found)
     if not logits.isfinite().all():
         raise CheckpointError("the teacher answers with nan or infinity: give one that is trained")
     return logits
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """As losses take them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _read(stem: Path) -> Tensor:
@@ -168,7 +173,7 @@ def _compare(
         rows = torch.randint(len(data), (size,), generator=generator)
         place = torch.Generator(torch.device(device)).manual_seed(key(size))
         batch = data.drawn(rows, Draw.all(place, size)).to(device)
-        now, kept = teacher(batch.x0).float(), answers(batch)
+        now, kept = _wide(teacher(batch.x0)), answers(batch)
         if not torch.equal(now, kept):
             raise ConfigError(
                 f"the teacher answers here by up to {float((now - kept).abs().max()):.1g} other than "

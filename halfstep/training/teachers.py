@@ -11,8 +11,8 @@ from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import Method, Stage
+from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.terms import pairs_of
 from halfstep.nets.modes import evaluating
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw

@@ -1,0 +1,257 @@
+"""Knowledge distillation where it is easily wrong in silence: other classes, changed images, two teachers."""
+
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from halfstep.cli.knowledge import smoothed
+from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.classification import score_classifier
+from halfstep.methods.classification import Classification
+from halfstep.methods.feature_terms import FeatureMatch, Relational
+from halfstep.methods.knowledge import KnowledgeDistillation
+from halfstep.methods.recipes import patient_teacher, recipe
+from halfstep.methods.terms import distinct, HardLabels, JensenShannon, LogitMatch, SoftTargets
+from halfstep.methods.weights import Linear
+from halfstep.nets.classifiers import build_classifier, class_names
+from halfstep.nets.classifiers_on_disk import initialise, load_classifier, save_classifier
+from halfstep.nets.preprocessing import Preprocessing
+from halfstep.nets.quantised import quantise
+from halfstep.nets.teachers import Teachers
+from halfstep.training.classifiers import judging, train_classifier
+from halfstep.training.jobs import Job
+from halfstep.training.kept_answers import kept_answers
+from tests.runs import refused
+from tests.test_classifier_teachers import Net
+from tests.test_distill_classifier import pictures, run, same, teachers, TRAINING
+
+
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(0.25))
+
+
+def built(cls=Net, width=4):
+    return build_classifier(f"{cls.__module__}:{cls.__name__}", {"width": width})
+
+
+# --- images -------------------------------------------------------------------------------------------
+
+
+def test_whoever_changes_the_images_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="the teacher changes the images"):
+        Teachers(InPlace(9))(torch.zeros(3, 3, 5, 4))
+    with pytest.raises(ConfigError, match="the teacher changes the images"):
+        run(tmp_path / "a", teacher=[InPlace(9), Net(9)])
+    with pytest.raises(ConfigError, match="the student changes the images"):
+        run(tmp_path / "b", teacher=None, student=built(InPlace))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_answers_are_of_images_and_not_of_labels(tmp_path):
+    """The same pictures with fewer labels, or none, take what was kept; others do not."""
+    teacher, data = Teachers(*teachers()), pictures()
+    kept = kept_answers(tmp_path, teacher, data)
+    asked = list[int]()
+    fewer = replace(data, labels=data.labels.clone().fill_(-1))
+    for other in (fewer, pictures(labels=False)):
+        again = kept_answers(tmp_path, teacher, other, tell=lambda done, all: asked.append(done))
+        assert torch.equal(again.table, kept.table)
+    assert asked == [len(data)] * 2  # read, never asked
+    with pytest.raises(ConfigError, match="another data"):
+        kept_answers(tmp_path, teacher, data.only(torch.arange(74)))
+
+
+def test_a_teacher_of_double_precision_is_kept_in_it(tmp_path):
+    class Double(Net):
+        def forward(self, x):
+            return super().forward(x).double() + 1e-9
+
+    asked = run(tmp_path / "a", teacher=Double(9))
+    kept = run(tmp_path / "b", teacher=Double(9), answers=tmp_path / "kept")
+    assert same(asked, kept)
+    assert (
+        kept_answers(tmp_path / "kept", Teachers(Double(9)), pictures()).table.dtype == torch.double
+    )
+
+
+# --- whose classes ------------------------------------------------------------------------------------
+
+
+def test_other_classes_are_refused_by_name(tmp_path):
+    data = pictures()
+    other = replace(data, names=("a", "b", "c", "x"), values=data.values.flip(0))
+    with pytest.raises(ConfigError, match="a, b, c, d and the held-out data a, b, c, x"):
+        judging(other, data)
+    judging(replace(other, names=data.names), data)
+    judging(replace(other, names=()), data)  # numbers say nothing
+    teacher = built()
+    teacher.class_names = ("a", "b", "c", "x")
+    with pytest.raises(
+        ConfigError, match="the teacher has the classes a, b, c, x and the data a, b"
+    ):
+        run(tmp_path / "r", teacher=teacher)
+    with pytest.raises(ConfigError, match="a teacher has the classes"):
+        mine = built()
+        mine.class_names = data.names
+        Teachers(teacher, mine)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_classifier_keeps_the_names_of_its_classes(tmp_path):
+    method, job = Classification(updates=2), Job(device="cpu")
+    known = pictures().only(torch.arange(75)[torch.arange(75) % 3 > 0])
+    train_classifier(built(), known, tmp_path / "t", method=method, training=TRAINING, job=job)
+    net = f"{Net.__module__}:{Net.__name__}"
+    teacher = load_classifier(tmp_path / "t", net=net)
+    assert class_names(teacher) == tuple("abcd")
+    nameless = pictures(labels=False)
+    student = run(tmp_path / "s", *patient_teacher(), teacher=teacher, data=nameless)
+    assert class_names(student) == tuple("abcd")
+    assert class_names(load_classifier(tmp_path / "s", net=net)) == tuple("abcd")
+
+
+def test_a_student_of_images_without_labels_can_be_validated(cli, tmp_path):
+    for place, seed in (("flat", 0), ("apart/ant", 1), ("apart/bee", 2), ("other/cat", 3)):
+        for k in range(4):
+            path = tmp_path / place / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = tuple(
+                torch.randint(0, 256, (3,), generator=torch.Generator().manual_seed(seed + k))
+            )
+            Image.new("RGB", (8, 8), tuple(map(int, colour))).save(path)
+    teacher = build_classifier("features", {"channels": 3, "classes": 2, "size": 8})
+    teacher.class_names = ("ant", "bee")
+    save_classifier(teacher, tmp_path / "t")
+    quick = ["--updates", 2, "--batch", 4, "--device", "cpu", "--net", "toy-student"]
+    words = ["--teacher", "t", "--data", "flat", "--recipe", "patient-teacher", *quick]
+    distilled = partial(cli, "distill", "knowledge", *words)
+    status, out, err = distilled("--validate", "apart", "--out", "r")
+    assert status == 0, err
+    assert "all 8 images" in out
+    said = distilled("--validate", "other", "--out", "x")
+    assert refused(said, "the teacher has the classes ant, bee and the data cat")
+    assert class_names(load_classifier(tmp_path / "r")) == ("ant", "bee")
+
+
+def test_scores_of_what_cannot_be_scored():
+    net = Net(4)
+    data = pictures()
+    with pytest.raises(DataError, match="labels up to 3 and the classifier knows 3"):
+        score_classifier(nn.Sequential(Net(4), nn.Linear(4, 3)), data)
+    for parameter in net.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(DataError, match="nan"):
+        score_classifier(net, data)
+
+
+# --- whose teacher ------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_also_what_is_done_to_its_images():
+    nets = [
+        build_classifier("tests.test_classifier_teachers:Net", {"width": 4}, preprocessing=before)
+        for before in (
+            Preprocessing(),
+            Preprocessing(mean=(0.1,) * 3, std=(1.0,) * 3),
+            Preprocessing(mean=(0.1,) * 3, std=(2.0,) * 3),
+        )
+    ]
+    assert len({Teachers(net).digest for net in nets}) == 3
+    relu, gelu = (nn.Sequential(Net(4), nn.Dropout(p)) for p in (0.1, 0.2))
+    assert Teachers(relu).digest != Teachers(gelu).digest
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
+    whole = build_classifier("features", {"channels": 1, "classes": 4, "size": 8})
+    small = quantise(build_classifier("features", {"channels": 1, "classes": 4, "size": 8}))
+    assert Teachers(small).digest != Teachers(whole).digest
+    with pytest.raises(ConfigError, match="int8 weights cannot be trained"):
+        initialise(whole, small)
+
+
+def test_places_without_parents_are_no_runs():
+    assert list(smoothed([Path("/teacher")])) == []
+
+
+# --- what is asked ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: SoftTargets(form="KL"), "perhaps you meant|choose from cross-entropy, kl"),
+        (lambda: LogitMatch(form="MEAN"), "choose from half-sum, mean"),
+        (lambda: Relational(of="distances"), "perhaps you meant 'distance'"),
+        (lambda: HardLabels(smoothing=1.5), "smoothing is a share"),
+        (lambda: JensenShannon(teacher_share=2.0), "teacher_share lies between"),
+        (lambda: FeatureMatch(pairs=("hidden", "hidden")), "each is a part of the student and one"),
+        (
+            lambda: FeatureMatch(pairs=(("a", "b"),), projector="sometimes"),
+            "choose from always, auto",
+        ),
+        (lambda: recipe("report", {"hard_weight": "0.1..0"}), "write one that does not change"),
+        (lambda: recipe("report", {"soft_weight": Linear(1, 0)}), "write one that does not change"),
+        (lambda: recipe("keras", {"alpha": None}), "alpha is a number, got None"),
+        (lambda: recipe("tang", {"hard_share": [1]}), "hard_share is a number"),
+        (lambda: KnowledgeDistillation(updates=-3), "updates cannot be negative"),
+        (lambda: Classification(updates=-2), "updates cannot be negative"),
+    ],
+)
+def test_what_was_mistyped_is_refused(made, said):
+    with pytest.raises(ConfigError, match=said):
+        made()
+
+
+def test_terms_of_one_name_are_told_apart():
+    terms = (SoftTargets(), SoftTargets(temperature=2.0), SoftTargets(name="soft2"), SoftTargets())
+    assert [term.name for term in distinct(terms)] == ["soft", "soft3", "soft2", "soft4"]
+
+
+def test_nothing_to_learn_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nothing to learn"):
+        run(tmp_path / "r", HardLabels(), data=pictures(labels=False))
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--unlabelled"], "--labels-per-class"),
+        (["--teacher", "t", "t"], "names a folder twice"),
+    ],
+)
+def test_options_that_would_do_nothing(words, said, cli, tmp_path):
+    save_classifier(build_classifier("features", {"channels": 1}), tmp_path / "t")
+    first = [] if "--teacher" in words else ["--teacher", "t"]
+    rest = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--out", "r"]
+    assert refused(cli("distill", "knowledge", *first, *words, *rest), said)
+    assert not (tmp_path / "r").exists()
+
+
+def test_how_many_labels_an_accuracy_is_of(cli, tmp_path):
+    save_classifier(build_classifier("features", {"channels": 1}), tmp_path / "t")
+    words = [
+        "--teacher",
+        "t",
+        "--data",
+        "digits",
+        "--net",
+        "toy-student",
+        "--updates",
+        1,
+        "--batch",
+        8,
+    ]
+    status, out, err = cli(
+        "distill", "knowledge", *words, "--labels-per-class", 5, "--unlabelled", "--out", "r"
+    )
+    assert status == 0, err
+    assert "all 1,797 images (50 of them with a label)" in out
