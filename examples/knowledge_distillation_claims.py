@@ -208,8 +208,8 @@ def drawn(rows, names, path):
             ]
             if not values:
                 continue
-            kind = experiment.split(",")[0]
-            colour = {"teacher": TEACHER, "scratch": DDIM}.get(kind, STUDENT)
+            kind = {"teacher", "scratch"}.intersection(experiment.split(", "))
+            colour = {"teacher": TEACHER, "scratch": DDIM}.get("".join(kind), STUDENT)
             axis.plot(values, [k] * len(values), "o", color=colour, alpha=0.6, ms=5, mew=0)
             axis.plot(fmean(values), k, "|", color=colour, ms=14, mew=2)
         axis.set_yticks(range(len(order)), order)
