@@ -76,7 +76,7 @@ def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
     assert again["guided"] == found["guided"]
     assert sorted((folder / "cache").glob("samples-*")) == kept
     status, _, err = cli("evaluate", "s", *brief, "--guidance", 1)
-    assert status == 2 and "from 2 to 5, asked for 1: write guidance=2" in err
+    assert status == 2 and "from 2 to 5, asked for 1: write 2" in err
     status, _, err = cli("evaluate", "t", *brief, "--guidance", 1, 2)
     assert status == 2 and "judged at one, asked for 2" in err
     status, _, err = cli("evaluate", "plain", *brief, "--guidance", 2)

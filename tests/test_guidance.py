@@ -249,7 +249,7 @@ class Own(Adapter):
 
     def forward(self, x, t, cond=None):
         out = self.model(x) + t[:, None]
-        return out if self.scales is None else out + self.scales(self.scale(cond))
+        return out if self.scales is None else out + self.scales(self.scale(cond, x))
 
 
 def own(wide, guidance=0):

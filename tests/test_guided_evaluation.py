@@ -267,7 +267,7 @@ def test_the_scales_of_the_table_lie_in_the_range():
     assert table_scales((1.0, 5.0)) == (1.0, 1.3, 2.0, 3.0)
     assert table_scales((1.5, 2.5)) == (2.0,) and table_scales((4.0, 6.0)) == (4.0, 6.0)
     assert table_scales((1.0, 5.0), (4.0, 2.0, 4.0)) == (2.0, 4.0)
-    with pytest.raises(ConfigError, match="from 1 to 5, asked for 6: write guidance=5"):
+    with pytest.raises(ConfigError, match="from 1 to 5, asked for 6: write 5"):
         table_scales((1.0, 5.0), (2.0, 6.0))
 
 

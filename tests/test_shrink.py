@@ -16,6 +16,7 @@ from halfstep.methods.base import errors
 from halfstep.methods.guided import AnyScale
 from halfstep.methods.imitation import feature_error, Matched, mixed_target
 from halfstep.nets import build, recipe
+from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction, V
@@ -214,15 +215,20 @@ def test_guided_teachers_and_those_that_take_a_scale():
     assert torch.isfinite(stage.objective(stage.student, batch(), draw())).all()
 
 
-def test_a_narrower_student_begins_untrained_and_leaves_features_out():
+def test_a_narrower_student_begins_untrained():
     stage = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
-    assert stage.objective.matched is None and recipe(stage.student.net)[1]["embed_dim"] == 4
+    assert stage.objective.matched.projectors
+    assert recipe(bare(stage.student).net)[1]["embed_dim"] == 4
     again = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
     assert all(map(torch.equal, stage.student.parameters(), again.student.parameters()))
     both = next(Shrink(depth=2, student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
-    assert recipe(both.student.net)[1]["depth"] == 2
+    assert recipe(bare(both.student).net)[1]["depth"] == 2
     thin = next(Shrink(student={"mlp_ratio": "1"}).stages(teacher().denoiser, NULL))
-    assert thin.objective.matched is not None  # of the same width
+    assert thin.objective.matched is not None and not thin.objective.matched.projectors
+    other = next(
+        Shrink(student={"patch_size": "4", "embed_dim": "4"}).stages(teacher().denoiser, NULL)
+    )
+    assert other.objective.matched is None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,7 @@ def test_a_unet_of_fewer_layers():
     terms = stage.objective.measure(stage.student, Batch(x), draw(3))["terms"]
     assert 0 < terms["features"] < 10
     narrow = next(Shrink(student={"block_out_channels": "[8, 8]"}).stages(denoiser))
-    assert narrow.objective.matched is None
+    assert narrow.objective.matched.projectors
 
 
 def test_tables_are_asked_at_their_levels():

@@ -94,7 +94,12 @@ def encode(argv: Sequence[str]) -> int:
         say(console, "all", f"{shown}: images above, their noise below")
     place = "TEACHER" if pipeline.times or options.pipeline is None else str(options.pipeline)
     out = shlex.quote(str(options.out))
-    say(console, "look", f"halfstep sample {place} --noise {out} --out back.png")
+    scale = "" if options.guidance == 1 else f" --guidance {options.guidance:g}"
+    say(
+        console,
+        "look",
+        f"halfstep sample {place} --noise {out}{scale} --steps {steps} --out back.png",
+    )
     return 0
 
 

@@ -17,6 +17,7 @@ from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
 from halfstep.cli.tables import print_guided
 from halfstep.data import Data, load
+from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation, Subject
 from halfstep.evaluation.guided import guided_steps, SCALES
 from halfstep.methods import GuidedDistillation
@@ -44,7 +45,12 @@ def guided_demo(
 ) -> int:
     """Sample students and guided teacher at every scale, compare them, write the pages and the numbers."""
     data, teacher = load("digits"), shipped_teacher()
-    preset = _preset(out, seed, quick)
+    if seed and not from_scratch:
+        raise ConfigError(
+            "--seed is of training, and these students come with halfstep: add --from-scratch, or leave "
+            "it out"
+        )
+    preset = _preset(out, seed, quick and from_scratch)
     say(console, "teacher", f"{describe(teacher)}; guided, so two calls a step")
     say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
     say(console, "plan", plan(preset.method))

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from halfstep.cli.encoded import Encoded
 from halfstep.cli.options import Source
-from halfstep.cli.progress import loading
+from halfstep.cli.progress import loading, say
 from halfstep.data import Data, Dataset, Latents
 from halfstep.data.folder import read
 from halfstep.errors import ConfigError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.given import Given
 from halfstep.timegrids import Times
+
+EDGES = (48, 207)
+"""Between these a pixel is neither black nor white."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ def images_for(console: Console, spec: str, pipeline: Pipeline, *, labelled: boo
     labelled  their labels are wanted: refused where they are none of the model's
     """
     place, shape = Path(spec).expanduser(), drawn_shape(pipeline)
-    if place.is_file() and place.suffix.lower() not in (".npy", ".npz"):
+    if is_picture(place):
         data: Data = Dataset(picture(place, shape[-1], shape[0])[None])
     else:
         sized = len(shape) == 3 and (place.is_dir() or spec.startswith("fashion-mnist"))
@@ -67,14 +70,42 @@ def drawn_shape(pipeline: Pipeline) -> tuple[int, ...]:
     return pipeline.shape if pipeline.codec is None else tuple(pipeline.sample(0).shape[1:])
 
 
-def mask_for(path: Path, pipeline: Pipeline) -> Tensor:
-    """bool [1, 1, H, W]: where the picture is white, cropped and resized as images are."""
+def mask_for(path: Path, pipeline: Pipeline, images: str) -> Tensor:
+    """bool [1, 1, H, W]: where the picture is white, cropped and resized as the images are."""
     shape = drawn_shape(pipeline)
     if len(shape) != 3:
         raise ConfigError(
             f"samples of shape {list(shape)} have no pixels to know: leave --known out"
         )
-    return picture(path, shape[-1], 1, mask=True)[None] > 127
+    found = picture(path, shape[-1], 1, mask=True)[None] > 127
+    _refuse_mask(path, Path(images).expanduser())
+    return found
+
+
+def _refuse_mask(path: Path, images: Path) -> None:
+    """A mask that is not black and white, or would be cropped elsewhere than its picture."""
+    with Image.open(path) as opened:
+        gray, (width, height) = np.asarray(opened.convert("L")), opened.size
+    if ((gray > EDGES[0]) & (gray < EDGES[1])).mean() > 0.25:  # some at edges is smoothing
+        raise DataError(
+            f"{path} is gray, and a mask is black and white: save it white where pixels are kept, black "
+            "elsewhere"
+        )
+    one, wanted = is_picture(images), (1, 1)
+    if one:
+        with Image.open(images) as opened:
+            wanted = opened.size
+    if abs(width * wanted[1] - height * wanted[0]) > max(width * wanted[1], 1) / 50:
+        raise DataError(
+            f"{path} is {width} x {height} and "
+            + (f"its picture {wanted[0]} x {wanted[1]}" if one else "images are cropped to squares")
+            + ": give a mask of the same proportions, so that both are cropped alike"
+        )
+
+
+def is_picture(place: Path) -> bool:
+    """Whether this is one picture's file."""
+    return place.is_file() and place.suffix.lower() not in (".npy", ".npz")
 
 
 def picture(path: Path, size: int, channels: int, *, mask: bool = False) -> Tensor:
@@ -134,12 +165,14 @@ class MadeOf:
     """A picture that is white where the images' pixels are kept, to the bit."""
 
     def begin(
-        self, console: Console, pipeline: Pipeline, *, n: int | None, first: int, classed: bool
-    ) -> "Begin":
+        self, console: Console, pipeline: Pipeline, *, n: int | None, first: int, classed: bool,
+        guidance: float,
+    ) -> "Begin":  # fmt: skip
         """What the options say, read.
 
-        n        how many samples were asked for, or None
-        classed  classes were asked for, so that those of the data do not count
+        n         how many samples were asked for, or None
+        classed   classes were asked for, so that those of the data do not count
+        guidance  the scale that they are drawn at
         """
         if self.noise is not None:
             if self.images or self.strength is not None or self.known or first:
@@ -147,7 +180,16 @@ class MadeOf:
                     "--noise is what samples begin with: leave --images, --strength, --known and --first "
                     "out"
                 )
-            return _of_noise(Encoded.load(self.noise), str(self.noise), pipeline, n, classed)
+            found = Encoded.load(self.noise)
+            scale = found.about.get("guidance", 1.0)
+            if scale != guidance:
+                say(
+                    console,
+                    "note",
+                    f"'{self.noise}' was encoded at guidance {scale:g} and is decoded at {guidance:g}: "
+                    f"--guidance {scale:g} gives the images back",
+                )
+            return _of_noise(found, str(self.noise), pipeline, n, classed)
         if self.images is None:
             if self.strength is not None or self.known:
                 raise ConfigError("--strength and --known are about images: give them as --images")
@@ -158,7 +200,7 @@ class MadeOf:
                 "all), or --known and a mask of what is kept"
             )
         strength = 1.0 if self.strength is None else self.strength
-        mask = None if self.known is None else mask_for(self.known, pipeline)
+        mask = None if self.known is None else mask_for(self.known, pipeline, self.images)
         seen = images_for(console, self.images, pipeline, labelled=not classed)
         n = 16 if n is None else n
         images, labels = seen.rows(range(first, first + n))

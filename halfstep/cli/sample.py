@@ -109,7 +109,7 @@ def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor
         raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
     of = options.made_of.begin(
         console, pipeline, n=options.per_class * kinds or options.n, first=options.first,
-        classed=bool(classes or options.per_class),
+        classed=bool(classes or options.per_class), guidance=options.guidance,
     )  # fmt: skip
     n, steps = of.n, len(of.grid(times, student=bool(pipeline.times))) - 1
     chosen = [

@@ -115,7 +115,8 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     device = next(pipeline.denoiser.parameters()).device
     label = torch.zeros(batch, dtype=torch.int64, device=device)
     x = torch.zeros(batch, *pipeline.shape, device=device)
-    t = torch.full((batch,), pipeline.grid()[0], device=device)
+    first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
+    t = torch.full((batch,), first, device=device)
     pipeline.denoiser.eval()
     context = None
     if pipeline.empty is not None:

@@ -22,6 +22,7 @@ from halfstep.evaluation.fidelity import root_mean, square_errors
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.kept_samples import chunks, identity, Samples
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.walks import draws_noise
 
 SCALES = (1.0, 1.3, 2.0, 3.0)
 """Guidance scales of the table, as far as they lie in the student's range."""
@@ -125,7 +126,7 @@ def _rows(
             "calls": calls_of(*way, scale),
             "distance": raw_frechet_interval(reference, seen, strata=strata).to_json(),
             "times_floor": ratio.to_json() if ratio else None,
-            "rmse": root_mean(squares[k]).to_json() if k else None,
+            "rmse": root_mean(squares[k]).to_json() if k and not draws_noise(way[1]) else None,
             "to_data": frechet_distance(judge.real_features, seen),
             "inception_score": inception_score(judge.features.probabilities(seen))
             if known
@@ -213,7 +214,7 @@ def table_scales(guidance: tuple[float, float], asked: Sequence[float] = ()) -> 
     if outside := [scale for scale in asked if not low <= scale <= high]:
         raise ConfigError(
             f"these students take guidance scales from {low:g} to {high:g}, asked for {outside[0]:g}: write "
-            f"guidance={min(max(outside[0], low), high):g}"
+            f"{min(max(outside[0], low), high):g}"
         )
     inside = tuple(scale for scale in SCALES if low <= scale <= high)
     return tuple(sorted(set(map(float, asked)))) or inside or (low, high)

@@ -21,6 +21,7 @@ from halfstep.evaluation.fidelity import fidelity, worst_pairs
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.memorisation import memorisation
+from halfstep.pipeline.walks import draws_noise
 
 ROWS_A_FEATURE = 10
 """Samples a feature below which the interval of the true Fréchet distance means nothing."""
@@ -50,7 +51,7 @@ def row(
         "calls": calls_of(*way, judge.guidance),
         "distances": _distances(seen, judge, metrics),
         "ratio": None if full is None else judge.ratio(seen, full).to_json(),
-        "fidelity": None if full is None else _fidelity(full, seen),
+        "fidelity": None if full is None or draws_noise(sampler) else _fidelity(full, seen),
         "split": None,
         "memorisation": None,
         "drift": None,

@@ -5,7 +5,7 @@ the paper, except w = scale - 1.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ class GuidedDistillation:
     teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
 
     def __post_init__(self) -> None:
+        self._refuse_kinds()
         low, high = self.guidance
         if not 0 <= low <= high < float("inf"):
             raise ConfigError(
@@ -76,13 +77,35 @@ class GuidedDistillation:
             raise ConfigError(
                 "updates, halving_updates and levels cannot be negative: write 0 or more"
             )
-        if self.start == self.stop and self.times:
+        for name in ("times", "target_clip"):
+            if self.start == self.stop and getattr(self, name):
+                raise ConfigError(
+                    f"{name} is of the halvings, and from {self.start} to {self.stop} steps there are none: "
+                    "leave it out"
+                )
+        if "guidance" in self.student:
             raise ConfigError(
-                f"times is the grid of the halvings, and from {self.start} to {self.stop} steps there are "
-                "none: leave it out"
+                "guidance is no option of this student, which takes its scale by 'features': leave it out"
             )
         check_features(self.features)
         self._checked_halving()
+
+    def _refuse_kinds(self) -> None:
+        pair = isinstance(self.guidance, Sequence) and len(self.guidance) == 2
+        if not pair or not all(isinstance(scale, int | float) for scale in self.guidance):
+            raise ConfigError(
+                f"guidance is the lowest scale and the highest, got {self.guidance!r}: write for example "
+                "(1, 5)"
+            )
+        if not isinstance(self.halving_updates, Sequence):
+            raise ConfigError(
+                f"halving_updates are numbers, got {self.halving_updates!r}: write for example (10000,)"
+            )
+        for value in (self.updates, *self.halving_updates):
+            if not isinstance(value, int):
+                raise ConfigError(
+                    f"updates are whole numbers, got {value!r}: write for example 10000"
+                )
 
     def _checked_halving(self) -> None:
         start = self.start if self.start != self.stop else 2 * self.start

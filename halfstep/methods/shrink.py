@@ -60,8 +60,8 @@ class Shrink:
     the data's."""
     features: float | None = None
     """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
-    default, and 0 for a student of another width, whose features a projector of their own must bring to
-    the teacher's."""
+    default, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
+    map that is trained with it."""
     mask: float = 0.0
     """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
     drop_labels: float | None = None
@@ -204,9 +204,7 @@ class Shrink:
                 "features are compared block by block, and this student's have other places, or its blocks "
                 "another number, than its teacher's: write features=0"
             )
-        narrower = any(ours != old for _, ours, _, old in pairs)
-        default = 0.1 * (bool(pairs) and not narrower)
-        weight = self.features if self.features is not None else default
+        weight = self.features if self.features is not None else 0.1 * bool(pairs)
         if not weight:
             if self.mask:
                 raise ConfigError(
@@ -215,6 +213,7 @@ class Shrink:
                 )
             return None
         ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)
+        narrower = any(width != wanted for _, width, _, wanted in pairs)
         projectors = _projectors(pairs, theirs) if narrower else ()
         return Matched(ours, old, extras_of(theirs), weight, self.mask, projectors)
 

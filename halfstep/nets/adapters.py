@@ -20,6 +20,7 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.nets.guidance import (
     adding,
     check_features,
+    check_scales,
     guidance_features,
     GuidanceEmbedding,
     NO_SCALE,
@@ -41,12 +42,13 @@ class Adapter(nn.Module):
         super().__init__()
         self.model, self.num_classes = model, num_classes
 
-    def scale(self, cond: Cond | None) -> Tensor | None:
+    def scale(self, cond: Cond | None, x: Tensor) -> Tensor | None:
         """The guidance scales for the network, refused unless there are some exactly if it takes some."""
         self._refuse_unread(cond)
         scale = None if cond is None else cond.guidance
         if scale is None and "guidance" in self.reads:
             raise ConfigError(NO_SCALE)
+        check_scales(scale, x)
         return scale
 
     def label(self, cond: Cond | None) -> Tensor | None:
@@ -83,7 +85,7 @@ class UViTNet(Adapter):
         label, context = self.label(cond), None if cond is None else cond.context
         if "context" in self.reads and context is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, context, self.scale(cond))
+        out: Tensor = self.model(x, t, label, context, self.scale(cond, x))
         return out
 
 
@@ -101,9 +103,9 @@ class TimeAdapter(Adapter):
         self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
         self.reads = ("label", "guidance") if guidance else ("label",)
 
-    def added(self, cond: Cond | None) -> Tensor | None:
+    def added(self, cond: Cond | None, x: Tensor) -> Tensor | None:
         """What the guidance scale adds to the time embedding; None if it is not read."""
-        scale = self.scale(cond)
+        scale = self.scale(cond, x)
         return None if self.guidance is None else self.guidance(scale)
 
 
@@ -112,7 +114,7 @@ class UNetNet(TimeAdapter):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
-        with adding(self.added(cond), [self.model.time_embedding]):  # type: ignore[list-item]
+        with adding(self.added(cond, x), [self.model.time_embedding]):  # type: ignore[list-item]
             out: Tensor = self.model(x, t, label, return_dict=False)[0]
         return out
 
@@ -138,7 +140,7 @@ class DiTNet(TimeAdapter):
         label = self.label(cond)
         if label is None:
             label = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        added, model = self.added(cond), cast(Any, self.model)
+        added, model = self.added(cond, x), cast(Any, self.model)
         if added is not None and model.gradient_checkpointing:  # what is recomputed would lack it
             raise ConfigError(
                 "diffusers' DiT has no input for the guidance scale that gradient checkpointing would "
@@ -167,7 +169,7 @@ class UNetConditionNet(Adapter):
         label = self.label(cond)
         if cond is None or cond.context is None:
             raise ConfigError(NO_TEXT)
-        scale = self.scale(cond)
+        scale = self.scale(cond, x)
         features = (
             None if scale is None else guidance_features(scale - 1, self.guidance).to(x.dtype)
         )

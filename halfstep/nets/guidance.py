@@ -49,6 +49,14 @@ class GuidanceEmbedding(nn.Module):
         return out
 
 
+def check_scales(scale: Tensor | None, x: Tensor) -> None:
+    """Refuse scales that are not one a sample of x."""
+    if scale is not None and scale.shape != x.shape[:1]:
+        raise ConfigError(
+            f"guidance must have one scale per sample: expected shape [{len(x)}], got {list(scale.shape)}"
+        )
+
+
 def check_features(features: int) -> None:
     """Refuse a number of features that there cannot be."""
     if features < 4 or features % 2:

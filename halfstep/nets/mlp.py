@@ -89,5 +89,5 @@ class MLPNet(Adapter):
         self.reads = ("label",) if model.guidance is None else ("label", "guidance")
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond))
+        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond, x))
         return out

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halfstep.errors import ConfigError
 from halfstep.nets.attention import Attention, Block
-from halfstep.nets.guidance import GuidanceEmbedding
+from halfstep.nets.guidance import check_scales, GuidanceEmbedding
 from halfstep.nets.sinusoid import sinusoid
 from halfstep.nets.uvit_limits import refuse_conditions, refuse_sides
 
@@ -148,6 +148,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ConfigError(
                 "this U-ViT takes no guidance scale and got some: leave it out, or build it with guidance"
             )
+        check_scales(guidance, x)
         # The weights' own dtype, and not the patches': under autocast the time keeps float32.
         sines = sinusoid(_times(timesteps, x), self.width).to(self.pos_embed.dtype)
         time = self.time_embed(sines)

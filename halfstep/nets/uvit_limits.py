@@ -7,6 +7,10 @@ def refuse_sides(
     height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int
 ) -> None:
     """Refuse patches, depths and heads that do not come out even."""
+    sizes = {"patch_size": patch, "embed_dim": embed_dim, "depth": depth, "num_heads": heads}
+    for name, value in {"img_size": height, **sizes}.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{name} is a whole number, got {value!r}: write for example 4")
     if patch < 1 or height % patch or width % patch:
         raise ConfigError(
             f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "

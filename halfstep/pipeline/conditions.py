@@ -51,7 +51,7 @@ def _labels(
     if labels is None:
         return torch.arange(first, first + n) % classes
     chosen, rows = list(labels), classes + (null is not None)
-    if len(chosen) != n or not all(0 <= label < rows for label in chosen):
+    if len(chosen) != n or not all(label in range(rows) for label in chosen):
         shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
         raise ConfigError(
             f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(chosen)}: ({shown})"

@@ -134,6 +134,8 @@ def check_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Te
             f"{n} samples need {n} images of the size that this model makes, {list(shape)}: got shape "
             f"{list(images.shape)}"
         )
+    if not images.isfinite().all():
+        raise ConfigError("some images have pixels that are nan or infinite: give others")
 
 
 def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
@@ -142,6 +144,8 @@ def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
         raise ConfigError(
             f"{n} samples need noise of shape {[n, *shape]}, got {list(noise.shape)}: `encode` returns it"
         )
+    if noise is not None and not noise.isfinite().all():
+        raise ConfigError("some of the noise is nan or infinite: give other noise")
 
 
 def _fits(known: Tensor, images: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -222,6 +223,8 @@ class Pipeline:
         return self.null if self.empty is None else self.empty
 
     def _guided(self, guidance: float) -> Denoises:
+        if not isfinite(guidance):
+            raise ConfigError(f"guidance is a finite scale, got {guidance}: write for example 2")
         if self.guidance is not None:
             low, high = self.guidance
             if not low <= guidance <= high:

@@ -61,6 +61,14 @@ def check_student(sampler: str, made_for: str) -> None:
         )
 
 
+def draws_noise(sampler: str) -> bool:
+    """Whether a walk draws noise on its way, so that two from the same first noise end apart."""
+    drawn = ("Ancestral", "SDE", "DDPM", "LCM", "TCD")  # schedulers of diffusers
+    return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
+        sampler.startswith(PREFIX) and any(word in sampler for word in drawn)
+    )
+
+
 def _at_least_one(steps: int | None) -> None:
     if steps is not None and steps < 1:
         raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")

@@ -33,6 +33,13 @@ def refuse_students(method: Method, teacher: Pipeline) -> None:
             "this teacher takes its guidance scale as an input already: give the one it was made from, or "
             "halve it with 'halfstep distill progressive'"
         )
+    clip = getattr(method, "target_clip", 0.0)
+    if clip and clip != teacher.clip:
+        own = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
+        raise ConfigError(
+            f"target_clip {clip:g} teaches what a sampler makes that clips images to [-{clip:g}, {clip:g}], "
+            f"and this teacher's {own}: write target_clip={teacher.clip or 0:g}"
+        )
     if not teacher.times:
         return
     if isinstance(method, GuidedDistillation | Reparameterise | Shrink):

@@ -190,7 +190,7 @@ MUTANTS = (
         "methods/shrink",
         "shrink",
         ("0.0 if guided else 0.1", "0.1"),
-        ("(bool(pairs) and not narrower)", "bool(pairs)"),
+        ("if narrower else ()", "if not narrower else ()"),
         ("projector(shape(ours), shape(old))", "projector(shape(old), shape(old))"),
     ),
 )
