@@ -24,7 +24,7 @@ from halfstep.nets.classifiers_on_disk import initialise, load_classifier, save_
 from halfstep.nets.preprocessing import Preprocessing
 from halfstep.nets.quantised import quantise
 from halfstep.nets.teachers import Teachers
-from halfstep.training.classifiers import judging, train_classifier
+from halfstep.training.classifiers import classified, judging, train_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers
 from tests.runs import refused
@@ -216,6 +216,9 @@ def test_terms_of_one_name_are_told_apart():
 
 
 def test_nothing_to_learn_is_refused(tmp_path):
+    with pytest.raises(DataError, match="none of these 75 images has a label"):
+        data = pictures()
+        classified(replace(data, labels=data.labels.clone().fill_(-1)))
     with pytest.raises(DataError, match="nothing to learn"):
         run(tmp_path / "r", HardLabels(), data=pictures(labels=False))
     assert not (tmp_path / "r").exists()

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from halfstep.cli.judging import Kept
 from halfstep.cli.progress import say
+from halfstep.cli.tables import print_wide
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import counted, Evaluation
 from halfstep.evaluation.intervals import Interval
@@ -88,7 +89,7 @@ def print_sizes(console: Console, found: dict[str, Any]) -> None:
             "yes" if line.front else "",
             style="bold green" if line.who == "student" else "",
         )
-    console.print(table)
+    print_wide(console, table)
     for row in found["rows"]:
         if over := row.get("student_over_it"):
             say(console, "smaller", f"{Interval(**over)} times the distance of {row['name']}")

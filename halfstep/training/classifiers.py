@@ -190,6 +190,11 @@ def classified(data: Data | str) -> Dataset:
         )
     if not data.unlabelled or data.labels is None:
         return data
+    if data.unlabelled == len(data):
+        raise DataError(
+            f"none of these {len(data):,} images has a label, from which a classifier is trained: give "
+            "labelled data"
+        )
     known = data.only((data.labels >= 0).nonzero()[:, 0])
     return replace(known, augmentation=data.augmentation)
 
