@@ -1,6 +1,7 @@
 """The list of mutants fits the source: `python -m tests.mutants` runs them."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -20,11 +21,17 @@ FOLDERS = (
 )
 
 
+@cache
+def read(file):
+    source = (ROOT / file).read_text()
+    return source, ast.dump(ast.parse(source))
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_mutant_is_there_and_is_another_program(mutant):
-    source = (ROOT / mutant.file).read_text()
+    source, program = read(mutant.file)
     mutated = mutant.applied(source)  # raises unless its text occurs exactly once
-    assert ast.dump(ast.parse(mutated)) != ast.dump(ast.parse(source))
+    assert ast.dump(ast.parse(mutated)) != program
     assert all((ROOT / test).exists() for test in mutant.tests) and mutant.tests
 
 
