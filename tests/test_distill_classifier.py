@@ -103,7 +103,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path, terms):
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("micro", [0, 4])
 def test_kept_answers_change_nothing(tmp_path, flip, count, micro):

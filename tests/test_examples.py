@@ -141,6 +141,7 @@ def test_the_networks_cost_the_same_but_for_what_is_left_out(uvit_ablation):
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.slow
 def test_the_uvit_ablation_reads_fashion_mnist(uvit_ablation, tmp_path):
     pixels = torch.randint(256, (96, 28, 28), generator=torch.Generator().manual_seed(0))
     for name, head, values in (
@@ -174,6 +175,7 @@ def test_networks_are_apart_only_where_no_seeds_overlap(uvit_ablation):
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.slow
 def test_the_guided_ablation_holds_one_student_against_many(tmp_path, capsys):
     ablation = example("guided_ablation")
     options = ablation.Options(out=tmp_path / "runs", quick=True)

@@ -166,8 +166,11 @@ def test_a_network_of_one_size_is_for_batches_of_two():
         ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
                   "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
                   "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}, 63),
-        ("dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
-                 "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}, None),
+        pytest.param(
+            "dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
+                    "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}, None,
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):

@@ -21,6 +21,7 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.jobs import Job
 from tests.runs import refused
+from tests.test_schedulers import STOCHASTIC
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 8, "in_chans": 1}
 
@@ -124,7 +125,7 @@ def test_walks_that_draw_noise_are_no_pairs():
         "ancestral",
         "stochastic",
         "euler-maruyama",
-        "diffusers:EulerAncestralDiscreteScheduler",
+        *(f"diffusers:{one}" for one in STOCHASTIC),
     ):
         assert draws_noise(name)
     for name in ("ddim", "heun", "dpmpp-2m", "dpmpp-3s", "diffusers:UniPCMultistepScheduler"):

@@ -178,7 +178,7 @@ def cli(cli, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("texts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     said = "--texts" if texts else "--labels"
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]

@@ -389,6 +389,7 @@ def started(out):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 def test_killed_and_alone_on_its_folder(tmp_path):
     """kill -9 twice, at other places; a second process is refused meanwhile; the bytes are the same."""
     out, until = tmp_path / "l", time.monotonic() + 120

@@ -51,6 +51,7 @@ def test_text_that_is_not_there_once_is_refused():
             mutant.applied(source)
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_survives_or_is_broken(tmp_path):
     """On a package of one line: the runner tells the outcomes apart and mends what it changed."""
     (tmp_path / "sum.py").write_text("def two():\n    return 1 + 1\n")

@@ -229,7 +229,8 @@ class TestTwoProcesses:
         assert names == ["0008-steps", "0016-steps"]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 5])
 def test_the_command_line(tmp_path, times):
     from halfstep.cli import main
 

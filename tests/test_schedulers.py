@@ -37,6 +37,8 @@ ORDER_2 = [
     "UniPCMultistepScheduler",
 ]
 EVERY = ["DDIMScheduler", "EulerDiscreteScheduler", *ORDER_2, *STOCHASTIC]
+LONG = "KDPM2AncestralDiscreteScheduler"  # diffusers' own interpolation, as its sister's below
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name == LONG else name for name in EVERY]
 UNEVEN = (0.93, 0.8, 0.41, 0.4, 0.1, 0.0)
 
 
@@ -158,7 +160,7 @@ def test_schedulers_converge_to_the_exact_flow(schedule, name):
     assert few / many > (3.6 if name == "DDIMScheduler" else 8)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EACH)
 @every_schedule
 def test_every_scheduler_lands_where_the_data_is_one_point(schedule, name):
     if name == "PNDMScheduler" and at_noise(schedule).alpha == 0:
@@ -193,7 +195,7 @@ def test_the_network_is_asked_at_the_level_where_the_scheduler_is(schedule, name
         torch.testing.assert_close(eps, teacher.eps[0], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EACH)
 def test_one_step_is_the_predicted_x0(name):
     teacher, noise = mixture_teacher(Cosine()), some_noise()
     x = walk(teacher, noise, uniform(1), name)
@@ -212,7 +214,7 @@ def test_noise_of_a_scheduler_makes_the_data(name):
 # --- calls, noise, progress ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_calls_are_those_made(name, steps):
     counted, told = Counted(mixture_teacher(VPLinear())), []
@@ -239,7 +241,7 @@ def pipeline():
     return Pipeline(Denoiser(net, VPLinear(), V()).freeze(), (5,))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EACH)
 def test_an_image_is_the_same_in_any_batch(pipeline, name):
     """Up to the rounding of matrix products, which some enlarge; another noise changes x by about 1."""
     sampler, state = f"diffusers:{name}", torch.random.get_rng_state()

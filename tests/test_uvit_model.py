@@ -243,13 +243,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(case, how):
 @pytest.mark.parametrize(
     "name, backend, checkpointed",
     [
-        ("labels, time MLP, qkv bias, no final convolution", "aot_eager", True),
-        pytest.param("text", "aot_eager", False, marks=pytest.mark.slow),
-        *(
-            pytest.param(name, "inductor", checkpointed, marks=pytest.mark.slow)
-            for name in PROBES
-            for checkpointed in (False, True)
-        ),
+        pytest.param(name, backend, checkpointed, marks=pytest.mark.slow)
+        for name in PROBES
+        for backend in ("aot_eager", "inductor")
+        for checkpointed in (False, True)
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own, in inductor

@@ -63,7 +63,7 @@ def check_student(sampler: str, made_for: str) -> None:
 
 def draws_noise(sampler: str) -> bool:
     """Whether a walk draws noise on its way, so that two from the same first noise end apart."""
-    drawn = ("Ancestral", "SDE", "DDPM", "LCM", "TCD")  # schedulers of diffusers
+    drawn = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # schedulers of diffusers
     return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
         sampler.startswith(PREFIX) and any(word in sampler for word in drawn)
     )
