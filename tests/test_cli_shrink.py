@@ -98,6 +98,8 @@ def test_evaluating_a_plan_shows_sizes_and_steps(plan, place, halfstep):
     assert cost["shrunk, 4 steps"] == cost["student, 4 steps"] < cost["teacher, 8 steps"] / 2
     page = (plan / "report.html").read_text()
     assert 'id="sizes"' in page and 'id="figure-sizes"' in page and 'id="figure-seconds"' in page
+    assert "of which a smaller network's cost less" in page and "what costs time" not in page
+    assert "multiply-adds" in out and "…" not in out
     assert "shrunk, 8 steps" in page and "multiply-adds" in out
 
 
