@@ -27,8 +27,8 @@ def teachers_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> 
             return None
         key = f"{key[: found.start(1)]}{up}{key[found.end(1) :]}"
     if found := BLOCK.search(key):
-        layer, last = int(found[4]), short if found[1] == "up_blocks" else None
-        layer = long if layer == last else layer
+        layer = int(found[4])
+        layer = long if layer == short else layer  # the last on the way up, which has one more
         key = f"{key[: found.start(4)]}{layer}{key[found.end(4) :]}"
     return key
 

@@ -130,7 +130,7 @@ MUTANTS = (
     *of(
         "nets/carried",
         "pruning",
-        ("layer = long if layer == last", "layer = long if layer == short"),
+        ("long if layer == short else layer", "layer"),
         ("up = int(found[1]) + many - few", "up = int(found[1])"),
     ),
     *of(
