@@ -152,4 +152,21 @@ MUTANTS = (
         ("found.clipped(x, here, self.clip)", "found.clipped(x, there, self.clip)"),
         ("return there.mix(", "return here.mix("),
     ),
+    *of(
+        "training/kept_answers",
+        "knowledge_edges",
+        ("replace(data, labels=None, names=()).fingerprint()", "data.fingerprint()"),
+        ("torch.promote_types(logits.dtype, torch.float32)", "torch.float32"),
+    ),
+    *of(
+        "training/teachers",
+        "guided_edges",
+        ("if clip and clip != teacher.clip:", "if clip and teacher.clip is None:"),
+    ),
+    *of("cli/find", "guided_edges", ("counts.append(1)", "counts.append(2)")),
+    *of(
+        "evaluation/rows",
+        "guided_edges",
+        ("if full is None or draws_noise(sampler) else", "if full is None else"),
+    ),
 )

@@ -118,6 +118,21 @@ MUTANTS = (
             "hooks.callback(module.register_forward_hook(keep).__class__)",
         ),
     ),
+    *of(
+        "nets/watched",
+        "knowledge_edges",
+        ("if x._version != before:", "if x._version < before:"),
+    ),
+    *of(
+        "nets/classifiers",
+        "knowledge_edges",
+        ("if tuple(mine) != tuple(theirs):", "if len(mine) != len(theirs):"),
+    ),
+    *of(
+        "nets/guidance",
+        "guided_edges",
+        ("scale.shape != x.shape[:1]", "scale.shape[:1] != x.shape[:1]"),
+    ),
     *of("nets/modes", "nets", ("part.training = mode", "part.training = True")),
     *of(
         "nets/pruning",
