@@ -128,7 +128,11 @@ def dist(
 def standardised(
     *, temperature: float = 2.0, soft_weight: Weight = 9.0, hard_weight: Weight = 1.0
 ) -> Terms:
-    """T^2 KL of logits less their mean over their deviation, and CE (Sun et al. 2024)."""
+    """T^2 KL of logits less their mean over their deviation, and CE (Sun et al. 2024).
+
+    Where a row's logits are all alike, as those of a last layer of zeros, the first gradients are huge: let
+    the rate warm up.
+    """
     soft = SoftTargets(temperature=temperature, standardised=True, weight=soft_weight)
     return soft, HardLabels(weight=hard_weight)
 
