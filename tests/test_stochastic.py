@@ -566,3 +566,9 @@ def test_trained_students_have_the_variance_of_exact_ones():
 
     assert spread(jumper) == pytest.approx(spread(exact), abs=3e-3)
     assert spread(walker) < spread(exact) - 0.02
+
+
+@pytest.mark.parametrize("asked, clip", [(0.0, None), (0.3, 0.3)])
+def test_targets_are_clipped_where_it_is_told_to(asked, clip):
+    (stage,) = Stochastic(start=4, stop=2, target_clip=asked).stages(wobbly_teacher(Cosine(), V()))
+    assert stage.objective.clip == clip
