@@ -408,7 +408,6 @@ def test_precision_and_recall_stay_in_their_range_and_need_neighbours():
 # As many samples as there are, floor and all.
 
 
-@pytest.mark.slow
 def test_the_raw_interval_covers_what_so_many_samples_score():
     """Around the mean over many draws of 120 fakes; quantiles of the resamples lie a floor too high."""
     real = 0.8 * normal(500, 8, 1)
