@@ -319,6 +319,9 @@ def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tm
     assert pruned["zeroed"] > 0.25
 
 
+CLASSIFIER = [ASSETS / "digits-classifier", "--prune", 0.3, "--data", "digits", "--out", "x"]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -328,6 +331,9 @@ def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tm
         (["RUN", "--prune", 0.3, "--steps", 8], "8 steps"),
         ([ASSETS / "digits-guided" / "0001-steps", "--prune", 0.3], "--teacher"),
         ([ASSETS / "digits-classifier", "--prune", 0.3], "--data"),
+        ([*CLASSIFIER, "--no-judge"], "--no-judge is for students that sample"),
+        ([*CLASSIFIER, "--split-samples", 7], "--split-samples is for students that sample"),
+        ([*CLASSIFIER, "--steps", 4], "--steps is for students that sample"),
         (["nowhere", "--prune", 0.3], "nowhere"),
     ],
 )

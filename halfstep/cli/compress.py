@@ -195,13 +195,16 @@ def _alone(console: Console, options: Compress) -> int:
 def _refuse_for_classifiers(options: Compress) -> None:
     """Options that say how samples are judged."""
     plain = Compress(student=options.student)
-    given = ("steps", "teacher", "features", "device", "judge", "evaluation")
-    for name in given:
-        if getattr(options, name) != getattr(plain, name):
-            raise ConfigError(
-                f"--{name} is for students that sample, and this is a classifier, judged on the CPU by its "
-                "accuracy: leave it out"
-            )
+    own = ("steps", "teacher", "features", "device", "judge")
+    given = [name for name in own if getattr(options, name) != getattr(plain, name)]
+    asked, usual = vars(options.evaluation), vars(plain.evaluation)
+    given += [name for name in asked if asked[name] != usual[name]]
+    if given:
+        option = "no-judge" if given[0] == "judge" else given[0].replace("_", "-")
+        raise ConfigError(
+            f"--{option} is for students that sample, and this is a classifier, judged on the CPU by its "
+            "accuracy: leave it out"
+        )
 
 
 def _refuse_encoder(student: Pipeline) -> None:
