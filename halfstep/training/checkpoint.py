@@ -53,13 +53,26 @@ class State:
         for k, (name, parameter) in enumerate(self.student.named_parameters()):
             if self.average is not None:
                 self.average.values[k].copy_(tensors[f"average.{name}"])
-            # Copies: the loaded tensors lie in the file, which would keep its place on the disk.
-            own = {m: tensors[f"{m}.{name}"].clone() for m in MOMENTS if f"{m}.{name}" in tensors}
+            own = {
+                m: _beside(parameter, tensors[f"{m}.{name}"])
+                for m in MOMENTS
+                if f"{m}.{name}" in tensors
+            }
             if own:
                 known[parameter] = own
         self.optimiser.load(known)
         if self.scaler is not None and about.get("scaler"):
             self.scaler.load_state_dict(about["scaler"])
+
+
+def _beside(parameter: nn.Parameter, moment: Tensor) -> Tensor:
+    """A copy that lies in memory as the parameter does (channels last, say), or other bits come of it.
+
+    A copy, because a loaded tensor lies in the file, which would keep its place on the disk.
+    """
+    if moment.shape != parameter.shape:  # the number of steps
+        return moment.clone()
+    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)
 
 
 def write(folder: Path, stage: int, name: str, state: State) -> None:
