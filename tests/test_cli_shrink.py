@@ -78,6 +78,18 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep):
+    """And not about the projectors of its features, which are trained beside it."""
+    words = f"distill shrink --teacher {place} --data digits --student embed_dim 4 --out x --dry-run"
+    said = []
+    for features in (0, 0.1):
+        status, out, err = halfstep(words, f"--features {features} --precision fp16", *QUICK)
+        assert status == 0, err
+        assert "in fp32; fp16 is far slower on a CPU" in out
+        said += [line for line in out.splitlines() if line.startswith("network")]
+    assert said[0] == said[1] and "parameters" in said[0]
+
+
 def test_the_gate_looks_at_what_is_halved(plan):
     gate = json.loads((plan / "gate.json").read_text())
     assert [one["stage"] for one in gate["tried"]] == ["0004-steps"]

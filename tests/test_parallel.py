@@ -13,8 +13,13 @@ import torch
 
 import halfstep
 from halfstep import storage
+from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods import Progressive
+from halfstep.methods import Progressive, Shrink
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.prediction import V
+from halfstep.schedules import Cosine
 from halfstep.training.parallel import pick_device, Processes
 from halfstep.training.run import read_metrics
 from tests.runs import bits, Doubled, everything, halve, points, teacher
@@ -50,7 +55,7 @@ import torch
 import halfstep
 from halfstep.training import parallel, Stopped
 from tests.runs import At, halve, job, Silent
-from tests.test_parallel import CASES, double_teacher, doubled, METHOD, OPTIONS
+from tests.test_parallel import CASES, double_teacher, doubled, METHOD, narrower, OPTIONS
 
 
 def run(name, **options):
@@ -63,6 +68,7 @@ def weights(student):
 
 
 found = {"weights": {name: weights(run(name, **options)) for name, options in CASES.items()}}
+found["narrower"] = weights(narrower(folder / "narrower"))
 assert (torch.distributed.get_world_size(), torch.distributed.get_backend()) == (2, "gloo")
 found["rank"] = torch.distributed.get_rank()
 
@@ -136,6 +142,19 @@ def double_teacher():
     return pipeline
 
 
+def narrower(out):
+    """A student of half its teacher's width, whose features go through projectors: these are trained, too,
+    and called beside the network, which alone is wrapped."""
+    config = {"img_size": 4, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    denoiser = Denoiser(build("uvit", config), Cosine(), V()).double()
+    images = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    return halve(
+        out, method=Shrink(student={"embed_dim": "4"}, updates=20, mask=2.0),
+        pipeline=Pipeline(denoiser, (1, 4, 4)), data=Doubled(images), **OPTIONS,
+    )  # fmt: skip
+
+
 def launched(*arguments, processes=2, timeout=300):
     """A command under torchrun, warnings being errors: its exit status, what it said."""
     root = str(Path(__file__).parents[1])
@@ -193,6 +212,21 @@ class TestTwoProcesses:
             theirs = torch.tensor(first["weights"][case][name], dtype=torch.float64)
             assert (theirs - value).abs().max() < 1e-11, name
         assert everything(folder / case).keys() == everything(one).keys()
+
+    def test_a_narrower_student_is_that_of_one_and_so_are_its_projectors(self, both, tmp_path):
+        (first, second), folder = both
+        student = narrower(tmp_path / "one")
+        assert measured(folder / "narrower") == pytest.approx(measured(tmp_path / "one"), rel=1e-9)
+        assert first["narrower"] == second["narrower"]
+        for name, value in student.denoiser.state_dict().items():
+            theirs = torch.tensor(first["narrower"][name], dtype=torch.float64)
+            assert (theirs - value).abs().max() < 1e-11, name
+        last = "checkpoints/00-00000020"
+        states = [storage.load(at / last)[0] for at in (folder / "narrower", tmp_path / "one")]
+        of_projectors = [name for name in states[0] if "projectors" in name]
+        assert len(of_projectors) > 6
+        for name in of_projectors:
+            assert (states[0][name] - states[1][name]).abs().max() < 1e-11, name
 
     def test_only_the_first_writes(self, both):
         first, second = (found["touched"] for found in both[0])

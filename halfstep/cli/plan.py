@@ -12,6 +12,7 @@ from rich.table import Table
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Objective, Stage
+from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.training import Training
 from halfstep.training.parallel import Processes
@@ -29,7 +30,8 @@ def print_plan(
     processes = Processes(device)
     steps = iter(stages)
     first = next(steps)
-    slow = _slow(first.student, processes.device)
+    network = bare(first.student)
+    slow = _slow(network, processes.device)
     seconds, timed = _seconds_per_update(first, data, training, processes.device)
     table = Table("stage", "updates", "forwards", "time here", box=None)
     total = 0.0
@@ -39,7 +41,7 @@ def print_plan(
         forwards = stage.updates * training.batch * stage.objective.forwards
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     console.print(table)
-    parameters = sum(p.numel() for p in first.student.parameters())
+    parameters = sum(p.numel() for p in network.parameters())
     say(console, "network", f"{parameters:,} parameters")
     say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
     size = _weights(first, training) / 2**20
@@ -59,7 +61,7 @@ def _seconds_per_update(
     size = training.micro_batch or training.batch
     student = stage.student
     for module in (student, *_teachers(stage.objective)):
-        _in_fp32(module.to(device), device)
+        _in_fp32(bare(module.to(device)), device)
 
     def timed(count: int) -> float:
         batch = data.batch(torch.arange(count) % len(data)).to(device)
