@@ -80,7 +80,9 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
 
 def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep):
     """And not about the projectors of its features, which are trained beside it."""
-    words = f"distill shrink --teacher {place} --data digits --student embed_dim 4 --out x --dry-run"
+    words = (
+        f"distill shrink --teacher {place} --data digits --student embed_dim 4 --out x --dry-run"
+    )
     said = []
     for features in (0, 0.1):
         status, out, err = halfstep(words, f"--features {features} --precision fp16", *QUICK)

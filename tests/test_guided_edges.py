@@ -16,11 +16,12 @@ from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.nets import build
-from halfstep.pipeline.walks import draws_noise
+from halfstep.pipeline.walks import draws_noise, NAMES
 from halfstep.prediction import V
+from halfstep.samplers import fitting, PREFIX
 from halfstep.schedules import Cosine
 from halfstep.training.jobs import Job
-from tests.runs import refused
+from tests.runs import refused, teacher as points_teacher
 from tests.test_schedulers import STOCHASTIC
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 8, "in_chans": 1}
@@ -121,15 +122,16 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
 
 
 def test_walks_that_draw_noise_are_no_pairs():
-    for name in (
-        "ancestral",
-        "stochastic",
-        "euler-maruyama",
-        *(f"diffusers:{one}" for one in STOCHASTIC),
-    ):
-        assert draws_noise(name)
-    for name in ("ddim", "heun", "dpmpp-2m", "dpmpp-3s", "diffusers:UniPCMultistepScheduler"):
-        assert not draws_noise(name)
+    """What is said of every sampler is what it does: two seeds from one noise end apart, or as one."""
+    model, noise = points_teacher(), torch.randn(4, 3)
+    names = [*NAMES, *(f"{PREFIX}{one}" for one in fitting())]
+    drawing = set()
+    for name in names:
+        ends = [model.sample(4, steps=8, sampler=name, noise=noise, seed=k) for k in (1, 2)]
+        assert draws_noise(name) != torch.equal(*ends), name
+        drawing |= {name} if draws_noise(name) else set()
+    assert {"ancestral", "stochastic", "euler-maruyama"} < drawing < set(names)
+    assert drawing >= {f"{PREFIX}{one}" for one in STOCHASTIC}
 
 
 def test_a_stochastic_student_is_sampled_in_one_step_and_has_no_paired_error(cli, tmp_path):

@@ -145,7 +145,14 @@ def double_teacher():
 def narrower(out):
     """A student of half its teacher's width, whose features go through projectors: these are trained, too,
     and called beside the network, which alone is wrapped."""
-    config = {"img_size": 4, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    config = {
+        "img_size": 4,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 8,
+        "depth": 2,
+        "num_heads": 2,
+    }
     torch.manual_seed(0)
     denoiser = Denoiser(build("uvit", config), Cosine(), V()).double()
     images = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)

@@ -21,6 +21,7 @@ from halfstep.cli import main
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
 from halfstep.training import checkpoint
+from halfstep.training.optimiser import Optimiser
 from halfstep.training.run import read_metrics, Run
 from tests.runs import (
     At,
@@ -35,6 +36,7 @@ from tests.runs import (
     points,
     squares,
     teacher,
+    TRAINING,
 )
 from tests.test_storage import largest_file
 
@@ -118,6 +120,22 @@ class TestMidStage:
         nine = "checkpoints/01-00000009.safetensors"
         found = {out: (tmp_path / out / nine).read_bytes() for out in "bcd"}
         assert found["b"] == found["c"] == found["d"]
+
+    def test_moments_lie_in_memory_as_their_weights_do(self, tmp_path):
+        """Those of weights that lie channels last; otherwise sums over them are rounded otherwise."""
+
+        def begun():
+            net = torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+            return checkpoint.State(net, Optimiser(net, TRAINING, fused=False), None, None)
+
+        one, other = begun(), begun()
+        one.student(torch.ones(1, 2, 4, 4)).sum().backward()
+        one.optimiser.step()
+        checkpoint.write(tmp_path, 0, "stage", one)
+        checkpoint.restore(tmp_path / "00-00000000", other)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            kept, there = (s.optimiser.state[s.student.weight][moment] for s in (one, other))
+            assert torch.equal(kept, there) and kept.stride() == there.stride() != (18, 9, 3, 1)
 
     def test_a_finished_run_is_returned_and_nothing_is_touched(self, tmp_path, whole):
         shutil.copytree(whole, tmp_path / "r")

@@ -169,4 +169,16 @@ MUTANTS = (
         "guided_edges",
         ("if full is None or draws_noise(sampler) else", "if full is None else"),
     ),
+    *of(
+        "pipeline/walks",
+        "guided_edges",
+        ('"ancestral", "stochastic", "euler-maruyama"', '"ancestral", "stochastic"'),
+        ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
+        ('"SASolver", "DDPM", "LCM"', '"SASolver", "LCM"'),
+    ),
+    *of(
+        "training/checkpoint",
+        "resume",
+        ("if moment.shape != parameter.shape:", "if True:"),
+    ),
 )
