@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from halfstep.cli.knowledge import smoothed
+from halfstep.cli import main
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.training.run import read_metrics
@@ -23,6 +23,11 @@ def cli(cli, tmp_path):
         config = {"channels": 1, "classes": classes, "size": 8}
         save_classifier(build_classifier("features", config), tmp_path / name)
     return partial(cli, "distill", "knowledge")
+
+
+def typed(*words):
+    """The exit status of another verb."""
+    return main(list(map(str, words)))
 
 
 def test_a_run_beside_its_teachers(cli, tmp_path):
@@ -128,12 +133,18 @@ def test_few_labels_views_and_a_share_held_out(cli, tmp_path):
     assert status == 2 and "give the augmentation a number of views" in err
 
 
-def test_a_smoothed_teacher_is_noted(cli, tmp_path):
-    (tmp_path / "run.json").write_text('{"options": {"label_smoothing": 0.1}}')
-    folder = tmp_path / "stages" / "classifier"
-    folder.mkdir(parents=True)
-    for file in (tmp_path / "t0").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    for teacher in (tmp_path, folder):
-        assert "was trained with label smoothing 0.1" in next(smoothed([teacher]))
-    assert not list(smoothed([tmp_path / "t0"]))
+def test_a_smoothed_teacher_is_noted_and_so_is_its_export(cli, tmp_path):
+    learnt = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--batch", 4]
+    for share in (0.1, 0.0):
+        words = [*learnt, "--label-smoothing", share, "--device", "cpu", "--out", f"smooth-{share}"]
+        assert typed("train", "classifier", *words) == 0
+    assert typed("export", "smooth-0.1", "--out", "alone") == 0
+    teachers = ("smooth-0.1", "smooth-0.1/stages/classifier", "alone", "smooth-0.0")
+    for k, teacher in enumerate(teachers):
+        words = ["--teacher", teacher, "--data", "digits", *QUICK, "--out", f"of-{k}"]
+        status, out, err = cli(*words)
+        said = "the teacher was trained with label smoothing 0.1, which takes away" in out + err
+        assert (status, said) == (0, teacher != "smooth-0.0"), out + err
+    words = ["--teacher", "t0", "alone", "--data", "digits", *QUICK, "--out", "of-both"]
+    status, out, err = cli(*words)
+    assert status == 0 and "a teacher (ToyStudent) was trained with label" in out + err

@@ -3,14 +3,12 @@
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from halfstep.cli.knowledge import smoothed
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.classification import score_classifier
 from halfstep.methods.classification import Classification
@@ -175,10 +173,6 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
     assert Teachers(small).digest != Teachers(whole).digest
     with pytest.raises(ConfigError, match="int8 weights cannot be trained"):
         initialise(whole, small)
-
-
-def test_places_without_parents_are_no_runs():
-    assert list(smoothed([Path("/teacher")])) == []
 
 
 # --- what is asked ------------------------------------------------------------------------------------

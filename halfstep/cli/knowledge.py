@@ -1,6 +1,6 @@
 """`halfstep distill knowledge`: a classifier learns what another one, or several, answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,6 @@ from halfstep.nets.classifiers import build_classifier, fitting_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
-from halfstep.storage import read_json
 from halfstep.training import Training
 from halfstep.training.classifiers import distill_classifier, judging, taught_classes
 from halfstep.training.kept_answers import kept_answers, missing
@@ -94,8 +93,6 @@ def knowledge(argv: Sequence[str]) -> int:
     if where.dry_run:
         stages = method.stages(teacher, student, example=_one(data))
         return print_plan(console, stages, data, training, where.device)
-    for note in smoothed(taught.teacher):
-        say(console, "note", note)
     say(console, "teacher", f"{', '.join(map(str, taught.teacher))}: {_parameters(teacher)}")
     say(console, "student", f"{taught.net}: {_parameters(student)}")
     say(console, "data", describe_data(options.source, data))
@@ -144,22 +141,6 @@ def shown_of(found: Data, options: DistillKnowledge) -> tuple[Dataset, Dataset |
             "--views are of an augmentation, and there is none: add --augment flip crop"
         )
     return data, held
-
-
-def smoothed(teachers: Sequence[Path]) -> Iterator[str]:
-    """A note for each teacher whose run says that its labels were smoothed (Mueller et al. 2019)."""
-    for folder in teachers:
-        places = (folder, *folder.resolve().parents[1:2])  # a run, or one of its stages
-        for path in (place / "run.json" for place in places):
-            if not path.exists():
-                continue
-            share = read_json(path).get("options", {}).get("label_smoothing", 0)
-            if share:
-                yield (
-                    f"the teacher in '{folder}' was trained with label smoothing {share:g}, which takes "
-                    "away what it knows of the wrong classes: one trained without teaches more"
-                )
-            break
 
 
 def method_of(asked: Objective) -> KnowledgeDistillation:

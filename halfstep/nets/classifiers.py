@@ -86,6 +86,11 @@ def class_names(net: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(net, "class_names", ()))
 
 
+def label_smoothing(net: nn.Module) -> float:
+    """The share of its labels that was spread over all classes when it was trained; 0 if nobody said so."""
+    return float(getattr(net, "label_smoothing", 0.0))
+
+
 def refuse_other_classes(
     mine: Sequence[str], theirs: Sequence[str], whose: str, others: str
 ) -> None:

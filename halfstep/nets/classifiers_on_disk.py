@@ -13,7 +13,12 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets.classifiers import build_classifier, class_names, classifier_recipe
+from halfstep.nets.classifiers import (
+    build_classifier,
+    class_names,
+    classifier_recipe,
+    label_smoothing,
+)
 from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
 from halfstep.nets.preprocessing import Prepared, Preprocessing
 from halfstep.nets.quantised import load_quantised, plain_tensors, quantised_as
@@ -30,9 +35,15 @@ def save_classifier(
     dtype  of the weights in the file; they are read back into the network's own, float32
     """
     name, config, preprocessing = classifier_recipe(classifier)
-    about = {"net": name, "config": config, "preprocessing": preprocessing.to_json()}
+    about: dict[str, Any] = {
+        "net": name,
+        "config": config,
+        "preprocessing": preprocessing.to_json(),
+    }
     if names := class_names(classifier):
         about["classes"] = list(names)
+    if share := label_smoothing(classifier):
+        about["label_smoothing"] = share
     tensors = plain_tensors(classifier)
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
@@ -56,6 +67,7 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     classifier.class_names = tuple(about.get("classes", ()))  # type: ignore[assignment]
+    classifier.label_smoothing = about.get("label_smoothing", 0.0)
     return classifier.eval()
 
 

@@ -1,17 +1,16 @@
 """Small image classifiers: those of the report on knowledge distillation, and one that is good at 28 x 28.
 
 All map images [B, channels, H, W] in [-1, 1] to logits [B, classes], have `features(x)`, which their last
-linear layer `head` reads, and `config`, what they were built with.  Weights of convolutions lie in memory
-channels last: the same numbers but for rounding, an update 1.2 to 1.4 times as fast on a CPU (see LOG.md).
+linear layer `head` reads, and `config`, what they were built with.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
+from halfstep.nets.layout import channels_last
 
 POOL = 4
 
@@ -65,7 +64,7 @@ class Pooled(ImageClassifier):
             wide = width
         self.convs = nn.ModuleList(layers)
         self.hidden, self.head = nn.Linear(wide, 512), nn.Linear(512, classes)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 512]."""
@@ -95,7 +94,7 @@ class ToyTeacher(ImageClassifier):
         self.first, self.second = nn.Conv2d(channels, 16, 5), nn.Conv2d(16, 32, 5)
         self.drop = nn.Dropout(0.2)
         self.hidden, self.head = nn.Linear(32 * side * side, 128), nn.Linear(128, classes)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 128]."""
@@ -146,7 +145,7 @@ class ResidualCNN(ImageClassifier):
                 wide = out
         self.blocks, self.norm = nn.Sequential(*blocks), nn.BatchNorm2d(wide)
         self.head = nn.Linear(wide, classes)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 4 * width]."""

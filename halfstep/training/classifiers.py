@@ -1,7 +1,7 @@
 """Train a classifier into a run folder, or teach it what others answer."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from halfstep.nets.classifiers import (
     build_classifier,
     classifier_recipe,
     fitting_classifier,
+    label_smoothing,
     refuse_other_classes,
 )
 from halfstep.nets.classifiers_on_disk import save_classifier
@@ -63,6 +64,7 @@ def train_classifier(
     )
     _refuse_unfit(net, seen)
     net.class_names = seen.names  # type: ignore[assignment]
+    net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     name, config, preprocessing = classifier_recipe(net)
     processes = Processes(job.device)
     for note in method.notes() if processes.first else ():
@@ -111,7 +113,7 @@ def distill_classifier(
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
     data, processes = load_data(data) if isinstance(data, str) else data, Processes(job.device)
     device = processes.device
-    for note in method.notes() if processes.first else ():
+    for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)
     _refuse_unlabelled(method, data)
@@ -152,6 +154,17 @@ def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
     mine = data.names if isinstance(data, Dataset) else ()
     refuse_other_classes(teacher.class_names, mine, "the teacher", "the data")
     return teacher.class_names or mine
+
+
+def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
+    """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
+    for net in teacher.nets if method.asks_teacher else ():
+        if share := label_smoothing(net):
+            which = "the teacher" if len(teacher.nets) == 1 else f"a teacher ({type(net).__name__})"
+            yield (
+                f"{which} was trained with label smoothing {share:g}, which takes away what it knows of the "
+                "wrong classes: one trained without teaches more"
+            )
 
 
 def _refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:

@@ -176,6 +176,7 @@ MUTANTS = (
         ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
         ('"SASolver", "DDPM", "LCM"', '"SASolver", "LCM"'),
     ),
+    *of("nets/layout", "benchmark_classifiers", ("torch.channels_last", "torch.contiguous_format")),
     *of(
         "training/checkpoint",
         "resume",
