@@ -49,6 +49,18 @@ def test_the_reports_networks_have_its_numbers_of_parameters(name):
     assert net(torch.zeros(1, *shape)).shape == (1, classes)
 
 
+@pytest.mark.parametrize("name", ["shallow", "toy-teacher", "cnn", "efficientnet-lite0"])
+def test_convolutions_lie_channels_last_and_so_does_what_they_put_out(name):
+    net, x = made(name, (1, 28, 28), 7), pictures(2, 1, 28, 28)
+    seen = []
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.stride()[1] == 1
+            layer.register_forward_hook(lambda layer, given, out: seen.append(out.stride()[1]))
+    net(x)
+    assert seen and set(seen) == {1}
+
+
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 21, 21)])
 @torch.no_grad()

@@ -79,11 +79,14 @@ def test_what_samples_are_made_of_is_finite():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"guidance": 1}, "the lowest scale and the highest"),
-        ({"guidance": (1, 2, 3)}, "the lowest scale and the highest"),
-        ({"guidance": ("1", "2")}, "the lowest scale and the highest"),
-        ({"halving_updates": 100}, "halving_updates are numbers"),
-        ({"updates": 1.5}, "updates are whole numbers"),
+        (
+            {"guidance": 1},
+            r"guidance is a list of 2, a number each, got 1: write for example \(1.0, 5.0\)",
+        ),
+        ({"guidance": (1, 2, 3)}, "a list of 2, a number each, got"),
+        ({"guidance": ("1", "2")}, "a list of 2, a number each, got"),
+        ({"halving_updates": 100}, "halving_updates is a list, a whole number each, got 100"),
+        ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 10000"),
         ({"student": {"guidance": "0"}}, "takes its scale by 'features'"),
         ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is of the halvings"),
     ],

@@ -186,7 +186,10 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
         (lambda: Relational(of="distances"), "perhaps you meant 'distance'"),
         (lambda: HardLabels(smoothing=1.5), "smoothing is a share"),
         (lambda: JensenShannon(teacher_share=2.0), "teacher_share lies between"),
-        (lambda: FeatureMatch(pairs=("hidden", "hidden")), "each is a part of the student and one"),
+        (
+            lambda: FeatureMatch(pairs=("hidden", "hidden")),
+            "a list of which each is a list of 2, text each",
+        ),
         (
             lambda: FeatureMatch(pairs=(("a", "b"),), projector="sometimes"),
             "choose from always, auto",

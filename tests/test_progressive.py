@@ -745,7 +745,7 @@ def test_weights_that_vanish_are_refused(weighting):
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="perhaps you meant 'truncated-snr'"):
         Progressive(weighting="truncated_snr")
-    with pytest.raises(ConfigError, match="no time grid 'unifrom': perhaps you meant 'uniform'"):
+    with pytest.raises(ConfigError, match="no grid 'unifrom': perhaps you meant 'uniform'"):
         next(Progressive(start=2, grid="unifrom").stages(wobbly_teacher(Cosine(), V())))
 
 

@@ -2,25 +2,17 @@
 
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, MISSING
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 from halfstep.errors import ConfigError, unknown
-
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "text",
-}
+from halfstep.kinds import fits, word
 
 
 def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -47,7 +39,7 @@ def from_file(kind: Any, path: Path) -> list[str]:
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(f"option in '{path.name}' called", key, known)
-        if not _fits(value, known[name]):
+        if not fits(value, known[name]):
             raise ConfigError(
                 f"'{path.name}' says {key} = {_toml(value)}, and {key} is {word(known[name])}"
             )
@@ -63,43 +55,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{path}' is not TOML: {error}") from None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from TOML is of this type; a whole number is a number, too."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, kind) for kind in inner if kind is not type(None))
-    if origin is Literal:
-        return value in inner
-    if origin is dict:
-        return isinstance(value, Mapping)
-    if origin is tuple:
-        kinds = inner[:1] * len(value) if inner[1:] == (...,) and isinstance(value, list) else inner
-        return (
-            isinstance(value, list)
-            and len(value) == len(kinds)
-            and all(map(_fits, value, kinds))
-        )  # fmt: skip
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    return isinstance(value, {float: int | float, Path: str}.get(hint, hint))
-
-
-def word(hint: Any) -> str:
-    """What a value of this type is, in words."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(word(kind) for kind in inner if kind is not type(None))
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if origin is dict:
-        return "a table of names and values"
-    if origin is tuple and inner[1:] == (...,):
-        return f"a list, {word(inner[0])} each"
-    if origin is tuple:
-        return f"a list of {len(inner)}, {word(inner[0])} each"
-    return _WORDS[hint]
 
 
 def _as_arguments(name: str, value: Any) -> list[str]:

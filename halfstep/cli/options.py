@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from halfstep.cli.config import from_file, options_of, preset, preset_names, word
+from halfstep.cli.config import from_file, options_of, preset, preset_names
 from halfstep.errors import ConfigError
+from halfstep.kinds import word
 
 T = TypeVar("T")
 Flat = tyro.conf.arg(name="")

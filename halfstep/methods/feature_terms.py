@@ -31,11 +31,6 @@ class Paired(Term):
                 f"the term '{self.name}' compares features and names none: give it pairs of parts, such as "
                 "pairs=(('hidden', 'hidden'),)"
             )
-        if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in self.pairs):
-            raise ConfigError(
-                f"the term '{self.name}' has the pairs {self.pairs!r}: each is a part of the student and one "
-                "of the teacher, such as pairs=(('hidden', 'hidden'),)"
-            )
 
     def features(self, seen: Seen) -> list[tuple[Tensor, Tensor]]:
         """(the student's, the teacher's) of each pair."""

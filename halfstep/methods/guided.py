@@ -5,7 +5,7 @@ the paper, except w = scale - 1.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
+from halfstep.kinds import refuse_kinds
 from halfstep.methods.base import errors, Objective, random_times, Stage
 from halfstep.methods.progressive import Progressive, refuse_blind
 from halfstep.nets import build, recipe
@@ -66,7 +67,7 @@ class GuidedDistillation:
     teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
 
     def __post_init__(self) -> None:
-        self._refuse_kinds()
+        refuse_kinds(self)
         low, high = self.guidance
         if not 0 <= low <= high < float("inf"):
             raise ConfigError(
@@ -89,23 +90,6 @@ class GuidedDistillation:
             )
         check_features(self.features)
         self._checked_halving()
-
-    def _refuse_kinds(self) -> None:
-        pair = isinstance(self.guidance, Sequence) and len(self.guidance) == 2
-        if not pair or not all(isinstance(scale, int | float) for scale in self.guidance):
-            raise ConfigError(
-                f"guidance is the lowest scale and the highest, got {self.guidance!r}: write for example "
-                "(1, 5)"
-            )
-        if not isinstance(self.halving_updates, Sequence):
-            raise ConfigError(
-                f"halving_updates are numbers, got {self.halving_updates!r}: write for example (10000,)"
-            )
-        for value in (self.updates, *self.halving_updates):
-            if not isinstance(value, int):
-                raise ConfigError(
-                    f"updates are whole numbers, got {value!r}: write for example 10000"
-                )
 
     def _checked_halving(self) -> None:
         start = self.start if self.start != self.stop else 2 * self.start

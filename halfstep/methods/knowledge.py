@@ -9,6 +9,7 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError
+from halfstep.kinds import refuse_kinds
 from halfstep.methods.base import refuse_negative, Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
@@ -31,6 +32,7 @@ class KnowledgeDistillation:
     """Optimiser updates."""
 
     def __post_init__(self) -> None:
+        refuse_kinds(self)
         object.__setattr__(self, "terms", distinct(tuple(self.terms)))
         refuse_negative(self.updates)
         if not self.live:

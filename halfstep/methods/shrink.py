@@ -15,6 +15,7 @@ from torch import nn, Tensor
 
 from halfstep.denoiser import Denoiser, Guided, Teacher
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import refuse_kinds
 from halfstep.methods.base import Stage
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import build, recipe
@@ -69,10 +70,9 @@ class Shrink:
     has a null class or an empty text."""
 
     def __post_init__(self) -> None:
+        refuse_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
-        if self.choose not in ("score", "even"):
-            raise unknown("choose", self.choose, ("score", "even"))
         if min(self.levels, self.updates, self.depth) < 0:
             raise ConfigError("levels, updates and depth cannot be negative: write 0 or more")
         weights = {"output": self.output, "denoising": self.denoising, "features": self.features}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfstep import losses
 from halfstep.errors import ConfigError, DataError, unknown
+from halfstep.kinds import refuse_kinds
 from halfstep.methods.weights import checked, Weight
 
 
@@ -43,13 +44,14 @@ class Term:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.called)
-        if "." in self.name:
-            raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
-        checked(self.weight, self.name)
         for option in fields(self):
             value, choices = getattr(self, option.name), get_args(option.type)
             if get_origin(option.type) is Literal and value not in choices:
                 raise unknown(f"'{option.name}' of the term '{self.name}' called", value, choices)
+        refuse_kinds(self)
+        if "." in self.name:
+            raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
+        checked(self.weight, self.name)
         heat = getattr(self, "temperature", 1.0)
         if not 0 < heat < math.inf:
             raise ConfigError(f"temperature must be positive, got {heat:g}: write for example 4")

@@ -176,7 +176,15 @@ MUTANTS = (
         ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
         ('"SASolver", "DDPM", "LCM"', '"SASolver", "LCM"'),
     ),
-    *of("nets/layout", "benchmark_classifiers", ("torch.channels_last", "torch.contiguous_format")),
+    *of(
+        "kinds",
+        "kinds",
+        ("if isinstance(value, bool) or hint is bool:", "if False:"),
+        ("return len(values) == len(kinds) and", "return"),
+        ("kinds = kinds[:1] * len(values)", "kinds = kinds[:1]"),
+        ("{float: int | float, Path: str | Path}", "{Path: str | Path}"),
+    ),
+    *of("nets/layout", "classifiers", ("torch.channels_last", "torch.contiguous_format")),
     *of(
         "training/checkpoint",
         "resume",

@@ -1,0 +1,85 @@
+"""Options of another kind are refused where they are given, in one sentence, by every method."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from halfstep import methods, Training
+from halfstep.errors import ConfigError
+from halfstep.kinds import fits, refuse_kinds, word
+from halfstep.methods import KnowledgeDistillation, Progressive, Shrink
+from halfstep.methods.autoencoding import Autoencoding
+from halfstep.methods.classification import Classification
+from halfstep.methods.terms import SoftTargets
+from halfstep.methods.weights import Linear
+
+METHODS = [getattr(methods, name) for name in methods.__all__]
+METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]
+METHODS += [Autoencoding, Classification, Training]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: Progressive(start="8"), "start is a whole number, got '8': write for example 1024"),
+        (lambda: Progressive(start=8.0), "start is a whole number, got 8.0"),
+        (lambda: Progressive(start=np.int64(8)), "start is a whole number"),
+        (lambda: Progressive(updates=5), r"a whole number each, got 5: write for example \(50000,\)"),
+        (lambda: Progressive(updates=(5, "6")), r"a whole number each, got \(5, '6'\)"),
+        (lambda: Progressive(grid="karas"), "there is no grid 'karas': perhaps you meant 'karras'"),
+        (lambda: Shrink(depth="2"), "depth is a whole number, got '2'"),
+        (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1"),
+        (lambda: Shrink(depth=2, denoising="0"), "denoising is a number, got '0'"),
+        (lambda: Shrink(student="embed_dim 32"), "a table of names and values, got 'embed_dim 32'$"),
+        (lambda: Training(batch=6.5), "batch is a whole number, got 6.5: write for example 128"),
+        (lambda: Training(batch=True), "batch is a whole number, got True"),
+        (lambda: Training(rate="fast"), "rate is a number, got 'fast': write for example 0.0003"),
+        (lambda: Training(rate=torch.tensor(0.1)), "rate is a number, got tensor"),
+        (lambda: Training(compile=1), "compile is true or false, got 1: write for example False"),
+        (lambda: Training(betas=(0.9,)), "betas is a list of 2, a number each"),
+        (lambda: Training(precision="fp61"), "no precision 'fp61': perhaps you meant 'fp16'"),
+        (lambda: KnowledgeDistillation(terms=SoftTargets()), "terms is a list, a Term each"),
+        (lambda: Classification(label_smoothing=None), "label_smoothing is a number, got None"),
+        (lambda: SoftTargets(weight="1"), "weight is a number or a Linear, got '1'"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind(made, said):
+    with pytest.raises(ConfigError, match=said):
+        made()
+
+
+def test_what_is_of_the_kind():
+    Progressive(start=8, updates=[5])
+    Training(rate=1, betas=[0, 0.9])
+    Shrink(depth=2, denoising=None, student={}), Shrink(student={"embed_dim": 32})
+    KnowledgeDistillation(terms=[SoftTargets(weight=Linear(1.0, 0.0))])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+def test_every_method_looks_at_every_option(method):
+    """An object is of no option's kind."""
+    for option in fields(method):
+        with pytest.raises(ConfigError, match=option.name):
+            method(**{option.name: object()})
+
+
+def test_kinds_in_words():
+    @dataclass
+    class Options:
+        must: int
+        path: Path = Path("a")
+        way: Literal["up", 2] = "up"
+        pairs: tuple[tuple[str, str], ...] = ()
+        more: dict[str, str] = field(default_factory=dict)
+        maybe: float | None = None
+
+    refuse_kinds(Options(3, "b", 2, [("a", "b")], {"x": 1}, 4))
+    assert word(tuple[tuple[str, str], ...]) == "a list of which each is a list of 2, text each"
+    assert word(Literal["up", 2]) == "one of up, 2"
+    assert not fits(None, int) and not fits(("a", "b"), tuple[tuple[str, str], ...])
+    with pytest.raises(ConfigError, match=r"^must is a whole number, got None$"):
+        refuse_kinds(Options(None))
