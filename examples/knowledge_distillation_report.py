@@ -106,7 +106,7 @@ def teach(options, name, seed, which):
         config = {"classes": here.labelled.classes, "side": options.side}
         network = build_classifier("efficientnet-lite0", config)
         initialise(network, "imagenet")
-        updates, rate = max(1, options.updates // 3), 1e-3
+        updates, rate = max(1, options.updates // 4), 1e-3
     train_classifier(
         network, here.labelled, out,
         method=Classification(updates=updates * scale), training=training(options, seed, rate),
