@@ -75,7 +75,7 @@ class Options:
     """Learning rate of all students but the one of a tenth of it."""
     batch: int = 64
     """Images an update."""
-    side: int = 64
+    side: int = 48
     """Pixels a side that EfficientNet-Lite0, the second teacher, enlarges images to."""
     on: tuple[Literal["digits", "fashion-mnist"], ...] = (FASHION, DIGITS)
     """Where; two processes may share a folder if each works on data of its own."""
