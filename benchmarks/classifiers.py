@@ -6,7 +6,8 @@ Each classifier of halfstep that lies so, and the same weights in torch's usual 
 process, on one CPU thread by its own clock: an update without its optimiser (loss and backward), and a
 forward in eval mode.  Printed are the median of the usual one's milliseconds, and the median of the ratios
 within each turn, over 1 where channels last is faster.  With MALLOC_MMAP_THRESHOLD_ and
-MALLOC_TRIM_THRESHOLD_ at 4294967296 in the environment both keep their memory, as the workers of the report's example do.
+MALLOC_TRIM_THRESHOLD_ at 4294967296 in the environment both keep their memory, as the workers of the
+report's example do.
 """
 
 import argparse
