@@ -184,6 +184,12 @@ MUTANTS = (
         ("kinds = kinds[:1] * len(values)", "kinds = kinds[:1]"),
         ("{float: int | float, Path: str | Path}", "{Path: str | Path}"),
     ),
+    *of(
+        "nets/efficientnet",
+        "features",
+        ("if left == right and top == below:", "if left == right:"),
+        ("if left == right and top == below:", "if top == below:"),
+    ),
     *of("nets/layout", "classifiers", ("torch.channels_last", "torch.contiguous_format")),
     *of(
         "training/checkpoint",
