@@ -70,7 +70,7 @@ def measure(name: str, rounds: int, batch: int) -> dict[str, float]:
 
 
 def seconds(work: Callable[[nn.Module], None], net: nn.Module) -> float:
-    """Of the thread's own clock, which the neighbours on a shared machine do not move."""
+    """Of the process's own clock, which the neighbours on a shared machine do not move."""
     begin = time.process_time()
     work(net)
     return time.process_time() - begin

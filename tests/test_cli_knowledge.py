@@ -1,5 +1,6 @@
 """`halfstep distill knowledge`: from folders of classifiers to a student beside its teacher."""
 
+import json
 import tomllib
 from functools import partial
 
@@ -7,8 +8,14 @@ import pytest
 import torch
 
 from halfstep.cli import main
-from halfstep.nets.classifiers import build_classifier
+from halfstep.data import load
+from halfstep.errors import CheckpointError
+from halfstep.methods import KnowledgeDistillation
+from halfstep.methods.terms import HardLabels, SoftTargets
+from halfstep.nets.classifiers import build_classifier, label_smoothing
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.training import distill_classifier
+from halfstep.training.jobs import Job
 from halfstep.training.run import read_metrics
 from tests.runs import everything
 
@@ -145,6 +152,22 @@ def test_a_smoothed_teacher_is_noted_and_so_is_its_export(cli, tmp_path):
         status, out, err = cli(*words)
         said = "the teacher was trained with label smoothing 0.1, which takes away" in out + err
         assert (status, said) == (0, teacher != "smooth-0.0"), out + err
+    taught = load_classifier(tmp_path / "smooth-0.1")  # a start with a share of its own
+    data, job = load("digits"), Job(device="cpu")
+    method = partial(KnowledgeDistillation, updates=0)
+    for share, terms in ((0.2, (HardLabels(smoothing=0.2),)), (0.0, (SoftTargets(),))):
+        out = tmp_path / f"on-{share}"
+        teacher = load_classifier(tmp_path / "t0")
+        distill_classifier(teacher, taught, data, out, method=method(terms=terms), job=job)
+        assert label_smoothing(load_classifier(out)) == share
     words = ["--teacher", "t0", "alone", "--data", "digits", *QUICK, "--out", "of-both"]
     status, out, err = cli(*words)
-    assert status == 0 and "a teacher (ToyStudent) was trained with label" in out + err
+    assert status == 0 and "teacher 2 of 2 was trained with label smoothing 0.1" in out + err
+
+
+@pytest.mark.parametrize("share", [None, "x", 1.5])
+def test_a_share_that_is_none_is_a_damaged_file(cli, tmp_path, share):
+    path = tmp_path / "t0" / "classifier.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_smoothing": share}))
+    with pytest.raises(CheckpointError, match="is damaged: label_smoothing is no share"):
+        load_classifier(tmp_path / "t0")

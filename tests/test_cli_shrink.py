@@ -4,8 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from halfstep import Pipeline, Training
 from halfstep.cli import main
+from halfstep.cli.plan import _seconds_per_update
+from halfstep.data import load
+from halfstep.methods import Shrink
+from halfstep.nets.watched import bare
 from halfstep.report.sizes import on_front, sizes
 from tests.runs import refused
 from tests.test_shrink import teacher
@@ -76,6 +82,18 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
     assert refused(halfstep(words, "--keep 0 4", *QUICK), "0 (outermost) to 1, each once")
     assert refused(halfstep(words, "--student embed_dim 3", *QUICK), "embed_dim 3")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_narrower_student_is_timed_in_fp32(place):
+    pipeline = Pipeline.load(place)
+    method = Shrink(student={"embed_dim": 4}, features=0.1)
+    [stage] = method.stages(pipeline.denoiser, pipeline.null)
+    student = bare(stage.student)
+    student.autocast = torch.float16
+    seen = []
+    student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))
+    _seconds_per_update(stage, load("digits"), Training(batch=4), torch.device("cpu"))
+    assert seen and set(seen) == {None} and student is not stage.student
 
 
 def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep):

@@ -1,8 +1,10 @@
 """Options of another kind are refused where they are given, in one sentence, by every method."""
 
-from dataclasses import dataclass, field, fields
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 
 from halfstep import methods, Training
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits, refuse_kinds, word
+from halfstep.kinds import fits, hold_to_kinds, word
 from halfstep.methods import KnowledgeDistillation, Progressive, Shrink
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
+from halfstep.methods.feature_terms import FeatureMatch
 from halfstep.methods.terms import SoftTargets
 from halfstep.methods.weights import Linear
 
@@ -27,24 +30,27 @@ METHODS += [Autoencoding, Classification, Training]
     [
         (lambda: Progressive(start="8"), "start is a whole number, got '8': write for example 1024"),
         (lambda: Progressive(start=8.0), "start is a whole number, got 8.0"),
-        (lambda: Progressive(start=np.int64(8)), "start is a whole number"),
+        (lambda: Progressive(start=np.float32(8)), "start is a whole number, got 8.0"),
+        (lambda: Progressive(grid=np.array(["karras"] * 2)), "there is no grid"),
         (lambda: Progressive(updates=5), r"a whole number each, got 5: write for example \(50000,\)"),
         (lambda: Progressive(updates=(5, "6")), r"a whole number each, got \(5, '6'\)"),
         (lambda: Progressive(grid="karas"), "there is no grid 'karas': perhaps you meant 'karras'"),
         (lambda: Shrink(depth="2"), "depth is a whole number, got '2'"),
-        (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1"),
         (lambda: Shrink(depth=2, denoising="0"), "denoising is a number, got '0'"),
         (lambda: Shrink(student="embed_dim 32"), "a table of names and values, got 'embed_dim 32'$"),
         (lambda: Training(batch=6.5), "batch is a whole number, got 6.5: write for example 128"),
         (lambda: Training(batch=True), "batch is a whole number, got True"),
         (lambda: Training(rate="fast"), "rate is a number, got 'fast': write for example 0.0003"),
-        (lambda: Training(rate=torch.tensor(0.1)), "rate is a number, got tensor"),
-        (lambda: Training(compile=1), "compile is true or false, got 1: write for example False"),
+        (lambda: Training(rate=torch.ones(2)), r"rate is a number, got \[1.0, 1.0\]"),
+        (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1$"),
+        (lambda: Training(compile=1), "compile is true or false, got 1$"),
         (lambda: Training(betas=(0.9,)), "betas is a list of 2, a number each"),
         (lambda: Training(precision="fp61"), "no precision 'fp61': perhaps you meant 'fp16'"),
         (lambda: KnowledgeDistillation(terms=SoftTargets()), "terms is a list, a Term each"),
         (lambda: Classification(label_smoothing=None), "label_smoothing is a number, got None"),
         (lambda: SoftTargets(weight="1"), "weight is a number or a Linear, got '1'"),
+        (lambda: SoftTargets(form="kll"), "there is no form 'kll': perhaps you meant 'kl'"),
+        (lambda: FeatureMatch(pairs=("a", "b")), r"write for example \(\('hidden', 'hidden'\),\)"),
     ],
 )  # fmt: skip
 def test_what_is_of_another_kind(made, said):
@@ -53,10 +59,39 @@ def test_what_is_of_another_kind(made, said):
 
 
 def test_what_is_of_the_kind():
-    Progressive(start=8, updates=[5])
     Training(rate=1, betas=[0, 0.9])
     Shrink(depth=2, denoising=None, student={}), Shrink(student={"embed_dim": 32})
     KnowledgeDistillation(terms=[SoftTargets(weight=Linear(1.0, 0.0))])
+
+
+def test_lists_and_what_numpy_and_torch_have_become_pythons_own():
+    times = np.linspace(1, 0, 9, dtype=np.float32)
+    found = Progressive(start=np.int64(8), updates=[np.int64(5)], times=times)
+    plain = Progressive(start=8, updates=(5,), times=tuple(times.tolist()))
+    assert found == plain and hash(found) == hash(plain) and type(found.start) is int
+    assert Progressive(start=8, times=torch.from_numpy(times)).times == plain.times
+    settings = Training(rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5))
+    assert json.loads(json.dumps(asdict(settings))) == asdict(settings) | {"betas": [0.9, 0.999]}
+    assert FeatureMatch(pairs=[["a", "b"]]).pairs == (("a", "b"),)
+
+
+def test_types_of_a_users_own_that_cannot_be_looked_at():
+    @dataclass(frozen=True, kw_only=True)
+    class Own(SoftTargets):
+        anything: Any = 1
+        numbers: list[float] = ()
+        read: Callable[[int], int] = None
+        where: Sequence[str] = ()
+
+    assert Own(numbers=3, read=len).temperature == SoftTargets().temperature
+    with pytest.raises(ConfigError, match="temperature is a number, got '4'"):
+        Own(temperature="4")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Later(SoftTargets):
+        more: "NotHere" = None  # noqa: F821  # as a name that is imported for type checkers alone
+
+    assert Later(more=1).more == 1
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
@@ -77,9 +112,10 @@ def test_kinds_in_words():
         more: dict[str, str] = field(default_factory=dict)
         maybe: float | None = None
 
-    refuse_kinds(Options(3, "b", 2, [("a", "b")], {"x": 1}, 4))
+    hold_to_kinds(Options(3, "b", 2, [("a", "b")], {"x": 1}, 4))
     assert word(tuple[tuple[str, str], ...]) == "a list of which each is a list of 2, text each"
     assert word(Literal["up", 2]) == "one of up, 2"
+    assert not fits(True, Literal[1, 2]) and not fits("2", Literal[1, 2]) and fits(2, Literal[1, 2])
     assert not fits(None, int) and not fits(("a", "b"), tuple[tuple[str, str], ...])
     with pytest.raises(ConfigError, match=r"^must is a whole number, got None$"):
-        refuse_kinds(Options(None))
+        hold_to_kinds(Options(None))

@@ -188,7 +188,7 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
         (lambda: JensenShannon(teacher_share=2.0), "teacher_share lies between"),
         (
             lambda: FeatureMatch(pairs=("hidden", "hidden")),
-            "a list of which each is a list of 2, text each",
+            "pairs are names of a part of the student and one of the teacher, got",
         ),
         (
             lambda: FeatureMatch(pairs=(("a", "b"),), projector="sometimes"),

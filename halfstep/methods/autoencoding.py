@@ -9,7 +9,7 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
@@ -27,7 +27,7 @@ class Autoencoding:
     """Weight, beside that sum, on the latent's divergence from unit noise."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if min(self.updates, self.kl_weight) < 0:
             raise ConfigError(
                 f"updates and kl_weight cannot be negative, got {self.updates} and {self.kl_weight:g}"

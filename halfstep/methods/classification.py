@@ -10,7 +10,7 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.losses import hard_labels
 from halfstep.methods.base import refuse_negative, Stage
 from halfstep.noise import Draw, key
@@ -29,7 +29,7 @@ class Classification:
     """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         refuse_negative(self.updates)
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(

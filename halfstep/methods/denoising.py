@@ -9,7 +9,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import errors, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
@@ -31,7 +31,7 @@ class Denoising:
     """Share of samples that see the null label or the empty text, for guidance; in [0, 1]."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if min(self.levels, self.updates) < 0:

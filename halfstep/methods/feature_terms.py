@@ -15,6 +15,10 @@ Pairs = tuple[tuple[str, str], ...]
 Projector = Literal["never", "auto", "always"]
 
 
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and [type(name) for name in pair] == [str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paired(Term):
     """A term on features: what parts of the student and of the teacher put out."""
@@ -25,6 +29,11 @@ class Paired(Term):
     """never, auto: where the widths differ, or always.  Trained with the student, and not exported."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pairs, list | tuple) or not all(map(_is_pair, self.pairs)):
+            raise ConfigError(
+                f"pairs are names of a part of the student and one of the teacher, got {self.pairs!r}: write "
+                "for example (('hidden', 'hidden'),)"
+            )
         super().__post_init__()
         if not self.pairs and not isinstance(self, Relational):
             raise ConfigError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import errors, Objective, random_times, Stage
 from halfstep.methods.progressive import Progressive, refuse_blind
 from halfstep.nets import build, recipe
@@ -67,7 +67,7 @@ class GuidedDistillation:
     teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         low, high = self.guidance
         if not 0 <= low <= high < float("inf"):
             raise ConfigError(

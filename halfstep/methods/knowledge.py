@@ -9,7 +9,7 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import refuse_negative, Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
@@ -32,8 +32,8 @@ class KnowledgeDistillation:
     """Optimiser updates."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
-        object.__setattr__(self, "terms", distinct(tuple(self.terms)))
+        hold_to_kinds(self)
+        object.__setattr__(self, "terms", distinct(self.terms))
         refuse_negative(self.updates)
         if not self.live:
             raise ConfigError(
@@ -44,6 +44,11 @@ class KnowledgeDistillation:
     def live(self) -> Terms:
         """The terms that count at some time."""
         return tuple(term for term in self.terms if not never(term.weight))
+
+    @property
+    def label_smoothing(self) -> float:
+        """The share of the labels that is spread over all classes, where a term learns from them."""
+        return max((getattr(term, "smoothing", 0.0) for term in self.live), default=0.0)
 
     @property
     def asks_teacher(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import errors, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
@@ -47,7 +47,7 @@ class Progressive:
     made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         ratio, rest = divmod(self.start, max(self.stop, 1))
         if self.stop < 1 or rest or ratio < 2 or ratio & (ratio - 1):
             stop = max(self.stop, 1)

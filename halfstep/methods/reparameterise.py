@@ -14,7 +14,7 @@ from torch import Tensor
 from halfstep.batch import Batch
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import EDGE, errors, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
@@ -34,7 +34,7 @@ class Reparameterise:
     """Loss weight on the x0 error: constant, truncated-snr or snr+1 (the v error)."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if vanishes(WEIGHTINGS[self.weighting]):

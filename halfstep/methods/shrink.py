@@ -15,7 +15,7 @@ from torch import nn, Tensor
 
 from halfstep.denoiser import Denoiser, Guided, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.base import Stage
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import build, recipe
@@ -70,7 +70,7 @@ class Shrink:
     has a null class or an empty text."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if min(self.levels, self.updates, self.depth) < 0:

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, get_args, get_origin, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from halfstep import losses
-from halfstep.errors import ConfigError, DataError, unknown
-from halfstep.kinds import refuse_kinds
+from halfstep.errors import ConfigError, DataError
+from halfstep.kinds import hold_to_kinds
 from halfstep.methods.weights import checked, Weight
 
 
@@ -44,11 +44,7 @@ class Term:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.called)
-        for option in fields(self):
-            value, choices = getattr(self, option.name), get_args(option.type)
-            if get_origin(option.type) is Literal and value not in choices:
-                raise unknown(f"'{option.name}' of the term '{self.name}' called", value, choices)
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if "." in self.name:
             raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
         checked(self.weight, self.name)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from halfstep.errors import ConfigError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Linear:
     over: float = 1.0
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         if not 0 < self.over <= 1:
             raise ConfigError(
                 f"a weight changes over a share of the updates in (0, 1], got {self.over:g}: write for "

@@ -67,7 +67,10 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     classifier.class_names = tuple(about.get("classes", ()))  # type: ignore[assignment]
-    classifier.label_smoothing = about.get("label_smoothing", 0.0)
+    share = about.get("label_smoothing", 0.0)
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise CheckpointError(f"'{stem}.json' is damaged: label_smoothing is no share, {share!r}")
+    classifier.label_smoothing = share  # type: ignore[assignment]
     return classifier.eval()
 
 

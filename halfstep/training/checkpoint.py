@@ -72,7 +72,7 @@ def _beside(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     """
     if moment.shape != parameter.shape:  # the number of steps
         return moment.clone()
-    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def write(folder: Path, stage: int, name: str, state: State) -> None:

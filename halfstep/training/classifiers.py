@@ -118,6 +118,7 @@ def distill_classifier(
     refuse_unread(training, method)
     _refuse_unlabelled(method, data)
     student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
+    student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     if write is save_classifier:
         classifier_recipe(student)  # what could not be saved is refused now
     options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
@@ -158,9 +159,10 @@ def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
 
 def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
     """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
-    for net in teacher.nets if method.asks_teacher else ():
+    every = len(teacher.nets)
+    for k, net in enumerate(teacher.nets if method.asks_teacher else ()):
         if share := label_smoothing(net):
-            which = "the teacher" if len(teacher.nets) == 1 else f"a teacher ({type(net).__name__})"
+            which = "the teacher" if every == 1 else f"teacher {k + 1} of {every}"
             yield (
                 f"{which} was trained with label smoothing {share:g}, which takes away what it knows of the "
                 "wrong classes: one trained without teaches more"

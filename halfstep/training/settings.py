@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halfstep.errors import ConfigError
-from halfstep.kinds import refuse_kinds
+from halfstep.kinds import hold_to_kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Training:
     """All randomness is a function of it."""
 
     def __post_init__(self) -> None:
-        refuse_kinds(self)
+        hold_to_kinds(self)
         for name in ("batch", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
