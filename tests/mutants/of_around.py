@@ -179,7 +179,10 @@ MUTANTS = (
     *of(
         "kinds",
         "kinds",
-        ("if isinstance(value, bool) and hint in (int, float) or", "if"),
+        (
+            "if (isinstance(value, bool) and hint in (int, float)) or hint is bool:",
+            "if hint is bool:",
+        ),
         ("return len(values) == len(kinds) and", "return"),
         ("kinds = kinds[:1] * len(values)", "kinds = kinds[:1]"),
         ("{float: int | float, Path: str | Path}", "{Path: str | Path}"),
