@@ -32,7 +32,7 @@ class Paired(Term):
         if not isinstance(self.pairs, list | tuple) or not all(map(_is_pair, self.pairs)):
             raise ConfigError(
                 f"pairs are names of a part of the student and one of the teacher, got {self.pairs!r}: write "
-                "for example (('hidden', 'hidden'),)"
+                'for example [["hidden", "hidden"]]'
             )
         super().__post_init__()
         if not self.pairs and not isinstance(self, Relational):

@@ -22,6 +22,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import fits
 from halfstep.methods.feature_terms import FeatureMatch, Pairs
 from halfstep.methods.terms import (
     Decoupled,
@@ -185,22 +186,13 @@ def recipe(name: str, config: Mapping[str, Any]) -> Terms:
 
 
 def _value(option: str, value: Any, takes: Parameter | None) -> Any:
-    """As a recipe takes it: weights that may change may be words, pairs are tuples, the rest are numbers."""
-    if option == "pairs":
-        try:
-            return tuple((str(mine), str(theirs)) for mine, theirs in value)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"pairs are names of a part of the student and one of the teacher, got {value!r}: write "
-                """for example '[["hidden", "hidden"]]'"""
-            ) from None
+    """As a recipe takes it: weights that may change may be words, other numbers are numbers."""
     if takes is None or takes.annotation not in (Weight, float):
         own = option.endswith("weight") and isinstance(value, str)  # of a recipe of the user's
         return parsed(value) if own else value
     if takes.annotation is Weight and isinstance(value, str):
         return parsed(value)
-    fits = (int, float, Linear) if takes.annotation is Weight else (int, float)
-    if isinstance(value, bool) or not isinstance(value, fits):
+    if not fits(value, takes.annotation):
         steady = "" if takes.annotation is Weight else " that does not change"
         raise ConfigError(f"{option} is a number, got {value!r}: write one{steady}")
     return value

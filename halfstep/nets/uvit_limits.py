@@ -1,6 +1,7 @@
 """What a U-ViT cannot be built as."""
 
 from halfstep.errors import ConfigError
+from halfstep.kinds import fits
 
 
 def refuse_sides(
@@ -9,7 +10,7 @@ def refuse_sides(
     """Refuse patches, depths and heads that do not come out even."""
     sizes = {"patch_size": patch, "embed_dim": embed_dim, "depth": depth, "num_heads": heads}
     for name, value in {"img_size": height, **sizes}.items():
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not fits(value, int):
             raise ConfigError(f"{name} is a whole number, got {value!r}: write for example 4")
     if patch < 1 or height % patch or width % patch:
         raise ConfigError(
