@@ -199,6 +199,15 @@ MUTANTS = (
         ("if left == right and top == below:", "if top == below:"),
     ),
     *of(
+        "methods/feature_terms",
+        "kinds",
+        ("isinstance(pair, list | tuple) and [type", "[type"),
+        ("== [str, str]", "!= []"),
+    ),
+    *of(
+        "methods/recipes", "knowledge_edges", ("if not fits(value, takes.annotation):", "if False:")
+    ),
+    *of(
         "cli/plan",
         "cli_shrink",
         ("network = bare(first.student)", "network = first.student"),
