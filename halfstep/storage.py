@@ -8,9 +8,10 @@ anything.
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
+from halfstep import files
 from halfstep.errors import CheckpointError, ConfigError
 
 
 def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write STEM.safetensors and STEM.json; all or nothing."""
     weights, described = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
-    part, described_part = _part(weights), _part(described)
-    with writing(weights, part, described_part):
-        part.unlink(missing_ok=True)
-        save_file(_apart(tensors), part)
-        part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
-        _write(described_part, _json({**about, "sha256": checksum(part)}))
-        _flush(part)
-        for final in (weights, described):
-            _part(final).replace(final)
-            flush_folder(final.parent)
+    with files.replacing(weights, described) as (part, described_part):
+        _save_file(_apart(tensors), part)
+        files.allow(part)  # safetensors writes for the owner alone
+        files.fill(described_part, _json({**about, "sha256": checksum(part)}).encode())
 
 
 def load(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,40 +119,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; all or nothing."""
-    part = _part(path)
-    with writing(path, part):
-        _write(part, text)
-        part.replace(path)
-        flush_folder(path.parent)
+    """Write a text file in UTF-8; all or nothing."""
+    files.write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A json object; `CheckpointError` names a file that is missing or none."""
     try:
         with reading(path):
-            content = json.loads(path.read_text())
+            content = json.loads(files.read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' is damaged: it holds no object")
     return content
-
-
-@contextmanager
-def writing(path: Path, *parts: Path) -> Iterator[None]:
-    """Around writing `path`: what the disk refuses becomes one sentence, and the parts go."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        for part in parts:
-            with suppress(OSError):
-                part.unlink()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"cannot write '{path}': {reason}; what was saved before is untouched: make room and run "
-            "the same command again"
-        ) from error
 
 
 @contextmanager
@@ -176,29 +152,15 @@ def checksum(path: Path, *, missing: str = "does not exist") -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    _flush(folder)
-
-
-def _write(part: Path, text: str) -> None:
-    """A new file of this text, on the disk."""
-    part.unlink(missing_ok=True)
-    part.write_text(text)
-    _flush(part)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    """safetensors' own, whose words for a full disk become the system's."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _part(path: Path) -> Path:
-    """The temporary name."""
-    return path.with_name(path.name + ".part")
+        save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -214,10 +176,3 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[name] = value.clone() if place in places else value
         places.add(place)
     return found
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

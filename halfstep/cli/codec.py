@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from halfstep import files
 from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
@@ -95,7 +96,7 @@ def codec(argv: Sequence[str]) -> int:
         )  # fmt: skip
     if first_process():
         net.autocast = None
-        net.save(where.out / "codec")
+        net.save(files.subfolder(where.out, "codec"))
         _show(net, where.out, *held_out(options.source, data), console, training.seed)
         out, source = shlex.quote(str(where.out)), as_typed(options.source)
         say(console, "next", f"halfstep latents --codec {out} {source} --out LATENTS")

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.cli.compressed import compressed_of, MARK, print_compressed, RECORD
 from halfstep.cli.evaluate import Evaluate, evaluated
 from halfstep.cli.find import find_pipeline
@@ -90,6 +90,10 @@ def compress(argv: Sequence[str]) -> int:
     how = options.how
     if not (how.int8 or how.prune or how.prune_rows):
         raise ConfigError("nothing says how: write --int8, --prune 0.3 0.5 or --prune-rows 0.3")
+    instead = (
+        "choose another --out" if options.out else "copy the run to where variants can lie in it"
+    )
+    files.check_writable(options.out or options.student, instead)
     place = classifier_in(options.student)
     if place is not None:
         from halfstep.cli.compressed_classifiers import judged_classifiers
@@ -143,7 +147,7 @@ def _make(console: Console, how: How, student: Pipeline, stage: Path, run: Path)
     """RUN/compressed/STAGE-HOW for each."""
     steps = len(student.grid()) - 1
     for name, words, net in how.made(student.denoiser.net):
-        folder = run / MARK / f"{stage.name}-{name}"
+        folder = files.subfolder(run, MARK, f"{stage.name}-{name}")
         denoiser = copy.copy(student.denoiser)
         denoiser._modules = {**student.denoiser._modules, "net": net}
         replace(student, denoiser=denoiser).save(folder)
@@ -169,7 +173,7 @@ def _alone(console: Console, options: Compress) -> int:
     teacher, source = find_pipeline(options.teacher, net=options.net), Source(data=options.data)
     data = loading(console, source)
     features = features_for(options.features, source, data)
-    _make(console, options.how, student, options.student, options.out)
+    _make(console, options.how, student, options.student, files.make_folder(options.out))
     device = pick_device(options.device)
     asked = options.evaluation
     scale = asked.guidance or ((1.0,) if student.guidance is None else student.guidance[:1])

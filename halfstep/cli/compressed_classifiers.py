@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, loading, say
 from halfstep.cli.tables import print_wide
@@ -47,9 +47,10 @@ def judged_classifiers(
         )
     own = load_classifier(place, net=net)
     refuse_other_classes(class_names(own), images.names, "the classifier", "the data")
+    files.make_folder(out)
     nets = {"as trained": own}
     for name, words, smaller in made(own):
-        save_classifier(smaller, out / name)
+        save_classifier(smaller, files.subfolder(out, name))
         nets[words] = load_classifier(out / name, net=net)
     scores = list[Scores]()
     with counting(console, f"{len(images):,} images each", len(nets)) as advance:

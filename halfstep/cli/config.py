@@ -5,12 +5,13 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, MISSING
-from importlib.resources import files
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from halfstep import files
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import fits, word
 
@@ -49,7 +50,7 @@ def from_file(kind: Any, path: Path) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(files.read_text(path))
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
@@ -70,11 +71,11 @@ def _as_arguments(name: str, value: Any) -> list[str]:
 
 def preset_names(prog: str = "") -> list[str]:
     """All presets, or those of this command: a preset says `# command   halfstep ...` at its head."""
-    folder = Path(str(files("halfstep") / "presets"))
+    folder = Path(str(resources("halfstep") / "presets"))
     return sorted(
         p.relative_to(folder).with_suffix("").as_posix()
         for p in folder.rglob("*.toml")
-        if not prog or f"# command   {prog} " in p.read_text()
+        if not prog or f"# command   {prog} " in files.read_text(p)
     )
 
 
@@ -82,7 +83,7 @@ def preset(name: str) -> Path:
     """The file of a preset; `ConfigError` lists those there are."""
     if name not in (names := preset_names()):
         raise unknown("preset", name, names)
-    return Path(str(files("halfstep") / "presets" / f"{name}.toml"))
+    return Path(str(resources("halfstep") / "presets" / f"{name}.toml"))
 
 
 def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
@@ -97,14 +98,14 @@ def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def save_config(folder: Path, options: Any) -> None:
-    """FOLDER/config.toml: the same command with `--config` and it asks for the same run again."""
+    """FOLDER/config.toml: the same command with `--config` and it asks for the same run again.
+
+    The folder is there: a run whose folder went away does not get another.
+    """
     lines = [
         f"{name} = {_toml(value)}" for name, value in flat(options).items() if value is not None
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "config.toml.part"
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(folder / "config.toml")
+    files.write_text(folder / "config.toml", "\n".join(lines) + "\n")
 
 
 def flat(options: Any) -> dict[str, Any]:

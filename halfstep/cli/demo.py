@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.cli.beside import beside
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
@@ -75,6 +75,7 @@ def demo(argv: Sequence[str]) -> int:
     """Run it; print the table and where the pictures are."""
     console = terminal()
     options = parse(Demo, argv, prog="halfstep demo")
+    files.check_writable(options.folder, "choose another --out")
     if options.guided:
         return guided_demo(
             console,

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from halfstep import files
 from halfstep.cli.encoded import Encoded, stem
 from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.images import images_for
@@ -65,6 +66,7 @@ def encode(argv: Sequence[str]) -> int:
             f"{options.batch}"
         )
     stem(options.out)  # refuses a name that is none
+    files.check_writable(options.out.parent, "choose another --out")
     asks = "halfstep encode needs the folder of a pipeline"
     pipeline = chosen_pipeline(
         asks, options.pipeline, options.official, steps=options.steps, net=options.net

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 
 KIND, FORMAT = "noise", 1
@@ -34,7 +34,7 @@ class Encoded:
         tensors = {"noise": self.noise, "images": self.images}
         if self.labels is not None:
             tensors["labels"] = self.labels
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         storage.save(stem(path), tensors, {"kind": KIND, "format": FORMAT, **self.about})
 
     @classmethod

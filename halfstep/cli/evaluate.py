@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from halfstep import files
 from halfstep.cli.compressed import compressed_of, print_compressed
 from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
@@ -95,6 +96,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     """Measure the run, and write what was found into its folder."""
     kept = Kept.read(options.run[0])
+    files.check_writable(kept.folder, "copy the run to where the report can lie in it")
     source = kept.source(options.data)
     data = loading(console, source)
     students = kept.students(options.net)

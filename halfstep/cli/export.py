@@ -1,5 +1,6 @@
 """`halfstep export`: a student alone, for whoever uses it: no run, no optimiser, no teacher."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import tyro
 from rich.console import Console
 from torch import nn, Tensor
 
+from halfstep import files
 from halfstep.cli.card import classifier_card, pipeline_card, program_card, sizes
 from halfstep.cli.find import find_pipeline
 from halfstep.cli.options import parse
@@ -57,6 +59,7 @@ def export(argv: Sequence[str]) -> int:
     options = parse(Export, argv, prog="halfstep export")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ConfigError(f"'{options.out}' is there already: give a new folder as --out")
+    files.check_writable(options.out, "choose another --out")
     if options.format == "torch-export" and options.dtype != "float32":
         raise ConfigError(f"student.pt2 is written in float32: leave --dtype {options.dtype} out")
     classifier = classifier_in(options.student)
@@ -104,8 +107,10 @@ def _program(console: Console, options: Export, found: Pipeline) -> None:
     refuse_unexportable(found)
     steps = options.steps if not found.times else None
     program = export_program(found, steps)
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program.exported, options.out / PROGRAM)
+    held = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program.exported, held)
+    with files.replacing(files.make_folder(options.out) / PROGRAM) as (part,):
+        files.fill(part, held.getbuffer())
     again = replace(program, exported=torch.export.load(options.out / PROGRAM))
     n = min(COMPARED, program.batch[1] or COMPARED)
     noise = sample_noise(0, range(n), found.shape)

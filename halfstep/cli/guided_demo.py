@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
 from halfstep.cli.judging import cost_of, guided_of, judge_for, made_by, written
@@ -71,6 +71,7 @@ def guided_demo(
     )
     for pipeline in (teacher, *made.students):
         pipeline.to(pick_device(device))
+    files.make_folder(out)
     found = _judged(console, teacher, made, data, asked, out, device)
     storage.write_json(out / "results.json", results(found))
     print_guided(console, found["guided"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
@@ -135,7 +135,7 @@ class Kept:
         about = storage.read_json(folder / "run.json")
         path = folder / "config.toml"
         try:
-            config = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            config = tomllib.loads(files.read_text(path)) if path.exists() else {}
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"'{path}' is damaged: {error}") from None
         return cls(folder, config, about)
@@ -236,7 +236,6 @@ def written(
         found["guided"], more = guided_evidence(against, judge, scales, shown=asked.shown)
         pictures |= more
     found["verdict"] = guided_verdict(found["guided"]) if "guided" in found else verdict(found)
-    folder.mkdir(parents=True, exist_ok=True)
     save_evidence(folder, found, pictures)
     return found
 
@@ -246,10 +245,8 @@ def save_evidence(
 ) -> None:
     """FOLDER/report.json, report.npz and report.html."""
     storage.write_json(folder / EVIDENCE, found)
-    part = folder / f".{PICTURES}.part"
-    with storage.writing(folder / PICTURES), part.open("wb") as file:
+    with files.replacing(folder / PICTURES) as (part,), part.open("wb") as file:
         np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
-    part.replace(folder / PICTURES)
     write_slider(folder, found, pictures)
     write_report(folder, found, pictures)
 

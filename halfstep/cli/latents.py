@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def latents(argv: Sequence[str]) -> int:
     with _bar(console, len(images)) as progress:
         worked = write_latents(
             images, codec, options.out, layout=options.layout, captions=captions, batch=options.batch,
-            device=device, progress=progress,
+            device=device, progress=progress, note=partial(say, console, "note"),
         )  # fmt: skip
     if not worked:
         say(console, "done", "these latents were finished before: nothing was left to do")

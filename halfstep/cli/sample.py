@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from halfstep import files
 from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.images import Begin, MadeOf
 from halfstep.cli.options import Flat, parse
@@ -73,8 +74,9 @@ def sample(argv: Sequence[str]) -> int:
             f"n must be at least 1 and batch and per-class at least 0, got {n}, {options.batch} and "
             f"{options.per_class}"
         )
-    pipeline = _pipeline(options)
     sheet = options.out.suffix.lower() == ".png"
+    files.check_writable(options.out.parent if sheet else options.out, "choose another --out")
+    pipeline = _pipeline(options)
     drawn = drawn_as(pipeline)
     if not drawn and (sheet or not options.npz):
         raise ConfigError(
@@ -144,8 +146,7 @@ def classes_of(text: str) -> list[int]:
 def _write(
     options: Sample, console: Console, x: Tensor, of: Begin, drawn: str, sheet: bool
 ) -> None:
-    folder = options.out.parent if sheet else options.out
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.make_folder(options.out.parent if sheet else options.out)
     grid = options.out if sheet else folder / "grid.png"
     if drawn == "images":
         if not sheet:
@@ -162,7 +163,8 @@ def _write(
     if drawn:
         say(console, "all", grid)
     if options.npz:
-        np.savez(folder / "samples.npz", images=x.numpy())
+        with files.replacing(folder / "samples.npz") as (part,), part.open("wb") as file:
+            np.savez(file, images=x.numpy())
         say(console, "numbers", folder / "samples.npz")
 
 

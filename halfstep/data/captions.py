@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from halfstep.data.folder import NAMED
 from halfstep.errors import DataError
+from halfstep.files import read_text
 
 TABLE = "metadata.jsonl"
 KEYS = ("text", "caption")
@@ -128,7 +129,7 @@ def _beside(files: Sequence[Path]) -> dict[Path, Path]:
 def _lines(path: Path) -> list[str]:
     """Split at line ends alone: other separators (U+2028) may stand in a caption."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except OSError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from halfstep import files
 from halfstep.data import arrays
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
@@ -132,7 +133,7 @@ def _from_sheets(folder: Path, names: tuple[str, ...]) -> Dataset:
         raise DataError(f"{folder} lacks {', '.join(missing)}: unpack the package again")
     try:
         sheets = [np.asarray(Image.open(folder / name)) for name in names[:-1]]
-        labels = torch.tensor(json.loads((folder / names[-1]).read_text()))
+        labels = torch.tensor(json.loads(files.read_text(folder / names[-1])))
         images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return Dataset(torch.from_numpy(np.ascontiguousarray(images)), labels, NAMES)
     except (OSError, ValueError, TypeError) as error:

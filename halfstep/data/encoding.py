@@ -79,12 +79,14 @@ def write_latents(
     batch: int = 64,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> bool:
     """Encode the images, and with `captions` those, into `out`; whether anything was left to do.
 
     batch     images at a time
     device    where codec and texts are, and compute
     progress  told how many images are done, after every batch
+    note      told what should be known: that the file system has no locks
     """
     if batch < 1:
         raise ConfigError(f"batch is at least 1, got {batch}: write --batch 64")
@@ -94,7 +96,7 @@ def write_latents(
         )
     if isinstance(codec, nn.Module):
         codec.eval()
-    with alone(out), torch.inference_mode():
+    with alone(out, note), torch.inference_mode():
         work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
         return work.carry_out()
 

@@ -1,19 +1,21 @@
 """Whether a folder of latents may be gone on with: nobody else works on it, and it is of the same."""
 
-import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.latents import is_latents
+from halfstep import files
+from halfstep.data.latents import ABOUT, is_latents
 from halfstep.data.shards import Entry
 from halfstep.data.streamed import Images
 from halfstep.errors import ConfigError
 
 CODEC = ("codec.safetensors", "codec.json")
-OURS = (".lock", *CODEC)
-"""What is left of a process that was killed before it wrote latents.json; and temporary files."""
+BEFORE = (files.LOCK, *CODEC, ABOUT)
+"""What is left, whole or as a temporary file, of a process that was killed before it wrote latents.json."""
+ALONE = (*CODEC, ABOUT, "*.npy")
+"""What nobody writes but the process that holds the lock."""
 
 MADE_OF = {
     "codec": "codec",
@@ -59,31 +61,24 @@ def of_others(out: Path, what: str) -> ConfigError:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it; the lock dies with us."""
+def alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
+    """Make the folder, and keep other processes out of it; `note` hears where that cannot be done."""
     try:
         if folder.exists() and not is_latents(folder):
-            strange = [
-                p.name for p in folder.iterdir() if p.name not in OURS and p.suffix != ".part"
-            ]
+            strange = [p.name for p in folder.iterdir() if not files.is_ours(p.name, *BEFORE)]
             if strange:
                 raise ConfigError(
                     f"'{folder}' is not empty and holds no latents (it has '{min(strange)}'): choose "
                     "another --out"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = files.Lock(folder)
     except OSError as error:
         raise ConfigError(
             f"'{folder}' cannot hold latents ({error.strerror}): choose another --out"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is working on '{folder}': wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        for text in lock.notes:
+            note(text)
+        files.tidy(folder, *ALONE)
         yield

@@ -3,10 +3,7 @@
 import hashlib
 import io
 import itertools
-import json
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError
 
 Entry = dict[str, Any]
@@ -80,20 +77,11 @@ def written(path: Path, shape: Sequence[int], dtype: torch.dtype, parts: Iterabl
     descr = np.lib.format.dtype_to_descr(np.dtype(str(dtype).removeprefix("torch.")))
     about = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(head, about)
-    part = path.with_name(path.name + ".part")
     arrays = (x.contiguous().numpy().tobytes() for x in parts)
-    with storage.writing(path, part):
-        try:
-            with part.open("wb") as file:
-                for piece in itertools.chain([head.getvalue()], arrays):
-                    digest.update(piece)
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            storage.flush_folder(path.parent)
-        finally:  # whatever ended it, half a shard serves nobody
-            part.unlink(missing_ok=True)
+    with files.replacing(path) as (part,), part.open("wb") as file:
+        for piece in itertools.chain([head.getvalue()], arrays):
+            digest.update(piece)
+            file.write(piece)
     return {"file": path.name, "rows": shape[0], "sha256": digest.hexdigest()}
 
 
@@ -167,15 +155,10 @@ def _verified(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _remember(folder: Path, files: dict[str, list[Any]]) -> None:
+def _remember(folder: Path, verified: dict[str, list[Any]]) -> None:
     """Not where the folder cannot be written: then every opening compares all checksums."""
-    part = folder / f"{VERIFIED}.{uuid.uuid4().hex}.part"  # several processes open at once
-    with suppress(OSError):
-        try:
-            part.write_text(json.dumps(files, indent=2) + "\n")
-            part.replace(folder / VERIFIED)
-        finally:
-            part.unlink(missing_ok=True)
+    with suppress(CheckpointError):
+        storage.write_json(folder / VERIFIED, verified)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep import __version__, storage
+from halfstep import __version__, files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.judge import Judge
@@ -123,7 +123,7 @@ class Samples:
             tensors["images"] = found.images
         stem = self._stem(about)
         with suppress(CheckpointError, OSError):
-            stem.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(stem.parent)
             storage.save(stem, tensors, about)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halfstep import __version__, storage
+from halfstep import __version__, files, storage
 from halfstep.data import Data
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features import Features
@@ -43,7 +43,7 @@ def data_features(features: Features, data: Data | Tensor, *, cache: Path | None
             return tensors["features"].double()
     found = _computed(features, data)
     with suppress(CheckpointError, OSError):
-        cache.mkdir(parents=True, exist_ok=True)
+        files.make_folder(cache)
         storage.save(stem, {"features": _smallest(found)}, about)
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.nets.foreign import ldm_name, read_diffusers
@@ -209,7 +209,7 @@ class KLCodec(nn.Module):
         (a hard link) if the file system can: many stages then do not cost many copies.
         """
         stem, about = Path(folder) / "codec", {"config": self.config, "scale": self.scale}
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(stem.parent)
         digest = self.digest()
         if self._home is not None and self._home.digest == digest and _link(self._home, stem):
             storage.write_json(stem.with_suffix(".json"), {**about, "sha256": self._home.sha256})
@@ -299,9 +299,8 @@ def _home(stem: Path, digest: str) -> _Home:
 def _link(home: _Home, stem: Path) -> bool:
     """Give a file a second name; False where it cannot be, or the file is no longer what it was."""
     final = stem.with_suffix(".safetensors")
-    part = final.with_name(final.name + ".part")
+    part = files.part_of(final)
     try:
-        part.unlink(missing_ok=True)
         os.link(home.file, part)
         same = storage.checksum(part) == home.sha256
         if same:

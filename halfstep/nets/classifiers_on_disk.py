@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import (
     build_classifier,
@@ -47,8 +47,9 @@ def save_classifier(
     tensors = plain_tensors(classifier)
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.save(folder / "classifier", tensors, about | quantised_as(classifier))
+    storage.save(
+        files.make_folder(folder) / "classifier", tensors, about | quantised_as(classifier)
+    )
 
 
 def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:

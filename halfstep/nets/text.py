@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfstep import files
 from halfstep.errors import CheckpointError, ConfigError
 
 MODELS = {
@@ -162,7 +163,7 @@ def _places(folder: Path) -> tuple[Path, Path]:
 def _kind(folder: Path) -> str:
     """The model's type."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(files.read_text(folder / "config.json"))
         kind = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{folder / 'config.json'}' cannot be read: {error}") from None
@@ -184,7 +185,7 @@ def _weights(folder: Path) -> list[Path]:
             "fetch that file, or convert the weights with transformers' save_pretrained"
         )
     try:
-        names = set(json.loads((folder / SHARDS).read_text())["weight_map"].values())
+        names = set(json.loads(files.read_text(folder / SHARDS))["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"'{folder / SHARDS}' is damaged: {error}") from None
     shards = [folder / str(name) for name in sorted(names)]

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn, Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.batch import Cond
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
@@ -284,8 +284,7 @@ class Pipeline:
 
         dtype  of the weights in the file; they are read back into the network's own, float32
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = files.make_folder(Path(folder))
         if self.codec is not None:
             self.codec.save(folder)
         tensors = plain_tensors(self.denoiser)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from halfstep import files
 from halfstep.errors import ConfigError, DataError
 
 STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
@@ -35,10 +36,10 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
     """One PNG an image, named by its number."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     paths = [folder / f"{first + k:06d}.png" for k in range(len(images))]
     for path, pixels in zip(paths, to_uint8(images), strict=True):
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+        _save(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), path)
     return paths
 
 
@@ -64,9 +65,8 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: 
     """A sheet of images, each pixel `scale` pixels wide."""
     sheet = tile(images, columns=columns or max(1, round(len(images) ** 0.5)))
     picture = Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
-        path
-    )
+    size = picture.width * scale, picture.height * scale
+    _save(picture.resize(size, Image.Resampling.NEAREST), path)
 
 
 def save_over(
@@ -107,7 +107,7 @@ def same_seeds(
         axes[k][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=11)
-    figure.savefig(path, dpi=130)
+    _draw(figure, path)
 
 
 def _strip(axis: Axes, images: Tensor) -> None:
@@ -147,7 +147,7 @@ def quality_curve(
     axis.set_ylabel(ylabel)
     axis.grid(True, which="both", color="#eeeeee")
     axis.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    _draw(figure, path)
 
 
 def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
@@ -162,4 +162,14 @@ def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
         axis.set_ylim(-1.4, 1.4)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.savefig(path, dpi=130)
+    _draw(figure, path)
+
+
+def _draw(figure: Figure, path: Path) -> None:
+    with files.replacing(path, durable=False) as (part,):
+        figure.savefig(part, format="png", dpi=130)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with files.replacing(path, durable=False) as (part,):
+        image.save(part, format="PNG")

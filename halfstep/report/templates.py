@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from halfstep import storage
+from halfstep import files
 from halfstep.errors import ConfigError
 from halfstep.report import numbers
 
@@ -18,14 +18,13 @@ def template(name: str) -> jinja2.Template:
 
 def write_page(path: Path, page: str, *, limit: int, name: str, instead: str) -> Path:
     """Write a page whole or not at all, and say where it is; `ConfigError` from `limit` bytes on."""
-    size = len(page.encode())
+    size = len(files.encoded(page, f"cannot write '{path}'"))
     if size >= limit:
         raise ConfigError(
             f"{name} would have {size:,} bytes and is to stay under {limit:,}: {instead}"
         )
-    with storage.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_text(path, page)
+    files.make_folder(path.parent)
+    files.write_text(path, page)
     return path
 
 

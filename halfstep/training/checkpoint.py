@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError
 from halfstep.training.ema import Average
 from halfstep.training.optimiser import Optimiser
@@ -84,9 +84,7 @@ def write(folder: Path, stage: int, name: str, state: State) -> None:
         "seconds": state.seconds,
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
-    stem = folder / _name(stage, state.update)
-    with storage.writing(stem):
-        folder.mkdir(parents=True, exist_ok=True)
+    stem = files.subfolder(folder.parent, folder.name) / _name(stage, state.update)
     storage.save(stem, state.tensors(), about)
     forget(folder, stage, keep=KEEP)
 
@@ -105,15 +103,17 @@ def forget(folder: Path, stage: int, *, keep: int) -> None:
 
 def remove(stem: Path) -> None:
     """The json first: without it the pair is not there."""
-    stem.with_suffix(".json").unlink(missing_ok=True)
-    stem.with_suffix(".safetensors").unlink(missing_ok=True)
+    with files.writing(stem):
+        stem.with_suffix(".json").unlink(missing_ok=True)
+        stem.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def tidy(folder: Path) -> None:
     """Remove what a crash left half written or half removed."""
     for path in [*folder.glob("*.part"), *folder.glob("*.safetensors")]:
         if path.suffix == ".part" or not path.with_suffix(".json").exists():
-            path.unlink(missing_ok=True)
+            with files.writing(path):
+                path.unlink(missing_ok=True)
 
 
 def choose(

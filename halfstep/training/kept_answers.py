@@ -7,7 +7,6 @@ Training with them gives the weights that it gives without, to the bit: a teache
 of one size (`Teachers.settled`), and before they are used some are compared with what it answers now.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.batch import Batch
 from halfstep.data import Data, Dataset
 from halfstep.errors import CheckpointError, ConfigError
@@ -25,6 +24,7 @@ from halfstep.nets.teachers import ROWS, Teachers
 from halfstep.noise import Draw, key
 
 Tell = Callable[[int, int], object]
+OURS = (files.LOCK, "view-*.json", "view-*.safetensors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,12 @@ def kept_answers(
     *,
     device: torch.device | str = "cpu",
     tell: Tell = lambda done, all: None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> KeptAnswers:
     """Those in the folder, after what is missing of them was asked and written.
 
     tell  called with the number of answers there are, and of all
+    note  told what should be known: that the file system has no locks
 
     `ConfigError` where a sample's views cannot be told apart, or the folder keeps what another teacher
     answered or of other data; `CheckpointError` for damaged files.
@@ -72,7 +74,7 @@ def kept_answers(
         "rows at a time": teacher.rows,
     }
     tables = list[Tensor]()
-    with _alone(folder):
+    with _alone(folder, note):
         _refuse_foreign(folder, about)
         for view in range(views):
             stem = _stem(folder, view)
@@ -182,14 +184,32 @@ def _compare(
             )
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: the others wait, and find the answers there."""
-    with storage.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+def check_folder(folder: Path) -> None:
+    """`ConfigError` where answers cannot be kept: in a folder of something else, or no folder."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        strange = [p.name for p in folder.iterdir() if not files.is_ours(p.name, *OURS)]
+    except FileNotFoundError:
+        strange = []
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot keep answers ({error.strerror}): choose another folder"
+        ) from None
+    if strange:
+        raise ConfigError(
+            f"'{folder}' holds something other than a teacher's answers (it has '{min(strange)}'): "
+            "choose a folder of their own"
+        )
+
+
+@contextmanager
+def _alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
+    """One process at a time: the others wait, and find the answers there."""
+    check_folder(folder)
+    files.make_folder(folder)
+    with files.writing(folder):
+        lock = files.Lock(folder, wait=True)
+    with lock:
+        for text in lock.notes:
+            note(text)
+        files.tidy(folder, *OURS)
         yield
-    finally:
-        lock.close()

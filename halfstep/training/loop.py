@@ -235,6 +235,7 @@ class Loop:
         return found
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
+        self.run.check()
         checkpoint.write(self.run.checkpoints, index, stage.name, state)
 
     def _finish(self, stage: Stage, index: int, state: State) -> None:

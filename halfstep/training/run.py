@@ -8,26 +8,26 @@
 The same command again goes on where it stopped.
 """
 
-import fcntl
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, IO
+from typing import Any
 
-from halfstep import storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.training import checkpoint
 from halfstep.training.asked import environment, take_up
 
-OURS = (".lock", "run.json.part")
-"""What a run leaves that was killed before it began."""
+BEFORE = (files.LOCK, "run.json")
+"""What a run leaves, whole or as a temporary file, that was killed before it began."""
+ALONE = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
+"""What nobody writes but the process that holds the lock."""
 
 
 class Run:
     """An open run folder.  Other processes are kept out by a lock that dies with us."""
 
-    def __init__(self, folder: Path, lock: IO[str] | None, notes: list[str]):
+    def __init__(self, folder: Path, lock: files.Lock | None, notes: list[str]):
         self.folder, self._lock, self.notes = folder, lock, notes
         self.checkpoints = folder / "checkpoints"
         self._metrics = folder / "metrics.jsonl"
@@ -52,13 +52,15 @@ class Run:
         try:
             _refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            lock, notes = _lock(folder)
+            lock = files.Lock(folder)
         except OSError as error:
             raise ConfigError(
                 f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"
             ) from None
         try:
-            notes += take_up(folder, asked, environment(device, processes), extend=extend)
+            notes = lock.notes + take_up(
+                folder, asked, environment(device, processes), extend=extend
+            )
             run = cls(folder, lock, notes)
             run._mend()
         except BaseException:
@@ -77,17 +79,20 @@ class Run:
 
         about  updates, seconds and forwards, for stage.json
         """
-        final = self.stage(name)
+        self.check()
+        stages, final = files.subfolder(self.folder, "stages"), self.stage(name)
         part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
-        with storage.writing(final):
-            shutil.rmtree(part, ignore_errors=True)
+        with files.writing(final):
+            files.remove(part)
+            part.mkdir()
             write(part)
             storage.write_json(part / "stage.json", about)
+            self.check()
             if final.exists():
                 final.replace(old)
             part.replace(final)
-            storage.flush_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            files.flush_folder(stages)
+        files.remove(old)
 
     def finished(self, name: str) -> Mapping[str, int | float] | None:
         """A finished stage's updates, seconds and forwards; None if it is not finished."""
@@ -107,8 +112,8 @@ class Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with storage.writing(self._metrics), self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.check()
+        files.append(self._metrics, json.dumps(line) + "\n")
 
     def forget_after(self, stage: str, update: int) -> None:
         """Drop the metrics of updates that are about to be done again."""
@@ -126,14 +131,22 @@ class Run:
         if self._metrics.exists() and self._metrics.read_bytes()[-1:] not in (b"", b"\n"):
             lines = read_metrics(self.folder)
             storage.write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        files.tidy(self.folder, *ALONE)
+        for place in (self.checkpoints, stages := self.folder / "stages"):
+            files.refuse_link(place)
         checkpoint.tidy(self.checkpoints)
-        stages = self.folder / "stages"
-        for old in stages.glob(".*.old"):
-            final = stages / old.name[1 : -len(".old")]
-            if not final.exists():  # gone between the two renames
-                old.replace(final)
+        with files.writing(stages):
+            for old in stages.glob(".*.old"):
+                final = stages / old.name[1 : -len(".old")]
+                if not final.exists():  # gone between the two renames
+                    old.replace(final)
         for left in stages.glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
+            files.remove(left)
+
+    def check(self) -> None:
+        """`CheckpointError` where the folder went away, or is another run's by now."""
+        if self._lock is not None:
+            self._lock.check()
 
     def close(self) -> None:
         if self._lock is not None:
@@ -144,7 +157,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8-sig", "replace").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
@@ -155,24 +168,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _refuse_foreign(folder: Path) -> None:
     """Before anything is written into it."""
     if folder.exists() and not (folder / "run.json").exists():
-        strange = [path.name for path in folder.iterdir() if path.name not in OURS]
+        strange = [path.name for path in folder.iterdir() if not files.is_ours(path.name, *BEFORE)]
         if strange:
             raise ConfigError(
                 f"'{folder}' is not empty and holds no run (it has '{min(strange)}'): choose another "
                 "--out"
             )
-
-
-def _lock(folder: Path) -> tuple[IO[str], list[str]]:
-    """The locked file; and a note where the file system knows no locks."""
-    lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(
-            f"another process is working on '{folder}': wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        return lock, [f"this file system has no locks ({error.strerror}): start no second process"]
-    return lock, []
