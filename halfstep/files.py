@@ -107,6 +107,11 @@ def encoded(text: str, what: str) -> bytes:
         ) from None
 
 
+def name_of(folder: Path) -> str:
+    """A folder's own name as text, in which "?" stands for what is no Unicode."""
+    return folder.resolve().name.encode(errors="replace").decode()
+
+
 def is_text(name: str) -> bool:
     """Whether a name, as the system gives it, is Unicode."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)

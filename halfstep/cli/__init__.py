@@ -1,9 +1,11 @@
 """The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 
 from halfstep import __version__
@@ -62,19 +64,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.  What the user can mend is one line and status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
     except HalfstepError as error:
-        print(f"halfstep: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except Stopped as stopped:
-        print(f"halfstep: {stopped}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever read what we print has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        _complain(stopped)
+        left = stopped.__cause__
+        return _unread(left) if isinstance(left, BrokenPipeError) else 130
+    except BrokenPipeError as error:
+        return _unread(error)
     except KeyboardInterrupt:
-        print("halfstep: stopped at once; what was saved before is untouched", file=sys.stderr)
+        _complain("stopped at once; what was saved before is untouched")
         return 130
+
+
+def _complain(text: object) -> None:
+    """One line on stderr, where somebody reads that."""
+    with suppress(OSError):
+        print(f"halfstep: {text}", file=sys.stderr, flush=True)
+
+
+def _unread(error: BrokenPipeError) -> int:
+    """The status of a command whose output nobody takes: it was read enough, or has no room."""
+    with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere as we end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        _complain(f"cannot write what it prints: {error.strerror}")
+        return 2
+    return 141
 
 
 def _dispatch(args: list[str]) -> int:

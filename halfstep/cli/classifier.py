@@ -80,6 +80,7 @@ def classifier(argv: Sequence[str]) -> int:
     """Train a classifier; say where it is and how good on what it has not seen."""
     console = terminal()
     options = parse(TrainClassifier, argv, prog="halfstep train classifier")
+    options.where.check()
     method, training, where, shown = options.method, options.training, options.where, options.shown
     see_current_folder(options.built.net)
     found = loading(console, options.source)

@@ -68,6 +68,7 @@ def codec(argv: Sequence[str]) -> int:
     """Train a codec; say where it is and how well it brings images back."""
     console = terminal()
     options = parse(TrainCodec, argv, prog="halfstep train codec")
+    options.where.check()
     data = loading(console, options.source)
     method, training, where = options.method, options.training, options.where
     net = fresh_codec(options.shape, data, options.source.data, training.seed)

@@ -187,7 +187,7 @@ def _alone(console: Console, options: Compress) -> int:
         judge.progress = advance
         found = written(
             options.out, subject, judge, asked, made=made_by(environment(str(device)), []),
-            run={"folder": options.out.resolve().name, "config": {}, "gate": None, "cost": {}},
+            run={"folder": files.name_of(options.out), "config": {}, "gate": None, "cost": {}},
             metrics=options.out, guided=False,
         )  # fmt: skip
     print_rows(console, found)

@@ -107,6 +107,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
     prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
     auto = method_kind is Progressive and auto_start(args)
     options = parse(kind, args, prog=prog, about=about)
+    options.where.check()
     where, training, method = options.where, options.training, options.method
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
     asks = f"{prog} needs --teacher and its folder"

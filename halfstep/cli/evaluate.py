@@ -148,7 +148,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
             asked,
             made=kept.made,
             run={
-                "folder": kept.folder.resolve().name,
+                "folder": files.name_of(kept.folder),
                 "config": dict(kept.config),
                 "gate": gate_of(kept.folder),
                 "cost": {

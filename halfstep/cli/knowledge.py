@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
 from halfstep.training import Training
 from halfstep.training.classifiers import distill_classifier, judging, taught_classes
-from halfstep.training.kept_answers import kept_answers, missing
+from halfstep.training.kept_answers import check_folder, kept_answers, missing
 from halfstep.training.parallel import pick_device
 
 PROG = "halfstep distill knowledge"
@@ -81,6 +82,9 @@ def knowledge(argv: Sequence[str]) -> int:
     """Distil a classifier; say where it is, and how good beside its teacher."""
     console = terminal()
     options = parse(DistillKnowledge, argv, prog=PROG)
+    options.where.check()
+    if options.objective.cache is not None:
+        check_folder(options.objective.cache)
     where, taught, asked, training = (
         options.where, options.taught, options.objective, options.training,
     )  # fmt: skip
@@ -199,8 +203,8 @@ def _keep(console: Console, folder: Path, teacher: Teachers, data: Data, device:
                 step()
                 shown += 1
 
-        chosen = pick_device(device)
-        kept_answers(folder, teacher.to(chosen), data, device=chosen, tell=tell)
+        chosen, note = pick_device(device), partial(say, console, "note")
+        kept_answers(folder, teacher.to(chosen), data, device=chosen, tell=tell, note=note)
 
 
 def _compare(

@@ -17,6 +17,7 @@ import tyro
 
 from halfstep.cli.config import from_file, options_of, preset, preset_names
 from halfstep.errors import ConfigError
+from halfstep.files import check_writable, is_text
 from halfstep.kinds import word
 
 T = TypeVar("T")
@@ -39,6 +40,10 @@ class Where:
     dry_run: bool = False
     """Print stages, updates, memory and time, and stop."""
 
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, before anything is read."""
+        check_writable(self.out, "choose another --out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -60,6 +65,8 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> 
 
     about  what the command does, if the docstring of `kind` does not say
     """
+    if odd := [word for word in argv if not is_text(word)]:
+        raise ConfigError(f"{odd[0]!a} is not UTF-8: rename that file or folder")
     args, asked = list(argv), list[str]()
     for name in _taken(args, "--preset"):
         asked += from_file(kind, preset(name))

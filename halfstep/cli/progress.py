@@ -1,10 +1,12 @@
 """What the terminal shows: a bar for what takes over two seconds, plain lines where nobody looks."""
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import contextmanager, suppress
+from typing import Any, IO, NoReturn, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -25,9 +27,58 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def terminal() -> Console:
-    """The console of a command."""
-    return Console(quiet=not first_process(), highlight=False)
+class _Out:
+    """A stream of which every failure is that nobody reads it: a pipe, a terminal, a disk that is full."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _nobody_reads():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _nobody_reads():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _nobody_reads() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BrokenPipeError(error.errno, error.strerror) from None
+
+
+class Terminal(Console):
+    """The console of a command.
+
+    gone  why nobody reads it any more: raised once where something is printed, after which all is silent
+    """
+
+    gone: BrokenPipeError | None = None
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise what rich caught; rich itself would end the process, whatever that is doing."""
+        self.quiet = True
+        error = sys.exception()
+        self.gone = error if isinstance(error, BrokenPipeError) else BrokenPipeError()
+        with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere as we end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        if threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # the bar's own thread, which ends
+        raise self.gone
+
+
+def terminal() -> Terminal:
+    """The console of a command; letters that its encoding has not are printed as '?'."""
+    with suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    out: Any = _Out(sys.stdout)
+    return Terminal(file=out, quiet=not first_process(), highlight=False)
 
 
 def say(console: Console, label: str, text: object) -> None:
@@ -126,6 +177,8 @@ class Bars:
     def step(self, update: int, rate: float) -> None:
         self._update, self._rate = update, rate
         self._took = time.monotonic() - self._since
+        if (gone := getattr(self.console, "gone", None)) is not None:
+            raise gone
         if self._progress is not None:
             self._progress.update(self._task, completed=update)
 

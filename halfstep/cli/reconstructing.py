@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from halfstep import files
 from halfstep.cli.judging import Kept, made_by, save_evidence, training_of
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data, Latents
@@ -52,7 +53,7 @@ def encoders_judged(
     found = {
         "format": FORMAT,
         "made": kept.made,
-        "run": {"folder": kept.folder.resolve().name, "config": dict(kept.config)},
+        "run": {"folder": files.name_of(kept.folder), "config": dict(kept.config)},
         "measure": {
             "data": fingerprint(seen),
             "samples": n,

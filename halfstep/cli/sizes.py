@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from halfstep import files
 from halfstep.cli.judging import Kept
 from halfstep.cli.progress import say
 from halfstep.cli.tables import print_wide
@@ -56,7 +57,7 @@ def _students_of(folder: Path, kept: Kept, asked: Evaluation, net: str | None) -
             f"'{folder}' was made from another teacher than '{kept.folder}', and only students of one can "
             "be seen beside each other: compare what was measured of both with --compare"
         )
-    name = folder.name or folder.resolve().name
+    name = folder.name or files.name_of(folder)
     for student in other.students(net):
         steps = len(student.times[0]) - 1
         if not asked.counts or steps in asked.counts:

@@ -70,6 +70,7 @@ def denoiser(argv: Sequence[str]) -> int:
     """Train a teacher; say where it is."""
     console = terminal()
     options = parse(TrainDenoiser, argv, prog="halfstep train denoiser")
+    options.where.check()
     data = loading(console, options.source)
     see_current_folder(options.network.net)
     method, training, where = options.method, options.training, options.where

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from halfstep.data.dataset import Dataset
 from halfstep.errors import ConfigError, DataError
+from halfstep.files import is_text
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -90,6 +91,8 @@ def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]
             f"the sub-folders {both} of {folder} look like splits, not classes: name one of them, "
             f"for example {folder / min(SPLITS & inside.keys())}"
         )
+    if odd := [name for name in inside if not is_text(name)]:
+        raise DataError(f"sub-folder {odd[0]!a} of {folder} is not UTF-8: rename it")
     empty = [name for name, files in inside.items() if not files]
     if empty:
         raise DataError(

@@ -130,7 +130,7 @@ def distill_classifier(
             "one sample at a time, which is slower"
         )
     if answers is not None and method.asks_teacher:
-        kept = kept_answers(Path(answers), teacher, data, device=device)
+        kept = kept_answers(Path(answers), teacher, data, device=device, note=job.watch.note)
     torch.manual_seed(key(training.seed, 1))  # projectors'
     example = data.batch(torch.arange(1)).x0.to(device)
     stages = method.stages(teacher, student, example=example, answers=kept)

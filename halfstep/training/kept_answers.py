@@ -185,7 +185,8 @@ def _compare(
 
 
 def check_folder(folder: Path) -> None:
-    """`ConfigError` where answers cannot be kept: in a folder of something else, or no folder."""
+    """`ConfigError` where answers cannot be kept: the folder is of something else, or cannot be written."""
+    files.check_writable(folder, "choose another folder")
     try:
         strange = [p.name for p in folder.iterdir() if not files.is_ours(p.name, *OURS)]
     except FileNotFoundError:

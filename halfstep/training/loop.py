@@ -1,6 +1,5 @@
 """The one training loop.  Knows stages, optimisers and folders; knows no diffusion."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
-from halfstep.training.stopping import stopping
+from halfstep.training.stopping import Asked, stopping
 from halfstep.training.update import update
-from halfstep.training.watch import Silent, Tally, Watch
+from halfstep.training.watch import Leaving, Silent, Tally, Watch
 
 HELD_OUT = 64
 """Samples of what an objective measures for the log."""
@@ -57,6 +56,7 @@ class Loop:
         """Run every stage in order; return the last student.  Finished stages are read, not redone."""
         student: nn.Module | None = None
         with stopping() as asked:
+            self.watch = Leaving(self.watch, asked)
             for index, stage in enumerate(stages):
                 stage.student.to(self.processes.device)
                 if not self.processes.first_says(partial(self._finished, stage, index)):
@@ -100,7 +100,7 @@ class Loop:
                 "stage again"
             ) from None
 
-    def _fit(self, stage: Stage, index: int, asked: threading.Event) -> None:
+    def _fit(self, stage: Stage, index: int, asked: Asked) -> None:
         state = self._resume(stage, index)
         wrapped = self.processes.wrap(stage.student)
         tally = Tally(self.processes.device)
@@ -123,7 +123,7 @@ class Loop:
                     raise Stopped(
                         f"stopped at update {state.update:,} of {stage.name}; run the same command "
                         "again to go on"
-                    )
+                    ) from asked.cause
         finally:
             self.watch.end(stage)
             self.processes.unwrap()

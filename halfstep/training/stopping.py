@@ -1,4 +1,4 @@
-"""Ctrl-C and a preempted job's SIGTERM, as a question the loop asks itself."""
+"""Ctrl-C, a preempted job's SIGTERM, a closed terminal: as a question the loop asks itself."""
 
 import signal
 import threading
@@ -6,14 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class Asked(threading.Event):
+    """Set once a run is to stop.
+
+    cause  the exception that says why, where there is one
+    """
+
+    cause: BaseException | None = None
+
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask to stop after the present update; a second Ctrl-C stops at once.
+def stopping() -> Iterator[Asked]:
+    """Ctrl-C, SIGTERM and SIGHUP ask to stop after the present update; a second Ctrl-C stops at once.
 
-    What the process was told to ignore (a script's background job, Ctrl-C) stays ignored.
+    What the process was told to ignore (a script's background job Ctrl-C, nohup SIGHUP) stays ignored.
     """
-    asked = threading.Event()
+    asked = Asked()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set() and number == signal.SIGINT:
@@ -23,7 +36,7 @@ def stopping() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.getsignal(n) for n in SIGNALS}
     before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     for number in before:
         signal.signal(number, ask)

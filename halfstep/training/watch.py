@@ -1,11 +1,14 @@
 """Whoever shows progress, and the numbers that are shown."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from halfstep.methods.base import Stage
+from halfstep.training.stopping import Asked
 
 
 class Watch(Protocol):
@@ -26,6 +29,35 @@ class Silent:
     def measure(self, loss: float) -> None: ...
     def end(self, stage: Stage) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+class Leaving:
+    """A watch that prints for a reader who may leave, as `| head` does: the run is asked to stop then."""
+
+    def __init__(self, watch: Watch, asked: Asked):
+        self._watch, self._asked = watch, asked
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except BrokenPipeError as error:
+            self._asked.cause = error
+            self._asked.set()
+
+    def begin(self, stage: Stage, update: int) -> None:
+        self._tell(partial(self._watch.begin, stage, update))
+
+    def step(self, update: int, rate: float) -> None:
+        self._tell(partial(self._watch.step, update, rate))
+
+    def measure(self, loss: float) -> None:
+        self._tell(partial(self._watch.measure, loss))
+
+    def end(self, stage: Stage) -> None:
+        self._tell(partial(self._watch.end, stage))
+
+    def note(self, text: str) -> None:
+        self._tell(partial(self._watch.note, text))
 
 
 class Tally:
