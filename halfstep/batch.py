@@ -1,13 +1,18 @@
 """What a network is conditioned on, and a batch of training data."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError
+
+T = TypeVar("T", bound="Cond | Batch")
+OURS = ("label", "context", "guidance")
+"""The conditions that halfstep itself gives; those of a subclass are its user's own."""
 
 
 @dataclass(frozen=True)
@@ -17,58 +22,69 @@ class Cond:
     label     int64 [B]              class; -1 is none (of a classifier's data alone)
     context   float [B, tokens, D]   text states
     guidance  float [B]              guidance scale, 1 is off
+
+    A subclass may have tensors of its own, one row a sample, which are cut, joined, moved and left out
+    with the rest; a number, a truth value or a text of its own is the same for all samples.  Where nothing
+    is said, as in the unconditional branch of guidance, its tensor is zeros, which is what diffusers takes
+    for pooled text, unless the field names another value, of one row's shape, or None if it stays:
+
+        @dataclass(frozen=True)
+        class Mine(Cond):
+            pooled: Tensor | None = None
+            mask: Tensor | None = field(default=None, metadata={"null": True})
+            size: Tensor | None = field(default=None, metadata={"null": None})
     """
 
     label: Tensor | None = None
     context: Tensor | None = None
     guidance: Tensor | None = None
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
-        values = (getattr(self, f.name) for f in fields(self))
-        return Cond(*(None if value is None else change(value) for value in values))
-
-    def __getitem__(self, rows: slice) -> "Cond":
+    def __getitem__(self, rows: slice) -> Self:
         """These samples' rows."""
-        return self._each(lambda value: value[rows])
+        _refuse_other_rows(self)
+        return _each(self, lambda value: value[rows])
 
-    def to(self, device: torch.device | str) -> "Cond":
-        return self._each(lambda value: value.to(device))
+    def to(self, device: torch.device | str) -> Self:
+        return _each(self, lambda value: value.to(device))
 
-    def said(self, nothing: "int | Tensor") -> Tensor | None:
-        """What `nothing` would replace: labels if it is a label, texts if it is a text's states."""
-        return self.context if isinstance(nothing, Tensor) else self.label
+    def says(self, nothing: "int | Tensor") -> bool:
+        """Whether there is anything for `without(nothing)` to leave out."""
+        return self._said(nothing) is not None or bool(self._own())
 
-    def without(self, nothing: "int | Tensor", where: Tensor | None = None) -> "Cond":
+    def without(self, nothing: "int | Tensor", where: Tensor | None = None) -> Self:
         """The same with nothing said: the null label for labels, the empty text's states for texts.
 
         nothing  the null label, or float [tokens, D]
         where    bool [B]: of these samples alone
         """
-        name, said = ("context" if isinstance(nothing, Tensor) else "label"), self.said(nothing)
-        if said is None:
+        name, said = ("context" if isinstance(nothing, Tensor) else "label"), self._said(nothing)
+        if not self.says(nothing):
             raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
-        null = torch.as_tensor(nothing).to(said).expand_as(said)
-        if where is not None:
-            rows = where.to(said.device).reshape(-1, *[1] * (said.ndim - 1))
-            null = torch.where(rows, null, said)
-        return replace(self, **{name: null})
+        nulls: dict[str, Any] = self._own() if said is None else {**self._own(), name: nothing}
+        changed = {name: _left_out(self, name, null, where) for name, null in nulls.items()}
+        return _with(self, changed)
 
-    def cat(self, other: "Cond") -> "Cond":
+    def cat(self, other: "Cond") -> Self:
         """self's rows, then other's.  Both must have the same fields."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        for name, mine, theirs in pairs:
-            if (mine is None) != (theirs is None):
-                raise ConfigError(
-                    f"one of two conditions has no {name}: give it to both or neither"
-                )
-        return Cond(*(None if a is None else torch.cat([a, b]) for _, a, b in pairs))
+        names = dict.fromkeys([*_given(self), *_given(other)])
+        return _with(self, {name: _joined(name, self, other) for name in names})
+
+    def _said(self, nothing: "int | Tensor") -> Tensor | None:
+        """What `nothing` would replace: labels if it is a label, texts if it is a text's states."""
+        return self.context if isinstance(nothing, Tensor) else self.label
+
+    def _own(self) -> dict[str, Any]:
+        """What stands for nothing in each tensor of a subclass that is given, and does not stay."""
+        nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in OURS}
+        held = {name for name, value in _given(self).items() if isinstance(value, Tensor)}
+        return {name: null for name, null in nulls.items() if name in held and null is not None}
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clean data, one row a sample.
 
-    x0     float [B, ...], in [-1, 1]
+    x0     float [B, ...], images in [-1, 1]
     cond   its labels or texts, or None; a label of -1 is "no label"
     ids    int64 [B]: rows of the data set, or None where nobody says
     views  int64 [B]: which view of its sample a row is, 0 as it lies; None: a fresh draw that nobody can
@@ -80,12 +96,85 @@ class Batch:
     ids: Tensor | None = None
     views: Tensor | None = None
 
-    def _each(self, change: Callable[[Any], Any]) -> "Batch":
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in given.items() if v is not None})
+    def __getitem__(self, rows: slice) -> Self:
+        return _each(self, lambda value: value[rows])
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        return self._each(lambda value: value[rows])
+    def to(self, device: torch.device | str) -> Self:
+        return _each(self, lambda value: value.to(device))
 
-    def to(self, device: torch.device | str) -> "Batch":
-        return self._each(lambda value: value.to(device))
+
+def _given(held: "Cond | Batch") -> dict[str, Any]:
+    """The fields that are not None; refuses those of which nobody knows whether they have rows."""
+    values = {f.name: getattr(held, f.name) for f in fields(held)}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        rows = Tensor if isinstance(held, Cond) else Tensor | Cond
+        if not isinstance(value, rows | bool | int | float | str):
+            raise ConfigError(
+                f"{name} of a {type(held).__name__} is a {type(value).__name__}, of which nobody knows "
+                "whether it has a row a sample: give a tensor, or a number or a text for all samples"
+            )
+    return given
+
+
+def _each(held: T, change: Callable[[Any], Any]) -> T:
+    """The same with its tensors, and a batch's condition, changed."""
+    given = _given(held).items()
+    return _with(held, {k: change(v) for k, v in given if isinstance(v, Tensor | Cond)})
+
+
+def _with(held: T, changed: dict[str, Any]) -> T:
+    """A copy with these fields: of a subclass, too, whatever its constructor takes."""
+    new = copy.copy(held)
+    for name, value in changed.items():
+        object.__setattr__(new, name, value)
+    return new
+
+
+def _refuse_other_rows(cond: Cond) -> None:
+    """`ConfigError` unless all tensors have as many rows."""
+    first: tuple[str, Tensor] | None = None
+    for name, value in _given(cond).items():
+        if not isinstance(value, Tensor):
+            continue
+        first = first or (name, value)
+        if not value.ndim or len(value) != len(first[1]):
+            raise ConfigError(
+                f"{name} of a {type(cond).__name__} has shape {list(value.shape)} and {first[0]} "
+                f"{list(first[1].shape)}: give each one row a sample"
+            )
+
+
+def _left_out(cond: Cond, name: str, null: Any, where: Tensor | None) -> Tensor:
+    """A field with `null` in the place of its values."""
+    said: Tensor = getattr(cond, name)
+    try:
+        value = torch.as_tensor(null).to(said).expand_as(said)
+    except RuntimeError:
+        raise ConfigError(
+            f"what stands for no {name} has shape {list(torch.as_tensor(null).shape)}, and a sample's "
+            f"{name} {list(said.shape[1:])}: give a number, or that shape"
+        ) from None
+    if where is None:
+        return value
+    rows = where.to(said.device).reshape(-1, *[1] * (said.ndim - 1))
+    return torch.where(rows, value, said)
+
+
+def _joined(name: str, one: Cond, other: Cond) -> Any:
+    """A field of one, then of the other."""
+    mine, theirs = getattr(one, name, None), getattr(other, name, None)
+    if mine is None or theirs is None:
+        raise ConfigError(f"one of two conditions has no {name}: give it to both or neither")
+    if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+        if not mine.ndim or mine.shape[1:] != theirs.shape[1:]:
+            raise ConfigError(
+                f"{name} of two conditions has the shapes {list(mine.shape)} and {list(theirs.shape)}: "
+                "give both rows of one shape"
+            )
+        return torch.cat([mine, theirs])
+    if type(mine) is not type(theirs) or mine != theirs:
+        raise ConfigError(
+            f"two conditions differ in {name}, which is one for all samples: join those that agree in it"
+        )
+    return mine

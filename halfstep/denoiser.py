@@ -88,6 +88,8 @@ class Denoiser(nn.Module):
         autocast: torch.dtype | None = None,
     ):
         super().__init__()
+        refuse_outputs = getattr(net, "refuse_outputs", lambda reads: None)
+        refuse_outputs(parameterisation.outputs)  # of an adapter: before anything is computed
         self.net, self.schedule, self.parameterisation = net, schedule, parameterisation
         self.time, self.autocast = time or NetTime(), autocast
 
@@ -106,7 +108,20 @@ class Denoiser(nn.Module):
         time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
         with precision:
             out: Tensor = self.net(x_t.to(dtype), time, cond)
+        self._check_output(out, x_t)
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
+
+    def _check_output(self, out: object, x_t: Tensor) -> None:
+        """Refuse what would not be read as meant: torch broadcasts, and cuts, what does not fit."""
+        reads = self.parameterisation.outputs
+        wanted = [reads * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else []
+        found = list(out.shape[1:]) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        if found != wanted:
+            raise ConfigError(
+                f"the network answers {found} for a sample of {list(x_t.shape[1:])}, and the "
+                f"parameterisation reads {wanted}: give another of the two, or a network that returns a "
+                "tensor of that shape"
+            )
 
     def twin(self) -> "Denoiser":
         """A trainable copy."""
@@ -153,7 +168,7 @@ class Guided(nn.Module):
         if not isinstance(self.scale, Tensor) and self.scale == 1:
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
-        if cond is None or cond.said(self.null) is None:
+        if cond is None or not cond.says(self.null):
             name, field = (
                 ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
             )

@@ -3,10 +3,9 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from torch import nn
 
 from halfstep.cli.config import literals
 from halfstep.cli.find import see_current_folder
@@ -16,7 +15,7 @@ from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import ConfigError, HalfstepError
+from halfstep.errors import ConfigError
 from halfstep.methods.denoising import Denoising
 from halfstep.nets import build, fitting
 from halfstep.nets.autoencoder import load_codec
@@ -134,7 +133,7 @@ def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pip
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}
     return Pipeline(
-        Denoiser(_built(network.net, config), schedule_from(schedule), reads, time=time),
+        Denoiser(build(network.net, config), schedule_from(schedule), reads, time=time),
         data.shape,
         classes=data.names or tuple(map(str, range(classes))) if classes else (),
         null=classes if classes and guided else None,
@@ -146,17 +145,3 @@ def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pip
 
 def _pixels(data: Data) -> bool:
     return isinstance(data, Dataset) and data.is_images
-
-
-def _built(name: str, config: dict[str, Any]) -> nn.Module:
-    """The named net; whatever one of halfstep's own cannot be built from is the user's to mend."""
-    try:
-        return build(name, config)
-    except HalfstepError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        if ":" in name:
-            raise
-        given = ", ".join(f"{key} = {value}" for key, value in config.items())
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the net '{name}' cannot be built from {given}: {reason}") from error

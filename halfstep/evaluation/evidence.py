@@ -5,7 +5,7 @@ the same features, the same number of samples, intervals on all of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -319,10 +319,11 @@ def _split(
     batch = subject.data.batch(torch.arange(n) % len(subject.data))
     maker = before or subject.begun or subject.teacher
     said, takes = batch.cond or Cond(), maker.guidance is not None
-    cond = Cond(
-        said.label if subject.teacher.classes else None,
-        said.context if subject.teacher.empty is not None else None,
-        torch.full((n,), asked.scale) if takes else None,
+    cond = replace(
+        said,
+        label=said.label if subject.teacher.classes else None,
+        context=said.context if subject.teacher.empty is not None else None,
+        guidance=torch.full((n,), asked.scale) if takes else None,
     )
     scale = asked.scale
     grid = grid_cost(

@@ -85,6 +85,6 @@ def some_unlabelled(
     cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
 ) -> Cond | None:
     """The condition with nothing said for that share of samples, where there is something to say."""
-    if not drop or null is None or cond is None or cond.said(null) is None:
+    if not drop or null is None or cond is None or not cond.says(null):
         return cond
     return cond.without(null, draw.uniform() < drop)

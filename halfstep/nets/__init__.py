@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from torch import nn
 
-from halfstep.errors import ConfigError, unknown
+from halfstep.errors import ConfigError, HalfstepError, unknown
 from halfstep.nets.adapters import (
     Adapter,
     dit,
@@ -24,6 +24,7 @@ from halfstep.nets.adapters import (
     UViTNet,
 )
 from halfstep.nets.classifier import Classifier
+from halfstep.nets.diffusers_config import CLASSES, in_our_words, WRAP
 from halfstep.nets.mlp import MLPNet, ResidualMLP
 
 if TYPE_CHECKING:
@@ -85,12 +86,15 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
 
     name    one of `NETS`, or `package.module:function`: a function of the user's that is called
             with the config's entries and returns a module called as net(x, t, cond)
-    config  its arguments; what JSON cannot hold is refused, because it could not be saved
+    config  its arguments; what JSON cannot hold is refused, because it could not be saved.  Of a net of
+            diffusers `dict(model.config)` will do
     """
+    config = dict(config) if ":" in name else in_our_words(name, config)
     kept = plain(name, config)
-    net = (own(name) if ":" in name else _named(name))(**config)
+    net = own(name)(**config) if ":" in name else _built(name, config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
+    _refuse_diffusers(name, type(net))
     if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
         made: Any = net.model.config  # type: ignore[union-attr]
         kept = plain(name, {k: made[k] for k in made if k[0] != "_" and LATER.get(k) != (made[k],)})
@@ -143,6 +147,8 @@ def fitting(
     if name == "dit" and height != width:
         raise ConfigError(f"the net 'dit' is for square images, and a sample is {list(shape)}")
     sides = {"sample_size": size, "in_channels": channels, "out_channels": outputs * channels}
+    if outputs > 1:  # or it would be taken for a network that learned its variances
+        sides["outputs"] = outputs
     return sides | conditions
 
 
@@ -160,14 +166,45 @@ def _text_sides(name: str, context: tuple[int, int] | None) -> dict[str, int]:
 
 
 def _named(name: str) -> Callable[..., nn.Module]:
+    if (ours := _ours(name)) is not None:
+        raise ConfigError(f"diffusers' {name} is the net '{ours}' here: write '{ours}'")
     if name not in NETS:
         raise unknown("net", name, NETS)
     return NETS[name]
 
 
+def _ours(kind: str) -> str | None:
+    """The net that a class of diffusers is here."""
+    return next((net for net, own in CLASSES.items() if own == kind), None)
+
+
+def _built(name: str, config: dict[str, Any]) -> nn.Module:
+    """One of `NETS`; whatever it cannot be built from is the user's to mend."""
+    try:
+        return _named(name)(**config)
+    except HalfstepError:
+        raise
+    except Exception as error:  # torch, numpy and Python have many kinds for sizes that cannot be
+        given = ", ".join(f"{key} = {value}" for key, value in config.items())
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"the net '{name}' cannot be built from {given}: {reason}") from error
+
+
+def _refuse_diffusers(name: str, kind: Any) -> None:
+    """`ConfigError` for a class of diffusers: none is called as net(x, t, cond)."""
+    if getattr(kind, "__module__", "").partition(".")[0] != "diffusers":
+        return
+    ours = _ours(kind.__name__)
+    raise ConfigError(
+        f"'{name}' is diffusers' {kind.__name__}, which is not called as net(x, t, cond): "
+        f"{f'write build({ours!r}, config)' if ours else WRAP}"
+    )
+
+
 def own(name: str) -> Callable[..., nn.Module]:
     """The user's function, with its arguments checked before it is called."""
     function = imported(name)
+    _refuse_diffusers(name, function)
 
     def checked(**config: Any) -> nn.Module:
         parameters = signature(function).parameters.values()

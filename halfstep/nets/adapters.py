@@ -9,6 +9,7 @@ three lines:
 """
 
 from collections.abc import Iterable
+from dataclasses import fields
 from inspect import signature
 from typing import Any, cast
 
@@ -17,6 +18,12 @@ from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError, unknown
+from halfstep.nets.diffusers_config import (
+    LABELS,
+    OURS,
+    refuse_other_conditions,
+    refuse_other_outputs,
+)
 from halfstep.nets.guidance import (
     adding,
     check_features,
@@ -37,10 +44,20 @@ class Adapter(nn.Module):
     """
 
     reads: tuple[str, ...] = ("label",)
+    outputs: int | None = None
+    """Of a network of diffusers: how often its config says that x's channels come out, 0 if it does not."""
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__()
         self.model, self.num_classes = model, num_classes
+
+    def refuse_outputs(self, reads: int) -> None:
+        """`ConfigError` for a parameterisation that reads so many times x's channels, and not those."""
+        if self.outputs is None:
+            return
+        config = cast(Any, self.model).config
+        channels = int(config["in_channels"])
+        refuse_other_outputs(reads, channels, int(config["out_channels"]), self.outputs)
 
     def scale(self, cond: Cond | None, x: Tensor) -> Tensor | None:
         """The guidance scales for the network, refused unless there are some exactly if it takes some."""
@@ -68,9 +85,12 @@ class Adapter(nn.Module):
         return label
 
     def _refuse_unread(self, cond: Cond | None) -> None:
-        for name in ("context", "guidance"):
-            if cond is not None and getattr(cond, name) is not None and name not in self.reads:
-                raise ConfigError(f"this network reads no {name}: give cond without it")
+        given = {} if cond is None else {f.name: getattr(cond, f.name) for f in fields(cond)}
+        for name, value in given.items():
+            if name != "label" and isinstance(value, Tensor) and name not in self.reads:
+                raise ConfigError(
+                    f"this network reads no {name}: give cond without it, or a network whose `reads` names it"
+                )
 
 
 class UViTNet(Adapter):
@@ -169,6 +189,7 @@ class UNetConditionNet(Adapter):
         label = self.label(cond)
         if cond is None or cond.context is None:
             raise ConfigError(NO_TEXT)
+        self._refuse_other_width(cond.context)
         scale = self.scale(cond, x)
         features = (
             None if scale is None else guidance_features(scale - 1, self.guidance).to(x.dtype)
@@ -178,56 +199,77 @@ class UNetConditionNet(Adapter):
         )[0]
         return out
 
+    def _refuse_other_width(self, context: Tensor) -> None:
+        config = cast(Any, self.model).config
+        width = config["encoder_hid_dim"] or config["cross_attention_dim"]
+        if isinstance(width, int) and (context.ndim != 3 or context.shape[2] != width):
+            raise ConfigError(
+                f"this network reads text states [B, tokens, {width}], got {list(context.shape)}: give the "
+                "states of the encoder that it was trained with"
+            )
 
-def unet(*, num_classes: int | None = None, guidance: int = 0, **config: Any) -> UNetNet:
-    """`UNet2DModel` of these arguments; out_channels follows in_channels unless given."""
+
+def unet(
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+) -> UNetNet:
+    """`UNet2DModel` of these arguments.
+
+    outputs  how many times x's channels come out: 2 for `Both`; 0: out_channels, or as many as go in
+    """
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    model = _diffusers("unet", UNet2DModel, config, "num_class_embeds", num_classes)
+    model = _diffusers("unet", UNet2DModel, config, num_classes, outputs)
     width = cast(Any, model).time_embedding.linear_2.out_features
-    return UNetNet(model, num_classes, width=width, guidance=guidance)
+    net = UNetNet(model, num_classes, width=width, guidance=guidance)
+    net.outputs = outputs
+    return net
 
 
 def unet_condition(
-    *, num_classes: int | None = None, guidance: int = 0, **config: Any
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
 ) -> UNetConditionNet:
-    """`UNet2DConditionModel` of these arguments; out_channels follows in_channels unless given."""
+    """`UNet2DConditionModel` of these arguments; `outputs` is as in `unet`."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if guidance:
         check_features(guidance)
-        if "time_cond_proj_dim" in config:
-            raise ConfigError("guidance says what time_cond_proj_dim is: leave the latter out")
         config["time_cond_proj_dim"] = guidance
-    model = _diffusers(
-        "unet-condition", UNet2DConditionModel, config, "num_class_embeds", num_classes
-    )
-    return UNetConditionNet(model, num_classes, guidance=guidance)
+    model = _diffusers("unet-condition", UNet2DConditionModel, config, num_classes, outputs)
+    net = UNetConditionNet(model, num_classes, guidance=guidance)
+    net.outputs = outputs
+    return net
 
 
-def dit(*, num_classes: int | None = None, guidance: int = 0, **config: Any) -> DiTNet:
-    """`DiTTransformer2DModel` of these arguments; out_channels follows in_channels unless given."""
+def dit(
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+) -> DiTNet:
+    """`DiTTransformer2DModel` of these arguments; `outputs` is as in `unet`."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    # diffusers' table has one row more than num_embeds_ada_norm, for the null class.
-    rows = 1 if num_classes is None else num_classes
-    model = _diffusers("dit", DiTTransformer2DModel, config, "num_embeds_ada_norm", rows - 1)
+    model = _diffusers("dit", DiTTransformer2DModel, config, num_classes, outputs)
     width = cast(Any, model).inner_dim
-    return DiTNet(model, num_classes, width=width, guidance=guidance)
+    net = DiTNet(model, num_classes, width=width, guidance=guidance)
+    net.outputs = outputs
+    return net
 
 
 def _diffusers(
-    name: str, model: Any, config: dict[str, Any], label_key: str, label_rows: int | None
+    name: str, model: Any, config: dict[str, Any], num_classes: int | None, outputs: int
 ) -> nn.Module:
-    """A diffusers model of this config, where halfstep's num_classes stands for `label_key`."""
+    """A diffusers model of this config, where halfstep's num_classes stands for its own option."""
     known = signature(model.__init__).parameters
-    refuse_unknown(name, config, {*known, "num_classes", "guidance"} - {"self", label_key})
+    refuse_unknown(name, config, {*known, *OURS} - {"self", LABELS[name]})
+    refuse_other_conditions(name, {**config, "num_classes": num_classes})
     channels = config.get("in_channels", known["in_channels"].default)
-    arguments = {"out_channels": channels, **config, label_key: label_rows}
-    try:
-        built: nn.Module = model(**arguments)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"diffusers cannot build the net '{name}' from these: {error}") from error
+    out = outputs * channels or channels
+    if outputs and config.get("out_channels", out) != out:
+        raise ConfigError(
+            f"outputs={outputs} of {channels} channels are {out}, and out_channels is "
+            f"{config['out_channels']}: leave one of them out"
+        )
+    # diffusers' table of a DiT has one row more than num_embeds_ada_norm, for the null class.
+    rows = (num_classes or 1) - 1 if name == "dit" else num_classes
+    built: nn.Module = model(**{"out_channels": out, **config, LABELS[name]: rows})
     return built
 
 
