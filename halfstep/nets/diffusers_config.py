@@ -69,11 +69,9 @@ def in_our_words(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in given.items() if not key.startswith("_")}
     if kind is None:
         return given
-    if (
-        made is not None
-    ):  # of a model that was saved by another class: what that has not, and says nothing
-        known = _known(name)
-        given = {k: v for k, v in given.items() if k in known or v not in (None, False)}
+    if len(given) < len(config):  # a model's own, which keeps what its class does not know
+        known, nothing = _known(name), (None, False)
+        given = {k: v for k, v in given.items() if k in known or not any(v is n for n in nothing)}
     if "out_channels" in given and given["out_channels"] is None:
         del given["out_channels"]
     rows = given.pop(LABELS[name], None)
