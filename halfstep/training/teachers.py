@@ -92,15 +92,16 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
         labels=None, prompts=None, context=None, guidance=guidance and guidance[0],
     )  # fmt: skip
     x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
+    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
     student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
     try:
         student(x, torch.full((n,), 0.5), None if cond is None else cond.to("cpu"))
     except ConfigError:
-        raise
+        if seen in ([], [wanted]):
+            raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         got = str(error).splitlines()[0]
-    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
-    if not got and seen != [wanted]:  # what broadcasts would not be seen
+    if not got and seen != [wanted]:
         got = f"it answers in the shape {seen[0][1:]} instead of {wanted[1:]}"
     if got:
         raise ConfigError(

@@ -102,9 +102,19 @@ MUTANTS = (
     ),
     *of(
         "batch",
-        "noise",
-        ("torch.cat([a, b])", "torch.cat([b, a])"),
-        ("(mine is None) != (theirs is None)", "(mine is None) == (theirs is None)"),
+        "noise batch",
+        ("torch.cat([mine, theirs])", "torch.cat([theirs, mine])"),
+        ("if mine is None or theirs is None:", "if mine is None and theirs is None:"),
+        ("[*_given(self), *_given(other)]", "[*_given(self)]"),
+        ("type(mine) is not type(theirs) or mine != theirs", "type(mine) is not type(theirs)"),
+    ),
+    *of(
+        "batch",
+        "batch",
+        ('f.metadata.get("null", 0)', 'f.metadata.get("null", 1)'),
+        ("if name in held and null is not None", "if name in held"),
+        ("is not None or bool(self._own())", "is not None"),
+        ("len(value) != len(first[1])", "len(value) == 0"),
     ),
     *of(
         "denoiser",
@@ -116,6 +126,7 @@ MUTANTS = (
         ("copy.deepcopy(self).train()", "copy.copy(self).train()"),
         ("self.scale == 1", "self.scale == 0"),
         ("t.repeat(2)", "t.repeat_interleave(2)"),
+        ("not cond.says(self.null)", "False"),
         ("(x0_label, x0_null), (eps_label", "(x0_null, x0_label), (eps_label"),
         ("cond.cat(cond.without(self.null))", "cond.without(self.null).cat(cond)"),
         (
@@ -143,7 +154,7 @@ MUTANTS = (
     *of(
         "batch",
         "latent_pipeline",
-        ("null = torch.where(rows, null, said)", "null = torch.where(rows, said, null)"),
+        ("torch.where(rows, value, said)", "torch.where(rows, said, value)"),
         ("return self.context if isinstance", "return self.label if isinstance"),
     ),
     *of("denoiser", "latent_pipeline", ("torch.promote_types(dtype, torch.float32)", "dtype")),

@@ -85,6 +85,23 @@ MUTANTS = (
         ("[block.norm1.emb for block in model.transformer_blocks]", "[]"),
     ),
     *of(
+        "nets/diffusers_config",
+        "diffusers_config",
+        ("not outputs and out == 2 * channels", "not outputs and out == 3 * channels"),
+        ("out != reads * channels", "out < reads * channels"),
+        ('rows + (name == "dit"), rows', "rows, rows"),
+        ('if rows is not None and not (name == "dit" and rows == 0):', "if rows is not None:"),
+        ("not in (None, 0, value)", "not in (None, 0)"),
+    ),
+    *of(
+        "nets/adapters",
+        "batch diffusers_config",
+        ('name != "label" and isinstance(value, Tensor)', 'name == "context"'),
+        ('(num_classes or 1) - 1 if name == "dit"', '(num_classes or 0) - 1 if name == "dit"'),
+        ("context.shape[2] != width", "context.shape[2] < width"),
+    ),
+    *of("denoiser", "diffusers_config", ("if found != wanted:", "if found == []:")),
+    *of(
         "nets/uvit",
         "guidance",
         ("time = time + self.guidance_embed", "time = time * 0 + self.guidance_embed"),
