@@ -1,5 +1,6 @@
 """Mutants run: on copies in a temporary folder, two at a time."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from queue import Queue
 from tests.mutants.mutant import Mutant, ROOT
 
 WORKERS = 2
+SERVER = Path(__file__).with_name("server.py")
+SECONDS = "seconds.json"  # what each test took, as the server writes it
 
 
 def copied(to: Path) -> Path:
@@ -23,27 +26,6 @@ def copied(to: Path) -> Path:
     return to
 
 
-# Imports what is slow once, then answers every line of tests from a fork that has imported nothing of
-# halfstep: a mutant costs its tests and not the 3 seconds of importing torch.
-SERVER = """
-import os, sys
-import numpy, pytest, torch
-torch.testing.assert_close(torch.ones(1), torch.ones(1))  # imports 400 modules
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        out = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2)
-        code = 70  # neither passed nor failed
-        try:
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *line.split()]))
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 class Place:
     """A folder with a copy of the package and the tests, and a process that runs tests there."""
 
@@ -52,7 +34,7 @@ class Place:
         env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self.folder = folder
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", SERVER.read_text()],
             cwd=folder,
             env=os.environ | env,
             stdin=subprocess.PIPE,
@@ -104,6 +86,16 @@ def run(mutants: list[Mutant]) -> int:
     return int(bool(bad))
 
 
+def _tell_all(places: list[Place]) -> None:
+    """Each place learns which tests were quick in the others: those run first from now on."""
+    files = [place.folder / SECONDS for place in places]
+    known: dict[str, float] = {}
+    for file in files:
+        known |= json.loads(file.read_text()) if file.exists() else {}
+    for file in files:
+        file.write_text(json.dumps(known))
+
+
 def _run(mutants: list[Mutant], places: list[Place], pool: ThreadPoolExecutor) -> int | None:
     """How many were not killed; None if the tests do not pass without a mutant."""
     free: Queue[Place] = Queue()
@@ -123,6 +115,7 @@ def _run(mutants: list[Mutant], places: list[Place], pool: ThreadPoolExecutor) -
         if code:
             print(said[-3000:], f"without a mutant, {' '.join(tests)} does not pass", sep="\n")
             return None
+    _tell_all(places)
     bad = 0
     for mutant, outcome in pool.map(lambda mutant: lent(verdict, mutant), mutants):
         bad += outcome != "killed"
