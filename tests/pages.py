@@ -1,0 +1,177 @@
+"""What a page says: its tables by header, and the numbers in a cell as numbers again."""
+
+import random
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+from halfstep.report.numbers import MINUS
+from tests.evidence import guided
+
+UNITS = {"µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "%": 0.01}
+UNITS |= {f"{p}{u}": 1000**k for k, p in enumerate(("", "k", "M", "G", "T")) for u in ("", "B")}
+NUMBER = re.compile(
+    rf"(?<![\w.])([+{MINUS}]?[\d,]*\d(?:\.\d+)?)(?: ?(µs|ms|min|[sh%]|[kMGT]?B|[kMGT])(?!\w))?"
+)
+
+
+@dataclass
+class Table:
+    """The header's cells, and every row's; `groups` are what stands over a row alone."""
+
+    label: str
+    head: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def __getitem__(self, header):
+        """That column, by the name of each row's first cell (with its group, where it has one)."""
+        assert self.head.count(header) == 1, self.head
+        names = [
+            f"{group} {row[0]}".strip() for group, row in zip(self.groups, self.rows, strict=True)
+        ]
+        assert len(set(names)) == len(names)
+        at = self.head.index(header)
+        return {name: row[at] for name, row in zip(names, self.rows, strict=True)}
+
+
+class Tables(HTMLParser):
+    """All tables of a page that have a header, by the label that a screen reader says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.label, self.table = {}, "", None
+        self.cells, self.cell, self.group, self.inside = [], None, "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.label = attrs.get("aria-label", self.label) if tag in ("div", "table") else self.label
+        if tag == "table":
+            self.table, self.group = Table(self.label), ""
+        elif tag in ("thead", "tbody"):
+            self.inside = tag
+        elif tag == "tr":
+            self.cells = []
+        elif tag in ("th", "td") and self.table is not None:
+            self.cell, self.alone = [], attrs.get("scope") == "rowgroup"
+        elif self.cell is not None:
+            self.cell.append(" ")
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell.append(data)
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td") and self.cell is not None:
+            self.cells.append(re.sub(r"\s+", " ", "".join(self.cell)).strip())
+            self.cell = None
+        elif tag == "tr" and self.inside == "thead":
+            self.table.head = self.cells
+        elif tag == "tr" and self.alone:
+            [self.group] = self.cells
+        elif tag == "tr":
+            self.table.rows.append(self.cells)
+            self.table.groups.append(self.group)
+        elif tag == "table":
+            if self.table.head:
+                assert self.table.label not in self.found
+                assert {len(row) for row in self.table.rows} == {len(self.table.head)}
+                self.found[self.table.label] = self.table
+            self.table = None
+
+
+def tables(text):
+    return Tables(text).found
+
+
+def says(cell, *numbers):
+    """Whether a cell has these numbers in this order and no others, each within half of its last digit."""
+    shown = NUMBER.findall(cell)
+    if len(shown) != len(numbers):
+        return False
+    for (text, unit), number in zip(shown, numbers, strict=True):
+        value = float(text.replace(MINUS, "-").replace(",", "")) * UNITS[unit]
+        last = 10.0 ** -len(text.partition(".")[2]) * UNITS[unit]
+        if abs(value - number) > last * 0.500001:
+            return False
+    return True
+
+
+def spread(interval):
+    """(value, low, high) as a cell has them; of None, none."""
+    return (interval["value"], interval["low"], interval["high"]) if interval else ()
+
+
+class Pool:
+    """Hundredths from 1 to 10, each once: some power of ten of one is shown in full."""
+
+    def __init__(self):
+        self.left = list(range(100, 1000))
+        random.Random(0).shuffle(self.left)
+
+    def one(self, unit=1.0):
+        return self.left.pop() / 100 * unit
+
+    def three(self):
+        low, value, high = sorted(self.one() for _ in range(3))
+        return {"value": value, "low": low, "high": high}
+
+    def of(self, *names):
+        return {name: self.three() for name in names}
+
+
+def different():
+    """Evidence of every kind of row, in which no two measured numbers are the same."""
+    found, pool = guided(), Pool()
+    rows, run = found["rows"], found["run"]
+    last = rows[-1]
+    for name in ("other, 8 steps", "other, 4 steps"):
+        rows.append({**last, "who": "other", "name": name, "network": "other"})
+    for kind in ("int8", "pruned"):
+        rows.append({**last, "who": "compressed", "name": f"student, {kind}"})
+    for k, row in enumerate(rows):
+        _fill(row, k, pool)
+    for kind, row in zip(("as trained", "int8", "pruned"), (last, *rows[-2:]), strict=True):
+        said = {"kind": kind, "of": last["name"], "bytes": pool.one(1e6), "zeroed": pool.one(0.1)}
+        row["compressed"] = said | pool.of("rmse", "ratio")
+    for k, row in enumerate(found["guided"]["rows"]):
+        row |= {"to_data": pool.one(), "inception_score": pool.one(), "calls": 1000 + k}
+        row |= pool.of(*(name for name in ("distance", "times_floor", "rmse") if row[name]))
+    for k, tried in enumerate(run["gate"]["tried"]):
+        tried |= {"ratio": pool.three(), "samples": 1500 + 1000 * k}
+    for k, cost in enumerate(run["cost"].values()):
+        cost |= {"seconds": pool.one(60), "forwards": 11_111 * (k + 1), "updates": 7_777 * (k + 2)}
+    found["measure"]["floor"] = 0.5
+    for row, value, high in zip(rows[-8:-6], (0.91, 0.92), (0.8, 9.999), strict=True):
+        assert (
+            row["who"] == "student"
+        )  # one surely beats every baseline, of the other nobody can tell
+        row["distances"]["frechet_distance"]["value"] = value
+        row["ratio"] |= {"low": 0.7, "value": 0.75, "high": high}
+    return found
+
+
+def _fill(row, k, pool):
+    """What is measured of every row, and of the kind that it is."""
+    who = row["who"]
+    row["distances"] = pool.of(*row["distances"])
+    row["ratio"] = pool.three() if who != "teacher" else None
+    row["calls"] = 3 * row["calls"] + k % 3
+    row["cost"] = {
+        "calls": row["calls"],
+        "seconds_per_sample": {"1": pool.one(1e-3), "64": pool.one(1e-6)},
+        "peak_bytes": pool.one(1e6),
+        "parameters": pool.one(1e6),
+        "multiply_adds": pool.one(1e9),
+    }
+    if row["memorisation"]:
+        row["memorisation"] = pool.of("train", "held_out", "ratio", "copies") | {"flag": None}
+    row |= {"fidelity": None, "split": None}
+    if who == "student":
+        row["fidelity"] = pool.of("rmse", "psnr", "feature_rmse")
+        row["split"] = pool.of("grid", "learning")
+        for measure in row["drift"]:
+            measure["change"] = pool.three()
+    else:
+        row["drift"] = None
