@@ -180,7 +180,7 @@ def training(lines: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
             log_ticks(upper, bottom, top)
         else:
             upper.grid(axis="y", color=INK["rule"], linewidth=0.8)
-        _stage_marks(upper, lower, [(name, rows[0][0], rows[-1][0]) for name, rows in stages])
+        _stage_marks(upper, lower, [(name, rows[-1][0]) for name, rows in stages])
 
     return drawn_twice("training", draw, alt, heights=(4.6, 4.6), panels=2)
 
@@ -215,23 +215,24 @@ def _pieces(
 
 
 def _stage_marks(
-    upper: Axes, lower: Axes, spans: Sequence[tuple[str, float, float]], most: int = 12
+    upper: Axes, lower: Axes, ends: Sequence[tuple[str, float]], most: int = 12
 ) -> None:
-    """A thin line where a stage ends, and what it distils to above it."""
-    end = spans[-1][2]
-    for k, (name, first, last) in enumerate(spans):
+    """A thin line where a stage ends, and what it distils to above it, where it has room."""
+    end, first = ends[-1][1], 0.0
+    for name, last in ends:
         for axis in (upper, lower):
-            if k:
-                axis.axvline(spans[k - 1][2], color=INK["rule"], linewidth=1)
-        if 1 < len(spans) <= most and (last - first) / end > 0.03:
+            if first:
+                axis.axvline(first, color=INK["rule"], linewidth=1)
+        if 1 < len(ends) <= most and (last - first) / end > 0.03:
             upper.text(
-                (spans[k - 1][2] + last) / 2 if k else last / 2,
+                (first + last) / 2,
                 1.02,
                 re.sub(r"^0*(\d+)-steps$", r"\1", name)[:12],
                 transform=upper.get_xaxis_transform(),
                 ha="center",
                 color=INK["muted"],
             )
+        first = last
     for axis in (upper, lower):
         axis.set_xlim(0, end)
     upper.tick_params(labelbottom=False)

@@ -11,6 +11,7 @@ from tests.mutants import (
     of_mathematics,
     of_methods,
     of_nets,
+    of_report,
     of_samplers,
 )
 from tests.mutants.mutant import Mutant, ROOT
@@ -25,6 +26,7 @@ FLOORS = (
     of_data,
     of_methods,
     of_evaluation,
+    of_report,
     of_around,
 )
 MUTANTS = tuple(mutant for floor in FLOORS for mutant in floor.MUTANTS)

@@ -28,6 +28,10 @@ class Mutant:
 
 
 def of(file: str, tests: str, *changes: tuple[str, str]) -> tuple[Mutant, ...]:
-    """Changes (old, new) of halfstep/FILE.py, each for all of these tests/test_NAME.py."""
+    """Changes (old, new) of halfstep/FILE.py, each for all of these tests/test_NAME.py.
+
+    file  without .py; a template's has its suffix, as in report/page.html.j2
+    """
+    path = f"halfstep/{file}{'' if file.endswith('.j2') else '.py'}"
     files = tuple(f"tests/test_{name}.py" for name in tests.split())
-    return tuple(Mutant(f"halfstep/{file}.py", old, new, files) for old, new in changes)
+    return tuple(Mutant(path, old, new, files) for old, new in changes)

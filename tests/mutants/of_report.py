@@ -1,0 +1,177 @@
+"""Of what the page says and draws: numbers under their headers, points at their places."""
+
+from tests.mutants.mutant import of
+
+GRID, LEARNED = (
+    "measured(row.split and row.split.grid, 4)",
+    "measured(row.split and row.split.learning, 4)",
+)
+NEAR, HELD = "measured(row.memorisation.train, 3)", "measured(row.memorisation.held_out, 3)"
+MUTANTS = (
+    *of(
+        "report/page",
+        "report_numbers",
+        ("faster = slow / own if", "faster = own / slow if"),
+        ('own["value"] - theirs["value"] if', 'theirs["value"] - own["value"] if'),
+        ('(own["value"] - floor) / (theirs["value"] - floor)', 'own["value"] / theirs["value"]'),
+        ("str(batches[-1])) if cost", "str(batches[0])) if cost"),
+        ('"ratio": words.judged(evidence, row)', '"ratio": row["ratio"]'),
+        ('row["compressed"]["of"] == own["name"]', "True"),
+        ('row["who"] == "baseline" else "students"', 'row["who"] != "student" else "students"'),
+        (
+            'kinds = ("teacher", "baseline", "student", "compressed")',
+            'kinds = ("teacher", "student", "baseline", "compressed")',
+        ),
+        ('"kernel_distance": "kernel distance"', '"kernel_distance": "precision"'),
+    ),
+    *of(
+        "report/page.html.j2",
+        "report_numbers",
+        (
+            "<td>{{ row.steps }}</td><td>{{ row.calls }}</td>",
+            "<td>{{ row.calls }}</td><td>{{ row.steps }}</td>",
+        ),
+        (f"{GRID} }}</td><td>{{ {LEARNED}", f"{LEARNED} }}</td><td>{{ {GRID}"),
+        (f"{NEAR} }}</td><td>{{ {HELD}", f"{HELD} }}</td><td>{{ {NEAR}"),
+        ("measured(row.memorisation.train, 3)", "measured(row.memorisation.held_out, 3)"),
+        ("measured(row.memorisation.ratio, 2)", "measured(row.memorisation.train, 2)"),
+        (
+            "measured(row.fidelity and row.fidelity.rmse, 4)",
+            "measured(row.fidelity and row.fidelity.feature_rmse, 4)",
+        ),
+        (
+            "{{ '{:,}'.format(run.cost[name].updates) }}",
+            "{{ '{:,}'.format(run.cost[name].forwards) }}",
+        ),
+        ("measured(line.own, places.frechet_distance)", "measured(line.ratio, 2)"),
+        ("{{ own.parameters | big }}", "{{ own.multiply_adds | big }}"),
+        (
+            "(own.seconds_per_sample or {}).get(b | string)",
+            "(own.seconds_per_sample or {}).get(cost.batches[0] | string)",
+        ),
+        ("own.peak_bytes | big('B')", "own.parameters | big('B')"),
+        ("measured(one.ratio, 3)", "measured(one.ratio and students[0].ratio, 3)"),
+        ("c.low | percent }} to {{ c.high", "c.high | percent }} to {{ c.low"),
+        (
+            "one.change.low | percent }} to {{ one.change.high",
+            "one.change.high | percent }} to {{ one.change.low",
+        ),
+        ("'%g' | format(100 * one.limit)", "'%g' | format(one.limit)"),
+        ("line.baseline.calls != line.row.calls", "line.baseline.calls == line.row.calls"),
+    ),
+    *of(
+        "report/compressed.html.j2",
+        "report_numbers",
+        ("measured(own.ratio, 2)", "measured(row.ratio, 2)"),
+        ("format(100 * own.zeroed)", "format(own.zeroed)"),
+        ("own.bytes | big('B')", "row.cost.peak_bytes | big('B')"),
+    ),
+    *of(
+        "report/guided_table.html.j2",
+        "report_numbers",
+        ("cell(row.distance, guided.places.distance)", "cell(row.rmse, guided.places.rmse)"),
+        ("cell(row.times_floor, 2)", "cell(row.distance, 2)"),
+        ("'{:,}'.format(row.calls)", "'{:,}'.format(row.steps)"),
+    ),
+    *of(
+        "report/guided.html.j2",
+        "report_numbers",
+        (
+            "row.to_data | figure(guided.places.to_data)",
+            "row.inception_score | figure(guided.places.to_data)",
+        ),
+        ("'%g' | format(row.guidance)", "'%g' | format(row.steps)"),
+    ),
+    *of(
+        "report/sizes.html.j2",
+        "report_numbers",
+        ("line.parameters | big", "line.multiply_adds | big"),
+        ("{{ 'yes' if line.front }}", "{{ 'yes' if not line.front }}"),
+        ("'{:,}'.format(line.calls)", "'{:,}'.format(line.steps)"),
+    ),
+    *of(
+        "report/reconstruction.html.j2",
+        "report_numbers",
+        ("measured(row.full, 4)", "measured(row.same, 4)"),
+    ),
+    *of(
+        "report/slider.html.j2",
+        "report_numbers",
+        ("value(student.numbers[loop.index0])", "value(teacher.numbers[loop.index0])"),
+    ),
+    *of(
+        "report/slider",
+        "report_numbers",
+        (
+            '"distance": "Fréchet distance to the guided teacher"',
+            '"distance": "paired error (rms)"',
+        ),
+        ('_said(row["times_floor"], 2)', '_said(row["distance"], 2)'),
+    ),
+    *of(
+        "report/numbers",
+        "report_numbers report",
+        ("figure(measured['low'], decimals)} to", "figure(measured['high'], decimals)} to"),
+        ('(1e-3, "ms"))', '(1e-3, "µs"))'),
+        ('(1e6, "M"), (1e3, "k")', '(1e6, "M"), (1024, "k")'),
+        ("figure(100 * value, 1)", "figure(value, 1)"),
+    ),
+    *of(
+        "report/sizes",
+        "report_numbers report_drawings",
+        ("taken.get(max(taken, key=int))", "taken.get(min(taken, key=int))"),
+        ("taken.get(max(taken, key=int))", "taken.get(max(taken))"),
+        ("(line.multiply_adds, line.name)", "(-line.multiply_adds, line.name)"),
+        ('one.frechet["low"], one.frechet["high"])', 'one.frechet["high"], one.frechet["low"])'),
+        ('where="post"', 'where="pre"'),
+        ("for one in lines if one.front and", "for one in lines if"),
+    ),
+    *of(
+        "report/figures",
+        "report_drawings",
+        ('of("split", "grid")', 'of("split", "learning")'),
+        ('of("fidelity", "rmse")', 'of("fidelity", "feature_rmse")'),
+        (
+            'measured["value"], measured["low"], measured["high"]',
+            'measured["value"], measured["high"], measured["low"]',
+        ),
+        (
+            '[(row["inception_score"], *[row["to_data"]] * 3)',
+            '[(row["to_data"], *[row["inception_score"]] * 3)',
+        ),
+        ("rows.append((label, *_three(found)))", 'rows.append((label, *_three(row["ratio"])))'),
+        (
+            '(row["calls"], frechet(row)) for row in own',
+            '(row["steps"], frechet(row)) for row in own',
+        ),
+        (
+            '(row["calls"], frechet(row)) for row in rows_of',
+            '(row["steps"], frechet(row)) for row in rows_of',
+        ),
+        ('line["loss"] for line in kept', 'line["rate"] for line in kept'),
+        (
+            'Level("sampling floor", floor, floor, floor',
+            'Level("sampling floor", 2 * floor, floor, floor',
+        ),
+        ("f\"{row['guidance']:g}\" for row in own", "f\"{row['steps']:g}\" for row in own"),
+    ),
+    *of(
+        "report/curves",
+        "report_drawings",
+        ('float(before + last["update"])', 'float(last["update"])'),
+        ('before += found[-1]["update"]', 'before = found[-1]["update"]'),
+        ("sum(losses) / len(losses)", "sum(losses)"),
+        ("last = part[-1]", "last = part[0]"),
+        ("min(losses),", "max(losses),"),
+        ("axis.plot([left, right], [k, k]", "axis.plot([value, right], [k, k]"),
+        ("axis.set_ylim(len(rows) - 0.4, -0.6)", "axis.set_ylim(-0.6, len(rows) - 0.4)"),
+        ("axis.axvspan(low - margin, tolerance", "axis.axvspan(tolerance, high + margin"),
+        ("max(level.low, bottom), level.high,", "max(level.low, bottom), level.value,"),
+        ("for p in one.points], [max(p[3], bottom)", "for p in one.points], [max(p[1], bottom)"),
+        ("y = [max(p[1], bottom) for", "y = [max(p[2], bottom) for"),
+        ("tops = [p[3] for s in series", "tops = [p[1] for s in series"),
+        ("(first + last) / 2", "last"),
+        ("        first = last\n", "        first = last - first\n"),
+        ("axis.axvline(1, color", "axis.axvline(0, color"),
+    ),
+)
