@@ -108,6 +108,21 @@ def reduced(values: Tensor, reduction: Reduction, *, kept: Tensor | None = None)
     return values.sum() / kept.sum().clamp(min=1) if reduction == "batchmean" else values
 
 
+def excluded(student: Tensor, teacher: Tensor) -> Tensor:
+    """Where both exclude a class with -inf, which then counts 0; bool, of their shape."""
+    return student.isneginf() & teacher.isneginf()
+
+
+def mean_of(values: Tensor, kept: Tensor) -> Tensor:
+    """The mean over the last dimension of those that are kept; the others must be 0.
+
+    With all of them the same to the bit as `mean`; of none it is 0.
+    """
+    count = kept.sum(-1)
+    some = values.sum(-1) / count.clamp(min=1)
+    return torch.where(count == values.shape[-1], values.mean(-1), some)
+
+
 def _shape(x: Tensor) -> str:
     return str(list(x.shape))
 

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, unknown
-from halfstep.losses.arguments import both, logits, positive, reduced, Reduction, weight
+from halfstep.losses.arguments import (
+    both,
+    excluded,
+    logits,
+    mean_of,
+    positive,
+    reduced,
+    Reduction,
+    weight,
+)
 
 Form = Literal["paper", "code"]
 EPS = 1e-8
@@ -33,7 +42,8 @@ def dist(
     over the batch.  form="code" is what the authors run: times T^2, and 1e-8 added to the product of
     the norms, so that rare classes count little.  With "none" every sample has its own row's term and
     the whole batch's column term.  Two samples correlate by 1 or -1; what does not vary correlates by
-    0, and gives no gradient.  Takes logits [B, C].  Raises ConfigError, also for one sample.
+    0, and gives no gradient.  What both exclude with -inf counts in no row and no column.  Takes
+    logits [B, C].  Raises ConfigError, also for one sample.
     """
     a, b = weight("inter_weight", inter_weight), weight("intra_weight", intra_weight)
     s, t = logits(student, teacher)
@@ -45,8 +55,11 @@ def dist(
         )
     scale = positive("temperature", temperature)
     q, p = (s / scale).softmax(-1), (t / scale).softmax(-1)
+    kept = ~excluded(s, t)
     correlation, factor = (_with_eps, scale**2) if form == "code" else (_correlation, 1)
-    inter, intra = 1 - correlation(q, p), (1 - correlation(q.T, p.T)).mean()
+    inter, columns = 1 - correlation(q, p, kept), 1 - correlation(q.T, p.T, kept.T)
+    some = kept.any(0)
+    intra = mean_of(torch.where(some, columns, 0), some)
     return reduced(factor * (a * inter + b * intra), reduction)
 
 
@@ -56,7 +69,8 @@ def relational_distance(
     """Smooth L1 between the pairwise distances of both, each over its mean (Park et al. 2019, eq. 8).
 
     Embeddings [B, ...], of any width each.  The mean runs over all B^2 pairs, a sample with itself
-    too; with "none" over the B pairs of each sample.  The authors weigh it 25.  Raises ConfigError.
+    too; with "none" over the B pairs of each sample.  The authors weigh it 25.  A class that both
+    exclude with -inf in some sample counts for no pair.  Raises ConfigError.
     """
     s, t = (_over_mean(torch.cdist(x, x, compute_mode=EXACT)) for x in _rows(student, teacher))
     return reduced(F.smooth_l1_loss(s, t, reduction="none").mean(-1), reduction)
@@ -69,7 +83,7 @@ def relational_angle(
 
     Embeddings [B, ...], of any width each.  Takes B^3 memory.  The mean runs over all triples, also
     those that name a sample twice; with "none" over those with their vertex at the sample.  The
-    authors weigh it 50.  Raises ConfigError.
+    authors weigh it 50.  -inf as in `relational_distance`.  Raises ConfigError.
     """
     s, t = (_cosines(x) for x in _rows(student, teacher))
     return reduced(F.smooth_l1_loss(s, t, reduction="none").mean((1, 2)), reduction)
@@ -79,22 +93,30 @@ EXACT = "donot_use_mm_for_euclid_dist"
 """Near points' distances by subtraction: |a|^2 + |b|^2 - 2ab cancels."""
 
 
-def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone."""
-    return (_direction(x) * _direction(y)).sum(-1)
+def _correlation(x: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone.
+
+    kept  bool [N, M]: what counts; both are 0 elsewhere
+    """
+    return (_direction(x, kept) * _direction(y, kept)).sum(-1)
 
 
-def _direction(x: Tensor) -> Tensor:
+def _direction(x: Tensor, kept: Tensor) -> Tensor:
     """Rows less their means, of length 1; 0 where only rounding is left of them."""
-    moved = x - x.mean(-1, keepdim=True)
+    moved = _moved(x, kept)
     norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
     flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(flat, 0, moved / torch.where(flat, 1, norm))
 
 
-def _with_eps(x: Tensor, y: Tensor) -> Tensor:
+def _moved(x: Tensor, kept: Tensor) -> Tensor:
+    """Rows less the means of what counts, 0 elsewhere."""
+    return torch.where(kept, x - mean_of(x, kept)[:, None], 0)
+
+
+def _with_eps(x: Tensor, y: Tensor, kept: Tensor) -> Tensor:
     """The same as DIST's authors compute it."""
-    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
+    x, y = _moved(x, kept), _moved(y, kept)
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
     return (x * y).sum(-1) / (norms + EPS)
 
@@ -106,8 +128,16 @@ def _rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             f"the student's embeddings are {list(student.shape)} and the teacher's "
             f"{list(teacher.shape)}: give both [B, ...] of the same B samples"
         )
-    s, t = both("embeddings", student, teacher)
-    return s.flatten(1), t.flatten(1)
+    s, t = (x.flatten(1) for x in both("embeddings", student, teacher))
+    if s.shape == t.shape:
+        gone = excluded(s, t).any(0)
+        s, t = torch.where(gone, 0, s), torch.where(gone, 0, t)
+    if bool(s.isneginf().any() | t.isneginf().any()):
+        raise ConfigError(
+            "a class that is excluded with -inf by one of student and teacher alone is infinitely far from "
+            "all others, and distances compare nothing: exclude it in both, or in neither"
+        )
+    return s, t
 
 
 def _over_mean(distances: Tensor) -> Tensor:

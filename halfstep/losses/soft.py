@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.losses.arguments import full, logits, positive, reduced, Reduction, rows
+from halfstep.losses.arguments import full, logits, mean_of, positive, reduced, Reduction, rows
 
 
 def soft_targets(
@@ -16,8 +16,9 @@ def soft_targets(
 
     With T^2 the gradient keeps its size as T grows, and becomes that of half the mean squared error
     of centred logits.  Takes logits [B, C]: probabilities look like logits and give a wrong number
-    without an error.  The teacher may exclude a class with -inf.  In float32 T up to 1e4 is sound.
-    Raises ConfigError.
+    without an error.  The teacher may exclude a class with -inf, and one that both exclude counts 0; a
+    student that excludes one in which the teacher sees mass is infinitely wrong.  In float32 T up to
+    1e4 is sound.  Raises ConfigError.
     """
     s, t = logits(student, teacher)
     values = kl(log_softmax(t, temperature), log_softmax(s, temperature))
@@ -34,7 +35,7 @@ def soft_cross_entropy(
     """
     s, t = logits(student, teacher)
     p, log_q = log_softmax(t, temperature).exp(), log_softmax(s, temperature)
-    return reduced(-(p * log_q).sum(-1), reduction)
+    return reduced(-torch.where(p > 0, p * log_q, 0).sum(-1), reduction)  # 0 * -inf is nan
 
 
 def jensen_shannon(
@@ -55,7 +56,9 @@ def jensen_shannon(
     if not 0 < b < 1:
         raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
     p, q = log_softmax(t, temperature), log_softmax(s, temperature)
-    m = torch.logaddexp(p + log(b), q + log(1 - b))
+    gone = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient
+    a, c = (torch.where(gone, 0, log_probability) for log_probability in (p, q))
+    m = torch.where(gone, -torch.inf, torch.logaddexp(a + log(b), c + log(1 - b)))
     return reduced(b * kl(p, m) + (1 - b) * kl(q, m), reduction)
 
 
@@ -63,32 +66,47 @@ def standardised(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Logits with mean 0 and deviation 1 over the classes of each row (Sun et al. 2024, eq. 9).
 
     A transform, for the student's and the teacher's before any loss: what is left does not change
-    when logits are scaled or shifted.  The deviation is the unbiased one, `eps` is added to it.
-    Raises ConfigError for fewer than two classes.
+    when logits are scaled or shifted.  The deviation is the unbiased one, `eps` is added to it.  What
+    a row excludes with -inf stays so, and counts in neither.  Raises ConfigError for fewer than two
+    classes.
     """
     rows(logits)
     if logits.shape[1] < 2:
         raise ConfigError("one class has no deviation: give logits of two classes or more")
     z = full(logits)
-    return centred(z) / (z.std(-1, keepdim=True) + positive("eps", eps))
+    gone, moved = z.isneginf(), centred(z)
+    known = torch.where(gone, 0, z)
+    one_less = (~gone).sum(-1, keepdim=True) - 1
+    moved = torch.where(gone, 0, moved)
+    of_some = torch.linalg.vector_norm(moved, dim=-1, keepdim=True) / one_less.clamp(min=1).sqrt()
+    spread = torch.where(gone.any(-1, keepdim=True), of_some, known.std(-1, keepdim=True))
+    scaled = moved / (spread + positive("eps", eps))
+    return torch.where(gone, -torch.inf, scaled)
 
 
 def centred(logits: Tensor) -> Tensor:
-    """Logits with mean 0 over the classes of each row: the same softmax, comparable by square."""
+    """Logits with mean 0 over the classes of each row: the same softmax, comparable by square.
+
+    What a row excludes with -inf stays so, and does not count.
+    """
     z = full(logits)
-    return z - z.mean(-1, keepdim=True)
+    gone = z.isneginf()
+    return z - mean_of(torch.where(gone, 0, z), ~gone)[..., None]
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of [..., C] log-probabilities, [...].
 
     Summed as p r - p + q with r = log p - log q: no term is negative, and where r is small its error
-    is of second order, which T^2 would blow up otherwise.
+    is of second order, which T^2 would blow up otherwise.  Where p = 0 a term is q, whatever r is.
     """
-    log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # p = 0: 0 * -inf is nan
-    r, p = log_p - log_q, log_p.exp()
+    p = log_p.exp()
+    gone = p == 0
+    # Left out before they are multiplied: 0 * inf is nan, and so is its gradient.
+    r = torch.where(gone, 0, log_p) - torch.where(gone, 0, log_q)
     near = p * (r + torch.expm1(-r.clamp(-1, 1)))
-    return torch.where(r.abs() < 1, near, p * r - p + log_q.exp()).sum(-1)
+    far = p * r - p + log_q.exp()
+    return torch.where((r.abs() < 1) & ~gone, near, far).sum(-1)
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -129,7 +129,8 @@ def _asked(
         found.append(_wide(teacher(seen.x0.to(device))).cpu())
         tell(view * len(data) + int(rows[-1]) + 1, views * len(data))
     logits = torch.cat(found)
-    if not logits.isfinite().all():
+    # -inf excludes a class, and is an answer; of all classes it is none.
+    if not logits.amax(-1).isfinite().all() or logits.isnan().any():
         raise CheckpointError("the teacher answers with nan or infinity: give one that is trained")
     return logits
 
@@ -178,7 +179,7 @@ def _compare(
         now, kept = _wide(teacher(batch.x0)), answers(batch)
         if not torch.equal(now, kept):
             raise ConfigError(
-                f"the teacher answers here by up to {float((now - kept).abs().max()):.1g} other than "
+                f"the teacher answers here by up to {float((now - kept).nan_to_num().abs().max()):.1g} other than "
                 f"what '{folder}' keeps of it (another machine, device or version made it): choose another "
                 "folder, or keep no answers"
             )
