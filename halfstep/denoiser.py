@@ -3,13 +3,14 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
+from halfstep.kinds import at_least, at_most, hold_to_kinds
 from halfstep.prediction import Parameterisation, Prediction
 from halfstep.schedules import Level, Schedule
 
@@ -34,6 +35,10 @@ class Teacher(Denoises, Protocol):
     def freeze(self) -> Self: ...
 
 
+_Told = Annotated[float, at_least(-(2**24)), at_most(2**24)]
+"""Beyond that float32 counts in steps of more than 1."""
+
+
 @dataclass(frozen=True)
 class NetTime:
     """How a network wants its time: `scale * t + offset`, or the same of the log-SNR (within +-20).
@@ -43,8 +48,16 @@ class NetTime:
     """
 
     of: Literal["t", "logsnr"] = "t"
-    scale: float = 1000.0
-    offset: float = 0.0
+    scale: _Told = 1000.0
+    offset: _Told = 0.0
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if abs(self.scale) < 2**-24:
+            raise ConfigError(
+                f"a network that is told {self.scale:g} times the time is told nothing of it: write a scale "
+                "such as 1000"
+            )
 
     def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
         value = t if self.of == "t" else schedule.at(t).logsnr.clamp(-20, 20)

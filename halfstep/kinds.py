@@ -1,11 +1,13 @@
-"""Of what kind an option is, and what is not of it."""
+"""Of what kind an option is, how large it may be, and what is not of it."""
 
+import operator
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import fields, MISSING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, MISSING
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from halfstep.errors import ConfigError, unknown
 
@@ -18,11 +20,48 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def hold_to_kinds(options: Any) -> None:
-    """Hold a dataclass's fields to their types; `ConfigError` for the first value of another kind.
+@dataclass(frozen=True)
+class Bound:
+    """An end of what a number may be, in its annotation: `Annotated[float, at_least(0), below(1)]`."""
 
-    A whole number is a number, too, and a dict may hold anything.  A list becomes a tuple, and what numpy
-    or torch have for a number or a list becomes Python's own, so that it can be written down.
+    words: str
+    holds: Callable[[Any, Any], bool]
+    end: float
+
+
+def at_least(end: float) -> Bound:
+    return Bound("at least", operator.ge, end)
+
+
+def above(end: float) -> Bound:
+    return Bound("above", operator.gt, end)
+
+
+def at_most(end: float) -> Bound:
+    return Bound("at most", operator.le, end)
+
+
+def below(end: float) -> Bound:
+    return Bound("below", operator.lt, end)
+
+
+Count = Annotated[int, at_least(1)]
+CountOrNone = Annotated[int, at_least(0)]
+"""0 says none, or leaves the choice to others."""
+Updates = Annotated[int, at_least(0), at_most(10**9)]
+"""At a tenth of a millisecond each, faster than any network is trained, the most take a day."""
+Seed = Annotated[int, at_least(0), below(2**32)]
+NotNegative = Annotated[float, at_least(0)]
+Share = Annotated[float, at_least(0), at_most(1)]
+Smoothing = Annotated[float, at_least(0), below(1)]
+
+
+def hold_to_kinds(options: Any) -> None:
+    """Hold a dataclass's fields to their types and bounds; `ConfigError` for the first that is not.
+
+    A whole number is a number, too, no number is nan or infinite, and a dict may hold anything.  A list
+    becomes a tuple, and what numpy or torch have for a number or a list becomes Python's own, so that it
+    can be written down.
     """
     hints = _hints(type(options))
     for field in fields(options):
@@ -31,38 +70,100 @@ def hold_to_kinds(options: Any) -> None:
         hint, value = hints[field.name], _plain(getattr(options, field.name), hints[field.name])
         if not fits(value, hint):
             raise _refusal(field.name, value, hint, field.default)
+        if bounds := broken(value, hint):
+            raise _out_of_range(field.name, value, bounds, field.default)
         object.__setattr__(options, field.name, value)
 
 
 def _hints(kind: type) -> dict[str, Any]:
     """By field; none at all where a user's dataclass names a type that cannot be found."""
     try:
-        return typing.get_type_hints(kind)
+        return typing.get_type_hints(kind, include_extras=True)
     except NameError:
         return {}
 
 
+def _bare(hint: Any) -> Any:
+    """A type without what is annotated to it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
 def _plain(value: Any, hint: Any) -> Any:
     """A value that does not fit as it would be without numpy, torch or lists."""
+    hint = _bare(hint)
     if not fits(value, hint) and hasattr(value, "tolist"):
         value = value.tolist()
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        inner = typing.get_args(hint)
-        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        each = _each(value, typing.get_args(hint))
         if len(each) == len(value):
             return tuple(map(_plain, value, each))
     return value
 
 
+def _each(values: typing.Sequence[Any], kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The types of a tuple's values."""
+    return kinds[:1] * len(values) if kinds[1:] == (...,) else kinds
+
+
+def broken(value: Any, hint: Any) -> tuple[Bound, ...]:
+    """The bounds that a number in a value that fits does not keep; none where all are kept."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        bounds = tuple(one for one in hint.__metadata__ if isinstance(one, Bound))
+        number = isinstance(value, int | float)
+        out = number and not all(one.holds(value, one.end) for one in bounds)
+        return bounds if out else broken(value, inner[0])
+    if origin in (typing.Union, types.UnionType):
+        pairs = [(value, kind) for kind in inner if fits(value, kind)]
+    elif origin is tuple:
+        pairs = list(zip(value, _each(value, inner), strict=True))
+    else:
+        pairs = []
+    return next(filter(None, (broken(one, kind) for one, kind in pairs)), ())
+
+
 def _refusal(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
+    hint = _bare(hint)
     if typing.get_origin(hint) is Literal:
         return unknown(name, value, map(str, typing.get_args(hint)))
     instead = f": write for example {default!r}" if default is not MISSING and default else ""
-    return ConfigError(f"{name} is {word(hint)}, got {value!r}{instead}")
+    each = value if isinstance(value, list | tuple) else (value,)
+    endless = any(_is_number(one) and not _is_finite(one) for one in each)
+    finite = ", finite and of at most 64 bits" if endless else ""
+    return ConfigError(f"{name} is {word(hint)}{finite}, got {shown(value)}{instead}")
+
+
+def _out_of_range(name: str, value: Any, bounds: tuple[Bound, ...], default: Any) -> ConfigError:
+    ends = " and ".join(f"{one.words} {one.end:,}" for one in bounds)
+    each = "each of " if isinstance(value, tuple) else ""
+    least = [one.end for one in bounds if one.words == "at least"]
+    instead = next(iter(least), None) if default in (MISSING, None, ()) else default
+    hint = "" if instead is None else f": write for example {instead}"
+    return ConfigError(f"{each}{name} must be {ends}, got {shown(value)}{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value as it is, but a number of many digits short."""
+    if isinstance(value, int) and not _is_finite(value):
+        return f"{'-' * (value < 0)}2^{abs(value).bit_length() - 1} or more"
+    return repr(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether it is a number that can be counted with: int64 and float64 hold it."""
+    return abs(value) < 2**63 if isinstance(value, int) else isfinite(value)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of this type; of a type that cannot be looked at, anything is."""
+    """Whether a value is of this type; of a type that cannot be looked at, anything is.
+
+    Nothing is a number that is nan, infinite or no longer held by 64 bits.
+    """
+    hint = _bare(hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, kind) for kind in inner)
@@ -74,20 +175,22 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and _all_fit(value, inner)
     if (isinstance(value, bool) and hint in (int, float)) or hint is bool:
         return isinstance(value, bool) and hint is bool
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and _is_finite(value)
     try:
-        return isinstance(value, {float: int | float, Path: str | Path}.get(hint, hint))
+        return isinstance(value, {Path: str | Path}.get(hint, hint))
     except TypeError:  # a type variable, a protocol, a list of something
         return True
 
 
 def _all_fit(values: typing.Sequence[Any], kinds: tuple[Any, ...]) -> bool:
-    if kinds[1:] == (...,):
-        kinds = kinds[:1] * len(values)
+    kinds = _each(values, kinds)
     return len(values) == len(kinds) and all(map(fits, values, kinds))
 
 
 def word(hint: Any) -> str:
     """What a value of this type is, in words."""
+    hint = _bare(hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(word(kind) for kind in inner if kind is not type(None))

@@ -4,19 +4,22 @@
 
 with data at t = 0 and noise at t = 1.  `logsnr` is log(alpha^2 / sigma^2): it falls as t rises.
 
-A schedule is a value: `at(t)` takes any shape of t and keeps its dtype; `time(logsnr)` is its inverse.
+A schedule is a value: `at(t)` takes any shape of t and keeps its dtype; `time(logsnr)` is its inverse, in
+[0, 1] also where the log-SNR is infinite.  Both are computed in float32 at least.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from math import atan, exp, pi
-from typing import ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import above, at_least, at_most, below, hold_to_kinds
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,25 @@ class Schedule(Protocol):
         """The time at which log(alpha^2 / sigma^2) is `logsnr`; any shape, dtype kept."""
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32, if it is in fewer bits."""
+    if not x.is_floating_point():
+        raise ConfigError(
+            f"times and log-SNRs are floating point, got {str(x.dtype)[6:]}: write for example 1.0"
+        )
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _inverse(time: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A schedule's `time`, computed in float32 at least and held to [0, 1], in its argument's dtype."""
+
+    @wraps(time)
+    def held(schedule: Any, logsnr: Tensor) -> Tensor:
+        return time(schedule, _wide(logsnr)).clamp(0, 1).to(logsnr.dtype)
+
+    return held
+
+
 def arriving(schedule: Schedule, t: Tensor) -> Level:
     """The level of whoever arrives at t: clean data (alpha 1, sigma 0) at t = 0, else `at(t)`.
 
@@ -70,9 +92,17 @@ class Cosine:
     alpha(1) = sigma(0) = 4.54e-5 with the default ends.
     """
 
-    logsnr_min: float = -20.0
-    logsnr_max: float = 20.0
+    logsnr_min: Annotated[float, at_least(-1400)] = -20.0
+    logsnr_max: Annotated[float, at_most(1400)] = 20.0
     variance_preserving: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if not (self.logsnr_min < self.logsnr_max and self.a > 0):
+            raise ConfigError(
+                f"the log-SNR falls from logsnr_max to logsnr_min, got {self.logsnr_max:g} and "
+                f"{self.logsnr_min:g}: write for example 20 and -20"
+            )
 
     @property
     def b(self) -> float:
@@ -83,11 +113,16 @@ class Cosine:
         return atan(exp(-self.logsnr_min / 2)) - self.b
 
     def at(self, t: Tensor) -> Level:
-        angle = self.a * t + self.b
-        return Level(angle.cos(), angle.sin())
+        angle = self.a * _wide(t) + self.b
+        return Level(angle.cos().to(t.dtype), angle.sin().to(t.dtype))
 
+    @_inverse
     def time(self, logsnr: Tensor) -> Tensor:
         return ((-logsnr / 2).exp().atan() - self.b) / self.a
+
+
+_Beta = Annotated[float, at_least(0), at_most(200)]
+"""Of two larger ones alpha(1), exp(-(beta_min + beta_max) / 4), would be 0 in float32."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +133,31 @@ class VPLinear:
     alpha = 0.0066 with the default ends.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: _Beta = 0.1
+    beta_max: _Beta = 20.0
     variance_preserving: ClassVar[bool] = True
 
-    def at(self, t: Tensor) -> Level:
-        log_alpha2 = -(self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2)
-        return Level((log_alpha2 / 2).exp(), (-log_alpha2.expm1()).sqrt())
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if self.beta_min + self.beta_max < 1e-6:
+            raise ConfigError(
+                f"beta from {self.beta_min:g} to {self.beta_max:g} adds no noise: write for example 0.1 "
+                "and 20"
+            )
 
+    def at(self, t: Tensor) -> Level:
+        s = _wide(t)
+        log_alpha2 = -(self.beta_min * s + (self.beta_max - self.beta_min) / 2 * s**2)
+        alpha, sigma = (log_alpha2 / 2).exp(), (-log_alpha2.expm1()).sqrt()
+        return Level(alpha.to(t.dtype), sigma.to(t.dtype))
+
+    @_inverse
     def time(self, logsnr: Tensor) -> Tensor:
-        # -log alpha^2 = softplus(-logsnr) = beta_min t + (beta_max - beta_min) t^2 / 2
+        # -log alpha^2 = softplus(-logsnr) = beta_min t + (beta_max - beta_min) t^2 / 2, at most as at t = 1
         c, slope = F.softplus(-logsnr), self.beta_max - self.beta_min
-        return 2 * c / (self.beta_min + (self.beta_min**2 + 2 * slope * c).sqrt())
+        c = c.clamp(max=(self.beta_min + self.beta_max) / 2)
+        root = (self.beta_min**2 + 2 * slope * c).clamp(min=0).sqrt()
+        return torch.where(c > 0, 2 * c / (self.beta_min + root), c)
 
 
 @dataclass(frozen=True)
@@ -119,10 +167,15 @@ class Straight:
     variance_preserving: ClassVar[bool] = False
 
     def at(self, t: Tensor) -> Level:
-        return Level(1 - t, t)
+        return Level((1 - _wide(t)).to(t.dtype), t)
 
+    @_inverse
     def time(self, logsnr: Tensor) -> Tensor:
         return (-logsnr / 2).sigmoid()
+
+
+_Sigma = Annotated[float, at_least(1e-18), at_most(1e18)]
+"""Whose squares float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +185,32 @@ class Karras:
     sigma(t)^(1/rho) is affine in t.  At t = 0 sigma is `sigma_min`; a walk starts from sigma(1) * noise.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: _Sigma = 0.002
+    sigma_max: _Sigma = 80.0
+    rho: Annotated[float, above(0)] = 7.0
     variance_preserving: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if not self.sigma_min < self.sigma_max:
+            raise ConfigError(
+                f"sigma rises from sigma_min to sigma_max, got {self.sigma_min:g} and {self.sigma_max:g}: "
+                "write for example 0.002 and 80"
+            )
+        if not self._is_precise:
+            raise ConfigError(
+                f"with rho = {self.rho:g} the powers of sigma between {self.sigma_min:g} and "
+                f"{self.sigma_max:g} are beyond what numbers can hold: write for example rho=7"
+            )
+
+    @property
+    def _is_precise(self) -> bool:
+        """Whether float32 knows sigma between the ends, to a hundredth, from sigma^(1 / rho)."""
+        try:
+            low, high = self._ends
+        except OverflowError:
+            return False
+        return 2**-24 * self.rho < 0.01 and 0 < low < high * (1 - 1e-6)
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -145,12 +220,16 @@ class Karras:
 
     def at(self, t: Tensor) -> Level:
         low, high = self._ends
-        sigma: Tensor = (low + t * (high - low)) ** self.rho
-        return Level(torch.ones_like(t), sigma)
+        sigma: Tensor = (low + _wide(t) * (high - low)) ** self.rho
+        return Level(torch.ones_like(t), sigma.to(t.dtype))
 
+    @_inverse
     def time(self, logsnr: Tensor) -> Tensor:
         low, high = self._ends
         return ((-logsnr / (2 * self.rho)).exp() - low) / (high - low)
+
+
+_OfTable = Annotated[float, above(0), below(1)]
 
 
 @dataclass(frozen=True)
@@ -167,14 +246,15 @@ class Table:
     """
 
     kind: str = "linear"
-    levels: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    betas: tuple[float, ...] = ()
+    levels: Annotated[int, at_least(1), at_most(1_000_000)] = 1000
+    beta_start: _OfTable = 1e-4
+    beta_end: _OfTable = 0.02
+    betas: tuple[Annotated[float, above(0), at_most(1)], ...] = ()
     zero_snr: bool = False
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        hold_to_kinds(self)
         if self.kind not in _BETAS:
             raise unknown("beta table", self.kind, _BETAS)
         if (self.kind == "trained_betas") != bool(self.betas):
@@ -183,19 +263,41 @@ class Table:
             raise ConfigError(
                 f"levels={self.levels} but {len(self.betas)} betas: write levels={len(self.betas)}"
             )
+        if self.zero_snr and self.levels < 2:
+            raise ConfigError("zero_snr moves all levels but the first: write levels=2 or more")
+        table = _table(self)
+        # The last may have no signal at all: -inf.
+        if not bool(
+            table[:-1].isfinite().all() and (table.diff() < 0).all() and table[-1] < float("inf")
+        ):
+            raise ConfigError(
+                "these betas are no schedule, in which each level has less signal than the one before and "
+                "all but the last have some: write smaller betas, or fewer"
+            )
 
     def at(self, t: Tensor) -> Level:
+        level = self._at(_wide(t), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0)
+        return Level(level.alpha.to(t.dtype), level.sigma.to(t.dtype))
+
+    def _at(self, t: Tensor, eps: float) -> Level:
+        """The level at t, which was rounded as to this epsilon."""
         logsnr = _table(self).to(t.device, t.dtype)
         place = t * self.levels - 1
-        # Some rounding of t is no time between the levels: it is put on its level.
-        near, rounding = place.round(), 4 * self.levels * torch.finfo(t.dtype).eps
-        place = torch.where((place - near).abs() <= rounding, near, place)
+        # Some rounding of t is no time between the levels: it is put on its level.  What is rounded to more
+        # than half of one, as bfloat16 is, is so where there is none between.
+        near, rounding = place.round(), 4 * self.levels * eps
+        ends = (place < 0) | (place > self.levels - 2)
+        place = torch.where(
+            ((place - near).abs() <= rounding) & (ends | (rounding < 0.5)), near, place
+        )
         if bool(((place < 0) & (t > 0)).any()):
             raise ConfigError(
                 f"times between 0 and 1/{self.levels} have no level in a table of {self.levels}: use "
                 f"a grid whose steps divide {self.levels}, or grid='trailing'"
             )
-        if self.zero_snr and bool(((place > self.levels - 2) & (place < self.levels - 1)).any()):
+        if logsnr[-1] == -torch.inf and bool(
+            ((place > self.levels - 2) & (place < self.levels - 1)).any()
+        ):
             raise ConfigError(
                 f"times between {1 - 1 / self.levels:g} and 1 have no level in a zero-terminal-SNR "
                 f"table of {self.levels}: use a grid whose steps divide {self.levels}"
@@ -211,13 +313,15 @@ class Table:
         alpha = torch.where(clean, torch.ones_like(t), value.sigmoid().sqrt())
         return Level(alpha, torch.where(clean, torch.zeros_like(t), (-value).sigmoid().sqrt()))
 
+    @_inverse
     def time(self, logsnr: Tensor) -> Tensor:
         falling = _table(self).to(logsnr.device, logsnr.dtype)
         last = self.levels - 1
         right = torch.searchsorted(-falling, -logsnr.contiguous()).clamp(min(1, last), last)
         low, high = falling[(right - 1).clamp(min=0)], falling[right]
         share = ((logsnr - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)
-        return (((right - 1).clamp(min=0) + share + 1) / self.levels).clamp(max=1)
+        place = ((right - 1).clamp(min=0) + share + 1) / self.levels
+        return torch.where(logsnr == torch.inf, 0, place)
 
 
 def _linear(table: Table) -> Tensor:

@@ -4,13 +4,18 @@ Teacher, student, sampler and export are handed ONE grid; halving it is `times[:
 """
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import at_most, shown
 from halfstep.schedules import Schedule
 
 Times = tuple[float, ...]
+MOST = 1_000_000
+"""Steps of a walk: a quarter of an hour for one sample of a network of a millisecond, and nothing gained."""
+Steps = Annotated[int, at_most(MOST)]
 
 
 def checked(times: Times) -> Times:
@@ -28,6 +33,10 @@ def checked(times: Times) -> Times:
 def _counted(steps: int) -> int:
     if steps < 1:
         raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
+    if steps > MOST:
+        raise ConfigError(
+            f"a walk takes at most {MOST:,} steps, asked for {shown(steps)}: write for example steps=64"
+        )
     return steps
 
 

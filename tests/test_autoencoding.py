@@ -105,8 +105,8 @@ def test_the_divergence_is_clamped_as_drawing_is(given, counted):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"updates": -1}, "cannot be negative"),
-        ({"kl_weight": -1e-6}, "kl_weight cannot be negative"),
+        ({"updates": -1}, "updates"),
+        ({"kl_weight": -1e-6}, "kl_weight"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):

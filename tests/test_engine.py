@@ -638,8 +638,8 @@ class TestJobs:
         [
             ({"batch": 0}, "batch must be at least 1"),
             ({"save_every": 0}, "save_every must be at least 1"),
-            ({"rate": -1.0}, "rate cannot be negative"),
-            ({"micro_batch": -1}, "micro_batch cannot be negative"),
+            ({"rate": -1.0}, "rate must be"),
+            ({"micro_batch": -1}, "micro_batch must be"),
             ({"seed": 2**32}, r"seed must be below 2\^32"),
             ({"ema": 1.0}, r"ema lies in \[0, 1\)"),
             ({"betas": (0.9, 1.0)}, r"betas lie in \[0, 1\)"),

@@ -464,8 +464,8 @@ def test_counts_are_sorted_and_there():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"samples": 7}, "samples must be at least 8, got 7"),
-        ({"full": -1}, "full must be at least 0, got -1"),
+        ({"samples": 7}, "samples must be at least 8"),
+        ({"full": -1}, "full must be at"),
         ({"shown": 0}, "shown must be at least 1"),
         ({"split_samples": -1}, "split_samples must be at least 0"),
         ({"cost_rounds": -2}, "cost_rounds must be at least 0"),

@@ -7,7 +7,7 @@ import pytest
 
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
-    ["schedules", "kinds", "files"],
+    ["schedules", "files"],
     ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
     ["denoiser"],
     ["samplers", "nets", "data"],
@@ -17,8 +17,10 @@ FLOORS = [
     ["cli", "web"],
     ["__main__"],
 ]
-# Whatever refuses needs `errors`, schedules too: it lies below the floors.
-FLOOR = {"errors": -1} | {name: floor for floor, names in enumerate(FLOORS) for name in names}
+# Whatever refuses needs `errors`, and whatever has options `kinds`, schedules too: they lie below the floors.
+FLOOR = {"errors": -2, "kinds": -1} | {
+    name: floor for floor, names in enumerate(FLOORS) for name in names
+}
 PACKAGE = Path(__file__).parents[1] / "halfstep"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BANNED = {"utils", "helpers", "common", "misc", "manager"}

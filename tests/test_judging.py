@@ -256,7 +256,7 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
         (["--metrics", "kernl"], "perhaps you meant 'kernel'"),
         (["--baselines", "huen"], "perhaps you meant 'heun'"),
         (["--full-sampler", "dpm-fats"], "perhaps you meant 'dpm-fast'"),
-        (["--samples", 3], "samples must be at least 8, got 3"),
+        (["--samples", 3], "samples must be at least 8"),
         (["--features", "digitz"], "perhaps you meant 'digits'"),
         (["--data", "two-moons"], "needs"),
         (["--teacher", "nowhere"], "is not at nowhere"),

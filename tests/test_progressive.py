@@ -317,7 +317,7 @@ class Exactly(Composed):
 
 @pytest.mark.parametrize("target_clip", [-1.0, float("inf"), float("nan")])
 def test_a_clipping_that_is_none_is_refused(target_clip):
-    with pytest.raises(ConfigError, match="target_clip is the largest pixel of a target"):
+    with pytest.raises(ConfigError, match="target_clip"):
         Progressive(start=4, stop=1, target_clip=target_clip)
 
 
@@ -719,7 +719,7 @@ def test_says_what_can_be_reached():
 
 @pytest.mark.parametrize("updates", [(), (1, 2), (1, 2, 3, 4), (-1,), (5, -1, 5)])
 def test_updates_that_do_not_fit(updates):
-    with pytest.raises(ConfigError, match=r"updates.*( 3 halvings|negative)"):
+    with pytest.raises(ConfigError, match="updates"):
         Progressive(start=8, stop=1, updates=updates)
     assert Progressive(start=8, stop=1, updates=(0, 0, 3)).updates == (0, 0, 3)
 

@@ -300,9 +300,9 @@ REFUSED = [
     ({"depth": 2, "keep": (0, 1)}, "which is depth 4"),
     ({"depth": 2, "student": {"depth": "2"}}, "depth is given twice"),
     ({"depth": 2, "output": 0.0, "denoising": 0.0}, "nothing in particular"),
-    ({"depth": 2, "features": -1.0}, "features is 0 or more"),
+    ({"depth": 2, "features": -1.0}, "features"),
     ({"depth": 2, "weighting": "none"}, "weighting"),
-    ({"depth": 2, "drop_labels": 2.0}, "[0, 1]"),
+    ({"depth": 2, "drop_labels": 2.0}, "drop_labels"),
 ]
 
 

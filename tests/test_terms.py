@@ -267,17 +267,21 @@ def test_what_is_logged_has_every_terms_name():
 # What cannot be.
 
 
-@pytest.mark.parametrize(
-    "weight", [float("nan"), -0.1, float("inf"), Linear(0.1, -1), Linear(float("nan"), 1)]
-)
+@pytest.mark.parametrize("weight", [float("nan"), -0.1, float("inf"), Linear(0.1, -1), 10**400])
 def test_weights_that_cannot_be(weight):
-    with pytest.raises(ConfigError, match="weight of the term 'soft' is"):
+    with pytest.raises(ConfigError, match="weight"):
         SoftTargets(weight=weight)
+
+
+@pytest.mark.parametrize("ends", [(float("nan"), 1), (1, float("inf")), (0, 10**400)])
+def test_ends_of_a_weight_that_cannot_be(ends):
+    with pytest.raises(ConfigError, match="start|stop"):
+        Linear(*ends)
 
 
 @pytest.mark.parametrize("over", [0.0, 1.1, -1, float("nan")])
 def test_a_share_that_cannot_be(over):
-    with pytest.raises(ConfigError, match="over a share of the updates in"):
+    with pytest.raises(ConfigError, match="over"):
         Linear(0, 1, over)
 
 
@@ -291,7 +295,7 @@ def test_an_objective_of_nothing(terms):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_temperatures_that_cannot_be(temperature):
-    with pytest.raises(ConfigError, match="temperature must be positive"):
+    with pytest.raises(ConfigError, match="temperature"):
         SoftTargets(temperature=temperature)
 
 

@@ -92,7 +92,10 @@ def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
     for name, text in pairs.items():
         try:
             found[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (
+            ValueError,
+            RecursionError,
+        ):  # not JSON, or of more digits or depth than Python reads
             found[name] = text
     return found
 

@@ -8,7 +8,7 @@ import io
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import tyro
 from halfstep.cli.config import from_file, options_of, preset, preset_names
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable, is_text
-from halfstep.kinds import word
+from halfstep.kinds import hold_to_kinds, word
 
 T = TypeVar("T")
 Flat = tyro.conf.arg(name="")
@@ -78,12 +78,24 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> 
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(kind, args=args, prog=prog, description=_description(kind, about, prog))
+            found = tyro.cli(
+                kind, args=args, prog=prog, description=_description(kind, about, prog)
+            )
+        _hold(found)
+        return found
     except SystemExit as left:
         if not left.code:
             raise  # help was asked for, and given
         said = _plain(kind, _sentence(caught.getvalue()), args)
         raise ConfigError(f"{said}; see {prog} --help") from None
+
+
+def _hold(options: Any) -> None:
+    """Every number that can be typed is finite and in its range, those of nested dataclasses too."""
+    hold_to_kinds(options)
+    for option in fields(options):
+        if is_dataclass(inner := getattr(options, option.name)):
+            _hold(inner)
 
 
 def _taken(args: list[str], flag: str) -> list[str]:

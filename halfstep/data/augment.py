@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import at_least, at_most, hold_to_kinds, Seed
 from halfstep.noise import Draw, key
 
 Parameters = dict[str, Tensor]
@@ -50,11 +51,11 @@ class Augmentation:
     """
 
     steps: tuple[str, ...]
-    views: int = 0
-    seed: int = 0
+    views: Annotated[int, at_least(0), at_most(2**31)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
+        hold_to_kinds(self)
         for step in self.steps:
             if step not in STEPS:
                 raise unknown("augmentation", step, STEPS)
@@ -63,7 +64,7 @@ class Augmentation:
                 f"the augmentation ({' '.join(self.steps) or 'nothing'}) names each step once, mixup "
                 "first: write for example mixup flip crop"
             )
-        if self.views < 0 or self.views == 1:
+        if self.views == 1:
             raise ConfigError(
                 f"an augmentation with {self.views} views shows nothing new: write 2 or more (the image "
                 "itself counts), or 0 for another one every time"

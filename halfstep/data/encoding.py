@@ -23,6 +23,7 @@ from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_ima
 from halfstep.data.shards import Entry, whole, written
 from halfstep.data.streamed import Images, Source
 from halfstep.errors import ConfigError
+from halfstep.kinds import Count, hold_to_kinds
 
 Write = Callable[[Path, range, Entry | None], Entry]
 """Writes the file of these images, of which there was this entry when it was made before."""
@@ -36,12 +37,11 @@ class Layout:
     """float16 moments, half as large."""
     mirror: bool = True
     """Encode each image's mirror image as well."""
-    shard: int = 4096
+    shard: Count = 4096
     """Images a file."""
 
     def __post_init__(self) -> None:
-        if self.shard < 1:
-            raise ConfigError(f"shard is at least 1, got {self.shard}: write --shard 4096")
+        hold_to_kinds(self)
 
 
 @dataclass(frozen=True)

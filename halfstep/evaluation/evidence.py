@@ -6,7 +6,7 @@ the same features, the same number of samples, intervals on all of it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from numpy.typing import NDArray
@@ -22,13 +22,16 @@ from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
 from halfstep.evaluation.statistics import fingerprint
+from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction
 from halfstep.samplers import calls, PREFIX, sample, STEPS, WALKS
 from halfstep.schedules import Schedule
-from halfstep.timegrids import Times
+from halfstep.timegrids import Steps, Times
 
 FORMAT = 1
+MOST = 10_000_000
+"""Samples per score: two hundred times as many as papers take."""
 TIMED = (1, 64)
 """Batch sizes at which seconds are measured."""
 SAMPLERS = (*STEPS, *WALKS, "ancestral")
@@ -39,11 +42,11 @@ SAMPLERS = (*STEPS, *WALKS, "ancestral")
 class Evaluation:
     """What is measured, and how closely."""
 
-    samples: int = 2000
+    samples: Annotated[int, at_least(8), at_most(MOST)] = 2000
     """Samples per score, of teacher and students alike."""
-    noise: int = 0
+    noise: Seed = 0
     """Seed of the noise that every row starts from."""
-    full: int = 64
+    full: Annotated[Steps, at_least(0)] = 64
     """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
     full_sampler: str = "ddim"
     """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
@@ -54,28 +57,20 @@ class Evaluation:
     dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
     metrics: tuple[str, ...] = METRICS
     """Distances of each row: frechet is always there, inception where the features know classes."""
-    guidance: tuple[float, ...] = ()
+    guidance: tuple[NotNegative, ...] = ()
     """Guidance scales: of a student that takes its scale as an input those that it is held against the
     guided teacher at (1, 1.3, 2 and 3 by default), all else at the lowest; of others the one of all."""
-    shown: int = 12
+    shown: Annotated[Count, at_most(1_000)] = 12
     """Seeds in the grid of samples."""
-    split_samples: int = 500
+    split_samples: Annotated[int, at_least(0), at_most(MOST)] = 500
     """Samples for the two parts of a student's error; 0 leaves them out."""
-    cost_rounds: int = 5
+    cost_rounds: Annotated[int, at_least(0), at_most(10_000)] = 5
     """Rounds of timing, all rows in turn; 0 leaves cost out."""
 
     def __post_init__(self) -> None:
-        least = {"samples": 8, "full": 0, "shown": 1, "split_samples": 0, "cost_rounds": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        hold_to_kinds(self)
         if self.split_samples == 1:
             raise ConfigError("one sample has no interval: write split_samples=2 or more, or 0")
-        if not all(0 <= scale < float("inf") for scale in self.guidance):
-            raise ConfigError(
-                f"guidance scales are 0 or more, got {', '.join(f'{s:g}' for s in self.guidance)}: write "
-                "for example 1 and 2"
-            )
         for name in self.metrics:
             if name not in METRICS:
                 raise unknown("metric", name, METRICS)

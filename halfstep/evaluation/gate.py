@@ -13,6 +13,7 @@ from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.intervals import Interval
+from halfstep.kinds import fits
 
 Verdict = Literal["passed", "broken", "undecided"]
 Measure = Callable[[Any, int], Interval]
@@ -82,7 +83,7 @@ class Gate:
     _open: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 1:
+        if not (fits(self.tolerance, float) and self.tolerance >= 1):
             raise ConfigError(
                 f"a tolerance of {self.tolerance:g} asks a student to be better than its teacher: write "
                 "1 or more, such as 1.10"

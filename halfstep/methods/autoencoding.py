@@ -8,8 +8,8 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
-from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import hold_to_kinds
+from halfstep.errors import DataError
+from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
@@ -19,19 +19,15 @@ from halfstep.noise import Draw
 class Autoencoding:
     """Train an image codec from data."""
 
-    updates: int = 3_000
+    updates: Updates = 3_000
     """Optimiser updates."""
     error: Literal["absolute", "squared"] = "absolute"
     """What is summed over the values of an image; squared is best for PSNR."""
-    kl_weight: float = 1e-6
+    kl_weight: NotNegative = 1e-6
     """Weight, beside that sum, on the latent's divergence from unit noise."""
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
-        if min(self.updates, self.kl_weight) < 0:
-            raise ConfigError(
-                f"updates and kl_weight cannot be negative, got {self.updates} and {self.kl_weight:g}"
-            )
 
     def stages(self, codec: KLCodec) -> Iterator[Stage]:
         """One stage; `codec` is the one to be trained."""

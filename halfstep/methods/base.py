@@ -8,7 +8,6 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
-from halfstep.errors import ConfigError
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.timegrids import Times
@@ -47,12 +46,6 @@ class Stage:
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
     made_for: str = "ddim"
     """What walks on that grid with it: ddim, stochastic, or encode, which walks from data to noise."""
-
-
-def refuse_negative(updates: int) -> None:
-    """`ConfigError` for fewer updates than none."""
-    if updates < 0:
-        raise ConfigError(f"updates cannot be negative, got {updates}: write 0 or more")
 
 
 def at(objective: Objective, done: float) -> Objective:

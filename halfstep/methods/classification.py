@@ -9,10 +9,10 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.data import Dataset
-from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import hold_to_kinds
+from halfstep.errors import DataError
+from halfstep.kinds import hold_to_kinds, Smoothing, Updates
 from halfstep.losses import hard_labels
-from halfstep.methods.base import refuse_negative, Stage
+from halfstep.methods.base import Stage
 from halfstep.noise import Draw, key
 
 LOGGED = 1_000
@@ -23,18 +23,13 @@ LOGGED = 1_000
 class Classification:
     """Train a classifier from labelled data."""
 
-    updates: int = 2_000
+    updates: Updates = 2_000
     """Optimiser updates."""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
-        refuse_negative(self.updates)
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"label_smoothing is a share in [0, 1), got {self.label_smoothing:g}: write for example 0.1"
-            )
 
     def stages(self, teacher: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
         """One stage; `teacher` is the classifier to be trained.

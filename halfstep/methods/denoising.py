@@ -9,7 +9,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import CountOrNone, hold_to_kinds, Share, Updates
 from halfstep.methods.base import errors, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
@@ -21,27 +21,19 @@ from halfstep.weighting import Weighting, WEIGHTINGS
 class Denoising:
     """Train a teacher from data."""
 
-    updates: int = 100_000
+    updates: Updates = 100_000
     """Optimiser updates."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
-    levels: int = 0
+    levels: CountOrNone = 0
     """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
-    drop_labels: float = 0.0
+    drop_labels: Share = 0.0
     """Share of samples that see the null label or the empty text, for guidance; in [0, 1]."""
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
-        if min(self.levels, self.updates) < 0:
-            raise ConfigError(
-                f"levels and updates cannot be negative, got {self.levels} and {self.updates}"
-            )
-        if not 0 <= self.drop_labels <= 1:
-            raise ConfigError(
-                f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1"
-            )
 
     def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:
         """One stage; `teacher` is the network to be trained, `null` the label that means none, or the

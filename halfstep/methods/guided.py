@@ -15,7 +15,7 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import errors, Objective, random_times, Stage
 from halfstep.methods.progressive import Progressive, refuse_blind
 from halfstep.nets import build, recipe
@@ -23,7 +23,7 @@ from halfstep.nets.guidance import check_features
 from halfstep.nets.guided import with_guidance
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
-from halfstep.timegrids import grid, Times
+from halfstep.timegrids import grid, Steps, Times
 from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
 
 Range = tuple[float, float]
@@ -34,27 +34,27 @@ Range = tuple[float, float]
 class GuidedDistillation:
     """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
 
-    guidance: Range = (1.0, 5.0)
+    guidance: tuple[NotNegative, NotNegative] = (1.0, 5.0)
     """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
     student for that scale alone."""
-    updates: int = 10_000
+    updates: Updates = 10_000
     """Optimiser updates of the first stage, which learns the guided teacher at every time."""
-    start: int = 64
+    start: Steps = 64
     """Steps the guided teacher is sampled with: `stop` times a power of two."""
-    stop: int = 1
+    stop: Steps = 1
     """Steps the last student takes; as many as `start` is the first stage alone."""
-    halving_updates: tuple[int, ...] = (10_000,)
+    halving_updates: tuple[Updates, ...] = (10_000,)
     """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
-    levels: int = 0
+    levels: CountOrNone = 0
     """First stage: draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the
     schedule's table."""
     grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
-    target_clip: float = 0.0
+    target_clip: NotNegative = 0.0
     """Halvings teach what the guided teacher's sampler makes when it clips images to [-target_clip,
     target_clip] at every step: 1 where its pipeline clips; 0 leaves targets as they are (the paper)."""
     features: int = 256
@@ -69,14 +69,10 @@ class GuidedDistillation:
     def __post_init__(self) -> None:
         hold_to_kinds(self)
         low, high = self.guidance
-        if not 0 <= low <= high < float("inf"):
+        if not low <= high:
             raise ConfigError(
                 f"guidance is the lowest scale and the highest, got {low:g} and {high:g}: write for example "
                 "1 and 5, or one scale twice"
-            )
-        if min(self.updates, self.levels, *self.halving_updates) < 0:
-            raise ConfigError(
-                "updates, halving_updates and levels cannot be negative: write 0 or more"
             )
         for name in ("times", "target_clip"):
             if self.start == self.stop and getattr(self, name):

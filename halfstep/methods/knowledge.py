@@ -9,8 +9,8 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError
-from halfstep.kinds import hold_to_kinds
-from halfstep.methods.base import refuse_negative, Stage
+from halfstep.kinds import hold_to_kinds, Updates
+from halfstep.methods.base import Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
 from halfstep.methods.terms import distinct, Seen, Term
@@ -28,13 +28,12 @@ class KnowledgeDistillation:
 
     terms: Terms = field(default_factory=hinton)
     """What the student learns: see `halfstep.methods.recipes`."""
-    updates: int = 5_000
+    updates: Updates = 5_000
     """Optimiser updates."""
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
         object.__setattr__(self, "terms", distinct(self.terms))
-        refuse_negative(self.updates)
         if not self.live:
             raise ConfigError(
                 "all weights of the objective are 0, so that nothing would be learnt: give a term a weight"

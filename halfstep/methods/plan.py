@@ -13,33 +13,34 @@ from torch import Tensor
 
 from halfstep.denoiser import Teacher
 from halfstep.errors import ConfigError
+from halfstep.kinds import NotNegative, Updates
 from halfstep.methods.base import Stage
-from halfstep.methods.guided import GuidedDistillation, Range
+from halfstep.methods.guided import GuidedDistillation
 from halfstep.methods.progressive import Progressive
 from halfstep.methods.shrink import Shrink
 from halfstep.nets.watched import bare
-from halfstep.timegrids import Times
+from halfstep.timegrids import Steps, Times
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Shrink):
     """Shrink, guide, halve: a smaller network, one call for any guidance scale if asked, fewer steps."""
 
-    guidance: Range | None = None
+    guidance: tuple[NotNegative, NotNegative] | None = None
     """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
-    guided_updates: int = 10_000
+    guided_updates: Updates = 10_000
     """Updates of the stage that learns the guided network."""
-    start: int = 64
+    start: Steps = 64
     """Steps that the smaller network is sampled with: `stop` times a power of two."""
-    stop: int = 4
+    stop: Steps = 4
     """Steps the last student takes."""
-    halving_updates: tuple[int, ...] = (10_000,)
+    halving_updates: tuple[Updates, ...] = (10_000,)
     """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
     grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
     """Where the steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
-    target_clip: float = 0.0
+    target_clip: NotNegative = 0.0
     """Halvings teach what a sampler makes that clips images to [-target_clip, target_clip] at every step;
     0 leaves targets as they are."""
     scale_features: int = 256
@@ -47,8 +48,6 @@ class Plan(Shrink):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.guided_updates < 0:
-            raise ConfigError("guided_updates cannot be negative: write 0 or more")
         for name in ("guided_updates", "scale_features") if self.guidance is None else ():
             if getattr(self, name) != getattr(Plan, name):
                 raise ConfigError(

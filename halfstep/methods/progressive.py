@@ -15,12 +15,12 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import errors, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import arriving, Schedule
-from halfstep.timegrids import checked, grid, Times
+from halfstep.timegrids import checked, grid, Steps, Times
 from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 
 
@@ -28,11 +28,11 @@ from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 class Progressive:
     """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
 
-    start: int = 1024
+    start: Steps = 1024
     """Steps the teacher is sampled with: `stop` times a power of two."""
-    stop: int = 1
+    stop: Steps = 1
     """Steps the last student takes."""
-    updates: tuple[int, ...] = (50_000,)
+    updates: tuple[Updates, ...] = (50_000,)
     """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
@@ -40,7 +40,7 @@ class Progressive:
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
     """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
-    target_clip: float = 0.0
+    target_clip: NotNegative = 0.0
     """Teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip] at every
     step, as guided pixels need, to a student that is clipped as well; 0 leaves targets as they are (the
     paper)."""
@@ -56,10 +56,6 @@ class Progressive:
                 f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
                 f" with stop={stop}{self._reachable()}"
             )
-        if self.updates and min(self.updates) < 0:
-            raise ConfigError(
-                f"updates cannot be negative, got {min(self.updates)}: write 0 or more"
-            )
         if len(self.updates) not in (1, len(self.counts)):
             raise ConfigError(
                 f"updates has {len(self.updates)} numbers for {len(self.counts)} halvings "
@@ -69,11 +65,6 @@ class Progressive:
             raise ConfigError(
                 f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
                 f"start={len(self.times) - 1}"
-            )
-        if not 0 <= self.target_clip < float("inf"):
-            raise ConfigError(
-                f"target_clip is the largest pixel of a target, or 0 for none, got {self.target_clip:g}: "
-                "write 1 for images in [-1, 1]"
             )
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from halfstep.batch import Batch
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import hold_to_kinds, Updates
 from halfstep.methods.base import EDGE, errors, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
@@ -26,7 +26,7 @@ from halfstep.weighting import vanishes, Weighting, WEIGHTINGS
 class Reparameterise:
     """Turn a teacher into one that predicts v (Salimans & Ho 2022, section 4)."""
 
-    updates: int = 5_000
+    updates: Updates = 5_000
     """Optimiser updates."""
     zero_snr: bool = False
     """Move a table's schedule to zero terminal SNR (Lin et al. 2024)."""
@@ -42,8 +42,6 @@ class Reparameterise:
                 f"the weight '{self.weighting}' vanishes at SNR 0, which is what v is learnt for: "
                 "write weighting='snr+1' or 'truncated-snr'"
             )
-        if self.updates < 0:
-            raise ConfigError(f"updates cannot be negative, got {self.updates}: write 0 or more")
 
     def stages(self, teacher: Denoiser) -> Iterator[Stage]:
         schedule: Schedule = teacher.schedule

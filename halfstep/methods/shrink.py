@@ -15,7 +15,7 @@ from torch import nn, Tensor
 
 from halfstep.denoiser import Denoiser, Guided, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Share, Updates
 from halfstep.methods.base import Stage
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import build, recipe
@@ -35,7 +35,7 @@ Pair = tuple[nn.Module, int, nn.Module, int]
 class Shrink:
     """A smaller network that predicts what its teacher predicts, at every time."""
 
-    depth: int = 0
+    depth: CountOrNone = 0
     """Blocks beside the middle one that a U-ViT student keeps, with the teacher's weights: even, fewer
     than the teacher has; 0 says nothing."""
     keep: tuple[int, ...] = ()
@@ -48,24 +48,24 @@ class Shrink:
     """Other options of the student, as NAME VALUE pairs: embed_dim 32 num_heads 2; layers_per_block 1.
     The rest are as the teacher's. A U-Net starts from the teacher's weights where shapes agree, any other
     untrained."""
-    updates: int = 10_000
+    updates: Updates = 10_000
     """Optimiser updates."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
-    levels: int = 0
+    levels: CountOrNone = 0
     """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
-    output: float = 0.9
+    output: NotNegative = 0.9
     """Weight of the error to the teacher's prediction."""
-    denoising: float | None = None
+    denoising: NotNegative | None = None
     """Weight of the error to the data; 0.1 by default, and 0 for a guided teacher, whose images are not
     the data's."""
-    features: float | None = None
+    features: NotNegative | None = None
     """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
     default, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
     map that is trained with it."""
-    mask: float = 0.0
+    mask: NotNegative = 0.0
     """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
-    drop_labels: float | None = None
+    drop_labels: Share | None = None
     """Share of samples that both see without their label, for guidance; 0.1 by default where the teacher
     has a null class or an empty text."""
 
@@ -73,20 +73,10 @@ class Shrink:
         hold_to_kinds(self)
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
-        if min(self.levels, self.updates, self.depth) < 0:
-            raise ConfigError("levels, updates and depth cannot be negative: write 0 or more")
-        weights = {"output": self.output, "denoising": self.denoising, "features": self.features}
-        for name, value in {**weights, "mask": self.mask}.items():
-            if value is not None and not 0 <= value < float("inf"):
-                raise ConfigError(f"{name} is 0 or more, got {value:g}: write for example 0.1")
         if self.output == 0 and self.denoising == 0:
             raise ConfigError(
                 "output and denoising are both 0, so the student would put out nothing in particular: give "
                 "one of them a weight, such as output=0.9"
-            )
-        if not 0 <= (self.drop_labels or 0) <= 1:
-            raise ConfigError(
-                f"drop_labels lies in [0, 1], got {self.drop_labels:g}: write for example 0.1"
             )
         self._refuse_two_ways()
 

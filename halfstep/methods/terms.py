@@ -1,17 +1,18 @@
 """Terms of an objective: a loss of `halfstep.losses`, its options, its name in the log and its weight."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from halfstep import losses
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import above, below, hold_to_kinds, NotNegative, Smoothing
 from halfstep.methods.weights import checked, Weight
+
+Temperature = Annotated[float, above(0)]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,6 @@ class Term:
         if "." in self.name:
             raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
         checked(self.weight, self.name)
-        heat = getattr(self, "temperature", 1.0)
-        if not 0 < heat < math.inf:
-            raise ConfigError(f"temperature must be positive, got {heat:g}: write for example 4")
 
     def describe(self) -> dict[str, Any]:
         """As JSON: what a run is continued with."""
@@ -64,7 +62,7 @@ class Term:
 class SoftTargets(Term):
     """The teacher's softened probabilities (Hinton et al. 2015)."""
 
-    temperature: float = 4.0
+    temperature: Temperature = 4.0
     form: Literal["kl", "cross-entropy"] = "kl"
     """kl: T^2 KL(teacher, student).  cross-entropy: the report's, without T^2; its floor is the teacher's
     entropy, so values at two temperatures cannot be compared."""
@@ -86,16 +84,9 @@ class SoftTargets(Term):
 class HardLabels(Term):
     """Cross-entropy with the true labels, at temperature 1; 0 for rows without one."""
 
-    smoothing: float = 0.0
+    smoothing: Smoothing = 0.0
     called: ClassVar[str] = "hard"
     asks_teacher: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                f"smoothing is a share in [0, 1), got {self.smoothing:g}: write for example 0.1"
-            )
 
     def __call__(self, seen: Seen) -> Tensor:
         return losses.hard_labels(
@@ -134,9 +125,9 @@ class Decoupled(Term):
     A row without a label has no target class: its whole divergence, T^2 KL, is what is left of it.
     """
 
-    temperature: float = 4.0
-    target_weight: float = 1.0
-    others_weight: float = 8.0
+    temperature: Temperature = 4.0
+    target_weight: NotNegative = 1.0
+    others_weight: NotNegative = 8.0
     called: ClassVar[str] = "decoupled"
 
     def __call__(self, seen: Seen) -> Tensor:
@@ -156,17 +147,10 @@ class Decoupled(Term):
 class JensenShannon(Term):
     """The Jensen-Shannon divergence, at most ln 2 where share is 1/2."""
 
-    temperature: float = 1.0
-    teacher_share: float = 0.5
+    temperature: Temperature = 1.0
+    teacher_share: Annotated[float, above(0), below(1)] = 0.5
     """Of the teacher in the mixture; between 0 and 1."""
     called: ClassVar[str] = "jensen-shannon"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.teacher_share < 1:
-            raise ConfigError(
-                f"teacher_share lies between 0 and 1, got {self.teacher_share:g}: write for example 0.5"
-            )
 
     def __call__(self, seen: Seen) -> Tensor:
         return losses.jensen_shannon(
@@ -182,11 +166,11 @@ class Dist(Term):
     That within classes is of the rows at hand: of a micro-batch, of one process.
     """
 
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     form: Literal["paper", "code"] = "code"
     """code: times T^2."""
-    rows_weight: float = 1.0
-    classes_weight: float = 1.0
+    rows_weight: NotNegative = 1.0
+    classes_weight: NotNegative = 1.0
     called: ClassVar[str] = "dist"
 
     def __call__(self, seen: Seen) -> Tensor:

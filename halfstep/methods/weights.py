@@ -1,10 +1,10 @@
 """Weights of terms, which may change while a stage is trained."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from halfstep.errors import ConfigError
-from halfstep.kinds import hold_to_kinds
+from halfstep.kinds import above, at_most, fits, hold_to_kinds, shown
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,10 @@ class Linear:
 
     start: float
     stop: float
-    over: float = 1.0
+    over: Annotated[float, above(0), at_most(1)] = 1.0
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
-        if not 0 < self.over <= 1:
-            raise ConfigError(
-                f"a weight changes over a share of the updates in (0, 1], got {self.over:g}: write for "
-                "example over=0.2"
-            )
 
     def at(self, done: float) -> float:
         """When this share of the updates is done."""
@@ -48,9 +43,9 @@ def weight_at(weight: Weight, done: float) -> float:
 def checked(weight: Weight, name: str) -> None:
     """`ConfigError` for a weight that is negative or no number, at any time."""
     for value in (weight.start, weight.stop) if isinstance(weight, Linear) else (weight,):
-        if not (math.isfinite(value) and value >= 0):
+        if not fits(value, float) or value < 0:
             raise ConfigError(
-                f"the weight of the term '{name}' is {value:g}: write a finite number, 0 or more"
+                f"the weight of the term '{name}' is {shown(value)}: write a finite number, 0 or more"
             )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError
+from halfstep.kinds import above, at_least, at_most, hold_to_kinds
 from halfstep.nets.efficientnet import resized
 
 
@@ -20,18 +21,17 @@ class Preprocessing:
     std     of them, divided by
     """
 
-    resize: int = 0
+    resize: Annotated[int, at_least(0), at_most(2**14)] = 0
     gray3: bool = False
     mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    std: tuple[Annotated[float, above(0)], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))  # json has lists
-        object.__setattr__(self, "std", tuple(self.std))
-        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std) or self.resize < 0:
+        hold_to_kinds(self)
+        if len(self.mean) != len(self.std):
             raise ConfigError(
-                f"preprocessing with resize {self.resize}, mean {self.mean} and std {self.std} cannot be: "
-                "resize is not negative, and mean and std are as many, each std above 0 (pixels in [0, 1])"
+                f"preprocessing with mean {self.mean} and std {self.std} cannot be: the two are as many, one "
+                "number a channel (pixels in [0, 1])"
             )
 
     def __call__(self, images: Tensor) -> Tensor:
