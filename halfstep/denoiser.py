@@ -35,7 +35,7 @@ class Teacher(Denoises, Protocol):
     def freeze(self) -> Self: ...
 
 
-_Told = Annotated[float, at_least(-(2**24)), at_most(2**24)]
+Told = Annotated[float, at_least(-(2**24)), at_most(2**24)]
 """Beyond that float32 counts in steps of more than 1."""
 
 
@@ -48,8 +48,8 @@ class NetTime:
     """
 
     of: Literal["t", "logsnr"] = "t"
-    scale: _Told = 1000.0
-    offset: _Told = 0.0
+    scale: Told = 1000.0
+    offset: Told = 0.0
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)

@@ -131,7 +131,7 @@ def test_preprocessing_is_imagenets():
 
 def test_preprocessing_that_cannot_be():
     for options in ({"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}, {"resize": -1}):
-        with pytest.raises(ConfigError, match="std|resize"):
+        with pytest.raises(ConfigError, match=r"std|resize"):
             Preprocessing(**options)
     with pytest.raises(ConfigError, match="of 3 channels and the images have 1"):
         Preprocessing(mean=(0.5,) * 3, std=(1.0,) * 3)(torch.zeros(1, 1, 2, 2))

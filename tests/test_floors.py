@@ -18,7 +18,7 @@ FLOORS = [
     ["__main__"],
 ]
 # Whatever refuses needs `errors`, and whatever has options `kinds`, schedules too: they lie below the floors.
-FLOOR = {"errors": -2, "kinds": -1} | {
+FLOOR = {"errors": -2, "kinds": -1, "capacity": -1} | {
     name: floor for floor, names in enumerate(FLOORS) for name in names
 }
 PACKAGE = Path(__file__).parents[1] / "halfstep"

@@ -275,7 +275,7 @@ def test_weights_that_cannot_be(weight):
 
 @pytest.mark.parametrize("ends", [(float("nan"), 1), (1, float("inf")), (0, 10**400)])
 def test_ends_of_a_weight_that_cannot_be(ends):
-    with pytest.raises(ConfigError, match="start|stop"):
+    with pytest.raises(ConfigError, match=r"start|stop"):
         Linear(*ends)
 
 

@@ -18,6 +18,7 @@ from halfstep.cli.runs import carried_out, describe_data, updates_on
 from halfstep.data import Augmentation, Data, Dataset, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation.classification import ROWS, score_classifier, Scores
+from halfstep.kinds import CountOrNone
 from halfstep.methods.classification import Classification
 from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
 from halfstep.nets.classifiers_on_disk import initialise, load_classifier
@@ -42,7 +43,7 @@ class Built:
     init: str | None = None
     """Start from these weights: the folder of a classifier or of its run, a file of weights, or imagenet for
     efficientnet-lite0."""
-    resize: int = 0
+    resize: CountOrNone = 0
     """Give the network images of this side; 0 leaves them. efficientnet-lite0 resizes by itself."""
     mean: tuple[float, ...] = ()
     """Taken off pixels in [0, 1], one number a channel, before the network: ImageNet's 0.485 0.456 0.406."""
@@ -56,9 +57,9 @@ class Shown:
 
     augment: tuple[str, ...] = ()
     """Any of mixup, flip, crop, zoom, report, in their order: random views of the images."""
-    views: int = 0
+    views: CountOrNone = 0
     """How many views an image has, itself included; 0: another one every time."""
-    labels_per_class: int = 0
+    labels_per_class: CountOrNone = 0
     """Train with so many labelled images of each class; 0 is all."""
     validate: str | None = None
     """Data for the accuracy, as for --data, never trained on; or a share of the data, such as 0.15."""

@@ -22,6 +22,7 @@ from halfstep.cli.train import as_typed
 from halfstep.codec import drawn
 from halfstep.data import BELOW, Data, Dataset, load
 from halfstep.errors import ConfigError, DataError
+from halfstep.kinds import at_least, at_most, Count
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
@@ -43,11 +44,11 @@ AT_ONCE = 250
 class Shape:
     """The network."""
 
-    factor: int = 2
+    factor: Annotated[int, at_least(1), at_most(2**10)] = 2
     """Pixels of an image to a side of its latent: a power of 2."""
-    latent_channels: int = 4
+    latent_channels: Count = 4
     """Channels of a latent."""
-    width: int = 32
+    width: Count = 32
     """Channels at full size; twice as many at half of it, four times from there on."""
     codec_config: dict[str, str] = field(default_factory=dict)
     """Other options of diffusers' AutoencoderKL, as NAME VALUE pairs: layers_per_block 2."""
@@ -121,14 +122,9 @@ def fresh_codec(shape: Shape, data: Data, name: str, seed: int) -> KLCodec:
     """A codec that fits the data, with weights that depend on the seed alone."""
     if not isinstance(data, Dataset) or not data.is_images or data.shape[0] not in (1, 3):
         raise ConfigError(f"a codec needs images, and '{name}' has none: give other data")
-    if shape.factor < 1 or shape.factor & (shape.factor - 1):
+    if shape.factor & (shape.factor - 1):
         raise ConfigError(
             f"factor is a power of 2, got {shape.factor}: write for example --factor 2"
-        )
-    if min(shape.latent_channels, shape.width) < 1:
-        raise ConfigError(
-            f"latent_channels and width must be at least 1, got {shape.latent_channels} and "
-            f"{shape.width}"
         )
     config: dict[str, Any] = {
         "in_channels": data.shape[0],

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,8 @@ from halfstep.cli.shipped import shipped_cost, shipped_teacher
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
-from halfstep.evaluation.evidence import Rows, teacher_rows, TIMED
+from halfstep.evaluation.evidence import MOST, Rows, teacher_rows, TIMED
+from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
@@ -52,9 +53,9 @@ class Demo:
     from_scratch: bool = False
     """Train the teacher first, instead of taking the one that comes with halfstep; with --guided distil
     the student, instead of taking that one."""
-    seed: int = 0
+    seed: Seed = 0
     """Of training; the scores always use the same noise."""
-    n: int | None = None
+    n: Annotated[int, at_least(8), at_most(MOST)] | None = None
     """Samples per score: 2,000 by default, with --guided 1,000, each 128 calls of the guided teacher."""
     device: str = "auto"
     """auto, or one by name."""

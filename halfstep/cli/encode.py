@@ -19,6 +19,7 @@ from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.cli.sample import classes_of, drawn_as
 from halfstep.errors import ConfigError, DataError
+from halfstep.kinds import Count, CountOrNone
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import save_over
 from halfstep.training.jobs import fingerprint
@@ -36,9 +37,9 @@ class ToNoise:
     """A picture, a folder of them, or data by name: all that --data is elsewhere, but no latents."""
     out: Path
     """NAME.safetensors: the noise.  NAME.json says how it was made, NAME.png shows it."""
-    n: int = 16
+    n: Count = 16
     """How many, at most."""
-    first: int = 0
+    first: CountOrNone = 0
     """Number of the first image."""
     steps: int | None = None
     """Steps; an encoder's own by default, else 64."""
@@ -48,7 +49,7 @@ class ToNoise:
     """Texts of the images, in turn, for a model that reads them."""
     guidance: float = 1.0
     """Guidance scale, 1 is off."""
-    batch: int = 0
+    batch: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
     device: str = "auto"
     """auto, or one by name."""
@@ -60,11 +61,6 @@ def encode(argv: Sequence[str]) -> int:
     """Encode and write; say where."""
     console = terminal()
     options = parse(ToNoise, argv, prog="halfstep encode")
-    if options.n < 1 or options.first < 0 or options.batch < 0:
-        raise ConfigError(
-            f"n must be at least 1 and first and batch at least 0, got {options.n}, {options.first} and "
-            f"{options.batch}"
-        )
     stem(options.out)  # refuses a name that is none
     files.check_writable(options.out.parent, "choose another --out")
     asks = "halfstep encode needs the folder of a pipeline"

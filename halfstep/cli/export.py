@@ -17,6 +17,7 @@ from halfstep.cli.find import find_pipeline
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.kinds import Count
 from halfstep.nets.classifiers import example_shape
 from halfstep.nets.classifiers_on_disk import classifier_in, load_classifier, save_classifier
 from halfstep.noise import sample_noise
@@ -43,7 +44,7 @@ class Export:
     """A run, one of its stages, a student's folder, or a classifier's."""
     out: Path
     """A new folder."""
-    steps: int | None = None
+    steps: Count | None = None
     """Which of a run's students; the one that passed its gate, or of the fewest steps, by default."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file: half as large in the other two, and read back as float32."""

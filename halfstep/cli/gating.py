@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 
@@ -13,14 +14,15 @@ from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation
-from halfstep.evaluation.gate import fewest_steps, Gate
+from halfstep.evaluation.evidence import Evaluation, SampleCount
+from halfstep.evaluation.gate import fewest_steps, Gate, refuse_strict
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.statistics import fingerprint
+from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import grid
+from halfstep.timegrids import grid, Steps
 from halfstep.training.parallel import pick_device
 
 
@@ -28,21 +30,25 @@ from halfstep.training.parallel import pick_device
 class Quality:
     """When to stop halving."""
 
-    tolerance: float = 1.10
+    tolerance: NotNegative = 1.10
     """Stop where a student's Fréchet distance is surely more than so many times its teacher's at full
     steps; 0 is no gate."""
-    until: int | None = None
+    until: Count | None = None
     """Never stop before a student of so many steps: 1 goes all the way and only reports."""
-    full: int = 0
+    full: Annotated[Steps, at_least(0)] = 0
     """Full steps of the teacher; 0 is twice --start, and 64 with --start auto, which begins at the fewest
     steps that are as good."""
     features: str = "auto"
     """auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
     package.module:function."""
-    samples: int = 2000
+    samples: SampleCount = 2000
     """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
-    noise: int = 0
+    noise: Seed = 0
     """Seed of their noise."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        refuse_strict(self.tolerance)
 
 
 MOST = 8

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
@@ -15,16 +15,17 @@ from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
-from halfstep.evaluation.evidence import Evaluation
-from halfstep.evaluation.gate import Gate
+from halfstep.evaluation.evidence import Evaluation, SampleCount
+from halfstep.evaluation.gate import Gate, refuse_strict
 from halfstep.evaluation.guided import table_scales
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.kept_samples import identity, Samples
 from halfstep.evaluation.statistics import cache_folder
+from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import grid
+from halfstep.timegrids import grid, Steps
 from halfstep.training.parallel import pick_device
 
 HIGHEST = 3.0
@@ -35,23 +36,27 @@ HIGHEST = 3.0
 class GuidedQuality:
     """When to stop halving.  `Quality` has options of the same names as the method's."""
 
-    tolerance: float = 2.0
+    tolerance: NotNegative = 2.0
     """Stop where a student is surely more than so many times as far (Fréchet distance) from its guided
     teacher's samples as the teacher's own of other noise, at the worst scale; 0 is no gate."""
-    until: int | None = None
+    until: Count | None = None
     """Never stop before a student of so many steps: 1 goes all the way and only reports."""
-    full: int = 0
+    full: Annotated[Steps, at_least(0)] = 0
     """Full steps of the guided teacher; 0 is --start, and 64 at least."""
-    scales: tuple[float, ...] = ()
+    scales: tuple[NotNegative, ...] = ()
     """Guidance scales that the gate looks at; the ends of --guidance by default, the upper one 3 at
     most."""
     gate_features: str = "auto"
     """What they are seen through: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
     inception:FILE or package.module:function."""
-    samples: int = 2000
+    samples: SampleCount = 2000
     """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
-    noise: int = 0
+    noise: Seed = 0
     """Seed of their noise."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        refuse_strict(self.tolerance)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from halfstep.data import Augmentation, Data, Dataset
 from halfstep.errors import ConfigError
 from halfstep.evaluation.classification import score_classifier
 from halfstep.evaluation.intervals import Interval
+from halfstep.kinds import Updates
 from halfstep.methods import KnowledgeDistillation
 from halfstep.methods.recipes import recipe
 from halfstep.nets.classifiers import build_classifier, fitting_classifier
@@ -58,7 +59,7 @@ class Objective:
     features, or package.module:function of your own."""
     recipe_config: dict[str, str] = field(default_factory=dict)
     """Its own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
-    updates: int = 5_000
+    updates: Updates = 5_000
     """Optimiser updates."""
     cache: Path | None = None
     """A folder that keeps the teacher's answers, so that it is asked once a sample and view."""

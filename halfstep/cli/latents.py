@@ -17,6 +17,7 @@ from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import is_latents, open_latents
 from halfstep.data.streamed import Folder, Images, stream
 from halfstep.errors import ConfigError
+from halfstep.kinds import above, at_least, at_most, Count
 from halfstep.nets.autoencoder import load_codec
 from halfstep.training.parallel import pick_device
 
@@ -31,18 +32,18 @@ class Encode:
     """What `halfstep train codec` made, a diffusers folder, or an official autoencoder .pth file."""
     out: Path
     """Folder for the latents; the same command again goes on where it stopped."""
-    size: int | None = None
+    size: Count | None = None
     """Side of the images in pixels."""
-    channels: int | None = None
+    channels: Count | None = None
     """1 for gray, 3 for colour."""
     layout: Annotated[Layout, Flat] = field(default_factory=Layout)
-    scale: float | None = None
+    scale: Annotated[float, above(0)] | None = None
     """Factor on latents, if not the codec's own; the official text models have 0.2301."""
     text: Path | None = None
     """Encode captions as well, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
-    tokens: int = 77
+    tokens: Annotated[int, at_least(2), at_most(2**16)] = 77
     """States of a caption."""
-    batch: int = 64
+    batch: Count = 64
     """Images at a time."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), or one by name."""

@@ -18,7 +18,7 @@ import tyro
 from halfstep.cli.config import from_file, options_of, preset, preset_names
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable, is_text
-from halfstep.kinds import hold_to_kinds, word
+from halfstep.kinds import Count, hold_to_kinds, word
 
 T = TypeVar("T")
 Flat = tyro.conf.arg(name="")
@@ -52,9 +52,9 @@ class Source:
     data: str
     """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
     a folder of latents."""
-    size: int | None = None
+    size: Count | None = None
     """Side of the images in pixels."""
-    channels: int | None = None
+    channels: Count | None = None
     """1 for gray, 3 for colour."""
     flip: bool = False
     """Mirror half of the images, at random."""

@@ -15,6 +15,7 @@ from halfstep.methods.base import Objective, Stage
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.training import Training
+from halfstep.training.jobs import refuse_batch
 from halfstep.training.parallel import Processes
 
 FIRST, TIMED = 2, 3
@@ -28,6 +29,7 @@ def print_plan(
 ) -> int:
     """Stages, updates, memory and time; trains nothing and writes nothing."""
     processes = Processes(device)
+    refuse_batch(training, data, processes)
     steps = iter(stages)
     first = next(steps)
     network = bare(first.student)

@@ -15,7 +15,8 @@ from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.images import Begin, MadeOf
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, NonFinite
+from halfstep.kinds import Count, CountOrNone, Share
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import save_grid, save_images, save_over, scatter
 from halfstep.training.parallel import pick_device
@@ -30,9 +31,9 @@ class Sample:
     official: Annotated[Official, Flat] = field(default_factory=Official)
     out: Path
     """Folder for the images, or a .png for a grid of them."""
-    n: int | None = None
+    n: Count | None = None
     """How many; 16 by default, or all that --noise holds."""
-    first: int = 0
+    first: CountOrNone = 0
     """Number of the first: image k of a seed is always the same."""
     seed: int = 0
     """The seed."""
@@ -41,20 +42,20 @@ class Sample:
     sampler: str | None = None
     """ddim, heun, dpmpp-2m, ancestral, stochastic, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME
     for one of diffusers' schedulers; by default a student's or a published model's own, else ddim."""
-    variance: float = 0.0
+    variance: Share = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
     classes: str = ""
     """Numbers of classes, such as 207,360, in turn; all of them by default."""
-    per_class: int = 0
+    per_class: CountOrNone = 0
     """So many of each class, side by side, instead of --n."""
     made_of: Annotated[MadeOf, Flat] = field(default_factory=MadeOf)
     prompt: tuple[str, ...] = ()
     """Texts, in turn, for a model that reads them; so many of each with --per-class."""
     guidance: float = 1.0
     """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
-    size: tuple[int, int] | None = None
+    size: tuple[Count, Count] | None = None
     """Height and width in pixels, if not those it was trained for."""
-    batch: int = 0
+    batch: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
     npz: bool = False
     """Write samples.npz as well: float32 [n, ...], images in [-1, 1]."""
@@ -68,12 +69,6 @@ def sample(argv: Sequence[str]) -> int:
     """Sample and write; say where."""
     console = terminal()
     options = parse(Sample, argv, prog="halfstep sample")
-    n = 16 if options.n is None else options.n
-    if n < 1 or options.batch < 0 or options.per_class < 0:
-        raise ConfigError(
-            f"n must be at least 1 and batch and per-class at least 0, got {n}, {options.batch} and "
-            f"{options.per_class}"
-        )
     sheet = options.out.suffix.lower() == ".png"
     files.check_writable(options.out.parent if sheet else options.out, "choose another --out")
     pipeline = _pipeline(options)
@@ -82,6 +77,10 @@ def sample(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"samples of shape {list(pipeline.shape)} are no picture: give a folder as --out, and add "
             "--npz to write them as numbers"
+        )
+    if not sheet and options.out.exists() and not options.out.is_dir():
+        raise ConfigError(
+            f"'{options.out}' is a file and no picture: give a folder, or a .png, as --out"
         )
     if sheet and options.npz:
         raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
@@ -109,6 +108,11 @@ def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor
     kinds = len(classes or options.prompt or pipeline.classes)
     if options.per_class and not kinds:
         raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
+    batch = options.batch or (8 if pipeline.codec is not None else 256)
+    pipeline.check_counts(
+        options.per_class * kinds or options.n or 0, seed=options.seed, batch=batch,
+        first=options.first, variance=options.variance,
+    )  # fmt: skip
     of = options.made_of.begin(
         console, pipeline, n=options.per_class * kinds or options.n, first=options.first,
         classed=bool(classes or options.per_class), guidance=options.guidance,
@@ -120,7 +124,6 @@ def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor
     ]
     numbers = classes or (list(range(kinds)) if options.per_class and not options.prompt else [])
     labels = [numbers[k % kinds] for k in chosen] if numbers else of.labels
-    batch = options.batch or (8 if pipeline.codec is not None else 256)
     what = f"{n:,} samples in {steps} step{'s' if steps > 1 else ''}"
     with counting(console, what, steps * -(-n // batch)) as advance:
         x = pipeline.sample(
@@ -130,6 +133,11 @@ def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor
             images=of.images, strength=of.strength, known=of.known, noise=of.noise,
             first=options.first, progress=advance,
         )  # fmt: skip
+    if not bool(x.isfinite().all()):
+        raise NonFinite(
+            "some of the samples are nan or infinite: the walk to them has diverged; write other --guidance, "
+            "--steps or --sampler"
+        )
     return x, of
 
 

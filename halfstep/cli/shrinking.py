@@ -11,6 +11,7 @@ from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Where
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data
+from halfstep.kinds import NotNegative
 from halfstep.methods import GuidedDistillation, Plan, Shrink
 from halfstep.nets.pruning import pairs_of
 from halfstep.pipeline import Pipeline
@@ -22,7 +23,7 @@ from halfstep.training.settling import settled, ticks
 class PlanQuality(GuidedQuality):
     """When to stop halving.  The teacher is the large one."""
 
-    tolerance: float = 2.0
+    tolerance: NotNegative = 2.0
     """Stop where a student's Fréchet distance is surely more than so many times that of the large teacher
     at full steps; with --guidance, of the guided teacher's samples to its own, at the worst scale; 0 is no
     gate."""

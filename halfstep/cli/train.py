@@ -14,8 +14,9 @@ from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.data import Data, Dataset, Latents
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.denoiser import Denoiser, NetTime, Told
 from halfstep.errors import ConfigError
+from halfstep.kinds import NotNegative
 from halfstep.methods.denoising import Denoising
 from halfstep.nets import build, fitting
 from halfstep.nets.autoencoder import load_codec
@@ -23,7 +24,7 @@ from halfstep.noise import key
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
-from halfstep.training.jobs import train
+from halfstep.training.jobs import stages_to_train, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,11 @@ class Network:
     """The schedule's own options, as NAME VALUE pairs: kind scaled_linear zero_snr true."""
     time_of: Literal["t", "logsnr"] = "t"
     """What the network is told of the time."""
-    time_scale: float = 1000.0
+    time_scale: Told = 1000.0
     """Factor on it."""
-    time_offset: float = 0.0
+    time_offset: Told = 0.0
     """Added to it: a diffusers network on a table of 1000 has -1."""
-    sampling_clip: float = 1.0
+    sampling_clip: NotNegative = 1.0
     """Clip predicted images to +- this when sampling; 0 leaves them. Points and latents never are."""
 
 
@@ -76,7 +77,7 @@ def denoiser(argv: Sequence[str]) -> int:
     pipeline = fresh_pipeline(options.network, data, method.drop_labels > 0, training.seed)
     if where.dry_run:
         seen = rehearsed(pipeline, data, training, where.device)
-        stages = method.stages(pipeline.denoiser, pipeline.nothing)
+        stages = stages_to_train(method, pipeline, pipeline.denoiser)
         return print_plan(console, stages, seen, training, where.device)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))

@@ -32,6 +32,7 @@ from halfstep.timegrids import Steps, Times
 FORMAT = 1
 MOST = 10_000_000
 """Samples per score: two hundred times as many as papers take."""
+SampleCount = Annotated[int, at_least(8), at_most(MOST)]
 TIMED = (1, 64)
 """Batch sizes at which seconds are measured."""
 SAMPLERS = (*STEPS, *WALKS, "ancestral")
@@ -42,7 +43,7 @@ SAMPLERS = (*STEPS, *WALKS, "ancestral")
 class Evaluation:
     """What is measured, and how closely."""
 
-    samples: Annotated[int, at_least(8), at_most(MOST)] = 2000
+    samples: SampleCount = 2000
     """Samples per score, of teacher and students alike."""
     noise: Seed = 0
     """Seed of the noise that every row starts from."""

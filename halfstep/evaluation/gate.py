@@ -13,7 +13,7 @@ from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.intervals import Interval
-from halfstep.kinds import fits
+from halfstep.kinds import fits, shown
 
 Verdict = Literal["passed", "broken", "undecided"]
 Measure = Callable[[Any, int], Interval]
@@ -52,6 +52,15 @@ def decide(ratio: Interval, tolerance: float) -> Verdict:
     return "broken" if ratio.low > tolerance else "undecided"
 
 
+def refuse_strict(tolerance: float) -> None:
+    """`ConfigError` for a tolerance that nobody could keep; 0 is no gate."""
+    if not fits(tolerance, float) or not (tolerance == 0 or tolerance >= 1):
+        raise ConfigError(
+            f"a tolerance of {shown(tolerance)} asks a student to be better than its teacher: write 1 or "
+            "more, such as 1.10"
+        )
+
+
 @dataclass
 class Gate:
     """Asked after each halving whether to go on: a student -> bool, as `Job.gate` wants it.
@@ -83,11 +92,9 @@ class Gate:
     _open: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not (fits(self.tolerance, float) and self.tolerance >= 1):
-            raise ConfigError(
-                f"a tolerance of {self.tolerance:g} asks a student to be better than its teacher: write "
-                "1 or more, such as 1.10"
-            )
+        if self.tolerance == 0:
+            raise ConfigError("a tolerance of 0 is no gate: write 1 or more, such as 1.10")
+        refuse_strict(self.tolerance)
         if self.until is not None and self.until < 1:
             raise ConfigError(
                 f"a student takes at least 1 step, got until={self.until}: write until=1"

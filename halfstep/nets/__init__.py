@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from torch import nn
 
-from halfstep.errors import ConfigError, HalfstepError, unknown
+from halfstep.errors import ConfigError, unknown
 from halfstep.nets.adapters import (
     Adapter,
     dit,
@@ -26,6 +26,7 @@ from halfstep.nets.adapters import (
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.diffusers_config import CLASSES, in_our_words, WRAP
 from halfstep.nets.mlp import MLPNet, ResidualMLP
+from halfstep.nets.sizes import made
 
 if TYPE_CHECKING:
     from halfstep.nets.uvit import UViT
@@ -91,26 +92,26 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     """
     config = dict(config) if ":" in name else in_our_words(name, config)
     kept = plain(name, config)
-    net = own(name)(**config) if ":" in name else _built(name, config)
+    net = own(name)(**config) if ":" in name else made(name, _named(name), config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     _refuse_diffusers(name, type(net))
     if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
-        made: Any = net.model.config  # type: ignore[union-attr]
-        kept = plain(name, {k: made[k] for k in made if k[0] != "_" and LATER.get(k) != (made[k],)})
+        full: Any = net.model.config  # type: ignore[union-attr]
+        kept = plain(name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)})
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 
 
 def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
     """The name and config that `build` made this network from."""
-    made = getattr(net, "recipe", None)
-    if made is None:
+    found = getattr(net, "recipe", None)
+    if found is None:
         raise ConfigError(
             f"this {type(net).__name__} was not made by halfstep.nets.build, so nobody could "
             "rebuild it from a file: build it with build('package.module:function', config)"
         )
-    name, config = made
+    name, config = found
     return name, dict(config)
 
 
@@ -178,18 +179,6 @@ def _ours(kind: str) -> str | None:
     return next((net for net, own in CLASSES.items() if own == kind), None)
 
 
-def _built(name: str, config: dict[str, Any]) -> nn.Module:
-    """One of `NETS`; whatever it cannot be built from is the user's to mend."""
-    try:
-        return _named(name)(**config)
-    except HalfstepError:
-        raise
-    except Exception as error:  # torch, numpy and Python have many kinds for sizes that cannot be
-        given = ", ".join(f"{key} = {value}" for key, value in config.items())
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"the net '{name}' cannot be built from {given}: {reason}") from error
-
-
 def _refuse_diffusers(name: str, kind: Any) -> None:
     """`ConfigError` for a class of diffusers: none is called as net(x, t, cond)."""
     if getattr(kind, "__module__", "").partition(".")[0] != "diffusers":
@@ -222,6 +211,8 @@ def own(name: str) -> Callable[..., nn.Module]:
 def imported(name: str, what: str = "net") -> Callable[..., Any]:
     """What package.module:function names; refused in a sentence about this `what` where there is none."""
     module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ConfigError(f"the {what} '{name}' names no function: write package.module:function")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:

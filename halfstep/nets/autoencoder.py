@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
+from halfstep.nets.sizes import made
 
 OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 """The autoencoder of the official U-ViT, which is Stable Diffusion 1's."""
@@ -47,7 +48,7 @@ class KLCodec(nn.Module):
     def __init__(self, model: Any, scale: float = 1.0):
         super().__init__()
         self.model: Any = model
-        self.scale = _positive(scale)
+        self.scale: float = _positive(scale)
         self.autocast: torch.dtype | None = None
         self._home: _Home | None = None
 
@@ -70,11 +71,7 @@ class KLCodec(nn.Module):
         levels = len(given.get("block_out_channels", (64,)))
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
         arguments = {**{name: (kind,) * levels for name, kind in types.items()}, **given}
-        try:
-            return cls(AutoencoderKL(**arguments), scale)
-        except (TypeError, ValueError, ArithmeticError, RuntimeError, IndexError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(f"diffusers cannot build a codec from {config}: {reason}") from error
+        return cls(made("codec", AutoencoderKL, arguments), scale)
 
     @classmethod
     def from_ldm(
@@ -253,8 +250,8 @@ def load_codec(
 
 
 def _positive(scale: float) -> float:
-    if not (isfinite(scale) and scale > 0):
-        raise ConfigError(f"a codec's scale is above 0, got {scale:g}: write for example 1.0")
+    if not fits(scale, float) or scale <= 0:
+        raise ConfigError(f"a codec's scale is above 0, got {shown(scale)}: write for example 1.0")
     return float(scale)
 
 

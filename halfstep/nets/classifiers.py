@@ -13,6 +13,7 @@ from halfstep.nets.classifier import Classifier
 from halfstep.nets.efficientnet import Lite0Classifier
 from halfstep.nets.image_classifiers import Pooled, ResidualCNN, ToyStudent, ToyTeacher
 from halfstep.nets.preprocessing import Prepared, Preprocessing
+from halfstep.nets.sizes import made
 
 
 def _deeper(channels: int = 3, classes: int = 5) -> Pooled:
@@ -57,7 +58,7 @@ def build_classifier(
         net = own(name)(**config)
     else:
         refuse_unknown(name, config, _parameters(name))
-        net = CLASSIFIERS[name](**config)
+        net = made(name, CLASSIFIERS[name], config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     before = preprocessing or Preprocessing()
@@ -69,15 +70,15 @@ def build_classifier(
 
 def classifier_recipe(net: nn.Module) -> tuple[str, dict[str, Any], Preprocessing]:
     """The name, config and preprocessing that `build_classifier` made this network from."""
-    made = getattr(net, "recipe", None)
-    if made is None and isinstance(net, Classifier):
+    found = getattr(net, "recipe", None)
+    if found is None and isinstance(net, Classifier):
         return "features", dict(net.config), Preprocessing()
-    if made is None or len(made) != 3:
+    if found is None or len(found) != 3:
         raise ConfigError(
             f"this {type(net).__name__} was not made by build_classifier, so nobody could rebuild it from "
             "a file: build it with build_classifier('package.module:function', config)"
         )
-    name, config, preprocessing = made
+    name, config, preprocessing = found
     return name, dict(config), preprocessing
 
 

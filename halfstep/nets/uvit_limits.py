@@ -10,9 +10,11 @@ def refuse_sides(
     """Refuse patches, depths and heads that do not come out even."""
     sizes = {"patch_size": patch, "embed_dim": embed_dim, "depth": depth, "num_heads": heads}
     for name, value in {"img_size": height, **sizes}.items():
-        if not fits(value, int):
-            raise ConfigError(f"{name} is a whole number, got {value!r}: write for example 4")
-    if patch < 1 or height % patch or width % patch:
+        if not fits(value, int) or value < 1:
+            raise ConfigError(
+                f"{name} is a whole number from 1, got {value!r}: write for example 4"
+            )
+    if height % patch or width % patch:
         raise ConfigError(
             f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
             "choose img_size as a multiple of patch_size"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from halfstep.codec import Codec, drawn
 from halfstep.errors import ConfigError
+from halfstep.kinds import fits, shown
 from halfstep.samplers import keeping, noised, Step
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times
@@ -105,8 +106,8 @@ def given(
 
     shape  of one of the model's own samples
     """
-    if not 0 < strength <= 1:
-        raise ConfigError(f"strength lies in (0, 1], got {strength:g}: 1 is all of the walk")
+    if not (fits(strength, float) and 0 < strength <= 1):
+        raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is all of the walk")
     if images is None:
         if known is not None or strength != 1:
             raise ConfigError(

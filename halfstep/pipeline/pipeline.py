@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import nn, Tensor
 
 from halfstep import files, storage
 from halfstep.batch import Cond
+from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.kinds import above, at_least, fits, hold_to_kinds, shown
 from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
@@ -30,7 +31,7 @@ from halfstep.pipeline.walks import (
     walk,
 )
 from halfstep.samplers.encode import encode, refuse_blind_to_noise
-from halfstep.timegrids import Times
+from halfstep.timegrids import Steps, Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +59,17 @@ class Pipeline:
     times: tuple[Times, ...] = ()
     classes: tuple[str, ...] = ()
     null: int | None = None
-    clip: float | None = None
+    clip: Annotated[float, above(0)] | None = None
     sampler: str = "ddim"
-    steps: int = 64
+    steps: Annotated[Steps, at_least(1)] = 64
     codec: Codec | None = None
     empty: Tensor | None = None
     texts: Texts | None = None
     guidance: tuple[float, float] | None = None
     made_for: str = "ddim"
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
 
     def sample(
         self,
@@ -108,7 +112,7 @@ class Pipeline:
         latents   do not decode them
         progress  called after every step of every batch
         """
-        check_counts(n, seed, batch, first)
+        self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
         sampler = sampler or self.own_sampler
         times = self.grid(steps, sampler)
         begin = given(n, self.shape, self.codec, images, known, strength)
@@ -134,6 +138,14 @@ class Pipeline:
                 x, own = self.codec.decode(x), shown
             done.append(own.put_back(x).cpu())
         return torch.cat(done) if done else self._none(latents)
+
+    def check_counts(
+        self, n: int, *, seed: int = 0, batch: int = 256, first: int = 0, variance: float = 0.0
+    ) -> None:
+        """`ConfigError` for what `sample` cannot take of these, or no memory could hold."""
+        factor = 1 if self.codec is None else self.codec.factor
+        sides = (side * factor for side in self.shape[1:])
+        check_counts(n, seed, batch, first, variance, (*self.shape[:1], *sides))
 
     def _none(self, latents: bool) -> Tensor:
         """No samples, in the shape that samples have."""
@@ -223,8 +235,10 @@ class Pipeline:
         return self.null if self.empty is None else self.empty
 
     def _guided(self, guidance: float) -> Denoises:
-        if not isfinite(guidance):
-            raise ConfigError(f"guidance is a finite scale, got {guidance}: write for example 2")
+        if not fits(guidance, float):
+            raise ConfigError(
+                f"guidance is a finite scale, got {shown(guidance)}: write for example 2"
+            )
         if self.guidance is not None:
             low, high = self.guidance
             if not low <= guidance <= high:
@@ -268,12 +282,14 @@ class Pipeline:
         """The same for images of another size in pixels, untrained for it; U-ViT's position embedding
         is interpolated."""
         factor = 1 if self.codec is None else self.codec.factor
-        if len(self.shape) != 3 or self.times or height % factor or width % factor:
+        odd = min(height, width) < 1 or height % factor or width % factor
+        if len(self.shape) != 3 or self.times or odd:
             whole = f", in multiples of {factor} pixels" if factor > 1 else ""
             raise ConfigError(
                 f"another size is for a teacher of images{whole}, and this is asked for {height} x "
                 f"{width}: leave the size out"
             )
+        refuse_too_large(f"a size of {height} x {width}", (3, height, width), "write a smaller one")
         shape = self.shape[0], height // factor, width // factor
         denoiser = self.denoiser.twin()
         denoiser.net = resized(denoiser.net, shape[1:])

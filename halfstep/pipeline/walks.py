@@ -6,7 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
+from halfstep.kinds import fits, shown
 from halfstep.noise import key, sample_noise
 from halfstep.samplers import (
     ancestral,
@@ -26,12 +28,22 @@ from halfstep.timegrids import Times, uniform
 NAMES = (*STEPS, *WALKS, "ancestral", "stochastic")
 
 
-def check_counts(n: int, seed: int, batch: int, first: int) -> None:
+def check_counts(
+    n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
+) -> None:
+    """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
     for name, value, least in (("n", n, 0), ("batch", batch, 1), ("first", first, 0)):
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}")
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed must lie in [0, 2^64), got {seed}: write for example seed=0")
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {shown(value)}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ConfigError(
+            f"seed must lie in [0, 2^64), got {shown(seed)}: write for example seed=0"
+        )
+    if not (fits(variance, float) and 0 <= variance <= 1):
+        raise ConfigError(f"variance lies in [0, 1], got {shown(variance)}: 0 is small, 1 is large")
+    refuse_too_large(f"n = {shown(n)} samples", (n, *shape), "write a smaller n, more than once")
+    if first + n > 2**63:
+        raise ConfigError(f"first is the number of a sample, below 2^63, got {shown(first)}")
 
 
 def check_sampler(sampler: str) -> None:

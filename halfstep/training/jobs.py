@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from halfstep import storage
+from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, load as load_data
 from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
@@ -26,7 +27,7 @@ from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import settled
-from halfstep.training.teachers import refuse_students, tried
+from halfstep.training.teachers import DATA_DECIDE, refuse_students, tried
 from halfstep.training.watch import Silent, Watch
 
 NEARBY = 2**31
@@ -65,7 +66,7 @@ def train(
     """
     method, work = method or Denoising(), _Work.on(pipeline, data, training, job)
     options = {**asdict(method), "start": fingerprint(pipeline.denoiser)}
-    stages = method.stages(work.denoiser(pipeline).twin(), pipeline.nothing)
+    stages = stages_to_train(method, pipeline, work.denoiser(pipeline).twin())
     return work.carry_out("train denoiser", stages, options, out)
 
 
@@ -90,6 +91,12 @@ def distill(
     stages = stages_of(method, teacher, work.denoiser(teacher))
     del teacher  # from the second stage on nobody needs it
     return work.carry_out(f"distill {verb}", stages, options, out)
+
+
+def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
+    """The method's stage for this pipeline, whose `denoiser` is to be trained; refused where that does not
+    take the pipeline's samples."""
+    return tried(method.stages(denoiser, pipeline.nothing), pipeline, DATA_DECIDE)
 
 
 def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
@@ -202,7 +209,7 @@ def carried_through(
     write, read  how one lies on disk
     gate         asked after each whether to go on
     """
-    processes.share(training.batch)
+    refuse_batch(training, data, processes)
     stages = _asked(stages)
     asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
     if (augmentation := getattr(data, "augmentation", None)) is not None:
@@ -229,6 +236,13 @@ def carried_through(
     finally:
         run.close()
     return student
+
+
+def refuse_batch(training: Training, data: Data, processes: Processes) -> None:
+    """`ConfigError` for a batch that cannot be divided, or held: noise is drawn for all of it at once."""
+    processes.share(training.batch)
+    instead = "write a smaller one, and more --updates"
+    refuse_too_large(f"a batch of {training.batch:,}", (training.batch, *data.shape), instead)
 
 
 def _asked(stages: Iterable[Stage]) -> Iterator[Stage]:

@@ -178,9 +178,9 @@ def _compare(
         batch = data.drawn(rows, Draw.all(place, size)).to(device)
         now, kept = _wide(teacher(batch.x0)), answers(batch)
         if not torch.equal(now, kept):
+            off = float((now - kept).nan_to_num().abs().max())
             raise ConfigError(
-                f"the teacher answers here by up to {float((now - kept).nan_to_num().abs().max()):.1g} other than "
-                f"what '{folder}' keeps of it (another machine, device or version made it): choose another "
+                f"the teacher answers here by up to {off:.1g} other than what '{folder}' keeps of it (another machine, device or version made it): choose another "
                 "folder, or keep no answers"
             )
 

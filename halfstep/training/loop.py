@@ -118,6 +118,7 @@ class Loop:
                 if state.update % settings.log_every == 0 or save:
                     self._report(stage, state, tally, rate)
                 if save:
+                    self._refuse_endless(stage, state)
                     self.processes.first_says(partial(self._save, stage, index, state))
                 if stop and not last:
                     raise Stopped(
@@ -201,12 +202,7 @@ class Loop:
         if bad < 0 and state.scaler is not None and state.scaler.get_scale() < 1:
             bad = state.update - 1  # every gradient is skipped, however small its loss is scaled
         if bad >= 0:
-            clip = self.settings.clip
-            raise NonFinite(
-                f"loss or gradient is not finite at update {bad:,} of {stage.name}: lower --rate (now "
-                f"{self.settings.rate:g}) or {f'--clip (now {clip:g})' if clip else 'add --clip 1'}, in "
-                "another --out; what was saved is from before it"
-            )
+            raise self._endless("loss or gradient is", bad, stage)
         self.watch.measure(loss)
         line = {
             "stage": stage.name,
@@ -216,6 +212,24 @@ class Loop:
             "rate": rate,
         }
         self.processes.first_says(lambda: self.run.log({**line, **self._held_out(stage, state)}))
+
+    def _endless(self, what: str, update: int, stage: Stage) -> NonFinite:
+        clip = self.settings.clip
+        return NonFinite(
+            f"{what} not finite at update {update:,} of {stage.name}: lower --rate (now "
+            f"{self.settings.rate:g}) or {f'--clip (now {clip:g})' if clip else 'add --clip 1'}, in "
+            "another --out; what was saved is from before it"
+        )
+
+    def _refuse_endless(self, stage: Stage, state: State) -> None:
+        """`NonFinite` for weights that no later loss would show, before they are saved."""
+        weights = [p.detach() for p in state.student.parameters() if p.requires_grad]
+        weights += [] if state.average is None else state.average.values
+        bad = torch.zeros((), device=self.processes.device)
+        for weight in weights:
+            bad = bad + ~weight.isfinite().all()
+        if self.processes.largest(bad):
+            raise self._endless("weights are", state.update - 1, stage)
 
     def _held_out(self, stage: Stage, state: State) -> dict[str, Any]:
         """What an objective measures with noise that training never sees: the same whenever it is asked."""

@@ -73,29 +73,47 @@ def _same(a: Times, b: Times) -> bool:
     return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
 
 
-def tried(stages: Iterator[Stage], teacher: Pipeline) -> Iterator[Stage]:
-    """The same stages, after the first student was asked for a sample of each class on the CPU.
+AS_TEACHER = (
+    "the student's network does not take the teacher's samples",
+    "give it all of its options in student (command line: --student NAME VALUE ...)",
+)
+DATA_DECIDE = (
+    "the network does not take the data's samples",
+    "leave out those of its options that the data decide (command line: of --net-config)",
+)
+
+
+def tried(
+    stages: Iterator[Stage], teacher: Pipeline, said: tuple[str, str] = AS_TEACHER
+) -> Iterator[Stage]:
+    """The same stages, after the first student was asked for a sample of the last class, and of none.
 
     `ConfigError` where it does not take what the teacher takes.
+
+    said  what is wrong then, and what to write
     """
     first = next(stages)
-    _try(bare(first.student).twin().cpu(), first, teacher)  # type: ignore[operator]  # a Denoiser
+    _try(bare(first.student).twin(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
     return chain([first], stages)
 
 
 @torch.no_grad()
-def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
-    n, guidance = max(len(teacher.classes), 1), stage.guidance or teacher.guidance
+def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, str]) -> None:
+    classes, guidance = len(teacher.classes), stage.guidance or teacher.guidance
     student.eval().autocast = None
+    # A table of labels that is too short lacks the last rows.
+    labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
+    n = len(labels or [0])
     cond = condition(
-        n, 0, classes=len(teacher.classes), null=teacher.null, empty=teacher.empty, texts=None,
-        labels=None, prompts=None, context=None, guidance=guidance and guidance[0],
+        n, 0, classes=classes, null=teacher.null, empty=teacher.empty, texts=None,
+        labels=labels, prompts=None, context=None, guidance=guidance and guidance[0],
     )  # fmt: skip
-    x, seen, got = torch.zeros(n, *teacher.shape), list[list[int]](), ""
+    device = next(student.parameters(), torch.empty(0)).device
+    x, seen, got = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
     wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
     student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
     try:
-        student(x, torch.full((n,), 0.5), None if cond is None else cond.to("cpu"))
+        student(x, torch.full((n,), 0.5, device=device), None if cond is None else cond.to(device))
     except ConfigError:
         if seen in ([], [wanted]):
             raise
@@ -104,11 +122,8 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline) -> None:
     if not got and seen != [wanted]:
         got = f"it answers in the shape {seen[0][1:]} instead of {wanted[1:]}"
     if got:
-        raise ConfigError(
-            f"the student's network does not take the teacher's samples, {list(teacher.shape)} of {n} "
-            f"class{'es' * (n > 1)} ({got}): give it all of its options in student (command line: "
-            "--student NAME VALUE ...)"
-        )
+        of = f" of {classes} class{'es' * (classes > 1)}" if classes else ""
+        raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
 
 
 def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:

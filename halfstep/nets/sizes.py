@@ -1,0 +1,71 @@
+"""Sizes that no network can have, refused before one is built."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from halfstep.capacity import refuse_too_large
+from halfstep.errors import ConfigError, HalfstepError
+from halfstep.kinds import fits, shown
+
+N = TypeVar("N", bound=nn.Module)
+MAY_BE_ZERO = frozenset({"guidance", "outputs", "freq_shift", "downsample_padding", "qk_scale"})
+"""Whole numbers that say no size, beside all that have `dropout` or `eps` in their names."""
+LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_block")
+MOST_LAYERS = 1_000
+
+
+def made(name: str, make: Callable[..., N], config: Mapping[str, Any]) -> N:
+    """One of halfstep's own networks; whatever it cannot be made from is the user's to mend: `ConfigError`.
+
+    It is made without memory first, which draws nothing, to see how much it would take.
+    """
+    refuse_sizes(name, config)
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() * p.element_size() for p in make(**config).parameters())
+        refuse_too_large(f"the weights of '{name}'", (size,), "choose smaller sizes", size=1)
+        return make(**config)
+    except HalfstepError:
+        raise
+    except Exception as error:  # torch, numpy and Python have many kinds for sizes that cannot be
+        given = ", ".join(f"{key} = {value}" for key, value in config.items())
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"'{name}' cannot be built from {given}: {reason}") from error
+
+
+def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """`ConfigError` for a number that is not finite, a size below 1, and layers that would never end."""
+    for key, value in config.items():
+        for number in _numbers(value):
+            if not fits(number, float):
+                raise ConfigError(
+                    f"{key} of '{name}' is a finite number, got {shown(number)}: write another"
+                )
+            if number <= 0 and not _may_be_none(name, key, number):
+                raise ConfigError(
+                    f"{key} of '{name}' is a size, and must be above 0, got {number}: write for example 4"
+                )
+            if key in LAYERS and number > MOST_LAYERS:
+                raise ConfigError(
+                    f"{key} of '{name}' is a number of layers, at most {MOST_LAYERS:,}, got {number:,}: "
+                    "write fewer"
+                )
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """All numbers in a value of a config."""
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _may_be_none(name: str, key: str, number: float) -> bool:
+    """Whether a number is no size: a share, an offset, or labels that there are none of."""
+    if name == "uvit" and key == "num_classes":
+        return number >= -1
+    return number == 0 and (key in MAY_BE_ZERO or "dropout" in key or "eps" in key)
