@@ -180,8 +180,8 @@ def _compare(
         if not torch.equal(now, kept):
             off = float((now - kept).nan_to_num().abs().max())
             raise ConfigError(
-                f"the teacher answers here by up to {off:.1g} other than what '{folder}' keeps of it (another machine, device or version made it): choose another "
-                "folder, or keep no answers"
+                f"the teacher answers here by up to {off:.1g} other than what '{folder}' keeps of it "
+                "(another machine, device or version made it): choose another folder, or keep no answers"
             )
 
 
