@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except HalfstepError as error:
         _complain(error)
+        _tell_others(args, str(error))
         return 2
     except Stopped as stopped:
         _complain(stopped)
@@ -78,7 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unread(error)
     except KeyboardInterrupt:
         _complain("stopped at once; what was saved before is untouched")
+        _tell_others(args, "it was stopped at once")
         return 130
+    except Exception as error:
+        _tell_others(args, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _tell_others(args: list[str], said: str) -> None:
+    """Of several processes of a run the others would wait for one that refuses."""
+    if args[:1] in (["train"], ["distill"], ["demo"]) and "WORLD_SIZE" in os.environ:
+        from halfstep.training.peers import tell
+
+        tell(said)
 
 
 def _complain(text: object) -> None:

@@ -29,7 +29,9 @@ def print_plan(
 ) -> int:
     """Stages, updates, memory and time; trains nothing and writes nothing."""
     processes = Processes(device)
-    refuse_batch(training, data, processes)
+    with processes.together():
+        processes.agreed({"dry_run": True})
+        refuse_batch(training, data, processes)
     steps = iter(stages)
     first = next(steps)
     network = bare(first.student)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from halfstep.cli.config import save_config
+from halfstep.cli.config import flat, save_config
 from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
 from halfstep.data import Data
@@ -45,9 +46,23 @@ def carried_out(
             from_previous=where.from_previous,
             watch=bars,
             gate=gate,
+            alike=_typed(options),
         )
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")
+
+
+def _typed(options: Any) -> dict[str, Any]:
+    """All options but places, of which what lies there counts."""
+    return {
+        name: value
+        for name, value in flat(options).items()
+        if name != "data" and not isinstance(value, Path) and not _places(value)
+    }
+
+
+def _places(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value)
 
 
 def describe(pipeline: Pipeline) -> str:

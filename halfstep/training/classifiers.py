@@ -57,8 +57,11 @@ def train_classifier(
     `ConfigError` where the data cannot be classified, before there is a folder.
     """
     method, training, job = method or Classification(), training or Training(), job or Job()
+    processes = Processes(job.device)
     seen = classified(data)
     judged = None if held_out is None else judging(held_out, seen)
+    if judged is not None:
+        job = replace(job, alike={"held_out": judged.fingerprint()[:16], **job.alike})
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
@@ -66,7 +69,6 @@ def train_classifier(
     net.class_names = seen.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     name, config, preprocessing = classifier_recipe(net)
-    processes = Processes(job.device)
     for note in method.notes() if processes.first else ():
         job.watch.note(note)
     about: dict[str, Any] = {"net": name, "start": fingerprint(net), "config": config}
@@ -110,9 +112,9 @@ def distill_classifier(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
     method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
+    processes = Processes(job.device)
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
-    data, processes = load_data(data) if isinstance(data, str) else data, Processes(job.device)
-    device = processes.device
+    data, device = load_data(data) if isinstance(data, str) else data, processes.device
     for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)

@@ -1,7 +1,9 @@
 """A method, a pipeline, data and a folder: what the command line, the API and the demo call."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -49,6 +51,8 @@ class Job:
     """Whoever shows progress."""
     gate: Callable[[Pipeline], bool] | None = None
     """Shown each stage's student; False ends the run there."""
+    alike: Mapping[str, Any] = field(default_factory=dict)
+    """What else all processes of the run must have been given: the options of a command."""
 
 
 def train(
@@ -132,8 +136,8 @@ class _Work:
         cls, pipeline: Pipeline, data: Data | str, training: Training | None, job: Job | None
     ) -> "_Work":
         training, job = training or Training(), job or Job()
+        processes = Processes(job.device)  # before what one of them alone might refuse
         dataset = read_by(pipeline, _dataset(data))
-        processes = Processes(job.device)
         for note in notes(pipeline, dataset) if processes.first else ():
             job.watch.note(note)
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
@@ -209,12 +213,31 @@ def carried_through(
     write, read  how one lies on disk
     gate         asked after each whether to go on
     """
-    refuse_batch(training, data, processes)
-    stages = _asked(stages)
-    asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
-    if (augmentation := getattr(data, "augmentation", None)) is not None:
-        asked["augmentation"] = asdict(augmentation)
-    opened = list[Run]()  # by the first process, the only one that writes
+    with processes.together():
+        asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
+        if (augmentation := getattr(data, "augmentation", None)) is not None:
+            asked["augmentation"] = asdict(augmentation)
+        # What was typed first, then what came of it: a difference is named by its cause.
+        processes.agreed({**_of_all(job, command, out), **asdict(training), **asked})
+        refuse_batch(training, data, processes)
+        stages = _asked(stages)
+        with _opened(command, asked, out, job, processes) as run:
+            watch = job.watch if processes.first else Silent()
+            for note in run.notes:
+                watch.note(note)
+            nearby, before = _nearby(data, processes.device), job.from_previous
+            loop = Loop(run, nearby, training, processes, write, read, watch, gate, before)
+            student = loop.train(stages)
+            processes.wait()
+    return student
+
+
+@contextmanager
+def _opened(
+    command: str, asked: Mapping[str, Any], out: Path | str, job: Job, processes: Processes
+) -> Iterator[Run]:
+    """The run's folder, which the first process opens, the only one that writes."""
+    opened = list[Run]()
 
     def take() -> None:
         device = str(processes.device)
@@ -225,17 +248,33 @@ def carried_through(
 
     processes.first_says(take)
     run = opened[0] if opened else Run(Path(out), None, [])
-    watch = job.watch if processes.first else Silent()
     try:
-        for note in run.notes:
-            watch.note(note)
-        nearby = _nearby(data, processes.device)
-        loop = Loop(run, nearby, training, processes, write, read, watch, gate, job.from_previous)
-        student = loop.train(stages)
-        processes.wait()
+        yield run
     finally:
         run.close()
-    return student
+
+
+GATES = ("tolerance", "until", "samples", "most", "full", "about")
+"""What a gate answers by, where it says so."""
+
+
+def _of_all(job: Job, command: str, out: Path | str) -> dict[str, Any]:
+    """What all processes of a run must have been given alike besides what it computes."""
+    gate = job.gate
+    kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
+    return {
+        "dry_run": False,
+        "command": command,
+        "out": os.path.realpath(out),
+        "device": job.device,
+        "extend": job.extend,
+        "from_previous": job.from_previous,
+        "gate": {
+            "is": kind,
+            **{name: getattr(gate, name) for name in GATES if hasattr(gate, name)},
+        },
+        **job.alike,
+    }
 
 
 def refuse_batch(training: Training, data: Data, processes: Processes) -> None:

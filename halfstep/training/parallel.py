@@ -6,15 +6,18 @@ one process.  The first process alone decides and writes, and the others hear of
 """
 
 import atexit
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import gc
+import json
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError, HalfstepError
+from halfstep.training.peers import Board, board, launched, PARTING, refuse_others, versions
 
 T = TypeVar("T")
 
@@ -23,15 +26,22 @@ class Processes:
     """The processes of this run, and this one's place among them."""
 
     def __init__(self, device: str = "auto"):
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world = launched()
         self._accelerator: Any = None
+        self._board: Board | None = None
         if self.world > 1:
+            if _parted:
+                raise HalfstepError(
+                    "the processes of this program have parted, one of them having failed: start all of "
+                    "them again"
+                )
+            self._board = board()
+            self._board.meet({**versions(), "device": "cpu" if _on_cpu(device) else device})
             self._accelerator = _joined(self.world, device)
-            self.rank = int(self._accelerator.process_index)
             device_here = torch.device(self._accelerator.device)
             self.device = torch.device("cpu") if device_here.type == "cpu" else device_here
         else:
-            self.rank, self.device = 0, pick_device(device)
+            self.device = pick_device(device)
 
     @property
     def first(self) -> bool:
@@ -118,16 +128,78 @@ class Processes:
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 
+    def agreed(self, word: Mapping[str, Any]) -> None:
+        """`ConfigError` on every process, unless all have the same word."""
+        if self._accelerator is None:
+            return
+        words: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(words, json.dumps(word, default=str))
+        refuse_others([json.loads(each) for each in words])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around all that the processes do together: where one of them fails, all end with a sentence.
+
+        A process that fails alone leaves the group, or the others would wait for it; one that finds
+        others gone raises `HalfstepError` with what they said.  Where all fail alike nothing is left.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._board is None:
+                raise
+            lost = self._lost(error)
+            said = lost or str(error) or type(error).__name__
+            if not self._board.end(said, cause=not lost, patience=0.0 if lost else PARTING):
+                _part(error, self._accelerator)
+                if self.first:  # which may keep the board
+                    self._board.all_end()
+            if lost:
+                raise HalfstepError(lost) from None
+            raise
+
+    def _lost(self, error: BaseException) -> str:
+        """What became of the others, where a call to all of them ended in this error; else nothing."""
+        text = str(error)
+        of_group = (
+            isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
+        )
+        if not isinstance(error, RuntimeError) or not of_group or self._board is None:
+            return ""
+        late = "imed out" in text or "imeout" in text
+        rest = "no longer answers" if late else "is gone: it was killed, or its machine failed"
+        said = self._board.reason() or f"another process of this run {rest}"
+        return f"{said}; what was saved is untouched, and the same command goes on from there"
+
+
+_parted = list[str]()
+"""Why this program's group is no more."""
+
+
+def _part(error: BaseException, accelerator: Any) -> None:
+    """Leave the group for good: those who wait there for this process hear that it is gone."""
+    _parted.append(str(error))
+    if accelerator is None or torch.distributed.get_backend() != "gloo":
+        return  # NCCL would wait here for those who wait for it
+    # Its connections close with the last of all that holds the group: wrapped students in frames, too.
+    traceback.clear_frames(error.__traceback__)
+    accelerator.free_memory()
+    gc.collect()
+    _leave()
+
+
+def _on_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
 
 def _joined(world: int, device: str) -> Any:
     """The accelerator of all launched processes."""
     # Before there is a group: its functions have the group of their import as a default, which would
     # keep it, and with it threads that abort the process as it ends.
-    import torch.distributed.nn.functional
+    import torch.distributed.nn.functional  # noqa: F401
     from accelerate import Accelerator
 
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+    accelerator = Accelerator(cpu=_on_cpu(device), mixed_precision="no")
     if accelerator.num_processes != world:
         raise ConfigError(
             f"{world} processes were launched but accelerate sees {accelerator.num_processes}: launch "
