@@ -1,7 +1,8 @@
 """`halfstep export`: a student alone, for whoever uses it: no run, no optimiser, no teacher."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,18 +64,31 @@ def export(argv: Sequence[str]) -> int:
     files.check_writable(options.out, "choose another --out")
     if options.format == "torch-export" and options.dtype != "float32":
         raise ConfigError(f"student.pt2 is written in float32: leave --dtype {options.dtype} out")
-    classifier = classifier_in(options.student)
-    if classifier is not None:
-        _classifier(console, options, classifier)
-    else:
-        found = find_pipeline(options.student, steps=options.steps, net=options.net)
-        if options.format == "torch-export":
-            _program(console, options, found)
+    with _whole(options.out):
+        classifier = classifier_in(options.student)
+        if classifier is not None:
+            _classifier(console, options, classifier)
         else:
-            _pipeline(console, options, found)
+            found = find_pipeline(options.student, steps=options.steps, net=options.net)
+            if options.format == "torch-export":
+                _program(console, options, found)
+            else:
+                _pipeline(console, options, found)
     for path in sorted(options.out.iterdir()):
         say(console, "written", f"{path} ({path.stat().st_size:,} bytes)")
     return 0
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Around filling a new folder: when that fails it is empty, or not there, as before."""
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        for path in list(folder.iterdir()) if there else [folder]:
+            files.remove(path)
+        raise
 
 
 def _pipeline(console: Console, options: Export, found: Pipeline) -> None:
@@ -149,8 +163,8 @@ def _compared(console: Console, own: Tensor, again: Tensor, *, exact: bool) -> N
         say(console, "the same", f"to the bit, on {len(own)} of the same noise")
     elif exact:
         raise CheckpointError(
-            "what was written and read again gives other numbers than the student: the disk or the network's "
-            "own code changes them, so do not use the folder"
+            "what was written and read again gives other numbers than the student, so it was removed: the disk "
+            "or the network's own code changes them"
         )
     else:
         off = (own - again).double().square().mean().sqrt()
