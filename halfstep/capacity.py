@@ -9,6 +9,9 @@ import psutil
 from halfstep.errors import ConfigError
 
 
+MANY = 10**9
+
+
 @cache
 def memory() -> int:
     """Bytes of this machine's memory, in use or not."""
@@ -23,6 +26,6 @@ def refuse_too_large(what: str, shape: Iterable[int], instead: str, *, size: int
     needed = prod(shape, start=size)
     if needed > memory():
         raise ConfigError(
-            f"{what} would take {needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}: "
-            f"{instead}"
+            f"{what} would take {min(needed >> 30, MANY):,} GiB or more, and this machine has "
+            f"{memory() >> 30:,}: {instead}"
         )

@@ -154,8 +154,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite(value: int | float) -> bool:
-    """Whether it is a number that can be counted with: int64 and float64 hold it."""
-    return abs(value) < 2**63 if isinstance(value, int) else isfinite(value)
+    """Whether it is a number that can be counted with: 64 bits hold it."""
+    return abs(value) < 2**64 if isinstance(value, int) else isfinite(value)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -1,28 +1,45 @@
 """Options of another kind are refused where they are given, in one sentence, by every method."""
 
 import json
+import types
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, get_args, get_origin, Literal, Union
 
 import numpy as np
 import pytest
 import torch
 
 from halfstep import methods, Training
+from halfstep.cli.gating import Quality
+from halfstep.cli.guided_gating import GuidedQuality
+from halfstep.cli.shrinking import PlanQuality
+from halfstep.data import Augmentation
+from halfstep.data.encoding import Layout
+from halfstep.denoiser import NetTime
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits, hold_to_kinds, word
-from halfstep.methods import KnowledgeDistillation, Progressive, Shrink
+from halfstep.evaluation import Evaluation
+from halfstep.kinds import above, at_least, at_most, below, fits, hold_to_kinds, shown, word
+from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
 from halfstep.methods.feature_terms import FeatureMatch
-from halfstep.methods.terms import SoftTargets
+from halfstep.methods.terms import SoftTargets, Term
 from halfstep.methods.weights import Linear
+from halfstep.nets.preprocessing import Preprocessing
+from halfstep.schedules import SCHEDULES
 
 METHODS = [getattr(methods, name) for name in methods.__all__]
 METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]
 METHODS += [Autoencoding, Classification, Training]
+NEEDED = {Linear: ("start", "stop"), Augmentation: ("steps",), Shrink: (), methods.Plan: ()}
+TERMS = [*vars(terms).values(), FeatureMatch]
+TERMS = [
+    one for one in TERMS if isinstance(one, type) and issubclass(one, Term) and one is not Term
+]
+NEEDED |= {FeatureMatch: ("pairs",)}
 
 
 @pytest.mark.parametrize(
@@ -121,3 +138,89 @@ def test_kinds_in_words():
     assert not fits(None, int) and not fits(("a", "b"), tuple[tuple[str, str], ...])
     with pytest.raises(ConfigError, match=r"^must is a whole number, got None$"):
         hold_to_kinds(Options(None))
+
+
+ENDLESS = [
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    10**400,
+    np.float32("nan"),
+    torch.tensor(torch.inf),
+]
+OPTIONS = [
+    *METHODS, *(Linear, NetTime, Evaluation, Augmentation, Layout, Preprocessing, Quality, GuidedQuality),
+    *(PlanQuality, *SCHEDULES.values()), *(one for one in TERMS if isinstance(one, type)),
+]  # fmt: skip
+
+
+def numbers(hint):
+    """Whether a type has a number in it, and as how many of a list."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if hint in (int, float):
+        return 0
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((n for n in map(numbers, get_args(hint)) if n is not None), None)
+    inner = get_args(hint)
+    if get_origin(hint) is tuple and numbers(inner[0]) == 0:
+        return 1 if inner[1:] == (...,) else len(inner)
+    return None
+
+
+@pytest.mark.parametrize("kind", OPTIONS, ids=lambda one: one.__name__)
+def test_every_number_of_every_option_is_finite(kind):
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for option in fields(kind):
+        if (many := numbers(hints[option.name])) is None:
+            continue
+        for value in ENDLESS:
+            given = {"start": 1.0, "stop": 1.0, "steps": ("flip",), "pairs": (("a", "b"),)}
+            given = {k: v for k, v in given.items() if k in NEEDED.get(kind, ())}
+            with pytest.raises(ConfigError, match=option.name):
+                kind(**{**given, option.name: (value,) * many if many else value})
+
+
+@dataclass(frozen=True)
+class Bounded:
+    share: Annotated[float, at_least(0), below(1)] = 0.5
+    size: Annotated[int, above(0), at_most(8)] | None = None
+    ends: tuple[Annotated[float, at_least(0)], ...] = (1.0,)
+    pairs: tuple[tuple[Annotated[int, at_least(2)], str], ...] = ()
+    either: Annotated[int, at_most(3)] | str = 1
+
+    def __post_init__(self):
+        hold_to_kinds(self)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"share": 0}, {"share": 0.999}, {"size": None}, {"size": 8}, {"size": 1}, {"ends": ()},
+        {"ends": (0, 5.0)}, {"pairs": ((2, "a"),)}, {"either": "long"}, {"either": -7},
+    ],
+)  # fmt: skip
+def test_within_bounds(given):
+    Bounded(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"share": 1}, "share must be at least 0 and below 1, got 1: write for example 0.5"),
+        ({"share": -1e-9}, "share must be"),
+        ({"size": 0}, "size must be above 0 and at most 8, got 0$"),
+        ({"size": 9}, "size must be"),
+        ({"ends": (1.0, -1.0)}, r"each of ends must be at least 0, got \(1.0, -1.0\)"),
+        ({"pairs": ((2, "a"), (1, "b"))}, "pairs must be at least 2"),
+        ({"either": 4}, "either must be at most 3"),
+    ],
+)
+def test_out_of_bounds(given, said):
+    with pytest.raises(ConfigError, match=said):
+        Bounded(**given)
+
+
+def test_numbers_of_many_digits_are_shown_short():
+    assert shown(10**400) == "2^1328 or more" and shown(-(2**64)) == "-2^64 or more"
+    assert shown(2**63) == str(2**63) and shown(0.5) == "0.5" and shown("a") == "'a'"
+    assert fits(2**64 - 1, int) and not fits(2**64, int) and not fits(-(2**64), float)

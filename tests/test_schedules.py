@@ -314,3 +314,95 @@ def test_a_zero_snr_table_refuses_times_before_its_end(t):
 def test_a_table_refuses(options, advice):
     with pytest.raises(ConfigError, match=advice):
         Table(**options)
+
+
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+TABLES = [Table("scaled_linear", 1000, 0.00085, 0.012), Table(), Table(levels=100, zero_snr=True)]
+
+
+@HALF
+@pytest.mark.parametrize("schedule", [*ALL, *TABLES], ids=repr)
+def test_levels_in_half_precision_are_those_of_double(schedule, dtype):
+    """Rounded once, at the end: what is in between is computed in float32 at least."""
+    t = torch.linspace(0, 1, 101, dtype=torch.float64).to(dtype)
+    if getattr(schedule, "zero_snr", False):  # of 100: bfloat16's times lie between its last levels
+        t = torch.tensor([0.0, 0.25, 0.5, 0.99, 1.0]).to(dtype)
+        wanted = schedule.at(torch.tensor([0.0, 0.25, 0.5, 0.99, 1.0], dtype=torch.float64))
+    else:
+        wanted = schedule.at(t.double())
+    got = schedule.at(t)
+    for mine, theirs in ((got.alpha, wanted.alpha), (got.sigma, wanted.sigma)):
+        assert mine.dtype is dtype
+        torch.testing.assert_close(mine.double(), theirs, rtol=torch.finfo(dtype).eps, atol=2e-3)
+    back = schedule.time(wanted.logsnr.to(dtype))
+    assert back.dtype is dtype and bool(((back >= 0) & (back <= 1)).all())
+
+
+@pytest.mark.parametrize("dtype, digits", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        *ALL,
+        *TABLES,
+        *(Straight(), VPLinear(0.0, 20.0), VPLinear(20.0, 0.0), VPLinear(1.0, 1.0), VPLinear(0, 1)),
+        *(Table(zero_snr=True), Table(levels=1), Table("trained_betas", 3, betas=(0.1, 0.5, 1.0))),
+        *(Karras(rho=1.0), Karras(1e-3, 1e3, 100.0), Cosine(-30.0, 5.0)),
+    ],
+    ids=repr,
+)
+def test_time_inverts_at_at_the_ends(schedule, dtype, digits):
+    for t in (0.0, 1.0):
+        there = schedule.at(torch.tensor(t, dtype=dtype))
+        found = schedule.time(there.logsnr)
+        assert found.dtype is dtype and found.item() == pytest.approx(t, abs=digits)
+    ends = {inf: 0.0, -inf: 1.0, 1e30: 0.0, -1e30: 1.0}
+    if isinstance(schedule, Table):  # nothing but clean data lies before its first level
+        ends[1e30] = 1 / schedule.levels
+        blind = level(schedule, 1.0).alpha == 0  # and nothing but noise after the last but one
+        ends[-1e30] = 1 - 1 / schedule.levels if blind else 1.0
+    for logsnr, t in ends.items():
+        assert schedule.time(torch.tensor(logsnr, dtype=dtype)).item() == pytest.approx(t)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("made", "option"),
+    [
+        *((lambda v=v: Cosine(logsnr_min=v), "logsnr") for v in (20.0, 30.0, NAN, -inf, -1e5, "a")),
+        *((lambda v=v: Cosine(logsnr_max=v), "logsnr") for v in (-20.0, NAN, inf, 1e5, 10**400)),
+        *((lambda v=v: VPLinear(beta_min=v), "beta_min") for v in (-1.0, NAN, inf, 1e308, True)),
+        *((lambda v=v: VPLinear(beta_max=v), "beta_max") for v in (-0.1, NAN, inf, 1e4)),
+        (lambda: VPLinear(0.0, 0.0), "noise"),
+        *((lambda v=v: Karras(sigma_min=v), "sigma") for v in (0.0, -1.0, NAN, inf, 80.0, 90.0, 1e-300)),
+        *((lambda v=v: Karras(sigma_max=v), "sigma") for v in (0.002, 0.001, NAN, inf, 1e300)),
+        *((lambda v=v: Karras(rho=v), "rho") for v in (0.0, -7.0, NAN, inf, 1e-3, 1e308, 1e7)),
+        *((lambda v=v: Table(beta_start=v), "beta") for v in (-0.01, 0.0, NAN, inf, 1.0, 1e-20)),
+        *((lambda v=v: Table(beta_end=v), "beta") for v in (1.5, 1.0, NAN, -0.02)),
+        *((lambda v=v: Table(levels=v), "levels") for v in (0, -1, 1.5, 10**12, NAN)),
+        (lambda: Table(levels=1, zero_snr=True), "levels"),
+        (lambda: Table(levels=10**6), "betas"),  # no signal is left long before the last
+        *(
+            (lambda v=v: Table("trained_betas", 2, betas=v), "betas")
+            for v in ((0.1, 2.0), (0.1, -0.1), (NAN, 0.1), (1.0, 0.1), (0.0, 0.1), (0.1, 1e-20), 0.1)
+        ),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_schedule(made, option):
+    with pytest.raises(ConfigError, match=option):
+        made()
+
+
+def test_a_table_that_ends_without_signal_has_no_levels_before_its_end():
+    table = Table("trained_betas", 4, betas=(0.1, 0.2, 0.3, 1.0))
+    assert level(table, 1.0).alpha.item() == 0 and level(table, 0.75).alpha.item() > 0.7
+    with pytest.raises(ConfigError, match="no level"):
+        table.at(torch.tensor(0.9))
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=named)
+def test_times_are_floating_point(schedule):
+    for asked in (schedule.at, schedule.time):
+        with pytest.raises(ConfigError, match="floating point"):
+            asked(torch.tensor([0, 1]))

@@ -25,7 +25,7 @@ from halfstep.nets.classifiers_on_disk import initialise, load_classifier
 from halfstep.nets.preprocessing import Preprocessing
 from halfstep.noise import key
 from halfstep.training import Training
-from halfstep.training.classifiers import classified, judging, train_classifier
+from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
 
 WITH_TEST = ("fashion-mnist", "cifar10")
 """Sources that have test images apart."""
@@ -91,6 +91,7 @@ def classifier(argv: Sequence[str]) -> int:
         )
     data, held = chosen(found, shown, options.source, training.seed)
     net, fresh = built(options.built, data, training.seed)
+    refuse_unfit(net, data)
     if where.dry_run:
         return print_plan(console, method.stages(net), data, training, where.device)
     say(console, "network", f"{classifier_recipe(net)[0]}, {_count(net):,} parameters")

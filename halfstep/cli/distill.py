@@ -1,7 +1,7 @@
 """`halfstep distill METHOD`: one verb for every method there is."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from halfstep.cli.gating import (
     gate_for,
     looks_for,
     Quality,
+    refuse_gate,
     start_of,
 )
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
@@ -25,7 +26,9 @@ from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.cli.shrinking import plan_gate, PlanQuality, said, with_pairs
 from halfstep.cli.train import own_net
+from halfstep.data import Data
 from halfstep.errors import ConfigError
+from halfstep.evaluation.gate import Gate
 from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink, Stochastic
 from halfstep.methods.base import Stage
 from halfstep.methods.shrink import SHRUNK
@@ -123,22 +126,12 @@ def distill(name: str, argv: Sequence[str]) -> int:
         method = with_pairs(console, method, teachers[0], data, where)
         options = replace(options, method=method)
     gate: Any = None
-    if auto and where.dry_run:
-        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
-    if halves and (auto or options.quality.tolerance) and not where.dry_run:
-        quality = options.quality
-        full = full_steps(quality, method, teachers[0], auto=auto)
-        looks = looks_for(
-            quality, full, method.grid, options.source, data, load, console, where.device
-        )
-        if auto:
-            method = start_of(where.out, method, looks)
-            options = replace(options, method=method, quality=replace(quality, full=full))
-        if quality.tolerance:
-            gate = gate_for(quality, looks, where.out)
-    if isinstance(method, GuidedDistillation) and not where.dry_run:
+    if halves:
+        options, gate = _halving(options, teachers[0], data, load, console, auto=auto)
+        method = options.method
+    if isinstance(method, GuidedDistillation):
         gate = guided_gate(options, teachers[0], data, load, console)
-    if isinstance(method, Plan) and not where.dry_run:
+    if isinstance(method, Plan):
         gate = plan_gate(options, teachers[0], data, load, console)
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
@@ -159,6 +152,33 @@ def distill(name: str, argv: Sequence[str]) -> int:
     best = gate.best.steps if gate and gate.best else None
     _say_where(console, where, student, own_net(options.teacher.net), best)
     return 0
+
+
+def _halving(
+    options: Any,
+    teacher: Pipeline,
+    data: Data,
+    load: Callable[[], Pipeline],
+    console: Console,
+    *,
+    auto: bool,
+) -> tuple[Any, Gate | None]:
+    """The options of a halving with its start settled, and its gate; a rehearsal only refuses."""
+    quality, method, where = options.quality, options.method, options.where
+    if auto and where.dry_run:
+        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
+    if not (auto or quality.tolerance):
+        return options, None
+    if where.dry_run:
+        refuse_gate(quality, method, teacher, options.source, data)
+        return options, None
+    full = full_steps(quality, method, teacher, auto=auto)
+    looks = looks_for(quality, full, method.grid, options.source, data, load, console, where.device)
+    if auto:
+        method = start_of(where.out, method, looks)
+        quality = replace(quality, full=full)
+        options = replace(options, method=method, quality=quality)
+    return options, gate_for(quality, looks, where.out) if quality.tolerance else None
 
 
 def plan(method: Any) -> str:

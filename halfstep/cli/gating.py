@@ -15,6 +15,7 @@ from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, SampleCount
+from halfstep.evaluation.features import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, refuse_strict
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, Seen
@@ -147,10 +148,7 @@ def looks_for(
     device: str,
 ) -> Looks:
     """The looks that the options ask for, at a teacher's grid of that kind."""
-    try:
-        features = features_for(quality.features, source, data)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
+    features = _features(quality, source, data)
     asked = Evaluation(samples=quality.samples, noise=quality.noise)
     teacher = load().to(pick_device(device)) if isinstance(data, Latents) else None
     judge = judge_for(
@@ -160,6 +158,21 @@ def looks_for(
         captions=None if teacher is None else captions_of(data, teacher),
     )
     return Looks(judge, load, full, console, device, kind, fingerprint(data))
+
+
+def _features(quality: Quality, source: Source, data: Data) -> Features:
+    try:
+        return features_for(quality.features, source, data)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
+
+
+def refuse_gate(
+    quality: Quality, method: Progressive, teacher: Pipeline, source: Source, data: Data
+) -> None:
+    """`ConfigError` for a gate that there cannot be, as `full_steps` and `looks_for` would say it."""
+    full_steps(quality, method, teacher, auto=False)
+    _features(quality, source, data)
 
 
 def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:

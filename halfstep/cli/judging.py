@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep import files, storage
+from halfstep.capacity import refuse_too_large
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
@@ -105,6 +106,8 @@ def judge_for(
 ) -> Judge:
     """A judge of these data, whose features are kept from one run to the next."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
+    most = max(asked.samples, asked.split_samples)
+    refuse_too_large(f"{most:,} samples", (most, *real.shape[1:]), "write a smaller --samples")
     seen = data_features(features, data, cache=cache_folder())
     return Judge(
         features,

@@ -29,9 +29,15 @@ from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key
 from halfstep.training import Training
-from halfstep.training.classifiers import distill_classifier, judging, taught_classes
+from halfstep.training.classifiers import (
+    distill_classifier,
+    judging,
+    refuse_unlabelled,
+    taught_classes,
+)
 from halfstep.training.kept_answers import check_folder, kept_answers, missing
 from halfstep.training.parallel import pick_device
+from halfstep.training.teachers import refuse_unread
 
 PROG = "halfstep distill knowledge"
 
@@ -95,6 +101,8 @@ def knowledge(argv: Sequence[str]) -> int:
     data, held = shown_of(loading(console, options.source), options)
     student = student_of(taught, teacher, data, training.seed)
     _refuse_others(teacher, data, held)
+    refuse_unread(training, method)
+    refuse_unlabelled(method, data)
     if where.dry_run:
         stages = method.stages(teacher, student, example=_one(data))
         return print_plan(console, stages, data, training, where.device)

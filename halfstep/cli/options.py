@@ -75,6 +75,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> 
     args = [*asked, *args]
     if not {"-h", "--help"} & set(args):
         _check_names(kind, args, prog)
+    _refuse_empty(kind, args)
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
@@ -136,6 +137,18 @@ def _check_names(kind: Any, args: Sequence[str], prog: str) -> None:
     if missing:
         listed = " and ".join(f"--{name}" for name in missing)
         raise ConfigError(f"{prog} needs {listed}; see {prog} --help")
+
+
+def _refuse_empty(kind: Any, args: Sequence[str]) -> None:
+    """Refuse a folder or file without a name, as a shell leaves of a variable that is not set."""
+    hints = {name.replace("_", "-"): hint for name, hint, _ in options_of(kind)}
+    flag = ""
+    for argument in args:
+        if argument.startswith("--"):
+            flag = argument[2:].partition("=")[0].replace("_", "-")
+        empty = not argument or argument == f"--{flag}="
+        if empty and Path in (hints.get(flag), *typing.get_args(hints.get(flag))):
+            raise ConfigError(f"--{flag} is empty: write a folder's or file's name after it")
 
 
 def _sentence(box: str) -> str:

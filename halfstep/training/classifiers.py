@@ -65,7 +65,7 @@ def train_classifier(
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
-    _refuse_unfit(net, seen)
+    refuse_unfit(net, seen)
     net.class_names = seen.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     name, config, preprocessing = classifier_recipe(net)
@@ -118,7 +118,7 @@ def distill_classifier(
     for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)
-    _refuse_unlabelled(method, data)
+    refuse_unlabelled(method, data)
     student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
     student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     if write is save_classifier:
@@ -171,7 +171,8 @@ def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]
             )
 
 
-def _refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
+def refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
+    """`DataError` for data without labels where nothing else is learnt from."""
     if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
         raise DataError(
             "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "
@@ -243,7 +244,7 @@ def judging(data: Data | str, trained: Dataset) -> Dataset:
 
 
 @torch.no_grad()
-def _refuse_unfit(net: nn.Module, data: Dataset) -> None:
+def refuse_unfit(net: nn.Module, data: Dataset) -> None:
     """Ask about two images: whatever does not fit is said before there is a folder."""
     said = ""
     example = data.batch(torch.arange(2) % len(data)).x0.to(_device(net))
