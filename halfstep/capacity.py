@@ -8,7 +8,6 @@ import psutil
 
 from halfstep.errors import ConfigError
 
-
 MANY = 10**9
 
 

@@ -385,7 +385,7 @@ def test_a_method_says_itself_what_it_does(cli):
         ("sample nowhere --out x", "'nowhere' holds neither a pipeline nor a run"),
         ("sample --out x", "needs the folder of a pipeline, or --model and --weights"),
         ("sample a b --out x", "unrecognized options: b"),
-        ("sample a --out x --n 0", "n must be at least 1 and batch"),
+        ("sample a --out x --n 0", "n must be at least 1"),
         ("train denoiser --out x --data digits --net nowhere:make", "no module 'nowhere'"),
     ],
 )  # fmt: skip

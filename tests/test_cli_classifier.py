@@ -145,7 +145,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--validate", "digits"], "the held-out data is the training data"),
         (["--validate", "two-moons"], "must be labelled images of shape [1, 8, 8]"),
         (["--labels-per-class", 500], "asked for 500"),
-        (["--label-smoothing", 1], "label_smoothing is a share"),
+        (["--label-smoothing", 1], "label_smoothing must be"),
         (["--net", "cnnn"], "perhaps you meant 'cnn'"),
         (["--net", "toy-teacher"], "too small for the toy's teacher"),
         (["--init", "imagenet"], "those of efficientnet-lite0"),

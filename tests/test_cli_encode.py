@@ -147,7 +147,7 @@ def test_pictures_by_name_of_class(cli):
     "line, said",
     [
         ("encode t --images digits --out x.png", "'x.png' is no name for noise: write for example"),
-        ("encode t --images digits --n 0 --out x.safetensors", "n must be at least 1 and first"),
+        ("encode t --images digits --n 0 --out x.safetensors", "n must be at least 1"),
         ("encode t --images digits --first 9999 --out x.safetensors", "ends before image 9999"),
         ("encode t --images two-moons --out x.safetensors", "holds samples of shape [2] and this"),
         ("encode t --images mask.txt --out x.safetensors", "no file or folder mask.txt"),

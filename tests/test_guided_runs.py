@@ -356,8 +356,8 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
     "options, said",
     [
         ({"guidance": (5.0, 1.0)}, "lowest scale and the highest, got 5 and 1: write for example"),
-        ({"guidance": (-1.0, 2.0)}, "got -1 and 2"),
-        ({"guidance": (1.0, float("inf"))}, "got 1 and inf"),
+        ({"guidance": (-1.0, 2.0)}, "guidance"),
+        ({"guidance": (1.0, float("inf"))}, "guidance"),
         ({"updates": -1}, "updates"),
         ({"levels": -1}, "levels"),
         ({"halving_updates": (3, -1)}, "halving_updates"),

@@ -184,8 +184,8 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
         (lambda: SoftTargets(form="KL"), "perhaps you meant|choose from cross-entropy, kl"),
         (lambda: LogitMatch(form="MEAN"), "choose from half-sum, mean"),
         (lambda: Relational(of="distances"), "perhaps you meant 'distance'"),
-        (lambda: HardLabels(smoothing=1.5), "smoothing is a share"),
-        (lambda: JensenShannon(teacher_share=2.0), "teacher_share lies between"),
+        (lambda: HardLabels(smoothing=1.5), "smoothing"),
+        (lambda: JensenShannon(teacher_share=2.0), "teacher_share"),
         (
             lambda: FeatureMatch(pairs=("hidden", "hidden")),
             "pairs are names of a part of the student and one of the teacher, got",

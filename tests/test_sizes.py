@@ -20,7 +20,7 @@ from halfstep.schedules import Cosine
 from halfstep.timegrids import MOST, uniform
 from halfstep.training import train, Training
 from halfstep.training.jobs import Job
-from tests.runs import halve, points
+from tests.runs import halve, points, refused
 
 UVIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
 BLOCKS = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
@@ -231,3 +231,84 @@ def test_no_device_is_called_so(tmp_path, device):
 def test_names_that_are_no_functions(name):
     with pytest.raises(ConfigError, match="names no function"):
         build(name, {})
+
+
+TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch 8 --device cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *((f"--sampling-clip {value}", "sampling_clip") for value in (-1, "nan", "inf", "1e400")),
+        *((f"--time-scale {value}", "scale") for value in (0, "nan", "1e308")),
+        *((f"--time-offset {value}", "time_offset") for value in ("nan", "-inf")),
+        *((f"--{name} nan", name.replace("-", "_")) for name in ("rate", "clip", "weight-decay", "ema")),
+        *((f"--net-config {pair}", pair.split()[0]) for pair in ("width 0", "depth -1", "width NaN")),
+        *((f"--schedule-config {pair}", "logsnr") for pair in ("logsnr_min 30", "logsnr_max NaN")),
+        ("--net-config width " + "9" * 5000, "width"),
+        ("--updates 1000000000000000", "updates"),
+        ("--batch 10000000000000", "batch"),
+        ("--size 0", "size"),
+        ("--net-config dim 3", "does not take"),
+        ("--net :", "names no function"),
+        ("--device meta", "device"),
+        ("--out=", "--out is empty"),
+        ("--out file.txt", "file.txt"),
+        ("--out full", "full"),
+    ],
+)  # fmt: skip
+def test_a_run_and_its_rehearsal_refuse_the_same(cli, tmp_path, words, said):
+    (tmp_path / "file.txt").write_text("text")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    out = [] if "--out" in words else ["--out", "r"]
+    for more in ([], ["--dry-run"]):
+        assert refused(cli(*TRAIN.split(), *out, *words.split(), *more), said)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gate_is_refused_by_a_rehearsal_too(cli):
+    assert cli(*TRAIN.split(), "--out", "t")[0] == 0
+    distill = (
+        "distill progressive --teacher t --data two-moons --start 4 --stop 2 --updates 1 --out s"
+    )
+    for words, said in (
+        ("--tolerance 0.5", "tolerance"),
+        ("--tolerance nan", "tolerance"),
+        ("--full 2", "--full"),
+        ("--full 3000000", "full"),
+        ("--samples 7", "samples"),
+        ("--until 0", "until"),
+        ("--features nothing:here", "nothing"),
+        ("--noise -1", "noise"),
+    ):
+        for more in ([], ["--dry-run"]):
+            assert refused(cli(*distill.split(), *words.split(), *more), said)
+
+
+def test_samples_that_no_memory_holds_are_not_drawn(cli, tmp_path):
+    assert cli(*TRAIN.split(), "--out", "t")[0] == 0
+    for words, said in (
+        ("--n 999999999999", "n = "),
+        ("--first 999999999999999999999", "first"),
+        ("--steps 1000000000", "steps"),
+        ("--guidance nan", "guidance"),
+        ("--variance nan", "variance"),
+        ("--per-class 5", "--per-class needs"),
+        ("--seed -1", "seed"),
+    ):
+        assert refused(cli("sample", "t", "--out", "s.png", *words.split()), said)
+    (tmp_path / "text.txt").write_text("x")
+    assert refused(cli("sample", "t", "--out", "text.txt"), "text.txt")
+    assert not (tmp_path / "s.png").exists() and (tmp_path / "text.txt").read_text() == "x"
+
+
+def test_samples_that_diverge_are_not_written(cli, tmp_path):
+    """A network whose answers leave float32: one sentence, and no picture of it."""
+    pipeline = small()
+    with torch.no_grad():
+        pipeline.denoiser.net.model.leave.bias.fill_(3e38)
+    pipeline.save(tmp_path / "wild")
+    assert refused(cli("sample", "wild", "--steps", 4, "--out", "s.png"), "diverged")
+    assert not (tmp_path / "s.png").exists()

@@ -93,7 +93,7 @@ def classifier(argv: Sequence[str]) -> int:
     net, fresh = built(options.built, data, training.seed)
     refuse_unfit(net, data)
     if where.dry_run:
-        return print_plan(console, method.stages(net), data, training, where.device)
+        return print_plan(console, method.stages(net), data, training, where)
     say(console, "network", f"{classifier_recipe(net)[0]}, {_count(net):,} parameters")
     if options.built.init is not None:
         rest = f"; afresh: {', '.join(fresh)}" if fresh else ""

@@ -75,7 +75,7 @@ def codec(argv: Sequence[str]) -> int:
     net = fresh_codec(options.shape, data, options.source.data, training.seed)
     net.autocast = AUTOCAST[training.precision]
     if where.dry_run:
-        return print_plan(console, method.stages(net), data, training, where.device)
+        return print_plan(console, method.stages(net), data, training, where)
     parameters = sum(p.numel() for p in net.parameters())
     latent = [net.channels, *(side // net.factor for side in data.shape[1:])]
     say(console, "network", f"{parameters:,} parameters, latents of shape {latent}")

@@ -136,7 +136,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
     if where.dry_run:
         seen = rehearsed(teachers[0], data, training, where.device)
         stages = stages_of(method, teachers[0], teachers[0].denoiser)
-        return print_plan(console, stages, seen, training, where.device)
+        return print_plan(console, stages, seen, training, where)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", plan(method))

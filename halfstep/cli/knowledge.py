@@ -105,7 +105,7 @@ def knowledge(argv: Sequence[str]) -> int:
     refuse_unlabelled(method, data)
     if where.dry_run:
         stages = method.stages(teacher, student, example=_one(data))
-        return print_plan(console, stages, data, training, where.device)
+        return print_plan(console, stages, data, training, where)
     say(console, "teacher", f"{', '.join(map(str, taught.teacher))}: {_parameters(teacher)}")
     say(console, "student", f"{taught.net}: {_parameters(student)}")
     say(console, "data", describe_data(options.source, data))

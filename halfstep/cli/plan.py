@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from halfstep.cli.options import Where
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Objective, Stage
@@ -17,6 +18,7 @@ from halfstep.noise import Draw
 from halfstep.training import Training
 from halfstep.training.jobs import refuse_batch
 from halfstep.training.parallel import Processes
+from halfstep.training.run import refuse_folder
 
 FIRST, TIMED = 2, 3
 """Samples of the first pass, and passes whose median counts."""
@@ -25,12 +27,13 @@ PATIENCE, LONG = 2.0, 8.0
 
 
 def print_plan(
-    console: Console, stages: Iterable[Stage], data: Data, training: Training, device: str
+    console: Console, stages: Iterable[Stage], data: Data, training: Training, where: Where
 ) -> int:
-    """Stages, updates, memory and time; trains nothing and writes nothing."""
-    processes = Processes(device)
+    """Stages, updates, memory and time; trains nothing, writes nothing, and refuses what a run would."""
+    processes = Processes(where.device)
     with processes.together():
         processes.agreed({"dry_run": True})
+        refuse_folder(where.out)
         refuse_batch(training, data, processes)
     steps = iter(stages)
     first = next(steps)
@@ -50,10 +53,10 @@ def print_plan(
     say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
     size = _weights(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
-    where = f"{processes.device}, {torch.get_num_threads()} threads"
+    place = f"{processes.device}, {torch.get_num_threads()} threads"
     how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     how += " in fp32; fp16 is far slower on a CPU" if slow else ""
-    say(console, "time", f"about {span(total)} on {where}: {how}")
+    say(console, "time", f"about {span(total)} on {place}: {how}")
     return 0
 
 

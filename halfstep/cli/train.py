@@ -78,7 +78,7 @@ def denoiser(argv: Sequence[str]) -> int:
     if where.dry_run:
         seen = rehearsed(pipeline, data, training, where.device)
         stages = stages_to_train(method, pipeline, pipeline.denoiser)
-        return print_plan(console, stages, seen, training, where.device)
+        return print_plan(console, stages, seen, training, where)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))
     say(console, "updates", updates_on(method.updates, training, where.device))

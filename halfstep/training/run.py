@@ -165,6 +165,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def refuse_folder(folder: Path) -> None:
+    """`ConfigError` for what cannot become a run's folder, as a rehearsal asks: nothing is made."""
+    try:
+        _refuse_foreign(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"
+        ) from None
+
+
 def _refuse_foreign(folder: Path) -> None:
     """Before anything is written into it."""
     if folder.exists() and not (folder / "run.json").exists():

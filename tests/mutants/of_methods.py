@@ -135,7 +135,7 @@ MUTANTS = (
         ("self.updates, guidance=self.guidance)", "self.updates)"),
         ("if not self.student and not self.student_net", "if not self.student"),
         ('{**config, **own, "guidance"', '{**own, **config, "guidance"'),
-        ("if not 0 <= low <= high < float", "if not 0 <= low < high < float"),
+        ("if not low <= high:", "if not low < high:"),
         ("weighting, levels)\n        yield", "weighting)\n        yield"),
         ("(start // self.stop).bit_length() - 1", "(start // self.stop).bit_length()"),
         ("refuse_blind(teacher, (", "print(teacher, ("),
