@@ -132,8 +132,13 @@ def different():
         rows.append({**last, "who": "compressed", "name": f"student, {kind}"})
     for k, row in enumerate(rows):
         _fill(row, k, pool)
-    for kind, row in zip(("as trained", "int8", "pruned"), (last, *rows[-2:]), strict=True):
-        said = {"kind": kind, "of": last["name"], "bytes": pool.one(1e6), "zeroed": pool.one(0.1)}
+    for kind, row, own in (
+        ("as trained", rows[-6], rows[-6]),
+        ("pruned", rows[-1], rows[-6]),
+        ("as trained", rows[-5], rows[-5]),
+        ("int8", rows[-2], rows[-5]),
+    ):
+        said = {"kind": kind, "of": own["name"], "bytes": pool.one(1e6), "zeroed": pool.one(0.1)}
         row["compressed"] = said | pool.of("rmse", "ratio")
     for k, row in enumerate(found["guided"]["rows"]):
         row |= {"to_data": pool.one(), "inception_score": pool.one(), "calls": 1000 + k}

@@ -223,3 +223,14 @@ def test_peak_memory_on_a_gpu_leaves_out_what_lay_there_before():
 def test_a_network_of_no_products_costs_none():
     denoiser = Denoiser(Wobbly().float(), Cosine(), V())
     assert multiply_adds(Pipeline(denoiser, SHAPE)) == 0
+
+
+def test_memory_is_that_of_the_largest_batch_and_time_the_median(monkeypatch):
+    wide = Pipeline(Denoiser(Wide(2), Cosine(), V()), SHAPE)
+    [found] = cost([(wide, "ddim", 2)], batches=(3, 5, 1), rounds=1)
+    assert found.peak_bytes == peak_bytes(wide, "ddim", 2, batch=5)
+    assert found.peak_bytes > peak_bytes(wide, "ddim", 2, batch=3)
+    clock = iter([0, 8, 100, 102, 200, 212, 300, 303, 400, 405])  # rounds of 8, 2, 12, 3, 5 seconds
+    monkeypatch.setattr("halfstep.evaluation.cost.time.perf_counter", lambda: next(clock))
+    [found] = cost([(pipeline(), "ddim", 1)], batches=(10,), rounds=5)
+    assert found.seconds_per_sample == {10: 0.5}

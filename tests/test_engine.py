@@ -190,6 +190,33 @@ class TestOptimiser:
         assert float(norm) == 5.0
         assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5) and net.weight.grad is None
 
+    def test_a_scaled_gradient_is_clipped_as_it_is(self):
+        """The loss scaler's factor is taken out before the norm is measured and bounded."""
+        net, scaler = nn.Linear(2, 1, bias=False), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        seen = []
+
+        class Spy(torch.optim.SGD):
+            def step(self, closure=None):
+                seen.append(net.weight.grad.clone())
+
+        scaler.scale(torch.ones(()))
+        net.weight.grad = 1024 * torch.tensor([[3.0, 4.0]])
+        norm = step(net, State(net, Spy(net.parameters()), None, scaler), Training(clip=0.5), 1.0)
+        assert float(norm) == 5.0
+        assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5)
+
+    def test_the_loss_that_is_logged_is_the_mean_of_its_updates(self, tmp_path):
+        """Reports fall on the updates 3, 4, 6 and 7: every three a checkpoint, every four a line."""
+        each, some = ({"log_every": k, "rate": 1e-9} for k in (1, 4))
+        halve(tmp_path / "a", method=ONE, **each)
+        halve(tmp_path / "b", method=ONE, **some)
+        one = losses(tmp_path / "a")
+        assert len(one) == 5
+        want = [sum(one[:3]) / 3, one[3], one[4]]
+        assert losses(tmp_path / "b") == pytest.approx(want, rel=1e-6)
+        norms = [[x["norm"] for x in read_metrics(tmp_path / k) if "norm" in x] for k in "ab"]
+        assert norms[1] == pytest.approx([max(norms[0][:3]), *norms[0][3:]], rel=1e-6)
+
     @pytest.mark.parametrize("micro", [1, 4, 5, 6, 99])
     def test_micro_batches_are_the_whole_batch(self, tmp_path, micro):
         def run(name, size):

@@ -17,6 +17,7 @@ from halfstep.evaluation.distance_intervals import kernel_interval, precision_re
 from halfstep.evaluation.evidence import counted, most_steps, teacher_rows, walkable
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.judge import Seen
+from halfstep.evaluation.rows import drifted, memorised, pictures, row as row_of
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
@@ -478,3 +479,85 @@ def test_counts_are_sorted_and_there():
 def test_what_cannot_be_measured_is_refused_at_once(options, words):
     with pytest.raises(ConfigError, match=words):
         Evaluation(**options)
+
+
+# Which is which.
+
+
+def seen(images, seconds=1.0):
+    return Seen(images, few(images), seconds)
+
+
+def images(n, seed):
+    return torch.rand(n, *SHAPE, generator=seeded(seed)) * 2 - 1
+
+
+def test_drift_is_the_students_against_the_teachers():
+    dark = images(20, 1) / 2 - 0.5  # pixels from 0 to a half
+    found = {
+        one["measure"]: one["change"]["value"] for one in drifted(seen(dark), seen(dark + 0.2))
+    }
+    for k, colour in enumerate(("red", "green", "blue")):
+        own = float((dark[:, k].double() + 1).mean() / 2)
+        assert found[f"brightness of {colour}"] == pytest.approx(0.1 / own, rel=1e-5)
+
+
+def test_a_row_is_the_students_over_the_teachers(data):
+    full, other = seen(images(40, 1)), seen(images(40, 2) * 0.7 + 0.2)
+    mine = judge(data)
+    found = row_of(
+        "student", "name", (pipeline(), "heun", 3), other, mine, ("precision-recall",), full
+    )
+    assert (found["steps"], found["calls"], found["sampler"]) == (3, 5, "heun")
+    over = mine.distance(other) / mine.distance(full)
+    assert found["ratio"]["value"] == pytest.approx(over) and not 0.99 < over < 1.01
+    assert found["distances"]["frechet_distance"]["value"] == pytest.approx(mine.distance(other))
+    rms = [float(x.square().mean().sqrt()) for x in (full.features - other.features, full.features)]
+    assert found["fidelity"]["feature_rmse"]["value"] == pytest.approx(rms[0] / rms[1])
+    both = precision_recall_intervals(mine.real_few, other.features)
+    assert [found["distances"][name] for name in ("precision", "recall")] == [
+        b.to_json() for b in both
+    ]
+    assert both[0].value != both[1].value
+
+
+def test_memorised_is_measured_from_the_samples_to_what_was_trained_on(data):
+    mine = judge(data)
+    copies = Seen(data.values[:30], mine.real_features[:30], 1.0)
+    found = memorised(copies, few(images(25, 9)), mine)
+    assert found["train"]["value"] == 0 < found["held_out"]["value"]
+
+
+def test_pictures_stand_in_their_rows_and_pairs():
+    """Row by row as given, seeds across; the worst pairs, the teacher left of the student of fewest steps."""
+    full, middle = images(9, 1), images(9, 2)
+    last = full.clone()
+    last[7] -= 0.5
+    last[2] += 0.25
+    found = pictures([("teacher", full), ("4 steps", middle), ("1 step", last)], 5)
+    levels = [
+        ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        for x in (full, middle, last)
+    ]
+    assert found["grid_labels"].tolist() == ["teacher", "4 steps", "1 step"]
+    assert (found["grid"] == np.stack([x[:5] for x in levels])).all()
+    assert found["worst_labels"][:2].tolist() == ["1 step, seed 7", "1 step, seed 2"]
+    for k, number in enumerate((7, 2)):
+        assert (found["worst"][k, 0] == levels[0][number]).all()
+        assert (found["worst"][k, 1] == levels[2][number]).all()
+
+
+def test_the_few_real_images_are_drawn_from_all_of_them():
+    """Data that lies class by class: the first n would be of one class."""
+    values = torch.arange(100.0).reshape(100, 1, 1, 1) / 100
+    mine = Judge(Features("itself", lambda x: x.flatten(1).double()), values, n=20)
+    few_of_it = (100 * mine.real_few[:, 0]).round().int().tolist()
+    assert len(set(few_of_it)) == 20 and max(few_of_it) > 75 and min(few_of_it) < 25
+    assert torch.equal(mine.real_few, mine.real_few)
+    assert torch.equal(replace(mine, n=100, seen=mine.real_features).real_few, mine.real_features)
+
+
+def test_seconds_go_with_the_samples():
+    some = seen(images(8, 1), seconds=4.0)
+    assert some.first(2).seconds == 1.0 and len(some.first(2)) == 2
+    assert torch.equal(some.first(2).images, some.images[:2])

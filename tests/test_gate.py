@@ -553,3 +553,12 @@ def test_the_floor_is_in_both(real):
         values.append(raw_frechet_ratio(real, a, b, resamples=39).value)
     assert np.median(values) == pytest.approx(1, abs=0.25)
     assert frechet_distance(real, a) == pytest.approx(sampling_floor(real, 150), rel=0.9)
+
+
+def test_a_student_after_one_that_broke_is_not_the_best():
+    """Asked to go all the way, the gate goes on; what is kept is the last before the first failure."""
+    gate = Gate(told({8: 1.0, 4: 1.05, 2: 1.5, 1: 1.0}), 1.1, until=1)
+    assert gate.best is None
+    assert [gate(student(steps)) for steps in (8, 4, 2, 1)] == [True] * 4
+    assert [d.verdict for d in gate.tried] == ["passed", "passed", "broken", "passed"]
+    assert gate.best.steps == 4 and gate.to_json()["best"] == "0004-steps"

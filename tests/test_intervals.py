@@ -15,6 +15,7 @@ from halfstep.evaluation.distance_intervals import (
     kernel_interval,
     precision_recall_intervals,
     raw_frechet_interval,
+    raw_frechet_ratio,
 )
 from halfstep.evaluation.distances import (
     frechet_distance,
@@ -427,3 +428,33 @@ def test_the_raw_interval_shrinks_with_the_samples():
     real, fake = normal(400, 3, 1), 1.2 * normal(1600, 3, 2)
     few, many = (raw_frechet_interval(real, fake[:n]) for n in (100, 1600))
     assert 2.5 < (few.high - few.low) / (many.high - many.low) < 7
+
+
+def test_blocks_are_resampled_apart_and_a_part_of_one_is_left_out():
+    real, under = normal(200, 3, 1), normal(40, 3, 2)
+    over = 1.5 * under + 0.3
+    one = raw_frechet_ratio(real, over, under, resamples=400)
+    # the same block again, which has a seed of its own: as many numbers again, so by the root of 2 surer
+    again = raw_frechet_ratio(
+        real, torch.cat([over, over]), torch.cat([under, under]), block=40, resamples=400
+    )
+    assert again.value == pytest.approx(one.value, rel=1e-9)
+    assert 0.6 < (again.high - again.low) / (one.high - one.low) < 0.82
+    more = torch.cat([over, over[:30] + 5]), torch.cat([under, under[:30]])
+    assert raw_frechet_ratio(real, *more, block=40, resamples=400) == one
+    assert raw_frechet_ratio(real, *more, resamples=400).value > 2 * one.value
+
+
+def test_the_intervals_of_precision_and_recall_are_those_of_halves_one_by_one():
+    real, fake, resamples = normal(41, 2, 1), 0.8 * normal(30, 2, 2) + 0.4, 39
+    generator, draws = seeded(7), []
+    for _ in range(resamples):
+        a, b = (x[torch.randperm(len(x), generator=generator)[: len(x) // 2]] for x in (real, fake))
+        draws.append(precision_recall(a, b, k=2))
+    found = precision_recall_intervals(real, fake, k=2, resamples=resamples, seed=7)
+    both = precision_recall(real, fake, k=2)
+    for value, own, one in zip(both, np.array(draws).T, found, strict=True):
+        apart = np.sort(own.mean() - own)  # of 39, the ends of a 95 % interval are the outermost
+        ends = np.clip([value + apart[0], value + apart[-1]], 0, 1)
+        assert one.value == value and [one.low, one.high] == pytest.approx(list(ends))
+    assert both[0] != both[1]

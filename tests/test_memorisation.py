@@ -5,6 +5,7 @@ import torch
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation import memorisation as module
+from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.memorisation import memorisation, nearest
 from tests.conftest import seeded
 
@@ -112,3 +113,29 @@ def test_memorisation_is_json():
     found = memorisation(drawn(30, 1), TRAINING, HELD_OUT[:20]).to_json()
     assert set(found) == {"train", "held_out", "ratio", "copies", "flag"}
     assert set(found["ratio"]) == {"value", "low", "high"}
+
+
+def test_it_is_said_only_where_the_whole_interval_says_so():
+    def said(ratio, copies):
+        return module._flag(Interval(*ratio), Interval(*copies))
+
+    none = (0.0, -0.01, 0.01)
+    assert said((0.45, 0.4, 0.51), none) is None  # half of it may be chance
+    assert said((0.45, 0.4, 0.49), none).startswith("the samples lie 0.45 times as far")
+    assert said((1.0, 0.9, 1.1), (0.05, 0.009, 0.09)) is None
+    assert said((1.0, 0.9, 1.1), (0.05, 0.011, 0.09)).startswith("5 % of the samples are copies")
+
+
+def test_each_number_is_its_own():
+    """Distances on a line: samples a third, held-out images a whole from the training images."""
+    training = torch.arange(0.0, 40, 4)[:, None]
+    samples, held = training[:6] + 1 / 3, training + 1
+    found = memorisation(samples, training, held)
+    assert found.train.value == pytest.approx(1 / 3)
+    assert found.held_out.value == pytest.approx(1)
+    assert found.ratio.value == pytest.approx(1 / 3)
+    assert found.copies.value == pytest.approx(1 - 1)  # 1/3 of 11/3, and 1 of 3: both are copies
+    assert memorisation(training[:6] + 1.2, training, held).copies.value == pytest.approx(-1)
+    said = found.to_json()
+    assert [*said] == ["train", "held_out", "ratio", "copies", "flag"]
+    assert said["train"]["value"] < said["held_out"]["value"]

@@ -226,8 +226,13 @@ def test_what_sampling_costs(read):
 
 
 def test_compressed(read):
-    table, rows = read["Compressed students"], [STUDENTS[-1], *VARIANTS]
-    name = {"as trained": STUDENTS[-1]["name"], "int8": "int8", "pruned": "pruned"}
+    table, (int8, pruned) = read["Compressed students"], VARIANTS
+    rows = {
+        "student, 2 steps": STUDENTS[-2],
+        "pruned": pruned,
+        "student, 1 step": STUDENTS[-1],
+        "int8": int8,
+    }
     columns = {
         "Fréchet distance": lambda row: spread(row["distances"]["frechet_distance"]),
         "ratio to student": lambda row: spread(row["compressed"]["ratio"]),
@@ -239,7 +244,7 @@ def test_compressed(read):
     }
     assert table.head == ["sampled by", *columns]
     for header, of in columns.items():
-        check(table, header, {name[row["compressed"]["kind"]]: of(row) for row in rows})
+        check(table, header, {name: of(row) for name, row in rows.items()})
 
 
 # ---- guided

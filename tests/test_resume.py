@@ -121,6 +121,16 @@ class TestMidStage:
         found = {out: (tmp_path / out / nine).read_bytes() for out in "bcd"}
         assert found["b"] == found["c"] == found["d"]
 
+    def test_the_time_that_was_spent_is_remembered(self, tmp_path):
+        def begun(**where):
+            net = torch.nn.Linear(2, 3)
+            return checkpoint.State(net, Optimiser(net, TRAINING, fused=False), None, None, **where)
+
+        checkpoint.write(tmp_path, 0, "stage", begun(update=7, seconds=12.5))
+        other = begun()
+        checkpoint.restore(tmp_path / "00-00000007", other)
+        assert (other.update, other.seconds) == (7, 12.5)
+
     def test_moments_lie_in_memory_as_their_weights_do(self, tmp_path):
         """Those of weights that lie channels last; otherwise sums over them are rounded otherwise."""
 

@@ -360,6 +360,25 @@ def test_the_score_is_measured_on_data_and_kept():
     assert even == (0, 1, 2)
 
 
+def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
+    """Data that lies class by class: the first rows would be of one class."""
+    monkeypatch.setattr("halfstep.training.settling.ROWS", 6)
+    monkeypatch.setattr("halfstep.training.settling.BATCH", 4)
+    whole, seen = data(), []
+
+    class Noted(type(whole)):
+        def drawn(self, rows, draw):
+            seen.append(rows.tolist())
+            return super().drawn(rows, draw)
+
+    noted, n = Noted(**vars(whole)), len(whole)
+    scores(Shrink(depth=6, updates=1, denoising=0.0), teacher(depth=8), noted)
+    spread = [k * n // 6 for k in range(6)]
+    assert (
+        n > 12 and seen == [spread[:4], spread[4:]] * 5
+    )  # of the whole network, and without each pair
+
+
 # --- plans --------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from halfstep.methods.recipes import (
 )
 from halfstep.methods.terms import (
     Decoupled,
+    Dist,
     HardDistillation,
     HardLabels,
     JensenShannon,
@@ -178,6 +179,24 @@ def test_dist_standardised_and_jensen_shannon():
     )
     close(loss(standardised(soft_weight=1.0, hard_weight=0.0))[0].mean(), 0.3883908924481995, 1e-9)
     close(loss((JensenShannon(),))[0].mean(), 0.208186383601, 1e-9)
+
+
+def test_dist_weighs_rows_and_classes_each_by_its_own():
+    """By hand: one less the correlation of student and teacher, in each row and in each class."""
+    p, q = S.softmax(1), T.softmax(1)
+
+    def apart(a, b):
+        return torch.stack(
+            [1 - torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)]
+        ).mean()
+
+    rows, classes = apart(p, q), apart(p.T, q.T)
+    assert abs(rows - classes) > 0.1
+    close(loss((Dist(rows_weight=2.0, classes_weight=0.0),))[0].mean(), 2 * rows, 1e-5)
+    close(loss((Dist(rows_weight=0.0, classes_weight=3.0),))[0].mean(), 3 * classes, 1e-5)
+    close(
+        loss((Dist(rows_weight=2.0, classes_weight=3.0),))[0].mean(), 2 * rows + 3 * classes, 1e-5
+    )
 
 
 def test_relations_without_pairs_are_of_logits():

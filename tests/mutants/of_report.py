@@ -7,6 +7,7 @@ GRID, LEARNED = (
     "measured(row.split and row.split.learning, 4)",
 )
 NEAR, HELD = "measured(row.memorisation.train, 3)", "measured(row.memorisation.held_out, 3)"
+NEXT = " }}</td><td>{{ "
 MUTANTS = (
     *of(
         "report/page",
@@ -31,8 +32,8 @@ MUTANTS = (
             "<td>{{ row.steps }}</td><td>{{ row.calls }}</td>",
             "<td>{{ row.calls }}</td><td>{{ row.steps }}</td>",
         ),
-        (f"{GRID} }}</td><td>{{ {LEARNED}", f"{LEARNED} }}</td><td>{{ {GRID}"),
-        (f"{NEAR} }}</td><td>{{ {HELD}", f"{HELD} }}</td><td>{{ {NEAR}"),
+        (GRID + NEXT + LEARNED, LEARNED + NEXT + GRID),
+        (NEAR + NEXT + HELD, HELD + NEXT + NEAR),
         ("measured(row.memorisation.train, 3)", "measured(row.memorisation.held_out, 3)"),
         ("measured(row.memorisation.ratio, 2)", "measured(row.memorisation.train, 2)"),
         (
