@@ -170,9 +170,9 @@ def _fill(row, k, pool):
         "parameters": pool.one(1e6),
         "multiply_adds": pool.one(1e9),
     }
-    if row["memorisation"]:
+    row |= {"fidelity": None, "split": None, "memorisation": None}
+    if who in ("teacher", "student"):
         row["memorisation"] = pool.of("train", "held_out", "ratio", "copies") | {"flag": None}
-    row |= {"fidelity": None, "split": None}
     if who == "student":
         row["fidelity"] = pool.of("rmse", "psnr", "feature_rmse")
         row["split"] = pool.of("grid", "learning")
