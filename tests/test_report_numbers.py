@@ -226,12 +226,12 @@ def test_what_sampling_costs(read):
 
 
 def test_compressed(read):
-    table, (int8, pruned) = read["Compressed students"], VARIANTS
+    table, made = read["Compressed students"], {row["compressed"]["kind"]: row for row in VARIANTS}
     rows = {
         "student, 2 steps": STUDENTS[-2],
-        "pruned": pruned,
+        "pruned": made["pruned"],
         "student, 1 step": STUDENTS[-1],
-        "int8": int8,
+        "int8": made["int8"],
     }
     columns = {
         "Fréchet distance": lambda row: spread(row["distances"]["frechet_distance"]),
