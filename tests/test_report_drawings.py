@@ -100,6 +100,12 @@ def frechet(row):
     return row["distances"]["frechet_distance"]
 
 
+def band(axis, points):
+    """(x, low, high) of (x, value, low, high), cut at the lower edge."""
+    bottom, _ = axis.get_ylim()
+    return [(x, max(low, bottom), high) for x, _, low, high in points]
+
+
 def near(got, want):
     np.testing.assert_allclose(np.array(got, float), np.array(want, float), rtol=1e-12)
 
@@ -111,7 +117,7 @@ def test_distance_against_calls(axes):
     [axis] = axes["quality"]
     own = by_calls(STUDENTS, frechet)
     near(curves(axis)[INK["student"], "o"], [p[:2] for p in own])
-    near(bands(axis)[INK["student"]], [[(x, low, high) for x, _, low, high in own]])
+    near(bands(axis)[INK["student"]], [band(axis, own)])
     marks = {"ddim": ("ddim", "s"), "dpmpp-2m": ("solver", "^"), "heun": ("heun", "D")}
     for sampler, (colour, marker) in marks.items():
         rows = [
@@ -119,7 +125,7 @@ def test_distance_against_calls(axes):
         ]
         want = by_calls(rows, frechet)
         near(curves(axis)[INK[colour], marker], [p[:2] for p in want])
-        near(bands(axis)[INK[colour]], [[(x, low, high) for x, _, low, high in want]])
+        near(bands(axis)[INK[colour]], [band(axis, want)])
     assert len(curves(axis)) == len(bands(axis)) == 4
 
 
@@ -223,7 +229,7 @@ def test_quality_against_cost(axes, at):
         ]
         want = sorted((cost(row), *spread(frechet(row))) for row in rows)
         near(curves(axis)[INK[look[0]], look[1]], [p[:2] for p in want])
-        near(bands(axis)[INK[look[0]]], [[(x, low, high) for x, _, low, high in want]])
+        near(bands(axis)[INK[look[0]]], [band(axis, want)])
     want = sorted(
         (cost(row), frechet(row)["value"]) for row in FOUND["rows"] if row["who"] == "other"
     )
@@ -277,7 +283,7 @@ def test_errors_against_calls(axes):
     for (colour, marker), (group, key) in looks.items():
         want = by_calls(STUDENTS, lambda row, group=group, key=key: row[group][key])
         near(curves(axis)[INK[colour], marker], [p[:2] for p in want])
-        near(bands(axis)[INK[colour]], [[(x, low, high) for x, _, low, high in want]])
+        near(bands(axis)[INK[colour]], [band(axis, want)])
 
 
 def test_stages_follow_each_other_in_training():
