@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("stopped at once; what was saved before is untouched")
         _tell_others(args, "it was stopped at once")
         return 130
-    except Exception as error:
-        _tell_others(args, f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as left:  # a fault of ours, or help was asked for
+        _tell_others(args, f"{type(left).__name__}: {left}")
         raise
 
 

@@ -214,7 +214,7 @@ def refuse_others(words: Sequence[Mapping[str, Any]]) -> None:
 def _flat(word: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Every value under one name: pipeline.schedule.name."""
     for name, value in word.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
