@@ -129,6 +129,10 @@ def _dispatch(args: list[str]) -> int:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
     _quiet_threads(at_most=1 if verb == "demo" else None)
     _quiet_torchao()
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # that another process is gone we say in a sentence, torch in C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return _run(verb, rest)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.training.peers import Board, board, launched, PARTING, refuse_others, versions
+from halfstep.training.peers import Board, board, launched, refuse_others, versions
 
 T = TypeVar("T")
 
@@ -149,8 +149,9 @@ class Processes:
             if self._board is None:
                 raise
             lost = self._lost(error)
-            said = lost or str(error) or type(error).__name__
-            if not self._board.end(said, cause=not lost, patience=0.0 if lost else PARTING):
+            said = str(error) if isinstance(error, HalfstepError) else repr(error)
+            alike = self._board.end(lost or said, cause=not lost, patience=0.0 if lost else None)
+            if lost or not alike:
                 _part(error, self._accelerator)
                 if self.first:  # which may keep the board
                     self._board.all_end()

@@ -46,10 +46,12 @@ class Board:
     """Where each process of a program leaves a word for the others.
 
     A program may have several runs, one after another: `meet` begins each.
+
+    parting  seconds for what is said as processes end
     """
 
-    def __init__(self, store: Store, rank: int, world: int):
-        self._store, self.rank, self.world = store, rank, world
+    def __init__(self, store: Store, rank: int, world: int, parting: float = PARTING):
+        self._store, self.rank, self.world, self.parting = store, rank, world, parting
         self._run, self._over = 0, False
 
     def meet(self, word: Mapping[str, Any], patience: float = COMING) -> None:
@@ -78,7 +80,7 @@ class Board:
                 )
             time.sleep(0.02)
 
-    def end(self, said: str, *, cause: bool = True, patience: float = PARTING) -> bool:
+    def end(self, said: str, *, cause: bool = True, patience: float | None = None) -> bool:
         """Say why this process ends the run; whether all others do as well, each for itself.
 
         cause  False where another process's end is the reason
@@ -93,9 +95,9 @@ class Board:
         except RuntimeError:  # the board is gone, with the process that kept it
             return False
 
-    def all_end(self, patience: float = PARTING) -> bool:
+    def all_end(self, patience: float | None = None) -> bool:
         """Whether all processes say within this time that they end."""
-        until = time.monotonic() + patience
+        until = time.monotonic() + (self.parting if patience is None else patience)
         try:
             while not (all_do := self._have("ended")) and time.monotonic() < until:
                 time.sleep(0.02)
@@ -103,9 +105,9 @@ class Board:
             return False
         return all_do
 
-    def reason(self, patience: float = PARTING) -> str:
-        """Why the others have ended, in words; empty where none has said so within this time."""
-        until = time.monotonic() + patience
+    def reason(self) -> str:
+        """Why the others have ended, in words; empty where none says so in time."""
+        until = time.monotonic() + self.parting
         try:
             while True:
                 for k in range(self.world):
@@ -137,6 +139,7 @@ class Board:
 
 
 _boards = list[Board]()
+"""This program's, once it is opened."""
 
 
 def board() -> Board:
@@ -154,7 +157,7 @@ def tell(said: str) -> None:
     """
     try:
         unmet, here = not _boards, board()
-        here.end(said, patience=COMING if unmet and here.rank == 0 else PARTING)
+        here.end(said, patience=COMING if unmet and here.rank == 0 else None)
     except (RuntimeError, HalfstepError):  # nobody is there to hear it
         return
 
