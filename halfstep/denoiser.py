@@ -229,9 +229,30 @@ class ClassifierGuided(nn.Module):
         if cond is None or cond.label is None:
             raise ConfigError("classifier guidance needs labels: give cond=Cond(label=...)")
         pred: Prediction = self.denoiser(x_t, t, cond)
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_(True)
-            chosen = self.classifier(x, t).log_softmax(-1).gather(1, cond.label[:, None])
-            (gradient,) = torch.autograd.grad(chosen.sum(), x)
+        gradient = self._gradient(x_t, t, cond.label)
         level = level_of(self.schedule, t, x_t)
         return Prediction.from_eps(pred.eps - self.scale * level.sigma * gradient, x_t, level)
+
+    def _gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """grad_x log p(label | x_t), whether or not the caller takes gradients."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # What inference mode made has no gradients for ever: copies have.
+            x, t, label = (v.clone() if v.is_inference() else v for v in (x_t, t, label))
+            x = x.detach().requires_grad_(True)
+            own = {
+                **dict(self.classifier.named_parameters()),
+                **dict(self.classifier.named_buffers()),
+            }
+            made = {name: value.clone() for name, value in own.items() if value.is_inference()}
+            if made:
+                logits: Tensor = torch.func.functional_call(self.classifier, made, (x, t))
+            else:
+                logits = self.classifier(x, t)
+            chosen = logits.log_softmax(-1).gather(1, label[:, None])
+            if not chosen.requires_grad:
+                raise ConfigError(
+                    "classifier guidance needs the gradient of the classifier's answer, and this one "
+                    "answers without: leave no_grad, inference_mode and detach out of its forward"
+                )
+            (gradient,) = torch.autograd.grad(chosen.sum(), x)
+        return gradient

@@ -64,9 +64,9 @@ def test_a_full_disk_at_any_moment_leaves_what_was_there(tmp_path, monkeypatch, 
         refusing(patched, os, call, errno.ENOSPC)
         if call == "fsync" and not durable:
             pytest.skip("is not asked for")
-        with pytest.raises(CheckpointError, match="make room"):
-            with files.replacing(tmp_path / "a", durable=durable) as (part,):
-                part.write_text("after")
+        asked = files.replacing(tmp_path / "a", durable=durable)
+        with pytest.raises(CheckpointError, match="make room"), asked as (part,):
+            part.write_text("after")
     assert everything(tmp_path) == {"a": b"before"}
 
 

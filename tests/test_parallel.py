@@ -316,7 +316,7 @@ def test_the_command_line(tmp_path, times):
 
 class TestDropout:
     def masks(self, rank, *, world=2, seed=0, stage=0, done=0):
-        """What each micro-batch of a process drops, as 64 zeros and ones in a text; seeds that its noise has."""
+        """What each micro-batch of a process drops, as 64 zeros and ones in a text, and its noise's seeds."""
         found, seeds = [], []
         student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
         processes = Processes("cpu")

@@ -163,8 +163,8 @@ def _compared(console: Console, own: Tensor, again: Tensor, *, exact: bool) -> N
         say(console, "the same", f"to the bit, on {len(own)} of the same noise")
     elif exact:
         raise CheckpointError(
-            "what was written and read again gives other numbers than the student, so it was removed: the disk "
-            "or the network's own code changes them"
+            "what was written and read again gives other numbers than the student, so it was removed: the "
+            "disk or the network's own code changes them"
         )
     else:
         off = (own - again).double().square().mean().sqrt()

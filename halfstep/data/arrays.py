@@ -86,11 +86,6 @@ def _values(x: Array, channels: int | None) -> Array:
         x = _channels_first(x, channels)
     if x.dtype.kind != "f":
         return np.ascontiguousarray(x)
-    # Pixels divided by 255 reach both ends exactly; data in [-1, 1] does not do that by chance.
-    if x.ndim == 4 and x.size and x.min() == 0 and x.max() == 1:
-        raise DataError(
-            "float images reach from 0 to 1, expected -1 to 1: save 2 * x - 1, or uint8"
-        )
     return np.ascontiguousarray(x, dtype=np.float32)
 
 

@@ -11,6 +11,7 @@ from halfstep.data.augment import Augmentation
 from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
 from halfstep.noise import Draw, key
+from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class Dataset:
             views = flips.to(x0.device).long()
             x0 = torch.where(views[:, None, None, None] > 0, x0.flip(-1), x0)
         if x0.dtype == torch.uint8:
-            x0 = x0.float().div_(127.5).sub_(1)
+            x0 = scaled(x0)
         cond = None if self.labels is None else Cond(label=self.labels[rows])
         return Batch(x0, cond, rows, views)
 
@@ -198,11 +199,7 @@ def _check_values(values: Tensor) -> None:
     if values.ndim < 2 or values.numel() == 0:
         raise DataError(f"no samples: values have shape {shape}, expected [N, ...] with N >= 1")
     if values.dtype == torch.uint8:
-        if values.ndim != 4 or shape[1] not in (1, 3):
-            raise DataError(
-                f"uint8 values are images [N, 1 or 3, H, W], got shape {shape}: transpose them, or "
-                "give float32 in [-1, 1]"
-            )
+        refuse_other_bytes(values)
         return
     if values.dtype != torch.float32:
         raise DataError(
@@ -216,6 +213,7 @@ def _check_values(values: Tensor) -> None:
             f"float values lie in [-1, 1], got {low:g} to {high:g}: scale them, for example "
             "x / 127.5 - 1 for pixels of 0 to 255"
         )
+    refuse_halves(values, low, high)
 
 
 def _check_labels(labels: Tensor, samples: int, names: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halfstep.data import BELOW, Dataset, folder as folders, load, WHOLE
 from halfstep.errors import ConfigError, DataError
+from halfstep.pixels import scaled
 
 AHEAD = 2
 """Batches that are read while one is encoded."""
@@ -234,7 +235,7 @@ class Folder:
                     f"{self.files[k].relative_to(self.folder)} {image.shape[-1]}): say size=, for "
                     "example 256"
                 )
-        return torch.from_numpy(np.stack(images)).float().div_(127.5).sub_(1)
+        return scaled(torch.from_numpy(np.stack(images)))
 
 
 def _stamped(stat: os.stat_result) -> str:

@@ -15,7 +15,9 @@ from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.nets.quantised import apart
 from halfstep.pipeline import Pipeline
-from halfstep.samplers import calls, WALKS
+from halfstep.pipeline.walks import check_walk
+from halfstep.samplers import calls, PREFIX, WALKS
+from halfstep.timegrids import Times
 
 GROUP = 4
 """Steps of a single-step solver that has a group of three, and its tail."""
@@ -171,12 +173,28 @@ def peak_bytes(
 
 
 def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
-    """The pipeline for the first steps and the last; where the sampler makes its grid, for a short one."""
+    """The pipeline for the first steps and the last; where the sampler makes its grid, for a short one.
+
+    For as many as it needs where fewer would lead nowhere, and are refused.
+    """
     times = pipeline.grid(steps, sampler)
     if sampler in WALKS:
-        return replace(pipeline, steps=min(steps, GROUP))
-    few = (*times[:-1][:3], times[-1])
-    return replace(pipeline, times=(few,), steps=len(few) - 1)
+        few = min(steps, GROUP)
+        while few < steps and _refused(pipeline, sampler, pipeline.grid(few, sampler)):
+            few = min(steps, 2 * few)
+        return replace(pipeline, steps=few)
+    short = (*times[:-1][:3], times[-1])
+    if sampler.startswith(PREFIX) and _refused(pipeline, sampler, short):
+        short = times
+    return replace(pipeline, times=(short,), steps=len(short) - 1)
+
+
+def _refused(pipeline: Pipeline, sampler: str, times: Times) -> bool:
+    try:
+        check_walk(sampler, times, pipeline.denoiser.schedule)
+    except ConfigError:
+        return True
+    return False
 
 
 def _on_cuda(walk: Callable[[], Tensor], device: torch.device) -> int:

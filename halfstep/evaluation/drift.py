@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.intervals import Interval
+from halfstep.pixels import as_floats
 
 GREY = 1 / 255
 """One grey level: changes are relative to no less than this, so that a black channel has a change too."""
@@ -75,7 +76,7 @@ def measures(images: Tensor) -> dict[str, Tensor]:
     fine detail     energy of the discrete Laplacian over 20 times the variance: 1 for white noise, 0
                     where nothing changes from pixel to pixel.  Scaling an image leaves it
     """
-    x = (images.double() + 1) / 2
+    x = (as_floats(images).double() + 1) / 2
     channels = x.shape[1]
     names = {1: ("",), 3: (" of red", " of green", " of blue")}.get(
         channels, tuple(f" of channel {k}" for k in range(channels))

@@ -24,9 +24,8 @@ from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Prediction
-from halfstep.samplers import calls, PREFIX, sample, STEPS, WALKS
-from halfstep.schedules import Schedule
+from halfstep.pipeline.walks import check_sampler, check_walk
+from halfstep.samplers import calls, PREFIX, STEPS, WALKS
 from halfstep.timegrids import Steps, Times
 
 FORMAT = 1
@@ -158,21 +157,7 @@ def teacher_rows(teacher: Pipeline, counts: Sequence[int], judge: Judge, asked: 
 
 def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
     """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
-    times = teacher.grid(steps, sampler)
-    if sampler in WALKS:
-        blank = _Blank(teacher.denoiser.schedule)
-        step = WALKS[sampler].step(steps, blank.schedule, lambda like, number: like)
-        sample(blank, torch.zeros(1, 1), times, step)
-
-
-@dataclass(frozen=True)
-class _Blank:
-    """A denoiser that sees nothing, at once."""
-
-    schedule: Schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+    check_walk(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
 
 
 def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[tuple[str, int]]:
@@ -181,8 +166,15 @@ def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[
 
 
 def _left_out(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[str]:
-    refused = {sampler: why for (sampler, _), why in _tried(teacher, counts, asked) if why}
-    return [f"no baseline {sampler}: {why}" for sampler, why in refused.items()]
+    tried = list(_tried(teacher, counts, asked))
+    some = {sampler for (sampler, _), why in tried if why is None}
+    found = [
+        f"no baseline {sampler}{f' in {_plural(steps)}' if sampler in some else ''}: {why}"
+        for (sampler, steps), why in tried
+        if why is not None
+    ]
+    named = {sentence.partition(":")[0]: sentence for sentence in found}
+    return list(named.values())  # one a sampler that is nowhere in the table
 
 
 def _tried(
@@ -197,10 +189,13 @@ def _tried(
     for sampler, steps in dict.fromkeys(walks):
         if steps is None or (own and steps not in own and sampler not in WALKS):
             continue
+        own_steps = sampler in WALKS or sampler.startswith(PREFIX)
+        if own_steps:
+            check_sampler(sampler)  # a name that is none is no baseline that is left out
         try:
             walkable(teacher, sampler, steps)
         except ConfigError as error:
-            if sampler not in WALKS:
+            if not own_steps:
                 raise
             yield (sampler, steps), str(error)
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
+from halfstep import pixels
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation import feature_networks
 from halfstep.nets import imported
@@ -38,7 +39,7 @@ AS_IT_LIES = "as it lies, [-1, 1]"
 
 @dataclass(frozen=True)
 class Features:
-    """A named map from images in [-1, 1], float [N, C, H, W], to features, float64 [N, D].
+    """A named map from images in [-1, 1], float [N, C, H, W], or uint8, to features, float64 [N, D].
 
     name           what a report calls it
     net            the map, preprocessing included: float [B, C, H, W] to float [B, D]
@@ -60,7 +61,7 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int | None = None) -> Tensor:
-        images = self._read(images)
+        images = self._read(pixels.seen(images))
         parts = [self.net(part).double() for part in images.split(batch or self.batch)]
         if any(part.ndim != 2 for part in parts) or sum(map(len, parts)) != len(images):
             raise ConfigError(

@@ -19,6 +19,7 @@ from halfstep.evaluation.intervals import basic_bootstrap, Interval
 from halfstep.methods.progressive import on_grid, two_step_target
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
+from halfstep.pixels import as_floats
 from halfstep.schedules import arriving
 from halfstep.timegrids import checked, Times
 
@@ -151,7 +152,7 @@ def learning_error(
     (Salimans & Ho 2022, Algorithm 2).  Every time gets an equal share of the images, so n images cost
     3n forwards whatever N is: give many more images than steps.  Nothing is clipped, as in training.
     """
-    steps = _even(times) // 2
+    steps, x0 = _even(times) // 2, as_floats(x0)
     if len(x0) < steps:
         raise ConfigError(
             f"{len(x0)} images cannot visit all of the student's {steps} times: give at least {steps}"
@@ -204,6 +205,7 @@ def _even(times: Times) -> int:
 
 def square_errors(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared error of each pair, float64 [N]."""
+    a, b = as_floats(a), as_floats(b)
     if a.shape != b.shape or a.ndim < 2 or len(a) < 2:
         raise ConfigError(
             f"pairs need two sets of one shape [N, ...] with N at least 2, got {list(a.shape)} and "

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
+from halfstep.pixels import as_floats
 
 COPY = 1 / 3
 """A copy is this much nearer to one training image than to the next (Yoon et al. 2023)."""
@@ -88,7 +89,7 @@ def nearest(points: Tensor, among: Tensor, *, memory: int = 1 << 23) -> Tensor:
 
     Found through inner products; the two found are then subtracted, so that a copy is at 0 exactly.
     """
-    a, b = (x.flatten(1).double() for x in (points, among))
+    a, b = (as_floats(x).flatten(1).double() for x in (points, among))
     if a.shape[1] != b.shape[1] or not len(a) or len(b) < 2:
         raise ConfigError(
             f"nearest neighbours need points of one size and at least two to be near to, got "

@@ -13,6 +13,7 @@ from halfstep import __version__, files, storage
 from halfstep.data import Data
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features import Features
+from halfstep.pixels import as_floats
 
 CHUNK = 1024
 
@@ -20,7 +21,8 @@ CHUNK = 1024
 def data_features(features: Features, data: Data | Tensor, *, cache: Path | None) -> Tensor:
     """The features of all of a data set, float64 [N, D], from the cache where it has them.
 
-    data   a data set, or its images in [-1, 1], float [N, C, H, W]: the same images are the same entry
+    data   a data set, or its images in [-1, 1], float [N, C, H, W], or uint8: the same images are the
+           same entry
     cache  the folder, such as `cache_folder()`; None computes them
 
     An entry belongs to the bytes of the images, the weights of the network, its preprocessing and this
@@ -72,7 +74,8 @@ def _computed(features: Features, data: Data | Tensor) -> Tensor:
 def _parts(data: Data | Tensor) -> Iterator[Tensor]:
     """The images in [-1, 1], some at a time."""
     if isinstance(data, Tensor):
-        yield from data.split(CHUNK)
+        for part in data.split(CHUNK):
+            yield as_floats(part)
         return
     for rows in torch.arange(len(data)).split(CHUNK):
         yield data.batch(rows).x0

@@ -13,6 +13,7 @@ from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
+from halfstep.pixels import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,5 +86,5 @@ def unit_scale(latents: Tensor) -> float:
 
 def psnr(images: Tensor, decoded: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, float64 [B]; in [-1, 1] the peak is 2."""
-    squared = (images.double() - decoded.double()).square().flatten(1).mean(1)
+    squared = (as_floats(images).double() - as_floats(decoded).double()).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / squared)

@@ -18,6 +18,7 @@ from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
 from halfstep.nets.sizes import made
+from halfstep.pixels import as_floats, in_range
 
 OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 """The autoencoder of the official U-ViT, which is Stable Diffusion 1's."""
@@ -42,7 +43,7 @@ class KLCodec(nn.Module):
     scale     factor on the latents
     autocast  dtype in which the network alone runs (bfloat16, float16), or None
 
-    Results come in the dtype of the argument, whatever the weights are in.
+    Results come in the dtype of the argument, whatever the weights are in; of uint8 images in float32.
     """
 
     def __init__(self, model: Any, scale: float = 1.0):
@@ -128,16 +129,18 @@ class KLCodec(nn.Module):
 
         noise  [B, channels, H / factor, W / factor]
         """
+        images = as_floats(images)
         self.check(images.shape)
         moments = self._encode(images).to(images.dtype)
         return moments, self._decode(drawn(moments, noise, 1.0)).to(images.dtype)
 
     @torch.no_grad()
     def moments(self, images: Tensor, *, batch: int | None = None) -> Tensor:
-        """Mean, then log-variance, without `scale`: [B, C, H, W] in [-1, 1] to [B, 2 c, h, w].
+        """Mean, then log-variance, without `scale`: [B, C, H, W] in [-1, 1], or uint8, to [B, 2 c, h, w].
 
         batch  images at once; None is about a million pixels
         """
+        images = in_range(images)
         self.check(images.shape)
         parts = images.split(_at_once(batch, images[0, 0].numel()))
         return torch.cat([self._encode(part).to(images.dtype) for part in parts])
@@ -148,10 +151,14 @@ class KLCodec(nn.Module):
 
         batch  images at once; None is about a million pixels
         """
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
+        if (
+            latents.ndim != 4
+            or latents.shape[1] != self.channels
+            or not latents.is_floating_point()
+        ):
             raise ConfigError(
-                f"this codec decodes latents [B, {self.channels}, h, w] and got {list(latents.shape)}: "
-                "give what it encoded"
+                f"this codec decodes latents, floats [B, {self.channels}, h, w], and got {latents.dtype} "
+                f"{list(latents.shape)}: give what it encoded"
             )
         parts = latents.split(_at_once(batch, latents[0, 0].numel() * self.factor**2))
         decoded = [self._decode(part / self.scale).to(latents.dtype) for part in parts]

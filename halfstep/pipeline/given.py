@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from halfstep.codec import Codec, drawn
 from halfstep.errors import ConfigError
 from halfstep.kinds import fits, shown
+from halfstep.pixels import as_floats, ends, in_range
 from halfstep.samplers import keeping, noised, Step
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times
@@ -19,7 +20,7 @@ from halfstep.timegrids import Times
 class Given:
     """As many images as samples, or None, which leaves a walk as it is.
 
-    images    float [n, C, H, W], or as the model's own samples are
+    images    float32 [n, C, H, W], or as the model's own samples are
     known     bool, as images: what is kept of them, or None for nothing
     strength  the time at which a walk begins with them; 1 is all of it, from noise alone
     """
@@ -39,10 +40,17 @@ class Given:
         return replace(self, images=images, known=known)
 
     def of_model(self, codec: Codec | None) -> "Given":
-        """The same in the model's own kind; a latent is known where all its pixels are."""
+        """The same in the model's own kind; a latent is known where all its pixels are.
+
+        A walk from noise alone sees nothing of hidden pixels: a codec, whose latents know of pixels far
+        around them, is shown gray for those.
+        """
         if codec is None or self.images is None:
             return self
-        x0, known = latents_of(codec, self.images), self.known
+        images, known = self.images, self.known
+        if known is not None and self.strength == 1:
+            images = torch.where(known, images, 0.0)
+        x0 = latents_of(codec, images)
         if known is not None:
             hidden = (~known).any(1, keepdim=True).float()
             known = (F.max_pool2d(hidden, codec.factor) == 0).expand_as(x0)
@@ -115,7 +123,7 @@ def given(
                 "both out"
             )
         return Given()
-    check_images(n, shape, codec, images)
+    images = read_images(n, shape, codec, images)
     if known is not None:
         if known.dtype != torch.bool or not _fits(known, images):
             raise ConfigError(
@@ -123,11 +131,15 @@ def given(
                 f"where all are alike, got {str(known.dtype)[6:]} {list(known.shape)}"
             )
         known = known.expand_as(images)
-    return Given(images.float(), known, strength)
+    return Given(images, known, strength)
 
 
-def check_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> None:
-    """`ConfigError` unless there are n images of the size that the model makes."""
+def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> Tensor:
+    """n images of the size that the model makes, float32: of a model of pixels or points in [-1, 1].
+
+    `DataError` for values of another kind or scale, `ConfigError` for another number or size.
+    """
+    images = as_floats(images)
     if codec is not None:
         shape = *images.shape[1:2], *(side * codec.factor for side in shape[1:])
     if images.shape != (n, *shape):
@@ -135,8 +147,10 @@ def check_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Te
             f"{n} samples need {n} images of the size that this model makes, {list(shape)}: got shape "
             f"{list(images.shape)}"
         )
-    if not images.isfinite().all():
-        raise ConfigError("some images have pixels that are nan or infinite: give others")
+    if codec is None and len(shape) == 3 and shape[0] not in (1, 3):  # latents, of any range
+        ends(images)
+        return images.float()
+    return in_range(images).float()
 
 
 def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
@@ -144,6 +158,10 @@ def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
     if noise is not None and noise.shape != (n, *shape):
         raise ConfigError(
             f"{n} samples need noise of shape {[n, *shape]}, got {list(noise.shape)}: `encode` returns it"
+        )
+    if noise is not None and not noise.is_floating_point():
+        raise ConfigError(
+            f"noise is floats, about as many below 0 as above, got {noise.dtype}: `encode` returns it"
         )
     if noise is not None and not noise.isfinite().all():
         raise ConfigError("some of the noise is nan or infinite: give other noise")

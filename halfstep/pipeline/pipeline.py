@@ -20,7 +20,7 @@ from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
 from halfstep.pipeline.description import described, fields_from
-from halfstep.pipeline.given import check_images, check_noise, given, latents_of
+from halfstep.pipeline.given import check_noise, given, latents_of, read_images
 from halfstep.pipeline.walks import (
     check_counts,
     check_edit,
@@ -30,6 +30,7 @@ from halfstep.pipeline.walks import (
     teacher_grid,
     walk,
 )
+from halfstep.pixels import as_floats
 from halfstep.samplers.encode import encode, refuse_blind_to_noise
 from halfstep.timegrids import Steps, Times
 
@@ -103,10 +104,11 @@ class Pipeline:
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `context`, their states
         guidance  scale of classifier-free guidance, 1 is off; of a student that takes it, within its range
-        images    [n, C, H, W] in [-1, 1], which the samples are made of: the walk begins with them at
-                  time `strength` of its grid; 1 is all of it, from noise alone
-        known     bool, as images, or 1 where all are alike: pixels of them that are kept at every step
-                  and come back to the bit
+        images    [n, C, H, W] in [-1, 1], or uint8, which the samples are made of: the walk begins with
+                  them at time `strength` of its grid; 1 is all of it, from noise alone
+        known     bool, as images, or 1 where all are alike: True where pixels of them are kept at every
+                  step and come back to the bit.  At strength 1 the other pixels change nothing; below
+                  it they are what the walk begins with
         noise     [n, *shape] that the walks start from, as `encode` returns it; by default the seed's
         first     number of the first image
         latents   do not decode them
@@ -171,11 +173,12 @@ class Pipeline:
         By DDIM from data to noise, of a teacher, or of a student made for it.  Another model, or the same
         with other labels, may decode it (Su et al. 2023).
 
-        images  [n, C, H, W] in [-1, 1]; the rest is as `sample` has it.  Nothing is clipped
+        images  [n, C, H, W] in [-1, 1], or uint8; the rest is as `sample` has it.  Nothing is clipped
         """
-        n = len(images)
+        images = as_floats(images)
+        n = len(images) if images.ndim else 0
         check_counts(n, 0, batch, 0)
-        check_images(n, self.shape, self.codec, images)
+        images = read_images(n, self.shape, self.codec, images)
         if self.times and self.made_for != "encode":
             raise ConfigError(
                 "this student was distilled to walk from noise to data: encode with its teacher, or with "
@@ -188,7 +191,7 @@ class Pipeline:
         done = [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
         for low in range(0, n, batch):
-            x0 = latents_of(self.codec, images[low : low + batch].float().to(device))
+            x0 = latents_of(self.codec, images[low : low + batch].to(device))
             said = None if cond is None else cond[low : low + batch].to(device)
             done.append(encode(model, x0, times, cond=said, progress=progress).cpu())
         return torch.cat(done)

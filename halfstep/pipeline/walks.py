@@ -1,15 +1,18 @@
 """Samplers by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import fits, shown
 from halfstep.noise import key, sample_noise
+from halfstep.prediction import Prediction
 from halfstep.samplers import (
     ancestral,
     calls,
@@ -71,6 +74,23 @@ def check_student(sampler: str, made_for: str) -> None:
             "this student was distilled for the stochastic sampler, where one call spans two steps of the "
             f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
         )
+
+
+def check_walk(sampler: str, times: Times, schedule: Schedule) -> None:
+    """`ConfigError` where the sampler cannot walk there, or would lead nowhere; asks no network."""
+    if sampler in WALKS or sampler.startswith(PREFIX):
+        go = walk(sampler, 0, range(1), (1,), times, schedule, 0.0)
+        go(_Blank(schedule), torch.zeros(1, 1), times)
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """A denoiser that sees nothing, at once."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
 
 
 def draws_noise(sampler: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from halfstep.pixels import as_floats
 from halfstep.samplers.steps import Look, Point, Step, Visit
 from halfstep.samplers.walk import noise_of
 from halfstep.schedules import Schedule
@@ -16,7 +17,7 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
     SDEdit (Meng et al. 2022, Algorithm 1) from t onwards.
     """
     level = schedule.at(torch.tensor(t, dtype=torch.float64))
-    return noise_of(schedule, level.mix(x0, noise), t)
+    return noise_of(schedule, level.mix(as_floats(x0), noise), t)
 
 
 def keeping(step: Step, known: Tensor, x0: Tensor, noise: Tensor) -> Step:
@@ -27,6 +28,8 @@ def keeping(step: Step, known: Tensor, x0: Tensor, noise: Tensor) -> Step:
 
     known  bool, as x0 or broadcastable to it
     """
+
+    x0 = as_floats(x0)
 
     def kept(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
         return torch.where(known, to.level.mix(x0, noise), step(x, seen, to, look))

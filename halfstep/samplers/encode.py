@@ -9,6 +9,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.denoiser import Denoises, Teacher
 from halfstep.errors import ConfigError
+from halfstep.pixels import as_floats
 from halfstep.samplers.walk import noise_of, wide
 from halfstep.timegrids import checked, Times
 
@@ -31,7 +32,8 @@ def encode(
     A walk that begins at t = 0 begins at `schedule.at(0)`.  Nothing is clipped: there the eps of a clipped
     x0 would be the clipping, divided by sigma.
     """
-    schedule, x = denoiser.schedule, x0
+    schedule, x0 = denoiser.schedule, as_floats(x0)
+    x = x0
     for now, then in pairwise(reversed(checked(times))):
         t = torch.full(x.shape[:1], now, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)

@@ -22,6 +22,7 @@ from halfstep.batch import Cond
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError, unknown
 from halfstep.prediction import Prediction, V
+from halfstep.samplers.trials import ASTRAY, astray, Exact, SPREAD, spread
 from halfstep.samplers.walk import start, wide
 from halfstep.schedules import Level, Schedule, VPLinear
 from halfstep.timegrids import checked, Times, uniform
@@ -63,11 +64,12 @@ def scheduled(
     progress    called as often as there are steps
 
     A schedule that is not variance preserving is walked as x_t / sqrt(alpha^2 + sigma^2), which is.
-    Most schedulers compute in float32, and Euler's kin on x_t / alpha: where alpha(1) is as near to 0 as
-    the cosine's, their digits are few, and few steps of Heun, KDPM2 or PNDM lead nowhere.
+    Most schedulers compute in float32, and Euler's kin on x_t / alpha.
 
     Raises `ConfigError` for a name that is none, a scheduler that cannot sample so, a grid that does not
-    end at 0, and one that works on eps where alpha = 0.
+    end at 0, and one that works on eps where alpha = 0; and where a walk with an exact network ends far
+    away, as few steps of Heun, KDPM2's ancestral sister or PNDM do where alpha(1) is near 0: Heun and
+    PNDM then sum slopes in sigma / alpha over a step of thousands.
     """
     if len(generators) != len(noise):
         raise ConfigError(
@@ -76,6 +78,7 @@ def scheduled(
         )
     grid = _grid(denoiser.schedule, times)
     scheduler = _ready(name, grid)
+    _refuse_astray(name, denoiser.schedule, times)
     return _walk(_Look(denoiser, scheduler, grid, cond, clip), noise, list(generators), progress)
 
 
@@ -194,6 +197,37 @@ def _preserving(level: Level) -> Level:
     """The level of x_t / sqrt(alpha^2 + sigma^2)."""
     norm = _norm(level)
     return Level(level.alpha / norm, level.sigma / norm)
+
+
+# --- the trial ----------------------------------------------------------------------------------------
+
+
+def _refuse_astray(name: str, schedule: Any, times: Times) -> None:
+    """`ConfigError` for a scheduler that goes astray on this grid even where the network is exact."""
+    try:
+        off = _tried(name, schedule, times)
+    except TypeError:  # a schedule of the user's own that has no hash
+        off = _tried.__wrapped__(name, schedule, times)
+    if off > ASTRAY:
+        raise ConfigError(
+            f"'{name}' of diffusers leads nowhere in {len(times) - 1} steps on this schedule: with an exact "
+            f"network it ends {off:,.3g} times the data's spread away.  Take more steps, or write "
+            "sampler='dpmpp-2m' or 'ddim'"
+        )
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _tried(name: str, schedule: Schedule, times: Times) -> float:
+    """How far astray it goes; the same numbers, in the same float32, with fresh noise four times."""
+    grid, places = _grid(schedule, times), torch.linspace(-1.6, 1.45, 8)
+    noise = places.repeat(4)[:, None]
+    draws = [Generator().manual_seed(k) for k in range(len(noise))]
+    got = _walk(_Look(Exact(schedule), _ready(name, grid), grid, None, None), noise, draws, None)
+    begun = schedule.at(torch.tensor(times[0], dtype=torch.float64))
+    exact = start(schedule, noise, times[0]) * (SPREAD / spread(begun))
+    same = got.reshape(4, -1)
+    return astray(got, exact, drawn=not torch.equal(same[:1].expand_as(same), same))
 
 
 # --- the scheduler ------------------------------------------------------------------------------------

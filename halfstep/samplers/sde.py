@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError
 from halfstep.samplers.steps import Look, Point, Step, Visit
+from halfstep.samplers.trials import answer, ASTRAY, astray, spread
 from halfstep.schedules import Schedule
 
 Fresh = Callable[[Tensor, int], Tensor]
@@ -19,7 +20,8 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
     dx = (f x - g^2 score) dt + g dw with score = -eps / sigma.  A step to t = 0 takes the mean alone, as
     the official code does, and not the predicted x0.  For the grid `uniform_landing(steps)`.
 
-    Raises `ConfigError` for a table of betas, which has corners and no g, and for a start at alpha = 0.
+    Raises `ConfigError` for a table of betas, which has corners and no g, for a start at alpha = 0, and for
+    a step that is too long for its drift: from the cosine's t = 1, where it is 34,600 in unit time, every.
     """
     if hasattr(schedule, "levels"):
         raise ConfigError(
@@ -36,12 +38,31 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
             )
         f, g2 = _drift_and_diffusion(schedule, here.t)
         passed = here.t - to.t
-        mean = x - (f * x + g2 / here.level.sigma * pred.eps) * passed
+        noise = (g2 * passed).sqrt() if to.t > 0 else torch.zeros_like(g2)
+
+        def mean(x: Tensor, eps: Tensor) -> Tensor:
+            return x - (f * x + g2 / here.level.sigma * eps) * passed
+
+        _refuse_too_long(here, to, mean, noise)
         if to.t == 0:
-            return mean
-        return mean + (g2 * passed).sqrt() * fresh(x, to.step)
+            return mean(x, pred.eps)
+        return mean(x, pred.eps) + noise * fresh(x, to.step)
 
     return step
+
+
+def _refuse_too_long(
+    here: Point, to: Point, mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor
+) -> None:
+    """`ConfigError` for a step after which even an exact network would be shown x far too spread out."""
+    x = spread(here.level)
+    after = (mean(x, answer(x, here.level).eps) ** 2 + noise**2).sqrt()
+    if astray(after, spread(to.level), drawn=True) > ASTRAY - 1:
+        raise ConfigError(
+            f"euler-maruyama cannot step from t = {here.t:g} to {to.t:g}: its drift there is so strong that "
+            f"x would be {float(after / spread(to.level)):,.3g} times as spread out as it should be.  Take "
+            "more steps, start the grid lower if it is the first, or write sampler='ancestral'"
+        )
 
 
 def _drift_and_diffusion(schedule: Schedule, t: float) -> tuple[Tensor, Tensor]:

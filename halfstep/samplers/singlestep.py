@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.samplers.steps import ddim, Look, Point, Step, Visit
+from halfstep.samplers.steps import Look, Point, Step, Visit
+from halfstep.samplers.trials import answer, ASTRAY, astray, spread
 from halfstep.schedules import Level
 from halfstep.timegrids import orders
 
@@ -69,10 +70,32 @@ def _grouped(steps: int, bend: Bend, name: str) -> Step:
         order, inner = places[to.step - 1]
         anchor = seen[-1 - inner]
         _check(anchor, to, name)
-        first = ddim(x, [anchor], to, look)
-        return first + bend(anchor, seen[-1], to.level, order) if inner else first
+        if inner == order - 1 > 0:
+            _refuse_astray([*(visit.point for visit in seen[-order:]), to], bend, name)
+        return _step(x, anchor, seen[-1], to, bend, order)
 
     return step
+
+
+def _step(x: Tensor, anchor: Visit, newest: Visit, to: Point, bend: Bend, order: int) -> Tensor:
+    """From the anchor of a group, by way of the newest of its points, or of none."""
+    first = to.level.mix(anchor.pred.x0, anchor.pred.eps)
+    return first if newest is anchor else first + bend(anchor, newest, to.level, order)
+
+
+def _refuse_astray(group: Sequence[Point], bend: Bend, name: str) -> None:
+    """`ConfigError` for a group that is too long: an exact network's answers would lead it far away."""
+    order, x = len(group) - 1, spread(group[0].level)
+    anchor = newest = Visit(group[0], answer(x, group[0].level))
+    for point in group[1:]:
+        x = _step(x, anchor, newest, point, bend, order)
+        newest = Visit(point, answer(x, point.level))
+    if (off := astray(x, spread(group[-1].level))) > ASTRAY:
+        raise ConfigError(
+            f"{name} cannot go from t = {group[0].t:g} to {group[-1].t:g} in {order} steps: that is too far "
+            f"in log-SNR, and even an exact network would lead it {off:,.3g} times the data's spread away.  "
+            "Take more steps, or write sampler='dpmpp-2m'"
+        )
 
 
 def _check(anchor: Visit, to: Point, name: str) -> None:

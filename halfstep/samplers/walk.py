@@ -23,6 +23,8 @@ def _time(t: float) -> Tensor:
 
 def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
     """What a walk from time t starts from: unit noise if variance preserving, else sigma(t) * noise."""
+    if not noise.is_floating_point():
+        raise ConfigError(f"a walk begins with floats, got {noise.dtype}: give noise.float()")
     if schedule.variance_preserving:
         return noise
     return schedule.at(_time(t)).sigma * noise

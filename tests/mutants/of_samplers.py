@@ -59,8 +59,8 @@ MUTANTS = (
     *of(
         "samplers/editing",
         "editing",
-        ("noise_of(schedule, level.mix(x0, noise), t)", "level.mix(x0, noise)"),
-        ("level.mix(x0, noise), t)", "level.mix(noise, x0), t)"),
+        ("noise_of(schedule, level.mix(as_floats(x0), noise), t)", "level.mix(x0, noise)"),
+        ("level.mix(as_floats(x0), noise), t)", "level.mix(noise, x0), t)"),
         ("torch.where(known, to.level", "torch.where(~known, to.level"),
         ("to.level.mix(x0, noise), step", "x0, step"),
         ("to.level.mix(x0, noise), step", "seen[-1].point.level.mix(x0, noise), step"),
@@ -83,6 +83,10 @@ MUTANTS = (
         ("else z.expm1() - z", "else z * z.expm1() / 2"),
         ("anchor.point.level.logsnr) / 2", "anchor.point.level.logsnr) / 1"),
         ("anchor = seen[-1 - inner]", "anchor = seen[-1 - min(inner, 1)]"),
+        ("newest is anchor else first + bend", "newest is anchor else first - bend"),
+        ("> ASTRAY:", "> ASTRAY + 30:"),
+        ("> ASTRAY:", "> ASTRAY - 1.9:"),
+        ("inner == order - 1 > 0", "inner == order - 2 > 0"),
     ),
     *of(
         "samplers/sde",
@@ -90,6 +94,10 @@ MUTANTS = (
         ("rise - 2 * f", "rise - f"),
         ("(g2 * passed).sqrt()", "(g2 * passed)"),
         ("f * x + g2 / here", "f * x + g2 / 2 / here"),
+        ("> ASTRAY - 1", "> ASTRAY + 40"),
+        ("> ASTRAY - 1", "> 0.3"),
+        ("eps) ** 2 + noise**2)", "eps) ** 2)"),
+        ("g2).sqrt() if to.t > 0" if False else "if to.t > 0 else", "if to.t >= 0 else"),
         ("if to.t == 0:", "if to.t < 0:"),
     ),
     *of(
