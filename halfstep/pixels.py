@@ -58,7 +58,7 @@ def in_range(images: Tensor) -> Tensor:
 
 
 def seen(images: Tensor) -> Tensor:
-    """`as_floats` of what a feature network looks at, be it real or drawn; `DataError` for others.
+    """`as_floats` of what a feature network looks at, images in float32; `DataError` for others.
 
     What a model drew may leave [-1, 1] however far, but then to both sides: values of which none is
     negative and some are above 1 are on another scale.
@@ -69,6 +69,7 @@ def seen(images: Tensor) -> Tensor:
         if low >= 0 and high > 1 + OVER:
             raise _other_scale(low, high)
         refuse_halves(floats, low, high)
+        return floats.float()
     return floats
 
 

@@ -138,7 +138,7 @@ def test_decoding_takes_the_scale_off_and_clamps():
 
 
 def test_training_sees_both_halves_and_no_clamp():
-    codec, x, noise = made(scale=0.01), 5 * images(), 3 * latents()
+    codec, x, noise = made(scale=0.01), images(), 9 * latents()
     moments, decoded = codec(x, noise)
     torch.testing.assert_close(moments, codec.moments(x))
     mean, log_variance = moments.chunk(2, 1)

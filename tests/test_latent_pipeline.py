@@ -281,9 +281,10 @@ def published(name, steps):
 @pytest.mark.parametrize("name", ["dpmpp-3s", "dpm-fast", "euler-maruyama"])
 @torch.no_grad()
 def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
-    pipe = published(name, 4)
+    steps = 8 if name == "euler-maruyama" else 4  # in fewer its x is far too spread out
+    pipe = published(name, steps)
     schedule = pipe.denoiser.schedule
-    assert len(pipe.grid(sampler=name)) == 5
+    assert len(pipe.grid(sampler=name)) == steps + 1
     assert pipe.grid(3, name) == WALKS[name].grid(3, schedule)
     x = pipe.sample(3, seed=2)
     assert x.isfinite().all() and not torch.allclose(x, pipe.sample(3, seed=2, sampler="ddim"))

@@ -157,8 +157,8 @@ class KLCodec(nn.Module):
             or not latents.is_floating_point()
         ):
             raise ConfigError(
-                f"this codec decodes latents, floats [B, {self.channels}, h, w], and got {latents.dtype} "
-                f"{list(latents.shape)}: give what it encoded"
+                f"this codec decodes latents [B, {self.channels}, h, w] and got {latents.dtype} "
+                f"{list(latents.shape)}: give what it encoded, as floats"
             )
         parts = latents.split(_at_once(batch, latents[0, 0].numel() * self.factor**2))
         decoded = [self._decode(part / self.scale).to(latents.dtype) for part in parts]

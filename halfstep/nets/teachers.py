@@ -14,6 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.nets.classifiers import class_names, refuse_other_classes
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.watched import parts, unchanged, watching
+from halfstep.pixels import as_floats
 
 ROWS = 64
 """Rows that a teacher sees at a time, always: a row's logits then do not depend on how many there were."""
@@ -70,6 +71,7 @@ class Teachers(nn.Module):
                 f"{len(self.nets)} teachers have no features in common, only probabilities: give one "
                 "teacher, or leave the terms on features out"
             )
+        x = as_floats(x)
         self.nets.eval()  # somebody may have set a part of it to train
         found = [self._block(block, names) for block in x.split(self.rows)]
         logits = torch.cat([own for own, _ in found])

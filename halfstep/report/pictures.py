@@ -24,6 +24,7 @@ STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """float [N, C, H, W] in [-1, 1], C 1 or 3, as uint8 [N, H, W, C], rounded and clipped; or uint8."""
+    images = as_floats(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(
             f"pictures are made of images [N, 1 or 3, H, W], got {list(images.shape)}: write --npz for "
@@ -31,7 +32,7 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
         )
     if not bool(images.isfinite().all()):
         raise DataError("some pixels are nan or infinite: whatever drew these images has diverged")
-    scaled = ((as_floats(images) + 1) * 127.5).round().clamp(0, 255)
+    scaled = ((images + 1) * 127.5).round().clamp(0, 255)
     return np.asarray(scaled.permute(0, 2, 3, 1).byte().numpy())
 
 
