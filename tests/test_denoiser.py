@@ -311,6 +311,72 @@ def test_classifier_guided_samples_of_a_class():
     assert bool(((x.std(0) / std - 1).abs() < 0.15).all())
 
 
+class Timed(torch.nn.Module):
+    """A classifier whose gradient needs its weights, its buffer and its time."""
+
+    def __init__(self, forward=None):
+        super().__init__()
+        self.hidden, self.head = torch.nn.Linear(2, 8), torch.nn.Linear(8, 3)
+        self.time = torch.nn.Linear(1, 8)
+        self.register_buffer("shift", torch.ones(8))
+        self.through = forward or (lambda net, x, t: net.head(net.seen(x, t)))
+
+    def seen(self, x, t):
+        return torch.tanh(self.hidden(x) * self.time(t[:, None]) + self.shift)
+
+    def forward(self, x, t):
+        return self.through(self, x, t)
+
+
+def timed(schedule, **more):
+    torch.manual_seed(2)
+    return ClassifierGuided(blind_teacher(schedule), Timed(**more), 3.0)
+
+
+@every_schedule
+@pytest.mark.parametrize("frozen", [False, True])
+def test_classifier_guidance_in_every_mode_of_torch(schedule, frozen):
+    """Gradients on or off, what is made in inference mode and what is made before: the same bits."""
+    pushed = timed(schedule).freeze() if frozen else timed(schedule).eval()
+    x, label = torch.randn(6, 2, generator=seeded()), torch.tensor([0, 1, 2, 2, 1, 0])
+    t = torch.linspace(0.1, 0.9, 6)
+    wanted = pushed(x, t, Cond(label=label))
+    assert (wanted.x0 - blind_teacher(schedule)(x, t).x0).abs().max() > 1e-3
+    with torch.no_grad():
+        found = [pushed(x, t, Cond(label=label))]
+    with torch.inference_mode():
+        found.append(pushed(x, t, Cond(label=label)))
+        found.append(pushed(x.clone(), t.clone(), Cond(label=label.clone())))
+        made = timed(schedule).eval()
+        assert made.classifier.head.weight.is_inference()
+        found.append(made(x.clone(), t.clone(), Cond(label=label.clone())))
+        walk = sample(made, x.clone(), uniform(5, start=0.9), cond=Cond(label=label.clone()))
+    for pred in found:
+        assert torch.equal(pred.x0, wanted.x0) and torch.equal(pred.eps, wanted.eps)
+    assert torch.equal(walk, sample(pushed, x, uniform(5, start=0.9), cond=Cond(label=label)))
+    assert not frozen or not wanted.x0.requires_grad
+
+
+@torch.inference_mode()
+def without_gradients(net, x, t):
+    return net.head(net.seen(x, t))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        without_gradients,
+        torch.no_grad()(lambda net, x, t: net.head(net.seen(x, t))),
+        lambda net, x, t: net.head(net.seen(x.detach(), t)).detach(),
+    ],
+)
+def test_a_classifier_without_a_gradient_is_refused(forward):
+    pushed, x = timed(Cosine(), forward=forward), torch.ones(2, 2)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, pytest.raises(ConfigError, match="gradient"):
+            pushed(x, torch.full((2,), 0.5), Cond(label=torch.tensor([0, 1])))
+
+
 def test_classifier_guidance_refuses():
     schedule = Straight()
     pushed = ClassifierGuided(blind_teacher(schedule), ExactClassifier(schedule), 1.0)

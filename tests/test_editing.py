@@ -277,6 +277,13 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
             {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 2, 4, 6, dtype=torch.bool)},
             r"got bool \[5, 2, 4, 6\]",
         ),
+        *(
+            (
+                {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 1, 4, 6, dtype=dtype)},
+                "bool",
+            )
+            for dtype in (torch.uint8, torch.int64, torch.float64)
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(more, said):
@@ -334,6 +341,84 @@ def test_a_model_of_latents(images):
     torch.testing.assert_close(inner[..., 1], latents[..., 1], rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape \[5, 3, 4, 6\]"):
         made.sample(5, images=images)
+
+
+class Leaky:
+    """A codec every latent of which sees all of its image: brightness is taken off, neighbours mixed in."""
+
+    scale, factor, channels = 0.7, 2, 3
+
+    def moments(self, images):
+        seen = nn.functional.avg_pool2d(images, 5, stride=1, padding=2)
+        mean = nn.functional.avg_pool2d(seen - images.mean((1, 2, 3), keepdim=True), 2)
+        return torch.cat([mean, torch.zeros_like(mean)], 1)
+
+    def decode(self, latents):
+        return (latents / self.scale).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def masks():
+    left, one, dots, red = torch.zeros(4, 1, 3, 8, 12, dtype=torch.bool).unbind(0)
+    left[..., :6], one[..., 2:4, 4:6], dots[..., ::2, ::3], red[:, 0] = True, True, True, True
+    return {"left": left, "one latent": one, "dots": dots, "one channel": red, "none": left & one}
+
+
+@pytest.mark.parametrize("name", masks())
+@pytest.mark.parametrize("codec", [None, Leaky()], ids=["pixels", "latents"])
+def test_hidden_pixels_change_nothing(name, codec):
+    """From noise alone: whatever lies where nothing is known, the sample is the same to the bit."""
+    made, known = pipeline(times=(OWN,), codec=codec), masks()[name]
+    if codec is None:
+        known = known[..., :4, 3:9]
+    kept = torch.rand(5, *known.shape[1:], generator=seeded(6)) * 2 - 1
+    others = [torch.rand(kept.shape, generator=seeded(k)) * 2 - 1 for k in (7, 8)]
+    others += [torch.full_like(kept, v) for v in (-1.0, 0.0, 1.0)]
+    both = {}
+    for latents in (False, True):
+        found = [
+            made.sample(5, images=torch.where(known, kept, x), known=known, latents=latents)
+            for x in others
+        ]
+        assert all(torch.equal(found[0], one) for one in found[1:])
+        both[latents] = found[0]
+    where = known.expand_as(kept)
+    assert torch.equal(both[False][where], kept[where])
+    # Below strength 1 they are what the walk begins with.
+    a, b = (
+        made.sample(5, images=torch.where(known, kept, x), known=known, strength=0.6)
+        for x in others[:2]
+    )
+    assert not torch.allclose(a, b)
+
+
+def test_what_is_kept_still_looks_like_the_image():
+    """A latent far from what is hidden is the image's own; near it, it is encoded beside gray."""
+    pixels = torch.rand(5, 3, 8, 12, generator=seeded(5)) * 2 - 1
+    known = torch.ones(1, 1, 8, 12, dtype=torch.bool)
+    known[..., 8:] = False
+
+    class Blurred(Leaky):
+        def moments(self, images):
+            mean = nn.functional.avg_pool2d(images, 4, stride=2, padding=1)
+            return torch.cat([mean, torch.zeros_like(mean)], 1)
+
+    codec = Blurred()
+    made = pipeline(times=(OWN,), codec=codec)
+    got = made.sample(5, images=pixels, known=known, latents=True)
+    whole = 0.7 * codec.moments(pixels)[:, :3]
+    gray = 0.7 * codec.moments(torch.where(known, pixels, 0.0))[:, :3]
+    assert torch.equal(got[..., :3], whole[..., :3])
+    assert torch.equal(got[..., 3], gray[..., 3]) and not torch.equal(gray[..., 3], whole[..., 3])
+    every = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    assert torch.equal(made.sample(5, images=pixels, known=every, latents=True), whole)
+
+
+def test_8_bits_come_back_to_the_bit(known):
+    made = pipeline(times=(OWN,))
+    pixels = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=seeded(3))
+    got = made.sample(5, images=pixels, known=known)
+    where = known.expand_as(pixels)
+    assert torch.equal(((got + 1) * 127.5).round()[where], pixels[where].float())
 
 
 def test_a_table(images, known):

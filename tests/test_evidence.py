@@ -211,9 +211,9 @@ def test_a_published_sampler_is_a_row_on_its_own_grid(data):
     teacher = pipeline(schedule=VPLinear())
     mine = judge(data)
     asked = replace(BRIEF, full=6, baselines=OWN_GRIDS)
-    rows = teacher_rows(teacher, (4, 2), mine, asked).rows
+    rows = teacher_rows(teacher, (10, 8), mine, asked).rows
     assert [row["name"] for row in rows] == ["teacher, 6 steps"] + [
-        f"teacher, {name}, {k} steps" for k in (4, 2) for name in OWN_GRIDS
+        f"teacher, {name}, {k} steps" for k in (10, 8) for name in OWN_GRIDS
     ]
     for row in rows[1:]:
         images = teacher.sample(40, steps=row["steps"], sampler=row["sampler"])
@@ -259,7 +259,7 @@ def test_the_teacher_at_full_steps_by_another_sampler(data):
 )  # fmt: skip
 def test_a_baseline_that_the_schedule_refuses_is_left_out_with_a_sentence(schedule, words, data):
     asked = replace(BRIEF, full=5, baselines=("ddim", *OWN_GRIDS))
-    student = pipeline(1.1, (uniform(3),), schedule=schedule)
+    student = pipeline(1.1, (uniform(8),), schedule=schedule)
     subject, ticks = Subject(pipeline(schedule=schedule), [student], data), []
     found = gather(subject, judge(data, progress=lambda: ticks.append(1)), asked)
     there = [row["sampler"] for row in of(found, "baseline")]
@@ -269,6 +269,26 @@ def test_a_baseline_that_the_schedule_refuses_is_left_out_with_a_sentence(schedu
     for sentence, (name, why) in zip(left_out, words.items(), strict=True):
         assert sentence.startswith(f"no baseline {name}: ") and why in sentence
     assert len(ticks) == subject.steps(asked)
+
+
+def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
+    pndm, heun = "diffusers:PNDMScheduler", "diffusers:HeunDiscreteScheduler"
+    teacher = pipeline(schedule=VPLinear())
+    students = [pipeline(1.1, (uniform(k),), schedule=VPLinear()) for k in (4, 2)]
+    asked = replace(BRIEF, full=16, baselines=("ddim", "dpm-fast", "euler-maruyama", pndm, heun))
+    subject = Subject(teacher, students, data)
+    found = gather(subject, judge(data), asked)
+    there = [(row["sampler"], row["steps"]) for row in of(found, "baseline")]
+    assert there == [("ddim", 4), ("dpm-fast", 4), (pndm, 4), (heun, 2), ("ddim", 2), (heun, 1)]
+    fast, drawn, combined = subject.left_out(asked)
+    assert fast.startswith("no baseline dpm-fast in 2 steps: dpm_fast cannot go")
+    assert drawn.startswith("no baseline euler-maruyama: euler-maruyama cannot step")
+    assert combined.startswith(f"no baseline {pndm} in 2 steps: ") and "leads nowhere" in combined
+    with pytest.raises(ConfigError, match="there is no diffusers scheduler"):
+        subject.left_out(replace(asked, baselines=("diffusers:PNDMSchedule",)))
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        walkable(pipeline(), heun, 4)
+    walkable(pipeline(), heun, 64)
 
 
 def test_a_teacher_that_is_a_student_has_no_sampler_with_another_grid(data):

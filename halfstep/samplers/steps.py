@@ -47,6 +47,9 @@ def ddim(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
 def heun(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
     """Heun's rule on the exponential form in log-SNR.  Order 2, two calls; the landing is DDIM.
 
+    It averages two predicted x0.  It is not Algorithm 1 of EDM (Karras et al. 2022), which averages two
+    slopes in sigma, and whose numbers are others.
+
     x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) (x0_t + x0_s) / 2, which is
     -alpha_s expm1(-h) without its infinite h at alpha_t = 0.
     """

@@ -15,13 +15,17 @@ MUTANTS = (
         "evaluation/cost",
         "cost evidence",
         ("pipeline.grid(steps, sampler)  # refuses", "pipeline.grid(steps)  # refuses"),
-        ("steps=min(steps, GROUP)", "steps=max(steps, GROUP)"),
+        ("few = min(steps, GROUP)", "few = max(steps, GROUP)"),
+        ("few = min(steps, 2 * few)", "few = steps"),
+        ("        short = times\n", "        short = times[:4]\n"),
     ),
     *of(
         "evaluation/evidence",
         "evidence judging",
         ("way = teacher, asked.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
+        ("if sampler in some else", "if sampler not in some else"),
+        ("if own_steps:\n", "if False:\n"),
     ),
     *of(
         "evaluation/judge",

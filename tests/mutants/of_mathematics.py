@@ -180,6 +180,14 @@ MUTANTS = (
         ("torch.where(rows, value, said)", "torch.where(rows, said, value)"),
         ("return self.context if isinstance", "return self.label if isinstance"),
     ),
+    *of(
+        "denoiser",
+        "denoiser",
+        ("torch.inference_mode(False), torch.enable_grad()", "torch.enable_grad()"),
+        ("v.clone() if v.is_inference() else v", "v"),
+        ("for name, value in own.items() if value.is_inference()", "for name, value in ()"),
+        ("if not chosen.requires_grad:", "if False:"),
+    ),
     *of("denoiser", "latent_pipeline", ("torch.promote_types(dtype, torch.float32)", "dtype")),
     *of("weighting", "encoder", ("float(weighting(0 * one, one))", "float(weighting(one, one))")),
 )

@@ -1,0 +1,217 @@
+"""Every sampler on every schedule in few steps, the network exact: it ends near the solution, or refuses."""
+
+import pytest
+import torch
+
+from halfstep.batch import Cond
+from halfstep.denoiser import Denoiser, Guided
+from halfstep.errors import ConfigError, HalfstepError
+from halfstep.nets import build
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.walks import check_walk, draws_noise, NAMES, teacher_grid, walk
+from halfstep.prediction import Eps, V
+from halfstep.samplers import fitting, PREFIX, scheduled, start, STEPS, WALKS
+from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.timegrids import karras, uniform, uniform_logsnr
+from tests.conftest import Counted, named, seeded
+
+MEAN, STD, N = 0.3, 0.5, 64
+SCHEDULES = [
+    Cosine(), VPLinear(), Straight(), Karras(), Table("scaled_linear"), Table("squaredcos_cap_v2"),
+    Table(zero_snr=True),
+]  # fmt: skip
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+COUNTS = (1, 2, 4, 10)
+DIFFUSERS = [f"{PREFIX}{name}" for name in fitting()]
+BEST_KNOWN = ("DDIM", "EulerDiscrete", "Heun", "PNDM", "DPMSolverMultistep", "UniPC", "SASolver")
+EACH = [
+    name if any(word in name for word in BEST_KNOWN) else pytest.param(name, marks=pytest.mark.slow)
+    for name in DIFFUSERS
+]
+
+
+def off(name, schedule, times, *, std=STD, dtype=torch.float32):
+    """How far a walk ends from where it should, in spreads of the data.
+
+    Of walks that draw noise only how far apart they end counts: one that has none left is 1 off, too.
+    """
+    noise = torch.randn(N, 1, generator=seeded(3), dtype=torch.float64)
+    go = walk(name, 0, range(N), (1,), times, schedule, 0.0)
+    got = go(gaussian_teacher(schedule, MEAN, std), noise.to(dtype), times).double()
+    if draws_noise(name):
+        return ((got - MEAN).square().mean().sqrt() / std - 1).abs().item()
+    begun = start(schedule, noise, times[0])
+    exact = gaussian_flow(schedule, begun, times[0], times[-1], MEAN, std)
+    return ((got - exact).square().mean().sqrt() / std).item()
+
+
+def refused(name, schedule, steps):
+    """Whether it is; else it ends near the solution."""
+    try:
+        distance = off(name, schedule, teacher_grid(steps, name, schedule))
+    except HalfstepError:
+        return True
+    assert distance < (2.6 if draws_noise(name) else 2.2), (steps, distance)
+    return False
+
+
+# What is refused of few steps, and nothing else: the singular ends and the grids, with a table's corners.
+SINGULAR = (Straight(), Table(zero_snr=True))
+NOWHERE = {
+    "dpm-fast": lambda s, n: n == 2,
+    "euler-maruyama": lambda s, n: n < 10 or s != VPLinear(),
+    "HeunDiscrete": lambda s, n: (s in (Cosine(), SCHEDULES[5]) and n > 1)
+    or (s == Straight() and n in (2, 4)) or (s == SINGULAR[1] and n == 2),
+    "PNDM": lambda s, n: (s in (Cosine(), SCHEDULES[5]) and n > 1) or n == 2,
+    "KDPM2Ancestral": lambda s, n: n > 1,
+    "SASolver": lambda s, n: s == Karras() and n == 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*NAMES, *EACH])
+@every_schedule
+def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
+    may = next((found for word, found in NOWHERE.items() if word in name), lambda s, n: False)
+    for steps in COUNTS:
+        if (name in WALKS and schedule in SINGULAR) or ("PNDM" in name and schedule in SINGULAR):
+            assert refused(name, schedule, steps)
+        else:
+            assert not refused(name, schedule, steps) or may(schedule, steps), steps
+
+
+@pytest.mark.parametrize(
+    "name, schedule, steps",
+    [
+        ("PNDMScheduler", Cosine(), 4),
+        ("PNDMScheduler", Cosine(), 2),
+        ("PNDMScheduler", VPLinear(), 2),
+        ("PNDMScheduler", Table("squaredcos_cap_v2"), 10),
+        ("HeunDiscreteScheduler", Cosine(), 4),
+        ("HeunDiscreteScheduler", Cosine(), 10),
+        ("HeunDiscreteScheduler", Straight(), 2),
+        ("HeunDiscreteScheduler", Straight(), 4),
+        ("HeunDiscreteScheduler", Table(zero_snr=True), 2),
+        ("HeunDiscreteScheduler", Cosine(-30.0, 30.0), 20),
+        ("EulerDiscreteScheduler", Cosine(-80.0, 20.0), 10),  # float32 has no digits left
+        ("DEISMultistepScheduler", Cosine(-40.0, 20.0), 4),
+    ],
+)
+def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name, schedule, steps):
+    teacher, noise = Counted(gaussian_teacher(schedule)), torch.ones(2, 1)
+    with pytest.raises(ConfigError, match=f"'{name}' of diffusers leads nowhere in {steps} steps"):
+        scheduled(teacher, noise, uniform(steps), name, generators=[seeded(), seeded()])
+    assert teacher.calls == 0
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        check_walk(f"{PREFIX}{name}", uniform(steps), schedule)
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "PNDMScheduler"])
+def test_schedulers_that_lead_somewhere_are_not(name):
+    """In more steps, from lower, or where alpha(1) is not near 0."""
+    walks = [(Cosine(), uniform(50)), (Cosine(), tuple(0.9 * t for t in uniform(6)))]
+    walks += [(VPLinear(), uniform(4)), (Karras(), uniform(6)), (Table(), uniform(10))]
+    for schedule, times in walks:
+        assert off(f"{PREFIX}{name}", schedule, times) < 1.3
+
+
+class Unhashable:
+    """A user's own schedule, compared by value and without a hash."""
+
+    variance_preserving, __hash__ = True, None
+
+    def __eq__(self, other):
+        return type(self) is type(other)
+
+    def at(self, t):
+        return Cosine().at(t)
+
+    def time(self, logsnr):
+        return Cosine().time(logsnr)
+
+
+def test_a_schedule_of_ones_own_is_tried_too():
+    noise = torch.ones(1, 1)
+    for schedule in (Unhashable(), type("Plain", (Unhashable,), {"__hash__": object.__hash__})()):
+        teacher = gaussian_teacher(schedule)
+        x = scheduled(teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()])
+        assert (x - MEAN - STD * 0.7).abs().max() < 0.5
+        with pytest.raises(ConfigError, match="leads nowhere"):
+            scheduled(teacher, noise, uniform(4), "PNDMScheduler", generators=[seeded()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*STEPS, "ancestral", "stochastic", *DIFFUSERS])
+@pytest.mark.parametrize("std", [0.2, 0.5, 1.0])
+def test_other_grids_ends_and_data(name, std):
+    """Whatever is walked ends near the solution, for data of other spreads as well."""
+    walked = 0
+    for schedule in (Cosine(-30.0, 30.0), VPLinear(0.1, 40.0), Karras(0.001, 1000.0), Cosine()):
+        for steps in (3, 7, 20):
+            for times in (uniform(steps), uniform_logsnr(steps, schedule), karras(steps, schedule)):
+                try:
+                    distance = off(name, schedule, times, std=std)
+                except HalfstepError:
+                    continue
+                walked += 1
+                assert distance < 8, (schedule, times)
+    assert walked > 5
+
+
+# --- inference mode -----------------------------------------------------------------------------------
+
+
+def pipeline(schedule):
+    torch.manual_seed(3)
+    net = build("mlp", {"dim": 2, "width": 16, "depth": 1, "num_classes": 4})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Pipeline(
+        Denoiser(net, schedule, V()).freeze(), (2,), classes=("a", "b", "c"), null=3, clip=2.0
+    )
+
+
+@pytest.mark.parametrize("name", [*NAMES, *EACH])
+@pytest.mark.parametrize("schedule", [VPLinear(), Karras()], ids=named)
+def test_inference_mode_gives_the_same_bits(name, schedule):
+    if name == "stochastic":
+        made = pipeline(schedule).with_student(pipeline(schedule).denoiser, uniform(24))
+        made = Pipeline(**{**vars(made), "made_for": "stochastic"})
+    else:
+        made = pipeline(schedule)
+    wanted = made.sample(3, sampler=name, steps=24, guidance=1.5)
+    with torch.inference_mode():
+        assert torch.equal(made.sample(3, sampler=name, steps=24, guidance=1.5), wanted)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
+    made, x = pipeline(schedule), torch.rand(3, 2, generator=seeded()) * 2 - 1
+    wanted = made.encode(x, steps=6, guidance=2.0)
+    edited = made.sample(3, images=x, known=torch.tensor([[True, False]]), steps=5)
+    with torch.inference_mode():
+        assert torch.equal(made.encode(x.clone(), steps=6, guidance=2.0), wanted)
+        again = made.sample(3, images=x, known=torch.tensor([[True, False]]), steps=5)
+        assert torch.equal(again, edited)
+        inside = pipeline(schedule)
+        assert torch.equal(inside.encode(x, steps=6, guidance=2.0), wanted)
+
+
+def test_what_inference_mode_left_behind_can_be_trained_with():
+    """A table's levels and a trial's verdict are kept; neither belongs to the mode it was made in."""
+    table = Table("scaled_linear", levels=321)
+    with torch.inference_mode():
+        teacher = mixture_teacher(table)
+        noise = torch.ones(2, 2)
+        scheduled(
+            teacher, noise, uniform(3), "DDIMScheduler", generators=[seeded(), seeded()],
+            cond=Cond(label=torch.tensor([0, 1])),
+        )  # fmt: skip
+    x = torch.ones(2, 2, requires_grad=True)
+    t = torch.full((2,), 0.5, dtype=torch.float64)
+    pred = Guided(mixture_teacher(table, parameterisation=Eps()), 1.5, 3)(
+        x, t, Cond(label=torch.tensor([0, 1]))
+    )
+    pred.x0.sum().backward()
+    assert x.grad.isfinite().all()
