@@ -1,8 +1,10 @@
 """Evaluation: distances against closed forms and a second implementation, features, rows."""
 
+import logging
 import math
 import subprocess
 import sys
+import warnings
 from itertools import count
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from halfstep.evaluation.features import load_classifier, save_classifier
 from halfstep.nets import build, Classifier
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
+from halfstep.quiet import quietly
 from halfstep.samplers import calls
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
@@ -120,17 +123,42 @@ def test_features_that_are_no_numbers_are_refused(bad):
         frechet_distance(x, y)
 
 
-def test_the_library_behind_it_imports_in_silence_and_without_torchvision():
-    """torchvision beside a CPU build of torch breaks it: nothing may pull it in."""
-    code = (
-        "import sys; sys.modules['torchvision'] = None\n"  # importing it would raise
+@pytest.mark.parametrize(
+    "code",
+    [
         "from halfstep.evaluation import frechet_distance as f\n"
-        "import torch; assert f(torch.eye(4), torch.eye(4)) < 1e-9"
-    )
+        "import torch; assert f(torch.eye(4), torch.eye(4)) < 1e-9",
+        "from halfstep.nets import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
+        "from halfstep.samplers.schedulers import fitting; assert fitting()",
+    ],
+    ids=["distances", "networks", "schedulers"],
+)
+def test_libraries_behind_it_are_imported_in_silence_and_without_torchvision(code):
+    """torchvision beside a CPU build of torch breaks it: nothing may pull it in.  torchao has a say."""
+    code = "import sys; sys.modules['torchvision'] = None\n" + code  # importing it would raise
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_only_imports_are_quiet(caplog):
+    """What is said after them, and what the caller has turned off, stays as it was."""
+    with quietly():
+        logging.getLogger("a").warning("not shown")
+        logging.getLogger("a").error("an error")
+        warnings.warn("nor this", stacklevel=1)
+    logging.getLogger("a").warning("shown")
+    assert caplog.messages == ["an error", "shown"]
+    with pytest.warns(UserWarning, match="again"):
+        warnings.warn("again", stacklevel=1)
+    logging.disable(logging.ERROR)
+    try:
+        with quietly():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 # The sampling floor.

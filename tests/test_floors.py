@@ -7,7 +7,7 @@ import pytest
 
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
-    ["schedules", "files", "pixels"],
+    ["schedules", "files", "pixels", "quiet"],
     ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
     ["denoiser"],
     ["samplers", "nets", "data"],

@@ -1,12 +1,10 @@
 """The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 
 from halfstep import __version__
 from halfstep.errors import HalfstepError, Stopped, unknown
@@ -128,10 +126,7 @@ def _dispatch(args: list[str]) -> int:
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
     _quiet_threads(at_most=1 if verb == "demo" else None)
-    _quiet_torchao()
-    if (
-        "WORLD_SIZE" in os.environ
-    ):  # that another process is gone we say in a sentence, torch in C++
+    if "WORLD_SIZE" in os.environ:  # we say in a sentence that a process is gone, torch in C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return _run(verb, rest)
 
@@ -214,14 +209,6 @@ def _quiet_threads(at_most: int | None) -> None:
         physical = psutil.cpu_count(logical=False) or 1
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
         os.environ["OMP_NUM_THREADS"] = str(max(1, min(physical, allowed, at_most or physical)))
-
-
-def _quiet_torchao() -> None:
-    """Where torchao is installed diffusers imports it, and both say what of it they cannot use."""
-    if find_spec("torchao") is not None:
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        for name in ("torchao", "torch.utils._pytree"):
-            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _listing() -> str:

@@ -32,6 +32,7 @@ from halfstep.nets.guidance import (
     GuidanceEmbedding,
     NO_SCALE,
 )
+from halfstep.quiet import quietly
 
 NO_TEXT = "this network reads text states: give cond=Cond(context=...)"
 
@@ -216,7 +217,8 @@ def unet(
 
     outputs  how many times x's channels come out: 2 for `Both`; 0: out_channels, or as many as go in
     """
-    from diffusers.models.unets.unet_2d import UNet2DModel
+    with quietly():
+        from diffusers.models.unets.unet_2d import UNet2DModel
 
     model = _diffusers("unet", UNet2DModel, config, num_classes, outputs)
     width = cast(Any, model).time_embedding.linear_2.out_features
@@ -229,7 +231,8 @@ def unet_condition(
     *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
 ) -> UNetConditionNet:
     """`UNet2DConditionModel` of these arguments; `outputs` is as in `unet`."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    with quietly():
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if guidance:
         check_features(guidance)
@@ -244,7 +247,8 @@ def dit(
     *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
 ) -> DiTNet:
     """`DiTTransformer2DModel` of these arguments; `outputs` is as in `unet`."""
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    with quietly():
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     model = _diffusers("dit", DiTTransformer2DModel, config, num_classes, outputs)
     width = cast(Any, model).inner_dim

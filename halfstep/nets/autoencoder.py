@@ -19,6 +19,7 @@ from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
 from halfstep.nets.sizes import made
 from halfstep.pixels import as_floats, in_range
+from halfstep.quiet import quietly
 
 OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 """The autoencoder of the official U-ViT, which is Stable Diffusion 1's."""
@@ -56,7 +57,8 @@ class KLCodec(nn.Module):
     @classmethod
     def fresh(cls, config: Mapping[str, Any], scale: float = 1.0) -> "KLCodec":
         """An untrained one, of `AutoencoderKL`'s arguments but the scale; `ConfigError` if there is none."""
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        with quietly():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         known = signature(AutoencoderKL.__init__).parameters.keys() - {"self", "scaling_factor"}
         for name in config:

@@ -4,10 +4,7 @@ Dynamic quantisation: weights are int8 with one scale for each row of a layer; w
 to int8 as it comes, one scale a token.  Sums are int32, and everything between the layers stays float32.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +14,7 @@ from torch import nn, Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from halfstep.errors import ConfigError
+from halfstep.quiet import quietly
 from halfstep.storage import check_fits, load_into
 
 LEAST = 16
@@ -46,7 +44,7 @@ def quantise(net: nn.Module) -> nn.Module:
     if not layers or getattr(net, "quantised", None):
         what = "has no linear layer of 16 rows and columns" if not layers else "is int8 already"
         raise ConfigError(f"this {type(net).__name__} {what}: leave --int8 out")
-    with _quiet():
+    with quietly():
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     chosen = set(layers.values())
@@ -54,17 +52,6 @@ def quantise(net: nn.Module) -> nn.Module:
     quantize_(net, config, filter_fn=lambda layer, name: layer in chosen)
     net.quantised = {"kind": "int8-dynamic", "torchao": version("torchao")}  # type: ignore[assignment]
     return net
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torchao says on its way in which kernels of other devices it could not load."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def quantised_again(net: nn.Module, about: Mapping[str, Any]) -> nn.Module:

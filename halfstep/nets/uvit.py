@@ -9,11 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-# From their own modules: diffusers' front door takes longer to open.
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.outputs import BaseOutput
 from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +18,12 @@ from halfstep.nets.attention import Attention, Block
 from halfstep.nets.guidance import check_scales, GuidanceEmbedding
 from halfstep.nets.sinusoid import sinusoid
 from halfstep.nets.uvit_limits import refuse_conditions, refuse_sides
+from halfstep.quiet import quietly
+
+with quietly():  # from their own modules: diffusers' front door takes longer to open
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.models.modeling_utils import ModelMixin
+    from diffusers.utils.outputs import BaseOutput
 
 
 class PatchEmbed(nn.Module):

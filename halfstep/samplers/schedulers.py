@@ -22,6 +22,7 @@ from halfstep.batch import Cond
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError, unknown
 from halfstep.prediction import Prediction, V
+from halfstep.quiet import quietly
 from halfstep.samplers.trials import ASTRAY, astray, Exact, SPREAD, spread
 from halfstep.samplers.walk import start, wide
 from halfstep.schedules import Level, Schedule, VPLinear
@@ -90,7 +91,8 @@ def network_calls(name: str, steps: int) -> int:
 
 def fitting() -> list[str]:
     """The installed schedulers that can sample here, by the names of their classes."""
-    from diffusers import schedulers
+    with quietly():
+        from diffusers import schedulers
 
     kinds = {name: _class(name) for name in dir(schedulers)}
     return [name for name, kind in kinds.items() if kind is not None and _misfit(kind) is None]
@@ -256,7 +258,8 @@ def _ready(name: str, grid: _Grid) -> Any:
 
 def _class(name: str) -> type | None:
     """diffusers' scheduler of that name, or None."""
-    from diffusers import SchedulerMixin, schedulers  # here, as it takes seconds
+    with quietly():  # here, as it takes seconds
+        from diffusers import SchedulerMixin, schedulers
 
     try:
         kind = getattr(schedulers, name, None) if name.endswith("Scheduler") else None

@@ -17,6 +17,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError, HalfstepError
+from halfstep.quiet import quietly
 from halfstep.training.peers import Board, board, launched, refuse_others, versions
 
 T = TypeVar("T")
@@ -198,7 +199,9 @@ def _joined(world: int, device: str) -> Any:
     # Before there is a group: its functions have the group of their import as a default, which would
     # keep it, and with it threads that abort the process as it ends.
     import torch.distributed.nn.functional  # noqa: F401
-    from accelerate import Accelerator
+
+    with quietly():
+        from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=_on_cpu(device), mixed_precision="no")
     if accelerator.num_processes != world:
