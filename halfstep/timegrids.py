@@ -30,6 +30,20 @@ def checked(times: Times) -> Times:
     return times
 
 
+def on_schedule(times: Times, schedule: Schedule) -> Times:
+    """The grid itself; `ConfigError` unless the schedule has a level at every one of its times.
+
+    Asked before the first of them is used: a walk, or a run, that would fail at its last time fails now.
+    """
+    level = schedule.at(torch.tensor(times, dtype=torch.float64))
+    if not bool((level.alpha.isfinite() & level.sigma.isfinite()).all()):
+        raise ConfigError(
+            f"this schedule has no finite level at some of {len(times)} times from {times[0]:g} to "
+            f"{times[-1]:g}: start the grid lower, or end it higher"
+        )
+    return times
+
+
 def _counted(steps: int) -> int:
     if steps < 1:
         raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")

@@ -1,10 +1,15 @@
 """Data by name: `load` turns a few words into a `Dataset`; `rows` says what each update sees."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+
+import torch
 
 from halfstep.data.augment import Augmentation
+from halfstep.data.collected import collected
 from halfstep.data.dataset import Dataset
 from halfstep.data.labels import confident_rows
 from halfstep.data.latents import is_latents, Latents, open_latents
@@ -16,6 +21,8 @@ __all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load
 Data = Dataset | Latents
 """What training reads: data in memory, or latents on the disk."""
 
+Given = Data | str | os.PathLike[str] | torch.utils.data.Dataset[Any]
+"""What `as_data` makes data of."""
 SPLITS = ("train", "test")
 WHOLE = ("digits", "two-moons")
 """Sources that need no files."""
@@ -56,6 +63,17 @@ def load(
     data = _source(spec, size, channels, split, progress)
     _check_asked(data, spec, size, channels)
     return replace(data, flip=True) if flip else data
+
+
+def as_data(data: Given) -> Data:
+    """Data as it is, by its name or place, or collected from a torch Dataset; `DataError` for the rest."""
+    if isinstance(data, Dataset | Latents) or hasattr(data, "drawn"):  # or what does as much
+        return cast(Data, data)
+    if isinstance(data, os.PathLike) and not Path(data).is_absolute() and Path(data).exists():
+        return load(os.path.join(".", data))  # a place, whatever it is called
+    if isinstance(data, str | os.PathLike):
+        return load(os.fspath(data))
+    return collected(data)
 
 
 def _latents(

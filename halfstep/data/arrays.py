@@ -1,15 +1,20 @@
 """Arrays that numpy saved: .npy with values, .npz with values and labels."""
 
-import zipfile
-import zlib
-from collections.abc import Mapping
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, IO
 
 import numpy as np
 import torch
+from numpy.lib.format import (
+    MAGIC_PREFIX,
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+)
 from numpy.typing import NDArray
 
+from halfstep.data.collected import memory
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
 
@@ -22,6 +27,7 @@ VALUES, LABELS = ("images", "x", "arr_0"), ("labels", "y")
 def load(file: Path, channels: int | None = None) -> Dataset:
     """uint8 images [N, H, W, C], [N, C, H, W] or [N, H, W], or floats in [-1, 1] of any shape.
 
+    Latents may have any range, as in `Dataset`.
     Floats with four axes are images or latents, channels first unless only the last axis is 1 or 3.
     Floats with three axes stay as they are, and become images when `channels` is 1.
     """
@@ -53,18 +59,23 @@ def _read(file: Path) -> tuple[Array, Array | None]:
     """Values and labels; pickled objects are never loaded."""
     try:
         with file.open("rb") as stream:  # numpy leaves a damaged .npz open when it opens it itself
+            plain = stream.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+            stream.seek(0)
+            if plain:
+                _refuse_false(stream, file.stat().st_size)
+                stream.seek(0)
             opened = np.load(stream, allow_pickle=False)
             return (opened, None) if isinstance(opened, np.ndarray) else _picked(opened, file)
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # numpy and zipfile raise many kinds on damaged files
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
             f"cannot read {file}: {reason}; save plain arrays with np.save or np.savez"
         ) from None
 
 
-def _picked(arrays: Mapping[str, Array], file: Path) -> tuple[Array, Array | None]:
+def _picked(arrays: Any, file: Path) -> tuple[Array, Array | None]:
     values = [key for key in VALUES if key in arrays]
     labels = [key for key in LABELS if key in arrays]
     if len(values) != 1 or len(labels) > 1 or "arr_1" in arrays:
@@ -72,7 +83,27 @@ def _picked(arrays: Mapping[str, Array], file: Path) -> tuple[Array, Array | Non
             f"{file} holds the keys {', '.join(arrays)}: expected one of {', '.join(VALUES)}, and "
             f"for labels one of {', '.join(LABELS)}; save as np.savez(file, images=..., labels=...)"
         )
+    for key in values + labels:
+        name = f"{key}.npy" if f"{key}.npy" in arrays.zip.namelist() else key
+        with arrays.zip.open(name) as member:
+            _refuse_false(member, arrays.zip.getinfo(name).file_size)
     return arrays[values[0]], arrays[labels[0]] if labels else None
+
+
+def _refuse_false(stream: IO[bytes], size: int) -> None:
+    """ValueError for an array that is larger than its file says, or than memory: asked before there is one.
+
+    size  of the file
+    """
+    read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+    shape, _, dtype = read[read_magic(stream)](stream)
+    wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if min(shape, default=0) < 0 or wanted > there:
+        raise ValueError(
+            f"its header says {wanted:,} bytes of shape {list(shape)}, it has {there:,}"
+        )
+    if wanted > (most := memory()):
+        raise ValueError(f"its {wanted:,} bytes are more than the {most:,} of memory here")
 
 
 def _values(x: Array, channels: int | None) -> Array:
@@ -86,7 +117,8 @@ def _values(x: Array, channels: int | None) -> Array:
         x = _channels_first(x, channels)
     if x.dtype.kind != "f":
         return np.ascontiguousarray(x)
-    return np.ascontiguousarray(x, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+        return np.ascontiguousarray(x, dtype=np.float32)
 
 
 def _channels_first(x: Array, channels: int | None) -> Array:

@@ -136,5 +136,5 @@ def _from_sheets(folder: Path, names: tuple[str, ...]) -> Dataset:
         labels = torch.tensor(json.loads(files.read_text(folder / names[-1])))
         images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return Dataset(torch.from_numpy(np.ascontiguousarray(images)), labels, NAMES)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read {folder}: {error}; unpack the package again") from None

@@ -2,6 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
 class Dataset:
     """Values and labels, one row a sample; refuses what cannot be trained on.
 
-    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]
+    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]; of any range where they are
+             latents: [N, C, H, W], or more axes, with other channels than 1 or 3
     labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
     names    of the classes, or () where they have none
     flip     `drawn` mirrors images left to right at random
@@ -52,9 +55,10 @@ class Dataset:
         """Of one sample."""
         return tuple(self.values.shape[1:])
 
-    @property
+    @cached_property
     def is_images(self) -> bool:
-        return self.values.ndim == 4
+        """Whether samples are [C, H, W] in the range of pixels; latents need not be."""
+        return self.values.ndim == 4 and (self.values.dtype == torch.uint8 or _bounded(self.values))
 
     @property
     def classes(self) -> int:
@@ -208,12 +212,27 @@ def _check_values(values: Tensor) -> None:
     low, high = (float(end) for end in torch.aminmax(values.detach()))
     if low != low or high != high:  # aminmax passes nan on
         raise DataError("some values are nan: remove those samples")
-    if low < -1 or high > 1:
+    if low == -inf or high == inf:
+        raise DataError(f"float values are finite, got {low:g} to {high:g}: remove those samples")
+    if not (_bounded(values) or _may_be_latents(values)):
         raise DataError(
             f"float values lie in [-1, 1], got {low:g} to {high:g}: scale them, for example "
-            "x / 127.5 - 1 for pixels of 0 to 255"
+            "x / 127.5 - 1 for pixels of 0 to 255; latents, of other channels than 1 or 3, may have any range"
         )
     refuse_halves(values, low, high)
+
+
+def _bounded(values: Tensor) -> bool:
+    low, high = torch.aminmax(values.detach())
+    return bool(low >= -1) and bool(high <= 1)
+
+
+def _may_be_latents(values: Tensor) -> bool:
+    """Whether values beyond [-1, 1] are no images that were forgotten to be scaled, or transposed."""
+    if values.ndim < 4 or values.shape[1] in (1, 3):
+        return False
+    last = values.shape[-1] in (1, 3) and values.shape[-1] != values.shape[-2]
+    return not last and not bool((values == values.round()).all())  # pixels are whole numbers
 
 
 def _check_labels(labels: Tensor, samples: int, names: tuple[str, ...]) -> None:

@@ -1,10 +1,11 @@
 """A folder of images, in any format Pillow reads.
 
 Files below the folder are images, except hidden ones (a leading dot), those whose extension is in
-`ASIDE` (notes, tables, labels of other tools) and what operating systems leave behind (`__MACOSX`):
-every other file must be readable, whatever its extension.  Where the folder has images in
-sub-folders, each sub-folder is a class (sorted by code point: '10' before '9'), however deep its
-images lie.  Links to folders are followed at the top only.
+`ASIDE` (notes, tables, sidecars of other tools) and what systems leave behind (`JUNK`: thumbnails of a
+NAS, bins, previews): every other file must be readable, whatever its extension.  Where the folder has
+images in sub-folders, each sub-folder is a class, however deep its images lie.  Classes are sorted by
+code point, or where all names are whole numbers by these: '9' before '10', so that folders 0 to n - 1
+are those labels.  Links to folders are followed at the top only.
 
 An image is turned as its EXIF says, put on white where transparent, brought to 8 bits (16-bit gray
 is scaled, not clipped), made gray or RGB, cropped to its central square and resized, up or down, by
@@ -32,8 +33,20 @@ Progress = Callable[[int, int], None]
 
 NOTES = (".txt", ".md", ".rst", ".html", ".log", ".py")
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".db")
-ASIDE = frozenset(NOTES + TABLES)
-JUNK = frozenset({"__MACOSX"})
+SIDECARS = (".xmp", ".aae", ".lnk", ".url", ".lrcat")
+ASIDE = frozenset(NOTES + TABLES + SIDECARS)
+JUNK = frozenset(
+    {
+        "__macosx", "network trash folder", "temporary items", "icon\r",  # macOS
+        "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
+        "lost+found", "__pycache__",
+        "@eadir", "@tmp", "@sharesnap", "@synoresource", "#recycle", "#snapshot",  # Synology
+        "@recycle", "@recently-snapshot", "@downloadstationtempfiles", "@transcode",  # QNAP
+    }
+)  # fmt: skip
+"""Names, in small letters, of what no user has put there."""
+PREVIEWS = (".lrdata", ".photoslibrary")
+"""Ends of names of folders in which photo editors keep pictures of their own."""
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 GRAY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 NAMED = 5
@@ -73,7 +86,7 @@ def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]
         entries = sorted(entry for entry in folder.iterdir() if _seen(entry.name))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from None
-    inside = {e.name: sorted(_below(e)) for e in entries if e.is_dir()}
+    inside = {e.name: sorted(_below(e)) for e in _in_order([e for e in entries if e.is_dir()])}
     loose = [e for e in entries if not e.is_dir() and _counts(e)]
     if not any(inside.values()):
         if not loose:
@@ -102,6 +115,13 @@ def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]
     return [file for files in inside.values() for file in files], labels, tuple(inside)
 
 
+def _in_order(folders: list[Path]) -> list[Path]:
+    """Of classes: as they are, or by number where all names are numbers."""
+    if all(folder.name.isascii() and folder.name.isdecimal() for folder in folders):
+        return sorted(folders, key=lambda folder: int(folder.name))
+    return folders
+
+
 def _below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}")
@@ -112,7 +132,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _seen(name: str) -> bool:
-    return not name.startswith(".") and name not in JUNK
+    small = name.lower()
+    return not small.startswith(".") and small not in JUNK and not small.endswith(PREVIEWS)
 
 
 def _counts(file: Path) -> bool:

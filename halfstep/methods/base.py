@@ -10,7 +10,8 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
-from halfstep.timegrids import Times
+from halfstep.schedules import Schedule
+from halfstep.timegrids import on_schedule, Times
 
 EDGE = 2.0**-24
 """Continuous times stay this far from 0 and 1, where some level is infinite."""
@@ -68,6 +69,18 @@ def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
     """Mean squared errors of x0 and of eps over each sample, shape [B] both: what a weighting weighs."""
     x_err = (target.x0 - guess.x0).square().flatten(1).mean(1)
     return x_err, (target.eps - guess.eps).square().flatten(1).mean(1)
+
+
+def levels_for(asked: int, schedule: Schedule) -> int | None:
+    """How many levels `random_times` draws from: as asked, else the table's own; None: all of (0, 1).
+
+    `ConfigError` where the schedule has no level at one of them, which chance would find in mid-training.
+    """
+    levels: int | None = asked or getattr(schedule, "levels", None)
+    if levels:  # a table has gaps at its ends alone: of very many levels those are looked up
+        ends = {*range(1, min(levels, 1000) + 1), *range(max(levels - 1000, 1), levels + 1)}
+        on_schedule(tuple(k / levels for k in sorted(ends, reverse=True)), schedule)
+    return levels
 
 
 def random_times(draw: Draw, levels: int | None) -> Tensor:

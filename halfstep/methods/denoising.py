@@ -10,7 +10,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import CountOrNone, hold_to_kinds, Share, Updates
-from halfstep.methods.base import errors, random_times, Stage
+from halfstep.methods.base import errors, levels_for, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import Schedule
@@ -42,7 +42,7 @@ class Denoising:
             raise ConfigError(
                 "drop_labels needs labelled data and a network with a null class, or texts"
             )
-        levels = self.levels or getattr(teacher.schedule, "levels", None)
+        levels = levels_for(self.levels, teacher.schedule)
         end = teacher.schedule.at(torch.ones((), dtype=torch.float64))
         if levels and teacher.parameterisation.blind_to_data and end.alpha == 0:
             raise ConfigError(

@@ -16,14 +16,14 @@ from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Updates
-from halfstep.methods.base import errors, Objective, random_times, Stage
+from halfstep.methods.base import errors, levels_for, Objective, random_times, Stage
 from halfstep.methods.progressive import Progressive, refuse_blind
 from halfstep.nets import build, recipe
 from halfstep.nets.guidance import check_features
 from halfstep.nets.guided import with_guidance
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
-from halfstep.timegrids import grid, Steps, Times
+from halfstep.timegrids import grid, on_schedule, Steps, Times
 from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
 
 Range = tuple[float, float]
@@ -129,13 +129,17 @@ class GuidedDistillation:
                 "guidance leads away from a null class, and this teacher has none: train it with labels "
                 "and drop_labels (command line: --labels --drop-labels 0.1)"
             )
-        refuse_blind(teacher, (self.times or grid(self.grid, self.start, teacher.schedule))[0])
-        levels = self.levels or getattr(teacher.schedule, "levels", None)
+        if (halving := self.halving) is not None:
+            halving.grid_of(teacher)  # what it refuses is refused before the first stage is trained
+        else:
+            own = self.times or grid(self.grid, self.start, teacher.schedule)
+            refuse_blind(teacher, on_schedule(own, teacher.schedule)[0])
+        levels = levels_for(self.levels, teacher.schedule)
         student, weighting = self.begun(teacher), WEIGHTINGS[self.weighting]
         match = MatchGuided(teacher.freeze(), null, self.guidance, weighting, levels)
         yield Stage("guided", student, match, self.updates, guidance=self.guidance)
         del teacher, match  # from here on nobody needs it
-        halvings = self.halving.stages(student) if self.halving else iter(())
+        halvings = halving.stages(student) if halving else iter(())
         del student
         for stage in halvings:
             yield at_any_scale(stage, self.guidance)

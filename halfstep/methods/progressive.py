@@ -20,7 +20,7 @@ from halfstep.methods.base import errors, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import arriving, Schedule
-from halfstep.timegrids import checked, grid, Steps, Times
+from halfstep.timegrids import checked, grid, on_schedule, Steps, Times
 from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 
 
@@ -92,8 +92,7 @@ class Progressive:
         return f"; from {self.start} one can stop at {', '.join(map(str, halves))}"
 
     def stages(self, teacher: Teacher) -> Iterator[Stage]:
-        times = self.times or grid(self.grid, self.start, teacher.schedule)
-        self.refuse(teacher, times)
+        times = self.grid_of(teacher)
         for halving, steps in enumerate(self.counts):
             student = teacher.twin()  #                                        theta <- eta
             halve = self.objective(teacher.freeze(), times)
@@ -101,6 +100,14 @@ class Progressive:
             name, updates = f"{steps:04d}-steps", self.updates_for(halving, steps)
             yield Stage(name, student, halve, updates, times, made_for=self.made_for)
             teacher = student  #                                               eta <- theta
+
+    def grid_of(self, teacher: Teacher) -> Times:
+        """The teacher's grid; `ConfigError` for one that any of the halvings could not be taught on."""
+        times = self.times or grid(self.grid, self.start, teacher.schedule)
+        self.refuse(teacher, on_schedule(times, teacher.schedule))
+        for halving in range(len(self.counts)):
+            self.objective(teacher, times[:: 2**halving]).look_ahead()
+        return times
 
     def refuse(self, teacher: Teacher, times: Times) -> None:
         """`ConfigError` for a teacher that cannot walk this grid."""
@@ -153,7 +160,24 @@ class Halve:
     def walked(self, draw: Draw) -> tuple[Tensor, ...]:
         """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
-        return on_grid(self.times, i, i + 1, i + 2)
+        return on_grid(self.times, *self.steps_from(i))
+
+    def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
+        """Where on the grid the student's step from place i begins, and the teacher's two lead."""
+        return i, i + 1, i + 2
+
+    def look_ahead(self) -> None:
+        """`ConfigError` where one of the steps that may be drawn has no target."""
+        t, t_mid, t_end = on_grid(
+            self.times, *self.steps_from(2 * torch.arange(len(self.times) // 2))
+        )
+        for share in shares(self.teacher.schedule, t, t_mid, t_end):
+            if not bool((found := share.isfinite()).all()):
+                at = float(t[~found][0])
+                raise ConfigError(
+                    f"two steps from t = {at:g} cannot be taught as one, as the schedule has the same level "
+                    "at both ends of a step, or none that is finite: give times where it differs"
+                )
 
 
 def forgiven(guess: Prediction, target: Prediction, clip: float) -> Prediction:

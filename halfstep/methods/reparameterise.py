@@ -15,7 +15,7 @@ from halfstep.batch import Batch
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import hold_to_kinds, Updates
-from halfstep.methods.base import EDGE, errors, random_times, Stage
+from halfstep.methods.base import EDGE, errors, levels_for, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import Schedule, Table
@@ -57,7 +57,7 @@ class Reparameterise:
             schedule = replace(schedule, zero_snr=True)
         net = teacher.twin().net
         student = Denoiser(net, schedule, V(), time=teacher.time, autocast=teacher.autocast)
-        levels = getattr(schedule, "levels", None)
+        levels = levels_for(0, schedule)
         objective = Match(teacher.freeze(), schedule, WEIGHTINGS[self.weighting], levels)
         yield Stage("v-teacher", student, objective, self.updates)
 

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from halfstep.denoiser import Denoiser, Guided, Teacher
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Share, Updates
-from halfstep.methods.base import Stage
+from halfstep.methods.base import levels_for, Stage
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import build, recipe
 from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
@@ -131,7 +131,7 @@ class Shrink:
                 "them: write denoising=0"
             )
         denoising = self.denoising if self.denoising is not None else (0.0 if guided else 0.1)
-        levels = self.levels or getattr(teacher.schedule, "levels", None)
+        levels = levels_for(self.levels, teacher.schedule)
         return Imitate(
             teacher.freeze(), WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
         )  # fmt: skip

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from halfstep.denoiser import Teacher
 from halfstep.errors import ConfigError
-from halfstep.methods.progressive import Halve, on_grid, Progressive
-from halfstep.noise import Draw
+from halfstep.methods.progressive import Halve, Progressive
 from halfstep.timegrids import Times
 from halfstep.weighting import WEIGHTINGS
 
@@ -48,10 +47,9 @@ class Stochastic(Progressive):
 class HalveJumps(Halve):
     """Teach the student to do in one jump what the teacher does in two, each two steps of its grid long."""
 
-    def walked(self, draw: Draw) -> tuple[Tensor, ...]:
-        """t, t_mid and t_end: where the student's jump begins, and the teacher's two lead."""
+    def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
+        """Where on the grid the student's jump from place i begins, and the teacher's two lead."""
         end = len(self.times) - 1
-        i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
         # i = 1 has one step of 1 / N before it: the first of the two has no length.
         mid = i + 2 * (i + 2 < end)
-        return on_grid(self.times, i, mid, (i + 4).clamp(max=end))
+        return i, mid, (i + 4).clamp(max=end)

@@ -97,11 +97,20 @@ def refuse_other_classes(
 ) -> None:
     """`ConfigError` where both name their classes, and not the same in the same order.
 
-    Numbers are no names: data without names has them.
+    Numbers are no names: data without names has them.  But a class that is named after another number is
+    another: folders 1 to 10, or 0, 2 and 3, are not the labels 0 to 9, or 0 to 2.
     """
-    if any(list(names) == [str(k) for k in range(len(names))] for names in (mine, theirs)):
-        return
-    if tuple(mine) != tuple(theirs):
+    named = [
+        names for names in (mine, theirs) if list(names) != [str(k) for k in range(len(names))]
+    ]
+    if len(named) == 1:
+        for k, name in enumerate(named[0]):
+            if name.isascii() and name.isdecimal() and int(name) != k:
+                raise ConfigError(
+                    f"one of {whose} and {others} numbers its classes from 0 on, and the other calls class "
+                    f"{k} '{name}', which is not the same: give data of the same classes, or both with names"
+                )
+    elif named and tuple(mine) != tuple(theirs):
         raise ConfigError(
             f"{whose} has the classes {_listed(mine)} and {others} {_listed(theirs)}: class 0 of the one "
             "would be taken for class 0 of the other; give data of the same classes"

@@ -32,7 +32,7 @@ from halfstep.pipeline.walks import (
 )
 from halfstep.pixels import as_floats
 from halfstep.samplers.encode import encode, refuse_blind_to_noise
-from halfstep.timegrids import Steps, Times
+from halfstep.timegrids import on_schedule, Steps, Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,9 +213,12 @@ class Pipeline:
         return self._times(steps, sampler)
 
     def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
+        schedule = self.denoiser.schedule
         if self.times:
-            return student_grid(self.times, self.made_for, steps, sampler)
-        return teacher_grid(self.steps if steps is None else steps, sampler, self.denoiser.schedule)
+            found = student_grid(self.times, self.made_for, steps, sampler)
+        else:
+            found = teacher_grid(self.steps if steps is None else steps, sampler, schedule)
+        return on_schedule(found, schedule)
 
     def _said(
         self,

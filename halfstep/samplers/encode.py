@@ -11,7 +11,7 @@ from halfstep.denoiser import Denoises, Teacher
 from halfstep.errors import ConfigError
 from halfstep.pixels import as_floats
 from halfstep.samplers.walk import noise_of, wide
-from halfstep.timegrids import checked, Times
+from halfstep.timegrids import checked, on_schedule, Times
 
 
 @torch.no_grad()
@@ -33,8 +33,9 @@ def encode(
     x0 would be the clipping, divided by sigma.
     """
     schedule, x0 = denoiser.schedule, as_floats(x0)
+    on_schedule(checked(times), schedule)
     x = x0
-    for now, then in pairwise(reversed(checked(times))):
+    for now, then in pairwise(reversed(times)):
         t = torch.full(x.shape[:1], now, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)
         to = schedule.at(torch.tensor(then, dtype=torch.float64))

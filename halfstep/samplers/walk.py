@@ -11,7 +11,7 @@ from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError
 from halfstep.samplers.steps import ddim, Point, Step, Visit
 from halfstep.schedules import arriving, Schedule
-from halfstep.timegrids import checked, Times
+from halfstep.timegrids import checked, on_schedule, Times
 
 PREFIX = "diffusers:"
 """Of the samplers that are diffusers' schedulers; the name of the class follows."""
@@ -72,7 +72,7 @@ def sample(
         pred = denoiser(x, t, cond)
         return Visit(point, pred if clip is None else pred.clipped(x, point.level, clip))
 
-    checked(times)
+    on_schedule(checked(times), schedule)
     if times[0] == 0:
         raise ConfigError("a walk to data cannot start at t = 0: it is there already")
     x, here = start(schedule, noise, times[0]), Point(0, times[0], schedule.at(_time(times[0])))

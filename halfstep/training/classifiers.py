@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.data import Data, Dataset, load as load_data
+from halfstep.data import as_data, Data, Dataset, Given
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.classification import Classification
 from halfstep.methods.knowledge import KnowledgeDistillation
@@ -38,10 +38,10 @@ SCALED_ON = 5_000
 
 def train_classifier(
     classifier: nn.Module | str,
-    data: Data | str,
+    data: Given,
     out: Path | str,
     *,
-    held_out: Data | str | None = None,
+    held_out: Given | None = None,
     method: Classification | None = None,
     training: Training | None = None,
     job: Job | None = None,
@@ -94,7 +94,7 @@ def read_classifier(classifier: nn.Module, folder: Path) -> None:
 def distill_classifier(
     teachers: Teachers | Sequence[nn.Module] | nn.Module,
     student: nn.Module,
-    data: Data | str,
+    data: Given,
     out: Path | str,
     *,
     write: Callable[[nn.Module, Path], None] = save_classifier,
@@ -114,7 +114,7 @@ def distill_classifier(
     method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
     processes = Processes(job.device)
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
-    data, device = load_data(data) if isinstance(data, str) else data, processes.device
+    data, device = as_data(data), processes.device
     for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
         job.watch.note(note)
     refuse_unread(training, method)
@@ -194,9 +194,9 @@ def fresh_classifier(
     )
 
 
-def classified(data: Data | str) -> Dataset:
+def classified(data: Given) -> Dataset:
     """The labelled samples, once they are found to be images of two classes or more."""
-    data = load_data(data) if isinstance(data, str) else data
+    data = as_data(data)
     if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
         raise ConfigError(
             "a classifier needs labelled images, and this data has none: give other data"
@@ -217,9 +217,9 @@ def classified(data: Data | str) -> Dataset:
     return replace(known, augmentation=data.augmentation)
 
 
-def judging(data: Data | str, trained: Dataset) -> Dataset:
+def judging(data: Given, trained: Dataset) -> Dataset:
     """Held-out data, refused unless it is other data, and of the same classes if training has any."""
-    held = data if not isinstance(data, str) else load_data(data)
+    held = as_data(data)
     if not isinstance(held, Dataset) or held.shape != trained.shape or not held.classes:
         raise ConfigError(
             f"held-out data must be labelled images of shape {list(trained.shape)}, got "

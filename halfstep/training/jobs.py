@@ -16,7 +16,7 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
-from halfstep.data import Data, load as load_data
+from halfstep.data import as_data, Data, Given
 from halfstep.denoiser import Denoiser
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
@@ -57,7 +57,7 @@ class Job:
 
 def train(
     pipeline: Pipeline,
-    data: Data | str,
+    data: Given,
     out: Path | str,
     *,
     method: Denoising | None = None,
@@ -76,7 +76,7 @@ def train(
 
 def distill(
     teacher: Pipeline,
-    data: Data | str,
+    data: Given,
     out: Path | str,
     *,
     method: Method,
@@ -133,11 +133,11 @@ class _Work:
 
     @classmethod
     def on(
-        cls, pipeline: Pipeline, data: Data | str, training: Training | None, job: Job | None
+        cls, pipeline: Pipeline, data: Given, training: Training | None, job: Job | None
     ) -> "_Work":
         training, job = training or Training(), job or Job()
         processes = Processes(job.device)  # before what one of them alone might refuse
-        dataset = read_by(pipeline, _dataset(data))
+        dataset = read_by(pipeline, as_data(data))
         for note in notes(pipeline, dataset) if processes.first else ():
             job.watch.note(note)
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
@@ -312,10 +312,6 @@ def fingerprint(module: nn.Module) -> str:
             value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
-
-
-def _dataset(data: Data | str) -> Data:
-    return load_data(data) if isinstance(data, str) else data
 
 
 def _nearby(data: Data, device: torch.device) -> Data:

@@ -22,6 +22,7 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             f"the network has {len(pipeline.classes)} classes and the data {data.classes}: give data of "
             "those classes alone"
         )
+    _refuse_other_numbers(pipeline.classes, data.names)
     if pipeline.classes and not data.classes:
         raise ConfigError(
             f"the network has {len(pipeline.classes)} classes and the data has no labels: give data of "
@@ -49,6 +50,16 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
     elif isinstance(data, Latents):
         data = replace(data, contexts=None)
     return data if pipeline.classes else replace(data, labels=None, names=())
+
+
+def _refuse_other_numbers(own: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """A class that both know by name has one number."""
+    for k, name in enumerate(names):
+        if name in own and own.index(name) != k:
+            raise ConfigError(
+                f"class '{name}' is number {k} of the data and number {own.index(name)} of the network: give "
+                "data whose classes have the network's order"
+            )
 
 
 def _check_latents(pipeline: Pipeline, data: Latents) -> None:

@@ -88,7 +88,7 @@ MUTANTS = (
         ("schedule.at(t_mid), arriving(schedule, t_end)", "schedule.at(t_mid), schedule.at(t_end)"),
         ("@torch.no_grad()\ndef two_step_target", "def two_step_target"),
         ("i = 2 * draw.integers(len(self.times) // 2)", "i = draw.integers(len(self.times) // 2)"),
-        ("on_grid(self.times, i, i + 1, i + 2)", "on_grid(self.times, i, i + 1, i + 1)"),
+        ("return i, i + 1, i + 2", "return i, i + 1, i + 1"),
         ("times = times[::2]", "times = times[: len(times) // 2 + 1]"),
         ("teacher = student", "pass"),
         ("self.updates_for(halving, steps)", "self.updates_for(0, steps)"),

@@ -1,0 +1,123 @@
+"""Data that is neither a name nor halfstep's own: a torch Dataset is read once, others are refused."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset as Theirs, IterableDataset
+
+from halfstep.data.dataset import Dataset
+from halfstep.errors import DataError
+
+WRITE = "write halfstep.Dataset(values, labels) with uint8 images [N, C, H, W] or float32 values [N, ...]"
+
+
+def collected(data: object) -> Dataset:
+    """The samples of a torch Dataset, each a tensor or a pair (tensor, label), read once into memory.
+
+    `DataError` for whatever else is no data, and for samples that are others each time: training sees a
+    sample as often as it wants, and chance is a function of its seed (`Augmentation`).
+    """
+    if not isinstance(data, Theirs) or isinstance(data, IterableDataset):
+        raise DataError(
+            f"data is a name, a place or a Dataset, got {_called(data)}: {_instead(data)}"
+        )
+    count = _length(data)
+    value, label = _sample(data, 0)
+    if value.nbytes * count > (most := memory()):
+        raise DataError(
+            f"{count:,} samples of {value.nbytes:,} bytes are more than the {most:,} bytes of memory here: "
+            "give fewer, or smaller ones"
+        )
+    if not torch.equal(value, _sample(data, 0)[0]):
+        raise DataError(
+            "sample 0 of this torch Dataset is another each time that it is read: leave random transforms "
+            "out, and give Dataset an Augmentation"
+        )
+    values, labels = value.new_empty(count, *value.shape), list[int | None]()
+    for k in range(count):
+        value, label = _sample(data, k)
+        if value.shape != values.shape[1:] or value.dtype != values.dtype:
+            raise DataError(
+                f"sample {k} of this torch Dataset is {value.dtype} {list(value.shape)} and sample 0 "
+                f"{values.dtype} {list(values.shape[1:])}: make them alike"
+            )
+        values[k] = value
+        labels.append(label)
+    if len({label is None for label in labels}) > 1:
+        k = labels.index(None)
+        raise DataError(
+            f"sample {k} of this torch Dataset has no label, and others have: give all one, -1 for none"
+        )
+    ends = [float(end) for end in torch.aminmax(values)] if values.ndim == 4 else []
+    if ends == [0.0, 1.0] and values.is_floating_point():
+        raise DataError(
+            "float images reach from 0 to 1, expected -1 to 1: give 2 * x - 1, or uint8"
+        )
+    known = None if label is None else torch.tensor(labels, dtype=torch.int64)
+    return Dataset(values, known, () if known is None else _names(data))
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _length(data: Any) -> int:
+    try:
+        count = len(data)
+    except (TypeError, NotImplementedError):
+        raise DataError(
+            f"this torch Dataset does not say how many samples it has: {WRITE}"
+        ) from None
+    if count < 1:
+        raise DataError(f"this torch Dataset has no samples: {WRITE}")
+    return int(count)
+
+
+def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
+    """Its value and its label."""
+    item = data[k]
+    parts = item if isinstance(item, tuple | list) else (item,)
+    value, label = parts[0] if len(parts) in (1, 2) else item, parts[1] if len(parts) == 2 else None
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.array(value))
+    if isinstance(label, Tensor | np.ndarray | np.integer) and np.ndim(label) == 0:
+        label = label.item()
+    if (
+        not isinstance(value, Tensor)
+        or not isinstance(label, int | None)
+        or isinstance(label, bool)
+    ):
+        said = f"{_called(value)}" + (f" with the label {label!r}" if label is not None else "")
+        raise DataError(
+            f"sample {k} of this torch Dataset is {said}, expected a tensor or (tensor, whole number): add a "
+            f"transform, or {WRITE}"
+        )
+    return value.detach().cpu(), label
+
+
+def _names(data: Any) -> tuple[str, ...]:
+    """The classes' names where it says them as torchvision's do."""
+    names = getattr(data, "classes", ())
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return ()
+
+
+def _called(data: object) -> str:
+    kind = type(data)
+    home = kind.__module__.partition(".")[0]
+    return f"a {kind.__name__}" if home in ("builtins", "__main__") else f"a {home} {kind.__name__}"
+
+
+def _instead(data: object) -> str:
+    if isinstance(data, Tensor):
+        return "write halfstep.Dataset(values)"
+    if isinstance(data, np.ndarray):
+        return "write halfstep.Dataset(torch.from_numpy(values))"
+    if isinstance(data, DataLoader):
+        return "give its data set, loader.dataset"
+    return WRITE
