@@ -199,7 +199,9 @@ def test_what_is_no_data_leaves_no_folder(tmp_path, data):
     calls = (
         lambda: train(fresh(tmp_path), data, out, method=Denoising(updates=1)),
         lambda: train_classifier("cnn", data, out),
-        lambda: train_classifier("cnn", Dataset(IMAGES, LABELS), out, held_out=data or 3),
+        lambda: train_classifier(
+            "cnn", Dataset(IMAGES, LABELS), out, held_out=3 if data is None else data
+        ),
         lambda: distill_classifier(net, net, data, out),
     )
     for call in calls:
