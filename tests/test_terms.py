@@ -199,6 +199,14 @@ def test_dist_weighs_rows_and_classes_each_by_its_own():
     )
 
 
+def test_jensen_shannon_leans_towards_the_teacher_as_asked():
+    """By hand: both divergences from the mixture, each by its share."""
+    p, q, share = S.softmax(1), T.softmax(1), 0.3
+    mixture = share * q + (1 - share) * p
+    by_hand = share * torch.xlogy(q, q / mixture) + (1 - share) * torch.xlogy(p, p / mixture)
+    close(loss((JensenShannon(teacher_share=share),))[0].mean(), by_hand.sum(1).mean())
+
+
 def test_relations_without_pairs_are_of_logits():
     by_hand = losses.relational_distance(student=S, teacher=T)
     close(loss((Relational(),))[0].mean(), by_hand)

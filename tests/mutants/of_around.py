@@ -277,6 +277,46 @@ MUTANTS = (
         "training/checkpoint",
         "resume",
         ("if moment.shape != parameter.shape:", "if True:"),
+        (
+            'self.update, self.seconds = about["update"], about["seconds"]',
+            'self.update = about["update"]',
+        ),
+    ),
+    *of(
+        "training/update",
+        "engine",
+        ("        scaler.unscale_(optimiser)", "        (optimiser)"),
+        (".sum() / settings.batch * processes.world", ".mean() * processes.world"),
+    ),
+    *of(
+        "training/loop",
+        "engine",
+        ("float(total) / max(tally.count, 1)", "float(total)"),
+        ('"rate": rate,\n        }', '"rate": self.settings.rate,\n        }'),
+        (
+            "began, settings = time.monotonic() - state.seconds,",
+            "began, settings = time.monotonic(),",
+        ),
+        ("stage.updates * self.settings.batch * stage", "stage.updates * stage"),
+    ),
+    *of(
+        "training/watch",
+        "engine",
+        ("torch.maximum(self.norms, ", "torch.minimum(self.norms, "),
+        ("self.losses += loss", "self.losses = loss"),
+    ),
+    *of(
+        "training/settling",
+        "shrink",
+        ("rows = torch.arange(count) * len(data) // count", "rows = torch.arange(count)"),
+        ("return total / count", "return -total / count"),
+    ),
+    *of(
+        "quiet",
+        "evaluation",
+        ("logging.disable(before)", "logging.disable(logging.NOTSET)"),
+        ("max(before, logging.WARNING)", "logging.WARNING"),
+        ("max(before, logging.WARNING)", "max(before, logging.ERROR)"),
     ),
     *of(
         "training/update",

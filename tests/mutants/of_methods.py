@@ -168,6 +168,14 @@ MUTANTS = (
         "terms",
         ("torch.where(labels < 0, whole, found)", "torch.where(labels > 0, whole, found)"),
         ('losses.soft_targets if self.form == "kl"', 'losses.soft_targets if self.form != "kl"'),
+        (
+            "inter_weight=self.rows_weight, intra_weight=self.classes_weight",
+            "inter_weight=self.classes_weight, intra_weight=self.rows_weight",
+        ),
+        ("teacher_share=self.teacher_share,", "teacher_share=1 - self.teacher_share,"),
+        ('losses.logit_match if self.form == "mean"', 'losses.logit_match if self.form != "mean"'),
+        ("smoothing=self.smoothing,", "smoothing=0.0,"),
+        ("losses.standardised(student), losses", "student, losses"),
     ),
     *of(
         "methods/knowledge",
