@@ -1,0 +1,146 @@
+"""What the terminal's tables say: every number under its header, of evidence in which no two are the same."""
+
+import importlib
+
+import pytest
+from rich.console import Console
+
+from halfstep.cli import compressed, compressed_classifiers, sizes, tables
+from halfstep.cli.card import _lines
+from halfstep.cli.reconstructing import reconstruction_table
+from halfstep.report.verdict import rows_of
+from tests.pages import different, says, spread
+
+FOUND = different()
+
+
+def columns(table):
+    """The cells of each column, by its header."""
+    return {column.header: list(column.cells) for column in table.columns}
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What a function prints as a table."""
+
+    def of(function, *arguments):
+        found = []
+        module = importlib.import_module(function.__module__)
+        monkeypatch.setattr(module, "print_wide", lambda console, table: found.append(table))
+        function(Console(quiet=True), *arguments)
+        [table] = found
+        return columns(table)
+
+    return of
+
+
+def check(cells, *wanted):
+    assert len(cells) == len(wanted)
+    for cell, numbers in zip(cells, wanted, strict=True):
+        assert says(cell, *numbers), (cell, numbers)
+
+
+def test_every_way_of_sampling(printed):
+    found, rows = printed(tables.print_rows, FOUND), FOUND["rows"]
+    assert list(found) == ["", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"]
+    assert found[""] == [row["name"] for row in rows]
+    check(found["calls"], *((row["calls"],) for row in rows))
+    check(
+        found["Fréchet distance"], *(spread(row["distances"]["frechet_distance"]) for row in rows)
+    )
+    check(found["/ teacher"], *(spread(row["ratio"]) for row in rows))
+    check(found["rmse to teacher"], *(spread((row["fidelity"] or {}).get("rmse")) for row in rows))
+
+
+def test_guided(printed):
+    found, rows = printed(tables.print_guided, FOUND["guided"]), FOUND["guided"]["rows"]
+    assert list(found) == ["", "guidance", "calls", "to guided teacher", "/ its own", "rmse"]
+    check(found["guidance"], *((row["guidance"],) for row in rows))
+    check(found["calls"], *((row["calls"],) for row in rows))
+    check(found["to guided teacher"], *(spread(row["distance"]) for row in rows))
+    check(found["/ its own"], *(spread(row["times_floor"]) for row in rows))
+    check(found["rmse"], *(spread(row["rmse"]) for row in rows))
+
+
+def test_sizes(printed):
+    found = printed(sizes.print_sizes, FOUND)
+    rows = sorted(FOUND["rows"], key=lambda row: (row["cost"]["multiply_adds"], row["name"]))
+    heads = ["", "parameters", "calls", "multiply-adds", "a sample", "Fréchet distance", "best"]
+    assert list(found) == heads and found[""] == [row["name"] for row in rows]
+    check(found["parameters"], *((row["cost"]["parameters"],) for row in rows))
+    check(found["calls"], *((row["calls"],) for row in rows))
+    check(found["multiply-adds"], *((row["cost"]["multiply_adds"],) for row in rows))
+    check(found["a sample"], *((row["cost"]["seconds_per_sample"]["64"],) for row in rows))
+    values = [row["distances"]["frechet_distance"]["value"] for row in rows]
+    check(found["Fréchet distance"], *((value,) for value in values))
+    assert found["best"] == ["yes" * (x == min(values[: k + 1])) for k, x in enumerate(values)]
+
+
+def test_compressed_students(printed):
+    found = printed(compressed.print_compressed, FOUND)
+    rows = [row for row in FOUND["rows"] if row.get("compressed")]
+    assert found.pop("") == [row["name"] for row in rows] and len(found) == 6
+    own = [row["compressed"] for row in rows]
+    check(found["bytes"], *((one["bytes"],) for one in own))
+    check(found["zeros"], *((one["zeroed"],) for one in own))
+    check(found["/ student"], *(spread(one["ratio"]) for one in own))
+    check(found["rmse to student"], *(spread(one["rmse"]) for one in own))
+    for batch in ("1", "64"):
+        taken = [1000 * row["cost"]["seconds_per_sample"][batch] for row in rows]
+        check(found[f"ms, batch {batch}"], *((one,) for one in taken))
+
+
+def test_compressed_classifiers(printed):
+    rows = [
+        {
+            "kind": f"kind {k}",
+            "accuracy": {"value": 0.91 - k / 50, "low": 0.895 - k / 50, "high": 0.925 - k / 50},
+            "agreement": {"value": 0.985 - k / 50, "low": 0.97, "high": 0.99},
+            "bytes": 1_230_000 * (k + 1),
+            "zeroed": 0.333 * k,
+            "seconds_per_image": 0.00147 * (k + 1),
+        }
+        for k in range(3)
+    ]
+    found = printed(compressed_classifiers._print, rows)
+    assert list(found) == ["", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"]
+    check(found["accuracy"], *(spread(row["accuracy"]) for row in rows))
+    check(found["agrees"], *((row["agreement"]["value"],) for row in rows))
+    check(found["bytes"], *((row["bytes"],) for row in rows))
+    check(found["zeros"], *((row["zeroed"],) for row in rows))
+    check(found["ms, batch 64"], *((1000 * row["seconds_per_image"],) for row in rows))
+
+
+def test_reconstructions():
+    rows = [
+        {
+            "who": "student",
+            "name": f"{k}",
+            "steps": 3 * k,
+            "full": interval,
+            "same": {n: 2 * v for n, v in interval.items()},
+        }
+        for k, interval in (
+            (1, {"value": 0.12, "low": 0.11, "high": 0.14}),
+            (2, {"value": 0.33, "low": 0.31, "high": 0.34}),
+        )
+    ]
+    found = columns(reconstruction_table({"rows": rows, "full": 64}))
+    heads = list(found)
+    check(found[heads[1]], *((row["steps"],) for row in rows))
+    check(found[heads[2]], *(spread(row["full"]) for row in rows))
+    check(found[heads[3]], *(spread(row["same"]) for row in rows))
+
+
+def test_the_card_of_an_exported_student():
+    row = rows_of(FOUND, "student")[0]
+    first, second = _lines(row, FOUND["measure"] | {"machine": "a machine"})
+    distance, ratio = first.split(" with 2,000 samples, features digits; ")
+    assert says(distance, *spread(row["distances"]["frechet_distance"]))
+    assert says(ratio.removesuffix(" times the teacher's"), *spread(row["ratio"]))
+    taken = [row["cost"]["seconds_per_sample"][batch] for batch in ("1", "64")]
+    for said, batch, seconds in zip(
+        second.removesuffix(" (a machine)").split(", "), ("1", "64"), taken, strict=True
+    ):
+        said, end = said.split(" at batch ")
+        assert says(said.removeprefix("- Seconds a sample: "), seconds) and end == batch
