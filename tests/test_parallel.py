@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import halfstep
 from halfstep import storage
@@ -21,12 +20,8 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
-from halfstep.training import Training
-from halfstep.training.checkpoint import State
-from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import pick_device, Processes
 from halfstep.training.run import read_metrics
-from halfstep.training.update import update
 from tests.runs import bits, Doubled, everything, halve, points, teacher
 
 METHOD = Progressive(start=8, stop=4, updates=(20,))
@@ -312,43 +307,6 @@ def test_the_command_line(tmp_path, times):
         assert bits(out) == bits(tmp_path / "two-0")
     about = json.loads((out / "run.json").read_text())
     assert about["environment"]["processes"] == 2 and about["environment"]["device"] == "cpu"
-
-
-class TestDropout:
-    def masks(self, rank, *, world=2, seed=0, stage=0, done=0):
-        """What each micro-batch of a process drops, as 64 zeros and ones in a text, and its noise's seeds."""
-        found, seeds = [], []
-        student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
-        processes = Processes("cpu")
-        processes.rank, processes.world = rank, world
-        settings = Training(batch=4 * world, micro_batch=2, seed=seed)
-
-        def objective(student, batch, draw):
-            dropped = student[1](torch.ones(64)) == 0
-            found.append("".join(str(int(zero)) for zero in dropped))
-            seeds.append((torch.initial_seed(), draw.generator.initial_seed()))
-            return student(batch.x0).square().mean(1)
-
-        state = State(student, Optimiser(student, settings, fused=False), None, None, update=done)
-        options = {"settings": settings, "processes": processes, "stage": stage, "rate": 0.0}
-        update(objective, student, state, points(), **options)
-        assert len(found) == 2
-        return found, seeds
-
-    def test_it_is_another_on_every_process_and_in_every_micro_batch(self):
-        cases = [{}, {"seed": 1}, {"stage": 1}, {"done": 1}]
-        every, seeds = [], []
-        for case in cases:
-            for rank in (0, 1):
-                masks, both = self.masks(rank, **case)
-                every += masks
-                seeds += both
-        assert len(every) == len(set(every)) == len(cases) * 4
-        dropouts, noises = map(set, zip(*seeds, strict=True))
-        assert not dropouts & noises and len(noises) == len(cases)
-
-    def test_it_is_the_same_again(self):
-        assert self.masks(1, done=3) == self.masks(1, done=3)
 
 
 class TestOneProcess:

@@ -33,7 +33,7 @@ def at_once(*acts):
         except Exception as error:
             found[k] = error
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(acts))]
+    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(acts))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -212,9 +212,10 @@ class TestTogether:
         ],
     )
     def test_what_a_dead_process_leaves_is_a_sentence(self, two, error, word):
-        processes, _, parted = two
+        processes, other, parted = two
         with pytest.raises(HalfstepError, match=word) as caught, processes.together():
             raise error
+        assert other.reason() == "", "who finds others gone is no reason itself"
         assert type(caught.value) is HalfstepError and len(parted) == 1
         assert "gloo" not in str(caught.value) and "goes on" in str(caught.value)
 

@@ -320,7 +320,7 @@ MUTANTS = (
     ),
     *of(
         "training/update",
-        "parallel",
+        "dropout",
         ("1 + processes.rank, k))", "1, k))"),
         ("1 + processes.rank, k))", "1 + processes.rank))"),
         ("1 + processes.rank, k))", "processes.rank, k))"),

@@ -1,0 +1,49 @@
+"""What is dropped out depends on seed, stage, update, process and micro-batch, and not on the noise."""
+
+import torch
+from torch import nn
+
+from halfstep.training import Training
+from halfstep.training.checkpoint import State
+from halfstep.training.optimiser import Optimiser
+from halfstep.training.parallel import Processes
+from halfstep.training.update import update
+from tests.runs import points
+
+
+def masks(rank, *, world=2, seed=0, stage=0, done=0):
+    """What each micro-batch of a process drops, as a text; and its two seeds: dropout's and the noise's."""
+    found, seeds = [], []
+    student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    processes = Processes("cpu")
+    processes.rank, processes.world = rank, world
+    settings = Training(batch=4 * world, micro_batch=2, seed=seed)
+
+    def objective(student, batch, draw):
+        dropped = student[1](torch.ones(64)) == 0
+        found.append("".join(str(int(zero)) for zero in dropped))
+        seeds.append((torch.initial_seed(), draw.generator.initial_seed()))
+        return student(batch.x0).square().mean(1)
+
+    state = State(student, Optimiser(student, settings, fused=False), None, None, update=done)
+    options = {"settings": settings, "processes": processes, "stage": stage, "rate": 0.0}
+    update(objective, student, state, points(), **options)
+    assert len(found) == 2
+    return found, seeds
+
+
+def test_it_is_another_on_every_process_and_in_every_micro_batch():
+    cases = [{}, {"seed": 1}, {"stage": 1}, {"done": 1}]
+    every, seeds = [], []
+    for case in cases:
+        for rank in (0, 1):
+            found, both = masks(rank, **case)
+            every += found
+            seeds += both
+    assert len(every) == len(set(every)) == len(cases) * 4
+    dropouts, noises = map(set, zip(*seeds, strict=True))
+    assert not dropouts & noises and len(noises) == len(cases)
+
+
+def test_it_is_the_same_again():
+    assert masks(1, done=3) == masks(1, done=3)
