@@ -3,16 +3,18 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
-from halfstep.kinds import at_least, at_most, hold_to_kinds
+from halfstep.kinds import at_least, at_most, held, hold_to_kinds
 from halfstep.prediction import Parameterisation, Prediction
 from halfstep.schedules import Level, Schedule
+
+S = TypeVar("S", float, float | Tensor)
 
 
 class Denoises(Protocol):
@@ -149,6 +151,13 @@ class Denoiser(nn.Module):
         return self.eval().requires_grad_(False)
 
 
+def _scale(scale: S) -> S:
+    """A guidance scale, or one a sample; `ConfigError` unless all are finite."""
+    for one in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
+        held("scale", one, float)
+    return scale
+
+
 class Guided(nn.Module):
     """Classifier-free guidance as a denoiser: both branches in one batched forward.
 
@@ -159,7 +168,7 @@ class Guided(nn.Module):
 
     def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
         super().__init__()
-        self.denoiser, self.scale, self.null = denoiser, scale, null
+        self.denoiser, self.scale, self.null = denoiser, _scale(scale), null
 
     @property
     def schedule(self) -> Schedule:
@@ -207,7 +216,7 @@ class ClassifierGuided(nn.Module):
 
     def __init__(self, denoiser: Denoiser, classifier: nn.Module, scale: float):
         super().__init__()
-        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
+        self.denoiser, self.classifier, self.scale = denoiser, classifier, _scale(scale)
 
     @property
     def schedule(self) -> Schedule:

@@ -67,12 +67,19 @@ def hold_to_kinds(options: Any) -> None:
     for field in fields(options):
         if field.name not in hints:
             continue
-        hint, value = hints[field.name], _plain(getattr(options, field.name), hints[field.name])
-        if not fits(value, hint):
-            raise _refusal(field.name, value, hint, field.default)
-        if bounds := broken(value, hint):
-            raise _out_of_range(field.name, value, bounds, field.default)
+        value = getattr(options, field.name)
+        value = held(field.name, value, hints[field.name], field.default)
         object.__setattr__(options, field.name, value)
+
+
+def held(name: str, value: Any, hint: Any, default: Any = MISSING) -> Any:
+    """A value by itself, held to its type and bounds as a field is: an argument of a function."""
+    value = _plain(value, hint)
+    if not fits(value, hint):
+        raise _refusal(name, value, hint, default)
+    if bounds := broken(value, hint):
+        raise _out_of_range(name, value, bounds, default)
+    return value
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import at_most, shown
+from halfstep.kinds import above, at_most, Count, fits, held, Share, shown
 from halfstep.schedules import Schedule
 
 Times = tuple[float, ...]
@@ -20,11 +20,12 @@ Steps = Annotated[int, at_most(MOST)]
 
 def checked(times: Times) -> Times:
     """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
-    falling = all(a > b for a, b in pairwise(times))
+    finite = all(fits(t, float) for t in times)
+    falling = finite and all(a > b for a, b in pairwise(times))
     if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
-        shown = ", ".join(f"{t:g}" for t in times[:6])
+        first = ", ".join(f"{t:g}" if fits(t, float) else shown(t) for t in times[:6])
         raise ConfigError(
-            f"a time grid falls from at most 1 to at least 0 in one step or more, got ({shown}"
+            f"a time grid falls from at most 1 to at least 0 in one step or more, got ({first}"
             f"{', ...' if len(times) > 6 else ''}); write for example (1.0, 0.5, 0.0)"
         )
     return times
@@ -45,6 +46,7 @@ def on_schedule(times: Times, schedule: Schedule) -> Times:
 
 
 def _counted(steps: int) -> int:
+    steps = held("steps", steps, int)
     if steps < 1:
         raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
     if steps > MOST:
@@ -56,7 +58,7 @@ def _counted(steps: int) -> int:
 
 def uniform(steps: int, *, start: float = 1.0, end: float = 0.0) -> Times:
     """Equally spaced from `start` to `end`."""
-    n = _counted(steps)
+    n, start, end = _counted(steps), held("start", start, Share), held("end", end, Share)
     return checked(tuple(start * (n - k) / n + end * (k / n) for k in range(n + 1)))
 
 
@@ -69,6 +71,7 @@ def uniform_landing(steps: int, *, start: float = 1.0, end: float = 1e-3) -> Tim
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:
     """diffusers' 'trailing' spacing on a table of `levels`: times that lie on the table, then 0."""
+    levels = held("levels", levels, Count)
     if _counted(steps) > levels:
         raise ConfigError(f"a table of {levels} has no {steps} steps: write at most {levels}")
     return checked((*(round(levels - k * levels / steps) / levels for k in range(steps)), 0.0))
@@ -85,6 +88,7 @@ def karras(
     steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3, rho: float = 7.0
 ) -> Times:
     """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0."""
+    rho = held("rho", rho, Annotated[float, above(0)])
     return _spaced(steps, schedule, start, end, power=1 / rho)
 
 
@@ -102,6 +106,7 @@ def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: flo
 
 
 def _ends(schedule: Schedule, start: float, end: float) -> torch.Tensor:
+    start, end = held("start", start, Share), held("end", end, Share)
     ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).logsnr
     if not bool(ends.isfinite().all()):
         raise ConfigError(

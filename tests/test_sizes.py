@@ -6,18 +6,30 @@ import torch
 from halfstep import capacity
 from halfstep.cli.codec import fresh_codec, Shape
 from halfstep.data import load
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation
+from halfstep.evaluation.gate import Gate
 from halfstep.methods import Denoising, GuidedDistillation, Plan, Progressive, Shrink
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.nets.classifiers import build_classifier
+from halfstep.nets.sparsified import check_share
 from halfstep.nets.uvit import UViT
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
+from halfstep.samplers import ancestral
 from halfstep.schedules import Cosine
-from halfstep.timegrids import MOST, uniform
+from halfstep.timegrids import (
+    checked,
+    fast,
+    karras,
+    MOST,
+    trailing,
+    uniform,
+    uniform_landing,
+    uniform_logsnr,
+)
 from halfstep.training import train, Training
 from halfstep.training.jobs import Job
 from tests.runs import halve, points, refused
@@ -114,7 +126,8 @@ def test_a_network_is_built_twice_and_drawn_once():
 
 def small(**more):
     torch.manual_seed(0)
-    return Pipeline(Denoiser(build("mlp", NETS["mlp"]), Cosine(), V()), (2,), **more)
+    denoiser = Denoiser(build("mlp", NETS["mlp"]), Cosine(), V())
+    return Pipeline(**{"denoiser": denoiser, "shape": (2,), **more})
 
 
 @pytest.mark.parametrize("clip", [0, -1.0, float("nan"), float("inf"), "1"])
@@ -312,3 +325,43 @@ def test_samples_that_diverge_are_not_written(cli, tmp_path):
     pipeline.save(tmp_path / "wild")
     assert refused(cli("sample", "wild", "--steps", 4, "--out", "s.png"), "diverged")
     assert not (tmp_path / "s.png").exists()
+
+
+NO_NUMBERS = [float("nan"), float("inf"), 10**400, "1"]
+GRIDS = [
+    *(("start", lambda v: uniform(4, start=v)), ("end", lambda v: uniform(4, end=v))),
+    *(("steps", uniform), ("levels", lambda v: trailing(4, levels=v))),
+    *(("end", lambda v: uniform_landing(4, end=v)), ("end", lambda v: fast(4, Cosine(), end=v))),
+    ("rho", lambda v: karras(4, Cosine(), rho=v)),
+    ("start", lambda v: uniform_logsnr(4, Cosine(), start=v)),
+    ("time grid", lambda v: checked((1.0, v, 0.0))),
+    ("times|time grid", lambda v: Progressive(start=2, stop=1, times=(1.0, v, 0.0))),
+]
+OTHERS = [
+    ("variance", lambda v: ancestral(None, variance=v)),
+    ("scale", lambda v: Guided(None, v, 0)),
+    (
+        "scale",
+        lambda v: Guided(None, torch.tensor([1.0, float(v) if v != 10**400 else torch.inf]), 0),
+    ),
+    ("scale", lambda v: ClassifierGuided(None, None, v)),
+    ("tolerance", lambda v: Gate(None, v)),
+    ("until", lambda v: Gate(None, 1.1, until=v)),
+    ("samples", lambda v: Gate(None, 1.1, samples=v)),
+    ("share", lambda v: load("digits").apart(v)),
+    ("labels_per_class", lambda v: load("digits").labelled(v)),
+    ("pruning", check_share),
+    ("scale", lambda v: KLCodec.fresh({"norm_num_groups": 32}, scale=v)),
+    ("guidance", lambda v: small(guidance=(1.0, v))),
+    ("steps", lambda v: small(steps=v)),
+    ("shape", lambda v: small(shape=(v,)) if v != "1" else small(shape="1")),
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(value)[:6])
+@pytest.mark.parametrize(("name", "asked"), [*GRIDS, *OTHERS])
+def test_arguments_of_functions_are_numbers(name, asked, value):
+    if asked is OTHERS[2][1] and value == "1":
+        pytest.skip("a tensor holds no words")
+    with pytest.raises(ConfigError, match=name):
+        asked(value)

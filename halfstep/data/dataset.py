@@ -12,6 +12,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.data.augment import Augmentation
 from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
+from halfstep.kinds import held, Share
 from halfstep.noise import Draw, key
 from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
 
@@ -158,7 +159,7 @@ class Dataset:
 
     def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
         """Two parts that share no sample: the rest, and this share of all, chosen by the seed."""
-        count = round(len(self) * share)
+        count = round(len(self) * held("share", share, Share))
         if not 0 < count < len(self):
             raise DataError(
                 f"a share of {share:g} of {len(self):,} samples leaves one part empty: write a share in "

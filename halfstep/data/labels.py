@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
+from halfstep.kinds import held
 from halfstep.noise import key
 
 NONE = -1
@@ -18,7 +19,7 @@ def some_of_each(labels: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
     `DataError` where a class has fewer.
     """
-    if count < 1:
+    if held("labels_per_class", count, int) < 1:
         raise ConfigError(f"{count} labels a class teach nothing: write at least 1")
     chosen = list[Tensor]()
     for label in labels[labels >= 0].unique().tolist():

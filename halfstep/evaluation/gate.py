@@ -13,7 +13,7 @@ from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.intervals import Interval
-from halfstep.kinds import fits, shown
+from halfstep.kinds import fits, held, shown
 
 Verdict = Literal["passed", "broken", "undecided"]
 Measure = Callable[[Any, int], Interval]
@@ -95,11 +95,11 @@ class Gate:
         if self.tolerance == 0:
             raise ConfigError("a tolerance of 0 is no gate: write 1 or more, such as 1.10")
         refuse_strict(self.tolerance)
-        if self.until is not None and self.until < 1:
+        if self.until is not None and held("until", self.until, int) < 1:
             raise ConfigError(
                 f"a student takes at least 1 step, got until={self.until}: write until=1"
             )
-        if not 0 < self.samples <= self.most:
+        if not 0 < held("samples", self.samples, int) <= self.most:
             raise ConfigError(
                 f"the gate looks at {self.samples} samples first and at {self.most} at most: write a "
                 "first number from 1 up to the last"

@@ -14,7 +14,7 @@ from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.kinds import above, at_least, fits, hold_to_kinds, shown
+from halfstep.kinds import above, at_least, fits, hold_to_kinds, NotNegative, shown
 from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
@@ -66,11 +66,15 @@ class Pipeline:
     codec: Codec | None = None
     empty: Tensor | None = None
     texts: Texts | None = None
-    guidance: tuple[float, float] | None = None
+    guidance: tuple[NotNegative, NotNegative] | None = None
     made_for: str = "ddim"
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
+        if self.guidance is not None and not self.guidance[0] <= self.guidance[1]:
+            raise ConfigError(
+                f"guidance is the lowest scale and the highest, got {self.guidance}: write them in order"
+            )
 
     def sample(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import fits, shown
+from halfstep.kinds import held, Share, shown
 from halfstep.noise import key, sample_noise
 from halfstep.prediction import Prediction
 from halfstep.samplers import (
@@ -42,8 +42,7 @@ def check_counts(
         raise ConfigError(
             f"seed must lie in [0, 2^64), got {shown(seed)}: write for example seed=0"
         )
-    if not (fits(variance, float) and 0 <= variance <= 1):
-        raise ConfigError(f"variance lies in [0, 1], got {shown(variance)}: 0 is small, 1 is large")
+    held("variance", variance, Share)
     refuse_too_large(f"n = {shown(n)} samples", (n, *shape), "write a smaller n, more than once")
     if first + n > 2**63:
         raise ConfigError(f"first is the number of a sample, below 2^63, got {shown(first)}")
