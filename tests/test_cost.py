@@ -161,11 +161,11 @@ def test_a_sampler_is_timed_on_its_own_grid(sampler):
 
 
 def test_memory_of_a_scheduler_is_that_of_a_walk_that_it_takes():
-    """The first steps of many, and the last, are a grid on which diffusers' Heun goes astray."""
+    """The first steps of many, and the last, are a grid on which diffusers' PNDM goes astray."""
     told = []
     teacher = Pipeline(Denoiser(Watched(told), Cosine(), V(), time=NetTime(scale=1.0)), SHAPE)
-    assert peak_bytes(teacher, "diffusers:HeunDiscreteScheduler", 40, batch=2) > 0
-    assert len(told) == 79
+    assert peak_bytes(teacher, "diffusers:PNDMScheduler", 40, batch=2) > 0
+    assert len(told) == 41
     told.clear()
     assert peak_bytes(teacher, "diffusers:DDIMScheduler", 40, batch=2) > 0
     assert len(told) == 3
