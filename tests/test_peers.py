@@ -287,6 +287,7 @@ class TestTheWordOfARun:
         "changes, named",
         [
             ({"seed": 6}, "seed"),
+            ({"seed": 6, "pipeline": teacher(seed=1)}, "seed"),
             ({"batch": 8}, "batch"),
             ({"log_every": 5}, "log_every"),
             ({"save_every": 4}, "save_every"),

@@ -323,7 +323,6 @@ MUTANTS = (
         "dropout",
         ("1 + processes.rank, k))", "1, k))"),
         ("1 + processes.rank, k))", "1 + processes.rank))"),
-        ("1 + processes.rank, k))", "processes.rank, k))"),
     ),
     *of(
         "training/peers",
