@@ -466,6 +466,10 @@ def test_numbers():
     times = (7200, 141.7, 2.1, 0.0084, 2.7e-4, 0, None)
     shown = ["2.00 h", "2.36 min", "2.10 s", "8.40 ms", "270 µs", "0.00 µs", DASH]
     assert [seconds(v) for v in times] == shown
+    edges = (3599.0, 59.98, 0.9996, 0.9994, 9.4e-7, 9.996e-6, 99.96e-6)
+    shown = ["1.00 h", "1.00 min", "1.00 s", "999 ms", "0.94 µs", "10.0 µs", "100 µs"]
+    assert [seconds(v) for v in edges] == shown
+    assert [big(v) for v in (999, 999_499, 999_501, 9_996)] == ["999", "999 k", "1.00 M", "10.0 k"]
     counts = (331_024, 6_120_000, 12, 0, None)
     assert [big(v) for v in counts] == ["331 k", "6.12 M", "12", "0", DASH]
     assert big(58_000_000, "B") == "58.0 MB"

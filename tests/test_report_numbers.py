@@ -1,13 +1,20 @@
 """Every number of a page stands under its header: pages of numbers that are all different, read back."""
 
+import re
+from base64 import b64decode
+from html import unescape
+from io import BytesIO
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from halfstep.report import page
 from halfstep.report.numbers import DASH, MINUS
 from halfstep.report.page import render
 from halfstep.report.slider import render as sliders
 from halfstep.report.verdict import rows_of
-from tests.evidence import evidence, guided_pictures
+from tests.evidence import evidence, guided_pictures, pictures
 from tests.pages import different, says, spread, tables
 
 FOUND = different()
@@ -337,3 +344,25 @@ def test_reconstruction_errors():
     check(table, "decoded in 64 steps", {row["name"]: spread(row["full"]) for row in rows})
     check(table, "decoded in as many steps", {row["name"]: spread(row["same"]) for row in rows})
     assert "12,345 images that were held out" in text
+
+
+# ---- pictures
+
+
+def test_every_picture_stands_in_its_row():
+    """Read back by the name that stands beside it."""
+    shown = pictures()
+    text = render(evidence() | {"training": []}, shown)
+    strips = re.findall(
+        r'<span class="name"[^>]*>([^<]*)</span>\n<div class="row">(.*?)</div>', text
+    )
+    found = {
+        unescape(label): re.findall(r'src="data:image/png;base64,([^"]*)"', row)
+        for label, row in strips
+    }
+    labels = [*shown["grid_labels"].tolist(), *shown["worst_labels"].tolist()]
+    assert [*found] == labels
+    for label, stack in zip(labels, [*shown["grid"], *shown["worst"]], strict=True):
+        drawn = [np.asarray(Image.open(BytesIO(b64decode(x)))) for x in found[label]]
+        assert len(drawn) == len(stack)
+        assert all((a == b[..., 0]).all() for a, b in zip(drawn, stack, strict=True))

@@ -199,6 +199,13 @@ def test_dist_weighs_rows_and_classes_each_by_its_own():
     )
 
 
+def test_hard_labels_are_smoothed_as_asked():
+    plain, _ = loss((HardLabels(),))
+    found, _ = loss((HardLabels(smoothing=0.2),))
+    close(found, F.cross_entropy(S, Y, label_smoothing=0.2, reduction="none"))
+    assert (found - plain).abs().min() > 0.01
+
+
 def test_jensen_shannon_leans_towards_the_teacher_as_asked():
     """By hand: both divergences from the mixture, each by its share."""
     p, q, share = S.softmax(1), T.softmax(1), 0.3

@@ -6,6 +6,8 @@ from statistics import median
 
 Measured = Mapping[str, float]
 """{"value", "low", "high"}: what `Interval.to_json` writes."""
+ALMOST = 0.9995
+"""From here on three digits round up to the next unit: to 1.00 ms and not to 1,000 µs."""
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
@@ -58,7 +60,7 @@ def seconds(value: float | None) -> str:
     if value is None:
         return DASH
     units = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
-    size, unit = next((pair for pair in units if value >= pair[0]), (1e-6, "µs"))
+    size, unit = next((pair for pair in units if value >= ALMOST * pair[0]), (1e-6, "µs"))
     return f"{_three(value / size)} {unit}"
 
 
@@ -67,11 +69,11 @@ def big(value: float | None, unit: str = "") -> str:
     if value is None:
         return DASH
     prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    size, prefix = next((pair for pair in prefixes if abs(value) >= pair[0]), (1.0, ""))
+    size, prefix = next((pair for pair in prefixes if abs(value) >= ALMOST * pair[0]), (1.0, ""))
     shown = _three(value / size) if prefix else f"{value:,.0f}"
     return f"{shown} {prefix}{unit}".rstrip()
 
 
 def _three(value: float) -> str:
     """Three digits, and whole numbers above."""
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{value:,.{2 if value < 10 * ALMOST else 1 if value < 100 * ALMOST else 0}f}"

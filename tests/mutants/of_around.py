@@ -351,4 +351,28 @@ MUTANTS = (
         ("os.path.realpath(out)", "str(out)"),
         ("        **job.alike,\n", ""),
     ),
+    *of(
+        "cli/tables",
+        "tables",
+        ('str(Interval(**row["distance"]))', 'str(Interval(**row["rmse"] or row["distance"]))'),
+        (
+            'str(row["calls"]),\n            str(Interval(**row["distances"]',
+            'str(row["steps"]),\n            str(Interval(**row["distances"]',
+        ),
+        ('str(Interval(**same["rmse"]))', 'str(Interval(**same["feature_rmse"]))'),
+    ),
+    *of("cli/sizes", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
+    *of("cli/compressed", "tables", ("1000 * seconds[b]", "seconds[b]")),
+    *of(
+        "cli/compressed_classifiers",
+        "tables",
+        ("1000 * row['seconds_per_image']", "row['seconds_per_image']"),
+        ("row['agreement']['value']", "row['accuracy']['value']"),
+    ),
+    *of(
+        "cli/reconstructing",
+        "tables",
+        ('for key in ("full", "same")', 'for key in ("same", "full")'),
+    ),
+    *of("cli/card", "tables", ("1000 * s:.3g", "s:.3g")),
 )

@@ -175,4 +175,24 @@ MUTANTS = (
         ("        first = last\n", "        first = last - first\n"),
         ("axis.axvline(1, color", "axis.axvline(0, color"),
     ),
+    *of(
+        "report/grids",
+        "report_numbers",
+        ("zip(labels, stack, strict=True)", "zip(labels[::-1], stack, strict=True)"),
+        ("for one in row])", "for one in row[::-1]])"),
+        ('("grid", "worst")', '("worst",)'),
+    ),
+    *of(
+        "report/pictures",
+        "pictures cli_encode",
+        ("for x in (above, below)]", "for x in (below, above)]"),
+        ("zip(axes[k], (left, right), strict=True)", "zip(axes[k], (right, left), strict=True)"),
+        (
+            "(k // columns) * (height + gap), (k % columns)",
+            "(k % columns) * (height + gap), (k // columns)",
+        ),
+        ("(images + 1) * 127.5", "(images + 1) * 127"),
+        ("first + k:06d", "k:06d"),
+    ),
+    *of("report/numbers", "report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
 )
