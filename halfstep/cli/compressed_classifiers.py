@@ -39,13 +39,12 @@ def judged_classifiers(
     data   labelled images, all of which count
     net    the function that builds it, if that is one of the user's own
     """
-    source = Source(data=data)
+    source, own = Source(data=data), load_classifier(place, net=net)
     images = loading(console, source)
     if not isinstance(images, Dataset) or images.labels is None:
         raise ConfigError(
             f"accuracy needs labelled images, and '{data}' has none: give other --data"
         )
-    own = load_classifier(place, net=net)
     refuse_other_classes(class_names(own), images.names, "the classifier", "the data")
     files.make_folder(out)
     nets = {"as trained": own}

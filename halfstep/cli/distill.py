@@ -16,7 +16,7 @@ from halfstep.cli.gating import (
     gate_for,
     looks_for,
     Quality,
-    refuse_gate,
+    refuse_features,
     start_of,
 )
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
@@ -26,7 +26,7 @@ from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
 from halfstep.cli.shrinking import plan_gate, PlanQuality, said, with_pairs
 from halfstep.cli.train import own_net
-from halfstep.data import Data
+from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.gate import Gate
 from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink, Stochastic
@@ -34,7 +34,7 @@ from halfstep.methods.base import Stage
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
-from halfstep.training.jobs import stages_of
+from halfstep.training.jobs import refuse_teacher, stages_of
 
 M = TypeVar("M")
 
@@ -106,7 +106,6 @@ def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
     console, method_kind, args = terminal(), METHODS[name], list(argv)
     kind: Any = KINDS.get(method_kind) or Distill[method_kind]  # type: ignore[valid-type]
-    halves = method_kind in (Progressive, Stochastic)
     prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
     auto = method_kind is Progressive and auto_start(args)
     options = parse(kind, args, prog=prog, about=about)
@@ -116,6 +115,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
     asks = f"{prog} needs --teacher and its folder"
     find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
     teachers = [find()]
+    full = _before_data(options, teachers[0], auto=auto)
     data = loading(console, options.source)
     teachers[0] = official.decoding(teachers[0], data)
 
@@ -126,8 +126,8 @@ def distill(name: str, argv: Sequence[str]) -> int:
         method = with_pairs(console, method, teachers[0], data, where)
         options = replace(options, method=method)
     gate: Any = None
-    if halves:
-        options, gate = _halving(options, teachers[0], data, load, console, auto=auto)
+    if full is not None:
+        options, gate = _halving(options, data, load, console, full=full, auto=auto)
         method = options.method
     if isinstance(method, GuidedDistillation):
         gate = guided_gate(options, teachers[0], data, load, console)
@@ -154,25 +154,34 @@ def distill(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def _before_data(options: Any, teacher: Pipeline, *, auto: bool) -> int | None:
+    """Full steps of the teacher, if a gate or --start auto looks at them; refuses what data need not say."""
+    method, source = options.method, options.source
+    if auto and options.where.dry_run:
+        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
+    if not auto:  # which has no start yet
+        refuse_teacher(method, teacher)
+    refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
+    halves = type(method) in (Progressive, Stochastic)
+    if not halves or not (auto or options.quality.tolerance):
+        return None
+    return full_steps(options.quality, method, teacher, auto=auto)
+
+
 def _halving(
     options: Any,
-    teacher: Pipeline,
     data: Data,
     load: Callable[[], Pipeline],
     console: Console,
     *,
+    full: int,
     auto: bool,
 ) -> tuple[Any, Gate | None]:
     """The options of a halving with its start settled, and its gate; a rehearsal only refuses."""
     quality, method, where = options.quality, options.method, options.where
-    if auto and where.dry_run:
-        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
-    if not (auto or quality.tolerance):
-        return options, None
     if where.dry_run:
-        refuse_gate(quality, method, teacher, options.source, data)
+        refuse_features(quality, options.source, data)
         return options, None
-    full = full_steps(quality, method, teacher, auto=auto)
     looks = looks_for(quality, full, method.grid, options.source, data, load, console, where.device)
     if auto:
         method = start_of(where.out, method, looks)

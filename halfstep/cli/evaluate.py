@@ -98,9 +98,15 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     kept = Kept.read(options.run[0])
     files.check_writable(kept.folder, "copy the run to where the report can lie in it")
     source = kept.source(options.data)
-    data = loading(console, source)
     students = kept.students(options.net)
     teacher = _teacher(kept, options, students)
+    if not (students and students[0].made_for == "encode"):
+        walkable(
+            teacher,
+            options.evaluation.full_sampler,
+            options.evaluation.full or _full(kept, teacher),
+        )
+    data = loading(console, source)
     device = pick_device(options.device)
     variants = compressed_of(kept.folder, net=options.net)
     for pipeline in (teacher, *students, *(one.pipeline for one in variants)):
@@ -115,7 +121,6 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     asked = replace(asked, guidance=scales_of(asked, teacher, students))
     if isinstance(data, Latents):
         data = read_by(teacher, data)
-    walkable(teacher, asked.full_sampler, asked.full)
     features = features_for(options.features, source, data)
     other = _other(options.held_out, source, data, teacher)
     real = real_images(console, data, teacher)

@@ -167,11 +167,8 @@ def _features(quality: Quality, source: Source, data: Data) -> Features:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
 
 
-def refuse_gate(
-    quality: Quality, method: Progressive, teacher: Pipeline, source: Source, data: Data
-) -> None:
-    """`ConfigError` for a gate that there cannot be, as `full_steps` and `looks_for` would say it."""
-    full_steps(quality, method, teacher, auto=False)
+def refuse_features(quality: Quality, source: Source, data: Data) -> None:
+    """`ConfigError` for features that a gate cannot look through."""
     _features(quality, source, data)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, refuse_gate
+from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, refuse_features
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Where
 from halfstep.cli.progress import counting, say
@@ -66,10 +66,10 @@ def plan_gate(
         samples=quality.samples,
         noise=quality.noise,
     )
-    if where.dry_run:
-        refuse_gate(asked, after, teacher, options.source, data)
-        return None
     full = full_steps(asked, after, teacher, auto=False)
+    if where.dry_run:
+        refuse_features(asked, options.source, data)
+        return None
     looks = looks_for(asked, full, after.grid, options.source, data, load, console, where.device)
     return _of_students(gate_for(asked, looks, where.out))
 

@@ -12,7 +12,7 @@ from halfstep.data.augment import Augmentation
 from halfstep.data.collected import collected
 from halfstep.data.dataset import Dataset
 from halfstep.data.labels import confident_rows
-from halfstep.data.latents import is_latents, Latents, open_latents
+from halfstep.data.latents import is_latents, Latents, open_latents, read_about
 from halfstep.data.order import rows
 from halfstep.errors import ConfigError, DataError, unknown
 
@@ -65,15 +65,45 @@ def load(
     return replace(data, flip=True) if flip else data
 
 
-def as_data(data: Given) -> Data:
-    """Data as it is, by its name or place, or collected from a torch Dataset; `DataError` for the rest."""
+def as_data(data: Given, *, shape: tuple[int, ...] | None = None) -> Data:
+    """Data as it is, by its name or place, or collected from a torch Dataset; `DataError` for the rest.
+
+    shape  of one sample, where another is refused: of a folder before it is read
+    """
     if isinstance(data, Dataset | Latents) or hasattr(data, "drawn"):  # or what does as much
         return cast(Data, data)
-    if isinstance(data, os.PathLike) and not Path(data).is_absolute() and Path(data).exists():
-        return load(os.path.join(".", data))  # a place, whatever it is called
     if isinstance(data, str | os.PathLike):
-        return load(os.fspath(data))
+        spec = os.fspath(data)
+        if not isinstance(data, str) and not Path(data).is_absolute() and Path(data).exists():
+            spec = os.path.join(".", data)  # a place, whatever it is called
+        if shape is not None:
+            refuse_other_shape(spec, shape)
+        return load(spec)
     return collected(data)
+
+
+def refuse_other_shape(
+    spec: str, shape: tuple[int, ...], *, size: int | None = None, channels: int | None = None
+) -> None:
+    """`ConfigError` for a folder that has no samples of this shape, where that is seen before it is read."""
+    place = Path(spec).expanduser()
+    if not spec or spec in WHOLE or spec.partition(":")[0] in BELOW or not place.is_dir():
+        return
+    found: list[Any] = []
+    if is_latents(place):
+        found = read_about(place).get("latent", list(shape))
+    elif len(shape) != 3 or shape[0] not in (1, 3) or channels not in (None, shape[0]):
+        found = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
+    else:
+        from halfstep.data.folder import side_of
+
+        side = size or side_of(place)
+        found = [shape[0], side, side] if side else list(shape)
+    if found != list(shape):
+        raise ConfigError(
+            f"the network makes samples of shape {list(shape)} and '{spec}' has "
+            f"[{', '.join(map(str, found))}]: give data of that shape (--size, --channels)"
+        )
 
 
 def _latents(

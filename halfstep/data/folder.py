@@ -152,6 +152,12 @@ def channels_of(files: list[Path]) -> int:
     return 1
 
 
+def side_of(folder: Path) -> int | None:
+    """Pixels a side of the first image as it would be read; None where it cannot be."""
+    found = read(listed(folder)[0][0], None, 1)
+    return None if isinstance(found, str) else int(found.shape[-1])
+
+
 # -- their pixels ----------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
-from halfstep.training.settling import settled
+from halfstep.training.settling import refuse_unsettled, settled
 from halfstep.training.teachers import DATA_DECIDE, refuse_students, tried
 from halfstep.training.watch import Silent, Watch
 
@@ -68,10 +68,10 @@ def train(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    method, work = method or Denoising(), _Work.on(pipeline, data, training, job)
+    method, work = method or Denoising(), _Work.on(pipeline, training, job)
     options = {**asdict(method), "start": fingerprint(pipeline.denoiser)}
-    stages = stages_to_train(method, pipeline, work.denoiser(pipeline).twin())
-    return work.carry_out("train denoiser", stages, options, out)
+    stages = _asked(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
+    return work.carry_out("train denoiser", stages, options, work.read(pipeline, data), out)
 
 
 def distill(
@@ -89,12 +89,25 @@ def distill(
     """
     refuse_students(method, teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
-    work = _Work.on(teacher, data, training, job)
-    method = settled(method, teacher, work.data, out)
+    work = _Work.on(teacher, training, job)
+    held: Data | None = None
+    if refuse_unsettled(method, teacher):  # all other methods are asked before data are read
+        held = work.read(teacher, data)
+        method = settled(method, teacher, held, out)
     options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
-    stages = stages_of(method, teacher, work.denoiser(teacher))
+    stages = _asked(stages_of(method, teacher, work.denoiser(teacher)))
+    if held is None:
+        held = work.read(teacher, data)
     del teacher  # from the second stage on nobody needs it
-    return work.carry_out(f"distill {verb}", stages, options, out)
+    return work.carry_out(f"distill {verb}", stages, options, held, out)
+
+
+def refuse_teacher(method: Method, teacher: Pipeline) -> None:
+    """`ConfigError` for what a method refuses of a teacher: asked before data are read."""
+    refuse_students(method, teacher)
+    if refuse_unsettled(method, teacher):
+        method = replace(method, choose="even")  # type: ignore[type-var]  # a Shrink
+    next(iter(stages_of(method, teacher, copy(teacher.denoiser))))
 
 
 def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
@@ -126,24 +139,25 @@ class _Work:
     around: Callable[..., Pipeline]
     """The pipeline around another denoiser."""
     about: Mapping[str, Any]
-    data: Data
     training: Training
     job: Job
     processes: Processes
 
     @classmethod
-    def on(
-        cls, pipeline: Pipeline, data: Given, training: Training | None, job: Job | None
-    ) -> "_Work":
+    def on(cls, pipeline: Pipeline, training: Training | None, job: Job | None) -> "_Work":
         training, job = training or Training(), job or Job()
         processes = Processes(job.device)  # before what one of them alone might refuse
-        dataset = read_by(pipeline, as_data(data))
-        for note in notes(pipeline, dataset) if processes.first else ():
-            job.watch.note(note)
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
         # Described before it is trained: what could not be saved is refused now.
         about = pipeline.describe()
-        return cls(partial(Pipeline, **rest), about, dataset, training, job, processes)
+        return cls(partial(Pipeline, **rest), about, training, job, processes)
+
+    def read(self, pipeline: Pipeline, data: Given) -> Data:
+        """The data as the pipeline reads it."""
+        found = read_by(pipeline, as_data(data, shape=pipeline.shape))
+        for note in notes(pipeline, found) if self.processes.first else ():
+            self.job.watch.note(note)
+        return found
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's, on the device and in the precision of this run; the same weights."""
@@ -169,7 +183,12 @@ class _Work:
         return self.job.gate(replace(student, denoiser=denoiser))
 
     def carry_out(
-        self, command: str, stages: Iterable[Stage], options: Mapping[str, Any], out: Path | str
+        self,
+        command: str,
+        stages: Iterable[Stage],
+        options: Mapping[str, Any],
+        data: Data,
+        out: Path | str,
     ) -> Pipeline:
         last: list[Pipeline] = []
 
@@ -181,7 +200,7 @@ class _Work:
             command,
             stages,
             {**options, "pipeline": dict(self.about)},
-            self.data,
+            data,
             out,
             self.training,
             self.job,

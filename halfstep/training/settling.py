@@ -37,14 +37,21 @@ def settled(
     out       a run's folder: one that was begun keeps what it was begun with
     progress  called `ticks(method, teacher, data)` times
     """
-    if not isinstance(method, Shrink) or not method.unsettled:
+    if not isinstance(method, Shrink) or not refuse_unsettled(method, teacher):
         return method
     begun = _begun(Path(out) / "run.json") if out is not None else {}
     if begun.get("depth") == method.depth and begun.get("keep"):
         return replace(method, keep=tuple(begun["keep"]))
-    replace(method, choose="even").kept(teacher.denoiser.net)  # refuses what cannot be
     worth = scores(method, teacher, data, progress=progress)
     return replace(method, keep=worthiest(worth, method.depth // 2))
+
+
+def refuse_unsettled(method: object, teacher: Pipeline) -> bool:
+    """Whether the data are to settle the method; `ConfigError` where they could not."""
+    if not isinstance(method, Shrink) or not method.unsettled:
+        return False
+    replace(method, choose="even").kept(teacher.denoiser.net)  # refuses what cannot be
+    return True
 
 
 def ticks(teacher: Pipeline, data: Data) -> int:
