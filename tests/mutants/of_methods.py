@@ -31,12 +31,10 @@ MUTANTS = (
         "denoising",
         ("draw.uniform() < drop", "draw.uniform() > drop"),
         ("Prediction(batch.x0, eps)", "Prediction(batch.x0, x_t)"),
-        ("self.levels or getattr(", "getattr("),
     ),
     *of(
         "methods/stochastic",
         "stochastic",
-        ("i = 2 * draw.integers(len(self.times) // 2)", "i = draw.integers(len(self.times) // 2)"),
         ("(i + 2 < end)", "(i + 4 < end)"),
         ("(i + 2 < end)", "(i + 2 <= end)"),
         ("mid = i + 2 *", "mid = i + 1 *"),
@@ -57,7 +55,37 @@ MUTANTS = (
         "stochastic encoder",
         ("updates, times, made_for=self.made_for)", "updates, times)"),
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
-        ("self.refuse(teacher, times)", "Progressive.refuse(self, teacher, times)"),
+        ("self.refuse(teacher, on_schedule", "Progressive.refuse(self, teacher, on_schedule"),
+    ),
+    *of(
+        "methods/progressive",
+        "before_data",
+        ("times[:: 2**halving]).look_ahead()", "times[:2]).look_ahead()"),
+        ("on_schedule(times, teacher.schedule))", "times)"),
+        (
+            "if not bool((found := share.isfinite()).all()):",
+            "if (found := share.isfinite()) is None:",
+        ),
+    ),
+    *of(
+        "methods/base",
+        "before_data",
+        ("max(levels - 1000, 1)", "levels"),
+        ("asked or getattr(", "getattr("),
+    ),
+    *of("methods/guided", "before_data", ("halving.grid_of(teacher)", "_ = teacher")),
+    *of(
+        "timegrids",
+        "before_data",
+        ("level.alpha.isfinite() & level.sigma", "level.sigma.isfinite() & level.sigma"),
+    ),
+    *of(
+        "samplers/walk", "before_data", ("on_schedule(checked(times), schedule)", "checked(times)")
+    ),
+    *of(
+        "samplers/encode",
+        "before_data",
+        ("on_schedule(checked(times), schedule)", "checked(times)"),
     ),
     *of(
         "methods/progressive",
@@ -129,7 +157,7 @@ MUTANTS = (
             'found[f"{scale:g}"] = float(error.square().mean())',
         ),
         ("replace(batch, cond=told(batch.cond, scale)), draw)", "batch, draw)"),
-        ("halvings = self.halving.stages(student)", "halvings = self.halving.stages(teacher)"),
+        ("halvings = halving.stages(student)", "halvings = halving.stages(teacher)"),
         ("yield at_any_scale(stage, self.guidance)", "yield stage"),
         ("return replace(cond or Cond(), guidance=scale)", "return Cond(guidance=scale)"),
         ("self.updates, guidance=self.guidance)", "self.updates)"),
@@ -138,7 +166,10 @@ MUTANTS = (
         ("if not low <= high:", "if not low < high:"),
         ("weighting, levels)\n        yield", "weighting)\n        yield"),
         ("(start // self.stop).bit_length() - 1", "(start // self.stop).bit_length()"),
-        ("refuse_blind(teacher, (", "print(teacher, ("),
+        (
+            "            refuse_blind(teacher, on_schedule(own",
+            "            print(teacher, on_schedule(own",
+        ),
         ("    forwards = 5", "    forwards = 4"),
     ),
     *of(

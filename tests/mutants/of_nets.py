@@ -143,7 +143,7 @@ MUTANTS = (
     *of(
         "nets/classifiers",
         "knowledge_edges",
-        ("if tuple(mine) != tuple(theirs):", "if len(mine) != len(theirs):"),
+        ("tuple(mine) != tuple(theirs)", "len(mine) != len(theirs)"),
     ),
     *of(
         "nets/guidance",

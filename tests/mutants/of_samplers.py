@@ -47,7 +47,7 @@ MUTANTS = (
     *of(
         "samplers/encode",
         "encoder",
-        ("pairwise(reversed(checked(times)))", "pairwise(checked(times))"),
+        ("pairwise(reversed(times))", "pairwise(times)"),
         ("to = schedule.at(torch.tensor(then", "to = schedule.at(torch.tensor(now"),
         ("pred = denoiser(x, t, cond)", "pred = denoiser(x, t)"),
         ("return noise_of(schedule, x, times[0])", "return x"),
