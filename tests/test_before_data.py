@@ -20,7 +20,7 @@ from halfstep.methods import (
 )
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
+from halfstep.prediction import Eps, V
 from halfstep.samplers import encode, sample
 from halfstep.schedules import Cosine, Level, Table
 from halfstep.timegrids import on_schedule, uniform
@@ -84,6 +84,13 @@ def test_a_schedule_that_stands_still_cannot_be_halved(method):
         next(method.stages(teacher(still).denoiser))
     moving = Table("trained_betas", 8, betas=(0.1,) * 8)
     assert len(list(method.stages(teacher(moving).denoiser))) == 2
+
+
+@pytest.mark.parametrize("stop", [4, 2])
+def test_a_blind_teacher_is_not_guided(stop):
+    blind = Denoiser(build("mlp", MLP), Cosine(), Eps())
+    with pytest.raises(ConfigError, match="eps"):
+        next(GuidedDistillation(start=4, stop=stop, **GUIDED).stages(blind, 3))
 
 
 class Broken:

@@ -73,7 +73,13 @@ MUTANTS = (
         ("max(levels - 1000, 1)", "levels"),
         ("asked or getattr(", "getattr("),
     ),
-    *of("methods/guided", "before_data", ("halving.grid_of(teacher)", "_ = teacher")),
+    *of(
+        "methods/guided",
+        "before_data",
+        ("halving.grid_of(teacher)", "_ = teacher"),
+        ("on_schedule(own, teacher.schedule)[0]", "own[0]"),
+        ("            refuse_blind(teacher, on_s", "            print(teacher, on_s"),
+    ),
     *of(
         "timegrids",
         "before_data",
@@ -166,10 +172,6 @@ MUTANTS = (
         ("if not low <= high:", "if not low < high:"),
         ("weighting, levels)\n        yield", "weighting)\n        yield"),
         ("(start // self.stop).bit_length() - 1", "(start // self.stop).bit_length()"),
-        (
-            "            refuse_blind(teacher, on_schedule(own",
-            "            print(teacher, on_schedule(own",
-        ),
         ("    forwards = 5", "    forwards = 4"),
     ),
     *of(
