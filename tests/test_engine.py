@@ -580,7 +580,7 @@ def interrupt():
 
 
 class TestStopping:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_it_saves_and_says_how_to_go_on(self, tmp_path, number):
         out = tmp_path / "r"
         look = At("0002-steps", 4, lambda: signal.raise_signal(number))

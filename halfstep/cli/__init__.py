@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _dispatch(args)
-        sys.stdout.flush()
+        _print("")  # what is left in the buffer
         return status
     except HalfstepError as error:
         _complain(error)
@@ -92,6 +92,14 @@ def _tell_others(args: list[str], said: str) -> None:
         tell(said)
 
 
+def _print(text: str) -> None:
+    """Print where it goes at once; `BrokenPipeError` where nobody takes it."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        raise BrokenPipeError(error.errno, error.strerror) from None
+
+
 def _complain(text: object) -> None:
     """One line on stderr, where somebody reads that."""
     with suppress(OSError):
@@ -100,7 +108,9 @@ def _complain(text: object) -> None:
 
 def _unread(error: BrokenPipeError) -> int:
     """The status of a command whose output nobody takes: it was read enough, or has no room."""
-    with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere as we end
+    with suppress(
+        OSError, ValueError, TypeError
+    ):  # what is left in the buffer goes nowhere as we end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         _complain(f"cannot write what it prints: {error.strerror}")
@@ -110,10 +120,10 @@ def _unread(error: BrokenPipeError) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs=_listing()))
+        _print(HELP.format(verbs=_listing()) + "\n")
         return 0
     if args[0] in ("-V", "--version"):
-        print(f"halfstep {__version__}")
+        _print(f"halfstep {__version__}\n")
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
@@ -121,7 +131,7 @@ def _dispatch(args: list[str]) -> int:
     kinds = VERBS[verb][1]
     if kinds:
         if not rest or rest[0] in ("-h", "--help"):
-            print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}")
+            _print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}\n")
             return 0
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)

@@ -17,6 +17,7 @@ from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import is_latents, open_latents
 from halfstep.data.streamed import Folder, Images, stream
 from halfstep.errors import ConfigError
+from halfstep.files import check_writable
 from halfstep.kinds import above, at_least, at_most, Count
 from halfstep.nets.autoencoder import load_codec
 from halfstep.training.parallel import pick_device
@@ -72,6 +73,7 @@ def latents(argv: Sequence[str]) -> int:
 def _check_places(options: Encode) -> None:
     """Refuse before anything is read: latents as images, and latents among the images."""
     place, out = Path(options.data).expanduser(), options.out.expanduser()
+    check_writable(options.out, "choose another --out")
     if options.data and is_latents(place):
         raise ConfigError(
             f"'{place}' holds latents already: name the images they are to be made of"

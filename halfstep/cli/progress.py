@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, IO, NoReturn, Self
+from typing import Any, IO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -61,16 +61,13 @@ class Terminal(Console):
 
     gone: BrokenPipeError | None = None
 
-    def on_broken_pipe(self) -> NoReturn:
+    def on_broken_pipe(self) -> None:
         """Raise what rich caught; rich itself would end the process, whatever that is doing."""
         self.quiet = True
         error = sys.exception()
         self.gone = error if isinstance(error, BrokenPipeError) else BrokenPipeError()
-        with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere as we end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-        if threading.current_thread() is not threading.main_thread():
-            raise SystemExit  # the bar's own thread, which ends
-        raise self.gone
+        if threading.current_thread() is threading.main_thread():  # and not the bar's own
+            raise self.gone
 
 
 def terminal() -> Terminal:

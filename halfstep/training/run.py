@@ -10,6 +10,7 @@ The same command again goes on where it stopped.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Run:
             part.mkdir()
             write(part)
             storage.write_json(part / "stage.json", about)
-            self.check()
+            self._check_again(part)
             if final.exists():
                 final.replace(old)
             part.replace(final)
@@ -147,6 +148,17 @@ class Run:
         """`CheckpointError` where the folder went away, or is another run's by now."""
         if self._lock is not None:
             self._lock.check()
+
+    def _check_again(self, part: Path) -> None:
+        """As `check`; a folder that was made anew, because a part was written where there was none, goes."""
+        try:
+            self.check()
+        except CheckpointError:
+            files.remove(part)
+            with suppress(OSError):
+                part.parent.rmdir()  # which only empty folders suffer
+                self.folder.rmdir()
+            raise
 
     def close(self) -> None:
         if self._lock is not None:

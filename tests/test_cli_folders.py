@@ -1,0 +1,466 @@
+"""Commands in folders that are full, linked, read-only, gone or of others: one sentence, nothing lost."""
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halfstep import files
+from halfstep.cli import judging, main
+from halfstep.cli.progress import Terminal
+from halfstep.errors import CheckpointError, DataError
+from halfstep.pipeline import Pipeline
+from halfstep.training import checkpoint
+from tests.evidence import evidence, pictures
+from tests.runs import everything, refused
+from tests.test_storage import largest_file
+
+POINTS = [
+    *("train", "denoiser", "--data", "two-moons", "--net", "mlp"),
+    *("--batch", "8", "--save-every", "2", "--log-every", "2"),
+]
+TRAIN = [*POINTS, "--updates", "4"]
+KNOWLEDGE = (
+    "distill knowledge --data digits --teacher {made}/clf --net shallow --updates 1 --batch 8 "
+    "--cache out/kept --out out/s"
+)
+HALVE = (
+    "distill progressive --teacher {made}/teacher --data two-moons --start 2 --stop 1 --updates 1 --batch 8 "
+    "--tolerance 2 --until 1 --full 2 --samples 16 --out out"
+)
+COMMANDS = {
+    "train": " ".join([*TRAIN, "--out", "out"]),
+    "distill": HALVE,
+    "classifier": "train classifier --data digits --net shallow --updates 1 --batch 8 --out out",
+    "knowledge": KNOWLEDGE,
+    "codec": "train codec --data digits --updates 1 --batch 8 --width 4 --out out",
+    "latents": "latents --data digits --codec {made}/codec --shard 900 --out out",
+    "sample": "sample {made}/teacher --n 2 --steps 1 --npz --out out",
+    "encode": "encode {made}/teacher --images two-moons --n 2 --steps 1 --out out/noise.safetensors",
+    "export": "export {made}/teacher --out out",
+    "program": "export {made}/student --format torch-export --out out",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A teacher, its student, a classifier and a codec."""
+    here = tmp_path_factory.mktemp("made")
+    before = Path.cwd()
+    os.chdir(here)
+    try:
+        assert main([*TRAIN, "--out", "teacher"]) == 0
+        assert main(HALVE.format(made=here).replace("--out out", "--out student").split()) == 0
+        assert main(COMMANDS["classifier"].replace("--out out", "--out clf").split()) == 0
+        assert main(COMMANDS["codec"].replace("--out out", "--out codec").split()) == 0
+    finally:
+        os.chdir(before)
+    return here
+
+
+def words(name, made):
+    return COMMANDS[name].format(made=made).split()
+
+
+# -- full disks ------------------------------------------------------------------------------------
+
+
+def failing(patched, out, at):
+    """The disk is full when file number `at` below `out` is begun; the names of those that were begun."""
+    begun, real = [], os.open
+
+    def act(path, flags, *rest, **more):
+        if flags & os.O_CREAT and str(Path(str(path)).absolute()).startswith(str(out)):
+            begun.append(Path(path).name)
+            if len(begun) > at >= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *rest, **more)
+
+    patched.setattr(os, "open", act)
+    return begun
+
+
+@pytest.mark.parametrize(
+    "name", [n if n != "program" else pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS]
+)
+def test_a_full_disk_at_any_file_is_one_sentence(name, made, cli, tmp_path):
+    """And once there is room, the same command does what was asked."""
+    typed, at = words(name, made), 0
+    while True:
+        with pytest.MonkeyPatch.context() as patched:
+            begun = failing(patched, tmp_path / "out", at)
+            got = cli(*typed)
+        if got[0] == 0:
+            break
+        assert refused(got, "No space left on device"), begun[-1]
+        assert not [
+            p
+            for p in (tmp_path / "out").rglob("*.part")
+            if p.is_file() and files.PART.fullmatch(p.name)
+        ]
+        at += 1
+    assert at == len(begun) > 0 or name in (
+        "train",
+        "distill",
+        "knowledge",
+        "codec",
+        "classifier",
+        "latents",
+    )
+    assert at > 0
+
+
+@pytest.mark.parametrize("room", [0, 300, 2500])
+def test_a_disk_that_is_full_within_a_file(room, made, cli, tmp_path):
+    """What others' writers (Pillow, matplotlib, numpy, safetensors, torch) say of it is one sentence, too."""
+    for name in ("sample", "encode", "export", "program", "latents"):
+        with largest_file(room):
+            got = cli(*words(name, made))
+        assert (room and got[0] == 0) or refused(got, "File too large"), name
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_a_full_disk_at_any_file_of_a_report(tmp_path):
+    """What was measured before is whole, or the new report is."""
+    found, drawn = evidence(), pictures()
+    at = 0
+    while True:
+        try:
+            with pytest.MonkeyPatch.context() as patched:
+                begun = failing(patched, tmp_path, at)
+                judging.save_evidence(tmp_path, found, drawn)
+            break
+        except CheckpointError as error:
+            assert "No space left" in str(error) and "\n" not in str(error)
+            at += 1
+    assert at == len(begun) == 3 == len(list(tmp_path.iterdir()))
+
+
+def test_output_that_has_no_room_is_one_sentence(made):
+    with open("/dev/full", "w") as full:
+        got = subprocess.run(
+            [sys.executable, "-m", "halfstep", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert got.returncode == 2 and got.stderr.startswith("halfstep: cannot write what it prints")
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "metrics.jsonl", "checkpoints", "stages", "config.toml", "run.json"]
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_writes_nothing_through_a_link(name, begun, cli, tmp_path):
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / ".mine").mkdir()
+    for inner in ("a.safetensors", "b.part", ".mine/c"):
+        (outside / inner).write_text("precious")
+    (outside / "file").write_text("")
+    if begun:
+        assert cli(*TRAIN, "--out", "run")[0] == 0
+    (tmp_path / "run").mkdir(exist_ok=True)
+    place = tmp_path / "run" / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    place.symlink_to(outside / ("" if name in ("checkpoints", "stages") else "file"))
+    before = everything(outside)
+    status, _, err = cli(
+        *POINTS, "--updates", "8", "--out", "run", *(["--extend"] if begun else [])
+    )
+    assert everything(outside) == before
+    assert status in (0, 2) and err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("name", ["000001.png", "grid.png", "samples.npz"])
+def test_pictures_replace_a_link(name, made, cli, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    assert cli(*words("sample", made))[0] == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_answers_and_latents_are_written_through_no_lock_that_is_a_link(made, cli, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    for name, place in (("knowledge", "out/kept"), ("latents", "out")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / ".lock").symlink_to(tmp_path / "precious")
+        assert refused(cli(*words(name, made)), "link")
+        shutil.rmtree(tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+# -- folders of others, or that may not be written -------------------------------------------------
+
+
+def test_answers_are_not_kept_among_others_files(made, cli, tmp_path):
+    photos = tmp_path / "out" / "kept"
+    photos.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(photos / "a.png")
+    before = everything(tmp_path)
+    typed = words("knowledge", made)
+    for more in ([], ["--dry-run"]):
+        assert refused(cli(*typed, *more), "a.png")
+    assert everything(tmp_path) == before
+    for place in (made / "clf", made / "clf" / "run.json"):
+        typed[typed.index("--cache") + 1] = str(place)
+        assert cli(*typed)[0] == 2
+    (photos / "a.png").unlink()
+    files.part_of(photos / "view-0000.json").write_text("{")  # what a crash left is ours
+    (photos / ".lock").touch()
+    assert cli(*words("knowledge", made))[0] == 0
+    assert sorted(p.name for p in photos.iterdir()) == [
+        ".lock",
+        "view-0000.json",
+        "view-0000.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("how", ["within a file", "not writable"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    name, how, made, cli, tmp_path, monkeypatch
+):
+    if how == "within a file":
+        (tmp_path / "out").write_text("mine")
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for owner, work in ((Pipeline, "sample"), (Pipeline, "encode"), (Pipeline, "load")):
+        monkeypatch.setattr(owner, work, None)
+    typed = words(name, made)
+    for more in [[], ["--dry-run"]] if name in ("train", "codec", "classifier") else [[]]:
+        status, _, err = cli(*typed, *more)
+        assert status == 2 and err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] in ([], ["out"])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compress"])
+def test_a_run_that_cannot_be_written_is_not_measured(verb, made, cli, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    more = ["--prune", "0.5"] if verb == "compress" else []
+    assert refused(cli(verb, made / "student", *more), "cannot be written")
+
+
+def test_a_finished_run_that_cannot_be_written_can_be_read(made, cli, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(made / "student", run)
+    before = everything(run)
+    real = os.open
+
+    def act(path, flags, *rest, **more):
+        if str(path).startswith(str(run)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", act)
+    assert len(Pipeline.load(run / "stages" / "0001-steps").sample(2)) == 2
+    assert cli("sample", run, "--n", "2", "--out", "samples")[0] == 0
+    assert cli("export", run, "--out", "alone")[0] == 0
+    typed = HALVE.format(made=made).replace("--out out", f"--out {run}").split()
+    assert refused(cli(*typed), "Read-only file system")
+    assert everything(run) == before
+
+
+# -- a folder that goes away -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+@pytest.mark.parametrize("when", ["checkpoint", "metrics", "stage", "options"])
+def test_a_run_whose_folder_went_away_says_so(how, when, cli, tmp_path, monkeypatch):
+    """It makes no other folder in its place, and the same command begins anew."""
+    gone, run = [], tmp_path / "run"
+    owner, name = {
+        "checkpoint": (checkpoint, "write"),
+        "metrics": (files, "append"),
+        "stage": (Pipeline, "save"),
+        "options": (files, "write_text"),
+    }[when]
+    real = getattr(owner, name)
+
+    def act(*args, **kwargs):
+        if not gone and run.exists():
+            gone.append(1)
+            run.rename(tmp_path / "elsewhere")
+            if how == "deleted":
+                shutil.rmtree(tmp_path / "elsewhere")
+            if how == "replaced":
+                run.mkdir()
+                (run / "other").write_text("another's")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, act)
+        got = cli(*TRAIN, "--out", "run")
+    assert gone and got[0] == 2 and got[2].count("\n") == 1
+    if how == "replaced":
+        assert (run / "other").exists()
+    else:
+        assert not run.exists()
+        assert cli(*TRAIN, "--out", "run")[0] == 0
+
+
+# -- readers and terminals that leave --------------------------------------------------------------
+
+
+class Deaf:
+    """A stream that nobody reads after so many lines."""
+
+    encoding, fileno = "utf-8", None
+
+    def __init__(self, code, after):
+        self.code, self.left, self.text = code, after, ""
+
+    def write(self, text):
+        self.left -= text.count("\n")
+        if self.left < 0:
+            raise OSError(self.code, os.strerror(self.code))
+        self.text += text
+        return len(text)
+
+    def flush(self):
+        if self.left < 0:
+            raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code, status", [(errno.EPIPE, 141), (errno.EIO, 141), (errno.ENOSPC, 2)])
+def test_training_that_nobody_reads_saves_and_stops(code, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    typed = [*POINTS, "--updates", "40", "--save-every", "40", "--out", "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Deaf(code, 4))
+        assert main(typed) == status
+    [saved] = (tmp_path / "run" / "checkpoints").glob("*.json")
+    assert int(saved.stem.partition("-")[2]) < 40
+    assert "stopped at update" in capsys.readouterr().err
+    assert main(typed) == 0
+
+
+def test_a_bar_in_a_thread_does_not_end_the_process():
+    """It is silent then, and the next update hears of it."""
+    from threading import Thread
+
+    from halfstep.cli.progress import _Out, Bars
+
+    console = Terminal(file=_Out(Deaf(errno.EIO, 0)))
+    thread = Thread(target=console.print, args=("text",))
+    thread.start()
+    thread.join()
+    assert isinstance(console.gone, BrokenPipeError)
+    console.print("nothing comes of it")
+    bars = Bars(console)
+    bars._since = 0.0
+    with pytest.raises(BrokenPipeError):
+        bars.step(1, 0.1)
+
+
+def test_a_reader_who_has_read_enough(tmp_path):
+    """As `halfstep train ... | head -n 1` does it."""
+    typed = [*POINTS, "--updates", "4000", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "halfstep", *typed]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as training:
+        for _ in range(4):
+            training.stdout.readline()
+        training.stdout.close()
+        assert training.wait(60) == 141
+        said = training.stderr.read().decode()
+    assert said.startswith("halfstep: stopped at update") and said.count("\n") == 1
+    assert list((tmp_path / "run" / "checkpoints").glob("*.json"))
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [*TRAIN, "--out", LATIN],
+        [*TRAIN[:2], "--data", LATIN, "--net", "mlp", "--out", "run"],
+        ["sample", LATIN, "--out", "x.png"],
+        ["evaluate", LATIN],
+        ["demo", "--out", LATIN],
+        [*TRAIN, "--config", LATIN, "--out", "run"],
+    ],
+)
+def test_a_name_that_is_no_unicode_is_refused_before_a_folder_is_made(typed, cli, tmp_path):
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert refused(cli(*typed), "UTF-8")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_classes_are_text_and_files_may_have_any_name(tmp_path):
+    from halfstep.data import load
+    from halfstep.data.streamed import stream
+
+    picture = Image.fromarray(np.zeros((8, 8), np.uint8))
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / "x.png")
+    shutil.copy(tmp_path / "a" / "x.png", os.fsencode(tmp_path) + b"/a/caf\xe9.png")
+    assert len(load(str(tmp_path))) == 2
+    images = stream(str(tmp_path))
+    assert images.digest(range(2)) and images.stamp(range(2))
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copy(tmp_path / "a" / "x.png", os.fsencode(tmp_path) + b"/caf\xe9/x.png")
+    for read in (load, stream):
+        with pytest.raises(DataError, match="UTF-8"):
+            read(str(tmp_path))
+
+
+def test_a_run_in_a_folder_whose_name_is_no_unicode(cli, tmp_path, monkeypatch):
+    """Its options name no such folder, so it is trained, sampled and measured."""
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    monkeypatch.chdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert cli(*TRAIN, "--out", ".")[0] == 0
+    assert cli("sample", ".", "--n", "2", "--out", "x.png")[0] == 0
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_options_from_a_file_with_a_mark(mark, cli, tmp_path):
+    (tmp_path / "o.toml").write_text(f'{mark}data = "two-moons"\nnet = "mlp"\n', encoding="utf-8")
+    assert (
+        cli(
+            "train",
+            "denoiser",
+            "--config",
+            "o.toml",
+            "--updates",
+            "1",
+            "--batch",
+            "8",
+            "--out",
+            "r",
+        )[0]
+        == 0
+    )
+    config = tmp_path / "r" / "config.toml"
+    config.write_text(mark + config.read_text(encoding="utf-8"), encoding="utf-8")
+    assert judging.Kept.read(tmp_path / "r").config["data"] == "two-moons"
+
+
+# -- no locks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("name", ["train", "knowledge", "latents"])
+def test_without_locks_there_is_a_note(name, code, made, cli, monkeypatch):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    status, out, err = cli(*words(name, made))
+    assert status == 0 and "no locks" in out and not err
