@@ -3,7 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import nn, Tensor
@@ -139,16 +139,45 @@ class Denoiser(nn.Module):
             )
 
     def twin(self) -> "Denoiser":
-        """A trainable copy."""
+        """A trainable copy; what training leaves as it is (`not_trained`) stays so in it."""
         if getattr(self.net, "quantised", None):
             raise ConfigError(
                 "this network is int8 and cannot be trained: give the one that it was made from"
             )
-        return copy.deepcopy(self).train().requires_grad_(True)
+        twin = copy.deepcopy(self).train()
+        thaw(twin.net)
+        return twin
 
     def freeze(self) -> "Denoiser":
         """Itself, in evaluation mode and without gradients."""
+        self.net._held = not_trained(self.net)  # type: ignore[assignment]  # no module: names
         return self.eval().requires_grad_(False)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.compile` of the network alone, in place: levels and times are cheap, and change."""
+        self.net.compile(*args, **options)
+
+
+def not_trained(net: nn.Module) -> frozenset[str]:
+    """The parameters that training leaves as they are: those with requires_grad=False.
+
+    Of a network that `Denoiser.freeze` froze as a whole those that had it before.
+    """
+    names = frozenset(name for name, p in net.named_parameters() if not p.requires_grad)
+    if any(p.requires_grad for p in net.parameters()):
+        return names
+    before: frozenset[str] = getattr(net, "_held", names)
+    return before
+
+
+def thaw(net: nn.Module) -> None:
+    """Undo `Denoiser.freeze`: gradients for all parameters but those that had none before."""
+    before = not_trained(net)
+    for name, parameter in net.named_parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(name not in before)
+    if hasattr(net, "_held"):
+        del net._held
 
 
 def _scale(scale: S) -> S:
@@ -184,7 +213,8 @@ class Guided(nn.Module):
 
     def freeze(self) -> Self:
         """Itself, in evaluation mode and without gradients."""
-        return self.eval().requires_grad_(False)
+        self.denoiser.freeze()
+        return self.eval()
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         if not isinstance(self.scale, Tensor) and self.scale == 1:
@@ -232,6 +262,7 @@ class ClassifierGuided(nn.Module):
 
     def freeze(self) -> Self:
         """Itself, in evaluation mode and without gradients."""
+        self.denoiser.freeze()
         return self.eval().requires_grad_(False)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:

@@ -4,7 +4,9 @@ Never on the process, the micro-batch, the history or the clock: so a resumed ru
 processes, see what an uninterrupted run on one process sees.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,35 @@ def key(*parts: int) -> int:
     Seeds are never added: torch's CPU generator reads 32 bits, and seed + k makes neighbours equal.
     """
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+@contextmanager
+def untouched(seed: int | None = None) -> Iterator[None]:
+    """Inside it global random generators may be used; afterwards they are as they were, also after an error.
+
+    torch's on every device that is in use, numpy's and Python's: they are the caller's.
+
+    seed  torch's inside it; by default it begins with what is there
+    """
+    # Drawn from before, a device's generator begins with the seed that torch's own one was given.
+    given, cuda = torch.initial_seed(), torch.cuda.is_initialized()
+    ours, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    theirs = torch.cuda.get_rng_state_all() if cuda else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
+        if cuda:
+            torch.cuda.set_rng_state_all(theirs)
+        elif torch.cuda.is_available():
+            torch.cuda.manual_seed_all(given)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+        torch.set_rng_state(ours)
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,50 @@ def test_a_student_without_a_run_has_a_table_of_its_own(cli, tmp_path):
     assert (tmp_path / "small" / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["cnn", "shallow", "deeper", "features", "toy-teacher"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_classifiers_are_pruned_however_their_weights_lie(name, rows):
+    """Channels last gives what the same weights give that lie by rows, and the share is what was asked."""
+    torch.manual_seed(0)
+    lies = build_classifier(name, {"classes": 3, "channels": 1})
+    stands = copy.deepcopy(lies).to(memory_format=torch.contiguous_format)
+    sparsify(lies, 0.5, rows=rows), sparsify(stands, 0.5, rows=rows)
+    for a, b in zip(lies.parameters(), stands.parameters(), strict=True):
+        assert torch.equal(a, b)
+    wide_ones = [layer.weight for layer in wide_layers(lies, *KINDS).values()]
+    assert zeroed(wide_ones) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("share", [0.97, 0.99, 0.9999999])
+def test_no_layer_is_emptied(rows, share):
+    """The largest of each stays, also where another layer's weights are all larger."""
+    net = wide()
+    with torch.no_grad():
+        next(iter(wide_layers(net, *KINDS).values())).weight.mul_(1e-3)
+    before = {name: layer.weight.clone() for name, layer in wide_layers(net, *KINDS).items()}
+    sparsify(net, share, rows=rows)
+    for name, old in before.items():
+        left = net.get_submodule(name).weight
+        norms = old.flatten(1).norm(dim=1) if rows else old.abs().flatten()
+        kept = (left != 0).flatten(1).any(1) if rows else (left != 0).flatten()
+        assert kept.any() and kept[norms.argmax()]
+
+
+def test_a_share_of_which_nothing_is_pruned_is_refused():
+    for rows in (False, True):
+        with pytest.raises(ConfigError, match="larger"):
+            sparsify(wide(), 1e-9, rows=rows)
+
+
+def test_a_weight_that_two_layers_share_is_pruned_once():
+    one, other = nn.Linear(32, 32), nn.Linear(32, 32)
+    other.weight = one.weight
+    net = sparsify(nn.Sequential(one, nn.Linear(32, 32), other), 0.5)
+    assert net[0].weight is net[2].weight
+    assert zeroed([net[0].weight, net[1].weight]) == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
     place, words = ASSETS / "digits-classifier", ["--prune", 0.2, 0.95, "--data", "digits"]
     assert cli("compress", place, *words, "--out", "small")[0] == 0

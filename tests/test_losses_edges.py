@@ -1,6 +1,7 @@
 """Losses at their edges: extreme logits, half precision, one sample, one class, and what is refused."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -298,3 +299,103 @@ def test_standardising_what_is_constant_or_half():
     assert losses.centred(made(dtype=torch.float16)).dtype == torch.float32
     extreme = losses.standardised(2000 * torch.eye(C))
     assert extreme.isfinite().all()
+
+
+EXCLUDING = {
+    "soft_targets": lambda s, t: losses.soft_targets(student=s, teacher=t, temperature=2.0),
+    "cross-entropy": lambda s, t: losses.soft_cross_entropy(student=s, teacher=t, temperature=2.0),
+    "jensen_shannon": lambda s, t: losses.jensen_shannon(student=s, teacher=t, teacher_share=0.3),
+    "logit_match": lambda s, t: losses.logit_match(student=s, teacher=t),
+    "logit_half_sum": lambda s, t: losses.logit_half_sum(student=s, teacher=t),
+    "centred": lambda s, t: losses.logit_match(
+        student=losses.centred(s), teacher=losses.centred(t)
+    ),
+    "standardised": lambda s, t: losses.soft_targets(
+        student=losses.standardised(s), teacher=losses.standardised(t), temperature=2.0
+    ),
+    "decoupled": lambda s, t: losses.decoupled(
+        student=s, teacher=t, labels=torch.arange(len(s)) % 4
+    ),
+    "dist, paper": lambda s, t: losses.dist(student=s, teacher=t, form="paper"),
+    "dist, code": lambda s, t: losses.dist(student=s, teacher=t, form="code", temperature=2.0),
+    "distance": lambda s, t: losses.relational_distance(student=s, teacher=t),
+    "angle": lambda s, t: losses.relational_angle(student=s, teacher=t),
+    "hard_distillation": lambda s, t: losses.hard_distillation(student=s, teacher=t),
+    "tang": lambda s, t: losses.tang(
+        student=s, teacher=t, labels=torch.arange(len(s)) % 4, hard_share=0.3
+    ),
+}
+INFINITE = ("logit_match", "logit_half_sum", "centred", "tang")
+
+
+def with_gradient(loss, student, teacher):
+    student = student.clone().requires_grad_()
+    value = loss(student, teacher)
+    return value.detach(), torch.autograd.grad(value, student)[0]
+
+
+@pytest.mark.parametrize("name", EXCLUDING)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_class_that_both_exclude_counts_nothing(name, place):
+    """Value and gradient are those without it; of one that the teacher alone excludes they are no nan."""
+    loss = EXCLUDING[name]
+    s, t = (torch.randn(6, 4, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+
+    def wide(x, filled):
+        return torch.cat([x[:, :place], torch.full((6, 1), filled), x[:, place:]], 1)
+
+    if name in ("decoupled", "tang") and place < 4:
+        return  # labels would name other classes
+    value, gradient = with_gradient(loss, s, t)
+    found, slope = with_gradient(loss, wide(s, -math.inf), wide(t, -math.inf))
+    kept = [k for k in range(5) if k != place]
+    torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
+    torch.testing.assert_close(slope[:, kept], gradient, rtol=0, atol=1e-6)
+    assert (slope[:, place] == 0).all()
+    if name in ("distance", "angle"):
+        with pytest.raises(ConfigError, match="-inf"):
+            loss(wide(s, 0.3), wide(t, -math.inf))
+        return
+    found, slope = with_gradient(loss, wide(s, 0.3), wide(t, -math.inf))
+    assert found == math.inf if name in INFINITE else found.isfinite() and slope.isfinite().all()
+    assert not loss(wide(s, -math.inf), wide(t, 0.3)).isnan()
+
+
+def test_a_student_that_excludes_what_its_teacher_sees_is_infinitely_wrong():
+    s, t = torch.tensor([[1.0, -math.inf, 0.5]]), torch.tensor([[0.3, 0.2, 0.1]])
+    for name in ("soft_targets", "cross-entropy", "logit_match", "tang", "decoupled"):
+        assert EXCLUDING[name](s, t) == math.inf, name
+    assert EXCLUDING["jensen_shannon"](s, t) <= math.log(2)
+    # A teacher whose probability is 0 in float32 sees nothing there either.
+    t[0, 1] = torch.finfo(torch.float32).min
+    want = EXCLUDING["soft_targets"](s[:, [0, 2]], t[:, [0, 2]])
+    torch.testing.assert_close(EXCLUDING["soft_targets"](s, t), want)
+
+
+def test_classes_excluded_in_some_rows_count_in_the_others():
+    s, t = (torch.randn(6, 4, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    gone = torch.zeros(6, 4, dtype=torch.bool)
+    gone[2, 3] = gone[4, 0] = True
+    rows = [torch.arange(4)[~gone[k]] for k in range(6)]
+    for name in ("soft_targets", "jensen_shannon", "logit_match", "standardised"):
+        loss = EXCLUDING[name]
+        each = [loss(s[k : k + 1, own], t[k : k + 1, own]) for k, own in enumerate(rows)]
+        found = loss(s.masked_fill(gone, -math.inf), t.masked_fill(gone, -math.inf))
+        torch.testing.assert_close(found, torch.stack(each).mean(), rtol=0, atol=1e-6)
+    for name in ("dist, paper", "dist, code", "distance", "angle"):
+        found, slope = with_gradient(
+            EXCLUDING[name], s.masked_fill(gone, -math.inf), t.masked_fill(gone, -math.inf)
+        )
+        assert found.isfinite() and slope.isfinite().all()
+
+
+def test_a_teacher_that_is_sure_has_nothing_to_say_of_the_others():
+    s = torch.tensor([[1.0, 0.3, 2.0]])
+    t = torch.tensor([[0.5, -math.inf, -math.inf]])
+    options = {"labels": torch.tensor([0]), "temperature": 2.0}
+    found, slope = with_gradient(
+        lambda s, t: losses.decoupled(student=s, teacher=t, **options), s, t
+    )
+    want = losses.soft_targets(student=s, teacher=t, temperature=2.0)
+    torch.testing.assert_close(found, want)
+    assert slope.isfinite().all()

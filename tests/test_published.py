@@ -244,7 +244,9 @@ def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
     assert pipeline.shape == published.shape and pipeline.clip is None
     assert pipeline.classes == (tuple("0123456") if published.classes else ())
     assert (pipeline.sampler, pipeline.steps) == (published.sampler, published.steps)
-    assert not any(p.requires_grad for p in pipeline.denoiser.parameters())
+    assert all(
+        p.requires_grad for p in pipeline.denoiser.parameters()
+    )  # whose user may freeze some
 
 
 @pytest.mark.parametrize("name", ["imagenet256_uvit_large", "imagenet512_uvit_huge"])

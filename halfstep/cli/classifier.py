@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from rich.console import Console
 from torch import nn
 
@@ -23,7 +22,7 @@ from halfstep.methods.classification import Classification
 from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
 from halfstep.nets.classifiers_on_disk import initialise, load_classifier
 from halfstep.nets.preprocessing import Preprocessing
-from halfstep.noise import key
+from halfstep.noise import key, untouched
 from halfstep.training import Training
 from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
 
@@ -189,8 +188,8 @@ def built(asked: Built, data: Dataset, seed: int) -> tuple[nn.Module, list[str]]
             del config["classes"]
     else:
         config = {**fitting_classifier(name, data.shape, data.classes), **config}
-    torch.manual_seed(key(seed, 0))
-    net = build_classifier(name, config, preprocessing=before)
+    with untouched(key(seed, 0)):
+        net = build_classifier(name, config, preprocessing=before)
     return net, [] if source is None else initialise(net, source)
 
 

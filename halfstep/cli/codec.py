@@ -26,7 +26,7 @@ from halfstep.kinds import at_least, at_most, Count
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import key, sample_noise
+from halfstep.noise import key, sample_noise, untouched
 from halfstep.report.pictures import save_grid
 from halfstep.training import Training
 from halfstep.training.jobs import AUTOCAST, carried_through
@@ -138,8 +138,8 @@ def fresh_codec(shape: Shape, data: Data, name: str, seed: int) -> KLCodec:
         "mid_block_add_attention": False,  # which costs more than it gives on a small image
         **literals(shape.codec_config),
     }
-    torch.manual_seed(key(seed, 0))
-    net = KLCodec.fresh(config)
+    with untouched(key(seed, 0)):
+        net = KLCodec.fresh(config)
     net.check((1, *data.shape))
     with torch.no_grad():
         # Latents of little noise: from noise as strong as the signal a short training hardly comes down.

@@ -27,7 +27,7 @@ from halfstep.methods.recipes import recipe
 from halfstep.nets.classifiers import build_classifier, fitting_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import Teachers
-from halfstep.noise import key
+from halfstep.noise import key, untouched
 from halfstep.training import Training
 from halfstep.training.classifiers import (
     distill_classifier,
@@ -182,8 +182,8 @@ def student_of(taught: Taught, teacher: Teachers, data: Dataset, seed: int) -> n
             "classes alone, or another teacher"
         )
     fits = fitting_classifier(taught.net, data.shape, classes)
-    torch.manual_seed(key(seed, 0))
-    return build_classifier(taught.net, {**fits, **literals(taught.net_config)})
+    with untouched(key(seed, 0)):
+        return build_classifier(taught.net, {**fits, **literals(taught.net_config)})
 
 
 def _refuse_others(teacher: Teachers, data: Dataset, held: Dataset | None) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import torch
-
 from halfstep.cli.config import literals
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
@@ -20,7 +18,7 @@ from halfstep.kinds import NotNegative
 from halfstep.methods.denoising import Denoising
 from halfstep.nets import build, fitting
 from halfstep.nets.autoencoder import load_codec
-from halfstep.noise import key
+from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
@@ -130,11 +128,12 @@ def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pip
         context=None if empty is None else (empty.shape[0], empty.shape[1]),
     )
     config = {**fits, **own}
-    torch.manual_seed(key(seed, 0))
+    with untouched(key(seed, 0)):
+        net = build(network.net, config)
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}
     return Pipeline(
-        Denoiser(build(network.net, config), schedule_from(schedule), reads, time=time),
+        Denoiser(net, schedule_from(schedule), reads, time=time),
         data.shape,
         classes=data.names or tuple(map(str, range(classes))) if classes else (),
         null=classes if classes and guided else None,

@@ -83,7 +83,7 @@ class Published:
         """As `load_published`, for a configuration that has no name."""
         decoder, texts = self._codec(codec), self._texts(text)
         return Pipeline(
-            Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).freeze(),
+            Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).eval(),
             self.shape,
             classes=tuple(map(str, range(self.classes))),
             null=self.null,

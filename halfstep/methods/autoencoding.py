@@ -32,6 +32,7 @@ class Autoencoding:
 
     def stages(self, codec: KLCodec) -> Iterator[Stage]:
         """One stage; `codec` is the one to be trained."""
+        codec.refuse_changed()
         objective = Autoencode(codec.channels, codec.factor, self.error, self.kl_weight)
         yield Stage("codec", codec, objective, self.updates)
 

@@ -18,10 +18,10 @@ from halfstep.errors import ConfigError
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import errors, levels_for, Objective, random_times, Stage
 from halfstep.methods.progressive import Progressive, refuse_blind
-from halfstep.nets import build, recipe
+from halfstep.nets import build, built_again, recipe
 from halfstep.nets.guidance import check_features
 from halfstep.nets.guided import with_guidance
-from halfstep.noise import Draw
+from halfstep.noise import Draw, untouched
 from halfstep.prediction import Prediction
 from halfstep.timegrids import grid, on_schedule, Steps, Times
 from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
@@ -153,9 +153,9 @@ class GuidedDistillation:
         name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
         own = {key: _literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            net = build(name, {**config, **own, "guidance": self.features})
+        with untouched(0):
+            options = {**config, **own, "guidance": self.features}
+            net = build(name, options) if self.student_net else built_again(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student
 

@@ -18,11 +18,12 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Share, Updates
 from halfstep.methods.base import levels_for, Stage
 from halfstep.methods.imitation import Imitate, Matched
-from halfstep.nets import build, recipe
+from halfstep.nets import built_again, recipe
 from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.nets.carried import carry
 from halfstep.nets.pruning import checked_pairs, evenly, pairs_of, partners, shallower
 from halfstep.nets.watched import Projected, projector
+from halfstep.noise import untouched
 from halfstep.weighting import WEIGHTINGS
 
 SHRUNK = "shrunk"
@@ -174,9 +175,8 @@ class Shrink:
         own = {key: _literal(value) for key, value in self.student.items()}
         depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
         weight = next(iter(net.parameters()))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            new = build(name, {**config, **depth, **own}).to(weight.device, weight.dtype)
+        with untouched(0):
+            new = built_again(net, {**config, **depth, **own}).to(weight.device, weight.dtype)
         if _size(new) >= _size(net):
             raise ConfigError(
                 f"the student has {_size(new):,} parameters and its teacher {_size(net):,}: ask for fewer in "
@@ -232,8 +232,7 @@ def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
     def shape(width: int) -> list[int]:
         return [1, 1, width] if tokens else [1, width, 1, 1]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with untouched(0):
         made = [projector(shape(ours), shape(old)) for _, ours, _, old in pairs]
     return tuple(one.to(weight.device, dtype) for one in made)
 

@@ -1,7 +1,7 @@
 """Terms of an objective: a loss of `halfstep.losses`, its options, its name in the log and its weight."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from halfstep import losses
 from halfstep.errors import ConfigError, DataError
+from halfstep.identity import options_of
 from halfstep.kinds import above, below, hold_to_kinds, NotNegative, Smoothing
 from halfstep.methods.weights import checked, Weight
 
@@ -52,7 +53,7 @@ class Term:
 
     def describe(self) -> dict[str, Any]:
         """As JSON: what a run is continued with."""
-        return {"loss": type(self).__name__, **asdict(self)}
+        return {"loss": type(self).__name__, **options_of(self)}
 
     def __call__(self, seen: Seen) -> Tensor:
         raise NotImplementedError

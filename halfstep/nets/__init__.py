@@ -43,6 +43,7 @@ __all__ = [
     "UViT",
     "UViTNet",
     "build",
+    "built_again",
     "fitting",
     "recipe",
 ]
@@ -113,6 +114,20 @@ def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
         )
     name, config = found
     return name, dict(config)
+
+
+def built_again(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """A fresh network by the function that made this one, of this config.
+
+    One that was given as a function is built by that function: the name beside it came from a file.
+    """
+    name, made = recipe(net)[0], getattr(net, "made_by", None)
+    if made is None:
+        return build(name, config)
+    kept = plain(name, config)
+    new: nn.Module = made(**config)
+    new.recipe, new.made_by = (name, kept), made  # type: ignore[assignment]
+    return new
 
 
 def fitting(

@@ -17,6 +17,7 @@ from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
+from halfstep.nets.rebuilt import refuse_changed
 from halfstep.nets.sizes import made
 from halfstep.pixels import as_floats, in_range
 from halfstep.quiet import quietly
@@ -198,6 +199,10 @@ class KLCodec(nn.Module):
                 f"{shape[2]} x {shape[3]} do not divide so: resize them (--size)"
             )
 
+    def refuse_changed(self) -> None:
+        """`ConfigError` where `fresh` would no longer make it from its config."""
+        refuse_changed(self, lambda: KLCodec.fresh(self.config), "AutoencoderKL", draws=False)
+
     def digest(self) -> str:
         """sha256 of the weights, with their names, types and shapes."""
         digest = hashlib.sha256()
@@ -214,6 +219,7 @@ class KLCodec(nn.Module):
         Where the weights are those of a folder it was read from or saved to, the file gets a second name
         (a hard link) if the file system can: many stages then do not cost many copies.
         """
+        self.refuse_changed()
         stem, about = Path(folder) / "codec", {"config": self.config, "scale": self.scale}
         files.make_folder(stem.parent)
         digest = self.digest()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
+from halfstep.denoiser import not_trained
+
 BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.")
 LEVEL = re.compile(r"up_blocks\.(\d+)\.")
 
@@ -48,6 +50,10 @@ def carry(net: nn.Module, old: nn.Module) -> list[str]:
     with torch.no_grad():
         for key in fits:
             mine[key].copy_(theirs[str(named[key])])
+    frozen = not_trained(old)
+    for key, parameter in net.named_parameters():
+        if key in fits:  # what is taken over stays as it is there
+            parameter.requires_grad_(named[key] not in frozen)
     return fits
 
 

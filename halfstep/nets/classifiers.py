@@ -1,6 +1,7 @@
 """Classifiers by name: whatever maps images [B, C, H, W] in [-1, 1] to logits [B, classes]."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
@@ -13,6 +14,7 @@ from halfstep.nets.classifier import Classifier
 from halfstep.nets.efficientnet import Lite0Classifier
 from halfstep.nets.image_classifiers import Pooled, ResidualCNN, ToyStudent, ToyTeacher
 from halfstep.nets.preprocessing import Prepared, Preprocessing
+from halfstep.nets.rebuilt import refuse_changed, refuse_wrapped
 from halfstep.nets.sizes import made
 
 
@@ -80,6 +82,16 @@ def classifier_recipe(net: nn.Module) -> tuple[str, dict[str, Any], Preprocessin
         )
     name, config, preprocessing = found
     return name, dict(config), preprocessing
+
+
+def refuse_changed_classifier(net: nn.Module) -> None:
+    """`ConfigError` for a classifier that `build_classifier` would no longer make from its recipe."""
+    refuse_wrapped(net)
+    name, config, before = classifier_recipe(net)
+    if getattr(net, "quantised", None):  # whose tensors are torchao's
+        return
+    fresh = partial(build_classifier, name, config, preprocessing=before)
+    refuse_changed(net, fresh, name, draws=":" in name)
 
 
 def class_names(net: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from halfstep.nets.classifiers import (
     class_names,
     classifier_recipe,
     label_smoothing,
+    refuse_changed_classifier,
 )
 from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
 from halfstep.nets.preprocessing import Prepared, Preprocessing
@@ -34,6 +35,7 @@ def save_classifier(
 
     dtype  of the weights in the file; they are read back into the network's own, float32
     """
+    refuse_changed_classifier(classifier)
     name, config, preprocessing = classifier_recipe(classifier)
     about: dict[str, Any] = {
         "net": name,

@@ -1,11 +1,12 @@
 """A network that takes its guidance scale as an input, made from one that does not."""
 
-import torch
 from torch import nn
 
+from halfstep.denoiser import not_trained
 from halfstep.errors import ConfigError
-from halfstep.nets import build, recipe
+from halfstep.nets import built_again, recipe
 from halfstep.nets.guidance import check_features
+from halfstep.noise import untouched
 
 
 def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Module:
@@ -25,14 +26,16 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
             "this network takes its guidance scale as an input already: give the one it was made from"
         )
     weight = next(iter(net.parameters()))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = build(name, {**config, "guidance": width}).to(weight.device, weight.dtype)
+    with untouched(seed):
+        new = built_again(net, {**config, "guidance": width}).to(weight.device, weight.dtype)
     lacking, strange = new.load_state_dict(net.state_dict(), strict=False)
     if strange or not lacking:
         raise ConfigError(
             f"the net '{name}' with guidance={width} is not itself and something more: its weights "
             f"{'lack ' + strange[0] if strange else 'are the same'}; let its argument guidance add layers"
         )
+    frozen = not_trained(net)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     new.train(net.training)
     return new

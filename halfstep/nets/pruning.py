@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from halfstep.denoiser import not_trained
 from halfstep.errors import ConfigError
 from halfstep.nets import build, recipe
 
@@ -57,7 +58,10 @@ def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
     new.load_state_dict(own, assign=True)
     new.model.gradient_checkpointing = net.model.gradient_checkpointing  # type: ignore[union-attr]
     new.train(net.training)
-    return new.requires_grad_(True)
+    frozen = not_trained(net)
+    for key, parameter in new.named_parameters():
+        parameter.requires_grad_(_before(key, keep, pairs) not in frozen)
+    return new
 
 
 def _before(key: str, keep: Sequence[int], pairs: int) -> str:

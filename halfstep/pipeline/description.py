@@ -115,6 +115,7 @@ def _net(
         return build(own, config)
     built = own(**config)
     built.recipe = name, dict(config)  # type: ignore[assignment]  # so that it can be saved again
+    built.made_by = own  # type: ignore[assignment]
     return built
 
 

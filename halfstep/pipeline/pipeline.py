@@ -16,6 +16,7 @@ from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.kinds import above, at_least, fits, hold_to_kinds, NotNegative, shown
 from halfstep.nets.quantised import fill, plain_tensors
+from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
@@ -310,6 +311,9 @@ class Pipeline:
 
         dtype  of the weights in the file; they are read back into the network's own, float32
         """
+        refuse_wrapped(self.denoiser)
+        refuse_changed_net(self.denoiser.net)
+        about = self.describe()
         folder = files.make_folder(Path(folder))
         if self.codec is not None:
             self.codec.save(folder)
@@ -318,7 +322,7 @@ class Pipeline:
             tensors = storage.rounded(tensors, dtype)
         if self.empty is not None:
             tensors["empty"] = self.empty
-        storage.save(folder / "pipeline", tensors, self.describe())
+        storage.save(folder / "pipeline", tensors, about)
 
     @classmethod
     def load(
@@ -340,7 +344,7 @@ class Pipeline:
             pipeline = replace(pipeline, codec=load_codec(folder))
         fits = storage.load_into if about.get("quantised") is None else fill
         fits(pipeline.denoiser, tensors, f"'{stem}.safetensors'")
-        pipeline.denoiser.freeze()
+        pipeline.denoiser.eval()
         return pipeline
 
     def describe(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from halfstep.data import as_data, Data, Dataset, Given
 from halfstep.errors import ConfigError, DataError
+from halfstep.identity import own_code
 from halfstep.methods.classification import Classification
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifier import Classifier
@@ -19,13 +20,15 @@ from halfstep.nets.classifiers import (
     classifier_recipe,
     fitting_classifier,
     label_smoothing,
+    refuse_changed_classifier,
     refuse_other_classes,
 )
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.modes import evaluating
+from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
-from halfstep.noise import key
+from halfstep.noise import key, untouched
 from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
 from halfstep.training.kept_answers import kept_answers, settle
 from halfstep.training.parallel import Processes
@@ -36,6 +39,7 @@ SCALED_ON = 5_000
 """Training images on which the scale of a feature network is taken."""
 
 
+@untouched()
 def train_classifier(
     classifier: nn.Module | str,
     data: Given,
@@ -65,6 +69,7 @@ def train_classifier(
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
+    refuse_changed_classifier(net)
     refuse_unfit(net, seen)
     net.class_names = seen.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
@@ -75,7 +80,12 @@ def train_classifier(
     return carried_through(
         "train classifier",
         method.stages(net, held_out=judged),
-        {**method.describe(), **about, "preprocessing": preprocessing.to_json()},
+        {
+            **method.describe(),
+            **own_code(type(method)),
+            **about,
+            "preprocessing": preprocessing.to_json(),
+        },
         seen,
         out,
         training,
@@ -83,6 +93,7 @@ def train_classifier(
         processes,
         write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
+        check=refuse_changed_classifier,
     ).eval()
 
 
@@ -91,6 +102,7 @@ def read_classifier(classifier: nn.Module, folder: Path) -> None:
     load_weights(classifier, folder / "classifier")
 
 
+@untouched()
 def distill_classifier(
     teachers: Teachers | Sequence[nn.Module] | nn.Module,
     student: nn.Module,
@@ -119,11 +131,16 @@ def distill_classifier(
         job.watch.note(note)
     refuse_unread(training, method)
     refuse_unlabelled(method, data)
+    check = refuse_changed_classifier if write is save_classifier else refuse_wrapped
+    check(student)
     student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
     student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
-    if write is save_classifier:
-        classifier_recipe(student)  # what could not be saved is refused now
-    options = {**method.describe(), "teacher": teacher.digest[:16], "start": fingerprint(student)}
+    options = {
+        **method.describe(),
+        **own_code(type(method)),
+        "teacher": teacher.digest[:16],
+        "start": fingerprint(student),
+    }
     teacher.to(device), student.to(device)
     kept = None
     if method.asks_teacher and not settle(teacher, data, device) and processes.first:
@@ -148,6 +165,7 @@ def distill_classifier(
             processes,
             write=lambda stage, folder: write(bare(stage.student), folder),
             read=lambda stage, folder: read(bare(stage.student), folder),
+            check=check,
         )
     ).eval()
 
@@ -188,10 +206,9 @@ def fresh_classifier(
     name: str, data: Dataset, training: Training, config: dict[str, Any] | None = None
 ) -> nn.Module:
     """The named classifier for this data, with weights that depend on the seed alone."""
-    torch.manual_seed(key(training.seed, 0))
-    return build_classifier(
-        name, {**fitting_classifier(name, data.shape, data.classes), **(config or {})}
-    )
+    options = {**fitting_classifier(name, data.shape, data.classes), **(config or {})}
+    with untouched(key(training.seed, 0)):
+        return build_classifier(name, options)
 
 
 def classified(data: Given) -> Dataset:

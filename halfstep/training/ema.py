@@ -7,21 +7,26 @@ from torch import nn, Tensor
 class Average:
     """values <- decay * values + (1 - decay) * weights; the first update copies.
 
-    Holds the parameters alone: buffers are the network's own.
+    Holds the parameters alone: buffers are the network's own.  In float32 at least: a share of 0.001 is
+    rounded away in half precision, and an average of it would stay where it is.
     """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self.values: list[Tensor] = [p.detach().clone() for p in module.parameters()]
+        self.values: list[Tensor] = [
+            p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for p in module.parameters()
+        ]
 
     @torch.no_grad()
     def follow(self, module: nn.Module, update: int) -> None:
         """Take in the weights after the update of this number, the first being 0."""
-        weights = [p.detach() for p in module.parameters()]
+        pairs = zip(module.parameters(), self.values, strict=True)
+        weights = [p.detach().to(value.dtype) for p, value in pairs]
         torch._foreach_lerp_(self.values, weights, 1.0 if update == 0 else 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Give the module the averaged weights."""
+        """Give the module the averaged weights, in its own precision."""
         for parameter, value in zip(module.parameters(), self.values, strict=True):
             parameter.copy_(value)

@@ -10,6 +10,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -17,11 +18,14 @@ from torch import nn
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
 from halfstep.data import as_data, Data, Given
-from halfstep.denoiser import Denoiser
+from halfstep.denoiser import Denoiser, thaw
+from halfstep.identity import options_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.guided import at_any_scale
+from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.watched import bare
+from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
@@ -30,6 +34,7 @@ from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import refuse_unsettled, settled
 from halfstep.training.teachers import DATA_DECIDE, refuse_students, tried
+from halfstep.training.trainable import Check, checked, code_of_net, identity_of
 from halfstep.training.watch import Silent, Watch
 
 NEARBY = 2**31
@@ -55,6 +60,7 @@ class Job:
     """What else all processes of the run must have been given: the options of a command."""
 
 
+@untouched()
 def train(
     pipeline: Pipeline,
     data: Given,
@@ -69,8 +75,8 @@ def train(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
     method, work = method or Denoising(), _Work.on(pipeline, training, job)
-    options = {**asdict(method), "start": fingerprint(pipeline.denoiser)}
-    stages = _asked(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
+    options = {**options_of(method), "start": fingerprint(pipeline.denoiser)}
+    stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
     return work.carry_out("train denoiser", stages, options, work.read(pipeline, data), out)
 
 
@@ -94,12 +100,28 @@ def distill(
     if refuse_unsettled(method, teacher):  # all other methods are asked before data are read
         held = work.read(teacher, data)
         method = settled(method, teacher, held, out)
-    options = {**asdict(method), "teacher": fingerprint(teacher.denoiser)}  # type: ignore[call-overload]
-    stages = _asked(stages_of(method, teacher, work.denoiser(teacher)))
-    if held is None:
-        held = work.read(teacher, data)
-    del teacher  # from the second stage on nobody needs it
-    return work.carry_out(f"distill {verb}", stages, options, held, out)
+    options = {**options_of(method), "teacher": fingerprint(teacher.denoiser)}
+    with untouched(), _lent(teacher.denoiser.net):
+        stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
+        if held is None:
+            held = work.read(teacher, data)
+        del teacher  # from the second stage on nobody needs it
+        return work.carry_out(f"distill {verb}", stages, options, held, out)
+
+
+@contextmanager
+def _lent(net: nn.Module) -> Iterator[None]:
+    """The teacher's network, which is frozen meanwhile: whatever of it could be trained can afterwards.
+
+    Held by nobody here.
+    """
+    network, names = ref(net), [n for n, p in net.named_parameters() if p.requires_grad]
+    del net
+    try:
+        yield
+    finally:
+        if names and (back := network()) is not None:
+            thaw(back)
 
 
 def refuse_teacher(method: Method, teacher: Pipeline) -> None:
@@ -145,11 +167,13 @@ class _Work:
 
     @classmethod
     def on(cls, pipeline: Pipeline, training: Training | None, job: Job | None) -> "_Work":
+        refuse_wrapped(pipeline.denoiser)
+        refuse_changed_net(pipeline.denoiser.net)
         training, job = training or Training(), job or Job()
         processes = Processes(job.device)  # before what one of them alone might refuse
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
         # Described before it is trained: what could not be saved is refused now.
-        about = pipeline.describe()
+        about = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
         return cls(partial(Pipeline, **rest), about, training, job, processes)
 
     def read(self, pipeline: Pipeline, data: Given) -> Data:
@@ -208,11 +232,13 @@ class _Work:
             write=lambda stage, folder: self.pipeline(stage).save(folder),
             read=read,
             gate=lambda stage: self._ask(last[0]),
+            check=lambda student: refuse_changed_net(student.net),  # type: ignore[arg-type]
         )
-        last[0].denoiser.freeze().autocast = None  # as it is when it is loaded
+        last[0].denoiser.eval().autocast = None  # as it is when it is loaded
         return last[0]
 
 
+@untouched()
 def carried_through(
     command: str,
     stages: Iterable[Stage],
@@ -226,11 +252,13 @@ def carried_through(
     write: Callable[[Stage, Path], None],
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
+    check: Check = refuse_wrapped,
 ) -> nn.Module:
     """Train these stages in the run folder `out`, and return the last student.
 
     write, read  how one lies on disk
     gate         asked after each whether to go on
+    check        refuses a student that could not be read again; before there is a folder, or its stage begins
     """
     with processes.together():
         asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
@@ -239,7 +267,8 @@ def carried_through(
         # What was typed first, then what came of it: a difference is named by its cause.
         processes.agreed({**_of_all(job, command, out), **asdict(training), **asked})
         refuse_batch(training, data, processes)
-        stages = _asked(stages)
+        own, stages = _identified(checked(stages, data, training, processes, check))
+        asked |= own
         with _opened(command, asked, out, job, processes) as run:
             watch = job.watch if processes.first else Silent()
             for note in run.notes:
@@ -303,11 +332,16 @@ def refuse_batch(training: Training, data: Data, processes: Processes) -> None:
     refuse_too_large(f"a batch of {training.batch:,}", (training.batch, *data.shape), instead)
 
 
-def _asked(stages: Iterable[Stage]) -> Iterator[Stage]:
-    """The same stages, the first one made now: what a method refuses leaves no folder behind."""
-    walk = iter(stages)
-    first = next(walk, None)
-    return iter(()) if first is None else _continued(first, walk)
+def _begun(stages: Iterator[Stage]) -> Iterator[Stage]:
+    """The same stages, the first one made now: what a method refuses is said before data are read."""
+    first = next(stages, None)
+    return iter(()) if first is None else _continued(first, stages)
+
+
+def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:
+    """`identity_of` the first stage, made now, and all of them: what is refused leaves no folder behind."""
+    first = next(stages, None)
+    return ({}, iter(())) if first is None else (identity_of(first), _continued(first, stages))
 
 
 def _continued(first: Stage, walk: Iterator[Stage]) -> Iterator[Stage]:

@@ -14,6 +14,7 @@ from torch import nn
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import at, Objective, Stage
+from halfstep.nets.modes import evaluating, to_train
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw, key
 from halfstep.training import checkpoint
@@ -24,6 +25,7 @@ from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
+from halfstep.training.statistics import take_anew
 from halfstep.training.stopping import Asked, stopping
 from halfstep.training.update import update
 from halfstep.training.watch import Leaving, Silent, Tally, Watch
@@ -170,7 +172,7 @@ class Loop:
     def _probe(self, objective: Objective, state: State, size: int) -> None:
         """A forward and backward of so many samples, thrown away, beside all that an update keeps."""
         student, device = state.student, self.processes.device
-        parameters = list(student.parameters())
+        parameters = [p for p in student.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)  # there from the first micro-batch on
         spare = [] if state.optimiser.state else [torch.empty_like(p) for p in parameters * 2]
@@ -181,10 +183,10 @@ class Loop:
         del spare
 
     def _state(self, stage: Stage) -> State:
-        student, settings = stage.student.train().requires_grad_(True), self.settings
+        student, settings = stage.student, self.settings
+        to_train(student)
         if settings.compile:
-            inside = bare(student)
-            getattr(inside, "net", inside).compile()
+            bare(student).compile()
         fused = self.processes.device.type in ("cuda", "cpu")
         optimiser = Optimiser(student, settings, fused=fused)
         average = Average(student, settings.ema) if settings.ema else None
@@ -242,10 +244,8 @@ class Loop:
         generator = torch.Generator(self.processes.device).manual_seed(key(self.settings.seed))
         draw = Draw.all(generator, len(rows))
         batch = self.data.drawn(rows, draw).to(self.processes.device)
-        state.student.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(state.student):
             found: dict[str, Any] = measure(state.student, batch, draw)
-        state.student.train()
         return found
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
@@ -256,6 +256,9 @@ class Loop:
         """The averaged student becomes the stage's."""
         if state.average is not None:
             state.average.copy_to(stage.student)
+            if stage.updates:
+                device, seed = self.processes.device, self.settings.seed
+                take_anew(stage, self.data, device, seed=seed, index=index)
         about = {
             "updates": stage.updates,
             "seconds": state.seconds,

@@ -124,6 +124,21 @@ MUTANTS = (
         ("counter=[0, 0, 0, step]", "counter=[step, 0, 0, 0]"),
     ),
     *of(
+        "noise",
+        "changed_networks",
+        ("random.setstate(pythons)", "pass"),
+        ("np.random.set_state(numpys)", "pass"),
+        ("torch.set_rng_state(ours)", "pass"),
+    ),
+    *of(
+        "denoiser",
+        "changed_networks",
+        ("self.net._held = not_trained(self.net)", "self.net._held = frozenset()"),
+        ("requires_grad_(name not in before)", "requires_grad_(True)"),
+        ('getattr(net, "_held", names)', "names"),
+        ("    thaw(twin.net)", "    twin.requires_grad_(True)"),
+    ),
+    *of(
         "batch",
         "noise batch",
         ("torch.cat([mine, theirs])", "torch.cat([theirs, mine])"),
