@@ -1,5 +1,7 @@
 """What a teacher, a grid and a folder's first image refuse is refused before data are read, or trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,20 @@ def test_a_pipeline_refuses_such_a_walk_at_once(sampler):
         own.encode(torch.zeros(2, 2), steps=1024)
     with pytest.raises(ConfigError, match="level"):
         teacher(times=((1.0, 0.5, 0.0004, 0.0),)).sample(2)
+
+
+@pytest.mark.parametrize(
+    "method", [None, Progressive(start=4, stop=2), Shrink(student={"width": "4"})]
+)
+def test_a_condition_that_a_network_does_not_get_leaves_no_folder(method, tmp_path):
+    """A network of classes in a pipeline that has none: it is told no label."""
+    lacking, out = replace(teacher(Cosine()), classes=(), null=None), tmp_path / "r"
+    with pytest.raises(ConfigError, match="labels"):
+        if method is None:
+            train(lacking, "two-moons", out, method=Denoising(updates=5))
+        else:
+            distill(lacking, "two-moons", out, method=method)
+    assert not out.exists()
 
 
 # -- the teacher, before the data ------------------------------------------------------------------
