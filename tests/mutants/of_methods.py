@@ -74,6 +74,11 @@ MUTANTS = (
         ("asked or getattr(", "getattr("),
     ),
     *of(
+        "training/jobs",
+        "before_data",
+        ("tried_on(iter(stages), data, self.processes.device)", "stages"),
+    ),
+    *of(
         "methods/guided",
         "before_data",
         ("halving.grid_of(teacher)", "_ = teacher"),
