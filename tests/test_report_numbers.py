@@ -12,6 +12,7 @@ from PIL import Image
 from halfstep.report import page
 from halfstep.report.numbers import DASH, MINUS
 from halfstep.report.page import render
+from halfstep.report.sizes import sizes
 from halfstep.report.slider import render as sliders
 from halfstep.report.verdict import rows_of
 from tests.evidence import evidence, guided_pictures, pictures
@@ -366,3 +367,14 @@ def test_every_picture_stands_in_its_row():
         drawn = [np.asarray(Image.open(BytesIO(b64decode(x)))) for x in found[label]]
         assert len(drawn) == len(stack)
         assert all((a == b[..., 0]).all() for a, b in zip(drawn, stack, strict=True))
+
+
+def test_the_largest_batch_is_the_largest_number():
+    """And not the last in the alphabet."""
+    found = different()
+    for row in found["rows"]:
+        taken = row["cost"]["seconds_per_sample"]
+        taken["8"] = taken.pop("1")
+    want = {row["cost"]["seconds_per_sample"]["64"] for row in found["rows"]}
+    assert {line.seconds for line in sizes(found)} == want
+    assert page._cost(found["rows"], FULL)["batches"] == [8, 64]
