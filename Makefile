@@ -34,6 +34,10 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The json of the models that come with halfstep, anew: after a change of what such a file says.
+assets: install
+	$(BIN)/python -m tests.assets
+
 mutants: install
 	$(BIN)/python -m tests.mutants
 

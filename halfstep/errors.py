@@ -14,8 +14,16 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str) -> str:
+    """In one line, with nothing that a terminal would obey: that is written as Python writes it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class HalfstepError(ValueError):
-    """The user can mend this: the message says how."""
+    """The user can mend this: the message says how, in one line, in which names from files are text."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(HalfstepError):

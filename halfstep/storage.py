@@ -1,8 +1,8 @@
 """Tensors and what is known of them, on disk: NAME.safetensors with NAME.json beside it.
 
 Both lie on the disk whole, under temporary names, before either gets its own, the json last: it holds the
-checksum of the other, so a pair either is whole or is not there.  Loading verifies it and never executes
-anything.
+checksum of the other and its own, so a pair either is whole or is not there.  Loading verifies both and
+never executes anything.  Every json that halfstep writes and reads again has its own checksum.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from torch import nn, Tensor
 
 from halfstep import files
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.schema import from_json, held, known, SEAL, sealed, unsealed, Wrong
+
+T = TypeVar("T")
 
 
 def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -30,27 +33,44 @@ def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     with files.replacing(weights, described) as (part, described_part):
         _save_file(_apart(tensors), part)
         files.allow(part)  # safetensors writes for the owner alone
-        files.fill(described_part, _json({**about, "sha256": checksum(part)}).encode())
+        text = _json(described, {**about, "sha256": checksum(part)})
+        files.fill(described_part, text.encode())
 
 
-def load(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and what is known of them; `CheckpointError` names a file that is missing or damaged."""
-    about = verify(stem)
-    return load_file(stem.with_suffix(".safetensors")), about
+def load(
+    stem: Path, schema: Any = dict[str, Any], *, format: object = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and what is known of them; `CheckpointError` names a file that is missing or damaged.
+
+    schema  of what is known, as `halfstep.schema` reads it, besides the weights' sha256
+    format  of the files that this halfstep reads, where they say one
+    """
+    about = verify(stem, schema, format=format)
+    weights = stem.with_suffix(".safetensors")
+    try:
+        return load_file(weights), about
+    except SafetensorError as error:
+        raise CheckpointError(f"'{weights}' holds no tensors: {error}") from None
 
 
-def verify(stem: Path) -> dict[str, Any]:
-    """What is known of the tensors, once their checksum is found right."""
-    weights, about = stem.with_suffix(".safetensors"), read_json(stem.with_suffix(".json"))
+def verify(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -> dict[str, Any]:
+    """What is known of the tensors, once both checksums are found right."""
+    weights, about = stem.with_suffix(".safetensors"), described(stem, schema, format=format)
     if not weights.exists():
         raise CheckpointError(
             f"'{weights}' is missing, while '{stem.name}.json' is there: copy it back"
         )
-    if checksum(weights) != about.pop("sha256", None):
+    if checksum(weights) != about.pop("sha256"):
         raise CheckpointError(
             f"'{weights}' is damaged: its checksum is not the one in '{stem.name}.json'"
         )
     return about
+
+
+def described(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -> dict[str, Any]:
+    """What STEM.json says, `sha256` of the tensors among it, which are not read."""
+    found: dict[str, Any] = _read(stem.with_suffix(".json"), schema, format, tensors=True)
+    return found
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -114,8 +134,8 @@ def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a json file; all or nothing."""
-    write_text(path, _json(content))
+    """Write a json file, with its own checksum; all or nothing."""
+    write_text(path, _json(path, content))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,16 +143,65 @@ def write_text(path: Path, text: str) -> None:
     files.write_text(path, text)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A json object; `CheckpointError` names a file that is missing or none."""
+def read_json(
+    path: Path,
+    schema: type[T],
+    *,
+    format: object = None,
+    mend: str = "copy it back, or make it again",
+) -> T:
+    """What `write_json` wrote; `CheckpointError` names a file that is missing, damaged or was changed.
+
+    schema  of it, as `halfstep.schema` reads it
+    format  that this halfstep reads, where it says one
+    mend    what to do about one that is damaged
+    """
+    found: T = _read(path, schema, format, mend)
+    return found
+
+
+def _read(
+    path: Path,
+    schema: Any,
+    format: object,
+    mend: str = "copy it back from where it is whole",
+    *,
+    tensors: bool = False,
+) -> Any:
+    """With `tensors` it says besides what the checksum of those is."""
+    content = _parsed(path)
+    if format is not None and content.get("format", format) != format:
+        raise CheckpointError(
+            f"'{path}' has format {content['format']!r:.60} and this halfstep reads {format!r}: use the "
+            f"version that wrote it, or {mend}"
+        )
+    own = {name: content[name] for name in content if name in _Weights.__annotations__ and tensors}
+    rest = {name: content[name] for name in content if name not in (SEAL, *own)}
     try:
-        with reading(path):
-            content = json.loads(files.read_text(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' is damaged: it holds no object")
-    return content
+        held(rest, schema)
+        held(own, _Weights if tensors else dict)
+        return unsealed(content)
+    except Wrong as wrong:
+        raise CheckpointError(f"'{path}' is damaged: {wrong}; {mend}") from None
+
+
+class _Weights(TypedDict):
+    sha256: str
+
+
+def read_foreign(path: Path, schema: Any) -> dict[str, Any]:
+    """All that a json of others says, of whose keys those are held to the schema that it has."""
+    content = _parsed(path)
+    try:
+        return known(content, schema)
+    except Wrong as wrong:
+        raise CheckpointError(f"'{path}' cannot be: {wrong}") from None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    with reading(path):
+        text = path.read_bytes()
+    return from_json(text, dict[str, Any], f"'{path}'")
 
 
 @contextmanager
@@ -163,8 +232,12 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _json(path: Path, content: Mapping[str, Any]) -> str:
+    """With its own checksum; what would not be read again is not written."""
+    try:
+        return json.dumps(sealed(content), indent=2) + "\n"
+    except Wrong as wrong:
+        raise ConfigError(f"'{path}' cannot be written: {wrong}; give another") from None
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

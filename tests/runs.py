@@ -1,11 +1,13 @@
 """Tiny runs that the engine's tests share: points, a small network, a teacher, a folder's bytes."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser
@@ -15,6 +17,7 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
+from halfstep.schema import SEAL
 from halfstep.training import distill, Silent, Training
 from halfstep.training.jobs import Job
 
@@ -25,6 +28,17 @@ def points(n=40):
     """n points of 3 coordinates in [-1, 1]."""
     values = torch.rand(n, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return Dataset((2 * values - 1).float())
+
+
+def rewritten(path, change):
+    """Change a json of ours and give it the checksum of what it says now; returns that.
+
+    change  is handed what it says, to be changed in place
+    """
+    about = {key: value for key, value in json.loads(path.read_text()).items() if key != SEAL}
+    change(about)
+    storage.write_json(path, about)
+    return about
 
 
 class Doubled(Dataset):

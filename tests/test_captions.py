@@ -99,7 +99,17 @@ def test_accents_may_be_written_either_way(tmp_path, forms):
 @pytest.mark.parametrize(
     "bad, said",
     [
-        ("{", "no JSON (Expecting property name enclosed in double quotes): mend it"),
+        (
+            "{",
+            "damaged: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+        ('{"file_name": NaN}', "damaged: NaN is no number"),
+        (
+            '{"file_name": "a.png", "file_name": "b.png", "text": "a"}',
+            "damaged: it says 'file_name' twice",
+        ),
+        ("[" * 100_000, "damaged: it is nested deeper than 64 lists"),
+        ('{"text": ' + "9" * 30 + "}", "damaged: text is a number of 30 digits"),
         ("[1]", "names no image: LIKE"),
         ('{"text": "a"}', "names no image: LIKE"),
         ('{"file_name": 3, "text": "a"}', "names no image: LIKE"),
@@ -129,7 +139,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, bad, said):
     files = images(tmp_path, ["a.png"])
     table(tmp_path, line("a.png", "good"), "", bad, line("a.png", "good"))
     said = said.replace("LIKE", 'write {"file_name": "a.png", "text": "a cat"}')
-    verb = "is " if said.startswith("no JSON") else "" if said.startswith("names") else "has "
+    verb = "is " if said.startswith("damaged") else "" if said.startswith("names") else "has "
     refused(tmp_path, files, f"line 3 of FOLDER/metadata.jsonl {verb}{said}")
 
 

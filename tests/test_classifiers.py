@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import halfstep
-from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import (
     build_classifier,
@@ -198,11 +197,10 @@ def test_a_classifier_of_the_users_with_its_preprocessing(mine, tmp_path):
         build_classifier("my_classifiers:word", {})
 
 
-def test_files_of_the_first_version_load_and_a_run_is_found(tmp_path):
+def test_what_comes_with_halfstep_loads_and_a_run_is_found(tmp_path):
     net = made("features", (1, 8, 8), 10)
     stage = tmp_path / "run" / "stages" / "student"
-    stage.mkdir(parents=True)
-    storage.save(stage / "classifier", net.state_dict(), {"config": net.config})
+    save_classifier(net, stage)
     assert torch.equal(load_classifier(tmp_path / "run").head.weight, net.head.weight)
     shipped = Path(halfstep.__file__).parent / "assets" / "digits-classifier"
     assert classifier_recipe(load_classifier(shipped))[0] == "features"

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 import halfstep
@@ -28,7 +29,7 @@ from halfstep.cli import main, VERBS
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
-from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
+from halfstep.cli.config import flat, from_file, kept_config, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import (
     ahead,
@@ -45,13 +46,13 @@ from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.export import Export
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
-from halfstep.cli.options import parse
-from halfstep.cli.progress import Bars, counting, figure, say, span
+from halfstep.cli.options import parse, Source
+from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
 from halfstep.cli.report import Report
 from halfstep.cli.sample import Sample
 from halfstep.cli.train import TrainDenoiser
 from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError
+from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation.features import load_classifier
 from halfstep.methods import METHODS, Progressive
 from halfstep.methods.base import Stage
@@ -415,6 +416,106 @@ def test_whoever_stops_reading_gets_no_traceback():
 
 # TOML files.
 
+CODE = "import pathlib\npathlib.Path('RAN').write_text('')\n\n\ndef made(**any):\n    raise SystemExit(9)\n"
+TYPED = {
+    "train denoiser --data two-moons": [
+        'net = "named_code:made"', 'net_config = { a = "named_code:made" }', 'net = "classifier:made"',
+    ],
+    "train classifier --data digits": ['net = "named_code:made"'],
+    "distill progressive --data two-moons --teacher t": [
+        'net = "named_code:made"', 'features = "named_code:made"', "features = 'classifiers:made'",
+    ],
+    "distill guided --data two-moons --teacher t": [
+        'student_net = "named_code:made"', 'gate_features = "named_code:made"',
+        'student = { build = "named_code:made" }',
+    ],
+    "distill knowledge --data digits --teacher t": [
+        'recipe = "named_code:made"', 'teacher_net = "named_code:made"', 'net = "named_code:made"',
+    ],
+    "sample t": ['net = "named_code:made"', 'sampler = "named_code:made"'],
+    "evaluate t": ['features = "named_code:made"', 'net = "named_code:made"', 'baselines = ["a:b"]'],
+    "export t": ['net = "named_code:made"'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, line", [(words, line) for words in TYPED for line in TYPED[words]])
+def test_a_file_never_names_code_that_is_run(words, line, cli, tmp_path):
+    (tmp_path / "named_code.py").write_text(CODE)
+    (tmp_path / "shared.toml").write_text(f"{line}\n")
+    for more in ((), ("--dry-run",)) if words.split()[0] in ("train", "distill") else ((),):
+        status, _, err = cli(*words.split(), "--config", "shared.toml", "--out", "x", *more)
+        option = line.partition(" ")[0].replace("_", "-")
+        assert status == 2 and f"if you trust it, type --{option} " in err, err
+        assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"named_code.py", "shared.toml"}
+
+
+def test_what_is_typed_is_run_and_wins_over_the_file(tmp_path, monkeypatch):
+    (tmp_path / "a.toml").write_text(
+        'net = "named_code:made"\nsampler = "diffusers:DDIMScheduler"\n'
+    )
+    words = ["p", "--config", str(tmp_path / "a.toml"), "--out", "x"]
+    found = parse(Sample, [*words, "--net", "my_code:made"], prog="halfstep sample")
+    assert (found.net, found.sampler) == ("my_code:made", "diffusers:DDIMScheduler")
+    with pytest.raises(ConfigError, match="type --net named_code:made"):
+        parse(Sample, words, prog="halfstep sample")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['features = "classifier:a/b"', 'features = "inception:file.pth"', 'data = "cifar10:folder"',
+     'teacher = "a:b"', 'full_sampler = "diffusers:PNDMScheduler"', 'held_out = "fashion-mnist:x"',
+     'baselines = ["ddim", "diffusers:UniPCMultistepScheduler"]', 'device = "cuda:1"'],
+)  # fmt: skip
+def test_places_and_schedulers_are_no_code(line, tmp_path):
+    (tmp_path / "a.toml").write_text(line)
+    words = parse(Evaluate, ["run", "--config", str(tmp_path / "a.toml")], prog="halfstep evaluate")
+    name, _, value = line.partition(" = ")
+    found = {**vars(words), **vars(words.evaluation)}[name]
+    assert (list(found) if isinstance(found, tuple) else str(found)) == json.loads(value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t[:20], lambda t: t.replace("7", "8"), lambda t: "a = ["]
+)
+def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
+    save_config(tmp_path, Source(data="digits", size=7))
+    assert kept_config(tmp_path)["size"] == 7
+    path = tmp_path / "config.toml"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(CheckpointError, match=r"config\.toml"):
+        kept_config(tmp_path)
+
+
+def test_a_run_s_config_has_no_other_types(tmp_path):
+    save_config(tmp_path, Source(data=3))
+    with pytest.raises(CheckpointError, match="data must be text"):
+        kept_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a = nan", "batch = " + "9" * 9999, "a = " + "[" * 10**5, "\x80"])
+def test_a_config_that_is_damaged_is_one_sentence(text, cli, tmp_path):
+    (tmp_path / "a.toml").write_bytes(text.encode("latin-1"))
+    status, _, err = cli(
+        "train", "denoiser", "--config", "a.toml", "--data", "digits", "--out", "x"
+    )
+    assert status == 2 and "a.toml" in err and err.count("\n") == 1, err
+
+
+def test_names_are_text_in_the_terminal(capsys):
+    """Neither rich's marks nor what a terminal obeys."""
+    console = terminal()
+    table = Table("a [bold]name[/bold]")
+    table.add_row("[/red] :smile:")
+    console.print(table)
+    say(console, "a", "[link=x]:smile:[/link]")
+    out = capsys.readouterr().out
+    for text in ("a [bold]name[/bold]", "[/red] :smile:", "[link=x]:smile:[/link]"):
+        assert text in out
+    say(console, "a", "b\x1b[2J\nc")
+    assert capsys.readouterr().out.endswith("b\\x1b[2J\\nc\n")
+    assert str(DataError("no 'a\nb\x1b[2J\udcff'")) == r"no 'a\nb\x1b[2J\udcff'"
+
 
 def asked(kind, *words):
     return parse(kind, ["--out", "run", "--data", "digits", *map(str, words)], prog="halfstep")
@@ -505,8 +606,9 @@ def test_a_table_is_a_table(tmp_path):
 def test_saved_options_come_back(words, tmp_path):
     options = asked(TrainDenoiser, *words)
     save_config(tmp_path, options)
-    again = parse(TrainDenoiser, ["--config", str(tmp_path / "config.toml")], prog="halfstep")
-    assert again == options
+    code = ["--net", "a.b:make"] if "a.b:make" in words else []  # which is typed again
+    words = ["--config", str(tmp_path / "config.toml"), *code]
+    assert parse(TrainDenoiser, words, prog="halfstep") == options
     kept = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
     assert kept.keys() == {name for name, value in flat(options).items() if value is not None}
 

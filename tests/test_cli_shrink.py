@@ -13,7 +13,7 @@ from halfstep.data import load
 from halfstep.methods import Shrink
 from halfstep.nets.watched import bare
 from halfstep.report.sizes import on_front, sizes
-from tests.runs import refused
+from tests.runs import refused, rewritten
 from tests.test_shrink import teacher
 
 QUICK = ["--batch", "8", "--device", "cpu"]
@@ -145,9 +145,7 @@ def test_evaluating_what_was_only_shrunk(place, plan, tmp_path, halfstep):
     names = [row["name"] for row in found["rows"]]
     assert "student, 64 steps" in names and "teacher, ddim, 4 steps" in names
     assert "shrunk, 4 steps" in names
-    begun = json.loads((out / "run.json").read_text())
-    begun["options"]["teacher"] = "another"
-    (out / "run.json").write_text(json.dumps(begun))
+    rewritten(out / "run.json", lambda begun: begun["options"].update(teacher="another"))
     got = halfstep(f"evaluate {plan} --device cpu --beside {out}", *FEW)
     assert refused(got, "was made from another teacher than")
 

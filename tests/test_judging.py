@@ -15,7 +15,7 @@ from halfstep.cli import main
 from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
-from tests.runs import refused
+from tests.runs import refused, rewritten
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 QUICK = ["--samples", 64, "--split-samples", 40, "--cost-rounds", 1, "--baselines", "ddim", "heun"]
@@ -286,6 +286,18 @@ def test_a_damaged_run_is_refused(name, text, said, digits, cli):
     assert refused(cli("evaluate", "run", *QUICK), said)
 
 
+def test_a_gate_that_saw_other_weights_is_refused(digits, cli):
+    shutil.copytree(digits, "run")
+
+    def another(gate):
+        for one in gate["tried"]:
+            one["weights"] = "0" * 64
+
+    rewritten(Path("run/gate.json"), another)
+    assert refused(cli("sample", "run", "--n", 1, "--out", "x"), "saw other weights of")
+    assert cli("sample", "run", "--n", 1, "--steps", 1, "--out", "x")[0] == 0
+
+
 # report.
 
 
@@ -348,21 +360,14 @@ def two(digits, tmp_path):
     return tmp_path / "b" / "report.json"
 
 
-def changed(path, change):
-    found = json.loads(path.read_text())
-    change(found)
-    path.write_text(json.dumps(found))
-    return found
-
-
 def test_two_runs_side_by_side(two, cli, monkeypatch):
     def double(found):
         for row in found["rows"]:
             row["distances"]["frechet_distance"] = {"value": 0.8, "low": 0.6, "high": 1.0}
         found["rows"] = [row for row in found["rows"] if row["name"] != "student, 2 steps"]
 
-    changed(two, double)
-    changed(two.parents[1] / "a/report.json", lambda found: [
+    rewritten(two, double)
+    rewritten(two.parents[1] / "a/report.json", lambda found: [
         row["distances"].update(frechet_distance={"value": 0.4, "low": 0.3, "high": 0.5})
         for row in found["rows"]
     ])  # fmt: skip
@@ -396,7 +401,7 @@ def test_runs_that_were_measured_otherwise_are_not_compared(key, value, said, tw
             found["measure"]["digest"] = "1" * 64
         found["rows"] = [row for row in found["rows"] if row["who"] != "student"]
 
-    changed(two, other)
+    rewritten(two, other)
     status, out, err = cli("evaluate", "--compare", "a", "b")
     assert status == 2 and not out and "cannot be compared" in err, err
     pair = re.search(r"\((\S+) against (\S+)\)", said)
@@ -407,7 +412,7 @@ def test_runs_that_were_measured_otherwise_are_not_compared(key, value, said, tw
 
 def test_what_may_be_0_has_no_ratio(two, cli):
     for path in (two, two.parents[1] / "a/report.json"):
-        changed(path, lambda found: [
+        rewritten(path, lambda found: [
             row["distances"].update(frechet_distance={"value": 0.1, "low": -0.1, "high": 0.2})
             for row in found["rows"]
         ])  # fmt: skip

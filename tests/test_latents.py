@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +21,18 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.batch import Cond
-from halfstep.data import Dataset, folder as folders, load
+from halfstep.cli import main
+from halfstep.cli.find import codec_of
+from halfstep.data import Dataset, folder as folders, load, shards
 from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import open_latents
 from halfstep.data.shards import Shards
 from halfstep.data.streamed import AHEAD, Folder, Held, Source, stream
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
+from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
 from tests.conftest import seeded
-from tests.runs import everything
+from tests.runs import everything, rewritten
 
 ROOT = Path(__file__).parents[1]
 
@@ -530,7 +535,7 @@ def test_what_was_verified_is_hashed_again_when_it_changed(tmp_path, monkeypatch
         assert hashed == times * [shard.name]
     shard.write_bytes(whole[:-1])
     os.utime(shard, ns=(date, date))  # as if it had never changed
-    for verify in (False, True):
+    for verify in (False, True, None):
         with refused(CheckpointError, f"'{shard}' is damaged"):
             open_latents(out, verify=verify)
     shard.unlink()
@@ -542,6 +547,86 @@ def test_what_was_verified_is_hashed_again_when_it_changed(tmp_path, monkeypatch
     open_latents(out)
     assert shard.name in hashed and not {"shard-00000.npy", "context-00001.npy"} & set(hashed)
     assert not list(out.glob("*.part"))
+
+
+def rotten(path):
+    """One flipped bit, with the size and the time of change that it had; returns what undoes it."""
+    stat, whole = path.stat(), path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    return whole
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "context-00000.npy", "null.npy"])
+def test_a_flipped_bit_behind_an_old_date_is_found(tmp_path, name):
+    out = tmp_path / "l"
+    encoded(out, captions=captions())
+    open_latents(out)
+    rotten(out / name)
+    for ask in (open_latents, load):
+        with refused(CheckpointError, f"'{out / name}' is damaged: its checksum"):
+            ask(str(out))
+
+
+def test_another_file_behind_an_old_date_is_found(tmp_path):
+    """Moved there and not written."""
+    out = tmp_path / "l"
+    encoded(out)
+    open_latents(out)
+    shutil.copy2(out / "shard-00001.npy", tmp_path / "other.npy")
+    rotten(tmp_path / "other.npy")
+    (tmp_path / "other.npy").replace(out / "shard-00001.npy")
+    with refused(CheckpointError, "shard-00001.npy' is damaged: its checksum"):
+        open_latents(out)
+
+
+def test_a_disk_that_forgets_is_found_on_demand(tmp_path, monkeypatch):
+    """Nothing was written as far as the system knows: only whoever reads all bytes can tell."""
+    out = tmp_path / "l"
+    encoded(out)
+    open_latents(out)
+    before = {path.name: shards._state(path) for path in out.iterdir()}
+    whole = rotten(out / "shard-00001.npy")
+    monkeypatch.setattr(shards, "_state", lambda path: before[path.name])
+    open_latents(out)
+    for ask in (partial(open_latents, verify=True), partial(load, verify=True)):
+        with refused(CheckpointError, "shard-00001.npy' is damaged: its checksum"):
+            ask(str(out))
+    assert (
+        main(["train", "denoiser", "--data", str(out), "--verify", "--out", str(tmp_path / "x")])
+        == 2
+    )
+    assert not (tmp_path / "x").exists()
+    (out / "shard-00001.npy").write_bytes(whole)
+    assert len(open_latents(out, verify=True)) == 11
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [('"scale": 0.7', '"scale": 0.8'), ('"scale": 0.7', '"scale": NaN'), ('"views": 2', '"views": 1'),
+     ('"complete": true', '"complete": false'), ('"ape"', '"apes"'), ('"rows": 3', '"rows": 1e999')],
+)  # fmt: skip
+def test_one_changed_sign_of_latents_json_is_refused(tmp_path, old, new):
+    encoded(tmp_path / "l")
+    path = tmp_path / "l" / "latents.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    for ask in (open_latents, lambda out: encoded(out)):
+        with refused(CheckpointError, "latents.json' is damaged"):
+            ask(tmp_path / "l")
+
+
+def test_the_codec_of_a_folder_is_the_one_that_made_it(tmp_path):
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        net = KLCodec.fresh({"block_out_channels": [4, 4], "norm_num_groups": 2}, 0.7)
+        write_latents(some_images(), net, tmp_path / name)
+    assert codec_of(open_latents(tmp_path / "a")).digest() == open_latents(tmp_path / "a").codec
+    for file in ("codec.json", "codec.safetensors"):
+        shutil.copy(tmp_path / "b" / file, tmp_path / "a")
+    with refused(CheckpointError, "is not the one that made the latents"):
+        codec_of(open_latents(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("stamp", ["{", "[]", '{"shard-00000.npy": 3}', None])
@@ -568,9 +653,8 @@ def test_a_stamp_is_of_one_checksum(tmp_path):
     """Another latents.json is another matter."""
     encoded(tmp_path / "l")
     open_latents(tmp_path / "l")
-    found = about(tmp_path / "l")
-    found["shards"][2]["sha256"] = "0" * 64
-    (tmp_path / "l" / "latents.json").write_text(json.dumps(found))
+    path = tmp_path / "l" / "latents.json"
+    rewritten(path, lambda found: found["shards"][2].update(sha256="0" * 64))
     with refused(CheckpointError, "shard-00002.npy' is damaged: its checksum"):
         open_latents(tmp_path / "l")
 
@@ -580,13 +664,16 @@ def test_latents_json_that_cannot_be(tmp_path):
         open_latents(tmp_path)
     encoded(tmp_path / "l")
     path = tmp_path / "l" / "latents.json"
-    good = json.loads(path.read_text())
+    good = path.read_bytes()
     for wrong, words in (
-        ({**good, "format": "theirs 7"}, "is of the format 'theirs 7'"),
-        ({k: v for k, v in good.items() if k != "shards"}, "damaged: KeyError('shards')"),
-        ({**good, "latent": 3}, "damaged: TypeError"),
+        (lambda said: said.update(format="theirs 7"), "has format 'theirs 7'"),
+        (lambda said: said.pop("shards"), "lacks shards"),
+        (lambda said: said.update(latent=3), "latent must be a list"),
+        (lambda said: said["shards"][1].update(rows=None), "shards[1].rows must be"),
+        (lambda said: said["shards"][1].update(file="../a.npy"), "outside its folder: '../a.npy'"),
     ):
-        path.write_text(json.dumps(wrong))
+        path.write_bytes(good)
+        rewritten(path, wrong)
         with refused(CheckpointError, str(path), words):
             open_latents(tmp_path / "l")
 

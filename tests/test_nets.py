@@ -337,3 +337,9 @@ def test_a_network_is_asked_in_eval_mode_and_left_in_the_modes_of_its_parts():
         assert not any(part.training for part in net.modules())
         raise KeyError
     assert [part.training for part in net.modules()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**30, [[1, float("-inf")]]])
+def test_what_no_file_may_say_cannot_be_in_a_config(value):
+    with pytest.raises(ConfigError, match="could not be saved: its option width"):
+        build("mlp", {"dim": 2, "width": value})

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from halfstep.samplers import ancestral, sample
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import named, READS
+from tests.runs import rewritten
 
 UVIT = {
     "img_size": [4, 6],
@@ -160,8 +162,8 @@ def test_other_weights_of_the_same_shapes_are_damage_too(tmp_path):
     "change, said",
     [
         (lambda about: about.update(format=99), "has format 99 and this halfstep reads 1"),
-        (lambda about: about.pop("format"), "has format None"),
-        (lambda about: about.pop("net"), "is damaged: it lacks 'net'"),
+        (lambda about: about.pop("format"), "lacks format"),
+        (lambda about: about.pop("net"), "lacks net"),
         (lambda about: about["schedule"].update(name="cosin"), "perhaps you meant 'cosine'"),
         (lambda about: about["schedule"].update(logsnr=3.0), "perhaps you meant 'logsnr_min'"),
         (lambda about: about.update(parameterisation="w"), "there is no parameterisation 'w'"),
@@ -170,11 +172,65 @@ def test_other_weights_of_the_same_shapes_are_damage_too(tmp_path):
 )
 def test_an_odd_description_is_refused(change, said, tmp_path):
     pipeline("mlp").save(tmp_path)
-    path = tmp_path / "pipeline.json"
-    about = json.loads(path.read_text())
-    change(about)
-    path.write_text(json.dumps(about))
+    rewritten(tmp_path / "pipeline.json", change)
     with pytest.raises((CheckpointError, ConfigError), match=said):
+        Pipeline.load(tmp_path)
+
+
+WRONG = (None, "x", -1, 1.5, [], {}, [[1]], {"a": 1}, True)
+KINDS = {
+    "net": (), "schedule": (), "parameterisation": ("x",), "time": (), "shape": ([],), "times": ([], [[1]]),
+    "classes": ([],), "clip": (None, 1.5, -1), "null": (None, -1), "format": (), "steps": (-1,),
+    "codec": (None,), "guidance": (None,), "sampler": ("x",), "quantised": (None, {}, {"a": 1}),
+}  # fmt: skip
+"""By key what is of the right type."""
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_every_key_has_its_type(key, tmp_path):
+    pipeline("mlp").save(tmp_path)
+    path = tmp_path / "pipeline.json"
+    whole = path.read_bytes()
+    for value in WRONG:
+        if any(type(value) is type(fine) and value == fine for fine in KINDS[key]):
+            continue
+        path.write_bytes(whole)
+        rewritten(path, lambda about, value=value: about.update({key: value}))
+        with pytest.raises(CheckpointError, match=key):
+            Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dim": "2"},
+        {"dim": [2]},
+        {"width": None},
+        {"depth": {}},
+        {"width": 1.5},
+        {"num_classes": "many"},
+    ],
+)
+def test_a_network_that_cannot_be_built_is_the_fault_of_its_file(config, tmp_path):
+    pipeline("mlp").save(tmp_path)
+    rewritten(tmp_path / "pipeline.json", lambda about: about["net"]["config"].update(config))
+    with pytest.raises((CheckpointError, ConfigError), match=r"mlp|dim|width|depth|classes"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("0.5", "0.4"), ('"logsnr_max": 20.0', '"logsnr_max": 60.0'), ('"scale": 1000.0', '"scale": 1001.0'),
+     ('"clip": 1.0', '"clip": 1.5'), ('"v"', '"eps"'), ('"offset": 0.0', '"offset": 1.0'),
+     ('"sha256": "', '"sha256": "0')],
+)  # fmt: skip
+def test_one_changed_digit_of_the_description_is_refused(old, new, tmp_path):
+    replace(pipeline("mlp"), times=((1.0, 0.5, 0.0),), clip=1.0).save(tmp_path)
+    path = tmp_path / "pipeline.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=r"pipeline\.json' is damaged: its checksum"):
         Pipeline.load(tmp_path)
 
 

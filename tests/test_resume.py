@@ -18,6 +18,7 @@ import torch
 import halfstep.training.asked as asked
 from halfstep import files, storage
 from halfstep.cli import main
+from halfstep.cli.find import find_pipeline
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
 from halfstep.training import checkpoint
@@ -34,6 +35,7 @@ from tests.runs import (
     job,
     own,
     points,
+    rewritten,
     squares,
     teacher,
     TRAINING,
@@ -263,6 +265,13 @@ def other_update(out):
     path.write_text(path.read_text().replace('"update": 6', '"update": 5'))
 
 
+def said_again(**other):
+    """By whoever knows its checksum."""
+    return lambda out: rewritten(
+        out / "checkpoints/01-00000006.json", lambda about: about.update(other)
+    )
+
+
 def opened(out):
     """The arguments that open a run again."""
     about = json.loads((out / "run.json").read_text())
@@ -285,7 +294,11 @@ class TestDamage:
             (cut, r"01-00000006\.safetensors' is damaged: its checksum"),
             (missing, r"01-00000006\.safetensors' is missing"),
             (no_json, r"01-00000006\.json' is damaged"),
-            (other_update, r"01-00000006\.json' is damaged: it does not say what its name says"),
+            (other_update, r"01-00000006\.json' is damaged: its checksum"),
+            (said_again(update=5), r"01-00000006\.json' does not say what its name says"),
+            (said_again(run="0" * 32), r"01-00000006' is a checkpoint of another run"),
+            (said_again(name="0001-steps"), r"01-00000006' is a checkpoint of another stage"),
+            (said_again(seconds="long"), r"01-00000006\.json' is damaged: seconds must be"),
         ],
     )
     def test_a_damaged_checkpoint_is_named_and_refused(self, interrupted, whole, harm, says):
@@ -344,11 +357,74 @@ class TestDamage:
         path = tmp_path / "r/run.json"
         for text, says in (
             ("{", r"run\.json' is damaged: Expecting"),
-            ('{"command": "x"}', r"run\.json' is damaged: it has no options"),
+            ('{"command": "x"}', r"run\.json' is damaged: it lacks"),
         ):
             path.write_text(text)
             with pytest.raises(CheckpointError, match=says):
                 halve(tmp_path / "r")
+
+    def test_a_stage_of_another_run_is_not_its_own(self, tmp_path, whole):
+        """The same teacher and the same options but the seed."""
+        halve(tmp_path / "b", seed=9)
+        shutil.copytree(whole, tmp_path / "a")
+        shutil.rmtree(tmp_path / "a/stages/0002-steps")
+        shutil.copytree(tmp_path / "b/stages/0002-steps", tmp_path / "a/stages/0002-steps")
+        before = everything(tmp_path / "a")
+        with pytest.raises(CheckpointError, match="0002-steps' is a stage of another run"):
+            halve(tmp_path / "a")
+        assert everything(tmp_path / "a") == before
+        with pytest.raises(CheckpointError, match="another run"):
+            find_pipeline(tmp_path / "a")
+
+    def test_stages_that_changed_places_are_not_their_own(self, tmp_path, whole):
+        shutil.copytree(whole, tmp_path / "a")
+        one, two = (tmp_path / "a/stages" / name for name in ("0004-steps", "0002-steps"))
+        one.rename(tmp_path / "x")
+        two.rename(one)
+        (tmp_path / "x").rename(two)
+        with pytest.raises(CheckpointError, match="holds the stage '0002-steps'"):
+            halve(tmp_path / "a")
+        with pytest.raises(CheckpointError, match="holds the stage"):
+            find_pipeline(tmp_path / "a", steps=4)
+
+    def test_what_a_stage_holds_is_its_own(self, tmp_path, whole):
+        """Its stage.json stays, and another's pipeline comes: a whole one, but not the stage's."""
+        shutil.copytree(whole, tmp_path / "a")
+        for file in ("pipeline.json", "pipeline.safetensors"):
+            shutil.copy(whole / "stages/0004-steps" / file, tmp_path / "a/stages/0002-steps")
+        with pytest.raises(CheckpointError, match="not the one that was written with"):
+            halve(tmp_path / "a")
+
+    def test_a_run_that_was_moved_or_copied_keeps_its_stages(self, tmp_path, whole):
+        shutil.copytree(whole, tmp_path / "elsewhere")
+        assert halve(tmp_path / "elsewhere").times == find_pipeline(tmp_path / "elsewhere").times
+
+    @pytest.mark.parametrize(
+        "line, says",
+        [
+            ("{", "Expecting property name"),
+            ("", "Expecting value"),
+            ("[]", "must be a table"),
+            ('{"stage": "0004-steps", "update": 4}', "lacks loss"),
+            ('{"stage": 4, "updates": 8, "seconds": 1, "forwards": 2}', "stage must be text"),
+            ('{"stage": "x", "update": 4, "loss": NaN, "norm": 1, "rate": 1}', "NaN is no number"),
+            (
+                '{"stage": "x", "updates": 1e999, "seconds": 1, "forwards": 2}',
+                "not a finite number",
+            ),
+            ("[" * 5000, "nested deeper"),
+            ("\x00", "Expecting value"),
+        ],
+    )
+    def test_a_damaged_line_of_metrics_is_named(self, tmp_path, whole, line, says):
+        shutil.copytree(whole, tmp_path / "r")
+        path = tmp_path / "r/metrics.jsonl"
+        first, rest = path.read_text().split("\n", 1)
+        path.write_text(f"{first}\n{line}\n{rest}")
+        with pytest.raises(
+            CheckpointError, match=f"line 2 of '.*metrics.jsonl' is damaged: .*{says}"
+        ):
+            halve(tmp_path / "r")
 
     def test_what_a_crash_left_is_ignored_and_goes(self, interrupted, whole):
         folder = interrupted / "checkpoints"

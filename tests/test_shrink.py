@@ -26,7 +26,7 @@ from halfstep.training.jobs import stages_of
 from halfstep.training.settling import scores, settled, ticks
 from halfstep.weighting import WEIGHTINGS
 from tests.conftest import seeded
-from tests.runs import At, bits, Crash, crash, job
+from tests.runs import At, bits, Crash, crash, job, rewritten
 from tests.test_pruning import nothing, UNET
 
 SIDES = {
@@ -438,9 +438,8 @@ def test_a_begun_run_keeps_the_pairs_it_was_begun_with(tmp_path):
     run(tmp_path / "run", method)
     kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
     assert len(kept) == 1
-    begun = json.loads((tmp_path / "run/run.json").read_text())
-    begun["options"]["keep"] = [1 - kept[0]]  # as if the data had said so then
-    (tmp_path / "run/run.json").write_text(json.dumps(begun))
+    other = {"keep": [1 - kept[0]]}  # as if the data had said so then
+    rewritten(tmp_path / "run/run.json", lambda begun: begun["options"].update(other))
     assert settled(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
 
 

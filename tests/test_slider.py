@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfstep import storage
 from halfstep.cli.report import report
 from halfstep.errors import ConfigError, DataError
 from halfstep.report import page, slider
@@ -273,7 +274,7 @@ def test_what_is_not_finite_is_refused_by_name(tmp_path):
 
 def test_the_command_draws_both_pages_again(tmp_path, capsys, text):
     said = {"verdict": "As it was."}
-    (tmp_path / "report.json").write_text(json.dumps(guided() | said), encoding="utf-8")
+    storage.write_json(tmp_path / "report.json", guided() | said)
     np.savez(tmp_path / "report.npz", **guided_pictures())
     assert report([str(tmp_path)]) == 0
     assert (tmp_path / "slider.html").read_text(encoding="utf-8") == text

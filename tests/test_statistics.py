@@ -16,6 +16,7 @@ from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.measured import Measured
 from halfstep.evaluation.statistics import cache_folder, data_features, fingerprint
 from tests.conftest import seeded
+from tests.runs import rewritten
 
 
 class Tallied(nn.Module):
@@ -137,7 +138,7 @@ def test_an_entry_of_something_else_is_not_taken(data, tmp_path):
     net = Tallied()
     data_features(through(net), data, cache=tmp_path)
     [about] = tmp_path.glob("*.json")
-    about.write_text(json.dumps({**json.loads(about.read_text()), "data": "another"}))
+    rewritten(about, lambda said: said.update(data="another"))
     net.seen = 0
     data_features(through(net), data, cache=tmp_path)
     assert net.seen == 37

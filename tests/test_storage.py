@@ -92,8 +92,13 @@ def test_one_flipped_bit_is_named(tmp_path, at):
     [
         ("", "is damaged: Expecting value"),
         ('{"sha256": "', "is damaged: Unterminated"),
-        ("[1]", "holds no object"),
-        ("{}", "its checksum is not the one"),
+        ("[1]", "must be a table"),
+        ("\ufeff{}", "lacks sha256"),
+        ("{}", "lacks sha256"),
+        ('{"sha256": 3}', "sha256 must be text"),
+        ('{"sha256": "3"}', "no checksum"),
+        ('{"sha256": "3", "checksum": "4"}', "its checksum is not the one"),
+        ('{"sha256": "3", "checksum": NaN}', "NaN is no number"),
     ],
 )
 def test_a_damaged_json_is_named(tmp_path, text, says):
@@ -107,7 +112,7 @@ def test_a_damaged_json_is_named(tmp_path, text, says):
 def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x80\xff")
     with pytest.raises(CheckpointError, match=r"a\.json' is damaged"):
-        storage.read_json(tmp_path / "a.json")
+        storage.read_json(tmp_path / "a.json", dict)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -118,7 +123,7 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.safetensors' is missing, while 'a\.json' is"):
         storage.load(tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"cannot read '.*': Is a directory"):
-        storage.read_json(tmp_path)
+        storage.read_json(tmp_path, dict)
 
 
 @pytest.mark.parametrize("room", [0, 100, 3000])

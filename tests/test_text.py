@@ -339,6 +339,25 @@ def no_json(folder):
     (folder / "config.json").write_text("[1]")
 
 
+def deep(folder):
+    (folder / "config.json").write_text('{"a":' * 9999 + "1" + "}" * 9999)
+
+
+def many_layers(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**9}))
+
+
+def bad_type(folder):
+    (folder / "config.json").write_text('{"model_type": ["clip"]}')
+
+
+def index_outside(folder):
+    (folder / "model.safetensors").unlink()
+    named = {"weight_map": {"a": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(named))
+
+
 def pickled(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -378,7 +397,11 @@ def no_padding(folder):
         (broken("config.json"), "neither config.json nor text_encoder/config.json: name the folder"),
         (broken("tokenizer.json"), "there is no tokenizer in .*vocab.json.*: put its files there"),
         (other_type, "a model of type 'bert': name the folder of a CLIP text model or of a T5"),
-        (no_json, "config.json' cannot be read"),
+        (no_json, "config.json' is damaged: it must be a table"),
+        (deep, "config.json' is damaged: it is nested deeper"),
+        (many_layers, "text_config|num_hidden_layers = 1000000000"),
+        (bad_type, "config.json' cannot be: model_type must be text"),
+        (index_outside, "names a file outside: '../model.safetensors'"),
         (pickled, "has no model.safetensors, and pickles, .* are never opened: fetch that file"),
         (cut_short, "the text model in '.*' cannot be read: "),
         (bad_index, "model.safetensors.index.json' is damaged"),

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from halfstep import __version__, storage
+from halfstep import __version__
 from halfstep.evaluation.cost import calls_of, multiply_adds
-from halfstep.evaluation.evidence import FORMAT
+from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.intervals import Interval
 from halfstep.nets.classifiers import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
@@ -78,13 +78,13 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
     channels, height, width = example_shape(net)
     sides = f"{height} x {width} in" if "size" in config else "any size in"
     lines = [
-        f"- Network: {name}",
+        f"- Network: {plain(name)}",
         f"- Reads images [B, {channels}, H, W] of {sides} [-1, 1], gives logits of "
         f"{config.get('classes', 'all')} classes",
         f"- Parameters: {big(sum(p.numel() for p in net.parameters()))}; one call an image",
         _weights(net, dtype),
     ]
-    own = f', net="{name}"' if ":" in name else ""
+    own = f", net={name!r}" if ":" in name else ""
     code = [
         "from halfstep import load_classifier",
         "",
@@ -103,7 +103,7 @@ def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[s
     counts = [len(times) - 1 for times in pipeline.times] or [steps or pipeline.steps]
     own, words = pipeline.own_sampler, " or ".join(map(str, counts))
     lines = [
-        f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {own}",
+        f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {plain(own)}",
         f"- Shape of a sample: {list(pipeline.shape)}"
         + ("" if pipeline.codec is None else ", a latent that its codec decodes"),
         f"- Guidance: {_guidance(pipeline)}",
@@ -134,10 +134,23 @@ def _guidance(pipeline: Pipeline) -> str:
 
 def _named(classes: Sequence[str]) -> str:
     return (
-        f"{len(classes)} ({', '.join(classes[:12])}{', ...' * (len(classes) > 12)})"
+        f"{len(classes)} ({', '.join(map(plain, classes[:12]))}{', ...' * (len(classes) > 12)})"
         if classes
         else "none"
     )
+
+
+def plain(text: object) -> str:
+    """A name from a file as Markdown shows it: one line, no marks, links or HTML, no control character.
+
+    All but letters, digits and the plainest signs become the numbers by which HTML calls them, which Markdown
+    reads as text.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return "".join(c if c.isalnum() or c in PLAIN else f"&#{ord(c)};" for c in line)
+
+
+PLAIN = " ,;-()%'"
 
 
 def _asked(pipeline: Pipeline) -> str:
@@ -151,9 +164,8 @@ def _measured(source: Path, steps: int) -> list[str]:
     for folder in (source, source.parent.parent):
         if not (folder / "report.json").exists():
             continue
-        found = storage.read_json(folder / "report.json")
-        rows = found.get("rows", []) if found.get("format") == FORMAT else []
-        for row in rows:
+        found = read_evidence_of(folder / "report.json")
+        for row in found["rows"]:
             if row["who"] == "student" and row["steps"] == steps:
                 return _lines(row, found["measure"])
     return []
@@ -161,16 +173,15 @@ def _measured(source: Path, steps: int) -> list[str]:
 
 def _lines(row: dict[str, Any], measure: dict[str, Any]) -> list[str]:
     distance, cost = Interval(**row["distances"]["frechet_distance"]), row.get("cost")
-    lines = [
-        f"- Fréchet distance: {distance} with {measure['samples']:,} samples, features {measure['features']}"
-    ]
+    samples, features = f"{measure['samples']:,} samples", plain(measure["features"])
+    lines = [f"- Fréchet distance: {distance} with {samples}, features {features}"]
     if row.get("ratio"):
         lines[-1] += f"; {Interval(**row['ratio'])} times the teacher's"
     if cost and measure.get("machine"):
         each = ", ".join(
-            f"{1000 * s:.3g} ms at batch {b}" for b, s in cost["seconds_per_sample"].items()
+            f"{1000 * s:.3g} ms at batch {plain(b)}" for b, s in cost["seconds_per_sample"].items()
         )
-        lines.append(f"- Seconds a sample: {each} ({measure['machine']})")
+        lines.append(f"- Seconds a sample: {each} ({plain(measure['machine'])})")
     return lines
 
 

@@ -25,6 +25,7 @@ from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
 from halfstep.report.numbers import big
 from halfstep.training.asked import environment
 from halfstep.training.parallel import pick_device
@@ -139,8 +140,7 @@ def _of_run(console: Console, options: Compress) -> int:
 
 
 def _takes(stage: Path, steps: int) -> bool:
-    grids = storage.read_json(stage / "pipeline.json").get("times", [])
-    return steps in [len(times) - 1 for times in grids]
+    return steps in [len(times) - 1 for times in read_description(stage)["times"]]
 
 
 def _make(console: Console, how: How, student: Pipeline, stage: Path, run: Path) -> None:
@@ -151,7 +151,7 @@ def _make(console: Console, how: How, student: Pipeline, stage: Path, run: Path)
         denoiser = copy.copy(student.denoiser)
         denoiser._modules = {**student.denoiser._modules, "net": net}
         replace(student, denoiser=denoiser).save(folder)
-        of = storage.read_json(stage / "pipeline.json")["sha256"]
+        of = read_description(stage)["sha256"]
         storage.write_json(folder / RECORD, {"kind": words, "steps": steps, "sha256": of})
         size = f"{big(size_of(net), 'B')} of {big(size_of(student.denoiser.net), 'B')}"
         say(console, "made", f"{folder} ({words}: {size}, {zeros(net):.1%} of its parameters 0)")

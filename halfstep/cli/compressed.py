@@ -1,21 +1,29 @@
 """Variants of a run's students, on the disk and in the terminal."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from halfstep import storage
 from halfstep.cli.tables import print_wide
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.intervals import Interval
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
 from halfstep.report.numbers import big, percent
 
 MARK, RECORD = "compressed", "compressed.json"
 """Folder of the variants in a run, and the file in each that says what it was made from."""
+
+
+class _Record(TypedDict):
+    kind: str
+    steps: int
+    sha256: str
+    """Of the student's weights."""
 
 
 def compressed_of(
@@ -27,22 +35,18 @@ def compressed_of(
     """
     stages = [student] if student else list((run / "stages").glob("[!.]*"))
     known = {
-        storage.read_json(place / "pipeline.json").get("sha256")
-        for place in stages
-        if (place / "pipeline.json").exists()
+        read_description(place)["sha256"] for place in stages if (place / "pipeline.json").exists()
     }
     found = []
     for path in sorted((run / MARK).glob(f"*/{RECORD}")):
-        about, folder = storage.read_json(path), path.parent
-        if about.get("sha256") not in known:
+        about, folder = storage.read_json(path, _Record), path.parent
+        if about["sha256"] not in known:
             raise ConfigError(
                 f"'{folder}' was made from other weights than the students of '{run}' have now: delete it, "
                 "or write halfstep compress again"
             )
-        if not {"steps", "kind"} <= about.keys():
-            raise CheckpointError(f"'{path}' is damaged: it does not say what it is")
         pipeline = Pipeline.load(folder, net=net)
-        found.append(Variant(pipeline, int(about["steps"]), str(about["kind"])))
+        found.append(Variant(pipeline, about["steps"], about["kind"]))
     return found
 
 

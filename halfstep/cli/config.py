@@ -1,19 +1,21 @@
 """TOML files: options that come from one, and options that are kept in one."""
 
+import hashlib
 import json
-import tomllib
+import shlex
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, MISSING
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import tyro
 
-from halfstep import files
-from halfstep.errors import ConfigError, unknown
+from halfstep import files, storage
+from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.kinds import fits, word
+from halfstep.schema import from_toml, known, literal, Wrong
 
 
 def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -33,9 +35,26 @@ def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bo
             yield field.name, inner, bare
 
 
-def from_file(kind: Any, path: Path) -> list[str]:
-    """A TOML file as arguments; unknown keys and wrong types are errors that say what to write."""
+PLACES: dict[str, tuple[str, ...]] = {
+    "features": ("classifier", "inception"),
+    "gate_features": ("classifier", "inception"),
+    "sampler": ("diffusers",),
+    "full_sampler": ("diffusers",),
+    "baselines": ("diffusers",),
+}
+"""What may stand before a colon in a file, by option; anything else would be package.module:function."""
+NO_CODE = ("data", "held_out", "images", "validate", "init", "device", "prompt")
+"""Options of text that is never taken for the name of a function."""
+
+
+def from_file(kind: Any, path: Path, typed: Sequence[str] = ()) -> list[str]:
+    """A TOML file as arguments; unknown keys and wrong types are errors that say what to write.
+
+    A file never names code that is run: what would be imported is refused, unless the same option is
+    among those that were `typed`, which win.
+    """
     known, args = {name: hint for name, hint, _ in options_of(kind)}, list[str]()
+    over = {word[2:].partition("=")[0].replace("-", "_") for word in typed if word[:2] == "--"}
     for key, value in _read(path).items():
         name = key.replace("-", "_")
         if name not in known:
@@ -44,18 +63,42 @@ def from_file(kind: Any, path: Path) -> list[str]:
             raise ConfigError(
                 f"'{path.name}' says {key} = {_toml(value)}, and {key} is {word(known[name])}"
             )
+        if name in over:
+            continue
+        _refuse_code(path, name, known[name], value)
         args += _as_arguments(name.replace("_", "-"), value)
     return args
 
 
+def _refuse_code(path: Path, name: str, hint: Any, value: Any) -> None:
+    if name in NO_CODE or "Path" in str(hint):
+        return
+    for text in _texts(value):
+        before, colon, after = text.partition(":")
+        if colon and after and before not in PLACES.get(name, ()):
+            raise ConfigError(
+                f"'{path.name}' says {name} = {_toml(text)}, and a file never names code that is run: if you "
+                f"trust it, type --{name.replace('_', '-')} {shlex.quote(text)} on the command line"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All of them, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for each in value.values() for text in _texts(each))
+    elif isinstance(value, list):
+        yield from (text for each in value for text in _texts(each))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(files.read_text(path))
+        text = path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not TOML: {error}") from None
+    return from_toml(text, dict[str, Any], f"'{path}'", error=ConfigError)
 
 
 def _as_arguments(name: str, value: Any) -> list[str]:
@@ -88,16 +131,47 @@ def preset(name: str) -> Path:
 
 def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
     """`embed_dim 64 conv true name x` as {"embed_dim": 64, "conv": True, "name": "x"}."""
-    found = {}
-    for name, text in pairs.items():
-        try:
-            found[name] = json.loads(text)
-        except (
-            ValueError,
-            RecursionError,
-        ):  # not JSON, or of more digits or depth than Python reads
-            found[name] = text
-    return found
+    return {name: literal(text) for name, text in pairs.items()}
+
+
+class _Kept(TypedDict, total=False):
+    """What is read again of a run's own config.toml."""
+
+    data: str
+    size: int
+    channels: int
+    teacher: str
+    model: str
+    weights: str
+    codec: str
+    text: str
+
+
+def kept_config(folder: Path) -> dict[str, Any]:
+    """What FOLDER/config.toml says, which `save_config` wrote; {} where there is none."""
+    path = folder / "config.toml"
+    if not path.exists():
+        return {}
+    with storage.reading(path):
+        text = path.read_bytes()
+    content = from_toml(text, dict[str, Any], f"'{path}'")
+    try:
+        body, mark, digest = text.rpartition(MARK.encode())
+        if not mark or digest.strip() != _digest(body):
+            raise Wrong(
+                "it is not as the run wrote it; run the same command again, which writes it"
+            )
+        return known(content, _Kept)
+    except Wrong as wrong:
+        raise CheckpointError(f"'{path}' is damaged: {wrong}") from None
+
+
+MARK = "# checksum "
+"""Of the lines above, on the last line of a config.toml."""
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def save_config(folder: Path, options: Any) -> None:
@@ -108,7 +182,9 @@ def save_config(folder: Path, options: Any) -> None:
     lines = [
         f"{name} = {_toml(value)}" for name, value in flat(options).items() if value is not None
     ]
-    files.write_text(folder / "config.toml", "\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    digest = _digest(files.encoded(text, f"cannot write '{folder / 'config.toml'}'")).decode()
+    files.write_text(folder / "config.toml", f"{text}{MARK}{digest}\n")
 
 
 def flat(options: Any) -> dict[str, Any]:

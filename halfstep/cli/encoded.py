@@ -3,15 +3,31 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.schema import known, Wrong
 
 KIND, FORMAT = "noise", 1
+
+
+class _About(TypedDict):
+    """How it was made."""
+
+    kind: str
+    format: int
+    pipeline: NotRequired[str]
+    weights: NotRequired[str]
+    images: NotRequired[str]
+    first: NotRequired[int]
+    steps: NotRequired[int]
+    guidance: NotRequired[float]
+    classes: NotRequired[list[str]]
+    prompts: NotRequired[list[str] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +61,20 @@ class Encoded:
             raise CheckpointError(
                 f"there is no noise at '{path}' (no {place.name}.json): give what halfstep encode wrote"
             )
-        about = storage.verify(place)
-        if about.pop("kind", None) != KIND:
+        about = storage.verify(place, format=FORMAT)
+        if about.get("kind") != KIND:
             raise CheckpointError(f"'{path}' holds no noise: give what halfstep encode wrote")
-        if (version := about.pop("format", None)) != FORMAT:
-            raise CheckpointError(
-                f"'{path}' has format {version} and this halfstep reads {FORMAT}: encode again"
-            )
         found = storage.read_state_dict(place.with_suffix(".safetensors"))
         noise, images, labels = (found.pop(name, None) for name in ("noise", "images", "labels"))
         if noise is None or images is None or found or not _fits(noise, images, labels):
             raise CheckpointError(f"'{path}' is damaged: its tensors do not belong together")
-        return cls(noise, images, labels, about)
+        try:
+            known(about, _About)
+        except Wrong as wrong:
+            raise CheckpointError(f"'{place}.json' is damaged: {wrong}") from None
+        return cls(
+            noise, images, labels, {k: about[k] for k in about if k not in ("kind", "format")}
+        )
 
 
 def stem(path: Path) -> Path:

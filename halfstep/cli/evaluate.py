@@ -1,6 +1,6 @@
 """`halfstep evaluate`: a run's students against their teacher, its samplers, and the data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +64,8 @@ class Evaluate:
     package.module:function."""
     data: str | None = None
     """The data, if not those of the run."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
     held_out: str | None = None
     """Data that nobody was trained on: judges memorisation."""
     device: str = "auto"
@@ -97,7 +99,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     """Measure the run, and write what was found into its folder."""
     kept = Kept.read(options.run[0])
     files.check_writable(kept.folder, "copy the run to where the report can lie in it")
-    source = kept.source(options.data)
+    source = replace(kept.source(options.data), verify=options.verify)
     students = kept.students(options.net)
     teacher = _teacher(kept, options, students)
     if not (students and students[0].made_for == "encode"):
@@ -191,7 +193,7 @@ def _full(kept: Kept, teacher: Pipeline) -> int:
     """
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
-    gate = gate_of(kept.folder) or {}
+    gate: Mapping[str, Any] = gate_of(kept.folder) or {}
     start = kept.asked.get("start", 0)  # of a teacher's own run it names the weights
     begun = max(Evaluation.full, start if isinstance(start, int) else 0)
     return int(gate.get("about", {}).get("full", begun))
@@ -203,7 +205,7 @@ def _other(spec: str | None, source: Source, data: Data, teacher: Pipeline) -> D
     if spec is None:
         return None
     if is_latents(Path(spec).expanduser()):
-        other = load(spec)
+        other = load(spec, verify=source.verify)
         if tuple(other.shape) != tuple(teacher.shape):
             raise ConfigError(
                 f"the held-out latents have shape {list(other.shape)} and the run's "

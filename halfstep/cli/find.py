@@ -7,10 +7,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from halfstep import storage
+from halfstep.codec import Codec
 from halfstep.data import Data, Latents
-from halfstep.errors import ConfigError
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.evaluation.features import digest_of
+from halfstep.evaluation.gate import read_gate
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
+from halfstep.training.run import read_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +50,24 @@ class Official:
         if self.model is None or pipeline.codec is not None or not isinstance(data, Latents):
             return pipeline
         from halfstep.hub import PUBLISHED
-        from halfstep.nets.autoencoder import load_codec
 
         scale = PUBLISHED[self.model].scale
         if scale is None:  # of pixels, which latents will not fit
             return pipeline
-        return replace(pipeline, codec=load_codec(data.folder, scale=scale))
+        return replace(pipeline, codec=codec_of(data, scale=scale))
+
+
+def codec_of(data: Latents, *, scale: float | None = None) -> Codec:
+    """The codec in a folder of latents; refused where it is not the one that made them."""
+    from halfstep.nets.autoencoder import load_codec
+
+    codec = load_codec(data.folder, scale=scale)
+    if data.codec and codec.digest() != data.codec:
+        raise CheckpointError(
+            f"the codec in '{data.folder}' is not the one that made the latents there: put its own "
+            "codec.json and codec.safetensors back"
+        )
+    return codec
 
 
 def chosen_pipeline(
@@ -93,7 +109,7 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
     see_current_folder(net)
     if (path / "pipeline.json").exists():
         return Pipeline.load(path, net=net)
-    found = sorted(p.parent for p in (path / "stages").glob("[!.]*/pipeline.json"))
+    found = stages_of(path)
     if not found:
         raise ConfigError(
             f"'{path}' holds neither a pipeline nor a run with a finished stage: give the folder that "
@@ -101,7 +117,7 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
         )
     takes = {folder: _takes(folder) for folder in found}
     if steps is None and (path / "gate.json").exists():
-        return Pipeline.load(path / "stages" / _best(path), net=net)
+        return _load_best(path, net)
     if steps is None:
         return Pipeline.load(min(found, key=lambda folder: takes[folder][0]), net=net)
     for folder in found:
@@ -114,15 +130,30 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
     )
 
 
-def _best(path: Path) -> str:
-    """The last stage that passed the run's gate."""
-    best = storage.read_json(path / "gate.json").get("best")
-    if not isinstance(best, str):
+def stages_of(run: Path) -> list[Path]:
+    """Folders of a run's finished stages with a pipeline, sorted; one that is not its own is refused."""
+    found = sorted(path.parent for path in (run / "stages").glob("[!.]*/pipeline.json"))
+    for folder in found if (run / "run.json").exists() else ():
+        read_stage(run, folder.name)
+    return found
+
+
+def _load_best(path: Path, net: str | None) -> Pipeline:
+    """The last stage that passed the run's gate, of the weights that the gate saw."""
+    kept = read_gate(path / "gate.json")
+    tried = [one for one in kept["tried"] if one["stage"] == kept["best"]]
+    if not tried:
         raise ConfigError(
             f"no student of '{path}' passed its gate: say which one you mean with --steps, or give the "
             "folder of a stage"
         )
-    return best
+    found = Pipeline.load(path / "stages" / tried[-1]["stage"], net=net)
+    if digest_of(found.denoiser) != tried[-1]["weights"]:
+        raise ConfigError(
+            f"the gate of '{path}' saw other weights of {tried[-1]['stage']} than are there: run the same "
+            "halfstep distill again, or say which student you mean with --steps"
+        )
+    return found
 
 
 ANY = 2**31
@@ -131,8 +162,8 @@ ANY = 2**31
 
 def _takes(folder: Path) -> list[int]:
     """The numbers of steps that a stage's pipeline can take."""
-    about = storage.read_json(folder / "pipeline.json")
-    counts = [len(times) - 1 for times in about.get("times", [])]
+    about = read_description(folder)
+    counts = [len(times) - 1 for times in about["times"]]
     if about.get("made_for") == "stochastic" and 2 in counts:
         counts.append(1)  # whose one call at t = 1 spans both
     return counts or [ANY]

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from rich.console import Console
 
-from halfstep import storage
 from halfstep.cli.judging import captions_of, features_for, judge_for, real_images
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
@@ -24,6 +23,7 @@ from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Steps
+from halfstep.training.asked import begun
 from halfstep.training.parallel import pick_device
 
 
@@ -202,10 +202,10 @@ def start_of(out: Path, method: Progressive, looks: Looks) -> Progressive:
 
     A run that was begun keeps the start that it was begun with.
     """
-    begun = storage.read_json(out / "run.json") if (out / "run.json").exists() else {}
-    if begun.get("command") == "distill progressive":
-        return replace(method, start=begun["options"]["start"])
-    if begun:
+    if (out / "run.json").exists():
+        before = begun(out)
+        if before["command"] == "distill progressive":
+            return replace(method, start=before["options"]["start"])
         return method  # another's folder, which the run itself will refuse
     samples, full = looks.judge.n, looks.full
     steps = fewest_steps(

@@ -1,7 +1,6 @@
 """What `evaluate`, `distill`, `report` and `demo` share: features by name, a run's teacher and students."""
 
 import shlex
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -18,13 +17,16 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.capacity import refuse_too_large
-from halfstep.cli.find import see_current_folder
+from halfstep.cli.config import kept_config
+from halfstep.cli.find import see_current_folder, stages_of
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation, FORMAT, gather, Rows, Subject
+from halfstep.evaluation.evidence import counted, Evaluation, gather, Rows, Subject
+from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.features import Features, features as named_features
+from halfstep.evaluation.gate import Kept as GateKept, read_gate
 from halfstep.evaluation.guided import guided_evidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.statistics import cache_folder, data_features
@@ -35,7 +37,7 @@ from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
 from halfstep.timegrids import grid
-from halfstep.training.asked import environment
+from halfstep.training.asked import Begun, begun, environment
 from halfstep.training.run import read_metrics
 
 MOST_DECODED = 10_000
@@ -127,7 +129,7 @@ class Kept:
 
     folder: Path
     config: Mapping[str, Any]
-    about: Mapping[str, Any]
+    about: Begun
 
     @classmethod
     def read(cls, folder: Path) -> "Kept":
@@ -135,23 +137,16 @@ class Kept:
             raise ConfigError(
                 f"'{folder}' holds no run: give the --out of a 'halfstep train' or 'halfstep distill'"
             )
-        about = storage.read_json(folder / "run.json")
-        path = folder / "config.toml"
-        try:
-            config = tomllib.loads(files.read_text(path)) if path.exists() else {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"'{path}' is damaged: {error}") from None
-        return cls(folder, config, about)
+        return cls(folder, kept_config(folder), begun(folder))
 
     @property
     def asked(self) -> dict[str, Any]:
         """The options that the run was made with, resolved."""
-        found: dict[str, Any] = self.about.get("options", {})
-        return found
+        return self.about["options"]
 
     @property
     def made(self) -> dict[str, Any]:
-        return made_by(self.about.get("environment", {}), self.about.get("argv", []))
+        return made_by(self.about["environment"], self.about["argv"])
 
     def students(self, net: str | None) -> list[Pipeline]:
         """All finished ones, the most steps first."""
@@ -172,8 +167,7 @@ class Kept:
     @property
     def stages(self) -> list[Path]:
         """Folders of the finished stages, the most steps first."""
-        found = sorted((self.folder / "stages").glob("[!.]*/pipeline.json"), reverse=True)
-        return [path.parent for path in found]
+        return stages_of(self.folder)[::-1]
 
     def begun(self, net: str | None) -> Pipeline | None:
         """The stage that the first student was made from: of a guided run its first, of a plan the one
@@ -182,8 +176,8 @@ class Kept:
 
     def stage(self, name: str, net: str | None) -> Pipeline | None:
         """The pipeline of a finished stage; None where there is none of that name."""
-        folder = self.folder / "stages" / name
-        return Pipeline.load(folder, net=net) if (folder / "pipeline.json").exists() else None
+        found = [folder for folder in self.stages if folder.name == name]
+        return Pipeline.load(found[0], net=net) if found else None
 
     def source(self, data: str | None) -> Source:
         """The data of the run, or others."""
@@ -204,10 +198,10 @@ def cost_of(folder: Path) -> dict[str, Any] | None:
     return {key: sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")}
 
 
-def gate_of(folder: Path) -> dict[str, Any] | None:
+def gate_of(folder: Path) -> GateKept | None:
     """What the gate decided, if there was one."""
     path = folder / "gate.json"
-    return storage.read_json(path) if path.exists() else None
+    return read_gate(path) if path.exists() else None
 
 
 def written(
@@ -269,12 +263,7 @@ def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
         raise ConfigError(
             f"'{folder}' was not evaluated yet (it has no {EVIDENCE}): write halfstep evaluate {folder}"
         )
-    found = storage.read_json(folder / EVIDENCE)
-    if found.get("format") != FORMAT:
-        raise CheckpointError(
-            f"'{folder / EVIDENCE}' has format {found.get('format')} and this halfstep reads {FORMAT}: "
-            f"write halfstep evaluate {folder} again"
-        )
+    found: dict[str, Any] = {**read_evidence_of(folder / EVIDENCE)}
     path = folder / PICTURES
     if not path.exists():
         return found, {}

@@ -46,6 +46,8 @@ class Encode:
     """States of a caption."""
     batch: Count = 64
     """Images at a time."""
+    verify: bool = False
+    """Compare the checksums of all files that are there."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), or one by name."""
 
@@ -123,7 +125,7 @@ def _bar(console: Console, images: int) -> Iterator[Callable[[int], None]]:
 
 def _report(options: Encode, console: Console) -> None:
     """What the folder holds, and what can be done with it."""
-    found = open_latents(options.out, verify=False)
+    found = open_latents(options.out, verify=options.verify)
     classes = f", {found.classes} classes" if found.classes else ""
     views = " and of their mirror images" if found.flip else ""
     shape, size = list(found.shape), found.nbytes / 2**20

@@ -58,6 +58,8 @@ class Source:
     """1 for gray, 3 for colour."""
     flip: bool = False
     """Mirror half of the images, at random."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> T:
@@ -68,11 +70,12 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> 
     if odd := [word for word in argv if not is_text(word)]:
         raise ConfigError(f"{odd[0]!a} is not UTF-8: rename that file or folder")
     args, asked = list(argv), list[str]()
-    for name in _taken(args, "--preset"):
-        asked += from_file(kind, preset(name))
-    for name in _taken(args, "--config"):
-        asked += from_file(kind, Path(name))
-    args = [*asked, *args]
+    presets, configs = _taken(args, "--preset"), _taken(args, "--config")
+    for path in (*map(preset, presets), *map(Path, configs)):
+        asked += from_file(kind, path, args)
+    # Words that come first are no option's: they stay first, or a file's last list would take them in.
+    first = next((k for k, word in enumerate(args) if word.startswith("-")), len(args))
+    args = [*args[:first], *asked, *args[first:]]
     if not {"-h", "--help"} & set(args):
         _check_names(kind, args, prog)
     _refuse_empty(kind, args)

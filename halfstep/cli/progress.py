@@ -14,6 +14,7 @@ from rich.text import Text
 
 from halfstep.cli.options import Source
 from halfstep.data import Data, load
+from halfstep.errors import printable
 from halfstep.methods.base import Stage
 
 LINES = 20
@@ -75,12 +76,12 @@ def terminal() -> Terminal:
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     out: Any = _Out(sys.stdout)
-    return Terminal(file=out, quiet=not first_process(), highlight=False)
+    return Terminal(file=out, quiet=not first_process(), highlight=False, markup=False, emoji=False)
 
 
 def say(console: Console, label: str, text: object) -> None:
     """One line of what a command has to say; paths and names are printed as they are."""
-    console.print(f"{label:<10}{text}", markup=False, soft_wrap=True)
+    console.print(f"{label:<10}{printable(str(text))}", markup=False, soft_wrap=True)
 
 
 def span(seconds: float) -> str:
@@ -247,6 +248,7 @@ def loading(console: Console, source: Source) -> Data:
             size=source.size,
             channels=source.channels,
             flip=source.flip,
+            verify=source.verify,
             progress=show,
         )
     finally:

@@ -21,4 +21,4 @@ def shipped_guided() -> list[Pipeline]:
 def shipped_cost(name: str) -> dict[str, float]:
     """Seconds, forwards and updates that making one took."""
     with as_file(files("halfstep") / "assets" / name / "cost.json") as path:
-        return storage.read_json(path)
+        return storage.read_json(path, dict[str, float])

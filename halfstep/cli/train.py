@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from halfstep.cli.config import literals
-from halfstep.cli.find import see_current_folder
+from halfstep.cli.find import codec_of, see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import print_plan
 from halfstep.cli.progress import loading, say, terminal
@@ -17,7 +17,6 @@ from halfstep.errors import ConfigError
 from halfstep.kinds import NotNegative
 from halfstep.methods.denoising import Denoising
 from halfstep.nets import build, fitting
-from halfstep.nets.autoencoder import load_codec
 from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
@@ -114,7 +113,7 @@ def fresh_pipeline(network: Network, data: Data, guided: bool, seed: int) -> Pip
     classes = data.classes if network.labels else 0
     rows = classes + guided if classes else None
     own = literals(network.net_config)
-    codec = load_codec(data.folder) if isinstance(data, Latents) else None
+    codec = codec_of(data) if isinstance(data, Latents) else None
     empty = data.null_context if isinstance(data, Latents) and network.texts else None
     if network.texts and empty is None:
         raise ConfigError(

@@ -38,6 +38,7 @@ def load(
     channels: int | None = None,
     flip: bool = False,
     split: str = "train",
+    verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Data:
     """The data of that name or place, checked; names win over places (write ./digits for a folder).
@@ -50,6 +51,7 @@ def load(
                other sources must already have it
     flip       training mirrors images at random
     split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
+    verify     compare the checksums of all files of latents, not of those alone that were written since
     progress   told (images done, images in all) while a folder is read, or (files, files in all)
                while the checksums of latents are compared
     """
@@ -59,7 +61,8 @@ def load(
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if spec and is_latents(place := Path(spec).expanduser()):
-        return _latents(place, size, channels, flip, split, progress)
+        _refuse_options(place, size, channels, flip, split)
+        return open_latents(place, verify=verify or None, progress=progress)
     data = _source(spec, size, channels, split, progress)
     _check_asked(data, spec, size, channels)
     return replace(data, flip=True) if flip else data
@@ -91,7 +94,7 @@ def refuse_other_shape(
         return
     found: list[Any] = []
     if is_latents(place):
-        found = read_about(place).get("latent", list(shape))
+        found = list(read_about(place)["latent"])
     elif len(shape) != 3 or shape[0] not in (1, 3) or channels not in (None, shape[0]):
         found = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
     else:
@@ -106,20 +109,15 @@ def refuse_other_shape(
         )
 
 
-def _latents(
-    place: Path,
-    size: int | None,
-    channels: int | None,
-    flip: bool,
-    split: str,
-    progress: Callable[[int, int], None] | None,
-) -> Latents:
+def _refuse_options(
+    place: Path, size: int | None, channels: int | None, flip: bool, split: str
+) -> None:
+    """What latents cannot be read with."""
     if size is not None or channels is not None or flip or split != "train":
         raise ConfigError(
             f"'{place}' holds latents, which are as they were encoded (mirror images and all): leave out "
             "size, channels, flip and split"
         )
-    return open_latents(place, progress=progress)
 
 
 def _source(

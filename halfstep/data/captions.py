@@ -6,7 +6,6 @@ list of captions, and several lines may name one image.  In a .txt each line is 
 UTF-8; blank lines and space around a caption do not count.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ from unicodedata import normalize
 from halfstep.data.folder import NAMED
 from halfstep.errors import DataError
 from halfstep.files import read_text
+from halfstep.schema import from_json
 
 TABLE = "metadata.jsonl"
 KEYS = ("text", "caption")
@@ -63,10 +63,7 @@ def _from_table(folder: Path, table: Path, files: Sequence[Path]) -> list[tuple[
 
 def _entry(where: str, line: str) -> tuple[str, list[str]]:
     """The image's name and its captions."""
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON ({error.msg}): mend it") from None
+    entry = from_json(line, Any, where, error=DataError)
     wanted = 'write {"file_name": "a.png", "text": "a cat"}'
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise DataError(f"{where} names no image: {wanted}")

@@ -1,6 +1,5 @@
 """CIFAR-10 (Krizhevsky 2009): the binary archive, packed or unpacked, npz files, or sheets of PNG."""
 
-import json
 import tarfile
 import zlib
 from dataclasses import replace
@@ -10,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from halfstep import files
 from halfstep.data import arrays
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
+from halfstep.schema import from_json
 
 NAMES = (
     "airplane",
@@ -133,7 +132,8 @@ def _from_sheets(folder: Path, names: tuple[str, ...]) -> Dataset:
         raise DataError(f"{folder} lacks {', '.join(missing)}: unpack the package again")
     try:
         sheets = [np.asarray(Image.open(folder / name)) for name in names[:-1]]
-        labels = torch.tensor(json.loads(files.read_text(folder / names[-1])))
+        told = (folder / names[-1]).read_bytes()
+        labels = torch.tensor(from_json(told, list[int], f"'{names[-1]}'", error=DataError))
         images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return Dataset(torch.from_numpy(np.ascontiguousarray(images)), labels, NAMES)
     except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:

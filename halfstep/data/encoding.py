@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from halfstep import storage
 from halfstep.codec import Codec, Texts
-from halfstep.data.latents import ABOUT, FORMAT, is_latents, read_about
+from halfstep.data.latents import ABOUT, About, FORMAT, is_latents, read_about
 from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_images
 from halfstep.data.shards import Entry, whole, written
 from halfstep.data.streamed import Images, Source
@@ -125,8 +125,8 @@ class _Work:
                 worked, about["complete"] = True, False
                 done[name] = write(self.out / name, rows, done.get(name))
                 files = sorted(done, key=lambda file: (len(file), file))
-                for key, kind in (("shards", "shard"), ("contexts", "context")):
-                    about[key] = [done[file] for file in files if file.startswith(kind)]
+                about["shards"] = [done[file] for file in files if file.startswith("shard")]
+                about["contexts"] = [done[file] for file in files if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
             self.progress(rows.stop)
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
@@ -167,7 +167,8 @@ class _Work:
 
         shape = (len(rows), views, *self._latent(twice=True))
         entry = written(path, shape, dtype, encoded())
-        return {**entry, "source": source.digest, "stamp": source.stamp}
+        entry |= {"source": source.digest, "stamp": source.stamp}
+        return entry
 
     def _states(self, path: Path, rows: range, before: Entry | None) -> Entry:
         assert self.captions is not None
@@ -176,14 +177,15 @@ class _Work:
         parts = (self._encoded(chosen[low : low + self.batch]) for low in lows)
         shape = len(chosen), texts.tokens, texts.width
         entry = written(path, shape, torch.float16, parts)
-        return {**entry, "source": self.captions.digest_of(rows)}
+        entry["source"] = self.captions.digest_of(rows)
+        return entry
 
     def _encoded(self, texts: list[str]) -> Tensor:
         assert self.captions is not None
         states = self.captions.texts.encode(texts)
         return _stored(states, torch.float16, "states of a text", "name another --text")
 
-    def _complete(self, about: dict[str, Any]) -> None:
+    def _complete(self, about: About) -> None:
         """What belongs to all images, and the word that nothing is missing."""
         labels, others = self.images.labels, list[Entry]()
         if labels is not None:
@@ -196,23 +198,29 @@ class _Work:
 
     # -- what is there already ---------------------------------------------------------------------
 
-    def _taken_up(self) -> dict[str, Any]:
+    def _taken_up(self) -> About:
         """latents.json as it is, if it says of the same; else a new one, where there is nothing yet."""
         asked = self._asked()
-        about = read_about(self.out) if is_latents(self.out) else {}
-        if not (about.get("shards") or about.get("contexts")):
+        about = read_about(self.out) if is_latents(self.out) else None
+        if about is None or not (about["shards"] or about["contexts"]):
             self._try_one()
             self.codec.save(self.out)
-            rest: Entry = {"shards": [], "contexts": [], "others": [], "complete": False}
-            about = {**asked, "count": len(self.images), "names": list(self.images.names), **rest}
-            storage.write_json(self.out / ABOUT, about)
-            return about
+            rest: Any = {"shards": [], "contexts": [], "others": [], "complete": False}
+            fresh: Any = {
+                **asked,
+                "count": len(self.images),
+                "names": list(self.images.names),
+                **rest,
+            }
+            storage.write_json(self.out / ABOUT, fresh)
+            begun: About = fresh
+            return begun
         self._check_same(about, asked)
         if not all((self.out / name).exists() for name in CODEC):
             self.codec.save(self.out)
         return about
 
-    def _check_same(self, about: dict[str, Any], asked: dict[str, Any]) -> None:
+    def _check_same(self, about: About, asked: dict[str, Any]) -> None:
         """Refuse what was made of others, and note new stamps of files with the same contents."""
         check_asked(self.out, about, asked)
         ranges, here = self._ranges(), len(self.images)

@@ -4,7 +4,7 @@
     LATENTS/codec.safetensors, .json   the codec that made them
     LATENTS/shard-00000.npy ...     moments [rows, views, 2 c, h, w]: of an image, and of its mirror image
     LATENTS/labels.npy              int64 [N], if there are classes
-    LATENTS/verified.json           sizes and times of change of files whose checksums were compared
+    LATENTS/verified.json           sizes, times of change and inodes of files whose checksums were compared
     LATENTS/context-00000.npy ...   with texts: states of the shard's captions, [captions, tokens, width]
     LATENTS/offsets.npy, null.npy   with texts: image n has the captions from offsets[n] to offsets[n + 1];
                                     the states of the empty text
@@ -16,19 +16,47 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from halfstep import codec, storage
 from halfstep.batch import Batch, Cond
-from halfstep.data.shards import mapped, MEND, Shards, verify as verify_files
+from halfstep.data.shards import Entry, mapped, MEND, Shards, verify as verify_files
 from halfstep.errors import CheckpointError
 from halfstep.noise import Draw
 
 ABOUT = "latents.json"
 FORMAT = "halfstep latents 1"
+
+
+class _Text(TypedDict):
+    tokens: int
+    width: int
+    digest: str
+
+
+class About(TypedDict):
+    """What latents.json says."""
+
+    format: str
+    codec: str
+    scale: float
+    image: list[int]
+    latent: tuple[int, int, int]
+    dtype: Literal["float32", "float16"]
+    views: Literal[1, 2]
+    shard: int
+    text: _Text | None
+    count: int
+    names: list[str]
+    shards: list[Entry]
+    contexts: list[Entry]
+    others: list[Entry]
+    complete: bool
+
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
 
 
@@ -176,44 +204,42 @@ class Latents:
 def open_latents(
     folder: Path | str,
     *,
-    verify: bool = True,
+    verify: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latents:
     """The latents of a folder, memory-mapped; `CheckpointError` names a file that is damaged.
 
-    verify    compare checksums, which reads every file once; later only those that changed since
+    verify    True compares all checksums, which reads every file, False none of them; None those of files
+              that were written since they were compared last
     progress  told (files verified, files in all)
     """
     folder = Path(folder).expanduser()
     about = read_about(folder)
-    try:
-        if not about["complete"]:
-            raise CheckpointError(
-                f"'{folder}' holds {sum(entry['rows'] for entry in about['shards']):,} of "
-                f"{about['count']:,} latents: {MEND}"
-            )
-        entries = [*about["shards"], *about["contexts"], *about["others"]]
-        if verify:
-            verify_files(folder, entries, progress)
-        found = _latents(folder, about)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / ABOUT}' is damaged: {error!r}") from None
+    if not about["complete"]:
+        raise CheckpointError(
+            f"'{folder}' holds {sum(entry['rows'] for entry in about['shards']):,} of "
+            f"{about['count']:,} latents: {MEND}"
+        )
+    entries = [*about["shards"], *about["contexts"], *about["others"]]
+    if verify is not False:
+        verify_files(folder, entries, progress, anew=verify is True)
+    found = _latents(folder, about)
     digest = hashlib.sha256(" ".join(entry["sha256"] for entry in entries).encode())
     return replace(found, source=digest.hexdigest())
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """latents.json, once its format is found to be ours."""
-    about = storage.read_json(folder / ABOUT)
-    if about.get("format") != FORMAT:
-        raise CheckpointError(
-            f"'{folder / ABOUT}' is of the format '{about.get('format')}', not '{FORMAT}': encode the "
-            "images again, into another folder"
-        )
+def read_about(folder: Path) -> About:
+    """What latents.json says."""
+    path = folder / ABOUT
+    again = "encode the images again, into another folder"
+    about = storage.read_json(path, About, format=FORMAT, mend=again)
+    for entry in (*about["shards"], *about["contexts"], *about["others"]):
+        if Path(entry["file"]).name != entry["file"]:
+            raise CheckpointError(f"'{path}' names a file outside its folder: {entry['file']!r}")
     return about
 
 
-def _latents(folder: Path, about: dict[str, Any]) -> Latents:
+def _latents(folder: Path, about: About) -> Latents:
     channels, *sides = about["latent"]
     views, row, dtype = about["views"], (2 * channels, *sides), DTYPES[about["dtype"]]
     moments = [

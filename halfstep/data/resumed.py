@@ -1,6 +1,6 @@
 """Whether a folder of latents may be gone on with: nobody else works on it, and it is of the same."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ MADE_OF = {
 """What a key of latents.json is called in a refusal."""
 
 
-def check_asked(out: Path, about: dict[str, Any], asked: dict[str, Any]) -> None:
+def check_asked(out: Path, about: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse unless latents.json says what is asked for."""
     for key, value in asked.items():
         if about.get(key) != value:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -19,8 +19,19 @@ from torch import Tensor
 from halfstep import files, storage
 from halfstep.errors import CheckpointError
 
-Entry = dict[str, Any]
-"""What latents.json says of a file: its name, rows and sha256, and of what it was made."""
+
+class Entry(TypedDict):
+    """What latents.json says of a file: its name, rows and sha256, and of what it was made."""
+
+    file: str
+    rows: int
+    sha256: str
+    source: NotRequired[str]
+    stamp: NotRequired[str]
+
+
+State = tuple[int, int, int, int, str]
+"""Size, times of change of contents and of anything, inode and sha256 of a file that was verified."""
 VERIFIED = "verified.json"
 MEND = "run the same halfstep latents command again"
 
@@ -116,17 +127,26 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return raw[start:].view(dtype).view(*shape)
 
 
-def verify(folder: Path, entries: list[Entry], progress: Callable[[int, int], None] | None) -> None:
+def verify(
+    folder: Path,
+    entries: list[Entry],
+    progress: Callable[[int, int], None] | None,
+    *,
+    anew: bool = False,
+) -> None:
     """Compare checksums; `CheckpointError` names a file that is damaged.
 
-    Those of a file that was verified before, and has had its size and time of change since, are not
-    computed again: verified.json remembers.
-    """
-    before, now = _verified(folder), dict[str, list[Any]]()
+    Those of a file that was verified before, and was not written to since, are not computed again:
+    verified.json remembers, among the rest the time that no program can set.  A disk that forgets leaves
+    no such trace.
 
-    def compare(entry: Entry) -> tuple[list[Any], bool]:
+    anew  of all files, whatever is remembered
+    """
+    before, now = {} if anew else _verified(folder), dict[str, State]()
+
+    def compare(entry: Entry) -> tuple[State, bool]:
         path = folder / entry["file"]
-        state = [*_state(path), entry["sha256"]]  # before its bytes: they may change meanwhile
+        state = (*_state(path), entry["sha256"])  # before its bytes: they may change meanwhile
         if before.get(entry["file"]) == state:
             return state, True
         found = storage.checksum(path, missing=f"is missing: {MEND}")
@@ -147,24 +167,25 @@ def verify(folder: Path, entries: list[Entry], progress: Callable[[int, int], No
         _remember(folder, now)
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    """[size, time of change, sha256] of the files that were verified; {} where nobody remembers."""
+def _verified(folder: Path) -> dict[str, State]:
+    """Of the files that were verified; {} where nobody remembers."""
     try:
-        return storage.read_json(folder / VERIFIED)
+        found = storage.read_json(folder / VERIFIED, dict[str, State])
     except CheckpointError:
         return {}
+    return {name: tuple(state) for name, state in found.items()}  # type: ignore[misc]  # json has lists
 
 
-def _remember(folder: Path, verified: dict[str, list[Any]]) -> None:
+def _remember(folder: Path, verified: dict[str, State]) -> None:
     """Not where the folder cannot be written: then every opening compares all checksums."""
     with suppress(CheckpointError):
         storage.write_json(folder / VERIFIED, verified)
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, int, int, int]:
     with storage.reading(path, missing=f"is missing: {MEND}"):
         stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _mend(path: Path) -> str:

@@ -7,10 +7,10 @@ same noise, with an interval.  Decisions are kept in RUN/gate.json, so that a re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from halfstep import storage
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import ConfigError
 from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.intervals import Interval
 from halfstep.kinds import fits, held, shown
@@ -41,8 +41,40 @@ class Decision:
         return {**asdict(self), "ratio": self.ratio.to_json()}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Decision":
-        return cls(**{**content, "ratio": Interval(**content["ratio"])})
+    def from_json(cls, content: "_Tried") -> "Decision":
+        made: dict[str, Any] = {**content, "ratio": Interval(**content["ratio"])}
+        return cls(**made)
+
+
+class _Ratio(TypedDict):
+    value: float
+    low: float
+    high: float
+
+
+class _Tried(TypedDict):
+    stage: str
+    steps: int
+    ratio: _Ratio
+    samples: int
+    verdict: Verdict
+    weights: str
+
+
+class Kept(TypedDict):
+    """What gate.json says."""
+
+    tolerance: float
+    until: int | None
+    about: dict[str, Any]
+    stopped: str | None
+    best: str | None
+    tried: list[_Tried]
+
+
+def read_gate(file: Path) -> Kept:
+    """What a gate wrote; `CheckpointError` where it is damaged."""
+    return storage.read_json(file, Kept, mend="delete it, and the gate measures again")
 
 
 def decide(ratio: Interval, tolerance: float) -> Verdict:
@@ -163,15 +195,9 @@ class Gate:
         self._open = True
         if not self.file.exists():
             return
-        content = storage.read_json(self.file)
-        try:
-            tried = [Decision.from_json(one) for one in content["tried"]]
-            before = {"tolerance": content["tolerance"], **content["about"]}
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"'{self.file}' is damaged ({type(error).__name__}: {error}): delete it, and the gate "
-                "measures again"
-            ) from None
+        content = read_gate(self.file)
+        tried = [Decision.from_json(one) for one in content["tried"]]
+        before = {"tolerance": content["tolerance"], **content["about"]}
         now = {"tolerance": self.tolerance, **self.about}
         for name in sorted(before.keys() | now.keys()):
             if (was := before.get(name)) != now.get(name):

@@ -4,7 +4,6 @@ Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, sections 3
 the paper, except w = scale - 1.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from halfstep.nets.guidance import check_features
 from halfstep.nets.guided import with_guidance
 from halfstep.noise import Draw, untouched
 from halfstep.prediction import Prediction
+from halfstep.schema import literal
 from halfstep.timegrids import grid, on_schedule, Steps, Times
 from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
 
@@ -151,21 +151,13 @@ class GuidedDistillation:
             student.net = with_guidance(student.net, width=self.features)
             return student
         name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
-        own = {key: _literal(value) for key, value in self.student.items()}
+        own = {key: literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
         with untouched(0):
             options = {**config, **own, "guidance": self.features}
             net = build(name, options) if self.student_net else built_again(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student
-
-
-def _literal(text: str) -> Any:
-    """64 as 64 and true as True, where it was typed on a line."""
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except json.JSONDecodeError:
-        return text
 
 
 @dataclass(frozen=True)

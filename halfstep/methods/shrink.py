@@ -5,7 +5,6 @@ Output and feature distillation with a denoising loss, as in BK-SDM (Kim et al.,
 noise, the time and the dropped label that the teacher sees.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast, Literal
@@ -24,6 +23,7 @@ from halfstep.nets.carried import carry
 from halfstep.nets.pruning import checked_pairs, evenly, pairs_of, partners, shallower
 from halfstep.nets.watched import Projected, projector
 from halfstep.noise import untouched
+from halfstep.schema import literal
 from halfstep.weighting import WEIGHTINGS
 
 SHRUNK = "shrunk"
@@ -172,7 +172,7 @@ class Shrink:
     def _built(self, net: nn.Module) -> nn.Module:
         """A network of other options: fresh, but for what a U-Net takes over."""
         name, config = recipe(net)
-        own = {key: _literal(value) for key, value in self.student.items()}
+        own = {key: literal(value) for key, value in self.student.items()}
         depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
         weight = next(iter(net.parameters()))
         with untouched(0):
@@ -239,14 +239,6 @@ def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
 
 def _size(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
-
-
-def _literal(text: Any) -> Any:
-    """64 as 64 and true as True, where it was typed on a line."""
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except json.JSONDecodeError:
-        return text
 
 
 def _inside(teacher: Any) -> Denoiser:

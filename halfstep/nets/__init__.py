@@ -27,6 +27,7 @@ from halfstep.nets.classifier import Classifier
 from halfstep.nets.diffusers_config import CLASSES, in_our_words, WRAP
 from halfstep.nets.mlp import MLPNet, ResidualMLP
 from halfstep.nets.sizes import made
+from halfstep.schema import held, Wrong
 
 if TYPE_CHECKING:
     from halfstep.nets.uvit import UViT
@@ -258,4 +259,8 @@ def plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
                 "cannot hold, so it could not be saved: give numbers, words, lists of them"
             ) from error
     plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    try:
+        held(plain, Any)
+    except Wrong as wrong:
+        raise ConfigError(f"the net '{name}' could not be saved: its option {wrong}") from None
     return plain

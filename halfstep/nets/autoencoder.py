@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn, Tensor
@@ -27,6 +27,13 @@ OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "
 OFFICIAL_SCALE = 0.18215
 PIXELS = 2**20
 """Of the images that are encoded or decoded at once, unless told otherwise."""
+
+
+class _About(TypedDict):
+    """What codec.json says."""
+
+    config: dict[str, Any]
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,7 @@ class KLCodec(nn.Module):
     def read(self, folder: Path) -> "KLCodec":
         """Take up the weights and the scale of a folder of ours, strictly; returns itself."""
         stem = folder / "codec"
-        tensors, about = storage.load(stem)
+        tensors, about = storage.load(stem, _About)
         storage.load_into(self.model, tensors, f"'{stem}.safetensors'")
         self.scale, self._home = _positive(about["scale"]), _home(stem, self.digest())
         return self
@@ -273,13 +280,8 @@ def _positive(scale: float) -> float:
 def _from_folder(place: Path) -> KLCodec:
     for folder in (place, place / "codec", place / "stages" / "codec"):
         if (folder / "codec.json").exists():
-            about = storage.read_json(folder / "codec.json")
-            config, scale = about.get("config"), about.get("scale")
-            if not isinstance(config, dict) or not isinstance(scale, int | float):
-                raise CheckpointError(
-                    f"'{folder / 'codec.json'}' is damaged: it has no config or no scale"
-                )
-            return KLCodec._empty(config, scale).read(folder)
+            about = storage.described(folder / "codec", _About)
+            return KLCodec._empty(about["config"], about["scale"]).read(folder)
     if (place / "config.json").exists():
         return _from_diffusers(place)
     inner = " (a pipeline of diffusers has its codec in the folder 'vae')"
@@ -292,6 +294,8 @@ def _from_folder(place: Path) -> KLCodec:
 def _from_diffusers(folder: Path) -> KLCodec:
     config, tensors = read_diffusers(folder)
     scale = config.pop("scaling_factor", OFFICIAL_SCALE)  # diffusers' own default
+    if config.get("layers_per_block", 0) > len(tensors):  # it would take for ever to build
+        raise CheckpointError(f"'{folder}' has no weights for {config['layers_per_block']} layers")
     codec = KLCodec._empty(config, scale)
     storage.load_into(codec.model, tensors, f"the weights in '{folder}'")
     return codec
@@ -304,7 +308,7 @@ def _at_once(batch: int | None, pixels: int) -> int:
 
 
 def _home(stem: Path, digest: str) -> _Home:
-    sha256 = storage.read_json(stem.with_suffix(".json"))["sha256"]
+    sha256 = storage.described(stem, _About)["sha256"]
     return _Home(stem.with_suffix(".safetensors").resolve(), sha256, digest)
 
 

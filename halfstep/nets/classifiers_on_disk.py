@@ -6,13 +6,13 @@ A file never names code that is run: a classifier of the user's own loads when i
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
 
 from halfstep import files, storage
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import CheckpointError, ConfigError, HalfstepError
 from halfstep.nets.classifiers import (
     build_classifier,
     class_names,
@@ -23,6 +23,25 @@ from halfstep.nets.classifiers import (
 from halfstep.nets.efficientnet import Lite0Classifier, published_lite0
 from halfstep.nets.preprocessing import Prepared, Preprocessing
 from halfstep.nets.quantised import load_quantised, plain_tensors, quantised_as
+
+
+class _Preprocessing(TypedDict, total=False):
+    resize: int
+    gray3: bool
+    mean: list[float]
+    std: list[float]
+
+
+class _About(TypedDict):
+    """What classifier.json says."""
+
+    net: str
+    config: dict[str, Any]
+    preprocessing: _Preprocessing
+    classes: NotRequired[list[str]]
+    label_smoothing: NotRequired[float]
+    quantised: NotRequired[dict[str, str]]
+
 
 STAGE = Path("stages") / "classifier"
 """Where a run of `halfstep train classifier` has it."""
@@ -66,14 +85,14 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     if place is None:
         raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
     stem = place / "classifier"
-    tensors, about = storage.load(stem)
+    tensors, about = storage.load(stem, _About)
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
     classifier.class_names = tuple(about.get("classes", ()))  # type: ignore[assignment]
     share = about.get("label_smoothing", 0.0)
-    if not isinstance(share, int | float) or not 0 <= share < 1:
+    if not 0 <= share < 1:
         raise CheckpointError(f"'{stem}.json' is damaged: label_smoothing is no share, {share!r}")
-    classifier.label_smoothing = share  # type: ignore[assignment]
+    classifier.label_smoothing = share
     return classifier.eval()
 
 
@@ -95,18 +114,25 @@ def classifier_in(folder: Path) -> Path | None:
 
 
 def _built(stem: Path, about: dict[str, Any], net: str | None) -> nn.Module:
-    name = about.get("net", "features")  # files of halfstep 0.1 had no other
-    if not isinstance(name, str) or not isinstance(about.get("config"), dict):
-        raise CheckpointError(
-            f"'{stem}.json' is damaged: it does not say how the classifier is built"
-        )
+    name = about["net"]
     if ":" in name and net != name:
         raise ConfigError(
             f"the classifier in '{stem.parent}' is built by '{name}', code of your own: say so with "
             f"net='{name}' (--net {name})"
         )
-    preprocessing = Preprocessing.from_json(about.get("preprocessing") or {})
-    return build_classifier(name, about["config"], preprocessing=preprocessing)
+    preprocessing = Preprocessing.from_json(about["preprocessing"])
+    try:
+        return build_classifier(name, about["config"], preprocessing=preprocessing)
+    except HalfstepError:
+        raise
+    except Exception as error:
+        if ":" in name:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(
+            f"'{stem}.json' says config of '{name}', and no such classifier can be built ({reason}): copy "
+            "the file back from where it is whole"
+        ) from error
 
 
 def initialise(classifier: nn.Module, source: nn.Module | Path | str) -> list[str]:

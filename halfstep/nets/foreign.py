@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,6 +13,17 @@ from halfstep import storage
 from halfstep.errors import CheckpointError
 
 DIFFUSERS = "diffusion_pytorch_model.safetensors"
+
+
+class _Config(TypedDict, total=False):
+    """What is known of config.json; diffusers looks at the rest."""
+
+    _class_name: str
+    scaling_factor: float
+    layers_per_block: int
+    block_out_channels: list[int]
+
+
 LDM = {
     "mid_block.resnets.0": "mid.block_1",
     "mid_block.resnets.1": "mid.block_2",
@@ -39,7 +50,7 @@ OLD = {
 
 def read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the weights, in today's names, of an `AutoencoderKL` that diffusers saved."""
-    config, weights = storage.read_json(folder / "config.json"), folder / DIFFUSERS
+    config, weights = storage.read_foreign(folder / "config.json", _Config), folder / DIFFUSERS
     if (kind := config.get("_class_name")) != "AutoencoderKL":
         raise CheckpointError(f"'{folder}' holds a {kind}: give the folder of an AutoencoderKL")
     if not weights.exists():

@@ -4,18 +4,17 @@ transformers is imported when an encoder is loaded, and not before.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from halfstep import files
+from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 
 MODELS = {
@@ -25,6 +24,25 @@ MODELS = {
 }
 """The class that reads it, by the `model_type` of config.json."""
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+MOST_LAYERS = 512
+
+
+class _Layers(TypedDict, total=False):
+    num_hidden_layers: int
+    num_layers: int
+
+
+class _Config(_Layers, total=False):
+    """What is known of config.json; transformers looks at the rest."""
+
+    model_type: str
+    text_config: dict[str, Any]
+
+
+class _Index(TypedDict, total=False):
+    weight_map: dict[str, str]
+
+
 VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
 """One of these makes a tokenizer."""
 BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
@@ -162,11 +180,15 @@ def _places(folder: Path) -> tuple[Path, Path]:
 
 def _kind(folder: Path) -> str:
     """The model's type."""
-    try:
-        config = json.loads(files.read_text(folder / "config.json"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / 'config.json'}' cannot be read: {error}") from None
+    config = storage.read_foreign(folder / "config.json", _Config)
+    for inner in (config, config.get("text_config", {})):
+        for name in ("num_hidden_layers", "num_layers"):
+            if inner.get(name, 0) > MOST_LAYERS:  # they would take for ever to build
+                raise CheckpointError(
+                    f"'{folder / 'config.json'}' says {name} = {inner[name]}, and {MOST_LAYERS} is the most "
+                    "that is built"
+                )
+    kind = config.get("model_type")
     if kind not in MODELS:
         raise CheckpointError(
             f"'{folder}' holds a model of type {kind!r}: name the folder of a CLIP text model or of "
@@ -184,11 +206,13 @@ def _weights(folder: Path) -> list[Path]:
             f"'{folder}' has no {WEIGHTS}, and pickles, which can run code, are never opened: "
             "fetch that file, or convert the weights with transformers' save_pretrained"
         )
-    try:
-        names = set(json.loads(files.read_text(folder / SHARDS))["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / SHARDS}' is damaged: {error}") from None
-    shards = [folder / str(name) for name in sorted(names)]
+    index = storage.read_foreign(folder / SHARDS, _Index)
+    names = set(index.get("weight_map", {}).values())
+    if strange := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"'{folder / SHARDS}' names a file outside: {strange[0]!r}")
+    if not names:
+        raise CheckpointError(f"'{folder / SHARDS}' is damaged: it lacks weight_map")
+    shards = [folder / name for name in sorted(names)]
     if missing := [path.name for path in shards if not path.is_file()]:
         raise CheckpointError(f"'{folder}' lacks {', '.join(missing)}: fetch what is missing")
     return shards

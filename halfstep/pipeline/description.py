@@ -1,22 +1,76 @@
 """What a pipeline is, as json: how it is told, and how it is built again with fresh weights."""
 
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields as dataclass_fields
-from typing import Any, TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TYPE_CHECKING, TypedDict
 
 from torch import nn
 
+from halfstep import storage
 from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
+from halfstep.kinds import fits
 from halfstep.nets import build, recipe
 from halfstep.nets.quantised import quantised_again
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.schedules import Schedule, SCHEDULES
+from halfstep.schema import held, known, Wrong
 
 if TYPE_CHECKING:
     from halfstep.pipeline.pipeline import Pipeline
 
 FORMAT = 1
+
+
+class _Net(TypedDict):
+    build: str
+    config: dict[str, Any]
+
+
+class _Schedule(TypedDict):
+    """And the schedule's own fields."""
+
+    name: str
+
+
+class _Time(TypedDict):
+    of: Literal["t", "logsnr"]
+    scale: float
+    offset: float
+
+
+class _Codec(TypedDict):
+    scale: float
+    factor: int
+    file: NotRequired[str]
+
+
+class _Denoiser(TypedDict):
+    """What `denoiser_from` reads."""
+
+    format: int
+    net: _Net
+    schedule: dict[str, Any]
+    parameterisation: str
+    time: _Time
+    quantised: NotRequired[dict[str, str] | None]
+
+
+class Description(_Denoiser):
+    """What pipeline.json says."""
+
+    shape: list[int]
+    times: list[list[float]]
+    classes: list[str]
+    null: int | None
+    clip: float | None
+    sampler: NotRequired[str]
+    steps: NotRequired[int]
+    codec: NotRequired[_Codec | None]
+    guidance: NotRequired[tuple[float, float] | None]
+    made_for: NotRequired[str]
 
 
 USUAL: dict[str, Any] = {
@@ -58,10 +112,22 @@ def described(pipeline: "Pipeline") -> dict[str, Any]:
     }
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """What FOLDER/pipeline.json says, without a look at the weights; `sha256` is theirs."""
+    return storage.described(folder / "pipeline", Description, format=FORMAT)
+
+
+def codec_file(folder: Path) -> dict[str, str]:
+    """{"file": sha256 of FOLDER/codec.json}, which holds that of the codec's weights."""
+    path = folder / "codec.json"
+    return {"file": storage.checksum(path)} if path.exists() else {}
+
+
 def fields_from(
     about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None, source: str
 ) -> dict[str, Any]:
     """The fields of the pipeline that `described` told of, with fresh weights and no codec."""
+    _hold(about, source, held, Description)
     rest = USUAL | {name: about[name] for name in USUAL if name in about}
     return {
         "denoiser": denoiser_from(about, net=net, source=source),
@@ -84,14 +150,15 @@ def denoiser_from(
     source: str = "this description",
 ) -> Denoiser:
     """The denoiser that `described` told of, with fresh weights."""
-    if about.get("format") != FORMAT:
+    _hold(about, source, known, _Denoiser)
+    if about["format"] != FORMAT:
         raise CheckpointError(
-            f"{source} has format {about.get('format')} and this halfstep reads {FORMAT}: use the "
+            f"{source} has format {about['format']} and this halfstep reads {FORMAT}: use the "
             "version that wrote it"
         )
     if about["parameterisation"] not in PARAMETERISATIONS:
         raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
-    made = _net(about["net"]["build"], about["net"]["config"], net)
+    made = _net(about["net"]["build"], about["net"]["config"], net, source)
     return Denoiser(
         made if about.get("quantised") is None else quantised_again(made, about["quantised"]),
         schedule_from(about["schedule"]),
@@ -101,7 +168,10 @@ def denoiser_from(
 
 
 def _net(
-    name: str, config: Mapping[str, Any], own: Callable[..., nn.Module] | str | None
+    name: str,
+    config: Mapping[str, Any],
+    own: Callable[..., nn.Module] | str | None,
+    source: str,
 ) -> nn.Module:
     """A file never names code that is run: a network of the user's own is built by the user's word."""
     if own is None:
@@ -110,7 +180,7 @@ def _net(
                 f"this pipeline's network is built by '{name}', which is not halfstep's: say so with "
                 f"net='{name}' (command line: --net {name})"
             )
-        return build(name, config)
+        return _built(name, config, source)
     if isinstance(own, str):
         return build(own, config)
     built = own(**config)
@@ -119,19 +189,43 @@ def _net(
     return built
 
 
+def _built(name: str, config: Mapping[str, Any], source: str) -> nn.Module:
+    """One of halfstep's own networks: what a constructor raises is the fault of its file."""
+    try:
+        return build(name, config)
+    except HalfstepError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(
+            f"{source} says net.config of '{name}', and no such network can be built ({reason}): copy the "
+            "file back from where it is whole"
+        ) from error
+
+
+def _hold(
+    about: Mapping[str, Any], source: str, hold: Callable[[Mapping[str, Any], Any], Any], kind: Any
+) -> None:
+    try:
+        hold(about, kind)
+    except Wrong as wrong:
+        raise CheckpointError(f"{source} is damaged: {wrong}") from None
+
+
 def schedule_from(about: Mapping[str, Any]) -> Schedule:
     """The schedule that `{"name": ..., **fields}` describes."""
+    _hold(about, "the schedule", known, _Schedule)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k != "name"}
     if about["name"] not in SCHEDULES:
         raise unknown("schedule", about["name"], SCHEDULES)
     kind: Any = SCHEDULES[about["name"]]
-    known = {field.name: field.default for field in dataclass_fields(kind)}
+    defaults = {field.name: field.default for field in dataclass_fields(kind)}
+    hints = typing.get_type_hints(kind)
     for name, value in fields.items():
-        if name not in known:
-            raise unknown(f"option of the schedule '{about['name']}' called", name, known)
-        default = known[name]
-        number = isinstance(default, float) and type(value) in (int, float)
-        if type(value) is not type(default) and not number:
+        if name not in defaults:
+            raise unknown(f"option of the schedule '{about['name']}' called", name, defaults)
+        default = defaults[name]
+        if not fits(value, hints[name]):
             raise ConfigError(
                 f"{name} = {value!r} cannot be an option of the schedule '{about['name']}': write for "
                 f"example {default!r}"
@@ -141,7 +235,7 @@ def schedule_from(about: Mapping[str, Any]) -> Schedule:
 
 
 def _name_of(value: object, names: Mapping[str, object]) -> str:
-    for name, known in names.items():
-        if known == value:
+    for name, one in names.items():
+        if one == value:
             return name
     raise ConfigError(f"{value!r} is not one that can be saved: use one of {', '.join(names)}")

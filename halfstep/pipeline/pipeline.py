@@ -20,7 +20,7 @@ from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
-from halfstep.pipeline.description import described, fields_from
+from halfstep.pipeline.description import codec_file, described, Description, fields_from, FORMAT
 from halfstep.pipeline.given import check_noise, given, latents_of, read_images
 from halfstep.pipeline.walks import (
     check_counts,
@@ -322,6 +322,8 @@ class Pipeline:
             tensors = storage.rounded(tensors, dtype)
         if self.empty is not None:
             tensors["empty"] = self.empty
+        if self.codec is not None:
+            about["codec"] |= codec_file(folder)
         storage.save(folder / "pipeline", tensors, about)
 
     @classmethod
@@ -332,15 +334,17 @@ class Pipeline:
         stem = Path(folder) / "pipeline"
         if not stem.with_suffix(".json").exists():
             raise CheckpointError(f"'{folder}' holds no pipeline: it has no pipeline.json")
-        tensors, about = storage.load(stem)
-        try:
-            pipeline = from_description(about, net=net, source=f"'{stem}.json'")
-        except KeyError as error:
-            raise CheckpointError(f"'{stem}.json' is damaged: it lacks {error}") from None
+        tensors, about = storage.load(stem, Description, format=FORMAT)
+        pipeline = from_description(about, net=net, source=f"'{stem}.json'")
         pipeline = replace(pipeline, empty=tensors.pop("empty", None))
         if about.get("codec") is not None:
             from halfstep.nets.autoencoder import load_codec  # which needs diffusers
 
+            if codec_file(Path(folder)) != {k: v for k, v in about["codec"].items() if k == "file"}:
+                raise CheckpointError(
+                    f"the codec in '{folder}' is not the one that this pipeline was saved with: copy its own "
+                    "codec.json and codec.safetensors back"
+                )
             pipeline = replace(pipeline, codec=load_codec(folder))
         fits = storage.load_into if about.get("quantised") is None else fill
         fits(pipeline.denoiser, tensors, f"'{stem}.safetensors'")

@@ -3,21 +3,41 @@
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 import halfstep
 from halfstep import storage
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import ConfigError
 
 EXTENDABLE = ("stop", "updates", "guided_updates", "halving_updates")
 """What --extend may raise (or halve further)."""
 ROUNDING = ("micro_batch",)
 """What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""
+
+
+class Begun(TypedDict):
+    """What run.json says: who began it, with what, and what changed since.
+
+    id  stands in the run's stages and checkpoints, and in no other run's
+    """
+
+    command: str
+    options: dict[str, Any]
+    id: str
+    argv: list[str]
+    environment: dict[str, str | int | None]
+    changes: list[str]
+
+
+def begun(folder: Path) -> Begun:
+    """What a run was begun with."""
+    return storage.read_json(folder / "run.json", Begun)
 
 
 def take_up(
@@ -29,28 +49,27 @@ def take_up(
     here   `environment`
     """
     path, notes, changes = folder / "run.json", list[str](), list[str]()
-    fresh = not path.exists()
+    run, fresh = uuid.uuid4().hex, not path.exists()
     if not fresh:
-        before = storage.read_json(path)
-        if not all(isinstance(before.get(key), dict) for key in ("options", "environment")):
-            raise CheckpointError(f"'{path}' is damaged: it has no options or no environment")
+        before = begun(folder)
+        run = before["id"]
         free, extended = _compare(folder, before, asked, extend)
         notes = [*free, *_changed(before["environment"], here)]
-        changes = [*before.get("changes", []), *notes, *extended]
+        changes = [*before["changes"], *notes, *extended]
         fresh = bool(notes or extended)
     if fresh:
-        about = {**asked, "argv": sys.argv, "environment": here, "changes": changes}
+        about = {**asked, "id": run, "argv": sys.argv, "environment": here, "changes": changes}
         storage.write_json(path, about)
     return [f"{note}: from here on not the same to the bit" for note in notes]
 
 
 def _compare(
-    folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any], extend: bool
+    folder: Path, before: Begun, asked: Mapping[str, Any], extend: bool
 ) -> tuple[list[str], list[str]]:
     """Refuse other options; returns in words what may differ anyhow, and what was extended."""
-    if before.get("command") != asked["command"]:
+    if before["command"] != asked["command"]:
         raise ConfigError(
-            f"'{folder}' holds a run of '{before.get('command')}', not of '{asked['command']}': "
+            f"'{folder}' holds a run of '{before['command']}', not of '{asked['command']}': "
             "choose another --out"
         )
     old, new = _flat(before["options"]), _flat(asked["options"])
@@ -84,9 +103,11 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adds(name: str, was: Any, now: Any) -> bool:
     """Whether an option asks for more of the same: nothing that is done would be undone."""
-    if name == "stop":
-        return bool(now < was)
     olds, news = (value if isinstance(value, list) else [value] for value in (was, now))
+    if not all(isinstance(value, int) for value in (*olds, *news)):
+        return False
+    if name == "stop":
+        return bool(news < olds)
     return all(new >= old for old, new in zip(olds, news, strict=False))
 
 

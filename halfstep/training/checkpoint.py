@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn, Tensor
@@ -75,11 +75,24 @@ def _beside(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
-def write(folder: Path, stage: int, name: str, state: State) -> None:
-    """Save the state under its stage and update number, then forget all but the newest two."""
+class _About(TypedDict):
+    stage: int
+    name: str
+    run: str
+    update: int
+    seconds: float
+    scaler: dict[str, float] | None
+
+
+def write(folder: Path, stage: int, name: str, state: State, *, run: str = "") -> None:
+    """Save the state under its stage and update number, then forget all but the newest two.
+
+    run  the run's id, which `choose` asks for
+    """
     about = {
         "stage": stage,
         "name": name,
+        "run": run,
         "update": state.update,
         "seconds": state.seconds,
         "scaler": state.scaler.state_dict() if state.scaler else None,
@@ -117,17 +130,29 @@ def tidy(folder: Path) -> None:
 
 
 def choose(
-    folder: Path, stage: int, *, previous: bool = False, tell: Callable[[str], object] = str
+    folder: Path,
+    stage: int,
+    *,
+    name: str | None = None,
+    run: str | None = None,
+    previous: bool = False,
+    tell: Callable[[str], object] = str,
 ) -> str | None:
     """The name of the stage's newest checkpoint, verified; None if there is none.
 
-    A damaged one is named and refused; with `previous` it is removed, `tell` hears of it, and the one
-    before it is chosen.
+    A damaged one, or one of another stage than `name` or another `run`, is named and refused; with
+    `previous` it is removed, `tell` hears of it, and the one before it is chosen.
     """
     while found := stems(folder, stage):
         newest = found[-1]
         try:
-            _check(newest, storage.verify(newest))
+            about = storage.verify(newest, _About)
+            if newest.name != _name(about["stage"], about["update"]):
+                raise CheckpointError(f"'{newest}.json' does not say what its name says")
+            if name not in (None, about["name"]) or run not in (None, about["run"]):
+                raise CheckpointError(
+                    f"'{newest}' is a checkpoint of another {'run' if name == about['name'] else 'stage'}"
+                )
         except CheckpointError as error:
             older = f"update {int(found[-2].name[3:])}" if len(found) > 1 else "the stage's start"
             if not previous:
@@ -143,18 +168,8 @@ def choose(
 
 def restore(stem: Path, state: State) -> None:
     """Load a checkpoint into `state`."""
-    tensors, about = storage.load(stem)
+    tensors, about = storage.load(stem, _About)
     state.load(tensors, about, f"'{stem}.safetensors'")
-
-
-def _check(stem: Path, about: dict[str, Any]) -> None:
-    """The json has no checksum of its own; its name says once more what matters most in it."""
-    try:
-        fine = stem.name == _name(about["stage"], about["update"]) and about["seconds"] >= 0
-    except (KeyError, TypeError, ValueError):
-        fine = False
-    if not fine:
-        raise CheckpointError(f"'{stem}.json' is damaged: it does not say what its name says")
 
 
 def _name(stage: int, update: int) -> str:

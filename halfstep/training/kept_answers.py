@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +25,20 @@ from halfstep.noise import Draw, key
 
 Tell = Callable[[int, int], object]
 OURS = (files.LOCK, "view-*.json", "view-*.safetensors")
+
+
+_About = TypedDict(
+    "_About",
+    {
+        "teacher": str,
+        "data": str,
+        "views": int,
+        "augmentation": str,
+        "samples": int,
+        "dtype": str,
+        "rows at a time": int,
+    },
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +156,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _read(stem: Path) -> Tensor:
     try:
-        tensors, _ = storage.load(stem)
+        tensors, _ = storage.load(stem, _About)
         return tensors["logits"]
     except (CheckpointError, KeyError) as error:
         said = error if isinstance(error, CheckpointError) else f"'{stem}.safetensors' is no answer"
@@ -154,11 +168,11 @@ def _read(stem: Path) -> Tensor:
 def _refuse_foreign(folder: Path, about: Mapping[str, Any]) -> None:
     """What any of the files there say of themselves must be what this one would say."""
     for path in sorted(folder.glob("view-*.json")):
-        said = storage.read_json(path)
-        other = [name for name in about if said.get(name) != about[name]]
+        said = storage.described(path.with_suffix(""), _About)
+        other = [name for name in about if said[name] != about[name]]
         if other:
             raise ConfigError(
-                f"'{folder}' keeps answers with another {other[0]} ({_short(said.get(other[0]))}, now "
+                f"'{folder}' keeps answers with another {other[0]} ({_short(said[other[0]])}, now "
                 f"{_short(about[other[0]])}): choose another folder, or delete that one"
             )
 

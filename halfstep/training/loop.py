@@ -136,7 +136,10 @@ class Loop:
         """The stage's state where it goes on, the same on every process."""
         state, folder = self._state(stage), self.run.checkpoints
         previous, tell = self.from_previous, self.watch.note
-        choose = partial(checkpoint.choose, folder, index, previous=previous, tell=tell)
+        choose = partial(
+            checkpoint.choose, folder, index, name=stage.name, run=self.run.id,
+            previous=previous, tell=tell,
+        )  # fmt: skip
         name = self.processes.first_says(choose)
         if name is not None:
             checkpoint.restore(folder / name, state)
@@ -250,7 +253,7 @@ class Loop:
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
         self.run.check()
-        checkpoint.write(self.run.checkpoints, index, stage.name, state)
+        checkpoint.write(self.run.checkpoints, index, stage.name, state, run=self.run.id)
 
     def _finish(self, stage: Stage, index: int, state: State) -> None:
         """The averaged student becomes the stage's."""

@@ -11,13 +11,15 @@ The same command again goes on where it stopped.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.schema import from_json, known, Wrong
 from halfstep.training import checkpoint
-from halfstep.training.asked import environment, take_up
+from halfstep.training.asked import begun, environment, take_up
 
 BEFORE = (files.LOCK, "run.json")
 """What a run leaves, whole or as a temporary file, that was killed before it began."""
@@ -26,10 +28,13 @@ ALONE = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
 
 
 class Run:
-    """An open run folder.  Other processes are kept out by a lock that dies with us."""
+    """An open run folder.  Other processes are kept out by a lock that dies with us.
 
-    def __init__(self, folder: Path, lock: files.Lock | None, notes: list[str]):
-        self.folder, self._lock, self.notes = folder, lock, notes
+    id  what its stages and checkpoints have in them; "" where another process writes them
+    """
+
+    def __init__(self, folder: Path, lock: files.Lock | None, notes: list[str], id: str = ""):
+        self.folder, self._lock, self.notes, self.id = folder, lock, notes, id
         self.checkpoints = folder / "checkpoints"
         self._metrics = folder / "metrics.jsonl"
 
@@ -62,7 +67,7 @@ class Run:
             notes = lock.notes + take_up(
                 folder, asked, environment(device, processes), extend=extend
             )
-            run = cls(folder, lock, notes)
+            run = cls(folder, lock, notes, begun(folder)["id"])
             run._mend()
         except BaseException:
             lock.close()
@@ -87,7 +92,9 @@ class Run:
             files.remove(part)
             part.mkdir()
             write(part)
-            storage.write_json(part / "stage.json", about)
+            held = {path.name: storage.checksum(path) for path in sorted(part.glob("*.json"))}
+            own = {"run": self.id, "stage": name, "files": held}
+            storage.write_json(part / "stage.json", {**about, **own})
             self._check_again(part)
             if final.exists():
                 final.replace(old)
@@ -97,13 +104,10 @@ class Run:
 
     def finished(self, name: str) -> Mapping[str, int | float] | None:
         """A finished stage's updates, seconds and forwards; None if it is not finished."""
-        folder = self.stage(name)
-        if not folder.exists():
+        if not self.stage(name).exists():
             return None
-        about = storage.read_json(folder / "stage.json")
-        if not isinstance(about.get("updates"), int):
-            raise CheckpointError(f"'{folder / 'stage.json'}' is damaged: it has no updates")
-        return about
+        about = read_stage(self.folder, name)
+        return {k: about[k] for k in ("updates", "seconds", "forwards")}
 
     def record(self, name: str) -> None:
         """See to it that metrics.jsonl has the line of a finished stage."""
@@ -112,9 +116,9 @@ class Run:
             self.log({"stage": name, **(self.finished(name) or {})})
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl; a measure that is not finite is null there."""
         self.check()
-        files.append(self._metrics, json.dumps(line) + "\n")
+        files.append(self._metrics, json.dumps(_finite(line)) + "\n")
 
     def forget_after(self, stage: str, update: int) -> None:
         """Drop the metrics of updates that are about to be done again."""
@@ -165,16 +169,83 @@ class Run:
             self._lock.close()
 
 
+class _Stage(TypedDict):
+    """What stage.json says: the sums, whose it is, and sha256 of the other json beside it."""
+
+    updates: int
+    seconds: float
+    forwards: float
+    run: str
+    stage: str
+    files: dict[str, str]
+
+
+def read_stage(run: Path, name: str) -> _Stage:
+    """What a finished stage says of itself; `CheckpointError` where it is another's, or another run's.
+
+    So is one with files of another stage: the names and sha256 of all json are in it, and those hold that
+    of the weights.
+    """
+    folder = run / "stages" / name
+    about = storage.read_json(folder / "stage.json", _Stage)
+    if about["run"] != begun(run)["id"]:
+        raise CheckpointError(
+            f"'{folder}' is a stage of another run than '{run}': put its own there"
+        )
+    if about["stage"] != name:
+        raise CheckpointError(f"'{folder}' holds the stage '{about['stage']}': put its own there")
+    for file, sha256 in about["files"].items():
+        if storage.checksum(folder / Path(file).name) != sha256:
+            raise CheckpointError(
+                f"'{folder / file}' is not the one that was written with '{folder / 'stage.json'}': put its "
+                "own there"
+            )
+    return about
+
+
+class _Line(TypedDict):
+    """What every line of a stage's updates has, besides what its objective measures."""
+
+    stage: str
+    update: int
+    loss: float
+    norm: float
+    rate: float
+
+
+class _Done(TypedDict):
+    """The line of a finished stage."""
+
+    stage: str
+    updates: int
+    seconds: float
+    forwards: float
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
-    lines = []
-    for line in path.read_text("utf-8-sig", "replace").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    if not path.exists():
+        return []
+    with storage.reading(path):
+        *whole, _ = path.read_bytes().split(b"\n")
+    return [_line(line, f"line {k} of '{path}'") for k, line in enumerate(whole, start=1)]
+
+
+def _line(text: bytes, source: str) -> dict[str, Any]:
+    content = from_json(text, dict[str, Any], source)
+    try:
+        return known(content, _Done if "updates" in content else _Line)
+    except Wrong as wrong:
+        raise CheckpointError(f"{source} is damaged: {wrong}; mend or remove the line") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def refuse_folder(folder: Path) -> None:

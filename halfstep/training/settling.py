@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from halfstep import storage
 from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.methods.base import Objective, Stage
@@ -17,6 +16,7 @@ from halfstep.methods.shrink import Shrink
 from halfstep.nets.pruning import one_drop, pairs_of, worthiest
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
+from halfstep.training import asked
 from halfstep.training.reading import read_by
 
 ROWS, BATCH = 512, 64
@@ -39,7 +39,7 @@ def settled(
     """
     if not isinstance(method, Shrink) or not refuse_unsettled(method, teacher):
         return method
-    begun = _begun(Path(out) / "run.json") if out is not None else {}
+    begun = _begun(Path(out)) if out is not None else {}
     if begun.get("depth") == method.depth and begun.get("keep"):
         return replace(method, keep=tuple(begun["keep"]))
     worth = scores(method, teacher, data, progress=progress)
@@ -102,7 +102,6 @@ def _around(denoiser: Denoiser, net: nn.Module) -> Denoiser:
     return other.freeze()
 
 
-def _begun(path: Path) -> dict[str, Any]:
+def _begun(run: Path) -> dict[str, Any]:
     """The options that a run was begun with."""
-    found = storage.read_json(path).get("options") if path.exists() else {}
-    return found if isinstance(found, dict) else {}
+    return asked.begun(run)["options"] if (run / "run.json").exists() else {}

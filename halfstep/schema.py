@@ -1,0 +1,216 @@
+"""What a JSON or TOML file holds, held to one schema: else one sentence that names file and key.
+
+A schema is a type: `int`, `float`, `str`, `bool`, unions, literals, lists, tuples, `dict[str, ...]` and
+TypedDicts of them; `Any` is whatever JSON can say.  A TypedDict has no other keys than its own.
+"""
+
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, TypeVar
+
+from halfstep.errors import CheckpointError, HalfstepError
+from halfstep.kinds import fits, word
+
+T = TypeVar("T")
+DEEPEST = 64
+"""Lists in lists: beyond it whoever copies or writes them would come to the end of Python's stack."""
+LARGEST = 2**63
+"""Whole numbers lie below it: torch has no larger ones."""
+
+
+class Wrong(Exception):
+    """What is wrong with a text, in words; the caller says of which file."""
+
+
+def from_json(
+    text: str | bytes, schema: type[T], source: str, *, error: type[HalfstepError] = CheckpointError
+) -> T:
+    """The value of a JSON text; `error` where it is damaged or not of the schema.
+
+    source  names the file in a refusal
+    """
+    try:
+        value = json.loads(_decoded(text), object_pairs_hook=_pairs, parse_constant=_constant)
+        found: T = held(value, schema)
+        return found
+    except (Wrong, ValueError, RecursionError) as wrong:
+        raise error(f"{source} is damaged: {_reason(wrong)}") from None
+
+
+def from_toml(
+    text: str | bytes, schema: type[T], source: str, *, error: type[HalfstepError] = CheckpointError
+) -> T:
+    """The value of a TOML text, as `from_json`."""
+    try:
+        found: T = held(tomllib.loads(_decoded(text)), schema)
+        return found
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise error(f"{source} is not TOML: {wrong}") from None
+    except (Wrong, ValueError, RecursionError) as wrong:
+        raise error(f"{source} is damaged: {_reason(wrong)}") from None
+
+
+def literal(text: Any) -> Any:
+    """64 as 64, true as True and [1, 2] as a list, where they were typed on a line; all else as it is."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return held(json.loads(text, parse_constant=_constant), Any)
+    except (Wrong, ValueError, RecursionError):
+        return text
+
+
+def held(value: Any, schema: Any) -> Any:
+    """The same value; `Wrong` names the first key that is not of the schema."""
+    _check_plain(value)
+    _check(value, schema, "")
+    return value
+
+
+def known(content: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """The content, whose keys that the schema has are held to it; it may have others."""
+    hints = typing.get_type_hints(schema)
+    held({name: content[name] for name in content if name in hints}, schema)
+    return dict(content)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its own checksum: one changed digit and `unsealed` refuses it."""
+    return {**held(content, Any), SEAL: _digest(content)}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without its checksum; `Wrong` where that is missing, or another's."""
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if SEAL not in content:
+        raise Wrong(f"it has no {SEAL}")
+    if content[SEAL] != _digest(rest):
+        raise Wrong(f"its {SEAL} is not the one of what it says")
+    return rest
+
+
+SEAL = "checksum"
+"""Of all the other keys of a file; that of weights beside it is one of them."""
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """sha256 of what JSON makes of it, in whatever order."""
+    plain = json.loads(json.dumps(content))  # whose keys are texts, which can be sorted
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _decoded(text: str | bytes) -> str:
+    """UTF-8, with or without a byte order mark."""
+    return text.removeprefix("\ufeff") if isinstance(text, str) else text.decode("utf-8-sig")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Wrong(f"it says {_short(twice)} twice")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise Wrong(f"{name} is no number")
+
+
+def _reason(wrong: Exception) -> str:
+    if isinstance(wrong, RecursionError):
+        return f"it is nested deeper than {DEEPEST} lists"
+    return str(wrong).partition(";")[0]  # of a number of too many digits Python says more
+
+
+def _check_plain(value: Any) -> None:
+    """Refuse what no schema allows: numbers without end, depth without end."""
+    layer = [("", value)]
+    for _ in range(DEEPEST):
+        below = list[tuple[str, Any]]()
+        for name, one in layer:
+            if isinstance(one, Mapping):
+                below += [(_inner(name, key), each) for key, each in one.items()]
+            elif isinstance(one, list | tuple):
+                below += [(f"{name}[{k}]", each) for k, each in enumerate(one)]
+            elif isinstance(one, float) and not isfinite(one):
+                raise Wrong(f"{name or 'it'} is not a finite number, got {one}")
+            elif isinstance(one, int) and not -LARGEST <= one < LARGEST:
+                raise Wrong(f"{name or 'it'} is a number of {len(str(abs(one)))} digits")
+        if not below:
+            return
+        layer = below
+    raise Wrong(f"it is nested deeper than {DEEPEST} lists, at {layer[0][0][:60]}")
+
+
+def _check(value: Any, schema: Any, name: str) -> None:
+    origin, inner = typing.get_origin(schema), typing.get_args(schema)
+    if typing.is_typeddict(schema):
+        _check_table(value, schema, name)
+    elif origin in (typing.Union, types.UnionType):
+        _check_union(value, inner, name)
+    elif schema is dict or origin is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong(value, "a table of names and values", name)
+        for key, each in value.items() if inner else ():
+            _check(each, inner[1], _inner(name, key))
+    elif origin in (list, tuple):
+        _check_list(value, origin, inner, name)
+    elif schema is not Any and not fits(value, schema):
+        raise _wrong(value, word(schema), name)
+
+
+def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> None:
+    """Of any length with one type for all, or a tuple of some types."""
+    if not isinstance(value, list | tuple):
+        raise _wrong(value, "a list", name)
+    if origin is list or inner[1:] == (...,):
+        inner = inner[:1] * len(value)
+    if len(value) != len(inner):
+        raise _wrong(value, f"a list of {len(inner)}", name)
+    for k, (each, kind) in enumerate(zip(value, inner, strict=True)):
+        _check(each, kind, f"{name}[{k}]")
+
+
+def _check_table(value: Any, schema: Any, name: str) -> None:
+    """A TypedDict: all that it needs, and nothing besides."""
+    if not isinstance(value, Mapping):
+        raise _wrong(value, "a table of names and values", name)
+    hints = typing.get_type_hints(schema)
+    for key in sorted(schema.__required_keys__):
+        if key not in value:
+            raise Wrong(f"it lacks {_inner(name, key)}")
+    for key, each in value.items():
+        if key not in hints:
+            raise Wrong(f"{_inner(name, _short(key))} is no key of it")
+        _check(each, hints[key], _inner(name, key))
+
+
+def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
+    """One of them; the refusal is that of the first that is not None."""
+    first: Wrong | None = None
+    for kind in sorted(kinds, key=lambda kind: kind is types.NoneType):
+        try:
+            return _check(value, kind, name)
+        except Wrong as wrong:
+            first = first or wrong
+    assert first is not None
+    raise first
+
+
+def _wrong(value: Any, wanted: str, name: str) -> Wrong:
+    return Wrong(f"{name or 'it'} must be {wanted}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _inner(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
