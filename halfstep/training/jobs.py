@@ -33,7 +33,7 @@ from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import refuse_unsettled, settled
-from halfstep.training.teachers import DATA_DECIDE, refuse_students, tried, tried_on
+from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on
 from halfstep.training.trainable import Check, checked, code_of_net, identity_of
 from halfstep.training.watch import Silent, Watch
 
@@ -222,7 +222,7 @@ class _Work:
 
         carried_through(
             command,
-            tried_on(iter(stages), data, self.processes.device),
+            tried_on(iter(stages), data, self.processes.device, own=False),
             {**options, "pipeline": dict(self.about)},
             data,
             out,
@@ -335,19 +335,13 @@ def refuse_batch(training: Training, data: Data, processes: Processes) -> None:
 def _begun(stages: Iterator[Stage]) -> Iterator[Stage]:
     """The same stages, the first one made now: what a method refuses is said before data are read."""
     first = next(stages, None)
-    return iter(()) if first is None else _continued(first, stages)
+    return iter(()) if first is None else begun(first, stages)
 
 
 def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:
     """`identity_of` the first stage, made now, and all of them: what is refused leaves no folder behind."""
     first = next(stages, None)
-    return ({}, iter(())) if first is None else (identity_of(first), _continued(first, stages))
-
-
-def _continued(first: Stage, walk: Iterator[Stage]) -> Iterator[Stage]:
-    yield first
-    del first  # or its student would stay in memory while all the others are trained
-    yield from walk
+    return ({}, iter(())) if first is None else (identity_of(first), begun(first, stages))
 
 
 def load_weights(module: nn.Module, stem: Path) -> None:

@@ -2,13 +2,14 @@
 made."""
 
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
 
 import torch
 
 from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
+from halfstep.identity import holds_own
 from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.feature_terms import pairs_of
@@ -92,9 +93,17 @@ def tried(
 
     said  what is wrong then, and what to write
     """
-    first = next(stages)
+    if (first := next(stages, None)) is None:
+        return iter(())
     _try(bare(first.student).twin(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
-    return chain([first], stages)
+    return begun(first, stages)
+
+
+def begun(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
+    """The first stage, made before there is a folder, and the others; a stage that is over is let go."""
+    yield first
+    del first  # or its student would stay in memory while all the others are trained
+    yield from rest
 
 
 @torch.no_grad()
@@ -138,14 +147,25 @@ def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
         )
 
 
-def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+def tried_on(
+    stages: Iterator[Stage], data: Data, device: torch.device, *, own: bool = True
+) -> Iterator[Stage]:
     """The same stages, after the first one's objective was asked about two samples, which trains nothing.
 
     What teacher, student and data refuse of each other is so refused before there is a folder.
+
+    own  whether an objective of the user's own is asked as well, which may count how often it is
     """
-    first = next(stages)
+    if (first := next(stages, None)) is None:
+        return iter(())
     rows = torch.arange(2) % len(data)
     draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
-    with torch.no_grad(), evaluating(first.student.to(device)):
-        first.objective(first.student, data.drawn(rows, draw).to(device), draw)
-    return chain([first], stages)
+    if own or not holds_own(first.objective):
+        # What lacks memory for two samples is told so by the training, which names what fits.
+        with (
+            torch.no_grad(),
+            evaluating(first.student.to(device)),
+            suppress(torch.OutOfMemoryError),
+        ):
+            first.objective(first.student, data.drawn(rows, draw).to(device), draw)
+    return begun(first, stages)

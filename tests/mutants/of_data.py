@@ -3,10 +3,10 @@
 from tests.mutants.mutant import of
 
 MUTANTS = (
+    *of("files", "captions", ('encoding="utf-8-sig"', 'encoding="utf-8"')),
     *of(
         "data/captions",
         "captions",
-        ('"utf-8-sig"', '"utf-8"'),
         (".extend(captions)", ".append(captions[0])"),
     ),
     *of(
