@@ -268,7 +268,6 @@ MUTANTS = (
             "if hint is bool:",
         ),
         ("return len(values) == len(kinds) and", "return"),
-        ("return kinds[:1] * len(values) if", "return kinds[:1] if"),
         ("{Path: str | Path}.get", "{}.get"),
         ("int if hint is int else int | float) and _is_finite(value)", "int | float)"),
         ("isinstance(value, int if hint is int else", "isinstance(value, "),
