@@ -364,6 +364,18 @@ def test_time_inverts_at_at_the_ends(schedule, dtype, digits):
         assert schedule.time(torch.tensor(logsnr, dtype=dtype)).item() == pytest.approx(t)
 
 
+def test_half_precision_reads_what_lies_between_levels_and_what_is_rounded_off_the_ends():
+    steep = Table(levels=20, beta_end=0.5)
+    for dtype in (torch.bfloat16, torch.float64):  # 0.625 is exact: between levels 11 and 12
+        alpha = steep.at(torch.tensor(0.625, dtype=dtype)).alpha.item()
+        assert alpha == pytest.approx(0.3442, abs=0.001)
+    first = Table().at(torch.tensor(0.001, dtype=torch.bfloat16))  # of which it makes 0.00099945
+    assert first.sigma.item() == pytest.approx(0.01, rel=0.01)
+    last = Table(levels=50, zero_snr=True).at(torch.tensor(0.98, dtype=torch.bfloat16))  # 0.98047
+    exact = Table(levels=50, zero_snr=True).at(torch.tensor(0.98))
+    assert last.alpha.item() == pytest.approx(exact.alpha.item(), rel=0.01)
+
+
 NAN = float("nan")
 
 
@@ -378,6 +390,8 @@ NAN = float("nan")
         *((lambda v=v: Karras(sigma_min=v), "sigma") for v in (0.0, -1.0, NAN, inf, 80.0, 90.0, 1e-300)),
         *((lambda v=v: Karras(sigma_max=v), "sigma") for v in (0.002, 0.001, NAN, inf, 1e300)),
         *((lambda v=v: Karras(rho=v), "rho") for v in (0.0, -7.0, NAN, inf, 1e-3, 1e308, 1e7)),
+        (lambda: Karras(1e-18, 80.0, rho=0.05), "rho"),  # whose sigma_min^20 is 0
+        (lambda: Karras(1.0, 1.0 + 1e-9), "rho"),
         *((lambda v=v: Table(beta_start=v), "beta") for v in (-0.01, 0.0, NAN, inf, 1.0, 1e-20)),
         *((lambda v=v: Table(beta_end=v), "beta") for v in (1.5, 1.0, NAN, -0.02)),
         *((lambda v=v: Table(levels=v), "levels") for v in (0, -1, 1.5, 10**12, NAN)),

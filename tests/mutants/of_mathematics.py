@@ -25,7 +25,6 @@ MUTANTS = (
         ("self.logsnr_min < self.logsnr_max and self.a > 0", "self.logsnr_min <= self.logsnr_max"),
         ("c = c.clamp(max=(self.beta_min + self.beta_max) / 2)", "pass"),
         ("torch.where(c > 0, 2", "torch.where(c >= 0, 2"),
-        ("if not self.sigma_min < self.sigma_max:", "if not self.sigma_min <= self.sigma_max:"),
         ("2**-24 * self.rho < 0.01 and", ""),
         ("0 < low < high * (1 - 1e-6)", "low < high"),
         ("torch.where(logsnr == torch.inf, 0, place)", "place"),
