@@ -33,17 +33,22 @@ from halfstep import (
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.identity import identity, options_of
 from halfstep.methods import Denoising
+from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.base import Stage
 from halfstep.methods.classification import Classification
 from halfstep.methods.recipes import dist
 from halfstep.methods.terms import SoftTargets
+from halfstep.nets.autoencoder import KLCodec
 from halfstep.nets.carried import carry
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.guided import with_guidance
 from halfstep.nets.modes import to_train
 from halfstep.nets.pruning import shallower
+from halfstep.training import Job
 from halfstep.training.ema import Average
+from halfstep.training.jobs import carried_through
+from halfstep.training.parallel import Processes
 from halfstep.training.statistics import take_anew
 from halfstep.training.trainable import identity_of
 
@@ -235,6 +240,13 @@ def test_statistics_of_a_frozen_layer_without_weights_stay_with_what_is_around_t
     assert [m.training for m in (inner[1], inner[2], net[1], net)] == [False, True, True, True]
 
 
+def test_teaching_freezes_no_teacher(tmp_path):
+    teacher = classifier()
+    method = KnowledgeDistillation(updates=1)
+    distill_classifier(teacher, classifier(), images(), tmp_path / "a", method=method, training=FEW)
+    classify(teacher, tmp_path / "b")
+
+
 # Wrapped
 
 
@@ -369,6 +381,10 @@ def test_a_changed_pipeline_is_refused_before_there_is_a_folder(tmp_path):
             assert not out.exists() and torch.equal(state, torch.get_rng_state())
 
 
+def adapter_of_a_codec(codec):
+    codec.model.decoder.conv_out = nn.Sequential(codec.model.decoder.conv_out, nn.Identity())
+
+
 def test_half_precision_is_no_other_network(tmp_path):
     """Its weights are read back into float32, as they are."""
     net = classifier()
@@ -387,6 +403,34 @@ def test_a_student_that_its_method_changes_is_refused_before_its_stage(tmp_path)
     assert (tmp_path / "r" / "stages" / "0").exists() and not (
         tmp_path / "r" / "stages" / "1"
     ).exists()
+
+
+CODEC = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+CODEC |= {"in_channels": 1, "out_channels": 1, "latent_channels": 2}
+
+
+@pytest.mark.parametrize("change", [adapter_of_a_codec, "wrapped", "frozen"])
+def test_a_changed_codec_is_refused_before_there_is_a_folder(tmp_path, change):
+    codec, out = KLCodec.fresh(CODEC), tmp_path / "r"
+    codec.save(tmp_path / "fine")
+    word = "no longer" if callable(change) else change
+    if callable(change):
+        change(codec)
+    elif change == "wrapped":
+        codec.model.decoder, word = compiled(codec.model.decoder), "torch.compile"
+    else:
+        codec.requires_grad_(False)
+    with pytest.raises(ConfigError, match=word):
+        carried_through(
+            "train codec", Autoencoding(updates=1).stages(codec), {}, images(), out, FEW,
+            Job(device="cpu"), Processes("cpu"), write=lambda stage, folder: codec.save(folder),
+            read=lambda stage, folder: None,
+        )  # fmt: skip
+    assert not out.exists()
+    if change != "frozen":
+        with pytest.raises(ConfigError, match=word):
+            codec.save(out)
+        assert not out.exists()
 
 
 # A user's own

@@ -37,6 +37,7 @@ from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, Subject, walkable
 from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
+from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
 from halfstep.training.jobs import fingerprint
@@ -95,6 +96,7 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+@untouched()
 def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     """Measure the run, and write what was found into its folder."""
     kept = Kept.read(options.run[0])

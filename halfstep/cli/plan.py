@@ -13,12 +13,14 @@ from halfstep.cli.options import Where
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Objective, Stage
+from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.training import Training
 from halfstep.training.jobs import refuse_batch
 from halfstep.training.parallel import Processes
 from halfstep.training.run import refuse_folder
+from halfstep.training.trainable import checked
 
 FIRST, TIMED = 2, 3
 """Samples of the first pass, and passes whose median counts."""
@@ -35,7 +37,7 @@ def print_plan(
         processes.agreed({"dry_run": True})
         refuse_folder(where.out)
         refuse_batch(training, data, processes)
-    steps = iter(stages)
+    steps = checked(stages, data, training, processes, refuse_wrapped)  # as the run refuses
     first = next(steps)
     network = bare(first.student)
     slow = _slow(network, processes.device)

@@ -17,7 +17,7 @@ from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
-from halfstep.nets.rebuilt import refuse_changed
+from halfstep.nets.rebuilt import refuse_changed, refuse_wrapped
 from halfstep.nets.sizes import made
 from halfstep.pixels import as_floats, in_range
 from halfstep.quiet import quietly
@@ -208,7 +208,9 @@ class KLCodec(nn.Module):
 
     def refuse_changed(self) -> None:
         """`ConfigError` where `fresh` would no longer make it from its config."""
-        refuse_changed(self, lambda: KLCodec.fresh(self.config), "AutoencoderKL", draws=False)
+        refuse_wrapped(self)
+        name = "AutoencoderKL"
+        refuse_changed(self.model, lambda: KLCodec.fresh(self.config).model, name, draws=False)
 
     def digest(self) -> str:
         """sha256 of the weights, with their names, types and shapes."""

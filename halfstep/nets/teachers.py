@@ -50,7 +50,7 @@ class Teachers(nn.Module):
             refuse_other_classes(named[0], names, "a teacher", "another")
         self.class_names = named[0] if named else ()
         self.nets = nn.ModuleList(nets)
-        self.requires_grad_(False).eval()
+        self.eval()  # answers have no gradient in any case, and the nets are the caller's
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode."""
