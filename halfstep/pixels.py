@@ -11,6 +11,8 @@ from halfstep.errors import DataError
 
 OVER = 0.25
 """How far images may leave [-1, 1]: resizing and decoders go a little beyond, another scale far."""
+FAR = 9.0
+"""The same of points: what a model of points drew is cut nowhere."""
 
 
 def scaled(pixels: Tensor) -> Tensor:
@@ -48,10 +50,11 @@ def refuse_other_bytes(values: Tensor) -> None:
 
 
 def in_range(images: Tensor) -> Tensor:
-    """`as_floats`, each value finite and within `OVER` of [-1, 1]; `DataError` for others."""
+    """`as_floats`, each value finite and not far from [-1, 1]; `DataError` for others."""
     floats = as_floats(images)
     low, high = ends(floats)
-    if low < -1 - OVER or high > 1 + OVER:
+    over = OVER if images.ndim == 4 else FAR
+    if low < -1 - over or high > 1 + over:
         raise _other_scale(low, high)
     refuse_halves(floats, low, high)
     return floats

@@ -282,7 +282,7 @@ def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
     assert there == [
         ("ddim", 4), ("dpm-fast", 4), (pndm, 3), (heun, 2), ("ddim", 2), (pndm, 1), (heun, 1),
     ]  # fmt: skip
-    fast, drawn = subject.left_out(asked)
+    drawn, fast = subject.left_out(asked)
     assert fast.startswith("no baseline dpm-fast in 2 steps: dpm_fast cannot go")
     assert drawn.startswith("no baseline euler-maruyama: euler-maruyama cannot step")
     three = replace(subject, students=[pipeline(1.1, (uniform(3),), schedule=VPLinear())])

@@ -224,6 +224,7 @@ def test_points_and_latents():
     inside = torch.rand(5, 2, generator=seeded()) * 2 - 1
     assert points.sample(5, images=inside, strength=0.5, steps=2).shape == (5, 2)
     assert points.encode(inside.double(), steps=2).dtype == torch.float32
+    assert points.encode(5 * inside, steps=2).isfinite().all()  # what a model drew is cut nowhere
     for bad in (inside * 255, (inside * 9).long(), (inside > 0).byte(), inside / 0):
         for door in (points.encode, lambda x: points.sample(5, images=x, strength=0.5)):
             with pytest.raises(DataError):
