@@ -524,6 +524,12 @@ def test_a_damaged_codec_is_refused(tmp_path):
         rewritten(about, lambda found, key=key: found.update({key: None}))
         with pytest.raises(CheckpointError, match=f"{key} must be"):
             load_codec(tmp_path)
+    for value in (None, True, "x", [None], [4, "x"]):
+        about.write_bytes(said)
+        wrong = {"block_out_channels": value}
+        rewritten(about, lambda found, wrong=wrong: found["config"].update(wrong))
+        with pytest.raises(ConfigError, match="diffusers cannot build a codec"):
+            load_codec(tmp_path)
     about.write_bytes(said)
     rewritten(about, lambda found: found["config"].update(latent_channels=6))
     with pytest.raises(CheckpointError, match="does not fit this network: it has other shapes of"):

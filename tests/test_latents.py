@@ -669,6 +669,7 @@ def test_latents_json_that_cannot_be(tmp_path):
         (lambda said: said.update(format="theirs 7"), "has format 'theirs 7'"),
         (lambda said: said.pop("shards"), "lacks shards"),
         (lambda said: said.update(latent=3), "latent must be a list"),
+        (lambda said: said.update(shards=[]), "its shards are not of 11 images"),
         (lambda said: said["shards"][1].update(rows=None), "shards[1].rows must be"),
         (lambda said: said["shards"][1].update(file="../a.npy"), "outside its folder: '../a.npy'"),
     ):

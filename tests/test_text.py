@@ -352,6 +352,11 @@ def bad_type(folder):
     (folder / "config.json").write_text('{"model_type": ["clip"]}')
 
 
+def no_end(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+
+
 def index_outside(folder):
     (folder / "model.safetensors").unlink()
     named = {"weight_map": {"a": "../model.safetensors"}}
@@ -401,6 +406,7 @@ def no_padding(folder):
         (deep, "config.json' is damaged: it is nested deeper"),
         (many_layers, "text_config|num_hidden_layers = 1000000000"),
         (bad_type, "config.json' cannot be: model_type must be text"),
+        (no_end, "the text model in '.*' cannot be read"),
         (index_outside, "names a file outside: '../model.safetensors'"),
         (pickled, "has no model.safetensors, and pickles, .* are never opened: fetch that file"),
         (cut_short, "the text model in '.*' cannot be read: "),

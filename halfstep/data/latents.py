@@ -233,6 +233,10 @@ def read_about(folder: Path) -> About:
     path = folder / ABOUT
     again = "encode the images again, into another folder"
     about = storage.read_json(path, About, format=FORMAT, mend=again)
+    if about["complete"] and sum(entry["rows"] for entry in about["shards"]) != about["count"]:
+        raise CheckpointError(
+            f"'{path}' is damaged: its shards are not of {about['count']:,} images; {again}"
+        )
     for entry in (*about["shards"], *about["contexts"], *about["others"]):
         if Path(entry["file"]).name != entry["file"]:
             raise CheckpointError(f"'{path}' names a file outside its folder: {entry['file']!r}")

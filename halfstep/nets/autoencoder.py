@@ -79,10 +79,13 @@ class KLCodec(nn.Module):
                     "them: give one without"
                 )
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        levels = len(given.get("block_out_channels", (64,)))
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-        arguments = {**{name: (kind,) * levels for name, kind in types.items()}, **given}
-        return cls(made("codec", AutoencoderKL, arguments), scale)
+
+        def model(**given: Any) -> Any:
+            levels = len(given.get("block_out_channels", (64,)))
+            return AutoencoderKL(**{name: (kind,) * levels for name, kind in types.items()} | given)
+
+        return cls(made("codec", model, given), scale)
 
     @classmethod
     def from_ldm(

@@ -148,7 +148,14 @@ def load_texts(
     read = [tokenizer_folder / name for name in (*VOCABULARY, *BESIDE)]
     files = [model_folder / "config.json", *weights, *filter(Path.is_file, read)]
     model = model.eval().requires_grad_(False).to(device)
-    return TextEncoder(model, tokenizer, tokens, masked=kind == "t5", files=tuple(files))
+    found = TextEncoder(model, tokenizer, tokens, masked=kind == "t5", files=tuple(files))
+    with _told(model_folder, "text model"):  # whatever a strange config does, it does it now
+        states = found.encode([""])
+    if not bool(states.isfinite().all()):
+        raise CheckpointError(
+            f"the text model in '{model_folder}' gives states that are not finite"
+        )
+    return found
 
 
 # -- the folder ------------------------------------------------------------------------------------
