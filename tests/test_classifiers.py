@@ -48,6 +48,14 @@ def test_the_reports_networks_have_its_numbers_of_parameters(name):
     assert net(torch.zeros(1, *shape)).shape == (1, classes)
 
 
+@pytest.mark.parametrize("width, lie", [(4, False), (7, False), (8, True), (12, True)])
+def test_a_narrow_strided_convolution_does_not_lie_channels_last(width, lie):
+    """Its gradient would be written beyond its end on CPUs with AVX2 (oneDNN 3.12)."""
+    net = build_classifier("cnn", {"classes": 3, "channels": 1, "width": width})
+    wide = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert {layer.weight.stride()[1] == 1 for layer in wide} == {lie}
+
+
 @pytest.mark.parametrize("name", ["shallow", "toy-teacher", "cnn", "efficientnet-lite0"])
 def test_convolutions_lie_channels_last_and_so_does_what_they_put_out(name):
     net, x = made(name, (1, 28, 28), 7), pictures(2, 1, 28, 28)

@@ -14,7 +14,7 @@ from numpy.lib.format import (
 )
 from numpy.typing import NDArray
 
-from halfstep.data.collected import memory
+from halfstep.capacity import memory
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
 

@@ -1,6 +1,5 @@
 """Data that is neither a name nor halfstep's own: a torch Dataset is read once, others are refused."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as Theirs, IterableDataset
 
+from halfstep.capacity import memory
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
 
@@ -51,18 +51,8 @@ def collected(data: object) -> Dataset:
         raise DataError(
             f"sample {k} of this torch Dataset has no label, and others have: give all one, -1 for none"
         )
-    ends = [float(end) for end in torch.aminmax(values)] if values.ndim == 4 else []
-    if ends == [0.0, 1.0] and values.is_floating_point():
-        raise DataError(
-            "float images reach from 0 to 1, expected -1 to 1: give 2 * x - 1, or uint8"
-        )
     known = None if label is None else torch.tensor(labels, dtype=torch.int64)
     return Dataset(values, known, () if known is None else _names(data))
-
-
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _length(data: Any) -> int:

@@ -85,7 +85,6 @@ MUTANTS = (
         "data_kinds",
         ("values[k] = value", "values[0] = value"),
         ("value.nbytes * count", "value.nbytes"),
-        ("ends == [0.0, 1.0]", "ends == [0.0, 2.0]"),
     ),
     *of("nets/classifiers", "data_kinds", ("int(name) != k", "int(name) < k")),
     *of("training/reading", "data_kinds", ("own.index(name) != k", "own.index(name) > k")),

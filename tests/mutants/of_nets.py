@@ -4,6 +4,16 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "nets/layout",
+        "classifiers",
+        ("layer.in_channels < NARROWEST", "layer.in_channels <= NARROWEST"),
+        ("NARROWEST = 8", "NARROWEST = 7"),
+        (
+            "if not any(map(_overruns, net.modules())):",
+            "if not all(map(_overruns, net.modules())):",
+        ),
+    ),
+    *of(
         "nets/text",
         "text",
         ("attention_mask=mask", "attention_mask=None"),
