@@ -33,7 +33,7 @@ from halfstep.training.reading import notes, read_by
 from halfstep.training.run import Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import refuse_unsettled, settled
-from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on
+from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on_data
 from halfstep.training.trainable import Check, checked, code_of_net, identity_of
 from halfstep.training.watch import Silent, Watch
 
@@ -222,7 +222,7 @@ class _Work:
 
         carried_through(
             command,
-            tried_on(iter(stages), data, self.processes.device, own=False),
+            tried_on_data(iter(stages), data, self.processes.device),
             {**options, "pipeline": dict(self.about)},
             data,
             out,

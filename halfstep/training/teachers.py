@@ -2,14 +2,15 @@
 made."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
-from halfstep.data import Data
+from halfstep.batch import Cond
+from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.identity import holds_own
 from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.feature_terms import pairs_of
@@ -135,6 +136,30 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, st
         raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
 
 
+def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+    """The same stages, after the first student's network was asked about two samples of the data.
+
+    A condition that it needs and does not get, or gets and does not read, is so refused before there is a
+    folder.
+    """
+    if (first := next(stages, None)) is None:
+        return iter(())
+    student = bare(first.student)
+    if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents):
+        batch = data.batch(torch.arange(2) % len(data)).to(device)
+        cond, ones = batch.cond, torch.ones(2, dtype=torch.float64, device="cpu")
+        if first.guidance is not None:
+            cond = replace(cond or Cond(), guidance=first.guidance[0] * ones.float().to(device))
+        weight = next(student.net.parameters(), batch.x0)
+        time = student.time(ones, student.schedule).float().to(device)
+        precision = (
+            torch.autocast(device.type, student.autocast) if student.autocast else nullcontext()
+        )
+        with torch.no_grad(), evaluating(student.to(device)), precision:
+            student.net(batch.x0.to(weight.dtype), time, cond)
+    return begun(first, stages)
+
+
 def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
     """`ConfigError` for settings that a classifier's training does not read, or cannot."""
     if training.precision != "fp32":
@@ -147,25 +172,15 @@ def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
         )
 
 
-def tried_on(
-    stages: Iterator[Stage], data: Data, device: torch.device, *, own: bool = True
-) -> Iterator[Stage]:
+def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
     """The same stages, after the first one's objective was asked about two samples, which trains nothing.
 
     What teacher, student and data refuse of each other is so refused before there is a folder.
-
-    own  whether an objective of the user's own is asked as well, which may count how often it is
     """
     if (first := next(stages, None)) is None:
         return iter(())
     rows = torch.arange(2) % len(data)
     draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
-    if own or not holds_own(first.objective):
-        # What lacks memory for two samples is told so by the training, which names what fits.
-        with (
-            torch.no_grad(),
-            evaluating(first.student.to(device)),
-            suppress(torch.OutOfMemoryError),
-        ):
-            first.objective(first.student, data.drawn(rows, draw).to(device), draw)
+    with torch.no_grad(), evaluating(first.student.to(device)):
+        first.objective(first.student, data.drawn(rows, draw).to(device), draw)
     return begun(first, stages)

@@ -76,7 +76,7 @@ MUTANTS = (
     *of(
         "training/jobs",
         "before_data",
-        ("tried_on(iter(stages), data, self.processes.device)", "stages"),
+        ("tried_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),
     *of(
         "methods/guided",
