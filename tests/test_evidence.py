@@ -14,6 +14,7 @@ from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
+from halfstep.evaluation.distances import sampling_floor
 from halfstep.evaluation.evidence import counted, most_steps, teacher_rows, walkable
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.judge import Seen
@@ -585,3 +586,8 @@ def test_seconds_go_with_the_samples():
     some = seen(images(8, 1), seconds=4.0)
     assert some.first(2).seconds == 1.0 and len(some.first(2)) == 2
     assert torch.equal(some.first(2).images, some.images[:2])
+
+
+def test_the_floor_is_that_of_as_many_samples(data):
+    few_samples, many = (Judge(FEATURES, data.values, n=n).floor for n in (20, 60))
+    assert few_samples == sampling_floor(few(data.values), 20) > many
