@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +134,20 @@ class TestMidStage:
         other = begun()
         checkpoint.restore(tmp_path / "00-00000007", other)
         assert (other.update, other.seconds) == (7, 12.5)
+
+    def test_a_resumed_stage_goes_on_counting_its_seconds(self, tmp_path, monkeypatch):
+        """From a clock that ticks to one that stands still: what was spent before is all there is."""
+        ticking = SimpleNamespace(monotonic=count(0.0, 10.0).__next__)
+        monkeypatch.setattr("halfstep.training.loop.time", ticking)
+        halted(tmp_path / "r", "0002-steps", 5)
+        spent = json.loads((tmp_path / "r/checkpoints/01-00000003.json").read_text())["seconds"]
+        standing = SimpleNamespace(monotonic=lambda: 1e6)
+        monkeypatch.setattr("halfstep.training.loop.time", standing)
+        halve(tmp_path / "r")
+        [found] = [
+            x for x in read_metrics(tmp_path / "r") if x["stage"] == "0002-steps" and "updates" in x
+        ]
+        assert found["seconds"] == spent > 0
 
     def test_moments_lie_in_memory_as_their_weights_do(self, tmp_path):
         """Those of weights that lie channels last; otherwise sums over them are rounded otherwise."""

@@ -373,11 +373,15 @@ MUTANTS = (
         "engine",
         ("float(total) / max(tally.count, 1)", "float(total)"),
         ('"rate": rate,\n        }', '"rate": self.settings.rate,\n        }'),
+        ("stage.updates * self.settings.batch * stage", "stage.updates * stage"),
+    ),
+    *of(
+        "training/loop",
+        "resume",
         (
             "began, settings = time.monotonic() - state.seconds,",
             "began, settings = time.monotonic(),",
         ),
-        ("stage.updates * self.settings.batch * stage", "stage.updates * stage"),
     ),
     *of(
         "training/watch",
