@@ -582,10 +582,12 @@ def test_the_few_real_images_are_drawn_from_all_of_them():
     assert torch.equal(replace(mine, n=100, seen=mine.real_features).real_few, mine.real_features)
 
 
-def test_seconds_go_with_the_samples():
+def test_seconds_go_with_the_samples(data):
     some = seen(images(8, 1), seconds=4.0)
     assert some.first(2).seconds == 1.0 and len(some.first(2)) == 2
     assert torch.equal(some.first(2).images, some.images[:2])
+    row = judge(data)._row((pipeline(), "heun", 3), some, seen(images(8, 2)))
+    assert (row.seconds_per_sample, row.calls, row.steps) == (0.5, 5, 3)
 
 
 def test_the_floor_is_that_of_as_many_samples(data):

@@ -13,6 +13,7 @@ from halfstep.report.pictures import (
     same_seeds,
     save_grid,
     save_images,
+    save_over,
     scatter,
     tile,
     to_uint8,
@@ -95,6 +96,17 @@ def test_a_grid_is_magnified_without_smoothing(channels, tmp_path):
         got = np.asarray(picture).reshape(picture.height, picture.width, channels)
     small = tile(images, columns=3)  # the root of 10, rounded
     assert np.array_equal(got, small.repeat(3, 0).repeat(3, 1))
+
+
+def test_each_picture_stands_over_its_own(tmp_path):
+    """Three pairs in rows of two: above, below, above and below; a white one where there is none."""
+    above = torch.linspace(-1, 0, 3).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    below = torch.linspace(0.2, 0.8, 3).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    save_over(above, below, tmp_path / "pairs.png", columns=2, scale=1)
+    with Image.open(tmp_path / "pairs.png") as picture:
+        got = np.asarray(picture)[::3, ::3].tolist()
+    a, b = (to_uint8(x)[:, 0, 0, 0].tolist() for x in (above, below))
+    assert got == [a[:2], b[:2], [a[2], 255], [b[2], 255]]
 
 
 def opened(path):

@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     *of(
         "report/pictures",
-        "pictures cli_encode",
+        "pictures",
         ("for x in (above, below)]", "for x in (below, above)]"),
         ("zip(axes[k], (left, right), strict=True)", "zip(axes[k], (right, left), strict=True)"),
         (
