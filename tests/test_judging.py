@@ -514,9 +514,9 @@ def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--tolerance", 0.5], "asks a student to be better than its teacher"),
-        (["--tolerance", -1], "asks a student to be better than its teacher"),
-        (["--until", 0], "write until=1"),
+        (["--tolerance", 0.5], "tolerance"),
+        (["--tolerance", -1], "tolerance"),
+        (["--until", 0], "until must be at least 1"),
         (["--full", 4], "--full 4 below --start 8"),
         (["--samples", 2], "samples must be at least 8"),
         (["--features", "digitz"], "perhaps you meant 'digits'"),
