@@ -65,7 +65,7 @@ def train_classifier(
     seen = classified(data)
     judged = None if held_out is None else judging(held_out, seen)
     if judged is not None:
-        job = replace(job, alike={"held_out": judged.fingerprint()[:16], **job.alike})
+        job = replace(job, alike={**job.alike, "held_out": judged.fingerprint()[:16]})
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )

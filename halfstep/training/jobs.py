@@ -317,11 +317,11 @@ def _of_all(job: Job, command: str, out: Path | str) -> dict[str, Any]:
         "device": job.device,
         "extend": job.extend,
         "from_previous": job.from_previous,
+        **job.alike,
         "gate": {
             "is": kind,
             **{name: getattr(gate, name) for name in GATES if hasattr(gate, name)},
         },
-        **job.alike,
     }
 
 
