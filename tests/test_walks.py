@@ -11,6 +11,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk, draws_noise, NAMES, teacher_grid, walk
 from halfstep.prediction import Eps, V
 from halfstep.samplers import fitting, PREFIX, scheduled, start, STEPS, WALKS
+from halfstep.samplers.trials import astray
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, uniform, uniform_logsnr
@@ -156,6 +157,16 @@ def test_other_grids_ends_and_data(name, std):
                 walked += 1
                 assert distance < 8, (schedule, times)
     assert walked > 5
+
+
+def test_how_far_astray():
+    """In spreads; noise drawn on the way counts by how far apart it puts the ends, nan as endless."""
+    exact = torch.tensor([1.0, -1.0])
+    assert astray(exact, exact) == 0 and astray(0 * exact, exact) == 1
+    assert astray(-exact, exact) == 2 and astray(-exact, exact, drawn=True) == 0
+    assert astray(8 * exact, 2 * exact) == 3 and astray(-8 * exact, 2 * exact, drawn=True) == 3
+    assert astray(torch.tensor([1.0, torch.nan]), exact) == torch.inf
+    assert astray(torch.tensor([1.0, torch.inf]), exact, drawn=True) == torch.inf
 
 
 # --- inference mode -----------------------------------------------------------------------------------
