@@ -25,7 +25,7 @@ from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
 from halfstep.nets.sparsified import KINDS, sparsify, zeroed
 from halfstep.pipeline import Pipeline
-from tests.runs import refused
+from tests.runs import refused, rewritten
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
 QUICK = ["--samples", 40, "--full", 4, "--split-samples", 0, "--cost-rounds", 1, "--baselines"]
@@ -272,7 +272,7 @@ def test_variants_of_other_weights_are_refused(run, cli, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     cli("compress", tmp_path / "run", "--prune", 0.5, "--steps", 1, "--no-judge")
     path = tmp_path / "run" / "compressed" / "0001-steps-weights-50" / "compressed.json"
-    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+    rewritten(path, lambda about: about.update(sha256="0" * 64))
     assert refused(cli("evaluate", tmp_path / "run", *QUICK), "other weights")
 
 
