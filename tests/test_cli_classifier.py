@@ -149,7 +149,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--net", "cnnn"], "perhaps you meant 'cnn'"),
         (["--net", "toy-teacher"], "too small for the toy's teacher"),
         (["--init", "imagenet"], "those of efficientnet-lite0"),
-        (["--mean", 0.5], "mean and std are as many"),
+        (["--mean", 0.5], "mean"),
         (["--net", "cnn", "--net-config", "widthh", 3], "perhaps you meant 'width'"),
     ],
 )

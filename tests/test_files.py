@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 
@@ -335,12 +336,16 @@ def test_a_link_that_leads_nowhere_is_no_folder(tmp_path):
 # -- texts -----------------------------------------------------------------------------------------
 
 
+class Named(TypedDict):
+    name: str
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_text_is_utf_8_with_a_mark_or_without(tmp_path, mark):
     text = '{"name": "é\u2019\u2028"}'
     (tmp_path / "a.json").write_bytes(mark + text.encode())
     assert files.read_text(tmp_path / "a.json") == text
-    assert storage.read_json(tmp_path / "a.json") == {"name": "é\u2019\u2028"}
+    assert storage.read_foreign(tmp_path / "a.json", Named) == {"name": "é\u2019\u2028"}
 
 
 @pytest.mark.parametrize("write", [files.write_text, files.append])
@@ -372,12 +377,13 @@ from halfstep.training.run import read_metrics
 here = Path(sys.argv[1])
 text = "Fr\\xe9chet distance of the teacher\\u2019s samples"
 write_page(here / "report.html", text, limit=10**6, name="the report", instead="less")
-files.append(here / "metrics.jsonl", json.dumps({"text": text}, ensure_ascii=False) + "\\n")
+line = {"stage": text, "update": 1, "loss": 0.5, "norm": 1.0, "rate": 0.1}
+files.append(here / "metrics.jsonl", json.dumps(line, ensure_ascii=False) + "\\n")
 save_config(here, Source(data="caf\\xe9"))
 (here / "a.txt").write_bytes(b"\\xef\\xbb\\xbf" + text.encode())
 found = [
     (here / "report.html").read_bytes().decode("utf-8") == text,
-    read_metrics(here) == [{"text": text}],
+    read_metrics(here) == [line],
     "--data=caf\\xe9" in from_file(Source, here / "config.toml"),
     read_captions(here, [here / "a.png"]) == [(text,)],
     len(preset_names()) > 5,

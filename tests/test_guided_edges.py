@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from halfstep.batch import Cond
 from halfstep.cli.shipped import shipped_guided, shipped_teacher
 from halfstep.data import load
 from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, DataError
 from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.nets import build
 from halfstep.pipeline.walks import draws_noise, NAMES
 from halfstep.prediction import V
 from halfstep.samplers import fitting, PREFIX
-from halfstep.schedules import Cosine
+from halfstep.schedules import Cosine, VPLinear
 from halfstep.training.jobs import Job
 from tests.runs import refused, teacher as points_teacher
 from tests.test_schedulers import STOCHASTIC
@@ -67,7 +68,7 @@ def test_what_samples_are_made_of_is_finite():
     pipeline, x = teacher(), torch.full((1, 1, 8, 8), math.nan)
     with pytest.raises(ConfigError, match="nan"):
         pipeline.sample(1, steps=1, noise=x)
-    with pytest.raises(ConfigError, match="nan"):
+    with pytest.raises(DataError, match="nan"):
         pipeline.sample(1, steps=2, images=x, strength=0.5)
     with pytest.raises(ConfigError, match="labels from 0 to 10"):
         pipeline.sample(2, steps=1, labels=[1.5, 2])
@@ -97,7 +98,7 @@ def test_options_of_another_kind(options, said):
 
 
 def test_a_side_that_is_a_word():
-    with pytest.raises(ConfigError, match="embed_dim is a whole number, got 'eight'"):
+    with pytest.raises(ConfigError, match="embed_dim"):
         build("uvit", {**SMALL, "embed_dim": "eight"})
 
 
@@ -126,11 +127,15 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
 
 def test_walks_that_draw_noise_are_no_pairs():
     """What is said of every sampler is what it does: two seeds from one noise end apart, or as one."""
-    model, noise = points_teacher(), torch.randn(4, 3)
+    points = points_teacher()
+    # On the cosine Euler-Maruyama is refused: the SDE's drift has no bound there.
+    net = points.denoiser.net
+    model = replace(points, denoiser=Denoiser(net, VPLinear(), V(), time=points.denoiser.time))
+    noise = torch.randn(4, 3)
     names = [*NAMES, *(f"{PREFIX}{one}" for one in fitting())]
     drawing = set()
     for name in names:
-        ends = [model.sample(4, steps=8, sampler=name, noise=noise, seed=k) for k in (1, 2)]
+        ends = [model.sample(4, steps=24, sampler=name, noise=noise, seed=k) for k in (1, 2)]
         assert draws_noise(name) != torch.equal(*ends), name
         drawing |= {name} if draws_noise(name) else set()
     assert {"ancestral", "stochastic", "euler-maruyama"} < drawing < set(names)

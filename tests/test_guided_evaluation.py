@@ -281,7 +281,7 @@ def test_others_are_judged_at_one_scale_by_a_teacher_with_a_null_class():
         scales_of(replace(asked, guidance=(1.0, 2.0)), teacher, [own])
     with pytest.raises(ConfigError, match="no null class and cannot be guided"):
         scales_of(asked, plain, [])
-    with pytest.raises(ConfigError, match="guidance scales are 0 or more, got -1"):
+    with pytest.raises(ConfigError, match="guidance"):
         Evaluation(guidance=(-1.0,))
 
 

@@ -80,7 +80,8 @@ def test_a_run_is_judged_into_three_files(digits):
     assert found["run"]["folder"] == "run"
     assert found["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
     gate = json.loads((digits / "gate.json").read_text())
-    assert found["run"]["gate"] == gate and [one["steps"] for one in gate["tried"]] == [2, 1]
+    assert found["run"]["gate"] == {k: v for k, v in gate.items() if k != "checksum"}
+    assert [one["steps"] for one in gate["tried"]] == [2, 1]
     assert found["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
     assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
     assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
@@ -275,7 +276,7 @@ def test_what_cannot_be_measured_is_refused(words, said, digits, cli):
 @pytest.mark.parametrize(
     "name, text, said",
     [
-        ("config.toml", "start = ", "config.toml' is damaged"),
+        ("config.toml", "start = ", "config.toml' is not TOML"),
         ("gate.json", "{", "gate.json' is damaged"),
         ("run.json", "[", "run.json' is damaged"),
     ],
@@ -331,7 +332,7 @@ def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
     "name, damage, said",
     [
         ("report.json", b"{", "report.json' is damaged"),
-        ("report.json", b"{}", "has format None and this halfstep reads 1"),
+        ("report.json", b"{}", "lacks format"),
         ("report.npz", b"", "report.npz' is damaged"),
         ("report.npz", b"nothing", "report.npz' is damaged"),
         ("report.npz", None, "report.npz' is damaged"),

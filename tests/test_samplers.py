@@ -106,7 +106,7 @@ def test_ancestral_step(variance, wanted):
 
 @pytest.mark.parametrize("variance", [-0.1, 1.1, float("nan")])
 def test_ancestral_refuses(variance):
-    with pytest.raises(ConfigError, match=r"variance lies in \[0, 1\]"):
+    with pytest.raises(ConfigError, match="variance"):
         ancestral(fresh(), variance=variance)
 
 

@@ -186,7 +186,6 @@ def _part(error: BaseException, accelerator: Any) -> None:
     # Its connections close with the last of all that holds the group: wrapped students in frames, too.
     traceback.clear_frames(error.__traceback__)
     accelerator.free_memory()
-    gc.collect()
     _leave()
 
 
@@ -218,6 +217,7 @@ def _joined(world: int, device: str) -> Any:
 
 def _leave() -> None:
     if torch.distributed.is_initialized():
+        gc.collect()  # wrapped students that nobody uses any more hold the group, and its threads
         torch.distributed.destroy_process_group()
 
 
