@@ -610,13 +610,15 @@ class TestStopping:
         look = At("0002-steps", 14, lambda: signal.raise_signal(signal.SIGTERM))
         assert len(halve(tmp_path / "r", job=job(watch=look)).times[0]) == 3  # it was finished
 
-    def test_what_is_ignored_stays_ignored(self, tmp_path):
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+    def test_what_is_ignored_stays_ignored(self, tmp_path, number):
+        before = signal.signal(number, signal.SIG_IGN)
         try:
-            halve(tmp_path / "r", job=job(watch=At("0004-steps", 4, interrupt)))
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            look = At("0004-steps", 4, lambda: signal.raise_signal(number))
+            halve(tmp_path / "r", job=job(watch=look))
+            assert signal.getsignal(number) == signal.SIG_IGN
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(number, before)
         assert (tmp_path / "r" / "stages" / "0002-steps").exists()
 
     def test_in_a_thread_of_its_own(self, tmp_path):

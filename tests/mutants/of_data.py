@@ -3,7 +3,6 @@
 from tests.mutants.mutant import of
 
 MUTANTS = (
-    *of("files", "captions", ('encoding="utf-8-sig"', 'encoding="utf-8"')),
     *of(
         "data/captions",
         "captions",
