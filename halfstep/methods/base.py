@@ -77,9 +77,8 @@ def levels_for(asked: int, schedule: Schedule) -> int | None:
     `ConfigError` where the schedule has no level at one of them, which chance would find in mid-training.
     """
     levels: int | None = asked or getattr(schedule, "levels", None)
-    if levels:  # a table has gaps at its ends alone: of very many levels those are looked up
-        ends = {*range(1, min(levels, 1000) + 1), *range(max(levels - 1000, 1), levels + 1)}
-        on_schedule(tuple(k / levels for k in sorted(ends, reverse=True)), schedule)
+    if levels:  # of very many the lowest, where a table has its gap
+        on_schedule(tuple(k / levels for k in range(levels, 0, -1)[-1000:]), schedule)
     return levels
 
 

@@ -20,7 +20,7 @@ from halfstep.methods.base import errors, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import arriving, Schedule
-from halfstep.timegrids import checked, grid, on_schedule, Steps, Times
+from halfstep.timegrids import checked, grid, Steps, Times
 from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 
 
@@ -104,7 +104,7 @@ class Progressive:
     def grid_of(self, teacher: Teacher) -> Times:
         """The teacher's grid; `ConfigError` for one that any of the halvings could not be taught on."""
         times = self.times or grid(self.grid, self.start, teacher.schedule)
-        self.refuse(teacher, on_schedule(times, teacher.schedule))
+        self.refuse(teacher, times)
         for halving in range(len(self.counts)):
             self.objective(teacher, times[:: 2**halving]).look_ahead()
         return times

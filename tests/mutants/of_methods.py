@@ -55,13 +55,12 @@ MUTANTS = (
         "stochastic encoder",
         ("updates, times, made_for=self.made_for)", "updates, times)"),
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
-        ("self.refuse(teacher, on_schedule", "Progressive.refuse(self, teacher, on_schedule"),
+        ("self.refuse(teacher, times)", "Progressive.refuse(self, teacher, times)"),
     ),
     *of(
         "methods/progressive",
         "before_data",
         ("times[:: 2**halving]).look_ahead()", "times[:2]).look_ahead()"),
-        ("on_schedule(times, teacher.schedule))", "times)"),
         (
             "if not bool((found := share.isfinite()).all()):",
             "if (found := share.isfinite()) is None:",
@@ -70,7 +69,7 @@ MUTANTS = (
     *of(
         "methods/base",
         "before_data",
-        ("max(levels - 1000, 1)", "levels"),
+        ("range(levels, 0, -1)[-1000:]", "range(levels, 0, -1)[:1000]"),
         ("asked or getattr(", "getattr("),
     ),
     *of(
