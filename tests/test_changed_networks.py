@@ -30,6 +30,7 @@ from halfstep import (
     Training,
     V,
 )
+from halfstep.data import rows
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.identity import identity, options_of
 from halfstep.methods import Denoising
@@ -49,7 +50,7 @@ from halfstep.training import Job
 from halfstep.training.ema import Average
 from halfstep.training.jobs import carried_through
 from halfstep.training.parallel import Processes
-from halfstep.training.statistics import take_anew
+from halfstep.training.statistics import AT_ONCE, take_anew
 from halfstep.training.trainable import identity_of
 
 HERE = "tests.test_changed_networks"
@@ -616,6 +617,7 @@ def test_statistics_taken_anew_are_those_of_the_data(norm, n):
     net, data = nn.Sequential(copy.deepcopy(norm), nn.Dropout(0.5)), points(n)
     momentum = net[0].momentum
     net[0].running_mean.fill_(7)
+    net[0].num_batches_tracked.fill_(1000)  # what was there before does not count
     state = torch.get_rng_state()
     take_anew(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=3, index=0)
     assert torch.equal(state, torch.get_rng_state())
@@ -632,12 +634,16 @@ def test_statistics_taken_anew_are_those_of_the_data(norm, n):
 
 
 def test_statistics_of_instance_norms_are_a_mean_over_all_batches():
-    net = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True))
-    data = images(200)
+    net = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True, momentum=0.3))
+    shades = torch.linspace(0, 255, 200)[:, None, None, None].expand(-1, 1, 8, 8)
+    data = Dataset(shades.round().to(torch.uint8))
     net[0].running_mean.fill_(7)
-    take_anew(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=0, index=0)
-    whole = data.batch(torch.arange(200)).x0
-    torch.testing.assert_close(net[0].running_mean, whole.mean((0, 2, 3)), atol=0.02, rtol=0)
+    take_anew(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=5, index=0)
+    seen = torch.cat([rows(5, 0, k, AT_ONCE, 200) for k in range(4)])
+    assert set(seen.tolist()) == set(range(200))
+    want = data.batch(seen).x0.mean((0, 2, 3))
+    torch.testing.assert_close(net[0].running_mean, want, atol=1e-5, rtol=0)
+    assert net[0].momentum == 0.3
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

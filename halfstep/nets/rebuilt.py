@@ -107,8 +107,8 @@ def _kind(part: nn.Module) -> str:
 
 def _difference(mine: tuple[dict[str, Any], ...], theirs: tuple[dict[str, Any], ...]) -> str:
     """In words; empty where there is none."""
-    whats = ("tensor", "part", "shared weight")
-    for what, own, other in zip(whats, mine, theirs, strict=True):
+    kinds = ("tensor", "part", "shared weight")
+    for what, own, other in zip(kinds, mine, theirs, strict=True):
         both = own.keys() & other.keys()
         for how, names in (
             ("it has besides", own.keys() - other.keys()),
