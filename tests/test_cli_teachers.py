@@ -115,8 +115,10 @@ def test_a_run_from_published_weights_is_resumed_and_judged_against_them(cli):
     config = tomllib.loads(Path("s/config.toml").read_text())
     assert config["model"] == HUGE and config["codec"] == "codec" and "teacher" not in config
     before = everything(Path("s"))
-    typed = ["--features", config["features"]]  # a file never names code that is run
-    status, out, err = cli("distill", "progressive", "--config", "s/config.toml", *typed)
+    words = ["distill", "progressive", "--config", "s/config.toml"]
+    code = "tests.test_cli_teachers:corners"
+    assert refused(cli(*words), f"type --features {code} on the command line")
+    status, out, err = cli(*words, "--features", code)
     assert status == 0 and "finished before" in out, err
     assert everything(Path("s")) == before
     words = ["--baselines", "dpmpp-3s", "dpm-fast", "euler-maruyama", "--cost-rounds", 1]

@@ -137,6 +137,12 @@ def test_what_was_typed_is_a_value_or_stays_text(text, value):
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "a": 1}}]'])
+def test_a_key_twice_is_refused(text):
+    with pytest.raises(CheckpointError, match="'a' twice"):
+        from_json(text, Any, "f")
+
+
 # The checksum of a json.
 
 
