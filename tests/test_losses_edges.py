@@ -399,3 +399,10 @@ def test_a_teacher_that_is_sure_has_nothing_to_say_of_the_others():
     want = losses.soft_targets(student=s, teacher=t, temperature=2.0)
     torch.testing.assert_close(found, want)
     assert slope.isfinite().all()
+    # Nor do its smallest probabilities, of which the other branch's gradient would be infinite.
+    t, s = torch.tensor([[0.0, -95.0]]), torch.tensor([[0.0, 0.0]])
+    assert with_gradient(EXCLUDING["jensen_shannon"], s, t)[1].isfinite().all()
+    plain = with_gradient(
+        lambda s, t: losses.soft_targets(student=s, teacher=t, temperature=1.0), s, t
+    )
+    assert plain[0] == pytest.approx(math.log(2)) and plain[1].isfinite().all()
