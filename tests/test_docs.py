@@ -90,5 +90,5 @@ def test_links_lead_somewhere():
 def test_the_changelog_is_of_this_version():
     """What came since stands above it, as unreleased."""
     heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert [head for head in heads if head != "Unreleased"][0] == halfstep.__version__
+    assert next(head for head in heads if head != "Unreleased") == halfstep.__version__
     assert "Unreleased" not in heads[1:]

@@ -506,3 +506,18 @@ def test_every_parameterisation_has_a_name_on_disk():
         about = pipeline("mlp", reads=reads).describe()
         assert about["parameterisation"] == name
         assert from_description(json.loads(json.dumps(about))).denoiser.parameterisation == reads
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (-1,), (2.5,), (True,), (1, 0, 8), "12", 3])
+def test_a_sample_has_axes_of_one_or_more(shape):
+    net = build("mlp", {"dim": 2, "width": 8, "depth": 1})
+    with pytest.raises(ConfigError, match="shape"):
+        Pipeline(Denoiser(net, Cosine(), V()), shape=shape)
+
+
+@pytest.mark.parametrize("options", [{"n": True}, {"batch": True}, {"seed": True}, {"first": True}])
+def test_a_truth_value_is_no_number(options):
+    net = build("mlp", {"dim": 2, "width": 8, "depth": 1})
+    pipeline = Pipeline(Denoiser(net, Cosine(), V()), shape=(2,))
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        pipeline.sample(**{"n": 1, "steps": 1, **options})

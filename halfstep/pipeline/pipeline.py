@@ -14,7 +14,7 @@ from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.kinds import above, at_least, fits, hold_to_kinds, NotNegative, shown
+from halfstep.kinds import above, at_least, Count, fits, hold_to_kinds, NotNegative, shown
 from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.resizing import resized
@@ -57,7 +57,7 @@ class Pipeline:
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     times: tuple[Times, ...] = ()
     classes: tuple[str, ...] = ()
     null: int | None = None
@@ -72,6 +72,10 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         hold_to_kinds(self)
+        if not self.shape:
+            raise ConfigError(
+                "a sample has at least one axis, got shape (): write for example (2,)"
+            )
         if self.guidance is not None and not self.guidance[0] <= self.guidance[1]:
             raise ConfigError(
                 f"guidance is the lowest scale and the highest, got {self.guidance}: write them in order"

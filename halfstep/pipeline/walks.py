@@ -36,9 +36,9 @@ def check_counts(
 ) -> None:
     """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
     for name, value, least in (("n", n, 0), ("batch", batch, 1), ("first", first, 0)):
-        if not isinstance(value, int) or value < least:
+        if not fits(value, int) or value < least:
             raise ConfigError(f"{name} must be at least {least}, got {shown(value)}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if not fits(seed, int) or not 0 <= seed < 2**64:
         raise ConfigError(
             f"seed must lie in [0, 2^64), got {shown(seed)}: write for example seed=0"
         )
