@@ -10,7 +10,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import held, Share, shown
+from halfstep.kinds import fits, held, Share, shown
 from halfstep.noise import key, sample_noise
 from halfstep.prediction import Prediction
 from halfstep.samplers import (
