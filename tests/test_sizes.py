@@ -215,6 +215,14 @@ def test_a_batch_that_no_memory_holds(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_memory_is_counted(monkeypatch):
+    monkeypatch.setattr(capacity, "memory", lambda: 4 * 5 * 7)
+    capacity.refuse_too_large("what fits", (5, 7), "")
+    for shape, size in (((6, 7), 4), ((5, 7), 5), ((2**40, 2**40), 1), ((10**400,), 1)):
+        with pytest.raises(ConfigError, match="GiB or more"):
+            capacity.refuse_too_large("what does not", shape, "", size=size)
+
+
 def test_more_samples_than_memory_holds(monkeypatch):
     from halfstep.cli.judging import judge_for
 
