@@ -10,7 +10,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import fits, held, Share, shown
+from halfstep.kinds import held, Share, shown
 from halfstep.noise import key, sample_noise
 from halfstep.prediction import Prediction
 from halfstep.samplers import (
@@ -31,14 +31,19 @@ from halfstep.timegrids import Times, uniform
 NAMES = (*STEPS, *WALKS, "ancestral", "stochastic")
 
 
+def _whole(value: object) -> bool:
+    """Whether it is a whole number, however large."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_counts(
     n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
 ) -> None:
     """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
     for name, value, least in (("n", n, 0), ("batch", batch, 1), ("first", first, 0)):
-        if not fits(value, int) or value < least:
+        if not _whole(value) or value < least:
             raise ConfigError(f"{name} must be at least {least}, got {shown(value)}")
-    if not fits(seed, int) or not 0 <= seed < 2**64:
+    if not _whole(seed) or not 0 <= seed < 2**64:
         raise ConfigError(
             f"seed must lie in [0, 2^64), got {shown(seed)}: write for example seed=0"
         )

@@ -58,7 +58,7 @@ MUTANTS = (
         ("(t + 0.008) / 1.008", "(t + 0.08) / 1.08"),
         ("clamp(max=0.999)", "clamp(max=0.99)"),
         (".cumsum(0).div(2).exp()", ".cumsum(0).exp()"),
-        ("(alpha - alpha[-1]) * alpha[0] /", "(alpha - alpha[-1]) /"),
+        ("(alpha - alpha[-1]) * alpha[0] /", "(alpha - alpha[-1]) * alpha[1] /"),
         ("2 * alpha.log() - torch.log1p(-(alpha**2))", "2 * alpha.log() - torch.log1p(-alpha)"),
     ),
     *of(
