@@ -756,3 +756,48 @@ def test_training_leaves_the_callers_random_state(tmp_path, fails):
         else:
             call()
         assert alike(before, states())
+
+
+class Shift:
+    def __init__(self, by):
+        self.by = by
+
+    def move(self, x, scale=1):
+        return self.by + scale * x
+
+
+def closed_over(by):
+    def move(x):
+        return x + by
+
+    return move
+
+
+PLUS, MINUS = (lambda x: x + 1), (lambda x: x - 1)  # on one line, whose source is that of both
+OTHERS = {
+    "closure": (closed_over(1), closed_over(2)),
+    "lambda": (PLUS, MINUS),
+    "arguments of a partial": (partial(Shift.move, Shift(1)), partial(Shift.move, Shift(2))),
+    "keywords of a partial": (partial(Shift.move, scale=1), partial(Shift.move, scale=2)),
+    "bound method": (Shift(1).move, Shift(2).move),
+}
+
+
+@pytest.mark.parametrize("one, other", OTHERS.values(), ids=OTHERS)
+def test_what_a_function_holds_is_part_of_it(one, other):
+    assert identity(one) == identity(one) != identity(other)
+
+
+def test_statistics_are_taken_of_other_draws_in_every_batch_and_stage():
+    seeds = []
+
+    class Drawn(Shown):
+        def __call__(self, student, batch, draw):
+            seeds.append(draw.generator.initial_seed())
+            return super().__call__(student, batch, draw)
+
+    for index in (0, 1):
+        net = nn.Sequential(nn.BatchNorm1d(2))
+        stage = Stage("s", net, Drawn(), 1)
+        take_anew(stage, points(3 * AT_ONCE), torch.device("cpu"), seed=3, index=index)
+    assert len(seeds) == len(set(seeds)) == 6

@@ -320,6 +320,21 @@ def test_a_share_of_which_nothing_is_pruned_is_refused():
             sparsify(wide(), 1e-9, rows=rows)
 
 
+def test_a_layer_of_which_nothing_is_pruned_is_none_to_refuse_beside_others():
+    net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    with torch.no_grad():
+        net[1].weight.add_(9.0)
+    sparsify(net, 0.25)
+    assert (zeroed([net[0].weight]), zeroed([net[1].weight])) == (0.5, 0.0)
+
+
+def test_a_weight_that_two_layers_share_is_counted_once():
+    one, other = nn.Linear(32, 32), nn.Linear(32, 32)
+    other.weight = one.weight
+    with pytest.raises(ConfigError, match="larger"):  # .41 of 2,048 weights; of 3,072 it were .61
+        sparsify(nn.Sequential(one, nn.Linear(32, 32), other), 2e-4)
+
+
 def test_a_weight_that_two_layers_share_is_pruned_once():
     one, other = nn.Linear(32, 32), nn.Linear(32, 32)
     other.weight = one.weight

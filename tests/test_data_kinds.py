@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import (
 )
 
 from halfstep.data import as_data, Dataset, load
+from halfstep.data.collected import collected
 from halfstep.data.streamed import stream
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError, DataError
@@ -321,7 +323,7 @@ def test_numbers_are_no_names(mine, theirs):
         refuse_other_classes(one, other, "the training data", "the held-out data")
 
 
-@pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("c",)])
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("c",), ("other", "a")])
 def test_a_class_that_network_and_data_know_has_one_number(names):
     net = build("mlp", {"width": 8, "num_classes": 3})
     pipeline = Pipeline(Denoiser(net, Cosine(), V()), shape=(2,), classes=("a", "b", "c"))
@@ -370,6 +372,28 @@ def test_headers_that_lie_are_refused_before_memory_is_taken(tmp_path, lie, kind
             arrays.writestr("x.npy", lie)
     with pytest.raises(DataError, match="cannot read"):
         load(str(file))
+
+
+@pytest.mark.parametrize("count, descr", [(9, "|u1"), (6, "<f4"), (2, "<f4")])
+@pytest.mark.parametrize("key", ["x", "y"])
+def test_a_header_is_compared_with_its_file(tmp_path, count, descr, key):
+    """Before numpy makes an array of it: it says how much its header claims, and how much there is."""
+    lie = header(f"({count}, 1, 8, 8)", descr) + bytes(6 * 64)
+    held = io.BytesIO()
+    np.save(held, IMAGES.numpy())
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as arrays:
+        for name in ("x", "y"):
+            arrays.writestr(f"{name}.npy", lie if name == key else held.getvalue())
+    with pytest.raises(DataError, match="header"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_a_torch_dataset_larger_than_memory_is_refused(monkeypatch):
+    module = sys.modules[collected.__module__]  # a function has its name in the package
+    monkeypatch.setattr(module, "memory", lambda: 100)
+    assert len(as_data(Pairs([torch.zeros(2)] * 12))) == 12
+    with pytest.raises(DataError, match="memory"):
+        as_data(Pairs([torch.zeros(2)] * 13))
 
 
 def test_labels_that_lie_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from halfstep.errors import ConfigError
 from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.given import Given
 from halfstep.prediction import V
 from halfstep.samplers import (
     ancestral,
@@ -427,3 +428,12 @@ def test_a_table(images, known):
     got = made.sample(5, steps=10, images=images, known=known, strength=0.55)
     where = known.expand_as(images)
     assert torch.equal(got[where], images[where]) and bool(got.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "name, count", [("left", 12), ("one latent", 1), ("dots", 0), ("one channel", 0), ("none", 0)]
+)
+def test_a_latent_is_known_where_all_its_pixels_are(name, count):
+    known = masks()[name]
+    found = Given(torch.zeros(known.shape), known).of_model(Leaky()).known
+    assert found is not None and int(found[0, 0].sum()) == count

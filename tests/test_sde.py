@@ -186,6 +186,11 @@ def spreads_shown(schedule, times, std=0.5):
     return [*found[1:], (x.std() / std).item()]
 
 
+def test_the_last_step_draws_no_noise_that_could_be_too_much():
+    """With its noise x would end at three times the spread."""
+    assert 1.2 < spreads_shown(VPLinear(), (0.3, 0.0))[-1] < 1.5
+
+
 @pytest.mark.parametrize(
     "schedule, times",
     [
