@@ -1,5 +1,7 @@
 """Sizes that no network, batch or sample can have are refused before anything is made, in one sentence."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from halfstep.methods import Denoising, GuidedDistillation, Plan, Progressive, S
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.nets.classifiers import build_classifier
+from halfstep.nets.sizes import refuse_sizes
 from halfstep.nets.sparsified import check_share
 from halfstep.nets.uvit import UViT
 from halfstep.pipeline import Pipeline
@@ -373,3 +376,10 @@ def test_arguments_of_functions_are_numbers(name, asked, value):
         pytest.skip("a tensor holds no words")
     with pytest.raises(ConfigError, match=name):
         asked(value)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, [4, 0], (4, [2, -8]), [[4, math.inf]]])
+def test_a_size_within_a_list_is_a_size(value):
+    refuse_sizes("unet", {"block_out_channels": [8, 16]})
+    with pytest.raises(ConfigError, match="block_out_channels"):
+        refuse_sizes("unet", {"block_out_channels": value})
