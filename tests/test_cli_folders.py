@@ -245,6 +245,32 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     assert [p.name for p in tmp_path.iterdir()] in ([], ["out"])
 
 
+RUNS = ["train", "distill", "classifier", "knowledge", "codec"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cli, tmp_path):
+    typed = words(name, made)
+    assert cli(*typed, "--dry-run")[0] == 0
+    assert list(tmp_path.iterdir()) == []
+    assert cli(*typed)[0] == 0
+    before = everything(tmp_path)
+    assert cli(*typed, "--dry-run")[0] == 0
+    more = [word if word != "--updates" else "--updates=9" for word in typed]
+    more.pop(more.index("--updates=9") + 1)
+    other = words("classifier" if name == "train" else "train", made)
+    other[other.index("--out") + 1] = typed[typed.index("--out") + 1]
+    for wrong, said in (
+        ([*typed, "--seed", "1"], "seed = 0"),
+        (more, "--extend"),
+        (other, "a run of"),
+    ):
+        rehearsed = cli(*wrong, "--dry-run")
+        assert refused(rehearsed, said) and rehearsed[2] == cli(*wrong)[2]
+    assert cli(*more, "--extend", "--dry-run")[0] == 0
+    assert everything(tmp_path) == before
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "compress"])
 def test_a_run_that_cannot_be_written_is_not_measured(verb, made, cli, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)

@@ -11,7 +11,7 @@ from torch import nn
 from halfstep.cli.config import literals
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
-from halfstep.cli.plan import print_plan
+from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.runs import carried_out, describe_data, updates_on
 from halfstep.data import Augmentation, Data, Dataset, load
@@ -25,6 +25,7 @@ from halfstep.nets.preprocessing import Preprocessing
 from halfstep.noise import key, untouched
 from halfstep.training import Training
 from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
+from halfstep.training.jobs import Job
 
 WITH_TEST = ("fashion-mnist", "cifar10")
 """Sources that have test images apart."""
@@ -91,8 +92,14 @@ def classifier(argv: Sequence[str]) -> int:
     data, held = chosen(found, shown, options.source, training.seed)
     net, fresh = built(options.built, data, training.seed)
     refuse_unfit(net, data)
+
+    def work(job: Job) -> nn.Module:
+        return train_classifier(
+            net, data, where.out, held_out=held, method=method, training=training, job=job
+        )
+
     if where.dry_run:
-        return print_plan(console, method.stages(net), data, training, where)
+        return rehearse(console, where, work)
     say(console, "network", f"{classifier_recipe(net)[0]}, {_count(net):,} parameters")
     if options.built.init is not None:
         rest = f"; afresh: {', '.join(fresh)}" if fresh else ""
@@ -100,9 +107,7 @@ def classifier(argv: Sequence[str]) -> int:
     say(console, "data", describe_data(options.source, data))
     say(console, "updates", updates_on(method.updates, training, where.device))
     with carried_out(where, options, console) as job:
-        net = train_classifier(
-            net, data, where.out, held_out=held, method=method, training=training, job=job
-        )
+        net = work(job)
     if held is None:
         seen = replace(data, augmentation=None, flip=False)
         share = scored(console, net, seen).accuracy.value

@@ -15,7 +15,7 @@ from torch import Tensor
 from halfstep import files
 from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
-from halfstep.cli.plan import print_plan
+from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import first_process, loading, say, terminal
 from halfstep.cli.runs import carried_out, describe_data, updates_on
 from halfstep.cli.train import as_typed
@@ -29,7 +29,7 @@ from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import key, sample_noise, untouched
 from halfstep.report.pictures import save_grid
 from halfstep.training import Training
-from halfstep.training.jobs import AUTOCAST, carried_through
+from halfstep.training.jobs import AUTOCAST, carried_through, Job
 from halfstep.training.parallel import Processes
 
 SCALED, JUDGED, SHOWN = 5_000, 1_000, 12
@@ -74,13 +74,6 @@ def codec(argv: Sequence[str]) -> int:
     method, training, where = options.method, options.training, options.where
     net = fresh_codec(options.shape, data, options.source.data, training.seed)
     net.autocast = AUTOCAST[training.precision]
-    if where.dry_run:
-        return print_plan(console, method.stages(net), data, training, where)
-    parameters = sum(p.numel() for p in net.parameters())
-    latent = [net.channels, *(side // net.factor for side in data.shape[1:])]
-    say(console, "network", f"{parameters:,} parameters, latents of shape {latent}")
-    say(console, "data", describe_data(options.source, data))
-    say(console, "updates", updates_on(method.updates, training, where.device))
 
     def write(stage: Stage, folder: Path) -> None:
         net.autocast = None  # as it is when it is loaded
@@ -91,11 +84,21 @@ def codec(argv: Sequence[str]) -> int:
     def read(stage: Stage, folder: Path) -> None:
         net.read(folder)
 
-    with carried_out(where, options, console) as job:
+    def work(job: Job) -> None:
         carried_through(
             "train codec", method.stages(net), {**asdict(method), "codec": net.config}, data, where.out,
             training, job, Processes(where.device), write=write, read=read,
         )  # fmt: skip
+
+    if where.dry_run:
+        return rehearse(console, where, work)
+    parameters = sum(p.numel() for p in net.parameters())
+    latent = [net.channels, *(side // net.factor for side in data.shape[1:])]
+    say(console, "network", f"{parameters:,} parameters, latents of shape {latent}")
+    say(console, "data", describe_data(options.source, data))
+    say(console, "updates", updates_on(method.updates, training, where.device))
+    with carried_out(where, options, console) as job:
+        work(job)
     if first_process():
         net.autocast = None
         net.save(files.subfolder(where.out, "codec"))

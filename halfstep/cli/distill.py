@@ -21,9 +21,9 @@ from halfstep.cli.gating import (
 )
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Flat, parse, Source, Where
-from halfstep.cli.plan import print_plan
+from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
-from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
+from halfstep.cli.runs import carried_out, describe, describe_data, updates_on
 from halfstep.cli.shrinking import plan_gate, PlanQuality, said, with_pairs
 from halfstep.cli.train import own_net
 from halfstep.data import Data, refuse_other_shape
@@ -34,7 +34,7 @@ from halfstep.methods.base import Stage
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
-from halfstep.training.jobs import refuse_teacher, stages_of
+from halfstep.training.jobs import Job, refuse_teacher
 
 M = TypeVar("M")
 
@@ -133,10 +133,15 @@ def distill(name: str, argv: Sequence[str]) -> int:
         gate = guided_gate(options, teachers[0], data, load, console)
     if isinstance(method, Plan):
         gate = plan_gate(options, teachers[0], data, load, console)
+
+    def work(job: Job) -> Pipeline:
+        # Given away: from the second stage on nobody needs the teacher, nor its memory.
+        return distil_pipeline(
+            teachers.pop(), data, where.out, method=method, training=training, job=job
+        )
+
     if where.dry_run:
-        seen = rehearsed(teachers[0], data, training, where.device)
-        stages = stages_of(method, teachers[0], teachers[0].denoiser)
-        return print_plan(console, stages, seen, training, where)
+        return rehearse(console, where, work)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", plan(method))
@@ -145,10 +150,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
         where, options, console, ahead=lambda stage: ahead(method, stage), gate=gate
     )
     with carried as job:
-        # Given away: from the second stage on nobody needs the teacher, nor its memory.
-        student: Pipeline = distil_pipeline(
-            teachers.pop(), data, where.out, method=method, training=training, job=job
-        )
+        student = work(job)
     best = gate.best.steps if gate and gate.best else None
     _say_where(console, where, student, own_net(options.teacher.net), best)
     return 0

@@ -14,7 +14,7 @@ from halfstep.cli.classifier import held_out, named, share_of, Shown
 from halfstep.cli.config import literals
 from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
-from halfstep.cli.plan import print_plan
+from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.runs import carried_out, describe_data, updates_on
 from halfstep.data import Augmentation, Data, Dataset
@@ -35,6 +35,7 @@ from halfstep.training.classifiers import (
     refuse_unlabelled,
     taught_classes,
 )
+from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import check_folder, kept_answers, missing
 from halfstep.training.parallel import pick_device
 from halfstep.training.teachers import refuse_unread
@@ -103,9 +104,15 @@ def knowledge(argv: Sequence[str]) -> int:
     _refuse_others(teacher, data, held)
     refuse_unread(training, method)
     refuse_unlabelled(method, data)
+
+    def work(job: Job, answers: Path | None = None) -> nn.Module:
+        return distill_classifier(
+            teacher, student, data, where.out, method=method, training=training, job=job,
+            answers=answers,
+        )  # fmt: skip
+
     if where.dry_run:
-        stages = method.stages(teacher, student, example=_one(data))
-        return print_plan(console, stages, data, training, where)
+        return rehearse(console, where, work)
     say(console, "teacher", f"{', '.join(map(str, taught.teacher))}: {_parameters(teacher)}")
     say(console, "student", f"{taught.net}: {_parameters(student)}")
     say(console, "data", describe_data(options.source, data))
@@ -114,10 +121,7 @@ def knowledge(argv: Sequence[str]) -> int:
     if asked.cache is not None and method.asks_teacher:
         _keep(console, asked.cache, teacher, data, where.device)
     with carried_out(where, options, console) as job:
-        student = distill_classifier(
-            teacher, student, data, where.out, method=method, training=training, job=job,
-            answers=asked.cache,
-        )  # fmt: skip
+        student = work(job, asked.cache)
     say(console, "at", where.out / "stages" / "student")
     _compare(console, student, teacher, held, data, options.shown.validate)
     return 0

@@ -1,7 +1,9 @@
 """`--dry-run`: what a run would do, and what it would cost here."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from itertools import chain
 from statistics import median
 
@@ -13,14 +15,11 @@ from halfstep.cli.options import Where
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Objective, Stage
-from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.training import Training
-from halfstep.training.jobs import refuse_batch
+from halfstep.training.jobs import Job, Rehearsed
 from halfstep.training.parallel import Processes
-from halfstep.training.run import refuse_folder
-from halfstep.training.trainable import checked
 
 FIRST, TIMED = 2, 3
 """Samples of the first pass, and passes whose median counts."""
@@ -28,23 +27,29 @@ PATIENCE, LONG = 2.0, 8.0
 """Seconds that timing takes after the first pass; and those of a first pass that are believed."""
 
 
+def rehearse(console: Console, where: Where, work: Callable[[Job], object]) -> int:
+    """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
+    plan = partial(print_plan, console)
+    with suppress(Rehearsed):
+        work(Job(device=where.device, extend=where.extend, rehearse=plan))
+    return 0
+
+
 def print_plan(
-    console: Console, stages: Iterable[Stage], data: Data, training: Training, where: Where
-) -> int:
-    """Stages, updates, memory and time; trains nothing, writes nothing, and refuses what a run would."""
-    processes = Processes(where.device)
-    with processes.together():
-        processes.agreed({"dry_run": True})
-        refuse_folder(where.out)
-        refuse_batch(training, data, processes)
-    steps = checked(stages, data, training, processes, refuse_wrapped)  # as the run refuses
-    first = next(steps)
+    console: Console,
+    stages: Iterator[Stage],
+    data: Data,
+    training: Training,
+    processes: Processes,
+) -> None:
+    """Stages, updates, memory and time; trains nothing."""
+    first = next(stages)
     network = bare(first.student)
     slow = _slow(network, processes.device)
     seconds, timed = _seconds_per_update(first, data, training, processes.device)
     table = Table("stage", "updates", "forwards", "time here", box=None)
     total = 0.0
-    for stage in chain([first], steps):
+    for stage in chain([first], stages):
         cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
         total += cost
         forwards = stage.updates * training.batch * stage.objective.forwards
@@ -59,7 +64,6 @@ def print_plan(
     how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     how += " in fp32; fp16 is far slower on a CPU" if slow else ""
     say(console, "time", f"about {span(total)} on {place}: {how}")
-    return 0
 
 
 def _seconds_per_update(

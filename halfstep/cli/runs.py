@@ -1,4 +1,4 @@
-"""What `train` and `distill` share: what a run is about, how it is carried out, how it is rehearsed."""
+"""What `train` and `distill` share: what a run is about, and how it is carried out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +15,8 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
-from halfstep.training.jobs import AUTOCAST, Job
+from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
-from halfstep.training.reading import read_by
 
 
 @contextmanager
@@ -87,10 +86,3 @@ def updates_on(updates: int, training: Training, device: str) -> str:
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
     return f"{updates:,} of {training.batch} samples each, on {chosen.type}{threads}"
-
-
-def rehearsed(pipeline: Pipeline, data: Data, training: Training, device: str) -> Data:
-    """The data as a run would see it; the pipeline is put where a run would put it."""
-    data = read_by(pipeline, data)
-    pipeline.to(pick_device(device)).denoiser.autocast = AUTOCAST[training.precision]
-    return data

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from halfstep.cli.config import literals
 from halfstep.cli.find import codec_of, see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
-from halfstep.cli.plan import print_plan
+from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
-from halfstep.cli.runs import carried_out, describe, describe_data, rehearsed, updates_on
+from halfstep.cli.runs import carried_out, describe, describe_data, updates_on
 from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser, NetTime, Told
 from halfstep.errors import ConfigError
@@ -21,7 +21,7 @@ from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
-from halfstep.training.jobs import stages_to_train, train
+from halfstep.training.jobs import Job, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,17 @@ def denoiser(argv: Sequence[str]) -> int:
     see_current_folder(options.network.net)
     method, training, where = options.method, options.training, options.where
     pipeline = fresh_pipeline(options.network, data, method.drop_labels > 0, training.seed)
+
+    def work(job: Job) -> None:
+        train(pipeline, data, where.out, method=method, training=training, job=job)
+
     if where.dry_run:
-        seen = rehearsed(pipeline, data, training, where.device)
-        stages = stages_to_train(method, pipeline, pipeline.denoiser)
-        return print_plan(console, stages, seen, training, where)
+        return rehearse(console, where, work)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))
     say(console, "updates", updates_on(method.updates, training, where.device))
     with carried_out(where, options, console) as job:
-        train(pipeline, data, where.out, method=method, training=training, job=job)
+        work(job)
     out, own = shlex.quote(str(where.out)), own_net(options.network.net)
     source = as_typed(options.source)
     say(console, "teacher", where.out / "stages" / "teacher")

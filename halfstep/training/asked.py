@@ -63,6 +63,12 @@ def take_up(
     return [f"{note}: from here on not the same to the bit" for note in notes]
 
 
+def refuse_others(folder: Path, asked: Mapping[str, Any], *, extend: bool) -> None:
+    """`ConfigError` where the folder holds a run that these command and options would not go on with."""
+    if (folder / "run.json").exists():
+        _compare(folder, begun(folder), asked, extend)
+
+
 def _compare(
     folder: Path, before: Begun, asked: Mapping[str, Any], extend: bool
 ) -> tuple[list[str], list[str]]:

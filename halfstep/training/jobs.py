@@ -30,7 +30,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
-from halfstep.training.run import Run
+from halfstep.training.run import refuse_folder, Run
 from halfstep.training.settings import Training
 from halfstep.training.settling import refuse_unsettled, settled
 from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on_data
@@ -58,6 +58,12 @@ class Job:
     """Shown each stage's student; False ends the run there."""
     alike: Mapping[str, Any] = field(default_factory=dict)
     """What else all processes of the run must have been given: the options of a command."""
+    rehearse: Callable[[Iterator[Stage], Data, Training, Processes], None] | None = None
+    """Shown the stages instead of their training: nothing is written, and `Rehearsed` is raised."""
+
+
+class Rehearsed(Exception):
+    """Ends a rehearsal where the run would begin to write: nothing was refused."""
 
 
 @untouched()
@@ -269,6 +275,10 @@ def carried_through(
         refuse_batch(training, data, processes)
         own, stages = _identified(checked(stages, data, training, processes, check))
         asked |= own
+        if job.rehearse is not None:
+            refuse_folder(Path(out), command, asked, extend=job.extend)
+            job.rehearse(stages, data, training, processes)
+            raise Rehearsed
         with _opened(command, asked, out, job, processes) as run:
             watch = job.watch if processes.first else Silent()
             for note in run.notes:
@@ -311,7 +321,7 @@ def _of_all(job: Job, command: str, out: Path | str) -> dict[str, Any]:
     gate = job.gate
     kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
     return {
-        "dry_run": False,
+        "dry_run": job.rehearse is not None,
         "command": command,
         "out": os.path.realpath(out),
         "device": job.device,

@@ -19,7 +19,7 @@ from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.schema import from_json, known, Wrong
 from halfstep.training import checkpoint
-from halfstep.training.asked import begun, environment, take_up
+from halfstep.training.asked import begun, environment, refuse_others, take_up
 
 BEFORE = (files.LOCK, "run.json")
 """What a run leaves, whole or as a temporary file, that was killed before it began."""
@@ -54,7 +54,7 @@ class Run:
         `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
         or threads since the run began: the weights are then not the same to the bit.
         """
-        asked = {"command": command, "options": json.loads(json.dumps(options))}
+        asked = _asked(command, options)
         try:
             _refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -248,14 +248,22 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def refuse_folder(folder: Path) -> None:
-    """`ConfigError` for what cannot become a run's folder, as a rehearsal asks: nothing is made."""
+def refuse_folder(
+    folder: Path, command: str, options: Mapping[str, Any], *, extend: bool = False
+) -> None:
+    """`ConfigError` where `Run.open` would refuse this folder, as a rehearsal asks: nothing is made."""
     try:
         _refuse_foreign(folder)
+        refuse_others(folder, _asked(command, options), extend=extend)
     except OSError as error:
         raise ConfigError(
             f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"
         ) from None
+
+
+def _asked(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says of them."""
+    return {"command": command, "options": json.loads(json.dumps(options))}
 
 
 def _refuse_foreign(folder: Path) -> None:

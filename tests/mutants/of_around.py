@@ -312,6 +312,21 @@ MUTANTS = (
     ),
     *of(
         "training/jobs",
+        "cli_folders",
+        ("refuse_folder(Path(out), command, asked, extend=job.extend)", "pass"),
+    ),
+    *of(
+        "training/run",
+        "cli_folders",
+        ("refuse_others(folder, _asked(command, options), extend=extend)", "pass"),
+        (
+            "refuse_others(folder, _asked(command, options), extend=extend)",
+            "refuse_others(folder, _asked(command, options), extend=True)",
+        ),
+    ),
+    *of("cli/plan", "cli_folders", ("extend=where.extend, rehearse", "rehearse")),
+    *of(
+        "training/jobs",
         "sizes",
         ("(training.batch, *data.shape), instead", "(1, *data.shape), instead"),
         (
