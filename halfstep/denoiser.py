@@ -129,11 +129,11 @@ class Denoiser(nn.Module):
     def _check_output(self, out: object, x_t: Tensor) -> None:
         """Refuse what would not be read as meant: torch broadcasts, and cuts, what does not fit."""
         reads = self.parameterisation.outputs
-        wanted = [reads * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else []
-        found = list(out.shape[1:]) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        wanted = [len(x_t), *(reads * channels for channels in x_t.shape[1:2]), *x_t.shape[2:]]
+        found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
         if found != wanted:
             raise ConfigError(
-                f"the network answers {found} for a sample of {list(x_t.shape[1:])}, and the "
+                f"the network answers {found} for samples of {list(x_t.shape)}, and the "
                 f"parameterisation reads {wanted}: give another of the two, or a network that returns a "
                 "tensor of that shape"
             )

@@ -7,6 +7,7 @@ from torch import nn
 from halfstep.batch import Cond
 from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, level_of, NetTime
 from halfstep.errors import ConfigError
+from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.samplers import sample
 from halfstep.schedules import Cosine, Straight, Table
@@ -386,6 +387,37 @@ def test_classifier_guidance_refuses():
             pushed(x, torch.full((2,), 0.5), cond)
     with pytest.raises(ConfigError, match="alpha = 0"):
         pushed(x, torch.ones(2), Cond(label=torch.tensor([0, 1])))
+
+
+class Cut(nn.Module):
+    """Answers by a change of x."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.gain = change, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time, cond=None):
+        return self.change(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x[:1], r"answers \[1, 2\] for samples of \[4, 2\].*reads \[4, 2\]"),
+        (lambda x: x.mean(0), r"answers \[2\] for"),
+        (lambda x: x[:3], r"answers \[3, 2\] for"),
+        (lambda x: x.repeat(2, 1), r"answers \[8, 2\] for"),
+        (lambda x: x[:, :1], r"answers \[4, 1\] for"),
+        (lambda x: (x,), "answers a tuple for"),
+    ],
+)
+def test_an_answer_of_another_shape_is_not_broadcast(change, said):
+    x = torch.randn(4, 2, generator=seeded())
+    teacher = Denoiser(Cut(change), Cosine(), V())
+    with pytest.raises(ConfigError, match=said):
+        teacher(x, torch.full((4,), 0.5))
+    with pytest.raises(ConfigError, match="the network answers"):
+        Pipeline(teacher, (2,)).sample(4)
 
 
 @pytest.mark.parametrize("wrap", ["guided", "pushed"])

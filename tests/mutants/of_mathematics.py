@@ -171,6 +171,8 @@ MUTANTS = (
             "pred.eps + self.scale * level.sigma * gradient",
         ),
         ("pred.eps - self.scale * level.sigma", "pred.eps - self.scale * level.alpha"),
+        ("if found != wanted:", "if found[1:] != wanted[1:]:"),
+        ("[len(x_t), *(reads * channels", "[len(x_t), *(channels"),
     ),
     *of(
         "testing",
