@@ -124,10 +124,10 @@ def append(path: Path, text: str) -> None:
         descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             if os.fstat(descriptor).st_nlink > 1:  # a copy by hard links keeps what it has
-                os.close(descriptor)
                 with replacing(path) as (part,):
                     fill(part, path.read_bytes())
-                descriptor = _open(path, os.O_WRONLY | os.O_APPEND)
+                shared, descriptor = descriptor, _open(path, os.O_WRONLY | os.O_APPEND)
+                os.close(shared)
             while content:
                 content = content[os.write(descriptor, content) :]
         finally:

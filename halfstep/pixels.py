@@ -25,10 +25,7 @@ def as_floats(images: Tensor) -> Tensor:
 
     Looks at no values, so that it costs nothing where a network is called.
     """
-    if not isinstance(images, Tensor):
-        raise DataError(
-            f"images are a torch tensor, got a {type(images).__name__}: give torch.as_tensor(images)"
-        )
+    refuse_no_tensor("images", images)
     if images.dtype == torch.uint8:
         refuse_other_bytes(images)
         return scaled(images)
@@ -38,6 +35,14 @@ def as_floats(images: Tensor) -> Tensor:
             "x.to(torch.uint8) for pixels of 0 to 255"
         )
     return images
+
+
+def refuse_no_tensor(name: str, value: object) -> None:
+    """`DataError` for a list or an array where values are a tensor."""
+    if not isinstance(value, Tensor):
+        raise DataError(
+            f"{name} must be a torch tensor, got a {type(value).__name__}: give torch.as_tensor({name})"
+        )
 
 
 def refuse_other_bytes(values: Tensor) -> None:

@@ -195,6 +195,22 @@ def test_a_copy_by_hard_links_keeps_what_it_has(tmp_path):
     assert (tmp_path / "log").read_bytes() == "one\ntwo\né\n".encode()
 
 
+def test_a_line_for_which_there_is_no_room_is_refused_by_its_reason(tmp_path, monkeypatch):
+    """Of a file that has two names, which is copied first; no descriptor is closed twice."""
+    log, copy = tmp_path / "log", tmp_path / "copy"
+    log.write_text("one\n")
+    os.link(log, copy)
+    closed, close = [], os.close
+    monkeypatch.setattr(os, "close", lambda d: (closed.append(d), close(d)))
+    with monkeypatch.context() as full:
+        refusing(full, files, "fill", errno.ENOSPC)
+        with pytest.raises(CheckpointError, match="room"):
+            files.append(log, "two\n")
+    assert len(closed) == len(set(closed)) and log.read_text() == "one\n"
+    files.append(log, "two\n")
+    assert (log.read_text(), copy.read_text()) == ("one\ntwo\n", "one\n")
+
+
 def test_a_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "a").symlink_to(tmp_path / "precious")

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import from_description, Pipeline, schedule_from
@@ -444,15 +445,88 @@ def test_none_and_one(n):
         ({"n": -1}, "n must be at least 0, got -1"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"first": -2}, "first must be at least 0, got -2"),
-        ({"seed": -1}, "seed must lie in"),
-        ({"seed": 2**64}, "seed must lie in"),
-        ({"steps": 0}, "at least one step"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"sampler": "dimm"}, "perhaps you meant 'ddim'"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         pipeline("mlp").sample(**{"n": 1, **options})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers_and_floats_are_not():
+    made = pipeline("mlp")
+    assert torch.equal(
+        made.sample(np.int64(2), seed=np.uint8(3), batch=np.int32(1), steps=np.int64(2)),
+        made.sample(2, seed=3, batch=1, steps=2),
+    )
+    for wrong in ({"n": 2.0}, {"n": True}, {"n": 1, "steps": "4"}, {"n": 1, "batch": 1.5}):
+        with pytest.raises(ConfigError, match="whole number"):
+            made.sample(**wrong)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"noise": np.zeros((2, 5))}, "tensor"),
+        ({"noise": [[0.0] * 5] * 2}, "tensor"),
+        ({"noise": torch.zeros(2, 5, dtype=torch.int64)}, "floats"),
+        ({"images": torch.zeros(2, 5), "known": np.ones((2, 5), bool)}, "tensor"),
+        ({"images": torch.zeros(2, 5), "known": [True]}, "tensor"),
+        ({"images": torch.zeros(2, 5).numpy()}, "tensor"),
+    ],
+)
+def test_only_tensors_are_taken_for_tensors(options, said):
+    with pytest.raises((ConfigError, DataError), match=said):
+        pipeline("mlp").sample(2, **options)
+
+
+# What cannot be a pipeline, in Python and in a file.
+UNFIT = {
+    "times": ([[2.0, 1.0]], [[]], [[0.5]], [[0.0, 1.0]]),
+    "null": (-3, 3, 50),
+    "sampler": ("nope", "", "diffusers:Nope"),
+    "made_for": ("nope", "heun"),
+    "clip": (-1.0, 0.0),
+    "guidance": ((5.0, 1.0),),
+    "steps": (0,),
+}
+
+
+@pytest.mark.parametrize("field, value", [(f, v) for f, values in UNFIT.items() for v in values])
+def test_what_cannot_be_a_pipeline_is_refused_also_where_a_file_says_it(field, value, tmp_path):
+    made = pipeline(classes=("a", "b"), null=2)
+    with pytest.raises(ConfigError):
+        replace(made, **{field: value})
+    made.save(tmp_path)
+    rewritten(tmp_path / "pipeline.json", lambda about: about.update({field: value}))
+    with pytest.raises(CheckpointError, match=r"pipeline\.json"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["schedule"].update(logsnr_min=30.0),
+        lambda about: about["schedule"].update(name="cosin"),
+        lambda about: about["time"].update(scale=0.0),
+        lambda about: about["net"]["config"].update(depth=-1),
+        lambda about: about.update(parameterisation="w"),
+    ],
+)
+def test_what_a_file_says_of_a_denoiser_is_refused_by_its_name(change, tmp_path):
+    pipeline().save(tmp_path)
+    rewritten(tmp_path / "pipeline.json", change)
+    with pytest.raises(CheckpointError, match=r"pipeline\.json"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [("8", "8"), (2.5, 2.5), (0, 4), (-4, 4), (True, 4)])
+def test_another_size_is_of_whole_numbers(size):
+    with pytest.raises(ConfigError, match=r"height|width"):
+        pipeline().at_size(*size)
 
 
 def test_a_clip_bounds_images_and_none_does_not():

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from halfstep import capacity
 from halfstep.cli.codec import fresh_codec, Shape
@@ -158,7 +160,7 @@ def test_no_network_is_told_of_the_time_so(time):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        *(({"n": n}, "n = ") for n in (10**12, 2**63, 10**400)),
+        *(({"n": n}, "n ") for n in (10**12, 2**63, 10**400)),
         *(({"n": n}, "^n ") for n in (-1, 1.5, float("nan"))),
         *(({"first": first}, "first") for first in (2**63, 10**30, -1, float("nan"))),
         *(({"seed": seed}, "seed") for seed in (2**64, -1, float("nan"), 0.5)),
@@ -185,7 +187,7 @@ def test_the_last_samples_that_have_a_number():
 def test_no_image_has_such_a_size():
     net = Denoiser(build("uvit", UVIT), Cosine(), V())
     for size in ((2**40, 8), (0, 8), (-8, -8)):
-        with pytest.raises(ConfigError, match="size"):
+        with pytest.raises(ConfigError, match=r"size|height"):
             Pipeline(net, (1, 8, 8)).at_size(*size)
 
 
@@ -309,6 +311,30 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
     ):
         for more in ([], ["--dry-run"]):
             assert refused(cli(*distill.split(), *words.split(), *more), said)
+
+
+def test_images_that_no_memory_holds_are_not_read(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("halfstep.capacity.memory", lambda: 2**20)
+    for k in range(3):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"{k}.png")
+    monkeypatch.setattr("halfstep.data.folder.read", None)
+    with pytest.raises(ConfigError, match="3 images"):
+        load(str(tmp_path), size=592)  # 3 x 592 x 592 are a little more than 2**20
+    monkeypatch.undo()
+    assert load(str(tmp_path), size=8).shape == (3, 8, 8)
+
+
+def test_a_large_picture_is_read_without_a_warning_of_others(cli, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48)
+    (tmp_path / "d").mkdir()
+    for k in range(3):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "d" / f"{k}.png")
+    words = TRAIN.replace("two-moons", "d").replace("mlp", "uvit").split()
+    words += ["--size", "16", "--out", "r", "--dry-run"]
+    status, out, err = cli(*words)
+    assert status == 0 and not err and "3 samples" in out and not list(recwarn)
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "d" / "bomb.png")
+    assert refused(cli(*words), "bomb.png")
 
 
 def test_samples_that_no_memory_holds_are_not_drawn(cli, tmp_path):

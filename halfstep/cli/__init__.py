@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.  What the user can mend is one line and status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _dispatch(args)
+        with warnings.catch_warnings():
+            # Pillow's, of pictures from 90 megapixels on; it refuses those of twice as many.
+            warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
+            status = _dispatch(args)
         _print("")  # what is left in the buffer
         return status
     except HalfstepError as error:

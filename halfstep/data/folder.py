@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from halfstep.capacity import refuse_too_large
 from halfstep.data.dataset import Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.files import is_text
@@ -66,6 +67,11 @@ def load(
     """
     check_channels(channels)
     files, labels, names = listed(folder)
+    if size is not None:
+        what = f"{len(files)} images of {size} pixels a side"
+        refuse_too_large(
+            what, (len(files), channels or 1, size, size), "write a smaller size", size=1
+        )
     channels = channels or channels_of(files)
     values = torch.from_numpy(_read_all(folder, files, size, channels, progress))
     return Dataset(values, None if labels is None else torch.tensor(labels), names)

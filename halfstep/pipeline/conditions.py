@@ -8,6 +8,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.codec import Texts
 from halfstep.errors import ConfigError
+from halfstep.pixels import refuse_no_tensor
 
 
 def condition(
@@ -77,9 +78,15 @@ def _states(
         context = texts.encode(list(prompts))
     if context is None:
         return empty.expand(n, *empty.shape)
+    refuse_no_tensor("context", context)
     if context.shape != (n, *empty.shape):
         raise ConfigError(
             f"{n} samples of this pipeline need {n} prompts, or context of shape {[n, *empty.shape]}, got "
             f"states of shape {list(context.shape)}"
+        )
+    if not context.is_floating_point() or not context.isfinite().all():
+        raise ConfigError(
+            f"context is the states of texts, finite floats, got {context.dtype} or some nan: "
+            "give what the text encoder returns"
         )
     return context

@@ -1,7 +1,8 @@
 """What a pipeline is, as json: how it is told, and how it is built again with fresh weights."""
 
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TYPE_CHECKING, TypedDict
@@ -157,14 +158,25 @@ def denoiser_from(
             "version that wrote it"
         )
     if about["parameterisation"] not in PARAMETERISATIONS:
-        raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
+        with of_file(source):
+            raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
     made = _net(about["net"]["build"], about["net"]["config"], net, source)
-    return Denoiser(
-        made if about.get("quantised") is None else quantised_again(made, about["quantised"]),
-        schedule_from(about["schedule"]),
-        PARAMETERISATIONS[about["parameterisation"]],
-        time=NetTime(**about["time"]),
-    )
+    with of_file(source):
+        return Denoiser(
+            made if about.get("quantised") is None else quantised_again(made, about["quantised"]),
+            schedule_from(about["schedule"]),
+            PARAMETERISATIONS[about["parameterisation"]],
+            time=NetTime(**about["time"]),
+        )
+
+
+@contextmanager
+def of_file(source: str) -> Iterator[None]:
+    """What a constructor refuses is the fault of the file that says it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def _net(
@@ -192,7 +204,8 @@ def _net(
 def _built(name: str, config: Mapping[str, Any], source: str) -> nn.Module:
     """One of halfstep's own networks: what a constructor raises is the fault of its file."""
     try:
-        return build(name, config)
+        with of_file(source):
+            return build(name, config)
     except HalfstepError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from halfstep.codec import Codec, drawn
 from halfstep.errors import ConfigError
 from halfstep.kinds import fits, shown
-from halfstep.pixels import as_floats, ends, in_range
+from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
 from halfstep.samplers import keeping, noised, Step
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times
@@ -125,6 +125,7 @@ def given(
         return Given()
     images = read_images(n, shape, codec, images)
     if known is not None:
+        refuse_no_tensor("known", known)
         if known.dtype != torch.bool or not _fits(known, images):
             raise ConfigError(
                 f"known says of every pixel whether it is kept: expected bool {list(images.shape)}, or 1 "
@@ -155,15 +156,18 @@ def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Ten
 
 def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
     """`ConfigError` unless there is none, or as much as the walks take."""
-    if noise is not None and noise.shape != (n, *shape):
+    if noise is None:
+        return
+    refuse_no_tensor("noise", noise)
+    if noise.shape != (n, *shape):
         raise ConfigError(
             f"{n} samples need noise of shape {[n, *shape]}, got {list(noise.shape)}: `encode` returns it"
         )
-    if noise is not None and not noise.is_floating_point():
+    if not noise.is_floating_point():
         raise ConfigError(
             f"noise is floats, about as many below 0 as above, got {noise.dtype}: `encode` returns it"
         )
-    if noise is not None and not noise.isfinite().all():
+    if not noise.isfinite().all():
         raise ConfigError("some of the noise is nan or infinite: give other noise")
 
 

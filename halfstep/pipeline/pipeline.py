@@ -13,27 +13,45 @@ from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
-from halfstep.errors import CheckpointError, ConfigError
-from halfstep.kinds import above, at_least, Count, fits, hold_to_kinds, NotNegative, shown
+from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.kinds import (
+    above,
+    at_least,
+    Count,
+    CountOrNone,
+    fits,
+    held,
+    hold_to_kinds,
+    NotNegative,
+    shown,
+)
 from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.resizing import resized
 from halfstep.noise import sample_noise
 from halfstep.pipeline.conditions import condition, same_states
-from halfstep.pipeline.description import codec_file, described, Description, fields_from, FORMAT
+from halfstep.pipeline.description import (
+    codec_file,
+    described,
+    Description,
+    fields_from,
+    FORMAT,
+    of_file,
+)
 from halfstep.pipeline.given import check_noise, given, latents_of, read_images
 from halfstep.pipeline.walks import (
     check_counts,
     check_edit,
     check_sampler,
     check_student,
+    MADE_FOR,
     student_grid,
     teacher_grid,
     walk,
 )
 from halfstep.pixels import as_floats
 from halfstep.samplers.encode import encode, refuse_blind_to_noise
-from halfstep.timegrids import on_schedule, Steps, Times
+from halfstep.timegrids import checked, on_schedule, Steps, Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +78,7 @@ class Pipeline:
     shape: tuple[Count, ...]
     times: tuple[Times, ...] = ()
     classes: tuple[str, ...] = ()
-    null: int | None = None
+    null: CountOrNone | None = None
     clip: Annotated[float, above(0)] | None = None
     sampler: str = "ddim"
     steps: Annotated[Steps, at_least(1)] = 64
@@ -79,6 +97,17 @@ class Pipeline:
         if self.guidance is not None and not self.guidance[0] <= self.guidance[1]:
             raise ConfigError(
                 f"guidance is the lowest scale and the highest, got {self.guidance}: write them in order"
+            )
+        for times in self.times:
+            checked(times)
+        check_sampler(self.sampler)
+        if self.made_for not in MADE_FOR:
+            raise unknown("made_for", self.made_for, MADE_FOR)
+        rows = getattr(self.denoiser.net, "num_classes", None)
+        if self.null is not None and rows is not None and self.null >= rows:
+            raise ConfigError(
+                f"null is the label of no class, below the network's num_classes = {rows}, got {self.null}: "
+                f"write for example null={rows - 1}"
             )
 
     def sample(
@@ -296,8 +325,9 @@ class Pipeline:
     def at_size(self, height: int, width: int) -> Self:
         """The same for images of another size in pixels, untrained for it; U-ViT's position embedding
         is interpolated."""
+        height, width = held("height", height, Count), held("width", width, Count)
         factor = 1 if self.codec is None else self.codec.factor
-        odd = min(height, width) < 1 or height % factor or width % factor
+        odd = height % factor or width % factor
         if len(self.shape) != 3 or self.times or odd:
             whole = f", in multiples of {factor} pixels" if factor > 1 else ""
             raise ConfigError(
@@ -368,4 +398,6 @@ def from_description(
     source: str = "this description",
 ) -> Pipeline:
     """A pipeline with fresh weights and no codec, from what `Pipeline.describe` says."""
-    return Pipeline(**fields_from(about, net=net, source=source))
+    fields = fields_from(about, net=net, source=source)
+    with of_file(source):
+        return Pipeline(**fields)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import held, Share, shown
+from halfstep.kinds import at_least, below, Count, CountOrNone, held, Share, shown
 from halfstep.noise import key, sample_noise
 from halfstep.prediction import Prediction
 from halfstep.samplers import (
@@ -28,25 +29,19 @@ from halfstep.samplers.published import WALKS
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times, uniform
 
+MADE_FOR = ("ddim", "stochastic", "encode")
+"""What a student is made for."""
 NAMES = (*STEPS, *WALKS, "ancestral", "stochastic")
-
-
-def _whole(value: object) -> bool:
-    """Whether it is a whole number, however large."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_counts(
     n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
 ) -> None:
     """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
-    for name, value, least in (("n", n, 0), ("batch", batch, 1), ("first", first, 0)):
-        if not _whole(value) or value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {shown(value)}")
-    if not _whole(seed) or not 0 <= seed < 2**64:
-        raise ConfigError(
-            f"seed must lie in [0, 2^64), got {shown(seed)}: write for example seed=0"
-        )
+    held("n", n, CountOrNone)
+    held("batch", batch, Count)
+    held("first", first, CountOrNone)
+    held("seed", seed, Annotated[int, at_least(0), below(2**64)])
     held("variance", variance, Share)
     refuse_too_large(f"n = {shown(n)} samples", (n, *shape), "write a smaller n, more than once")
     if first + n > 2**63:
@@ -105,20 +100,15 @@ def draws_noise(sampler: str) -> bool:
     )
 
 
-def _at_least_one(steps: int | None) -> None:
-    if steps is not None and steps < 1:
-        raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
-
-
 def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
     """The sampler's own grid of so many steps, or the uniform one."""
-    _at_least_one(steps)
+    held("steps", steps, Count)
     return WALKS[sampler].grid(steps, schedule) if sampler in WALKS else uniform(steps)
 
 
 def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
     """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
-    _at_least_one(steps)
+    held("steps", steps, Count | None)
     if sampler in WALKS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
