@@ -10,6 +10,7 @@ from halfstep.errors import ConfigError
 from halfstep.schedules import arriving, Cosine, Karras, Level, SCHEDULES, Straight, Table, VPLinear
 from tests.conftest import named, SCHEDULES as ALL, seeded
 
+NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("float64")
 every = pytest.mark.parametrize("schedule", ALL, ids=named)
 
@@ -175,12 +176,39 @@ def test_shape_and_dtype_are_kept(schedule, dtype, shape):
     assert back.shape == t.shape and back.dtype == dtype
 
 
-@every
+ENDS = [
+    *(Cosine(-30.0, 30.0), Cosine(-30.0, -20.0), Cosine(20.0, 30.0), Cosine(-30.0, 0.3)),
+    *(VPLinear(200.0, 200.0), Karras(1e-18, 1e18), Karras(1.0, 1e18, 1.0)),
+]
+
+
+@pytest.mark.parametrize("schedule", [*ALL, *ENDS], ids=repr)
 def test_float32_levels_are_those_of_float64(schedule):
-    t = torch.linspace(0.001, 1, 333)
+    """Also at the ends, and never nan: whatever has signal and noise in float64 has both in float32."""
+    t = torch.cat([torch.linspace(0.001, 1, 333), 1 - 2.0 ** -torch.arange(8.0, 25)])
     one, other = schedule.at(t.float()), schedule.at(t.float().double())
     torch.testing.assert_close(one.alpha.double(), other.alpha, rtol=2e-5, atol=2e-7)
     torch.testing.assert_close(one.sigma.double(), other.sigma, rtol=2e-5, atol=2e-7)
+    assert torch.equal(one.logsnr.isfinite(), other.logsnr.isfinite())
+
+
+@pytest.mark.parametrize("low, high", [(-30.0, 30.0), (-30.0, -29.0), (29.0, 30.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_farthest_cosine_has_signal_and_noise_at_its_ends(low, high, dtype):
+    """Of one to -40 float32's alpha is below 0; of one from 40 float16's sigma is 0."""
+    there = Cosine(low, high).at(torch.tensor([0.0, 1.0], dtype=dtype))
+    assert bool((there.alpha > 0).all()) and bool((there.sigma > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [*ALL, Table(zero_snr=True), Table(levels=1), Straight()], ids=repr
+)
+def test_of_nan_comes_nan(schedule, dtype):
+    t = torch.tensor([1.0, NAN], dtype=dtype)
+    there = schedule.at(t)
+    assert bool((there.alpha.isnan() | there.sigma.isnan())[1]) and not there.sigma[0].isnan()
+    assert schedule.time(t).isnan().tolist() == [False, True]
 
 
 @every
@@ -376,14 +404,11 @@ def test_half_precision_reads_what_lies_between_levels_and_what_is_rounded_off_t
     assert last.alpha.item() == pytest.approx(exact.alpha.item(), rel=0.01)
 
 
-NAN = float("nan")
-
-
 @pytest.mark.parametrize(
     ("made", "option"),
     [
-        *((lambda v=v: Cosine(logsnr_min=v), "logsnr") for v in (20.0, 30.0, NAN, -inf, -1e5, "a")),
-        *((lambda v=v: Cosine(logsnr_max=v), "logsnr") for v in (-20.0, NAN, inf, 1e5, 10**400)),
+        *((lambda v=v: Cosine(logsnr_min=v), "logsnr") for v in (20.0, 30.0, NAN, -inf, -31.0, "a")),
+        *((lambda v=v: Cosine(logsnr_max=v), "logsnr") for v in (-20.0, NAN, inf, 31.0, 10**400)),
         *((lambda v=v: VPLinear(beta_min=v), "beta_min") for v in (-1.0, NAN, inf, 1e308, True)),
         *((lambda v=v: VPLinear(beta_max=v), "beta_max") for v in (-0.1, NAN, inf, 1e4)),
         (lambda: VPLinear(0.0, 0.0), "noise"),

@@ -196,7 +196,7 @@ def test_the_last_step_draws_no_noise_that_could_be_too_much():
     [
         (Cosine(), uniform_landing(10)),
         (Cosine(), uniform_landing(1000)),
-        (Cosine(-40.0, 40.0), uniform_landing(1000)),
+        (Cosine(-30.0, 30.0), uniform_landing(1000)),
         (Cosine(), uniform_landing(50, start=0.999)),
         (Straight(), uniform_landing(100, start=0.999)),
         (VPLinear(), uniform(1)),
