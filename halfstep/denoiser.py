@@ -1,6 +1,7 @@
 """Denoiser: a network, its noise schedule and its parameterisation, as one thing."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
@@ -170,6 +171,19 @@ def not_trained(net: nn.Module) -> frozenset[str]:
     return before
 
 
+def freeze_alike(
+    net: nn.Module, old: nn.Module, named: Callable[[str], str | None] = lambda name: name
+) -> None:
+    """Let training leave those parameters of a copy as they are that it leaves so in the old network.
+
+    named  what a parameter of the copy is called in the old one; what has no equal there is left alone
+    """
+    theirs, frozen = dict(old.named_parameters()), not_trained(old)
+    for name, parameter in net.named_parameters():
+        if (before := named(name)) in theirs:
+            parameter.requires_grad_(before not in frozen)
+
+
 def thaw(net: nn.Module) -> None:
     """Undo `Denoiser.freeze`: gradients for all parameters but those that had none before."""
     before = not_trained(net)
@@ -261,9 +275,12 @@ class ClassifierGuided(nn.Module):
         return self.denoiser.twin()
 
     def freeze(self) -> Self:
-        """Itself, in evaluation mode and without gradients."""
+        """Itself, in evaluation mode, the denoiser without gradients.
+
+        The classifier's parameters are the caller's and stay as they are: gradients are taken of x alone.
+        """
         self.denoiser.freeze()
-        return self.eval().requires_grad_(False)
+        return self.eval()
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         if cond is None or cond.label is None:

@@ -378,6 +378,20 @@ def test_a_classifier_without_a_gradient_is_refused(forward):
             pushed(x, torch.full((2,), 0.5), Cond(label=torch.tensor([0, 1])))
 
 
+def test_classifier_guidance_freezes_no_classifier():
+    """It is the caller's, who may go on training it; its answers have no gradient in any case."""
+    pushed, x = timed(Cosine()), torch.ones(2, 2)
+    pushed.classifier.head.requires_grad_(False)
+    before = [p.requires_grad for p in pushed.classifier.parameters()]
+    frozen = pushed.freeze()
+    assert frozen is pushed and not pushed.training
+    assert [p.requires_grad for p in pushed.classifier.parameters()] == before
+    assert not any(p.requires_grad for p in pushed.denoiser.parameters())
+    pred = frozen(x, torch.full((2,), 0.5), Cond(label=torch.tensor([0, 1])))
+    assert not pred.x0.requires_grad and not pred.eps.requires_grad
+    assert all(p.grad is None for p in pushed.parameters())
+
+
 def test_classifier_guidance_refuses():
     schedule = Straight()
     pushed = ClassifierGuided(blind_teacher(schedule), ExactClassifier(schedule), 1.0)

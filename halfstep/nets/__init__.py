@@ -46,6 +46,7 @@ __all__ = [
     "build",
     "built_again",
     "fitting",
+    "made_alike",
     "recipe",
 ]
 
@@ -122,13 +123,23 @@ def built_again(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
     One that was given as a function is built by that function: the name beside it came from a file.
     """
-    name, made = recipe(net)[0], getattr(net, "made_by", None)
+    made: Callable[..., nn.Module] | None = getattr(net, "made_by", None)
     if made is None:
-        return build(name, config)
-    kept = plain(name, config)
-    new: nn.Module = made(**config)
-    new.recipe, new.made_by = (name, kept), made  # type: ignore[assignment]
+        return build(recipe(net)[0], config)
+    new = made(**config)
+    made_alike(new, net, config)
     return new
+
+
+def made_alike(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> None:
+    """Let a network remember that it was made as this one, of this config.
+
+    The name alone would not do: where it came from a file, what it names would be imported.
+    """
+    name = recipe(net)[0]
+    new.recipe = name, plain(name, config)  # type: ignore[assignment]
+    if hasattr(net, "made_by"):
+        new.made_by = net.made_by
 
 
 def fitting(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep.denoiser import not_trained
+from halfstep.denoiser import freeze_alike
 
 BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.")
 LEVEL = re.compile(r"up_blocks\.(\d+)\.")
@@ -50,10 +50,7 @@ def carry(net: nn.Module, old: nn.Module) -> list[str]:
     with torch.no_grad():
         for key in fits:
             mine[key].copy_(theirs[str(named[key])])
-    frozen = not_trained(old)
-    for key, parameter in net.named_parameters():
-        if key in fits:  # what is taken over stays as it is there
-            parameter.requires_grad_(named[key] not in frozen)
+    freeze_alike(net, old, {key: named[key] for key in fits}.get)  # what is taken over
     return fits
 
 

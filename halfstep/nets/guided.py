@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from halfstep.denoiser import not_trained
+from halfstep.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.nets import built_again, recipe
 from halfstep.nets.guidance import check_features
@@ -34,8 +34,6 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
             f"the net '{name}' with guidance={width} is not itself and something more: its weights "
             f"{'lack ' + strange[0] if strange else 'are the same'}; let its argument guidance add layers"
         )
-    frozen = not_trained(net)
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    freeze_alike(new, net)
     new.train(net.training)
     return new

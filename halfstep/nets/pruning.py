@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from halfstep.denoiser import not_trained
+from halfstep.denoiser import freeze_alike
 from halfstep.errors import ConfigError
-from halfstep.nets import build, recipe
+from halfstep.nets import built_again, recipe
 
 
 def pairs_of(net: nn.Module) -> int:
@@ -50,17 +50,15 @@ def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
     keep  0 is the outermost pair, next to the image
     """
     pairs = pairs_of(net)
-    keep, (name, config) = checked_pairs(keep, pairs), recipe(net)
+    keep = checked_pairs(keep, pairs)
     with torch.device("meta"):
-        new = build(name, {**config, "depth": 2 * len(keep)})
+        new = built_again(net, {**recipe(net)[1], "depth": 2 * len(keep)})
     theirs = net.state_dict()
     own = {key: theirs[_before(key, keep, pairs)].detach().clone() for key in new.state_dict()}
     new.load_state_dict(own, assign=True)
     new.model.gradient_checkpointing = net.model.gradient_checkpointing  # type: ignore[union-attr]
     new.train(net.training)
-    frozen = not_trained(net)
-    for key, parameter in new.named_parameters():
-        parameter.requires_grad_(_before(key, keep, pairs) not in frozen)
+    freeze_alike(new, net, lambda key: _before(key, keep, pairs))
     return new
 
 

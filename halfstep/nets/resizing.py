@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from halfstep.denoiser import freeze_alike
 from halfstep.errors import ConfigError
+from halfstep.nets import made_alike, recipe
 from halfstep.nets.adapters import UNetConditionNet, UNetNet, UViTNet
 from halfstep.nets.uvit import UViT
 
@@ -23,8 +25,8 @@ def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
         )
     height, width = size
     new = UViTNet(net.model.resized((height, width)), net.num_classes)
-    made = getattr(net, "recipe", None)
-    if made is not None:  # as nets.build leaves it, so that it can be saved
+    freeze_alike(new, net)
+    if hasattr(net, "recipe"):  # so that it can be saved
         side = height if height == width else [height, width]
-        new.recipe = made[0], {**made[1], "img_size": side}  # type: ignore[assignment]
+        made_alike(new, net, {**recipe(net)[1], "img_size": side})
     return new

@@ -13,6 +13,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from halfstep.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.nets.attention import Attention, Block
 from halfstep.nets.guidance import check_scales, GuidanceEmbedding
@@ -190,6 +191,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             patches = _resampled(place[:, self.extras :], self.grid, other.grid)
             state["pos_embed"] = torch.cat([place[:, : self.extras], patches], dim=1)
         other.load_state_dict(state, assign=True)
+        freeze_alike(other, self)
         other.gradient_checkpointing = self.gradient_checkpointing
         other.train(self.training)
         return other

@@ -211,13 +211,36 @@ MUTANTS = (
     *of(
         "nets/pruning",
         "changed_networks",
-        ("_before(key, keep, pairs) not in frozen", "key not in frozen"),
+        ("freeze_alike(new, net, lambda key: _before(key, keep, pairs))", "freeze_alike(new, net)"),
     ),
-    *of("nets/carried", "changed_networks", ("named[key] not in frozen", "True")),
+    *of("nets/carried", "changed_networks", ("freeze_alike(net, old,", "freeze_alike(net, net,")),
+    *of("nets/guided", "changed_networks", ("    freeze_alike(new, net)", "    pass")),
+    *of("nets/uvit", "copies", ("        freeze_alike(other, self)", "        pass")),
     *of(
-        "nets/guided",
-        "changed_networks",
-        ("name not in frozen", "True"),
+        "nets/resizing",
+        "copies",
+        ("    freeze_alike(new, net)", "    pass"),
+        ("made_alike(new, net, {", "made_alike(new, new, {"),
+    ),
+    *of(
+        "nets/__init__",
+        "copies",
+        ('if hasattr(net, "made_by")', 'if hasattr(new, "made_by")'),
+        ("    if made is None:", "    if made:"),
+    ),
+    *of(
+        "denoiser",
+        "copies",
+        ("requires_grad_(before not in frozen)", "requires_grad_(True)"),
+        ("(before := named(name)) in theirs:", "before := named(name):"),
+    ),
+    *of(
+        "denoiser",
+        "denoiser",
+        (
+            'of x alone.\n        """\n        self.denoiser.freeze()',
+            'of x alone.\n        """\n        self.requires_grad_(False)',
+        ),
     ),
     *of(
         "nets/quantised",
