@@ -52,6 +52,7 @@ Updates = Annotated[int, at_least(0), at_most(10**9)]
 """At a tenth of a millisecond each, faster than any network is trained, the most take a day."""
 Seed = Annotated[int, at_least(0), below(2**32)]
 NotNegative = Annotated[float, at_least(0)]
+Positive = Annotated[float, above(0)]
 Share = Annotated[float, at_least(0), at_most(1)]
 Smoothing = Annotated[float, at_least(0), below(1)]
 

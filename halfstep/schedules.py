@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import above, at_least, at_most, below, hold_to_kinds
+from halfstep.kinds import above, at_least, at_most, below, hold_to_kinds, Positive
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def arriving(schedule: Schedule, t: Tensor) -> Level:
 
 
 _End = Annotated[float, at_least(-30), at_most(30)]
-"""Of a cosine: at -30 alpha is 3e-7, and float32 rounds the angle by up to 2e-7; at 35 float16 has no sigma."""
+"""Of a cosine: at -30 alpha is 3e-7, and float32 rounds the angle by up to 2e-7; at 35 float16 has none."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Karras:
 
     sigma_min: _Sigma = 0.002
     sigma_max: _Sigma = 80.0
-    rho: Annotated[float, above(0)] = 7.0
+    rho: Positive = 7.0
     variance_preserving: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

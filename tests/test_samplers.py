@@ -18,8 +18,11 @@ from halfstep.samplers import (
     ddim,
     dpmpp_2m,
     heun,
+    noise_of,
+    noised,
     Point,
     sample,
+    scheduled,
     start,
     STEPS,
     Visit,
@@ -415,6 +418,28 @@ def test_clipping(schedule, name):
     tight = sample(teacher, noise, uniform(4), step_called(name), clip=0.25)
     torch.testing.assert_close(loose, free, rtol=1e-9, atol=1e-9)
     assert tight.abs().max() <= 0.25 < free.abs().max()
+
+
+@pytest.mark.parametrize("clip", [float("nan"), float("inf"), -1.0, 0.0, "1", True, 10**400])
+def test_no_walk_clips_to_what_is_no_bound(clip):
+    teacher, noise = Counted(wobbly_teacher(Cosine(), X0())), torch.ones(1, 4)
+    with pytest.raises(ConfigError, match="clip"):
+        sample(teacher, noise, uniform(4), clip=clip)
+    with pytest.raises(ConfigError, match="clip"):
+        scheduled(teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()], clip=clip)
+    assert teacher.calls == 0
+
+
+@pytest.mark.parametrize("t", [float("nan"), 2.0, -1.0, "1", None, 10**400])
+def test_no_walk_starts_at_what_is_no_time(t):
+    x = torch.ones(1, 4)
+    with pytest.raises(ConfigError, match=r"^t (must|is)"):
+        start(Karras(), x, t)
+    with pytest.raises(ConfigError, match=r"^t (must|is)"):
+        noise_of(Karras(), x, t)
+    for schedule in (Cosine(), Karras(), Table()):
+        with pytest.raises(ConfigError, match=r"^t (must|is)"):
+            noised(schedule, x, x, t)
 
 
 def test_clipping_recomputes_eps_on_the_way():

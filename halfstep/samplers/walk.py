@@ -9,6 +9,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError
+from halfstep.kinds import held, Positive, Share
 from halfstep.samplers.steps import ddim, Point, Step, Visit
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import checked, on_schedule, Times
@@ -18,7 +19,7 @@ PREFIX = "diffusers:"
 
 
 def _time(t: float) -> Tensor:
-    return torch.tensor(t, dtype=torch.float64)
+    return torch.tensor(held("t", t, Share), dtype=torch.float64)
 
 
 def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
@@ -64,7 +65,7 @@ def sample(
     clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
     progress  called after every step
     """
-    schedule = denoiser.schedule
+    schedule, clip = denoiser.schedule, held("clip", clip, Positive | None)
     seen: list[Visit] = []
 
     def look(x: Tensor, point: Point) -> Visit:

@@ -30,7 +30,11 @@ MUTANTS = (
         ("enumerate(pairwise(times), start=1)", "enumerate(pairwise(times), start=0)"),
         (".to(noise.dtype)", ".to(torch.float64)"),
         ("pred = denoiser(x, t, cond)", "pred = denoiser(x, t)"),
+        ('held("clip", clip, Positive | None)', "clip"),
+        ('held("t", t, Share)', "t"),
     ),
+    *of("samplers/schedulers", "samplers", ('held("clip", clip, Positive | None)', "clip")),
+    *of("samplers/editing", "samplers", ('held("t", t, Share)', "t")),
     *of(
         "samplers/stochastic",
         "stochastic",
@@ -103,9 +107,13 @@ MUTANTS = (
     ),
     *of(
         "samplers/schedulers",
+        "schedulers",
+        ("* (SPREAD / spread(begun))", "* SPREAD"),
+    ),
+    *of(
+        "samplers/schedulers",
         "walks",
         ("    _refuse_astray(name, denoiser.schedule, times)\n", ""),
-        ("* (SPREAD / spread(begun))", "* SPREAD"),
         ("drawn=not torch.equal(", "drawn=torch.equal("),
         ("_tried.__wrapped__(name, schedule, times)", "0.0"),
     ),
