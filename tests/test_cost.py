@@ -9,11 +9,11 @@ from torch import nn
 
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import cost, multiply_adds, peak_bytes
+from halfstep.evaluation.cost import _short, cost, multiply_adds, peak_bytes
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
-from halfstep.schedules import Cosine, VPLinear
+from halfstep.schedules import Cosine, Karras, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import Wobbly
 
@@ -158,6 +158,20 @@ def test_a_sampler_is_timed_on_its_own_grid(sampler):
     assert few == many
     if sampler != "euler-maruyama":
         assert few > peak_bytes(teacher, sampler, 1, batch=64)
+
+
+@pytest.mark.parametrize(
+    "schedule, sampler, few",
+    [
+        (Cosine(), "dpm-fast", 4),
+        (VPLinear(), "euler-maruyama", 8),
+        (Karras(), "euler-maruyama", 16),
+    ],
+)
+def test_memory_is_that_of_the_shortest_walk_that_leads_somewhere(schedule, sampler, few):
+    """4 steps, or twice as many until it is not refused."""
+    made = Pipeline(Denoiser(Net(), schedule, V()), SHAPE)
+    assert [_short(made, sampler, steps).steps for steps in (64, few)] == [few, few]
 
 
 def test_memory_of_a_scheduler_is_that_of_a_walk_that_it_takes():

@@ -341,3 +341,11 @@ def test_one_generator_a_sample():
     teacher, noise = mixture_teacher(Cosine()), some_noise()
     with pytest.raises(ConfigError, match="one generator a sample, got 1 for 5"):
         scheduled(teacher, noise, uniform(2), "DDPMScheduler", generators=[seeded()])
+
+
+@pytest.mark.parametrize("begin", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_a_trial_knows_where_the_exact_flow_ends_from_wherever_it_begins(name, begin):
+    times = uniform(100, start=begin)
+    assert schedulers._tried(name, Cosine(), times) < 0.05
+    assert schedulers._tried(name, VPLinear(), times) < 0.05

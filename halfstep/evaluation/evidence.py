@@ -24,7 +24,7 @@ from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.walks import check_sampler, check_walk
+from halfstep.pipeline.walks import check_walk
 from halfstep.samplers import calls, PREFIX, STEPS, WALKS
 from halfstep.timegrids import Steps, Times
 
@@ -189,13 +189,10 @@ def _tried(
     for sampler, steps in dict.fromkeys(walks):
         if steps is None or (own and steps not in own and sampler not in WALKS):
             continue
-        own_steps = sampler in WALKS or sampler.startswith(PREFIX)
-        if own_steps:
-            check_sampler(sampler)  # a name that is none is no baseline that is left out
         try:
             walkable(teacher, sampler, steps)
         except ConfigError as error:
-            if not own_steps:
+            if sampler not in WALKS and not sampler.startswith(PREFIX):
                 raise
             yield (sampler, steps), str(error)
         else:

@@ -25,7 +25,6 @@ MUTANTS = (
         ("way = teacher, asked.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
         ("if sampler in some else", "if sampler not in some else"),
-        ("if own_steps:\n", "if False:\n"),
     ),
     *of(
         "evaluation/judge",
