@@ -214,10 +214,12 @@ def test_what_would_never_end_is_not_begun(made, option):
         made()
 
 
-def test_a_batch_that_no_memory_holds(tmp_path):
+def test_a_batch_that_no_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "memory", lambda: 2**20)
     with pytest.raises(ConfigError, match="batch"):
-        halve(tmp_path / "r", batch=10**13, micro_batch=1)
+        halve(tmp_path / "r", batch=87382)  # 87,382 x 3 floats
     assert not (tmp_path / "r").exists()
+    halve(tmp_path / "s", batch=87381, method=Progressive(start=2, stop=1, updates=(1,)))
 
 
 def test_memory_is_counted(monkeypatch):
