@@ -1,9 +1,10 @@
 """Of what kind an option is, how large it may be, and what is not of it."""
 
 import operator
+import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, MISSING
 from math import isfinite
 from pathlib import Path
@@ -133,10 +134,10 @@ def broken(value: Any, hint: Any) -> tuple[Bound, ...]:
 def _refusal(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
     hint = _bare(hint)
     if typing.get_origin(hint) is Literal:
-        return unknown(name, value, map(str, typing.get_args(hint)))
+        said = value if isinstance(value, str) else shown(value)
+        return unknown(name, said, map(str, typing.get_args(hint)))
     instead = f": write for example {default!r}" if default is not MISSING and default else ""
-    each = value if isinstance(value, list | tuple) else (value,)
-    endless = any(_is_number(one) and not _is_finite(one) for one in each)
+    endless = not all(map(_is_finite, numbers(value)))
     finite = ", finite and of at most 64 bits" if endless else ""
     return ConfigError(f"{name} is {word(hint)}{finite}, got {shown(value)}{instead}")
 
@@ -150,15 +151,29 @@ def _out_of_range(name: str, value: Any, bounds: tuple[Bound, ...], default: Any
     return ConfigError(f"{each}{name} must be {ends}, got {shown(value)}{hint}")
 
 
+class _Shown(reprlib.Repr):
+    """As `repr`, but short: also numbers of more digits than Python writes."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if _is_finite(x) else f"{'-' * (x < 0)}2^{abs(x).bit_length() - 1} or more"
+
+
+_shown = _Shown()
+vars(_shown).update({limit: 200 for limit in vars(_shown) if limit.startswith("max")})
+
+
 def shown(value: Any) -> str:
-    """A value as it is, but a number of many digits short."""
-    if isinstance(value, int) and not _is_finite(value):
-        return f"{'-' * (value < 0)}2^{abs(value).bit_length() - 1} or more"
-    return repr(value)
+    """A value as it is, but what is long is cut, and a number of many digits short, wherever it is."""
+    return _shown.repr(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def numbers(value: Any) -> Iterator[int | float]:
+    """All numbers in a value, in lists of lists and tables, too."""
+    if isinstance(value, list | tuple | Mapping):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _is_finite(value: int | float) -> bool:

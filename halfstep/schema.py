@@ -141,7 +141,7 @@ def _check_plain(value: Any) -> None:
             elif isinstance(one, float) and not isfinite(one):
                 raise Wrong(f"{name or 'it'} is not a finite number, got {one}")
             elif isinstance(one, int) and not -LARGEST <= one < LARGEST:
-                raise Wrong(f"{name or 'it'} is a number of {len(str(abs(one)))} digits")
+                raise Wrong(f"{name or 'it'} is a whole number of {one.bit_length()} bits")
         if not below:
             return
         layer = below

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import above, at_most, Count, fits, held, Share, shown
+from halfstep.kinds import at_least, at_most, Count, fits, held, Share, shown
 from halfstep.schedules import Schedule
 
 Times = tuple[float, ...]
@@ -21,7 +21,7 @@ Steps = Annotated[int, at_most(MOST)]
 def checked(times: Times) -> Times:
     """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
     finite = all(fits(t, float) for t in times)
-    falling = finite and all(a > b for a, b in pairwise(times))
+    falling = finite and _falls(times)
     if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
         first = ", ".join(f"{t:g}" if fits(t, float) else shown(t) for t in times[:6])
         raise ConfigError(
@@ -29,6 +29,10 @@ def checked(times: Times) -> Times:
             f"{', ...' if len(times) > 6 else ''}); write for example (1.0, 0.5, 0.0)"
         )
     return times
+
+
+def _falls(times: Times) -> bool:
+    return all(a > b for a, b in pairwise(times))
 
 
 def on_schedule(times: Times, schedule: Schedule) -> Times:
@@ -56,9 +60,20 @@ def _counted(steps: int) -> int:
     return steps
 
 
+def _falling(start: float, end: float) -> tuple[float, float]:
+    """Where a grid starts and ends, held to what they may be."""
+    start, end = held("start", start, Share), held("end", end, Share)
+    if start <= end:
+        raise ConfigError(
+            f"a time grid falls from start to end, got start={start:g} and end={end:g}: write for example "
+            "start=1.0 and end=0.001"
+        )
+    return start, end
+
+
 def uniform(steps: int, *, start: float = 1.0, end: float = 0.0) -> Times:
     """Equally spaced from `start` to `end`."""
-    n, start, end = _counted(steps), held("start", start, Share), held("end", end, Share)
+    n, (start, end) = _counted(steps), _falling(start, end)
     return checked(tuple(start * (n - k) / n + end * (k / n) for k in range(n + 1)))
 
 
@@ -88,7 +103,7 @@ def karras(
     steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3, rho: float = 7.0
 ) -> Times:
     """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0."""
-    rho = held("rho", rho, Annotated[float, above(0)])
+    rho = held("rho", rho, Annotated[float, at_least(1e-3), at_most(10**6)], 7.0)
     return _spaced(steps, schedule, start, end, power=1 / rho)
 
 
@@ -101,12 +116,18 @@ def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: flo
         logsnr = -2 / power * (low + share * (high - low)).log()
     else:
         logsnr = ends[0] + share * (ends[1] - ends[0])
-    inner = schedule.time(logsnr).tolist()
-    return checked((start, *inner[1:], 0.0))
+    times = (start, *schedule.time(logsnr).tolist()[1:], 0.0)
+    if not _falls(times):
+        of = f" with rho={1 / power:g}" if power else ""
+        raise ConfigError(
+            f"{steps} steps from start={start:g} to end={end:g}{of} are too close to be told apart on this "
+            f"schedule: write for example {'rho=7 and ' * bool(power)}end=0.001"
+        )
+    return times
 
 
 def _ends(schedule: Schedule, start: float, end: float) -> torch.Tensor:
-    start, end = held("start", start, Share), held("end", end, Share)
+    start, end = _falling(start, end)
     ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).logsnr
     if not bool(ends.isfinite().all()):
         raise ConfigError(

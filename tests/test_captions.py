@@ -109,7 +109,7 @@ def test_accents_may_be_written_either_way(tmp_path, forms):
             "damaged: it says 'file_name' twice",
         ),
         ("[" * 100_000, "damaged: it is nested deeper than 64 lists"),
-        ('{"text": ' + "9" * 30 + "}", "damaged: text is a number of 30 digits"),
+        ('{"text": ' + "9" * 30 + "}", "damaged: text is a whole number of 100 bits"),
         ("[1]", "names no image: LIKE"),
         ('{"text": "a"}', "names no image: LIKE"),
         ('{"file_name": 3, "text": "a"}', "names no image: LIKE"),

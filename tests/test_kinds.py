@@ -21,7 +21,7 @@ from halfstep.data.encoding import Layout
 from halfstep.denoiser import NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation
-from halfstep.kinds import above, at_least, at_most, below, fits, hold_to_kinds, shown, word
+from halfstep.kinds import above, at_least, at_most, below, fits, held, hold_to_kinds, shown, word
 from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
@@ -140,8 +140,9 @@ def test_kinds_in_words():
         hold_to_kinds(Options(None))
 
 
+NAN = float("nan")
 ENDLESS = [
-    float("nan"),
+    NAN,
     float("inf"),
     float("-inf"),
     10**400,
@@ -224,3 +225,34 @@ def test_numbers_of_many_digits_are_shown_short():
     assert shown(10**400) == "2^1328 or more" and shown(-(2**64)) == "-2^64 or more"
     assert shown(2**63) == str(2**63) and shown(0.5) == "0.5" and shown("a") == "'a'"
     assert fits(2**64 - 1, int) and not fits(2**64, int) and not fits(-(2**64), float)
+    assert shown((10**5000, [-(10**400)], {"a": 10**400}, "b", np.float32(0.5), True)) == (
+        "(2^16609 or more, [-2^1328 or more], {'a': 2^1328 or more}, 'b', "
+        f"{np.float32(0.5)!r}, True)"
+    )
+    assert shown((1,)) == "(1,)" and len(shown("a" * 10_000)) == len(shown("b" * 10**6)) == 200
+
+
+Pairs = tuple[tuple[float, ...], ...]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (((NAN, 0.0),), Pairs), (((1.0, 0.0), (1.0, 10**400)), Pairs), ([[1.0, [NAN]]], Pairs),
+        ((10**5000,), tuple[int, ...]), ({"a": [10**5000]}, int), ({"a": NAN}, float),
+        (np.array([[NAN, 0.0]]), Pairs),
+    ],
+)  # fmt: skip
+def test_numbers_within_are_finite_and_shown_short(value, hint):
+    with pytest.raises(
+        ConfigError, match=r"^times is .*, finite and of at most 64 bits, got "
+    ) as said:
+        held("times", value, hint)
+    assert len(str(said.value)) < 200
+
+
+def test_no_name_is_a_number_of_many_digits():
+    with pytest.raises(ConfigError, match=r"there is no grid '2.16609 or more'"):
+        Progressive(grid=10**5000)
+    with pytest.raises(ConfigError, match=r"updates is a list.*, got \(2.16609 or more,\)"):
+        Progressive(updates=(10**5000,))

@@ -51,9 +51,9 @@ CASES = [
     ({"maybe": {"a": "b"}}, r"maybe\.a must be"),
     ({"maybe": []}, "maybe must be a table"),
     ({"other": 1}, "'other' is no key"),
-    ({"count": 10**30}, "count is a number of 31 digits"),
-    ({"of": [{"low": 10**400, "high": 0}]}, r"of\[0\]\.low is a number of 401 digits"),
-    ({"rest": {"deep": [[-(10**19)]]}}, r"rest\.deep\[0\]\[0\] is a number of 20 digits"),
+    ({"count": 10**30}, "count is a whole number of 100 bits"),
+    ({"of": [{"low": 10**400, "high": 0}]}, r"of\[0\]\.low is a whole number of 1329 bits"),
+    ({"rest": {"deep": [[-(10**19)]]}}, r"rest\.deep\[0\]\[0\] is a whole number of 64 bits"),
 ]
 
 
@@ -123,6 +123,14 @@ def test_toml_is_read_as_strictly(text):
     with pytest.raises(ConfigError, match="'f' is"):
         from_toml(text, dict[str, Any], "'f'", error=ConfigError)
     assert from_toml(b"\xef\xbb\xbfa = 1", dict[str, Any], "f") == {"a": 1}
+
+
+@pytest.mark.parametrize("digits", ["0x" + "f" * 6000, "0b" + "1" * 24_000, "-9" + "0" * 25])
+def test_toml_names_the_key_of_a_number_of_any_size(digits):
+    with pytest.raises(
+        ConfigError, match=r"^f is damaged: a\.b\[0\] is a whole number of \d+ bits$"
+    ):
+        from_toml(f"a.b = [{digits}]", dict[str, Any], "f", error=ConfigError)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,17 @@ from hypothesis import given, strategies as st
 
 from halfstep.errors import ConfigError
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
-from halfstep.timegrids import checked, grid, GRIDS, karras, trailing, uniform, uniform_logsnr
+from halfstep.timegrids import (
+    checked,
+    fast,
+    grid,
+    GRIDS,
+    karras,
+    trailing,
+    uniform,
+    uniform_landing,
+    uniform_logsnr,
+)
 from tests.conftest import named
 
 SMOOTH = [Cosine(), VPLinear(), Karras()]  # the straight schedule has infinite ends
@@ -142,3 +152,45 @@ def test_infinite_ends_are_refused_and_the_advice_works(make, schedule):
     assert make(4, schedule, start=0.999)[0] == 0.999
     with pytest.raises(ConfigError, match=r"at t = 0\.5 or 0 is infinite"):
         make(4, schedule, start=0.5, end=0.0)
+
+
+@pytest.mark.parametrize("rho", [1e-9, 1e-300, 5e-324, 1e30, 1e308, 0.0, -7.0, 2e6, float("nan")])
+@pytest.mark.parametrize("schedule", SMOOTH, ids=named)
+def test_a_power_that_makes_no_grid_is_refused_by_its_name(schedule, rho):
+    with pytest.raises(ConfigError, match=r"^rho .*write for example 7.0$"):
+        karras(5, schedule, rho=rho)
+
+
+@pytest.mark.parametrize("rho", [1e-3, 0.03, 0.3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("schedule", [*SMOOTH, Cosine(-30.0, 30.0)], ids=repr)
+def test_any_other_power_makes_a_grid_or_is_to_blame(schedule, rho):
+    try:
+        times = karras(5, schedule, rho=rho)
+    except ConfigError as error:
+        assert f"with rho={rho:g} are too close" in str(error) and rho < 1
+    else:
+        assert checked(times) == times and times[-2] == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        uniform,
+        uniform_landing,
+        *(
+            lambda steps, make=make, **ends: make(steps, VPLinear(), **ends)
+            for make in (karras, fast)
+        ),
+        lambda steps, **ends: uniform_logsnr(steps, VPLinear(), **ends),
+    ],
+)
+@pytest.mark.parametrize("start, end", [(0.2, 0.5), (0.5, 0.5)])
+def test_a_grid_that_does_not_fall_is_blamed_on_its_ends(make, start, end):
+    with pytest.raises(ConfigError, match=f"got start={start:g} and end={end:g}: write"):
+        make(4, start=start, end=end)
+    assert len(make(4, start=0.5, end=0.2)) == 5
+
+
+def test_times_too_close_to_be_told_apart():
+    with pytest.raises(ConfigError, match=r"100 steps from start=0.5 to end=0.5 are too close"):
+        uniform_logsnr(100, Cosine(), start=0.5, end=0.5 - 1e-15)

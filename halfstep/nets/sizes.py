@@ -1,6 +1,6 @@
 """Sizes that no network can have, refused before one is built."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from halfstep.capacity import refuse_too_large
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.kinds import fits, shown
+from halfstep.kinds import fits, numbers, shown
 
 N = TypeVar("N", bound=nn.Module)
 MAY_BE_ZERO = frozenset({"guidance", "outputs", "freq_shift", "downsample_padding", "qk_scale"})
@@ -39,7 +39,7 @@ def made(name: str, make: Callable[..., N], config: Mapping[str, Any]) -> N:
 def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
     """`ConfigError` for a number that is not finite, a size below 1, and layers that would never end."""
     for key, value in config.items():
-        for number in _numbers(value):
+        for number in numbers(value):
             if not fits(number, float):
                 raise ConfigError(
                     f"{key} of '{name}' is a finite number, got {shown(number)}: write another"
@@ -53,15 +53,6 @@ def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
                     f"{key} of '{name}' is a number of layers, at most {MOST_LAYERS:,}, got {number:,}: "
                     "write fewer"
                 )
-
-
-def _numbers(value: Any) -> Iterator[int | float]:
-    """All numbers in a value of a config."""
-    if isinstance(value, list | tuple):
-        for one in value:
-            yield from _numbers(one)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
 
 
 def _may_be_none(name: str, key: str, number: float) -> bool:

@@ -13,6 +13,7 @@ MUTANTS = (
     *of(
         "schema",
         "schema",
+        ("{one.bit_length()} bits", "{len(str(one))} bits"),
         ("and not isfinite(one)", "and False"),
         ("not -LARGEST <= one < LARGEST", "one >= LARGEST"),
         ("if len(found) < len(pairs):", "if False:"),
@@ -268,6 +269,9 @@ MUTANTS = (
             "if hint is bool:",
         ),
         ("return len(values) == len(kinds) and", "return"),
+        ("yield from numbers(one)", "yield from ()"),
+        ("repr(x) if _is_finite(x) else", "repr(x) if True else"),
+        ("said = value if isinstance(value, str) else shown(value)", "said = value"),
         ("{Path: str | Path}.get", "{}.get"),
         ("int if hint is int else int | float) and _is_finite(value)", "int | float)"),
         ("isinstance(value, int if hint is int else", "isinstance(value, "),
