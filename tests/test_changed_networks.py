@@ -358,6 +358,70 @@ def test_a_changed_classifier_is_refused_before_there_is_a_folder(tmp_path, chan
         assert not out.exists()
 
 
+class Settled(nn.Module):
+    """A layer of every kind whose settings no tensor tells."""
+
+    def __init__(self, pool, p=0.5):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.batch, self.act, self.drop = nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.Dropout(p)
+        self.pool, self.attention = nn.AvgPool2d(pool), nn.MultiheadAttention(4, 2, dropout=p)
+        self.head = nn.Linear(64, 3)
+        self.head.register_forward_pre_hook(seen)
+
+    def forward(self, x):
+        h = self.drop(self.act(self.batch(self.norm(self.conv(x)))))
+        h = self.pool(h).flatten(2).permute(2, 0, 1)
+        return self.head(self.attention(h, h, h)[0].permute(1, 2, 0).flatten(1))
+
+
+def seen(part, given):
+    """A hook of the builder's own, which is there again once it is loaded."""
+
+
+def settled(classes=3, pool=(2, 2)):
+    return Settled(pool)
+
+
+def doubled(part, given, out):
+    return 2 * out
+
+
+SETTINGS = {
+    "norm.eps": lambda net: setattr(net.norm, "eps", 1.0),
+    "batch.eps": lambda net: setattr(net.batch, "eps", 1.0),
+    "conv.padding_mode": lambda net: setattr(net.conv, "padding_mode", "circular"),
+    "conv.dilation": lambda net: setattr(net.conv, "dilation", (2, 2)),
+    "act.negative_slope": lambda net: setattr(net.act, "negative_slope", 0.5),
+    "attention.num_heads": lambda net: setattr(net.attention, "num_heads", 1),
+    "head.doubled": lambda net: net.head.register_forward_hook(doubled),
+    "conv.partial": lambda net: net.conv.register_forward_pre_hook(partial(seen)),
+    "'doubled'": lambda net: net.register_forward_hook(doubled),
+}
+
+
+@pytest.mark.parametrize("said", SETTINGS)
+def test_a_setting_or_a_hook_that_would_be_lost_is_refused(tmp_path, said):
+    """All shapes agree, and once it is loaded it is another network."""
+    net = classifier("settled", pool=(2, 2))
+    save_classifier(net, tmp_path / "fine")
+    SETTINGS[said](net)
+    with pytest.raises(ConfigError, match=f"no longer.*{said}"):
+        save_classifier(net, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_matters_in_training_alone_may_be_another(tmp_path):
+    net = classifier("settled")
+    net.drop.p, net.batch.momentum, net.act.inplace, net.attention.dropout = 0.1, 0.5, True, 0.0
+    handle = net.head.register_forward_hook(doubled)
+    handle.remove()
+    save_classifier(net, tmp_path / "c")
+    back = load_classifier(tmp_path / "c", net=f"{HERE}:settled")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(back(x), net.eval()(x))
+
+
 def test_lazy_layers_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="lazy"):
         classify(classifier("lazy"), tmp_path / "r")

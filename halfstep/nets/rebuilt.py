@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from halfstep.errors import ConfigError
+from halfstep.identity import identity, PLAIN
 from halfstep.nets import built_again, recipe
 from halfstep.noise import untouched
 
@@ -20,6 +21,7 @@ WRAPPERS: Mapping[str, str] = {
     "DistributedDataParallel": "DistributedDataParallel (give its .module: training wraps it by itself)",
     "FullyShardedDataParallel": "FullyShardedDataParallel (give the network itself)",
 }
+IN_TRAINING = {"p", "dropout", "inplace", "momentum"}
 
 
 def refuse_wrapped(net: nn.Module) -> None:
@@ -51,7 +53,7 @@ def refuse_changed_net(net: nn.Module) -> None:
 def refuse_changed(
     net: nn.Module, fresh: Callable[[], nn.Module], name: str, *, draws: bool = True
 ) -> None:
-    """`ConfigError` for a network with other parts or tensors than a fresh one of the same recipe.
+    """`ConfigError` for a network with other parts, tensors, settings or hooks than a fresh one has.
 
     fresh  builds that one; global random generators stay as they are
     name   of the recipe
@@ -82,19 +84,36 @@ def _built(fresh: Callable[[], nn.Module], draws: bool) -> nn.Module:
         return fresh()
 
 
-def _look(net: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Its tensors by shape, its parts by kind, its shared weights by the first name that each has."""
+def _look(net: nn.Module) -> tuple[dict[str, Any], ...]:
+    """By name: tensors' shapes, parts' kinds and settings, hooks, shared weights by their first."""
     tensors = {
         name: None if is_lazy(value) else tuple(getattr(value, "shape", ()))
         for name, value in net.state_dict(keep_vars=True).items()
     }
-    parts = {name: _kind(part) for name, part in net.named_modules()}
+    parts, settings, hooks = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    for name, part in net.named_modules():
+        parts[name] = _kind(part)
+        settings |= {f"{name}.{key}".strip("."): value for key, value in _settings(part).items()}
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            said = getattr(hook, "__qualname__", type(hook).__qualname__)
+            hooks[f"{name}.{said}".strip(".")] = None
     first = dict[int, str]()
     shared = {
         name: first.setdefault(id(value), name)
         for name, value in net.named_parameters(remove_duplicate=False)
     }
-    return tensors, parts, {name: one for name, one in shared.items() if name != one}
+    twice = {name: one for name, one in shared.items() if name != one}
+    return tensors, parts, settings, hooks, twice
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """What torch says is constant in it, as JSON: but for what matters in training alone."""
+    named = {*getattr(part, "__constants__", ()), "num_heads"} - IN_TRAINING
+    return {
+        name: identity(value)
+        for name, value in vars(part).items()
+        if name in named and isinstance(value, (*PLAIN, tuple, list))
+    }
 
 
 def _kind(part: nn.Module) -> str:
@@ -107,7 +126,7 @@ def _kind(part: nn.Module) -> str:
 
 def _difference(mine: tuple[dict[str, Any], ...], theirs: tuple[dict[str, Any], ...]) -> str:
     """In words; empty where there is none."""
-    kinds = ("tensor", "part", "shared weight")
+    kinds = ("tensor", "part", "setting", "forward hook", "shared weight")
     for what, own, other in zip(kinds, mine, theirs, strict=True):
         both = own.keys() & other.keys()
         for how, names in (
