@@ -33,7 +33,7 @@ from halfstep.nets.text import load_texts
 from halfstep.schema import SEAL, sealed
 from halfstep.training.run import read_metrics
 from tests.runs import At, Crash, crash, halve, job
-from tests.test_text import clip
+from tests.test_text import clip, whole_clip
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +136,7 @@ READS = {
     "answers": ("kept/view-0000.json", answered),
     "config of diffusers": ("vae/config.json", vae_of),
     "config of a text encoder": ("clip/config.json", lambda at: states_of(at / "clip")),
+    "config of a whole CLIP": ("whole/config.json", lambda at: states_of(at / "whole")),
     "metadata.jsonl": ("images/metadata.jsonl", captions_of),
     "labels of cifar": (
         "cifar/test_lables.json",
@@ -187,6 +188,7 @@ def world(tmp_path_factory):
         "--out", at / "k")  # fmt: skip
     shutil.rmtree(at / "k")
     clip(at / "clip", positions=77)
+    whole_clip(at / "whole")
     (at / "images").mkdir()
     for name in "ab":
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(at / "images" / f"{name}.png")
@@ -296,8 +298,8 @@ def damaged_toml(text):
             yield f"{name} = {value[:20]}", "\n".join(changed).encode()
 
 
-SAME = {"a preset", "config of diffusers", "config of a text encoder", "metadata.jsonl", "labels of cifar",
-        "metrics.jsonl"}  # fmt: skip
+SAME = {"a preset", "config of diffusers", "config of a text encoder", "config of a whole CLIP",
+        "metadata.jsonl", "labels of cifar", "metrics.jsonl"}  # fmt: skip
 """Of others, or without a checksum: another value that is right is another value."""
 
 
@@ -315,6 +317,7 @@ MOST = {
     "config.toml, evaluated": 12,
     "compressed.json": 12,
     "config of a text encoder": 40,
+    "config of a whole CLIP": 40,
 }
 """So many ways, drawn at random but always the same, where reading takes its time."""
 

@@ -60,6 +60,20 @@ def clip(folder, *, positions=11, seed=0):
     return folder
 
 
+def whole_clip(folder, weights=None):
+    """A tiny CLIP with its model of images, whose config has that of its text model within."""
+    vision = {"hidden_size": 16, "intermediate_size": 17, "num_hidden_layers": 1}
+    sides = {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    text = clip_config(11 if weights else 77).to_dict()
+    config = CLIPConfig(text_config=text, vision_config={**vision, **sides}, projection_dim=8)
+    whole = CLIPModel(config)
+    if weights:
+        whole.text_model.load_state_dict(weights)
+    whole.save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def t5(folder, *, seed=0):
     """A tiny T5, whole as it is published, with its tokenizer."""
     torch.manual_seed(seed)
@@ -204,15 +218,7 @@ def test_a_whole_clip_and_the_names_of_published_files(folder):
     save_file(named, weights, metadata={"format": "pt"})
     assert torch.equal(load_texts(folder, tokens=6).encode(TEXTS), states)
 
-    vision = {"hidden_size": 16, "intermediate_size": 17, "num_hidden_layers": 1}
-    sides = {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    text = clip_config().to_dict()
-    config = CLIPConfig(text_config=text, vision_config={**vision, **sides}, projection_dim=8)
-    whole = CLIPModel(config)
-    whole.text_model.load_state_dict(
-        {name.removeprefix("text_model."): value for name, value in named.items()}
-    )
-    whole.save_pretrained(folder)
+    whole_clip(folder, {name.removeprefix("text_model."): each for name, each in named.items()})
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
     texts = load_texts(folder, tokens=6)
     assert torch.equal(texts.encode(TEXTS), states) and texts.width == 32
@@ -396,9 +402,24 @@ def no_padding(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
 
 
+def text_config(value):
+    def damage(folder):
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "clip", "text_config": value, "num_hidden_layers": 2})
+        )
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
+        *(
+            (text_config({name: wrong}), rf"text_config\.{name} must be a whole number, got ")
+            for name, wrong in (("num_hidden_layers", "12"), ("num_layers", [1]), ("num_layers", None))
+        ),
+        *((text_config(wrong), "text_config must be a table") for wrong in ([1], None, "x")),
+        (text_config({"num_layers": 513}), "num_layers = 513, and 512 is the most"),
         (broken("config.json"), "neither config.json nor text_encoder/config.json: name the folder"),
         (broken("tokenizer.json"), "there is no tokenizer in .*vocab.json.*: put its files there"),
         (other_type, "a model of type 'bert': name the folder of a CLIP text model or of a T5"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.schema import known, Wrong
 
 MODELS = {
     "clip": "CLIPTextModel",
@@ -187,13 +188,17 @@ def _places(folder: Path) -> tuple[Path, Path]:
 
 def _kind(folder: Path) -> str:
     """The model's type."""
-    config = storage.read_foreign(folder / "config.json", _Config)
-    for inner in (config, config.get("text_config", {})):
-        for name in ("num_hidden_layers", "num_layers"):
-            if inner.get(name, 0) > MOST_LAYERS:  # they would take for ever to build
+    path = folder / "config.json"
+    config = storage.read_foreign(path, _Config)
+    try:
+        inner = known(config.get("text_config", {}), _Layers)
+    except Wrong as wrong:
+        raise CheckpointError(f"'{path}' cannot be: text_config.{wrong}") from None
+    for part in (config, inner):
+        for name in _Layers.__annotations__:
+            if part.get(name, 0) > MOST_LAYERS:  # they would take for ever to build
                 raise CheckpointError(
-                    f"'{folder / 'config.json'}' says {name} = {inner[name]}, and {MOST_LAYERS} is the most "
-                    "that is built"
+                    f"'{path}' says {name} = {part[name]}, and {MOST_LAYERS} is the most that is built"
                 )
     kind = config.get("model_type")
     if kind not in MODELS:

@@ -20,6 +20,8 @@ MUTANTS = (
         ("max_length=self.tokens", "max_length=self.tokens - 1"),
         ("len(ids) > self.tokens", "len(ids) >= self.tokens"),
         ("dtype=torch.float32", 'dtype="auto"'),
+        ('known(config.get("text_config", {}), _Layers)', 'config.get("text_config", {})'),
+        ("for part in (config, inner):", "for part in (config,):"),
     ),
     *of(
         "nets/autoencoder",
