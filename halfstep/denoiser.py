@@ -115,6 +115,12 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         level = self.level(t, x_t)
+        out = self.ask(x_t, t, cond)
+        self._check_output(out, x_t)
+        return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
+
+    def ask(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """What the network answers, unread: asked in its own dtype, or under autocast, and told its time."""
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
@@ -124,8 +130,7 @@ class Denoiser(nn.Module):
         time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
         with precision:
             out: Tensor = self.net(x_t.to(dtype), time, cond)
-        self._check_output(out, x_t)
-        return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
+        return out
 
     def _check_output(self, out: object, x_t: Tensor) -> None:
         """Refuse what would not be read as meant: torch broadcasts, and cuts, what does not fit."""

@@ -1,11 +1,13 @@
 """What a teacher, a grid and a folder's first image refuse is refused before data are read, or trained on."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from halfstep.cli import main
 from halfstep.data import as_data, refuse_other_shape
@@ -165,6 +167,57 @@ def test_a_condition_that_a_network_does_not_get_leaves_no_folder(method, tmp_pa
         else:
             distill(lacking, "two-moons", out, method=method)
     assert not out.exists()
+
+
+class Told(nn.Module):
+    """Reads its time and its scale as it is told them, half precision apart; its copies share `asked`."""
+
+    asked: ClassVar[set] = set()
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.line, self.of_time, self.of_scale = (
+            nn.Linear(width, 2, dtype=getattr(torch, dtype)) for width in (2, 1, 1)
+        )
+
+    def forward(self, x, t, cond=None):
+        self.asked.add((x.dtype, t.dtype, torch.is_autocast_enabled("cpu")))
+        out = self.line(x) + self.of_time(t[:, None].to(x.dtype) if x.itemsize < 4 else t[:, None])
+        return out if cond is None else out + self.of_scale(cond.guidance[:, None])
+
+
+@pytest.mark.parametrize(
+    "dtype, precision, wanted",
+    [
+        ("float64", "fp32", (torch.float64, torch.float64, False)),
+        ("float32", "fp32", (torch.float32, torch.float32, False)),
+        ("bfloat16", "fp32", (torch.bfloat16, torch.float32, False)),
+        ("float32", "bf16", (torch.float32, torch.float32, True)),
+        ("float64", "bf16", (torch.float64, torch.float64, True)),
+    ],
+)
+@pytest.mark.parametrize("method", [None, Progressive(start=4, stop=2, updates=(2,))])
+def test_a_network_is_tried_as_it_is_trained(method, dtype, precision, wanted, tmp_path):
+    net = build("tests.test_before_data:Told", {"dtype": dtype})
+    own = Pipeline(Denoiser(net, Cosine(), V()), (2,))
+    Told.asked.clear()
+    options = {"training": Training(batch=4, precision=precision, ema=0)}
+    if method is None:
+        train(own, "two-moons", tmp_path / "r", method=Denoising(updates=2), **options)
+    else:
+        distill(own, "two-moons", tmp_path / "r", method=method, **options)
+    in_full = (
+        {(*wanted[:2], False)} if method is None else set()
+    )  # whether it fits is asked in fp32
+    assert Told.asked == {wanted, *in_full}
+
+
+def test_a_scale_is_told_as_it_is_trained(tmp_path):
+    net = build("tests.test_before_data:Told", {"dtype": "float64"})
+    own = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance=(1.0, 2.0))
+    method, training = Progressive(start=4, stop=2, updates=(2,)), Training(batch=4)
+    student = distill(own, "two-moons", tmp_path / "r", method=method, training=training)
+    assert student.guidance == (1.0, 2.0)
 
 
 # -- the teacher, before the data ------------------------------------------------------------------

@@ -2,7 +2,6 @@
 made."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -147,16 +146,13 @@ def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> 
     student = bare(first.student)
     if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents):
         batch = data.batch(torch.arange(2) % len(data)).to(device)
-        cond, ones = batch.cond, torch.ones(2, dtype=torch.float64, device="cpu")
+        # In the dtype that training draws times and scales in.
+        times = torch.ones_like(Draw.all(torch.Generator(device).manual_seed(0), 2).uniform())
+        cond = batch.cond
         if first.guidance is not None:
-            cond = replace(cond or Cond(), guidance=first.guidance[0] * ones.float().to(device))
-        weight = next(student.net.parameters(), batch.x0)
-        time = student.time(ones, student.schedule).float().to(device)
-        precision = (
-            torch.autocast(device.type, student.autocast) if student.autocast else nullcontext()
-        )
-        with torch.no_grad(), evaluating(student.to(device)), precision:
-            student.net(batch.x0.to(weight.dtype), time, cond)
+            cond = replace(cond or Cond(), guidance=first.guidance[0] * times)
+        with torch.no_grad(), evaluating(student.to(device)):
+            student.ask(batch.x0, times, cond)
     return begun(first, stages)
 
 

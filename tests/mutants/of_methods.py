@@ -78,6 +78,13 @@ MUTANTS = (
         ("tried_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),
     *of(
+        "training/teachers",
+        "before_data",
+        ("student.ask(batch.x0, times, cond)", "student.net(batch.x0, times.float(), cond)"),
+        ("guidance=first.guidance[0] * times)", "guidance=first.guidance[0] * times.float())"),
+    ),
+    *of("denoiser", "before_data", ("torch.promote_types(dtype, torch.float32)", "torch.float32")),
+    *of(
         "methods/guided",
         "before_data",
         ("halving.grid_of(teacher)", "_ = teacher"),
