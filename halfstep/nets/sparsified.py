@@ -62,9 +62,8 @@ def _weights(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 def _of_all(weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """1 where a weight stays, 0 at this share of all of them, those of the least magnitude.
 
-    Of each the largest stays.
-
-    Flattened by rows, however they lie in memory (channels last, say).
+    The largest weight of each layer stays, whatever the share.  Weights are counted by rows, however they
+    lie in memory (channels last, say).
     """
     size = torch.cat([weight.detach().abs().reshape(-1) for weight in weights.values()])
     kept = torch.ones_like(size)
