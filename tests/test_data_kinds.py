@@ -30,7 +30,8 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training import train, Training
-from halfstep.training.classifiers import distill_classifier, judging, train_classifier
+from halfstep.training.classifiers import judging, train_classifier
+from halfstep.training.knowledge import distill_classifier
 from halfstep.training.reading import read_by
 
 # -- latents ---------------------------------------------------------------------------------------

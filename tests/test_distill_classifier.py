@@ -19,9 +19,9 @@ from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import ROWS, Teachers
 from halfstep.training import Training
-from halfstep.training.classifiers import distill_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers, missing
+from halfstep.training.knowledge import distill_classifier
 from halfstep.training.run import read_metrics
 from tests.runs import At, bits, Crash, crash, everything
 from tests.test_classifier_teachers import Net

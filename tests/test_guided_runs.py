@@ -22,7 +22,7 @@ from halfstep.schedules import Cosine, Table
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from halfstep.training import distill, Training
-from halfstep.training.jobs import stages_of
+from halfstep.training.denoisers import stages_of
 from halfstep.weighting import snr_plus_one, truncated_snr
 from tests.conftest import seeded
 from tests.runs import job

@@ -22,7 +22,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import Cosine, Level, Table
 from halfstep.training import distill, Training
-from halfstep.training.jobs import stages_of
+from halfstep.training.denoisers import stages_of
 from halfstep.training.settling import scores, settled, ticks
 from halfstep.weighting import WEIGHTINGS
 from tests.conftest import seeded

@@ -9,7 +9,7 @@ from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.methods import Encoder, Progressive, Reparameterise, Stochastic
 from halfstep.timegrids import grid, uniform
-from halfstep.training.jobs import stages_of
+from halfstep.training.denoisers import stages_of
 from tests.test_guided_runs import points, run, SMALL, teacher_of
 
 HALF = Progressive(start=4, stop=2, updates=(2,))

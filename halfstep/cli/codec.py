@@ -29,7 +29,8 @@ from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import key, sample_noise, untouched
 from halfstep.report.pictures import save_grid
 from halfstep.training import Training
-from halfstep.training.jobs import AUTOCAST, carried_through, Job
+from halfstep.training.denoisers import AUTOCAST
+from halfstep.training.jobs import carried_through, Job
 from halfstep.training.parallel import Processes
 
 SCALED, JUDGED, SHOWN = 5_000, 1_000, 12

@@ -34,7 +34,8 @@ from halfstep.methods.base import Stage
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
-from halfstep.training.jobs import Job, refuse_teacher
+from halfstep.training.denoisers import refuse_teacher
+from halfstep.training.jobs import Job
 
 M = TypeVar("M")
 

@@ -29,14 +29,10 @@ from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key, untouched
 from halfstep.training import Training
-from halfstep.training.classifiers import (
-    distill_classifier,
-    judging,
-    refuse_unlabelled,
-    taught_classes,
-)
+from halfstep.training.classifiers import judging
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import check_folder, kept_answers, missing
+from halfstep.training.knowledge import distill_classifier, refuse_unlabelled, taught_classes
 from halfstep.training.parallel import pick_device
 from halfstep.training.teachers import refuse_unread
 
@@ -107,8 +103,8 @@ def knowledge(argv: Sequence[str]) -> int:
 
     def work(job: Job, answers: Path | None = None) -> nn.Module:
         return distill_classifier(
-            teacher, student, data, where.out, method=method, training=training, job=job,
-            answers=answers,
+            teacher, student, data, where.out, method=method, training=training,
+            job=job, answers=answers,
         )  # fmt: skip
 
     if where.dry_run:

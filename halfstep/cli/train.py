@@ -21,7 +21,8 @@ from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
-from halfstep.training.jobs import Job, train
+from halfstep.training.denoisers import train
+from halfstep.training.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """The engine: one loop for every method, runs that go on where they stopped, one process or many."""
 
 from halfstep.errors import Stopped
-from halfstep.training.classifiers import distill_classifier, train_classifier
-from halfstep.training.jobs import distill, Job, train
+from halfstep.training.classifiers import train_classifier
+from halfstep.training.denoisers import distill, train
+from halfstep.training.jobs import Job
+from halfstep.training.knowledge import distill_classifier
 from halfstep.training.settings import Training
 from halfstep.training.watch import Silent, Watch
 

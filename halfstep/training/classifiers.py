@@ -1,7 +1,6 @@
-"""Train a classifier into a run folder, or teach it what others answer."""
+"""Train a classifier into a run folder."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,31 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.data import as_data, Data, Dataset, Given
+from halfstep.data import as_data, Dataset, Given
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import own_code
 from halfstep.methods.classification import Classification
-from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.classifiers import (
     build_classifier,
     classifier_recipe,
     fitting_classifier,
-    label_smoothing,
     refuse_changed_classifier,
     refuse_other_classes,
 )
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.modes import evaluating
-from halfstep.nets.rebuilt import refuse_wrapped
-from halfstep.nets.teachers import Teachers
-from halfstep.nets.watched import bare
 from halfstep.noise import key, untouched
 from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
-from halfstep.training.kept_answers import kept_answers, settle
 from halfstep.training.parallel import Processes
 from halfstep.training.settings import Training
-from halfstep.training.teachers import refuse_unread, tried_on
 
 SCALED_ON = 5_000
 """Training images on which the scale of a feature network is taken."""
@@ -64,8 +56,6 @@ def train_classifier(
     processes = Processes(job.device)
     seen = classified(data)
     judged = None if held_out is None else judging(held_out, seen)
-    if judged is not None:
-        job = replace(job, alike={**job.alike, "held_out": judged.fingerprint()[:16]})
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
@@ -73,23 +63,16 @@ def train_classifier(
     refuse_unfit(net, seen)
     net.class_names = seen.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
-    name, config, preprocessing = classifier_recipe(net)
     for note in method.notes() if processes.first else ():
         job.watch.note(note)
-    about: dict[str, Any] = {"net": name, "start": fingerprint(net), "config": config}
     return carried_through(
         "train classifier",
         method.stages(net, held_out=judged),
-        {
-            **method.describe(),
-            **own_code(type(method)),
-            **about,
-            "preprocessing": preprocessing.to_json(),
-        },
+        _options(method, net),
         seen,
         out,
         training,
-        job,
+        job.judged_by(judged),
         processes,
         write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
@@ -97,109 +80,22 @@ def train_classifier(
     ).eval()
 
 
+def _options(method: Classification, net: nn.Module) -> dict[str, Any]:
+    """What a run computes, data and training apart."""
+    name, config, preprocessing = classifier_recipe(net)
+    return {
+        **method.describe(),
+        **own_code(type(method)),
+        "net": name,
+        "start": fingerprint(net),
+        "config": config,
+        "preprocessing": preprocessing.to_json(),
+    }
+
+
 def read_classifier(classifier: nn.Module, folder: Path) -> None:
     """Give a classifier the weights that `save_classifier` wrote."""
     load_weights(classifier, folder / "classifier")
-
-
-@untouched()
-def distill_classifier(
-    teachers: Teachers | Sequence[nn.Module] | nn.Module,
-    student: nn.Module,
-    data: Given,
-    out: Path | str,
-    *,
-    write: Callable[[nn.Module, Path], None] = save_classifier,
-    read: Callable[[nn.Module, Path], None] = read_classifier,
-    method: KnowledgeDistillation | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
-    answers: Path | str | None = None,
-) -> nn.Module:
-    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
-
-    write, read  how a student lies on disk
-    answers      a folder that keeps the teacher's answers; None asks it every time
-
-    The same call again goes on where it stopped, to the bit, or returns what is finished.
-    """
-    method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
-    processes = Processes(job.device)
-    teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
-    data, device = as_data(data), processes.device
-    for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
-        job.watch.note(note)
-    refuse_unread(training, method)
-    refuse_unlabelled(method, data)
-    check = refuse_changed_classifier if write is save_classifier else refuse_wrapped
-    check(student)
-    student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
-    student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
-    options = {
-        **method.describe(),
-        **own_code(type(method)),
-        "teacher": teacher.digest[:16],
-        "start": fingerprint(student),
-    }
-    teacher.to(device), student.to(device)
-    kept = None
-    if method.asks_teacher and not settle(teacher, data, device) and processes.first:
-        job.watch.note(
-            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
-            "one sample at a time, which is slower"
-        )
-    if answers is not None and method.asks_teacher:
-        kept = kept_answers(Path(answers), teacher, data, device=device, note=job.watch.note)
-    torch.manual_seed(key(training.seed, 1))  # projectors'
-    example = data.batch(torch.arange(1)).x0.to(device)
-    stages = method.stages(teacher, student, example=example, answers=kept)
-    return bare(
-        carried_through(
-            "distill knowledge",
-            tried_on(stages, data, device),
-            options,
-            data,
-            out,
-            training,
-            job,
-            processes,
-            write=lambda stage, folder: write(bare(stage.student), folder),
-            read=lambda stage, folder: read(bare(stage.student), folder),
-            check=check,
-        )
-    ).eval()
-
-
-def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
-    """The names of a student's classes; `ConfigError` where teacher and data name others."""
-    mine = data.names if isinstance(data, Dataset) else ()
-    refuse_other_classes(teacher.class_names, mine, "the teacher", "the data")
-    return teacher.class_names or mine
-
-
-def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
-    """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
-    every = len(teacher.nets)
-    for k, net in enumerate(teacher.nets if method.asks_teacher else ()):
-        if share := label_smoothing(net):
-            which = "the teacher" if every == 1 else f"teacher {k + 1} of {every}"
-            yield (
-                f"{which} was trained with label smoothing {share:g}, which takes away what it knows of the "
-                "wrong classes: one trained without teaches more"
-            )
-
-
-def refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
-    """`DataError` for data without labels where nothing else is learnt from."""
-    if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
-        raise DataError(
-            "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "
-            "data, or a term of the teacher's answers"
-        )
-
-
-def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
-    return (teachers,) if isinstance(teachers, nn.Module) else teachers
 
 
 def fresh_classifier(

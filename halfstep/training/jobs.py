@@ -1,45 +1,33 @@
-"""A method, a pipeline, data and a folder: what the command line, the API and the demo call."""
+"""A run: stages, options, data and a folder, carried out as a job says, by all its processes."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from inspect import signature
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import nn
 
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
-from halfstep.data import as_data, Data, Given
-from halfstep.denoiser import Denoiser, thaw
-from halfstep.identity import options_of
-from halfstep.methods import Denoising, METHODS
-from halfstep.methods.base import Method, Stage
-from halfstep.methods.guided import at_any_scale
-from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
-from halfstep.nets.watched import bare
+from halfstep.data import Data
+from halfstep.methods.base import Stage
+from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
-from halfstep.training.reading import notes, read_by
 from halfstep.training.run import refuse_folder, Run
 from halfstep.training.settings import Training
-from halfstep.training.settling import refuse_unsettled, settled
-from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on_data
-from halfstep.training.trainable import Check, checked, code_of_net, identity_of
+from halfstep.training.teachers import begun
+from halfstep.training.trainable import Check, checked, identity_of
 from halfstep.training.watch import Silent, Watch
 
 NEARBY = 2**31
 """Bytes of data below which all of it is kept on the device."""
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,187 +49,15 @@ class Job:
     rehearse: Callable[[Iterator[Stage], Data, Training, Processes], None] | None = None
     """Shown the stages instead of their training: nothing is written, and `Rehearsed` is raised."""
 
+    def judged_by(self, held_out: Data | None) -> "Job":
+        """The same, of processes that must have this held-out data alike."""
+        if held_out is None:
+            return self
+        return replace(self, alike={**self.alike, "held_out": held_out.fingerprint()[:16]})
+
 
 class Rehearsed(Exception):
     """Ends a rehearsal where the run would begin to write: nothing was refused."""
-
-
-@untouched()
-def train(
-    pipeline: Pipeline,
-    data: Given,
-    out: Path | str,
-    *,
-    method: Denoising | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
-) -> Pipeline:
-    """Train a teacher from data into the run folder `out`; returns it and leaves `pipeline` as it is.
-
-    The same call again goes on where it stopped, to the bit, or returns what is finished.
-    """
-    method, work = method or Denoising(), _Work.on(pipeline, training, job)
-    options = {**options_of(method), "start": fingerprint(pipeline.denoiser)}
-    stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
-    return work.carry_out("train denoiser", stages, options, work.read(pipeline, data), out)
-
-
-def distill(
-    teacher: Pipeline,
-    data: Given,
-    out: Path | str,
-    *,
-    method: Method,
-    training: Training | None = None,
-    job: Job | None = None,
-) -> Pipeline:
-    """Distil a teacher into the run folder `out`; returns the last student.
-
-    The same call again goes on where it stopped, to the bit, or returns what is finished.
-    """
-    refuse_students(method, teacher)
-    verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
-    work = _Work.on(teacher, training, job)
-    held: Data | None = None
-    if refuse_unsettled(method, teacher):  # all other methods are asked before data are read
-        held = work.read(teacher, data)
-        method = settled(method, teacher, held, out)
-    options = {**options_of(method), "teacher": fingerprint(teacher.denoiser)}
-    with untouched(), _lent(teacher.denoiser.net):
-        stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
-        if held is None:
-            held = work.read(teacher, data)
-        del teacher  # from the second stage on nobody needs it
-        return work.carry_out(f"distill {verb}", stages, options, held, out)
-
-
-@contextmanager
-def _lent(net: nn.Module) -> Iterator[None]:
-    """The teacher's network, which is frozen meanwhile: whatever of it could be trained can afterwards.
-
-    Held by nobody here.
-    """
-    network, names = ref(net), [n for n, p in net.named_parameters() if p.requires_grad]
-    del net
-    try:
-        yield
-    finally:
-        if names and (back := network()) is not None:
-            thaw(back)
-
-
-def refuse_teacher(method: Method, teacher: Pipeline) -> None:
-    """`ConfigError` for what a method refuses of a teacher: asked before data are read."""
-    refuse_students(method, teacher)
-    if refuse_unsettled(method, teacher):
-        method = replace(method, choose="even")  # type: ignore[type-var]  # a Shrink
-    next(iter(stages_of(method, teacher, copy(teacher.denoiser))))
-
-
-def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
-    """The method's stage for this pipeline, whose `denoiser` is to be trained; refused where that does not
-    take the pipeline's samples."""
-    return tried(method.stages(denoiser, pipeline.nothing), pipeline, DATA_DECIDE)
-
-
-def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
-    """The method's stages for this teacher, whose `denoiser` is on its device by now.
-
-    Students of one that takes its guidance scale as an input take it, too.
-    """
-    refuse_students(method, teacher)
-    made: Any = method.stages
-    takes_null = "null" in signature(made).parameters
-    stages: Iterator[Stage] = made(denoiser, teacher.nothing) if takes_null else made(denoiser)
-    if getattr(method, "student", None) or getattr(method, "student_net", ""):
-        stages = tried(stages, teacher)
-    if (guidance := teacher.guidance) is None:
-        return stages
-    return (at_any_scale(stage, guidance) for stage in stages)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What training and distilling a pipeline have in common; holds no weights."""
-
-    around: Callable[..., Pipeline]
-    """The pipeline around another denoiser."""
-    about: Mapping[str, Any]
-    training: Training
-    job: Job
-    processes: Processes
-
-    @classmethod
-    def on(cls, pipeline: Pipeline, training: Training | None, job: Job | None) -> "_Work":
-        refuse_wrapped(pipeline.denoiser)
-        refuse_changed_net(pipeline.denoiser.net)
-        training, job = training or Training(), job or Job()
-        processes = Processes(job.device)  # before what one of them alone might refuse
-        rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
-        # Described before it is trained: what could not be saved is refused now.
-        about = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
-        return cls(partial(Pipeline, **rest), about, training, job, processes)
-
-    def read(self, pipeline: Pipeline, data: Given) -> Data:
-        """The data as the pipeline reads it."""
-        found = read_by(pipeline, as_data(data, shape=pipeline.shape))
-        for note in notes(pipeline, found) if self.processes.first else ():
-            self.job.watch.note(note)
-        return found
-
-    def denoiser(self, pipeline: Pipeline) -> Denoiser:
-        """The pipeline's, on the device and in the precision of this run; the same weights."""
-        denoiser = copy(pipeline.to(self.processes.device).denoiser)
-        denoiser.autocast = AUTOCAST[self.training.precision]
-        return denoiser
-
-    def pipeline(self, stage: Stage) -> Pipeline:
-        """Around a stage's student, to be sampled on the stage's grid."""
-        changed: dict[str, Any] = {}
-        if stage.times:
-            changed = {"times": (stage.times,), "made_for": stage.made_for}
-        if stage.guidance is not None:
-            changed["guidance"] = stage.guidance
-        return self.around(denoiser=bare(stage.student), **changed)
-
-    def _ask(self, student: Pipeline) -> bool:
-        """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""
-        if self.job.gate is None:
-            return True
-        denoiser = copy(student.denoiser)
-        denoiser.autocast = None
-        return self.job.gate(replace(student, denoiser=denoiser))
-
-    def carry_out(
-        self,
-        command: str,
-        stages: Iterable[Stage],
-        options: Mapping[str, Any],
-        data: Data,
-        out: Path | str,
-    ) -> Pipeline:
-        last: list[Pipeline] = []
-
-        def read(stage: Stage, folder: Path) -> None:
-            load_weights(bare(stage.student), folder / "pipeline")
-            last[:] = [self.pipeline(stage)]
-
-        carried_through(
-            command,
-            tried_on_data(iter(stages), data, self.processes.device),
-            {**options, "pipeline": dict(self.about)},
-            data,
-            out,
-            self.training,
-            self.job,
-            self.processes,
-            write=lambda stage, folder: self.pipeline(stage).save(folder),
-            read=read,
-            gate=lambda stage: self._ask(last[0]),
-            check=lambda student: refuse_changed_net(student.net),  # type: ignore[arg-type]
-        )
-        last[0].denoiser.eval().autocast = None  # as it is when it is loaded
-        return last[0]
 
 
 @untouched()
@@ -340,12 +156,6 @@ def refuse_batch(training: Training, data: Data, processes: Processes) -> None:
     processes.share(training.batch)
     instead = "write a smaller one, and more --updates"
     refuse_too_large(f"a batch of {training.batch:,}", (training.batch, *data.shape), instead)
-
-
-def _begun(stages: Iterator[Stage]) -> Iterator[Stage]:
-    """The same stages, the first one made now: what a method refuses is said before data are read."""
-    first = next(stages, None)
-    return iter(()) if first is None else begun(first, stages)
 
 
 def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:

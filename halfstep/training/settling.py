@@ -37,7 +37,7 @@ def settled(
     out       a run's folder: one that was begun keeps what it was begun with
     progress  called `ticks(method, teacher, data)` times
     """
-    if not isinstance(method, Shrink) or not refuse_unsettled(method, teacher):
+    if not isinstance(method, Shrink) or not needs_settling(method, teacher):
         return method
     begun = _begun(Path(out)) if out is not None else {}
     if begun.get("depth") == method.depth and begun.get("keep"):
@@ -46,7 +46,7 @@ def settled(
     return replace(method, keep=worthiest(worth, method.depth // 2))
 
 
-def refuse_unsettled(method: object, teacher: Pipeline) -> bool:
+def needs_settling(method: object, teacher: Pipeline) -> bool:
     """Whether the data are to settle the method; `ConfigError` where they could not."""
     if not isinstance(method, Shrink) or not method.unsettled:
         return False

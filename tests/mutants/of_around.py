@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     *of("storage", "published autoencoder", ("weights_only=True", "weights_only=False")),
     *of(
-        "training/jobs",
+        "training/denoisers",
         "stochastic",
         ('"made_for": stage.made_for}', '"made_for": "ddim"}'),
     ),
@@ -351,6 +351,10 @@ MUTANTS = (
         "training/jobs",
         "sizes",
         ("(training.batch, *data.shape), instead", "(1, *data.shape), instead"),
+    ),
+    *of(
+        "training/denoisers",
+        "sizes",
         (
             "tried(method.stages(denoiser, pipeline.nothing), pipeline, DATA_DECIDE)",
             "method.stages(denoiser, pipeline.nothing)",
@@ -380,8 +384,12 @@ MUTANTS = (
     *of(
         "training/classifiers",
         "cli_knowledge",
-        ("student.label_smoothing = method.label_smoothing", "pass"),
         ("net.label_smoothing = method.label_smoothing", "pass"),
+    ),
+    *of(
+        "training/knowledge",
+        "cli_knowledge",
+        ("student.label_smoothing = method.label_smoothing", "pass"),
     ),
     *of("nets/layout", "classifiers", ("torch.channels_last", "torch.contiguous_format")),
     *of(

@@ -73,7 +73,7 @@ MUTANTS = (
         ("asked or getattr(", "getattr("),
     ),
     *of(
-        "training/jobs",
+        "training/denoisers",
         "before_data",
         ("tried_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),
