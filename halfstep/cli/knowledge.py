@@ -104,7 +104,7 @@ def knowledge(argv: Sequence[str]) -> int:
     def work(job: Job, answers: Path | None = None) -> nn.Module:
         return distill_classifier(
             teacher, student, data, where.out, method=method, training=training,
-            job=job, answers=answers,
+            job=job.judged_by(held), answers=answers,
         )  # fmt: skip
 
     if where.dry_run:

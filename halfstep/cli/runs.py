@@ -12,6 +12,7 @@ from halfstep.cli.config import flat, save_config
 from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
 from halfstep.data import Data
+from halfstep.evaluation.features import BELOW
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
@@ -51,13 +52,23 @@ def carried_out(
         say(console, "done", "this run was finished before: nothing was left to do")
 
 
+PLACES = ("data", "validate", "init")
+"""Options of text that name a place, or a share of the data, whose fingerprint is compared."""
+
+
 def _typed(options: Any) -> dict[str, Any]:
     """All options but places, of which what lies there counts."""
     return {
-        name: value
+        name: _kind(value) if name in ("features", "gate_features") else value
         for name, value in flat(options).items()
-        if name != "data" and not isinstance(value, Path) and not _places(value)
+        if name not in PLACES and not isinstance(value, Path) and not _places(value)
     }
+
+
+def _kind(features: Any) -> Any:
+    """classifier of classifier:FOLDER; whatever names no place is as it is."""
+    kind = str(features).partition(":")[0]
+    return kind if kind in BELOW else features
 
 
 def _places(value: Any) -> bool:

@@ -84,6 +84,11 @@ class OfStudents:
     def best(self) -> Any:
         return self.gate.best
 
+    @property
+    def about(self) -> Any:
+        """What its ratio is measured with, which all processes of a run compare."""
+        return self.gate.about
+
     def __call__(self, student: Pipeline) -> bool:
         waved = not student.times and student.guidance is None
         return waved or bool(self.gate(student))
