@@ -169,7 +169,7 @@ def _read(
     tensors: bool = False,
 ) -> Any:
     """With `tensors` it says besides what the checksum of those is."""
-    content = _parsed(path)
+    content = _parsed(path, mend)
     if format is not None and content.get("format", format) != format:
         raise CheckpointError(
             f"'{path}' has format {content['format']!r:.60} and this halfstep reads {format!r}: use the "
@@ -191,17 +191,21 @@ class _Weights(TypedDict):
 
 def read_foreign(path: Path, schema: Any) -> dict[str, Any]:
     """All that a json of others says, of whose keys those are held to the schema that it has."""
-    content = _parsed(path)
+    mend = "copy it from where it is whole"
+    content = _parsed(path, mend)
     try:
         return known(content, schema)
     except Wrong as wrong:
-        raise CheckpointError(f"'{path}' cannot be: {wrong}") from None
+        raise CheckpointError(f"'{path}' cannot be: {wrong}; {mend}") from None
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: Path, mend: str) -> dict[str, Any]:
     with reading(path):
         text = path.read_bytes()
-    return from_json(text, dict[str, Any], f"'{path}'")
+    try:
+        return from_json(text, dict[str, Any], f"'{path}'")
+    except CheckpointError as damaged:
+        raise CheckpointError(f"{damaged}; {mend}") from None
 
 
 @contextmanager

@@ -139,6 +139,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, bad, said):
     files = images(tmp_path, ["a.png"])
     table(tmp_path, line("a.png", "good"), "", bad, line("a.png", "good"))
     said = said.replace("LIKE", 'write {"file_name": "a.png", "text": "a cat"}')
+    said += "; mend or remove the line" * said.startswith("damaged")
     verb = "is " if said.startswith("damaged") else "" if said.startswith("names") else "has "
     refused(tmp_path, files, f"line 3 of FOLDER/metadata.jsonl {verb}{said}")
 

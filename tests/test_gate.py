@@ -362,7 +362,7 @@ def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_a_sentence(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"gate.json' is damaged"):
+    with pytest.raises(CheckpointError, match=r"damaged: .+; delete it, and the gate"):
         gate_in(tmp_path, told(VALUES))(student(16))
     assert (tmp_path / "gate.json").read_text() == text
 

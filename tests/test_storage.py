@@ -5,6 +5,8 @@ import os
 import resource
 import stat
 from contextlib import contextmanager
+from functools import partial
+from typing import TypedDict
 
 import pytest
 import torch
@@ -113,6 +115,32 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x80\xff")
     with pytest.raises(CheckpointError, match=r"a\.json' is damaged"):
         storage.read_json(tmp_path / "a.json", dict)
+
+
+@pytest.mark.parametrize("text", [b"{", b"", b"[1]", b"\x80", b'{"a": NaN}', b"[" * 99_999, b"{}"])
+def test_what_is_no_json_of_ours_says_what_to_do(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    for read, mend in (
+        (partial(storage.read_json, path, dict), "copy it back, or make it again"),
+        (partial(storage.read_json, path, dict, mend="mend it"), "mend it"),
+        (partial(storage.described, tmp_path / "a"), "copy it back from where it is whole"),
+        (partial(storage.read_foreign, path, Needs), "copy it from where it is whole"),
+    ):
+        if read.func is storage.read_foreign and text == b"{}":
+            continue  # which may say anything besides
+        with pytest.raises(CheckpointError, match=f"; {mend}$"):
+            read()
+
+
+def test_a_json_of_others_of_another_kind_says_what_to_do(tmp_path):
+    (tmp_path / "a.json").write_text('{"width": "x", "more": 1}')
+    with pytest.raises(CheckpointError, match=r"cannot be: width .*; copy it"):
+        storage.read_foreign(tmp_path / "a.json", Needs)
+
+
+class Needs(TypedDict):
+    width: int
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -63,7 +63,10 @@ def _from_table(folder: Path, table: Path, files: Sequence[Path]) -> list[tuple[
 
 def _entry(where: str, line: str) -> tuple[str, list[str]]:
     """The image's name and its captions."""
-    entry = from_json(line, Any, where, error=DataError)
+    try:
+        entry = from_json(line, Any, where, error=DataError)
+    except DataError as damaged:
+        raise DataError(f"{damaged}; mend or remove the line") from None
     wanted = 'write {"file_name": "a.png", "text": "a cat"}'
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise DataError(f"{where} names no image: {wanted}")
