@@ -1,5 +1,6 @@
 """Data that is neither a name nor halfstep's own: a torch Dataset is read once, others are refused."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset as Theirs, IterableDataset
 from halfstep.capacity import memory
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
+from halfstep.kinds import shown
 
 WRITE = "write halfstep.Dataset(values, labels) with uint8 images [N, C, H, W] or float32 values [N, ...]"
 
@@ -31,7 +33,7 @@ def collected(data: object) -> Dataset:
             f"{count:,} samples of {value.nbytes:,} bytes are more than the {most:,} bytes of memory here: "
             "give fewer, or smaller ones"
         )
-    if not torch.equal(value, _sample(data, 0)[0]):
+    if not _same(value, _sample(data, 0)[0]):
         raise DataError(
             "sample 0 of this torch Dataset is another each time that it is read: leave random transforms "
             "out, and give Dataset an Augmentation"
@@ -73,7 +75,8 @@ def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
     parts = item if isinstance(item, tuple | list) else (item,)
     value, label = parts[0] if len(parts) in (1, 2) else item, parts[1] if len(parts) == 2 else None
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value))
+        with suppress(TypeError):  # torch has no such type: it is refused below
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if isinstance(label, Tensor | np.ndarray | np.integer) and np.ndim(label) == 0:
         label = label.item()
     if (
@@ -86,7 +89,24 @@ def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
             f"sample {k} of this torch Dataset is {said}, expected a tensor or (tensor, whole number): add a "
             f"transform, or {WRITE}"
         )
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise DataError(
+            f"sample {k} of this torch Dataset is a tensor that holds no plain values ({value.layout}, "
+            f"{value.dtype}, on {value.device}): give a dense one, as to_dense() or dequantize() makes it"
+        )
+    if label is not None and not -(2**63) <= label < 2**63:
+        raise DataError(
+            f"the label of sample {k} of this torch Dataset is {shown(label)}, beyond 64 bits: number the "
+            "classes from 0 on"
+        )
     return value.detach().cpu(), label
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two readings agree; nan, which `Dataset` refuses, is the same as nan."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _names(data: Any) -> tuple[str, ...]:
