@@ -296,6 +296,18 @@ def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
     walkable(pipeline(), heun, 64)
 
 
+def test_every_baseline_that_is_left_out_has_its_sentence(data):
+    names = ("diffusers:PNDMScheduler", "diffusers:HeunDiscreteScheduler", "euler-maruyama")
+    students = [pipeline(1.1, (uniform(k),)) for k in (8, 3)]
+    asked = replace(BRIEF, full=16, baselines=names)
+    found = Subject(pipeline(), students, data).left_out(asked)
+    assert [one.split(" ")[2] for one in found] == [f"{name}:" for name in names]
+    served = [pipeline(1.1, (uniform(k),), schedule=VPLinear()) for k in (8, 5, 3)]
+    teacher = pipeline(schedule=VPLinear())
+    [one] = Subject(teacher, served, data).left_out(replace(asked, baselines=names[:1]))
+    assert one.startswith(f"no baseline {names[0]} in 2 steps: ")
+
+
 def test_a_teacher_that_is_a_student_has_no_sampler_with_another_grid(data):
     subject = Subject(
         pipeline(times=(uniform(4),), schedule=VPLinear()),

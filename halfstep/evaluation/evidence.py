@@ -168,13 +168,12 @@ def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[
 def _left_out(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[str]:
     tried = list(_tried(teacher, counts, asked))
     some = {sampler for (sampler, _), why in tried if why is None}
-    found = [
-        f"no baseline {sampler}{f' in {_plural(steps)}' if sampler in some else ''}: {why}"
-        for (sampler, steps), why in tried
-        if why is not None
-    ]
-    named = {sentence.partition(":")[0]: sentence for sentence in found}
-    return list(named.values())  # one a sampler that is nowhere in the table
+    found = dict[tuple[str, str], str]()
+    for (sampler, steps), why in tried:
+        if why is not None:  # once of a sampler that is nowhere in the table
+            where = f" in {_plural(steps)}" if sampler in some else ""
+            found[sampler, where] = f"no baseline {sampler}{where}: {why}"
+    return list(found.values())
 
 
 def _tried(
