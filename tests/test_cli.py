@@ -450,6 +450,40 @@ def test_a_file_never_names_code_that_is_run(words, line, cli, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"named_code.py", "shared.toml"}
 
 
+SMUGGLED = {
+    "train denoiser --data two-moons": [
+        "schedule_config = { kind = 'linear', '--net=named_code:made' = '--no-flip' }",
+        "schedule_config = { kind = '--net=named_code:made' }",
+        "net_config = { '--net' = 'named_code:made' }",
+        "net_config = { a = '-h' }",
+    ],
+    "distill knowledge --data digits": ["teacher = ['t', '--recipe=named_code:made']"],
+    "sample t": [
+        "prompt = ['a', '--net=named_code:made']",
+        "prompt = ['--net', 'named_code:made']",
+    ],
+    "evaluate t": ["baselines = ['ddim', '--net=named_code:made']"],
+}
+
+
+@pytest.mark.parametrize("words, line", [(w, line) for w in SMUGGLED for line in SMUGGLED[w]])
+def test_a_file_s_value_is_never_an_option(words, line, cli, tmp_path):
+    (tmp_path / "named_code.py").write_text(CODE)
+    (tmp_path / "shared.toml").write_text(f"{line}\n")
+    status, _, err = cli(*words.split(), "--config", "shared.toml", "--out", "x")
+    assert status == 2 and "shared.toml" in err and err.count("\n") == 1, err
+    assert {path.name for path in tmp_path.iterdir()} == {"named_code.py", "shared.toml"}
+
+
+def test_a_file_s_numbers_below_0_are_values(tmp_path):
+    (tmp_path / "a.toml").write_text(
+        "schedule_config = { logsnr_min = -7.5, logsnr_max = '-1e-3' }"
+    )
+    words = ["--data", "two-moons", "--out", "x", "--config", str(tmp_path / "a.toml")]
+    found = parse(TrainDenoiser, words, prog="halfstep train denoiser")
+    assert found.network.schedule_config == {"logsnr_min": "-7.5", "logsnr_max": "-1e-3"}
+
+
 def test_what_is_typed_is_run_and_wins_over_the_file(tmp_path, monkeypatch):
     (tmp_path / "a.toml").write_text(
         'net = "named_code:made"\nsampler = "diffusers:DDIMScheduler"\n'

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from halfstep import files
+from halfstep import capacity, files
 from halfstep.cli import judging, main
 from halfstep.cli.progress import Terminal
 from halfstep.errors import CheckpointError, DataError
@@ -271,6 +272,62 @@ def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cl
     assert everything(tmp_path) == before
 
 
+@contextmanager
+def held(run):
+    """By another process."""
+    with (run / ".lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def damaged(path):
+    path.write_text("{")
+    yield
+
+
+@contextmanager
+def linked(path):
+    path.rename(path.with_suffix(".old"))
+    path.symlink_to(path.with_suffix(".old"))
+    yield
+
+
+@pytest.mark.parametrize(
+    "how, more, said",
+    [
+        (lambda run: held(run), [], "another process"),
+        (lambda run: damaged(run / "gate.json"), [], "gate.json"),
+        (lambda run: damaged(run / "run.json"), [], "run.json"),
+        (lambda run: damaged(run / "stages" / "0001-steps" / "stage.json"), [], "stage.json"),
+        (lambda run: linked(run / ".lock"), [], "link"),
+        (lambda run: nullcontext(), ["--tolerance", "3"], "tolerance"),
+        (lambda run: nullcontext(), ["--samples", "17"], "samples"),
+        (lambda run: nullcontext(), ["--noise", "1"], "noise"),
+    ],
+)
+def test_a_rehearsal_refuses_what_lies_in_the_folder_as_the_run_would(
+    how, more, said, made, cli, tmp_path
+):
+    shutil.copytree(made / "student", tmp_path / "out")
+    typed = [*words("distill", made), *more]
+    with how(tmp_path / "out"):
+        before = everything(tmp_path)
+        rehearsed = cli(*typed, "--dry-run")
+        assert refused(rehearsed, said) and cli(*typed)[2].startswith(rehearsed[2].strip())
+    assert everything(tmp_path) == before
+
+
+def test_a_gate_s_last_look_has_to_fit_too(made, cli, tmp_path, monkeypatch):
+    """Of 8 times as many points as its first, 2 floats each."""
+    typed = words("distill", made)
+    typed[typed.index("--samples") + 1] = "100000"
+    for most, status in ((8 * 100_000 * 8, 0), (8 * 100_000 * 8 - 1, 2)):
+        monkeypatch.setattr(capacity, "memory", lambda most=most: most)
+        got = cli(*typed, "--dry-run")
+        assert got[0] == status and (status == 0 or "--samples" in got[2]), got
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "compress"])
 def test_a_run_that_cannot_be_written_is_not_measured(verb, made, cli, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -299,6 +356,14 @@ def test_a_finished_run_that_cannot_be_written_can_be_read(made, cli, tmp_path, 
 
 
 # -- a folder that goes away -----------------------------------------------------------------------
+
+
+def test_a_command_whose_output_is_closed_does_its_work(made, tmp_path, monkeypatch):
+    """As that of a daemon, or after >&- in a shell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(words("sample", made)) == 0
+    assert any((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])

@@ -271,6 +271,13 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path, read):
     assert data.names == ("cat", "dog") and data.labels.tolist() == [0, 1] and len(data) == 2
 
 
+@pytest.mark.parametrize("read", [load, stream], ids=["load", "stream"])
+def test_waste_is_a_class(tmp_path, read):
+    for name in ("recycled", "organic", "recycler"):
+        picture(tmp_path / name / "0.png")
+    assert read(str(tmp_path)).names == ("organic", "recycled", "recycler")
+
+
 def test_what_systems_leave_behind_makes_no_folder_of_classes(tmp_path):
     for name in ("0.png", "1.png", *JUNK):
         picture(tmp_path / name) if "cat/" not in name else None

@@ -483,6 +483,17 @@ def test_only_tensors_are_taken_for_tensors(options, said):
         pipeline("mlp").sample(2, **options)
 
 
+def test_a_network_without_parameters_is_on_the_cpu():
+    class Still(nn.Module):
+        def forward(self, x, t, cond=None):
+            return torch.zeros_like(x)
+
+    made = Pipeline(Denoiser(Still(), Cosine(), V()), (5,))
+    assert made.device == torch.device("cpu")
+    assert made.sample(2, steps=2).shape == (2, 5) and made.sample(0).shape == (0, 5)
+    assert made.encode(torch.zeros(2, 5), steps=1).shape == (2, 5)
+
+
 # What cannot be a pipeline, in Python and in a file.
 UNFIT = {
     "times": ([[2.0, 1.0]], [[]], [[0.5]], [[0.0, 1.0]]),

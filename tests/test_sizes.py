@@ -10,6 +10,7 @@ from PIL import Image
 from halfstep import capacity
 from halfstep.cli.codec import fresh_codec, Shape
 from halfstep.data import load
+from halfstep.data.streamed import stream
 from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation
@@ -275,7 +276,6 @@ TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch 8 --devic
         *((f"--schedule-config {pair}", "logsnr") for pair in ("logsnr_min 30", "logsnr_max NaN")),
         ("--net-config width " + "9" * 5000, "width"),
         ("--updates 1000000000000000", "updates"),
-        ("--batch 10000000000000", "batch"),
         ("--size 0", "size"),
         ("--net-config dim 3", "does not take"),
         ("--net :", "names no function"),
@@ -315,15 +315,31 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
             assert refused(cli(*distill.split(), *words.split(), *more), said)
 
 
-def test_images_that_no_memory_holds_are_not_read(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("halfstep.capacity.memory", lambda: 2**20)
+def test_a_command_s_batch_that_no_memory_holds(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "memory", lambda: 2**20)
+    words = TRAIN.replace("--batch 8", "--batch 131073").split()  # of 2 floats
+    for more in ([], ["--dry-run"]):
+        assert refused(cli(*words, "--out", "r", *more), "batch")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_images_that_no_memory_holds_are_not_read(channels, tmp_path, monkeypatch):
     for k in range(3):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"{k}.png")
-    monkeypatch.setattr("halfstep.data.folder.read", None)
+    most = math.isqrt(2**20 // (3 * (channels or 3)))  # uint8, all of them
+    monkeypatch.setattr(capacity, "memory", lambda: 2**20)
+    assert load(str(tmp_path), size=most, channels=channels).shape[-1] == most
+    monkeypatch.setattr(capacity, "memory", lambda: 3 * 4 * 4 * (channels or 3) - 1)
     with pytest.raises(ConfigError, match="3 images"):
-        load(str(tmp_path), size=592)  # 3 x 592 x 592 are a little more than 2**20
-    monkeypatch.undo()
-    assert load(str(tmp_path), size=8).shape == (3, 8, 8)
+        load(str(tmp_path), channels=channels)
+    monkeypatch.setattr("halfstep.data.folder.read", None)
+    monkeypatch.setattr(capacity, "memory", lambda: 2**20)
+    with pytest.raises(ConfigError, match="3 images"):
+        load(str(tmp_path), size=most + 1, channels=channels)
+    images = stream(str(tmp_path), size=most, channels=channels)  # a batch is of float32
+    with pytest.raises(ConfigError, match="2 images"):
+        next(images.batches(range(2), 2))
 
 
 def test_a_large_picture_is_read_without_a_warning_of_others(cli, tmp_path, monkeypatch, recwarn):

@@ -5,6 +5,7 @@ import json
 import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, MISSING
 from importlib.resources import files as resources
 from pathlib import Path
@@ -66,8 +67,26 @@ def from_file(kind: Any, path: Path, typed: Sequence[str] = ()) -> list[str]:
         if name in over:
             continue
         _refuse_code(path, name, known[name], value)
-        args += _as_arguments(name.replace("_", "-"), value)
+        words = _as_arguments(name.replace("_", "-"), value)
+        _refuse_options(path, name, words[1:])
+        args += words
     return args
+
+
+def _refuse_options(path: Path, name: str, words: list[str]) -> None:
+    """Words that would be read as options of their own, and not as parts of this one."""
+    if odd := [each for each in words if each.startswith("-") and not _is_number(each)]:
+        raise ConfigError(
+            f"'{path.name}' says {name} = ... {_toml(odd[0])}, and what begins with '-' is an option: write "
+            "that as an option of its own"
+        )
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
 
 
 def _refuse_code(path: Path, name: str, hint: Any, value: Any) -> None:
@@ -87,7 +106,7 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from (text for each in value.values() for text in _texts(each))
+        yield from (text for pair in value.items() for each in pair for text in _texts(each))
     elif isinstance(value, list):
         yield from (text for each in value for text in _texts(each))
 

@@ -16,7 +16,7 @@ from halfstep.cli.gating import (
     gate_for,
     looks_for,
     Quality,
-    refuse_features,
+    rehearsed_gate,
     start_of,
 )
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
@@ -141,6 +141,8 @@ def distill(name: str, argv: Sequence[str]) -> int:
             teachers.pop(), data, where.out, method=method, training=training, job=job
         )
 
+    if gate is not None:
+        gate.read()
     if where.dry_run:
         return rehearse(console, where, work)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
@@ -183,8 +185,7 @@ def _halving(
     """The options of a halving with its start settled, and its gate; a rehearsal only refuses."""
     quality, method, where = options.quality, options.method, options.where
     if where.dry_run:
-        refuse_features(quality, options.source, data)
-        return options, None
+        return options, rehearsed_gate(quality, full, options.source, data, where.out)
     looks = looks_for(quality, full, method.grid, options.source, data, load, console, where.device)
     if auto:
         method = start_of(where.out, method, looks)

@@ -3,19 +3,20 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 
-from halfstep.cli.judging import captions_of, features_for, judge_for, real_images
+from halfstep.cli.judging import captions_of, features_for, judge_for, real_images, refuse_samples
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, SampleCount
 from halfstep.evaluation.features import Features
-from halfstep.evaluation.gate import fewest_steps, Gate, refuse_strict
+from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.statistics import fingerprint
@@ -156,8 +157,22 @@ def looks_for(
         data if teacher is None else real_images(console, data, teacher),
         asked,
         captions=None if teacher is None else captions_of(data, teacher),
+        looks=MOST,
     )
     return Looks(judge, load, full, console, device, kind, fingerprint(data))
+
+
+def rehearsed_gate(quality: Quality, full: int, source: Source, data: Data, out: Path) -> Gate:
+    """The gate of a run, which looks at nobody: what the run would refuse of it is refused."""
+    features = _features(quality, source, data)
+    if not isinstance(data, Latents):
+        refuse_samples(quality.samples * MOST, data.shape)
+    asked = _about(quality, features, full, fingerprint(data))
+    return _gate(quality, asked, out, measure=_never, tell=str)
+
+
+def _never(student: object, samples: int) -> Interval:
+    raise AssertionError("a rehearsal looks at no student")
 
 
 def _features(quality: Quality, source: Source, data: Data) -> Features:
@@ -167,25 +182,36 @@ def _features(quality: Quality, source: Source, data: Data) -> Features:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
 
 
-def refuse_features(quality: Quality, source: Source, data: Data) -> None:
-    """`ConfigError` for features that a gate cannot look through."""
-    _features(quality, source, data)
-
-
 def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:
     """The gate of a run; its decisions lie in OUT/gate.json."""
-    features, judge = looks.judge.features, looks.judge
-    about = {
+    about = _about(quality, looks.judge.features, looks.full, looks.data)
+    tell = partial(say, looks.console, "gate")
+    return _gate(quality, about, out, measure=looks.student, tell=tell)
+
+
+def _about(quality: Quality, features: Features, full: int, data: str) -> dict[str, Any]:
+    """What a ratio is measured with."""
+    return {
         "features": features.name,
         "digest": features.digest,
         "preprocessing": features.preprocessing,
-        "data": looks.data,
+        "data": data,
         "samples": quality.samples,
-        "full": looks.full,
-        "noise": judge.seed,
+        "full": full,
+        "noise": quality.noise,
     }
+
+
+def _gate(
+    quality: Quality,
+    about: dict[str, Any],
+    out: Path,
+    *,
+    measure: Measure,
+    tell: Callable[[str], object],
+) -> Gate:
     return Gate(
-        looks.student,
+        measure,
         quality.tolerance,
         file=out / "gate.json",
         writes=first_process(),
@@ -193,7 +219,7 @@ def gate_for(quality: Quality, looks: Looks, out: Path) -> Gate:
         until=quality.until,
         samples=quality.samples,
         most=MOST * quality.samples,
-        tell=lambda text: say(looks.console, "gate", text),
+        tell=tell,
     )
 
 

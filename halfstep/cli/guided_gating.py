@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep.cli.gating import MOST
-from halfstep.cli.judging import captions_of, features_for
+from halfstep.cli.judging import captions_of, features_for, refuse_samples
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -143,6 +143,10 @@ def guided_gate(
         sentence = str(error).replace("--features", "--gate-features")
         raise ConfigError(f"{sentence}; or --tolerance 0, which halves without a gate") from None
     captions = captions_of(data, teacher) if isinstance(data, Latents) else None
+    factor = 1 if teacher.codec is None else teacher.codec.factor
+    refuse_samples(
+        MOST * quality.samples, (teacher.shape[0], *(factor * side for side in teacher.shape[1:]))
+    )
     judge = Judge(
         features,
         torch.empty(0),

@@ -76,7 +76,7 @@ def real_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tenso
     rows = (torch.arange(count) * len(data) // count).split(
         64
     )  # all along: folders go class by class
-    device = next(teacher.denoiser.parameters()).device
+    device = teacher.device
     found = []
     what = f"decoding {count:,} of {len(data):,} latents"
     with counting(console, what, len(rows)) as advance:
@@ -99,17 +99,25 @@ def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | N
     return lambda samples: contexts.rows(order[samples % len(order)])
 
 
+def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
+    """`ConfigError` for more samples than memory holds."""
+    refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
+
+
 def judge_for(
     features: Features,
     data: Data | Tensor,
     asked: Evaluation,
     progress: Callable[[], object] | None = None,
     captions: Callable[[Tensor], Tensor] | None = None,
+    looks: int = 1,
 ) -> Judge:
-    """A judge of these data, whose features are kept from one run to the next."""
+    """A judge of these data, whose features are kept from one run to the next.
+
+    looks  the most samples that it is asked for, in those of a look
+    """
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
-    most = max(asked.samples, asked.split_samples)
-    refuse_too_large(f"{most:,} samples", (most, *real.shape[1:]), "write a smaller --samples")
+    refuse_samples(looks * max(asked.samples, asked.split_samples), real.shape[1:])
     seen = data_features(features, data, cache=cache_folder())
     return Judge(
         features,
@@ -225,7 +233,7 @@ def written(
     """
     found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
     found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
-    here = environment(str(next(subject.teacher.denoiser.parameters()).device))
+    here = environment(str(subject.teacher.device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     if guided and (against := guided_of(subject, asked)) is not None:
         own = against.students[0].guidance or (1.0, 1.0)

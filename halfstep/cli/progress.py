@@ -75,7 +75,7 @@ def terminal() -> Terminal:
     """The console of a command; letters that its encoding has not are printed as '?'."""
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    out: Any = _Out(sys.stdout)
+    out: Any = _Out(sys.stdout) if sys.stdout is not None else None  # closed: rich writes nowhere
     return Terminal(file=out, quiet=not first_process(), highlight=False, markup=False, emoji=False)
 
 

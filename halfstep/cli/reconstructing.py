@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from halfstep import files
+from halfstep.cli.columns import Columns
 from halfstep.cli.judging import Kept, made_by, save_evidence, training_of
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data, Latents
@@ -57,7 +57,7 @@ def encoders_judged(
         "measure": {
             "data": fingerprint(seen),
             "samples": n,
-            "machine": made_by(environment(str(_device(teacher))), [])["machine"],
+            "machine": made_by(environment(str(teacher.device)), [])["machine"],
         },
         "rows": [],
         "reconstruction": {
@@ -74,12 +74,9 @@ def encoders_judged(
     return found
 
 
-def reconstruction_table(found: dict[str, Any]) -> Table:
+def reconstruction_table(found: dict[str, Any]) -> Columns:
     """Every way to encode, with the error of what came back."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    heads = ("", "calls", f"back in {found['full']}", "back in as many")
-    for name in heads:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns("", "calls", f"back in {found['full']}", "back in as many")
     for row in found["rows"]:
         cells = [str(Interval(**row[key])) if row[key] else "" for key in ("full", "same")]
         style = {"student": "bold green", "baseline": "dim"}.get(row["who"], "")
@@ -100,7 +97,7 @@ def _originals(data: Data, teacher: Pipeline, n: int) -> Originals:
     batch = data.batch(spread(len(data), n))
     x0 = batch.x0
     if isinstance(data, Latents) and teacher.codec is not None:
-        x0 = torch.cat([teacher.codec.decode(x.to(_device(teacher))).cpu() for x in x0.split(8)])
+        x0 = torch.cat([teacher.codec.decode(x.to(teacher.device)).cpu() for x in x0.split(8)])
     return Originals.of(x0, batch.cond, teacher)
 
 
@@ -114,7 +111,3 @@ def _sheet(images: Sequence[tuple[str, Tensor]], shown: int) -> dict[str, NDArra
         "grid": np.stack([to_uint8(x[columns]) for _, x in images]),
         "grid_labels": np.array([label for label, _ in images]),
     }
-
-
-def _device(pipeline: Pipeline) -> torch.device:
-    return next(pipeline.denoiser.parameters()).device

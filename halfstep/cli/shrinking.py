@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, refuse_features
+from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, rehearsed_gate
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Where
 from halfstep.cli.progress import counting, say
@@ -68,8 +68,7 @@ def plan_gate(
     )
     full = full_steps(asked, after, teacher, auto=False)
     if where.dry_run:
-        refuse_features(asked, options.source, data)
-        return None
+        return _of_students(rehearsed_gate(asked, full, options.source, data, where.out))
     looks = looks_for(asked, full, after.grid, options.source, data, load, console, where.device)
     return _of_students(gate_for(asked, looks, where.out))
 
@@ -88,6 +87,9 @@ class OfStudents:
     def about(self) -> Any:
         """What its ratio is measured with, which all processes of a run compare."""
         return self.gate.about
+
+    def read(self) -> None:
+        self.gate.read()
 
     def __call__(self, student: Pipeline) -> bool:
         waved = not student.times and student.guidance is None

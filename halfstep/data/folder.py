@@ -39,7 +39,7 @@ ASIDE = frozenset(NOTES + TABLES + SIDECARS)
 JUNK = frozenset(
     {
         "__macosx", "network trash folder", "temporary items", "icon\r",  # macOS
-        "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
+        "$recycle.bin", "system volume information",  # Windows
         "lost+found", "__pycache__",
         "@eadir", "@tmp", "@sharesnap", "@synoresource", "#recycle", "#snapshot",  # Synology
         "@recycle", "@recently-snapshot", "@downloadstationtempfiles", "@transcode",  # QNAP
@@ -67,12 +67,9 @@ def load(
     """
     check_channels(channels)
     files, labels, names = listed(folder)
-    if size is not None:
-        what = f"{len(files)} images of {size} pixels a side"
-        refuse_too_large(
-            what, (len(files), channels or 1, size, size), "write a smaller size", size=1
-        )
     channels = channels or channels_of(files)
+    if size is not None:
+        refuse_many(len(files), (channels, size, size))
     values = torch.from_numpy(_read_all(folder, files, size, channels, progress))
     return Dataset(values, None if labels is None else torch.tensor(labels), names)
 
@@ -81,6 +78,12 @@ def check_channels(channels: int | None) -> None:
     """Refuse what no image has."""
     if channels not in (None, 1, 3):
         raise ConfigError(f"images have 1 channel or 3, asked for {channels}: write channels=3")
+
+
+def refuse_many(count: int, shape: tuple[int, ...], *, size: int = 1) -> None:
+    """`ConfigError` for more images of this shape, in values of `size` bytes, than all memory holds."""
+    what = f"{count:,} images of {shape[-1]} pixels a side"
+    refuse_too_large(what, (count, *shape), "write a smaller size", size=size)
 
 
 # -- which files -----------------------------------------------------------------------------------
@@ -182,6 +185,7 @@ def _read_all(
                 faults.append(f"{file.relative_to(folder)} ({got})")
             else:
                 if values is None:
+                    refuse_many(len(files), got.shape)
                     values = np.empty((len(files), *got.shape), np.uint8)
                     first, side = file, got.shape[-1]
                 if got.shape == values.shape[1:]:

@@ -172,6 +172,7 @@ class Folder:
         return self._named(rows, (self._stamp(self.files[k]) for k in rows))
 
     def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+        folders.refuse_many(size, self.shape, size=4)
         waiting, sums, stamps = deque[list[Future[_File]]](), list[str](), list[str]()
         chunks = [rows[low : low + size] for low in range(0, len(rows), size)]
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))

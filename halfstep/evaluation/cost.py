@@ -114,7 +114,7 @@ def _seconds(
 @torch.no_grad()
 def _call(pipeline: Pipeline, batch: int) -> None:
     """One call of the network, as the first of a walk is."""
-    device = next(pipeline.denoiser.parameters()).device
+    device = pipeline.device
     label = torch.zeros(batch, dtype=torch.int64, device=device)
     x = torch.zeros(batch, *pipeline.shape, device=device)
     first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
@@ -158,7 +158,7 @@ def peak_bytes(
             batch, steps=short.steps, sampler=sampler, guidance=guidance, batch=batch
         )
 
-    device = next(pipeline.denoiser.parameters()).device
+    device = pipeline.device
     held = None
     if device.type == "cuda":
         held = _on_cuda(walk, device)

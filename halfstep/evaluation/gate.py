@@ -139,7 +139,7 @@ class Gate:
 
     def __call__(self, student: Any) -> bool:
         """Whether to halve on.  A decision that is on file is kept, and not told again."""
-        self._read()
+        self.read()
         steps = min((len(times) - 1 for times in student.times), default=self.full)
         stage = stage_of(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)
@@ -189,7 +189,8 @@ class Gate:
         early = self.until is not None and decision.steps > self.until
         return not decision.ends or early or self.until == 1 or within(decision, self.tolerance)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take up what is on file; `ConfigError` where that was asked otherwise."""
         if self._open or self.file is None:
             return
         self._open = True

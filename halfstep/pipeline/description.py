@@ -161,9 +161,11 @@ def denoiser_from(
         with of_file(source):
             raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
     made = _net(about["net"]["build"], about["net"]["config"], net, source)
+    if about.get("quantised") is not None:
+        made = quantised_again(made, about["quantised"])
     with of_file(source):
         return Denoiser(
-            made if about.get("quantised") is None else quantised_again(made, about["quantised"]),
+            made,
             schedule_from(about["schedule"]),
             PARAMETERISATIONS[about["parameterisation"]],
             time=NetTime(**about["time"]),

@@ -162,7 +162,7 @@ class Pipeline:
             times = begin.grid(times, student=bool(self.times))
         model = self._guided(guidance)
         cond = self._said(n, first, labels, prompts, context, guidance)
-        schedule, device = self.denoiser.schedule, next(self.denoiser.parameters()).device
+        schedule, device = self.denoiser.schedule, self.device
         self.denoiser.eval()
         done = []
         for low in range(0, n, batch):
@@ -191,7 +191,7 @@ class Pipeline:
         """No samples, in the shape that samples have."""
         one = torch.zeros(1, *self.shape, dtype=torch.float32)
         if self.codec is not None and not latents:
-            one = self.codec.decode(one.to(next(self.denoiser.parameters()).device)).cpu()
+            one = self.codec.decode(one.to(self.device)).cpu()
         return one[:0]
 
     def encode(
@@ -225,7 +225,7 @@ class Pipeline:
         times = self._times(steps)
         refuse_blind_to_noise(self.denoiser, times[-1])
         model, cond = self._guided(guidance), self._said(n, 0, labels, prompts, context, guidance)
-        device = next(self.denoiser.parameters()).device
+        device = self.device
         done = [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
         for low in range(0, n, batch):
@@ -298,6 +298,11 @@ class Pipeline:
                 "this pipeline has no null class and cannot be guided: write guidance=1"
             )
         return Guided(self.denoiser, guidance, self.nothing)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network is; the CPU where that has no parameters."""
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> Self:
         """Itself, its networks moved to the device."""

@@ -9,8 +9,9 @@ The same command again goes on where it stopped.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypedDict
@@ -254,7 +255,11 @@ def refuse_folder(
     """`ConfigError` where `Run.open` would refuse this folder, as a rehearsal asks: nothing is made."""
     try:
         _refuse_foreign(folder)
-        refuse_others(folder, _asked(command, options), extend=extend)
+        held = os.path.lexists(folder / files.LOCK)
+        with files.Lock(folder) if held else nullcontext():
+            refuse_others(folder, _asked(command, options), extend=extend)
+            for stage in sorted(folder.glob("stages/[!.]*")):
+                read_stage(folder, stage.name)
     except OSError as error:
         raise ConfigError(
             f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"

@@ -48,6 +48,9 @@ MUTANTS = (
         ("if name in over:", "if False:"),
         ("before not in PLACES.get(name, ())", "before not in sum(PLACES.values(), ())"),
         ("if not mark or digest.strip() != _digest(body):", "if not mark:"),
+        ("_refuse_options(path, name, words[1:])", "pass"),
+        ("and not _is_number(each)", ""),
+        ("for each in pair for text", "for each in pair[1:] for text"),
     ),
     *of("cli/encoded", "cli_encode", ("and bool(noise.isfinite().all())", "")),
     *of(
@@ -365,8 +368,38 @@ MUTANTS = (
     ),
     *of("pipeline/given", "pipeline", ('refuse_no_tensor("noise", noise)', "pass")),
     *of("files", "files", ("os.close(shared)", "os.close(descriptor)")),
-    *of("data/folder", "sizes", ("channels or 1, size, size)", "channels or 1, size)")),
+    *of(
+        "data/folder",
+        "sizes",
+        (
+            "refuse_many(len(files), (channels, size, size))",
+            "refuse_many(len(files), (size, size))",
+        ),
+        ("refuse_many(len(files), got.shape)", "pass"),
+        ("(count, *shape)", "shape"),
+    ),
+    *of(
+        "data/streamed",
+        "sizes",
+        ("refuse_many(size, self.shape, size=4)", "refuse_many(size, self.shape)"),
+    ),
     *of("cli/__init__", "sizes", ('"Image size .* decompression bomb"', '"Image"')),
+    *of(
+        "training/run",
+        "cli_folders",
+        ("held = os.path.lexists(folder / files.LOCK)", "held = False"),
+        ("read_stage(folder, stage.name)\n", "pass\n"),
+    ),
+    *of(
+        "cli/gating",
+        "cli_folders",
+        (
+            "refuse_samples(quality.samples * MOST, data.shape)",
+            "refuse_samples(quality.samples, data.shape)",
+        ),
+    ),
+    *of("cli/distill", "cli_folders", ("        gate.read()\n", "        pass\n")),
+    *of("cli/progress", "cli_folders", ("if sys.stdout is not None else None", "")),
     *of("cli/plan", "cli_folders", ("extend=where.extend, rehearse", "rehearse")),
     *of(
         "training/jobs",
