@@ -19,7 +19,7 @@ from torch import nn
 import halfstep
 from halfstep.cli import main
 from halfstep.cli.shipped import shipped_guided
-from halfstep.errors import CheckpointError, ConfigError
+from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
@@ -282,6 +282,26 @@ def test_a_student_without_a_run_has_a_table_of_its_own(cli, tmp_path):
     status, out, _ = cli("compress", place, *words, "--out", "small", *QUICK)
     assert status == 0 and "50 % of weights pruned" in out
     assert (tmp_path / "small" / "report.html").exists()
+
+
+def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
+    """Of a run, of a student without one; of a classifier, which is judged by images, it is refused."""
+    asked = []
+
+    def load(*given, verify, **options):
+        asked.append(verify)
+        raise DataError("enough")
+
+    monkeypatch.setattr("halfstep.cli.progress.load", load)
+    shutil.copytree(run, tmp_path / "run")
+    guided, digits = ASSETS / "digits-guided" / "0001-steps", ["--data", "digits"]
+    alone = [guided, "--teacher", ASSETS / "digits-teacher", *digits, "--out", "small"]
+    for words in ([tmp_path / "run"], alone):
+        for more in ([], ["--verify"]):
+            assert refused(cli("compress", *words, "--prune", 0.5, *QUICK, *more), "enough")
+    assert asked == [False, True, False, True]
+    classifier = [ASSETS / "digits-classifier", *digits, "--out", "small", "--prune", 0.5]
+    assert refused(cli("compress", *classifier, "--verify"), "--verify")
 
 
 @pytest.mark.parametrize("name", ["cnn", "shallow", "deeper", "features", "toy-teacher"])

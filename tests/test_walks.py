@@ -1,5 +1,7 @@
 """Every sampler on every schedule in few steps, the network exact: it ends near the solution, or refuses."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -105,6 +107,26 @@ def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name
     assert teacher.calls == 0
     with pytest.raises(ConfigError, match="leads nowhere"):
         check_walk(f"{PREFIX}{name}", uniform(steps), schedule)
+
+
+@pytest.mark.parametrize(
+    "name, schedule, wanted",
+    [
+        ("dpm-fast", Cosine(), [2, 5, 6, 7, 8, 9]),
+        ("dpm-fast", VPLinear(), [2]),
+        ("euler-maruyama", Cosine(), [*range(1, 40)]),
+        ("euler-maruyama", VPLinear(), [*range(1, 7)]),
+    ],
+)
+def test_the_steps_that_the_docs_say_are_refused(name, schedule, wanted):
+    """docs/how-to/choose-sampler-and-grid.md says these numbers."""
+    found = []
+    for steps in range(1, 40):
+        with suppress(ConfigError):
+            check_walk(name, teacher_grid(steps, name, schedule), schedule)
+            continue
+        found.append(steps)
+    assert found == wanted
 
 
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "PNDMScheduler"])

@@ -73,6 +73,8 @@ class Compress:
     """Its teacher; a run knows, unless that was moved."""
     data: str | None = None
     """The data, if not those of the run; of a classifier those that it is judged by."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     features: str = "auto"
@@ -130,7 +132,8 @@ def _of_run(console: Console, options: Compress) -> int:
         return 0
     asked = Evaluate(
         run=(options.student,), teacher=options.teacher, net=options.net, data=options.data,
-        features=options.features, device=options.device, evaluation=options.evaluation,
+        verify=options.verify, features=options.features, device=options.device,
+        evaluation=options.evaluation,
     )  # fmt: skip
     found = evaluated(console, asked)
     print_rows(console, found)
@@ -170,7 +173,8 @@ def _alone(console: Console, options: Compress) -> int:
         raise ConfigError(
             f"'{options.student}' is a teacher: give a student, which has steps of its own"
         )
-    teacher, source = find_pipeline(options.teacher, net=options.net), Source(data=options.data)
+    teacher = find_pipeline(options.teacher, net=options.net)
+    source = Source(data=options.data, verify=options.verify)
     data = loading(console, source)
     features = features_for(options.features, source, data)
     _make(console, options.how, student, options.student, files.make_folder(options.out))
@@ -199,7 +203,7 @@ def _alone(console: Console, options: Compress) -> int:
 def _refuse_for_classifiers(options: Compress) -> None:
     """Options that say how samples are judged."""
     plain = Compress(student=options.student)
-    own = ("steps", "teacher", "features", "device", "judge")
+    own = ("steps", "teacher", "verify", "features", "device", "judge")
     given = [name for name in own if getattr(options, name) != getattr(plain, name)]
     asked, usual = vars(options.evaluation), vars(plain.evaluation)
     given += [name for name in asked if asked[name] != usual[name]]

@@ -4,6 +4,13 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "cli/compress",
+        "compression",
+        ("verify=options.verify, features", "features"),
+        ("data=options.data, verify=options.verify)", "data=options.data)"),
+        ('"teacher", "verify",', '"teacher",'),
+    ),
+    *of(
         "evaluation/reconstruction",
         "reconstruction",
         ("again(back=full)", "again(back=steps)"),
