@@ -277,8 +277,8 @@ def test_what_cannot_be_measured_is_refused(words, said, digits, cli):
     "name, text, said",
     [
         ("config.toml", "start = ", "config.toml' is not TOML"),
-        ("gate.json", "{", "gate.json' is damaged"),
-        ("run.json", "[", "run.json' is damaged"),
+        ("gate.json", "{", "(char 1); delete it, and the gate measures again"),
+        ("run.json", "[", "(char 1); copy it back, or make it again"),
     ],
 )
 def test_a_damaged_run_is_refused(name, text, said, digits, cli):
@@ -381,6 +381,9 @@ def test_two_runs_side_by_side(two, cli, monkeypatch):
     other = ["0.80", "(0.60", "to", "1.00)", "=", "2.0", "(1.2", "to", "3.3)", "x"]
     assert lines[1:4] == [["2", *own, "-"], ["1", *own, *other], ["teacher", *own, *other]]
     assert cli("evaluate", "a", "--compare", "b")[1] == out
+    Path("b").rename("ev\x1b[31mil")
+    out = cli("evaluate", "--compare", "a", "ev\x1b[31mil")[1]
+    assert r"ev\x1b[31mil" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(

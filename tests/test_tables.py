@@ -1,12 +1,16 @@
 """What the terminal's tables say: every number under its header, of evidence in which no two are the same."""
 
+import copy
 import importlib
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from halfstep.cli import compressed, compressed_classifiers, sizes, tables
 from halfstep.cli.card import _lines
+from halfstep.cli.columns import Columns, print_wide
+from halfstep.cli.progress import terminal
 from halfstep.cli.reconstructing import reconstruction_table
 from halfstep.report.verdict import rows_of
 from tests.pages import different, says, spread
@@ -144,3 +148,50 @@ def test_the_card_of_an_exported_student():
     ):
         said, end = said.split(" at batch ")
         assert says(said.removeprefix("- Seconds a sample: "), seconds) and end == batch
+
+
+EVIL = "ev\x1b[31mil"
+
+
+def test_names_in_tables_are_text_in_the_terminal(capsys):
+    table = Columns(EVIL, f"{EVIL} 2")
+    table.add_row(EVIL, 3)
+    print_wide(terminal(), table)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and out.count(r"ev\x1b[31mil") == 3
+
+
+def test_every_way_of_printing_a_table(capsys):
+    found = copy.deepcopy(FOUND)
+    for row in (*found["rows"], *found["guided"]["rows"]):
+        row["name"] += EVIL
+        if row.get("compressed"):
+            row["compressed"]["of"] += EVIL
+    classifier = {
+        "accuracy": spread_of(0.5),
+        "agreement": spread_of(0.5),
+        "bytes": 1,
+        "zeroed": 0.5,
+    }
+    encoder = {"who": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}
+    reconstruction = {"images": 1, "full": EVIL, "held_out": False, "rows": [encoder]}
+    for function, told in (
+        (tables.print_rows, found),
+        (tables.print_rows, found | {"reconstruction": reconstruction}),
+        (tables.print_guided, found["guided"]),
+        (sizes.print_sizes, found),
+        (compressed.print_compressed, found),
+        (compressed_classifiers._print, [classifier | {"kind": EVIL, "seconds_per_image": 1.0}]),
+    ):
+        function(terminal(), told)
+        out = capsys.readouterr().out
+        assert "\x1b" not in out and r"ev\x1b[31mil" in out, function
+
+
+def spread_of(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_no_table_is_made_otherwise():
+    folder = Path(tables.__file__).parent
+    assert [p.name for p in folder.glob("*.py") if "rich.table" in p.read_text()] == ["columns.py"]

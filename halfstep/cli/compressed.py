@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rich.console import Console
-from rich.table import Table
 
 from halfstep import storage
-from halfstep.cli.tables import print_wide
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.intervals import Interval
@@ -55,10 +54,9 @@ def print_compressed(console: Console, found: dict[str, Any]) -> None:
     rows = [row for row in found["rows"] if row.get("compressed")]
     if not rows:
         return
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    names = ("", "bytes", "zeros", "/ student", "rmse to student", "ms, batch 1", "ms, batch 64")
-    for name in names:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns(
+        "", "bytes", "zeros", "/ student", "rmse to student", "ms, batch 1", "ms, batch 64"
+    )
     for row in rows:
         own, cost = row["compressed"], row["cost"]
         seconds = cost["seconds_per_sample"] if cost else {}

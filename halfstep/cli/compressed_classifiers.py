@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from halfstep import files, storage
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, loading, say
-from halfstep.cli.tables import print_wide
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.evaluation.classification import score_classifier, Scores
@@ -88,9 +87,7 @@ def _seconds(nets: list[nn.Module], images: Dataset) -> list[float]:
 
 
 def _print(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns("", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64")
     for row in rows:
         table.add_row(
             row["kind"],

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from halfstep import files, storage
 from halfstep.cli.beside import beside
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
 from halfstep.cli.guided_demo import guided_demo
@@ -254,9 +254,7 @@ def _draw(
 
 def _print(console: Console, results: dict[str, Any]) -> None:
     full, floor = results["teacher"]["frechet_distance"], results["sampling_floor"]
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms")
 
     def add(name: str, row: dict[str, Any], style: str = "") -> None:
         distance = row["frechet_distance"]
@@ -278,7 +276,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         for other in results["baselines"]:
             if below < other["calls"] <= row["calls"]:
                 add(f"  teacher, {names[other['sampler']]}", other, "dim")
-    console.print(table)
+    print_wide(console, table)
     say(
         console, "floor", f"{floor:.3f} is what {results['samples']:,} perfect samples would score;"
     )

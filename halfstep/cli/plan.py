@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.options import Where
 from halfstep.cli.progress import say, span
 from halfstep.data import Data
@@ -47,14 +47,14 @@ def print_plan(
     network = bare(first.student)
     slow = _slow(network, processes.device)
     seconds, timed = _seconds_per_update(first, data, training, processes.device)
-    table = Table("stage", "updates", "forwards", "time here", box=None)
+    table = Columns("stage", "updates", "forwards", "time here")
     total = 0.0
     for stage in chain([first], stages):
         cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
         total += cost
         forwards = stage.updates * training.batch * stage.objective.forwards
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
-    console.print(table)
+    print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
     say(console, "network", f"{parameters:,} parameters")
     say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from halfstep import files
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.judging import Kept
 from halfstep.cli.progress import say
-from halfstep.cli.tables import print_wide
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import counted, Evaluation
 from halfstep.evaluation.intervals import Interval
@@ -68,17 +67,9 @@ def print_sizes(console: Console, found: dict[str, Any]) -> None:
     """Quality against what a sample costs, of networks of several sizes; nothing of one size alone."""
     if "reconstruction" in found or not (lines := sizes(found)):
         return
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in (
-        "",
-        "parameters",
-        "calls",
-        "multiply-adds",
-        "a sample",
-        "Fréchet distance",
-        "best",
-    ):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns(
+        "", "parameters", "calls", "multiply-adds", "a sample", "Fréchet distance", "best"
+    )
     for line in lines:
         table.add_row(
             line.name,

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.judging import read_evidence
 from halfstep.cli.progress import say
 from halfstep.cli.reconstructing import reconstruction_table, refuse_reconstruction
@@ -19,9 +19,7 @@ def print_rows(console: Console, found: dict[str, Any]) -> None:
     """The table: every way of sampling, with intervals, and the floor under all of them."""
     if "reconstruction" in found:
         return print_wide(console, reconstruction_table(found["reconstruction"]))
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher")
     for row in found["rows"]:
         ratio, same = row["ratio"], row["fidelity"]
         table.add_row(
@@ -39,9 +37,7 @@ def print_rows(console: Console, found: dict[str, Any]) -> None:
 
 def print_guided(console: Console, guided: dict[str, Any]) -> None:
     """The students against the guided teacher, a block for every scale."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("", "guidance", "calls", "to guided teacher", "/ its own", "rmse"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = Columns("", "guidance", "calls", "to guided teacher", "/ its own", "rmse")
     for row in guided["rows"]:
         ratio, rmse = row["times_floor"], row["rmse"]
         table.add_row(
@@ -58,15 +54,6 @@ def print_guided(console: Console, guided: dict[str, Any]) -> None:
     say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
 
 
-def print_wide(console: Console, table: Table) -> None:
-    """At its own width: lines that are longer than the terminal's lose no digit."""
-    width = console.width
-    endless = console.options.update(width=10_000)
-    console.width = max(width, console.measure(table, options=endless).maximum)
-    console.print(table)
-    console.width = width
-
-
 def compare(console: Console, folders: Sequence[Path]) -> int:
     """Students of several runs at equal calls, the first run's the measure."""
     if len(folders) < 2:
@@ -78,9 +65,7 @@ def compare(console: Console, folders: Sequence[Path]) -> int:
     for teacher in teachers:  # before anything is said, and where no two students meet
         teacher.check_comparable(teachers[0])
     students = [_students(one) for one in found]
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in ("calls", *map(str, folders)):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Columns("calls", *map(str, folders))
     for count in sorted({count for one in students for count in one}, reverse=True):
         table.add_row(str(count), *_cells([one.get(count) for one in students]))
     table.add_row("teacher", *_cells(teachers))

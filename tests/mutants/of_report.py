@@ -194,5 +194,11 @@ MUTANTS = (
         ("(images + 1) * 127.5", "(images + 1) * 127"),
         ("first + k:06d", "k:06d"),
     ),
+    *of(
+        "cli/columns",
+        "tables",
+        ("self.add_column(printable(head)", "self.add_column(head"),
+        ("(printable(str(cell)) for cell in cells)", "map(str, cells)"),
+    ),
     *of("report/numbers", "report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
 )
