@@ -149,7 +149,7 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
     words = ["--teacher", "t", *GUIDED, "--student", "width", 12, "--out", "y", "--dry-run"]
     status, out, err = cli("distill", "guided", *words)
     assert status == 0 and not err and set(folder.rglob("*")) == before
-    names = re.findall(r"^ (guided|\d+-steps) +(\d+) +([\d,]+)", out, re.MULTILINE)
+    names = re.findall(r"^(guided|\d+-steps) +(\d+) +([\d,]+)", out, re.MULTILINE)
     assert names == [
         ("guided", "4", "2,560"), ("0002-steps", "6", "3,840"), ("0001-steps", "6", "3,840"),
     ]  # fmt: skip
