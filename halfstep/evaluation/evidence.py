@@ -16,7 +16,7 @@ from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import as_trained, compressed_row, same_work, Variant
-from halfstep.evaluation.cost import calls_of, cost
+from halfstep.evaluation.cost import calls_of, cost, Way
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.judge import Judge, Seen
@@ -238,17 +238,26 @@ def gather(
         rows.append(one | {"network": name, "student_over_it": _over(judge, same, seen.features)})
         ways.append(way)
     if asked.cost_rounds:
-        timed = cost(
-            ways,
-            batches=TIMED,
-            rounds=asked.cost_rounds,
-            guidance=judge.guidance,
-            progress=judge.progress,
-        )
-        for found_row, taken in zip(rows, timed, strict=True):
-            found_row["cost"] = taken.to_json()
-        same_work(rows)
-    measure = {
+        _time(rows, ways, judge, asked.cost_rounds)
+    measure = _how(subject, judge, asked, counts)
+    return {"format": FORMAT, "measure": measure, "rows": rows}, pictures(images, asked.shown)
+
+
+def _time(rows: list[dict[str, Any]], ways: Sequence[Way], judge: Judge, rounds: int) -> None:
+    """Fill in what each row costs: all in turn."""
+    timed = cost(
+        ways, batches=TIMED, rounds=rounds, guidance=judge.guidance, progress=judge.progress
+    )
+    for one, taken in zip(rows, timed, strict=True):
+        one["cost"] = taken.to_json()
+    same_work(rows)
+
+
+def _how(
+    subject: Subject, judge: Judge, asked: Evaluation, counts: Sequence[int]
+) -> dict[str, Any]:
+    """How all rows were measured."""
+    return {
         "features": judge.features.name,
         "preprocessing": judge.features.preprocessing,
         "digest": judge.features.digest,
@@ -261,7 +270,6 @@ def gather(
         "floor": judge.floor,
         "left_out": _left_out(subject.teacher, counts, asked),
     }
-    return {"format": FORMAT, "measure": measure, "rows": rows}, pictures(images, asked.shown)
 
 
 def _over(judge: Judge, student: Tensor | None, other: Tensor) -> dict[str, float] | None:
