@@ -41,6 +41,7 @@ def evidence():
             },
             "gate": {
                 "tolerance": 1.1,
+                "until": None,
                 "about": {
                     "features": "digits",
                     "digest": "5" * 64,
@@ -72,8 +73,12 @@ def evidence():
             "data": "7" * 64,
             "samples": 2000,
             "real": 1797,
+            "real_few": 1797,
             "seed": 0,
+            "guidance": 1.0,
             "floor": 0.096,
+            "left_out": [],
+            "machine": "2 CPU cores",
         },
         "rows": _rows(),
         "training": _training(),
@@ -104,6 +109,7 @@ def _tried(steps, ratio, samples, verdict):
         "ratio": measured(ratio, 0.025),
         "samples": samples,
         "verdict": verdict,
+        "weights": "9" * 64,
     }
 
 

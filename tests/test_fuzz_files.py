@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
+from halfstep import storage
 from halfstep.cli import main
 from halfstep.cli.config import from_file, kept_config
 from halfstep.cli.encoded import Encoded
 from halfstep.cli.find import find_pipeline
-from halfstep.cli.judging import read_evidence
 from halfstep.cli.train import TrainDenoiser
 from halfstep.data import cifar10
 from halfstep.data.captions import read_captions
@@ -33,6 +33,7 @@ from halfstep.nets.text import load_texts
 from halfstep.schema import SEAL, sealed
 from halfstep.training.run import read_metrics
 from tests.runs import At, Crash, crash, halve, job
+from tests.test_evidence_on_disk import encoders, samples
 from tests.test_text import clip, whole_clip
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,12 @@ def evaluated(folder):
     return [row["distances"] for row in json.loads((folder / "report.json").read_text())["rows"]]
 
 
+def rendered(folder):
+    """The page of what was measured."""
+    run("report", folder)
+    return (folder / "report.html").read_text()
+
+
 def latents_of(at):
     return open_latents(at / "lat").batch(torch.arange(9)).x0.tolist()
 
@@ -120,7 +127,9 @@ READS = {
     "config.toml": ("s/config.toml", lambda at: kept_config(at / "s")),
     "config.toml, evaluated": ("s/config.toml", lambda at: evaluated(at / "s")),
     "gate.json": ("s/gate.json", lambda at: numbers(find_pipeline(at / "s"))),
-    "report.json": ("s/report.json", lambda at: read_evidence(at / "s")[0]),
+    "report.json": ("s/report.json", lambda at: rendered(at / "s")),
+    "report.json, guided": ("g/report.json", lambda at: rendered(at / "g")),
+    "report.json, encoders": ("e/report.json", lambda at: rendered(at / "e")),
     "compressed.json": (
         "s/compressed/0001-steps-weights-50/compressed.json",
         lambda at: evaluated(at / "s"),
@@ -187,6 +196,9 @@ def world(tmp_path_factory):
     run("distill", "knowledge", "--teacher", at / "c", "--data", "digits", "--cache", at / "kept", *QUICK,
         "--out", at / "k")  # fmt: skip
     shutil.rmtree(at / "k")
+    for name, found in (("g", samples()), ("e", encoders())):
+        (at / name).mkdir()
+        storage.write_json(at / name / "report.json", found)
     clip(at / "clip", positions=77)
     whole_clip(at / "whole")
     (at / "images").mkdir()
@@ -311,6 +323,8 @@ MOST = {
     "pipeline.json": 300,
     "gate.json": 100,
     "report.json": 300,
+    "report.json, guided": 300,
+    "report.json, encoders": 100,
     "latents.json": 300,
     "answers": 12,
     "run.json, evaluated": 12,
