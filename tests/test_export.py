@@ -24,6 +24,7 @@ from halfstep.pipeline.program import export_program, walked
 from halfstep.prediction import Eps, V
 from halfstep.schedules import Cosine, Straight, VPLinear
 from halfstep.storage import rounded
+from tests.evidence import evidence
 from tests.runs import refused, teacher
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
@@ -131,23 +132,54 @@ def test_weights_that_half_cannot_hold_are_refused():
     rounded({"masks": torch.tensor([float("-inf")])}, torch.float16)  # is infinite already
 
 
-def test_a_stage_of_a_run_and_what_was_measured_of_it(cli, tmp_path):
+def reported(folder):
+    """What was measured of a student of 8 steps, in this folder."""
+    interval, found = {"value": 0.2, "low": 0.19, "high": 0.21}, evidence()
+    [row] = [row for row in found["rows"] if row["who"] == "student" and row["steps"] == 8]
+    row["distances"]["frechet_distance"] = row["ratio"] = interval
+    row["cost"]["seconds_per_sample"] = {"1": 0.012, "64": 0.002}
+    found["measure"]["machine"] = "a machine"
+    storage.write_json(folder / "report.json", found | {"verdict": ""})
+
+
+def test_a_stage_of_a_run_and_what_was_measured_of_it(cli, tmp_path, monkeypatch):
     shutil.copytree(ASSETS / "digits-guided", tmp_path / "run" / "stages")
-    interval = {"value": 0.2, "low": 0.19, "high": 0.21}
-    row = {
-        "who": "student", "steps": 8, "distances": {"frechet_distance": interval},
-        "ratio": interval, "cost": {"seconds_per_sample": {"1": 0.012, "64": 0.002}},
-    }  # fmt: skip
-    measure = {"samples": 2000, "features": "digits", "machine": "a machine"}
-    evidence = {"format": 1, "rows": [row], "measure": measure, "made": {}, "run": {}}
-    evidence |= {"training": [], "verdict": ""}
-    storage.write_json(tmp_path / "run" / "report.json", evidence)
+    reported(tmp_path / "run")
     assert cli("export", "run", "--steps", 8, "--out", "a")[0] == 0
+    (tmp_path / "run" / "run.json").touch()
     assert cli("export", "run/stages/0008-steps", "--out", "b")[0] == 0
-    for name in ("a", "b"):
+    monkeypatch.chdir(tmp_path / "run" / "stages" / "0008-steps")
+    assert cli("export", ".", "--out", tmp_path / "c")[0] == 0
+    for name in ("a", "b", "c"):
         text = (tmp_path / name / "README.md").read_text()
         assert "Fréchet distance: 0.200 (0.190 to 0.210) with 2,000 samples" in text
         assert "12 ms at batch 1, 2 ms at batch 64 (a machine)" in text
+
+
+@pytest.mark.parametrize(
+    "place, files",
+    [
+        ("proj/models/teacher", ["proj/report.json"]),
+        ("proj/stages/teacher", ["proj/report.json"]),
+        ("proj/models/teacher", ["proj/report.json", "proj/run.json"]),
+        ("proj/stages/teacher", ["proj/stages/teacher/report.json"]),
+    ],
+)
+def test_a_report_of_others_is_not_read(cli, tmp_path, place, files):
+    shutil.copytree(STUDENT, tmp_path / place)
+    for name in files:
+        (tmp_path / name).write_text('{"tool": "x"}')
+    status, _, err = cli("export", place, "--out", "exp")
+    assert status == 0, err
+    assert "Fréchet" not in (tmp_path / "exp" / "README.md").read_text()
+
+
+def test_what_was_measured_of_a_student_is_not_said_of_its_variant(cli, tmp_path):
+    shutil.copytree(ASSETS / "digits-guided" / "0008-steps", tmp_path / "run/compressed/0008-int8")
+    reported(tmp_path / "run")
+    (tmp_path / "run" / "run.json").touch()
+    assert cli("export", "run/compressed/0008-int8", "--out", "a")[0] == 0
+    assert "Fréchet" not in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_a_classifier_alone(cli, tmp_path, monkeypatch):

@@ -161,14 +161,22 @@ def _asked(pipeline: Pipeline) -> str:
 
 def _measured(source: Path, steps: int) -> list[str]:
     """What the run's report says of a student of so many steps."""
-    for folder in (source, source.parent.parent):
-        if not (folder / "report.json").exists():
-            continue
-        found = read_evidence_of(folder / "report.json")
-        for row in found["rows"]:
-            if row["who"] == "student" and row["steps"] == steps:
-                return _lines(row, found["measure"])
+    run = _run_of(source.resolve())
+    if run is None or not (run / "report.json").exists():
+        return []
+    found = read_evidence_of(run / "report.json")
+    for row in found["rows"]:
+        if row["who"] == "student" and row["steps"] == steps:
+            return _lines(row, found["measure"])
     return []
+
+
+def _run_of(source: Path) -> Path | None:
+    """The folder itself where its stages are exported; that of the run whose stage it is; none of others'."""
+    if not (source / "pipeline.json").exists():
+        return source
+    run = source.parent.parent
+    return run if source.parent.name == "stages" and (run / "run.json").exists() else None
 
 
 def _lines(row: dict[str, Any], measure: dict[str, Any]) -> list[str]:
