@@ -420,6 +420,7 @@ CODE = "import pathlib\npathlib.Path('RAN').write_text('')\n\n\ndef made(**any):
 TYPED = {
     "train denoiser --data two-moons": [
         'net = "named_code:made"', 'net_config = { a = "named_code:made" }', 'net = "classifier:made"',
+        'net_config = { "named_code:made" = "a" }',
     ],
     "train classifier --data digits": ['net = "named_code:made"'],
     "distill progressive --data two-moons --teacher t": [
