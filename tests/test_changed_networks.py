@@ -30,9 +30,9 @@ from halfstep import (
     Training,
     V,
 )
+from halfstep.code_identity import identity, options_of
 from halfstep.data import rows
 from halfstep.errors import ConfigError, NonFinite
-from halfstep.identity import identity, options_of
 from halfstep.methods import Denoising
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.base import Stage

@@ -19,10 +19,10 @@ from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.cli.sample import classes_of, drawn_as
 from halfstep.errors import ConfigError, DataError
+from halfstep.identity import digest_of
 from halfstep.kinds import Count, CountOrNone
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import save_over
-from halfstep.training.jobs import fingerprint
 from halfstep.training.parallel import pick_device
 
 
@@ -75,7 +75,7 @@ def encode(argv: Sequence[str]) -> int:
     )
     about = {
         "pipeline": str(options.pipeline or options.official.model),
-        "weights": fingerprint(pipeline.denoiser),
+        "weights": digest_of(pipeline.denoiser)[:16],
         "images": options.images,
         "first": options.first,
         "steps": steps,

@@ -37,10 +37,10 @@ from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, Subject, walkable
 from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
+from halfstep.identity import digest_of
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
-from halfstep.training.jobs import fingerprint
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
 
@@ -253,7 +253,7 @@ def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipelin
 
 def _checked(found: Pipeline, place: str, kept: Kept, students: list[Pipeline]) -> Pipeline:
     """The teacher that was found; refused if its weights are others than those of the run's."""
-    if students and fingerprint(found.denoiser) != kept.asked.get("teacher"):
+    if students and digest_of(found.denoiser)[:16] != kept.asked.get("teacher"):
         raise ConfigError(
             f"'{place}' is not the teacher that '{kept.folder}' was made from, its weights differ: write "
             f"halfstep evaluate {kept.folder} --teacher FOLDER with the one that was"

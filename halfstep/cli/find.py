@@ -10,8 +10,8 @@ from typing import Any
 from halfstep.codec import Codec
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.gate import read_gate
+from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import read_description
 from halfstep.training.run import read_stage

@@ -1,6 +1,5 @@
 """Clean data with its labels: what every source becomes, and where batches come from."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -12,6 +11,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.data.augment import Augmentation
 from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
+from halfstep.identity import sha256_of
 from halfstep.kinds import held, Share
 from halfstep.noise import Draw, key
 from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
@@ -189,14 +189,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """sha256 of values and labels (not of names or flip): the same on every device."""
-        digest = hashlib.sha256()
-        for part in (self.values, self.labels):
-            if part is None:
-                digest.update(b"none")
-                continue
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return sha256_of((self.values, self.labels))
 
 
 def _check_values(values: Tensor) -> None:

@@ -6,7 +6,6 @@ Batches are cut from each shard's start, so a resumed run puts the same images t
 left alone, and its files are the same to the bit.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_ima
 from halfstep.data.shards import Entry, whole, written
 from halfstep.data.streamed import Images, Source
 from halfstep.errors import ConfigError
+from halfstep.identity import sha256_of
 from halfstep.kinds import Count, hold_to_kinds
 
 Write = Callable[[Path, range, Entry | None], Entry]
@@ -61,7 +61,7 @@ class Captions:
 
     def digest_of(self, rows: range) -> str:
         """A name for these images' captions."""
-        return hashlib.sha256(repr([tuple(self.of[k]) for k in rows]).encode()).hexdigest()
+        return sha256_of(repr(tuple(self.of[k])) for k in rows)
 
     def offsets(self) -> Tensor:
         """Where each image's captions begin among all, and their end; int64 [N + 1]."""

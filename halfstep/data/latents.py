@@ -25,6 +25,7 @@ from halfstep import codec, storage
 from halfstep.batch import Batch, Cond
 from halfstep.data.shards import Entry, mapped, MEND, Shards, verify as verify_files
 from halfstep.errors import CheckpointError
+from halfstep.identity import sha256_of
 from halfstep.noise import Draw
 
 ABOUT = "latents.json"
@@ -195,10 +196,8 @@ class Latents:
 
     def fingerprint(self) -> str:
         """sha256 of what is read (not of names): from checksums, so it costs nothing."""
-        digest = hashlib.sha256(f"{self.source} {self.scale!r} {self.views}".encode())
-        digest.update(b"none" if self.labels is None else self.labels.cpu().numpy().tobytes())
-        digest.update(b"none" if self.contexts is None else b"contexts")
-        return digest.hexdigest()
+        read = f"{self.source} {self.scale!r} {self.views} {self.contexts is not None}"
+        return sha256_of((read, self.labels))
 
 
 def open_latents(

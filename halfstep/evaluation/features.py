@@ -1,6 +1,5 @@
 """Feature networks: what a distance between sets of images looks through."""
 
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 from halfstep import pixels
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation import feature_networks
+from halfstep.identity import digest_of, sha256_of
 from halfstep.nets import imported
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.storage import checksum
 
 __all__ = [
     "Features",
@@ -152,15 +153,6 @@ def digits_features() -> Features:
         return replace(classifier_features(folder), name="digits")
 
 
-def digest_of(net: nn.Module) -> str:
-    """sha256 of a network's weights and buffers, with their names, types and shapes."""
-    digest = hashlib.sha256(type(net).__name__.encode())
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _efficientnet_lite0() -> Features:
     net = feature_networks.efficientnet_lite0()
     return Features(
@@ -245,6 +237,4 @@ def _weighed(own: Features, module: ModuleType) -> Features:
     source = getsourcefile(module)
     if not isinstance(own.net, nn.Module) or source is None:
         return own
-    code = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    digest = hashlib.sha256((code + digest_of(own.net)).encode()).hexdigest()
-    return replace(own, digest=digest)
+    return replace(own, digest=sha256_of((checksum(Path(source)), digest_of(own.net))))

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypedDict
 
 from halfstep import storage
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.intervals import Interval
+from halfstep.identity import digest_of
 from halfstep.kinds import fits, held, shown
 
 Verdict = Literal["passed", "broken", "undecided"]

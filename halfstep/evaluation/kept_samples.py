@@ -1,6 +1,5 @@
 """Samples of a teacher, kept on disk: at 128 network calls each, nobody wants to draw them twice."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from torch import nn, Tensor
 
 from halfstep import __version__, files, storage
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.features import digest_of
 from halfstep.evaluation.judge import Judge
+from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
 
 CHUNK = 1024
@@ -96,7 +95,7 @@ class Samples:
 
     def _stem(self, about: dict[str, Any]) -> Path:
         assert self.cache is not None
-        key = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()
+        key = sha256_of((repr(sorted(about.items())),))
         return self.cache / f"samples-{key[:32]}"
 
     def _there(self, rows: range) -> bool:
@@ -149,5 +148,5 @@ def identity(pipeline: Pipeline) -> str | None:
             return None
         parts.append(digest_of(pipeline.codec))
     if pipeline.empty is not None:
-        parts.append(hashlib.sha256(pipeline.empty.cpu().float().numpy().tobytes()).hexdigest())
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        parts.append(sha256_of((pipeline.empty,)))
+    return sha256_of(parts)

@@ -1,6 +1,5 @@
 """Features of a data set, kept on disk by their content: computed once a data set and network."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from halfstep import __version__, files, storage
 from halfstep.data import Data
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features import Features
+from halfstep.identity import sha256_of
 from halfstep.pixels import as_floats
 
 CHUNK = 1024
@@ -37,7 +37,7 @@ def data_features(features: Features, data: Data | Tensor, *, cache: Path | None
         "preprocessing": features.preprocessing,
         "halfstep": __version__,
     }
-    key = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()
+    key = sha256_of((repr(sorted(about.items())),))
     stem = cache / f"features-{key[:32]}"
     with suppress(CheckpointError):  # none yet, or damaged
         tensors, known = storage.load(stem)
@@ -52,12 +52,7 @@ def data_features(features: Features, data: Data | Tensor, *, cache: Path | None
 
 def fingerprint(data: Data | Tensor) -> str:
     """sha256 of the images as a network sees them, in [-1, 1], with their type and shape, in order."""
-    digest = hashlib.sha256()
-    for k, part in enumerate(_parts(data)):
-        if k == 0:
-            digest.update(f"{part.dtype} {tuple(part.shape[1:])} ".encode())
-        digest.update(part.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    return sha256_of(_parts(data))
 
 
 def cache_folder() -> Path:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from halfstep import losses
+from halfstep.code_identity import options_of
 from halfstep.errors import ConfigError, DataError
-from halfstep.identity import options_of
 from halfstep.kinds import above, below, hold_to_kinds, NotNegative, Smoothing
 from halfstep.methods.weights import checked, Weight
 

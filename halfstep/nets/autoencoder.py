@@ -1,6 +1,5 @@
 """Images to latents and back: diffusers' `AutoencoderKL` as a codec, and the files that one comes in."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.identity import digest_of
 from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
 from halfstep.nets.rebuilt import refuse_changed, refuse_wrapped
@@ -217,13 +217,7 @@ class KLCodec(nn.Module):
 
     def digest(self) -> str:
         """sha256 of the weights, with their names, types and shapes."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            )
-        return digest.hexdigest()
+        return digest_of(self.model)
 
     def save(self, folder: Path | str) -> None:
         """Write folder/codec.safetensors and folder/codec.json.

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
+from halfstep.code_identity import identity, PLAIN
 from halfstep.errors import ConfigError
-from halfstep.identity import identity, PLAIN
 from halfstep.nets import built_again, recipe
 from halfstep.noise import untouched
 

@@ -1,16 +1,17 @@
 """Teachers of classifiers: one, or several as the mean of their probabilities."""
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Self
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.errors import ConfigError
+from halfstep.identity import sha256_of
 from halfstep.nets.classifiers import class_names, refuse_other_classes
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.watched import parts, unchanged, watching
@@ -123,16 +124,12 @@ class Teachers(nn.Module):
     @cached_property
     def digest(self) -> str:
         """sha256 of how all of them are built, of their weights and buffers, in their order."""
-        found = hashlib.sha256()
+        parts = list[str | Tensor]()
         for net in self.nets:
             made = f"{getattr(net, 'recipe', '')} {net}"
-            found.update(re.sub(r" at 0x\w+", "", made).encode())  # a function's place in memory
-            for name, value in sorted(plain_tensors(net).items()):
-                found.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
-                found.update(
-                    value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-                )
-        return found.hexdigest()
+            parts.append(re.sub(r" at 0x\w+", "", made))  # a function's place in memory
+            parts += chain.from_iterable(sorted(plain_tensors(net).items()))
+        return sha256_of(parts)
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 transformers is imported when an encoder is loaded, and not before.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.identity import sha256_of
 from halfstep.schema import known, Wrong
+from halfstep.storage import checksum
 
 MODELS = {
     "clip": "CLIPTextModel",
@@ -72,13 +73,9 @@ class TextEncoder:
 
     def digest(self) -> str:
         """sha256 of weights, config, tokenizer and `tokens`: a key for states kept on disk."""
-        found = hashlib.sha256(f"{self.tokens} tokens".encode())
-        for path in self.files:
-            with path.open("rb") as file:
-                found.update(
-                    f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
-                )
-        return found.hexdigest()
+        return sha256_of(
+            (f"{self.tokens} tokens", *(f"{p.name} {checksum(p)}" for p in self.files))
+        )
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

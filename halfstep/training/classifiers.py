@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfstep.code_identity import own_code
 from halfstep.data import as_data, Dataset, Given
 from halfstep.errors import ConfigError, DataError
-from halfstep.identity import own_code
+from halfstep.identity import digest_of
 from halfstep.methods.classification import Classification
 from halfstep.nets.classifier import Classifier
 from halfstep.nets.classifiers import (
@@ -23,7 +24,7 @@ from halfstep.nets.classifiers import (
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.modes import evaluating
 from halfstep.noise import key, untouched
-from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
+from halfstep.training.jobs import carried_through, Job, load_weights
 from halfstep.training.parallel import Processes
 from halfstep.training.settings import Training
 
@@ -87,7 +88,7 @@ def _options(method: Classification, net: nn.Module) -> dict[str, Any]:
         **method.describe(),
         **own_code(type(method)),
         "net": name,
-        "start": fingerprint(net),
+        "start": digest_of(net)[:16],
         "config": config,
         "preprocessing": preprocessing.to_json(),
     }

@@ -13,9 +13,10 @@ from weakref import ref
 import torch
 from torch import nn
 
+from halfstep.code_identity import options_of
 from halfstep.data import as_data, Data, Given
 from halfstep.denoiser import Denoiser, thaw
-from halfstep.identity import options_of
+from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
 from halfstep.methods.guided import at_any_scale
@@ -23,7 +24,7 @@ from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.watched import bare
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
-from halfstep.training.jobs import carried_through, fingerprint, Job, load_weights
+from halfstep.training.jobs import carried_through, Job, load_weights
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.settings import Training
@@ -49,7 +50,7 @@ def train(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
     method, work = method or Denoising(), _Work.on(pipeline, training, job)
-    options = {**options_of(method), "start": fingerprint(pipeline.denoiser)}
+    options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
     stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
     return work.carry_out("train denoiser", stages, options, work.read(pipeline, data), out)
 
@@ -74,7 +75,7 @@ def distill(
     if needs_settling(method, teacher):  # all other methods are asked before data are read
         held = work.read(teacher, data)
         method = settled(method, teacher, held, out)
-    options = {**options_of(method), "teacher": fingerprint(teacher.denoiser)}
+    options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
     with untouched(), _lent(teacher.denoiser.net):
         stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
         if held is None:

@@ -1,6 +1,5 @@
 """A run: stages, options, data and a folder, carried out as a job says, by all its processes."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,17 +167,6 @@ def load_weights(module: nn.Module, stem: Path) -> None:
     tensors, _ = storage.load(stem)
     tensors.pop("empty", None)  # a pipeline's states of the empty text, which no network holds
     storage.load_into(module, tensors, f"'{stem}.safetensors'")
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A short name for these weights: the same weights, the same name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
 
 
 def _nearby(data: Data, device: torch.device) -> Data:

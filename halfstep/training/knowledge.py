@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfstep.code_identity import own_code
 from halfstep.data import as_data, Data, Dataset, Given
 from halfstep.errors import DataError
-from halfstep.identity import own_code
+from halfstep.identity import digest_of
 from halfstep.methods.base import Stage
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.classifiers import (
@@ -23,7 +24,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
 from halfstep.noise import key, untouched
 from halfstep.training.classifiers import read_classifier
-from halfstep.training.jobs import carried_through, fingerprint, Job
+from halfstep.training.jobs import carried_through, Job
 from halfstep.training.kept_answers import kept_answers, KeptAnswers, settle
 from halfstep.training.parallel import Processes
 from halfstep.training.settings import Training
@@ -98,7 +99,7 @@ def _options(
         **method.describe(),
         **own_code(type(method)),
         "teacher": teacher.digest[:16],
-        "start": fingerprint(student),
+        "start": digest_of(student)[:16],
     }
 
 

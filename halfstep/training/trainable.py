@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfstep.code_identity import holds_own, identity, is_own, own_code
 from halfstep.data import Data
 from halfstep.denoiser import not_trained
 from halfstep.errors import ConfigError
-from halfstep.identity import holds_own, identity, is_own, own_code
 from halfstep.methods.base import at, Stage
 from halfstep.nets import imported, recipe
 from halfstep.nets.modes import evaluating, to_train

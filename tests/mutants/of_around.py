@@ -168,7 +168,7 @@ MUTANTS = (
         ("if frozen := not_trained(student)", "if frozen := set()"),
     ),
     *of(
-        "identity",
+        "code_identity",
         "changed_networks",
         ("[value.__defaults__, value.__kwdefaults__, cells,", "[value.__kwdefaults__, cells,"),
         ("value.__kwdefaults__, cells,", "value.__kwdefaults__,"),
@@ -181,8 +181,8 @@ MUTANTS = (
         ('"of": _of(value.__self__, seen)', '"of": 0'),
     ),
     *of(
-        "identity",
-        "identity",
+        "code_identity",
+        "code_identity",
         ("inspect.getsource(value.__code__)", "inspect.getsource(value)"),
         ('f" again {seen[id(value)][0]}"', '" again"'),
         ("dict(seen))) for each in value)", "seen)) for each in value)"),
@@ -400,6 +400,16 @@ MUTANTS = (
     ),
     *of("cli/distill", "cli_folders", ("        gate.read()\n", "        pass\n")),
     *of("cli/progress", "cli_folders", ("if sys.stdout is not None else None", "")),
+    *of(
+        "identity",
+        "identity",
+        ("{part.dtype} {", "{"),
+        ("{tuple(part.shape)} ", ""),
+        (".cpu().contiguous()", ".cpu()[:1].contiguous()"),
+        ("{part!r} ", "{part}"),
+        ("(type(net).__name__, ", '("", '),
+        ("sorted(net.state_dict().items())", "(v,) for v in net.state_dict().values()"),
+    ),
     *of("cli/plan", "cli_folders", ("extend=where.extend, rehearse", "rehearse")),
     *of(
         "training/jobs",
