@@ -194,7 +194,7 @@ f = [Whole, Whole(), Sub(), {Sub(), S(1), a, b}, f, f, torch.float32, {("p", a),
 )
 SCRIPT = """
 import json, sys
-from tests.test_identity import EVERYTHING, made_from
+from tests.test_code_identity import EVERYTHING, made_from
 from halfstep.code_identity import identity
 junk = [object() for _ in range(int(sys.argv[1]))]
 print(json.dumps(identity(made_from(EVERYTHING)["f"])))
