@@ -7,7 +7,7 @@ stay cheap.
 from importlib import import_module
 from typing import Any, TYPE_CHECKING
 
-__version__ = "0.1.0"
+from halfstep.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from halfstep.batch import Batch as Batch, Cond as Cond

@@ -6,7 +6,6 @@ followed, and what the disk refuses is one sentence.  Texts are UTF-8 in every l
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from filelock import lock_descriptor
 
 from halfstep.errors import CheckpointError, ConfigError
 
@@ -68,7 +69,7 @@ def replacing(*paths: Path, durable: bool = True) -> Iterator[tuple[Path, ...]]:
     try:
         with writing(paths[0]):
             for part in parts:
-                os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+                os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield parts
             for part in parts if durable else ():
                 flush(part)
@@ -137,7 +138,7 @@ def append(path: Path, text: str) -> None:
 def _open(path: Path, flags: int) -> int:
     """A descriptor of a file itself; `ConfigError` where a link has its name."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _linked(path) from None
@@ -243,7 +244,7 @@ def is_ours(name: str, *own: str) -> bool:
 
 def flush(path: Path) -> None:
     """See to it that a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -278,15 +279,16 @@ class Lock:
         self.folder, self.notes = folder, list[str]()
         self._file = os.fdopen(_open(folder / LOCK, os.O_RDWR | os.O_CREAT), "rb")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            self.close()
-            raise ConfigError(
-                f"another process is working on '{folder}': wait for it, or choose another --out"
-            ) from None
+            free = lock_descriptor(self._file.fileno(), blocking=wait)
         except OSError as error:
             self.notes.append(
                 f"this file system has no locks ({error.strerror}): start no second process"
+            )
+            return
+        if not free:
+            self.close()
+            raise ConfigError(
+                f"another process is working on '{folder}': wait for it, or choose another --out"
             )
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     ["__main__"],
 ]
 # Whatever refuses needs `errors`, whatever has options `kinds`, schedules too: they lie below the floors.
-FLOOR = {"errors": -2, "kinds": -1, "capacity": -1} | {
+FLOOR = {"version": -3, "errors": -2, "kinds": -1, "capacity": -1} | {
     name: floor for floor, names in enumerate(FLOORS) for name in names
 }
 PACKAGE = Path(__file__).parents[1] / "halfstep"
@@ -47,9 +47,11 @@ def climbs(home, source):
             continue
         top, _, rest = name.partition(".")
         other = rest.split(".")[0]
-        if top != "halfstep" or other in ("", "__version__", home):
+        if top != "halfstep" or other == home:
             continue
-        if other not in FLOOR:
+        if not other:
+            yield f"line {line}: the whole package is imported: name the module"
+        elif other not in FLOOR:
             yield f"line {line}: {other} has no floor: give it one in {Path(__file__).name}"
         elif FLOOR[other] >= FLOOR[home]:
             yield (
@@ -88,6 +90,7 @@ def test_there_is_something_to_read():
         ("noise", "from .batch import Cond", "relative"),
         ("noise", "from . import batch", "relative"),
         ("cli", "from halfstep.nonsense import x", "has no floor"),
+        ("cli", "import halfstep", "whole package"),
     ],
 )
 def test_climbing_is_seen(home, source, sees):
@@ -100,7 +103,7 @@ def test_climbing_is_seen(home, source, sees):
     [
         ("methods", "from halfstep.denoiser import Denoiser\nimport halfstep.samplers"),
         ("methods", "from halfstep.methods.base import Stage"),
-        ("cli", "from halfstep import __version__\nimport torch\nimport halfstepping"),
+        ("cli", "from halfstep.version import __version__\nimport torch\nimport halfstepping"),
     ],
 )
 def test_going_down_is_allowed(home, source):

@@ -103,11 +103,14 @@ def test_importing_halfstep_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_version_is_the_packages():
+def test_the_version_is_said_in_one_place():
     import tomllib
 
     project = tomllib.loads((Path(halfstep.__file__).parents[1] / "pyproject.toml").read_text())
-    assert project["project"]["version"] == halfstep.__version__
+    said = project["tool"]["setuptools"]["dynamic"]["version"]
+    assert said == {"attr": "halfstep.version.__version__"}
+    assert project["project"]["dynamic"] == ["version"]
+    assert halfstep.__version__ == halfstep.version.__version__
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from halfstep import __version__
 from halfstep.errors import HalfstepError, Stopped, unknown
+from halfstep.version import __version__
 
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "demo": ("handwritten digits from 32 steps to 1, with pictures and scores", {}),

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from halfstep import __version__
 from halfstep.evaluation.cost import calls_of, multiply_adds
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.intervals import Interval
@@ -14,6 +13,7 @@ from halfstep.nets.classifiers import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.program import Program
 from halfstep.report.numbers import big
+from halfstep.version import __version__
 
 CALLED = {
     "label": "int64 [B], numbers of classes",

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep import __version__, files, storage
+from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.judge import Judge
 from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
+from halfstep.version import __version__
 
 CHUNK = 1024
 """Samples that are drawn, and kept, at a time."""

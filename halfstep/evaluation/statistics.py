@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halfstep import __version__, files, storage
+from halfstep import files, storage
 from halfstep.data import Data
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features import Features
 from halfstep.identity import sha256_of
 from halfstep.pixels import as_floats
+from halfstep.version import __version__
 
 CHUNK = 1024
 

@@ -11,9 +11,9 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-import halfstep
 from halfstep import storage
 from halfstep.errors import ConfigError
+from halfstep.version import __version__
 
 EXTENDABLE = ("stop", "updates", "guided_updates", "halving_updates")
 """What --extend may raise (or halve further)."""
@@ -128,7 +128,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def environment(device: str, processes: int = 1) -> dict[str, Any]:
     """What the bits of a result depend on besides the options."""
     return {
-        "halfstep": halfstep.__version__,
+        "halfstep": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -141,7 +141,7 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = Path(halfstep.__file__).parent
+    here = Path(__file__).parents[1]
     try:
         asked = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5

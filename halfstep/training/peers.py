@@ -16,8 +16,8 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-import halfstep
 from halfstep.errors import ConfigError, HalfstepError
+from halfstep.version import __version__
 
 COMING = 600.0
 """Seconds in which all must have come: each reads its data before."""
@@ -194,7 +194,7 @@ def _store(rank: int) -> Store:
 def versions() -> dict[str, str]:
     """Of what the numbers are computed with."""
     others = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    return {"halfstep": halfstep.__version__, **others, "python": platform.python_version()}
+    return {"halfstep": __version__, **others, "python": platform.python_version()}
 
 
 def refuse_others(words: Sequence[Mapping[str, Any]]) -> None:

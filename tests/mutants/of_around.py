@@ -578,7 +578,7 @@ MUTANTS = (
         "files",
         "files",
         ('"utf-8-sig"', '"utf-8"'),
-        ("flags | os.O_NOFOLLOW", "flags"),
+        ('flags | getattr(os, "O_NOFOLLOW", 0)', "flags"),
         ("st_nlink > 1", "st_nlink > 9"),
         ("st_mtime > STALE", "st_mtime > 0"),
         ("if error.errno not in UNSUPPORTED:", "if True:"),
