@@ -15,6 +15,7 @@ from inspect import Parameter, signature
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -245,7 +246,7 @@ def _ready(name: str, grid: _Grid) -> Any:
         raise ConfigError(
             f"'{name}' of diffusers cannot sample here, as {why}: choose from {', '.join(fitting())}"
         )
-    with _quiet():
+    with _quiet(), np.errstate(divide="ignore"):  # some take the logarithm of a sigma that is 0
         scheduler = _made(kind, grid)
         try:
             _set_grid(scheduler, grid)
