@@ -9,6 +9,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +136,9 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
     baselines = {(row["sampler"], row["calls"]) for row in results["baselines"]}
     plain = {(s, n) for s in ("ddim", "dpmpp-2m") for n in (8, 4, 2, 1)}
     assert baselines == plain | {("heun", n) for n in (7, 3, 1)}
-    for name in ("samples.png", "quality.png", "report.html", "report.npz"):
+    with np.load(tmp_path / "seen" / "report.npz") as pictures:  # teacher and students
+        assert pictures["grid"].shape == (1 + len(results["students"]), 12, 8, 8, 1)
+    for name in ("samples.png", "quality.png", "report.html"):
         assert (tmp_path / "seen" / name).stat().st_size > 10_000
     for name in ("samples.png", "quality.png", "report.html"):
         assert str(Path("seen") / name) in done.stdout
