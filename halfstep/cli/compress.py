@@ -187,12 +187,11 @@ def _alone(console: Console, options: Compress) -> int:
         one.to(device)
     subject = Subject(teacher, [student], data, variants=variants)
     judge = judge_for(features, data, asked)
-    with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
-        judge.progress = advance
+    with counting(console, f"{asked.samples:,} samples a row") as progress:
         found = written(
             options.out, subject, judge, asked, made=made_by(environment(str(device)), []),
             run={"folder": files.name_of(options.out), "config": {}, "gate": None, "cost": {}},
-            metrics=options.out, guided=False,
+            metrics=options.out, guided=False, progress=progress,
         )  # fmt: skip
     print_rows(console, found)
     print_compressed(console, found)

@@ -18,7 +18,6 @@ from halfstep.cli.judging import (
     cost_of,
     features_for,
     gate_of,
-    guided_of,
     judge_for,
     Kept,
     real_images,
@@ -36,7 +35,7 @@ from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.evidence import Evaluation, Subject, walkable
-from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
+from halfstep.evaluation.guided import refuse_unguided, table_scales
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
@@ -145,11 +144,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
         say(console, "left out", sentence)
     captions = captions_of(data, teacher)
     judge = judge_for(features, real, asked, captions=captions)
-    steps = subject.steps(asked)
-    if (guided := guided_of(subject, asked)) is not None:
-        steps += guided_steps(guided, judge, asked.guidance)
-    with counting(console, f"{asked.samples:,} samples a row", steps) as advance:
-        judge.progress = advance
+    with counting(console, f"{asked.samples:,} samples a row") as progress:
         return written(
             kept.folder,
             subject,
@@ -166,6 +161,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
                 },
             },
             metrics=kept.folder,
+            progress=progress,
         )
 
 

@@ -4,7 +4,7 @@ Teacher at full steps, undistilled teacher at not more network calls, and every 
 the same features, the same number of samples, intervals on all of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -15,16 +15,17 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
-from halfstep.evaluation.compressed import as_trained, compressed_row, same_work, Variant
+from halfstep.evaluation.compressed import as_trained, compressed, same_work, Variant
 from halfstep.evaluation.cost import calls_of, cost, Way
-from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.fidelity import grid_cost, learning_error
+from halfstep.evaluation.guided import GuidedEvidence
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.rows import drifted, memorised, METRICS, pictures, row
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
+from halfstep.progress import expected, Progress, SILENT
 from halfstep.samplers import calls, PREFIX, STEPS, WALKS
 from halfstep.timegrids import Steps, Times
 
@@ -110,16 +111,6 @@ class Subject:
         """Of the student of so many steps."""
         return [one for one in self.variants if one.steps == count]
 
-    def steps(self, asked: Evaluation, batch: int = 256) -> int:
-        """How often `Judge.progress` will be called."""
-        own = counted(map(_steps, self.students), asked)
-        walks = _walks(self.teacher, own, asked)
-        own = [one for count in own for one in [count] * (1 + len(self.variants_of(count)))]
-        total = asked.full + sum(own) + sum(steps for _, steps in walks)
-        total += sum(steps for _, _, steps in self.others)
-        ways = 1 + len(walks) + len(own) + len(self.others)
-        return total * -(-asked.samples // batch) + ways * asked.cost_rounds * len(TIMED)
-
     def left_out(self, asked: Evaluation) -> list[str]:
         """Which baselines will not be sampled, and why, a sentence each."""
         return _left_out(self.teacher, counted(map(_steps, self.students), asked), asked)
@@ -130,39 +121,86 @@ class Rows:
     """Rows of the table, what was sampled for each, and what drew it."""
 
     rows: list[dict[str, Any]]
-    ways: list[tuple[Pipeline, str, int]]
+    ways: list[Way]
     full: Seen
     """The teacher's samples at full steps."""
 
 
-def teacher_rows(teacher: Pipeline, counts: Sequence[int], judge: Judge, asked: Evaluation) -> Rows:
+@dataclass(frozen=True)
+class Setup:
+    """How a row is sampled.
+
+    who      teacher, baseline, student, compressed or other
+    variant  of one that is compressed
+    network  of another: its name
+    """
+
+    who: str
+    name: str
+    way: Way
+    variant: Variant | None = None
+    network: str = ""
+
+
+def teacher_rows(
+    teacher: Pipeline,
+    counts: Sequence[int],
+    judge: Judge,
+    asked: Evaluation,
+    *,
+    progress: Progress = SILENT,
+) -> Rows:
     """The teacher at full steps, and with every baseline at not more calls than each count.
 
     Needs no student, so it can be done while they are trained.
     """
+    return _teacher_rows(_of_teacher(teacher, counts, asked), judge, asked, progress)
+
+
+def _teacher_rows(
+    setups: Sequence[Setup], judge: Judge, asked: Evaluation, progress: Progress
+) -> Rows:
+    progress = expected(progress, judge.steps(one.way for one in setups))
+    first, *baselines = setups
+    full = judge.see(*first.way, progress=progress)
+    rows = [row(first.who, first.name, first.way, full, judge, asked.metrics)]
+    for one in baselines:
+        seen = judge.see(*one.way, progress=progress)
+        rows.append(row(one.who, one.name, one.way, seen, judge, asked.metrics, full))
+    return Rows(rows, [one.way for one in setups], full)
+
+
+def _of_teacher(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[Setup]:
+    """The teacher at full steps, and the baselines: once where one serves two counts, and of a teacher that
+    is a student its own steps."""
     walkable(teacher, asked.full_sampler, asked.full)
     sampler = "" if asked.full_sampler == "ddim" else f"{asked.full_sampler}, "
     way = teacher, asked.full_sampler, asked.full
-    full = judge.see(*way)
-    name = f"teacher, {sampler}{_plural(asked.full)}"
-    found = Rows([row("teacher", name, way, full, judge, asked.metrics)], [way], full)
-    for sampler, steps in _walks(teacher, counts, asked):
-        way = teacher, sampler, steps
-        seen = judge.see(*way)
-        name = f"teacher, {sampler}, {_plural(steps)}"
-        found.rows.append(row("baseline", name, way, seen, judge, asked.metrics, full))
-        found.ways.append(way)
+    found = [Setup("teacher", f"teacher, {sampler}{_plural(asked.full)}", way)]
+    for (sampler, steps), refused in _tried(teacher, counts, asked):
+        if refused is None:
+            name = f"teacher, {sampler}, {_plural(steps)}"
+            found.append(Setup("baseline", name, (teacher, sampler, steps)))
+    return found
+
+
+def _of_students(subject: Subject, counts: Sequence[int]) -> list[Setup]:
+    """Each student and its variants, then networks of other sizes."""
+    students, found = {_steps(s): s for s in subject.students}, list[Setup]()
+    for count in counts:
+        name, student = f"student, {_plural(count)}", students[count]
+        found.append(Setup("student", name, (student, student.own_sampler, count)))
+        for one in subject.variants_of(count):
+            found.append(Setup("compressed", f"{name}, {one.kind}", one.way, variant=one))
+    for network, other, steps in subject.others:
+        way = other, other.own_sampler, steps
+        found.append(Setup("other", f"{network}, {_plural(steps)}", way, network=network))
     return found
 
 
 def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
     """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
     check_walk(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
-
-
-def _walks(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[tuple[str, int]]:
-    """The baselines, once where one serves two counts; a teacher that is a student takes its own steps."""
-    return [way for way, refused in _tried(teacher, counts, asked) if refused is None]
 
 
 def _left_out(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[str]:
@@ -199,55 +237,80 @@ def _tried(
 
 
 def gather(
-    subject: Subject, judge: Judge, asked: Evaluation, *, of_teacher: Rows | None = None
+    subject: Subject,
+    judge: Judge,
+    asked: Evaluation,
+    *,
+    of_teacher: Rows | None = None,
+    guided: GuidedEvidence | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """`measure` and `rows` of report.json, and the pictures of report.npz.
+    """`measure`, `rows` and `guided` of report.json, and the pictures of report.npz.
 
     of_teacher  `teacher_rows`, where they were found before
+    guided      what is sampled at every guidance scale, of students that take theirs as an input
     """
-    students = {_steps(s): s for s in subject.students}
-    counts = counted(students, asked)
-    found = of_teacher or teacher_rows(subject.teacher, counts, judge, asked)
-    rows, ways, full = list(found.rows), list(found.ways), found.full
+    counts = counted(map(_steps, subject.students), asked)
+    before = [] if of_teacher else _of_teacher(subject.teacher, counts, asked)
+    after = _of_students(subject, counts)
+    sampled = [one.way for one in (*before, *after)]
+    timed = [*(of_teacher.ways if of_teacher else ()), *sampled]
+    timings = asked.cost_rounds * len(TIMED) * len(timed)
+    at_scales = guided.steps if guided else 0
+    progress = expected(progress, judge.steps(sampled) + timings + at_scales)
+    found = of_teacher or _teacher_rows(before, judge, asked, progress)
+    rows, shown = _rows(subject, found, after, judge, asked, progress)
+    if asked.cost_rounds:
+        _time(rows, timed, judge, asked.cost_rounds, progress)
+    measure = _how(subject, judge, asked, counts)
+    report = {"format": FORMAT, "measure": measure, "rows": rows}
+    drawn = pictures(shown, asked.shown)
+    if guided:
+        report["guided"], sliders = guided.measured(progress=progress)
+        drawn |= sliders
+    return report, drawn
+
+
+def _rows(
+    subject: Subject,
+    of_teacher: Rows,
+    setups: Sequence[Setup],
+    judge: Judge,
+    asked: Evaluation,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[tuple[str, Tensor]]]:
+    """The teacher's rows and all others, and the images of teacher and students."""
+    rows, full = list(of_teacher.rows), of_teacher.full
     held_out = None if subject.held_out is None else judge.features(subject.held_out)
     rows[0]["memorisation"] = memorised(full, held_out, judge)
-    images, features = [(rows[0]["name"], full.images)], dict[int, Tensor]()
-    for count in counts:
-        way = students[count], students[count].own_sampler, count
-        seen = judge.see(*way)
-        name = f"student, {_plural(count)}"
-        mine = row("student", name, way, seen, judge, asked.metrics, full)
-        mine["drift"] = drifted(full, seen)
-        mine["split"] = _split(subject, students, count, asked)
-        mine["memorisation"] = memorised(seen, held_out, judge)
+    images, students = [(rows[0]["name"], full.images)], dict[int, Seen]()
+    for one in setups:
+        pipeline, _, steps = one.way
+        seen = judge.see(*one.way, progress=progress)
+        mine = row(one.who, one.name, one.way, seen, judge, asked.metrics, full)
+        if one.who == "student":
+            mine["drift"] = drifted(full, seen)
+            mine["split"] = _split(subject, steps, asked)
+            mine["memorisation"] = memorised(seen, held_out, judge)
+            if subject.variants_of(steps):
+                mine["compressed"] = as_trained(pipeline, one.name)
+            images.append((_plural(steps), seen.images))
+            students[steps] = seen
+        elif one.variant:
+            name = f"student, {_plural(steps)}"
+            mine["compressed"] = compressed(one.variant, seen, students[steps], name, judge)
+        else:
+            same = students.get(steps) if pipeline.times else None
+            mine |= {"network": one.network, "student_over_it": _over(judge, same, seen)}
         rows.append(mine)
-        ways.append(way)
-        images.append((_plural(count), seen.images))
-        features[count] = seen.features
-        variants = subject.variants_of(count)
-        if variants:
-            mine["compressed"] = as_trained(students[count], name)
-        for variant in variants:
-            rows.append(compressed_row(variant, seen, name, judge, asked.metrics, full))
-            ways.append(variant.way)
-    for name, pipeline, steps in subject.others:
-        way = pipeline, pipeline.own_sampler, steps
-        seen = judge.see(*way)
-        one = row("other", f"{name}, {_plural(steps)}", way, seen, judge, asked.metrics, full)
-        same = features.get(steps) if pipeline.times else None
-        rows.append(one | {"network": name, "student_over_it": _over(judge, same, seen.features)})
-        ways.append(way)
-    if asked.cost_rounds:
-        _time(rows, ways, judge, asked.cost_rounds)
-    measure = _how(subject, judge, asked, counts)
-    return {"format": FORMAT, "measure": measure, "rows": rows}, pictures(images, asked.shown)
+    return rows, images
 
 
-def _time(rows: list[dict[str, Any]], ways: Sequence[Way], judge: Judge, rounds: int) -> None:
+def _time(
+    rows: list[dict[str, Any]], ways: Sequence[Way], judge: Judge, rounds: int, progress: Progress
+) -> None:
     """Fill in what each row costs: all in turn."""
-    timed = cost(
-        ways, batches=TIMED, rounds=rounds, guidance=judge.guidance, progress=judge.progress
-    )
+    timed = cost(ways, batches=TIMED, rounds=rounds, guidance=judge.guidance, progress=progress)
     for one, taken in zip(rows, timed, strict=True):
         one["cost"] = taken.to_json()
     same_work(rows)
@@ -272,11 +335,11 @@ def _how(
     }
 
 
-def _over(judge: Judge, student: Tensor | None, other: Tensor) -> dict[str, float] | None:
+def _over(judge: Judge, student: Seen | None, other: Seen) -> dict[str, float] | None:
     """The student's distance over that of another student of as many steps, in pairs of the same noise."""
     if student is None:
         return None
-    return raw_frechet_ratio(judge.real_features, student, other, block=judge.n).to_json()
+    return judge.ratio(student, other).to_json()
 
 
 def counted(steps: Iterable[int], asked: Evaluation) -> list[int]:
@@ -298,10 +361,9 @@ def most_steps(sampler: str, count: int) -> int | None:
     return None
 
 
-def _split(
-    subject: Subject, students: Mapping[int, Pipeline], count: int, asked: Evaluation
-) -> dict[str, Any] | None:
+def _split(subject: Subject, count: int, asked: Evaluation) -> dict[str, Any] | None:
     """What the coarser grid costs by itself, and what the student failed to learn."""
+    students = {_steps(s): s for s in subject.students}
     before = students.get(2 * count)
     finer = before.times[0] if before is not None else subject.times
     if not asked.split_samples or len(finer) - 1 != 2 * count:
