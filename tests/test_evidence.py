@@ -15,10 +15,11 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
 from halfstep.evaluation.distances import sampling_floor
-from halfstep.evaluation.evidence import counted, most_steps, teacher_rows, TIMED, walkable
+from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.judge import Seen
 from halfstep.evaluation.rows import drifted, memorised, pictures, row as row_of
+from halfstep.evaluation.setups import counted, most_steps, TIMED, walkable
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
@@ -171,9 +172,9 @@ def test_most_steps_that_cost_no_more(count):
 
 
 def test_a_sampler_that_costs_more_even_in_one_step_is_left_out(monkeypatch, subject, data):
-    from halfstep.evaluation import evidence
+    from halfstep.evaluation import setups
 
-    monkeypatch.setattr(evidence, "calls", lambda name, n: 3 * n if name == "heun" else n)
+    monkeypatch.setattr(setups, "calls", lambda name, n: 3 * n if name == "heun" else n)
     assert [most_steps("heun", k) for k in (1, 2, 3, 5, 6)] == [None, None, 1, 1, 2]
     asked = replace(BRIEF, counts=(2, 1))
     rows = teacher_rows(subject.teacher, (2, 1), judge(data), asked).rows

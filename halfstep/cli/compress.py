@@ -20,7 +20,7 @@ from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import size_of, zeros
-from halfstep.evaluation.evidence import Evaluation, Subject
+from halfstep.evaluation.setups import Evaluation, Subject
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify

@@ -23,7 +23,8 @@ from halfstep.cli.shipped import shipped_cost, shipped_teacher
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
-from halfstep.evaluation.evidence import MOST, Rows, teacher_rows
+from halfstep.evaluation.evidence import Rows, teacher_rows
+from halfstep.evaluation.setups import MOST
 from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline

@@ -34,8 +34,8 @@ from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation, Subject, walkable
 from halfstep.evaluation.guided import refuse_unguided, table_scales
+from halfstep.evaluation.setups import Evaluation, Subject, walkable
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times

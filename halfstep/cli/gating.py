@@ -15,11 +15,11 @@ from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation, SampleCount
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, NONE, Seen
+from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import Progressive

@@ -15,12 +15,12 @@ from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
-from halfstep.evaluation.evidence import Evaluation, SampleCount
 from halfstep.evaluation.gate import Gate, refuse_strict
 from halfstep.evaluation.guided import table_scales
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.kept_samples import chunks, identity, Samples
+from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import cache_folder
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import GuidedDistillation

@@ -23,12 +23,13 @@ from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation, gather, Rows, Subject
+from halfstep.evaluation.evidence import gather, Rows
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.features import Features, features as named_features
 from halfstep.evaluation.gate import Kept as GateKept, read_gate
 from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.setups import counted, Evaluation, Subject
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline

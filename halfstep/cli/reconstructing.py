@@ -15,9 +15,10 @@ from halfstep.cli.judging import Kept, made_by, save_evidence, training_of
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation, FORMAT
+from halfstep.evaluation.evidence import FORMAT
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.reconstruction import Originals, reconstructions, sentence, spread
+from halfstep.evaluation.setups import counted, Evaluation
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import to_uint8

@@ -45,7 +45,7 @@ MUTANTS = (
         ("        short = times\n", "        short = times[:4]\n"),
     ),
     *of(
-        "evaluation/evidence",
+        "evaluation/setups",
         "evidence judging",
         ("way = teacher, asked.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
@@ -158,7 +158,7 @@ MUTANTS = (
         ("(2 if both else 1)", "(1 if both else 1)"),
     ),
     *of(
-        "evaluation/evidence",
+        "evaluation/setups",
         "evidence",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
