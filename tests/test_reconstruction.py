@@ -75,6 +75,9 @@ def test_the_rows():
     assert [(r.who, r.steps) for r in rows] == [
         ("teacher", 16), ("baseline", 8), ("student", 8), ("baseline", 4), ("student", 4),
     ]  # fmt: skip
+    alone = Ledger()
+    reconstructed(encoder(4), teacher, Originals(x), steps=4, back=16, batch=3, progress=alone)
+    assert alone.steps == 3 * (4 + 16)
     both = [(16, 16), *2 * [(8, 16), (8, 8)], *2 * [(4, 16), (4, 4)]]  # up, and down
     assert told.steps == 3 * sum(map(sum, both))
     assert [name for name, _ in pictures] == [r.name for r in rows]
