@@ -18,7 +18,7 @@ import halfstep
 from halfstep import GuidedDistillation, Pipeline, Training
 from halfstep.cli.shipped import shipped_teacher
 from halfstep.evaluation import cache_folder, digits_features, Judge
-from halfstep.evaluation.guided import guided_table, GuidedSubject
+from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def _distances(
 ) -> dict[int, float]:
     """By steps: the Fréchet distance to the guided teacher over the teacher's own."""
     subject = GuidedSubject(teacher, students, cache=cache_folder())
-    rows = guided_table(subject, judge, [scale])["rows"]
+    rows = GuidedEvidence(subject, judge, [scale]).table()["rows"]
     return {row["steps"]: row["times_floor"]["value"] for row in rows if row["who"] == "student"}
 
 

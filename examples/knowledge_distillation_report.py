@@ -204,7 +204,8 @@ def main(options):
 def results(options, work, console):
     """Each row once it is known, and on the disk."""
     with ExitStack() as stack:
-        step = stack.enter_context(counting(console, "experiments", sum(map(len, work))))
+        progress = stack.enter_context(counting(console, "experiments"))
+        progress.expect(sum(map(len, work)))
         each = stack.enter_context(pool(options.workers)) if options.workers > 1 else None
         file = stack.enter_context((options.out / "results.jsonl").open("a"))
         for part in work:
@@ -213,7 +214,7 @@ def results(options, work, console):
                 row = future.result() if each else future()
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                step()
+                progress.advance()
                 yield row
 
 

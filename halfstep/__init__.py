@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from halfstep.nets.guided import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
     from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
+    from halfstep.progress import Progress as Progress
     from halfstep.samplers import sample as sample
     from halfstep.schedules import (
         Cosine as Cosine,
@@ -69,6 +70,7 @@ _HOME = {
     "KnowledgeDistillation": "methods",
     "NetTime": "denoiser",
     "Pipeline": "pipeline",
+    "Progress": "progress",
     "Progressive": "methods",
     "Reparameterise": "methods",
     "Stochastic": "methods",
@@ -110,6 +112,7 @@ __all__ = [
     "KnowledgeDistillation",
     "NetTime",
     "Pipeline",
+    "Progress",
     "Progressive",
     "Reparameterise",
     "Stochastic",

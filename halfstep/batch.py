@@ -15,6 +15,11 @@ OURS = ("label", "context", "guidance")
 """The conditions that halfstep itself gives; those of a subclass are its user's own."""
 
 
+def batches(rows: range, size: int) -> list[range]:
+    """The rows, so many at a time."""
+    return [rows[low : low + size] for low in range(0, len(rows), size)]
+
+
 @dataclass(frozen=True)
 class Cond:
     """Whatever conditions the network, one row a sample; `None` where it is absent.

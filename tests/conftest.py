@@ -10,6 +10,7 @@ from torch import nn
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.prediction import Both, Eps, V, Velocity, X0
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from tests.progress import Ledger
 
 settings.register_profile("halfstep", derandomize=True, deadline=None, database=None)
 settings.load_profile("halfstep")
@@ -41,9 +42,19 @@ def float64():
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capsys):
-    """Types a command in an empty folder: (exit status, what it printed, its errors)."""
-    from halfstep.cli import main
+    """Types a command in an empty folder: (exit status, what it printed, its errors).
 
+    Of one that ends well every bar has expected all its steps before the first, and done them.
+    """
+    from halfstep.cli import main, progress
+
+    bars, line = [], progress._Line
+
+    def bar(*args):
+        bars.append(Ledger(line(*args)))
+        return bars[-1]
+
+    monkeypatch.setattr(progress, "_Line", bar)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
@@ -55,6 +66,8 @@ def cli(tmp_path, monkeypatch, capsys):
             status = main([str(word) for word in words])
         except SystemExit as left:  # tyro leaves so after help
             status = left.code or 0
+        assert status or all(bar.steps == bar.total for bar in bars)
+        bars.clear()
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 

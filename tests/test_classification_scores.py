@@ -16,6 +16,7 @@ from halfstep.evaluation.classification import (
     wilson,
 )
 from tests.conftest import seeded
+from tests.progress import Ledger
 
 
 def data(n=550, classes=5, labels=None):
@@ -61,6 +62,10 @@ def test_no_score_depends_on_the_batch(batch):
     assert found.accuracy == want.accuracy and found.agreement == want.agreement
     assert found.nll == pytest.approx(want.nll, rel=1e-6)
     assert found.calibration == pytest.approx(want.calibration, abs=1e-6)
+    told, both = Ledger(), Ledger()
+    answers(net(), held, batch=batch, progress=told)
+    score_classifier(net(), held, teacher=other, batch=batch, progress=both)
+    assert both.steps == 2 * told.steps == 2 * -(-550 // batch)
 
 
 def test_the_numbers_are_scikit_learns():

@@ -280,12 +280,25 @@ def test_losses(loss, said):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_counting_counts(terminal):
     console = shown(80, terminal)
-    with counting(console, "16 samples in 4 steps", 4) as advance:
-        for _ in range(4):
-            advance()
+    with counting(console, "16 samples in 4 steps") as progress:
+        for _ in range(2):
+            progress.expect(2)  # the total grows
+            progress.advance(2)
+        progress.note("a sentence")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     assert "16 samples in 4 steps" in text
     assert ("4/4 in 0 s" in text) == terminal
+    assert re.search(r"note +a sentence\n", text)
+
+
+def test_few_steps_are_not_drawn():
+    for steps in (5, 6):
+        console = shown(80, True)
+        with counting(console, "reading", few=5) as progress:
+            for _ in range(steps):
+                progress.expect(1)
+                progress.advance()
+        assert ("6/6" in console.file.getvalue()) == (steps == 6)
 
 
 # Every option, with its help, and not too many of them.

@@ -16,6 +16,7 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine, Karras, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import Wobbly
+from tests.progress import Ledger
 
 SHAPE = (3, 4, 6)
 
@@ -80,9 +81,9 @@ def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():
 def test_every_way_is_timed_once_a_round_and_in_turn():
     told = []
     ways = [(pipeline(told=told, name=n), "ddim", steps) for n, steps in (("a", 2), ("b", 1))]
-    ticks = []
-    cost(ways, batches=(1, 5), rounds=3, progress=lambda: ticks.append(len(told)))
-    assert len(ticks) == 2 * 3 * 2
+    timed = Ledger()
+    cost(ways, batches=(1, 5), rounds=3, progress=timed)
+    assert timed.steps == 2 * 3 * 2
     once = [("a", 1), ("b", 1)], [("a", 1), ("a", 1), ("b", 1)]
     for k, size in ((0, 1), (1, 5)):
         begin = k * (2 + 3 * 3)

@@ -23,6 +23,7 @@ from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.knowledge import distill_classifier
 from halfstep.training.run import read_metrics
+from tests.progress import Ledger
 from tests.runs import At, bits, Crash, crash, everything
 from tests.test_classifier_teachers import Net
 from tests.test_parallel import launched
@@ -134,7 +135,10 @@ def test_kept_answers_and_a_resumed_run(tmp_path):
 
 def test_a_permuted_batch_has_its_answers_permuted(tmp_path):
     data, teacher = pictures(150, flip=True), Teachers(*teachers())
-    kept = kept_answers(tmp_path / "kept", teacher, data)
+    for each in ([64, 64, 22] * 2, [150] * 2):  # what is there already is done at once
+        told = Ledger()
+        kept = kept_answers(tmp_path / "kept", teacher, data, progress=told)
+        assert told.each == each and told.steps == 2 * 150
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     for rows in (order, order[:7], order[: ROWS + 1], order.flip(0)):
         batch = data.batch(rows, rows % 2 > 0)
@@ -360,14 +364,6 @@ def test_a_teacher_whose_rounding_depends_on_the_place_is_asked_row_by_row(tmp_p
     assert same(asked, kept)
     assert not Teachers(Placed()).settled(torch.ones(ROWS, 3, 5, 4))
     assert Teachers(Fixed()).settled(torch.randn(ROWS, 3, 5, 4))
-
-
-def test_what_is_asked_is_told(tmp_path):
-    told = []
-    kept_answers(
-        tmp_path, Teachers(*teachers()), pictures(flip=True), tell=lambda *now: told.append(now)
-    )
-    assert told[0] == (64, 150) and told[-1] == (150, 150) and told == sorted(told)
 
 
 # Two processes.

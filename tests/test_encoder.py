@@ -23,6 +23,7 @@ from halfstep.timegrids import karras, uniform
 from halfstep.training import distill, Training
 from halfstep.weighting import snr_plus_one
 from tests.conftest import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.progress import Ledger
 from tests.test_progressive import Affine, Constants, draw_of, gaussian_data, train
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -81,7 +82,7 @@ def test_the_walk_by_hand(schedule):
 
 
 def test_the_walk_asks_in_rising_order_with_the_condition():
-    seen, told = [], []
+    seen, told = [], Ledger()
 
     class Spy(nn.Module):
         def forward(self, x, t, cond=None):
@@ -90,9 +91,9 @@ def test_the_walk_asks_in_rising_order_with_the_condition():
 
     cond = Cond(label=torch.tensor([1, 2, 3]))
     spy = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
-    encode(spy, torch.ones(3, 2), uniform(4), cond=cond, progress=lambda: told.append(1))
+    encode(spy, torch.ones(3, 2), uniform(4), cond=cond, progress=told)
     assert [t for t, _ in seen] == [[t] * 3 for t in (0.0, 0.25, 0.5, 0.75)]
-    assert all(c is cond for _, c in seen) and len(told) == 4
+    assert all(c is cond for _, c in seen) and told.steps == 4
 
 
 def test_calls_and_kinds():
@@ -333,11 +334,11 @@ def pipeline(reads=None, **more):
 
 @pytest.mark.parametrize("batch", [1, 2, 256])
 def test_a_pipeline_encodes_and_decodes(batch):
-    made, told = pipeline(classes=("a", "b"), null=2), []
+    made, told = pipeline(classes=("a", "b"), null=2), Ledger()
     x0 = Mixture().draw(5, seeded()).float()
-    noise = made.encode(x0, steps=8, batch=batch, progress=lambda: told.append(1))
+    noise = made.encode(x0, steps=8, batch=batch, progress=told)
     assert noise.shape == (5, 2) and noise.dtype == torch.float32
-    assert len(told) == 8 * -(-5 // batch)
+    assert told.steps == 8 * -(-5 // batch)
     cond = Cond(label=torch.arange(5) % 2)
     wanted = encode(made.denoiser, x0, uniform(8), cond=cond)
     torch.testing.assert_close(noise, wanted, rtol=0, atol=2e-5)

@@ -36,6 +36,7 @@ from halfstep.samplers import calls
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
+from tests.progress import Ledger
 
 
 def white(n, size, seed=0):
@@ -318,11 +319,19 @@ def test_a_row_without_a_teacher_is_refused(judge, teacher):
 
 
 def test_progress_is_told_as_often_as_announced(teacher):
-    told, real = [], torch.randn(20, 3, generator=seeded())
-    judge = Judge(Features("x", lambda x: x), real, n=300, progress=lambda: told.append(1))
-    judge.teacher(teacher, 4)
-    judge.row(teacher, "heun", 3)
-    assert len(told) == 2 * 7  # 300 samples are two batches; 4 steps and 3
+    real = torch.randn(20, 3, generator=seeded())
+    judge, of_teacher, of_row = (
+        Judge(Features("x", lambda x: x), real, n=300),
+        Ledger(),
+        Ledger(),
+    )
+    judge.teacher(teacher, 4, progress=of_teacher)
+    judge.row(teacher, "heun", 3, progress=of_row)
+    assert (of_teacher.steps, of_row.steps) == (2 * 4, 2 * 3)  # 300 samples are two batches
+    more, some = Ledger(), judge.see(teacher, "ddim", 4, n=10)
+    judge.more(some, teacher, "ddim", 4, progress=more)
+    judge.more(some, teacher, "ddim", 4, n=5, progress=more)
+    assert more.steps == 2 * 4  # of the 290 that are missing, and of none
 
 
 def test_a_row_as_json_has_the_agreed_names(judge, teacher):

@@ -15,10 +15,11 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
 from halfstep.evaluation.distances import sampling_floor
-from halfstep.evaluation.evidence import counted, most_steps, teacher_rows, walkable
+from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.judge import Seen
 from halfstep.evaluation.rows import drifted, memorised, pictures, row as row_of
+from halfstep.evaluation.setups import counted, most_steps, TIMED, walkable
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
@@ -28,6 +29,7 @@ from halfstep.samplers import calls
 from halfstep.schedules import Cosine, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
+from tests.progress import Ledger
 
 SHAPE = (3, 4, 6)
 ASKED = Evaluation(
@@ -170,9 +172,9 @@ def test_most_steps_that_cost_no_more(count):
 
 
 def test_a_sampler_that_costs_more_even_in_one_step_is_left_out(monkeypatch, subject, data):
-    from halfstep.evaluation import evidence
+    from halfstep.evaluation import setups
 
-    monkeypatch.setattr(evidence, "calls", lambda name, n: 3 * n if name == "heun" else n)
+    monkeypatch.setattr(setups, "calls", lambda name, n: 3 * n if name == "heun" else n)
     assert [most_steps("heun", k) for k in (1, 2, 3, 5, 6)] == [None, None, 1, 1, 2]
     asked = replace(BRIEF, counts=(2, 1))
     rows = teacher_rows(subject.teacher, (2, 1), judge(data), asked).rows
@@ -189,18 +191,20 @@ def test_every_student_has_baselines_that_cost_no_more(found):
     assert all(row["calls"] <= most for row in of(found, "baseline"))
 
 
-def test_progress_is_told_as_often_as_announced(subject, data):
+def test_all_steps_are_expected_before_the_first(subject, data):
     every = (
         {"counts": (2, 1)},
         {"samples": 300, "baselines": ()},
         {"counts": (1,), "cost_rounds": 1},
     )
     for changes in every:
-        asked, ticks = replace(BRIEF, **changes), []
-        mine = judge(data, progress=lambda: ticks.append(1))  # noqa: B023
+        asked, told = replace(BRIEF, **changes), Ledger()
+        mine = judge(data)
         mine.n = asked.samples
-        gather(subject, mine, asked)
-        assert len(ticks) == subject.steps(asked)
+        found, _ = gather(subject, mine, asked, progress=told)
+        rows, batches = found["rows"], -(-asked.samples // mine.batch)
+        sampled = sum(row["steps"] for row in rows) * batches
+        assert told.steps == sampled + len(rows) * asked.cost_rounds * len(TIMED)
 
 
 # Samplers with a grid of their own.
@@ -261,15 +265,16 @@ def test_the_teacher_at_full_steps_by_another_sampler(data):
 def test_a_baseline_that_the_schedule_refuses_is_left_out_with_a_sentence(schedule, words, data):
     asked = replace(BRIEF, full=5, baselines=("ddim", *OWN_GRIDS))
     student = pipeline(1.1, (uniform(8),), schedule=schedule)
-    subject, ticks = Subject(pipeline(schedule=schedule), [student], data), []
-    found = gather(subject, judge(data, progress=lambda: ticks.append(1)), asked)
+    subject, told = Subject(pipeline(schedule=schedule), [student], data), Ledger()
+    found = gather(subject, judge(data), asked, progress=told)
     there = [row["sampler"] for row in of(found, "baseline")]
     assert there == [name for name in asked.baselines if name not in words]
     left_out = found[0]["measure"]["left_out"]
     assert left_out == subject.left_out(asked) and len(left_out) == len(words)
     for sentence, (name, why) in zip(left_out, words.items(), strict=True):
         assert sentence.startswith(f"no baseline {name}: ") and why in sentence
-    assert len(ticks) == subject.steps(asked)
+    rows = found[0]["rows"]
+    assert told.steps == sum(row["steps"] + asked.cost_rounds * len(TIMED) for row in rows)
 
 
 def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
@@ -342,10 +347,9 @@ def test_what_the_teacher_does_can_be_measured_before(found, subject, data):
     mine = judge(data)
     asked = replace(ASKED, cost_rounds=0, metrics=("frechet", "kernel"))
     before = teacher_rows(subject.teacher, (4, 2, 1), mine, asked)
-    ticks = []
-    mine.progress = lambda: ticks.append(1)
-    again, pictures = gather(subject, mine, asked, of_teacher=before)
-    assert len(ticks) == 4 + 2 + 1  # the teacher was not asked again
+    told = Ledger()
+    again, pictures = gather(subject, mine, asked, of_teacher=before, progress=told)
+    assert told.steps == 4 + 2 + 1  # the teacher was not asked again
     for name in pictures:
         assert np.array_equal(pictures[name], found[1][name])
     for one, two in zip(found[0]["rows"], again["rows"], strict=True):

@@ -7,7 +7,7 @@ import pytest
 
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 FLOORS = [
-    ["schedules", "files", "pixels", "quiet", "identity", "code_identity", "schema"],
+    ["schedules", "files", "pixels", "quiet", "identity", "code_identity", "schema", "progress"],
     ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
     ["denoiser"],
     ["samplers", "nets", "data"],

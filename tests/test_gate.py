@@ -1,7 +1,7 @@
 """The gate: it stops at the right step, noise does not decide, and a decision is kept."""
 
 import json
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -28,6 +28,7 @@ from halfstep.schema import SEAL
 from halfstep.testing import gaussian_teacher
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
+from tests.progress import Ledger
 from tests.runs import halve, job, points
 
 SIZE, MEAN, STD, REAL = 4, 0.3, 0.5, 0.8
@@ -196,19 +197,13 @@ def test_more_samples_are_added_to_those_there_are(looks, monkeypatch):
     assert again == more  # the teacher's 200 were not cut to 20
 
 
-def test_progress_is_told_as_often_as_announced(looks, monkeypatch):
-    totals, ticks = [], []
-
-    @contextmanager
-    def counting(console, what, total):
-        totals.append(total)
-        yield lambda: ticks.append(1)
-
-    monkeypatch.setattr(gating, "counting", counting)
-    for steps, n in ((8, 300), (8, 700), (4, 300), (2, 900)):
-        ticks.clear()
+def test_all_steps_of_a_look_are_expected_before_the_first(looks, monkeypatch):
+    wanted = {(8, 300): 2 * (64 + 8), (8, 700): 2 * (64 + 8), (4, 300): 2 * 4, (2, 900): 64 + 4 * 2}
+    for (steps, n), count in wanted.items():
+        told = Ledger()
+        monkeypatch.setattr(gating, "counting", lambda console, what, told=told: nullcontext(told))
         looks.student(student(steps), n)
-        assert len(ticks) == totals[-1]
+        assert told.steps == count, (steps, n)
 
 
 # Noise does not decide.

@@ -1,5 +1,6 @@
 """Guided students against the guided teacher: known answers, the cache of its samples, table and gate."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,19 +10,19 @@ from rich.console import Console
 from torch import nn
 
 from halfstep.batch import Cond
+from halfstep.cli import guided_gating
 from halfstep.cli.evaluate import scales_of
 from halfstep.cli.guided_gating import GuidedLooks
+from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
-from halfstep.evaluation import Evaluation, Features, frechet_distance, Gate, Judge
+from halfstep.evaluation import Evaluation, Features, frechet_distance, Gate, gather, Judge, Subject
 from halfstep.evaluation.cost import calls_of
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.guided import (
-    guided_evidence,
-    guided_steps,
-    guided_table,
+    GuidedEvidence,
     GuidedSubject,
     slider_scales,
     table_scales,
@@ -36,6 +37,7 @@ from halfstep.schedules import Cosine
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
+from tests.progress import Ledger
 
 FULL, RANGE, NULL, N = 8, (1.0, 4.0), 3, 300
 # Many, so that the floor of a distance is little noise beside its mean: 2 numbers alone leave it all noise.
@@ -88,7 +90,7 @@ def subject(*students, **options):
 @pytest.fixture(scope="module")
 def table(real):
     exact, stuck = student(), student(4, stuck=1.0)
-    return guided_table(subject(exact, stuck), judge(real), (3.0, 1.0))
+    return GuidedEvidence(subject(exact, stuck), judge(real), (3.0, 1.0)).table()
 
 
 def test_an_exact_student_is_as_far_from_the_teacher_as_the_teacher_from_itself(table):
@@ -168,16 +170,15 @@ def asked(monkeypatch):
 def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked):
     mine = judge(real, n=60)
     kept = subject(student(2), cache=tmp_path)
-    bare = guided_table(subject(student(2)), mine, (2.0,))
-    first, wanted = guided_table(kept, mine, (2.0,)), [(8, 2.0, 1, 60), (8, 2.0, 0, 60)]
+    bare = GuidedEvidence(subject(student(2)), mine, (2.0,)).table()
+    first, wanted = GuidedEvidence(kept, mine, (2.0,)).table(), [(8, 2.0, 1, 60), (8, 2.0, 0, 60)]
     assert sorted(asked[3:]) == sorted([*wanted, (2, 2.0, 0, 60)])
     asked.clear()
-    assert kept.ticks(mine, (2.0,)) == 2
-    assert guided_table(kept, mine, (2.0,)) == first == bare
+    assert GuidedEvidence(kept, mine, (2.0,)).table() == first == bare
     assert asked == [(2, 2.0, 0, 60)]
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert guided_table(kept, mine, (2.0,)) == first  # damaged: drawn again
+    assert GuidedEvidence(kept, mine, (2.0,)).table() == first  # damaged: drawn again
 
 
 @pytest.mark.parametrize(
@@ -193,10 +194,10 @@ def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked)
 )
 def test_whatever_decides_the_samples_misses_the_cache(change, real, tmp_path, asked):
     kept, mine = subject(student(2), cache=tmp_path), judge(real, n=60)
-    guided_table(kept, mine, (2.0,))
+    GuidedEvidence(kept, mine, (2.0,)).table()
     asked.clear()
     kept, mine = change(kept, mine)
-    guided_table(kept, mine, (2.0,))
+    GuidedEvidence(kept, mine, (2.0,)).table()
     assert len(asked) == 3
 
 
@@ -217,15 +218,24 @@ def test_samples_come_some_at_a_time_and_never_one_alone():
         assert all(2 <= len(part) <= 1025 for part in parts)
 
 
-def test_progress_is_told_as_often_as_announced(real, tmp_path):
+def test_all_steps_are_expected_before_the_first(real, tmp_path):
     mine, kept = judge(real, n=300), subject(student(2), cache=tmp_path)
-    for _ in range(2):  # the second time the teacher is not asked
-        ticks = []
-        mine.progress = lambda: ticks.append(1)  # noqa: B023
-        announced = guided_steps(kept, mine, (1.0, 2.0))
-        found, pictures = guided_evidence(kept, mine, (1.0, 2.0))
-        assert len(ticks) == announced and pictures == {}
-        assert len(found["rows"]) == 4
+    steps = 2 * 2 * (FULL + FULL + 2)
+    for calls in (steps, 2 * (1 + 1 + 2 * 2)):  # the second time what is kept is done at once
+        evidence, told = GuidedEvidence(kept, mine, (1.0, 2.0)), Ledger()
+        found, pictures = evidence.measured(progress=told)
+        assert told.steps == evidence.steps == steps and pictures == {}
+        assert len(found["rows"]) == 4 and len(told.each) == calls
+
+
+def test_all_rows_and_the_table_are_expected_together(real):
+    mine, made, told = judge(real, n=60), student(2), Ledger()
+    guided = GuidedEvidence(subject(made), mine, (1.0, 2.0))
+    asked = Evaluation(samples=60, full=FULL, baselines=(), split_samples=0, cost_rounds=1)
+    whole = Subject(pipeline(), [made], Dataset(real.clamp(-1, 1)))
+    found, _ = gather(whole, mine, asked, guided=guided, progress=told)
+    assert told.steps == (FULL + 2) + 2 * 2 + guided.steps
+    assert found["guided"] == guided.table()
 
 
 # Pictures.
@@ -249,9 +259,12 @@ def test_pictures_are_of_every_scale_way_and_seed():
     images = torch.rand(40, 3, 4, 6, generator=seeded(1)) * 2 - 1
     features = Features("five", lambda x: x.flatten(1)[:, :5], digest="f", head=lambda x: x)
     kept = GuidedSubject(teacher, [made], 4)
-    table, found = guided_evidence(kept, Judge(features, images, n=20), (1.3, 2.0), shown=5)
+    told, judge = Ledger(), Judge(features, images, n=20, batch=3)
+    evidence = GuidedEvidence(kept, judge, (1.3, 2.0), shown=5)
+    table, found = evidence.measured(progress=told)
     scales = slider_scales(RANGE, (1.3, 2.0))
     assert found["guided_scales"].tolist() == scales and {1.0, 1.3, 2.0, 4.0} <= set(scales)
+    assert told.steps == 2 * 7 * (4 + 4 + 2) + len(scales) * 2 * (4 + 2)
     assert found["guided"].shape == (len(scales), 2, 5, 4, 6, 3)
     assert found["guided_labels"].tolist() == ["teacher, 4 steps", "2 steps"]
     k = scales.index(1.3)
@@ -320,12 +333,14 @@ def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(loo
     assert alone.student(student(2, stuck=1.0), 200).value == gate.tried[2].ratio.value
 
 
-def test_the_gate_draws_the_teacher_once(looks, asked):
+def test_the_gate_draws_the_teacher_once(looks, asked, monkeypatch):
+    told = Ledger()
+    monkeypatch.setattr(guided_gating, "counting", lambda console, what: nullcontext(told))
     exact = looks.student(student(), 200)
-    assert exact.value == pytest.approx(1, abs=1e-3)
+    assert told.steps == 2 * 3 * FULL and exact.value == pytest.approx(1, abs=1e-3)
     asked.clear()
     looks.student(student(2), 200)
-    assert {steps for steps, *_ in asked} == {2}
+    assert {steps for steps, *_ in asked} == {2} and told.done == 2 * 3 * FULL + 2 * 2
     fresh = replace(looks, _kept={})
     asked.clear()
     assert fresh.student(student(), 200) == exact and len(asked) == 2

@@ -25,6 +25,7 @@ from halfstep.nets.teachers import Teachers
 from halfstep.training.classifiers import classified, judging, train_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers
+from tests.progress import Ledger
 from tests.runs import refused
 from tests.test_classifier_teachers import Net
 from tests.test_distill_classifier import pictures, run, same, teachers, TRAINING
@@ -56,12 +57,12 @@ def test_the_answers_are_of_images_and_not_of_labels(tmp_path):
     """The same pictures with fewer labels, or none, take what was kept; others do not."""
     teacher, data = Teachers(*teachers()), pictures()
     kept = kept_answers(tmp_path, teacher, data)
-    asked = list[int]()
     fewer = replace(data, labels=data.labels.clone().fill_(-1))
     for other in (fewer, pictures(labels=False)):
-        again = kept_answers(tmp_path, teacher, other, tell=lambda done, all: asked.append(done))
+        told = Ledger()
+        again = kept_answers(tmp_path, teacher, other, progress=told)
         assert torch.equal(again.table, kept.table)
-    assert asked == [len(data)] * 2  # read, never asked
+        assert told.each == [len(data)]  # read, never asked
     with pytest.raises(ConfigError, match="another data"):
         kept_answers(tmp_path, teacher, data.only(torch.arange(74)))
 

@@ -16,8 +16,8 @@ from halfstep.data.latents import Contexts, Latents, open_latents, Shards
 from halfstep.data.streamed import stream
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation
 from halfstep.evaluation.features import Features
+from halfstep.evaluation.setups import Evaluation
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline

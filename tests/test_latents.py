@@ -32,6 +32,7 @@ from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepErr
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
 from tests.conftest import seeded
+from tests.progress import Ledger
 from tests.runs import everything, rewritten
 
 ROOT = Path(__file__).parents[1]
@@ -320,6 +321,19 @@ class Gone(BaseException):
     """The process is gone."""
 
 
+class Dying(Ledger):
+    """The process is gone once more images than `last` are done."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def advance(self, steps=1):
+        super().advance(steps)
+        if self.done > self.last:
+            raise Gone
+
+
 @pytest.mark.parametrize("texts", [False, True])
 def test_interrupted_anywhere_it_ends_the_same(tmp_path, texts):
     more = {"captions": captions()} if texts else {}
@@ -327,24 +341,16 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path, texts):
     alone = everything(tmp_path / "alone")
     assert about(tmp_path / "alone")["complete"]
     for last in range(0, 11, 2):
-        out, seen = tmp_path / f"at-{last}", []
-
-        def die(done, last=last, seen=seen):
-            seen.append(done)
-            if done > last:
-                raise Gone
-
+        out, told = tmp_path / f"at-{last}", Ledger()
         with pytest.raises(Gone):
-            encoded(out, progress=die, **more)
-        assert seen[-1] > last
+            encoded(out, progress=Dying(last), **more)
         with refused(CheckpointError, "latents: run the same halfstep latents command again"):
             open_latents(out)
         assert not about(out)["complete"]
-        seen.clear()
-        assert encoded(out, progress=seen.append, **more)
-        whole = last // 4 * 4  # images in shards that were finished
-        assert min(seen) > whole or whole == 0 or min(seen) == 4
-        assert seen[-1] == 11 and everything(out) == alone
+        assert encoded(out, progress=told, **more)
+        shards = last // 4  # that were finished
+        assert told.each == [4] * shards + [3, 1, 3, 1, 3][2 * shards :]
+        assert told.steps == 11 and everything(out) == alone
 
 
 def test_a_finished_folder_is_left_as_it_is(tmp_path):
@@ -366,17 +372,14 @@ def test_a_file_that_was_deleted_is_made_again(tmp_path, name):
     if name != "codec.json":
         with refused(CheckpointError, name, "is missing: run the same halfstep latents command"):
             open_latents(out)
-    encoded(out, captions=captions())
-    assert everything(out) == before
+    told = Ledger()
+    encoded(out, captions=captions(), progress=told)
+    assert everything(out) == before and told.steps == 11
 
 
 def test_a_batch_may_change_when_memory_runs_out(tmp_path):
-    def die(done):
-        if done > 8:
-            raise Gone
-
     with pytest.raises(Gone):
-        encoded(tmp_path / "l", progress=die)
+        encoded(tmp_path / "l", progress=Dying(8))
     encoded(tmp_path / "l", batch=1)
     found = open_latents(tmp_path / "l").moments.rows(torch.arange(22)).unflatten(0, (11, 2))
     torch.testing.assert_close(found, moments_of(some_images()), rtol=0, atol=1e-6)
@@ -464,11 +467,8 @@ def test_more_images_than_were_finished_are_refused(tmp_path):
 
 
 def test_a_folder_that_was_begun_in_vain_begins_anew(tmp_path):
-    def die(done):
-        raise Gone
-
     with pytest.raises(Gone):
-        encoded(tmp_path / "l", half=True, progress=die)
+        encoded(tmp_path / "l", half=True, progress=Dying(0))
     encoded(tmp_path / "l", codec=Tiny(seed=1))
     encoded(tmp_path / "alone", codec=Tiny(seed=1))
     assert everything(tmp_path / "l") == everything(tmp_path / "alone")
@@ -519,10 +519,9 @@ def test_what_was_verified_is_hashed_again_when_it_changed(tmp_path, monkeypatch
     open_latents(out, verify=False)
     assert not (out / "verified.json").exists()
     for _ in range(2):  # the second time all is remembered
-        told = []
-        open_latents(out, progress=lambda k, n, told=told: told.append((k, n)))
-        assert len(hashed) == len(set(hashed)) == 9
-        assert told == [(k, 9) for k in range(1, 10)]
+        told = Ledger()
+        open_latents(out, progress=told)
+        assert len(hashed) == len(set(hashed)) == told.steps == 9
     hashed.clear()
 
     shard = out / "shard-00001.npy"
@@ -681,9 +680,9 @@ def test_latents_json_that_cannot_be(tmp_path):
 
 def test_verification_is_told(tmp_path):
     encoded(tmp_path / "l")
-    seen = []
-    open_latents(tmp_path / "l", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(k, 4) for k in range(1, 5)]  # three shards and the labels
+    told = Ledger()
+    open_latents(tmp_path / "l", progress=told)
+    assert told.steps == 4  # three shards and the labels
 
 
 def test_numbers_that_cannot_be_stored(tmp_path):

@@ -21,6 +21,7 @@ from halfstep.samplers import ancestral, sample
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
 from tests.conftest import named, READS
+from tests.progress import Ledger
 from tests.runs import rewritten
 
 UVIT = {
@@ -549,9 +550,16 @@ def test_a_clip_bounds_images_and_none_does_not():
 
 
 def test_progress_is_told_every_step_of_every_batch():
-    told = []
-    pipeline("mlp").sample(7, steps=3, batch=2, progress=lambda: told.append(1))
-    assert len(told) == 3 * 4
+    told = Ledger()
+    pipeline("mlp").sample(7, steps=3, batch=2, progress=told)
+    assert told.steps == 3 * 4
+    images = pipeline("mlp").sample(7, steps=3)
+    told = Ledger()  # half the walk
+    pipeline("mlp").sample(7, steps=4, batch=2, images=images, strength=0.5, progress=told)
+    assert told.steps == 2 * 4
+    told = Ledger()
+    pipeline("mlp").sample(0, steps=3, progress=told)
+    assert told.steps == 0
 
 
 def test_sampling_leaves_dropout_off_and_the_global_generator_alone():

@@ -17,7 +17,6 @@ from halfstep.evaluation.reconstruction import (
     reconstructions,
     sentence,
     spread,
-    ticks,
     ways,
 )
 from halfstep.nets import build
@@ -27,6 +26,7 @@ from halfstep.report.page import render
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
 from tests.conftest import seeded
+from tests.progress import Ledger
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -67,15 +67,19 @@ def test_on_a_gaussian(steps, kept, within):
 
 def test_the_rows():
     """The teacher in as many steps before each student; all decoded at full and at equal steps."""
-    x, told = 0.5 * torch.randn(7, 3, generator=seeded()), []
+    x, told = 0.5 * torch.randn(7, 3, generator=seeded()), Ledger()
     teacher, students = gaussian(), [encoder(4), encoder(8)]
     rows, pictures = reconstructions(
-        teacher, students, Originals(x), full=16, batch=3, progress=lambda: told.append(1)
+        teacher, students, Originals(x), full=16, batch=3, progress=told
     )
     assert [(r.who, r.steps) for r in rows] == [
         ("teacher", 16), ("baseline", 8), ("student", 8), ("baseline", 4), ("student", 4),
     ]  # fmt: skip
-    assert len(told) == ticks(teacher, students, 7, full=16, batch=3)
+    alone = Ledger()
+    reconstructed(encoder(4), teacher, Originals(x), steps=4, back=16, batch=3, progress=alone)
+    assert alone.steps == 3 * (4 + 16)
+    both = [(16, 16), *2 * [(8, 16), (8, 8)], *2 * [(4, 16), (4, 4)]]  # up, and down
+    assert told.steps == 3 * sum(map(sum, both))
     assert [name for name, _ in pictures] == [r.name for r in rows]
     for row in rows:  # students with the teacher's weights are the teacher in as many steps
         up = teacher.encode(x, steps=row.steps)

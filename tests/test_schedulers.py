@@ -17,6 +17,7 @@ from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, trailing, uniform, uniform_logsnr
 from tests.conftest import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.progress import Ledger
 
 every_schedule = pytest.mark.parametrize("schedule", [*SCHEDULES, Table(zero_snr=True)], ids=named)
 
@@ -223,10 +224,12 @@ def test_noise_of_a_scheduler_makes_the_data(name):
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_calls_are_those_made(name, steps):
-    counted, told = Counted(mixture_teacher(VPLinear())), []
-    walk(counted, some_noise(), uniform(steps), name, progress=lambda: told.append(1))
+    counted, told = Counted(mixture_teacher(VPLinear())), Ledger()
+    walk(counted, some_noise(), uniform(steps), name, progress=told)
     assert counted.calls == calls(f"diffusers:{name}", steps)
-    assert len(told) == steps
+    assert told.steps == steps
+    walk(counted, some_noise()[:0], uniform(steps), name, progress=told)
+    assert told.steps == steps  # of no sample none
 
 
 @pytest.mark.parametrize("steps", [1, 2, 16])

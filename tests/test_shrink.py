@@ -23,9 +23,10 @@ from halfstep.prediction import Prediction, V
 from halfstep.schedules import Cosine, Level, Table
 from halfstep.training import distill, Training
 from halfstep.training.denoisers import stages_of
-from halfstep.training.settling import scores, settled, ticks
+from halfstep.training.settling import scores, settled
 from halfstep.weighting import WEIGHTINGS
 from tests.conftest import seeded
+from tests.progress import Ledger
 from tests.runs import At, bits, Crash, crash, job, rewritten
 from tests.test_pruning import nothing, UNET
 
@@ -347,13 +348,14 @@ def test_guided_teachers_are_not_drawn_to_the_data():
 
 
 def test_the_score_is_measured_on_data_and_kept():
-    pipeline, count = teacher(depth=8), []
+    pipeline, told = teacher(depth=8), Ledger()
     nothing(pipeline.denoiser.net, 2)
     method = Shrink(depth=6, updates=1, denoising=0.0)
     with pytest.raises(ConfigError, match="is found on data"):
         next(method.stages(pipeline.denoiser, NULL))
-    worth = scores(method, pipeline, data(), progress=lambda: count.append(1))
-    assert len(count) == ticks(pipeline, data()) and abs(worth[2]) < 1e-6 and min(worth) == worth[2]
+    worth = scores(method, pipeline, data(), progress=told)
+    assert told.steps == (1 + 4) * -(-min(512, len(data())) // 64)
+    assert abs(worth[2]) < 1e-6 and min(worth) == worth[2]
     assert settled(method, pipeline, data()).keep == (0, 1, 3)
     assert settled(replace(method, choose="even"), pipeline, data()).keep == ()
     even = replace(method, choose="even").kept(pipeline.denoiser.net)

@@ -16,7 +16,7 @@ from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.runs import carried_out, describe_data, updates_on
 from halfstep.data import Augmentation, Data, Dataset, load
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import ROWS, score_classifier, Scores
+from halfstep.evaluation.classification import score_classifier, Scores
 from halfstep.kinds import CountOrNone
 from halfstep.methods.classification import Classification
 from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
@@ -200,8 +200,8 @@ def built(asked: Built, data: Dataset, seed: int) -> tuple[nn.Module, list[str]]
 
 def scored(console: Console, net: nn.Module, data: Dataset) -> Scores:
     """On all of the data, with a bar."""
-    with counting(console, "asking about all images", -(-len(data) // ROWS)) as step:
-        return score_classifier(net, data, progress=step)
+    with counting(console, "asking about all images") as progress:
+        return score_classifier(net, data, progress=progress)
 
 
 def tell(console: Console, scores: Scores, held: str) -> None:

@@ -20,7 +20,7 @@ from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import size_of, zeros
-from halfstep.evaluation.evidence import Evaluation, Subject
+from halfstep.evaluation.setups import Evaluation, Subject
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify
@@ -187,12 +187,11 @@ def _alone(console: Console, options: Compress) -> int:
         one.to(device)
     subject = Subject(teacher, [student], data, variants=variants)
     judge = judge_for(features, data, asked)
-    with counting(console, f"{asked.samples:,} samples a row", subject.steps(asked)) as advance:
-        judge.progress = advance
+    with counting(console, f"{asked.samples:,} samples a row") as progress:
         found = written(
             options.out, subject, judge, asked, made=made_by(environment(str(device)), []),
             run={"folder": files.name_of(options.out), "config": {}, "gate": None, "cost": {}},
-            metrics=options.out, guided=False,
+            metrics=options.out, guided=False, progress=progress,
         )  # fmt: skip
     print_rows(console, found)
     print_compressed(console, found)

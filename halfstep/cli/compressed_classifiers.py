@@ -51,10 +51,11 @@ def judged_classifiers(
         save_classifier(smaller, files.subfolder(out, name))
         nets[words] = load_classifier(out / name, net=net)
     scores = list[Scores]()
-    with counting(console, f"{len(images):,} images each", len(nets)) as advance:
+    with counting(console, f"{len(images):,} images each") as progress:
+        progress.expect(len(nets))
         for one in nets.values():
             scores.append(score_classifier(one, images, teacher=own))
-            advance()
+            progress.advance()
     rows = [
         {
             "kind": words,

@@ -1,7 +1,7 @@
 """`halfstep demo`: the main job on real data, from end to end, with pictures and scores."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +23,12 @@ from halfstep.cli.shipped import shipped_cost, shipped_teacher
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
-from halfstep.evaluation.evidence import MOST, Rows, teacher_rows, TIMED
+from halfstep.evaluation.evidence import Rows, teacher_rows
+from halfstep.evaluation.setups import MOST
 from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
 from halfstep.timegrids import grid
 from halfstep.training import distill, train
@@ -114,9 +116,8 @@ def demo(argv: Sequence[str]) -> int:
     )
     judge = judge_for(digits_features(), data, asked)
 
-    def judge_teacher(tick: Callable[[], None]) -> Rows:
-        judge.progress = tick
-        return teacher_rows(teacher, COUNTS, judge, asked)
+    def judge_teacher(progress: Progress) -> Rows:
+        return teacher_rows(teacher, COUNTS, judge, asked, progress=progress)
 
     with beside(judge_teacher) as judged:
         with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
@@ -168,10 +169,7 @@ def _judged(
 ) -> dict[str, Any]:
     """The evidence, in OUT/report.json and report.html."""
     of_teacher = judged.result()  # long done: it took a part of the training's time
-    timed = asked.cost_rounds * len(TIMED) * (len(of_teacher.rows) + len(COUNTS))
-    total = sum(COUNTS) * -(-options.samples // judge.batch) + timed
-    with counting(console, f"judging, {options.samples:,} samples a row", total) as advance:
-        judge.progress = advance
+    with counting(console, f"judging, {options.samples:,} samples a row") as progress:
         return written(
             options.folder,
             subject,
@@ -189,6 +187,7 @@ def _judged(
             },
             metrics=run,
             of_teacher=of_teacher,
+            progress=progress,
         )
 
 

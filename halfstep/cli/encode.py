@@ -138,11 +138,11 @@ def _noise(
     batch = options.batch or (8 if pipeline.codec is not None else 256)
     n = len(images)
     what = f"{n:,} image{'s' * (n > 1)} to noise in {steps} step{'s' * (steps > 1)}"
-    with counting(console, what, steps * -(-n // batch)) as advance:
+    with counting(console, what) as progress:
         noise = pipeline.encode(
             images, steps=options.steps, labels=labels, guidance=options.guidance, batch=batch,
             prompts=_prompts(options, n) or None,
-            progress=advance,
+            progress=progress,
         )  # fmt: skip
     if not bool(noise.isfinite().all()):
         raise DataError("some of the noise is nan or infinite: the walk to it has diverged")

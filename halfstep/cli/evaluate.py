@@ -18,7 +18,6 @@ from halfstep.cli.judging import (
     cost_of,
     features_for,
     gate_of,
-    guided_of,
     judge_for,
     Kept,
     real_images,
@@ -35,8 +34,8 @@ from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation, Subject, walkable
-from halfstep.evaluation.guided import guided_steps, refuse_unguided, table_scales
+from halfstep.evaluation.guided import refuse_unguided, table_scales
+from halfstep.evaluation.setups import Evaluation, Subject, walkable
 from halfstep.identity import digest_of
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
@@ -145,11 +144,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
         say(console, "left out", sentence)
     captions = captions_of(data, teacher)
     judge = judge_for(features, real, asked, captions=captions)
-    steps = subject.steps(asked)
-    if (guided := guided_of(subject, asked)) is not None:
-        steps += guided_steps(guided, judge, asked.guidance)
-    with counting(console, f"{asked.samples:,} samples a row", steps) as advance:
-        judge.progress = advance
+    with counting(console, f"{asked.samples:,} samples a row") as progress:
         return written(
             kept.folder,
             subject,
@@ -166,6 +161,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
                 },
             },
             metrics=kept.folder,
+            progress=progress,
         )
 
 

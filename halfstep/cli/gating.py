@@ -9,20 +9,22 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
+from halfstep.batch import batches
 from halfstep.cli.judging import captions_of, features_for, judge_for, real_images, refuse_samples
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import Evaluation, SampleCount
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.judge import Judge, Seen
+from halfstep.evaluation.judge import Judge, NONE, Seen
+from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
+from halfstep.progress import expected
 from halfstep.timegrids import grid, Steps
 from halfstep.training.asked import begun
 from halfstep.training.parallel import pick_device
@@ -88,23 +90,18 @@ class Looks:
         return self._ratio(coarse, -steps, steps, n)
 
     def _ratio(self, load: Callable[[], Pipeline], key: int, steps: int, n: int) -> Interval:
-        full, seen = self._seen.get(0), self._seen.get(key)
-        missing = [(max(0, n - len(full or ())), self.full), (max(0, n - len(seen or ())), steps)]
-        total = sum(count * -(-left // self.judge.batch) for left, count in missing)
-        with counting(self.console, f"judging {steps} steps, {n:,} samples", total) as advance:
-            self.judge.progress = advance
-            full = self._more(full, self.load, self.full, n)
-            seen = self._more(seen, load, steps, n)
-        self._seen = {0: full, key: seen}  # no other is asked for again
-        return self.judge.ratio(seen.first(n), full.first(n))
-
-    def _more(self, seen: Seen | None, load: Callable[[], Pipeline], steps: int, n: int) -> Seen:
-        if seen is not None and len(seen) >= n:
-            return seen
-        pipeline = load().to(pick_device(self.device))
-        if seen is None:
-            return self.judge.see(pipeline, pipeline.made_for, steps, n=n)
-        return self.judge.more(seen, pipeline, pipeline.made_for, steps, n=n)
+        wanted = {0: (self.load, self.full), key: (load, steps)}
+        seen = {k: self._seen.get(k, NONE) for k in wanted}
+        missing = {k: batches(range(len(seen[k]), n), self.judge.batch) for k in wanted}
+        with counting(self.console, f"judging {steps} steps, {n:,} samples") as bar:
+            progress = expected(bar, sum(wanted[k][1] * len(missing[k]) for k in wanted))
+            for k in [k for k in wanted if missing[k]]:
+                make, count = wanted[k]
+                pipeline = make().to(pick_device(self.device))
+                way = pipeline, pipeline.made_for, count
+                seen[k] = self.judge.more(seen[k], *way, n=n, progress=progress)
+        self._seen = seen  # no other is asked for again
+        return self.judge.ratio(seen[key].first(n), seen[0].first(n))
 
 
 def full_steps(quality: Quality, method: Progressive, teacher: Pipeline, *, auto: bool) -> int:

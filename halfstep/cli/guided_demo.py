@@ -10,7 +10,7 @@ from rich.console import Console
 from halfstep import files, storage
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
-from halfstep.cli.judging import cost_of, guided_of, judge_for, made_by, written
+from halfstep.cli.judging import cost_of, judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
@@ -19,7 +19,7 @@ from halfstep.cli.tables import print_guided
 from halfstep.data import Data, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation, Subject
-from halfstep.evaluation.guided import guided_steps, SCALES
+from halfstep.evaluation.guided import SCALES
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill
@@ -160,11 +160,7 @@ def _judged(
     """The evidence, in OUT/report.json, report.html and slider.html."""
     subject = Subject(teacher, made.students, data)
     judge = judge_for(digits_features(), data, asked)
-    guided = guided_of(subject, asked)
-    assert guided is not None, "these students take their guidance scale as an input"
-    steps = subject.steps(asked) + guided_steps(guided, judge, asked.guidance)
-    with counting(console, f"judging, {asked.samples:,} samples a row", steps) as advance:
-        judge.progress = advance
+    with counting(console, f"judging, {asked.samples:,} samples a row") as progress:
         return written(
             out,
             subject,
@@ -181,4 +177,5 @@ def _judged(
                 "cost": {"teacher": shipped_cost("digits-teacher"), "halvings": made.cost},
             },
             metrics=made.metrics,
+            progress=progress,
         )

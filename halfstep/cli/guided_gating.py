@@ -15,16 +15,17 @@ from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
-from halfstep.evaluation.evidence import Evaluation, SampleCount
 from halfstep.evaluation.gate import Gate, refuse_strict
 from halfstep.evaluation.guided import table_scales
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge
-from halfstep.evaluation.kept_samples import identity, Samples
+from halfstep.evaluation.kept_samples import chunks, identity, Samples
+from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import cache_folder
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress
 from halfstep.timegrids import grid, Steps
 from halfstep.training.parallel import pick_device
 
@@ -89,22 +90,24 @@ class GuidedLooks:
             for scale in self.scales
             for seed, count in ((judge.seed + 1, judge.n), (judge.seed, n))
         ]
-        missing = [key for key in wanted if key not in self._kept]
-        total = sum(self._of_teacher(scale, seed).ticks(count) for scale, seed, count in missing)
-        total += len(self.scales) * steps * -(-n // judge.batch)
-        with counting(self.console, f"judging {steps} steps, {n:,} samples", total) as advance:
-            judge.progress = advance
-            for scale, seed, count in missing:
-                samples = self._of_teacher(scale, seed)
-                self._kept[scale, seed, count] = samples.features(count)
+        missing = {key: self._of_teacher(*key[:2]) for key in wanted if key not in self._kept}
+        way = pipeline, pipeline.own_sampler, steps
+        with counting(self.console, f"judging {steps} steps, {n:,} samples") as bar:
+            total = sum(samples.work(chunks(key[-1])) for key, samples in missing.items())
+            progress = expected(bar, total + judge.steps([way for _ in self.scales], range(n)))
+            for key, samples in missing.items():
+                self._kept[key] = samples.features(key[-1], progress=progress)
             self._teacher = None  # its memory is the training's
             pipeline = pipeline.to(pick_device(self.device))
-            found = [self._ratio(pipeline, steps, scale, n) for scale in self.scales]
+            found = [self._ratio(pipeline, steps, scale, n, progress) for scale in self.scales]
         return Interval(*(max(getattr(one, k) for one in found) for k in ("value", "low", "high")))
 
-    def _ratio(self, student: Pipeline, steps: int, scale: float, n: int) -> Interval:
+    def _ratio(
+        self, student: Pipeline, steps: int, scale: float, n: int, progress: Progress
+    ) -> Interval:
         seed, strata = self.judge.seed, max(len(student.classes), 1)
-        seen = self.judge.at(scale, seed).see(student, student.own_sampler, steps, n=n)
+        at = self.judge.at(scale, seed)
+        seen = at.see(student, student.own_sampler, steps, n=n, progress=progress)
         reference, own = self._kept[scale, seed + 1, self.judge.n], self._kept[scale, seed, n]
         return raw_frechet_ratio(reference, seen.features, own, block=self.judge.n, strata=strata)
 

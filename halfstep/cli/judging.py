@@ -23,15 +23,17 @@ from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation, gather, Rows, Subject
+from halfstep.evaluation.evidence import gather, Rows
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.features import Features, features as named_features
 from halfstep.evaluation.gate import Kept as GateKept, read_gate
-from halfstep.evaluation.guided import guided_evidence, GuidedSubject, table_scales
+from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.setups import counted, Evaluation, Subject
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
 from halfstep.report.guided_verdict import guided_verdict
 from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
@@ -79,10 +81,11 @@ def real_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tenso
     device = teacher.device
     found = []
     what = f"decoding {count:,} of {len(data):,} latents"
-    with counting(console, what, len(rows)) as advance:
+    with counting(console, what) as progress:
+        progress.expect(len(rows))
         for part in rows:
             found.append(teacher.codec.decode(data.batch(part).x0.to(device)).cpu())
-            advance()
+            progress.advance()
     return torch.cat(found)
 
 
@@ -108,7 +111,6 @@ def judge_for(
     features: Features,
     data: Data | Tensor,
     asked: Evaluation,
-    progress: Callable[[], object] | None = None,
     captions: Callable[[Tensor], Tensor] | None = None,
     looks: int = 1,
 ) -> Judge:
@@ -125,7 +127,6 @@ def judge_for(
         seen,
         n=asked.samples,
         seed=asked.noise,
-        progress=progress,
         captions=captions,
         guidance=asked.scale,
     )
@@ -223,6 +224,7 @@ def written(
     metrics: Path,
     of_teacher: Rows | None = None,
     guided: bool = True,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Measure, and write FOLDER/report.json, report.npz, report.html and, of a guided run, slider.html.
 
@@ -231,15 +233,13 @@ def written(
     of_teacher the teacher's rows, where they were measured before
     guided     students that take a guidance scale are also held against the guided teacher
     """
-    found, pictures = gather(subject, judge, asked, of_teacher=of_teacher)
+    found, pictures = gather(
+        subject, judge, asked, of_teacher=of_teacher, progress=progress,
+        guided=guided_of(subject, judge, asked) if guided else None,
+    )  # fmt: skip
     found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
     here = environment(str(subject.teacher.device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
-    if guided and (against := guided_of(subject, asked)) is not None:
-        own = against.students[0].guidance or (1.0, 1.0)
-        scales = table_scales(own, asked.guidance)
-        found["guided"], more = guided_evidence(against, judge, scales, shown=asked.shown)
-        pictures |= more
     found["verdict"] = guided_verdict(found["guided"]) if "guided" in found else verdict(found)
     save_evidence(folder, found, pictures)
     return found
@@ -256,13 +256,15 @@ def save_evidence(
     write_report(folder, found, pictures)
 
 
-def guided_of(subject: Subject, asked: Evaluation) -> GuidedSubject | None:
-    """The students that take their guidance scale as an input, as the guided table sees them."""
+def guided_of(subject: Subject, judge: Judge, asked: Evaluation) -> GuidedEvidence | None:
+    """What the guided table and the slider show of students that take their guidance scale as an input."""
     students = {len(one.times[0]) - 1: one for one in subject.students if one.guidance is not None}
     if not students:
         return None
     chosen = [students[count] for count in counted(students, asked)]
-    return GuidedSubject(subject.teacher, chosen, asked.full, asked.full_sampler, cache_folder())
+    guided = GuidedSubject(subject.teacher, chosen, asked.full, asked.full_sampler, cache_folder())
+    scales = table_scales(chosen[0].guidance or (1.0, 1.0), asked.guidance)
+    return GuidedEvidence(guided, judge, scales, asked.shown)
 
 
 def read_evidence(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

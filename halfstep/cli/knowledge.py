@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -203,17 +202,9 @@ def _keep(console: Console, folder: Path, teacher: Teachers, data: Data, device:
     """Ask the teacher before the run, with a bar."""
     if not missing(folder, data):
         return
-    with counting(console, "asking the teacher, in %", 100) as step:
-        shown = 0
-
-        def tell(done: int, total: int) -> None:
-            nonlocal shown
-            while shown < 100 * done // total:
-                step()
-                shown += 1
-
-        chosen, note = pick_device(device), partial(say, console, "note")
-        kept_answers(folder, teacher.to(chosen), data, device=chosen, tell=tell, note=note)
+    with counting(console, "asking the teacher") as progress:
+        chosen = pick_device(device)
+        kept_answers(folder, teacher.to(chosen), data, device=chosen, progress=progress)
 
 
 def _compare(

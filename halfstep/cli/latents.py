@@ -1,10 +1,8 @@
 """`halfstep latents`: images encoded once, for a model that is trained on latents."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -61,10 +59,10 @@ def latents(argv: Sequence[str]) -> int:
     images = stream(options.data, size=options.size, channels=options.channels)
     codec = load_codec(options.codec, scale=options.scale).to(device)
     captions = _captions(options, images, device, console)
-    with _bar(console, len(images)) as progress:
+    with counting(console, f"encoding {len(images):,} images") as progress:
         worked = write_latents(
             images, codec, options.out, layout=options.layout, captions=captions, batch=options.batch,
-            device=device, progress=progress, note=partial(say, console, "note"),
+            device=device, progress=progress,
         )  # fmt: skip
     if not worked:
         say(console, "done", "these latents were finished before: nothing was left to do")
@@ -106,21 +104,6 @@ def _captions(
             f"{cut:,} captions have more than {options.tokens} tokens and lose their end",
         )
     return Captions(texts, of, texts.digest())
-
-
-@contextmanager
-def _bar(console: Console, images: int) -> Iterator[Callable[[int], None]]:
-    """A bar that is told how many images are done."""
-    shown = 0
-    with counting(console, f"encoding {images:,} images", images) as advance:
-
-        def tell(done: int) -> None:
-            nonlocal shown
-            for _ in range(done - shown):
-                advance()
-            shown = max(shown, done)
-
-        yield tell
 
 
 def _report(options: Encode, console: Console) -> None:

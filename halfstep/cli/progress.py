@@ -5,17 +5,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, IO, Self
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from halfstep.cli.options import Source
 from halfstep.data import Data, load
 from halfstep.errors import printable
 from halfstep.methods.base import Stage
+from halfstep.progress import Progress, SILENT
 
 LINES = 20
 """Plain lines a stage at most."""
@@ -111,9 +114,9 @@ class _Told(ProgressColumn):
         return Text(self.tell(task), no_wrap=True, overflow="ellipsis")
 
 
-def _bar(console: Console, tell: Callable[[Task], str]) -> Progress:
+def _bar(console: Console, tell: Callable[[Task], str]) -> rich_progress.Progress:
     """A line: what, a bar, done of all, and what `tell` says; nothing where nobody looks."""
-    return Progress(
+    return rich_progress.Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=_bar_width(console.width)),
         _Told(lambda task: f"{int(task.completed):,}/{int(task.total or 0):,}"),
@@ -147,7 +150,7 @@ class Bars:
         self.console, self.ahead, self.opened = console, ahead, opened
         self.began = False
         self._loss: float | None = None
-        self._progress: Progress | None = None
+        self._progress: rich_progress.Progress | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -214,9 +217,34 @@ class Bars:
         return "  ".join(parts)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """Progress on a line, which is drawn once more than `few` steps are expected."""
+
+    console: Console
+    bar: rich_progress.Progress
+    task: rich_progress.TaskID
+    few: int
+
+    def expect(self, steps: int) -> None:
+        total = (self.bar.tasks[0].total or 0) + steps
+        self.bar.update(self.task, total=total)
+        if total > self.few:
+            self.bar.start()
+
+    def advance(self, steps: int = 1) -> None:
+        self.bar.advance(self.task, steps)
+
+    def note(self, text: str) -> None:
+        say(self.console, "note", text)
+
+
 @contextmanager
-def counting(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar that a callback moves by one."""
+def counting(console: Console, what: str, *, few: int = 0) -> Iterator[Progress]:
+    """A bar, whose total grows with what is expected.
+
+    few  steps up to which none is drawn
+    """
 
     def tell(task: Task) -> str:
         if task.finished:
@@ -225,31 +253,23 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[], N
 
     if not console.is_terminal:
         console.print(what, markup=False, soft_wrap=True)
-    with _bar(console, tell) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+    bar = _bar(console, tell)
+    try:
+        yield _Line(console, bar, bar.add_task(what, total=None), few)
+    finally:
+        bar.stop()
 
 
 def loading(console: Console, source: Source) -> Data:
     """The data that the options name, with a bar while a large folder is read."""
-    progress = _bar(console, lambda task: "images")
-    shown = console.is_terminal
-
-    def show(done: int, total: int) -> None:
-        if shown and total > 500:
-            if not progress.tasks:
-                progress.start()
-                progress.add_task(f"reading {source.data}", total=total)
-            progress.update(progress.tasks[0].id, completed=done)
-
-    try:
+    what = f"reading {source.data}"
+    shown = counting(console, what, few=500) if console.is_terminal else nullcontext(SILENT)
+    with shown as progress:
         return load(
             source.data,
             size=source.size,
             channels=source.channels,
             flip=source.flip,
             verify=source.verify,
-            progress=show,
+            progress=progress,
         )
-    finally:
-        progress.stop()

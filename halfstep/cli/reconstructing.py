@@ -15,9 +15,10 @@ from halfstep.cli.judging import Kept, made_by, save_evidence, training_of
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation, FORMAT
+from halfstep.evaluation.evidence import FORMAT
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.reconstruction import Originals, reconstructions, sentence, spread, ticks
+from halfstep.evaluation.reconstruction import Originals, reconstructions, sentence, spread
+from halfstep.evaluation.setups import counted, Evaluation
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import to_uint8
@@ -45,10 +46,9 @@ def encoders_judged(
     n = len(originals.images)
     say(console, "run", f"{kept.folder}: {len(chosen)} encoder{'s' * (len(chosen) != 1)}")
     say(console, "images", f"{n:,} of {'the data' if held_out is None else 'those held out'}")
-    steps = ticks(teacher, chosen, n, full=asked.full)
-    with counting(console, f"{n:,} images to noise and back", steps) as advance:
+    with counting(console, f"{n:,} images to noise and back") as progress:
         rows, pictures = reconstructions(
-            teacher, chosen, originals, full=asked.full, progress=advance
+            teacher, chosen, originals, full=asked.full, progress=progress
         )
     found = {
         "format": FORMAT,

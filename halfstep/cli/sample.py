@@ -125,13 +125,13 @@ def _draw(options: Sample, pipeline: Pipeline, console: Console) -> tuple[Tensor
     numbers = classes or (list(range(kinds)) if options.per_class and not options.prompt else [])
     labels = [numbers[k % kinds] for k in chosen] if numbers else of.labels
     what = f"{n:,} samples in {steps} step{'s' if steps > 1 else ''}"
-    with counting(console, what, steps * -(-n // batch)) as advance:
+    with counting(console, what) as progress:
         x = pipeline.sample(
             n, seed=options.seed, steps=options.steps, sampler=sampler, labels=labels,
             prompts=[options.prompt[k % kinds] for k in chosen] if options.prompt else of.prompts,
             guidance=options.guidance, variance=options.variance, batch=batch,
             images=of.images, strength=of.strength, known=of.known, noise=of.noise,
-            first=options.first, progress=advance,
+            first=options.first, progress=progress,
         )  # fmt: skip
     if not bool(x.isfinite().all()):
         raise NonFinite(

@@ -16,7 +16,7 @@ from halfstep.methods import GuidedDistillation, Plan, Shrink
 from halfstep.nets.pruning import pairs_of
 from halfstep.pipeline import Pipeline
 from halfstep.training.parallel import pick_device
-from halfstep.training.settling import settled, ticks
+from halfstep.training.settling import settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ def with_pairs(
     pairs = pairs_of(teacher.denoiser.net)
     teacher.to(pick_device(where.device))
     what = f"scoring {pairs} pairs of blocks"
-    with counting(console, what, ticks(teacher, data)) as advance:
-        method = settled(method, teacher, data, where.out, progress=advance)
+    with counting(console, what) as progress:
+        method = settled(method, teacher, data, where.out, progress=progress)
     kept = " ".join(map(str, method.keep))
     say(console, "keep", f"of {pairs} pairs of blocks, 0 the outermost: {kept}")
     return method

@@ -11,8 +11,8 @@ from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.judging import Kept
 from halfstep.cli.progress import say
 from halfstep.errors import ConfigError
-from halfstep.evaluation.evidence import counted, Evaluation
 from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.setups import counted, Evaluation
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.report.numbers import big, seconds

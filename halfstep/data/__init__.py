@@ -1,7 +1,6 @@
 """Data by name: `load` turns a few words into a `Dataset`; `rows` says what each update sees."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from halfstep.data.labels import confident_rows
 from halfstep.data.latents import is_latents, Latents, open_latents, read_about
 from halfstep.data.order import rows
 from halfstep.errors import ConfigError, DataError, unknown
+from halfstep.progress import Progress, SILENT
 
 __all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load", "rows"]
 
@@ -39,7 +39,7 @@ def load(
     flip: bool = False,
     split: str = "train",
     verify: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Data:
     """The data of that name or place, checked; names win over places (write ./digits for a folder).
 
@@ -52,8 +52,7 @@ def load(
     flip       training mirrors images at random
     split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
     verify     compare the checksums of all files of latents, not of those alone that were written since
-    progress   told (images done, images in all) while a folder is read, or (files, files in all)
-               while the checksums of latents are compared
+    progress   told of every image of a folder, or every file of latents whose checksum is compared
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:
@@ -125,7 +124,7 @@ def _source(
     size: int | None,
     channels: int | None,
     split: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> Dataset:
     name, colon, below = spec.partition(":")
     if name in BELOW:
@@ -166,7 +165,7 @@ def _placed(
     place: Path,
     size: int | None,
     channels: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> Dataset:
     if place.is_dir():
         from halfstep.data import folder

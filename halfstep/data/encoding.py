@@ -16,6 +16,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import storage
+from halfstep.batch import batches
 from halfstep.codec import Codec, Texts
 from halfstep.data.latents import ABOUT, About, FORMAT, is_latents, read_about
 from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_images
@@ -24,6 +25,7 @@ from halfstep.data.streamed import Images, Source
 from halfstep.errors import ConfigError
 from halfstep.identity import sha256_of
 from halfstep.kinds import Count, hold_to_kinds
+from halfstep.progress import Progress, SILENT
 
 Write = Callable[[Path, range, Entry | None], Entry]
 """Writes the file of these images, of which there was this entry when it was made before."""
@@ -78,15 +80,13 @@ def write_latents(
     captions: Captions | None = None,
     batch: int = 64,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
-    note: Callable[[str], object] = lambda text: None,
+    progress: Progress = SILENT,
 ) -> bool:
     """Encode the images, and with `captions` those, into `out`; whether anything was left to do.
 
     batch     images at a time
     device    where codec and texts are, and compute
-    progress  told how many images are done, after every batch
-    note      told what should be known: that the file system has no locks
+    progress  told of every image; those that were encoded before are done at once
     """
     if batch < 1:
         raise ConfigError(f"batch is at least 1, got {batch}: write --batch 64")
@@ -96,7 +96,7 @@ def write_latents(
         )
     if isinstance(codec, nn.Module):
         codec.eval()
-    with alone(out, note), torch.inference_mode():
+    with alone(out, progress.note), torch.inference_mode():
         work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
         return work.carry_out()
 
@@ -112,15 +112,18 @@ class _Work:
     captions: Captions | None
     batch: int
     device: torch.device | str
-    progress: Callable[[int], None]
+    progress: Progress
 
     def carry_out(self) -> bool:
         """Write whatever is missing, in order; whether anything was."""
         about, worked = self._taken_up(), False
         done = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
+        self.progress.expect(len(self.images))
         for k, rows in enumerate(self._ranges()):
             for name, write in self._files(k):
                 if name in done and (self.out / name).exists():
+                    if write == self._moments:
+                        self.progress.advance(len(rows))
                     continue
                 worked, about["complete"] = True, False
                 done[name] = write(self.out / name, rows, done.get(name))
@@ -128,7 +131,6 @@ class _Work:
                 about["shards"] = [done[file] for file in files if file.startswith("shard")]
                 about["contexts"] = [done[file] for file in files if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
-            self.progress(rows.stop)
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
         if worked or missing or not about["complete"]:
             self._complete(about)
@@ -137,8 +139,7 @@ class _Work:
 
     def _ranges(self) -> list[range]:
         """The images of each shard."""
-        size, count = self.layout.shard, len(self.images)
-        return [range(low, min(low + size, count)) for low in range(0, count, size)]
+        return batches(range(len(self.images)), self.layout.shard)
 
     def _files(self, k: int) -> list[tuple[str, Write]]:
         """The files of shard k, and what writes them."""
@@ -154,13 +155,11 @@ class _Work:
         source = Source()
 
         def encoded() -> Iterator[Tensor]:
-            done = rows.start
             for images in self.images.batches(rows, self.batch, source):
                 both = [images, images.flip(-1)][:views]
                 moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
                 yield _stored(moments, dtype, "moments", "leave --half out")
-                done += len(images)
-                self.progress(done)
+                self.progress.advance(len(images))
             # Still under its temporary name: what was read last is compared as well.
             if before is not None and before["source"] != source.digest:
                 raise of_others(self.out, f"{path.name} was made of others than are there now")

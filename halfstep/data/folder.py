@@ -13,7 +13,7 @@ Lanczos with antialiasing.  Of an animation the first frame counts.  Colour prof
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,9 @@ from halfstep.capacity import refuse_too_large
 from halfstep.data.dataset import Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.files import is_text
+from halfstep.progress import Progress, SILENT
 
 Pixels = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
-"""Told (images done, images in all)."""
 
 NOTES = (".txt", ".md", ".rst", ".html", ".log", ".py")
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".db")
@@ -58,7 +57,7 @@ def load(
     folder: Path,
     size: int | None = None,
     channels: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Dataset:
     """Every image of the folder, uint8 [N, C, size, size], in sorted order.
 
@@ -171,12 +170,13 @@ def side_of(folder: Path) -> int | None:
 
 
 def _read_all(
-    folder: Path, files: list[Path], size: int | None, channels: int, progress: Progress | None
+    folder: Path, files: list[Path], size: int | None, channels: int, progress: Progress
 ) -> Pixels:
     """uint8 [N, C, side, side].  Reads every file before it refuses: all faults are named."""
     values: Pixels | None = None
     faults: list[str] = []
     odd: str | None = None
+    progress.expect(len(files))
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         found = pool.map(partial(read, size=size, channels=channels), files)
@@ -195,8 +195,7 @@ def _read_all(
                         f"{first.relative_to(folder)} gives {side} pixels a side and "
                         f"{file.relative_to(folder)} {got.shape[-1]}"
                     )
-            if progress:
-                progress(k + 1, len(files))
+            progress.advance()
     finally:
         pool.shutdown(cancel_futures=True)
     if faults or values is None:

@@ -13,7 +13,6 @@
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -27,6 +26,7 @@ from halfstep.data.shards import Entry, mapped, MEND, Shards, verify as verify_f
 from halfstep.errors import CheckpointError
 from halfstep.identity import sha256_of
 from halfstep.noise import Draw
+from halfstep.progress import Progress, SILENT
 
 ABOUT = "latents.json"
 FORMAT = "halfstep latents 1"
@@ -204,13 +204,13 @@ def open_latents(
     folder: Path | str,
     *,
     verify: bool | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Latents:
     """The latents of a folder, memory-mapped; `CheckpointError` names a file that is damaged.
 
     verify    True compares all checksums, which reads every file, False none of them; None those of files
               that were written since they were compared last
-    progress  told (files verified, files in all)
+    progress  told of every file that is verified
     """
     folder = Path(folder).expanduser()
     about = read_about(folder)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError
+from halfstep.progress import Progress
 
 
 class Entry(TypedDict):
@@ -130,7 +131,7 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def verify(
     folder: Path,
     entries: list[Entry],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
     *,
     anew: bool = False,
 ) -> None:
@@ -152,17 +153,17 @@ def verify(
         found = storage.checksum(path, missing=f"is missing: {MEND}")
         return state, found == entry["sha256"]
 
+    progress.expect(len(entries))
     with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
         results = pool.map(compare, entries)
-        for k, (entry, (state, right)) in enumerate(zip(entries, results, strict=True)):
+        for entry, (state, right) in zip(entries, results, strict=True):
             if not right:
                 path = folder / entry["file"]
                 raise CheckpointError(
                     f"'{path}' is damaged: its checksum is not the one in latents.json; {_mend(path)}"
                 )
             now[entry["file"]] = state
-            if progress:
-                progress(k + 1, len(entries))
+            progress.advance()
     if now != before:
         _remember(folder, now)
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from halfstep.data import BELOW, Dataset, folder as folders, load, WHOLE
 from halfstep.errors import ConfigError, DataError
 from halfstep.pixels import scaled
+from halfstep.progress import Progress, SILENT
 
 AHEAD = 2
 """Batches that are read while one is encoded."""
@@ -66,7 +67,7 @@ def stream(
     *,
     size: int | None = None,
     channels: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Images:
     """The images of that name or place; a folder is never held in memory, the others are.
 

@@ -1,7 +1,6 @@
 """How good a classifier is, over a whole data set: never an average of batches, whose last is ragged."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -14,6 +13,7 @@ from halfstep.data import Data
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.intervals import Interval
 from halfstep.nets.modes import evaluating
+from halfstep.progress import expected, Progress, SILENT
 
 ROWS = 512
 BINS = 15
@@ -50,17 +50,19 @@ def score_classifier(
     teacher: nn.Module | None = None,
     batch: int = ROWS,
     level: float = 0.95,
-    progress: Callable[[], object] = lambda: None,
+    progress: Progress = SILENT,
 ) -> Scores:
     """A classifier on all of the data, as it lies.
 
     teacher   whose answers are compared
     batch     images at once: the scores are the same with any
     level     of the intervals
-    progress  called after every batch
+    progress  told of every batch, of either classifier
 
     `DataError` for data without any label.
     """
+    parts = torch.arange(len(data)).split(batch)
+    progress = expected(progress, len(parts) * (1 if teacher is None else 2))
     logits, labels = answers(classifier, data, batch=batch, progress=progress)
     known = labels >= 0
     if not known.any():
@@ -94,7 +96,7 @@ def answers(
     data: Data,
     *,
     batch: int = ROWS,
-    progress: Callable[[], object] = lambda: None,
+    progress: Progress = SILENT,
 ) -> tuple[Tensor, Tensor]:
     """Logits float64 [N, classes] and labels int64 [N] (-1: none) of all rows, on the CPU.
 
@@ -102,13 +104,15 @@ def answers(
     """
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     logits, labels = list[Tensor](), list[Tensor]()
+    parts = torch.arange(len(data)).split(batch)
+    progress.expect(len(parts))
     with evaluating(classifier):
-        for rows in torch.arange(len(data)).split(batch):
+        for rows in parts:
             seen = data.batch(rows).to(device)
             logits.append(classifier(seen.x0).double().cpu())
             none = seen.cond is None or seen.cond.label is None
             labels.append(torch.full_like(rows, -1) if none else seen.cond.label.cpu())  # type: ignore[union-attr]
-            progress()
+            progress.advance()
     return torch.cat(logits), torch.cat(labels)
 
 

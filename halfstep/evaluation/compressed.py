@@ -1,6 +1,6 @@
 """Students made smaller after training, int8 or pruned, in the table of their run."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import nn
 from halfstep.evaluation.cost import Way
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.judge import Judge, Seen
-from halfstep.evaluation.rows import row
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.sparsified import zeroed
 from halfstep.pipeline import Pipeline
@@ -33,17 +32,12 @@ class Variant:
         return self.pipeline, self.pipeline.own_sampler, self.steps
 
 
-def compressed_row(
-    one: Variant, student: Seen, name: str, judge: Judge, metrics: Collection[str], full: Seen
-) -> dict[str, Any]:
-    """What a variant scores, and how far it is from its student's samples of the same noise.
+def compressed(one: Variant, seen: Seen, student: Seen, name: str, judge: Judge) -> dict[str, Any]:
+    """What a variant is, and how far it is from its student's samples of the same noise.
 
-    student, name  what the student drew, and what its own row is called
-    full           the teacher's samples at full steps
+    student, name  what the student drew, and what its row is called
     """
-    seen = judge.see(*one.way)
-    found = row("compressed", f"{name}, {one.kind}", one.way, seen, judge, metrics, full)
-    found["compressed"] = {
+    return {
         "kind": one.kind,
         "of": name,
         "bytes": size_of(one.pipeline.denoiser),
@@ -51,7 +45,6 @@ def compressed_row(
         "rmse": paired_rmse(student.images, seen.images).to_json(),
         "ratio": judge.ratio(seen, student).to_json(),
     }
-    return found
 
 
 def as_trained(student: Pipeline, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from halfstep.errors import ConfigError
 from halfstep.nets.quantised import apart
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
+from halfstep.progress import Progress, SILENT
 from halfstep.samplers import calls, PREFIX, WALKS
 from halfstep.timegrids import Times
 
@@ -50,7 +51,7 @@ def cost(
     batches: Sequence[int] = (1, 64),
     rounds: int = 5,
     guidance: float = 1.0,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> list[Cost]:
     """What each way costs, measured in one run.
 
@@ -59,7 +60,7 @@ def cost(
     rounds    in each, every way is timed once and in turn: what slows the machine down for a while
               slows them all down, and the median leaves it out
     guidance  the scale that all of them sample at
-    progress  called after every timing: `len(batches) * rounds * len(ways)` times
+    progress  told of every timing
 
     Multiply-adds are those of one call of one sample, counted by torch, times the calls.
     """
@@ -70,6 +71,7 @@ def cost(
         )
     for pipeline, sampler, steps in ways:
         pipeline.grid(steps, sampler)  # refuses before the first second is spent
+    progress.expect(len(batches) * rounds * len(ways))
     seconds = [_seconds(ways, batch, rounds, guidance, progress) for batch in batches]
     return [
         Cost(
@@ -94,7 +96,7 @@ def _seconds(
     batch: int,
     rounds: int,
     guidance: float,
-    progress: Callable[[], object] | None,
+    progress: Progress,
 ) -> list[float]:
     """Seconds a sample of each way: the ways in turn, so many rounds, the median."""
     taken: list[list[float]] = [[] for _ in ways]
@@ -106,8 +108,7 @@ def _seconds(
             # The samples come back to the CPU, so a GPU has finished when this returns.
             pipeline.sample(batch, steps=steps, sampler=sampler, guidance=guidance, batch=batch)
             times.append((time.perf_counter() - began) / batch)
-            if progress is not None:
-                progress()
+            progress.advance()
     return [median(times) for times in taken]
 
 

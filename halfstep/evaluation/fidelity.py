@@ -6,13 +6,12 @@ differs has two sources: a coarser grid (`grid_cost`), and what a student failed
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from halfstep.batch import Cond
+from halfstep.batch import batches, Cond
 from halfstep.denoiser import Denoiser, Denoises, level_of
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
@@ -20,6 +19,7 @@ from halfstep.methods.progressive import on_grid, two_step_target
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.pixels import as_floats
+from halfstep.progress import expected, Progress, SILENT
 from halfstep.schedules import arriving
 from halfstep.timegrids import checked, Times
 
@@ -105,7 +105,7 @@ def grid_cost(
     labels: list[int] | None = None,
     guidance: float = 1.0,
     batch: int = 256,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Interval:
     """What a grid half as fine costs by itself: the teacher's N DDIM steps against its own 2N.
 
@@ -113,7 +113,8 @@ def grid_cost(
     times    the finer grid, 2N + 1 times; the coarser is every other one of them, as a student's is
     """
     steps = _even(times) // 2
-    both = replace(teacher, times=(times, times[::2]))
+    both, counts = replace(teacher, times=(times, times[::2])), (steps, 2 * steps)
+    progress = expected(progress, sum(counts) * len(batches(range(n), batch)))
     coarse, fine = (
         both.sample(
             n,
@@ -125,7 +126,7 @@ def grid_cost(
             latents=True,  # as `learning_error` measures
             progress=progress,
         )
-        for k in (steps, 2 * steps)
+        for k in counts
     )
     return paired_rmse(coarse, fine)
 

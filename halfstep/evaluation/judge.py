@@ -1,12 +1,13 @@
 """The judge: samples ways of sampling on the same noise, and compares them with real data."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from halfstep.batch import batches
 from halfstep.errors import ConfigError
 from halfstep.evaluation.cost import calls_of, Way
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
@@ -14,6 +15,7 @@ from halfstep.evaluation.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.intervals import Interval
 from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress, SILENT
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Seen:
     def first(self, n: int) -> "Seen":
         """Of the first n alone."""
         return Seen(self.images[:n], self.features[:n], self.seconds * n / max(len(self), 1))
+
+
+NONE = Seen(torch.empty(0), torch.empty(0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,6 @@ class Judge:
     seen      its features, float64 [N, D], where they are known
     n, seed   how many samples, and of which noise: the same for every row
     batch     images a network call
-    progress  called after every step of every batch
     captions  sample numbers, int64 [B], to the states of their texts, for networks that read them
     guidance  the guidance scale of all samples
     """
@@ -70,7 +74,6 @@ class Judge:
     n: int = 2000
     seed: int = 0
     batch: int = 256
-    progress: Callable[[], object] | None = None
     captions: Callable[[Tensor], Tensor] | None = None
     guidance: float = 1.0
     real_features: Tensor = field(init=False)
@@ -94,43 +97,71 @@ class Judge:
         """The same at another guidance scale, and of other noise."""
         return replace(self, seen=self.real_features, guidance=guidance, seed=seed)
 
-    def see(self, pipeline: Pipeline, sampler: str, steps: int, *, n: int | None = None) -> Seen:
+    def steps(self, ways: Iterable[Way], rows: range | None = None) -> int:
+        """The steps of `drawn` for these ways of sampling, all n samples or these rows."""
+        parts = batches(range(self.n) if rows is None else rows, self.batch)
+        return sum(steps for _, _, steps in ways) * len(parts)
+
+    def see(
+        self,
+        pipeline: Pipeline,
+        sampler: str,
+        steps: int,
+        *,
+        n: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Seen:
         """The first n samples of this way of sampling."""
-        return self.more(Seen(torch.empty(0), torch.empty(0), 0.0), pipeline, sampler, steps, n=n)
+        return self.more(NONE, pipeline, sampler, steps, n=n, progress=progress)
 
     def more(
-        self, seen: Seen, pipeline: Pipeline, sampler: str, steps: int, *, n: int | None = None
+        self,
+        seen: Seen,
+        pipeline: Pipeline,
+        sampler: str,
+        steps: int,
+        *,
+        n: int | None = None,
+        progress: Progress = SILENT,
     ) -> Seen:
         """The first n, of which `seen` has some."""
         n, had = n or self.n, len(seen)
         if n <= had:
             return seen.first(n)
         began = time.perf_counter()
-        images = self.drawn(pipeline, sampler, steps, had, n)
+        images = self.drawn(pipeline, sampler, steps, range(had, n), progress=progress)
         seconds, features = time.perf_counter() - began, self.features(images)
         if had:
             images = torch.cat([seen.images, images])
             features = torch.cat([seen.features, features])
         return Seen(images, features, seen.seconds + seconds)
 
-    def drawn(self, pipeline: Pipeline, sampler: str, steps: int, low: int, high: int) -> Tensor:
-        """Samples low to high - 1; with captions a batch at a time, as all their states may be too many."""
-        size = self.batch if self.captions else high - low
-        found = []
-        for k in range(low, high, size):
-            ids = torch.arange(k, min(k + size, high))
-            images = pipeline.sample(
-                len(ids),
-                first=k,
+    def drawn(
+        self,
+        pipeline: Pipeline,
+        sampler: str,
+        steps: int,
+        rows: range,
+        *,
+        progress: Progress = SILENT,
+    ) -> Tensor:
+        """These samples, a batch at a time: the states of all captions may be too many."""
+        parts = batches(rows, self.batch)
+        progress = expected(progress, steps * len(parts))
+        found = [
+            pipeline.sample(
+                len(part),
+                first=part.start,
                 seed=self.seed,
                 steps=steps,
                 sampler=sampler,
                 guidance=self.guidance,
-                context=None if self.captions is None else self.captions(ids),
+                context=None if self.captions is None else self.captions(torch.tensor(part)),
                 batch=self.batch,
-                progress=self.progress,
+                progress=progress,
             )
-            found.append(images)
+            for part in parts
+        ]
         return torch.cat(found)
 
     def distance(self, seen: Seen) -> float:
@@ -144,20 +175,22 @@ class Judge:
             self.real_features, seen.features[:n], teacher.features[:n], block=self.n, level=level
         )
 
-    def teacher(self, pipeline: Pipeline, steps: int) -> Row:
+    def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Row:
         """The teacher at full steps: every later row is compared with these samples."""
         way = pipeline, pipeline.made_for, steps  # DDIM, of what is no student
-        self._teacher = self.see(*way)
+        self._teacher = self.see(*way, progress=progress)
         return self._row(way, self._teacher, self._teacher)
 
-    def row(self, pipeline: Pipeline, sampler: str, steps: int) -> Row:
+    def row(
+        self, pipeline: Pipeline, sampler: str, steps: int, *, progress: Progress = SILENT
+    ) -> Row:
         """One way of sampling."""
         if self._teacher is None:
             raise ConfigError(
                 "a row is compared with the teacher's samples: call teacher(...) first"
             )
         way = pipeline, sampler, steps
-        return self._row(way, self.see(*way), self._teacher)
+        return self._row(way, self.see(*way, progress=progress), self._teacher)
 
     def _row(self, way: Way, seen: Seen, teacher: Seen) -> Row:
         _, sampler, steps = way

@@ -1,6 +1,6 @@
 """Samples of a teacher, kept on disk: at 128 network calls each, nobody wants to draw them twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,12 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import files, storage
+from halfstep.batch import batches
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.judge import Judge
 from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress, SILENT
 from halfstep.version import __version__
 
 CHUNK = 1024
@@ -37,7 +39,7 @@ class Samples:
     load      the pipeline, asked for only when something must be drawn
     who       `identity` of the pipeline; None keeps nothing
     steps     of its own sampler, or of `sampler`
-    judge     features, noise, guidance scale, progress
+    judge     features, noise, guidance scale
     images    whether they are wanted beside the features: those above `SMALL` are drawn again each time
     cache     the folder; None keeps nothing
 
@@ -54,25 +56,30 @@ class Samples:
     images: bool = True
     cache: Path | None = None
 
-    def chunk(self, rows: range) -> Chunk:
+    def chunk(self, rows: range, *, progress: Progress = SILENT) -> Chunk:
         """These samples."""
+        progress = expected(progress, self.work([rows]))
         found = self._kept(rows)
         if found is None:
-            found = self._drawn(rows)
+            found = self._drawn(rows, progress)
             self._keep(rows, found)
+        else:
+            progress.advance(self.work([rows]))
         return found
 
-    def features(self, n: int) -> Tensor:
+    def features(self, n: int, *, progress: Progress = SILENT) -> Tensor:
         """Of the first n, float64 [n, D]."""
-        return torch.cat([self.chunk(rows).features for rows in chunks(n)])
+        parts = chunks(n)
+        progress = expected(progress, self.work(parts))
+        return torch.cat([self.chunk(rows, progress=progress).features for rows in parts])
 
-    def ticks(self, n: int) -> int:
-        """How often the judge's progress will be called for the first n."""
-        missing = [rows for rows in chunks(n) if not self._there(rows)]
-        return self.steps * sum(-(-len(rows) // self.judge.batch) for rows in missing)
+    def work(self, parts: Sequence[range]) -> int:
+        """The steps of these chunks, those in the cache as if they were drawn."""
+        return self.steps * sum(len(batches(rows, self.judge.batch)) for rows in parts)
 
-    def _drawn(self, rows: range) -> Chunk:
-        images = self.judge.drawn(self.load(), self.sampler, self.steps, rows.start, rows.stop)
+    def _drawn(self, rows: range, progress: Progress) -> Chunk:
+        way = self.load(), self.sampler, self.steps
+        images = self.judge.drawn(*way, rows, progress=progress)
         features = self.judge.features(images)
         return Chunk(images if self.images else None, features)
 
@@ -99,10 +106,6 @@ class Samples:
         key = sha256_of((repr(sorted(about.items())),))
         return self.cache / f"samples-{key[:32]}"
 
-    def _there(self, rows: range) -> bool:
-        about = self._about(rows)
-        return about is not None and self._stem(about).with_suffix(".json").exists()
-
     def _kept(self, rows: range) -> Chunk | None:
         if (about := self._about(rows)) is None:
             return None
@@ -127,13 +130,10 @@ class Samples:
             storage.save(stem, tensors, about)
 
 
-def chunks(n: int) -> Iterator[range]:
+def chunks(n: int) -> list[range]:
     """The numbers of n samples, some at a time, never one alone: pairs are compared two at least."""
-    low = 0
-    while low < n:
-        high = n if n - low <= CHUNK + 1 else low + CHUNK
-        yield range(low, high)
-        low = high
+    lows = range(0, max(n - 1, 1), CHUNK)
+    return [range(low, n if low == lows[-1] else low + CHUNK) for low in lows]
 
 
 def identity(pipeline: Pipeline) -> str | None:

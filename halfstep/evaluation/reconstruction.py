@@ -1,6 +1,6 @@
 """What encoding loses: images to noise by an encoder, and back by the teacher (Meng et al. 2023)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep.batch import Cond
+from halfstep.batch import batches, Cond
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.intervals import Interval
 from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress, SILENT
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ def reconstructed(
     steps: int,
     back: int,
     batch: int = 256,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """The images, encoded in `steps` and decoded in `back` DDIM steps; float32, as they were given."""
     said: dict[str, Any] = {"labels": originals.labels, "context": originals.context}
+    parts = batches(range(len(originals.images)), batch)
+    progress = expected(progress, (steps + back) * len(parts))
     noise = encoder.encode(
         originals.images,
         steps=steps,
@@ -103,7 +106,7 @@ def reconstructions(
     *,
     full: int,
     batch: int = 256,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[list[Reconstruction], list[tuple[str, Tensor]]]:
     """Every way to encode, and what came back of it at full steps.
 
@@ -111,17 +114,19 @@ def reconstructions(
     steps and the student.  All are decoded by the teacher.
     """
     found, pictures = list[Reconstruction](), list[tuple[str, Tensor]]()
-    for name, who, encoder, steps in ways(teacher, students, full):
+    every = [(*way, _back(teacher, way[-1], full)) for way in ways(teacher, students, full)]
+    steps_of_all = sum(steps + back for *_, steps, backs in every for back in backs)
+    parts = batches(range(len(originals.images)), batch)
+    progress = expected(progress, steps_of_all * len(parts))
+    for name, who, encoder, steps, backs in every:
         again = partial(
             reconstructed, encoder, teacher, originals, steps=steps, batch=batch, progress=progress
         )
-        x = again(back=full)
+        x, *rest = [again(back=back) for back in backs]
         whole = paired_rmse(originals.images, x)
         same: Interval | None = whole
         if steps != full:
-            same = (
-                paired_rmse(originals.images, again(back=steps)) if takes(teacher, steps) else None
-            )
+            same = paired_rmse(originals.images, rest[0]) if rest else None
         found.append(Reconstruction(name, who, steps, whole, same))
         pictures.append((name, x))
     return found, pictures
@@ -145,15 +150,9 @@ def ways(
     return found
 
 
-def ticks(
-    teacher: Pipeline, students: Sequence[Pipeline], n: int, *, full: int, batch: int = 256
-) -> int:
-    """How often `reconstructions` will call `progress`."""
-    total = 0
-    for _, _, _, steps in ways(teacher, students, full):
-        total += steps + full
-        total += 2 * steps if steps != full and takes(teacher, steps) else 0
-    return total * -(-n // batch)
+def _back(teacher: Pipeline, steps: int, full: int) -> list[int]:
+    """In how many steps the teacher decodes what was encoded in `steps`: its full ones, and as many."""
+    return [full, steps] if steps != full and takes(teacher, steps) else [full]
 
 
 def takes(teacher: Pipeline, steps: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import files, storage
-from halfstep.batch import Cond
+from halfstep.batch import batches, Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
 from halfstep.denoiser import Denoiser, Denoises, Guided
@@ -50,6 +50,7 @@ from halfstep.pipeline.walks import (
     walk,
 )
 from halfstep.pixels import as_floats
+from halfstep.progress import expected, Progress, SILENT
 from halfstep.samplers.encode import encode, refuse_blind_to_noise
 from halfstep.timegrids import checked, on_schedule, Steps, Times
 
@@ -129,7 +130,7 @@ class Pipeline:
         batch: int = 256,
         first: int = 0,
         latents: bool = False,
-        progress: Callable[[], object] | None = None,
+        progress: Progress = SILENT,
     ) -> Tensor:
         """n samples, float32 [n, ...] on the CPU: images, or what the model is a model of.
 
@@ -150,7 +151,7 @@ class Pipeline:
         noise     [n, *shape] that the walks start from, as `encode` returns it; by default the seed's
         first     number of the first image
         latents   do not decode them
-        progress  called after every step of every batch
+        progress  told of every step of every batch
         """
         self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
         sampler = sampler or self.own_sampler
@@ -164,9 +165,11 @@ class Pipeline:
         cond = self._said(n, first, labels, prompts, context, guidance)
         schedule, device = self.denoiser.schedule, self.device
         self.denoiser.eval()
-        done = []
-        for low in range(0, n, batch):
-            rows, ids = slice(low, low + batch), range(first + low, first + min(low + batch, n))
+        done, parts = [], batches(range(n), batch)
+        progress = expected(progress, (len(times) - 1) * len(parts))
+        for part in parts:
+            rows = slice(part.start, part.stop)
+            ids = range(first + part.start, first + part.stop)
             z = sample_noise(seed, ids, self.shape) if noise is None else noise[rows].float()
             z, shown = z.to(device), begin[rows].to(device)
             own = shown.of_model(self.codec)
@@ -204,7 +207,7 @@ class Pipeline:
         context: Tensor | None = None,
         guidance: float = 1.0,
         batch: int = 256,
-        progress: Callable[[], object] | None = None,
+        progress: Progress = SILENT,
     ) -> Tensor:
         """The noise of these images, float32 [n, *shape] on the CPU: `sample(n, noise=...)` decodes it.
 
@@ -228,9 +231,12 @@ class Pipeline:
         device = self.device
         done = [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
-        for low in range(0, n, batch):
-            x0 = latents_of(self.codec, images[low : low + batch].to(device))
-            said = None if cond is None else cond[low : low + batch].to(device)
+        parts = batches(range(n), batch)
+        progress = expected(progress, (len(times) - 1) * len(parts))
+        for part in parts:
+            rows = slice(part.start, part.stop)
+            x0 = latents_of(self.codec, images[rows].to(device))
+            said = None if cond is None else cond[rows].to(device)
             done.append(encode(model, x0, times, cond=said, progress=progress).cpu())
         return torch.cat(done)
 

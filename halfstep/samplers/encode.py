@@ -1,6 +1,5 @@
 """The walk from data to noise, which the walk from noise to data undoes (Song et al. 2021, section 4.3)."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,6 +9,7 @@ from halfstep.batch import Cond
 from halfstep.denoiser import Denoises, Teacher
 from halfstep.errors import ConfigError
 from halfstep.pixels import as_floats
+from halfstep.progress import Progress, SILENT
 from halfstep.samplers.walk import noise_of, wide
 from halfstep.timegrids import checked, on_schedule, Times
 
@@ -21,27 +21,27 @@ def encode(
     times: Times,
     *,
     cond: Cond | None = None,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """Walk from times[-1] to times[0] in DDIM steps; returns what `sample` takes: unit noise.
 
     x0        float [B, ...] data, taken for x at times[-1]
     times     as `sample` takes them, noise first
-    progress  called after every step
+    progress  told of every step
 
     A walk that begins at t = 0 begins at `schedule.at(0)`.  Nothing is clipped: there the eps of a clipped
     x0 would be the clipping, divided by sigma.
     """
     schedule, x0 = denoiser.schedule, as_floats(x0)
     on_schedule(checked(times), schedule)
+    progress.expect(len(times) - 1)
     x = x0
     for now, then in pairwise(reversed(times)):
         t = torch.full(x.shape[:1], now, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)
         to = schedule.at(torch.tensor(then, dtype=torch.float64))
         x = to.mix(pred.x0, pred.eps).to(x0.dtype)
-        if progress is not None:
-            progress()
+        progress.advance()
     return noise_of(schedule, x, times[0])
 
 

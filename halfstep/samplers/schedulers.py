@@ -7,7 +7,7 @@ do: with 16, 32, 64 or 128 steps on a table of 1000.)
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +24,7 @@ from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import held, Positive
 from halfstep.prediction import Prediction, V
+from halfstep.progress import Progress, SILENT
 from halfstep.quiet import quietly
 from halfstep.samplers.trials import ASTRAY, astray, Exact, SPREAD, spread
 from halfstep.samplers.walk import start, wide
@@ -56,7 +57,7 @@ def scheduled(
     generators: Sequence[Generator],
     cond: Cond | None = None,
     clip: float | None = None,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """Walk from times[0] to data as diffusers' scheduler of that class does, on any schedule.
 
@@ -64,7 +65,7 @@ def scheduled(
     times       1 >= falling to 0: where the scheduler steps to.  Some look between them as well
     generators  one a sample, for schedulers that draw noise: it does not depend on the batch
     clip        clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
-    progress    called as often as there are steps
+    progress    told of every step, some of which take several network calls
 
     A schedule that is not variance preserving is walked as x_t / sqrt(alpha^2 + sigma^2), which is.
     Most schedulers compute in float32, and Euler's kin on x_t / alpha.
@@ -171,23 +172,21 @@ class _Look:
 
 
 @torch.no_grad()
-def _walk(
-    look: _Look, noise: Tensor, generators: list[Generator], progress: Callable[[], object] | None
-) -> Tensor:
+def _walk(look: _Look, noise: Tensor, generators: list[Generator], progress: Progress) -> Tensor:
     scheduler, schedule, t = look.scheduler, look.denoiser.schedule, look.grid.times[-1]
     draws = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
-    asked, steps = scheduler.timesteps, look.grid.steps
+    asked, steps = scheduler.timesteps, look.grid.steps if len(noise) else 0
     # Some schedulers walk on x_t / alpha, and say so in how they scale the model's input.
     scale = scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), asked[0])
     x = start(schedule, noise, float(t)) / (_norm(schedule.at(t)) * float(scale))
     x0 = x
+    progress.expect(steps)
     for k, n in enumerate(asked if len(x) else ()):  # diffusers cannot draw noise for no sample
         out, pred = look(x, n)
         with _quiet():
             x = scheduler.step(out, n, x, return_dict=False, **draws)[0].to(noise.dtype)
         x0 = pred.x0
-        if progress is not None and (k + 1) * steps // len(asked) > k * steps // len(asked):
-            progress()
+        progress.advance((k + 1) * steps // len(asked) - k * steps // len(asked))
     # The last-step rule, for those whose last step ends above t = 0.
     sigmas = getattr(scheduler, "sigmas", None)
     return x if sigmas is None or sigmas[-1] == 0 else x0
@@ -227,7 +226,7 @@ def _tried(name: str, schedule: Schedule, times: Times) -> float:
     grid, places = _grid(schedule, times), torch.linspace(-1.6, 1.45, 8)
     noise = places.repeat(4)[:, None]
     draws = [Generator().manual_seed(k) for k in range(len(noise))]
-    got = _walk(_Look(Exact(schedule), _ready(name, grid), grid, None, None), noise, draws, None)
+    got = _walk(_Look(Exact(schedule), _ready(name, grid), grid, None, None), noise, draws, SILENT)
     begun = schedule.at(torch.tensor(times[0], dtype=torch.float64))
     exact = start(schedule, noise, times[0]) * (SPREAD / spread(begun))
     same = got.reshape(4, -1)

@@ -1,6 +1,5 @@
 """The walk from noise to data: one loop for every step."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,6 +9,7 @@ from halfstep.batch import Cond
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError
 from halfstep.kinds import held, Positive, Share
+from halfstep.progress import Progress, SILENT
 from halfstep.samplers.steps import ddim, Point, Step, Visit
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import checked, on_schedule, Times
@@ -56,14 +56,14 @@ def sample(
     *,
     cond: Cond | None = None,
     clip: float | None = None,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """Walk from times[0] to times[-1].
 
     noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
     times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
     clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
-    progress  called after every step
+    progress  told of every step
     """
     schedule, clip = denoiser.schedule, held("clip", clip, Positive | None)
     seen: list[Visit] = []
@@ -76,14 +76,14 @@ def sample(
     on_schedule(checked(times), schedule)
     if times[0] == 0:
         raise ConfigError("a walk to data cannot start at t = 0: it is there already")
+    progress.expect(len(times) - 1)
     x, here = start(schedule, noise, times[0]), Point(0, times[0], schedule.at(_time(times[0])))
     for k, (_, then) in enumerate(pairwise(times), start=1):
         seen = [*seen[-2:], look(x, here)]  # three: what a group of DPM-Solver-3 looks back on
         to = Point(k, then, arriving(schedule, _time(then)))
         x = step(x, seen, to, look).to(noise.dtype)
         here = to
-        if progress is not None:
-            progress()
+        progress.advance()
     return x
 
 

@@ -22,8 +22,8 @@ from halfstep.data import Data, Dataset
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.teachers import ROWS, Teachers
 from halfstep.noise import Draw, key
+from halfstep.progress import Progress, SILENT
 
-Tell = Callable[[int, int], object]
 OURS = (files.LOCK, "view-*.json", "view-*.safetensors")
 
 
@@ -63,13 +63,11 @@ def kept_answers(
     data: Data,
     *,
     device: torch.device | str = "cpu",
-    tell: Tell = lambda done, all: None,
-    note: Callable[[str], object] = lambda text: None,
+    progress: Progress = SILENT,
 ) -> KeptAnswers:
     """Those in the folder, after what is missing of them was asked and written.
 
-    tell  called with the number of answers there are, and of all
-    note  told what should be known: that the file system has no locks
+    progress  told of every answer; those that are there already are done at once
 
     `ConfigError` where a sample's views cannot be told apart, or the folder keeps what another teacher
     answered or of other data; `CheckpointError` for damaged files.
@@ -88,15 +86,17 @@ def kept_answers(
         "rows at a time": teacher.rows,
     }
     tables = list[Tensor]()
-    with _alone(folder, note):
+    progress.expect(views * len(data))
+    with _alone(folder, progress.note):
         _refuse_foreign(folder, about)
         for view in range(views):
             stem = _stem(folder, view)
-            if not stem.with_suffix(".json").exists():
-                found = _asked(teacher, data, view, device, tell, views)
+            if stem.with_suffix(".json").exists():
+                progress.advance(len(data))
+            else:
+                found = _asked(teacher, data, view, device, progress)
                 storage.save(stem, {"logits": found}, about)
             tables.append(_read(stem))
-            tell((view + 1) * len(data), views * len(data))
     answers = KeptAnswers(torch.stack(tables).to(device))
     _compare(answers, teacher, data, device, folder)
     return answers
@@ -134,14 +134,14 @@ def _unkeyed() -> ConfigError:
 
 
 def _asked(
-    teacher: Teachers, data: Dataset, view: int, device: torch.device | str, tell: Tell, views: int
+    teacher: Teachers, data: Dataset, view: int, device: torch.device | str, progress: Progress
 ) -> Tensor:
     """What it answers for every sample in this view."""
     found = list[Tensor]()
     for rows in torch.arange(len(data)).split(ROWS):
         seen = data.viewed(rows, torch.full_like(rows, view))
         found.append(_wide(teacher(seen.x0.to(device))).cpu())
-        tell(view * len(data) + int(rows[-1]) + 1, views * len(data))
+        progress.advance(len(rows))
     logits = torch.cat(found)
     # -inf excludes a class, and is an answer; of all classes it is none.
     if not logits.amax(-1).isfinite().all() or logits.isnan().any():

@@ -29,6 +29,7 @@ from halfstep.training.kept_answers import kept_answers, KeptAnswers, settle
 from halfstep.training.parallel import Processes
 from halfstep.training.settings import Training
 from halfstep.training.teachers import refuse_unread, tried_on
+from halfstep.training.watch import Notes
 
 
 @untouched()
@@ -107,15 +108,15 @@ def _answers(
     teacher: Teachers, data: Data, folder: Path | str | None, processes: Processes, job: Job
 ) -> KeptAnswers | None:
     """What the teacher answered before, where a folder keeps it; settles how the teacher is asked."""
-    device, note = processes.device, job.watch.note
+    device = processes.device
     if not settle(teacher, data, device) and processes.first:
-        note(
+        job.watch.note(
             "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
             "one sample at a time, which is slower"
         )
     if folder is None:
         return None
-    return kept_answers(Path(folder), teacher, data, device=device, note=note)
+    return kept_answers(Path(folder), teacher, data, device=device, progress=Notes(job.watch))
 
 
 def _stages(

@@ -1,6 +1,5 @@
 """What a method leaves to the data: which pairs of blocks a smaller student keeps."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from halfstep.methods.shrink import Shrink
 from halfstep.nets.pruning import one_drop, pairs_of, worthiest
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
 from halfstep.training import asked
 from halfstep.training.reading import read_by
 
@@ -30,12 +30,11 @@ def settled(
     data: Data,
     out: Path | str | None = None,
     *,
-    progress: Callable[[], object] | None = None,
+    progress: Progress = SILENT,
 ) -> M:
     """The method with nothing left open; itself, where nothing is.
 
-    out       a run's folder: one that was begun keeps what it was begun with
-    progress  called `ticks(method, teacher, data)` times
+    out  a run's folder: one that was begun keeps what it was begun with
     """
     if not isinstance(method, Shrink) or not needs_settling(method, teacher):
         return method
@@ -54,13 +53,8 @@ def needs_settling(method: object, teacher: Pipeline) -> bool:
     return True
 
 
-def ticks(teacher: Pipeline, data: Data) -> int:
-    """How often `scores` calls its progress."""
-    return (1 + pairs_of(teacher.denoiser.net)) * -(-min(ROWS, len(data)) // BATCH)
-
-
 def scores(
-    method: Shrink, teacher: Pipeline, data: Data, *, progress: Callable[[], object] | None = None
+    method: Shrink, teacher: Pipeline, data: Data, *, progress: Progress = SILENT
 ) -> list[float]:
     """By how much the method's loss rises without each pair of blocks, the outermost first.
 
@@ -73,18 +67,17 @@ def scores(
         objective = at_any_scale(Stage("", denoiser, objective, 0), teacher.guidance).objective
     data = read_by(teacher, data)
     count = min(ROWS, len(data))
-    rows = torch.arange(count) * len(data) // count
+    parts = (torch.arange(count) * len(data) // count).split(BATCH)
+    progress.expect(len(parts) * (1 + pairs_of(denoiser.net)))  # the network, and without each pair
 
     @torch.no_grad()
     def loss(net: nn.Module) -> float:
         student, total = _around(denoiser, net), 0.0
-        for low in range(0, count, BATCH):
-            chosen = rows[low : low + BATCH]
-            draw = Draw.all(torch.Generator(device).manual_seed(key(low)), len(chosen))
+        for k, chosen in enumerate(parts):
+            draw = Draw.all(torch.Generator(device).manual_seed(key(k * BATCH)), len(chosen))
             batch = data.drawn(chosen, draw).to(device)
             total += float(objective(student, batch, draw).double().sum())
-            if progress is not None:
-                progress()
+            progress.advance()
         return total / count
 
     return one_drop(denoiser.net, loss)

@@ -31,6 +31,16 @@ class Silent:
     def note(self, text: str) -> None: ...
 
 
+class Notes:
+    """Progress of which a watch shows the notes alone."""
+
+    def __init__(self, watch: Watch):
+        self.note = watch.note
+
+    def expect(self, steps: int) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+
+
 class Leaving:
     """A watch that prints for a reader who may leave, as `| head` does: the run is asked to stop then."""
 

@@ -495,7 +495,7 @@ MUTANTS = (
     *of(
         "training/settling",
         "shrink",
-        ("rows = torch.arange(count) * len(data) // count", "rows = torch.arange(count)"),
+        ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
         ("return total / count", "return -total / count"),
     ),
     *of(

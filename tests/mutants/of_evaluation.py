@@ -11,10 +11,28 @@ MUTANTS = (
         ('"teacher", "verify",', '"teacher",'),
     ),
     *of(
+        "progress",
+        "guided_evaluation",
+        ("    progress.expect(steps)\n    return _Part(progress)", "    return _Part(progress)"),
+        ("return _Part(progress)", "return progress"),
+        ("self.whole.advance(steps)", "self.whole.advance()"),
+    ),
+    *of(
+        "evaluation/kept_samples",
+        "guided_evaluation",
+        ("progress.advance(self.work([rows]))", "pass"),
+    ),
+    *of(
+        "evaluation/evidence",
+        "guided_evaluation",
+        (" + timings + at_scales", " + timings"),
+    ),
+    *of(
         "evaluation/reconstruction",
         "reconstruction",
-        ("again(back=full)", "again(back=steps)"),
-        ("again(back=steps)", "again(back=full)"),
+        ("return [full, steps] if", "return [steps, full] if"),
+        ("(steps + back) * len(parts)", "steps * len(parts)"),
+        ("steps + back for *_", "steps for *_"),
         ("min(max(1.0, low), high)", "min(max(1.0, high), high)"),
         ("torch.arange(n) * count // n", "torch.arange(n)"),
     ),
@@ -27,7 +45,7 @@ MUTANTS = (
         ("        short = times\n", "        short = times[:4]\n"),
     ),
     *of(
-        "evaluation/evidence",
+        "evaluation/setups",
         "evidence judging",
         ("way = teacher, asked.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
@@ -56,7 +74,7 @@ MUTANTS = (
     *of(
         "evaluation/judge",
         "latent_runs",
-        ("None if self.captions is None else self.captions(ids)", "None"),
+        ("None if self.captions is None else self.captions(torch.tensor(part))", "None"),
     ),
     *of(
         "evaluation/distances",
@@ -140,7 +158,7 @@ MUTANTS = (
         ("(2 if both else 1)", "(1 if both else 1)"),
     ),
     *of(
-        "evaluation/evidence",
+        "evaluation/setups",
         "evidence",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
@@ -251,6 +269,6 @@ MUTANTS = (
         "guided_evaluation",
         ("root_mean(squares[k])", "root_mean(squares[1])"),
         ("frechet_distance(judge.real_features, seen)", "frechet_distance(reference, seen)"),
-        ('"calls": calls_of(*way, scale)', '"calls": way[2]'),
+        ('"calls": calls_of(*way, at.scale)', '"calls": way[2]'),
     ),
 )

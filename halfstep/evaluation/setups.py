@@ -1,0 +1,211 @@
+"""What is evaluated: the options, the teacher with its students, and how each row is sampled."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import Tensor
+
+from halfstep.data import Data
+from halfstep.errors import ConfigError, unknown
+from halfstep.evaluation.compressed import Variant
+from halfstep.evaluation.cost import calls_of, Way
+from halfstep.evaluation.rows import METRICS
+from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.walks import check_walk
+from halfstep.samplers import calls, PREFIX, STEPS, WALKS
+from halfstep.timegrids import Steps, Times
+
+MOST = 10_000_000
+"""Samples per score: two hundred times as many as papers take."""
+SampleCount = Annotated[int, at_least(8), at_most(MOST)]
+TIMED = (1, 64)
+"""Batch sizes at which seconds are measured."""
+SAMPLERS = (*STEPS, *WALKS, "ancestral")
+"""Of the teacher; diffusers' schedulers besides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, and how closely."""
+
+    samples: SampleCount = 2000
+    """Samples per score, of teacher and students alike."""
+    noise: Seed = 0
+    """Seed of the noise that every row starts from."""
+    full: Annotated[Steps, at_least(0)] = 64
+    """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
+    full_sampler: str = "ddim"
+    """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
+    counts: tuple[int, ...] = ()
+    """Steps of the students to judge; all there are by default."""
+    baselines: tuple[str, ...] = ("ddim", "heun", "dpmpp-2m")
+    """Samplers of the undistilled teacher, at not more calls: ddim, heun, dpmpp-2m, ancestral, dpmpp-3s,
+    dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
+    metrics: tuple[str, ...] = METRICS
+    """Distances of each row: frechet is always there, inception where the features know classes."""
+    guidance: tuple[NotNegative, ...] = ()
+    """Guidance scales: of a student that takes its scale as an input those that it is held against the
+    guided teacher at (1, 1.3, 2 and 3 by default), all else at the lowest; of others the one of all."""
+    shown: Annotated[Count, at_most(1_000)] = 12
+    """Seeds in the grid of samples."""
+    split_samples: Annotated[int, at_least(0), at_most(MOST)] = 500
+    """Samples for the two parts of a student's error; 0 leaves them out."""
+    cost_rounds: Annotated[int, at_least(0), at_most(10_000)] = 5
+    """Rounds of timing, all rows in turn; 0 leaves cost out."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if self.split_samples == 1:
+            raise ConfigError("one sample has no interval: write split_samples=2 or more, or 0")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise unknown("metric", name, METRICS)
+        for name in (self.full_sampler, *self.baselines):
+            if not name.startswith(PREFIX) and name not in SAMPLERS:
+                raise unknown("sampler", name, [*SAMPLERS, f"{PREFIX}NAME"])
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale of all rows."""
+        return min(self.guidance, default=1.0)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: a teacher, the students made from it, and its data.
+
+    students  the one of the most steps first, each made from the one before
+    times     the teacher's grid, which the first student halves
+    held_out  data that nobody was trained on; None leaves memorisation out
+    begun     what the first student was made from, where that is not the teacher: the first stage of a
+              guided distillation, the network that a plan shrank to
+    others    (name, pipeline, steps) of what is to be seen beside them: networks of other sizes
+    variants  students made smaller after training
+    """
+
+    teacher: Pipeline
+    students: Sequence[Pipeline]
+    data: Data
+    times: Times = ()
+    held_out: Tensor | None = None
+    begun: Pipeline | None = None
+    others: Sequence[tuple[str, Pipeline, int]] = ()
+    variants: Sequence[Variant] = ()
+
+    def variants_of(self, count: int) -> list[Variant]:
+        """Of the student of so many steps."""
+        return [one for one in self.variants if one.steps == count]
+
+    def left_out(self, asked: Evaluation) -> list[str]:
+        """Which baselines will not be sampled, and why, a sentence each."""
+        counts = counted(map(steps_of, self.students), asked)
+        tried = list(_tried(self.teacher, counts, asked))
+        some = {sampler for (sampler, _), why in tried if why is None}
+        found = dict[tuple[str, str], str]()
+        for (sampler, steps), why in tried:
+            if why is not None:  # once of a sampler that is nowhere in the table
+                where = f" in {plural(steps)}" if sampler in some else ""
+                found[sampler, where] = f"no baseline {sampler}{where}: {why}"
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a row is sampled.
+
+    who      teacher, baseline, student, compressed or other
+    variant  of one that is compressed
+    network  of another: its name
+    """
+
+    who: str
+    name: str
+    way: Way
+    variant: Variant | None = None
+    network: str = ""
+
+
+def teacher_setups(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[Setup]:
+    """The teacher at full steps, and the baselines: once where one serves two counts, and of a teacher that
+    is a student its own steps."""
+    walkable(teacher, asked.full_sampler, asked.full)
+    sampler = "" if asked.full_sampler == "ddim" else f"{asked.full_sampler}, "
+    way = teacher, asked.full_sampler, asked.full
+    found = [Setup("teacher", f"teacher, {sampler}{plural(asked.full)}", way)]
+    for (sampler, steps), refused in _tried(teacher, counts, asked):
+        if refused is None:
+            name = f"teacher, {sampler}, {plural(steps)}"
+            found.append(Setup("baseline", name, (teacher, sampler, steps)))
+    return found
+
+
+def student_setups(subject: Subject, counts: Sequence[int]) -> list[Setup]:
+    """Each student and its variants, then networks of other sizes."""
+    students, found = {steps_of(s): s for s in subject.students}, list[Setup]()
+    for count in counts:
+        name, student = f"student, {plural(count)}", students[count]
+        found.append(Setup("student", name, (student, student.own_sampler, count)))
+        for one in subject.variants_of(count):
+            found.append(Setup("compressed", f"{name}, {one.kind}", one.way, variant=one))
+    for network, other, steps in subject.others:
+        way = other, other.own_sampler, steps
+        found.append(Setup("other", f"{network}, {plural(steps)}", way, network=network))
+    return found
+
+
+def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
+    """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
+    check_walk(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
+
+
+def _tried(
+    teacher: Pipeline, counts: Sequence[int], asked: Evaluation
+) -> Iterator[tuple[tuple[str, int], str | None]]:
+    """(sampler, steps) of each baseline, and why it cannot be."""
+    own = {len(times) - 1 for times in teacher.times}
+    each = calls_of(teacher, "ddim", 1, asked.scale)
+    walks = [
+        (sampler, most_steps(sampler, k // each)) for k in counts for sampler in asked.baselines
+    ]
+    for sampler, steps in dict.fromkeys(walks):
+        if steps is None or (own and steps not in own and sampler not in WALKS):
+            continue
+        try:
+            walkable(teacher, sampler, steps)
+        except ConfigError as error:
+            if sampler not in WALKS and not sampler.startswith(PREFIX):
+                raise
+            yield (sampler, steps), str(error)
+        else:
+            yield (sampler, steps), None
+
+
+def counted(steps: Iterable[int], asked: Evaluation) -> list[int]:
+    """The counts that are judged, the most steps first."""
+    there = sorted(steps, reverse=True)
+    if strange := sorted(set(asked.counts) - set(there)):
+        raise ConfigError(
+            f"no student takes {' or '.join(map(str, strange))} steps: there are students of "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    return [k for k in there if not asked.counts or k in asked.counts]
+
+
+def most_steps(sampler: str, count: int) -> int | None:
+    """The most steps that cost this sampler at most `count` network calls; None if even one costs more."""
+    for steps in range(count, 0, -1):
+        if calls(sampler, steps) <= count:
+            return steps
+    return None
+
+
+def steps_of(student: Pipeline) -> int:
+    """The fewest that it takes."""
+    return min(len(times) - 1 for times in student.times)
+
+
+def plural(steps: int) -> str:
+    """1 step, 2 steps."""
+    return f"{steps} step{'s' if steps > 1 else ''}"
