@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from halfstep.data import rows
-from halfstep.errors import ConfigError, NonFinite
+from halfstep.errors import CheckpointError, ConfigError, NonFinite
 from halfstep.methods import Denoising, Progressive
 from halfstep.methods.base import Stage
 from halfstep.noise import Draw, key
@@ -714,3 +714,13 @@ class TestJobs:
     def test_settings_that_cannot_be(self, options, says):
         with pytest.raises(ConfigError, match=says):
             Training(**options)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "nan", '{"stage": 1}', '{"stage": "a", "updates": "x"}']
+)
+def test_a_damaged_line_of_the_metrics_is_named_with_what_to_do(line, tmp_path):
+    whole = '{"stage": "a", "update": 1, "loss": 0.5, "norm": 1.0, "rate": 0.1}'
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{line}\n")
+    with pytest.raises(CheckpointError, match=r"line 2.*metrics\.jsonl.*mend or remove the line"):
+        read_metrics(tmp_path)

@@ -234,11 +234,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _line(text: bytes, source: str) -> dict[str, Any]:
-    content = from_json(text, dict[str, Any], source)
     try:
+        content = from_json(text, dict[str, Any], source)
         return known(content, _Done if "updates" in content else _Line)
     except Wrong as wrong:
         raise CheckpointError(f"{source} is damaged: {wrong}; mend or remove the line") from None
+    except CheckpointError as damaged:
+        raise CheckpointError(f"{damaged}; mend or remove the line") from None
 
 
 def _finite(value: Any) -> Any:

@@ -129,7 +129,7 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, st
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         got = str(error).splitlines()[0]
     if not got and seen != [wanted]:
-        got = f"it answers in the shape {seen[0][1:]} instead of {wanted[1:]}"
+        got = f"it answers in the shape {seen[0]} instead of {wanted}"
     if got:
         of = f" of {classes} class{'es' * (classes > 1)}" if classes else ""
         raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
