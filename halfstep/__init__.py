@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         train_classifier as train_classifier,
         Training as Training,
     )
+    from halfstep.training.run_folder import RunFolder as RunFolder
 
 _HOME = {
     "Augmentation": "data",
@@ -73,6 +74,7 @@ _HOME = {
     "Progress": "progress",
     "Progressive": "methods",
     "Reparameterise": "methods",
+    "RunFolder": "training.run_folder",
     "Stochastic": "methods",
     "Straight": "schedules",
     "Table": "schedules",
@@ -115,6 +117,7 @@ __all__ = [
     "Progress",
     "Progressive",
     "Reparameterise",
+    "RunFolder",
     "Stochastic",
     "Straight",
     "Table",

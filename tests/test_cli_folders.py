@@ -19,6 +19,7 @@ from halfstep.cli.progress import Terminal
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
+from halfstep.training.run_folder import RunFolder
 from tests.evidence import evidence, pictures
 from tests.runs import everything, refused
 from tests.test_storage import largest_file
@@ -538,7 +539,7 @@ def test_options_from_a_file_with_a_mark(mark, cli, tmp_path):
         )[0]
         == 0
     )
-    assert judging.Kept.read(tmp_path / "r").config["data"] == "two-moons"
+    assert RunFolder.open(tmp_path / "r").config["data"] == "two-moons"
 
 
 # -- no locks --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from PIL import Image
 
 from halfstep import storage
 from halfstep.cli import main
-from halfstep.cli.config import from_file, kept_config
+from halfstep.cli.config import from_file
 from halfstep.cli.encoded import Encoded
 from halfstep.cli.find import find_pipeline
 from halfstep.cli.train import TrainDenoiser
@@ -32,6 +32,7 @@ from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.text import load_texts
 from halfstep.schema import SEAL, sealed
 from halfstep.training.run import read_metrics
+from halfstep.training.run_config import read_config
 from tests.runs import At, Crash, crash, halve, job
 from tests.test_evidence_on_disk import encoders, samples
 from tests.test_text import clip, whole_clip
@@ -124,7 +125,7 @@ READS = {
     "stage.json, found": (f"{STUDENT}/stage.json", lambda at: numbers(find_pipeline(at / "s"))),
     "a checkpoint": ("r/checkpoints/01-00000006.json", lambda at: gone_on(at / "r")),
     "metrics.jsonl": ("s/metrics.jsonl", lambda at: read_metrics(at / "s")),
-    "config.toml": ("s/config.toml", lambda at: kept_config(at / "s")),
+    "config.toml": ("s/config.toml", lambda at: read_config(at / "s")),
     "config.toml, evaluated": ("s/config.toml", lambda at: evaluated(at / "s")),
     "gate.json": ("s/gate.json", lambda at: numbers(find_pipeline(at / "s"))),
     "report.json": ("s/report.json", lambda at: rendered(at / "s")),

@@ -14,7 +14,7 @@ from halfstep import files, storage
 from halfstep.cli.compressed import compressed_of, MARK, print_compressed, RECORD
 from halfstep.cli.evaluate import Evaluate, evaluated
 from halfstep.cli.find import find_pipeline
-from halfstep.cli.judging import features_for, judge_for, Kept, made_by, written
+from halfstep.cli.judging import features_for, judge_for, made_by, students_of, written
 from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
@@ -29,6 +29,7 @@ from halfstep.pipeline.description import read_description
 from halfstep.report.numbers import big
 from halfstep.training.asked import environment
 from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,8 @@ def _of_run(console: Console, options: Compress) -> int:
     """Variants of a run's students, and its evaluation with them."""
     if options.out is not None:
         raise ConfigError("variants of a run's student lie in the run: leave --out out")
-    kept = Kept.read(options.student)
-    own = kept.students(options.net)
+    kept = RunFolder.open(options.student)
+    own = students_of(kept, options.net)
     if not own:
         raise ConfigError(f"'{options.student}' has no finished student: distil one first")
     _refuse_encoder(own[0])

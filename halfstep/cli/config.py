@@ -1,6 +1,5 @@
 """TOML files: options that come from one, and options that are kept in one."""
 
-import hashlib
 import json
 import shlex
 import typing
@@ -9,14 +8,15 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass, MISSING
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import tyro
 
-from halfstep import files, storage
-from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep import files
+from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import fits, word
-from halfstep.schema import from_toml, known, literal, Wrong
+from halfstep.schema import from_toml, literal
+from halfstep.training.run_config import toml
 
 
 def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -62,7 +62,7 @@ def from_file(kind: Any, path: Path, typed: Sequence[str] = ()) -> list[str]:
             raise unknown(f"option in '{path.name}' called", key, known)
         if not fits(value, known[name]):
             raise ConfigError(
-                f"'{path.name}' says {key} = {_toml(value)}, and {key} is {word(known[name])}"
+                f"'{path.name}' says {key} = {toml(value)}, and {key} is {word(known[name])}"
             )
         if name in over:
             continue
@@ -77,7 +77,7 @@ def _refuse_options(path: Path, name: str, words: list[str]) -> None:
     """Words that would be read as options of their own, and not as parts of this one."""
     if odd := [each for each in words if each.startswith("-") and not _is_number(each)]:
         raise ConfigError(
-            f"'{path.name}' says {name} = ... {_toml(odd[0])}, and what begins with '-' is an option: write "
+            f"'{path.name}' says {name} = ... {toml(odd[0])}, and what begins with '-' is an option: write "
             "that as an option of its own"
         )
 
@@ -96,7 +96,7 @@ def _refuse_code(path: Path, name: str, hint: Any, value: Any) -> None:
         before, colon, after = text.partition(":")
         if colon and after and before not in PLACES.get(name, ()):
             raise ConfigError(
-                f"'{path.name}' says {name} = {_toml(text)}, and a file never names code that is run: if you "
+                f"'{path.name}' says {name} = {toml(text)}, and a file never names code that is run: if you "
                 f"trust it, type --{name.replace('_', '-')} {shlex.quote(text)} on the command line"
             )
 
@@ -153,59 +153,6 @@ def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
     return {name: literal(text) for name, text in pairs.items()}
 
 
-class _Kept(TypedDict, total=False):
-    """What is read again of a run's own config.toml."""
-
-    data: str
-    size: int
-    channels: int
-    teacher: str
-    model: str
-    weights: str
-    codec: str
-    text: str
-
-
-def kept_config(folder: Path) -> dict[str, Any]:
-    """What FOLDER/config.toml says, which `save_config` wrote; {} where there is none."""
-    path = folder / "config.toml"
-    if not path.exists():
-        return {}
-    with storage.reading(path):
-        text = path.read_bytes()
-    content = from_toml(text, dict[str, Any], f"'{path}'")
-    try:
-        body, mark, digest = text.rpartition(MARK.encode())
-        if not mark or digest.strip() != _digest(body):
-            raise Wrong(
-                "it is not as the run wrote it; run the same command again, which writes it"
-            )
-        return known(content, _Kept)
-    except Wrong as wrong:
-        raise CheckpointError(f"'{path}' is damaged: {wrong}") from None
-
-
-MARK = "# checksum "
-"""Of the lines above, on the last line of a config.toml."""
-
-
-def _digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode()
-
-
-def save_config(folder: Path, options: Any) -> None:
-    """FOLDER/config.toml: the same command with `--config` and it asks for the same run again.
-
-    The folder is there: a run whose folder went away does not get another.
-    """
-    lines = [
-        f"{name} = {_toml(value)}" for name, value in flat(options).items() if value is not None
-    ]
-    text = "\n".join(lines) + "\n"
-    digest = _digest(files.encoded(text, f"cannot write '{folder / 'config.toml'}'")).decode()
-    files.write_text(folder / "config.toml", f"{text}{MARK}{digest}\n")
-
-
 def flat(options: Any) -> dict[str, Any]:
     """All fields of nested dataclasses in one dict."""
     found: dict[str, Any] = {}
@@ -213,14 +160,3 @@ def flat(options: Any) -> dict[str, Any]:
         value = getattr(options, field.name)
         found.update(flat(value) if is_dataclass(value) else {field.name: value})
     return found
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)

@@ -15,7 +15,7 @@ from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
 from halfstep.cli.guided_demo import guided_demo
-from halfstep.cli.judging import cost_of, judge_for, made_by, written
+from halfstep.cli.judging import judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
@@ -35,6 +35,7 @@ from halfstep.training import distill, train
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import cost_of
 
 FULL = 64
 COUNTS = (8, 4, 2, 1)

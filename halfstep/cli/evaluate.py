@@ -15,12 +15,13 @@ from halfstep.cli.compressed import compressed_of, print_compressed
 from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
     captions_of,
-    cost_of,
     features_for,
     gate_of,
     judge_for,
-    Kept,
+    made_of,
     real_images,
+    source_of,
+    students_of,
     written,
 )
 from halfstep.cli.options import Flat, parse, Source
@@ -42,6 +43,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
+from halfstep.training.run_folder import cost_of, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,10 @@ def evaluate(argv: Sequence[str]) -> int:
 @untouched()
 def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     """Measure the run, and write what was found into its folder."""
-    kept = Kept.read(options.run[0])
+    kept = RunFolder.open(options.run[0])
     files.check_writable(kept.folder, "copy the run to where the report can lie in it")
-    source = replace(kept.source(options.data), verify=options.verify)
-    students = kept.students(options.net)
+    source = replace(source_of(kept, options.data), verify=options.verify)
+    students = students_of(kept, options.net)
     teacher = _teacher(kept, options, students)
     if not (students and students[0].made_for == "encode"):
         walkable(
@@ -129,7 +131,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     real = real_images(console, data, teacher)
     held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
-    begun = kept.begun(options.net) if students else None
+    begun = kept.first_student(net=options.net) if students else None
     beside = others_of(kept, teacher, students, asked, options.beside, options.net)
     for _, pipeline, _ in beside:
         pipeline.to(device)
@@ -150,7 +152,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
             subject,
             judge,
             asked,
-            made=kept.made,
+            made=made_of(kept),
             run={
                 "folder": files.name_of(kept.folder),
                 "config": dict(kept.config),
@@ -184,7 +186,7 @@ def scales_of(
     return asked.guidance
 
 
-def _full(kept: Kept, teacher: Pipeline) -> int:
+def _full(kept: RunFolder, teacher: Pipeline) -> int:
     """Steps of the teacher that its gate compared with, so that gate and report mean the same.
 
     Without a gate 64, or the steps that the halving began with; a teacher's own, where it is a student.
@@ -192,7 +194,7 @@ def _full(kept: Kept, teacher: Pipeline) -> int:
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
     gate: Mapping[str, Any] = gate_of(kept.folder) or {}
-    start = kept.asked.get("start", 0)  # of a teacher's own run it names the weights
+    start = kept.options.get("start", 0)  # of a teacher's own run it names the weights
     begun = max(Evaluation.full, start if isinstance(start, int) else 0)
     return int(gate.get("about", {}).get("full", begun))
 
@@ -229,7 +231,7 @@ def _held_out(console: Console, other: Data, real: Data | Tensor, teacher: Pipel
     return found if isinstance(found, Tensor) else found.batch(torch.arange(len(found))).x0
 
 
-def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipeline:
+def _teacher(kept: RunFolder, options: Evaluate, students: list[Pipeline]) -> Pipeline:
     """The teacher that the run was made from; a run without students is one itself."""
     if options.teacher is None and not students:
         return find_pipeline(kept.folder, net=options.net)
@@ -247,9 +249,9 @@ def _teacher(kept: Kept, options: Evaluate, students: list[Pipeline]) -> Pipelin
     return _checked(find_pipeline(place, net=options.net), str(place), kept, students)
 
 
-def _checked(found: Pipeline, place: str, kept: Kept, students: list[Pipeline]) -> Pipeline:
+def _checked(found: Pipeline, place: str, kept: RunFolder, students: list[Pipeline]) -> Pipeline:
     """The teacher that was found; refused if its weights are others than those of the run's."""
-    if students and digest_of(found.denoiser)[:16] != kept.asked.get("teacher"):
+    if students and digest_of(found.denoiser)[:16] != kept.options.get("teacher"):
         raise ConfigError(
             f"'{place}' is not the teacher that '{kept.folder}' was made from, its weights differ: write "
             f"halfstep evaluate {kept.folder} --teacher FOLDER with the one that was"
@@ -257,14 +259,14 @@ def _checked(found: Pipeline, place: str, kept: Kept, students: list[Pipeline]) 
     return found
 
 
-def _teachers_cost(kept: Kept, options: Evaluate) -> dict[str, Any] | None:
+def _teachers_cost(kept: RunFolder, options: Evaluate) -> dict[str, Any] | None:
     place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
     return cost_of(place) if place is not None else None
 
 
-def _times(kept: Kept, teacher: Pipeline, students: list[Pipeline]) -> Times:
+def _times(kept: RunFolder, teacher: Pipeline, students: list[Pipeline]) -> Times:
     """The grid of the teacher that the first student halved."""
-    asked = kept.asked
+    asked = kept.options
     if not students or "start" not in asked:
         return ()
     own = tuple(asked.get("times", ()))

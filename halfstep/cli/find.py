@@ -14,7 +14,7 @@ from halfstep.evaluation.gate import read_gate
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import read_description
-from halfstep.training.run import read_stage
+from halfstep.training.run_folder import stage_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
     see_current_folder(net)
     if (path / "pipeline.json").exists():
         return Pipeline.load(path, net=net)
-    found = stages_of(path)
+    found = stage_folders(path)
     if not found:
         raise ConfigError(
             f"'{path}' holds neither a pipeline nor a run with a finished stage: give the folder that "
@@ -128,14 +128,6 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
         f"no student of '{path}' was distilled for {steps} steps: they take "
         f"{' or '.join(map(str, own))}"
     )
-
-
-def stages_of(run: Path) -> list[Path]:
-    """Folders of a run's finished stages with a pipeline, sorted; one that is not its own is refused."""
-    found = sorted(path.parent for path in (run / "stages").glob("[!.]*/pipeline.json"))
-    for folder in found if (run / "run.json").exists() else ():
-        read_stage(run, folder.name)
-    return found
 
 
 def _load_best(path: Path, net: str | None) -> Pipeline:

@@ -10,7 +10,7 @@ from rich.console import Console
 from halfstep import files, storage
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
-from halfstep.cli.judging import cost_of, judge_for, made_by, written
+from halfstep.cli.judging import judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
@@ -26,6 +26,7 @@ from halfstep.training import distill
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import cost_of
 
 PRESET = "digits-guided"
 

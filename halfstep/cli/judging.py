@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.capacity import refuse_too_large
-from halfstep.cli.config import kept_config
-from halfstep.cli.find import see_current_folder, stages_of
+from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
@@ -31,16 +29,14 @@ from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scal
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.setups import counted, Evaluation, Subject
 from halfstep.evaluation.statistics import cache_folder, data_features
-from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.guided_verdict import guided_verdict
 from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
-from halfstep.timegrids import grid
-from halfstep.training.asked import Begun, begun, environment
-from halfstep.training.run import read_metrics
+from halfstep.training.asked import environment
+from halfstep.training.run_folder import losses_of, RunFolder
 
 MOST_DECODED = 10_000
 """Latents that are decoded to compare samples with."""
@@ -132,79 +128,26 @@ def judge_for(
     )
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What RUN/config.toml and RUN/run.json say of a run."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    about: Begun
-
-    @classmethod
-    def read(cls, folder: Path) -> "Kept":
-        if not (folder / "run.json").exists():
-            raise ConfigError(
-                f"'{folder}' holds no run: give the --out of a 'halfstep train' or 'halfstep distill'"
-            )
-        return cls(folder, kept_config(folder), begun(folder))
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The options that the run was made with, resolved."""
-        return self.about["options"]
-
-    @property
-    def made(self) -> dict[str, Any]:
-        return made_by(self.about["environment"], self.about["argv"])
-
-    def students(self, net: str | None) -> list[Pipeline]:
-        """All finished ones, the most steps first."""
-        see_current_folder(net)
-        found = [path / "pipeline.json" for path in self.stages]
-        loaded = [Pipeline.load(path.parent, net=net) for path in found]
-        students = [pipeline for pipeline in loaded if pipeline.times]
-        first = self.begun(net) if not students else None
-        if first is not None:  # of the first stages alone
-            start, kind = (
-                self.asked.get("start", Evaluation.full),
-                self.asked.get("grid", "uniform"),
-            )
-            times = grid(kind, start, first.denoiser.schedule)
-            students = [replace(first, times=(times,))]
-        return students
-
-    @property
-    def stages(self) -> list[Path]:
-        """Folders of the finished stages, the most steps first."""
-        return stages_of(self.folder)[::-1]
-
-    def begun(self, net: str | None) -> Pipeline | None:
-        """The stage that the first student was made from: of a guided run its first, of a plan the one
-        before the halvings."""
-        return self.stage("guided", net) or self.stage(SHRUNK, net)
-
-    def stage(self, name: str, net: str | None) -> Pipeline | None:
-        """The pipeline of a finished stage; None where there is none of that name."""
-        found = [folder for folder in self.stages if folder.name == name]
-        return Pipeline.load(found[0], net=net) if found else None
-
-    def source(self, data: str | None) -> Source:
-        """The data of the run, or others."""
-        if data is None and "data" not in self.config:
-            raise ConfigError(
-                f"'{self.folder}' does not say what it was trained on (it has no config.toml): write "
-                f"halfstep evaluate {self.folder} --data DATA"
-            )
-        known = {key: self.config[key] for key in ("size", "channels") if key in self.config}
-        return Source(data=data or self.config["data"], **known)
+def students_of(run: RunFolder, net: str | None) -> list[Pipeline]:
+    """All finished students of a run, the most steps first."""
+    see_current_folder(net)
+    return run.students(full=Evaluation.full, net=net)
 
 
-def cost_of(folder: Path) -> dict[str, Any] | None:
-    """Seconds, forwards (a forward 1, forward and backward 3) and updates of all finished stages."""
-    done = [line for line in read_metrics(folder) if "forwards" in line]
-    if not done:
-        return None
-    return {key: sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")}
+def source_of(run: RunFolder, data: str | None) -> Source:
+    """The data of a run, or others."""
+    if data is None and "data" not in run.config:
+        raise ConfigError(
+            f"'{run.folder}' does not say what it was trained on (it has no config.toml): write "
+            f"halfstep evaluate {run.folder} --data DATA"
+        )
+    known = {key: run.config[key] for key in ("size", "channels") if key in run.config}
+    return Source(data=data or run.config["data"], **known)
+
+
+def made_of(run: RunFolder) -> dict[str, Any]:
+    """Who made a run."""
+    return made_by(run.about["environment"], run.about["argv"])
 
 
 def gate_of(folder: Path) -> GateKept | None:
@@ -237,7 +180,7 @@ def written(
         subject, judge, asked, of_teacher=of_teacher, progress=progress,
         guided=guided_of(subject, judge, asked) if guided else None,
     )  # fmt: skip
-    found |= {"made": dict(made), "run": dict(run), "training": training_of(metrics)}
+    found |= {"made": dict(made), "run": dict(run), "training": losses_of(metrics)}
     here = environment(str(subject.teacher.device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     found["verdict"] = guided_verdict(found["guided"]) if "guided" in found else verdict(found)
@@ -302,9 +245,3 @@ def _program(argv: Sequence[str]) -> list[str]:
     """halfstep, or python and the script that called the API."""
     own = not argv or Path(argv[0]).name in ("halfstep", "__main__.py")
     return ["halfstep"] if own else ["python", Path(argv[0]).name]
-
-
-def training_of(metrics: Path) -> list[dict[str, Any]]:
-    """Loss and rate over all stages."""
-    lines = [line for line in read_metrics(metrics) if "loss" in line]
-    return [{key: line[key] for key in ("stage", "update", "loss", "rate")} for line in lines]

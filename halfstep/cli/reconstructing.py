@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.cli.columns import Columns
-from halfstep.cli.judging import Kept, made_by, save_evidence, training_of
+from halfstep.cli.judging import made_by, made_of, save_evidence
 from halfstep.cli.progress import counting, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -23,6 +23,7 @@ from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import to_uint8
 from halfstep.training.asked import environment
+from halfstep.training.run_folder import losses_of, RunFolder
 
 MOST = 512
 """Images that are encoded and decoded: their error is then known to 2 %."""
@@ -30,7 +31,7 @@ MOST = 512
 
 def encoders_judged(
     console: Console,
-    kept: Kept,
+    kept: RunFolder,
     teacher: Pipeline,
     students: Sequence[Pipeline],
     data: Data,
@@ -52,7 +53,7 @@ def encoders_judged(
         )
     found = {
         "format": FORMAT,
-        "made": kept.made,
+        "made": made_of(kept),
         "run": {"folder": files.name_of(kept.folder), "config": dict(kept.config)},
         "measure": {
             "data": fingerprint(seen),
@@ -66,7 +67,7 @@ def encoders_judged(
             "full": asked.full,
             "rows": [row.to_json() for row in rows],
         },
-        "training": training_of(kept.folder),
+        "training": losses_of(kept.folder),
         "verdict": sentence(rows),
     }
     shown = [("images", originals.images), *pictures]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from halfstep import files
 from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.judging import Kept
+from halfstep.cli.judging import students_of
 from halfstep.cli.progress import say
 from halfstep.errors import ConfigError
 from halfstep.evaluation.intervals import Interval
@@ -17,6 +17,7 @@ from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.report.numbers import big, seconds
 from halfstep.report.sizes import sizes
+from halfstep.training.run_folder import RunFolder
 
 FEW = (16, 8, 4)
 """Steps at which two teachers are compared where no student says which."""
@@ -24,7 +25,7 @@ Other = tuple[str, Pipeline, int]
 
 
 def others_of(
-    kept: Kept,
+    kept: RunFolder,
     teacher: Pipeline,
     students: Sequence[Pipeline],
     asked: Evaluation,
@@ -32,7 +33,7 @@ def others_of(
     net: str | None,
 ) -> list[Other]:
     """(name, pipeline, steps) of the networks of other sizes that belong to the picture."""
-    found, shrunk = list[Other](), kept.stage(SHRUNK, net)
+    found, shrunk = list[Other](), kept.stage(SHRUNK, net=net)
     if shrunk is not None:
         halved = [len(one.times[0]) - 1 for one in students if (kept.folder / _stage(one)).exists()]
         for steps in [asked.full, *counted(halved, asked)] if halved else FEW:
@@ -48,16 +49,18 @@ def _stage(student: Pipeline) -> Path:
     return Path("stages") / f"{len(student.times[0]) - 1:04d}-steps"
 
 
-def _students_of(folder: Path, kept: Kept, asked: Evaluation, net: str | None) -> Iterator[Other]:
+def _students_of(
+    folder: Path, kept: RunFolder, asked: Evaluation, net: str | None
+) -> Iterator[Other]:
     """The students of another run, refused unless they have the same teacher."""
-    other = Kept.read(folder)
-    if other.asked.get("teacher") != kept.asked.get("teacher"):
+    other = RunFolder.open(folder)
+    if other.options.get("teacher") != kept.options.get("teacher"):
         raise ConfigError(
             f"'{folder}' was made from another teacher than '{kept.folder}', and only students of one can "
             "be seen beside each other: compare what was measured of both with --compare"
         )
     name = folder.name or files.name_of(folder)
-    for student in other.students(net):
+    for student in students_of(other, net):
         steps = len(student.times[0]) - 1
         if not asked.counts or steps in asked.counts:
             yield name, student, steps

@@ -1,0 +1,76 @@
+"""RunFolder: what a run says of itself, and its students."""
+
+import shutil
+
+import pytest
+import torch
+
+from halfstep import RunFolder
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.training.run_folder import cost_of, losses_of, stage_folders
+from tests.runs import halve
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "r"
+    halve(out)
+    return out
+
+
+def test_a_run_says_what_it_was_made_with_and_what_it_cost(run):
+    opened = RunFolder.open(run)
+    assert opened.config == {} and opened.about["command"] == "distill progressive"
+    assert (opened.options["start"], opened.options["stop"], opened.options["batch"]) == (8, 2, 6)
+    assert [stage.name for stage in opened.stages] == ["0004-steps", "0002-steps"]
+    assert [stage.name for stage in stage_folders(run)] == ["0002-steps", "0004-steps"]
+    cost = cost_of(run)
+    assert cost["updates"] == 7 + 14  # to 2 steps and fewer take twice as many
+    assert cost["forwards"] == 21 * 6 * 5  # of the student 3, of the teacher 2
+    assert {line["stage"] for line in losses_of(run)} == {"0004-steps", "0002-steps"}
+    assert all(line.keys() == {"stage", "update", "loss", "rate"} for line in losses_of(run))
+
+
+def test_students_come_with_the_most_steps_first(run):
+    opened = RunFolder.open(run)
+    four, two = opened.students()
+    assert [len(four.times[0]), len(two.times[0])] == [5, 3]
+    assert torch.equal(opened.stage("0002-steps").sample(3), two.sample(3))
+    assert opened.stage("nonsense") is None and opened.first_student() is None
+
+
+@pytest.mark.parametrize("start, steps", [({"start": 4}, 4), ({}, 6)])
+def test_before_the_first_halving_the_first_student_is_seen_at_the_start(
+    start, steps, run, tmp_path
+):
+    """Of a guided run; at `full` steps where the run says no start."""
+    shutil.copytree(run, tmp_path / "r")
+    opened = RunFolder.open(tmp_path / "r")
+    first = opened.students()[0]
+    for stage in opened.stages:
+        shutil.rmtree(stage)
+    assert opened.students() == []
+    bare = RunFolder.open(tmp_path / "r")
+    bare.about["options"] = start
+    bare_first = type(first)(first.denoiser, first.shape)
+    bare_first.save(tmp_path / "r" / "stages" / "guided")
+    (tmp_path / "r" / "run.json").unlink()  # which would refuse a stage that it did not make
+    [student] = bare.students(full=6)
+    assert len(student.times[0]) == steps + 1 and student.times[0][0] == 1
+    assert bare.first_student().times == ()
+
+
+def test_what_is_no_run_or_a_damaged_one_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        RunFolder.open(tmp_path)
+    shutil.copytree(run, tmp_path / "r")
+    (tmp_path / "r" / "stages" / "0002-steps" / "stage.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"stage\.json"):
+        RunFolder.open(tmp_path / "r").students()
+    (tmp_path / "r" / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        RunFolder.open(tmp_path / "r")
+
+
+def test_a_run_without_a_finished_stage_has_cost_nothing_yet(tmp_path):
+    assert cost_of(tmp_path) is None and losses_of(tmp_path) == [] and stage_folders(tmp_path) == []
