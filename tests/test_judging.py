@@ -14,8 +14,8 @@ import halfstep
 from halfstep.cli import main
 from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
-from halfstep.evaluation.gate import read_gate
 from halfstep.pipeline import Pipeline
+from halfstep.training.gate_record import read_gate
 from tests.runs import refused, rewritten
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]

@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 
-from halfstep import RunFolder
+from halfstep import RunFolder, storage
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.training.run_folder import cost_of, losses_of, stage_folders
+from halfstep.identity import digest_of
+from halfstep.training.run_folder import cost_of, load_student, losses_of, stage_folders
 from tests.runs import halve
 
 
@@ -74,3 +75,35 @@ def test_what_is_no_run_or_a_damaged_one_is_refused(run, tmp_path):
 
 def test_a_run_without_a_finished_stage_has_cost_nothing_yet(tmp_path):
     assert cost_of(tmp_path) is None and losses_of(tmp_path) == [] and stage_folders(tmp_path) == []
+
+
+def test_a_student_is_named_by_its_steps_and_chosen_by_the_gate(run, tmp_path):
+    opened = RunFolder.open(run)
+    assert opened.gate is None and len(opened.student().times[0]) == 3
+    assert len(opened.student(4).times[0]) == 5
+    with pytest.raises(ConfigError, match="2 or 4"):
+        opened.student(8)
+    with pytest.raises(ConfigError, match="neither a pipeline nor a run"):
+        load_student(tmp_path)
+    shutil.copytree(run, tmp_path / "r")
+    gated = RunFolder.open(tmp_path / "r")
+    tried = {
+        "stage": "0004-steps",
+        "steps": 4,
+        "ratio": {"value": 1.0, "low": 0.9, "high": 1.1},
+        "samples": 8,
+        "verdict": "passed",
+        "weights": digest_of(opened.student(4).denoiser),
+    }
+    record = {"tolerance": 2.0, "until": None, "about": {}, "stopped": None, "best": "0004-steps"}
+    storage.write_json(tmp_path / "r" / "gate.json", {**record, "tried": [tried]})
+    assert gated.gate["tried"] == [tried] and len(gated.student().times[0]) == 5
+    assert len(gated.student(2).times[0]) == 3
+    storage.write_json(
+        tmp_path / "r" / "gate.json", {**record, "tried": [{**tried, "weights": "0"}]}
+    )
+    with pytest.raises(ConfigError, match="other weights"):
+        gated.student()
+    storage.write_json(tmp_path / "r" / "gate.json", {**record, "best": None, "tried": []})
+    with pytest.raises(ConfigError, match="passed its gate"):
+        gated.student()

@@ -16,7 +16,6 @@ from halfstep.cli.find import find_pipeline, Official
 from halfstep.cli.judging import (
     captions_of,
     features_for,
-    gate_of,
     judge_for,
     made_of,
     real_images,
@@ -156,7 +155,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
             run={
                 "folder": files.name_of(kept.folder),
                 "config": dict(kept.config),
-                "gate": gate_of(kept.folder),
+                "gate": kept.gate,
                 "cost": {
                     "teacher": _teachers_cost(kept, options),
                     "halvings": cost_of(kept.folder),
@@ -193,7 +192,7 @@ def _full(kept: RunFolder, teacher: Pipeline) -> int:
     """
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
-    gate: Mapping[str, Any] = gate_of(kept.folder) or {}
+    gate: Mapping[str, Any] = kept.gate or {}
     start = kept.options.get("start", 0)  # of a teacher's own run it names the weights
     begun = max(Evaluation.full, start if isinstance(start, int) else 0)
     return int(gate.get("about", {}).get("full", begun))

@@ -10,11 +10,8 @@ from typing import Any
 from halfstep.codec import Codec
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.gate import read_gate
-from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.description import read_description
-from halfstep.training.run_folder import stage_folders
+from halfstep.training.run_folder import load_student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,56 +106,7 @@ def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = Non
     see_current_folder(net)
     if (path / "pipeline.json").exists():
         return Pipeline.load(path, net=net)
-    found = stage_folders(path)
-    if not found:
-        raise ConfigError(
-            f"'{path}' holds neither a pipeline nor a run with a finished stage: give the folder that "
-            "has a pipeline.json, or the --out of a run"
-        )
-    takes = {folder: _takes(folder) for folder in found}
-    if steps is None and (path / "gate.json").exists():
-        return _load_best(path, net)
-    if steps is None:
-        return Pipeline.load(min(found, key=lambda folder: takes[folder][0]), net=net)
-    for folder in found:
-        if steps in takes[folder] or ANY in takes[folder]:
-            return Pipeline.load(folder, net=net)
-    own = sorted({n for counts in takes.values() for n in counts})
-    raise ConfigError(
-        f"no student of '{path}' was distilled for {steps} steps: they take "
-        f"{' or '.join(map(str, own))}"
-    )
-
-
-def _load_best(path: Path, net: str | None) -> Pipeline:
-    """The last stage that passed the run's gate, of the weights that the gate saw."""
-    kept = read_gate(path / "gate.json")
-    tried = [one for one in kept["tried"] if one["stage"] == kept["best"]]
-    if not tried:
-        raise ConfigError(
-            f"no student of '{path}' passed its gate: say which one you mean with --steps, or give the "
-            "folder of a stage"
-        )
-    found = Pipeline.load(path / "stages" / tried[-1]["stage"], net=net)
-    if digest_of(found.denoiser) != tried[-1]["weights"]:
-        raise ConfigError(
-            f"the gate of '{path}' saw other weights of {tried[-1]['stage']} than are there: run the same "
-            "halfstep distill again, or say which student you mean with --steps"
-        )
-    return found
-
-
-ANY = 2**31
-"""A teacher takes any number of steps, which counts as many."""
-
-
-def _takes(folder: Path) -> list[int]:
-    """The numbers of steps that a stage's pipeline can take."""
-    about = read_description(folder)
-    counts = [len(times) - 1 for times in about["times"]]
-    if about.get("made_for") == "stochastic" and 2 in counts:
-        counts.append(1)  # whose one call at t = 1 spans both
-    return counts or [ANY]
+    return load_student(path, steps=steps, net=net)
 
 
 def see_current_folder(net: str | None) -> None:

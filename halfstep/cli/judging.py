@@ -24,7 +24,6 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.evidence import gather, Rows
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
 from halfstep.evaluation.features import Features, features as named_features
-from halfstep.evaluation.gate import Kept as GateKept, read_gate
 from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.setups import counted, Evaluation, Subject
@@ -148,12 +147,6 @@ def source_of(run: RunFolder, data: str | None) -> Source:
 def made_of(run: RunFolder) -> dict[str, Any]:
     """Who made a run."""
     return made_by(run.about["environment"], run.about["argv"])
-
-
-def gate_of(folder: Path) -> GateKept | None:
-    """What the gate decided, if there was one."""
-    path = folder / "gate.json"
-    return read_gate(path) if path.exists() else None
 
 
 def written(

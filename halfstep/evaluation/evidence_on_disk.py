@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from halfstep import storage
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.evidence import FORMAT
-from halfstep.evaluation.gate import Kept
+from halfstep.training.gate_record import GateRecord
 
 MEND = "write halfstep evaluate again"
 
@@ -192,7 +192,7 @@ class _Training(TypedDict):
 class _Run(TypedDict):
     folder: str
     config: dict[str, Any]
-    gate: NotRequired[Kept | None]
+    gate: NotRequired[GateRecord | None]
     cost: NotRequired[_Training]
 
 

@@ -7,15 +7,15 @@ same noise, with an interval.  Decisions are kept in RUN/gate.json, so that a re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.evaluation.intervals import Interval
 from halfstep.identity import digest_of
 from halfstep.kinds import fits, held, shown
+from halfstep.training.gate_record import read_gate, Tried, Verdict
 
-Verdict = Literal["passed", "broken", "undecided"]
 Measure = Callable[[Any, int], Interval]
 """The ratio of a student's distance over its teacher's at full steps, from so many samples."""
 
@@ -41,40 +41,9 @@ class Decision:
         return {**asdict(self), "ratio": self.ratio.to_json()}
 
     @classmethod
-    def from_json(cls, content: "_Tried") -> "Decision":
+    def from_json(cls, content: Tried) -> "Decision":
         made: dict[str, Any] = {**content, "ratio": Interval(**content["ratio"])}
         return cls(**made)
-
-
-class _Ratio(TypedDict):
-    value: float
-    low: float
-    high: float
-
-
-class _Tried(TypedDict):
-    stage: str
-    steps: int
-    ratio: _Ratio
-    samples: int
-    verdict: Verdict
-    weights: str
-
-
-class Kept(TypedDict):
-    """What gate.json says."""
-
-    tolerance: float
-    until: int | None
-    about: dict[str, Any]
-    stopped: str | None
-    best: str | None
-    tried: list[_Tried]
-
-
-def read_gate(file: Path) -> Kept:
-    """What a gate wrote; `CheckpointError` where it is damaged."""
-    return storage.read_json(file, Kept, mend="delete it, and the gate measures again")
 
 
 def decide(ratio: Interval, tolerance: float) -> Verdict:

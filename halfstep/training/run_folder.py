@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from halfstep.errors import ConfigError
+from halfstep.identity import digest_of
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
 from halfstep.timegrids import grid
 from halfstep.training.asked import Begun, begun
+from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.run import read_metrics, read_stage
 from halfstep.training.run_config import read_config
 
@@ -50,6 +53,16 @@ class RunFolder:
         found = [folder for folder in self.stages if folder.name == name]
         return Pipeline.load(found[0], net=net) if found else None
 
+    @property
+    def gate(self) -> GateRecord | None:
+        """What the gate decided; None of a run without one."""
+        path = self.folder / "gate.json"
+        return read_gate(path) if path.exists() else None
+
+    def student(self, steps: int | None = None, *, net: str | None = None) -> Pipeline:
+        """The student of so many steps, by default of the fewest; with a gate, the last that passed."""
+        return load_student(self.folder, steps=steps, net=net)
+
     def first_student(self, *, net: str | None = None) -> Pipeline | None:
         """The stage that the halved students were made from: a guided run's first, or a plan's shrunk one."""
         return self.stage("guided", net=net) or self.stage(SHRUNK, net=net)
@@ -75,6 +88,60 @@ def stage_folders(run: Path) -> list[Path]:
     for folder in found if (run / "run.json").exists() else ():
         read_stage(run, folder.name)
     return found
+
+
+def load_student(path: Path, *, steps: int | None = None, net: str | None = None) -> Pipeline:
+    """A run's student of so many steps; by default of the fewest, or with a gate the last that passed."""
+    found = stage_folders(path)
+    if not found:
+        raise ConfigError(
+            f"'{path}' holds neither a pipeline nor a run with a finished stage: give the folder that "
+            "has a pipeline.json, or the --out of a run"
+        )
+    takes = {folder: _takes(folder) for folder in found}
+    if steps is None and (path / "gate.json").exists():
+        return _load_best(path, net)
+    if steps is None:
+        return Pipeline.load(min(found, key=lambda folder: takes[folder][0]), net=net)
+    for folder in found:
+        if steps in takes[folder] or ANY in takes[folder]:
+            return Pipeline.load(folder, net=net)
+    own = sorted({n for counts in takes.values() for n in counts})
+    raise ConfigError(
+        f"no student of '{path}' was distilled for {steps} steps: they take "
+        f"{' or '.join(map(str, own))}"
+    )
+
+
+def _load_best(path: Path, net: str | None) -> Pipeline:
+    """The last stage that passed the run's gate, of the weights that the gate saw."""
+    record = read_gate(path / "gate.json")
+    tried = [one for one in record["tried"] if one["stage"] == record["best"]]
+    if not tried:
+        raise ConfigError(
+            f"no student of '{path}' passed its gate: say which one you mean with --steps, or give the "
+            "folder of a stage"
+        )
+    found = Pipeline.load(path / "stages" / tried[-1]["stage"], net=net)
+    if digest_of(found.denoiser) != tried[-1]["weights"]:
+        raise ConfigError(
+            f"the gate of '{path}' saw other weights of {tried[-1]['stage']} than are there: run the same "
+            "halfstep distill again, or say which student you mean with --steps"
+        )
+    return found
+
+
+ANY = 2**31
+"""A teacher takes any number of steps, which counts as many."""
+
+
+def _takes(folder: Path) -> list[int]:
+    """The numbers of steps that a stage's pipeline can take."""
+    about = read_description(folder)
+    counts = [len(times) - 1 for times in about["times"]]
+    if about.get("made_for") == "stochastic" and 2 in counts:
+        counts.append(1)  # whose one call at t = 1 spans both
+    return counts or [ANY]
 
 
 def cost_of(run: Path) -> dict[str, Any] | None:

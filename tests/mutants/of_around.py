@@ -59,6 +59,10 @@ MUTANTS = (
         ('self.options.get("start", full)', 'self.options.get("start", 64)'),
         ('if "forwards" in line', 'if "loss" in line'),
         ("read_stage(run, folder.name)", "pass"),
+        ('one["stage"] == record["best"]', 'one["stage"] != record["best"]'),
+        ('!= tried[-1]["weights"]', '== ""'),
+        ("return Pipeline.load(min(found", "return Pipeline.load(max(found"),
+        ("if steps in takes[folder] or ANY", "if ANY"),
     ),
     *of(
         "training/run_config",
@@ -285,7 +289,7 @@ MUTANTS = (
         "guided_edges",
         ("if clip and clip != teacher.clip:", "if clip and teacher.clip is None:"),
     ),
-    *of("cli/find", "guided_edges", ("counts.append(1)", "counts.append(2)")),
+    *of("training/run_folder", "guided_edges", ("counts.append(1)", "counts.append(2)")),
     *of(
         "evaluation/rows",
         "guided_edges",
