@@ -29,7 +29,7 @@ from halfstep.cli import main, VERBS
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
-from halfstep.cli.config import flat, from_file, options_of, preset_names
+from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import (
     ahead,
@@ -61,7 +61,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
-from halfstep.training.run_config import read_config, save_config
+from halfstep.training.run_config import read_config
 
 KINDS = {
     "demo": Demo,
@@ -528,7 +528,7 @@ def test_places_and_schedulers_are_no_code(line, tmp_path):
     "change", [lambda t: t[:20], lambda t: t.replace("7", "8"), lambda t: "a = ["]
 )
 def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
-    save_config(tmp_path, flat(Source(data="digits", size=7)))
+    save_config(tmp_path, Source(data="digits", size=7))
     assert read_config(tmp_path)["size"] == 7
     path = tmp_path / "config.toml"
     path.write_text(change(path.read_text()))
@@ -537,7 +537,7 @@ def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
 
 
 def test_a_run_s_config_has_no_other_types(tmp_path):
-    save_config(tmp_path, flat(Source(data=3)))
+    save_config(tmp_path, Source(data=3))
     with pytest.raises(CheckpointError, match="data must be text"):
         read_config(tmp_path)
 
@@ -654,7 +654,7 @@ def test_a_table_is_a_table(tmp_path):
 )
 def test_saved_options_come_back(words, tmp_path):
     options = asked(TrainDenoiser, *words)
-    save_config(tmp_path, flat(options))
+    save_config(tmp_path, options)
     code = ["--net", "a.b:make"] if "a.b:make" in words else []  # which is typed again
     words = ["--config", str(tmp_path / "config.toml"), *code]
     assert parse(TrainDenoiser, words, prog="halfstep") == options

@@ -16,7 +16,7 @@ from halfstep import files
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import fits, word
 from halfstep.schema import from_toml, literal
-from halfstep.training.run_config import toml
+from halfstep.training.run_config import toml, write_config
 
 
 def options_of(kind: Any, *, needed: bool = True) -> Iterator[tuple[str, Any, bool]]:
@@ -160,3 +160,8 @@ def flat(options: Any) -> dict[str, Any]:
         value = getattr(options, field.name)
         found.update(flat(value) if is_dataclass(value) else {field.name: value})
     return found
+
+
+def save_config(folder: Path, options: Any) -> None:
+    """FOLDER/config.toml of these options of a command."""
+    write_config(folder, flat(options))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from halfstep.cli.config import flat
+from halfstep.cli.config import flat, save_config
 from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
 from halfstep.data import Data
@@ -18,7 +18,6 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import Training
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
-from halfstep.training.run_config import save_config
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def carried_out(
 
     def keep() -> None:
         if first_process():
-            save_config(where.out, flat(options))
+            save_config(where.out, options)
 
     with Bars(console, ahead=ahead, opened=keep) as bars:
         yield Job(

@@ -25,7 +25,7 @@ class RunConfig(TypedDict, total=False):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What FOLDER/config.toml says, which `save_config` wrote; {} where there is none."""
+    """What FOLDER/config.toml says, which `write_config` wrote; {} where there is none."""
     path = folder / "config.toml"
     if not path.exists():
         return {}
@@ -51,7 +51,7 @@ def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest().encode()
 
 
-def save_config(folder: Path, options: Mapping[str, Any]) -> None:
+def write_config(folder: Path, options: Mapping[str, Any]) -> None:
     """FOLDER/config.toml: the same command with `--config` and it asks for the same run again.
 
     options  of the command, by name
