@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ from PIL import Image
 
 from halfstep import capacity, files
 from halfstep.cli import judging, main
-from halfstep.cli.progress import Terminal
+from halfstep.cli.options import parse
+from halfstep.cli.plan import rehearse
+from halfstep.cli.progress import Terminal, terminal
+from halfstep.cli.runs import carried_out
+from halfstep.cli.train import TrainDenoiser
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
@@ -271,6 +276,18 @@ def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cl
         assert refused(rehearsed, said) and rehearsed[2] == cli(*wrong)[2]
     assert cli(*more, "--extend", "--dry-run")[0] == 0
     assert everything(tmp_path) == before
+
+
+def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
+    """Several processes compare it, whether they rehearse or run."""
+    words = [*TRAIN[2:], "--out", "r", "--extend", "--from-previous", "--device", "cpu"]
+    options, jobs = parse(TrainDenoiser, words, prog="halfstep train denoiser"), []
+    assert rehearse(terminal(), options, jobs.append) == 0
+    with carried_out(options.where, options, terminal()) as job:
+        jobs.append(replace(job, watch=jobs[0].watch))
+    rehearsed, run = jobs
+    assert replace(rehearsed, rehearse=None) == run
+    assert run.extend and run.from_previous and run.device == "cpu" and run.alike["batch"] == 8
 
 
 @contextmanager

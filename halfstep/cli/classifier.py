@@ -99,7 +99,7 @@ def classifier(argv: Sequence[str]) -> int:
         )
 
     if where.dry_run:
-        return rehearse(console, where, work)
+        return rehearse(console, options, work)
     say(console, "network", f"{classifier_recipe(net)[0]}, {_count(net):,} parameters")
     if options.built.init is not None:
         rest = f"; afresh: {', '.join(fresh)}" if fresh else ""

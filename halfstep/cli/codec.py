@@ -92,7 +92,7 @@ def codec(argv: Sequence[str]) -> int:
         )  # fmt: skip
 
     if where.dry_run:
-        return rehearse(console, where, work)
+        return rehearse(console, options, work)
     parameters = sum(p.numel() for p in net.parameters())
     latent = [net.channels, *(side // net.factor for side in data.shape[1:])]
     say(console, "network", f"{parameters:,} parameters, latents of shape {latent}")

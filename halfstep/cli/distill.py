@@ -144,7 +144,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
     if gate is not None:
         gate.read()
     if where.dry_run:
-        return rehearse(console, where, work)
+        return rehearse(console, options, work)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", plan(method))

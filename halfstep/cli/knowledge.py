@@ -107,7 +107,7 @@ def knowledge(argv: Sequence[str]) -> int:
         )  # fmt: skip
 
     if where.dry_run:
-        return rehearse(console, where, work)
+        return rehearse(console, options, work)
     say(console, "teacher", f"{', '.join(map(str, taught.teacher))}: {_parameters(teacher)}")
     say(console, "student", f"{taught.net}: {_parameters(student)}")
     say(console, "data", describe_data(options.source, data))

@@ -6,13 +6,14 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.options import Where
 from halfstep.cli.progress import say, span
+from halfstep.cli.runs import job_of
 from halfstep.data import Data
 from halfstep.methods.base import Objective, Stage
 from halfstep.nets.watched import bare
@@ -27,11 +28,11 @@ PATIENCE, LONG = 2.0, 8.0
 """Seconds that timing takes after the first pass; and those of a first pass that are believed."""
 
 
-def rehearse(console: Console, where: Where, work: Callable[[Job], object]) -> int:
+def rehearse(console: Console, options: Any, work: Callable[[Job], object]) -> int:
     """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
     plan = partial(print_plan, console)
     with suppress(Rehearsed):
-        work(Job(device=where.device, extend=where.extend, rehearse=plan))
+        work(job_of(options, rehearse=plan))
     return 0
 
 

@@ -40,20 +40,25 @@ def carried_out(
             save_config(where.out, options)
 
     with Bars(console, ahead=ahead, opened=keep) as bars:
-        yield Job(
-            device=where.device,
-            extend=where.extend,
-            from_previous=where.from_previous,
-            watch=bars,
-            gate=gate,
-            alike=_typed(options),
-        )
+        yield job_of(options, watch=bars, gate=gate)
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")
 
 
 PLACES = ("data", "validate", "init")
 """Options of text that name a place, or a share of the data, whose fingerprint is compared."""
+
+
+def job_of(options: Any, **more: Any) -> Job:
+    """How the options of a command want its run carried out."""
+    where: Where = options.where
+    return Job(
+        device=where.device,
+        extend=where.extend,
+        from_previous=where.from_previous,
+        alike=_typed(options),
+        **more,
+    )
 
 
 def _typed(options: Any) -> dict[str, Any]:

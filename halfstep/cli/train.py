@@ -78,7 +78,7 @@ def denoiser(argv: Sequence[str]) -> int:
         train(pipeline, data, where.out, method=method, training=training, job=job)
 
     if where.dry_run:
-        return rehearse(console, where, work)
+        return rehearse(console, options, work)
     say(console, "network", describe(pipeline))
     say(console, "data", describe_data(options.source, data))
     say(console, "updates", updates_on(method.updates, training, where.device))

@@ -55,6 +55,7 @@ def write_config(folder: Path, options: Mapping[str, Any]) -> None:
     """FOLDER/config.toml: the same command with `--config` and it asks for the same run again.
 
     options  of the command, by name
+
     The folder is there: a run whose folder went away does not get another.
     """
     lines = [f"{name} = {toml(value)}" for name, value in options.items() if value is not None]

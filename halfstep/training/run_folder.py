@@ -19,7 +19,7 @@ from halfstep.training.run_config import read_config
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run that was begun, finished or not; `RunFolder.open` reads its files once.
+    """A run that was begun, finished or not; `RunFolder.open` reads run.json and config.toml.
 
     config  what was typed, as config.toml has it; {} of a run that was begun from Python
     about   command, resolved options, environment and changes, as run.json has them
@@ -60,7 +60,10 @@ class RunFolder:
         return read_gate(path) if path.exists() else None
 
     def student(self, steps: int | None = None, *, net: str | None = None) -> Pipeline:
-        """The student of so many steps, by default of the fewest; with a gate, the last that passed."""
+        """The student of so many steps, by default of the fewest; with a gate, the last that passed.
+
+        `ConfigError` where no student takes so many steps, or none passed the gate.
+        """
         return load_student(self.folder, steps=steps, net=net)
 
     def first_student(self, *, net: str | None = None) -> Pipeline | None:
@@ -119,14 +122,14 @@ def _load_best(path: Path, net: str | None) -> Pipeline:
     tried = [one for one in record["tried"] if one["stage"] == record["best"]]
     if not tried:
         raise ConfigError(
-            f"no student of '{path}' passed its gate: say which one you mean with --steps, or give the "
-            "folder of a stage"
+            f"no student of '{path}' passed its gate: say which one you mean with steps (command line: "
+            "--steps), or give the folder of a stage"
         )
     found = Pipeline.load(path / "stages" / tried[-1]["stage"], net=net)
     if digest_of(found.denoiser) != tried[-1]["weights"]:
         raise ConfigError(
             f"the gate of '{path}' saw other weights of {tried[-1]['stage']} than are there: run the same "
-            "halfstep distill again, or say which student you mean with --steps"
+            "halfstep distill again, or say which student you mean with steps (command line: --steps)"
         )
     return found
 

@@ -59,6 +59,8 @@ MUTANTS = (
         ('self.options.get("start", full)', 'self.options.get("start", 64)'),
         ('if "forwards" in line', 'if "loss" in line'),
         ("read_stage(run, folder.name)", "pass"),
+        ("if folder.name == name", "if folder.name != name"),
+        ('self.stage("guided", net=net) or', "None or"),
         ('one["stage"] == record["best"]', 'one["stage"] != record["best"]'),
         ('!= tried[-1]["weights"]', '== ""'),
         ("return Pipeline.load(min(found", "return Pipeline.load(max(found"),
@@ -427,7 +429,7 @@ MUTANTS = (
         ("(type(net).__name__, ", '("", '),
         ("sorted(net.state_dict().items())", "(v,) for v in net.state_dict().values()"),
     ),
-    *of("cli/plan", "cli_folders", ("extend=where.extend, rehearse", "rehearse")),
+    *of("cli/runs", "cli_folders", ("        extend=where.extend,\n", "")),
     *of(
         "training/jobs",
         "sizes",
