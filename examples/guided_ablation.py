@@ -16,9 +16,9 @@ import tyro
 
 import halfstep
 from halfstep import GuidedDistillation, Pipeline, Training
-from halfstep.cli.shipped import shipped_teacher
 from halfstep.evaluation import cache_folder, digits_features, Judge
 from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject
+from halfstep.hub import bundled_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main(options: Options) -> list[dict[str, float]]:
     """Train all students and judge them; a row for every scale and number of steps."""
     if options.quick:
         options = replace(options, scales=(1.0, 3.0), updates=2, halving_updates=(1,), n=32)
-    data, teacher = halfstep.load_data("digits"), shipped_teacher()
+    data, teacher = halfstep.load_data("digits"), bundled_teacher()
     judge = Judge(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     low, high = min(options.scales), max(options.scales)
     ranged = _students(options, teacher, (low, high))

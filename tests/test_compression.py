@@ -18,8 +18,8 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main
-from halfstep.cli.shipped import shipped_guided
 from halfstep.errors import CheckpointError, ConfigError, DataError
+from halfstep.hub.bundled import bundled_students
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
 
 
 def student(steps=4):
-    return next(one for one in shipped_guided() if len(one.grid()) - 1 == steps)
+    return next(one for one in bundled_students() if len(one.grid()) - 1 == steps)
 
 
 def with_net(pipeline, net):

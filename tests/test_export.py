@@ -13,10 +13,10 @@ import torch
 import halfstep
 from halfstep import storage
 from halfstep.cli.card import plain
-from halfstep.cli.shipped import shipped_guided, shipped_teacher
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import load_classifier
+from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
@@ -196,7 +196,7 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_program_draws_what_the_student_draws(n):
-    own = shipped_guided()[1]
+    own = bundled_students()[1]
     program = export_program(own)
     assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance")
     labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
@@ -206,7 +206,7 @@ def test_a_program_draws_what_the_student_draws(n):
 
 
 def test_a_teacher_is_a_program_of_so_many_steps():
-    own = shipped_teacher()
+    own = bundled_teacher()
     program = export_program(own, 3)
     drawn = walked(program, sample_noise(0, range(2), own.shape), [torch.tensor([4, 4])])
     assert program.steps == 3

@@ -21,7 +21,6 @@ from halfstep import storage
 from halfstep.cli import main
 from halfstep.cli.config import from_file
 from halfstep.cli.encoded import Encoded
-from halfstep.cli.find import find_pipeline
 from halfstep.cli.train import TrainDenoiser
 from halfstep.data import cifar10
 from halfstep.data.captions import read_captions
@@ -33,6 +32,7 @@ from halfstep.nets.text import load_texts
 from halfstep.schema import SEAL, sealed
 from halfstep.training.run import read_metrics
 from halfstep.training.run_config import read_config
+from halfstep.workflows.locate import locate_pipeline
 from tests.runs import At, Crash, crash, halve, job
 from tests.test_evidence_on_disk import encoders, samples
 from tests.test_text import clip, whole_clip
@@ -117,17 +117,17 @@ STUDENT = "s/stages/0001-steps"
 READS = {
     "pipeline.json": (
         "t/stages/teacher/pipeline.json",
-        lambda at: numbers(find_pipeline(at / "t")),
+        lambda at: numbers(locate_pipeline(at / "t")),
     ),
     "run.json": ("r/run.json", lambda at: gone_on(at / "r")),
     "run.json, evaluated": ("s/run.json", lambda at: evaluated(at / "s")),
     "stage.json": ("r/stages/0004-steps/stage.json", lambda at: gone_on(at / "r")),
-    "stage.json, found": (f"{STUDENT}/stage.json", lambda at: numbers(find_pipeline(at / "s"))),
+    "stage.json, found": (f"{STUDENT}/stage.json", lambda at: numbers(locate_pipeline(at / "s"))),
     "a checkpoint": ("r/checkpoints/01-00000006.json", lambda at: gone_on(at / "r")),
     "metrics.jsonl": ("s/metrics.jsonl", lambda at: read_metrics(at / "s")),
     "config.toml": ("s/config.toml", lambda at: read_config(at / "s")),
     "config.toml, evaluated": ("s/config.toml", lambda at: evaluated(at / "s")),
-    "gate.json": ("s/gate.json", lambda at: numbers(find_pipeline(at / "s"))),
+    "gate.json": ("s/gate.json", lambda at: numbers(locate_pipeline(at / "s"))),
     "report.json": ("s/report.json", lambda at: rendered(at / "s")),
     "report.json, guided": ("g/report.json", lambda at: rendered(at / "g")),
     "report.json, encoders": ("e/report.json", lambda at: rendered(at / "e")),

@@ -10,7 +10,7 @@ import pytest
 from halfstep.cli import main
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import total_updates
-from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
+from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation
 
 SCALES, COUNTS = (1.0, 1.3, 2.0, 3.0), (8, 4, 2, 1)
@@ -53,7 +53,7 @@ def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch
 
 
 def test_the_shipped_students_are_the_presets():
-    students, teacher = shipped_guided(), shipped_teacher()
+    students, teacher = bundled_students(), bundled_teacher()
     assert [len(one.times[0]) - 1 for one in students] == list(COUNTS)
     for one in students:
         assert one.guidance == (1.0, 3.0) and one.classes == teacher.classes
@@ -63,7 +63,7 @@ def test_the_shipped_students_are_the_presets():
     method = GuidedDistillation(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
     )
-    assert shipped_cost("digits-guided")["updates"] == total_updates(method)
+    assert bundled_cost("digits-guided")["updates"] == total_updates(method)
 
 
 @pytest.mark.slow

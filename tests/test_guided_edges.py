@@ -11,10 +11,10 @@ from PIL import Image
 
 from halfstep import distill, Pipeline
 from halfstep.batch import Cond
-from halfstep.cli.shipped import shipped_guided, shipped_teacher
 from halfstep.data import load
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError, DataError
+from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.nets import build
 from halfstep.pipeline.walks import draws_noise, NAMES
@@ -38,7 +38,7 @@ def teacher(clip=None):
 
 
 @pytest.mark.parametrize("scale", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("pipeline", [shipped_teacher(), shipped_guided()[-1]], ids=["out", "in"])
+@pytest.mark.parametrize("pipeline", [bundled_teacher(), bundled_students()[-1]], ids=["out", "in"])
 def test_scales_that_are_not_finite(pipeline, scale):
     with pytest.raises(ConfigError, match="guidance is a finite scale"):
         pipeline.sample(1, steps=1, guidance=scale)

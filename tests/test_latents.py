@@ -22,7 +22,6 @@ from torch import nn
 from halfstep import storage
 from halfstep.batch import Cond
 from halfstep.cli import main
-from halfstep.cli.find import codec_of
 from halfstep.data import Dataset, folder as folders, load, shards
 from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import open_latents
@@ -31,6 +30,7 @@ from halfstep.data.streamed import AHEAD, Folder, Held, Source, stream
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
+from halfstep.workflows.locate import codec_of
 from tests.conftest import seeded
 from tests.progress import Ledger
 from tests.runs import everything, rewritten

@@ -20,12 +20,12 @@ import torch
 import halfstep.training.asked as asked
 from halfstep import files, storage
 from halfstep.cli import main
-from halfstep.cli.find import find_pipeline
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
 from halfstep.training import checkpoint
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.run import read_metrics, Run
+from halfstep.workflows.locate import locate_pipeline
 from tests.runs import (
     At,
     bits,
@@ -390,7 +390,7 @@ class TestDamage:
             halve(tmp_path / "a")
         assert everything(tmp_path / "a") == before
         with pytest.raises(CheckpointError, match="another run"):
-            find_pipeline(tmp_path / "a")
+            locate_pipeline(tmp_path / "a")
 
     def test_stages_that_changed_places_are_not_their_own(self, tmp_path, whole):
         shutil.copytree(whole, tmp_path / "a")
@@ -401,7 +401,7 @@ class TestDamage:
         with pytest.raises(CheckpointError, match="holds the stage '0002-steps'"):
             halve(tmp_path / "a")
         with pytest.raises(CheckpointError, match="holds the stage"):
-            find_pipeline(tmp_path / "a", steps=4)
+            locate_pipeline(tmp_path / "a", steps=4)
 
     def test_what_a_stage_holds_is_its_own(self, tmp_path, whole):
         """Its stage.json stays, and another's pipeline comes: a whole one, but not the stage's."""
@@ -413,7 +413,7 @@ class TestDamage:
 
     def test_a_run_that_was_moved_or_copied_keeps_its_stages(self, tmp_path, whole):
         shutil.copytree(whole, tmp_path / "elsewhere")
-        assert halve(tmp_path / "elsewhere").times == find_pipeline(tmp_path / "elsewhere").times
+        assert halve(tmp_path / "elsewhere").times == locate_pipeline(tmp_path / "elsewhere").times
 
     @pytest.mark.parametrize(
         "line, says",

@@ -9,7 +9,6 @@ from rich.console import Console
 from torch import nn
 
 from halfstep.cli.config import literals
-from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
@@ -83,7 +82,6 @@ def classifier(argv: Sequence[str]) -> int:
     options = parse(TrainClassifier, argv, prog="halfstep train classifier")
     options.where.check()
     method, training, where, shown = options.method, options.training, options.where, options.shown
-    see_current_folder(options.built.net)
     found = loading(console, options.source)
     if not isinstance(found, Dataset) or len(found.shape) != 3 or not found.classes:
         raise ConfigError(

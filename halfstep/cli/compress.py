@@ -10,16 +10,22 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from halfstep import files, storage
-from halfstep.cli.compressed import compressed_of, MARK, print_compressed, RECORD
+from halfstep import files
+from halfstep.cli.compressed import print_compressed
 from halfstep.cli.evaluate import Evaluate, evaluated
-from halfstep.cli.find import find_pipeline
 from halfstep.cli.judging import features_for, judge_for, made_by, students_of, written
 from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
 from halfstep.errors import ConfigError
-from halfstep.evaluation.compressed import size_of, zeros
+from halfstep.evaluation.compressed import (
+    read_variants,
+    size_of,
+    Variant,
+    VARIANTS,
+    write_variant,
+    zeros,
+)
 from halfstep.evaluation.setups import Evaluation, Subject
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
@@ -30,6 +36,7 @@ from halfstep.report.numbers import big
 from halfstep.training.asked import environment
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.locate import locate_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +133,7 @@ def _of_run(console: Console, options: Compress) -> int:
     _refuse_encoder(own[0])
     chosen = options.steps or (None,)
     for steps in chosen:
-        student = find_pipeline(options.student, steps=steps, net=options.net)
+        student = locate_pipeline(options.student, steps=steps, net=options.net)
         [stage] = [p for p in kept.stages if _takes(p, len(student.grid()) - 1)]
         _make(console, options.how, student, stage, options.student)
     if not options.judge:
@@ -151,19 +158,17 @@ def _make(console: Console, how: How, student: Pipeline, stage: Path, run: Path)
     """RUN/compressed/STAGE-HOW for each."""
     steps = len(student.grid()) - 1
     for name, words, net in how.made(student.denoiser.net):
-        folder = files.subfolder(run, MARK, f"{stage.name}-{name}")
+        folder = files.subfolder(run, VARIANTS, f"{stage.name}-{name}")
         denoiser = copy.copy(student.denoiser)
         denoiser._modules = {**student.denoiser._modules, "net": net}
-        replace(student, denoiser=denoiser).save(folder)
-        of = read_description(stage)["sha256"]
-        storage.write_json(folder / RECORD, {"kind": words, "steps": steps, "sha256": of})
+        write_variant(folder, Variant(replace(student, denoiser=denoiser), steps, words), stage)
         size = f"{big(size_of(net), 'B')} of {big(size_of(student.denoiser.net), 'B')}"
         say(console, "made", f"{folder} ({words}: {size}, {zeros(net):.1%} of its parameters 0)")
 
 
 def _alone(console: Console, options: Compress) -> int:
     """Variants of one student without a run, and their table in OUT."""
-    student = find_pipeline(options.student, net=options.net)
+    student = locate_pipeline(options.student, net=options.net)
     _refuse_encoder(student)
     if options.out is None or options.teacher is None or options.data is None or options.steps:
         raise ConfigError(
@@ -174,7 +179,7 @@ def _alone(console: Console, options: Compress) -> int:
         raise ConfigError(
             f"'{options.student}' is a teacher: give a student, which has steps of its own"
         )
-    teacher = find_pipeline(options.teacher, net=options.net)
+    teacher = locate_pipeline(options.teacher, net=options.net)
     source = Source(data=options.data, verify=options.verify)
     data = loading(console, source)
     features = features_for(options.features, source, data)
@@ -183,7 +188,7 @@ def _alone(console: Console, options: Compress) -> int:
     asked = options.evaluation
     scale = asked.guidance or ((1.0,) if student.guidance is None else student.guidance[:1])
     asked = replace(asked, full=asked.full or teacher.steps, guidance=scale, split_samples=0)
-    variants = compressed_of(options.out, net=options.net, student=options.student)
+    variants = read_variants(options.out, net=options.net, student=options.student)
     for one in (teacher, student, *(v.pipeline for v in variants)):
         one.to(device)
     subject = Subject(teacher, [student], data, variants=variants)

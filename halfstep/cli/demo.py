@@ -19,12 +19,12 @@ from halfstep.cli.judging import judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
-from halfstep.cli.shipped import shipped_cost, shipped_teacher
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
 from halfstep.evaluation.evidence import Rows, teacher_rows
 from halfstep.evaluation.setups import MOST
+from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
@@ -91,7 +91,7 @@ def demo(argv: Sequence[str]) -> int:
             from_scratch=options.from_scratch,
         )
     data = load("digits")
-    teacher = _from_scratch(options, console) if options.from_scratch else shipped_teacher()
+    teacher = _from_scratch(options, console) if options.from_scratch else bundled_teacher()
     run, students = options.folder / "distill", list[Pipeline]()
     preset: Any = parse(
         Distill[Progressive],
@@ -219,7 +219,7 @@ def _cost(options: Demo, run: Path) -> dict[str, Any]:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
 
     own = options.from_scratch
-    teacher = cost_of(options.folder / "teacher") if own else shipped_cost("digits-teacher")
+    teacher = cost_of(options.folder / "teacher") if own else bundled_cost("digits-teacher")
     return {"teacher": teacher, "halvings": cost_of(run)}
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast, Generic, TypeVar
 
 from rich.console import Console
 
-from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.gating import (
     auto_start,
     full_steps,
@@ -36,6 +35,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
 from halfstep.training.denoisers import refuse_teacher
 from halfstep.training.jobs import Job
+from halfstep.workflows.locate import chosen_pipeline, Official
 
 M = TypeVar("M")
 

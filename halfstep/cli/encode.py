@@ -13,7 +13,6 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.cli.encoded import Encoded, stem
-from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.images import images_for
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
@@ -24,6 +23,7 @@ from halfstep.kinds import Count, CountOrNone
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import save_over
 from halfstep.training.parallel import pick_device
+from halfstep.workflows.locate import chosen_pipeline, Official
 
 
 @dataclass(frozen=True, kw_only=True)

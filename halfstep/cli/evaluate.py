@@ -11,8 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep import files
-from halfstep.cli.compressed import compressed_of, print_compressed
-from halfstep.cli.find import find_pipeline, Official
+from halfstep.cli.compressed import print_compressed
 from halfstep.cli.judging import (
     captions_of,
     features_for,
@@ -34,6 +33,7 @@ from halfstep.cli.tables import compare, print_guided, print_rows
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
+from halfstep.evaluation.compressed import read_variants
 from halfstep.evaluation.guided import refuse_unguided, table_scales
 from halfstep.evaluation.setups import Evaluation, Subject, walkable
 from halfstep.identity import digest_of
@@ -43,6 +43,7 @@ from halfstep.timegrids import grid, Times
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
 from halfstep.training.run_folder import cost_of, RunFolder
+from halfstep.workflows.locate import locate_pipeline, Official
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
         )
     data = loading(console, source)
     device = pick_device(options.device)
-    variants = compressed_of(kept.folder, net=options.net)
+    variants = read_variants(kept.folder, net=options.net)
     for pipeline in (teacher, *students, *(one.pipeline for one in variants)):
         pipeline.to(device)
     if students and students[0].made_for == "encode":
@@ -233,8 +234,8 @@ def _held_out(console: Console, other: Data, real: Data | Tensor, teacher: Pipel
 def _teacher(kept: RunFolder, options: Evaluate, students: list[Pipeline]) -> Pipeline:
     """The teacher that the run was made from; a run without students is one itself."""
     if options.teacher is None and not students:
-        return find_pipeline(kept.folder, net=options.net)
-    official = Official.kept(kept.config)
+        return locate_pipeline(kept.folder, net=options.net)
+    official = Official.from_config(kept.config)
     if options.teacher is None and official.model is not None:
         found = official.load()
         found = replace(found, codec=found.codec or students[0].codec)
@@ -245,7 +246,7 @@ def _teacher(kept: RunFolder, options: Evaluate, students: list[Pipeline]) -> Pi
             f"the teacher of '{kept.folder}' is not {f'at {place}' if place else 'named in it'}: write "
             f"halfstep evaluate {kept.folder} --teacher FOLDER"
         )
-    return _checked(find_pipeline(place, net=options.net), str(place), kept, students)
+    return _checked(locate_pipeline(place, net=options.net), str(place), kept, students)
 
 
 def _checked(found: Pipeline, place: str, kept: RunFolder, students: list[Pipeline]) -> Pipeline:

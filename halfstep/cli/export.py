@@ -14,7 +14,6 @@ from torch import nn, Tensor
 
 from halfstep import files
 from halfstep.cli.card import classifier_card, pipeline_card, program_card, sizes
-from halfstep.cli.find import find_pipeline
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
 from halfstep.errors import CheckpointError, ConfigError
@@ -30,6 +29,7 @@ from halfstep.pipeline.program import (
     walked,
 )
 from halfstep.storage import write_text
+from halfstep.workflows.locate import locate_pipeline
 
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPARED = 8
@@ -69,7 +69,7 @@ def export(argv: Sequence[str]) -> int:
         if classifier is not None:
             _classifier(console, options, classifier)
         else:
-            found = find_pipeline(options.student, steps=options.steps, net=options.net)
+            found = locate_pipeline(options.student, steps=options.steps, net=options.net)
             if options.format == "torch-export":
                 _program(console, options, found)
             else:

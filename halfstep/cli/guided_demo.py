@@ -14,12 +14,12 @@ from halfstep.cli.judging import judge_for, made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
-from halfstep.cli.shipped import shipped_cost, shipped_guided, shipped_teacher
 from halfstep.cli.tables import print_guided
 from halfstep.data import Data, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation, Subject
 from halfstep.evaluation.guided import SCALES
+from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill
@@ -45,7 +45,7 @@ def guided_demo(
     console: Console, out: Path, *, n: int, seed: int, device: str, quick: bool, from_scratch: bool
 ) -> int:
     """Sample students and guided teacher at every scale, compare them, write the pages and the numbers."""
-    data, teacher = load("digits"), shipped_teacher()
+    data, teacher = load("digits"), bundled_teacher()
     if seed and not from_scratch:
         raise ConfigError(
             "--seed is of training, and these students come with halfstep: add --from-scratch, or leave "
@@ -58,7 +58,7 @@ def guided_demo(
     if from_scratch:
         made = _distilled(console, teacher, data, preset, out, device)
     else:
-        made = Made(shipped_guided(), preset, out, shipped_cost(PRESET))
+        made = Made(bundled_students(), preset, out, bundled_cost(PRESET))
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
     counts = tuple(len(one.times[0]) - 1 for one in made.students)
     asked = Evaluation(
@@ -175,7 +175,7 @@ def _judged(
                     for key, value in flat(made.preset).items()
                 },
                 "gate": None,
-                "cost": {"teacher": shipped_cost("digits-teacher"), "halvings": made.cost},
+                "cost": {"teacher": bundled_cost("digits-teacher"), "halvings": made.cost},
             },
             metrics=made.metrics,
             progress=progress,

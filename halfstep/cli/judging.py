@@ -16,7 +16,6 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.capacity import refuse_too_large
-from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
@@ -45,7 +44,6 @@ EVIDENCE, PICTURES = "report.json", "report.npz"
 def features_for(name: str, source: Source, data: Data) -> Features:
     """The features of that name; `auto` chooses by the data."""
     if name != "auto":
-        see_current_folder(name)
         return named_features(name)
     if len(data.shape) == 1:
         return Features("coordinates", lambda x: x, "as they are", digest="coordinates")
@@ -129,7 +127,6 @@ def judge_for(
 
 def students_of(run: RunFolder, net: str | None) -> list[Pipeline]:
     """All finished students of a run, the most steps first."""
-    see_current_folder(net)
     return run.students(full=Evaluation.full, net=net)
 
 

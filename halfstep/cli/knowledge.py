@@ -11,7 +11,6 @@ from torch import nn
 
 from halfstep.cli.classifier import held_out, named, share_of, Shown
 from halfstep.cli.config import literals
-from halfstep.cli.find import see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
@@ -92,7 +91,6 @@ def knowledge(argv: Sequence[str]) -> int:
         options.where, options.taught, options.objective, options.training,
     )  # fmt: skip
     method = method_of(asked)
-    see_current_folder(taught.net)
     teacher = teachers_of(taught)
     data, held = shown_of(loading(console, options.source), options)
     student = student_of(taught, teacher, data, training.seed)
@@ -157,7 +155,6 @@ def shown_of(found: Data, options: DistillKnowledge) -> tuple[Dataset, Dataset |
 
 def method_of(asked: Objective) -> KnowledgeDistillation:
     """The method that the options name."""
-    see_current_folder(asked.recipe)
     terms = recipe(asked.recipe, literals(asked.recipe_config))
     return KnowledgeDistillation(terms=terms, updates=asked.updates)
 
@@ -166,7 +163,6 @@ def teachers_of(taught: Taught) -> Teachers:
     """Whose folders the options name."""
     if not taught.teacher:
         raise ConfigError(f"{PROG} needs --teacher and the folder of a classifier, or several")
-    see_current_folder(taught.teacher_net)
     if len({folder.resolve() for folder in taught.teacher}) < len(taught.teacher):
         raise ConfigError("--teacher names a folder twice: give each teacher once")
     return Teachers(*(load_classifier(folder, net=taught.teacher_net) for folder in taught.teacher))

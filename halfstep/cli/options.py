@@ -5,9 +5,11 @@ The command line wins over the file, the file over the defaults.
 
 import contextlib
 import io
+import os
 import re
+import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from halfstep.cli.config import from_file, options_of, preset, preset_names
+from halfstep.cli.config import flat, from_file, options_of, preset, preset_names
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable, is_text
 from halfstep.kinds import Count, hold_to_kinds, word
@@ -83,9 +85,11 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, about: str = "") -> 
     try:
         with contextlib.redirect_stderr(caught):
             found = tyro.cli(
-                kind, args=args, prog=prog, description=_description(kind, about, prog)
-            )
+                kind, args=args, prog=prog, description=_description(kind, about, prog),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )  # fmt: skip
         _hold(found)
+        _import_from_here(flat(found))
         return found
     except SystemExit as left:
         if not left.code:
@@ -100,6 +104,17 @@ def _hold(options: Any) -> None:
     for option in fields(options):
         if is_dataclass(inner := getattr(options, option.name)):
             _hold(inner)
+
+
+CODE = ("net", "teacher_net", "features", "gate_features", "recipe")
+"""Options that may be package.module:function."""
+
+
+def _import_from_here(options: Mapping[str, Any]) -> None:
+    """Let options name functions of modules in the folder where the command is typed."""
+    named = any(":" in (options.get(name) or "") for name in CODE)
+    if named and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _taken(args: list[str], flag: str) -> list[str]:

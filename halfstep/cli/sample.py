@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep import files
-from halfstep.cli.find import chosen_pipeline, Official
 from halfstep.cli.images import Begin, MadeOf
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
@@ -20,6 +19,7 @@ from halfstep.kinds import Count, CountOrNone, Share
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import save_grid, save_images, save_over, scatter
 from halfstep.training.parallel import pick_device
+from halfstep.workflows.locate import chosen_pipeline, Official
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from halfstep.cli.config import literals
-from halfstep.cli.find import codec_of, see_current_folder
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
@@ -23,6 +22,7 @@ from halfstep.prediction import PARAMETERISATIONS
 from halfstep.training import Training
 from halfstep.training.denoisers import train
 from halfstep.training.jobs import Job
+from halfstep.workflows.locate import codec_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,6 @@ def denoiser(argv: Sequence[str]) -> int:
     options = parse(TrainDenoiser, argv, prog="halfstep train denoiser")
     options.where.check()
     data = loading(console, options.source)
-    see_current_folder(options.network.net)
     method, training, where = options.method, options.training, options.where
     pipeline = fresh_pipeline(options.network, data, method.drop_labels > 0, training.seed)
 

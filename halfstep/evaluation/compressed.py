@@ -1,17 +1,31 @@
-"""Students made smaller after training, int8 or pruned, in the table of their run."""
+"""Students made smaller after training, int8 or pruned: their folders, and their rows in a report."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from torch import nn
 
+from halfstep import storage
+from halfstep.errors import ConfigError
 from halfstep.evaluation.cost import Way
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.judge import Judge, Seen
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.sparsified import zeroed
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
+
+VARIANTS, RECORD = "compressed", "compressed.json"
+"""Folder of the variants in a run, and the file in each that says which student it was made from."""
+
+
+class _Record(TypedDict):
+    kind: str
+    steps: int
+    sha256: str
+    """Of the student's weights."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,44 @@ class Variant:
     def way(self) -> Way:
         """Sampled as its student is."""
         return self.pipeline, self.pipeline.own_sampler, self.steps
+
+
+def write_variant(folder: Path, variant: Variant, student: Path) -> None:
+    """Write a variant's pipeline into its folder, and which student it was made from.
+
+    student  the student's folder
+    """
+    variant.pipeline.save(folder)
+    record: _Record = {
+        "kind": variant.kind,
+        "steps": variant.steps,
+        "sha256": read_description(student)["sha256"],
+    }
+    storage.write_json(folder / RECORD, record)
+
+
+def read_variants(
+    run: Path, *, net: str | None = None, student: Path | None = None
+) -> list[Variant]:
+    """The variants in RUN/compressed; refused where their student has other weights by now.
+
+    student  the student's folder, if it is none of the run's stages
+    """
+    stages = [student] if student else list((run / "stages").glob("[!.]*"))
+    current = {
+        read_description(stage)["sha256"] for stage in stages if (stage / "pipeline.json").exists()
+    }
+    variants = []
+    for path in sorted((run / VARIANTS).glob(f"*/{RECORD}")):
+        record, folder = storage.read_json(path, _Record), path.parent
+        if record["sha256"] not in current:
+            raise ConfigError(
+                f"'{folder}' was made from other weights than the students of '{run}' have now: delete it, "
+                "or write halfstep compress again"
+            )
+        pipeline = Pipeline.load(folder, net=net)
+        variants.append(Variant(pipeline, record["steps"], record["kind"]))
+    return variants
 
 
 def compressed(one: Variant, seen: Seen, student: Seen, name: str, judge: Judge) -> dict[str, Any]:

@@ -1,5 +1,13 @@
-"""Models of others: published weights, and what they mean."""
+"""Models that exist already: published weights of others, and the small ones that come with halfstep."""
 
+from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.hub.published import load_published, PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "load_published"]
+__all__ = [
+    "PUBLISHED",
+    "Published",
+    "bundled_cost",
+    "bundled_students",
+    "bundled_teacher",
+    "load_published",
+]

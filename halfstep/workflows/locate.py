@@ -1,7 +1,5 @@
-"""Where a pipeline is: its own folder, the run that made it, or a file of published weights."""
+"""Find a pipeline: in its own folder, in the run that made it, or in a file of published weights."""
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,8 +26,8 @@ class Official:
     """The encoder of texts of a model that reads them, as transformers saves it."""
 
     @classmethod
-    def kept(cls, config: Mapping[str, Any]) -> "Official":
-        """What a run's config.toml says of it."""
+    def from_config(cls, config: Mapping[str, Any]) -> "Official":
+        """The published model that a run's config.toml names, if any."""
         named = {f.name: config[f.name] for f in fields(cls) if f.name in config}
         places = {name: Path(value) for name, value in named.items() if name != "model"}
         return cls(model=config["model"], **places) if "model" in config else cls()
@@ -43,7 +41,10 @@ class Official:
         return load_published(self.model, self.weights, codec=self.codec, text=self.text)
 
     def decoding(self, pipeline: Pipeline, data: Data) -> Pipeline:
-        """Of latents and given no codec: the pipeline with that of the data, at the model's own scale."""
+        """The pipeline with the codec of the data, if it makes latents and has no codec of its own.
+
+        The codec gets the scale of the published model.
+        """
         if self.model is None or pipeline.codec is not None or not isinstance(data, Latents):
             return pipeline
         from halfstep.hub import PUBLISHED
@@ -75,9 +76,9 @@ def chosen_pipeline(
     steps: int | None = None,
     net: str | None = None,
 ) -> Pipeline:
-    """The one in a folder, as `find_pipeline` does it, or a published one.
+    """The pipeline in a folder, as `locate_pipeline` finds it, or a published one.
 
-    asks  who needs which folder, as a refusal begins: "halfstep sample needs the folder of a pipeline"
+    asks  how a refusal begins: "halfstep sample needs the folder of a pipeline"
     """
     if (official.model is None) == (folder is None):
         raise ConfigError(
@@ -91,7 +92,7 @@ def chosen_pipeline(
         return official.load()
     if official.weights is not None or official.codec is not None:
         raise ConfigError("--weights and --codec belong to --model: leave them out")
-    pipeline = find_pipeline(folder, steps=steps, net=net)
+    pipeline = locate_pipeline(folder, steps=steps, net=net)
     if official.text is None:
         return pipeline
     from halfstep.nets.text import load_texts
@@ -100,16 +101,15 @@ def chosen_pipeline(
     return pipeline.with_texts(load_texts(official.text, tokens=tokens or 77))
 
 
-def find_pipeline(path: Path, *, steps: int | None = None, net: str | None = None) -> Pipeline:
-    """The pipeline in this folder, or a run's: the stage of so many steps, else the one of the
-    fewest; of a run with a gate, the last that passed."""
-    see_current_folder(net)
-    if (path / "pipeline.json").exists():
-        return Pipeline.load(path, net=net)
-    return load_student(path, steps=steps, net=net)
+def locate_pipeline(
+    folder: Path | str, *, steps: int | None = None, net: str | None = None
+) -> Pipeline:
+    """The pipeline in this folder, or a student of the run in it.
 
-
-def see_current_folder(net: str | None) -> None:
-    """Let `--net package.module:function` name code in the folder where the command is typed."""
-    if net is not None and ":" in net and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    steps  of the student; by default the fewest, or with a gate the last that passed
+    net    package.module:function that builds a network of your own
+    """
+    folder = Path(folder)
+    if (folder / "pipeline.json").exists():
+        return Pipeline.load(folder, net=net)
+    return load_student(folder, steps=steps, net=net)

@@ -1,4 +1,4 @@
-"""Models of handwritten digits that come with halfstep."""
+"""The models of handwritten digits that come with halfstep."""
 
 from importlib.resources import as_file, files
 
@@ -6,19 +6,22 @@ from halfstep import storage
 from halfstep.pipeline import Pipeline
 
 
-def shipped_teacher() -> Pipeline:
-    """The teacher of digits (presets/digits.toml made it)."""
+def bundled_teacher() -> Pipeline:
+    """The teacher of digits; presets/digits.toml made it."""
     with as_file(files("halfstep") / "assets" / "digits-teacher") as folder:
         return Pipeline.load(folder)
 
 
-def shipped_guided() -> list[Pipeline]:
-    """Its students for every guidance scale, the most steps first (presets/digits-guided.toml made them)."""
+def bundled_students() -> list[Pipeline]:
+    """Its students for every guidance scale, the most steps first; presets/digits-guided.toml made them."""
     with as_file(files("halfstep") / "assets" / "digits-guided") as folder:
         return [Pipeline.load(place) for place in sorted(folder.glob("*-steps"), reverse=True)]
 
 
-def shipped_cost(name: str) -> dict[str, float]:
-    """Seconds, forwards and updates that making one took."""
+def bundled_cost(name: str) -> dict[str, float]:
+    """Seconds, forwards and updates that the training of a bundled model took.
+
+    name  digits-teacher or digits-guided
+    """
     with as_file(files("halfstep") / "assets" / name / "cost.json") as path:
         return storage.read_json(path, dict[str, float])

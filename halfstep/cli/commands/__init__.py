@@ -1,0 +1,1 @@
+"""One file for each verb: parse its options, call its workflow, print the result."""
