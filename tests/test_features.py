@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from halfstep import storage
+from halfstep.data import Dataset, load
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation import feature_networks
+from halfstep.evaluation import feature_networks, scorer
 from halfstep.evaluation.feature_networks import EfficientNetLite0, Inception, resized, SqueezeNet
 from halfstep.evaluation.features import (
     classifier_features,
@@ -24,6 +25,7 @@ from halfstep.evaluation.features import (
     NAMES,
     save_classifier,
 )
+from halfstep.evaluation.scorer import features_for
 from halfstep.nets import Classifier
 from tests.conftest import seeded
 
@@ -569,3 +571,13 @@ def test_a_damaged_classifier_is_named(tmp_path):
     storage.save(tmp_path / "classifier", tensors, about)
     with pytest.raises(CheckpointError, match="lacks 1 tensors"):
         features(f"classifier:{tmp_path}")
+
+
+def test_auto_knows_the_bundled_digits_whatever_they_lie_in():
+    digits = load("digits", flip=True)
+    assert features_for("auto", digits.only(torch.arange(9))).name == "digits"
+    assert features_for("auto", load("two-moons")).name == "coordinates"
+    others = Dataset(digits.values)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="--features"):
+        patch.setattr(scorer, "find_spec", lambda name: None)
+        features_for("auto", others)

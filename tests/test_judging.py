@@ -535,9 +535,9 @@ def test_a_gate_that_cannot_be_leaves_no_folder(words, said, moons, cli, tmp_pat
 
 
 def test_images_that_no_features_are_known_for_say_how_to_do_without(cli, tmp_path, monkeypatch):
-    from halfstep.cli import judging
+    from halfstep.evaluation import scorer
 
-    monkeypatch.setattr(judging, "find_spec", lambda name: None)
+    monkeypatch.setattr(scorer, "find_spec", lambda name: None)
     np.save("x.npy", np.zeros((9, 1, 8, 8), np.float32))
     words = ["--teacher", SHIPPED, "--data", "x.npy", "--out", "d", "--start", 4]
     assert refused(

@@ -2,20 +2,18 @@
 
 import json
 from dataclasses import replace
-from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from halfstep.cli import judging
 from halfstep.data.encoding import Layout, write_latents
 from halfstep.data.latents import Contexts, Latents, open_latents, Shards
 from halfstep.data.streamed import stream
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
+from halfstep.evaluation import scorer
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.setups import Evaluation
 from halfstep.nets import build
@@ -24,6 +22,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.reading import notes, read_by
+from tests.progress import Ledger
 
 CODEC = dict(
     in_channels=1, out_channels=1, latent_channels=2, block_out_channels=[4, 8], norm_num_groups=2,
@@ -37,10 +36,6 @@ TOKENS, WIDTH, N = 3, 5, 40
 def pixels():
     """Features of images that anyone can follow: the means of four quarters."""
     return lambda x: torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
-
-
-def quiet():
-    return Console(file=StringIO(), force_terminal=False)
 
 
 def latents(*, texts=False, classes=2):
@@ -72,29 +67,29 @@ def pipeline(data, *, texts=False):
 def test_samples_are_compared_with_images_of_every_class(monkeypatch):
     data = latents()
     teacher = pipeline(data)
-    monkeypatch.setattr(judging, "MOST_DECODED", 10)
-    console = quiet()
-    images = judging.real_images(console, data, teacher)
+    monkeypatch.setattr(scorer, "MOST_DECODED", 10)
+    told = Ledger()
+    images = scorer.real_images(data, teacher, progress=told)
     rows = torch.arange(0, N, 4)
     assert data.batch(rows).cond.label.float().mean() == 0.5  # as many of either class
     assert images.shape == (10, 1, 8, 8)
     assert torch.allclose(images, teacher.codec.decode(data.batch(rows).x0), atol=1e-6)
-    assert "decoding 10 of 40 latents" in console.file.getvalue()
-    monkeypatch.setattr(judging, "MOST_DECODED", 100)
-    assert len(judging.real_images(console, data, teacher)) == N
+    assert told.notes == ["decoding 10 of 40 latents"] and told.steps == 1
+    monkeypatch.setattr(scorer, "MOST_DECODED", 100)
+    assert len(scorer.real_images(data, teacher)) == N
     with pytest.raises(ConfigError, match="no codec to show them with: give images as --data"):
-        judging.real_images(console, data, replace(teacher, codec=None))
+        scorer.real_images(data, replace(teacher, codec=None))
 
 
 def test_models_of_texts_are_judged_on_the_datas_captions():
     data = latents(texts=True)
     teacher = pipeline(data, texts=True)
-    captions = judging.captions_of(data, teacher)
+    captions = scorer.captions_of(data, teacher)
     assert len({tuple(c.flatten().tolist()) for c in captions(torch.arange(N))}) == N
     assert torch.equal(captions(torch.tensor([3, N + 3]))[0], captions(torch.tensor([N + 3]))[0])
     asked, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
-    real = judging.real_images(quiet(), data, teacher)
-    judge = judging.judge_for(see, real, asked, captions=captions)
+    real = scorer.real_images(data, teacher)
+    judge = scorer.judge_for(see, real, asked, captions=captions)
     seen = judge.see(teacher, "ddim", 2)
     by_hand = teacher.sample(9, steps=2, context=captions(torch.arange(9)))
     assert torch.allclose(seen.images, by_hand, atol=1e-5)
@@ -103,9 +98,9 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     assert torch.allclose(judge.see(teacher, "ddim", 2).images, by_hand, atol=1e-5)
     more = judge.more(seen.first(5), teacher, "ddim", 2)
     assert torch.allclose(more.images, by_hand, atol=1e-5)
-    assert judging.captions_of(data, pipeline(latents())) is None
+    assert scorer.captions_of(data, pipeline(latents())) is None
     with pytest.raises(ConfigError, match="reads texts and this data has none"):
-        judging.captions_of(latents(), teacher)
+        scorer.captions_of(latents(), teacher)
 
 
 # -- what is read ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import nn
 from halfstep import files
 from halfstep.cli.compressed import print_compressed
 from halfstep.cli.evaluate import Evaluate, evaluated
-from halfstep.cli.judging import features_for, judge_for, made_by, students_of, written
+from halfstep.cli.judging import made_by, students_of, written
 from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
@@ -26,6 +26,7 @@ from halfstep.evaluation.compressed import (
     write_variant,
     zeros,
 )
+from halfstep.evaluation.scorer import features_for, judge_for
 from halfstep.evaluation.setups import Evaluation, Subject
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
@@ -182,7 +183,7 @@ def _alone(console: Console, options: Compress) -> int:
     teacher = locate_pipeline(options.teacher, net=options.net)
     source = Source(data=options.data, verify=options.verify)
     data = loading(console, source)
-    features = features_for(options.features, source, data)
+    features = features_for(options.features, data)
     _make(console, options.how, student, options.student, files.make_folder(options.out))
     device = pick_device(options.device)
     asked = options.evaluation

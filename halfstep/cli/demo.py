@@ -15,7 +15,7 @@ from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
 from halfstep.cli.guided_demo import guided_demo
-from halfstep.cli.judging import judge_for, made_by, written
+from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
@@ -23,6 +23,7 @@ from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
 from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
 from halfstep.evaluation.evidence import Rows, teacher_rows
+from halfstep.evaluation.scorer import judge_for
 from halfstep.evaluation.setups import MOST
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.kinds import at_least, at_most, Seed

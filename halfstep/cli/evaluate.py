@@ -13,11 +13,8 @@ from torch import Tensor
 from halfstep import files
 from halfstep.cli.compressed import print_compressed
 from halfstep.cli.judging import (
-    captions_of,
-    features_for,
-    judge_for,
     made_of,
-    real_images,
+    shown_images,
     source_of,
     students_of,
     written,
@@ -35,6 +32,7 @@ from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants
 from halfstep.evaluation.guided import refuse_unguided, table_scales
+from halfstep.evaluation.scorer import captions_of, features_for, judge_for
 from halfstep.evaluation.setups import Evaluation, Subject, walkable
 from halfstep.identity import digest_of
 from halfstep.noise import untouched
@@ -126,9 +124,9 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     asked = replace(asked, guidance=scales_of(asked, teacher, students))
     if isinstance(data, Latents):
         data = read_by(teacher, data)
-    features = features_for(options.features, source, data)
+    features = features_for(options.features, data)
     other = _other(options.held_out, source, data, teacher)
-    real = real_images(console, data, teacher)
+    real = shown_images(console, data, teacher)
     held_out = None if other is None else _held_out(console, other, real, teacher)
     times = _times(kept, teacher, students)
     begun = kept.first_student(net=options.net) if students else None
@@ -220,7 +218,7 @@ def _other(spec: str | None, source: Source, data: Data, teacher: Pipeline) -> D
 
 def _held_out(console: Console, other: Data, real: Data | Tensor, teacher: Pipeline) -> Tensor:
     """Its images, latents decoded; refused unless they have the shape of the run's own."""
-    found = real_images(console, other, teacher)
+    found = shown_images(console, other, teacher)
     shape = real.shape[1:] if isinstance(real, Tensor) else real.shape
     own = found.shape[1:] if isinstance(found, Tensor) else found.shape
     if tuple(own) != tuple(shape):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from halfstep.batch import batches
-from halfstep.cli.judging import captions_of, features_for, judge_for, real_images, refuse_samples
+from halfstep.cli.judging import shown_images
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
@@ -19,6 +19,7 @@ from halfstep.evaluation.features import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge, NONE, Seen
+from halfstep.evaluation.scorer import captions_of, features_for, judge_for, refuse_samples
 from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
@@ -151,7 +152,7 @@ def looks_for(
     teacher = load().to(pick_device(device)) if isinstance(data, Latents) else None
     judge = judge_for(
         features,
-        data if teacher is None else real_images(console, data, teacher),
+        data if teacher is None else shown_images(console, data, teacher),
         asked,
         captions=None if teacher is None else captions_of(data, teacher),
         looks=MOST,
@@ -174,7 +175,7 @@ def _never(student: object, samples: int) -> Interval:
 
 def _features(quality: Quality, source: Source, data: Data) -> Features:
     try:
-        return features_for(quality.features, source, data)
+        return features_for(quality.features, data)
     except ConfigError as error:
         raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
 

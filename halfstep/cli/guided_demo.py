@@ -10,7 +10,7 @@ from rich.console import Console
 from halfstep import files, storage
 from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
-from halfstep.cli.judging import judge_for, made_by, written
+from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
@@ -19,6 +19,7 @@ from halfstep.data import Data, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation, Subject
 from halfstep.evaluation.guided import SCALES
+from halfstep.evaluation.scorer import judge_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline

