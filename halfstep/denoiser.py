@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
+from halfstep.config.validate import validate, Validated
 from halfstep.errors import ConfigError
-from halfstep.kinds import at_least, at_most, held, hold_to_kinds
 from halfstep.prediction import Parameterisation, Prediction
 from halfstep.schedules import Level, Schedule
 
@@ -38,12 +39,12 @@ class Teacher(Denoises, Protocol):
     def freeze(self) -> Self: ...
 
 
-Told = Annotated[float, at_least(-(2**24)), at_most(2**24)]
+Told = Annotated[float, Ge(-(2**24)), Le(2**24)]
 """Beyond that float32 counts in steps of more than 1."""
 
 
 @dataclass(frozen=True)
-class NetTime:
+class NetTime(Validated):
     """How a network wants its time: `scale * t + offset`, or the same of the log-SNR (within +-20).
 
     A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n).
@@ -55,7 +56,7 @@ class NetTime:
     offset: Told = 0.0
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if abs(self.scale) < 2**-24:
             raise ConfigError(
                 f"a network that is told {self.scale:g} times the time is told nothing of it: write a scale "
@@ -202,7 +203,7 @@ def thaw(net: nn.Module) -> None:
 def _scale(scale: S) -> S:
     """A guidance scale, or one a sample; `ConfigError` unless all are finite."""
     for one in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
-        held("scale", one, float)
+        validate("scale", one, float)
     return scale
 
 

@@ -15,11 +15,12 @@ from math import atan, exp, pi
 from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfstep.config.validate import Positive, Validated
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import above, at_least, at_most, below, hold_to_kinds, Positive
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def arriving(schedule: Schedule, t: Tensor) -> Level:
     return Level(alpha, torch.where(landed, torch.zeros_like(level.sigma), level.sigma))
 
 
-_End = Annotated[float, at_least(-30), at_most(30)]
+_End = Annotated[float, Ge(-30), Le(30)]
 """Of a cosine: at -30 alpha is 3e-7, and float32 rounds the angle by up to 2e-7; at 35 float16 has none."""
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Validated):
     """alpha = cos(a t + b), sigma = sin(a t + b): the cosine with its ends moved inside.
 
     Salimans & Ho 2022; b = arctan(exp(-logsnr_max / 2)), a = arctan(exp(-logsnr_min / 2)) - b.
@@ -101,7 +102,7 @@ class Cosine:
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if not (self.logsnr_min < self.logsnr_max and self.a > 0):
             raise ConfigError(
                 f"the log-SNR falls from logsnr_max to logsnr_min, got {self.logsnr_max:g} and "
@@ -125,12 +126,12 @@ class Cosine:
         return ((-logsnr / 2).exp().atan() - self.b) / self.a
 
 
-_Beta = Annotated[float, at_least(0), at_most(200)]
+_Beta = Annotated[float, Ge(0), Le(200)]
 """Of two larger ones alpha(1), exp(-(beta_min + beta_max) / 4), would be 0 in float32."""
 
 
 @dataclass(frozen=True)
-class VPLinear:
+class VPLinear(Validated):
     """The variance-preserving SDE with beta(t) from `beta_min` to `beta_max` (Song et al. 2021).
 
     log alpha^2 = -(beta_min t + (beta_max - beta_min) t^2 / 2).  At t = 0 it is clean; at t = 1
@@ -142,7 +143,7 @@ class VPLinear:
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.beta_min + self.beta_max < 1e-6:
             raise ConfigError(
                 f"beta from {self.beta_min:g} to {self.beta_max:g} adds no noise: write for example 0.1 "
@@ -178,12 +179,12 @@ class Straight:
         return (-logsnr / 2).sigmoid()
 
 
-_Sigma = Annotated[float, at_least(1e-18), at_most(1e18)]
+_Sigma = Annotated[float, Ge(1e-18), Le(1e18)]
 """Whose squares float32 holds."""
 
 
 @dataclass(frozen=True)
-class Karras:
+class Karras(Validated):
     """alpha = 1, sigma from `sigma_min` to `sigma_max`: variance exploding (Karras et al. 2022, eq. 5).
 
     sigma(t)^(1/rho) is affine in t.  At t = 0 sigma is `sigma_min`; a walk starts from sigma(1) * noise.
@@ -195,7 +196,7 @@ class Karras:
     variance_preserving: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if not self.sigma_min < self.sigma_max:
             raise ConfigError(
                 f"sigma rises from sigma_min to sigma_max, got {self.sigma_min:g} and {self.sigma_max:g}: "
@@ -233,11 +234,11 @@ class Karras:
         return ((-logsnr / (2 * self.rho)).exp() - low) / (high - low)
 
 
-_OfTable = Annotated[float, above(0), below(1)]
+_OfTable = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Validated):
     """A table of betas as diffusers' schedulers have it, read at continuous times.
 
     kind      'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'trained_betas'
@@ -250,15 +251,15 @@ class Table:
     """
 
     kind: str = "linear"
-    levels: Annotated[int, at_least(1), at_most(1_000_000)] = 1000
+    levels: Annotated[int, Ge(1), Le(1_000_000)] = 1000
     beta_start: _OfTable = 1e-4
     beta_end: _OfTable = 0.02
-    betas: tuple[Annotated[float, above(0), at_most(1)], ...] = ()
+    betas: tuple[Annotated[float, Gt(0), Le(1)], ...] = ()
     zero_snr: bool = False
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.kind not in _BETAS:
             raise unknown("beta table", self.kind, _BETAS)
         if (self.kind == "trained_betas") != bool(self.betas):

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, TypeVar
 
+from halfstep.config.validate import describe, is_valid
 from halfstep.errors import CheckpointError, HalfstepError
-from halfstep.kinds import fits, word
 
 T = TypeVar("T")
 DEEPEST = 64
@@ -161,8 +161,8 @@ def _check(value: Any, schema: Any, name: str) -> None:
             _check(each, inner[1], _inner(name, key))
     elif origin in (list, tuple):
         _check_list(value, origin, inner, name)
-    elif schema is not Any and not fits(value, schema):
-        raise _wrong(value, word(schema), name)
+    elif schema is not Any and not is_valid(value, schema):
+        raise _wrong(value, describe(schema), name)
 
 
 def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> None:

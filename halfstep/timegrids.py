@@ -7,23 +7,24 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 
+from halfstep.config.validate import Count, is_valid, Share, shown, validate
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import at_least, at_most, Count, fits, held, Share, shown
 from halfstep.schedules import Schedule
 
 Times = tuple[float, ...]
 MOST = 1_000_000
 """Steps of a walk: a quarter of an hour for one sample of a network of a millisecond, and nothing gained."""
-Steps = Annotated[int, at_most(MOST)]
+Steps = Annotated[int, Le(MOST)]
 
 
 def checked(times: Times) -> Times:
     """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
-    finite = all(fits(t, float) for t in times)
+    finite = all(is_valid(t, float) for t in times)
     falling = finite and _falls(times)
     if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
-        first = ", ".join(f"{t:g}" if fits(t, float) else shown(t) for t in times[:6])
+        first = ", ".join(f"{t:g}" if is_valid(t, float) else shown(t) for t in times[:6])
         raise ConfigError(
             f"a time grid falls from at most 1 to at least 0 in one step or more, got ({first}"
             f"{', ...' if len(times) > 6 else ''}); write for example (1.0, 0.5, 0.0)"
@@ -50,7 +51,7 @@ def on_schedule(times: Times, schedule: Schedule) -> Times:
 
 
 def _counted(steps: int) -> int:
-    steps = held("steps", steps, int)
+    steps = validate("steps", steps, int)
     if steps < 1:
         raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
     if steps > MOST:
@@ -62,7 +63,7 @@ def _counted(steps: int) -> int:
 
 def _falling(start: float, end: float) -> tuple[float, float]:
     """Where a grid starts and ends, held to what they may be."""
-    start, end = held("start", start, Share), held("end", end, Share)
+    start, end = validate("start", start, Share), validate("end", end, Share)
     if start <= end:
         raise ConfigError(
             f"a time grid falls from start to end, got start={start:g} and end={end:g}: write for example "
@@ -86,7 +87,7 @@ def uniform_landing(steps: int, *, start: float = 1.0, end: float = 1e-3) -> Tim
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:
     """diffusers' 'trailing' spacing on a table of `levels`: times that lie on the table, then 0."""
-    levels = held("levels", levels, Count)
+    levels = validate("levels", levels, Count)
     if _counted(steps) > levels:
         raise ConfigError(f"a table of {levels} has no {steps} steps: write at most {levels}")
     return checked((*(round(levels - k * levels / steps) / levels for k in range(steps)), 0.0))
@@ -103,7 +104,7 @@ def karras(
     steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3, rho: float = 7.0
 ) -> Times:
     """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0."""
-    rho = held("rho", rho, Annotated[float, at_least(1e-3), at_most(10**6)], 7.0)
+    rho = validate("rho", rho, Annotated[float, Ge(1e-3), Le(10**6)], 7.0)
     return _spaced(steps, schedule, start, end, power=1 / rho)
 
 

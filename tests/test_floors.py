@@ -20,7 +20,7 @@ FLOORS = [
     ["__main__"],
 ]
 # Whatever refuses needs `errors`, whatever has options `kinds`, schedules too: they lie below the floors.
-FLOOR = {"version": -3, "errors": -2, "kinds": -1, "config": -1, "capacity": -1} | {
+FLOOR = {"version": -3, "errors": -2, "config": -1, "kinds": 0, "capacity": -1} | {
     name: floor for floor, names in enumerate(FLOORS) for name in names
 }
 PACKAGE = Path(__file__).parents[1] / "halfstep"

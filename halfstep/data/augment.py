@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfstep.config.validate import Seed, Validated
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import at_least, at_most, hold_to_kinds, Seed
 from halfstep.noise import Draw, key
 
 Parameters = dict[str, Tensor]
@@ -38,7 +39,7 @@ BLACK = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Validated):
     """How training sees an image.
 
     steps  names of `STEPS`, applied in this order; mixup comes first
@@ -51,11 +52,11 @@ class Augmentation:
     """
 
     steps: tuple[str, ...]
-    views: Annotated[int, at_least(0), at_most(2**31)] = 0
+    views: Annotated[int, Ge(0), Le(2**31)] = 0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         for step in self.steps:
             if step not in STEPS:
                 raise unknown("augmentation", step, STEPS)

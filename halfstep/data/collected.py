@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as Theirs, IterableDataset
 
 from halfstep.capacity import memory
+from halfstep.config.validate import shown
 from halfstep.data.dataset import Dataset
 from halfstep.errors import DataError
-from halfstep.kinds import shown
 
 WRITE = "write halfstep.Dataset(values, labels) with uint8 images [N, C, H, W] or float32 values [N, ...]"
 

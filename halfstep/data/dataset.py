@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.config.validate import Share, validate
 from halfstep.data.augment import Augmentation
 from halfstep.data.labels import NONE, some_of_each
 from halfstep.errors import DataError
 from halfstep.identity import sha256_of
-from halfstep.kinds import held, Share
 from halfstep.noise import Draw, key
 from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
 
@@ -161,7 +161,7 @@ class Dataset:
 
     def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
         """Two parts that share no sample: the rest, and this share of all, chosen by the seed."""
-        count = round(len(self) * held("share", share, Share))
+        count = round(len(self) * validate("share", share, Share))
         if not 0 < count < len(self):
             raise DataError(
                 f"a share of {share:g} of {len(self):,} samples leaves one part empty: write a share in "

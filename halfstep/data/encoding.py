@@ -18,13 +18,13 @@ from torch import nn, Tensor
 from halfstep import storage
 from halfstep.batch import batches
 from halfstep.codec import Codec, Texts
+from halfstep.config.validate import Count, Validated
 from halfstep.data.latents import ABOUT, About, FORMAT, is_latents, read_about
 from halfstep.data.resumed import alone, check_asked, CODEC, of_others, same_images
 from halfstep.data.shards import Entry, whole, written
 from halfstep.data.streamed import Images, Source
 from halfstep.errors import ConfigError
 from halfstep.identity import sha256_of
-from halfstep.kinds import Count, hold_to_kinds
 from halfstep.progress import Progress, SILENT
 
 Write = Callable[[Path, range, Entry | None], Entry]
@@ -32,7 +32,7 @@ Write = Callable[[Path, range, Entry | None], Entry]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(Validated):
     """How latents lie on the disk."""
 
     half: bool = False
@@ -41,9 +41,6 @@ class Layout:
     """Encode each image's mirror image as well."""
     shard: Count = 4096
     """Images a file."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
 
 @dataclass(frozen=True)

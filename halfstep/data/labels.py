@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from halfstep.config.validate import validate
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import held
 from halfstep.noise import key
 
 NONE = -1
@@ -19,7 +19,7 @@ def some_of_each(labels: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
     `DataError` where a class has fewer.
     """
-    if held("labels_per_class", count, int) < 1:
+    if validate("labels_per_class", count, int) < 1:
         raise ConfigError(f"{count} labels a class teach nothing: write at least 1")
     chosen = list[Tensor]()
     for label in labels[labels >= 0].unique().tolist():

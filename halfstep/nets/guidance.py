@@ -11,8 +11,8 @@ from math import log
 import torch
 from torch import nn, Tensor
 
+from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits
 
 NO_SCALE = "this network takes its guidance scale as an input: give cond=Cond(guidance=...)"
 
@@ -60,7 +60,7 @@ def check_scales(scale: Tensor | None, x: Tensor) -> None:
 
 def check_features(features: int) -> None:
     """Refuse a number of features that there cannot be."""
-    if not fits(features, int) or not 4 <= features <= 2**16 or features % 2:
+    if not is_valid(features, int) or not 4 <= features <= 2**16 or features % 2:
         raise ConfigError(
             f"guidance is the number of features of the scale, a sine and a cosine each, got {features}: "
             "write an even number from 4, for example 256"

@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le
 from torch import nn, Tensor
 
+from halfstep.config.validate import Validated
 from halfstep.errors import ConfigError
-from halfstep.kinds import above, at_least, at_most, hold_to_kinds
 from halfstep.nets.efficientnet import resized
 from halfstep.pixels import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(Validated):
     """From halfstep's images, [-1, 1], to those that a network was trained on; the default does nothing.
 
     resize  pixels a side, bicubic with antialias; 0 leaves the size
@@ -22,13 +23,13 @@ class Preprocessing:
     std     of them, divided by
     """
 
-    resize: Annotated[int, at_least(0), at_most(2**14)] = 0
+    resize: Annotated[int, Ge(0), Le(2**14)] = 0
     gray3: bool = False
     mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, above(0)], ...] = ()
+    std: tuple[Annotated[float, Gt(0)], ...] = ()
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if len(self.mean) != len(self.std):
             raise ConfigError(
                 f"preprocessing with mean {self.mean} and std {self.std} cannot be: the two are as many, one "

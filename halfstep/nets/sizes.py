@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from halfstep.capacity import refuse_too_large
+from halfstep.config.validate import is_valid, numbers, shown
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.kinds import fits, numbers, shown
 
 N = TypeVar("N", bound=nn.Module)
 MAY_BE_ZERO = frozenset({"guidance", "outputs", "freq_shift", "downsample_padding", "qk_scale"})
@@ -40,7 +40,7 @@ def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
     """`ConfigError` for a number that is not finite, a size below 1, and layers that would never end."""
     for key, value in config.items():
         for number in numbers(value):
-            if not fits(number, float):
+            if not is_valid(number, float):
                 raise ConfigError(
                     f"{key} of '{name}' is a finite number, got {shown(number)}: write another"
                 )

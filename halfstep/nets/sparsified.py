@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
+from halfstep.config.validate import validate
 from halfstep.errors import ConfigError
-from halfstep.kinds import held
 from halfstep.nets.quantised import wide_layers
 
 KINDS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -89,7 +89,7 @@ def _of_rows(weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
 
 def check_share(share: float) -> None:
     """Refuse a share of weights that there cannot be."""
-    held("the share of pruning", share, float)
+    validate("the share of pruning", share, float)
     if not 0 < share < 1:
         raise ConfigError(
             f"pruning takes a share of the weights between 0 and 1, got {share:g}: write for example "

@@ -1,7 +1,7 @@
 """What a U-ViT cannot be built as."""
 
+from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits
 
 
 def refuse_sides(
@@ -10,7 +10,7 @@ def refuse_sides(
     """Refuse patches, depths and heads that do not come out even."""
     sizes = {"patch_size": patch, "embed_dim": embed_dim, "depth": depth, "num_heads": heads}
     for name, value in {"img_size": height, **sizes}.items():
-        if not fits(value, int) or value < 1:
+        if not is_valid(value, int) or value < 1:
             raise ConfigError(
                 f"{name} is a whole number from 1, got {value!r}: write for example 4"
             )

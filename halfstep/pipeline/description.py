@@ -10,9 +10,9 @@ from typing import Any, Literal, NotRequired, TYPE_CHECKING, TypedDict
 from torch import nn
 
 from halfstep import storage
+from halfstep.config.validate import is_valid
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
-from halfstep.kinds import fits
 from halfstep.nets import build, recipe
 from halfstep.nets.quantised import quantised_again
 from halfstep.prediction import PARAMETERISATIONS
@@ -240,7 +240,7 @@ def schedule_from(about: Mapping[str, Any]) -> Schedule:
         if name not in defaults:
             raise unknown(f"option of the schedule '{about['name']}' called", name, defaults)
         default = defaults[name]
-        if not fits(value, hints[name]):
+        if not is_valid(value, hints[name]):
             raise ConfigError(
                 f"{name} = {value!r} cannot be an option of the schedule '{about['name']}': write for "
                 f"example {default!r}"

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.codec import Codec, drawn
+from halfstep.config.validate import is_valid, shown
 from halfstep.errors import ConfigError
-from halfstep.kinds import fits, shown
 from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
 from halfstep.samplers import keeping, noised, Step
 from halfstep.schedules import Schedule
@@ -114,7 +114,7 @@ def given(
 
     shape  of one of the model's own samples
     """
-    if not (fits(strength, float) and 0 < strength <= 1):
+    if not (is_valid(strength, float) and 0 < strength <= 1):
         raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is all of the walk")
     if images is None:
         if known is not None or strength != 1:

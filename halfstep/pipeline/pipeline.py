@@ -6,25 +6,24 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import Ge, Gt
 from torch import nn, Tensor
 
 from halfstep import files, storage
 from halfstep.batch import batches, Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.codec import Codec, Texts
-from halfstep.denoiser import Denoiser, Denoises, Guided
-from halfstep.errors import CheckpointError, ConfigError, unknown
-from halfstep.kinds import (
-    above,
-    at_least,
+from halfstep.config.validate import (
     Count,
     CountOrNone,
-    fits,
-    held,
-    hold_to_kinds,
+    is_valid,
     NotNegative,
     shown,
+    validate,
+    Validated,
 )
+from halfstep.denoiser import Denoiser, Denoises, Guided
+from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.nets.quantised import fill, plain_tensors
 from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.resizing import resized
@@ -56,7 +55,7 @@ from halfstep.timegrids import checked, on_schedule, Steps, Times
 
 
 @dataclass(frozen=True, eq=False)
-class Pipeline:
+class Pipeline(Validated):
     """A denoiser with all it needs to be sampled; describes itself on disk.
 
     denoiser  the network with its schedule and parameterisation
@@ -80,9 +79,9 @@ class Pipeline:
     times: tuple[Times, ...] = ()
     classes: tuple[str, ...] = ()
     null: CountOrNone | None = None
-    clip: Annotated[float, above(0)] | None = None
+    clip: Annotated[float, Gt(0)] | None = None
     sampler: str = "ddim"
-    steps: Annotated[Steps, at_least(1)] = 64
+    steps: Annotated[Steps, Ge(1)] = 64
     codec: Codec | None = None
     empty: Tensor | None = None
     texts: Texts | None = None
@@ -90,7 +89,7 @@ class Pipeline:
     made_for: str = "ddim"
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if not self.shape:
             raise ConfigError(
                 "a sample has at least one axis, got shape (): write for example (2,)"
@@ -285,7 +284,7 @@ class Pipeline:
         return self.null if self.empty is None else self.empty
 
     def _guided(self, guidance: float) -> Denoises:
-        if not fits(guidance, float):
+        if not is_valid(guidance, float):
             raise ConfigError(
                 f"guidance is a finite scale, got {shown(guidance)}: write for example 2"
             )
@@ -336,7 +335,7 @@ class Pipeline:
     def at_size(self, height: int, width: int) -> Self:
         """The same for images of another size in pixels, untrained for it; U-ViT's position embedding
         is interpolated."""
-        height, width = held("height", height, Count), held("width", width, Count)
+        height, width = validate("height", height, Count), validate("width", width, Count)
         factor = 1 if self.codec is None else self.codec.factor
         odd = height % factor or width % factor
         if len(self.shape) != 3 or self.times or odd:

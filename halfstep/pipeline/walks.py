@@ -6,12 +6,13 @@ from functools import partial
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
+from halfstep.config.validate import Count, CountOrNone, Share, shown, validate
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import at_least, below, Count, CountOrNone, held, Share, shown
 from halfstep.noise import key, sample_noise
 from halfstep.prediction import Prediction
 from halfstep.samplers import (
@@ -38,11 +39,11 @@ def check_counts(
     n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
 ) -> None:
     """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
-    held("n", n, CountOrNone)
-    held("batch", batch, Count)
-    held("first", first, CountOrNone)
-    held("seed", seed, Annotated[int, at_least(0), below(2**64)])
-    held("variance", variance, Share)
+    validate("n", n, CountOrNone)
+    validate("batch", batch, Count)
+    validate("first", first, CountOrNone)
+    validate("seed", seed, Annotated[int, Ge(0), Lt(2**64)])
+    validate("variance", variance, Share)
     refuse_too_large(f"n = {shown(n)} samples", (n, *shape), "write a smaller n, more than once")
     if first + n > 2**63:
         raise ConfigError(f"first is the number of a sample, below 2^63, got {shown(first)}")
@@ -102,13 +103,13 @@ def draws_noise(sampler: str) -> bool:
 
 def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
     """The sampler's own grid of so many steps, or the uniform one."""
-    held("steps", steps, Count)
+    validate("steps", steps, Count)
     return WALKS[sampler].grid(steps, schedule) if sampler in WALKS else uniform(steps)
 
 
 def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
     """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
-    held("steps", steps, Count | None)
+    validate("steps", steps, Count | None)
     if sampler in WALKS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"

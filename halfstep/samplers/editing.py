@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from halfstep.kinds import held, Share
+from halfstep.config.validate import Share, validate
 from halfstep.pixels import as_floats
 from halfstep.samplers.steps import Look, Point, Step, Visit
 from halfstep.samplers.walk import noise_of
@@ -17,7 +17,7 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
 
     SDEdit (Meng et al. 2022, Algorithm 1) from t onwards.
     """
-    t = held("t", t, Share)
+    t = validate("t", t, Share)
     level = schedule.at(torch.tensor(t, dtype=torch.float64))
     return noise_of(schedule, level.mix(as_floats(x0), noise), t)
 

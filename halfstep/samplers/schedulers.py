@@ -20,9 +20,9 @@ import torch
 from torch import Generator, Tensor
 
 from halfstep.batch import Cond
+from halfstep.config.validate import Positive, validate
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import held, Positive
 from halfstep.prediction import Prediction, V
 from halfstep.progress import Progress, SILENT
 from halfstep.quiet import quietly
@@ -80,7 +80,7 @@ def scheduled(
             f"a scheduler needs one generator a sample, got {len(generators)} for {len(noise)}: write for "
             "example [torch.Generator().manual_seed(k) for k in range(len(noise))]"
         )
-    clip, grid = held("clip", clip, Positive | None), _grid(denoiser.schedule, times)
+    clip, grid = validate("clip", clip, Positive | None), _grid(denoiser.schedule, times)
     scheduler = _ready(name, grid)
     _refuse_astray(name, denoiser.schedule, times)
     return _walk(_Look(denoiser, scheduler, grid, cond, clip), noise, list(generators), progress)

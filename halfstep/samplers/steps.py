@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from halfstep.kinds import held, Share
+from halfstep.config.validate import Share, validate
 from halfstep.prediction import Prediction
 from halfstep.schedules import Level
 
@@ -84,7 +84,7 @@ def ancestral(fresh: Callable[[Tensor, int], Tensor], *, variance: float = 0.0) 
     fresh     (like, step) -> unit noise, so that noise is a function of the step number
     variance  in [0, 1]: 0 the small (posterior) variance, 1 the large, between them log-interpolated
     """
-    held("variance", variance, Share)
+    validate("variance", variance, Share)
 
     def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
         here, x0 = seen[-1].point.level, seen[-1].pred.x0

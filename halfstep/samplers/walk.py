@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Cond
+from halfstep.config.validate import Positive, Share, validate
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError
-from halfstep.kinds import held, Positive, Share
 from halfstep.progress import Progress, SILENT
 from halfstep.samplers.steps import ddim, Point, Step, Visit
 from halfstep.schedules import arriving, Schedule
@@ -19,7 +19,7 @@ PREFIX = "diffusers:"
 
 
 def _time(t: float) -> Tensor:
-    return torch.tensor(held("t", t, Share), dtype=torch.float64)
+    return torch.tensor(validate("t", t, Share), dtype=torch.float64)
 
 
 def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
@@ -65,7 +65,7 @@ def sample(
     clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
     progress  told of every step
     """
-    schedule, clip = denoiser.schedule, held("clip", clip, Positive | None)
+    schedule, clip = denoiser.schedule, validate("clip", clip, Positive | None)
     seen: list[Visit] = []
 
     def look(x: Tensor, point: Point) -> Visit:

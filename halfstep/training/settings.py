@@ -3,11 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from halfstep.kinds import Count, CountOrNone, hold_to_kinds, NotNegative, Seed, Smoothing, Updates
+from halfstep.config.validate import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Seed,
+    Smoothing,
+    Updates,
+    Validated,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Validated):
     """Optimisation, the same for every method."""
 
     batch: Count = 128
@@ -40,9 +48,6 @@ class Training:
     """Updates between lines of metrics.jsonl, and between looks for nan."""
     seed: Seed = 0
     """All randomness is a function of it."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
     def rate_at(self, update: int, updates: int) -> float:
         """The learning rate of an update; with warm-up the first one's is 0."""

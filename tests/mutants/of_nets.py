@@ -23,8 +23,8 @@ MUTANTS = (
         ('known(config.get("text_config", {}), _Layers)', 'config.get("text_config", {})'),
         ("for part in (config, inner):", "for part in (config,):"),
     ),
-    *of("nets/efficientnet", "classifiers", ('held("side", side, Side, SIDE)', "side")),
-    *of("nets/efficientnet", "classifiers", ("at_most(2**14)", "at_most(2**15)")),
+    *of("nets/efficientnet", "classifiers", ('validate("side", side, Side, SIDE)', "side")),
+    *of("nets/efficientnet", "classifiers", ("Le(2**14)", "Le(2**15)")),
     *of(
         "nets/autoencoder",
         "autoencoder",

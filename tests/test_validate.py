@@ -11,17 +11,18 @@ from typing import Annotated, Any, get_args, get_origin, Literal, Union
 import numpy as np
 import pytest
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 
 from halfstep import methods, Training
 from halfstep.cli.gating import Quality
 from halfstep.cli.guided_gating import GuidedQuality
 from halfstep.cli.shrinking import PlanQuality
+from halfstep.config.validate import describe, is_valid, shown, validate, Validated
 from halfstep.data import Augmentation
 from halfstep.data.encoding import Layout
 from halfstep.denoiser import NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation
-from halfstep.kinds import above, at_least, at_most, below, fits, held, hold_to_kinds, shown, word
 from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
@@ -78,7 +79,7 @@ def test_what_is_of_another_kind(made, said):
 
 
 def test_what_is_of_the_kind():
-    Training(rate=1, betas=[0, 0.9])
+    assert type(Training(rate=1, betas=[0, 0.9]).rate) is int
     Shrink(depth=2, denoising=None, student={}), Shrink(student={"embed_dim": 32})
     KnowledgeDistillation(terms=[SoftTargets(weight=Linear(1.0, 0.0))])
 
@@ -123,7 +124,7 @@ def test_every_method_looks_at_every_option(method):
 
 def test_kinds_in_words():
     @dataclass
-    class Options:
+    class Options(Validated):
         must: int
         path: Path = Path("a")
         way: Literal["up", 2] = "up"
@@ -131,13 +132,14 @@ def test_kinds_in_words():
         more: dict[str, str] = field(default_factory=dict)
         maybe: float | None = None
 
-    hold_to_kinds(Options(3, "b", 2, [("a", "b")], {"x": 1}, 4))
-    assert word(tuple[tuple[str, str], ...]) == "a list of which each is a list of 2, text each"
-    assert word(Literal["up", 2]) == "one of up, 2"
-    assert not fits(True, Literal[1, 2]) and not fits("2", Literal[1, 2]) and fits(2, Literal[1, 2])
-    assert not fits(None, int) and not fits(("a", "b"), tuple[tuple[str, str], ...])
+    Options(3, "b", 2, [("a", "b")], {"x": 1}, 4)
+    assert describe(tuple[tuple[str, str], ...]) == "a list of which each is a list of 2, text each"
+    assert describe(Literal["up", 2]) == "one of up, 2"
+    choice = Literal[1, 2]
+    assert not is_valid(True, choice) and not is_valid("2", choice) and is_valid(2, choice)
+    assert not is_valid(None, int) and not is_valid(("a", "b"), tuple[tuple[str, str], ...])
     with pytest.raises(ConfigError, match=r"^must is a whole number, got None$"):
-        hold_to_kinds(Options(None))
+        Options(None)
 
 
 NAN = float("nan")
@@ -182,15 +184,12 @@ def test_every_number_of_every_option_is_finite(kind):
 
 
 @dataclass(frozen=True)
-class Bounded:
-    share: Annotated[float, at_least(0), below(1)] = 0.5
-    size: Annotated[int, above(0), at_most(8)] | None = None
-    ends: tuple[Annotated[float, at_least(0)], ...] = (1.0,)
-    pairs: tuple[tuple[Annotated[int, at_least(2)], str], ...] = ()
-    either: Annotated[int, at_most(3)] | str = 1
-
-    def __post_init__(self):
-        hold_to_kinds(self)
+class Bounded(Validated):
+    share: Annotated[float, Ge(0), Lt(1)] = 0.5
+    size: Annotated[int, Gt(0), Le(8)] | None = None
+    ends: tuple[Annotated[float, Ge(0)], ...] = (1.0,)
+    pairs: tuple[tuple[Annotated[int, Ge(2)], str], ...] = ()
+    either: Annotated[int, Le(3)] | str = 1
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_out_of_bounds(given, said):
 def test_numbers_of_many_digits_are_shown_short():
     assert shown(10**400) == "2^1328 or more" and shown(-(2**64)) == "-2^64 or more"
     assert shown(2**63) == str(2**63) and shown(0.5) == "0.5" and shown("a") == "'a'"
-    assert fits(2**64 - 1, int) and not fits(2**64, int) and not fits(-(2**64), float)
+    assert is_valid(2**64 - 1, int) and not is_valid(2**64, int) and not is_valid(-(2**64), float)
     assert shown((10**5000, [-(10**400)], {"a": 10**400}, "b", np.float32(0.5), True)) == (
         "(2^16609 or more, [-2^1328 or more], {'a': 2^1328 or more}, 'b', "
         f"{np.float32(0.5)!r}, True)"
@@ -247,7 +246,7 @@ def test_numbers_within_are_finite_and_shown_short(value, hint):
     with pytest.raises(
         ConfigError, match=r"^times is .*, finite and of at most 64 bits, got "
     ) as said:
-        held("times", value, hint)
+        validate("times", value, hint)
     assert len(str(said.value)) < 200
 
 

@@ -1,0 +1,1 @@
+"""Options: their declared types and ranges, TOML files and presets."""

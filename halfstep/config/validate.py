@@ -1,0 +1,220 @@
+"""Validate the values of options: pydantic checks them, `ConfigError` says what to write instead."""
+
+import reprlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, MISSING
+from functools import cache, lru_cache
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError, WrapValidator
+
+from halfstep.errors import ConfigError, unknown
+
+Count = Annotated[int, Ge(1)]
+CountOrNone = Annotated[int, Ge(0)]
+"""0 means none, or leaves the choice to others."""
+Updates = Annotated[int, Ge(0), Le(10**9)]
+"""At a tenth of a millisecond each, faster than any network is trained, the most take a day."""
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Smoothing = Annotated[float, Ge(0), Lt(1)]
+
+_BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
+_RANGE_ERRORS = {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "text",
+}
+
+
+class Validated:
+    """A base class of dataclasses: their fields are validated against their annotations.
+
+    An int may stand for a float, and stays an int.  Every number is finite and fits 64 bits.  A list
+    becomes a tuple, and a number or list of numpy or torch becomes Python's own.  A dict may hold anything.
+    """
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        hints = _hints(kind)
+        for field in fields(self):  # type: ignore[arg-type]
+            if hint := hints.get(field.name):
+                value = validate(field.name, getattr(self, field.name), hint, field.default)
+                object.__setattr__(self, field.name, value)
+
+
+def validate(name: str, value: Any, hint: Any, default: Any = MISSING) -> Any:
+    """The value, of Python's own types; `ConfigError` where it is not of the type `hint` or out of range.
+
+    name     what a refusal calls it
+    default  what a refusal offers instead
+    """
+    adapter = _adapter(hint)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        errors = {each["type"] for each in error.errors(include_url=False, include_input=False)}
+    if hasattr(value, "tolist"):
+        return validate(name, value.tolist(), hint, default)
+    if _RANGE_ERRORS & errors and all(map(_is_finite, numbers(value))):
+        raise _out_of_range(name, value, hint, default)
+    raise _wrong_type(name, value, hint, default)
+
+
+def is_valid(value: Any, hint: Any) -> bool:
+    """Whether a value is of this type and in its range; a list may stand for a tuple."""
+    try:
+        _adapter(hint).validate_python(value)
+        return True
+    except ValidationError:
+        return False
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields; none where it names a type that cannot be resolved."""
+    try:
+        return typing.get_type_hints(kind, include_extras=True)
+    except NameError:
+        return {}
+
+
+@lru_cache(maxsize=None, typed=True)
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(hint))
+
+
+def _strict(hint: Any) -> Any:
+    """The type as pydantic shall read it: nothing is converted but numbers of numpy and torch, and lists."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return Annotated[_strict(inner[0]), *hint.__metadata__]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_strict, inner))]  # noqa: UP007  # a tuple of members
+    if origin is tuple:
+        each = tuple(each if each is ... else _strict(each) for each in inner)
+        return tuple[each]  # type: ignore[valid-type]
+    if origin is dict:
+        return InstanceOf[Mapping[str, Any]]
+    if hint in (int, float, bool, str):
+        return Annotated[hint, Strict(), WrapValidator(_unconverted)]
+    if hint is Path:
+        return InstanceOf[str] | InstanceOf[Path]
+    if origin is Literal:
+        return Annotated[hint, WrapValidator(_same_type)]
+    try:
+        isinstance(None, hint)
+    except TypeError:  # a type variable, a protocol, a list of something
+        return Any
+    return InstanceOf[hint]  # type: ignore[misc]
+
+
+def _unconverted(value: Any, check: Any) -> Any:
+    """The value itself where pydantic would make a float of an int."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not all(map(_is_finite, numbers(value))):
+        raise ValueError("not finite")
+    check(value)
+    return value
+
+
+def _same_type(value: Any, check: Any) -> Any:
+    """One of the values of a Literal, in which True is not 1."""
+    if type(choice := check(value)) is not type(value):
+        raise ValueError("of another type")
+    return choice
+
+
+def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
+    bare = _bare(hint)
+    if typing.get_origin(bare) is Literal:
+        text = value if isinstance(value, str) else shown(value)
+        return unknown(name, text, map(str, typing.get_args(bare)))
+    instead = f": write for example {default!r}" if default is not MISSING and default else ""
+    endless = not all(map(_is_finite, numbers(value)))
+    finite = ", finite and of at most 64 bits" if endless else ""
+    return ConfigError(f"{name} is {describe(hint)}{finite}, got {shown(value)}{instead}")
+
+
+def _out_of_range(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
+    bounds = list(_bounds(hint))
+    ends = " and ".join(f"{word} {end:,}" for word, end in bounds)
+    each = "each of " if isinstance(value, list | tuple) else ""
+    least = next((end for word, end in bounds if word == "at least"), None)
+    instead = least if default in (MISSING, None, ()) else default
+    example = "" if instead is None else f": write for example {instead}"
+    value = tuple(value) if isinstance(value, list) else value
+    return ConfigError(f"{each}{name} must be {ends}, got {shown(value)}{example}")
+
+
+def _bounds(hint: Any) -> Iterator[tuple[str, float]]:
+    """The ends of a type's range, in words and as numbers."""
+    for mark in getattr(hint, "__metadata__", ()):
+        if type(mark) in _BOUNDS:
+            attribute, word = _BOUNDS[type(mark)]
+            yield word, getattr(mark, attribute)
+    for inner in typing.get_args(hint):
+        yield from _bounds(inner)
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what is annotated to it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def describe(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    hint = _bare(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(kind) for kind in inner if kind is not types.NoneType)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is dict:
+        return "a table of names and values"
+    if origin is tuple and inner[1:] == (...,):
+        each = describe(inner[0])
+        return f"a list of which each is {each}" if " each" in each else f"a list, {each} each"
+    if origin is tuple:
+        return f"a list of {len(inner)}, {describe(inner[0])} each"
+    return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+class _Shown(reprlib.Repr):
+    """As `repr`, but short: also numbers of more digits than Python writes."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if _is_finite(x) else f"{'-' * (x < 0)}2^{abs(x).bit_length() - 1} or more"
+
+
+_shown = _Shown()
+vars(_shown).update({limit: 200 for limit in vars(_shown) if limit.startswith("max")})
+
+
+def shown(value: Any) -> str:
+    """A value as it is, but what is long is cut, and a number of many digits short, wherever it is."""
+    return _shown.repr(value)
+
+
+def numbers(value: Any) -> Iterator[int | float]:
+    """All numbers in a value, in lists of lists and tables, too."""
+    if isinstance(value, list | tuple | Mapping):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether 64 bits hold the number."""
+    return abs(value) < 2**64 if isinstance(value, int) else isfinite(value)
