@@ -137,8 +137,11 @@ def append(path: Path, text: str) -> None:
 
 def _open(path: Path, flags: int) -> int:
     """A descriptor of a file itself; `ConfigError` where a link has its name."""
+    if not hasattr(os, "O_NOFOLLOW"):  # Windows
+        refuse_link(path)
+    special = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        return os.open(path, flags | special, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _linked(path) from None
@@ -202,8 +205,9 @@ def check_writable(folder: Path, instead: str) -> None:
 
 
 def _read_only(place: Path) -> bool:
-    with suppress(OSError):
-        return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+    if hasattr(os, "statvfs") and hasattr(os, "ST_RDONLY"):  # Windows has neither
+        with suppress(OSError):
+            return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
     return False
 
 
@@ -244,7 +248,8 @@ def is_ours(name: str, *own: str) -> bool:
 
 def flush(path: Path) -> None:
     """See to it that a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written, and has no flag of this kind for folders.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -109,7 +109,7 @@ def answers(
     with evaluating(classifier):
         for rows in parts:
             seen = data.batch(rows).to(device)
-            logits.append(classifier(seen.x0).double().cpu())
+            logits.append(classifier(seen.x0).cpu().double())
             none = seen.cond is None or seen.cond.label is None
             labels.append(torch.full_like(rows, -1) if none else seen.cond.label.cpu())  # type: ignore[union-attr]
             progress.advance()

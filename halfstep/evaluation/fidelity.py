@@ -192,7 +192,7 @@ def _missed(
     missed = there.alpha.to(x0) * (guess.x0 - target.x0) + there.sigma.to(x0) * (
         guess.eps - target.eps
     )
-    return _finite(missed).flatten(1).mean(1).cpu()
+    return _finite(missed.cpu()).flatten(1).mean(1)  # Apple's GPUs have no float64
 
 
 def _even(times: Times) -> int:

@@ -8,7 +8,6 @@ from halfstep.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.nets import made_alike, recipe
 from halfstep.nets.adapters import UNetConditionNet, UNetNet, UViTNet
-from halfstep.nets.uvit import UViT
 
 
 def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
@@ -18,6 +17,8 @@ def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
     """
     if isinstance(net, UNetNet | UNetConditionNet):
         return net
+    from halfstep.nets.uvit import UViT  # here, as it imports diffusers
+
     if not isinstance(net, UViTNet) or not isinstance(net.model, UViT):
         raise ConfigError(
             f"a {type(net).__name__} cannot be given another image size: leave the size out, or use a "

@@ -2,15 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,6 +13,10 @@ from torch import Tensor
 from halfstep import files
 from halfstep.errors import ConfigError, DataError
 from halfstep.pixels import as_floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
 
@@ -99,9 +98,7 @@ def same_seeds(
     rows     (label, the student's images, the undistilled teacher's at as many calls)
     """
     n = len(teacher[1])
-    figure = Figure(
-        figsize=(0.46 * 2 * n + 2.2, 0.56 * (len(rows) + 1) + 0.7), layout="constrained"
-    )
+    figure = _figure(0.46 * 2 * n + 2.2, 0.56 * (len(rows) + 1) + 0.7)
     axes = figure.subplots(len(rows) + 1, 2, squeeze=False)
     for k, (label, left, right) in enumerate([(teacher[0], teacher[1], teacher[1]), *rows]):
         for axis, images in zip(axes[k], (left, right), strict=True):
@@ -112,7 +109,7 @@ def same_seeds(
     _draw(figure, path)
 
 
-def _strip(axis: Axes, images: Tensor) -> None:
+def _strip(axis: "Axes", images: Tensor) -> None:
     sheet = tile(images, columns=len(images))
     axis.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
     axis.set_xticks([])
@@ -135,7 +132,7 @@ def quality_curve(
     full    (name, distance) of the teacher at full steps: a line
     floor   what perfect samples would score: a line
     """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = _figure(6.4, 4.0)
     axis = figure.subplots()
     for name, calls, values, colour in curves:
         axis.plot(calls, values, "o-", label=name, color=colour, linewidth=2, markersize=5)
@@ -154,7 +151,7 @@ def quality_curve(
 
 def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
     """2-D samples side by side, one panel a cloud, on the same axes."""
-    figure = Figure(figsize=(2.6 * len(clouds), 2.9), layout="constrained")
+    figure = _figure(2.6 * len(clouds), 2.9)
     panels = figure.subplots(1, len(clouds), squeeze=False)[0]
     for axis, (name, points) in zip(panels, clouds, strict=True):
         axis.scatter(points[:, 0], points[:, 1], s=2, color=STUDENT, alpha=0.5, linewidths=0)
@@ -167,7 +164,13 @@ def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
     _draw(figure, path)
 
 
-def _draw(figure: Figure, path: Path) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # here, as images are saved without it
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw(figure: "Figure", path: Path) -> None:
     with files.replacing(path, durable=False) as (part,):
         figure.savefig(part, format="png", dpi=130)
 

@@ -76,7 +76,7 @@ def scores(
         for k, chosen in enumerate(parts):
             draw = Draw.all(torch.Generator(device).manual_seed(key(k * BATCH)), len(chosen))
             batch = data.drawn(chosen, draw).to(device)
-            total += float(objective(student, batch, draw).double().sum())
+            total += float(objective(student, batch, draw).cpu().double().sum())
             progress.advance()
         return total / count
 
