@@ -15,7 +15,7 @@ from halfstep.nets.classifiers import build_classifier, label_smoothing
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.training import distill_classifier
 from halfstep.training.jobs import Job
-from halfstep.training.run import read_metrics
+from halfstep.training.run_folder import RunFolder
 from tests.runs import everything, rewritten
 
 QUICK = ["--updates", 3, "--batch", 16, "--log-every", 1, "--device", "cpu", "--net", "toy-student"]
@@ -52,7 +52,7 @@ def test_a_run_beside_its_teachers(cli, tmp_path):
         assert any(line.startswith(label) and " % (" in line for line in out.splitlines()[-3:])
     config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
     assert config["recipe_config"] == {"temperature": "3", "soft_weight": "1..0"}
-    [first, *_] = read_metrics(tmp_path / "r")
+    [first, *_] = RunFolder(tmp_path / "r").metrics
     assert first["weights"] == {"soft": pytest.approx(2 / 3), "hard": 0.1}
     assert load_classifier(tmp_path / "r").config["classes"] == 10
     assert (tmp_path / "kept" / "view-0000.safetensors").exists()
@@ -102,7 +102,7 @@ def test_features_from_the_line(cli, tmp_path):
     words = ["--recipe", "features", "--recipe-config", "pairs", pairs, "feature_weight", 0.1]
     status, _, err = cli("--teacher", "t0", "--data", "digits", "--out", "r", *QUICK, *words)
     assert (status, err) == (0, "")
-    assert "features" in read_metrics(tmp_path / "r")[0]["terms"]
+    assert "features" in RunFolder(tmp_path / "r").metrics[0]["terms"]
 
 
 def test_few_labels_views_and_a_share_held_out(cli, tmp_path):

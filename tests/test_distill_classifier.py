@@ -22,7 +22,7 @@ from halfstep.training import Training
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.knowledge import distill_classifier
-from halfstep.training.run import read_metrics
+from halfstep.training.run_folder import RunFolder
 from tests.progress import Ledger
 from tests.runs import At, bits, Crash, crash, everything
 from tests.test_classifier_teachers import Net
@@ -85,7 +85,7 @@ def same(a, b):
 
 
 def logged(out):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(out)]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(out).metrics]
 
 
 # To the bit.
@@ -169,7 +169,7 @@ def test_the_student_alone_is_exported_and_the_projectors_are_checkpointed(tmp_p
 
 def test_every_term_is_logged_by_name(tmp_path):
     run(tmp_path / "r", *CHANGING)
-    lines = [line for line in read_metrics(tmp_path / "r") if "loss" in line]
+    lines = [line for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
     assert [line["update"] for line in lines] == [3, 4, 6, 8, 9, 12, 14]
     for line in lines:
         assert line["terms"].keys() == line["weights"].keys() == {"soft", "hard", "features"}
@@ -193,7 +193,7 @@ def test_the_student_learns(tmp_path):
     trained = run(
         tmp_path / "r", *patient_teacher(), data=pictures(labels=False), updates=150, rate=1e-2
     )
-    lines = [line["terms"]["soft"] for line in read_metrics(tmp_path / "r") if "loss" in line]
+    lines = [line["terms"]["soft"] for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
     assert lines[-1] < lines[0] / 3
     x = pictures().batch(torch.arange(75)).x0
     assert trained(x).shape == (75, 4)
@@ -406,6 +406,6 @@ def test_two_processes_do_what_one_does(tmp_path):
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(tensors[name], value, rtol=0, atol=1e-10)
     losses = [
-        [x["loss"] for x in read_metrics(tmp_path / f) if "loss" in x] for f in ("one", "two")
+        [x["loss"] for x in RunFolder(tmp_path / f).metrics if "loss" in x] for f in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

@@ -23,7 +23,7 @@ from halfstep.training import distill, Stopped, train, Training
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.memory import naming_memory
-from halfstep.training.run import read_metrics
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.update import micro_batches, step
 from halfstep.training.watch import Silent
 from tests.runs import (
@@ -56,7 +56,7 @@ def double_teacher():
 
 
 def losses(out):
-    return [line["loss"] for line in read_metrics(out) if "loss" in line]
+    return [line["loss"] for line in RunFolder(out).metrics if "loss" in line]
 
 
 def weights_of(pipeline):
@@ -135,7 +135,7 @@ class TestRate:
 
     def test_it_starts_anew_in_every_stage_and_is_what_the_metrics_say(self, tmp_path):
         halve(tmp_path / "r", method=Progressive(start=4, updates=(3, 2)), log_every=1, rate=0.6)
-        found = [line["rate"] for line in read_metrics(tmp_path / "r") if "rate" in line]
+        found = [line["rate"] for line in RunFolder(tmp_path / "r").metrics if "rate" in line]
         assert found == pytest.approx([0.6, 0.4, 0.2, 0.6, 0.3])
 
     def test_at_rate_0_nothing_moves(self, tmp_path):
@@ -172,7 +172,7 @@ class TestOptimiser:
             optimiser.param_groups[0]["lr"] = TRAINING.rate * (1 - k / updates) * min(k / 2, 1)
             optimiser.step()
             expected.append((float(loss.detach()), float(norm)))
-        lines = [line for line in read_metrics(tmp_path / "r") if "loss" in line]
+        lines = [line for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
         found = [value for line in lines for value in (line["loss"], line["norm"])]
         assert found == pytest.approx([v for pair in expected for v in pair], rel=1e-12)
         assert furthest(weights_of(student), dict(net.named_parameters())) < 1e-14
@@ -214,7 +214,7 @@ class TestOptimiser:
         assert len(one) == 5
         want = [sum(one[:3]) / 3, one[3], one[4]]
         assert losses(tmp_path / "b") == pytest.approx(want, rel=1e-6)
-        norms = [[x["norm"] for x in read_metrics(tmp_path / k) if "norm" in x] for k in "ab"]
+        norms = [[x["norm"] for x in RunFolder(tmp_path / k).metrics if "norm" in x] for k in "ab"]
         assert norms[1] == pytest.approx([max(norms[0][:3]), *norms[0][3:]], rel=1e-6)
 
     @pytest.mark.parametrize("micro", [1, 4, 5, 6, 99])
@@ -266,7 +266,7 @@ class TestCheckpoints:
 
     def test_a_stage_says_what_it_cost(self, tmp_path):
         halve(tmp_path / "r")
-        lines = [line for line in read_metrics(tmp_path / "r") if "updates" in line]
+        lines = [line for line in RunFolder(tmp_path / "r").metrics if "updates" in line]
         assert [(x["stage"], x["updates"], x["forwards"]) for x in lines] == [
             ("0004-steps", 7, 7 * 6 * 5),
             ("0002-steps", 14, 14 * 6 * 5),
@@ -319,7 +319,7 @@ class TestNonFinite:
         checkpoints = {k: v for k, v in everything(out).items() if k.startswith("checkpoints")}
         assert checkpoints == {k: v for k, v in before.items() if k.startswith("checkpoints")}
         assert len(checkpoints) == 2 * (at // 5) and not (out / "stages").exists()
-        lines = read_metrics(out)
+        lines = RunFolder(out).metrics
         assert lines and all(math.isfinite(x["loss"]) and math.isfinite(x["norm"]) for x in lines)
         assert max(line["update"] for line in lines) <= at
         # What was saved is from before it: the same command goes on from there.
@@ -545,7 +545,7 @@ class TestPrecision:
         """A loss this large overflows at first: the scaler halves its scale until it does not."""
         halve(tmp_path / "r", method=own(lambda e, k: 3000 * squares(e, k), updates=30),
               precision="fp16", log_every=1)  # fmt: skip
-        lines = [line for line in read_metrics(tmp_path / "r") if "norm" in line]
+        lines = [line for line in RunFolder(tmp_path / "r").metrics if "norm" in line]
         assert lines[0]["norm"] == 0.0 and lines[-1]["norm"] > 0  # 0: every gradient was left out
         text = (tmp_path / "r" / "metrics.jsonl").read_text()
         assert "Infinity" not in text and "NaN" not in text
@@ -723,4 +723,4 @@ def test_a_damaged_line_of_the_metrics_is_named_with_what_to_do(line, tmp_path):
     whole = '{"stage": "a", "update": 1, "loss": 0.5, "norm": 1.0, "rate": 0.1}'
     (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{line}\n")
     with pytest.raises(CheckpointError, match=r"line 2.*metrics\.jsonl.*mend or remove the line"):
-        read_metrics(tmp_path)
+        _ = RunFolder(tmp_path).metrics

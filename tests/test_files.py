@@ -389,7 +389,7 @@ from halfstep.cli.config import from_file, preset_names, save_config
 from halfstep.cli.options import Source
 from halfstep.data.captions import read_captions
 from halfstep.report.templates import write_page
-from halfstep.training.run import read_metrics
+from halfstep.training.run_folder import RunFolder
 
 here = Path(sys.argv[1])
 text = "Fr\\xe9chet distance of the teacher\\u2019s samples"
@@ -400,7 +400,7 @@ save_config(here, Source(data="caf\\xe9"))
 (here / "a.txt").write_bytes(b"\\xef\\xbb\\xbf" + text.encode())
 found = [
     (here / "report.html").read_bytes().decode("utf-8") == text,
-    read_metrics(here) == [line],
+    RunFolder(here).metrics == [line],
     "--data=caf\\xe9" in from_file(Source, here / "config.toml"),
     read_captions(here, [here / "a.png"]) == [(text,)],
     len(preset_names()) > 5,
@@ -426,9 +426,9 @@ WRITES = {
     "symlink_to", "hardlink_to", "mkstemp", "NamedTemporaryFile", "rmdir",
 }  # fmt: skip
 ALLOWED = {
-    ("training/run.py", "rmdir"),
+    ("training/run_folder.py", "rmdir"),
     (
-        "training/run.py",
+        "training/run_folder.py",
         "mkdir",
     ),  # the run's own folder, which says "choose another --out", and a stage
     ("data/resumed.py", "mkdir"),  # so does that of latents

@@ -30,8 +30,8 @@ from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.text import load_texts
 from halfstep.schema import SEAL, sealed
-from halfstep.training.run import read_metrics
 from halfstep.training.run_config import read_config
+from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from tests.runs import At, Crash, crash, halve, job
 from tests.test_evidence_on_disk import encoders, samples
@@ -124,7 +124,7 @@ READS = {
     "stage.json": ("r/stages/0004-steps/stage.json", lambda at: gone_on(at / "r")),
     "stage.json, found": (f"{STUDENT}/stage.json", lambda at: numbers(locate_pipeline(at / "s"))),
     "a checkpoint": ("r/checkpoints/01-00000006.json", lambda at: gone_on(at / "r")),
-    "metrics.jsonl": ("s/metrics.jsonl", lambda at: read_metrics(at / "s")),
+    "metrics.jsonl": ("s/metrics.jsonl", lambda at: RunFolder(at / "s").metrics),
     "config.toml": ("s/config.toml", lambda at: read_config(at / "s")),
     "config.toml, evaluated": ("s/config.toml", lambda at: evaluated(at / "s")),
     "gate.json": ("s/gate.json", lambda at: numbers(locate_pipeline(at / "s"))),

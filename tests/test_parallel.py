@@ -21,7 +21,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.parallel import pick_device, Processes
-from halfstep.training.run import read_metrics
+from halfstep.training.run_folder import RunFolder
 from tests.runs import bits, Doubled, everything, halve, points, teacher
 
 METHOD = Progressive(start=8, stop=4, updates=(20,))
@@ -198,7 +198,7 @@ def both(tmp_path_factory):
 
 
 def measured(out):
-    return [line["loss"] for line in read_metrics(out) if "loss" in line]
+    return [line["loss"] for line in RunFolder(out).metrics if "loss" in line]
 
 
 class TestTwoProcesses:

@@ -24,7 +24,7 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
 from halfstep.training import checkpoint
 from halfstep.training.optimiser import Optimiser
-from halfstep.training.run import read_metrics, Run
+from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from tests.runs import (
     At,
@@ -64,7 +64,7 @@ def halted(out, stage, update, **options):
 
 def losses(out):
     """Everything in metrics.jsonl but the clock's."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(Path(out))]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(out).metrics]
 
 
 class TestMidStage:
@@ -145,7 +145,9 @@ class TestMidStage:
         monkeypatch.setattr("halfstep.training.loop.time", standing)
         halve(tmp_path / "r")
         [found] = [
-            x for x in read_metrics(tmp_path / "r") if x["stage"] == "0002-steps" and "updates" in x
+            x
+            for x in RunFolder(tmp_path / "r").metrics
+            if x["stage"] == "0002-steps" and "updates" in x
         ]
         assert found["seconds"] == spent > 0
 
@@ -176,7 +178,7 @@ class TestMidStage:
 def torn(real, *args):
     """A write that came through but for the end of the file."""
     real(*args)
-    paths = [args[0].folder / "metrics.jsonl"] if isinstance(args[0], Run) else args
+    paths = [args[0].folder / "metrics.jsonl"] if isinstance(args[0], RunFolder) else args
     path = next(path for path in paths if isinstance(path, Path))
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -213,7 +215,7 @@ def crashing(patched, at):
     counted(storage, "save_file", torn)
     counted(files, "fill", torn)
     counted(shutil, "rmtree", one_file)
-    counted(Run, "log", torn)
+    counted(RunFolder, "log", torn)
     return done
 
 
@@ -470,7 +472,7 @@ class TestDamage:
         stages = interrupted / "stages"
         (stages / "0004-steps").rename(stages / ".0004-steps.old")
         (stages / ".0004-steps.part").mkdir()
-        Run.open(interrupted, **opened(interrupted)).close()
+        RunFolder.begin(interrupted, **opened(interrupted)).close()
         assert [path.name for path in stages.iterdir()] == ["0004-steps"]
 
     def test_the_metrics_are_no_part_of_the_state(self, interrupted, whole):
@@ -604,7 +606,7 @@ class TestTheSameFolder:
         def here(*args):
             return {**real(*args), **changes}
 
-        monkeypatch.setattr("halfstep.training.run.environment", here)
+        monkeypatch.setattr("halfstep.training.run_folder.environment", here)
         changes = {}
         assert resumed("0004-steps", 6) == []
         changes = {"threads": 7, "torch": "9.9"}
@@ -673,7 +675,7 @@ class TestExtend:
         assert begun == [("0002-steps", 5)]
         halve(tmp_path / "b", method=longer, **options)
         assert bits(tmp_path / "a") == bits(tmp_path / "b")
-        done = [line["updates"] for line in read_metrics(tmp_path / "a") if "updates" in line]
+        done = [line["updates"] for line in RunFolder(tmp_path / "a").metrics if "updates" in line]
         assert done == [4, 9]
 
     def test_only_the_last_stage_can_have_more(self, tmp_path, whole):
@@ -825,8 +827,8 @@ class TestProcesses:
         assert bits(out) == bits(alone)
 
     def test_two_runs_of_one_process(self, tmp_path):
-        run = Run.open(tmp_path / "r", "distill own", {})
+        run = RunFolder.begin(tmp_path / "r", "distill own", {})
         with pytest.raises(ConfigError, match="another process is working on"):
-            Run.open(tmp_path / "r", "distill own", {})
+            RunFolder.begin(tmp_path / "r", "distill own", {})
         run.close()
-        Run.open(tmp_path / "r", "distill own", {}).close()
+        RunFolder.begin(tmp_path / "r", "distill own", {}).close()

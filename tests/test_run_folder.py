@@ -1,6 +1,7 @@
 """RunFolder: what a run says of itself, and its students."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from halfstep import RunFolder, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import digest_of
-from halfstep.training.run_folder import cost_of, load_student, losses_of, stage_folders
 from tests.runs import halve
 
 
@@ -24,12 +24,11 @@ def test_a_run_says_what_it_was_made_with_and_what_it_cost(run):
     assert opened.config == {} and opened.about["command"] == "distill progressive"
     assert (opened.options["start"], opened.options["stop"], opened.options["batch"]) == (8, 2, 6)
     assert [stage.name for stage in opened.stages] == ["0004-steps", "0002-steps"]
-    assert [stage.name for stage in stage_folders(run)] == ["0002-steps", "0004-steps"]
-    cost = cost_of(run)
+    cost = opened.cost
     assert cost["updates"] == 7 + 14  # to 2 steps and fewer take twice as many
     assert cost["forwards"] == 21 * 6 * 5  # of the student 3, of the teacher 2
-    assert {line["stage"] for line in losses_of(run)} == {"0004-steps", "0002-steps"}
-    assert all(line.keys() == {"stage", "update", "loss", "rate"} for line in losses_of(run))
+    assert {line["stage"] for line in opened.losses} == {"0004-steps", "0002-steps"}
+    assert all(line.keys() == {"stage", "update", "loss", "rate"} for line in opened.losses)
 
 
 def test_students_come_with_the_most_steps_first(run):
@@ -74,7 +73,8 @@ def test_what_is_no_run_or_a_damaged_one_is_refused(run, tmp_path):
 
 
 def test_a_run_without_a_finished_stage_has_cost_nothing_yet(tmp_path):
-    assert cost_of(tmp_path) is None and losses_of(tmp_path) == [] and stage_folders(tmp_path) == []
+    empty = RunFolder(tmp_path)
+    assert empty.cost is None and empty.losses == [] and empty.stages == [] and not empty.exists
 
 
 def test_a_student_is_named_by_its_steps_and_chosen_by_the_gate(run, tmp_path):
@@ -84,9 +84,8 @@ def test_a_student_is_named_by_its_steps_and_chosen_by_the_gate(run, tmp_path):
     with pytest.raises(ConfigError, match="2 or 4"):
         opened.student(8)
     with pytest.raises(ConfigError, match="neither a pipeline nor a run"):
-        load_student(tmp_path)
+        RunFolder(tmp_path).student()
     shutil.copytree(run, tmp_path / "r")
-    gated = RunFolder.open(tmp_path / "r")
     tried = {
         "stage": "0004-steps",
         "steps": 4,
@@ -97,13 +96,44 @@ def test_a_student_is_named_by_its_steps_and_chosen_by_the_gate(run, tmp_path):
     }
     record = {"tolerance": 2.0, "until": None, "about": {}, "stopped": None, "best": "0004-steps"}
     storage.write_json(tmp_path / "r" / "gate.json", {**record, "tried": [tried]})
+    gated = RunFolder.open(tmp_path / "r")
     assert gated.gate["tried"] == [tried] and len(gated.student().times[0]) == 5
     assert len(gated.student(2).times[0]) == 3
     storage.write_json(
         tmp_path / "r" / "gate.json", {**record, "tried": [{**tried, "weights": "0"}]}
     )
     with pytest.raises(ConfigError, match="other weights"):
-        gated.student()
+        RunFolder.open(tmp_path / "r").student()
     storage.write_json(tmp_path / "r" / "gate.json", {**record, "best": None, "tried": []})
     with pytest.raises(ConfigError, match="passed its gate"):
-        gated.student()
+        RunFolder.open(tmp_path / "r").student()
+
+
+def test_each_file_is_read_once(run, monkeypatch):
+    reads = []
+    real = Path.read_bytes
+
+    def counted(path):
+        reads.append(path.relative_to(run).as_posix())
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    opened = RunFolder.open(run)
+    for _ in range(3):
+        _ = opened.options, opened.config, opened.cost, opened.losses, opened.metrics, opened.gate
+        _ = opened.stages, opened.student()
+    once = ["run.json", "metrics.jsonl", "stages/0002-steps/stage.json"]
+    assert [reads.count(name) for name in once] == [1, 1, 1]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    """The writer forgets what it has read of a file that it changes."""
+    run = RunFolder.begin(tmp_path / "r", "distill own", {"stop": 1})
+    cost = {"updates": 3, "seconds": 1.0, "forwards": 9}
+    assert run.finished("one") is None and run.metrics == [] and run.options == {"stop": 1}
+    for updates in (3, 5):
+        run.finish("one", lambda folder: None, {**cost, "updates": updates})
+        assert run.finished("one")["updates"] == updates
+        run.log_finished("one")
+    assert run.cost == {**cost, "updates": 3}  # its line was there
+    run.close()

@@ -36,7 +36,7 @@ from halfstep.training import distill, train
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
-from halfstep.training.run_folder import cost_of
+from halfstep.training.run_folder import RunFolder
 
 FULL = 64
 COUNTS = (8, 4, 2, 1)
@@ -220,8 +220,8 @@ def _cost(options: Demo, run: Path) -> dict[str, Any]:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
 
     own = options.from_scratch
-    teacher = cost_of(options.folder / "teacher") if own else bundled_cost("digits-teacher")
-    return {"teacher": teacher, "halvings": cost_of(run)}
+    teacher = RunFolder(options.folder / "teacher").cost if own else bundled_cost("digits-teacher")
+    return {"teacher": teacher, "halvings": RunFolder(run).cost}
 
 
 def _draw(

@@ -40,7 +40,8 @@ from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
-from halfstep.training.run_folder import cost_of, RunFolder
+from halfstep.training.metrics_log import RunCost
+from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline, Official
 
 
@@ -157,7 +158,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
                 "gate": kept.gate,
                 "cost": {
                     "teacher": _teachers_cost(kept, options),
-                    "halvings": cost_of(kept.folder),
+                    "halvings": kept.cost,
                 },
             },
             metrics=kept.folder,
@@ -257,9 +258,9 @@ def _checked(found: Pipeline, place: str, kept: RunFolder, students: list[Pipeli
     return found
 
 
-def _teachers_cost(kept: RunFolder, options: Evaluate) -> dict[str, Any] | None:
+def _teachers_cost(kept: RunFolder, options: Evaluate) -> RunCost | None:
     place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
-    return cost_of(place) if place is not None else None
+    return RunFolder(place).cost if place is not None else None
 
 
 def _times(kept: RunFolder, teacher: Pipeline, students: list[Pipeline]) -> Times:

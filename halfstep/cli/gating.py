@@ -27,8 +27,8 @@ from halfstep.methods import Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected
 from halfstep.timegrids import grid, Steps
-from halfstep.training.asked import begun
 from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,8 @@ def start_of(out: Path, method: Progressive, looks: Looks) -> Progressive:
 
     A run that was begun keeps the start that it was begun with.
     """
-    if (out / "run.json").exists():
-        before = begun(out)
+    if (run := RunFolder(out)).exists:
+        before = run.about
         if before["command"] == "distill progressive":
             return replace(method, start=before["options"]["start"])
         return method  # another's folder, which the run itself will refuse

@@ -27,7 +27,7 @@ from halfstep.training import distill
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
-from halfstep.training.run_folder import cost_of
+from halfstep.training.run_folder import RunFolder
 
 PRESET = "digits-guided"
 
@@ -147,7 +147,7 @@ def _distilled(
     with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
         job = Job(device=device, watch=bars, gate=keep)
         distill(teacher, data, out / "distill", method=method, training=training, job=job)
-    return Made(students, preset, out / "distill", cost_of(out / "distill"))
+    return Made(students, preset, out / "distill", RunFolder(out / "distill").cost)
 
 
 def _judged(

@@ -31,7 +31,7 @@ from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
 from halfstep.training.asked import environment
-from halfstep.training.run_folder import losses_of, RunFolder
+from halfstep.training.run_folder import RunFolder
 
 EVIDENCE, PICTURES = "report.json", "report.npz"
 
@@ -89,7 +89,7 @@ def written(
         subject, judge, asked, of_teacher=of_teacher, progress=progress,
         guided=guided_of(subject, judge, asked) if guided else None,
     )  # fmt: skip
-    found |= {"made": dict(made), "run": dict(run), "training": losses_of(metrics)}
+    found |= {"made": dict(made), "run": dict(run), "training": RunFolder(metrics).losses}
     here = environment(str(subject.teacher.device))
     found["measure"]["machine"] = made_by(here, [])["machine"]  # seconds are of this one
     found["verdict"] = guided_verdict(found["guided"]) if "guided" in found else verdict(found)

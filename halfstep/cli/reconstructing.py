@@ -23,7 +23,7 @@ from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.report.pictures import to_uint8
 from halfstep.training.asked import environment
-from halfstep.training.run_folder import losses_of, RunFolder
+from halfstep.training.run_folder import RunFolder
 
 MOST = 512
 """Images that are encoded and decoded: their error is then known to 2 %."""
@@ -67,7 +67,7 @@ def encoders_judged(
             "full": asked.full,
             "rows": [row.to_json() for row in rows],
         },
-        "training": losses_of(kept.folder),
+        "training": kept.losses,
         "verdict": sentence(rows),
     }
     shown = [("images", originals.images), *pictures]

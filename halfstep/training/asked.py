@@ -6,12 +6,11 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast, TypedDict
 
 import numpy as np
 import torch
 
-from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.version import __version__
 
@@ -35,50 +34,46 @@ class Begun(TypedDict):
     changes: list[str]
 
 
-def begun(folder: Path) -> Begun:
-    """What a run was begun with."""
-    return storage.read_json(folder / "run.json", Begun)
-
-
 def take_up(
-    folder: Path, asked: Mapping[str, Any], here: Mapping[str, Any], *, extend: bool
-) -> list[str]:
-    """Compare with the run's own run.json, and write there what changed; returns it in words.
+    folder: Path,
+    before: Begun | None,
+    request: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    extend: bool,
+) -> tuple[Begun, list[str]]:
+    """The new content of run.json, `before` itself where nothing changed, and the changes in words.
 
-    asked  command and options
-    here   `environment`
+    before   content of run.json; None for a new run
+    request  command and options
+    here     `environment`
     """
-    path, notes, changes = folder / "run.json", list[str](), list[str]()
-    run, fresh = uuid.uuid4().hex, not path.exists()
-    if not fresh:
-        before = begun(folder)
-        run = before["id"]
-        free, extended = _compare(folder, before, asked, extend)
-        notes = [*free, *_changed(before["environment"], here)]
+    if before is None:
+        content = {"id": uuid.uuid4().hex, "argv": sys.argv, "environment": here, "changes": []}
+        return cast(Begun, {**request, **content}), []
+    free, extended = compare(folder, before, request, extend=extend)
+    notes = [*free, *_changed(before["environment"], here)]
+    about = before
+    if notes or extended:
         changes = [*before["changes"], *notes, *extended]
-        fresh = bool(notes or extended)
-    if fresh:
-        about = {**asked, "id": run, "argv": sys.argv, "environment": here, "changes": changes}
-        storage.write_json(path, about)
-    return [f"{note}: from here on not the same to the bit" for note in notes]
+        content = {"id": before["id"], "argv": sys.argv, "environment": here, "changes": changes}
+        about = cast(Begun, {**request, **content})
+    return about, [f"{note}: from here on not the same to the bit" for note in notes]
 
 
-def refuse_others(folder: Path, asked: Mapping[str, Any], *, extend: bool) -> None:
-    """`ConfigError` where the folder holds a run that these command and options would not go on with."""
-    if (folder / "run.json").exists():
-        _compare(folder, begun(folder), asked, extend)
-
-
-def _compare(
-    folder: Path, before: Begun, asked: Mapping[str, Any], extend: bool
+def compare(
+    folder: Path, before: Begun, request: Mapping[str, Any], *, extend: bool
 ) -> tuple[list[str], list[str]]:
-    """Refuse other options; returns in words what may differ anyhow, and what was extended."""
-    if before["command"] != asked["command"]:
+    """Differences that are allowed, in words, and those that `extend` allows.
+
+    `ConfigError` where the run in `folder` was begun with another command or other options.
+    """
+    if before["command"] != request["command"]:
         raise ConfigError(
-            f"'{folder}' holds a run of '{before['command']}', not of '{asked['command']}': "
+            f"'{folder}' holds a run of '{before['command']}', not of '{request['command']}': "
             "choose another --out"
         )
-    old, new = _flat(before["options"]), _flat(asked["options"])
+    old, new = _flat(before["options"]), _flat(request["options"])
     free, extended = list[str](), list[str]()
     for name in sorted(old.keys() | new.keys()):
         was, now = old.get(name), new.get(name)

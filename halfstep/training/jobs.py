@@ -19,7 +19,7 @@ from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
-from halfstep.training.run import refuse_folder, Run
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.settings import Training
 from halfstep.training.teachers import begun
 from halfstep.training.trainable import Check, checked, identity_of
@@ -91,7 +91,7 @@ def carried_through(
         own, stages = _identified(checked(stages, data, training, processes, check))
         asked |= own
         if job.rehearse is not None:
-            refuse_folder(Path(out), command, asked, extend=job.extend)
+            RunFolder.check_begin(Path(out), command, asked, extend=job.extend)
             job.rehearse(stages, data, training, processes)
             raise Rehearsed
         with _opened(command, asked, out, job, processes) as run:
@@ -108,19 +108,19 @@ def carried_through(
 @contextmanager
 def _opened(
     command: str, asked: Mapping[str, Any], out: Path | str, job: Job, processes: Processes
-) -> Iterator[Run]:
+) -> Iterator[RunFolder]:
     """The run's folder, which the first process opens, the only one that writes."""
-    opened = list[Run]()
+    opened = list[RunFolder]()
 
     def take() -> None:
         device = str(processes.device)
-        run = Run.open(
+        run = RunFolder.begin(
             Path(out), command, asked, device=device, processes=processes.world, extend=job.extend
         )
         opened.append(run)
 
     processes.first_says(take)
-    run = opened[0] if opened else Run(Path(out), None, [])
+    run = opened[0] if opened else RunFolder(out)
     try:
         yield run
     finally:

@@ -23,7 +23,7 @@ from halfstep.training.ema import Average
 from halfstep.training.memory import naming_memory
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
-from halfstep.training.run import Run
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.settings import Training
 from halfstep.training.statistics import take_anew
 from halfstep.training.stopping import Asked, stopping
@@ -44,7 +44,7 @@ class Loop:
     from_previous  go on from the checkpoint before a damaged one
     """
 
-    run: Run
+    run: RunFolder
     data: Data
     settings: Training
     processes: Processes
@@ -64,7 +64,7 @@ class Loop:
                 if not self.processes.first_says(partial(self._finished, stage, index)):
                     self._fit(stage, index, asked)
                 with self._naming(stage):
-                    self.read(stage, self.run.stage(stage.name))
+                    self.read(stage, self.run.stage_folder(stage.name))
                 student = stage.student
                 # All ask, so that none waits long; the first one's word counts.
                 go_on = self.gate(stage)
@@ -98,7 +98,7 @@ class Loop:
             yield
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}; or delete '{self.run.stage(stage.name)}', and the same command trains that "
+                f"{error}; or delete '{self.run.stage_folder(stage.name)}', and the same command trains that "
                 "stage again"
             ) from None
 
@@ -135,15 +135,17 @@ class Loop:
     def _resume(self, stage: Stage, index: int) -> State:
         """The stage's state where it goes on, the same on every process."""
         state, folder = self._state(stage), self.run.checkpoints
-        previous, tell = self.from_previous, self.watch.note
-        choose = partial(
-            checkpoint.choose, folder, index, name=stage.name, run=self.run.id,
-            previous=previous, tell=tell,
-        )  # fmt: skip
+
+        def choose() -> str | None:
+            return checkpoint.choose(
+                folder, index, name=stage.name, run=self.run.id, previous=self.from_previous,
+                tell=self.watch.note,
+            )  # fmt: skip
+
         name = self.processes.first_says(choose)
         if name is not None:
             checkpoint.restore(folder / name, state)
-        self.processes.first_says(partial(self.run.forget_after, stage.name, state.update))
+        self.processes.first_says(partial(self.run.log_file.forget_after, stage.name, state.update))
         return state
 
     def _update(
@@ -272,6 +274,6 @@ class Loop:
 
     def _settle(self, stage: Stage, index: int) -> None:
         """What follows a finished stage, and may be done twice: only its last checkpoint is kept."""
-        self.run.record(stage.name)
+        self.run.log_finished(stage.name)
         checkpoint.forget(self.run.checkpoints, index, keep=1)
         checkpoint.forget(self.run.checkpoints, index - 1, keep=0)

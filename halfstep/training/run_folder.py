@@ -1,42 +1,149 @@
-"""The folder of a run, to be read: its options, its finished stages, its students, and what they cost."""
+"""The folder of a run: options, metrics, finished stages, checkpoints.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+    RUN/run.json        command, resolved options, versions, and later changes of them
+    RUN/config.toml     the command's options as they were typed
+    RUN/metrics.jsonl   one line every few updates
+    RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
+    RUN/checkpoints/    where the present stage goes on
+    RUN/gate.json       the decisions of the run's gate
+
+The same command again goes on where it stopped.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from halfstep.errors import ConfigError
-from halfstep.identity import digest_of
+from halfstep import files, storage
+from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.description import read_description
 from halfstep.timegrids import grid
-from halfstep.training.asked import Begun, begun
+from halfstep.training.asked import Begun, compare, environment, take_up
 from halfstep.training.gate_record import GateRecord, read_gate
-from halfstep.training.run import read_metrics, read_stage
+from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
 from halfstep.training.run_config import read_config
+from halfstep.training.run_repair import refuse_foreign, remove_unfinished
+from halfstep.training.stage_record import read_stage_record, StageRecord, write_stage_record
+from halfstep.training.students import load_passed, load_with_steps
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """A run that was begun, finished or not; `RunFolder.open` reads run.json and config.toml.
+    """A run, finished or not.  `open` reads one; `begin` also writes it, and locks out other processes.
 
-    config  what was typed, as config.toml has it; {} of a run that was begun from Python
-    about   command, resolved options, environment and changes, as run.json has them
+    Each file is read once, when it is first needed.
+
+    folder  the run's folder
+    notes   changes of versions, device or threads since the run began, in words
     """
 
-    folder: Path
-    config: Mapping[str, Any]
-    about: Begun
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.notes: list[str] = []
+        self.checkpoints = self.folder / "checkpoints"
+        self.log_file = MetricsLog(self.folder / "metrics.jsonl")
+        self._lock: files.Lock | None = None
+        self._records: dict[str, StageRecord] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> "RunFolder":
-        """`ConfigError` where there is no run, `CheckpointError` where its files are damaged."""
-        if not (folder / "run.json").exists():
+    def open(cls, folder: Path | str) -> "RunFolder":
+        """Open a run for reading.
+
+        `ConfigError` where no run is there, `CheckpointError` where run.json or config.toml is damaged.
+        """
+        run = cls(folder)
+        if not run.exists:
             raise ConfigError(
-                f"'{folder}' holds no run: give the --out of a 'halfstep train' or 'halfstep distill'"
+                f"'{run.folder}' holds no run: give the --out of a 'halfstep train' or 'halfstep distill'"
             )
-        return cls(folder, read_config(folder), begun(folder))
+        _ = run.config, run.about
+        return run
+
+    @classmethod
+    def begin(
+        cls,
+        folder: Path,
+        command: str,
+        options: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        processes: int = 1,
+        extend: bool = False,
+    ) -> "RunFolder":
+        """Make the folder, or go on with the run that is there if it was made with the same options.
+
+        `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
+        or threads since the run began: the weights are then not the same to the bit.
+        """
+        run, request = cls(folder), _request(command, options)
+        try:
+            refuse_foreign(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            run._lock = files.Lock(folder)
+        except OSError as error:
+            raise _no_folder(folder, error) from None
+        try:
+            before = run.about if run.exists else None
+            here = environment(device, processes)
+            about, changes = take_up(folder, before, request, here, extend=extend)
+            if about is not before:
+                storage.write_json(folder / "run.json", about)
+            run.about = about
+            run.notes = [*run._lock.notes, *changes]
+            run.log_file.mend()
+            remove_unfinished(folder)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def check_begin(
+        cls, folder: Path, command: str, options: Mapping[str, Any], *, extend: bool = False
+    ) -> None:
+        """`ConfigError` where `begin` would refuse this folder; nothing is written."""
+        run = cls(folder)
+        try:
+            refuse_foreign(folder)
+            held = os.path.lexists(folder / files.LOCK)
+            with files.Lock(folder) if held else nullcontext():
+                if run.exists:
+                    compare(folder, run.about, _request(command, options), extend=extend)
+                for stage in sorted(folder.glob("stages/[!.]*")):
+                    run.record(stage.name)
+        except OSError as error:
+            raise _no_folder(folder, error) from None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.folder / "run.json").exists()
+
+    @cached_property
+    def about(self) -> Begun:
+        """Content of run.json: command, resolved options, environment and changes."""
+        return storage.read_json(self.folder / "run.json", Begun)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The options that were typed, as config.toml has them; {} for a run begun from Python."""
+        return read_config(self.folder)
+
+    @cached_property
+    def gate(self) -> GateRecord | None:
+        """The decisions of the gate; None for a run without one."""
+        path = self.folder / "gate.json"
+        return read_gate(path) if path.exists() else None
+
+    @property
+    def id(self) -> str:
+        """Stands in the run's stages and checkpoints, and in no other run's."""
+        return self.about["id"]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -44,27 +151,61 @@ class RunFolder:
         return self.about["options"]
 
     @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl."""
+        return self.log_file.lines
+
+    @property
+    def cost(self) -> RunCost | None:
+        """Seconds, forwards (a forward 1, forward and backward 3) and updates of all finished stages."""
+        return self.log_file.cost
+
+    @property
+    def losses(self) -> list[LoggedLoss]:
+        """Loss and learning rate of every logged update, over all stages."""
+        return self.log_file.losses
+
+    @property
     def stages(self) -> list[Path]:
-        """Folders of the finished stages, the most steps first."""
-        return stage_folders(self.folder)[::-1]
+        """Folders of the finished stages with a pipeline, the most steps first; another run's are refused."""
+        folders = sorted(path.parent for path in self.folder.glob("stages/[!.]*/pipeline.json"))
+        for folder in folders if self.exists else ():
+            self.record(folder.name)
+        return folders[::-1]
+
+    def record(self, name: str) -> StageRecord:
+        """Content of a finished stage's stage.json; `CheckpointError` where the stage is another run's."""
+        if name not in self._records:
+            self._records[name] = read_stage_record(self.folder, name, self.id)
+        return self._records[name]
+
+    def finished(self, name: str) -> StageRecord | None:
+        """`record`; None if the stage is not finished."""
+        return self.record(name) if self.stage_folder(name).exists() else None
+
+    def stage_folder(self, name: str) -> Path:
+        """The folder of a finished stage; it exists only when it is whole."""
+        return self.folder / "stages" / name
 
     def stage(self, name: str, *, net: str | None = None) -> Pipeline | None:
         """The pipeline of a finished stage; None where no stage has this name."""
-        found = [folder for folder in self.stages if folder.name == name]
-        return Pipeline.load(found[0], net=net) if found else None
-
-    @property
-    def gate(self) -> GateRecord | None:
-        """What the gate decided; None of a run without one."""
-        path = self.folder / "gate.json"
-        return read_gate(path) if path.exists() else None
+        named = [folder for folder in self.stages if folder.name == name]
+        return Pipeline.load(named[0], net=net) if named else None
 
     def student(self, steps: int | None = None, *, net: str | None = None) -> Pipeline:
         """The student of so many steps, by default of the fewest; with a gate, the last that passed.
 
         `ConfigError` where no student takes so many steps, or none passed the gate.
         """
-        return load_student(self.folder, steps=steps, net=net)
+        folders = self.stages
+        if not folders:
+            raise ConfigError(
+                f"'{self.folder}' holds neither a pipeline nor a run with a finished stage: give the folder "
+                "that has a pipeline.json, or the --out of a run"
+            )
+        if steps is None and self.gate is not None:
+            return load_passed(self.folder, self.gate, net=net)
+        return load_with_steps(self.folder, folders[::-1], steps, net=net)
 
     def first_student(self, *, net: str | None = None) -> Pipeline | None:
         """The stage that the halved students were made from: a guided run's first, or a plan's shrunk one."""
@@ -84,78 +225,69 @@ class RunFolder:
         kind, start = self.options.get("grid", "uniform"), self.options.get("start", full)
         return [replace(first, times=(grid(kind, start, first.denoiser.schedule),))]
 
+    def finish(
+        self, name: str, write: Callable[[Path], None], cost: Mapping[str, int | float]
+    ) -> None:
+        """Let `write` fill a folder, then give it the stage's name: all or nothing.
 
-def stage_folders(run: Path) -> list[Path]:
-    """Folders of a run's finished stages with a pipeline, sorted; one that is another run's is refused."""
-    found = sorted(path.parent for path in (run / "stages").glob("[!.]*/pipeline.json"))
-    for folder in found if (run / "run.json").exists() else ():
-        read_stage(run, folder.name)
-    return found
+        cost  updates, seconds and forwards, for stage.json
+        """
+        self.check()
+        stages, final = files.subfolder(self.folder, "stages"), self.stage_folder(name)
+        part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
+        with files.writing(final):
+            files.remove(part)
+            part.mkdir()
+            write(part)
+            write_stage_record(part, name, self.id, cost)
+            self._check_again(part)
+            if final.exists():
+                final.replace(old)
+            part.replace(final)
+            files.flush_folder(stages)
+        files.remove(old)
+        self._records.pop(name, None)
+
+    def log_finished(self, name: str) -> None:
+        """See to it that metrics.jsonl has the line of a finished stage."""
+        if not self.log_file.has_stage(name):
+            record = self.record(name)
+            cost = {"updates": record["updates"], "seconds": record["seconds"]}
+            self.log({"stage": name, **cost, "forwards": record["forwards"]})
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl; a measure that is not finite is null there."""
+        self.check()
+        self.log_file.add(line)
+
+    def check(self) -> None:
+        """`CheckpointError` where the folder went away, or is another run's by now."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def close(self) -> None:
+        """Give up the lock."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _check_again(self, part: Path) -> None:
+        """As `check`; a folder that was made anew because of the part that was written, goes."""
+        try:
+            self.check()
+        except CheckpointError:
+            files.remove(part)
+            with suppress(OSError):
+                part.parent.rmdir()  # which only empty folders suffer
+                self.folder.rmdir()
+            raise
 
 
-def load_student(path: Path, *, steps: int | None = None, net: str | None = None) -> Pipeline:
-    """A run's student of so many steps; by default of the fewest, or with a gate the last that passed."""
-    found = stage_folders(path)
-    if not found:
-        raise ConfigError(
-            f"'{path}' holds neither a pipeline nor a run with a finished stage: give the folder that "
-            "has a pipeline.json, or the --out of a run"
-        )
-    takes = {folder: _takes(folder) for folder in found}
-    if steps is None and (path / "gate.json").exists():
-        return _load_best(path, net)
-    if steps is None:
-        return Pipeline.load(min(found, key=lambda folder: takes[folder][0]), net=net)
-    for folder in found:
-        if steps in takes[folder] or ANY in takes[folder]:
-            return Pipeline.load(folder, net=net)
-    own = sorted({n for counts in takes.values() for n in counts})
-    raise ConfigError(
-        f"no student of '{path}' was distilled for {steps} steps: they take "
-        f"{' or '.join(map(str, own))}"
+def _request(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A command and its options as run.json has them."""
+    return {"command": command, "options": json.loads(json.dumps(options))}
+
+
+def _no_folder(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"'{folder}' cannot be a run's folder ({error.strerror}): choose another --out"
     )
-
-
-def _load_best(path: Path, net: str | None) -> Pipeline:
-    """The last stage that passed the run's gate, of the weights that the gate saw."""
-    record = read_gate(path / "gate.json")
-    tried = [one for one in record["tried"] if one["stage"] == record["best"]]
-    if not tried:
-        raise ConfigError(
-            f"no student of '{path}' passed its gate: say which one you mean with steps (command line: "
-            "--steps), or give the folder of a stage"
-        )
-    found = Pipeline.load(path / "stages" / tried[-1]["stage"], net=net)
-    if digest_of(found.denoiser) != tried[-1]["weights"]:
-        raise ConfigError(
-            f"the gate of '{path}' saw other weights of {tried[-1]['stage']} than are there: run the same "
-            "halfstep distill again, or say which student you mean with steps (command line: --steps)"
-        )
-    return found
-
-
-ANY = 2**31
-"""A teacher takes any number of steps, which counts as many."""
-
-
-def _takes(folder: Path) -> list[int]:
-    """The numbers of steps that a stage's pipeline can take."""
-    about = read_description(folder)
-    counts = [len(times) - 1 for times in about["times"]]
-    if about.get("made_for") == "stochastic" and 2 in counts:
-        counts.append(1)  # whose one call at t = 1 spans both
-    return counts or [ANY]
-
-
-def cost_of(run: Path) -> dict[str, Any] | None:
-    """Seconds, forwards (a forward 1, forward and backward 3) and updates of all finished stages."""
-    done = [line for line in read_metrics(run) if "forwards" in line]
-    if not done:
-        return None
-    return {key: sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")}
-
-
-def losses_of(run: Path) -> list[dict[str, Any]]:
-    """Loss and learning rate of every logged update, over all stages."""
-    lines = [line for line in read_metrics(run) if "loss" in line]
-    return [{key: line[key] for key in ("stage", "update", "loss", "rate")} for line in lines]

@@ -16,8 +16,8 @@ from halfstep.nets.pruning import one_drop, pairs_of, worthiest
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training import asked
 from halfstep.training.reading import read_by
+from halfstep.training.run_folder import RunFolder
 
 ROWS, BATCH = 512, 64
 """Samples that blocks are scored on, and how many at a time."""
@@ -97,4 +97,4 @@ def _around(denoiser: Denoiser, net: nn.Module) -> Denoiser:
 
 def _begun(run: Path) -> dict[str, Any]:
     """The options that a run was begun with."""
-    return asked.begun(run)["options"] if (run / "run.json").exists() else {}
+    return RunFolder.open(run).options if (run / "run.json").exists() else {}

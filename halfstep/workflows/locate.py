@@ -9,7 +9,7 @@ from halfstep.codec import Codec
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.training.run_folder import load_student
+from halfstep.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,4 +112,4 @@ def locate_pipeline(
     folder = Path(folder)
     if (folder / "pipeline.json").exists():
         return Pipeline.load(folder, net=net)
-    return load_student(folder, steps=steps, net=net)
+    return RunFolder(folder).student(steps, net=net)

@@ -1,0 +1,59 @@
+"""The students of a run, by their number of steps or by its gate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from halfstep.errors import ConfigError
+from halfstep.identity import digest_of
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
+from halfstep.training.gate_record import GateRecord
+
+ANY = 2**31
+"""A teacher takes any number of steps, which counts as many."""
+
+
+def load_with_steps(
+    run: Path, stages: Sequence[Path], steps: int | None, *, net: str | None = None
+) -> Pipeline:
+    """The pipeline of the first stage that takes so many steps; None: of the one that takes the fewest.
+
+    `ConfigError` where no stage takes so many.
+    """
+    takes = {folder: _steps_of(folder) for folder in stages}
+    if steps is None:
+        return Pipeline.load(min(stages, key=lambda folder: takes[folder][0]), net=net)
+    for folder in stages:
+        if steps in takes[folder] or ANY in takes[folder]:
+            return Pipeline.load(folder, net=net)
+    counts = sorted({count for each in takes.values() for count in each})
+    raise ConfigError(
+        f"no student of '{run}' was distilled for {steps} steps: they take "
+        f"{' or '.join(map(str, counts))}"
+    )
+
+
+def load_passed(run: Path, gate: GateRecord, *, net: str | None = None) -> Pipeline:
+    """The last student that passed the gate; `ConfigError` where none did, or its weights are others now."""
+    tried = [one for one in gate["tried"] if one["stage"] == gate["best"]]
+    if not tried:
+        raise ConfigError(
+            f"no student of '{run}' passed its gate: say which one you mean with steps (command line: "
+            "--steps), or give the folder of a stage"
+        )
+    student = Pipeline.load(run / "stages" / tried[-1]["stage"], net=net)
+    if digest_of(student.denoiser) != tried[-1]["weights"]:
+        raise ConfigError(
+            f"the gate of '{run}' saw other weights of {tried[-1]['stage']} than are there: run the same "
+            "halfstep distill again, or say which student you mean with steps (command line: --steps)"
+        )
+    return student
+
+
+def _steps_of(folder: Path) -> list[int]:
+    """The numbers of steps that a stage's pipeline can take."""
+    about = read_description(folder)
+    counts = [len(times) - 1 for times in about["times"]]
+    if about.get("made_for") == "stochastic" and 2 in counts:
+        counts.append(1)  # whose one call at t = 1 spans both
+    return counts or [ANY]
