@@ -38,9 +38,9 @@ from halfstep.identity import digest_of
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import grid, Times
+from halfstep.training.metrics_log import RunCost
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
-from halfstep.training.metrics_log import RunCost
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline, Official
 

@@ -26,6 +26,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import distill
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
+from halfstep.training.metrics_log import RunCost
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 
@@ -39,7 +40,7 @@ class Made:
     students: list[Pipeline]
     preset: Any
     metrics: Path
-    cost: dict[str, Any] | None
+    cost: RunCost | None
 
 
 def guided_demo(
