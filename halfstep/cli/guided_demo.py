@@ -26,7 +26,6 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import distill
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
-from halfstep.training.metrics_log import RunCost
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 
@@ -40,7 +39,7 @@ class Made:
     students: list[Pipeline]
     preset: Any
     metrics: Path
-    cost: RunCost | None
+    cost: Mapping[str, object] | None
 
 
 def guided_demo(
