@@ -1,6 +1,7 @@
 """`halfstep demo --guided`: one student for every guidance scale, held against the guided teacher."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
