@@ -16,8 +16,8 @@ import tyro
 
 import halfstep
 from halfstep import GuidedDistillation, Pipeline, Training
-from halfstep.evaluation import cache_folder, digits_features, Judge
-from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject
+from halfstep.evaluation import cache_folder, digits_features, SampleScorer
+from halfstep.evaluation.guided import GuidedCandidates, GuidedEvidence
 from halfstep.hub import bundled_teacher
 
 
@@ -44,7 +44,7 @@ def main(options: Options) -> list[dict[str, float]]:
     if options.quick:
         options = replace(options, scales=(1.0, 3.0), updates=2, halving_updates=(1,), n=32)
     data, teacher = halfstep.load_data("digits"), bundled_teacher()
-    judge = Judge(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
+    judge = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     low, high = min(options.scales), max(options.scales)
     ranged = _students(options, teacher, (low, high))
     rows = []
@@ -78,10 +78,10 @@ def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]
 
 
 def _distances(
-    teacher: Pipeline, students: list[Pipeline], judge: Judge, scale: float
+    teacher: Pipeline, students: list[Pipeline], judge: SampleScorer, scale: float
 ) -> dict[int, float]:
     """By steps: the Fréchet distance to the guided teacher over the teacher's own."""
-    subject = GuidedSubject(teacher, students, cache=cache_folder())
+    subject = GuidedCandidates(teacher, students, cache=cache_folder())
     rows = GuidedEvidence(subject, judge, [scale]).table()["rows"]
     return {row["steps"]: row["times_floor"]["value"] for row in rows if row["who"] == "student"}
 

@@ -17,7 +17,7 @@ import tyro
 import halfstep
 from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Table, Training
 from halfstep.errors import ConfigError, NonFinite
-from halfstep.evaluation import digits_features, Judge
+from halfstep.evaluation import digits_features, SampleScorer
 from halfstep.nets import fitting
 from halfstep.prediction import PARAMETERISATIONS
 
@@ -62,7 +62,7 @@ def main(options: Options) -> list[dict[str, object]]:
     if options.quick:
         options = Options(out=options.out, updates=2, halving=1, steps=2, n=64, batch=8)
         rows = [ROWS[4], ROWS[6], ROWS[9], ROWS[-1]]
-    judge = Judge(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
+    judge = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for row in rows:

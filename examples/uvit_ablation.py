@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import halfstep
 from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Training, V
-from halfstep.evaluation import cache_folder, data_features, Judge
+from halfstep.evaluation import cache_folder, data_features, SampleScorer
 from halfstep.evaluation.cost import multiply_adds
 from halfstep.evaluation.features import features
 from halfstep.nets import fitting
@@ -77,7 +77,7 @@ def main(options: Options) -> list[dict[str, object]]:
     data = halfstep.load_data(options.data, size=size)
     seen = features(options.features or ("efficientnet-lite0" if size else "digits"))
     known = data_features(seen, data, cache=cache_folder())
-    judge = Judge(seen, data.batch(torch.arange(len(data))).x0, known, n=options.n)
+    judge = SampleScorer(seen, data.batch(torch.arange(len(data))).x0, known, n=options.n)
     rows = [described(name, data, options) for name in VARIANTS]
     for seed, row in product(range(options.seeds), rows):
         for score, found in zip(SCORES, scores(row, seed, data, judge, options), strict=True):
@@ -163,7 +163,7 @@ def scores(row, seed, data, judge, options):
     how = replace(how, warmup=25, betas=(0.9, 0.99), ema=0.98)
     student = halfstep.distill(teacher, data, out / "student", method=method, training=how)
     ways = (teacher, options.steps), (student, 4)
-    return [judge.distance(judge.see(pipeline, "ddim", steps)) for pipeline, steps in ways]
+    return [judge.distance(judge.sample(pipeline, "ddim", steps)) for pipeline, steps in ways]
 
 
 def table(rows):

@@ -24,7 +24,7 @@ from halfstep.evaluation import (
     digits_features,
     Features,
     frechet_distance,
-    Judge,
+    SampleScorer,
     sampling_floor,
 )
 from halfstep.evaluation.features import load_classifier, save_classifier
@@ -272,7 +272,7 @@ def teacher():
 @pytest.fixture
 def judge():
     real = 0.5 * torch.randn(80, 3, generator=seeded(8))
-    return Judge(Features("themselves", lambda x: x), real, n=40)
+    return SampleScorer(Features("themselves", lambda x: x), real, n=40)
 
 
 def test_the_teacher_is_at_no_distance_from_itself(judge, teacher):
@@ -321,16 +321,16 @@ def test_a_row_without_a_teacher_is_refused(judge, teacher):
 def test_progress_is_told_as_often_as_announced(teacher):
     real = torch.randn(20, 3, generator=seeded())
     judge, of_teacher, of_row = (
-        Judge(Features("x", lambda x: x), real, n=300),
+        SampleScorer(Features("x", lambda x: x), real, n=300),
         Ledger(),
         Ledger(),
     )
     judge.teacher(teacher, 4, progress=of_teacher)
     judge.row(teacher, "heun", 3, progress=of_row)
     assert (of_teacher.steps, of_row.steps) == (2 * 4, 2 * 3)  # 300 samples are two batches
-    more, some = Ledger(), judge.see(teacher, "ddim", 4, n=10)
-    judge.more(some, teacher, "ddim", 4, progress=more)
-    judge.more(some, teacher, "ddim", 4, n=5, progress=more)
+    more, some = Ledger(), judge.sample(teacher, "ddim", 4, n=10)
+    judge.extend(some, teacher, "ddim", 4, progress=more)
+    judge.extend(some, teacher, "ddim", 4, n=5, progress=more)
     assert more.steps == 2 * 4  # of the 290 that are missing, and of none
 
 

@@ -12,13 +12,13 @@ from halfstep.batch import Cond
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
-from halfstep.evaluation import Evaluation, Features, gather, Judge, Subject
+from halfstep.evaluation import Candidates, Evaluation, Features, gather, SampleScorer
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
 from halfstep.evaluation.distances import sampling_floor
 from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
-from halfstep.evaluation.judge import Seen
 from halfstep.evaluation.rows import drifted, memorised, pictures, row as row_of
+from halfstep.evaluation.sample_sets import SampleSet
 from halfstep.evaluation.setups import counted, most_steps, TIMED, walkable
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
@@ -80,11 +80,11 @@ def students(*counts):
 
 @pytest.fixture(scope="module")
 def subject(data):
-    return Subject(pipeline(), students(4, 2, 1), data, uniform(8))
+    return Candidates(pipeline(), students(4, 2, 1), data, uniform(8))
 
 
 def judge(data, **options):
-    return Judge(FEATURES, data.values, n=ASKED.samples, **options)
+    return SampleScorer(FEATURES, data.values, n=ASKED.samples, **options)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_a_published_sampler_is_a_row_on_its_own_grid(data):
     ]
     for row in rows[1:]:
         images = teacher.sample(40, steps=row["steps"], sampler=row["sampler"])
-        seen = Seen(images, FEATURES(images), 0.0)
+        seen = SampleSet(images, FEATURES(images), 0.0)
         distance = row["distances"]["frechet_distance"]["value"]
         assert distance == pytest.approx(mine.distance(seen), rel=1e-9)
         assert row["calls"] == row["steps"]
@@ -233,18 +233,18 @@ def test_a_published_sampler_is_a_row_on_its_own_grid(data):
 def test_the_teacher_at_full_steps_by_another_sampler(data):
     teacher, mine = pipeline(schedule=VPLinear()), judge(data)
     asked = replace(ASKED, full=7, full_sampler="dpm-fast", baselines=("ddim", "dpmpp-3s"))
-    subject = Subject(teacher, [pipeline(1.1, (uniform(4),), schedule=VPLinear())], data)
+    subject = Candidates(teacher, [pipeline(1.1, (uniform(4),), schedule=VPLinear())], data)
     found, pictures = gather(subject, mine, asked)
     full = found["rows"][0]
     assert (full["name"], full["sampler"], full["calls"]) == (
         "teacher, dpm-fast, 7 steps", "dpm-fast", 7,
     )  # fmt: skip
     images = teacher.sample(40, steps=7, sampler="dpm-fast")
-    seen = Seen(images, FEATURES(images), 0.0)
+    seen = SampleSet(images, FEATURES(images), 0.0)
     distance = full["distances"]["frechet_distance"]["value"]
     assert distance == pytest.approx(mine.distance(seen), rel=1e-9)
     student = found["rows"][-1]
-    other = mine.see(subject.students[0], "ddim", 4)
+    other = mine.sample(subject.students[0], "ddim", 4)
     assert student["ratio"] == mine.ratio(other, seen).to_json()
     assert all(row["cost"]["calls"] == row["steps"] for row in found["rows"])
     assert pictures["grid_labels"][0] == full["name"]
@@ -265,7 +265,7 @@ def test_the_teacher_at_full_steps_by_another_sampler(data):
 def test_a_baseline_that_the_schedule_refuses_is_left_out_with_a_sentence(schedule, words, data):
     asked = replace(BRIEF, full=5, baselines=("ddim", *OWN_GRIDS))
     student = pipeline(1.1, (uniform(8),), schedule=schedule)
-    subject, told = Subject(pipeline(schedule=schedule), [student], data), Ledger()
+    subject, told = Candidates(pipeline(schedule=schedule), [student], data), Ledger()
     found = gather(subject, judge(data), asked, progress=told)
     there = [row["sampler"] for row in of(found, "baseline")]
     assert there == [name for name in asked.baselines if name not in words]
@@ -282,7 +282,7 @@ def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
     teacher = pipeline(schedule=VPLinear())
     students = [pipeline(1.1, (uniform(k),), schedule=VPLinear()) for k in (4, 2)]
     asked = replace(BRIEF, full=16, baselines=("ddim", "dpm-fast", "euler-maruyama", pndm, heun))
-    subject = Subject(teacher, students, data)
+    subject = Candidates(teacher, students, data)
     found = gather(subject, judge(data), asked)
     there = [(row["sampler"], row["steps"]) for row in of(found, "baseline")]
     assert there == [
@@ -305,16 +305,16 @@ def test_every_baseline_that_is_left_out_has_its_sentence(data):
     names = ("diffusers:PNDMScheduler", "diffusers:HeunDiscreteScheduler", "euler-maruyama")
     students = [pipeline(1.1, (uniform(k),)) for k in (8, 3)]
     asked = replace(BRIEF, full=16, baselines=names)
-    found = Subject(pipeline(), students, data).left_out(asked)
+    found = Candidates(pipeline(), students, data).left_out(asked)
     assert [one.split(" ")[2] for one in found] == [f"{name}:" for name in names]
     served = [pipeline(1.1, (uniform(k),), schedule=VPLinear()) for k in (8, 5, 3)]
     teacher = pipeline(schedule=VPLinear())
-    [one] = Subject(teacher, served, data).left_out(replace(asked, baselines=names[:1]))
+    [one] = Candidates(teacher, served, data).left_out(replace(asked, baselines=names[:1]))
     assert one.startswith(f"no baseline {names[0]} in 2 steps: ")
 
 
 def test_a_teacher_that_is_a_student_has_no_sampler_with_another_grid(data):
-    subject = Subject(
+    subject = Candidates(
         pipeline(times=(uniform(4),), schedule=VPLinear()),
         [pipeline(1.1, (uniform(2),), schedule=VPLinear())],
         data,
@@ -359,7 +359,7 @@ def test_what_the_teacher_does_can_be_measured_before(found, subject, data):
 
 
 def test_a_student_that_is_the_teacher_keeps_everything(data):
-    same = Subject(pipeline(), [pipeline(times=(uniform(16),))], data, uniform(32))
+    same = Candidates(pipeline(), [pipeline(times=(uniform(16),))], data, uniform(32))
     row = of(gather(same, judge(data), replace(BRIEF, baselines=())), "student")[0]
     one = {"value": 1.0, "low": 1.0, "high": 1.0}
     assert row["ratio"] == one and row["fidelity"]["rmse"]["value"] == 0
@@ -386,10 +386,10 @@ def test_the_split_is_that_of_the_student_before(found, subject, data):
 
 def test_without_the_student_before_there_is_no_split(data):
     asked = replace(BRIEF, baselines=())
-    gap = Subject(pipeline(), students(4, 1), data, uniform(8))
+    gap = Candidates(pipeline(), students(4, 1), data, uniform(8))
     rows = of(gather(gap, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [False, True]
-    bare = Subject(pipeline(), students(4, 2), data)  # the teacher's grid is not known
+    bare = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
     rows = of(gather(bare, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [True, False]
 
@@ -406,7 +406,7 @@ def test_labels_go_only_to_a_teacher_that_takes_them(data, monkeypatch):
     monkeypatch.setattr(evidence, "learning_error", seen)
     asked = replace(BRIEF, counts=(4,), baselines=())
     for classes in ((), ("even", "odd")):
-        labelled = Subject(
+        labelled = Candidates(
             pipeline(classes=classes), [pipeline(1.1, (uniform(4),), classes)], data, uniform(8)
         )
         gather(labelled, judge(data), asked)
@@ -420,20 +420,20 @@ def test_memorisation_needs_data_that_was_held_out(subject, data):
     assert [row["memorisation"] is None for row in rows] == [False, True, True, False]
     known = rows[-1]["memorisation"]
     assert known.keys() == {"train", "held_out", "ratio", "copies", "flag"}
-    copied = Subject(subject.teacher, subject.students, data, uniform(8), data.values)
+    copied = Candidates(subject.teacher, subject.students, data, uniform(8), data.values)
     with pytest.raises(ConfigError, match="held_out lies in the training set"):
         gather(copied, judge(data), asked)
 
 
 def test_what_costs_n_squared_sees_as_many_real_images_as_samples(data):
-    mine = Judge(FEATURES, data.values, n=25)
+    mine = SampleScorer(FEATURES, data.values, n=25)
     assert len(mine.real_features) == 60 and len(mine.real_few) == 25
-    assert torch.equal(mine.real_few, Judge(FEATURES, data.values, n=25).real_few)
+    assert torch.equal(mine.real_few, SampleScorer(FEATURES, data.values, n=25).real_few)
     rows = {tuple(row.tolist()) for row in mine.real_features}
     assert all(tuple(row.tolist()) in rows for row in mine.real_few)
-    assert torch.equal(Judge(FEATURES, data.values, n=60).real_few, mine.real_features)
-    seen = mine.see(pipeline(), "ddim", 2)
-    subject = Subject(pipeline(), [], data)
+    assert torch.equal(SampleScorer(FEATURES, data.values, n=60).real_few, mine.real_features)
+    seen = mine.sample(pipeline(), "ddim", 2)
+    subject = Candidates(pipeline(), [], data)
     asked = replace(ASKED, samples=25, full=2, cost_rounds=0)
     row = gather(subject, mine, asked)[0]["rows"][0]["distances"]
     assert row["kernel_distance"] == kernel_interval(mine.real_few, seen.features).to_json()
@@ -463,7 +463,7 @@ def test_the_worst_pairs_are_those_of_the_fewest_steps(found, subject):
 
 
 def test_a_run_without_students_is_its_teacher_alone(data):
-    found, pictures = gather(Subject(pipeline(), [], data), judge(data), BRIEF)
+    found, pictures = gather(Candidates(pipeline(), [], data), judge(data), BRIEF)
     assert [row["who"] for row in found["rows"]] == ["teacher"]
     assert pictures.keys() == {"grid", "grid_labels"}
 
@@ -472,8 +472,10 @@ def test_points_have_neither_pictures_nor_drift():
     net = build("mlp", {"dim": 3, "width": 8, "depth": 1})
     teacher = Pipeline(Denoiser(net, Cosine(), V()).freeze(), (3,))
     values = torch.randn(50, 3, generator=seeded(2)).tanh()
-    subject = Subject(teacher, [replace(teacher, times=(uniform(2),))], Dataset(values), uniform(4))
-    mine = Judge(Features("points", lambda x: x), values, n=30)
+    subject = Candidates(
+        teacher, [replace(teacher, times=(uniform(2),))], Dataset(values), uniform(4)
+    )
+    mine = SampleScorer(Features("points", lambda x: x), values, n=30)
     found, pictures = gather(subject, mine, replace(ASKED, samples=30, cost_rounds=0))
     assert pictures == {}
     row = found["rows"][-1]
@@ -526,7 +528,7 @@ def test_what_cannot_be_measured_is_refused_at_once(options, words):
 
 
 def seen(images, seconds=1.0):
-    return Seen(images, few(images), seconds)
+    return SampleSet(images, few(images), seconds)
 
 
 def images(n, seed):
@@ -564,7 +566,7 @@ def test_a_row_is_the_students_over_the_teachers(data):
 
 def test_memorised_is_measured_from_the_samples_to_what_was_trained_on(data):
     mine = judge(data)
-    copies = Seen(data.values[:30], mine.real_features[:30], 1.0)
+    copies = SampleSet(data.values[:30], mine.real_features[:30], 1.0)
     found = memorised(copies, few(images(25, 9)), mine)
     assert found["train"]["value"] == 0 < found["held_out"]["value"]
 
@@ -591,7 +593,7 @@ def test_pictures_stand_in_their_rows_and_pairs():
 def test_the_few_real_images_are_drawn_from_all_of_them():
     """Data that lies class by class: the first n would be of one class."""
     values = torch.arange(100.0).reshape(100, 1, 1, 1) / 100
-    mine = Judge(Features("itself", lambda x: x.flatten(1).double()), values, n=20)
+    mine = SampleScorer(Features("itself", lambda x: x.flatten(1).double()), values, n=20)
     few_of_it = (100 * mine.real_few[:, 0]).round().int().tolist()
     assert len(set(few_of_it)) == 20 and max(few_of_it) > 75 and min(few_of_it) < 25
     assert torch.equal(mine.real_few, mine.real_few)
@@ -607,5 +609,5 @@ def test_seconds_go_with_the_samples(data):
 
 
 def test_the_floor_is_that_of_as_many_samples(data):
-    few_samples, many = (Judge(FEATURES, data.values, n=n).floor for n in (20, 60))
+    few_samples, many = (SampleScorer(FEATURES, data.values, n=n).floor for n in (20, 60))
     assert few_samples == sampling_floor(few(data.values), 20) > many

@@ -15,7 +15,14 @@ from halfstep.cli import gating
 from halfstep.cli.gating import Looks
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import CheckpointError, ConfigError, DataError
-from halfstep.evaluation import Features, frechet_distance, Gate, Interval, Judge, sampling_floor
+from halfstep.evaluation import (
+    Features,
+    frechet_distance,
+    Gate,
+    Interval,
+    SampleScorer,
+    sampling_floor,
+)
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.gate import decide, Decision, fewest_steps, said, within
 from halfstep.evaluation.intervals import drawn, quantiles
@@ -100,7 +107,7 @@ def real():
 
 @pytest.fixture
 def looks(real):
-    judge = Judge(Features("themselves", lambda x: x), real, n=400)
+    judge = SampleScorer(Features("themselves", lambda x: x), real, n=400)
     return Looks(judge, teacher, FULL, Console(quiet=True), "cpu")
 
 

@@ -16,19 +16,27 @@ from halfstep.cli.guided_gating import GuidedLooks
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
-from halfstep.evaluation import Evaluation, Features, frechet_distance, Gate, gather, Judge, Subject
+from halfstep.evaluation import (
+    Candidates,
+    Evaluation,
+    Features,
+    frechet_distance,
+    Gate,
+    gather,
+    SampleScorer,
+)
 from halfstep.evaluation.cost import calls_of
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.guided import (
+    GuidedCandidates,
     GuidedEvidence,
-    GuidedSubject,
     slider_scales,
     table_scales,
 )
 from halfstep.evaluation.intervals import drawn
-from halfstep.evaluation.kept_samples import chunks, identity
+from halfstep.evaluation.sample_cache import chunks, identity
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
@@ -80,11 +88,11 @@ def real():
 
 
 def judge(real, **options):
-    return Judge(FEATURES, real, **{"n": N, **options})
+    return SampleScorer(FEATURES, real, **{"n": N, **options})
 
 
 def subject(*students, **options):
-    return GuidedSubject(pipeline(), students or [student()], FULL, **options)
+    return GuidedCandidates(pipeline(), students or [student()], FULL, **options)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +240,7 @@ def test_all_rows_and_the_table_are_expected_together(real):
     mine, made, told = judge(real, n=60), student(2), Ledger()
     guided = GuidedEvidence(subject(made), mine, (1.0, 2.0))
     asked = Evaluation(samples=60, full=FULL, baselines=(), split_samples=0, cost_rounds=1)
-    whole = Subject(pipeline(), [made], Dataset(real.clamp(-1, 1)))
+    whole = Candidates(pipeline(), [made], Dataset(real.clamp(-1, 1)))
     found, _ = gather(whole, mine, asked, guided=guided, progress=told)
     assert told.steps == (FULL + 2) + 2 * 2 + guided.steps
     assert found["guided"] == guided.table()
@@ -258,8 +266,8 @@ def test_pictures_are_of_every_scale_way_and_seed():
     made = replace(teacher, times=(uniform(2),), guidance=RANGE)
     images = torch.rand(40, 3, 4, 6, generator=seeded(1)) * 2 - 1
     features = Features("five", lambda x: x.flatten(1)[:, :5], digest="f", head=lambda x: x)
-    kept = GuidedSubject(teacher, [made], 4)
-    told, judge = Ledger(), Judge(features, images, n=20, batch=3)
+    kept = GuidedCandidates(teacher, [made], 4)
+    told, judge = Ledger(), SampleScorer(features, images, n=20, batch=3)
     evidence = GuidedEvidence(kept, judge, (1.3, 2.0), shown=5)
     table, found = evidence.measured(progress=told)
     scales = slider_scales(RANGE, (1.3, 2.0))
@@ -314,7 +322,7 @@ def test_a_teacher_guided_from_outside_costs_two_calls_a_step_in_all_rows(real):
 
 @pytest.fixture
 def looks(tmp_path):
-    empty = Judge(FEATURES, torch.empty(0), torch.empty(0, 1), n=200)
+    empty = SampleScorer(FEATURES, torch.empty(0), torch.empty(0, 1), n=200)
     teacher = pipeline()
     return GuidedLooks(
         empty, lambda: teacher, identity(teacher), FULL, (1.0, 3.0), Console(quiet=True), "cpu",

@@ -89,14 +89,14 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     assert torch.equal(captions(torch.tensor([3, N + 3]))[0], captions(torch.tensor([N + 3]))[0])
     asked, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
     real = scorer.real_images(data, teacher)
-    judge = scorer.judge_for(see, real, asked, captions=captions)
-    seen = judge.see(teacher, "ddim", 2)
+    judge = scorer.scorer_for(see, real, asked, captions=captions)
+    seen = judge.sample(teacher, "ddim", 2)
     by_hand = teacher.sample(9, steps=2, context=captions(torch.arange(9)))
     assert torch.allclose(seen.images, by_hand, atol=1e-5)
     assert not torch.allclose(seen.images, teacher.sample(9, steps=2), atol=1e-4)
     judge.batch = 3  # whatever the batches are
-    assert torch.allclose(judge.see(teacher, "ddim", 2).images, by_hand, atol=1e-5)
-    more = judge.more(seen.first(5), teacher, "ddim", 2)
+    assert torch.allclose(judge.sample(teacher, "ddim", 2).images, by_hand, atol=1e-5)
+    more = judge.extend(seen.first(5), teacher, "ddim", 2)
     assert torch.allclose(more.images, by_hand, atol=1e-5)
     assert scorer.captions_of(data, pipeline(latents())) is None
     with pytest.raises(ConfigError, match="reads texts and this data has none"):

@@ -7,7 +7,7 @@ from torch import nn
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError, DataError, HalfstepError
-from halfstep.evaluation import digits_features, Judge
+from halfstep.evaluation import digits_features, SampleScorer
 from halfstep.evaluation.drift import measures
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.fidelity import learning_error, square_errors
@@ -90,7 +90,7 @@ VALUES = {  # these look at values as well
     "features": lambda x: digits_features()(x),
     "own features": lambda x: FLAT(x),
     "features of data": lambda x: data_features(FLAT, x, cache=None),
-    "a judge's references": lambda x: Judge(FLAT, x, n=2).real_features,
+    "a judge's references": lambda x: SampleScorer(FLAT, x, n=2).real_features,
 }  # fmt: skip
 KINDS = {  # and these at what kind they are of
     "training of a codec": lambda x: LATENT.codec(x, torch.zeros(N, 2, 4, 4))[1],

@@ -15,7 +15,7 @@ from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation
 from halfstep.evaluation.gate import Gate
-from halfstep.evaluation.scorer import judge_for
+from halfstep.evaluation.scorer import scorer_for
 from halfstep.methods import Denoising, GuidedDistillation, Plan, Progressive, Shrink
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
@@ -235,7 +235,7 @@ def test_memory_is_counted(monkeypatch):
 def test_more_samples_than_memory_holds(monkeypatch):
     monkeypatch.setattr(capacity, "memory", lambda: 10**6)
     with pytest.raises(ConfigError, match="samples"):
-        judge_for(digits_features(), load("digits"), Evaluation(samples=10**5))
+        scorer_for(digits_features(), load("digits"), Evaluation(samples=10**5))
 
 
 @pytest.mark.parametrize("config", [{"dim": 3}, {"out_dim": 5}, {"out_dim": 1}])

@@ -11,9 +11,9 @@ from torch import nn
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.evaluation import statistics
+from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.features import digits_features, Features
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.measured import Measured
 from halfstep.evaluation.statistics import cache_folder, data_features, fingerprint
 from halfstep.identity import digest_of
 from tests.conftest import seeded

@@ -26,8 +26,8 @@ from halfstep.evaluation.compressed import (
     write_variant,
     zeros,
 )
-from halfstep.evaluation.scorer import features_for, judge_for
-from halfstep.evaluation.setups import Evaluation, Subject
+from halfstep.evaluation.scorer import features_for, scorer_for
+from halfstep.evaluation.setups import Candidates, Evaluation
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify
@@ -192,8 +192,8 @@ def _alone(console: Console, options: Compress) -> int:
     variants = read_variants(options.out, net=options.net, student=options.student)
     for one in (teacher, student, *(v.pipeline for v in variants)):
         one.to(device)
-    subject = Subject(teacher, [student], data, variants=variants)
-    judge = judge_for(features, data, asked)
+    subject = Candidates(teacher, [student], data, variants=variants)
+    judge = scorer_for(features, data, asked)
     with counting(console, f"{asked.samples:,} samples a row") as progress:
         found = written(
             options.out, subject, judge, asked, made=made_by(environment(str(device)), []),

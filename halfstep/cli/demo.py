@@ -21,9 +21,9 @@ from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import load
-from halfstep.evaluation import digits_features, Evaluation, Judge, Subject
+from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.evidence import Rows, teacher_rows
-from halfstep.evaluation.scorer import judge_for
+from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import MOST
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.kinds import at_least, at_most, Seed
@@ -116,7 +116,7 @@ def demo(argv: Sequence[str]) -> int:
     asked = Evaluation(
         samples=options.samples, full=FULL, counts=COUNTS, shown=SHOWN, cost_rounds=2
     )
-    judge = judge_for(digits_features(), data, asked)
+    judge = scorer_for(digits_features(), data, asked)
 
     def judge_teacher(progress: Progress) -> Rows:
         return teacher_rows(teacher, COUNTS, judge, asked, progress=progress)
@@ -125,7 +125,7 @@ def demo(argv: Sequence[str]) -> int:
         with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
             job = Job(device=options.device, watch=bars, gate=keep)
             distill(teacher, data, run, method=method, training=training, job=job)
-        subject = Subject(
+        subject = Candidates(
             teacher, students, data, grid("uniform", method.start, teacher.denoiser.schedule)
         )
         found = _judged(options, subject, judge, asked, judged, preset, run, console)
@@ -161,8 +161,8 @@ def _from_scratch(options: Demo, console: Console) -> Pipeline:
 
 def _judged(
     options: Demo,
-    subject: Subject,
-    judge: Judge,
+    subject: Candidates,
+    judge: SampleScorer,
     asked: Evaluation,
     judged: Future[Rows],
     preset: Any,

@@ -32,8 +32,8 @@ from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants
 from halfstep.evaluation.guided import refuse_unguided, table_scales
-from halfstep.evaluation.scorer import captions_of, features_for, judge_for
-from halfstep.evaluation.setups import Evaluation, Subject, walkable
+from halfstep.evaluation.scorer import captions_of, features_for, scorer_for
+from halfstep.evaluation.setups import Candidates, Evaluation, walkable
 from halfstep.identity import digest_of
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
@@ -134,7 +134,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     beside = others_of(kept, teacher, students, asked, options.beside, options.net)
     for _, pipeline, _ in beside:
         pipeline.to(device)
-    subject = Subject(
+    subject = Candidates(
         teacher, students, data, times, held_out, begun and begun.to(device), beside, variants
     )
     left_out = subject.left_out(asked)
@@ -144,7 +144,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     for sentence in left_out:
         say(console, "left out", sentence)
     captions = captions_of(data, teacher)
-    judge = judge_for(features, real, asked, captions=captions)
+    judge = scorer_for(features, real, asked, captions=captions)
     with counting(console, f"{asked.samples:,} samples a row") as progress:
         return written(
             kept.folder,

@@ -18,8 +18,8 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.features import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.judge import Judge, NONE, Seen
-from halfstep.evaluation.scorer import captions_of, features_for, judge_for, refuse_samples
+from halfstep.evaluation.sample_sets import NONE, SampleScorer, SampleSet
+from halfstep.evaluation.scorer import captions_of, features_for, refuse_samples, scorer_for
 from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import fingerprint
 from halfstep.kinds import at_least, Count, hold_to_kinds, NotNegative, Seed
@@ -64,7 +64,7 @@ MOST = 8
 class Looks:
     """Samples of teacher and students, as many as the gate asks for; the teacher is loaded when needed."""
 
-    judge: Judge
+    judge: SampleScorer
     load: Callable[[], Pipeline]
     full: int
     console: Console
@@ -73,7 +73,7 @@ class Looks:
     """Where the teacher's steps lie when it is asked for fewer, as the halving will have them."""
     data: str = ""
     """Fingerprint of the real data."""
-    _seen: dict[int, Seen] = field(default_factory=dict)
+    _seen: dict[int, SampleSet] = field(default_factory=dict)
     """By steps; the teacher's at full steps under 0."""
 
     def student(self, pipeline: Pipeline, n: int) -> Interval:
@@ -100,7 +100,7 @@ class Looks:
                 make, count = wanted[k]
                 pipeline = make().to(pick_device(self.device))
                 way = pipeline, pipeline.made_for, count
-                seen[k] = self.judge.more(seen[k], *way, n=n, progress=progress)
+                seen[k] = self.judge.extend(seen[k], *way, n=n, progress=progress)
         self._seen = seen  # no other is asked for again
         return self.judge.ratio(seen[key].first(n), seen[0].first(n))
 
@@ -150,7 +150,7 @@ def looks_for(
     features = _features(quality, source, data)
     asked = Evaluation(samples=quality.samples, noise=quality.noise)
     teacher = load().to(pick_device(device)) if isinstance(data, Latents) else None
-    judge = judge_for(
+    judge = scorer_for(
         features,
         data if teacher is None else shown_images(console, data, teacher),
         asked,

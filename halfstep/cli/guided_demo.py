@@ -18,9 +18,9 @@ from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.tables import print_guided
 from halfstep.data import Data, load
 from halfstep.errors import ConfigError
-from halfstep.evaluation import digits_features, Evaluation, Subject
+from halfstep.evaluation import Candidates, digits_features, Evaluation
 from halfstep.evaluation.guided import SCALES
-from halfstep.evaluation.scorer import judge_for
+from halfstep.evaluation.scorer import scorer_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation
 from halfstep.pipeline import Pipeline
@@ -161,8 +161,8 @@ def _judged(
     device: str,
 ) -> dict[str, Any]:
     """The evidence, in OUT/report.json, report.html and slider.html."""
-    subject = Subject(teacher, made.students, data)
-    judge = judge_for(digits_features(), data, asked)
+    subject = Candidates(teacher, made.students, data)
+    judge = scorer_for(digits_features(), data, asked)
     with counting(console, f"judging, {asked.samples:,} samples a row") as progress:
         return written(
             out,

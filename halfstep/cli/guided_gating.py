@@ -17,8 +17,8 @@ from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.gate import Gate, refuse_strict
 from halfstep.evaluation.guided import table_scales
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.judge import Judge
-from halfstep.evaluation.kept_samples import chunks, identity, Samples
+from halfstep.evaluation.sample_cache import chunks, identity, Samples
+from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.scorer import captions_of, features_for, refuse_samples
 from halfstep.evaluation.setups import Evaluation, SampleCount
 from halfstep.evaluation.statistics import cache_folder
@@ -64,7 +64,7 @@ class GuidedQuality:
 class GuidedLooks:
     """Samples of guided teacher and students, as many as the gate asks for, at every scale."""
 
-    judge: Judge
+    judge: SampleScorer
     """Of features and noise; no data is compared with."""
     load: Callable[[], Pipeline]
     who: str | None
@@ -107,7 +107,7 @@ class GuidedLooks:
     ) -> Interval:
         seed, strata = self.judge.seed, max(len(student.classes), 1)
         at = self.judge.at(scale, seed)
-        seen = at.see(student, student.own_sampler, steps, n=n, progress=progress)
+        seen = at.sample(student, student.own_sampler, steps, n=n, progress=progress)
         reference, own = self._kept[scale, seed + 1, self.judge.n], self._kept[scale, seed, n]
         return raw_frechet_ratio(reference, seen.features, own, block=self.judge.n, strata=strata)
 
@@ -150,7 +150,7 @@ def guided_gate(
     refuse_samples(
         MOST * quality.samples, (teacher.shape[0], *(factor * side for side in teacher.shape[1:]))
     )
-    judge = Judge(
+    judge = SampleScorer(
         features,
         torch.empty(0),
         torch.empty(0, 1),

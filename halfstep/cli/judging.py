@@ -19,10 +19,10 @@ from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.evidence import gather, Rows
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
-from halfstep.evaluation.guided import GuidedEvidence, GuidedSubject, table_scales
-from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.guided import GuidedCandidates, GuidedEvidence, table_scales
+from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.scorer import real_images
-from halfstep.evaluation.setups import counted, Evaluation, Subject
+from halfstep.evaluation.setups import Candidates, counted, Evaluation
 from halfstep.evaluation.statistics import cache_folder
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
@@ -67,8 +67,8 @@ def made_of(run: RunFolder) -> dict[str, Any]:
 
 def written(
     folder: Path,
-    subject: Subject,
-    judge: Judge,
+    subject: Candidates,
+    judge: SampleScorer,
     asked: Evaluation,
     *,
     made: Mapping[str, Any],
@@ -108,13 +108,15 @@ def save_evidence(
     write_report(folder, found, pictures)
 
 
-def guided_of(subject: Subject, judge: Judge, asked: Evaluation) -> GuidedEvidence | None:
+def guided_of(subject: Candidates, judge: SampleScorer, asked: Evaluation) -> GuidedEvidence | None:
     """What the guided table and the slider show of students that take their guidance scale as an input."""
     students = {len(one.times[0]) - 1: one for one in subject.students if one.guidance is not None}
     if not students:
         return None
     chosen = [students[count] for count in counted(students, asked)]
-    guided = GuidedSubject(subject.teacher, chosen, asked.full, asked.full_sampler, cache_folder())
+    guided = GuidedCandidates(
+        subject.teacher, chosen, asked.full, asked.full_sampler, cache_folder()
+    )
     scales = table_scales(chosen[0].guidance or (1.0, 1.0), asked.guidance)
     return GuidedEvidence(guided, judge, scales, asked.shown)
 

@@ -11,8 +11,8 @@ from halfstep.cli.judging import read_evidence
 from halfstep.cli.progress import say
 from halfstep.cli.reconstructing import reconstruction_table, refuse_reconstruction
 from halfstep.errors import ConfigError
+from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.measured import Measured
 
 
 def print_rows(console: Console, found: dict[str, Any]) -> None:

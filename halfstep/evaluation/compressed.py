@@ -9,9 +9,9 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import Way
+from halfstep.evaluation.cost import SamplingSetup
 from halfstep.evaluation.fidelity import paired_rmse
-from halfstep.evaluation.judge import Judge, Seen
+from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.sparsified import zeroed
 from halfstep.pipeline import Pipeline
@@ -41,7 +41,7 @@ class Variant:
     kind: str
 
     @property
-    def way(self) -> Way:
+    def way(self) -> SamplingSetup:
         """Sampled as its student is."""
         return self.pipeline, self.pipeline.own_sampler, self.steps
 
@@ -84,7 +84,9 @@ def read_variants(
     return variants
 
 
-def compressed(one: Variant, seen: Seen, student: Seen, name: str, judge: Judge) -> dict[str, Any]:
+def compressed(
+    one: Variant, seen: SampleSet, student: SampleSet, name: str, judge: SampleScorer
+) -> dict[str, Any]:
     """What a variant is, and how far it is from its student's samples of the same noise.
 
     student, name  what the student drew, and what its row is called

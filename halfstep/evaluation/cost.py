@@ -22,7 +22,7 @@ from halfstep.timegrids import Times
 
 GROUP = 4
 """Steps of a single-step solver that has a group of three, and its tail."""
-Way = tuple[Pipeline, str, int]
+SamplingSetup = tuple[Pipeline, str, int]
 """A pipeline, the name of a sampler, and how many steps."""
 
 
@@ -46,7 +46,7 @@ class Cost:
 
 
 def cost(
-    ways: Sequence[Way],
+    ways: Sequence[SamplingSetup],
     *,
     batches: Sequence[int] = (1, 64),
     rounds: int = 5,
@@ -92,7 +92,7 @@ def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance: float = 1.0
 
 
 def _seconds(
-    ways: Sequence[Way],
+    ways: Sequence[SamplingSetup],
     batch: int,
     rounds: int,
     guidance: float,

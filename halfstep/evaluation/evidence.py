@@ -14,19 +14,19 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.evaluation.compressed import as_trained, compressed, same_work
-from halfstep.evaluation.cost import cost, Way
+from halfstep.evaluation.cost import cost, SamplingSetup
 from halfstep.evaluation.fidelity import grid_cost, learning_error
 from halfstep.evaluation.guided import GuidedEvidence
-from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.rows import drifted, memorised, pictures, row
+from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import (
+    Candidates,
     counted,
     Evaluation,
     plural,
     Setup,
     steps_of,
     student_setups,
-    Subject,
     teacher_setups,
     TIMED,
 )
@@ -42,15 +42,15 @@ class Rows:
     """Rows of the table, what was sampled for each, and what drew it."""
 
     rows: list[dict[str, Any]]
-    ways: list[Way]
-    full: Seen
+    ways: list[SamplingSetup]
+    full: SampleSet
     """The teacher's samples at full steps."""
 
 
 def teacher_rows(
     teacher: Pipeline,
     counts: Sequence[int],
-    judge: Judge,
+    judge: SampleScorer,
     asked: Evaluation,
     *,
     progress: Progress = SILENT,
@@ -63,21 +63,21 @@ def teacher_rows(
 
 
 def _teacher_rows(
-    setups: Sequence[Setup], judge: Judge, asked: Evaluation, progress: Progress
+    setups: Sequence[Setup], judge: SampleScorer, asked: Evaluation, progress: Progress
 ) -> Rows:
     progress = expected(progress, judge.steps(one.way for one in setups))
     first, *baselines = setups
-    full = judge.see(*first.way, progress=progress)
+    full = judge.sample(*first.way, progress=progress)
     rows = [row(first.who, first.name, first.way, full, judge, asked.metrics)]
     for one in baselines:
-        seen = judge.see(*one.way, progress=progress)
+        seen = judge.sample(*one.way, progress=progress)
         rows.append(row(one.who, one.name, one.way, seen, judge, asked.metrics, full))
     return Rows(rows, [one.way for one in setups], full)
 
 
 def gather(
-    subject: Subject,
-    judge: Judge,
+    subject: Candidates,
+    judge: SampleScorer,
     asked: Evaluation,
     *,
     of_teacher: Rows | None = None,
@@ -111,10 +111,10 @@ def gather(
 
 
 def _rows(
-    subject: Subject,
+    subject: Candidates,
     of_teacher: Rows,
     setups: Sequence[Setup],
-    judge: Judge,
+    judge: SampleScorer,
     asked: Evaluation,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, Tensor]]]:
@@ -122,10 +122,10 @@ def _rows(
     rows, full = list(of_teacher.rows), of_teacher.full
     held_out = None if subject.held_out is None else judge.features(subject.held_out)
     rows[0]["memorisation"] = memorised(full, held_out, judge)
-    images, students = [(rows[0]["name"], full.images)], dict[int, Seen]()
+    images, students = [(rows[0]["name"], full.images)], dict[int, SampleSet]()
     for one in setups:
         pipeline, _, steps = one.way
-        seen = judge.see(*one.way, progress=progress)
+        seen = judge.sample(*one.way, progress=progress)
         mine = row(one.who, one.name, one.way, seen, judge, asked.metrics, full)
         if one.who == "student":
             mine["drift"] = drifted(full, seen)
@@ -146,7 +146,11 @@ def _rows(
 
 
 def _time(
-    rows: list[dict[str, Any]], ways: Sequence[Way], judge: Judge, rounds: int, progress: Progress
+    rows: list[dict[str, Any]],
+    ways: Sequence[SamplingSetup],
+    judge: SampleScorer,
+    rounds: int,
+    progress: Progress,
 ) -> None:
     """Fill in what each row costs: all in turn."""
     timed = cost(ways, batches=TIMED, rounds=rounds, guidance=judge.guidance, progress=progress)
@@ -156,7 +160,7 @@ def _time(
 
 
 def _how(
-    subject: Subject, judge: Judge, asked: Evaluation, counts: Sequence[int]
+    subject: Candidates, judge: SampleScorer, asked: Evaluation, counts: Sequence[int]
 ) -> dict[str, Any]:
     """How all rows were measured."""
     return {
@@ -174,14 +178,16 @@ def _how(
     }
 
 
-def _over(judge: Judge, student: Seen | None, other: Seen) -> dict[str, float] | None:
+def _over(
+    judge: SampleScorer, student: SampleSet | None, other: SampleSet
+) -> dict[str, float] | None:
     """The student's distance over that of another student of as many steps, in pairs of the same noise."""
     if student is None:
         return None
     return judge.ratio(student, other).to_json()
 
 
-def _split(subject: Subject, count: int, asked: Evaluation) -> dict[str, Any] | None:
+def _split(subject: Candidates, count: int, asked: Evaluation) -> dict[str, Any] | None:
     """What the coarser grid costs by itself, and what the student failed to learn."""
     students = {steps_of(s): s for s in subject.students}
     before = students.get(2 * count)

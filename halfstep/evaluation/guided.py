@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import calls_of, Way
+from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.distances import frechet_distance, inception_score
 from halfstep.evaluation.fidelity import root_mean, square_errors
-from halfstep.evaluation.judge import Judge
-from halfstep.evaluation.kept_samples import chunks, identity, Samples
+from halfstep.evaluation.sample_cache import chunks, identity, Samples
+from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import draws_noise
 from halfstep.progress import expected, Progress, SILENT
@@ -33,7 +33,7 @@ FINE = 9
 
 
 @dataclass(frozen=True)
-class GuidedSubject:
+class GuidedCandidates:
     """The teacher, guided; and students, the one of the most steps first.
 
     steps, sampler  the teacher's at full steps
@@ -50,12 +50,12 @@ class GuidedSubject:
         refuse_unguided(self.teacher)
 
     @property
-    def ways(self) -> list[Way]:
+    def ways(self) -> list[SamplingSetup]:
         """What is sampled: the teacher, then every student."""
         students = [(s, s.own_sampler, len(s.times[0]) - 1) for s in self.students]
         return [(self.teacher, self.sampler, self.steps), *students]
 
-    def at_scales(self, judge: Judge, scales: Sequence[float]) -> "list[AtScale]":
+    def at_scales(self, judge: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
         """What the table samples, the lowest scale first."""
         who, (first, *rest) = identity(self.teacher), self.ways
         found = []
@@ -66,7 +66,9 @@ class GuidedSubject:
             found.append(AtScale(scale, reference, own))
         return found
 
-    def _samples(self, way: Way, judge: Judge, who: str | None, *, images: bool = True) -> Samples:
+    def _samples(
+        self, way: SamplingSetup, judge: SampleScorer, who: str | None, *, images: bool = True
+    ) -> Samples:
         pipeline, sampler, steps = way
         return Samples(lambda: pipeline, who, sampler, steps, judge, images, self.cache)
 
@@ -95,8 +97,8 @@ class GuidedEvidence:
     distance over it, resampled in pairs.  Images are held some at a time, whatever n is.
     """
 
-    subject: GuidedSubject
-    judge: Judge
+    subject: GuidedCandidates
+    judge: SampleScorer
     scales: Sequence[float]
     shown: int = 12
 
@@ -105,7 +107,7 @@ class GuidedEvidence:
         return self.subject.at_scales(self.judge, self.scales)
 
     @cached_property
-    def _pictured(self) -> list[tuple[float, Way]]:
+    def _pictured(self) -> list[tuple[float, SamplingSetup]]:
         """Scale and way of each row of pictures; none of points."""
         if len(self.subject.teacher.shape) != 3:
             return []
@@ -178,7 +180,7 @@ class GuidedEvidence:
 
 
 def _rows(
-    subject: GuidedSubject, judge: Judge, at: AtScale, progress: Progress
+    subject: GuidedCandidates, judge: SampleScorer, at: AtScale, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """The teacher's row at this scale, and each student's."""
     reference = at.reference.features(judge.n, progress=progress)

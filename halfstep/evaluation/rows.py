@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfstep.evaluation.cost import calls_of, Way
+from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.distance_intervals import (
     frechet_interval,
     kernel_interval,
@@ -19,8 +19,8 @@ from halfstep.evaluation.distances import inception_score
 from halfstep.evaluation.drift import drift
 from halfstep.evaluation.fidelity import fidelity, worst_pairs
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
-from halfstep.evaluation.judge import Judge, Seen
 from halfstep.evaluation.memorisation import memorisation
+from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.pipeline.walks import draws_noise
 
 ROWS_A_FEATURE = 10
@@ -31,11 +31,11 @@ METRICS = ("frechet", "kernel", "inception", "precision-recall")
 def row(
     who: str,
     name: str,
-    way: Way,
-    seen: Seen,
-    judge: Judge,
+    way: SamplingSetup,
+    seen: SampleSet,
+    judge: SampleScorer,
     metrics: Collection[str],
-    full: Seen | None = None,
+    full: SampleSet | None = None,
 ) -> dict[str, Any]:
     """What these samples score; what only students have, and cost, is None until it is filled in.
 
@@ -59,7 +59,7 @@ def row(
     }
 
 
-def _distances(seen: Seen, judge: Judge, metrics: Collection[str]) -> dict[str, Any]:
+def _distances(seen: SampleSet, judge: SampleScorer, metrics: Collection[str]) -> dict[str, Any]:
     real, few, fake = judge.real_features, judge.real_few, seen.features
     found: dict[str, Interval] = {"frechet_distance": raw_frechet_interval(real, fake)}
     if min(len(real), len(fake)) >= ROWS_A_FEATURE * real.shape[1]:
@@ -75,18 +75,20 @@ def _distances(seen: Seen, judge: Judge, metrics: Collection[str]) -> dict[str, 
     return {name: value.to_json() for name, value in found.items()}
 
 
-def _fidelity(full: Seen, seen: Seen) -> dict[str, Any]:
+def _fidelity(full: SampleSet, seen: SampleSet) -> dict[str, Any]:
     return fidelity(full.images, seen.images, full.features, seen.features).to_json()
 
 
-def drifted(full: Seen, seen: Seen) -> list[dict[str, object]] | None:
+def drifted(full: SampleSet, seen: SampleSet) -> list[dict[str, object]] | None:
     """Of images large and many enough; points have no colours."""
     if seen.images.ndim != 4 or min(seen.images.shape[2:]) < 3 or len(seen) < 8:
         return None
     return [one.to_json() for one in drift(full.images, seen.images)]
 
 
-def memorised(seen: Seen, held_out: Tensor | None, judge: Judge) -> dict[str, Any] | None:
+def memorised(
+    seen: SampleSet, held_out: Tensor | None, judge: SampleScorer
+) -> dict[str, Any] | None:
     """By distances in feature space; None without data that was held out."""
     if held_out is None:
         return None

@@ -10,7 +10,7 @@ from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, Dataset, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import Features, features as named_features
-from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Evaluation
 from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
@@ -81,20 +81,20 @@ def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
     refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
 
 
-def judge_for(
+def scorer_for(
     features: Features,
     data: Data | Tensor,
     config: Evaluation,
     captions: Callable[[Tensor], Tensor] | None = None,
     looks: int = 1,
-) -> Judge:
+) -> SampleScorer:
     """A judge of these data, whose features are kept on disk from one run to the next.
 
     looks  the most samples that it is asked for, in those of a look
     """
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(looks * max(config.samples, config.split_samples), real.shape[1:])
-    return Judge(
+    return SampleScorer(
         features,
         real,
         data_features(features, data, cache=cache_folder()),

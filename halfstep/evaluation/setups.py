@@ -9,7 +9,7 @@ from torch import Tensor
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
-from halfstep.evaluation.cost import calls_of, Way
+from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.rows import METRICS
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
@@ -73,7 +73,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidates:
     """What is judged: a teacher, the students made from it, and its data.
 
     students  the one of the most steps first, each made from the one before
@@ -122,7 +122,7 @@ class Setup:
 
     who: str
     name: str
-    way: Way
+    way: SamplingSetup
     variant: Variant | None = None
     network: str = ""
 
@@ -141,7 +141,7 @@ def teacher_setups(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) 
     return found
 
 
-def student_setups(subject: Subject, counts: Sequence[int]) -> list[Setup]:
+def student_setups(subject: Candidates, counts: Sequence[int]) -> list[Setup]:
     """Each student and its variants, then networks of other sizes."""
     students, found = {steps_of(s): s for s in subject.students}, list[Setup]()
     for count in counts:

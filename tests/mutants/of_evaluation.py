@@ -18,7 +18,7 @@ MUTANTS = (
         ("self.whole.advance(steps)", "self.whole.advance()"),
     ),
     *of(
-        "evaluation/kept_samples",
+        "evaluation/sample_cache",
         "guided_evaluation",
         ("progress.advance(self.work([rows]))", "pass"),
     ),
@@ -72,7 +72,7 @@ MUTANTS = (
         ("_run_of(source.resolve())", "_run_of(source)"),
     ),
     *of(
-        "evaluation/judge",
+        "evaluation/sample_sets",
         "latent_runs",
         ("None if self.captions is None else self.captions(torch.tensor(part))", "None"),
     ),
@@ -142,7 +142,7 @@ MUTANTS = (
         ),
     ),
     *of(
-        "evaluation/kept_samples",
+        "evaluation/sample_cache",
         "guided_evaluation",
         ('"seed": judge.seed', '"seed": 0'),
         ("digest_of(pipeline.denoiser)]", '""]'),
@@ -221,7 +221,7 @@ MUTANTS = (
         ("fewest = full\n", "fewest = full // 2\n"),
     ),
     *of(
-        "evaluation/judge",
+        "evaluation/sample_sets",
         "evidence evaluation",
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),

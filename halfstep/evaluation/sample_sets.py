@@ -1,4 +1,4 @@
-"""The judge: samples ways of sampling on the same noise, and compares them with real data."""
+"""Sample candidates from the same noise, and score the samples against real data."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halfstep.batch import batches
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import calls_of, Way
+from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.features import Features
@@ -19,7 +19,7 @@ from halfstep.progress import expected, Progress, SILENT
 
 
 @dataclass(frozen=True)
-class Seen:
+class SampleSet:
     """What one way of sampling drew, image k from the noise of image k."""
 
     images: Tensor
@@ -29,12 +29,12 @@ class Seen:
     def __len__(self) -> int:
         return len(self.images)
 
-    def first(self, n: int) -> "Seen":
+    def first(self, n: int) -> "SampleSet":
         """Of the first n alone."""
-        return Seen(self.images[:n], self.features[:n], self.seconds * n / max(len(self), 1))
+        return SampleSet(self.images[:n], self.features[:n], self.seconds * n / max(len(self), 1))
 
 
-NONE = Seen(torch.empty(0), torch.empty(0), 0.0)
+NONE = SampleSet(torch.empty(0), torch.empty(0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Row:
 
 
 @dataclass
-class Judge:
+class SampleScorer:
     """Compares samples with real data, and with the teacher's own samples of the same noise.
 
     features  the network to look through
@@ -77,7 +77,7 @@ class Judge:
     captions: Callable[[Tensor], Tensor] | None = None
     guidance: float = 1.0
     real_features: Tensor = field(init=False)
-    _teacher: Seen | None = field(init=False, default=None)
+    _teacher: SampleSet | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.real_features = self.features(self.real) if self.seen is None else self.seen
@@ -93,16 +93,16 @@ class Judge:
         rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
         return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
 
-    def at(self, guidance: float, seed: int) -> "Judge":
+    def at(self, guidance: float, seed: int) -> "SampleScorer":
         """The same at another guidance scale, and of other noise."""
         return replace(self, seen=self.real_features, guidance=guidance, seed=seed)
 
-    def steps(self, ways: Iterable[Way], rows: range | None = None) -> int:
+    def steps(self, ways: Iterable[SamplingSetup], rows: range | None = None) -> int:
         """The steps of `drawn` for these ways of sampling, all n samples or these rows."""
         parts = batches(range(self.n) if rows is None else rows, self.batch)
         return sum(steps for _, _, steps in ways) * len(parts)
 
-    def see(
+    def sample(
         self,
         pipeline: Pipeline,
         sampler: str,
@@ -110,33 +110,33 @@ class Judge:
         *,
         n: int | None = None,
         progress: Progress = SILENT,
-    ) -> Seen:
+    ) -> SampleSet:
         """The first n samples of this way of sampling."""
-        return self.more(NONE, pipeline, sampler, steps, n=n, progress=progress)
+        return self.extend(NONE, pipeline, sampler, steps, n=n, progress=progress)
 
-    def more(
+    def extend(
         self,
-        seen: Seen,
+        seen: SampleSet,
         pipeline: Pipeline,
         sampler: str,
         steps: int,
         *,
         n: int | None = None,
         progress: Progress = SILENT,
-    ) -> Seen:
+    ) -> SampleSet:
         """The first n, of which `seen` has some."""
         n, had = n or self.n, len(seen)
         if n <= had:
             return seen.first(n)
         began = time.perf_counter()
-        images = self.drawn(pipeline, sampler, steps, range(had, n), progress=progress)
+        images = self.draw(pipeline, sampler, steps, range(had, n), progress=progress)
         seconds, features = time.perf_counter() - began, self.features(images)
         if had:
             images = torch.cat([seen.images, images])
             features = torch.cat([seen.features, features])
-        return Seen(images, features, seen.seconds + seconds)
+        return SampleSet(images, features, seen.seconds + seconds)
 
-    def drawn(
+    def draw(
         self,
         pipeline: Pipeline,
         sampler: str,
@@ -164,11 +164,11 @@ class Judge:
         ]
         return torch.cat(found)
 
-    def distance(self, seen: Seen) -> float:
+    def distance(self, seen: SampleSet) -> float:
         """Fréchet distance from the real data."""
         return frechet_distance(self.real_features, seen.features)
 
-    def ratio(self, seen: Seen, teacher: Seen, *, level: float = 0.95) -> Interval:
+    def ratio(self, seen: SampleSet, teacher: SampleSet, *, level: float = 0.95) -> Interval:
         """Its Fréchet distance over the teacher's at this n, resampled in pairs of the same noise."""
         n = min(len(seen), len(teacher))
         return raw_frechet_ratio(
@@ -178,7 +178,7 @@ class Judge:
     def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Row:
         """The teacher at full steps: every later row is compared with these samples."""
         way = pipeline, pipeline.made_for, steps  # DDIM, of what is no student
-        self._teacher = self.see(*way, progress=progress)
+        self._teacher = self.sample(*way, progress=progress)
         return self._row(way, self._teacher, self._teacher)
 
     def row(
@@ -190,9 +190,9 @@ class Judge:
                 "a row is compared with the teacher's samples: call teacher(...) first"
             )
         way = pipeline, sampler, steps
-        return self._row(way, self.see(*way, progress=progress), self._teacher)
+        return self._row(way, self.sample(*way, progress=progress), self._teacher)
 
-    def _row(self, way: Way, seen: Seen, teacher: Seen) -> Row:
+    def _row(self, way: SamplingSetup, seen: SampleSet, teacher: SampleSet) -> Row:
         _, sampler, steps = way
         return Row(
             sampler,

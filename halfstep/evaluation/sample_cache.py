@@ -12,7 +12,7 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.batch import batches
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.judge import Judge
+from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
@@ -52,7 +52,7 @@ class Samples:
     who: str | None
     sampler: str
     steps: int
-    judge: Judge
+    judge: SampleScorer
     images: bool = True
     cache: Path | None = None
 
@@ -79,7 +79,7 @@ class Samples:
 
     def _drawn(self, rows: range, progress: Progress) -> Chunk:
         way = self.load(), self.sampler, self.steps
-        images = self.judge.drawn(*way, rows, progress=progress)
+        images = self.judge.draw(*way, rows, progress=progress)
         features = self.judge.features(images)
         return Chunk(images if self.images else None, features)
 
