@@ -609,9 +609,16 @@ MUTANTS = (
     *of("cli/card", "tables", ("1000 * s:.3g", "s:.3g")),
     *of(
         "files",
+        "portability",
+        ("        refuse_link(path)\n    special", "        pass\n    special"),
+        ('if os.name == "nt" else os.O_RDONLY', "if False else os.O_RDONLY"),
+        ('if hasattr(os, "statvfs") and hasattr(os, "ST_RDONLY"):', "if True:"),
+    ),
+    *of(
+        "files",
         "files",
         ('"utf-8-sig"', '"utf-8"'),
-        ('flags | getattr(os, "O_NOFOLLOW", 0)', "flags"),
+        ('getattr(os, "O_NOFOLLOW", 0) | ', ""),
         ("st_nlink > 1", "st_nlink > 9"),
         ("st_mtime > STALE", "st_mtime > 0"),
         ("if error.errno not in UNSUPPORTED:", "if True:"),
