@@ -36,7 +36,7 @@ format: install
 
 # The json of the models that come with halfstep, anew: after a change of what such a file says.
 assets: install
-	$(BIN)/python -m tests.assets
+	$(BIN)/python -m tests.support.assets
 
 mutants: install
 	$(BIN)/python -m tests.mutants

@@ -1,28 +1,15 @@
-"""One thread for torch, float64 on request, and the networks and teachers that many tests share."""
+"""One thread for torch, float64 on request, and commands that are typed."""
 
 import sys
 
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
 
-from halfstep.denoiser import Denoiser, NetTime
-from halfstep.prediction import Both, Eps, V, Velocity, X0
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
-from tests.progress import Ledger
+from tests.support.progress import Ledger
 
 settings.register_profile("halfstep", derandomize=True, deadline=None, database=None)
 settings.load_profile("halfstep")
-
-# The table has more levels than any grid here has steps: times below its first level are refused.
-SCHEDULES = [Cosine(), VPLinear(), Straight(), Karras(), Table("scaled_linear", levels=2048)]
-READS = [X0(), Eps(), V(), Velocity(), Both()]
-
-
-def named(value):
-    """Parameters' names in pytest's output: the class."""
-    return type(value).__name__
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,44 +59,3 @@ def cli(tmp_path, monkeypatch, capsys):
         return status, printed.out, printed.err
 
     return run
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-class Wobbly(nn.Module):
-    """Any old nonlinear network, for x of any shape [B, C, ...]."""
-
-    def __init__(self, outputs=1):
-        super().__init__()
-        self.outputs = outputs
-        self.gain = nn.Parameter(torch.tensor(1.7, dtype=torch.float64))
-
-    def forward(self, x, t, cond=None):
-        t = t.reshape(-1, *[1] * (x.ndim - 1))
-        out = torch.tanh(self.gain.to(x.dtype) * x + t) - 0.3 * x.roll(1, -1)
-        return torch.cat([out, torch.sin(2 * x - t)], 1) if self.outputs == 2 else out
-
-
-def wobbly_teacher(schedule, reads):
-    return Denoiser(Wobbly(reads.outputs), schedule, reads, time=NetTime(scale=1.0))
-
-
-class Counted:
-    """A denoiser that counts its calls."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.calls = denoiser, 0
-
-    @property
-    def schedule(self):
-        return self.denoiser.schedule
-
-    @property
-    def parameterisation(self):
-        return self.denoiser.parameterisation
-
-    def __call__(self, x_t, t, cond=None):
-        self.calls += 1
-        return self.denoiser(x_t, t, cond)

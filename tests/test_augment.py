@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from halfstep.data import augment, Augmentation, Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.noise import Draw
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 N = 1500  # more than one block
 

@@ -13,8 +13,8 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets import autoencoder
 from halfstep.nets.autoencoder import KLCodec, load_codec, OFFICIAL
 from halfstep.nets.foreign import ldm_name
-from tests.conftest import seeded
-from tests.runs import rewritten
+from tests.support.denoisers import seeded
+from tests.support.runs import rewritten
 
 # Three levels, no two of one width, so that a level in the wrong place does not fit or computes otherwise.
 CONFIG = {

@@ -11,7 +11,7 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencode, Autoencoding, divergence, psnr, unit_scale
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 CONFIG = {
     "in_channels": 1,

@@ -8,7 +8,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.errors import DataError
 from halfstep.methods.classification import Classification, Classify
 from halfstep.noise import Draw
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 
 def test_the_loss_is_each_samples_own():

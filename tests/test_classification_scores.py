@@ -15,8 +15,8 @@ from halfstep.evaluation.classification import (
     score_classifier,
     wilson,
 )
-from tests.conftest import seeded
-from tests.progress import Ledger
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
 
 
 def data(n=550, classes=5, labels=None):

@@ -16,7 +16,7 @@ from halfstep.methods.terms import HardLabels
 from halfstep.nets.teachers import mean_of, ROWS, Teachers
 from halfstep.nets.watched import bare, shapes, Watched, watching
 from halfstep.noise import Draw
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 
 class Net(nn.Module):

@@ -20,7 +20,7 @@ from halfstep.nets.classifiers import (
 from halfstep.nets.classifiers_on_disk import initialise, load_classifier, save_classifier
 from halfstep.nets.efficientnet import EfficientNetLite0, Lite0Classifier
 from halfstep.nets.preprocessing import Prepared, Preprocessing
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 COUNTS = {
     "shallow": ((3, 224, 224), 5, 144_261),

@@ -19,7 +19,7 @@ from halfstep.evaluation.classification import score_classifier
 from halfstep.methods.classification import Classification, Classify
 from halfstep.nets.classifiers import classifier_recipe
 from halfstep.training.jobs import Job
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 SMALL = [
     "--updates",

@@ -14,7 +14,7 @@ from halfstep.data import load
 from halfstep.errors import ConfigError
 from halfstep.methods.autoencoding import psnr
 from halfstep.nets.autoencoder import KLCodec, load_codec
-from tests.runs import bits
+from tests.support.runs import bits
 
 TINY = ["--width", "4", "--batch", "5", "--rate", "3e-3", "--save-every", "2", "--device", "cpu"]
 

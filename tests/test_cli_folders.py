@@ -25,8 +25,8 @@ from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
 from halfstep.training.run_folder import RunFolder
-from tests.evidence import evidence, pictures
-from tests.runs import everything, refused
+from tests.support.evidence import evidence, pictures
+from tests.support.runs import everything, refused
 from tests.test_storage import largest_file
 
 POINTS = [

@@ -16,7 +16,7 @@ from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.training import distill_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.run_folder import RunFolder
-from tests.runs import everything, rewritten
+from tests.support.runs import everything, rewritten
 
 QUICK = ["--updates", 3, "--batch", 16, "--log-every", 1, "--device", "cpu", "--net", "toy-student"]
 

@@ -14,7 +14,7 @@ from halfstep.data import load
 from halfstep.data.latents import Latents, open_latents
 from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.pipeline import Pipeline
-from tests.runs import everything
+from tests.support.runs import everything
 
 CODEC = {
     "in_channels": 3, "out_channels": 3, "block_out_channels": [4, 8], "norm_num_groups": 2,

@@ -13,7 +13,7 @@ from halfstep.data import load
 from halfstep.methods import Shrink
 from halfstep.nets.watched import bare
 from halfstep.report.sizes import on_front, sizes
-from tests.runs import refused, rewritten
+from tests.support.runs import refused, rewritten
 from tests.test_shrink import teacher
 
 QUICK = ["--batch", "8", "--device", "cpu"]

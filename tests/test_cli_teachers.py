@@ -21,7 +21,7 @@ from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
-from tests.runs import everything, refused
+from tests.support.runs import everything, refused
 from tests.test_cli_published import CODEC
 
 HUGE = "imagenet256_uvit_huge"

@@ -25,7 +25,7 @@ from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
 from halfstep.nets.sparsified import KINDS, sparsify, zeroed
 from halfstep.pipeline import Pipeline
-from tests.runs import refused, rewritten
+from tests.support.runs import refused, rewritten
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
 QUICK = ["--samples", 40, "--full", 4, "--split-samples", 0, "--cost-rounds", 1, "--baselines"]

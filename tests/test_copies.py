@@ -14,7 +14,7 @@ from halfstep.nets.guided import with_guidance
 from halfstep.nets.pruning import shallower
 from halfstep.nets.resizing import resized
 from halfstep.training import Job
-from tests.runs import rewritten
+from tests.support.runs import rewritten
 
 UVIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 2}
 UVIT |= {"out_chans": 1, "num_classes": 3}

@@ -15,8 +15,8 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine, Karras, VPLinear
 from halfstep.timegrids import uniform
-from tests.conftest import Wobbly
-from tests.progress import Ledger
+from tests.support.denoisers import Wobbly
+from tests.support.progress import Ledger
 
 SHAPE = (3, 4, 6)
 

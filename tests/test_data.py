@@ -14,7 +14,7 @@ from PIL import features, Image
 
 from halfstep.data import Dataset, load, rows
 from halfstep.errors import ConfigError, DataError
-from tests.progress import Ledger
+from tests.support.progress import Ledger
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from halfstep.samplers import sample
 from halfstep.schedules import Cosine, Straight, Table
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

@@ -15,7 +15,7 @@ from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.schedules import Cosine, Straight, Table
 from halfstep.testing import gaussian_teacher
 from halfstep.weighting import constant, min_snr, snr_plus_one, truncated_snr, WEIGHTINGS
-from tests.conftest import named, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import named, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")
 

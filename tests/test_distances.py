@@ -24,7 +24,7 @@ from halfstep.evaluation.distances import (
     precision_recall,
     square_distances,
 )
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -23,8 +23,8 @@ from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.knowledge import distill_classifier
 from halfstep.training.run_folder import RunFolder
-from tests.progress import Ledger
-from tests.runs import At, bits, Crash, crash, everything
+from tests.support.progress import Ledger
+from tests.support.runs import At, bits, Crash, crash, everything
 from tests.test_classifier_teachers import Net
 from tests.test_parallel import launched
 

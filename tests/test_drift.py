@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.drift import alarms, drift, measures
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 SHAPE = (3, 8, 10)
 

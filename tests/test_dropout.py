@@ -8,7 +8,7 @@ from halfstep.training.checkpoint import State
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
 from halfstep.training.update import update
-from tests.runs import points
+from tests.support.runs import points
 
 
 def masks(rank, *, world=2, seed=0, stage=0, done=0):

@@ -26,7 +26,7 @@ from halfstep.samplers import (
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.denoisers import named, SCHEDULES, seeded, wobbly_teacher
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 SHAPE = (3, 4, 6)

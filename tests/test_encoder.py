@@ -22,8 +22,8 @@ from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_t
 from halfstep.timegrids import karras, uniform
 from halfstep.training import distill, Training
 from halfstep.weighting import snr_plus_one
-from tests.conftest import Counted, named, SCHEDULES, seeded, wobbly_teacher
-from tests.progress import Ledger
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.progress import Ledger
 from tests.test_progressive import Affine, Constants, draw_of, gaussian_data, train
 
 pytestmark = pytest.mark.usefixtures("float64")

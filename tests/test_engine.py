@@ -26,7 +26,7 @@ from halfstep.training.memory import naming_memory
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.update import micro_batches, step
 from halfstep.training.watch import Silent
-from tests.runs import (
+from tests.support.runs import (
     At,
     bits,
     Doubled,

@@ -35,8 +35,8 @@ from halfstep.quiet import quietly
 from halfstep.samplers import calls
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
-from tests.progress import Ledger
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
 
 
 def white(n, size, seed=0):

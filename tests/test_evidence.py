@@ -28,8 +28,8 @@ from halfstep.report.verdict import verdict
 from halfstep.samplers import calls
 from halfstep.schedules import Cosine, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
-from tests.progress import Ledger
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
 
 SHAPE = (3, 4, 6)
 ASKED = Evaluation(

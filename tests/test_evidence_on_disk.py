@@ -7,7 +7,7 @@ import pytest
 from halfstep import storage
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.evidence_on_disk import read_evidence_of
-from tests.evidence import evidence, guided, measured
+from tests.support.evidence import evidence, guided, measured
 
 
 def samples():

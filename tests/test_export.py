@@ -24,8 +24,8 @@ from halfstep.pipeline.program import export_program, walked
 from halfstep.prediction import Eps, V
 from halfstep.schedules import Cosine, Straight, VPLinear
 from halfstep.storage import rounded
-from tests.evidence import evidence
-from tests.runs import refused, teacher
+from tests.support.evidence import evidence
+from tests.support.runs import refused, teacher
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
 STUDENT = ASSETS / "digits-guided" / "0002-steps"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import bits
+from tests.support.runs import bits
 
 AT, UPDATES = 7, 12
 """The update in which one of them fails; the last that is saved before is the sixth."""

@@ -27,7 +27,7 @@ from halfstep.evaluation.features import (
 )
 from halfstep.evaluation.scorer import features_for
 from halfstep.nets import Classifier
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 
 def pictures(*shape, seed=0):

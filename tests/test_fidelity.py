@@ -23,7 +23,7 @@ from halfstep.samplers import sample
 from halfstep.schedules import Cosine, Straight
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import seeded, Wobbly
+from tests.support.denoisers import seeded, Wobbly
 
 SHAPE = (3, 4, 6)
 

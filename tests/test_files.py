@@ -17,7 +17,7 @@ import pytest
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
-from tests.runs import Crash, everything
+from tests.support.runs import Crash, everything
 
 PACKAGE = Path(files.__file__).parent
 

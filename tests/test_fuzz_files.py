@@ -33,7 +33,7 @@ from halfstep.schema import SEAL, sealed
 from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
-from tests.runs import At, Crash, crash, halve, job
+from tests.support.runs import At, Crash, crash, halve, job
 from tests.test_evidence_on_disk import encoders, samples
 from tests.test_text import clip, whole_clip
 

@@ -34,9 +34,9 @@ from halfstep.schedules import arriving, Cosine
 from halfstep.schema import SEAL
 from halfstep.testing import gaussian_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
-from tests.progress import Ledger
-from tests.runs import halve, job, points
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
+from tests.support.runs import halve, job, points
 
 SIZE, MEAN, STD, REAL = 4, 0.3, 0.5, 0.8
 """The teacher draws N(MEAN, STD²) in the limit of many steps, and the data is N(MEAN, REAL²)."""

@@ -17,7 +17,7 @@ from halfstep.schedules import Cosine, Table
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
-from tests.conftest import named, SCHEDULES, seeded, Wobbly
+from tests.support.denoisers import named, SCHEDULES, seeded, Wobbly
 
 pytestmark = pytest.mark.usefixtures("float64")
 DATA, NULL, RANGE = Mixture(), 3, (1.0, 5.0)

@@ -44,8 +44,8 @@ from halfstep.report.guided_verdict import guided_verdict
 from halfstep.schedules import Cosine
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
-from tests.progress import Ledger
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
 
 FULL, RANGE, NULL, N = 8, (1.0, 4.0), 3, 300
 # Many, so that the floor of a distance is little noise beside its mean: 2 numbers alone leave it all noise.

@@ -16,8 +16,8 @@ from halfstep.prediction import Eps, V
 from halfstep.schedules import Cosine, Table
 from halfstep.testing import mixture_teacher
 from halfstep.training import distill, Training
-from tests.conftest import seeded
-from tests.runs import job
+from tests.support.denoisers import seeded
+from tests.support.runs import job
 from tests.test_guided_runs import DATA, fit, labelled_points, rms
 from tests.test_latent_runs import cli, latents, TOKENS, WIDTH  # noqa: F401
 from tests.test_nets import TINY

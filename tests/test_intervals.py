@@ -25,7 +25,7 @@ from halfstep.evaluation.distances import (
     precision_recall,
 )
 from halfstep.evaluation.intervals import basic_bootstrap, Interval
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 from tests.test_distances import gaussian_kernel_distance, normal
 
 pytestmark = pytest.mark.usefixtures("float64")

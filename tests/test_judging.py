@@ -16,7 +16,7 @@ from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import read_gate
-from tests.runs import refused, rewritten
+from tests.support.runs import refused, rewritten
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 QUICK = ["--samples", 64, "--split-samples", 40, "--cost-rounds", 1, "--baselines", "ddim", "heun"]

@@ -25,8 +25,8 @@ from halfstep.nets.teachers import Teachers
 from halfstep.training.classifiers import classified, judging, train_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers
-from tests.progress import Ledger
-from tests.runs import refused
+from tests.support.progress import Ledger
+from tests.support.runs import refused
 from tests.test_classifier_teachers import Net
 from tests.test_distill_classifier import pictures, run, same, teachers, TRAINING
 

@@ -10,8 +10,8 @@ from halfstep.data import confident_rows, Dataset
 from halfstep.data.labels import some_of_each
 from halfstep.errors import ConfigError, DataError
 from halfstep.training.reading import read_by
-from tests.conftest import seeded
-from tests.runs import teacher
+from tests.support.denoisers import seeded
+from tests.support.runs import teacher
 
 LABELS = torch.tensor([2, 0, 1, -1, 2, 2, 0, 1, 1, 0, -1, 2])
 

@@ -22,7 +22,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.reading import notes, read_by
-from tests.progress import Ledger
+from tests.support.progress import Ledger
 
 CODEC = dict(
     in_channels=1, out_channels=1, latent_channels=2, block_out_channels=[4, 8], norm_num_groups=2,

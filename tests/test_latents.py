@@ -31,9 +31,9 @@ from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepErr
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
 from halfstep.workflows.locate import codec_of
-from tests.conftest import seeded
-from tests.progress import Ledger
-from tests.runs import everything, rewritten
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
+from tests.support.runs import everything, rewritten
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation import memorisation as module
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.memorisation import memorisation, nearest
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 SHAPE = (1, 3, 4)
 

@@ -8,7 +8,7 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError
 from halfstep.noise import Draw, key, sample_noise
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 
 def draws(draw, like):

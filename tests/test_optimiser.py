@@ -14,7 +14,7 @@ from halfstep.training import Training
 from halfstep.training.checkpoint import State
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.update import step
-from tests.runs import At, bits, Crash, crash, halve, job, teacher
+from tests.support.runs import At, bits, Crash, crash, halve, job, teacher
 
 MUON = Training(rate=0.01, optimiser="muon", betas=(0.8, 0.95), weight_decay=0.3)
 

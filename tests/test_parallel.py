@@ -22,7 +22,7 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.parallel import pick_device, Processes
 from halfstep.training.run_folder import RunFolder
-from tests.runs import bits, Doubled, everything, halve, points, teacher
+from tests.support.runs import bits, Doubled, everything, halve, points, teacher
 
 METHOD = Progressive(start=8, stop=4, updates=(20,))
 OPTIONS = {"batch": 12, "log_every": 1, "save_every": 8}
@@ -54,7 +54,7 @@ import torch
 
 import halfstep
 from halfstep.training import parallel, Stopped
-from tests.runs import At, halve, job, Silent
+from tests.support.runs import At, halve, job, Silent
 from tests.test_parallel import CASES, double_teacher, doubled, METHOD, narrower, OPTIONS
 
 

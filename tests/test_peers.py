@@ -24,7 +24,7 @@ from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.training import parallel, peers
 from halfstep.training.parallel import Processes
 from halfstep.training.peers import Board, launched, refuse_others, versions
-from tests.runs import halve, job, points, teacher
+from tests.support.runs import halve, job, points, teacher
 
 
 def boards(world=2):

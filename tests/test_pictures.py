@@ -18,7 +18,7 @@ from halfstep.report.pictures import (
     tile,
     to_uint8,
 )
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 
 def test_pixels_are_rounded_and_clipped():

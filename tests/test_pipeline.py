@@ -20,9 +20,9 @@ from halfstep.prediction import PARAMETERISATIONS, V
 from halfstep.samplers import ancestral, sample
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.timegrids import uniform
-from tests.conftest import named, READS
-from tests.progress import Ledger
-from tests.runs import rewritten
+from tests.support.denoisers import named, READS
+from tests.support.progress import Ledger
+from tests.support.runs import rewritten
 
 UVIT = {
     "img_size": [4, 6],

@@ -28,7 +28,7 @@ from halfstep.samplers import encode as encode_by, keeping, noised, sample as sa
 from halfstep.schedules import Cosine
 from halfstep.testing import gaussian_teacher
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 N, SHAPE = 9, (1, 8, 8)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from halfstep.errors import ConfigError
 from halfstep.prediction import Both, Eps, PARAMETERISATIONS, Prediction, V, Velocity, X0
 from halfstep.schedules import Cosine, Karras, Level, Straight, Table
-from tests.conftest import named, READS, SCHEDULES, seeded
+from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

@@ -18,7 +18,7 @@ from halfstep.schedules import arriving, Cosine, Karras, Level, Straight, Table,
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import grid, karras, uniform
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
-from tests.conftest import Counted, named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

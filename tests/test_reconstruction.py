@@ -25,8 +25,8 @@ from halfstep.prediction import V
 from halfstep.report.page import render
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
-from tests.conftest import seeded
-from tests.progress import Ledger
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
 
 pytestmark = pytest.mark.usefixtures("float64")
 

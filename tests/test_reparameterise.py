@@ -13,7 +13,7 @@ from halfstep.prediction import Both, Eps, V, X0
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
 from halfstep.weighting import constant, snr, snr_plus_one, WEIGHTINGS
-from tests.conftest import Counted, named, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import Counted, named, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")
 

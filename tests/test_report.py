@@ -14,8 +14,8 @@ from halfstep.report import grids, page
 from halfstep.report.numbers import big, DASH, exact, figure, MINUS, percent, places, ratio, seconds
 from halfstep.report.page import render, write_report
 from halfstep.report.verdict import against_baseline, caution, rows_of, verdict
-from tests.browser import needs_chromium, opened
-from tests.evidence import evidence, measured, pictures
+from tests.support.browser import needs_chromium, opened
+from tests.support.evidence import evidence, measured, pictures
 
 VOID = {"meta", "link", "img", "br", "input", "col"}
 SECTIONS = [

@@ -13,7 +13,7 @@ from halfstep.report.curves import Level, quality, Series
 from halfstep.report.figures import figures
 from halfstep.report.svg import INK
 from halfstep.report.verdict import rows_of
-from tests.pages import different, spread
+from tests.support.pages import different, spread
 
 FOUND = different()
 STUDENTS = rows_of(FOUND, "student")

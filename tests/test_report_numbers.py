@@ -15,8 +15,8 @@ from halfstep.report.page import render
 from halfstep.report.sizes import sizes
 from halfstep.report.slider import render as sliders
 from halfstep.report.verdict import rows_of
-from tests.evidence import evidence, guided_pictures, pictures
-from tests.pages import different, says, spread, tables
+from tests.support.evidence import evidence, guided_pictures, pictures
+from tests.support.pages import different, says, spread, tables
 
 FOUND = different()
 STUDENTS = rows_of(FOUND, "student")

@@ -26,7 +26,7 @@ from halfstep.training import checkpoint
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
-from tests.runs import (
+from tests.support.runs import (
     At,
     bits,
     Crash,

@@ -9,7 +9,7 @@ import torch
 from halfstep import RunFolder, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import digest_of
-from tests.runs import halve
+from tests.support.runs import halve
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ from halfstep.samplers import (
 from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import karras, uniform
-from tests.conftest import Counted, named, SCHEDULES, seeded, wobbly_teacher
-from tests.progress import Ledger
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.progress import Ledger
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

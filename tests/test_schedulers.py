@@ -16,8 +16,8 @@ from halfstep.samplers import calls, ddim, dpmpp_2m, fitting, sample, scheduled,
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, trailing, uniform, uniform_logsnr
-from tests.conftest import Counted, named, SCHEDULES, seeded, wobbly_teacher
-from tests.progress import Ledger
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.progress import Ledger
 
 every_schedule = pytest.mark.parametrize("schedule", [*SCHEDULES, Table(zero_snr=True)], ids=named)
 

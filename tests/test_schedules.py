@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from halfstep.errors import ConfigError
 from halfstep.schedules import arriving, Cosine, Karras, Level, SCHEDULES, Straight, Table, VPLinear
-from tests.conftest import named, SCHEDULES as ALL, seeded
+from tests.support.denoisers import named, SCHEDULES as ALL, seeded
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("float64")

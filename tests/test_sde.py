@@ -11,7 +11,7 @@ from halfstep.samplers.sde import _drift_and_diffusion
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_teacher, mixture_teacher
 from halfstep.timegrids import uniform, uniform_landing
-from tests.conftest import Counted, named, seeded
+from tests.support.denoisers import Counted, named, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]

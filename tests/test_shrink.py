@@ -25,9 +25,9 @@ from halfstep.training import distill, Training
 from halfstep.training.denoisers import stages_of
 from halfstep.training.settling import scores, settled
 from halfstep.weighting import WEIGHTINGS
-from tests.conftest import seeded
-from tests.progress import Ledger
-from tests.runs import At, bits, Crash, crash, job, rewritten
+from tests.support.denoisers import seeded
+from tests.support.progress import Ledger
+from tests.support.runs import At, bits, Crash, crash, job, rewritten
 from tests.test_pruning import nothing, UNET
 
 SIDES = {

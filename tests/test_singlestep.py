@@ -15,7 +15,7 @@ from halfstep.samplers import calls, dpm_fast, dpmpp_3s, Point, sample, start, V
 from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import checked, fast, orders, uniform
-from tests.conftest import Counted, named, seeded
+from tests.support.denoisers import Counted, named, seeded
 from tests.test_samplers import fine_flow
 
 SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]

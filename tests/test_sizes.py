@@ -39,7 +39,7 @@ from halfstep.timegrids import (
 )
 from halfstep.training import train, Training
 from halfstep.training.jobs import Job
-from tests.runs import halve, points, refused
+from tests.support.runs import halve, points, refused
 
 UVIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
 BLOCKS = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}

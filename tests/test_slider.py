@@ -17,8 +17,8 @@ from halfstep.report import page, slider
 from halfstep.report.guided import shown, table
 from halfstep.report.numbers import DASH
 from halfstep.report.slider import render, write_slider
-from tests.browser import needs_chromium, opened
-from tests.evidence import evidence, FINE, FULL, guided, guided_pictures, SCALES, TIMES
+from tests.support.browser import needs_chromium, opened
+from tests.support.evidence import evidence, FINE, FULL, guided, guided_pictures, SCALES, TIMES
 from tests.test_report import Page
 
 

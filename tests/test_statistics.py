@@ -16,8 +16,8 @@ from halfstep.evaluation.features import digits_features, Features
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.statistics import cache_folder, data_features, fingerprint
 from halfstep.identity import digest_of
-from tests.conftest import seeded
-from tests.runs import rewritten
+from tests.support.denoisers import seeded
+from tests.support.runs import rewritten
 
 
 class Tallied(nn.Module):

@@ -23,7 +23,7 @@ from halfstep.testing import gaussian_flow, gaussian_teacher
 from halfstep.timegrids import karras, uniform
 from halfstep.training import distill, Training
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
-from tests.conftest import Counted, named, SCHEDULES, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, Wobbly, wobbly_teacher
 from tests.test_progressive import draw_of, gaussian_data, train, zero_student
 
 pytestmark = pytest.mark.usefixtures("float64")

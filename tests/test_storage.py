@@ -14,7 +14,7 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import CheckpointError
-from tests.runs import Crash, everything
+from tests.support.runs import Crash, everything
 
 TENSORS = {
     "w": torch.arange(30, dtype=torch.float32).reshape(5, 3, 2),

@@ -13,7 +13,7 @@ from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.progress import terminal
 from halfstep.cli.reconstructing import reconstruction_table
 from halfstep.report.verdict import rows_of
-from tests.pages import different, says, spread
+from tests.support.pages import different, says, spread
 
 FOUND = different()
 

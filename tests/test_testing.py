@@ -7,7 +7,7 @@ from halfstep.batch import Cond
 from halfstep.prediction import Eps
 from halfstep.schedules import Cosine, Karras, Straight
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
-from tests.conftest import named, READS, SCHEDULES, seeded
+from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

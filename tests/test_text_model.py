@@ -21,7 +21,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training import Job, train, Training
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 from tests.test_text import clip, t5
 
 TOKENS = 6

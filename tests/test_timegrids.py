@@ -17,7 +17,7 @@ from halfstep.timegrids import (
     uniform_landing,
     uniform_logsnr,
 )
-from tests.conftest import named
+from tests.support.denoisers import named
 
 SMOOTH = [Cosine(), VPLinear(), Karras()]  # the straight schedule has infinite ends
 

@@ -17,7 +17,7 @@ from halfstep.samplers.trials import astray
 from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, uniform, uniform_logsnr
-from tests.conftest import Counted, named, seeded
+from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64
 SCHEDULES = [

@@ -18,7 +18,7 @@ from halfstep.weighting import (
     vanishes,
     WEIGHTINGS,
 )
-from tests.conftest import seeded
+from tests.support.denoisers import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 

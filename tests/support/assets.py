@@ -6,7 +6,7 @@ from pathlib import Path
 from halfstep import storage
 from halfstep.schema import SEAL
 
-ASSETS = Path(__file__).parents[1] / "halfstep" / "assets"
+ASSETS = Path(__file__).parents[2] / "halfstep" / "assets"
 
 
 def main() -> None:

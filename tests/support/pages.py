@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from halfstep.report.numbers import MINUS
-from tests.evidence import guided
+from tests.support.evidence import guided
 
 UNITS = {"µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "%": 0.01}
 UNITS |= {f"{p}{u}": 1000**k for k, p in enumerate(("", "k", "M", "G", "T")) for u in ("", "B")}

@@ -74,7 +74,7 @@ def teacher(width=8, seed=0, net="mlp"):
 
 
 def forgetful(width=8):
-    return teacher(width, net="tests.runs:Forgetful")
+    return teacher(width, net="tests.support.runs:Forgetful")
 
 
 def own(objective, *, updates=8, stages=1):

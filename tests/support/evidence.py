@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 
 FULL = 64
 COUNTS = (8, 4, 2, 1)
-# Fréchet distance at 8, 4, 2 and 1 calls: a run of halfstep/presets/digits-progressive.toml, and its baselines
+# Fréchet distance at 8, 4, 2 and 1 calls: a run of presets/digits-progressive.toml, and its baselines
 STUDENT = (0.178, 0.180, 0.209, 0.211)
 BASELINES = {
     "ddim": ((8, 0.232), (4, 0.410), (2, 1.037), (1, 3.806)),

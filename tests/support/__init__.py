@@ -1,0 +1,1 @@
+"""Builders that tests share: small networks, pipelines, data, runs and what is checked of them."""
