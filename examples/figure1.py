@@ -20,7 +20,7 @@ import halfstep
 from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Training, V
 from halfstep.noise import sample_noise
 from halfstep.report.pictures import DDIM, STUDENT, TEACHER
-from halfstep.samplers import ddim, Look, Point, Step, Visit
+from halfstep.samplers import ddim, ModelFn, ModelOutput, Step, TimePoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,10 @@ class Options:
 def recorded(step: Step, path: list[Tensor]) -> Step:
     """The step, which leaves in `path` every x that it reaches."""
 
-    def record(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
-        path.append(step(x, seen, to, look))
+    def record(
+        x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn
+    ) -> Tensor:
+        path.append(step(x, history, to, model_fn))
         return path[-1]
 
     return record

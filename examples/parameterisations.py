@@ -15,20 +15,20 @@ import torch
 import tyro
 
 import halfstep
-from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Table, Training
+from halfstep import BetaTable, Cosine, Denoiser, Denoising, Pipeline, Progressive, Training
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.evaluation import digits_features, SampleScorer
 from halfstep.nets import fitting
 from halfstep.prediction import PARAMETERISATIONS
 
-OUTPUTS, WEIGHTS = ("both", "x0", "eps", "v"), ("snr", "truncated-snr", "snr+1", "constant")
+OUTPUTS, WEIGHTS = ("x0-and-eps", "x0", "eps", "v"), ("snr", "truncated-snr", "snr+1", "constant")
 # Stable Diffusion's table of betas ends at alpha^2 = 0.0047; one cosine is cut off where it does.
 STABLE = {"kind": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ENDS = {
     "cosine": Cosine(),
     "cosine-cut": Cosine(logsnr_min=-5.36),
-    "table": Table(**STABLE),
-    "table-zero-snr": Table(**STABLE, zero_snr=True),
+    "table": BetaTable(**STABLE),
+    "table-zero-snr": BetaTable(**STABLE, zero_snr=True),
 }
 ROWS = [("cosine", output, weight) for output in OUTPUTS for weight in WEIGHTS]
 ROWS += [(end, "v", "truncated-snr") for end in list(ENDS)[1:]]

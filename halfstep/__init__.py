@@ -33,14 +33,20 @@ if TYPE_CHECKING:
     from halfstep.nets.classifiers_on_disk import load_classifier as load_classifier
     from halfstep.nets.guided import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
-    from halfstep.prediction import Both as Both, Eps as Eps, V as V, Velocity as Velocity, X0 as X0
+    from halfstep.prediction import (
+        Eps as Eps,
+        V as V,
+        Velocity as Velocity,
+        X0 as X0,
+        X0AndEps as X0AndEps,
+    )
     from halfstep.progress import Progress as Progress
     from halfstep.samplers import sample as sample
     from halfstep.schedules import (
+        BetaTable as BetaTable,
         Cosine as Cosine,
         Karras as Karras,
-        Straight as Straight,
-        Table as Table,
+        RectifiedFlow as RectifiedFlow,
         VPLinear as VPLinear,
     )
     from halfstep.training import (
@@ -55,7 +61,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Augmentation": "data",
     "Batch": "batch",
-    "Both": "prediction",
+    "BetaTable": "schedules",
     "ClassifierGuided": "denoiser",
     "Cond": "batch",
     "Cosine": "schedules",
@@ -73,16 +79,16 @@ _HOME = {
     "Pipeline": "pipeline",
     "Progress": "progress",
     "Progressive": "methods",
+    "RectifiedFlow": "schedules",
     "Reparameterise": "methods",
     "RunFolder": "training.run_folder",
     "Stochastic": "methods",
-    "Straight": "schedules",
-    "Table": "schedules",
     "Training": "training",
     "V": "prediction",
     "VPLinear": "schedules",
     "Velocity": "prediction",
     "X0": "prediction",
+    "X0AndEps": "prediction",
     "build": "nets",
     "distill": "training",
     "distill_classifier": "training",
@@ -98,7 +104,7 @@ __all__ = [
     "X0",
     "Augmentation",
     "Batch",
-    "Both",
+    "BetaTable",
     "ClassifierGuided",
     "Cond",
     "Cosine",
@@ -116,15 +122,15 @@ __all__ = [
     "Pipeline",
     "Progress",
     "Progressive",
+    "RectifiedFlow",
     "Reparameterise",
     "RunFolder",
     "Stochastic",
-    "Straight",
-    "Table",
     "Training",
     "V",
     "VPLinear",
     "Velocity",
+    "X0AndEps",
     "build",
     "distill",
     "distill_classifier",

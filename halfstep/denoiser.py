@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
     t     float [B]        time in [0, 1]; 0 is data, 1 is noise.  float64 keeps the level exact
     cond  `Cond` or None   what the network is conditioned on
 
-    net               any module called as net(x_t, time, cond), with x_t's channels out (twice for Both)
+    net               any module called as net(x_t, time, cond), with x_t's channels out (twice for X0AndEps)
     schedule          levels of t
     parameterisation  what the network puts out
     time              how the network wants its time

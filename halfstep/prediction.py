@@ -134,7 +134,7 @@ class Velocity:
 
 
 @dataclass(frozen=True)
-class Both:
+class X0AndEps:
     """(x0, eps) along the channels, merged (Salimans & Ho 2022, section 4).  Readable at both ends.
 
     x0 = (sigma^2 o_x + alpha (x_t - sigma o_eps)) / (alpha^2 + sigma^2), and the eps that goes with it.
@@ -160,5 +160,5 @@ PARAMETERISATIONS: dict[str, Parameterisation] = {
     "eps": Eps(),
     "v": V(),
     "velocity": Velocity(),
-    "both": Both(),
+    "x0-and-eps": X0AndEps(),
 }

@@ -166,7 +166,7 @@ class VPLinear(Validated):
 
 
 @dataclass(frozen=True)
-class Straight:
+class RectifiedFlow:
     """alpha = 1 - t, sigma = t: rectified flow (Liu et al. 2023).  Exact at both ends."""
 
     variance_preserving: ClassVar[bool] = False
@@ -238,7 +238,7 @@ _OfTable = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
-class Table(Validated):
+class BetaTable(Validated):
     """A table of betas as diffusers' schedulers have it, read at continuous times.
 
     kind      'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'trained_betas'
@@ -330,22 +330,22 @@ class Table(Validated):
         return torch.where(logsnr.isnan(), logsnr, place)
 
 
-def _linear(table: Table) -> Tensor:
+def _linear(table: BetaTable) -> Tensor:
     return torch.linspace(table.beta_start, table.beta_end, table.levels, dtype=torch.float64)
 
 
-def _scaled_linear(table: Table) -> Tensor:
+def _scaled_linear(table: BetaTable) -> Tensor:
     ends = table.beta_start**0.5, table.beta_end**0.5
     return torch.linspace(*ends, table.levels, dtype=torch.float64) ** 2
 
 
-def _squared_cosine(table: Table) -> Tensor:
+def _squared_cosine(table: BetaTable) -> Tensor:
     t = torch.arange(table.levels + 1, dtype=torch.float64) / table.levels
     alpha2 = ((t + 0.008) / 1.008 * pi / 2).cos() ** 2
     return (1 - alpha2[1:] / alpha2[:-1]).clamp(max=0.999)
 
 
-def _trained(table: Table) -> Tensor:
+def _trained(table: BetaTable) -> Tensor:
     return torch.tensor(table.betas, dtype=torch.float64)
 
 
@@ -358,7 +358,7 @@ _BETAS = {
 
 
 @lru_cache(maxsize=32)
-def _table(table: Table) -> Tensor:
+def _table(table: BetaTable) -> Tensor:
     """log-SNR of every entry, float64."""
     alpha = (1 - _BETAS[table.kind](table)).log().cumsum(0).div(2).exp()
     if table.zero_snr:
@@ -367,11 +367,11 @@ def _table(table: Table) -> Tensor:
 
 
 SCHEDULES: dict[
-    str, type[Cosine] | type[VPLinear] | type[Straight] | type[Karras] | type[Table]
+    str, type[Cosine] | type[VPLinear] | type[RectifiedFlow] | type[Karras] | type[BetaTable]
 ] = {
     "cosine": Cosine,
     "vp-linear": VPLinear,
-    "straight": Straight,
+    "rectified-flow": RectifiedFlow,
     "karras": Karras,
-    "table": Table,
+    "beta-table": BetaTable,
 }

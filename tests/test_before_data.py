@@ -26,7 +26,7 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, V
 from halfstep.samplers import encode, sample
-from halfstep.schedules import Cosine, Level, Table
+from halfstep.schedules import BetaTable, Cosine, Level
 from halfstep.timegrids import on_schedule, uniform
 from halfstep.training import distill, train, Training
 
@@ -34,7 +34,7 @@ MLP = {"dim": 2, "width": 8, "depth": 1, "num_classes": 4}
 
 
 def teacher(schedule=None, **options):
-    denoiser = Denoiser(build("mlp", MLP), schedule or Table(), V(), time=NetTime(offset=-1))
+    denoiser = Denoiser(build("mlp", MLP), schedule or BetaTable(), V(), time=NetTime(offset=-1))
     return Pipeline(denoiser, (2,), classes=("0", "1", "2"), null=3, **options)
 
 
@@ -71,7 +71,8 @@ def test_a_grid_is_looked_up_before_data_are_read(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "schedule, levels", [(Table(), 1001), (Table(), 2**40), (Table(levels=8, zero_snr=True), 9)]
+    "schedule, levels",
+    [(BetaTable(), 1001), (BetaTable(), 2**40), (BetaTable(levels=8, zero_snr=True), 9)],
 )
 def test_times_that_training_draws_are_looked_up_before_data_are_read(schedule, levels, tmp_path):
     method = Denoising(updates=5, levels=levels)
@@ -96,7 +97,7 @@ def test_a_schedule_that_stands_still_cannot_be_halved(method):
     still = Denoiser(build("mlp", MLP), Still(), V())
     with pytest.raises(ConfigError, match="same level"):
         next(method.stages(still))
-    moving = Table("trained_betas", 8, betas=(0.1,) * 8)
+    moving = BetaTable("trained_betas", 8, betas=(0.1,) * 8)
     assert len(list(method.stages(teacher(moving).denoiser))) == 2
 
 
@@ -136,7 +137,7 @@ class Counting:
 @pytest.mark.parametrize("walk", [sample, encode])
 def test_a_walk_is_looked_up_before_the_network_is_asked(walk):
     with pytest.raises(ConfigError, match="level"):
-        walk(Counting(Table()), torch.zeros(1, 2), uniform(1024))
+        walk(Counting(BetaTable()), torch.zeros(1, 2), uniform(1024))
 
 
 @pytest.mark.parametrize(
@@ -288,8 +289,11 @@ def test_names_are_not_looked_at():
     "made, options",
     [
         (student(), ["--start", "8", "--stop", "2"]),
-        (teacher(Table()), ["--start", "1024", "--stop", "512"]),
-        (teacher(Table()), ["--start", "512", "--stop", "256", "--updates", "1"]),  # full is 1024
+        (teacher(BetaTable()), ["--start", "1024", "--stop", "512"]),
+        (
+            teacher(BetaTable()),
+            ["--start", "512", "--stop", "256", "--updates", "1"],
+        ),  # full is 1024
         (teacher(Cosine()), ["--start", "8", "--stop", "2", "--full", "4"]),
     ],
 )

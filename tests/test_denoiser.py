@@ -10,7 +10,7 @@ from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.samplers import sample
-from halfstep.schedules import Cosine, Straight, Table
+from halfstep.schedules import BetaTable, Cosine, RectifiedFlow
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from tests.support.denoisers import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
@@ -64,7 +64,7 @@ def test_one_time_per_sample(shape):
 def test_levels_keep_the_precision_of_t():
     """float64 times give float32 images the level of float64, and a level of their own dtype."""
     t, x = torch.tensor([1 - 1e-9, 0.3, 1e-9]), torch.zeros(3, 2, 5, dtype=torch.float32)
-    level, exact = level_of(Straight(), t, x), Straight().at(t)
+    level, exact = level_of(RectifiedFlow(), t, x), RectifiedFlow().at(t)
     assert level.alpha.dtype == torch.float32 and level.alpha.shape == (3, 1, 1)
     assert torch.equal(level.alpha.flatten(), exact.alpha.float())
     assert torch.equal(level.sigma.flatten(), exact.sigma.float())
@@ -76,10 +76,10 @@ def test_levels_keep_the_precision_of_t():
     [
         (None, Cosine(), [300.0, 500.0, 1000.0]),
         (NetTime(scale=999.0), Cosine(), [299.7, 499.5, 999.0]),
-        (NetTime(scale=1000.0, offset=-1.0), Table(), [299.0, 499.0, 999.0]),
+        (NetTime(scale=1000.0, offset=-1.0), BetaTable(), [299.0, 499.0, 999.0]),
         (NetTime(of="logsnr", scale=1.0), Cosine(), [1.348461169, 0.0, -20.0]),
         (NetTime(of="logsnr", scale=0.5, offset=3.0), Cosine(), [3.6742305845, 3.0, -7.0]),
-        (NetTime(of="logsnr", scale=1.0), Straight(), [1.6945957207744073, 0.0, -20.0]),
+        (NetTime(of="logsnr", scale=1.0), RectifiedFlow(), [1.6945957207744073, 0.0, -20.0]),
     ],
 )
 def test_how_the_network_wants_its_time(time, schedule, wanted):
@@ -89,7 +89,7 @@ def test_how_the_network_wants_its_time(time, schedule, wanted):
 
 
 def test_the_clean_end_of_the_logsnr_is_bounded_too():
-    assert NetTime(of="logsnr", scale=1.0)(torch.tensor([0.0]), Straight()).item() == 20.0
+    assert NetTime(of="logsnr", scale=1.0)(torch.tensor([0.0]), RectifiedFlow()).item() == 20.0
 
 
 def test_the_network_sees_its_own_dtype_and_the_condition():
@@ -393,7 +393,7 @@ def test_classifier_guidance_freezes_no_classifier():
 
 
 def test_classifier_guidance_refuses():
-    schedule = Straight()
+    schedule = RectifiedFlow()
     pushed = ClassifierGuided(blind_teacher(schedule), ExactClassifier(schedule), 1.0)
     x = torch.ones(2, 2)
     for cond in (None, Cond()):

@@ -12,7 +12,7 @@ from halfstep.methods.base import EDGE, errors, random_times
 from halfstep.methods.denoising import Denoise
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.schedules import Cosine, Straight, Table
+from halfstep.schedules import BetaTable, Cosine, RectifiedFlow
 from halfstep.testing import gaussian_teacher
 from halfstep.weighting import constant, min_snr, snr_plus_one, truncated_snr, WEIGHTINGS
 from tests.support.denoisers import named, seeded, Wobbly, wobbly_teacher
@@ -36,7 +36,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
-@pytest.mark.parametrize("schedule", [Cosine(), Straight()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=named)
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (4, 2, 5, 4), (1, 3)])
 def test_loss_by_hand(name, schedule, shape):
     """weight(SNR) * mean squared error of x0, from what the student was asked and answered."""
@@ -165,7 +165,7 @@ def test_continuous_times_stay_off_the_ends():
 
     t = random_times(Ends(seeded(), 3, slice(0, 3)), None)
     assert t.tolist() == [EDGE, 0.5, 1 - EDGE] and EDGE == 2.0**-24
-    level = Straight().at(t)
+    level = RectifiedFlow().at(t)
     assert bool(level.logsnr.isfinite().all())
 
 
@@ -191,7 +191,12 @@ def test_discrete_times_are_the_levels(levels):
 
 @pytest.mark.parametrize(
     "levels, schedule, wanted",
-    [(0, Cosine(), None), (7, Cosine(), 7), (0, Table(levels=20), 20), (10, Table(levels=20), 10)],
+    [
+        (0, Cosine(), None),
+        (7, Cosine(), 7),
+        (0, BetaTable(levels=20), 20),
+        (10, BetaTable(levels=20), 10),
+    ],
 )
 def test_which_levels(levels, schedule, wanted):
     [stage] = Denoising(levels=levels).stages(wobbly_teacher(schedule, Eps()))
@@ -286,10 +291,10 @@ def test_the_student_may_be_wrapped():
 
 def test_eps_is_not_trained_where_it_says_nothing():
     """A zero-terminal-SNR table has t = 1 among its times, a straight schedule only if asked to."""
-    blind = Denoiser(Wobbly(), Table(zero_snr=True), Eps())
+    blind = Denoiser(Wobbly(), BetaTable(zero_snr=True), Eps())
     with pytest.raises(ConfigError, match="write predicts='v'"):
         next(Denoising().stages(blind))
-    next(Denoising().stages(Denoiser(Wobbly(), Table(zero_snr=True), V())))
-    next(Denoising().stages(Denoiser(Wobbly(), Straight(), Eps())))
+    next(Denoising().stages(Denoiser(Wobbly(), BetaTable(zero_snr=True), V())))
+    next(Denoising().stages(Denoiser(Wobbly(), RectifiedFlow(), Eps())))
     with pytest.raises(ConfigError, match="write predicts='v'"):
-        next(Denoising(levels=10).stages(Denoiser(Wobbly(), Straight(), Eps())))
+        next(Denoising(levels=10).stages(Denoiser(Wobbly(), RectifiedFlow(), Eps())))

@@ -8,8 +8,8 @@ from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.nets import build, fitting, recipe
 from halfstep.nets.guided import with_guidance
-from halfstep.prediction import Both, Eps, V, X0
-from halfstep.schedules import Cosine, Table
+from halfstep.prediction import Eps, V, X0, X0AndEps
+from halfstep.schedules import BetaTable, Cosine
 from tests.test_nets import TINY
 
 KINDS = {
@@ -181,12 +181,12 @@ def test_a_bare_model_of_diffusers_is_refused_when_it_is_asked():
 
 @kinds
 @pytest.mark.parametrize(
-    "reads", [Eps(), V(), X0(), Both()], ids=lambda reads: type(reads).__name__
+    "reads", [Eps(), V(), X0(), X0AndEps()], ids=lambda reads: type(reads).__name__
 )
 def test_learned_variances_are_never_read(name, reads):
     net = build(name, TINY[name] | {"out_channels": 6})
     with pytest.raises(ConfigError, match="variances"):
-        Denoiser(net, Table(), reads)
+        Denoiser(net, BetaTable(), reads)
 
 
 @kinds
@@ -194,7 +194,7 @@ def test_x0_and_eps_are_read_where_the_config_says_so(name):
     config = TINY[name] | fitting(name, (3, 8, 8), outputs=2)
     net = build(*recipe(build(name, config)))
     x, t = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 0.5)
-    assert Denoiser(net, Cosine(), Both())(x, t, told(name)).x0.shape == x.shape
+    assert Denoiser(net, Cosine(), X0AndEps())(x, t, told(name)).x0.shape == x.shape
     with pytest.raises(ConfigError, match="parameterisation"):
         Denoiser(net, Cosine(), Eps())
 
@@ -210,7 +210,7 @@ def test_a_network_that_reads_more_than_x_is_refused(name, channels):
 
 
 @pytest.mark.parametrize("out", [(2, 1, 8, 8), (2, 6, 8, 8), (2, 3, 8, 1), (2, 3, 8), (3, 8, 8)])
-@pytest.mark.parametrize("reads", [V(), Both()], ids=lambda reads: type(reads).__name__)
+@pytest.mark.parametrize("reads", [V(), X0AndEps()], ids=lambda reads: type(reads).__name__)
 def test_an_output_of_another_shape_is_refused(out, reads):
     """Of any network: torch would broadcast it, or cut it in the wrong halves."""
 
@@ -219,7 +219,7 @@ def test_an_output_of_another_shape_is_refused(out, reads):
             return torch.zeros(out)
 
     denoiser = Denoiser(Net(), Cosine(), reads)
-    if out == (2, 6, 8, 8) and isinstance(reads, Both):
+    if out == (2, 6, 8, 8) and isinstance(reads, X0AndEps):
         denoiser(torch.randn(2, 3, 8, 8), torch.full((2,), 0.5))
         return
     with pytest.raises(ConfigError, match="shape"):

@@ -17,13 +17,13 @@ from halfstep.samplers import (
     dpmpp_2m,
     heun,
     keeping,
+    ModelOutput,
     noised,
     sample,
     start,
     stochastic,
-    Visit,
 )
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from tests.support.denoisers import named, SCHEDULES, seeded, wobbly_teacher
@@ -67,7 +67,7 @@ def test_noised_is_what_a_walk_begins_with(schedule, t):
     assert got.dtype == torch.float32
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 @pytest.mark.parametrize(
     "sampler", ["ddim", "heun", "dpmpp-2m", "ancestral", "stochastic", "diffusers:DDIMScheduler"]
 )
@@ -83,7 +83,7 @@ def test_all_of_the_walk_is_sample(schedule, sampler, images):
         assert torch.equal(made.sample(5, seed=4, steps=3, sampler=sampler, images=images), plain)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 @pytest.mark.parametrize("batch, first", [(256, 0), (2, 0), (1, 3)])
 def test_a_student_begins_at_a_time_of_its_grid(schedule, batch, first, images):
     made = pipeline(schedule, times=(OWN,))
@@ -187,7 +187,7 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
     known = torch.rand(5, 1, 4, 6, generator=seeded(2)) < 0.5
     teacher, seen = wobbly_teacher(schedule, V()), []
 
-    def watched(x, visits: list[Visit], to, look):
+    def watched(x, visits: list[ModelOutput], to, look):
         seen.append((x, visits[-1].point.level))
         return keeping(step, known, x0, z)(x, visits, to, look)
 
@@ -202,7 +202,7 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
     assert torch.equal(none, free)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("batch", [2, 256])
 def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, known):
@@ -424,7 +424,7 @@ def test_8_bits_come_back_to_the_bit(known):
 
 def test_a_table(images, known):
     """A teacher on a table begins at a level of it."""
-    made = pipeline(Table())
+    made = pipeline(BetaTable())
     got = made.sample(5, steps=10, images=images, known=known, strength=0.55)
     where = known.expand_as(images)
     assert torch.equal(got[where], images[where]) and bool(got.isfinite().all())

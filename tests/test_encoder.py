@@ -15,9 +15,9 @@ from halfstep.methods.progressive import Halve
 from halfstep.nets import build
 from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Both, Eps, V, Velocity, X0
+from halfstep.prediction import Eps, V, Velocity, X0, X0AndEps
 from halfstep.samplers import encode, noise_of, sample, start
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import karras, uniform
 from halfstep.training import distill, Training
@@ -28,7 +28,7 @@ from tests.test_progressive import Affine, Constants, draw_of, gaussian_data, tr
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
-READS = [Eps(), V(), Velocity(), Both()]
+READS = [Eps(), V(), Velocity(), X0AndEps()]
 
 
 def at(schedule, t):
@@ -58,9 +58,9 @@ def test_encode_then_decode(steps, wanted):
     assert back == pytest.approx(wanted, abs=5e-4)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 def test_many_steps_encode_as_the_exact_flow(schedule):
-    top = 0.999 if schedule == Straight() else 1.0
+    top = 0.999 if schedule == RectifiedFlow() else 1.0
     x0 = 0.3 + 0.5 * torch.randn(7, 2, generator=seeded())
     teacher, times = gaussian_teacher(schedule), karras(700, schedule, start=top)
     noise = encode(teacher, x0, times)
@@ -113,7 +113,7 @@ def test_noise_of_undoes_start(schedule):
         torch.testing.assert_close(noise_of(schedule, start(schedule, noise, t), t), noise)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, Table(zero_snr=True)], ids=repr)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, BetaTable(zero_snr=True)], ids=repr)
 @pytest.mark.parametrize("reads", READS, ids=named)
 def test_nothing_explodes_at_the_start(schedule, reads):
     """In float32, with a network that is wrong everywhere: errors of x are of the network's order."""
@@ -248,7 +248,7 @@ def test_objective_by_hand(weighting):
     assert loss[t == 0].max() < 10
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, Table(zero_snr=True)], ids=repr)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, BetaTable(zero_snr=True)], ids=repr)
 @pytest.mark.parametrize("reads", [Eps(), V()], ids=named)
 def test_losses_and_gradients_are_tame(schedule, reads):
     """float32, random networks: at t = 0 an x0 student's loss would be 22,026^2 times its error."""
@@ -283,8 +283,8 @@ def test_a_trained_student_encodes_as_its_teacher():
 
 @pytest.mark.parametrize(
     "schedule, worse",
-    [(Cosine(), "22,026"), (Straight(), "inf"), (Karras(), "500"), (Table(), "inf")],
-    ids=["Cosine", "Straight", "Karras", "Table"],
+    [(Cosine(), "22,026"), (RectifiedFlow(), "inf"), (Karras(), "500"), (BetaTable(), "inf")],
+    ids=["Cosine", "RectifiedFlow", "Karras", "BetaTable"],
 )
 def test_an_x0_teacher_is_refused(schedule, worse):
     teacher = wobbly_teacher(schedule, X0())

@@ -26,7 +26,7 @@ from halfstep.prediction import V
 from halfstep.report.page import render
 from halfstep.report.verdict import verdict
 from halfstep.samplers import calls
-from halfstep.schedules import Cosine, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, RectifiedFlow, VPLinear
 from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
@@ -254,11 +254,11 @@ def test_the_teacher_at_full_steps_by_another_sampler(data):
     "schedule, words",
     [
         (
-            Straight(),
+            RectifiedFlow(),
             {"dpmpp-3s": "cannot start at t = 1", "dpm-fast": "log-SNR at t = 1 or 0.0001 is infinite",
              "euler-maruyama": "cannot start at t = 1"},
         ),
-        (Table("scaled_linear"), {"euler-maruyama": "a table of betas has corners"}),
+        (BetaTable("scaled_linear"), {"euler-maruyama": "a table of betas has corners"}),
         (VPLinear(), {}),
     ],
 )  # fmt: skip
@@ -329,7 +329,7 @@ def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):
         def forward(self, x, t, cond=None):
             raise AssertionError("asked")
 
-    teacher = Pipeline(Denoiser(Never(), Straight(), V()), SHAPE)
+    teacher = Pipeline(Denoiser(Never(), RectifiedFlow(), V()), SHAPE)
     for sampler in OWN_GRIDS:
         with pytest.raises(ConfigError, match="t = 1"):
             walkable(teacher, sampler, 5)

@@ -22,7 +22,7 @@ from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.program import export_program, walked
 from halfstep.prediction import Eps, V
-from halfstep.schedules import Cosine, Straight, VPLinear
+from halfstep.schedules import Cosine, RectifiedFlow, VPLinear
 from halfstep.storage import rounded
 from tests.support.evidence import evidence
 from tests.support.runs import refused, teacher
@@ -280,7 +280,7 @@ def test_a_program_needs_torch_alone(cli, tmp_path):
 
 
 def test_an_output_that_says_nothing_there_is_no_program():
-    own = Pipeline(Denoiser(OneSize(), Straight(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
+    own = Pipeline(Denoiser(OneSize(), RectifiedFlow(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
     with pytest.raises(ConfigError, match="alpha = 0"):
         export_program(own)
 

@@ -20,7 +20,7 @@ from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V, X0
 from halfstep.samplers import sample
-from halfstep.schedules import Cosine, Straight
+from halfstep.schedules import Cosine, RectifiedFlow
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded, Wobbly
@@ -222,8 +222,8 @@ def test_a_student_untrained_fails_by_the_difference_of_one_step_and_two():
 
 
 def test_learning_is_the_same_in_any_batches_and_told_the_labels():
-    teacher = mixture_teacher(Straight())
-    student = Denoiser(Off(teacher.net, 0.1), Straight(), V(), time=NetTime(scale=1.0))
+    teacher = mixture_teacher(RectifiedFlow())
+    student = Denoiser(Off(teacher.net, 0.1), RectifiedFlow(), V(), time=NetTime(scale=1.0))
     x0 = torch.rand(10, 2, generator=seeded(4), dtype=torch.float64)
     label = torch.arange(10) % 3
     once, often = (

@@ -13,7 +13,7 @@ from halfstep.methods.progressive import Halve
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.samplers import sample
-from halfstep.schedules import Cosine, Table
+from halfstep.schedules import BetaTable, Cosine
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
@@ -224,7 +224,7 @@ def test_data_without_conditions_is_told_the_scale_alone():
     assert cond.label is None and cond.context is None and cond.guidance.shape == (3,)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Table("scaled_linear", levels=2048)], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), BetaTable("scaled_linear", levels=2048)], ids=named)
 @pytest.mark.parametrize("scale", [*SCALES, 14.0])
 def test_exact_students_sample_what_the_guided_teacher_samples(scale, schedule):
     """Halved from 16 steps to 1, at every scale, to 1e-12 (of what guidance makes large)."""

@@ -13,7 +13,7 @@ from halfstep.methods.reparameterise import Reparameterise
 from halfstep.nets import build, recipe
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, V
-from halfstep.schedules import Cosine, Table
+from halfstep.schedules import BetaTable, Cosine
 from halfstep.testing import mixture_teacher
 from halfstep.training import distill, Training
 from tests.support.denoisers import seeded
@@ -121,7 +121,7 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
 def test_reparameterised_it_meets_the_exact_v_at_pure_noise():
     """Where alpha = 0, v is minus the mean of the data, and eps would say nothing: within 1e-2, by label."""
     torch.manual_seed(0)
-    table = Table(levels=4, beta_end=0.9)
+    table = BetaTable(levels=4, beta_end=0.9)
     teacher = mixture_teacher(table, parameterisation=Eps())
     [stage] = Reparameterise(zero_snr=True).stages(teacher)
     schedule, config = stage.objective.schedule, {"dim": 2, "num_classes": 4, "depth": 2}

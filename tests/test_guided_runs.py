@@ -18,7 +18,7 @@ from halfstep.noise import Draw, sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, V
 from halfstep.samplers import sample
-from halfstep.schedules import Cosine, Table
+from halfstep.schedules import BetaTable, Cosine
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from halfstep.training import distill, Training
@@ -191,7 +191,7 @@ def test_the_options_reach_the_stages():
     method = replace(SMALL, start=4, times=times)
     assert list(method.stages(teacher_of().denoiser, 3))[1].times == times[::2]
     table = teacher_of()
-    table = replace(table, denoiser=Denoiser(table.denoiser.net, Table(levels=40), V()))
+    table = replace(table, denoiser=Denoiser(table.denoiser.net, BetaTable(levels=40), V()))
     assert next(SMALL.stages(table.denoiser, 3)).objective.levels == 40
 
 

@@ -194,7 +194,7 @@ def test_held_out_data_of_another_shape_is_refused_before_anything_is_sampled(
 
 
 def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
-    own = ["--noise-schedule", "straight", "--updates", 3, "--out", "t"]
+    own = ["--noise-schedule", "rectified-flow", "--updates", 3, "--out", "t"]
     assert cli("train", "denoiser", *TINY, *own)[0] == 0
     assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     words = ["--baselines", "ddim", "dpm-fast", "--metrics", "frechet", "--full", 8]

@@ -16,7 +16,7 @@ from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, V
 from halfstep.samplers import sample
-from halfstep.samplers.published import WALKS
+from halfstep.samplers.published import SAMPLER_PRESETS
 from halfstep.schedules import Cosine, VPLinear
 from halfstep.timegrids import uniform
 from halfstep.weighting import constant
@@ -285,15 +285,15 @@ def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
     pipe = published(name, steps)
     schedule = pipe.denoiser.schedule
     assert len(pipe.grid(sampler=name)) == steps + 1
-    assert pipe.grid(3, name) == WALKS[name].grid(3, schedule)
+    assert pipe.grid(3, name) == SAMPLER_PRESETS[name].grid(3, schedule)
     x = pipe.sample(3, seed=2)
     assert x.isfinite().all() and not torch.allclose(x, pipe.sample(3, seed=2, sampler="ddim"))
     assert torch.equal(x[1:], pipe.sample(2, seed=2, first=1))  # noise too is the image's own
     if name != "euler-maruyama":
         from halfstep.noise import sample_noise
 
-        times = WALKS[name].grid(4, schedule)
-        step = WALKS[name].step(4, schedule, lambda like, step: like)
+        times = SAMPLER_PRESETS[name].grid(4, schedule)
+        step = SAMPLER_PRESETS[name].step(4, schedule, lambda like, step: like)
         noise = sample_noise(2, range(3), pipe.shape)
         assert torch.allclose(x, sample(pipe.denoiser, noise, times, step), atol=1e-5)
     student = pipe.with_student(pipe.denoiser, uniform(2))

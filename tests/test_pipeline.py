@@ -18,7 +18,7 @@ from halfstep.noise import sample_noise
 from halfstep.pipeline import from_description, Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS, V
 from halfstep.samplers import ancestral, sample
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.timegrids import uniform
 from tests.support.denoisers import named, READS
 from tests.support.progress import Ledger
@@ -49,7 +49,13 @@ NETS = {
         (3, 6, 6),
     ),
 }  # fmt: skip
-SCHEDULES = [Cosine(), VPLinear(), Straight(), Karras(), Table("scaled_linear", zero_snr=True)]
+SCHEDULES = [
+    Cosine(),
+    VPLinear(),
+    RectifiedFlow(),
+    Karras(),
+    BetaTable("scaled_linear", zero_snr=True),
+]
 
 
 def shaken(net):
@@ -113,7 +119,7 @@ def test_all_fields_come_back(tmp_path):
 
 
 def test_a_table_of_own_betas_comes_back(tmp_path):
-    schedule = Table("trained_betas", betas=(0.1, 0.2, 0.3), levels=3)
+    schedule = BetaTable("trained_betas", betas=(0.1, 0.2, 0.3), levels=3)
     assert saved(pipeline("mlp", schedule=schedule), tmp_path).denoiser.schedule == schedule
 
 
@@ -253,9 +259,9 @@ def test_a_folder_without_a_pipeline_is_named(tmp_path):
     "about, said",
     [
         ({"name": "cosine", "logsnr_min": "low"}, "logsnr_min = 'low' cannot be"),
-        ({"name": "table", "levels": 10.5}, "levels = 10.5 cannot be"),
-        ({"name": "table", "zero_snr": 1}, "zero_snr = 1 cannot be"),
-        ({"name": "table", "kind": 3}, "kind = 3 cannot be"),
+        ({"name": "beta-table", "levels": 10.5}, "levels = 10.5 cannot be"),
+        ({"name": "beta-table", "zero_snr": 1}, "zero_snr = 1 cannot be"),
+        ({"name": "beta-table", "kind": 3}, "kind = 3 cannot be"),
     ],
 )
 def test_options_of_a_schedule_have_their_types(about, said):

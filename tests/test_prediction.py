@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from halfstep.errors import ConfigError
-from halfstep.prediction import Both, Eps, PARAMETERISATIONS, Prediction, V, Velocity, X0
-from halfstep.schedules import Cosine, Karras, Level, Straight, Table
+from halfstep.prediction import Eps, PARAMETERISATIONS, Prediction, V, Velocity, X0, X0AndEps
+from halfstep.schedules import BetaTable, Cosine, Karras, Level, RectifiedFlow
 from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -52,7 +52,7 @@ def test_eps_blows_up_at_the_noisy_end():
 def test_both_merges(t, merged):
     """distillation-checks.md 13: o_x = 0.3, o_eps = 0.2, z = 0.5."""
     out, z = torch.tensor([[0.3, 0.2]]), number(0.5)
-    pred = Both().decode(out, z, at(t))
+    pred = X0AndEps().decode(out, z, at(t))
     assert pred.x0.item() == pytest.approx(merged, abs=6e-10)
     assert at(t).mix(pred.x0, pred.eps).item() == pytest.approx(0.5, rel=1e-12)
 
@@ -62,7 +62,7 @@ def test_both_is_the_weighted_mean_of_its_halves(schedule):
     """sigma^2 and alpha^2 weigh the two readings of x0, on every schedule; channels are dimension 1."""
     x, o_x, o_eps = torch.randn(3, 5, 3, 4, 6, generator=seeded())
     level = schedule.at(torch.linspace(0.05, 0.95, 5).reshape(-1, 1, 1, 1))
-    pred = Both().decode(torch.cat([o_x, o_eps], 1), x, level)
+    pred = X0AndEps().decode(torch.cat([o_x, o_eps], 1), x, level)
     a2, s2 = level.alpha**2, level.sigma**2
     wanted = (s2 * o_x + a2 * (x - level.sigma * o_eps) / level.alpha) / (a2 + s2)
     torch.testing.assert_close(pred.x0, wanted, rtol=1e-12, atol=1e-12)
@@ -101,7 +101,7 @@ def test_decode_inverts_encode(schedule, reads, t):
     torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-13 * 80 * loss)
 
 
-READABLE = {X0: "noise", Eps: "data", V: "both", Velocity: "both", Both: "both"}
+READABLE = {X0: "noise", Eps: "data", V: "both", Velocity: "both", X0AndEps: "both"}
 CLEAN, NOISE = (1.0, 0.0), (0.0, 1.0)
 
 
@@ -128,7 +128,7 @@ def test_exactly_readable_ends(reads, end, where):
 @every_reading
 def test_one_unreadable_sample_is_enough(reads):
     """A batch with one sample at an end is refused whole, never half wrong."""
-    level = Straight().at(torch.tensor([0.5, 1.0, 0.0]).reshape(3, 1))
+    level = RectifiedFlow().at(torch.tensor([0.5, 1.0, 0.0]).reshape(3, 1))
     x0, eps = torch.randn(2, 3, 4, generator=seeded())
     out = reads.encode(Prediction(x0, eps), level)
     if READABLE[type(reads)] == "both":
@@ -147,7 +147,7 @@ def test_real_schedules_at_their_ends():
         for schedule in (Cosine(), Karras()):
             pred = reads.decode(x, x, schedule.at(ends))
             assert bool(pred.x0.isfinite().all() and pred.eps.isfinite().all())
-    blind = Table(zero_snr=True).at(torch.ones(2, 1))
+    blind = BetaTable(zero_snr=True).at(torch.ones(2, 1))
     with pytest.raises(ConfigError, match="alpha = 0"):
         Eps().decode(x, x, blind)
     assert torch.equal(V().decode(x, x, blind).x0, -x)
@@ -156,7 +156,7 @@ def test_real_schedules_at_their_ends():
 def test_velocity_is_the_slope_of_the_straight_path():
     """x(t + h) - x(t) = h * velocity on the straight schedule (Liu et al. 2023)."""
     x0, eps = torch.randn(2, 3, 4, generator=seeded())
-    a, b = (Straight().at(torch.tensor(t)) for t in (0.3, 0.31))
+    a, b = (RectifiedFlow().at(torch.tensor(t)) for t in (0.3, 0.31))
     slope = (b.mix(x0, eps) - a.mix(x0, eps)) / 0.01
     out = Velocity().encode(Prediction(x0, eps), a)
     torch.testing.assert_close(out, slope, rtol=0, atol=1e-12)
@@ -188,8 +188,8 @@ def test_toward():
 def test_blindness_is_where_decoding_is_refused():
     """`blind_to_data` says that the target for x0 at SNR 0 is lost."""
     assert [reads.blind_to_data for reads in READS] == [False, True, False, False, False]
-    assert [type(p) for p in PARAMETERISATIONS.values()] == [X0, Eps, V, Velocity, Both]
-    assert list(PARAMETERISATIONS) == ["x0", "eps", "v", "velocity", "both"]
+    assert [type(p) for p in PARAMETERISATIONS.values()] == [X0, Eps, V, Velocity, X0AndEps]
+    assert list(PARAMETERISATIONS) == ["x0", "eps", "v", "velocity", "x0-and-eps"]
 
 
 @every_reading

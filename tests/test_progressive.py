@@ -14,7 +14,7 @@ from halfstep.methods.progressive import forgiven, Halve, on_grid, shares
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, Prediction, V, X0
 from halfstep.samplers import sample, start
-from halfstep.schedules import arriving, Cosine, Karras, Level, Straight, Table, VPLinear
+from halfstep.schedules import arriving, BetaTable, Cosine, Karras, Level, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import grid, karras, uniform
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
@@ -112,8 +112,8 @@ def test_target_in_v_form(n):
 @pytest.mark.parametrize("reads", [V(), X0()], ids=named)
 def test_float32_target_at_4096_steps(schedule, reads):
     """The convex combination cancels nothing: below 1e-6 where the difference form has 1e-4."""
-    if isinstance(schedule, Table):
-        schedule = Table("scaled_linear", levels=8192)
+    if isinstance(schedule, BetaTable):
+        schedule = BetaTable("scaled_linear", levels=8192)
     n, generator = 4096, seeded()
     i = torch.randint(n, (500,), generator=generator)
     t, mid, end = ((i + k) / n for k in (1.0, 0.5, 0.0))
@@ -146,7 +146,7 @@ def test_float32_target_at_4096_steps(schedule, reads):
 def grids(schedule, n, top):
     """Grids of 2n steps, `times[0] == top`: uniform, Karras, log-SNR and random."""
     yield tuple(top * t for t in uniform(2 * n))
-    if not isinstance(schedule, Table):
+    if not isinstance(schedule, BetaTable):
         end = 1e-3
         share = torch.linspace(0, 1, 2 * n)
         ends = schedule.at(torch.tensor([min(top, 0.999), end])).logsnr
@@ -193,7 +193,7 @@ def test_shares_are_shares(schedule):
     for share in (x_share, eps_share):
         assert bool(((share >= 0) & (share <= 1)).all())
     assert x_share[-1].item() == 1
-    assert schedule != Straight() or eps_share[0].item() == 0
+    assert schedule != RectifiedFlow() or eps_share[0].item() == 0
     rho = [level.alpha / level.sigma for level in map(schedule.at, (t, mid, end))]
     wanted = (rho[2] - rho[1]) / (rho[2] - rho[0])
     torch.testing.assert_close(x_share[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
@@ -378,12 +378,12 @@ def grid_of(name, steps, schedule):
         inner = torch.rand(steps - 1, generator=seeded(), dtype=torch.float64)
         return (1.0, *inner.sort(descending=True).values.tolist(), 0.0)
     # A straight schedule has no log-SNR at t = 1 to space steps in.
-    if schedule == Straight() and name == "karras":
+    if schedule == RectifiedFlow() and name == "karras":
         return karras(steps, schedule, start=0.999)
     return grid(name, steps, schedule)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Straight(), VPLinear(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), VPLinear(), Karras()], ids=named)
 @pytest.mark.parametrize("name", ["uniform", "karras", "random"])
 @pytest.mark.parametrize("steps", [16, 1024])
 def test_invariant(schedule, name, steps):
@@ -567,7 +567,7 @@ def gaussian_data(rng):
     return 0.3 + 0.5 * torch.randn(256, 2, generator=rng)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Straight(), VPLinear(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), VPLinear(), Karras()], ids=named)
 def test_student_reaches_the_closed_form(schedule):
     """The best 4-step student of an analytic teacher is known: it equals 8 teacher steps."""
     teacher = gaussian_teacher(schedule).freeze()
@@ -661,7 +661,7 @@ def test_grids_by_name(name):
 
 def test_a_grid_of_ones_own():
     times = (0.9, 0.5, 0.44, 0.2, 0.0)
-    stages = list(Progressive(start=4, times=times).stages(wobbly_teacher(Straight(), V())))
+    stages = list(Progressive(start=4, times=times).stages(wobbly_teacher(RectifiedFlow(), V())))
     assert [s.times for s in stages] == [(0.9, 0.44, 0.0), (0.9, 0.0)]
 
 
@@ -751,7 +751,7 @@ def test_unknown_names_are_refused():
 
 @pytest.mark.parametrize(
     "schedule",
-    [Cosine(), VPLinear(), Straight(), Karras(), Table(), Table(zero_snr=True)],
+    [Cosine(), VPLinear(), RectifiedFlow(), Karras(), BetaTable(), BetaTable(zero_snr=True)],
     ids=repr,
 )
 def test_an_eps_teacher_is_refused_from_pure_noise_and_the_advice_works(schedule):
@@ -761,7 +761,7 @@ def test_an_eps_teacher_is_refused_from_pure_noise_and_the_advice_works(schedule
     assert "halfstep distill reparameterise" in str(no.value)
     assert "times that start lower" in str(no.value)
     next(Progressive(start=2, times=(0.5, 0.25, 0.0)).stages(teacher))
-    if schedule != Table(zero_snr=True):  # whose eps teacher was never there to be asked
+    if schedule != BetaTable(zero_snr=True):  # whose eps teacher was never there to be asked
         [stage] = Reparameterise().stages(teacher)
         next(Progressive(start=2).stages(stage.student))
 

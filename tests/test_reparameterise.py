@@ -9,8 +9,8 @@ from halfstep.errors import ConfigError
 from halfstep.methods import Progressive, Reparameterise
 from halfstep.methods.reparameterise import Match
 from halfstep.noise import Draw
-from halfstep.prediction import Both, Eps, V, X0
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.prediction import Eps, V, X0, X0AndEps
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
 from halfstep.weighting import constant, snr, snr_plus_one, WEIGHTINGS
 from tests.support.denoisers import Counted, named, seeded, Wobbly, wobbly_teacher
@@ -31,14 +31,14 @@ class Watched:
         return self.denoiser(x_t, t, cond)
 
 
-SHIFTED = Table(levels=50, beta_end=0.4)
+SHIFTED = BetaTable(levels=50, beta_end=0.4)
 MOVES = [
     (Cosine(), Cosine(), None),
     (VPLinear(), VPLinear(), None),
-    (Table(), Table(zero_snr=True), 1000),
-    (SHIFTED, Table(levels=50, beta_end=0.4, zero_snr=True), 50),
+    (BetaTable(), BetaTable(zero_snr=True), 1000),
+    (SHIFTED, BetaTable(levels=50, beta_end=0.4, zero_snr=True), 50),
     (SHIFTED, SHIFTED, 50),
-    (Straight(), Straight(), None),
+    (RectifiedFlow(), RectifiedFlow(), None),
     (Karras(), Karras(), None),
 ]
 
@@ -91,7 +91,7 @@ def test_the_exact_v_teacher_has_no_loss_where_the_eps_teacher_is_readable(old, 
 def test_at_pure_noise_the_target_is_the_data():
     """Zero terminal SNR, t = 1: the loss of the mean of the data is the variance of the data."""
     n = 4000
-    old, new = Table(levels=4, beta_end=0.9), Table(levels=4, beta_end=0.9, zero_snr=True)
+    old, new = BetaTable(levels=4, beta_end=0.9), BetaTable(levels=4, beta_end=0.9, zero_snr=True)
     batch = Batch(0.3 + 0.5 * torch.randn(n, 1, generator=seeded(1)))
     student = Watched(gaussian_teacher(new))
     match = Match(gaussian_teacher(old, parameterisation=Eps()), new, constant, 4)
@@ -104,9 +104,9 @@ def test_at_pure_noise_the_target_is_the_data():
 
 def test_the_eps_target_at_pure_noise_is_the_noise():
     """The snr weight sees the eps error alone, and x_t is the noise where alpha = 0."""
-    new = Table(levels=2, beta_end=0.9, zero_snr=True)
+    new = BetaTable(levels=2, beta_end=0.9, zero_snr=True)
     student = Watched(wobbly_teacher(new, V()))
-    match = Match(wobbly_teacher(Table(levels=2, beta_end=0.9), Eps()), new, snr, 2)
+    match = Match(wobbly_teacher(BetaTable(levels=2, beta_end=0.9), Eps()), new, snr, 2)
     x0 = torch.rand(40, 3, generator=seeded(1))
     loss = match(student, Batch(x0), draw_of(2, 40))
     at_noise = student.t == 1
@@ -156,13 +156,13 @@ def test_stage(reads):
 
 
 def test_stage_on_a_table():
-    teacher = wobbly_teacher(Table(levels=40), Eps())
+    teacher = wobbly_teacher(BetaTable(levels=40), Eps())
     [stage] = Reparameterise().stages(teacher)
-    assert stage.student.schedule == Table(levels=40) and stage.objective.levels == 40
+    assert stage.student.schedule == BetaTable(levels=40) and stage.objective.levels == 40
     [stage] = Reparameterise(zero_snr=True).stages(teacher)
-    wanted = Table(levels=40, zero_snr=True)
+    wanted = BetaTable(levels=40, zero_snr=True)
     assert stage.student.schedule == stage.objective.schedule == wanted
-    assert stage.objective.teacher is teacher and teacher.schedule == Table(levels=40)
+    assert stage.objective.teacher is teacher and teacher.schedule == BetaTable(levels=40)
     next(Progressive(start=2).stages(stage.student))
 
 
@@ -196,7 +196,7 @@ def test_training_moves_the_student_to_the_teacher():
 
 def test_refuses_two_outputs():
     with pytest.raises(ConfigError, match="predicts both x0 and eps is readable at t = 1"):
-        next(Reparameterise().stages(wobbly_teacher(Cosine(), Both())))
+        next(Reparameterise().stages(wobbly_teacher(Cosine(), X0AndEps())))
 
 
 def test_refuses_zero_snr_without_a_table():

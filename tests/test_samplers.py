@@ -18,16 +18,16 @@ from halfstep.samplers import (
     ddim,
     dpmpp_2m,
     heun,
+    ModelOutput,
     noise_of,
     noised,
-    Point,
     sample,
     scheduled,
     start,
     STEPS,
-    Visit,
+    TimePoint,
 )
-from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import karras, uniform
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
@@ -50,7 +50,7 @@ def step_called(name):
 
 
 def point(schedule, t, step=0):
-    return Point(step, t, arriving(schedule, torch.tensor(t, dtype=torch.float64)))
+    return TimePoint(step, t, arriving(schedule, torch.tensor(t, dtype=torch.float64)))
 
 
 class ToyStudent(nn.Module):
@@ -80,8 +80,8 @@ def test_clipped_step():
     """distillation-checks.md 14: from t = 0.75 to 0.5, clipped and not."""
     z, here, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 1)
     free = Prediction.from_x0(torch.tensor(1.4), z, here.level)
-    one = ddim(z, [Visit(here, free)], to, None)
-    other = ddim(z, [Visit(here, free.clipped(z, here.level))], to, None)
+    one = ddim(z, [ModelOutput(here, free)], to, None)
+    other = ddim(z, [ModelOutput(here, free.clipped(z, here.level))], to, None)
     assert one.item() == pytest.approx(0.962559690, abs=6e-10)
     assert other.item() == pytest.approx(0.796881788, abs=6e-10)
 
@@ -92,7 +92,7 @@ def test_clipped_step():
 def test_ancestral_step(variance, wanted):
     """distillation-checks.md 36: t = 0.75 to 0.5, x0 = 0.3, z = 0.5."""
     z, here, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 7)
-    visit = Visit(here, Prediction.from_x0(torch.tensor(0.3), z, here.level))
+    visit = ModelOutput(here, Prediction.from_x0(torch.tensor(0.3), z, here.level))
     steps = []
 
     def noise(value, like, step):
@@ -160,7 +160,7 @@ def fine_flow(teacher, x, t_from, t_to, steps=300):
     return y * teacher.schedule.at(torch.tensor(t_to)).alpha
 
 
-SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]  # a table's levels have corners
+SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]  # a table's levels have corners
 
 
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
@@ -205,7 +205,7 @@ def test_uneven_grids_converge_to_the_exact_flow(schedule, name):
 def test_everything_ends_where_the_flow_ends(name):
     """All the way to t = 0, on a schedule with exact ends and through its singular start."""
     noise = torch.randn(400, 3, generator=seeded())
-    x = sample(gaussian_teacher(Straight()), noise, uniform(256), step_called(name))
+    x = sample(gaussian_teacher(RectifiedFlow()), noise, uniform(256), step_called(name))
     if name == "ancestral":
         assert abs(x.mean() - 0.3) < 4 * 0.5 / 1200**0.5
         assert abs(x.std() / 0.5 - 1) < 0.1
@@ -229,7 +229,7 @@ def test_finite_to_the_end_in_any_number_of_steps(schedule, name, steps, batch):
 
 @pytest.mark.parametrize("name", [*STEPS, "ancestral"])
 def test_zero_terminal_snr(name):
-    table = Table(zero_snr=True)
+    table = BetaTable(zero_snr=True)
     x = sample(
         mixture_teacher(table), torch.randn(5, 2, generator=seeded()), uniform(5), step_called(name)
     )
@@ -297,7 +297,7 @@ def test_two_steps_of_dpmpp(schedule):
 
 def test_dpmpp_from_zero_snr_starts_without_history():
     """A start at alpha = 0 is infinitely far: the second step is then DDIM's."""
-    teacher, noise = mixture_teacher(Straight()), torch.randn(5, 2, generator=seeded())
+    teacher, noise = mixture_teacher(RectifiedFlow()), torch.randn(5, 2, generator=seeded())
     times = (1.0, 0.7, 0.3)
     one, other = (sample(teacher, noise, times, step) for step in (dpmpp_2m, ddim))
     torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
@@ -379,10 +379,10 @@ def test_steps_are_numbered_from_one():
 
 def test_where_a_walk_starts():
     noise = torch.randn(5, 3, generator=seeded())
-    for schedule in (Cosine(), VPLinear(), Table()):
+    for schedule in (Cosine(), VPLinear(), BetaTable()):
         assert start(schedule, noise) is noise and start(schedule, noise, 0.4) is noise
     torch.testing.assert_close(start(Karras(), noise), 80 * noise, rtol=1e-14, atol=0)
-    torch.testing.assert_close(start(Straight(), noise, 0.7), 0.7 * noise, rtol=1e-14, atol=0)
+    torch.testing.assert_close(start(RectifiedFlow(), noise, 0.7), 0.7 * noise, rtol=1e-14, atol=0)
     half = noise.float()
     assert start(Karras(), half).dtype == torch.float32
 
@@ -438,7 +438,7 @@ def test_no_walk_starts_at_what_is_no_time(t):
         start(Karras(), x, t)
     with pytest.raises(ConfigError, match=r"^t (must|is)"):
         noise_of(Karras(), x, t)
-    for schedule in (Cosine(), Karras(), Table()):
+    for schedule in (Cosine(), Karras(), BetaTable()):
         with pytest.raises(ConfigError, match=r"^t (must|is)"):
             noised(schedule, x, x, t)
 
@@ -453,7 +453,7 @@ def test_clipping_recomputes_eps_on_the_way():
 
 
 def test_an_eps_teacher_from_zero_snr_is_refused():
-    teacher = mixture_teacher(Straight(), parameterisation=Eps())
+    teacher = mixture_teacher(RectifiedFlow(), parameterisation=Eps())
     with pytest.raises(ConfigError, match=r"alpha = 0: start below t = 1.*reparameterise"):
         sample(teacher, torch.ones(2, 2), uniform(4))
     x = sample(teacher, torch.ones(2, 2), uniform(4, start=0.99))

@@ -13,13 +13,15 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, V, X0
 from halfstep.samplers import calls, ddim, dpmpp_2m, fitting, sample, scheduled, schedulers
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, trailing, uniform, uniform_logsnr
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.progress import Ledger
 
-every_schedule = pytest.mark.parametrize("schedule", [*SCHEDULES, Table(zero_snr=True)], ids=named)
+every_schedule = pytest.mark.parametrize(
+    "schedule", [*SCHEDULES, BetaTable(zero_snr=True)], ids=named
+)
 
 STOCHASTIC = [
     "DDPMScheduler",
@@ -80,14 +82,14 @@ def test_ddim_is_ours(schedule, times):
 
 @pytest.mark.parametrize("steps", [64, 128])
 def test_ddim_is_ours_where_diffusers_own_table_would_round(steps):
-    teacher, noise = mixture_teacher(Table("scaled_linear")), some_noise()
+    teacher, noise = mixture_teacher(BetaTable("scaled_linear")), some_noise()
     got = walk(teacher, noise, uniform(steps), "DDIMScheduler")
     torch.testing.assert_close(got, sample(teacher, noise, uniform(steps)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
 def test_grids_down_to_the_first_level_of_a_table(name):
-    table = Table("scaled_linear")
+    table = BetaTable("scaled_linear")
     teacher, noise, step = (
         mixture_teacher(table),
         some_noise(),
@@ -326,7 +328,7 @@ def test_a_grid_that_ends_above_0_is_refused():
         walk(mixture_teacher(Cosine()), some_noise(), (1.0, 0.5, 0.2), "DDIMScheduler")
 
 
-@pytest.mark.parametrize("schedule", [Straight(), Table(zero_snr=True)], ids=named)
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), BetaTable(zero_snr=True)], ids=named)
 def test_eps_from_zero_snr_is_refused(schedule):
     with pytest.raises(ConfigError, match=r"'PNDMScheduler' of diffusers works on eps.*alpha = 0"):
         walk(mixture_teacher(schedule), some_noise(), uniform(4), "PNDMScheduler")

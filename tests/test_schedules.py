@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, strategies as st
 
 from halfstep.errors import ConfigError
-from halfstep.schedules import arriving, Cosine, Karras, Level, SCHEDULES, Straight, Table, VPLinear
+from halfstep.schedules import (
+    arriving,
+    BetaTable,
+    Cosine,
+    Karras,
+    Level,
+    RectifiedFlow,
+    SCHEDULES,
+    VPLinear,
+)
 from tests.support.denoisers import named, SCHEDULES as ALL, seeded
 
 NAN = float("nan")
@@ -99,7 +108,7 @@ def test_vp_linear_is_the_integral_of_beta():
 
 def test_straight_is_a_line():
     t = torch.tensor([0.0, 0.25, 1.0])
-    there = Straight().at(t)
+    there = RectifiedFlow().at(t)
     assert there.alpha.tolist() == [1.0, 0.75, 0.0]
     assert there.sigma.tolist() == [0.0, 0.25, 1.0]
     assert there.logsnr[[0, 2]].tolist() == [inf, -inf]
@@ -154,14 +163,14 @@ def test_at_inverts_time(schedule):
     torch.testing.assert_close(back, logsnr, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [VPLinear(), Straight()], ids=named)
+@pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=named)
 def test_time_of_clean_data_is_zero(schedule):
     assert schedule.time(torch.tensor(inf)).item() == 0
 
 
 def test_time_of_pure_noise_is_one():
-    assert Straight().time(torch.tensor(-inf)).item() == 1
-    assert Table(zero_snr=True).time(torch.tensor(-inf)).item() == 1
+    assert RectifiedFlow().time(torch.tensor(-inf)).item() == 1
+    assert BetaTable(zero_snr=True).time(torch.tensor(-inf)).item() == 1
 
 
 @every
@@ -202,7 +211,7 @@ def test_the_farthest_cosine_has_signal_and_noise_at_its_ends(low, high, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "schedule", [*ALL, Table(zero_snr=True), Table(levels=1), Straight()], ids=repr
+    "schedule", [*ALL, BetaTable(zero_snr=True), BetaTable(levels=1), RectifiedFlow()], ids=repr
 )
 def test_of_nan_comes_nan(schedule, dtype):
     t = torch.tensor([1.0, NAN], dtype=dtype)
@@ -228,23 +237,23 @@ def test_mix():
 
 def test_names():
     assert {name: kind() for name, kind in SCHEDULES.items()}["vp-linear"] == VPLinear()
-    assert set(SCHEDULES) == {"cosine", "vp-linear", "straight", "karras", "table"}
+    assert set(SCHEDULES) == {"cosine", "vp-linear", "rectified-flow", "karras", "beta-table"}
 
 
 def test_schedules_are_values():
     assert Cosine() == Cosine() and Cosine(-15.0) != Cosine()
-    assert len({Table(), Table(), Table(zero_snr=True)}) == 2
+    assert len({BetaTable(), BetaTable(), BetaTable(zero_snr=True)}) == 2
 
 
 # --- tables -----------------------------------------------------------------------------------------
 
 BETAS = tuple(0.001 + 0.03 * sin(0.05 * k) ** 2 for k in range(37))
 TABLES = [
-    Table("linear"),
-    Table("scaled_linear", beta_start=0.00085, beta_end=0.012),
-    Table("squaredcos_cap_v2"),
-    Table("linear", levels=77, beta_end=0.2),
-    Table("trained_betas", levels=37, betas=BETAS),
+    BetaTable("linear"),
+    BetaTable("scaled_linear", beta_start=0.00085, beta_end=0.012),
+    BetaTable("squaredcos_cap_v2"),
+    BetaTable("linear", levels=77, beta_end=0.2),
+    BetaTable("trained_betas", levels=37, betas=BETAS),
 ]
 
 
@@ -272,7 +281,7 @@ def test_table_is_that_of_diffusers(table, zero_snr):
 
 def test_zero_terminal_snr_is_exact_at_the_end():
     """Lin et al. 2024, Algorithm 1: alpha shifted and scaled, its first entry kept, its last 0."""
-    plain, zero = Table(), Table(zero_snr=True)
+    plain, zero = BetaTable(), BetaTable(zero_snr=True)
     t = torch.arange(1, 1001) / 1000
     was, now = plain.at(t), zero.at(t)
     assert (now.alpha[-1].item(), now.sigma[-1].item()) == (0.0, 1.0)
@@ -282,7 +291,7 @@ def test_zero_terminal_snr_is_exact_at_the_end():
 
 
 def test_a_table_is_interpolated_in_logsnr():
-    table = Table(levels=10, beta_end=0.5)
+    table = BetaTable(levels=10, beta_end=0.5)
     n = torch.arange(1, 10)
     ends = table.at(n / 10).logsnr, table.at((n + 1) / 10).logsnr
     for share in (0.25, 0.7):
@@ -291,7 +300,7 @@ def test_a_table_is_interpolated_in_logsnr():
 
 
 def test_a_table_is_clean_at_zero():
-    for table in (*TABLES, Table(zero_snr=True)):
+    for table in (*TABLES, BetaTable(zero_snr=True)):
         clean = table.at(torch.tensor([0.0, 1.0]))
         assert (clean.alpha[0].item(), clean.sigma[0].item()) == (1.0, 0.0)
 
@@ -300,7 +309,7 @@ def test_a_table_is_clean_at_zero():
 @pytest.mark.parametrize("levels", [2, 3, 7, 49, 77, 1000, 1003])
 def test_every_level_of_a_zero_snr_table_can_be_read(levels, dtype):
     """Rounding of t = (n + 1) / levels must not turn the last readable entry into the blind one."""
-    table = Table(levels=levels, zero_snr=True, beta_end=0.02 if levels > 100 else 0.3)
+    table = BetaTable(levels=levels, zero_snr=True, beta_end=0.02 if levels > 100 else 0.3)
     n = torch.arange(levels, dtype=dtype)
     for t in ((n + 1) / levels, (n + 1) * (1 / levels)):
         there = table.at(t.clamp(max=1))
@@ -312,7 +321,7 @@ def test_every_level_of_a_zero_snr_table_can_be_read(levels, dtype):
 
 
 def test_a_table_of_one_level():
-    table = Table(levels=1)
+    table = BetaTable(levels=1)
     assert table.at(torch.tensor(1.0)).alpha.item() == pytest.approx(sqrt(1 - 1e-4))
     assert table.time(table.at(torch.tensor(1.0)).logsnr).item() == 1
 
@@ -320,14 +329,14 @@ def test_a_table_of_one_level():
 @pytest.mark.parametrize("t", [1e-9, 0.0001, 0.00099])
 def test_a_table_refuses_times_below_its_first_level(t):
     with pytest.raises(ConfigError, match=r"between 0 and 1/1000 have no level.*grid='trailing'"):
-        Table().at(torch.tensor([0.5, t]))
+        BetaTable().at(torch.tensor([0.5, t]))
 
 
 @pytest.mark.parametrize("t", [0.9991, 0.9999999])
 def test_a_zero_snr_table_refuses_times_before_its_end(t):
     with pytest.raises(ConfigError, match=r"between 0\.999 and 1 have no level.*zero-terminal"):
-        Table(zero_snr=True).at(torch.tensor([0.5, t]))
-    assert Table().at(torch.tensor(t)).alpha > 0
+        BetaTable(zero_snr=True).at(torch.tensor([0.5, t]))
+    assert BetaTable().at(torch.tensor(t)).alpha > 0
 
 
 @pytest.mark.parametrize(
@@ -341,11 +350,15 @@ def test_a_zero_snr_table_refuses_times_before_its_end(t):
 )
 def test_a_table_refuses(options, advice):
     with pytest.raises(ConfigError, match=advice):
-        Table(**options)
+        BetaTable(**options)
 
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-TABLES = [Table("scaled_linear", 1000, 0.00085, 0.012), Table(), Table(levels=100, zero_snr=True)]
+TABLES = [
+    BetaTable("scaled_linear", 1000, 0.00085, 0.012),
+    BetaTable(),
+    BetaTable(levels=100, zero_snr=True),
+]
 
 
 @HALF
@@ -372,8 +385,18 @@ def test_levels_in_half_precision_are_those_of_double(schedule, dtype):
     [
         *ALL,
         *TABLES,
-        *(Straight(), VPLinear(0.0, 20.0), VPLinear(20.0, 0.0), VPLinear(1.0, 1.0), VPLinear(0, 1)),
-        *(Table(zero_snr=True), Table(levels=1), Table("trained_betas", 3, betas=(0.1, 0.5, 1.0))),
+        *(
+            RectifiedFlow(),
+            VPLinear(0.0, 20.0),
+            VPLinear(20.0, 0.0),
+            VPLinear(1.0, 1.0),
+            VPLinear(0, 1),
+        ),
+        *(
+            BetaTable(zero_snr=True),
+            BetaTable(levels=1),
+            BetaTable("trained_betas", 3, betas=(0.1, 0.5, 1.0)),
+        ),
         *(Karras(rho=1.0), Karras(1e-3, 1e3, 100.0), Cosine(-30.0, 5.0)),
     ],
     ids=repr,
@@ -384,7 +407,7 @@ def test_time_inverts_at_at_the_ends(schedule, dtype, digits):
         found = schedule.time(there.logsnr)
         assert found.dtype is dtype and found.item() == pytest.approx(t, abs=digits)
     ends = {inf: 0.0, -inf: 1.0, 1e30: 0.0, -1e30: 1.0}
-    if isinstance(schedule, Table):  # nothing but clean data lies before its first level
+    if isinstance(schedule, BetaTable):  # nothing but clean data lies before its first level
         ends[1e30] = 1 / schedule.levels
         blind = level(schedule, 1.0).alpha == 0  # and nothing but noise after the last but one
         ends[-1e30] = 1 - 1 / schedule.levels if blind else 1.0
@@ -393,14 +416,18 @@ def test_time_inverts_at_at_the_ends(schedule, dtype, digits):
 
 
 def test_half_precision_reads_what_lies_between_levels_and_what_is_rounded_off_the_ends():
-    steep = Table(levels=20, beta_end=0.5)
+    steep = BetaTable(levels=20, beta_end=0.5)
     for dtype in (torch.bfloat16, torch.float64):  # 0.625 is exact: between levels 11 and 12
         alpha = steep.at(torch.tensor(0.625, dtype=dtype)).alpha.item()
         assert alpha == pytest.approx(0.3442, abs=0.001)
-    first = Table().at(torch.tensor(0.001, dtype=torch.bfloat16))  # of which it makes 0.00099945
+    first = BetaTable().at(
+        torch.tensor(0.001, dtype=torch.bfloat16)
+    )  # of which it makes 0.00099945
     assert first.sigma.item() == pytest.approx(0.01, rel=0.01)
-    last = Table(levels=50, zero_snr=True).at(torch.tensor(0.98, dtype=torch.bfloat16))  # 0.98047
-    exact = Table(levels=50, zero_snr=True).at(torch.tensor(0.98))
+    last = BetaTable(levels=50, zero_snr=True).at(
+        torch.tensor(0.98, dtype=torch.bfloat16)
+    )  # 0.98047
+    exact = BetaTable(levels=50, zero_snr=True).at(torch.tensor(0.98))
     assert last.alpha.item() == pytest.approx(exact.alpha.item(), rel=0.01)
 
 
@@ -417,13 +444,13 @@ def test_half_precision_reads_what_lies_between_levels_and_what_is_rounded_off_t
         *((lambda v=v: Karras(rho=v), "rho") for v in (0.0, -7.0, NAN, inf, 1e-3, 1e308, 1e7)),
         (lambda: Karras(1e-18, 80.0, rho=0.05), "rho"),  # whose sigma_min^20 is 0
         (lambda: Karras(1.0, 1.0 + 1e-9), "rho"),
-        *((lambda v=v: Table(beta_start=v), "beta") for v in (-0.01, 0.0, NAN, inf, 1.0, 1e-20)),
-        *((lambda v=v: Table(beta_end=v), "beta") for v in (1.5, 1.0, NAN, -0.02)),
-        *((lambda v=v: Table(levels=v), "levels") for v in (0, -1, 1.5, 10**12, NAN)),
-        (lambda: Table(levels=1, zero_snr=True), "levels"),
-        (lambda: Table(levels=10**6), "betas"),  # no signal is left long before the last
+        *((lambda v=v: BetaTable(beta_start=v), "beta") for v in (-0.01, 0.0, NAN, inf, 1.0, 1e-20)),
+        *((lambda v=v: BetaTable(beta_end=v), "beta") for v in (1.5, 1.0, NAN, -0.02)),
+        *((lambda v=v: BetaTable(levels=v), "levels") for v in (0, -1, 1.5, 10**12, NAN)),
+        (lambda: BetaTable(levels=1, zero_snr=True), "levels"),
+        (lambda: BetaTable(levels=10**6), "betas"),  # no signal is left long before the last
         *(
-            (lambda v=v: Table("trained_betas", 2, betas=v), "betas")
+            (lambda v=v: BetaTable("trained_betas", 2, betas=v), "betas")
             for v in ((0.1, 2.0), (0.1, -0.1), (NAN, 0.1), (1.0, 0.1), (0.0, 0.1), (0.1, 1e-20), 0.1)
         ),
     ],
@@ -434,7 +461,7 @@ def test_numbers_that_are_no_schedule(made, option):
 
 
 def test_a_table_that_ends_without_signal_has_no_levels_before_its_end():
-    table = Table("trained_betas", 4, betas=(0.1, 0.2, 0.3, 1.0))
+    table = BetaTable("trained_betas", 4, betas=(0.1, 0.2, 0.3, 1.0))
     assert level(table, 1.0).alpha.item() == 0 and level(table, 0.75).alpha.item() > 0.7
     with pytest.raises(ConfigError, match="no level"):
         table.at(torch.tensor(0.9))

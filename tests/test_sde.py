@@ -6,15 +6,23 @@ import pytest
 import torch
 
 from halfstep.errors import ConfigError
-from halfstep.samplers import calls, euler_maruyama, Point, sample, start, Visit, WALKS
+from halfstep.samplers import (
+    calls,
+    euler_maruyama,
+    ModelOutput,
+    sample,
+    SAMPLER_PRESETS,
+    start,
+    TimePoint,
+)
 from halfstep.samplers.sde import _drift_and_diffusion
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_teacher, mixture_teacher
 from halfstep.timegrids import uniform, uniform_landing
 from tests.support.denoisers import Counted, named, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
-SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]
+SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]
 every_schedule = pytest.mark.parametrize("schedule", SMOOTH, ids=named)
 
 
@@ -39,7 +47,7 @@ def test_vp_linear_is_its_beta(t):
 
 def test_other_schedules_in_closed_form():
     t = 0.3
-    f, g2 = _drift_and_diffusion(Straight(), t)
+    f, g2 = _drift_and_diffusion(RectifiedFlow(), t)
     assert (f.item(), g2.item()) == pytest.approx((-1 / (1 - t), 2 * t / (1 - t)), rel=1e-12)
     exploding = Karras(sigma_min=0.01, sigma_max=50.0, rho=5.0)
     low, high = 0.01**0.2, 50**0.2
@@ -138,7 +146,7 @@ def test_the_grid():
 @pytest.mark.parametrize("steps", [24, 33])
 @pytest.mark.parametrize("shape", [(0, 2), (1, 1), (5, 1, 1, 1)])
 def test_calls_and_shapes(schedule, steps, shape):
-    walk = WALKS["euler-maruyama"]
+    walk = SAMPLER_PRESETS["euler-maruyama"]
     teacher = Counted(gaussian_teacher(schedule))
     if shape[-1] == 2:
         teacher = Counted(mixture_teacher(schedule))
@@ -154,8 +162,10 @@ def test_a_step_is_a_function_of_its_history():
     teacher, times = mixture_teacher(VPLinear()), uniform_landing(10)
     x = noise = torch.randn(5, 2, generator=seeded())
     for k, (t, s) in enumerate(pairwise(times)):
-        here, to = (Point(j, v, VPLinear().at(torch.tensor(v))) for j, v in ((k, t), (k + 1, s)))
-        visit = Visit(here, teacher(x, torch.full((5,), t)))
+        here, to = (
+            TimePoint(j, v, VPLinear().at(torch.tensor(v))) for j, v in ((k, t), (k + 1, s))
+        )
+        visit = ModelOutput(here, teacher(x, torch.full((5,), t)))
         x = euler_maruyama(VPLinear(), fresh)(x, [visit], to, None)
     wanted = sample(teacher, noise, times, euler_maruyama(VPLinear(), fresh))
     assert torch.equal(x, wanted)
@@ -165,9 +175,9 @@ def test_a_step_is_a_function_of_its_history():
 
 
 def test_a_start_without_signal_is_refused():
-    step = euler_maruyama(Straight(), fresh)
+    step = euler_maruyama(RectifiedFlow(), fresh)
     with pytest.raises(ConfigError, match=r"cannot start at t = 1, where alpha = 0.*t = 0.999"):
-        sample(mixture_teacher(Straight()), torch.ones(2, 2), uniform(4), step)
+        sample(mixture_teacher(RectifiedFlow()), torch.ones(2, 2), uniform(4), step)
 
 
 def spreads_shown(schedule, times, std=0.5):
@@ -198,7 +208,7 @@ def test_the_last_step_draws_no_noise_that_could_be_too_much():
         (Cosine(), uniform_landing(1000)),
         (Cosine(-30.0, 30.0), uniform_landing(1000)),
         (Cosine(), uniform_landing(50, start=0.999)),
-        (Straight(), uniform_landing(100, start=0.999)),
+        (RectifiedFlow(), uniform_landing(100, start=0.999)),
         (VPLinear(), uniform(1)),
         (VPLinear(), uniform_landing(2)),
         (VPLinear(), uniform_landing(4)),
@@ -220,8 +230,8 @@ def test_a_step_too_long_for_its_drift_is_refused(schedule, times):
         (VPLinear(), uniform_landing(10)),
         (VPLinear(), uniform_landing(200)),
         (Cosine(), uniform_landing(100, start=0.98)),
-        (Straight(), uniform_landing(1000, start=0.999)),
-        (Straight(), uniform_landing(20, start=0.9)),
+        (RectifiedFlow(), uniform_landing(1000, start=0.999)),
+        (RectifiedFlow(), uniform_landing(20, start=0.9)),
         (Karras(), uniform_landing(20)),
         (Karras(), uniform_landing(100)),
     ],
@@ -234,4 +244,4 @@ def test_a_table_is_refused():
     with pytest.raises(
         ConfigError, match="a table of betas has corners: write sampler='ancestral'"
     ):
-        euler_maruyama(Table(), fresh)
+        euler_maruyama(BetaTable(), fresh)

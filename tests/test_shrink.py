@@ -20,7 +20,7 @@ from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction, V
-from halfstep.schedules import Cosine, Level, Table
+from halfstep.schedules import BetaTable, Cosine, Level
 from halfstep.training import distill, Training
 from halfstep.training.denoisers import stages_of
 from halfstep.training.settling import scores, settled
@@ -291,7 +291,7 @@ def test_a_unet_of_fewer_layers():
 def test_tables_are_asked_at_their_levels():
     denoiser = teacher().denoiser
     assert next(Shrink(keep=(0,), levels=4).stages(denoiser, NULL)).objective.levels == 4
-    denoiser.schedule = Table(levels=10)
+    denoiser.schedule = BetaTable(levels=10)
     assert next(Shrink(keep=(0,)).stages(denoiser, NULL)).objective.levels == 10
 
 

@@ -11,15 +11,24 @@ from torch import nn
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
 from halfstep.prediction import Eps, Prediction
-from halfstep.samplers import calls, dpm_fast, dpmpp_3s, Point, sample, start, Visit, WALKS
-from halfstep.schedules import arriving, Cosine, Karras, Straight, Table, VPLinear
+from halfstep.samplers import (
+    calls,
+    dpm_fast,
+    dpmpp_3s,
+    ModelOutput,
+    sample,
+    SAMPLER_PRESETS,
+    start,
+    TimePoint,
+)
+from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import checked, fast, orders, uniform
 from tests.support.denoisers import Counted, named, seeded
 from tests.test_samplers import fine_flow
 
-SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]
-SD = Table("scaled_linear", beta_start=0.00085, beta_end=0.012)
+SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]
+SD = BetaTable("scaled_linear", beta_start=0.00085, beta_end=0.012)
 STEPS = {"dpmpp_3s": dpmpp_3s, "dpm_fast": dpm_fast}
 every_step = pytest.mark.parametrize("name", STEPS)
 every_schedule = pytest.mark.parametrize("schedule", SMOOTH, ids=named)
@@ -57,7 +66,7 @@ class Official(nn.Module):
 @pytest.mark.parametrize("steps", TRAJECTORIES)
 def test_the_official_trajectory(steps, dtype):
     """dpm_solver_pp.py as U-ViT calls it: times to 0.02, output to 1e-4."""
-    net, walk = Official(), WALKS["dpmpp-3s"]
+    net, walk = Official(), SAMPLER_PRESETS["dpmpp-3s"]
     denoiser = Denoiser(net, SD, Eps(), time=NetTime(scale=1000.0))
     noise = torch.tensor(START, dtype=dtype).reshape(6, 1, 1, 1)
     x = sample(denoiser, noise, walk.grid(steps, SD), walk.step(steps, SD, None))
@@ -125,13 +134,21 @@ def test_fast_grid(schedule, steps):
 def test_fast_grid_of_the_published_models():
     times = fast(50, VPLinear())
     assert checked(times) == times and (times[0], times[-1]) == (1.0, 1e-4)
-    assert WALKS["dpm-fast"].grid(50, VPLinear()) == times
-    assert WALKS["dpm-fast"].grid(7, SD)[-1] == WALKS["dpmpp-3s"].grid(7, SD)[-1] == 1e-3
-    few = Table(levels=77, beta_end=0.2)
-    assert WALKS["dpm-fast"].grid(7, few)[-1] == WALKS["dpmpp-3s"].grid(7, few)[-1] == 1 / 77
-    assert WALKS["dpmpp-3s"].grid(7, VPLinear()) == uniform(7, end=1e-3)
+    assert SAMPLER_PRESETS["dpm-fast"].grid(50, VPLinear()) == times
+    assert (
+        SAMPLER_PRESETS["dpm-fast"].grid(7, SD)[-1]
+        == SAMPLER_PRESETS["dpmpp-3s"].grid(7, SD)[-1]
+        == 1e-3
+    )
+    few = BetaTable(levels=77, beta_end=0.2)
+    assert (
+        SAMPLER_PRESETS["dpm-fast"].grid(7, few)[-1]
+        == SAMPLER_PRESETS["dpmpp-3s"].grid(7, few)[-1]
+        == 1 / 77
+    )
+    assert SAMPLER_PRESETS["dpmpp-3s"].grid(7, VPLinear()) == uniform(7, end=1e-3)
     with pytest.raises(ConfigError, match=r"log-SNR at t = 1 or 0\.0001 is infinite"):
-        fast(6, Straight())
+        fast(6, RectifiedFlow())
 
 
 # --- the papers' formulas -----------------------------------------------------------------------------
@@ -273,7 +290,7 @@ def test_ends_where_the_flow_ends(schedule, name):
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 16])
 def test_calls_and_shapes(name, steps):
     """One call a step, any shape of x, and the dtype kept."""
-    teacher, walk = Counted(gaussian_teacher(VPLinear())), WALKS[name.replace("_", "-")]
+    teacher, walk = Counted(gaussian_teacher(VPLinear())), SAMPLER_PRESETS[name.replace("_", "-")]
     noise = torch.randn(5, 1, 1, 1, generator=seeded(), dtype=torch.float32)
     x = sample(teacher, noise, walk.grid(steps, VPLinear()), walk.step(steps, VPLinear(), None))
     assert x.shape == noise.shape and x.dtype == torch.float32 and bool(x.isfinite().all())
@@ -299,12 +316,12 @@ def test_a_step_is_a_function_of_its_history(name):
     x, seen = noise, []
     for k in range(8):
         here, to = (arriving(VPLinear(), torch.tensor(t)) for t in times[k : k + 2])
-        seen.append((Point(k, times[k], here), teacher(x, torch.full((5,), times[k]))))
+        seen.append((TimePoint(k, times[k], here), teacher(x, torch.full((5,), times[k]))))
         told = [
-            Visit(Point(p.step, p.t, p.level), Prediction(v.x0.clone(), v.eps.clone()))
+            ModelOutput(TimePoint(p.step, p.t, p.level), Prediction(v.x0.clone(), v.eps.clone()))
             for p, v in seen[-3:]
         ]
-        x = STEPS[name](8)(x, told, Point(k + 1, times[k + 1], to), None)
+        x = STEPS[name](8)(x, told, TimePoint(k + 1, times[k + 1], to), None)
     torch.testing.assert_close(x, wanted, rtol=0, atol=1e-13)
 
 
@@ -334,7 +351,7 @@ def test_landing_on_data_is_refused(name, steps):
 
 
 @every_step
-@pytest.mark.parametrize("schedule", [Straight(), Table(zero_snr=True)], ids=named)
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), BetaTable(zero_snr=True)], ids=named)
 def test_a_start_without_signal_is_refused(schedule, name):
     with pytest.raises(
         ConfigError, match=rf"{name} cannot start at t = 1, where alpha = 0.*t = 0.999"
@@ -370,7 +387,7 @@ def ended(name, schedule, times):
         (SD, 2, 1e-3),
         (Cosine(), 2, 1e-4),
         (Cosine(), 8, 1e-4),
-        (Table("squaredcos_cap_v2"), 5, 1e-3),
+        (BetaTable("squaredcos_cap_v2"), 5, 1e-3),
     ],
 )
 def test_a_group_too_long_for_its_order_is_refused(schedule, steps, end):
@@ -381,13 +398,13 @@ def test_a_group_too_long_for_its_order_is_refused(schedule, steps, end):
 
 def test_a_group_too_long_for_its_order_is_refused_on_a_straight_schedule():
     with pytest.raises(ConfigError, match="dpm_fast"):
-        ended("dpm_fast", Straight(), uniform(5, start=0.999, end=0.1))
+        ended("dpm_fast", RectifiedFlow(), uniform(5, start=0.999, end=0.1))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Karras(), SD], ids=named)
 @every_step
 def test_walks_that_are_not_refused_end_near_the_flow(schedule, name):
-    walk, walked = WALKS[name.replace("_", "-")], 0
+    walk, walked = SAMPLER_PRESETS[name.replace("_", "-")], 0
     for steps in (1, 2, 3, 4, 5, 6, 8, 10, 20):
         try:
             off = ended(name, schedule, walk.grid(steps, schedule))

@@ -17,8 +17,8 @@ from halfstep.nets import build
 from halfstep.noise import Draw, sample_noise
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import calls, Point, sample, start, stochastic, Visit
-from halfstep.schedules import arriving, Cosine, Karras, Straight, VPLinear
+from halfstep.samplers import calls, ModelOutput, sample, start, stochastic, TimePoint
+from halfstep.schedules import arriving, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher
 from halfstep.timegrids import karras, uniform
 from halfstep.training import distill, Training
@@ -28,7 +28,7 @@ from tests.test_progressive import draw_of, gaussian_data, train, zero_student
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
-SMOOTH = [Cosine(), VPLinear(), Straight(), Karras()]
+SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]
 
 
 def at(schedule, t):
@@ -63,12 +63,12 @@ def test_the_walk_of_four_steps():
         (0.0, 0.25, 0.923870846, 0.382704402),
     ]
     for number, (k, s, shrink, spread) in enumerate(wanted, start=1):
-        visit = Visit(Point(number - 1, s + 0.25, at(here, s + 0.25)), zero)
-        to = Point(number, s, at(here, s))
+        visit = ModelOutput(TimePoint(number - 1, s + 0.25, at(here, s + 0.25)), zero)
+        to = TimePoint(number, s, at(here, s))
         jumped = arriving(here, torch.tensor(k))
         noise = step(torch.ones(1, 1), [visit], to, None).item()
         assert noise == pytest.approx(spread, abs=4e-9)
-        mean = step(torch.ones(1, 1), [Visit(visit.point, unit)], to, None).item() - noise
+        mean = step(torch.ones(1, 1), [ModelOutput(visit.point, unit)], to, None).item() - noise
         assert mean / jumped.alpha.item() == pytest.approx(shrink, abs=4e-9)
         assert (shrink * jumped.sigma) ** 2 + noise**2 == pytest.approx(
             at(here, s).sigma.item() ** 2
@@ -209,7 +209,7 @@ def test_variance_of_perfect_students(steps, right, wrong):
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
 @pytest.mark.parametrize("steps", [2, 3, 5, 8])
 def test_variance_on_every_schedule_and_grid(schedule, steps):
-    top = 0.999 if schedule == Straight() else 1.0
+    top = 0.999 if schedule == RectifiedFlow() else 1.0
     for times in (uniform(steps, start=top), karras(steps, schedule, start=top)):
         first = at(schedule, times[0])
         noise = 1 if schedule.variance_preserving else first.sigma**2

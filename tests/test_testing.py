@@ -5,7 +5,7 @@ import torch
 
 from halfstep.batch import Cond
 from halfstep.prediction import Eps
-from halfstep.schedules import Cosine, Karras, Straight
+from halfstep.schedules import Cosine, Karras, RectifiedFlow
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
@@ -54,13 +54,13 @@ def test_labels_differ_within_a_batch():
     assert pred.x0[0, 0] > pred.x0[2, 0] > pred.x0[1, 0]
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), Karras()], ids=named)
 def test_teachers_are_finite_at_both_ends(schedule):
     teacher = mixture_teacher(schedule)
     x = torch.randn(2, 2, generator=seeded())
     pred = teacher(x, torch.tensor([0.0, 1.0]))
     assert bool(pred.x0.isfinite().all() and pred.eps.isfinite().all())
-    if schedule == Straight():
+    if schedule == RectifiedFlow():
         torch.testing.assert_close(pred.x0[0], x[0])
         mean = torch.tensor(Mixture().weights) @ torch.tensor(Mixture().means)
         torch.testing.assert_close(pred.x0[1], mean)
@@ -98,7 +98,7 @@ def test_gaussian_flow_ends_in_the_data():
     one = gaussian_flow(Cosine(), torch.tensor(1.0), 1.0, 0.0, mean=0.0, std=0.5)
     assert one.item() == pytest.approx(0.500000002, abs=6e-10)
     x = torch.randn(9, generator=seeded())
-    moved = gaussian_flow(Straight(), x, 1.0, 0.0, mean=0.3, std=0.5)
+    moved = gaussian_flow(RectifiedFlow(), x, 1.0, 0.0, mean=0.3, std=0.5)
     torch.testing.assert_close(moved, 0.3 + 0.5 * x, rtol=1e-12, atol=1e-12)
 
 

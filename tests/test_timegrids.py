@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from halfstep.errors import ConfigError
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.timegrids import (
     checked,
     fast,
@@ -57,7 +57,7 @@ def test_trailing_lies_on_the_table():
         times = trailing(steps, levels=77)
         assert len(times) == steps + 1 and times[-1] == 0.0
         assert all(t * 77 == pytest.approx(round(t * 77), abs=1e-9) for t in times)
-        Table(levels=77).at(torch.tensor(times, dtype=torch.float64))
+        BetaTable(levels=77).at(torch.tensor(times, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
@@ -93,7 +93,7 @@ def test_karras_on_its_own_schedule_is_uniform():
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("schedule", [*SMOOTH, Table()], ids=named)
+@pytest.mark.parametrize("schedule", [*SMOOTH, BetaTable()], ids=named)
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_every_grid_falls_from_one_to_zero(name, schedule, steps):
     times = grid(name, steps, schedule)
@@ -106,7 +106,7 @@ def test_every_grid_falls_from_one_to_zero(name, schedule, steps):
 
 def test_grid_passes_the_schedule_on():
     assert grid("uniform", 5, Cosine()) == uniform(5)
-    assert grid("trailing", 5, Table(levels=77)) == trailing(5, levels=77)
+    assert grid("trailing", 5, BetaTable(levels=77)) == trailing(5, levels=77)
     assert grid("trailing", 5, Cosine()) == trailing(5, levels=1000)
     assert grid("logsnr", 5, VPLinear()) == uniform_logsnr(5, VPLinear())
     assert grid("karras", 5, VPLinear()) == karras(5, VPLinear())
@@ -145,7 +145,9 @@ def test_trailing_refuses_more_steps_than_levels():
 
 
 @pytest.mark.parametrize("make", [uniform_logsnr, karras])
-@pytest.mark.parametrize("schedule", [Straight(), Table(zero_snr=True, levels=2000)], ids=named)
+@pytest.mark.parametrize(
+    "schedule", [RectifiedFlow(), BetaTable(zero_snr=True, levels=2000)], ids=named
+)
 def test_infinite_ends_are_refused_and_the_advice_works(make, schedule):
     with pytest.raises(ConfigError, match=r"is infinite.*write for example start=0\.999"):
         make(4, schedule)

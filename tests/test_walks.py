@@ -12,17 +12,18 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk, draws_noise, NAMES, teacher_grid, walk
 from halfstep.prediction import Eps, V
-from halfstep.samplers import fitting, PREFIX, scheduled, start, STEPS, WALKS
+from halfstep.samplers import fitting, PREFIX, SAMPLER_PRESETS, scheduled, start, STEPS
 from halfstep.samplers.trials import astray
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, uniform, uniform_logsnr
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64
 SCHEDULES = [
-    Cosine(), VPLinear(), Straight(), Karras(), Table("scaled_linear"), Table("squaredcos_cap_v2"),
-    Table(zero_snr=True),
+    Cosine(), VPLinear(), RectifiedFlow(), Karras(), BetaTable("scaled_linear"),
+    BetaTable("squaredcos_cap_v2"),
+    BetaTable(zero_snr=True),
 ]  # fmt: skip
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 COUNTS = (1, 2, 4, 10)
@@ -60,12 +61,12 @@ def refused(name, schedule, steps):
 
 
 # What is refused of few steps, and nothing else: the singular ends and the grids, with a table's corners.
-SINGULAR = (Straight(), Table(zero_snr=True))
+SINGULAR = (RectifiedFlow(), BetaTable(zero_snr=True))
 NOWHERE = {
     "dpm-fast": lambda s, n: n == 2,
     "euler-maruyama": lambda s, n: n < 10 or s != VPLinear(),
     "HeunDiscrete": lambda s, n: (s in (Cosine(), SCHEDULES[5]) and n > 1)
-    or (s == Straight() and n in (2, 4)) or (s == SINGULAR[1] and n == 2),
+    or (s == RectifiedFlow() and n in (2, 4)) or (s == SINGULAR[1] and n == 2),
     "PNDM": lambda s, n: (s in (Cosine(), SCHEDULES[5]) and n > 1) or n == 2,
     "KDPM2Ancestral": lambda s, n: n > 1,
     "SASolver": lambda s, n: s == Karras() and n == 10,
@@ -77,7 +78,9 @@ NOWHERE = {
 def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
     may = next((found for word, found in NOWHERE.items() if word in name), lambda s, n: False)
     for steps in COUNTS:
-        if (name in WALKS and schedule in SINGULAR) or ("PNDM" in name and schedule in SINGULAR):
+        if (name in SAMPLER_PRESETS and schedule in SINGULAR) or (
+            "PNDM" in name and schedule in SINGULAR
+        ):
             assert refused(name, schedule, steps)
         else:
             assert not refused(name, schedule, steps) or may(schedule, steps), steps
@@ -89,12 +92,12 @@ def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
         ("PNDMScheduler", Cosine(), 4),
         ("PNDMScheduler", Cosine(), 2),
         ("PNDMScheduler", VPLinear(), 2),
-        ("PNDMScheduler", Table("squaredcos_cap_v2"), 10),
+        ("PNDMScheduler", BetaTable("squaredcos_cap_v2"), 10),
         ("HeunDiscreteScheduler", Cosine(), 4),
         ("HeunDiscreteScheduler", Cosine(), 10),
-        ("HeunDiscreteScheduler", Straight(), 2),
-        ("HeunDiscreteScheduler", Straight(), 4),
-        ("HeunDiscreteScheduler", Table(zero_snr=True), 2),
+        ("HeunDiscreteScheduler", RectifiedFlow(), 2),
+        ("HeunDiscreteScheduler", RectifiedFlow(), 4),
+        ("HeunDiscreteScheduler", BetaTable(zero_snr=True), 2),
         ("HeunDiscreteScheduler", Cosine(-30.0, 30.0), 20),
         ("EulerDiscreteScheduler", VPLinear(0.1, 199.0), 10),  # float32 has no digits left
         ("DEISMultistepScheduler", VPLinear(0.1, 150.0), 4),
@@ -133,7 +136,7 @@ def test_the_steps_that_the_docs_say_are_refused(name, schedule, wanted):
 def test_schedulers_that_lead_somewhere_are_not(name):
     """In more steps, from lower, or where alpha(1) is not near 0."""
     walks = [(Cosine(), uniform(50)), (Cosine(), tuple(0.9 * t for t in uniform(6)))]
-    walks += [(VPLinear(), uniform(4)), (Karras(), uniform(6)), (Table(), uniform(10))]
+    walks += [(VPLinear(), uniform(4)), (Karras(), uniform(6)), (BetaTable(), uniform(10))]
     for schedule, times in walks:
         assert off(f"{PREFIX}{name}", schedule, times) < 1.3
 
@@ -218,7 +221,7 @@ def test_inference_mode_gives_the_same_bits(name, schedule):
         assert torch.equal(made.sample(3, sampler=name, steps=24, guidance=1.5), wanted)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Straight(), Karras()], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
     made, x = pipeline(schedule), torch.rand(3, 2, generator=seeded()) * 2 - 1
     wanted = made.encode(x, steps=6, guidance=2.0)
@@ -233,7 +236,7 @@ def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
 
 def test_what_inference_mode_left_behind_can_be_trained_with():
     """A table's levels and a trial's verdict are kept; neither belongs to the mode it was made in."""
-    table = Table("scaled_linear", levels=321)
+    table = BetaTable("scaled_linear", levels=321)
     with torch.inference_mode():
         teacher = mixture_teacher(table)
         noise = torch.ones(2, 2)

@@ -37,9 +37,11 @@ class Network:
     """Condition on the data's labels."""
     texts: bool = False
     """Condition on the states of the data's texts."""
-    predicts: Literal["x0", "eps", "v", "velocity", "both"] = "v"
+    predicts: Literal["x0", "eps", "v", "velocity", "x0-and-eps"] = "v"
     """What the network puts out."""
-    noise_schedule: Literal["cosine", "vp-linear", "straight", "karras", "table"] = "cosine"
+    noise_schedule: Literal["cosine", "vp-linear", "rectified-flow", "karras", "beta-table"] = (
+        "cosine"
+    )
     """Levels of signal and noise; table is diffusers' table of betas."""
     schedule_config: dict[str, str] = field(default_factory=dict)
     """The schedule's own options, as NAME VALUE pairs: kind scaled_linear zero_snr true."""

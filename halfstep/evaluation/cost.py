@@ -17,7 +17,7 @@ from halfstep.nets.quantised import apart
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
 from halfstep.progress import Progress, SILENT
-from halfstep.samplers import calls, PREFIX, WALKS
+from halfstep.samplers import calls, PREFIX, SAMPLER_PRESETS
 from halfstep.timegrids import Times
 
 GROUP = 4
@@ -179,7 +179,7 @@ def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
     For as many as it needs where fewer would lead nowhere, and are refused.
     """
     times = pipeline.grid(steps, sampler)
-    if sampler in WALKS:
+    if sampler in SAMPLER_PRESETS:
         few = min(steps, GROUP)
         while few < steps and _refused(pipeline, sampler, pipeline.grid(few, sampler)):
             few = min(steps, 2 * few)

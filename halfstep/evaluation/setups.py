@@ -14,7 +14,7 @@ from halfstep.evaluation.rows import METRICS
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
-from halfstep.samplers import calls, PREFIX, STEPS, WALKS
+from halfstep.samplers import calls, PREFIX, SAMPLER_PRESETS, STEPS
 from halfstep.timegrids import Steps, Times
 
 MOST = 10_000_000
@@ -22,7 +22,7 @@ MOST = 10_000_000
 SampleCount = Annotated[int, at_least(8), at_most(MOST)]
 TIMED = (1, 64)
 """Batch sizes at which seconds are measured."""
-SAMPLERS = (*STEPS, *WALKS, "ancestral")
+SAMPLERS = (*STEPS, *SAMPLER_PRESETS, "ancestral")
 """Of the teacher; diffusers' schedulers besides."""
 
 
@@ -170,12 +170,12 @@ def _tried(
         (sampler, most_steps(sampler, k // each)) for k in counts for sampler in asked.baselines
     ]
     for sampler, steps in dict.fromkeys(walks):
-        if steps is None or (own and steps not in own and sampler not in WALKS):
+        if steps is None or (own and steps not in own and sampler not in SAMPLER_PRESETS):
             continue
         try:
             walkable(teacher, sampler, steps)
         except ConfigError as error:
-            if sampler not in WALKS and not sampler.startswith(PREFIX):
+            if sampler not in SAMPLER_PRESETS and not sampler.startswith(PREFIX):
                 raise
             yield (sampler, steps), str(error)
         else:

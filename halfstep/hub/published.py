@@ -22,7 +22,7 @@ from halfstep.methods import Denoising
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps
-from halfstep.schedules import Schedule, Table, VPLinear
+from halfstep.schedules import BetaTable, Schedule, VPLinear
 from halfstep.training import Training
 
 AVERAGED, RAW = "nnet_ema.pth", "nnet.pth"
@@ -216,7 +216,7 @@ _TEXT: dict[str, Any] = {"clip_dim": 768, "num_clip_token": 77}
 
 _SDE: dict[str, Any] = {"schedule": VPLinear(0.1, 20.0), "time": NetTime(scale=999.0)}
 _LEVELS: dict[str, Any] = {
-    "schedule": Table("scaled_linear", 1000, 0.00085, 0.012),
+    "schedule": BetaTable("scaled_linear", 1000, 0.00085, 0.012),
     "time": NetTime(scale=1000.0),
 }
 _MARUYAMA: dict[str, Any] = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}

@@ -18,7 +18,7 @@ from halfstep.kinds import hold_to_kinds, Updates
 from halfstep.methods.base import EDGE, errors, levels_for, random_times, Stage
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
-from halfstep.schedules import Schedule, Table
+from halfstep.schedules import BetaTable, Schedule
 from halfstep.weighting import vanishes, Weighting, WEIGHTINGS
 
 
@@ -50,7 +50,7 @@ class Reparameterise:
                 "a teacher that predicts both x0 and eps is readable at t = 1 as it is"
             )
         if self.zero_snr:
-            if not isinstance(schedule, Table):
+            if not isinstance(schedule, BetaTable):
                 raise ConfigError(
                     "zero_snr moves a diffusers table; this teacher's schedule is none"
                 )

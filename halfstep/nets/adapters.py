@@ -215,7 +215,7 @@ def unet(
 ) -> UNetNet:
     """`UNet2DModel` of these arguments.
 
-    outputs  how many times x's channels come out: 2 for `Both`; 0: out_channels, or as many as go in
+    outputs  how many times x's channels come out: 2 for `X0AndEps`; 0: out_channels, or as many as go in
     """
     with quietly():
         from diffusers.models.unets.unet_2d import UNet2DModel

@@ -118,7 +118,7 @@ def refuse_other_outputs(reads: int, channels: int, out: int, outputs: int) -> N
         raise ConfigError(
             f"this network puts out {out} channels for {channels} of x: a prediction and learned "
             f"variances, which halfstep does not read.  If they are x0 and eps, build it with outputs=2 "
-            f"for Both(); else {WRAP}, and returns the first {channels}"
+            f"for X0AndEps(); else {WRAP}, and returns the first {channels}"
         )
     if out != reads * channels:
         raise ConfigError(

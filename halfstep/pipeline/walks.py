@@ -26,13 +26,13 @@ from halfstep.samplers import (
     STEPS,
     stochastic,
 )
-from halfstep.samplers.published import WALKS
+from halfstep.samplers.published import SAMPLER_PRESETS
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times, uniform
 
 MADE_FOR = ("ddim", "stochastic", "encode")
 """What a student is made for."""
-NAMES = (*STEPS, *WALKS, "ancestral", "stochastic")
+NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic")
 
 
 def check_counts(
@@ -78,7 +78,7 @@ def check_student(sampler: str, made_for: str) -> None:
 
 def check_walk(sampler: str, times: Times, schedule: Schedule) -> None:
     """`ConfigError` where the sampler cannot walk there, or would lead nowhere; asks no network."""
-    if sampler in WALKS or sampler.startswith(PREFIX):
+    if sampler in SAMPLER_PRESETS or sampler.startswith(PREFIX):
         go = walk(sampler, 0, range(1), (1,), times, schedule, 0.0)
         go(_Blank(schedule), torch.zeros(1, 1), times)
 
@@ -104,13 +104,17 @@ def draws_noise(sampler: str) -> bool:
 def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
     """The sampler's own grid of so many steps, or the uniform one."""
     validate("steps", steps, Count)
-    return WALKS[sampler].grid(steps, schedule) if sampler in WALKS else uniform(steps)
+    return (
+        SAMPLER_PRESETS[sampler].grid(steps, schedule)
+        if sampler in SAMPLER_PRESETS
+        else uniform(steps)
+    )
 
 
 def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
     """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
     validate("steps", steps, Count | None)
-    if sampler in WALKS:
+    if sampler in SAMPLER_PRESETS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
         )
@@ -129,7 +133,7 @@ def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sam
 
 def check_edit(sampler: str, *, keeps: bool) -> None:
     """`ConfigError` for a sampler that cannot begin with an image, or cannot keep a part of one."""
-    if sampler in WALKS:
+    if sampler in SAMPLER_PRESETS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, which begins in noise: write sampler='ddim'"
         )
@@ -166,8 +170,8 @@ def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance
         return ancestral(fresh, variance=variance)
     if sampler == "stochastic":
         return stochastic(times, schedule, fresh)
-    if sampler in WALKS:
-        return WALKS[sampler].step(len(times) - 1, schedule, fresh)
+    if sampler in SAMPLER_PRESETS:
+        return SAMPLER_PRESETS[sampler].step(len(times) - 1, schedule, fresh)
     return STEPS[sampler]
 
 

@@ -5,7 +5,7 @@
 
 from halfstep.samplers.editing import keeping, noised
 from halfstep.samplers.encode import encode
-from halfstep.samplers.published import Walk, WALKS
+from halfstep.samplers.published import SAMPLER_PRESETS, SamplerPreset
 from halfstep.samplers.schedulers import fitting, scheduled
 from halfstep.samplers.sde import euler_maruyama, Fresh
 from halfstep.samplers.singlestep import dpm_fast, dpmpp_3s
@@ -14,25 +14,25 @@ from halfstep.samplers.steps import (
     ddim,
     dpmpp_2m,
     heun,
-    Look,
-    Point,
+    ModelFn,
+    ModelOutput,
     Step,
     STEPS,
-    Visit,
+    TimePoint,
 )
 from halfstep.samplers.stochastic import stochastic
 from halfstep.samplers.walk import calls, noise_of, PREFIX, sample, start
 
 __all__ = [
     "PREFIX",
+    "SAMPLER_PRESETS",
     "STEPS",
-    "WALKS",
     "Fresh",
-    "Look",
-    "Point",
+    "ModelFn",
+    "ModelOutput",
+    "SamplerPreset",
     "Step",
-    "Visit",
-    "Walk",
+    "TimePoint",
     "ancestral",
     "calls",
     "ddim",

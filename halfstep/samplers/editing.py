@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halfstep.config.validate import Share, validate
 from halfstep.pixels import as_floats
-from halfstep.samplers.steps import Look, Point, Step, Visit
+from halfstep.samplers.steps import ModelFn, ModelOutput, Step, TimePoint
 from halfstep.samplers.walk import noise_of
 from halfstep.schedules import Schedule
 
@@ -33,7 +33,7 @@ def keeping(step: Step, known: Tensor, x0: Tensor, noise: Tensor) -> Step:
 
     x0 = as_floats(x0)
 
-    def kept(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
-        return torch.where(known, to.level.mix(x0, noise), step(x, seen, to, look))
+    def kept(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
+        return torch.where(known, to.level.mix(x0, noise), step(x, history, to, model_fn))
 
     return kept

@@ -23,7 +23,7 @@ def encode(
     cond: Cond | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Walk from times[-1] to times[0] in DDIM steps; returns what `sample` takes: unit noise.
+    """Encode data as the noise that `sample` turns into it: DDIM steps from times[-1] to times[0].
 
     x0        float [B, ...] data, taken for x at times[-1]
     times     as `sample` takes them, noise first

@@ -11,7 +11,7 @@ from halfstep.timegrids import fast, Times, uniform, uniform_landing
 
 
 @dataclass(frozen=True)
-class Walk:
+class SamplerPreset:
     """A grid and the step made for it, both of a number of network calls; one call a step."""
 
     grid: Callable[[int, Schedule], Times]
@@ -24,16 +24,16 @@ def _end(schedule: Schedule, smooth: float) -> float:
     return 1 / levels if levels else smooth
 
 
-WALKS: dict[str, Walk] = {
-    "dpmpp-3s": Walk(
+SAMPLER_PRESETS: dict[str, SamplerPreset] = {
+    "dpmpp-3s": SamplerPreset(
         lambda steps, schedule: uniform(steps, end=_end(schedule, 1e-3)),
         lambda steps, schedule, fresh: dpmpp_3s(steps),
     ),
-    "dpm-fast": Walk(
+    "dpm-fast": SamplerPreset(
         lambda steps, schedule: fast(steps, schedule, end=_end(schedule, 1e-4)),
         lambda steps, schedule, fresh: dpm_fast(steps),
     ),
-    "euler-maruyama": Walk(
+    "euler-maruyama": SamplerPreset(
         lambda steps, schedule: uniform_landing(steps),
         lambda steps, schedule, fresh: euler_maruyama(schedule, fresh),
     ),

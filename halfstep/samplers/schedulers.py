@@ -59,7 +59,7 @@ def scheduled(
     clip: float | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Walk from times[0] to data as diffusers' scheduler of that class does, on any schedule.
+    """Sample from times[0] to data as diffusers' scheduler of that class does, on any schedule.
 
     noise       float [B, ...] unit noise; the walk starts where `sample` starts
     times       1 >= falling to 0: where the scheduler steps to.  Some look between them as well
@@ -83,7 +83,9 @@ def scheduled(
     clip, grid = validate("clip", clip, Positive | None), _grid(denoiser.schedule, times)
     scheduler = _ready(name, grid)
     _refuse_astray(name, denoiser.schedule, times)
-    return _walk(_Look(denoiser, scheduler, grid, cond, clip), noise, list(generators), progress)
+    return _walk(
+        _SchedulerModel(denoiser, scheduler, grid, cond, clip), noise, list(generators), progress
+    )
 
 
 @lru_cache(maxsize=256)
@@ -141,7 +143,7 @@ def _grid(schedule: Schedule, times: Times) -> _Grid:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _SchedulerModel:
     """Asks the network what the scheduler wants to know."""
 
     denoiser: Denoises
@@ -172,17 +174,19 @@ class _Look:
 
 
 @torch.no_grad()
-def _walk(look: _Look, noise: Tensor, generators: list[Generator], progress: Progress) -> Tensor:
-    scheduler, schedule, t = look.scheduler, look.denoiser.schedule, look.grid.times[-1]
+def _walk(
+    model: _SchedulerModel, noise: Tensor, generators: list[Generator], progress: Progress
+) -> Tensor:
+    scheduler, schedule, t = model.scheduler, model.denoiser.schedule, model.grid.times[-1]
     draws = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
-    asked, steps = scheduler.timesteps, look.grid.steps if len(noise) else 0
+    asked, steps = scheduler.timesteps, model.grid.steps if len(noise) else 0
     # Some schedulers walk on x_t / alpha, and say so in how they scale the model's input.
     scale = scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), asked[0])
     x = start(schedule, noise, float(t)) / (_norm(schedule.at(t)) * float(scale))
     x0 = x
     progress.expect(steps)
     for k, n in enumerate(asked if len(x) else ()):  # diffusers cannot draw noise for no sample
-        out, pred = look(x, n)
+        out, pred = model(x, n)
         with _quiet():
             x = scheduler.step(out, n, x, return_dict=False, **draws)[0].to(noise.dtype)
         x0 = pred.x0
@@ -226,7 +230,9 @@ def _tried(name: str, schedule: Schedule, times: Times) -> float:
     grid, places = _grid(schedule, times), torch.linspace(-1.6, 1.45, 8)
     noise = places.repeat(4)[:, None]
     draws = [Generator().manual_seed(k) for k in range(len(noise))]
-    got = _walk(_Look(Exact(schedule), _ready(name, grid), grid, None, None), noise, draws, SILENT)
+    got = _walk(
+        _SchedulerModel(Exact(schedule), _ready(name, grid), grid, None, None), noise, draws, SILENT
+    )
     begun = schedule.at(torch.tensor(times[0], dtype=torch.float64))
     exact = start(schedule, noise, times[0]) * (SPREAD / spread(begun))
     same = got.reshape(4, -1)

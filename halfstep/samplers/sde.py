@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.samplers.steps import Look, Point, Step, Visit
+from halfstep.samplers.steps import ModelFn, ModelOutput, Step, TimePoint
 from halfstep.samplers.trials import answer, ASTRAY, astray, spread
 from halfstep.schedules import Schedule
 
@@ -29,8 +29,8 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
             "corners: write sampler='ancestral', which is its form on a table"
         )
 
-    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
-        here, pred = seen[-1].point, seen[-1].pred
+    def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
+        here, pred = history[-1].point, history[-1].pred
         if here.level.alpha == 0:
             raise ConfigError(
                 f"the reverse-time SDE cannot start at t = {here.t:g}, where alpha = 0 and its drift is "
@@ -52,7 +52,7 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
 
 
 def _refuse_too_long(
-    here: Point, to: Point, mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor
+    here: TimePoint, to: TimePoint, mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor
 ) -> None:
     """`ConfigError` for a step after which even an exact network would be shown x far too spread out."""
     x = spread(here.level)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.samplers.steps import Look, Point, Step, Visit
+from halfstep.samplers.steps import ModelFn, ModelOutput, Step, TimePoint
 from halfstep.samplers.trials import answer, ASTRAY, astray, spread
 from halfstep.schedules import Level
 from halfstep.timegrids import orders
 
-Bend = Callable[[Visit, Visit, Level, int], Tensor]
+Bend = Callable[[ModelOutput, ModelOutput, Level, int], Tensor]
 """(anchor, newest inner point, where to go, order of the group) -> what is added to order 1."""
 
 
@@ -26,7 +26,7 @@ def dpmpp_3s(steps: int) -> Step:
     For a grid of exactly `steps` steps that ends above t = 0: `uniform(steps, end=1 / 1000)`.
     """
 
-    def bend(anchor: Visit, inner: Visit, to: Level, order: int) -> Tensor:
+    def bend(anchor: ModelOutput, inner: ModelOutput, to: Level, order: int) -> Tensor:
         slope = (inner.pred.x0 - anchor.pred.x0) / _h(anchor, inner.point.level)
         return to.alpha * _weight(-_h(anchor, to), order) * slope
 
@@ -39,14 +39,14 @@ def dpm_fast(steps: int) -> Step:
     For a grid of exactly `steps` steps that ends above t = 0: `fast(steps, schedule)`.
     """
 
-    def bend(anchor: Visit, inner: Visit, to: Level, order: int) -> Tensor:
+    def bend(anchor: ModelOutput, inner: ModelOutput, to: Level, order: int) -> Tensor:
         slope = (inner.pred.eps - anchor.pred.eps) / _h(anchor, inner.point.level)
         return -to.sigma * _weight(_h(anchor, to), order) * slope
 
     return _grouped(steps, bend, "dpm_fast")
 
 
-def _h(anchor: Visit, to: Level) -> Tensor:
+def _h(anchor: ModelOutput, to: Level) -> Tensor:
     """How far log(alpha / sigma) rises from the anchor."""
     return (to.logsnr - anchor.point.level.logsnr) / 2
 
@@ -62,34 +62,36 @@ def _weight(z: Tensor, order: int) -> Tensor:
 def _grouped(steps: int, bend: Bend, name: str) -> Step:
     places = [(order, inner) for order in orders(steps) for inner in range(order)]
 
-    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+    def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
         if to.step > steps:
             raise ConfigError(
                 f"{name} was made for {steps} steps and the grid has more: write {name}(len(times) - 1)"
             )
         order, inner = places[to.step - 1]
-        anchor = seen[-1 - inner]
+        anchor = history[-1 - inner]
         _check(anchor, to, name)
         if inner == order - 1 > 0:
-            _refuse_astray([*(visit.point for visit in seen[-order:]), to], bend, name)
-        return _step(x, anchor, seen[-1], to, bend, order)
+            _refuse_astray([*(visit.point for visit in history[-order:]), to], bend, name)
+        return _step(x, anchor, history[-1], to, bend, order)
 
     return step
 
 
-def _step(x: Tensor, anchor: Visit, newest: Visit, to: Point, bend: Bend, order: int) -> Tensor:
+def _step(
+    x: Tensor, anchor: ModelOutput, newest: ModelOutput, to: TimePoint, bend: Bend, order: int
+) -> Tensor:
     """From the anchor of a group, by way of the newest of its points, or of none."""
     first = to.level.mix(anchor.pred.x0, anchor.pred.eps)
     return first if newest is anchor else first + bend(anchor, newest, to.level, order)
 
 
-def _refuse_astray(group: Sequence[Point], bend: Bend, name: str) -> None:
+def _refuse_astray(group: Sequence[TimePoint], bend: Bend, name: str) -> None:
     """`ConfigError` for a group that is too long: an exact network's answers would lead it far away."""
     order, x = len(group) - 1, spread(group[0].level)
-    anchor = newest = Visit(group[0], answer(x, group[0].level))
+    anchor = newest = ModelOutput(group[0], answer(x, group[0].level))
     for point in group[1:]:
         x = _step(x, anchor, newest, point, bend, order)
-        newest = Visit(point, answer(x, point.level))
+        newest = ModelOutput(point, answer(x, point.level))
     if (off := astray(x, spread(group[-1].level))) > ASTRAY:
         raise ConfigError(
             f"{name} cannot go from t = {group[0].t:g} to {group[-1].t:g} in {order} steps: that is too far "
@@ -98,7 +100,7 @@ def _refuse_astray(group: Sequence[Point], bend: Bend, name: str) -> None:
         )
 
 
-def _check(anchor: Visit, to: Point, name: str) -> None:
+def _check(anchor: ModelOutput, to: TimePoint, name: str) -> None:
     if anchor.point.level.alpha == 0:
         raise ConfigError(
             f"{name} cannot start at t = {anchor.point.t:g}, where alpha = 0 and the log-SNR is infinite: "

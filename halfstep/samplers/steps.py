@@ -16,7 +16,7 @@ from halfstep.schedules import Level
 
 
 @dataclass(frozen=True)
-class Point:
+class TimePoint:
     """A place on a walk: the step number that leads there (0 is the start), its time and its level."""
 
     step: int
@@ -25,26 +25,26 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Visit:
+class ModelOutput:
     """A point at which the network was asked, and what it answered."""
 
-    point: Point
+    point: TimePoint
     pred: Prediction
 
 
-Look = Callable[[Tensor, Point], Visit]
+ModelFn = Callable[[Tensor, TimePoint], ModelOutput]
 """Ask the network about x at a point: one counted network call (two forwards' worth if guided)."""
 
-Step = Callable[[Tensor, Sequence[Visit], Point, Look], Tensor]
-"""(x, visits so far with the present one last, where to go, look) -> x there."""
+Step = Callable[[Tensor, Sequence[ModelOutput], TimePoint, ModelFn], Tensor]
+"""(x, visits so far with the present one last, where to go, model_fn) -> x there."""
 
 
-def ddim(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+def ddim(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
     """DDIM with eta = 0 (Song et al. 2021, eq. 12).  Order 1, one call."""
-    return to.level.mix(seen[-1].pred.x0, seen[-1].pred.eps)
+    return to.level.mix(history[-1].pred.x0, history[-1].pred.eps)
 
 
-def heun(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+def heun(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
     """Heun's rule on the exponential form in log-SNR.  Order 2, two calls; the landing is DDIM.
 
     It averages two predicted x0.  It is not Algorithm 1 of EDM (Karras et al. 2022), which averages two
@@ -53,19 +53,19 @@ def heun(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
     x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) (x0_t + x0_s) / 2, which is
     -alpha_s expm1(-h) without its infinite h at alpha_t = 0.
     """
-    first = ddim(x, seen, to, look)
+    first = ddim(x, history, to, model_fn)
     if to.level.sigma == 0:
         return first
-    here, pred = seen[-1].point.level, seen[-1].pred
-    x0 = (pred.x0 + look(first, to).pred.x0) / 2
+    here, pred = history[-1].point.level, history[-1].pred
+    x0 = (pred.x0 + model_fn(first, to).pred.x0) / 2
     return _exponential(x, x0, here, to.level)
 
 
-def dpmpp_2m(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+def dpmpp_2m(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2).  Order 2, one call; first and last are DDIM."""
-    if len(seen) == 1 or to.level.sigma == 0:
-        return ddim(x, seen, to, look)
-    (before, old), (here, new) = ((v.point.level, v.pred) for v in seen[-2:])
+    if len(history) == 1 or to.level.sigma == 0:
+        return ddim(x, history, to, model_fn)
+    (before, old), (here, new) = ((v.point.level, v.pred) for v in history[-2:])
     h, h_before = to.level.logsnr - here.logsnr, here.logsnr - before.logsnr
     # h_before is infinite after a start at alpha = 0, and the correction then is 0, as it should.
     x0 = new.x0 + h / h_before / 2 * (new.x0 - old.x0)
@@ -86,8 +86,8 @@ def ancestral(fresh: Callable[[Tensor, int], Tensor], *, variance: float = 0.0) 
     """
     validate("variance", variance, Share)
 
-    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
-        here, x0 = seen[-1].point.level, seen[-1].pred.x0
+    def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
+        here, x0 = history[-1].point.level, history[-1].pred.x0
         if to.level.sigma == 0:
             return x0
         # r = SNR_t / SNR_s, as sqrt(r) = alpha_t sigma_s / (sigma_t alpha_s): 0 at alpha_t = 0.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError
 from halfstep.samplers.sde import Fresh
-from halfstep.samplers.steps import ddim, Look, Point, Step, Visit
+from halfstep.samplers.steps import ddim, ModelFn, ModelOutput, Step, TimePoint
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import Times
 
@@ -25,15 +25,15 @@ def stochastic(times: Times, schedule: Schedule, fresh: Fresh) -> Step:
     times  the grid that the walk is on, and no other
     """
 
-    def step(x: Tensor, seen: Sequence[Visit], to: Point, look: Look) -> Tensor:
+    def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
         if times[to.step : to.step + 1] != (to.t,):
             raise ConfigError(
                 f"this stochastic step was made for another grid, which is not at t = {to.t:g} after "
                 f"{to.step} steps: give both the same times"
             )
         if to.step == len(times) - 1:
-            return ddim(x, seen, to, look)
-        pred, s = seen[-1].pred, to.level
+            return ddim(x, history, to, model_fn)
+        pred, s = history[-1].pred, to.level
         k = arriving(schedule, torch.tensor(times[to.step + 1], dtype=torch.float64))
         shrink = s.alpha / k.alpha
         spread = (s.sigma**2 - (shrink * k.sigma) ** 2).sqrt()

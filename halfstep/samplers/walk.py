@@ -10,7 +10,7 @@ from halfstep.config.validate import Positive, Share, validate
 from halfstep.denoiser import Denoises
 from halfstep.errors import ConfigError
 from halfstep.progress import Progress, SILENT
-from halfstep.samplers.steps import ddim, Point, Step, Visit
+from halfstep.samplers.steps import ddim, ModelOutput, Step, TimePoint
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import checked, on_schedule, Times
 
@@ -58,7 +58,7 @@ def sample(
     clip: float | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Walk from times[0] to times[-1].
+    """Sample: integrate from times[0] to times[-1].
 
     noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
     times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
@@ -66,22 +66,22 @@ def sample(
     progress  told of every step
     """
     schedule, clip = denoiser.schedule, validate("clip", clip, Positive | None)
-    seen: list[Visit] = []
+    history: list[ModelOutput] = []
 
-    def look(x: Tensor, point: Point) -> Visit:
+    def model_fn(x: Tensor, point: TimePoint) -> ModelOutput:
         t = torch.full(x.shape[:1], point.t, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)
-        return Visit(point, pred if clip is None else pred.clipped(x, point.level, clip))
+        return ModelOutput(point, pred if clip is None else pred.clipped(x, point.level, clip))
 
     on_schedule(checked(times), schedule)
     if times[0] == 0:
         raise ConfigError("a walk to data cannot start at t = 0: it is there already")
     progress.expect(len(times) - 1)
-    x, here = start(schedule, noise, times[0]), Point(0, times[0], schedule.at(_time(times[0])))
+    x, here = start(schedule, noise, times[0]), TimePoint(0, times[0], schedule.at(_time(times[0])))
     for k, (_, then) in enumerate(pairwise(times), start=1):
-        seen = [*seen[-2:], look(x, here)]  # three: what a group of DPM-Solver-3 looks back on
-        to = Point(k, then, arriving(schedule, _time(then)))
-        x = step(x, seen, to, look).to(noise.dtype)
+        history = [*history[-2:], model_fn(x, here)]  # DPM-Solver-3 reads three
+        to = TimePoint(k, then, arriving(schedule, _time(then)))
+        x = step(x, history, to, model_fn).to(noise.dtype)
         here = to
         progress.advance()
     return x

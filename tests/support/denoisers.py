@@ -4,12 +4,18 @@ import torch
 from torch import nn
 
 from halfstep.denoiser import Denoiser, NetTime
-from halfstep.prediction import Both, Eps, V, Velocity, X0
-from halfstep.schedules import Cosine, Karras, Straight, Table, VPLinear
+from halfstep.prediction import Eps, V, Velocity, X0, X0AndEps
+from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 
 # The table has more levels than any grid here has steps: times below its first level are refused.
-SCHEDULES = [Cosine(), VPLinear(), Straight(), Karras(), Table("scaled_linear", levels=2048)]
-READS = [X0(), Eps(), V(), Velocity(), Both()]
+SCHEDULES = [
+    Cosine(),
+    VPLinear(),
+    RectifiedFlow(),
+    Karras(),
+    BetaTable("scaled_linear", levels=2048),
+]
+READS = [X0(), Eps(), V(), Velocity(), X0AndEps()]
 
 
 def named(value):
