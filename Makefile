@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: install demo test test-all check format mutants assets clean
+.PHONY: install demo test test-all check format mutants assets pages clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ format: install
 # The json of the models that come with halfstep, anew: after a change of what such a file says.
 assets: install
 	$(BIN)/python -m tests.support.assets
+
+# What `halfstep VERB --help` prints, anew: after a change of an option or of its docstring.
+pages: install
+	$(BIN)/python -m tests.help_pages
 
 mutants: install
 	$(BIN)/python -m tests.mutants

@@ -65,6 +65,11 @@ def literal(text: Any) -> Any:
         return text
 
 
+def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """`embed_dim 64 conv true name x` as {"embed_dim": 64, "conv": True, "name": "x"}."""
+    return {name: literal(text) for name, text in pairs.items()}
+
+
 def held(value: Any, schema: Any) -> Any:
     """The same value; `Wrong` names the first key that is not of the schema."""
     _check_plain(value)

@@ -51,7 +51,7 @@ def cli(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         try:
             status = main([str(word) for word in words])
-        except SystemExit as left:  # tyro leaves so after help
+        except SystemExit as left:
             status = left.code or 0
         assert status or all(bar.steps == bar.total for bar in bars)
         bars.clear()

@@ -1,19 +1,13 @@
 """The command line: what a user types, and what comes back."""
 
-import ast
-import inspect
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
 import tomllib
-import typing
-from dataclasses import fields, is_dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,31 +20,15 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
-from halfstep.cli.classifier import TrainClassifier
-from halfstep.cli.codec import TrainCodec
-from halfstep.cli.compress import Compress
-from halfstep.cli.config import flat, from_file, options_of, preset_names, save_config
-from halfstep.cli.demo import Demo
-from halfstep.cli.distill import (
-    ahead,
-    Distill,
-    Guiding,
-    Halving,
-    Jumping,
-    plan,
-    Planning,
-    total_updates,
-)
-from halfstep.cli.encode import ToNoise
+from halfstep.cli.distill import ahead, Distill, plan, total_updates
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.export import Export
-from halfstep.cli.knowledge import DistillKnowledge
-from halfstep.cli.latents import Encode
 from halfstep.cli.options import parse, Source
 from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
-from halfstep.cli.report import Report
 from halfstep.cli.sample import Sample
 from halfstep.cli.train import TrainDenoiser
+from halfstep.config.fields import all_options, flat, options_of
+from halfstep.config.presets import preset_names
+from halfstep.config.toml import from_file
 from halfstep.denoiser import Denoiser
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation.features import load_classifier
@@ -61,27 +39,9 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
-from halfstep.training.run_config import read_config
+from halfstep.training.run_config import read_config, write_config
+from tests.help_pages import KINDS
 
-KINDS = {
-    "demo": Demo,
-    "train denoiser": TrainDenoiser,
-    "train classifier": TrainClassifier,
-    "train codec": TrainCodec,
-    "latents": Encode,
-    "sample": Sample,
-    "encode": ToNoise,
-    "evaluate": Evaluate,
-    "report": Report,
-    "compress": Compress,
-    "export": Export,
-    **{f"distill {name}": Distill[method] for name, method in METHODS.items()},
-    "distill progressive": Halving,
-    "distill guided": Guiding,
-    "distill stochastic": Jumping,
-    "distill plan": Planning,
-    "distill knowledge": DistillKnowledge,
-}
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]
 ]
@@ -123,7 +83,7 @@ def test_help_comes_at_once(words):
     code = (
         "import sys\nfrom halfstep.cli import main\n"
         f"main({words})\n"
-        "heavy = {'torch', 'numpy', 'tyro', 'rich', 'diffusers', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'diffusers', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     took = []
@@ -305,57 +265,16 @@ def test_few_steps_are_not_drawn():
 # Every option, with its help, and not too many of them.
 
 
-def documented(kind):
-    """Name -> docstring of every option, read from the source and not by tyro."""
-    origin = typing.get_origin(kind) or kind
-    found = {}
-    bound = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(kind), strict=False))
-    hints = typing.get_type_hints(origin)
-    docs = {}
-    for kin in filter(is_dataclass, reversed(origin.__mro__)):
-        body = ast.parse(textwrap.dedent(inspect.getsource(kin))).body[0].body
-        docs |= {
-            field.target.id: doc.value.value
-            for field, doc in pairwise(body)
-            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
-        }
-    for field in fields(origin):
-        inner = bound.get(hints[field.name], hints[field.name])
-        found |= documented(inner) if is_dataclass(inner) else {field.name: docs.get(field.name)}
-    return found
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_every_option_with_its_docstring(command, cli):
-    status, out, err = cli(*command.split(), "--help")
-    assert status == 0 and not err
-    assert f"usage: halfstep {command}" in out
-    squeezed = re.sub(r"[\s│]", "", out)
-    docs = documented(KINDS[command])
-    assert len(docs) >= (1 if command == "report" else 5)
-    for name, doc in docs.items():
-        assert doc, f"{name} has no docstring"
-        assert re.sub(r"\s", "", doc.removesuffix(".")) in squeezed, name
-    for name, _, _ in options_of(KINDS[command]):
-        assert f"--{name.replace('_', '-')}" in out
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_budget_of_options(command):
     """Every option is a question to the user: below 60 a verb, presets and files apart."""
-    assert len(list(options_of(KINDS[command]))) <= 60
+    assert len(options_of(KINDS[command])) <= 60
 
 
 def test_no_option_is_there_twice():
     for command, kind in KINDS.items():
-        names = [name for name, _, _ in options_of(kind)]
+        names = [one.name for one in all_options(kind)]
         assert len(names) == len(set(names)), command
-
-
-def test_a_method_says_itself_what_it_does(cli):
-    out = cli("distill", "progressive", "--help")[1]
-    assert "Halve the number of sampling steps, again and again" in out
-    assert "digits-progressive" in out and "digits-classifier" not in out
 
 
 # What cannot be is one line, and status 2.
@@ -371,11 +290,11 @@ def test_a_method_says_itself_what_it_does(cli):
         ("distill progressive --out x --data y --strat 3", "no option --strat: perhaps you meant --start"),
         ("distill progressive --no-flop --out x", "no option --no-flop: perhaps you meant --flip"),
         ("distill progressive --data y", "needs --out;"),
-        ("distill progressive --out x --teacher y --data z --start", "missing value for argument '--start'"),
+        ("distill progressive --out x --teacher y --data z --start", "--start needs a value after it"),
         ("train denoiser --out x --data y --batch 12.5", "--batch takes a whole number, got '12.5'"),
         ("train denoiser --out x --data y --rate=fast", "--rate takes a number, got 'fast'"),
         ("train denoiser --out x --data y --net-config width", "--net-config takes pairs of names"),
-        ("train denoiser --out x --data y --predicts w", "invalid choice 'w' for argument '--predicts'"),
+        ("train denoiser --out x --data y --predicts w", "there is no --predicts 'w'"),
         ("train denoiser --out x --data digitz", "perhaps you meant 'digits'"),
         ("train denoiser --out x --data digits --net uvitt", "perhaps you meant 'uvit'"),
         ("train denoiser --out x --data two-moons", "'uvit' is for images"),
@@ -399,7 +318,7 @@ def test_a_method_says_itself_what_it_does(cli):
         ("distill progressive --teacher x --data y --out z --start 10 --stop 3", "start=6"),
         ("sample nowhere --out x", "'nowhere' holds neither a pipeline nor a run"),
         ("sample --out x", "needs the folder of a pipeline, or --model and --weights"),
-        ("sample a b --out x", "unrecognized options: b"),
+        ("sample a b --out x", "does not take 'b'"),
         ("sample a --out x --n 0", "n must be at least 1"),
         ("train denoiser --out x --data digits --net nowhere:make", "no module 'nowhere'"),
     ],
@@ -458,7 +377,8 @@ def test_a_file_never_names_code_that_is_run(words, line, cli, tmp_path):
     (tmp_path / "named_code.py").write_text(CODE)
     (tmp_path / "shared.toml").write_text(f"{line}\n")
     for more in ((), ("--dry-run",)) if words.split()[0] in ("train", "distill") else ((),):
-        status, _, err = cli(*words.split(), "--config", "shared.toml", "--out", "x", *more)
+        out = () if words.startswith("evaluate") else ("--out", "x")
+        status, _, err = cli(*words.split(), "--config", "shared.toml", *out, *more)
         option = line.partition(" ")[0].replace("_", "-")
         assert status == 2 and f"if you trust it, type --{option} " in err, err
         assert err.count("\n") == 1
@@ -486,7 +406,7 @@ def test_a_file_s_value_is_never_an_option(words, line, cli, tmp_path):
     (tmp_path / "named_code.py").write_text(CODE)
     (tmp_path / "shared.toml").write_text(f"{line}\n")
     status, _, err = cli(*words.split(), "--config", "shared.toml", "--out", "x")
-    assert status == 2 and "shared.toml" in err and err.count("\n") == 1, err
+    assert status == 2 and err.count("\n") == 1 and "Traceback" not in err, err
     assert {path.name for path in tmp_path.iterdir()} == {"named_code.py", "shared.toml"}
 
 
@@ -528,7 +448,7 @@ def test_places_and_schedulers_are_no_code(line, tmp_path):
     "change", [lambda t: t[:20], lambda t: t.replace("7", "8"), lambda t: "a = ["]
 )
 def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
-    save_config(tmp_path, Source(data="digits", size=7))
+    write_config(tmp_path, flat(Source(data="digits", size=7)))
     assert read_config(tmp_path)["size"] == 7
     path = tmp_path / "config.toml"
     path.write_text(change(path.read_text()))
@@ -537,7 +457,7 @@ def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
 
 
 def test_a_run_s_config_has_no_other_types(tmp_path):
-    save_config(tmp_path, Source(data=3))
+    write_config(tmp_path, flat(Source(data=3)))
     with pytest.raises(CheckpointError, match="data must be text"):
         read_config(tmp_path)
 
@@ -654,7 +574,7 @@ def test_a_table_is_a_table(tmp_path):
 )
 def test_saved_options_come_back(words, tmp_path):
     options = asked(TrainDenoiser, *words)
-    save_config(tmp_path, options)
+    write_config(tmp_path, flat(options))
     code = ["--net", "a.b:make"] if "a.b:make" in words else []  # which is typed again
     words = ["--config", str(tmp_path / "config.toml"), *code]
     assert parse(TrainDenoiser, words, prog="halfstep") == options

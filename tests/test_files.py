@@ -385,7 +385,9 @@ IN_OTHER_LOCALES = """
 import json, sys
 from pathlib import Path
 from halfstep import files, storage
-from halfstep.cli.config import from_file, preset_names, save_config
+from halfstep.config.presets import preset_names
+from halfstep.config.toml import from_file
+from halfstep.training.run_config import write_config
 from halfstep.cli.options import Source
 from halfstep.data.captions import read_captions
 from halfstep.report.templates import write_page
@@ -396,12 +398,12 @@ text = "Fr\\xe9chet distance of the teacher\\u2019s samples"
 write_page(here / "report.html", text, limit=10**6, name="the report", instead="less")
 line = {"stage": text, "update": 1, "loss": 0.5, "norm": 1.0, "rate": 0.1}
 files.append(here / "metrics.jsonl", json.dumps(line, ensure_ascii=False) + "\\n")
-save_config(here, Source(data="caf\\xe9"))
+write_config(here, {"data": "caf\\xe9"})
 (here / "a.txt").write_bytes(b"\\xef\\xbb\\xbf" + text.encode())
 found = [
     (here / "report.html").read_bytes().decode("utf-8") == text,
     RunFolder(here).metrics == [line],
-    "--data=caf\\xe9" in from_file(Source, here / "config.toml"),
+    from_file(Source, here / "config.toml")["data"] == "caf\\xe9",
     read_captions(here, [here / "a.png"]) == [(text,)],
     len(preset_names()) > 5,
 ]

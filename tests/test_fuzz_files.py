@@ -19,9 +19,9 @@ from PIL import Image
 
 from halfstep import storage
 from halfstep.cli import main
-from halfstep.cli.config import from_file
 from halfstep.cli.encoded import Encoded
 from halfstep.cli.train import TrainDenoiser
+from halfstep.config.toml import from_file
 from halfstep.data import cifar10
 from halfstep.data.captions import read_captions
 from halfstep.data.latents import open_latents

@@ -21,7 +21,6 @@ from halfstep.cli import main
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
-from halfstep.cli.config import options_of
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS
 from halfstep.cli.encode import ToNoise
@@ -32,6 +31,7 @@ from halfstep.cli.latents import Encode
 from halfstep.cli.report import Report
 from halfstep.cli.sample import Sample
 from halfstep.cli.train import TrainDenoiser
+from halfstep.config.fields import options_of
 
 VALUES = ("nan", "inf", "-1", "0", "1e400", "", "text")
 LIMIT = 60
@@ -164,7 +164,8 @@ def cases(verb, places, only=(), values=VALUES):
         for name, value in verb.options.items()
     }
     first = places / verb.first if verb.first else None
-    for name, hint, _ in options_of(verb.kind):
+    for name, option in options_of(verb.kind).items():
+        hint = option.type
         if (only and name not in only) or hint is bool or is_dataclass(hint):
             continue
         flag = name.replace("_", "-")

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from halfstep.batch import Cond
-from halfstep.cli.config import literals
 from halfstep.cli.options import parse
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import Dataset, load
@@ -24,6 +23,7 @@ from halfstep.nets import fitting, UViT
 from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.nets.text import load_texts
 from halfstep.pipeline import Pipeline
+from halfstep.schema import literals
 from tests.test_cli_published import CODEC
 
 # Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.

@@ -2,11 +2,16 @@
 
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
+from halfstep.cli.names import refuse_unknown
 from halfstep.errors import HalfstepError, Stopped, unknown
 from halfstep.version import __version__
 
@@ -45,6 +50,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "export": ("a student alone in a folder, or as a program of torch", {}),
 }
 
+PAGES = Path(__file__).parent / "help"
+"""The page of help of each command, which `make pages` writes from the declared options."""
 HELP = """\
 halfstep: how few steps can your diffusion model get away with, and what does it cost?
 
@@ -132,81 +139,45 @@ def _dispatch(args: list[str]) -> int:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    kinds = VERBS[verb][1]
+    command, kinds = verb, VERBS[verb][1]
     if kinds:
         if not rest or rest[0] in ("-h", "--help"):
             _print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}\n")
             return 0
         if rest[0] not in kinds:
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
+        command, rest = f"{verb} {rest[0]}", rest[1:]
+    page = (PAGES / f"{command.replace(' ', '-')}.txt").read_text(encoding="utf-8")
+    if {"-h", "--help"} & set(rest):
+        _print(page)
+        return 0
+    refuse_unknown(
+        re.findall(r"^  --([a-z0-9-]+)", page, re.MULTILINE), rest, f"halfstep {command}"
+    )
     _quiet_threads(at_most=1 if verb == "demo" else None)
     if "WORLD_SIZE" in os.environ:  # we say in a sentence that a process is gone, torch in C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    return _run(verb, rest)
+    return _run(command, rest)
 
 
-def _run(verb: str, rest: list[str]) -> int:
-    """Import the verb's file, and with it torch, only now."""
-    if verb == "demo":
-        from halfstep.cli.demo import demo
-
-        return demo(rest)
-    if verb == "train":
-        return _train(rest[0], rest[1:])
-    if verb == "latents":
-        from halfstep.cli.latents import latents
-
-        return latents(rest)
-    if verb == "distill" and rest[0] == "knowledge":
-        from halfstep.cli.knowledge import knowledge
-
-        return knowledge(rest[1:])
-    if verb == "distill":
-        from halfstep.cli.distill import distill
-
-        return distill(rest[0], rest[1:])
-    if verb == "encode":
-        from halfstep.cli.encode import encode
-
-        return encode(rest)
-    if verb == "evaluate":
-        from halfstep.cli.evaluate import evaluate
-
-        return evaluate(rest)
-    if verb == "report":
-        from halfstep.cli.report import report
-
-        return report(rest)
-    if verb in ("compress", "export"):
-        return _run_after(verb, rest)
-    from halfstep.cli.sample import sample
-
-    return sample(rest)
+FUNCTIONS = {
+    "train denoiser": "train:denoiser",
+    "train classifier": "classifier:classifier",
+    "train codec": "codec:codec",
+    "distill knowledge": "knowledge:knowledge",
+}
+"""Where a command is, in halfstep.cli; any other is VERB:VERB."""
 
 
-def _train(kind: str, rest: list[str]) -> int:
-    if kind == "codec":
-        from halfstep.cli.codec import codec
-
-        return codec(rest)
-    if kind == "classifier":
-        from halfstep.cli.classifier import classifier
-
-        return classifier(rest)
-    from halfstep.cli.train import denoiser
-
-    return denoiser(rest)
-
-
-def _run_after(verb: str, rest: list[str]) -> int:
-    """What comes after training."""
-    if verb == "compress":
-        from halfstep.cli.compress import compress
-
-        return compress(rest)
-    from halfstep.cli.export import export
-
-    return export(rest)
+def _run(command: str, rest: list[str]) -> int:
+    """Import the command's module, and with it torch, only now."""
+    verb, _, kind = command.partition(" ")
+    module, _, function = FUNCTIONS.get(command, f"{verb}:{verb}").partition(":")
+    run = getattr(import_module(f"halfstep.cli.{module}"), function)
+    if verb == "distill" and command not in FUNCTIONS:
+        run = partial(run, kind)
+    status: int = run(rest)
+    return status
 
 
 def _quiet_threads(at_most: int | None) -> None:

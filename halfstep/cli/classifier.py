@@ -8,7 +8,6 @@ from typing import Annotated
 from rich.console import Console
 from torch import nn
 
-from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
@@ -22,6 +21,7 @@ from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitti
 from halfstep.nets.classifiers_on_disk import initialise, load_classifier
 from halfstep.nets.preprocessing import Preprocessing
 from halfstep.noise import key, untouched
+from halfstep.schema import literals
 from halfstep.training import Training
 from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
 from halfstep.training.jobs import Job

@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep import files
-from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import first_process, loading, say, terminal
@@ -28,6 +27,7 @@ from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import key, sample_noise, untouched
 from halfstep.report.pictures import save_grid
+from halfstep.schema import literals
 from halfstep.training import Training
 from halfstep.training.denoisers import AUTOCAST
 from halfstep.training.jobs import carried_through, Job

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from torch import nn
 
@@ -17,6 +16,7 @@ from halfstep.cli.judging import made_by, students_of, written
 from halfstep.cli.options import Flat, parse, Source
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
+from halfstep.config.fields import POSITIONAL
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import (
     read_variants,
@@ -71,7 +71,7 @@ class How:
 class Compress:
     """Make students smaller without training, and judge them beside what they were made from."""
 
-    student: Annotated[Path, tyro.conf.Positional]
+    student: Annotated[Path, POSITIONAL]
     """A run; a student's own folder, with --teacher, --data and --out; or a classifier's."""
     how: Annotated[How, Flat] = field(default_factory=How)
     steps: tuple[int, ...] = ()

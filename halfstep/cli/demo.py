@@ -12,7 +12,6 @@ from rich.console import Console
 from halfstep import files, storage
 from halfstep.cli.beside import beside
 from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan
 from halfstep.cli.guided_demo import guided_demo
 from halfstep.cli.judging import made_by, written
@@ -20,6 +19,7 @@ from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.train import fresh_pipeline, TrainDenoiser
+from halfstep.config.fields import flat
 from halfstep.data import load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.evidence import Rows, teacher_rows

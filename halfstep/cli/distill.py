@@ -107,9 +107,9 @@ def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
     console, method_kind, args = terminal(), METHODS[name], list(argv)
     kind: Any = KINDS.get(method_kind) or Distill[method_kind]  # type: ignore[valid-type]
-    prog, about = f"halfstep distill {name}", method_kind.__doc__ or ""
+    prog = f"halfstep distill {name}"
     auto = method_kind is Progressive and auto_start(args)
-    options = parse(kind, args, prog=prog, about=about)
+    options = parse(kind, args, prog=prog)
     options.where.check()
     where, training, method = options.where, options.training, options.method
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)

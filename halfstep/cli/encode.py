@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from halfstep.cli.images import images_for
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.cli.sample import classes_of, drawn_as
+from halfstep.config.fields import POSITIONAL
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.kinds import Count, CountOrNone
@@ -30,7 +30,7 @@ from halfstep.workflows.locate import chosen_pipeline, Official
 class ToNoise:
     """Turn images into the noise that a model makes them of; `halfstep sample --noise` turns it back."""
 
-    pipeline: Annotated[Path | None, tyro.conf.Positional] = None
+    pipeline: Annotated[Path | None, POSITIONAL] = None
     """A teacher's folder, an encoder's (halfstep distill encoder), or the run that made it."""
     official: Annotated[Official, Flat] = field(default_factory=Official)
     images: str

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from halfstep.cli.reconstructing import (
 from halfstep.cli.runs import describe_data
 from halfstep.cli.sizes import others_of, print_sizes
 from halfstep.cli.tables import compare, print_guided, print_rows
+from halfstep.config.fields import POSITIONAL
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents import is_latents
 from halfstep.errors import ConfigError
@@ -49,7 +49,7 @@ from halfstep.workflows.locate import locate_pipeline, Official
 class Evaluate:
     """Judge a run's students: quality, fidelity, drift, cost, each with an interval, and a page of it."""
 
-    run: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    run: Annotated[tuple[Path, ...], POSITIONAL] = ()
     """The run's folder."""
     beside: tuple[Path, ...] = ()
     """Runs of the same teacher, such as its students of full size: in the table of sizes beside this

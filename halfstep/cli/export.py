@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from torch import nn, Tensor
 
@@ -16,6 +15,7 @@ from halfstep import files
 from halfstep.cli.card import classifier_card, pipeline_card, program_card, sizes
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
+from halfstep.config.fields import POSITIONAL
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.kinds import Count
 from halfstep.nets.classifiers import example_shape
@@ -41,7 +41,7 @@ PROGRAM = "student.pt2"
 class Export:
     """Write a student alone into a folder: its weights, how it is sampled, and a README."""
 
-    student: Annotated[Path, tyro.conf.Positional]
+    student: Annotated[Path, POSITIONAL]
     """A run, one of its stages, a student's folder, or a classifier's."""
     out: Path
     """A new folder."""

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from halfstep import files, storage
-from halfstep.cli.config import flat
 from halfstep.cli.distill import ahead, Distill, plan, total_updates
 from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
 from halfstep.cli.tables import print_guided
+from halfstep.config.fields import flat
 from halfstep.data import Data, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, digits_features, Evaluation

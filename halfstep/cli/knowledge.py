@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import nn
 
 from halfstep.cli.classifier import held_out, named, share_of, Shown
-from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import counting, loading, say, terminal
@@ -26,6 +25,7 @@ from halfstep.nets.classifiers import build_classifier, fitting_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import Teachers
 from halfstep.noise import key, untouched
+from halfstep.schema import literals
 from halfstep.training import Training
 from halfstep.training.classifiers import judging
 from halfstep.training.jobs import Job

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from halfstep.cli.judging import EVIDENCE, read_evidence
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
+from halfstep.config.fields import POSITIONAL
 from halfstep.report.page import write_report
 from halfstep.report.slider import write_slider
 
@@ -19,7 +18,7 @@ class Report:
     """Write RUN/report.html from what was measured (of a guided run RUN/slider.html too); measure it first
     where it was not."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, POSITIONAL]
     """The run's folder."""
 
 

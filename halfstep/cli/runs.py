@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from halfstep.cli.config import flat, save_config
 from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
+from halfstep.config.fields import flat
 from halfstep.data import Data
 from halfstep.evaluation.features import BELOW
 from halfstep.methods.base import Stage
@@ -18,6 +18,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import Training
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
+from halfstep.training.run_config import write_config
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def carried_out(
 
     def keep() -> None:
         if first_process():
-            save_config(where.out, options)
+            write_config(where.out, flat(options))
 
     with Bars(console, ahead=ahead, opened=keep) as bars:
         yield job_of(options, watch=bars, gate=gate)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from halfstep import files
 from halfstep.cli.images import Begin, MadeOf
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, say, terminal
+from halfstep.config.fields import POSITIONAL
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.kinds import Count, CountOrNone, Share
 from halfstep.pipeline import Pipeline
@@ -26,7 +26,7 @@ from halfstep.workflows.locate import chosen_pipeline, Official
 class Sample:
     """Draw images: one PNG a seed, and a grid of them; or the grid alone, where --out is a PNG."""
 
-    pipeline: Annotated[Path | None, tyro.conf.Positional] = None
+    pipeline: Annotated[Path | None, POSITIONAL] = None
     """A teacher's or student's folder, or the run that made it."""
     official: Annotated[Official, Flat] = field(default_factory=Official)
     out: Path

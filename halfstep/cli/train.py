@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from halfstep.cli.config import literals
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
@@ -19,6 +18,7 @@ from halfstep.nets import build, fitting
 from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
+from halfstep.schema import literals
 from halfstep.training import Training
 from halfstep.training.denoisers import train
 from halfstep.training.jobs import Job

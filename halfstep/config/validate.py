@@ -45,12 +45,16 @@ class Validated:
     """
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        hints = _hints(kind)
-        for field in fields(self):  # type: ignore[arg-type]
-            if hint := hints.get(field.name):
-                value = validate(field.name, getattr(self, field.name), hint, field.default)
-                object.__setattr__(self, field.name, value)
+        validate_fields(self)
+
+
+def validate_fields(options: Any) -> None:
+    """Validate every field of a dataclass; `ConfigError` names the first that is wrong."""
+    hints = _hints(type(options))
+    for field in fields(options):
+        if hint := hints.get(field.name):
+            value = validate(field.name, getattr(options, field.name), hint, field.default)
+            object.__setattr__(options, field.name, value)
 
 
 def validate(name: str, value: Any, hint: Any, default: Any = MISSING) -> Any:

@@ -1,12 +1,12 @@
 """RUN/config.toml: the options of a run's command, as `--config` reads them."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from halfstep import files, storage
+from halfstep.config.toml import toml
 from halfstep.errors import CheckpointError
 from halfstep.schema import from_toml, known, Wrong
 
@@ -62,15 +62,3 @@ def write_config(folder: Path, options: Mapping[str, Any]) -> None:
     text = "\n".join(lines) + "\n"
     digest = _digest(files.encoded(text, f"cannot write '{folder / 'config.toml'}'")).decode()
     files.write_text(folder / "config.toml", f"{text}{MARK}{digest}\n")
-
-
-def toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)

@@ -43,13 +43,35 @@ MUTANTS = (
         ('run not in (None, about["run"])', "False"),
     ),
     *of(
-        "cli/config",
+        "config/toml",
         "cli",
-        ("if name in over:", "if False:"),
+        ("if name not in typed:", "if True:"),
         ("before not in PLACES.get(name, ())", "before not in sum(PLACES.values(), ())"),
-        ("_refuse_options(path, name, words[1:])", "pass"),
-        ("and not _is_number(each)", ""),
         ("for each in pair for text", "for each in pair[1:] for text"),
+    ),
+    *of(
+        "config/fields",
+        "cli",
+        ("_validate_all(options)\n    return", "return"),
+        ("return 0 if hint is bool else 1", "return 1"),
+        ("words[::2], words[1::2], strict=True", "words[::2], words[1::2], strict=False"),
+        ("return kind(word) if kind in (int, float, Path) else word", "return word"),
+    ),
+    *of(
+        "cli/options",
+        "cli",
+        (
+            "values |= from_file(kind, path, words)",
+            "values = from_file(kind, path, words) | values",
+        ),
+        ("takes - len(current)", "takes"),
+        ("if words:\n        raise", "if False:\n        raise"),
+        ("current = current if room else rest", "current = current"),
+    ),
+    *of(
+        "cli/names",
+        "help",
+        ("if one in known), None)", "), None)"),
     ),
     *of(
         "training/run_folder",
@@ -342,7 +364,7 @@ MUTANTS = (
             "    except NameError:\n        return {}",
             "    except RecursionError:\n        return {}",
         ),
-        ("object.__setattr__(self, field.name, value)", "pass"),
+        ("object.__setattr__(options, field.name, value)", "pass"),
     ),
     *of(
         "cli/options",

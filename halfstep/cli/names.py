@@ -1,0 +1,65 @@
+"""Names of options: what may be typed, and our name for another tool's."""
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+
+from halfstep.errors import ConfigError
+
+_GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales")
+_OURS: dict[tuple[str, ...], str] = {
+    ("learning-rate",): "lr rate",
+    ("learning-rate-schedule",): "lr-scheduler lr-schedule scheduler rate-schedule",
+    ("batch-size",): "bs batch train-batch-size per-device-train-batch-size eval-batch-size",
+    ("micro-batch-size",): "micro-batch gradient-accumulation-steps accumulate",
+    ("updates",): "max-steps max-train-steps num-train-steps train-steps iterations iters epochs "
+    "num-epochs num-train-epochs",
+    ("warmup",): "warmup-steps lr-warmup-steps",
+    ("out",): "output-dir output output-path outdir out-dir o save-dir save-path logdir log-dir",
+    ("steps", "start", "full"): "num-inference-steps inference-steps sampling-steps nfe",
+    _GUIDANCE: "cfg cfg-scale guidance w scales guidance-weight",
+    ("max-grad-norm",): "clip clip-grad grad-clip gradient-clip gradient-clip-val max-norm",
+    ("seed",): "noise random-seed manual-seed",
+    ("data", "images"): "dataset dataset-name dataset-path data-dir data-path train-data-dir input",
+    ("size",): "resolution image-size img-size",
+    ("n", "samples"): "num-samples num-images num-images-per-prompt count",
+    ("device",): "gpu gpus cuda accelerator",
+    ("precision", "dtype"): "fp16 bf16 mixed-precision amp half torch-dtype",
+    ("teacher", "model"): "checkpoint ckpt model-path teacher-path teacher-model-name-or-path "
+    "pretrained-model-name-or-path",
+    ("predicts",): "prediction-type parameterization objective",
+    ("noise-schedule",): "beta-schedule",
+    ("weight-decay",): "wd adam-weight-decay",
+    ("ema",): "ema-decay use-ema",
+    ("optimiser",): "optimizer optim",
+    ("save-every",): "checkpointing-steps save-steps save-interval save-freq",
+    ("log-every",): "logging-steps log-interval log-freq",
+    ("weighting",): "snr-gamma loss-weighting",
+    ("class-names", "labels"): "classes class-labels num-classes",
+    ("flip",): "random-flip horizontal-flip",
+}
+"""Our options, the first that a command has, for the names that other tools give them."""
+OTHER_NAMES = {theirs: ours for ours, names in _OURS.items() for theirs in names.split()}
+
+
+def refuse_unknown(names: Collection[str], words: Sequence[str], command: str) -> None:
+    """Refuse an option that the command has not; `ConfigError` says which one is meant.
+
+    names  of the command's options, as they are typed
+    """
+    known = {*names, "preset", "config", "help"}
+    for word in words:
+        if word == "--":
+            return
+        name = word[2:].partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or name in known or name.removeprefix("no-") in known:
+            continue
+        typed = word.partition("=")[0]
+        name = name.removeprefix("no-")
+        ours = next((one for one in OTHER_NAMES.get(name, ()) if one in known), None)
+        if ours:
+            raise ConfigError(
+                f"there is no option {typed}: here it is --{ours}; see {command} --help"
+            )
+        near = get_close_matches(name, [*names, "preset", "config"], n=1)
+        hint = f"perhaps you meant --{near[0]}; " if near else ""
+        raise ConfigError(f"there is no option {typed}: {hint}{command} --help lists them")

@@ -1,0 +1,95 @@
+"""TOML files of options: reading one, and a value as TOML writes it."""
+
+import json
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from halfstep.config.fields import options_of, read_words
+from halfstep.config.validate import describe, is_valid
+from halfstep.errors import ConfigError, unknown
+from halfstep.schema import from_toml
+
+PLACES: dict[str, tuple[str, ...]] = {
+    "features": ("classifier", "inception"),
+    "gate_features": ("classifier", "inception"),
+    "sampler": ("diffusers",),
+    "full_sampler": ("diffusers",),
+    "baselines": ("diffusers",),
+}
+"""What may stand before a colon in a file, by option; anything else would be package.module:function."""
+NO_CODE = ("data", "held_out", "images", "validate", "init", "device", "prompt")
+"""Options of text that is never taken for the name of a function."""
+
+
+def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> dict[str, Any]:
+    """The options in a TOML file; unknown keys and wrong types are errors that say what to write.
+
+    A file never names code that is run: what would be imported is refused, unless the same option is
+    among those that were `typed`, which win.
+    """
+    known, values = options_of(kind), dict[str, Any]()
+    for key, value in _read(path).items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown(f"option in '{path.name}' called", key, known)
+        if not is_valid(value, hint := known[name].type):
+            raise ConfigError(
+                f"'{path.name}' says {key} = {toml(value)}, and {key} is {describe(hint)}"
+            )
+        if name not in typed:
+            _refuse_code(path, name, hint, value)
+            values[name] = value if isinstance(value, bool) else read_words(hint, _words(value))
+    return values
+
+
+def _words(value: Any) -> list[str]:
+    """The value as it would be typed."""
+    if isinstance(value, Mapping):
+        pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items()]
+        return [word for pair in pairs for word in pair]
+    return list(map(str, value)) if isinstance(value, list) else [str(value)]
+
+
+def _refuse_code(path: Path, name: str, hint: Any, value: Any) -> None:
+    if name in NO_CODE or "Path" in str(hint):
+        return
+    for text in _texts(value):
+        before, colon, after = text.partition(":")
+        if colon and after and before not in PLACES.get(name, ()):
+            raise ConfigError(
+                f"'{path.name}' says {name} = {toml(text)}, and a file never names code that is run: if you "
+                f"trust it, type --{name.replace('_', '-')} {shlex.quote(text)} on the command line"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All of them, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for each in pair for text in _texts(each))
+    elif isinstance(value, list):
+        yield from (text for each in value for text in _texts(each))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
+    return from_toml(text, dict[str, Any], f"'{path}'", error=ConfigError)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)
