@@ -20,9 +20,14 @@ FLOORS = [
     ["__main__"],
 ]
 # Whatever refuses needs `errors`, whatever has options `kinds`, schedules too: they lie below the floors.
-FLOOR = {"version": -3, "errors": -2, "config": -1, "kinds": 0, "capacity": -1} | {
-    name: floor for floor, names in enumerate(FLOORS) for name in names
-}
+FLOOR = {
+    "version": -3,
+    "errors": -2,
+    "config": -1,
+    "capacity": -1,
+    "kinds": 0,
+    "config.toml": 1,
+} | {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGE = Path(__file__).parents[1] / "halfstep"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BANNED = {"utils", "helpers", "common", "misc", "manager"}
@@ -48,7 +53,7 @@ def climbs(home, source):
             yield f"line {line}: a relative import, {name}: write it from halfstep"
             continue
         top, _, rest = name.partition(".")
-        other = rest.split(".")[0]
+        other = floor_of(rest.split("."))
         if top != "halfstep" or other == home:
             continue
         if not other:
@@ -61,8 +66,13 @@ def climbs(home, source):
             )
 
 
+def floor_of(parts):
+    """The name that has the floor: a file's, where it has one of its own in its folder."""
+    return two if (two := ".".join(parts[:2])) in FLOOR else parts[0]
+
+
 def home_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return floor_of(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

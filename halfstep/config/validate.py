@@ -50,7 +50,8 @@ class Validated:
 
 def validate_fields(options: Any) -> None:
     """Validate every field of a dataclass; `ConfigError` names the first that is wrong."""
-    hints = _hints(type(options))
+    kind: Any = type(options)
+    hints = _hints(kind)
     for field in fields(options):
         if hint := hints.get(field.name):
             value = validate(field.name, getattr(options, field.name), hint, field.default)

@@ -367,12 +367,11 @@ MUTANTS = (
         ("object.__setattr__(options, field.name, value)", "pass"),
     ),
     *of(
-        "cli/options",
+        "config/fields",
         "sizes",
-        ("        _hold(found)\n", ""),
-        ("            _hold(inner)\n", "            pass\n"),
-        ("        if empty and Path in", "        if False and Path in"),
+        ("            _validate_all(inner)\n", "            pass\n"),
     ),
+    *of("cli/options", "sizes", ("if Path in _members", "if False and Path in _members")),
     *of("capacity", "sizes", ("needed > memory()", "needed >= 2 * memory()")),
     *of(
         "nets/sizes",
