@@ -40,7 +40,7 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
 from halfstep.training.run_config import read_config, write_config
-from tests.help_pages import KINDS
+from tests.support.help_pages import KINDS
 
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]
