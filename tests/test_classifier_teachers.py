@@ -16,24 +16,8 @@ from halfstep.methods.terms import HardLabels
 from halfstep.nets.teachers import mean_of, ROWS, Teachers
 from halfstep.nets.watched import bare, shapes, Watched, watching
 from halfstep.noise import Draw
+from tests.support.classifiers import Net
 from tests.support.denoisers import seeded
-
-
-class Net(nn.Module):
-    """Whatever a teacher could get wrong: dropout and batch statistics; parts of every shape."""
-
-    def __init__(self, width=6, classes=4, seed=0, side=5):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv, self.norm = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
-        self.drop, self.hidden = nn.Dropout(0.5), nn.Linear(width, 2 * width)
-        self.blocks = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU())
-        self.head, self.idle = nn.Linear(2 * width, classes), nn.Linear(2, 2)
-
-    def forward(self, x):
-        h = torch.relu(self.norm(self.conv(x)))
-        h = self.blocks(self.drop(self.hidden(h.mean((2, 3)))))
-        return self.head(h)
 
 
 class Plain(nn.Module):

@@ -25,9 +25,9 @@ from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
 from halfstep.training.run_folder import RunFolder
+from tests.support.disk import largest_file
 from tests.support.evidence import evidence, pictures
 from tests.support.runs import everything, refused
-from tests.test_storage import largest_file
 
 POINTS = [
     *("train", "denoiser", "--data", "two-moons", "--net", "mlp"),

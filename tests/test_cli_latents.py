@@ -146,7 +146,7 @@ def picture():
 
 def test_texts_from_captions_to_samples(cli, tmp_path):
     pytest.importorskip("transformers")
-    from tests.test_text import clip
+    from tests.support.texts import clip
 
     clip(tmp_path / "clip")
     for k, path in enumerate(sorted((tmp_path / "photos").rglob("*.png"))):

@@ -11,12 +11,7 @@ from halfstep.cli import main
 from halfstep.hub.published import PUBLISHED
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.report.pictures import to_uint8
-
-CODEC = dict(
-    in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[4, 4, 4, 4], norm_num_groups=2,
-    layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 4,
-    up_block_types=["UpDecoderBlock2D"] * 4,
-)  # fmt: skip
+from tests.support.networks import CODEC
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from halfstep.methods.base import Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
+from tests.support.networks import CODEC
 from tests.support.runs import everything, refused
-from tests.test_cli_published import CODEC
 
 HUGE = "imagenet256_uvit_huge"
 TINY = dict(img_size=4, embed_dim=16, depth=2, num_heads=2)

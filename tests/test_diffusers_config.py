@@ -10,7 +10,7 @@ from halfstep.nets import build, fitting, recipe
 from halfstep.nets.guided import with_guidance
 from halfstep.prediction import Eps, V, X0, X0AndEps
 from halfstep.schedules import BetaTable, Cosine
-from tests.test_nets import TINY
+from tests.support.networks import TINY
 
 KINDS = {
     "unet": "UNet2DModel",

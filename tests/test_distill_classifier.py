@@ -18,70 +18,20 @@ from halfstep.methods.weights import Linear
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import ROWS, Teachers
-from halfstep.training import Training
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.knowledge import distill_classifier
 from halfstep.training.run_folder import RunFolder
+from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
 from tests.support.progress import Ledger
 from tests.support.runs import At, bits, Crash, crash, everything
-from tests.test_classifier_teachers import Net
 from tests.test_parallel import launched
 
-TRAINING = Training(batch=10, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
 CHANGING = (
     SoftTargets(weight=Linear(1, 0)),
     HardLabels(weight=Linear(0, 1, 0.5)),
     FeatureMatch(pairs=(("hidden", "hidden"), ("conv", "conv")), weight=Linear(1e-2, 0)),
 )
-
-
-def pictures(n=75, flip=False, labels=True):
-    """Not a multiple of the batch, nor of the block; every third has no label."""
-    g = torch.Generator().manual_seed(2)
-    values = torch.randint(0, 256, (n, 3, 5, 4), dtype=torch.uint8, generator=g)
-    found = torch.where(torch.arange(n) % 3 > 0, torch.arange(n) % 4, -1)
-    return Dataset(values, found if labels else None, tuple("abcd") if labels else (), flip)
-
-
-def student():
-    return build_classifier("tests.test_classifier_teachers:Net", {"width": 4})
-
-
-def teachers():
-    return [Net(9, seed=1), Net(7, seed=2)]
-
-
-def run(
-    out,
-    *terms,
-    data=None,
-    teacher=None,
-    watch=None,
-    answers=None,
-    updates=14,
-    student=student,
-    **changes,
-):
-    return distill_classifier(
-        teacher or teachers()[:1],
-        student() if callable(student) and not isinstance(student, nn.Module) else student,
-        data or pictures(),
-        out,
-        method=KnowledgeDistillation(terms=terms or hinton(), updates=updates),
-        training=replace(TRAINING, **changes),
-        job=Job(device="cpu") if watch is None else Job(device="cpu", watch=watch),
-        answers=answers,
-    )
-
-
-def weights(net):
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def same(a, b):
-    a, b = weights(a), weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def logged(out):
@@ -159,12 +109,12 @@ def test_the_student_alone_is_exported_and_the_projectors_are_checkpointed(tmp_p
     tensors, about = storage.load(folder / "classifier")
     assert tensors.keys() == student().state_dict().keys()
     assert type(trained) is Net and not trained.training
-    loaded = load_classifier(tmp_path / "r", net="tests.test_classifier_teachers:Net")
+    loaded = load_classifier(tmp_path / "r", net="tests.support.classifiers:Net")
     assert same(loaded, trained)
     state, _ = storage.load(tmp_path / "r" / "checkpoints" / "00-00000014")
     for each in ("student.projectors.features-0.weight", "exp_avg.projectors.features-1.bias"):
         assert each in state
-    assert about["net"] == "tests.test_classifier_teachers:Net"
+    assert about["net"] == "tests.support.classifiers:Net"
 
 
 def test_every_term_is_logged_by_name(tmp_path):

@@ -34,8 +34,9 @@ from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from tests.support.runs import At, Crash, crash, halve, job
+from tests.support.texts import clip
 from tests.test_evidence_on_disk import encoders, samples
-from tests.test_text import clip, whole_clip
+from tests.test_text import whole_clip
 
 pytestmark = pytest.mark.slow
 

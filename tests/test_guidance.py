@@ -15,7 +15,8 @@ from halfstep.errors import ConfigError
 from halfstep.nets import Adapter, build, recipe
 from halfstep.nets.guidance import adding, guidance_features, GuidanceEmbedding
 from halfstep.nets.guided import with_guidance
-from tests.test_nets import data, ROWS, TINY, tiny
+from tests.support.networks import TINY
+from tests.test_nets import data, ROWS, tiny
 
 backbones = pytest.mark.parametrize("name", TINY)
 TIMES = torch.tensor([10.0, 300.0, 300.0, 999.0])

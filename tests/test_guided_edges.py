@@ -22,8 +22,8 @@ from halfstep.prediction import V
 from halfstep.samplers import fitting, PREFIX
 from halfstep.schedules import Cosine, VPLinear
 from halfstep.training.jobs import Job
+from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher
-from tests.test_schedulers import STOCHASTIC
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 8, "in_chans": 1}
 

@@ -17,10 +17,10 @@ from halfstep.schedules import BetaTable, Cosine
 from halfstep.testing import mixture_teacher
 from halfstep.training import distill, Training
 from tests.support.denoisers import seeded
+from tests.support.networks import TINY
 from tests.support.runs import job
 from tests.test_guided_runs import DATA, fit, labelled_points, rms
 from tests.test_latent_runs import cli, latents, TOKENS, WIDTH  # noqa: F401
-from tests.test_nets import TINY
 
 NET = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
 
@@ -31,7 +31,7 @@ def said(request, cli, tmp_path):  # noqa: F811
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
     if request.param == "texts":
         pytest.importorskip("transformers")
-        from tests.test_text import clip
+        from tests.support.texts import clip
 
         clip(tmp_path / "clip")
         encode += ["--text", "clip", "--tokens", "5"]

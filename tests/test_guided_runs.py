@@ -25,8 +25,8 @@ from halfstep.training import distill, Training
 from halfstep.training.denoisers import stages_of
 from halfstep.weighting import snr_plus_one, truncated_snr
 from tests.support.denoisers import seeded
+from tests.support.networks import TINY
 from tests.support.runs import job
-from tests.test_nets import TINY
 
 DATA, NULL = Mixture(), 3
 

@@ -25,10 +25,9 @@ from halfstep.nets.teachers import Teachers
 from halfstep.training.classifiers import classified, judging, train_classifier
 from halfstep.training.jobs import Job
 from halfstep.training.kept_answers import kept_answers
+from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
 from tests.support.runs import refused
-from tests.test_classifier_teachers import Net
-from tests.test_distill_classifier import pictures, run, same, teachers, TRAINING
 
 
 class InPlace(Net):
@@ -155,7 +154,7 @@ def test_scores_of_what_cannot_be_scored():
 
 def test_a_teacher_is_also_what_is_done_to_its_images():
     nets = [
-        build_classifier("tests.test_classifier_teachers:Net", {"width": 4}, preprocessing=before)
+        build_classifier("tests.support.classifiers:Net", {"width": 4}, preprocessing=before)
         for before in (
             Preprocessing(),
             Preprocessing(mean=(0.1,) * 3, std=(1.0,) * 3),

@@ -179,7 +179,7 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
     if texts:
         pytest.importorskip("transformers")
-        from tests.test_text import clip
+        from tests.support.texts import clip
 
         clip(tmp_path / "clip")
         encode += ["--text", "clip", "--tokens", "5"]

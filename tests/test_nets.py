@@ -18,42 +18,10 @@ from halfstep.noise import Draw
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
+from tests.support.networks import TINY
 
 # Every backbone through the one call
 
-TINY = {
-    "uvit": dict(img_size=8, patch_size=2, in_chans=3, embed_dim=16, depth=2, num_heads=2),
-    "unet": dict(
-        sample_size=8,
-        in_channels=3,
-        block_out_channels=[8, 16],
-        down_block_types=["DownBlock2D", "AttnDownBlock2D"],
-        up_block_types=["AttnUpBlock2D", "UpBlock2D"],
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    ),
-    "dit": dict(
-        sample_size=8,
-        in_channels=3,
-        patch_size=2,
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=8,
-    ),
-    "unet-condition": dict(
-        sample_size=8,
-        in_channels=3,
-        block_out_channels=[8, 16],
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-    ),
-    "mlp": dict(dim=2, width=16, depth=1),
-}
 ROWS = 4
 
 

@@ -10,6 +10,7 @@ from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.nets.carried import carry, teachers_name
 from halfstep.nets.pruning import evenly, one_drop, pairs_of, partners, shallower, worthiest
 from halfstep.nets.watched import put_out
+from tests.support.networks import nothing, UNET
 
 UVIT = {
     "img_size": [4, 6],
@@ -18,16 +19,6 @@ UVIT = {
     "embed_dim": 8,
     "num_heads": 2,
     "num_classes": 3,
-}
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "layers_per_block": 2,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
 }
 
 
@@ -48,21 +39,6 @@ def seen(net, n=3):
     guidance = torch.linspace(1, 3, n) if recipe(net)[1].get("guidance") else None
     with torch.no_grad():
         return net(x, t, Cond(label, guidance=guidance))
-
-
-@torch.no_grad()
-def nothing(net, pair):
-    """Make the two blocks of a pair identities: residual branches of zeros, a skip layer of [1, 0]."""
-    model = net.model
-    half = len(model.in_blocks)
-    for block in (model.in_blocks[pair], model.out_blocks[half - 1 - pair]):
-        for layer in (block.attn.proj, block.mlp.fc2):
-            layer.weight.zero_()
-            layer.bias.zero_()
-        if block.skip_linear is not None:
-            width = block.skip_linear.out_features
-            block.skip_linear.weight.copy_(torch.eye(width, 2 * width))
-            block.skip_linear.bias.zero_()
 
 
 @pytest.mark.parametrize("gone", [(0,), (3,), (1, 2), (0, 3), (0, 1, 2)])

@@ -24,7 +24,7 @@ from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.nets.text import load_texts
 from halfstep.pipeline import Pipeline
 from halfstep.schema import literals
-from tests.test_cli_published import CODEC
+from tests.support.networks import CODEC
 
 # Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.
 # channels, side, patch, width, depth, heads, label rows, final convolution, recomputes, tokens,

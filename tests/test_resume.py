@@ -26,6 +26,7 @@ from halfstep.training import checkpoint
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
+from tests.support.disk import largest_file
 from tests.support.runs import (
     At,
     bits,
@@ -42,7 +43,6 @@ from tests.support.runs import (
     teacher,
     TRAINING,
 )
-from tests.test_storage import largest_file
 
 LAST = "checkpoints/01-00000014"
 """The last checkpoint of a finished `halve`."""

@@ -1,7 +1,6 @@
 """Samplers: the official numbers, measured orders, exact counts, both ends, one step, one sample."""
 
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ from halfstep.samplers import (
 from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import karras, uniform
-from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.denoisers import Counted, fine_flow, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.progress import Ledger
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -138,26 +137,6 @@ def test_ddim_on_gaussian_data_in_8192_steps():
 
 
 # --- orders of convergence ----------------------------------------------------------------------------
-
-
-def fine_flow(teacher, x, t_from, t_to, steps=300):
-    """The flow by RK4 in log(sigma / alpha) =: l, where d(x / alpha) / dl = exp(l) eps.  Order 4."""
-    ends = teacher.schedule.at(torch.tensor([t_from, t_to])).logsnr / -2
-    grid = ends[0] + (ends[1] - ends[0]) * torch.arange(steps + 1) / steps
-
-    def slope(y, place):
-        t = teacher.schedule.time(-2 * place).expand(len(y))
-        return place.exp() * teacher(y * teacher.level(t, y).alpha, t).eps
-
-    y = x / teacher.schedule.at(torch.tensor(t_from)).alpha
-    for a, b in pairwise(grid):
-        h, middle = b - a, (a + b) / 2
-        k1 = slope(y, a)
-        k2 = slope(y + h / 2 * k1, middle)
-        k3 = slope(y + h / 2 * k2, middle)
-        k4 = slope(y + h * k3, b)
-        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return y * teacher.schedule.at(torch.tensor(t_to)).alpha
 
 
 SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]  # a table's levels have corners

@@ -16,19 +16,13 @@ from halfstep.samplers import calls, ddim, dpmpp_2m, fitting, sample, scheduled,
 from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import karras, trailing, uniform, uniform_logsnr
-from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, STOCHASTIC, wobbly_teacher
 from tests.support.progress import Ledger
 
 every_schedule = pytest.mark.parametrize(
     "schedule", [*SCHEDULES, BetaTable(zero_snr=True)], ids=named
 )
 
-STOCHASTIC = [
-    "DDPMScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "SASolverScheduler",
-]
 ORDER_2 = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",

@@ -26,9 +26,9 @@ from halfstep.training.denoisers import stages_of
 from halfstep.training.settling import scores, settled
 from halfstep.weighting import WEIGHTINGS
 from tests.support.denoisers import seeded
+from tests.support.networks import nothing, UNET
 from tests.support.progress import Ledger
 from tests.support.runs import At, bits, Crash, crash, job, rewritten
-from tests.test_pruning import nothing, UNET
 
 SIDES = {
     "img_size": 4,

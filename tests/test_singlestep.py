@@ -24,8 +24,7 @@ from halfstep.samplers import (
 from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
 from halfstep.timegrids import checked, fast, orders, uniform
-from tests.support.denoisers import Counted, named, seeded
-from tests.test_samplers import fine_flow
+from tests.support.denoisers import Counted, fine_flow, named, seeded
 
 SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]
 SD = BetaTable("scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import stat
-from contextlib import contextmanager
 from functools import partial
 from typing import TypedDict
 
@@ -14,6 +12,7 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import CheckpointError
+from tests.support.disk import largest_file
 from tests.support.runs import Crash, everything
 
 TENSORS = {
@@ -24,17 +23,6 @@ TENSORS = {
     "empty": torch.empty(0, 4),
     "count": torch.tensor([2**40, -1]),
 }
-
-
-@contextmanager
-def largest_file(size):
-    """No file of this process may grow beyond `size` bytes: a full disk, as far as it can tell."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def same(found, expected):

@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import string
 import sys
 
 import pytest
@@ -12,9 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPModel,
-    CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -25,39 +22,33 @@ from transformers.utils import logging
 import halfstep.nets.text
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.text import load_texts
+from tests.support.texts import (
+    A,
+    CAT,
+    clip,
+    clip_config,
+    clip_tokenizer,
+    END,
+    LETTERS,
+    lively,
+    START,
+    WORDS,
+)
 
-LETTERS = string.ascii_lowercase
-WORDS = ["<start>", "<end>", *LETTERS, *(f"{c}</w>" for c in LETTERS), "ca", "cat</w>"]
-"""A CLIP's vocabulary: letters, letters that end a word, and one word."""
-START, END, A, CAT = (WORDS.index(word) for word in ("<start>", "<end>", "a</w>", "cat</w>"))
 PIECES = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁cat", *LETTERS]
 """A T5's."""
 TEXTS = ["a cat", "", "a cat a cat", "cat", "a zebra"]
 
 
-def clip_config(positions=11, **more):
-    return CLIPTextConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=37, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=positions, bos_token_id=START,
-        eos_token_id=END, pad_token_id=END, **more,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return clip(tmp_path_factory.mktemp("text") / "clip")
 
 
-def clip_tokenizer(words=WORDS, **more):
-    ids = {word: k for k, word in enumerate(words)}
-    special = {"bos_token": "<start>", "eos_token": "<end>", "unk_token": "<end>"}
-    merges = [("c", "a"), ("ca", "t</w>")]
-    return CLIPTokenizer(
-        vocab=ids, merges=merges, model_max_length=5, **{"pad_token": "<end>", **special, **more}
-    )
-
-
-def clip(folder, *, positions=11, seed=0):
-    """A tiny CLIP text model and its tokenizer, as transformers saves them."""
-    torch.manual_seed(seed)
-    lively(CLIPTextModel(clip_config(positions))).save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def folder(clip_folder, tmp_path):
+    """A copy of the CLIP, to be damaged."""
+    return shutil.copytree(clip_folder, tmp_path / "clip")
 
 
 def whole_clip(folder, weights=None):
@@ -86,28 +77,9 @@ def t5(folder, *, seed=0):
     return folder
 
 
-def lively(model):
-    """With weights large enough that every token and place shows in the states."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape))
-    return model
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return clip(tmp_path_factory.mktemp("text") / "clip")
-
-
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
     return t5(tmp_path_factory.mktemp("text") / "t5")
-
-
-@pytest.fixture
-def folder(clip_folder, tmp_path):
-    """A copy of the CLIP, to be damaged."""
-    return shutil.copytree(clip_folder, tmp_path / "clip")
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training import Job, train, Training
 from tests.support.denoisers import seeded
-from tests.test_text import clip, t5
+from tests.support.texts import clip
+from tests.test_text import t5
 
 TOKENS = 6
 SAID = {"day": (225, ["a cat", "cat cat"]), "night": (30, ["a zebra", "zebra"])}

@@ -14,7 +14,7 @@ from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.nets import build, fitting, recipe, UViT, UViTNet
 from halfstep.nets.attention import FORMS
-from tests.test_uvit import cases, error, LABELLED, probe, PROBES, SMALL, TEXT, wave
+from tests.support.uvit import cases, error, LABELLED, probe, PROBES, SMALL, TEXT, wave
 
 
 def public(config):

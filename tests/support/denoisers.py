@@ -1,5 +1,7 @@
 """Every schedule and parameterisation, and denoisers of a known, nonlinear network."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -62,3 +64,31 @@ class Counted:
     def __call__(self, x_t, t, cond=None):
         self.calls += 1
         return self.denoiser(x_t, t, cond)
+
+
+def fine_flow(teacher, x, t_from, t_to, steps=300):
+    """The flow by RK4 in log(sigma / alpha) =: l, where d(x / alpha) / dl = exp(l) eps.  Order 4."""
+    ends = teacher.schedule.at(torch.tensor([t_from, t_to])).logsnr / -2
+    grid = ends[0] + (ends[1] - ends[0]) * torch.arange(steps + 1) / steps
+
+    def slope(y, place):
+        t = teacher.schedule.time(-2 * place).expand(len(y))
+        return place.exp() * teacher(y * teacher.level(t, y).alpha, t).eps
+
+    y = x / teacher.schedule.at(torch.tensor(t_from)).alpha
+    for a, b in pairwise(grid):
+        h, middle = b - a, (a + b) / 2
+        k1 = slope(y, a)
+        k2 = slope(y + h / 2 * k1, middle)
+        k3 = slope(y + h / 2 * k2, middle)
+        k4 = slope(y + h * k3, b)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return y * teacher.schedule.at(torch.tensor(t_to)).alpha
+
+
+STOCHASTIC = [
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+]
