@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Training as Training,
     )
     from halfstep.training.run_folder import RunFolder as RunFolder
+    from halfstep.workflows.export import export as export
 
 _HOME = {
     "Augmentation": "data",
@@ -92,6 +93,7 @@ _HOME = {
     "build": "nets",
     "distill": "training",
     "distill_classifier": "training",
+    "export": "workflows.export",
     "load_classifier": "nets.classifiers_on_disk",
     "load_data": "data:load",
     "load_published": "hub",
@@ -134,6 +136,7 @@ __all__ = [
     "build",
     "distill",
     "distill_classifier",
+    "export",
     "load_classifier",
     "load_data",
     "load_published",

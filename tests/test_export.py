@@ -1,10 +1,12 @@
 """`halfstep export`: what is written is the student, and nothing else; what it draws is the same."""
 
 import html
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ import torch
 
 import halfstep
 from halfstep import storage
-from halfstep.cli.card import plain
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import load_classifier
@@ -24,6 +25,8 @@ from halfstep.pipeline.program import export_program, walked
 from halfstep.prediction import Eps, V
 from halfstep.schedules import Cosine, RectifiedFlow, VPLinear
 from halfstep.storage import rounded
+from halfstep.workflows.export import ExportConfig
+from halfstep.workflows.model_card import plain
 from tests.support.evidence import evidence
 from tests.support.runs import refused, teacher
 
@@ -43,6 +46,30 @@ def test_a_student_alone(cli, tmp_path):
     }  # fmt: skip
     own, again = Pipeline.load(STUDENT), Pipeline.load(tmp_path / "out")
     assert torch.equal(own.sample(3, guidance=2.5), again.sample(3, guidance=2.5))
+
+
+def test_the_same_from_python(tmp_path, capsys):
+    exported = halfstep.export(str(STUDENT), str(tmp_path / "out"), format="pipeline")
+    assert [path.name for path in exported.files] == [
+        "README.md", "pipeline.json", "pipeline.safetensors",
+    ]  # fmt: skip
+    assert (exported.compared, exported.difference, exported.batch) == (8, 0.0, None)
+    half = halfstep.export(STUDENT, tmp_path / "half", dtype="bfloat16")
+    assert 0 < half.difference < 0.1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_command_has_the_options_of_the_function():
+    parameters = inspect.signature(halfstep.export).parameters
+    declared = {field.name: field.default for field in fields(ExportConfig)}
+    assert declared == {name: parameters[name].default for name in list(parameters)[2:]}
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float8"}, {"format": "onnx"}, {"steps": 0}])
+def test_a_wrong_option_is_refused_before_the_folder_exists(options, tmp_path):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        halfstep.export(STUDENT, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_readme_says_what_it_is_and_its_code_runs(cli, tmp_path, monkeypatch):
@@ -73,7 +100,7 @@ NAMES = (
 def test_a_name_in_the_readme_is_text(cli, tmp_path, name):
     own = teacher_of_classes((name, "dog 2"))
     own.save(tmp_path / "p")
-    for kind in ("halfstep", "torch-export"):
+    for kind in ("pipeline", "torch-export"):
         assert cli("export", "p", "--out", kind, "--format", kind)[0] == 0
         text = (tmp_path / kind / "README.md").read_text()
         [line] = [line for line in text.splitlines() if line.startswith("- Classes: 2 (")]

@@ -20,12 +20,12 @@ from halfstep import methods
 from halfstep.cli import main
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
+from halfstep.cli.commands.export import Export
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.export import Export
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
 from halfstep.cli.report import Report

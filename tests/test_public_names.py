@@ -15,7 +15,7 @@ from halfstep.methods import Method
 from halfstep.prediction import Parameterisation
 from halfstep.schedules import Schedule
 
-AT_MOST = 40
+AT_MOST = 48
 
 
 def typed():

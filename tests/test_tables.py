@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from halfstep.cli import compressed, compressed_classifiers, sizes, tables
-from halfstep.cli.card import _lines
 from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.progress import terminal
 from halfstep.cli.reconstructing import reconstruction_table
 from halfstep.report.verdict import rows_of
+from halfstep.workflows.model_card import _lines
 from tests.support.pages import different, says, spread
 
 FOUND = different()

@@ -165,6 +165,7 @@ FUNCTIONS = {
     "train classifier": "classifier:classifier",
     "train codec": "codec:codec",
     "distill knowledge": "knowledge:knowledge",
+    "export": "commands.export:main",
 }
 """Where a command is, in halfstep.cli; any other is VERB:VERB."""
 

@@ -627,7 +627,7 @@ MUTANTS = (
         "tables",
         ('for key in ("full", "same")', 'for key in ("same", "full")'),
     ),
-    *of("cli/card", "tables", ("1000 * s:.3g", "s:.3g")),
+    *of("workflows/model_card", "tables", ("1000 * s:.3g", "s:.3g")),
     *of(
         "files",
         "portability",

@@ -64,7 +64,7 @@ MUTANTS = (
         ("    compressed: _Compressed\n", "    compressed: NotRequired[_Compressed]\n"),
     ),
     *of(
-        "cli/card",
+        "workflows/model_card",
         "export",
         ('source.parent.name == "stages" and ', ""),
         (' and (run / "run.json").exists()', ""),

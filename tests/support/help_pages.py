@@ -21,7 +21,7 @@ from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS as GATED
 from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.export import Export
+from halfstep.cli.commands.export import Export
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.latents import Encode
 from halfstep.cli.report import Report

@@ -1,4 +1,4 @@
-"""README.md of an exported student: what it is, how it is loaded, what a sample costs."""
+"""The README.md of an exported student: what it is, how to load it, what a sample costs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from halfstep.pipeline.program import Program
 from halfstep.report.numbers import big
 from halfstep.version import __version__
 
-CALLED = {
+INPUTS = {
     "label": "int64 [B], numbers of classes",
     "context": "float32 [B, tokens, width], states of texts",
     "guidance": "float32 [B], guidance scales",
@@ -23,10 +23,10 @@ CALLED = {
 
 
 def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
-    """Of a folder that halfstep loads."""
+    """The README of a folder that `Pipeline.load` reads."""
     lines = _about(pipeline, source)
     lines.append(_weights(pipeline.denoiser.net, dtype))
-    verb = "encode(images)" if pipeline.made_for == "encode" else _asked(pipeline)
+    verb = "encode(images)" if pipeline.made_for == "encode" else _sample_call(pipeline)
     code = ["from halfstep import Pipeline", "", 'pipeline = Pipeline.load(".")']
     code.append(f"result = pipeline.{verb}")
     if pipeline.made_for == "encode":
@@ -37,12 +37,15 @@ def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
 
 
 def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
-    """Of a folder with student.pt2."""
-    lines = [*_about(pipeline, source, program.steps), f"- Batch: {sizes(program)}; float32, CPU"]
+    """The README of a folder with student.pt2."""
+    lines = [
+        *_about(pipeline, source, program.steps),
+        f"- Batch: {batch_sizes(program)}; float32, CPU",
+    ]
     if pipeline.codec is not None:
-        lines.append("- What comes out are latents: the codec is not in this folder")
-    told = program.inputs[2:]
-    lines += [f"- `{name}`: {CALLED[name]}" for name in told]
+        lines.append("- The samples are latents: the codec is not in this folder")
+    conditions = program.inputs[2:]
+    lines += [f"- `{name}`: {INPUTS[name]}" for name in conditions]
     values = {
         "label": "torch.arange(n) % " + str(max(len(pipeline.classes), 1)),
         "context": "states",
@@ -55,17 +58,17 @@ def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
         "",
         'step = torch.export.load("student.pt2").module()',
         f"n = {min(16, program.batch[1] or 16)}",
-        *(f"{name} = {values[name]}" for name in told),
+        *(f"{name} = {values[name]}" for name in conditions),
         f"x = {noise if program.scale == 1 else f'{program.scale!r} * {noise}'}",
         "with torch.no_grad():",
         f"    for k in range({program.steps}):",
-        f"        x = step({', '.join(['x', 'torch.full((n,), k)', *told])})",
+        f"        x = step({', '.join(['x', 'torch.full((n,), k)', *conditions])})",
     ]
     return _page(lines, [("python", code)])
 
 
-def sizes(program: Program) -> str:
-    """How many samples it takes at once."""
+def batch_sizes(program: Program) -> str:
+    """The batch sizes that a program takes, in words."""
     least, most = program.batch
     if most is None:
         return "of any size"
@@ -73,7 +76,7 @@ def sizes(program: Program) -> str:
 
 
 def classifier_card(net: nn.Module, dtype: str) -> str:
-    """Of a folder with a classifier."""
+    """The README of a classifier's folder."""
     name, config, _ = classifier_recipe(net)
     channels, height, width = example_shape(net)
     sides = f"{height} x {width} in" if "size" in config else "any size in"
@@ -84,37 +87,37 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
         f"- Parameters: {big(sum(p.numel() for p in net.parameters()))}; one call an image",
         _weights(net, dtype),
     ]
-    own = f", net={name!r}" if ":" in name else ""
+    net_argument = f", net={name!r}" if ":" in name else ""
     code = [
         "from halfstep import load_classifier",
         "",
-        f'classifier = load_classifier("."{own})',
+        f'classifier = load_classifier("."{net_argument})',
     ]
     return _page(lines, [("python", code)])
 
 
 def _weights(net: nn.Module, dtype: str) -> str:
-    stored = getattr(net, "quantised", None)
-    return f"- Weights: {'int8 linear layers (needs torchao)' if stored else dtype}"
+    quantised = getattr(net, "quantised", None)
+    return f"- Weights: {'int8 linear layers (needs torchao)' if quantised else dtype}"
 
 
 def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
-    """Steps, guidance, classes, cost, and what was measured of it."""
+    """Steps, guidance, classes, cost, and the measurements in the run's report."""
     counts = [len(times) - 1 for times in pipeline.times] or [steps or pipeline.steps]
-    own, words = pipeline.own_sampler, " or ".join(map(str, counts))
+    sampler, words = pipeline.own_sampler, " or ".join(map(str, counts))
     lines = [
-        f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {plain(own)}",
+        f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {plain(sampler)}",
         f"- Shape of a sample: {list(pipeline.shape)}"
         + ("" if pipeline.codec is None else ", a latent that its codec decodes"),
         f"- Guidance: {_guidance(pipeline)}",
-        f"- Classes: {_named(pipeline.classes)}",
+        f"- Classes: {_class_list(pipeline.classes)}",
     ]
     adds, parameters = (
         multiply_adds(pipeline),
         sum(p.numel() for p in pipeline.denoiser.parameters()),
     )
     for count in counts:
-        calls = calls_of(pipeline, own, count)
+        calls = calls_of(pipeline, sampler, count)
         lines.append(
             f"- Cost of a sample in {count} step{'s' * (count > 1)}: {calls} network "
             f"call{'s' * (calls > 1)}, {big(adds * calls)} multiply-adds; {big(parameters)} parameters"
@@ -132,7 +135,7 @@ def _guidance(pipeline: Pipeline) -> str:
     return "from outside, any scale; two calls a step unless it is 1"
 
 
-def _named(classes: Sequence[str]) -> str:
+def _class_list(classes: Sequence[str]) -> str:
     return (
         f"{len(classes)} ({', '.join(map(plain, classes[:12]))}{', ...' * (len(classes) > 12)})"
         if classes
@@ -153,26 +156,26 @@ def plain(text: object) -> str:
 PLAIN = " ,;-()%'"
 
 
-def _asked(pipeline: Pipeline) -> str:
+def _sample_call(pipeline: Pipeline) -> str:
     if pipeline.guidance is not None:
         return f"sample(16, guidance={pipeline.guidance[0]:g})"
     return "sample(16)"
 
 
 def _measured(source: Path, steps: int) -> list[str]:
-    """What the run's report says of a student of so many steps."""
+    """The measurements of a student of so many steps in the report of its run."""
     run = _run_of(source.resolve())
     if run is None or not (run / "report.json").exists():
         return []
-    found = read_evidence_of(run / "report.json")
-    for row in found["rows"]:
+    report = read_evidence_of(run / "report.json")
+    for row in report["rows"]:
         if row["who"] == "student" and row["steps"] == steps:
-            return _lines(row, found["measure"])
+            return _lines(row, report["measure"])
     return []
 
 
 def _run_of(source: Path) -> Path | None:
-    """The folder itself where its stages are exported; that of the run whose stage it is; none of others'."""
+    """The folder itself, or the run whose stage it is; None of a pipeline outside a run."""
     if not (source / "pipeline.json").exists():
         return source
     run = source.parent.parent
@@ -194,6 +197,6 @@ def _lines(row: dict[str, Any], measure: dict[str, Any]) -> list[str]:
 
 
 def _page(lines: Sequence[str], blocks: Sequence[tuple[str, Sequence[str]]]) -> str:
-    told = [f"```{language}\n" + "\n".join(code) + "\n```" for language, code in blocks]
+    fenced = [f"```{language}\n" + "\n".join(code) + "\n```" for language, code in blocks]
     made = f"Made by halfstep {__version__}."
-    return "\n\n".join(["# A student, by halfstep", "\n".join(lines), *told, made]) + "\n"
+    return "\n\n".join(["# A student, by halfstep", "\n".join(lines), *fenced, made]) + "\n"

@@ -1,0 +1,200 @@
+"""Export a student alone: no run, no optimiser, no teacher."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn, Tensor
+
+from halfstep import files
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.kinds import Count, hold_to_kinds
+from halfstep.nets.classifiers import example_shape
+from halfstep.nets.classifiers_on_disk import classifier_in, load_classifier, save_classifier
+from halfstep.noise import sample_noise
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.program import conditions_of, export_program, refuse_unexportable, walked
+from halfstep.storage import write_text
+from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.model_card import batch_sizes, classifier_card, pipeline_card, program_card
+
+DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPARED = 8
+"""Samples that the written student and the original both draw."""
+PROGRAM = "student.pt2"
+
+DType = Literal["float32", "float16", "bfloat16"]
+Format = Literal["pipeline", "torch-export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How a student is written."""
+
+    steps: Count | None = None
+    """Steps of the student of a run; by default the one that passed its gate, or of the fewest steps."""
+    dtype: DType = "float32"
+    """Of the weights in the file: half as large in the other two, and read back as float32."""
+    format: Format = "pipeline"
+    """torch-export writes student.pt2: one step of DDIM as a program that needs torch alone."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+        if self.format == "torch-export" and self.dtype != "float32":
+            raise ConfigError(f"student.pt2 is written in float32: leave dtype {self.dtype} out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A student that was written, read again and compared with the original.
+
+    files       the files in the folder, by name
+    compared    samples that both drew of the same noise; of a classifier, inputs that both read
+    difference  root of the mean squared difference of these; 0 where they are equal to the bit
+    batch       batch sizes of a program, in words; None of other formats
+    """
+
+    files: tuple[Path, ...]
+    compared: int
+    difference: float
+    batch: str | None = None
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    steps: int | None = None,
+    dtype: DType = "float32",
+    format: Format = "pipeline",
+    net: str | None = None,
+) -> Exported:
+    """Write a student into a folder of its own: its weights, its description and a README.
+
+    run     a run, one of its stages, a pipeline's folder, or a classifier's
+    out     a new folder
+    steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
+    dtype   of the weights in the file: float16 and bfloat16 are half as large, and read back as float32
+    format  pipeline, for `Pipeline.load`, or torch-export: student.pt2, which needs torch alone
+    net     package.module:function that builds a network of your own
+
+    The folder is read again and draws eight samples, which in float32 are the student's own to the bit.
+    `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
+    error the folder is as before.
+    """
+    config, out = ExportConfig(steps=steps, dtype=dtype, format=format, net=net), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"'{out}' is there already: give a new folder as out")
+    files.check_writable(out, "choose another out")
+    with _emptied_on_error(out):
+        written = _write(Path(run), out, config)
+    return replace(written, files=tuple(sorted(out.iterdir())))
+
+
+@contextmanager
+def _emptied_on_error(folder: Path) -> Iterator[None]:
+    """While a new folder is filled: after an error it is empty, or not there, as before."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        for path in list(folder.iterdir()) if existed else [folder]:
+            files.remove(path)
+        raise
+
+
+def _write(run: Path, out: Path, config: ExportConfig) -> Exported:
+    classifier = classifier_in(run)
+    if classifier is not None:
+        return _write_classifier(classifier, out, config)
+    pipeline = locate_pipeline(run, steps=config.steps, net=config.net)
+    if config.format == "torch-export":
+        return _write_program(pipeline, run, out, config)
+    return _write_pipeline(pipeline, run, out, config)
+
+
+def _write_pipeline(pipeline: Pipeline, run: Path, out: Path, config: ExportConfig) -> Exported:
+    dtype = DTYPES[config.dtype]
+    _refuse_int8(pipeline.denoiser.net, dtype)
+    pipeline.save(out, dtype=dtype)
+    again = Pipeline.load(out, net=config.net)
+    exported = _compare(_samples(pipeline), _samples(again), exact=dtype is None)
+    write_text(out / "README.md", pipeline_card(pipeline, run, config.dtype))
+    return exported
+
+
+def _refuse_int8(net: nn.Module, dtype: torch.dtype | None) -> None:
+    if dtype is not None and getattr(net, "quantised", None):
+        raise ConfigError("this student is int8: leave dtype out")
+
+
+def _write_classifier(folder: Path, out: Path, config: ExportConfig) -> Exported:
+    if config.format == "torch-export" or config.steps is not None:
+        raise ConfigError("this is a classifier: leave format and steps out")
+    classifier, dtype = load_classifier(folder, net=config.net), DTYPES[config.dtype]
+    _refuse_int8(classifier, dtype)
+    save_classifier(classifier, out, dtype=dtype)
+    again = load_classifier(out, net=config.net)
+    with torch.no_grad():
+        x = sample_noise(0, range(COMPARED), example_shape(classifier))
+        exported = _compare(classifier(x), again(x), exact=dtype is None)
+    write_text(out / "README.md", classifier_card(classifier, config.dtype))
+    return exported
+
+
+def _write_program(pipeline: Pipeline, run: Path, out: Path, config: ExportConfig) -> Exported:
+    refuse_unexportable(pipeline)
+    program = export_program(pipeline, config.steps if not pipeline.times else None)
+    buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program.exported, buffer)
+    with files.replacing(files.make_folder(out) / PROGRAM) as (part,):
+        files.fill(part, buffer.getbuffer())
+    again = replace(program, exported=torch.export.load(out / PROGRAM))
+    n = min(COMPARED, program.batch[1] or COMPARED)
+    noise = sample_noise(0, range(n), pipeline.shape)
+    samples = walked(again, noise, _conditions(pipeline, n))
+    exported = _compare(_samples(pipeline, program.steps)[:n], samples, exact=False)
+    write_text(out / "README.md", program_card(pipeline, run, program))
+    return replace(exported, batch=batch_sizes(program))
+
+
+def _conditions(pipeline: Pipeline, n: int) -> list[Tensor]:
+    """The inputs that `Pipeline.sample` gives the network by default."""
+    values = {"label": torch.arange(n) % max(len(pipeline.classes), 1)}
+    if pipeline.empty is not None:
+        values["context"] = pipeline.empty.expand(n, *pipeline.empty.shape)
+    if pipeline.guidance is not None:
+        values["guidance"] = torch.full((n,), _scale(pipeline))
+    return [values[name] for name in conditions_of(pipeline)]
+
+
+def _scale(pipeline: Pipeline) -> float:
+    return 1.0 if pipeline.guidance is None else pipeline.guidance[0]
+
+
+def _samples(pipeline: Pipeline, steps: int | None = None) -> Tensor:
+    """Samples; of a student that encodes, the noise of some images."""
+    if pipeline.made_for == "encode":
+        images = sample_noise(0, range(COMPARED), pipeline.shape).clamp(-1, 1)
+        return replace(pipeline, codec=None).encode(images, guidance=_scale(pipeline))
+    return pipeline.sample(COMPARED, steps=steps, guidance=_scale(pipeline), latents=True)
+
+
+def _compare(original: Tensor, written: Tensor, *, exact: bool) -> Exported:
+    """How far what was written is from the original; `CheckpointError` unless equal, if that is `exact`."""
+    if torch.equal(original, written):
+        difference = 0.0
+    elif exact:
+        raise CheckpointError(
+            "what was written and read again gives other numbers than the student, so it was removed: the "
+            "disk or the network's own code changes them"
+        )
+    else:
+        difference = float((original - written).double().square().mean().sqrt())
+    return Exported(files=(), compared=len(original), difference=difference)
