@@ -16,7 +16,7 @@ from halfstep.samplers import (
     ddim,
     dpmpp_2m,
     heun,
-    keeping,
+    inpainting,
     ModelOutput,
     noised,
     sample,
@@ -189,7 +189,7 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
 
     def watched(x, visits: list[ModelOutput], to, look):
         seen.append((x, visits[-1].point.level))
-        return keeping(step, known, x0, z)(x, visits, to, look)
+        return inpainting(step, ~known, x0, z)(x, visits, to, look)
 
     x = sample(teacher, z, times, watched)
     assert torch.equal(x[known.expand_as(x)], x0[known.expand_as(x)])
@@ -198,7 +198,7 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
         assert torch.equal(at[known.expand_as(x)], wanted[known.expand_as(x)])
     free = sample(teacher, z, times, step)
     assert not torch.equal(x[~known.expand_as(x)], free[~known.expand_as(x)])
-    none = sample(teacher, z, times, keeping(step, torch.zeros_like(known), x0, z))
+    none = sample(teacher, z, times, inpainting(step, torch.ones_like(known), x0, z))
     assert torch.equal(none, free)
 
 
@@ -207,7 +207,7 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
 @pytest.mark.parametrize("batch", [2, 256])
 def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, known):
     made = pipeline(schedule, times=(OWN,), clip=0.7)
-    got = made.sample(5, images=images, known=known, strength=strength, batch=batch)
+    got = made.sample(5, images=images, mask=~known, strength=strength, batch=batch)
     assert got.shape == images.shape and got.dtype == torch.float32
     where = known.expand_as(images)
     assert torch.equal(got[where], images[where])
@@ -220,16 +220,34 @@ def test_where_an_inpainting_walk_begins(images, known):
     times = (0.7, 0.3, 0.0)  # the teacher of this student cannot be read at t = 1
     made, z = pipeline(times=(times,)), sample_noise(0, range(5), SHAPE)
     x = torch.where(known, noised(Cosine(), images, z, 0.7), z)
-    wanted = sample(made.denoiser, x, times, keeping(ddim, known, images, z))
-    got = made.sample(5, images=images, known=known)
+    wanted = sample(made.denoiser, x, times, inpainting(ddim, ~known, images, z))
+    got = made.sample(5, images=images, mask=~known)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_all_known_and_none_known(images):
     made = pipeline(times=(OWN,))
     every, none = (torch.full((1, 1, 1, 1), v) for v in (True, False))
-    assert torch.equal(made.sample(5, images=images, known=every), images)
-    assert torch.equal(made.sample(5, images=images, known=none), made.sample(5))
+    assert torch.equal(made.sample(5, images=images, mask=~every), images)
+    assert torch.equal(made.sample(5, images=images, mask=~none), made.sample(5))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_mask_is_true_where_pixels_are_repainted(strength, images):
+    """As in diffusers: all True is plain sampling, all False returns the images."""
+    made, z = pipeline(times=(OWN,)), sample_noise(0, range(5), SHAPE)
+    plain = made.sample(5, images=images, strength=strength)
+    white, black = (torch.full((1, 1, 1, 1), v) for v in (True, False))
+    assert torch.equal(made.sample(5, images=images, strength=strength, mask=white), plain)
+    assert torch.equal(made.sample(5, images=images, strength=strength, mask=black), images)
+    left = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
+    left[..., :3] = True
+    got = made.sample(5, images=images, strength=strength, mask=left)
+    assert torch.equal(got[..., 3:], images[..., 3:])
+    assert (got - images)[..., :3].abs().amin((0, 1, 2)).min() > 0
+    step = inpainting(ddim, left, images, z)
+    x = sample(made.denoiser, z, OWN, step)
+    assert torch.equal(x[..., 3:], images[..., 3:]) and not torch.equal(x[..., :3], images[..., :3])
 
 
 def test_inpainting_of_a_mixture_respects_what_is_known():
@@ -242,8 +260,8 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
     x0, label = data.labelled(800, seeded(), torch.float32)
     z = torch.randn(800, 2, generator=seeded(1))
     known = torch.tensor([[True, False]])
-    step = keeping(
-        ancestral(lambda like, n: torch.randn(like.shape, generator=seeded(n))), known, x0, z
+    step = inpainting(
+        ancestral(lambda like, n: torch.randn(like.shape, generator=seeded(n))), ~known, x0, z
     )
     x = sample(teacher, z, uniform(64), step)
     assert torch.equal(x[:, 0], x0[:, 0])
@@ -258,7 +276,7 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
     "more, said",
     [
         ({"strength": 0.5}, r"there are none: give images, or leave both out"),
-        ({"known": torch.ones(5, 1, 4, 6, dtype=torch.bool)}, "there are none"),
+        ({"mask": torch.ones(5, 1, 4, 6, dtype=torch.bool)}, "there are none"),
         ({"strength": 0.0}, r"strength lies in \(0, 1\], got 0"),
         ({"strength": 1.2}, r"strength lies in \(0, 1\], got 1.2"),
         ({"images": torch.zeros(4, *SHAPE)}, r"\[3, 4, 6\]: got shape \[4, 3, 4, 6\]"),
@@ -267,20 +285,20 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
             r"5 samples need 5 images .*got shape \[5, 1, 4, 6\]",
         ),
         (
-            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 1, 4, 6)},
+            {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(5, 1, 4, 6)},
             r"expected bool \[5, 3, 4, 6\], or 1 where all are alike, got float32 \[5, 1, 4, 6\]",
         ),
         (
-            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(4, 6, dtype=torch.bool)},
+            {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(4, 6, dtype=torch.bool)},
             r"got bool \[4, 6\]",
         ),
         (
-            {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 2, 4, 6, dtype=torch.bool)},
+            {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(5, 2, 4, 6, dtype=torch.bool)},
             r"got bool \[5, 2, 4, 6\]",
         ),
         *(
             (
-                {"images": torch.zeros(5, *SHAPE), "known": torch.ones(5, 1, 4, 6, dtype=dtype)},
+                {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(5, 1, 4, 6, dtype=dtype)},
                 "bool",
             )
             for dtype in (torch.uint8, torch.int64, torch.float64)
@@ -298,7 +316,7 @@ def test_samplers_that_cannot(images, known):
         with pytest.raises(ConfigError, match=rf"'{sampler}' walks on a grid of its own.*'ddim'"):
             made.sample(5, steps=4, sampler=sampler, images=images, strength=0.5)
     with pytest.raises(ConfigError, match="nothing can be put back between them"):
-        made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, known=known)
+        made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, mask=~known)
 
 
 # --- latents ------------------------------------------------------------------------------------------
@@ -328,16 +346,16 @@ def test_a_model_of_latents(images):
 
     known = torch.zeros(5, 1, 8, 12, dtype=torch.bool)
     known[..., :5] = True  # two latents wide, and half of a third
-    got = made.sample(5, images=pixels, known=known)
+    got = made.sample(5, images=pixels, mask=~known)
     where = known.expand_as(pixels)
     assert torch.equal(got[where], pixels[where])
-    inner = made.sample(5, images=pixels, known=known, latents=True)
+    inner = made.sample(5, images=pixels, mask=~known, latents=True)
     torch.testing.assert_close(inner[..., :2], latents[..., :2], rtol=0, atol=1e-6)
     assert (inner - latents)[..., 2:].abs().amin((0, 1, 2)).min() > 0
     assert torch.equal(got[~where], Halves().decode(inner)[~where])
     some = known.repeat(1, 3, 1, 1)
     some[:, 1, :, :2] = False  # one channel of the first column of latents
-    inner = made.sample(5, images=pixels, known=some, latents=True)
+    inner = made.sample(5, images=pixels, mask=~some, latents=True)
     assert (inner - latents)[..., 0].abs().min() > 0
     torch.testing.assert_close(inner[..., 1], latents[..., 1], rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape \[5, 3, 4, 6\]"):
@@ -377,7 +395,7 @@ def test_hidden_pixels_change_nothing(name, codec):
     both = {}
     for latents in (False, True):
         found = [
-            made.sample(5, images=torch.where(known, kept, x), known=known, latents=latents)
+            made.sample(5, images=torch.where(known, kept, x), mask=~known, latents=latents)
             for x in others
         ]
         assert all(torch.equal(found[0], one) for one in found[1:])
@@ -386,7 +404,7 @@ def test_hidden_pixels_change_nothing(name, codec):
     assert torch.equal(both[False][where], kept[where])
     # Below strength 1 they are what the walk begins with.
     a, b = (
-        made.sample(5, images=torch.where(known, kept, x), known=known, strength=0.6)
+        made.sample(5, images=torch.where(known, kept, x), mask=~known, strength=0.6)
         for x in others[:2]
     )
     assert not torch.allclose(a, b)
@@ -405,19 +423,19 @@ def test_what_is_kept_still_looks_like_the_image():
 
     codec = Blurred()
     made = pipeline(times=(OWN,), codec=codec)
-    got = made.sample(5, images=pixels, known=known, latents=True)
+    got = made.sample(5, images=pixels, mask=~known, latents=True)
     whole = 0.7 * codec.moments(pixels)[:, :3]
     gray = 0.7 * codec.moments(torch.where(known, pixels, 0.0))[:, :3]
     assert torch.equal(got[..., :3], whole[..., :3])
     assert torch.equal(got[..., 3], gray[..., 3]) and not torch.equal(gray[..., 3], whole[..., 3])
     every = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    assert torch.equal(made.sample(5, images=pixels, known=every, latents=True), whole)
+    assert torch.equal(made.sample(5, images=pixels, mask=~every, latents=True), whole)
 
 
 def test_8_bits_come_back_to_the_bit(known):
     made = pipeline(times=(OWN,))
     pixels = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=seeded(3))
-    got = made.sample(5, images=pixels, known=known)
+    got = made.sample(5, images=pixels, mask=~known)
     where = known.expand_as(pixels)
     assert torch.equal(((got + 1) * 127.5).round()[where], pixels[where].float())
 
@@ -425,7 +443,7 @@ def test_8_bits_come_back_to_the_bit(known):
 def test_a_table(images, known):
     """A teacher on a table begins at a level of it."""
     made = pipeline(BetaTable())
-    got = made.sample(5, steps=10, images=images, known=known, strength=0.55)
+    got = made.sample(5, steps=10, images=images, mask=~known, strength=0.55)
     where = known.expand_as(images)
     assert torch.equal(got[where], images[where]) and bool(got.isfinite().all())
 
@@ -435,5 +453,5 @@ def test_a_table(images, known):
 )
 def test_a_latent_is_known_where_all_its_pixels_are(name, count):
     known = masks()[name]
-    found = Given(torch.zeros(known.shape), known).of_model(Leaky()).known
-    assert found is not None and int(found[0, 0].sum()) == count
+    mask = Given(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
+    assert mask is not None and int((~mask)[0, 0].sum()) == count

@@ -24,7 +24,13 @@ from halfstep.pipeline import Pipeline
 from halfstep.pixels import scaled
 from halfstep.prediction import V
 from halfstep.report.pictures import to_uint8
-from halfstep.samplers import encode as encode_by, keeping, noised, sample as sample_by, scheduled
+from halfstep.samplers import (
+    encode as encode_by,
+    inpainting,
+    noised,
+    sample as sample_by,
+    scheduled,
+)
 from halfstep.schedules import Cosine
 from halfstep.testing import gaussian_teacher
 from halfstep.timegrids import uniform
@@ -71,17 +77,17 @@ PIXELS, LATENT, OWN = (
     pipeline((2, 4, 4), codec=kl_codec()),
     pipeline((1, 4, 4), codec=Halves()),
 )
-KNOWN = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-KNOWN[..., :4] = True
+MASK = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+MASK[..., 4:] = True
 TEACHER = gaussian_teacher(Cosine())
 REAL = torch.rand(N, *SHAPE, generator=seeded(4)) * 2 - 1
 FLAT = Features("as they are", lambda x: x.flatten(1), digest="flat")
 
 VALUES = {  # these look at values as well
     "sample": lambda x: PIXELS.sample(N, images=x, strength=0.5, steps=2),
-    "sample, a part kept": lambda x: PIXELS.sample(N, images=x, known=KNOWN, steps=2),
+    "sample, a part kept": lambda x: PIXELS.sample(N, images=x, mask=MASK, steps=2),
     "sample of latents": lambda x: LATENT.sample(N, images=x, strength=0.5, steps=2),
-    "sample of latents, a part kept": lambda x: LATENT.sample(N, images=x, known=KNOWN, steps=2),
+    "sample of latents, a part kept": lambda x: LATENT.sample(N, images=x, mask=MASK, steps=2),
     "sample by an own codec": lambda x: OWN.sample(N, images=x, strength=0.5, steps=2),
     "encode": lambda x: PIXELS.encode(x, steps=2),
     "encode to latents": lambda x: LATENT.encode(x, steps=2),
@@ -108,7 +114,7 @@ KINDS = {  # and these at what kind they are of
     "the loop, from data": lambda x: encode_by(TEACHER, x, uniform(2)),
     "noised": lambda x: noised(Cosine(), x, REAL, 0.5),
     "kept": lambda x: sample_by(
-        TEACHER, REAL, uniform(2), keeping(_first, torch.ones_like(KNOWN), x, REAL)
+        TEACHER, REAL, uniform(2), inpainting(_first, torch.zeros_like(MASK), x, REAL)
     ),
 }  # fmt: skip
 DOORS = VALUES | KINDS

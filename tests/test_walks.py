@@ -225,10 +225,10 @@ def test_inference_mode_gives_the_same_bits(name, schedule):
 def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
     made, x = pipeline(schedule), torch.rand(3, 2, generator=seeded()) * 2 - 1
     wanted = made.encode(x, steps=6, guidance=2.0)
-    edited = made.sample(3, images=x, known=torch.tensor([[True, False]]), steps=5)
+    edited = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
     with torch.inference_mode():
         assert torch.equal(made.encode(x.clone(), steps=6, guidance=2.0), wanted)
-        again = made.sample(3, images=x, known=torch.tensor([[True, False]]), steps=5)
+        again = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
         assert torch.equal(again, edited)
         inside = pipeline(schedule)
         assert torch.equal(inside.encode(x, steps=6, guidance=2.0), wanted)

@@ -1,4 +1,4 @@
-"""Images that samples are made of: where a walk begins with them, and what of them it keeps."""
+"""Images that samples are made of: the time at which sampling begins with them, and the part it repaints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,22 +11,22 @@ from halfstep.codec import Codec, drawn
 from halfstep.config.validate import is_valid, shown
 from halfstep.errors import ConfigError
 from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
-from halfstep.samplers import keeping, noised, Step
+from halfstep.samplers import inpainting, noised, Step
 from halfstep.schedules import Schedule
 from halfstep.timegrids import Times
 
 
 @dataclass(frozen=True)
 class Given:
-    """As many images as samples, or None, which leaves a walk as it is.
+    """As many images as samples, or None, which leaves sampling as it is.
 
     images    float32 [n, C, H, W], or as the model's own samples are
-    known     bool, as images: what is kept of them, or None for nothing
-    strength  the time at which a walk begins with them; 1 is all of it, from noise alone
+    mask      bool, as images: True where they are repainted; None repaints all
+    strength  the time at which sampling begins with them; 1 begins with noise alone
     """
 
     images: Tensor | None = None
-    known: Tensor | None = None
+    mask: Tensor | None = None
     strength: float = 1.0
 
     def __getitem__(self, rows: slice) -> "Given":
@@ -36,28 +36,28 @@ class Given:
         return self._each(lambda value: value.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Given":
-        images, known = (v if v is None else change(v) for v in (self.images, self.known))
-        return replace(self, images=images, known=known)
+        images, mask = (v if v is None else change(v) for v in (self.images, self.mask))
+        return replace(self, images=images, mask=mask)
 
     def of_model(self, codec: Codec | None) -> "Given":
-        """The same in the model's own kind; a latent is known where all its pixels are.
+        """The same in the model's own kind; a latent is repainted where any of its pixels is.
 
-        A walk from noise alone sees nothing of hidden pixels: a codec, whose latents know of pixels far
-        around them, is shown gray for those.
+        At strength 1 the pixels in the mask change nothing: the codec, each of whose latents depends on
+        pixels far around it, reads gray there.
         """
         if codec is None or self.images is None:
             return self
-        images, known = self.images, self.known
-        if known is not None and self.strength == 1:
-            images = torch.where(known, images, 0.0)
+        images, mask = self.images, self.mask
+        if mask is not None and self.strength == 1:
+            images = torch.where(mask, 0.0, images)
         x0 = latents_of(codec, images)
-        if known is not None:
-            hidden = (~known).any(1, keepdim=True).float()
-            known = (F.max_pool2d(hidden, codec.factor) == 0).expand_as(x0)
-        return replace(self, images=x0, known=known)
+        if mask is not None:
+            pixels = mask.any(1, keepdim=True).float()
+            mask = (F.max_pool2d(pixels, codec.factor) > 0).expand_as(x0)
+        return replace(self, images=x0, mask=mask)
 
     def grid(self, times: Times, *, student: bool) -> Times:
-        """The part of the grid that is walked; a teacher's may begin between two of its times."""
+        """The part of the grid that is sampled; a teacher's may begin between two of its times."""
         if self.strength == 1:
             return times
         here = [k for k, t in enumerate(times[:-1]) if abs(t - self.strength) < 1e-6]
@@ -71,26 +71,26 @@ class Given:
         return (self.strength, *(t for t in times if t < self.strength))
 
     def begin(self, schedule: Schedule, noise: Tensor, t: float) -> Tensor:
-        """What a walk from time t takes for its noise."""
-        if self.images is None or (self.strength == 1 and self.known is None):
+        """The noise with which sampling begins at time t."""
+        if self.images is None or (self.strength == 1 and self.mask is None):
             return noise
         begun = noised(schedule, self.images, noise, t)
-        if self.strength == 1 and self.known is not None:
-            return torch.where(self.known, begun, noise)
+        if self.strength == 1 and self.mask is not None:
+            return torch.where(self.mask, noise, begun)
         return begun
 
     def around(self, noise: Tensor) -> Callable[[Step], Step]:
-        """What makes a step keep what is known."""
-        images, known = self.images, self.known
-        if images is None or known is None:
+        """Turns a step into one that repaints the mask alone."""
+        images, mask = self.images, self.mask
+        if images is None or mask is None:
             return lambda step: step
-        return lambda step: keeping(step, known, images, noise)
+        return lambda step: inpainting(step, mask, images, noise)
 
     def put_back(self, x: Tensor) -> Tensor:
-        """Samples with the known pixels to the bit, also where a codec decoded them."""
-        if self.images is None or self.known is None:
+        """Samples with the pixels outside the mask to the bit, also where a codec decoded them."""
+        if self.images is None or self.mask is None:
             return x
-        return torch.where(self.known, self.images, x)
+        return torch.where(self.mask, x, self.images)
 
 
 @torch.no_grad()
@@ -107,32 +107,33 @@ def given(
     shape: tuple[int, ...],
     codec: Codec | None,
     images: Tensor | None,
-    known: Tensor | None,
+    mask: Tensor | None,
     strength: float,
 ) -> Given:
-    """What was given, checked.
+    """The images that samples are made of, checked.
 
     shape  of one of the model's own samples
     """
     if not (is_valid(strength, float) and 0 < strength <= 1):
         raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is all of the walk")
     if images is None:
-        if known is not None or strength != 1:
+        if mask is not None or strength != 1:
             raise ConfigError(
-                "strength and known say what becomes of images, and there are none: give images, or leave "
+                "strength and mask say what becomes of images, and there are none: give images, or leave "
                 "both out"
             )
         return Given()
     images = read_images(n, shape, codec, images)
-    if known is not None:
-        refuse_no_tensor("known", known)
-        if known.dtype != torch.bool or not _fits(known, images):
+    if mask is not None:
+        refuse_no_tensor("mask", mask)
+        if mask.dtype != torch.bool or not _fits(mask, images):
             raise ConfigError(
-                f"known says of every pixel whether it is kept: expected bool {list(images.shape)}, or 1 "
-                f"where all are alike, got {str(known.dtype)[6:]} {list(known.shape)}"
+                "mask says of every pixel whether it is repainted: expected bool "
+                f"{list(images.shape)}, or 1 where all are alike, got {str(mask.dtype)[6:]} "
+                f"{list(mask.shape)}: write for example mask > 0.5"
             )
-        known = known.expand_as(images)
-    return Given(images, known, strength)
+        mask = mask.expand_as(images)
+    return Given(images, mask, strength)
 
 
 def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
         raise ConfigError("some of the noise is nan or infinite: give other noise")
 
 
-def _fits(known: Tensor, images: Tensor) -> bool:
-    return known.ndim == images.ndim and all(
-        a in (1, b) for a, b in zip(known.shape, images.shape, strict=True)
+def _fits(mask: Tensor, images: Tensor) -> bool:
+    return mask.ndim == images.ndim and all(
+        a in (1, b) for a, b in zip(mask.shape, images.shape, strict=True)
     )

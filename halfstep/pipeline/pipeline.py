@@ -124,7 +124,7 @@ class Pipeline(Validated):
         variance: float = 0.0,
         images: Tensor | None = None,
         strength: float = 1.0,
-        known: Tensor | None = None,
+        mask: Tensor | None = None,
         noise: Tensor | None = None,
         batch: int = 256,
         first: int = 0,
@@ -142,12 +142,12 @@ class Pipeline(Validated):
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `context`, their states
         guidance  scale of classifier-free guidance, 1 is off; of a student that takes it, within its range
-        images    [n, C, H, W] in [-1, 1], or uint8, which the samples are made of: the walk begins with
-                  them at time `strength` of its grid; 1 is all of it, from noise alone
-        known     bool, as images, or 1 where all are alike: True where pixels of them are kept at every
-                  step and come back to the bit.  At strength 1 the other pixels change nothing; below
-                  it they are what the walk begins with
-        noise     [n, *shape] that the walks start from, as `encode` returns it; by default the seed's
+        images    [n, C, H, W] in [-1, 1], or uint8, which the samples are made of: sampling begins with
+                  them at time `strength` of its grid; 1 begins with noise alone
+        mask      bool, as images, or 1 where all are alike: True where pixels are repainted, as in
+                  diffusers; the others are kept at every step and come back to the bit.  At strength 1
+                  the pixels in the mask change nothing; below it sampling begins with them
+        noise     [n, *shape] that sampling starts from, as `encode` returns it; by default the seed's
         first     number of the first image
         latents   do not decode them
         progress  told of every step of every batch
@@ -155,10 +155,10 @@ class Pipeline(Validated):
         self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
         sampler = sampler or self.own_sampler
         times = self.grid(steps, sampler)
-        begin = given(n, self.shape, self.codec, images, known, strength)
+        begin = given(n, self.shape, self.codec, images, mask, strength)
         check_noise(noise, n, self.shape)
         if images is not None:
-            check_edit(sampler, keeps=known is not None)
+            check_edit(sampler, masked=mask is not None)
             times = begin.grid(times, student=bool(self.times))
         model = self._guided(guidance)
         cond = self._said(n, first, labels, prompts, context, guidance)

@@ -131,13 +131,13 @@ def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sam
     return own[steps]
 
 
-def check_edit(sampler: str, *, keeps: bool) -> None:
-    """`ConfigError` for a sampler that cannot begin with an image, or cannot keep a part of one."""
+def check_edit(sampler: str, *, masked: bool) -> None:
+    """`ConfigError` for a sampler that cannot begin with an image, or cannot repaint a part of one."""
     if sampler in SAMPLER_PRESETS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, which begins in noise: write sampler='ddim'"
         )
-    if keeps and sampler.startswith(PREFIX):
+    if masked and sampler.startswith(PREFIX):
         raise ConfigError(
             f"the steps of '{sampler}' are diffusers', and nothing can be put back between them: write "
             "sampler='ddim'"

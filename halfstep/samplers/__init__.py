@@ -3,7 +3,7 @@
 `scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
 """
 
-from halfstep.samplers.editing import keeping, noised
+from halfstep.samplers.editing import inpainting, noised
 from halfstep.samplers.encode import encode
 from halfstep.samplers.published import SAMPLER_PRESETS, SamplerPreset
 from halfstep.samplers.schedulers import fitting, scheduled
@@ -43,7 +43,7 @@ __all__ = [
     "euler_maruyama",
     "fitting",
     "heun",
-    "keeping",
+    "inpainting",
     "noise_of",
     "noised",
     "sample",

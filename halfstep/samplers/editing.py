@@ -1,4 +1,4 @@
-"""Walks that begin with an image, or keep a part of one: image-to-image and inpainting."""
+"""Image-to-image and inpainting: sampling that begins with an image, or repaints a part of one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from halfstep.schedules import Schedule
 
 
 def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
-    """What `sample` takes so that its walk from time t begins with alpha x0 + sigma noise.
+    """The noise with which `sample` begins at alpha x0 + sigma noise at time t.
 
     SDEdit (Meng et al. 2022, Algorithm 1) from t onwards.
     """
@@ -22,18 +22,20 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
     return noise_of(schedule, level.mix(as_floats(x0), noise), t)
 
 
-def keeping(step: Step, known: Tensor, x0: Tensor, noise: Tensor) -> Step:
-    """`step`, after which what is known of x0 is put back, noised to where the step went.
+def inpainting(step: Step, mask: Tensor, x0: Tensor, noise: Tensor) -> Step:
+    """`step`, followed by a reset of the numbers outside the mask to x0, noised to the step's end.
 
-    Always with the noise that the walk began with: a known number goes straight from it to x0.  Arriving
-    at t = 0 puts x0 itself back, to the bit.
+    The noise is always the one that sampling began with: a number outside the mask goes straight from it
+    to x0.  At t = 0 it is x0 itself, to the bit.
 
-    known  bool, as x0 or broadcastable to it
+    mask  bool, as x0 or broadcastable to it: True where x0 is repainted, as in diffusers
     """
 
     x0 = as_floats(x0)
 
-    def kept(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
-        return torch.where(known, to.level.mix(x0, noise), step(x, history, to, model_fn))
+    def inpaint(
+        x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn
+    ) -> Tensor:
+        return torch.where(mask, step(x, history, to, model_fn), to.level.mix(x0, noise))
 
-    return kept
+    return inpaint

@@ -71,9 +71,9 @@ MUTANTS = (
         "editing",
         ("noise_of(schedule, level.mix(as_floats(x0), noise), t)", "level.mix(x0, noise)"),
         ("level.mix(as_floats(x0), noise), t)", "level.mix(noise, x0), t)"),
-        ("torch.where(known, to.level", "torch.where(~known, to.level"),
-        ("to.level.mix(x0, noise), step", "x0, step"),
-        ("to.level.mix(x0, noise), step", "history[-1].point.level.mix(x0, noise), step"),
+        ("torch.where(mask, step", "torch.where(~mask, step"),
+        ("to.level.mix(x0, noise))", "x0)"),
+        ("to.level.mix(x0, noise))", "history[-1].point.level.mix(x0, noise))"),
     ),
     *of(
         "samplers/walk",
