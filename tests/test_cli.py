@@ -24,7 +24,6 @@ from halfstep.cli.distill import ahead, Distill, plan, total_updates
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.options import parse, Source
 from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
-from halfstep.cli.sample import Sample
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import all_options, flat, options_of
 from halfstep.config.presets import preset_names
@@ -40,6 +39,7 @@ from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
 from halfstep.training.run_config import read_config, write_config
+from halfstep.workflows.sample import SampleConfig
 from tests.support.help_pages import KINDS
 
 COMMANDS = [
@@ -424,10 +424,10 @@ def test_what_is_typed_is_run_and_wins_over_the_file(tmp_path, monkeypatch):
         'net = "named_code:made"\nsampler = "diffusers:DDIMScheduler"\n'
     )
     words = ["p", "--config", str(tmp_path / "a.toml"), "--out", "x"]
-    found = parse(Sample, [*words, "--net", "my_code:made"], prog="halfstep sample")
+    found = parse(SampleConfig, [*words, "--net", "my_code:made"], prog="halfstep sample")
     assert (found.net, found.sampler) == ("my_code:made", "diffusers:DDIMScheduler")
     with pytest.raises(ConfigError, match="type --net named_code:made"):
-        parse(Sample, words, prog="halfstep sample")
+        parse(SampleConfig, words, prog="halfstep sample")
 
 
 @pytest.mark.parametrize(

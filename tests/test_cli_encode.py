@@ -1,4 +1,4 @@
-"""`halfstep encode`, `sample --noise`, `--images`, `--strength`, `--known`, and a run of encoders judged."""
+"""`halfstep encode`, `sample --noise`, `--images`, `--strength`, `--mask`, and a run of encoders judged."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image
 
 from halfstep import storage
 from halfstep.cli import main
-from halfstep.cli.encoded import Encoded
 from halfstep.data import load
 from halfstep.denoiser import Denoiser
 from halfstep.nets import build
@@ -18,6 +17,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
+from halfstep.workflows.noise_file import NoiseFile
 
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "in_chans": 1}
 DIGITS = tuple(map(str, range(10)))
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
         pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
         Image.fromarray(pixels).save(out / "photos" / kind / f"{k}.png")
     mask = np.zeros((8, 8), np.uint8)
-    mask[:, 3:] = 255
+    mask[:, :3] = 255  # repainted
     Image.fromarray(mask).save(out / "mask.png")
     clear = Image.fromarray(mask).convert("RGBA")
     clear.putalpha(Image.fromarray(mask))
@@ -88,7 +88,7 @@ def test_encode_and_back(cli):
         "encode t --images digits --n 5 --first 3 --steps 4 --out a/n.safetensors"
     )
     assert status == 0 and not err and "halfstep sample t --noise a/n.safetensors" in out
-    found = Encoded.load(Path("a/n.safetensors"))
+    found = NoiseFile.load(Path("a/n.safetensors"))
     x, labels = digits(range(3, 8))
     want = Pipeline.load("t").encode(x, steps=4, labels=labels)
     assert torch.equal(found.noise, want) and found.labels.tolist() == labels
@@ -128,12 +128,12 @@ def test_an_encoder_and_what_it_may_not(cli):
 def test_pictures_by_name_of_class(cli):
     """Classes go by name, so a folder may hold some of them; one picture has none."""
     assert cli("encode pets --images photos --steps 2 --out p.safetensors")[0] == 0
-    found = Encoded.load(Path("p.safetensors"))
+    found = NoiseFile.load(Path("p.safetensors"))
     assert found.labels.tolist() == [1, 1, 0] and found.images.shape == (3, 1, 8, 8)
     status, _, err = cli("encode t --images photos --out x.safetensors")
     assert status == 2 and "images of 'cats', which is no class of this model (0, 1, 2" in err
     assert cli("encode t --images photos --classes 4,5 --steps 1 --out q.safetensors")[0] == 0
-    assert Encoded.load(Path("q.safetensors")).labels.tolist() == [4, 5, 4]
+    assert NoiseFile.load(Path("q.safetensors")).labels.tolist() == [4, 5, 4]
     one = "encode pets --images photos/dogs/1.png --steps 1 --out r.safetensors"
     status, _, err = cli(one)
     assert status == 2 and "write --classes and their numbers (2 says none)" in err
@@ -156,11 +156,11 @@ def test_pictures_by_name_of_class(cli):
         ("sample t --noise t/pipeline.safetensors --out x", "holds no noise: give what halfstep"),
         ("sample t --images digits --out x", "--images alone does not say what becomes of them"),
         ("sample t --strength 0.5 --out x", "are about images: give them as --images"),
-        ("sample t --known mask.png --out x", "are about images: give them as --images"),
+        ("sample t --mask mask.png --out x", "are about images: give them as --images"),
         ("sample t --images digits --strength 0 --out x", "strength lies in (0, 1], got 0"),
         ("sample student --images digits --strength 0.3 --out x", "write strength=1 or 0.5"),
-        ("sample t --images digits --known clear.png --out x", "transparent parts, and a mask is"),
-        ("sample t --images digits --known nowhere.png --out x", "there is no file nowhere.png"),
+        ("sample t --images digits --mask clear.png --out x", "transparent parts, and a mask is"),
+        ("sample t --images digits --mask nowhere.png --out x", "there is no file nowhere.png"),
         ("sample t --images photos --strength .5 --out x", "'cats', which is no class of this"),
     ],
 )  # fmt: skip
@@ -173,7 +173,7 @@ def test_one_sentence(cli, folder, line, said):
 def test_noise_with_what_does_not_go_with_it(cli):
     assert cli("encode t --images digits --n 2 --steps 1 --out n2.safetensors")[0] == 0
     status, _, err = cli("sample t --noise n2.safetensors --images digits --strength 1 --out x")
-    assert status == 2 and "leave --images, --strength, --known and --first out" in err
+    assert status == 2 and "leave --images, --strength, --mask and --first out" in err
     status, _, err = cli("sample t --noise n2.safetensors --n 3 --out x")
     assert status == 2 and "holds 2 of noise, asked for 3" in err
     good = storage.load(Path("n2"))
@@ -218,9 +218,9 @@ def test_image_to_image(cli):
     assert x.shape == (2, 1, 8, 8) and not torch.equal(x[0], x[1])  # one image, other noise
 
 
-def test_known_pixels_come_back_to_the_bit(cli):
+def test_pixels_at_black_come_back_to_the_bit(cli):
     for name in ("t", "student"):
-        line = f"sample {name} --images digits --known mask.png --n 3 --steps 2 --classes 8 --out k-{name}"
+        line = f"sample {name} --images digits --mask mask.png --n 3 --steps 2 --classes 8 --out k-{name}"
         assert cli(line)[0] == 0
         originals = ((digits(range(3))[0][:, 0] + 1) * 127.5).round().byte().numpy()
         for k in range(3):

@@ -95,7 +95,7 @@ def test_options_reach_the_files(cli):
 def test_a_bar_counts_images(cli, monkeypatch):
     from rich.console import Console
 
-    import halfstep.cli.latents as module
+    import halfstep.cli.commands.latents as module
 
     shown = Console(force_terminal=True, width=100, file=(file := io.StringIO()))
     monkeypatch.setattr(module, "terminal", lambda: shown)

@@ -19,7 +19,6 @@ from PIL import Image
 
 from halfstep import storage
 from halfstep.cli import main
-from halfstep.cli.encoded import Encoded
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.toml import from_file
 from halfstep.data import cifar10
@@ -33,6 +32,7 @@ from halfstep.schema import SEAL, sealed
 from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.noise_file import NoiseFile
 from tests.support.runs import At, Crash, crash, halve, job
 from tests.support.texts import clip
 from tests.test_evidence_on_disk import encoders, samples
@@ -96,7 +96,7 @@ def latents_of(at):
 
 
 def noise_of(at):
-    found = Encoded.load(at / "noise.safetensors")
+    found = NoiseFile.load(at / "noise.safetensors")
     return found.noise.tolist(), dict(found.about)
 
 

@@ -20,16 +20,15 @@ from halfstep import methods
 from halfstep.cli import main
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
-from halfstep.cli.commands.export import Export
+from halfstep.cli.commands.encode import Encode
+from halfstep.workflows.export import ExportConfig
+from halfstep.cli.commands.sample import Sample
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS
-from halfstep.cli.encode import ToNoise
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.knowledge import DistillKnowledge
-from halfstep.cli.latents import Encode
 from halfstep.cli.report import Report
-from halfstep.cli.sample import Sample
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import options_of
 
@@ -96,15 +95,15 @@ VERBS = [
     Verb("distill knowledge", DistillKnowledge, {
         **TINY, "data": "digits", "teacher": "classifier", "net": "toy-student",
     }),
-    Verb("latents", Encode, {"data": "digits", "codec": "codec", "out": "out", "device": "cpu"}),
-    Verb("sample", Sample, {"n": "2", "steps": "1", "out": "out", "device": "cpu"}, "digits"),
-    Verb("encode", ToNoise, {
+    Verb("latents", LatentsConfig, {"data": "digits", "codec": "codec", "out": "out", "device": "cpu"}),
+    Verb("sample", SampleConfig, {"n": "2", "steps": "1", "out": "out", "device": "cpu"}, "digits"),
+    Verb("encode", Encode, {
         "n": "2", "steps": "1", "images": "digits", "out": "out.safetensors", "device": "cpu",
     }, "digits"),
     Verb("evaluate", Evaluate, JUDGED, "students", copied=True),
     Verb("report", Report, {}, "students", copied=True),
     Verb("compress", Compress, {**JUDGED, "prune": "0.5"}, "students", copied=True),
-    Verb("export", Export, {"out": "out"}, "students"),
+    Verb("export", ExportConfig, {"out": "out"}, "students"),
     Verb("demo", Demo, {"out": "out", "device": "cpu", "n": "8"}),
 ]  # fmt: skip
 MAIN = {

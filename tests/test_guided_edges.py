@@ -201,7 +201,7 @@ def test_masks_that_lie_elsewhere_or_are_gray(mask, said, cli, tmp_path):
     teacher().save(tmp_path / "t")
     Image.fromarray(np.zeros((40, 20), np.uint8)).save(tmp_path / "tall.png")
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    words = ["t", "--images", "tall.png", "--known", "mask.png", "--classes", 3, "--steps", 2]
+    words = ["t", "--images", "tall.png", "--mask", "mask.png", "--classes", 3, "--steps", 2]
     assert refused(cli("sample", *words, "--n", 1, "--out", "x.png"), said)
     ok = np.zeros((40, 20), np.uint8)
     ok[:20] = 255

@@ -165,6 +165,9 @@ FUNCTIONS = {
     "train classifier": "classifier:classifier",
     "train codec": "codec:codec",
     "distill knowledge": "knowledge:knowledge",
+    "latents": "commands.latents:main",
+    "sample": "commands.sample:main",
+    "encode": "commands.encode:main",
     "export": "commands.export:main",
 }
 """Where a command is, in halfstep.cli; any other is VERB:VERB."""

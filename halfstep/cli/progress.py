@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, IO, Self
 
@@ -18,7 +18,7 @@ from halfstep.cli.options import Source
 from halfstep.data import Data, load
 from halfstep.errors import printable
 from halfstep.methods.base import Stage
-from halfstep.progress import Progress, SILENT
+from halfstep.progress import Progress
 
 LINES = 20
 """Plain lines a stage at most."""
@@ -243,7 +243,7 @@ class _Line:
 def counting(console: Console, what: str, *, few: int = 0) -> Iterator[Progress]:
     """A bar, whose total grows with what is expected.
 
-    few  steps up to which none is drawn
+    few  steps up to which nothing is shown
     """
 
     def tell(task: Task) -> str:
@@ -251,7 +251,7 @@ def counting(console: Console, what: str, *, few: int = 0) -> Iterator[Progress]
             return f"in {span(task.finished_time or 0)}"
         return "" if task.time_remaining is None else f"{span(task.time_remaining)} left"
 
-    if not console.is_terminal:
+    if not console.is_terminal and not few:
         console.print(what, markup=False, soft_wrap=True)
     bar = _bar(console, tell)
     try:
@@ -260,11 +260,14 @@ def counting(console: Console, what: str, *, few: int = 0) -> Iterator[Progress]
         bar.stop()
 
 
+def reading(console: Console, name: str) -> AbstractContextManager[Progress]:
+    """A bar while a large folder is read, and otherwise nothing but notes."""
+    return counting(console, f"reading {name}", few=500)
+
+
 def loading(console: Console, source: Source) -> Data:
     """The data that the options name, with a bar while a large folder is read."""
-    what = f"reading {source.data}"
-    shown = counting(console, what, few=500) if console.is_terminal else nullcontext(SILENT)
-    with shown as progress:
+    with reading(console, source.data) as progress:
         return load(
             source.data,
             size=source.size,

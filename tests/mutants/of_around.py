@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "cli/images",
+        "workflows/image_inputs",
         "cli_encode",
         ("> 127", "< 127"),
         ("own.index(name) if", "names.index(name) if"),
@@ -104,7 +104,7 @@ MUTANTS = (
         "cli",
         ("if not mark or digest.strip() != _digest(body):", "if not mark:"),
     ),
-    *of("cli/encoded", "cli_encode", ("and bool(noise.isfinite().all())", "")),
+    *of("workflows/noise_file", "cli_encode", ("and bool(noise.isfinite().all())", "")),
     *of(
         "pipeline/given",
         "editing encoder",

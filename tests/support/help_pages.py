@@ -19,13 +19,13 @@ from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS as GATED
-from halfstep.cli.encode import ToNoise
+from halfstep.workflows.encode import EncodeConfig
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.commands.export import Export
+from halfstep.workflows.export import ExportConfig
 from halfstep.cli.knowledge import DistillKnowledge
-from halfstep.cli.latents import Encode
+from halfstep.workflows.latents import LatentsConfig
 from halfstep.cli.report import Report
-from halfstep.cli.sample import Sample
+from halfstep.workflows.sample import SampleConfig
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import all_options, arity
 from halfstep.config.presets import preset_names
@@ -37,13 +37,13 @@ KINDS = {
     "train denoiser": TrainDenoiser,
     "train classifier": TrainClassifier,
     "train codec": TrainCodec,
-    "latents": Encode,
-    "sample": Sample,
-    "encode": ToNoise,
+    "latents": LatentsConfig,
+    "sample": SampleConfig,
+    "encode": EncodeConfig,
     "evaluate": Evaluate,
     "report": Report,
     "compress": Compress,
-    "export": Export,
+    "export": ExportConfig,
     **{f"distill {name}": GATED.get(kind) or Distill[kind] for name, kind in METHODS.items()},
     "distill knowledge": DistillKnowledge,
 }
@@ -55,7 +55,7 @@ GROUPS = {
     "Teacher": ("teacher", "taught"),
     "Network": ("network", "built"),
     "Model": ("official",),
-    "Start": ("made_of",),
+    "Start": ("start",),
     "Method": ("method", "objective"),
     "Optimiser": ("training",),
     "Gate": ("quality",),

@@ -1,4 +1,4 @@
-"""The noise that images were encoded to, on disk: NAME.safetensors with NAME.json beside it."""
+"""A file of the noise that images were encoded to: NAME.safetensors with NAME.json beside it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ class _About(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """What `halfstep encode` writes and `halfstep sample --noise` reads.
+class NoiseFile:
+    """Noise as `halfstep encode` writes it and `halfstep sample --noise` reads it.
 
     noise   float32 [n, ...]
-    images  float32 [n, ...] that it was made of, as they are drawn
+    images  float32 [n, ...] that were encoded
     labels  int64 [n] that they were encoded as, of the encoder's classes; None where it has none
     about   how it was made: pipeline, weights, images, steps, guidance, classes
     """
@@ -54,7 +54,7 @@ class Encoded:
         storage.save(stem(path), tensors, {"kind": KIND, "format": FORMAT, **self.about})
 
     @classmethod
-    def load(cls, path: Path) -> "Encoded":
+    def load(cls, path: Path) -> "NoiseFile":
         """Strictly: a file that is damaged, or another kind, is a `CheckpointError`."""
         place = stem(path)
         if not place.with_suffix(".json").exists():
@@ -64,9 +64,9 @@ class Encoded:
         about = storage.verify(place, format=FORMAT)
         if about.get("kind") != KIND:
             raise CheckpointError(f"'{path}' holds no noise: give what halfstep encode wrote")
-        found = storage.read_state_dict(place.with_suffix(".safetensors"))
-        noise, images, labels = (found.pop(name, None) for name in ("noise", "images", "labels"))
-        if noise is None or images is None or found or not _fits(noise, images, labels):
+        tensors = storage.read_state_dict(place.with_suffix(".safetensors"))
+        noise, images, labels = (tensors.pop(name, None) for name in ("noise", "images", "labels"))
+        if noise is None or images is None or tensors or not _consistent(noise, images, labels):
             raise CheckpointError(f"'{path}' is damaged: its tensors do not belong together")
         try:
             known(about, _About)
@@ -78,13 +78,13 @@ class Encoded:
 
 
 def stem(path: Path) -> Path:
-    """Without its ending, which is .safetensors."""
+    """The path without its ending .safetensors; `ConfigError` for another ending."""
     if path.suffix not in (".safetensors", ".json"):
         raise ConfigError(f"'{path}' is no name for noise: write for example noise.safetensors")
     return path.with_suffix("")
 
 
-def _fits(noise: Tensor, images: Tensor, labels: Tensor | None) -> bool:
+def _consistent(noise: Tensor, images: Tensor, labels: Tensor | None) -> bool:
     floats = noise.dtype == images.dtype == torch.float32
     labelled = labels is None or (labels.dtype == torch.int64 and labels.shape == noise.shape[:1])
     return floats and labelled and len(noise) == len(images) and bool(noise.isfinite().all())

@@ -1,0 +1,167 @@
+"""Encode images as the noise that a model makes them of."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from halfstep import files
+from halfstep.errors import ConfigError, DataError
+from halfstep.identity import digest_of
+from halfstep.kinds import Count, CountOrNone, hold_to_kinds
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.report.pictures import save_over
+from halfstep.training.parallel import pick_device
+from halfstep.workflows.image_inputs import load_images, parse_classes, sample_kind
+from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.noise_file import NoiseFile, stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Which images are encoded, and how."""
+
+    official: Official = field(default_factory=Official)
+    images: str
+    """A picture, a folder of them, or data by name: all that --data is elsewhere, but no latents."""
+    n: Count = 16
+    """How many, at most."""
+    first: CountOrNone = 0
+    """Number of the first image."""
+    steps: int | None = None
+    """Steps; an encoder's own by default, else 64."""
+    classes: str = ""
+    """Numbers of classes that the images are of, in turn; by default the labels of the data."""
+    prompt: tuple[str, ...] = ()
+    """Texts of the images, in turn, for a model that reads them."""
+    guidance: float = 1.0
+    """Guidance scale, 1 is off."""
+    batch: CountOrNone = 0
+    """Images at a time; 0 is 256, and 8 where there is a codec."""
+    device: str = "auto"
+    """auto, or one by name."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """Noise that was written.
+
+    path     NAME.safetensors, with NAME.json beside it
+    noise    float32 [n, ...]
+    picture  NAME.png, the images above their noise; None where these cannot be shown so
+    """
+
+    path: Path
+    noise: Tensor
+    picture: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeJob:
+    """Images and model, read and checked; nothing is encoded yet.
+
+    source  the name of the pipeline that the file records
+    steps   sampler steps
+    """
+
+    pipeline: Pipeline
+    source: str
+    out: Path
+    config: EncodeConfig
+    images: Tensor
+    labels: list[int] | None
+    steps: int
+
+    @property
+    def prompts(self) -> list[str]:
+        """One text an image, or none."""
+        texts, n = self.config.prompt, len(self.images)
+        return [texts[k % len(texts)] for k in range(n)] if texts else []
+
+    def run(self, progress: Progress = SILENT) -> EncodedImages:
+        """Encode and write; `DataError` where sampling diverges."""
+        config = self.config
+        batch = config.batch or (8 if self.pipeline.codec is not None else 256)
+        noise = self.pipeline.encode(
+            self.images, steps=config.steps, labels=self.labels, guidance=config.guidance,
+            batch=batch, prompts=self.prompts or None, progress=progress,
+        )  # fmt: skip
+        if not bool(noise.isfinite().all()):
+            raise DataError("some of the noise is nan or infinite: sampling has diverged")
+        about = {
+            "pipeline": self.source,
+            "weights": digest_of(self.pipeline.denoiser)[:16],
+            "images": config.images,
+            "first": config.first,
+            "steps": self.steps,
+            "guidance": config.guidance,
+            "classes": list(self.pipeline.classes),
+            "prompts": self.prompts,
+        }
+        labels = None if self.labels is None else torch.tensor(self.labels)
+        NoiseFile(noise, self.images, labels, about).save(self.out)
+        picture = None
+        if self.images.shape == noise.shape and sample_kind(self.pipeline) == "images":
+            picture = self.out.with_suffix(".png")
+            save_over(self.images, noise / 3, picture)  # nearly all of it lies within 3
+        return EncodedImages(self.out, noise, picture)
+
+
+def encode(
+    folder: Path | None, out: Path, config: EncodeConfig, *, progress: Progress = SILENT
+) -> EncodedImages:
+    """Encode images as noise, and write it as NAME.safetensors; `sample` turns it back.
+
+    folder  a teacher's or encoder's folder, or a run; None for the published model that the config names
+    """
+    return prepare_encode(folder, out, config, progress=progress).run(progress)
+
+
+def prepare_encode(
+    folder: Path | None, out: Path, config: EncodeConfig, *, progress: Progress = SILENT
+) -> EncodeJob:
+    """Read and check everything that `encode` needs, before the first network call."""
+    stem(out)  # refuses another ending
+    files.check_writable(out.parent, "choose another --out")
+    pipeline = chosen_pipeline(
+        "halfstep encode needs the folder of a pipeline", folder, config.official,
+        steps=config.steps, net=config.net,
+    )  # fmt: skip
+    images, labels = _images(config, pipeline, progress)
+    counts = [len(times) - 1 for times in pipeline.times] or [pipeline.steps]
+    return EncodeJob(
+        pipeline.to(pick_device(config.device)), str(folder or config.official.model), out, config,
+        images, labels, config.steps or min(counts),
+    )  # fmt: skip
+
+
+def _images(
+    config: EncodeConfig, pipeline: Pipeline, progress: Progress
+) -> tuple[Tensor, list[int] | None]:
+    """The images, and the labels that the model reads with them."""
+    classes = parse_classes(config.classes)
+    if classes and config.prompt:
+        raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
+    source = load_images(config.images, pipeline, labelled=not classes, progress=progress)
+    numbers = list(range(config.first, min(config.first + config.n, len(source))))
+    if not numbers:
+        raise ConfigError(
+            f"'{config.images}' ends before image {config.first}: it has {len(source):,}, from 0 on"
+        )
+    images, labels = source.rows(numbers)
+    if classes:
+        labels = [classes[k % len(classes)] for k in range(len(numbers))]
+    if pipeline.classes and labels is None:
+        none = "" if pipeline.null is None else f" ({pipeline.null} says none)"
+        raise ConfigError(
+            f"'{config.images}' does not say of which classes its images are, and this model reads them: "
+            f"write --classes and their numbers{none}"
+        )
+    return images, labels

@@ -1,0 +1,133 @@
+"""Encode images once into the latent space of a codec, for a model that is trained on latents."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from halfstep.codec import Codec
+from halfstep.data import Latents
+from halfstep.data.encoding import Captions, Layout, write_latents
+from halfstep.data.latents import is_latents, open_latents
+from halfstep.data.streamed import Folder, Images, stream
+from halfstep.errors import ConfigError
+from halfstep.files import check_writable
+from halfstep.kinds import above, at_least, at_most, Count, hold_to_kinds
+from halfstep.nets.autoencoder import load_codec
+from halfstep.progress import Progress, SILENT
+from halfstep.training.parallel import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """Encode images, and their mirror images, into the latent space of a codec."""
+
+    data: str
+    """A folder of images, cifar10:FOLDER, fashion-mnist:FOLDER, digits, or a .npy or .npz file."""
+    codec: Path
+    """What `halfstep train codec` made, a diffusers folder, or an official autoencoder .pth file."""
+    out: Path
+    """Folder for the latents; the same command again goes on where it stopped."""
+    size: Count | None = None
+    """Side of the images in pixels."""
+    channels: Count | None = None
+    """1 for gray, 3 for colour."""
+    layout: Layout = field(default_factory=Layout)
+    scale: Annotated[float, above(0)] | None = None
+    """Factor on latents, if not the codec's own; the official text models have 0.2301."""
+    text: Path | None = None
+    """Encode captions as well, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
+    tokens: Annotated[int, at_least(2), at_most(2**16)] = 77
+    """States of a caption."""
+    batch: Count = 64
+    """Images at a time."""
+    verify: bool = False
+    """Compare the checksums of all files that are there."""
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), or one by name."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedData:
+    """A finished folder of latents.
+
+    latents   the data in it
+    encoded   False where the folder was finished before
+    spread    standard deviation of the scaled latents
+    """
+
+    latents: Latents
+    encoded: bool
+    spread: float
+
+
+@dataclass(frozen=True, eq=False)
+class LatentsJob:
+    """Images, codec and captions, opened and checked; nothing is encoded yet."""
+
+    config: LatentsConfig
+    images: Images
+    codec: Codec
+    captions: Captions | None
+    device: torch.device
+
+    def run(self, progress: Progress = SILENT) -> EncodedData:
+        """Encode all that is not encoded yet."""
+        config = self.config
+        encoded = write_latents(
+            self.images, self.codec, config.out, layout=config.layout, captions=self.captions,
+            batch=config.batch, device=self.device, progress=progress,
+        )  # fmt: skip
+        latents = open_latents(config.out, verify=config.verify)
+        rows = torch.arange(0, len(latents), max(1, len(latents) // 1000))
+        return EncodedData(latents, encoded, float(latents.batch(rows).x0.std()))
+
+
+def encode_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> EncodedData:
+    """Encode images into a folder of latents; a second call goes on where the first stopped."""
+    return prepare_latents(config, progress=progress).run(progress)
+
+
+def prepare_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> LatentsJob:
+    """Open and check everything that `encode_latents` needs, before the first image is encoded."""
+    _check_places(config)
+    device = pick_device(config.device)
+    images = stream(config.data, size=config.size, channels=config.channels)
+    codec = load_codec(config.codec, scale=config.scale).to(device)
+    return LatentsJob(config, images, codec, _captions(config, images, device, progress), device)
+
+
+def _check_places(config: LatentsConfig) -> None:
+    """Refuse latents as images, and a folder for latents among the images."""
+    place, out = Path(config.data).expanduser(), config.out.expanduser()
+    check_writable(config.out, "choose another --out")
+    if config.data and is_latents(place):
+        raise ConfigError(
+            f"'{place}' holds latents already: name the images they are to be made of"
+        )
+    if config.data and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise ConfigError(f"'{out}' lies in the folder of the images: choose another --out")
+
+
+def _captions(
+    config: LatentsConfig, images: Images, device: torch.device, progress: Progress
+) -> Captions | None:
+    """The captions that lie with the images, and their encoder."""
+    if config.text is None:
+        return None
+    if not isinstance(images, Folder):
+        raise ConfigError(
+            f"captions lie with the images of a folder, and '{config.data}' is none: leave --text out"
+        )
+    from halfstep.data.captions import read_captions
+    from halfstep.nets.text import load_texts
+
+    texts = load_texts(config.text, tokens=config.tokens, device=device)
+    captions = read_captions(images.folder, images.files)
+    if cut := len(texts.cut([text for several in captions for text in several])):
+        progress.note(f"{cut:,} captions have more than {config.tokens} tokens and lose their end")
+    return Captions(texts, captions, texts.digest())

@@ -1,0 +1,210 @@
+"""Draw samples from a teacher, a student or a published model, and write them as pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from halfstep import files
+from halfstep.errors import ConfigError, NonFinite
+from halfstep.kinds import Count, CountOrNone, hold_to_kinds, Share
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.report.pictures import save_grid, save_images, save_over, scatter
+from halfstep.training.parallel import pick_device
+from halfstep.workflows.image_inputs import parse_classes, sample_kind, SampleStart, StartOptions
+from halfstep.workflows.locate import chosen_pipeline, Official
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How samples are drawn."""
+
+    official: Official = field(default_factory=Official)
+    n: Count | None = None
+    """How many; 16 by default, or all that --noise holds."""
+    first: CountOrNone = 0
+    """Number of the first: image k of a seed is always the same."""
+    seed: int = 0
+    """The seed."""
+    steps: int | None = None
+    """Sampler steps; a student's own by default, a published model's as published, else 64."""
+    sampler: str | None = None
+    """ddim, heun, dpmpp-2m, ancestral, stochastic, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME
+    for one of diffusers' schedulers; by default a student's or a published model's own, else ddim."""
+    variance: Share = 0.0
+    """Of the ancestral sampler: 0 is the small, 1 the large."""
+    classes: str = ""
+    """Numbers of classes, such as 207,360, in turn; all of them by default."""
+    per_class: CountOrNone = 0
+    """So many of each class, side by side, instead of --n."""
+    start: StartOptions = field(default_factory=StartOptions)
+    prompt: tuple[str, ...] = ()
+    """Texts, in turn, for a model that reads them; so many of each with --per-class."""
+    guidance: float = 1.0
+    """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
+    size: tuple[Count, Count] | None = None
+    """Height and width in pixels, if not those it was trained for."""
+    batch: CountOrNone = 0
+    """Images at a time; 0 is 256, and 8 where there is a codec."""
+    npz: bool = False
+    """Write samples.npz as well: float32 [n, ...], images in [-1, 1]."""
+    device: str = "auto"
+    """auto, or one by name."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Samples that were drawn and written.
+
+    samples  float32 [n, ...], images in [-1, 1]
+    images   one PNG a sample; none where a grid alone was asked for, or samples are no images
+    grid     the PNG with all of them; None where samples cannot be shown
+    npz      the file of numbers, if asked for
+    """
+
+    samples: Tensor
+    images: tuple[Path, ...]
+    grid: Path | None
+    npz: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class SampleJob:
+    """All that samples are made of, read and checked; nothing is drawn yet.
+
+    start  what sampling begins with
+    steps  sampler steps of a sample
+    """
+
+    pipeline: Pipeline
+    out: Path
+    config: SampleConfig
+    start: SampleStart
+    steps: int
+    labels: list[int] | None
+    prompts: list[str] | None
+
+    def run(self, progress: Progress = SILENT) -> Sampled:
+        """Draw the samples and write them; `NonFinite` where sampling diverges."""
+        config, start = self.config, self.start
+        samples = self.pipeline.sample(
+            start.n, seed=config.seed, steps=config.steps, sampler=config.sampler, labels=self.labels,
+            prompts=self.prompts, guidance=config.guidance, variance=config.variance,
+            batch=_batch(config, self.pipeline), images=start.images, strength=start.strength,
+            mask=start.mask, noise=start.noise, first=config.first, progress=progress,
+        )  # fmt: skip
+        if not bool(samples.isfinite().all()):
+            raise NonFinite(
+                "some of the samples are nan or infinite: sampling has diverged; write other --guidance, "
+                "--steps or --sampler"
+            )
+        return self._write(samples)
+
+    def _write(self, samples: Tensor) -> Sampled:
+        config, sheet, kind = self.config, _is_sheet(self.out), sample_kind(self.pipeline)
+        folder = files.make_folder(self.out.parent if sheet else self.out)
+        grid, npz = self.out if sheet else folder / "grid.png", folder / "samples.npz"
+        images, originals = list[Path](), self.start.originals
+        if kind == "images":
+            if not sheet:
+                images = save_images(samples, folder, first=config.first)
+            columns, scale = config.per_class or None, max(1, min(4, 128 // samples.shape[-1]))
+            if originals is not None and originals.shape == samples.shape:
+                save_over(originals, samples, grid, columns=columns, scale=scale)
+            else:
+                save_grid(samples, grid, columns=columns, scale=scale)
+        elif kind:
+            scatter(grid, [(f"{len(samples):,} samples", samples)])
+        if config.npz:
+            with files.replacing(npz) as (part,), part.open("wb") as file:
+                np.savez(file, images=samples.numpy())
+        return Sampled(samples, tuple(images), grid if kind else None, npz if config.npz else None)
+
+
+def sample(
+    folder: Path | None,
+    out: Path,
+    config: SampleConfig | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> Sampled:
+    """Draw samples and write them into a folder, or as one grid where `out` is a .png.
+
+    folder  a pipeline's folder or a run; None for the published model that the config names
+    """
+    return prepare_sample(folder, out, config, progress=progress).run(progress)
+
+
+def prepare_sample(
+    folder: Path | None,
+    out: Path,
+    config: SampleConfig | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> SampleJob:
+    """Read and check everything that `sample` needs, before the first network call."""
+    config = config or SampleConfig()
+    files.check_writable(out.parent if _is_sheet(out) else out, "choose another --out")
+    pipeline = chosen_pipeline(
+        "halfstep sample needs the folder of a pipeline", folder, config.official,
+        steps=config.steps, net=config.net,
+    )  # fmt: skip
+    if config.size is not None:
+        pipeline = pipeline.at_size(*config.size)
+    _check_out(out, pipeline, config)
+    return _job(pipeline.to(pick_device(config.device)), out, config, progress)
+
+
+def _check_out(out: Path, pipeline: Pipeline, config: SampleConfig) -> None:
+    sheet = _is_sheet(out)
+    if not sample_kind(pipeline) and (sheet or not config.npz):
+        raise ConfigError(
+            f"samples of shape {list(pipeline.shape)} are no picture: give a folder as --out, and add "
+            "--npz to write them as numbers"
+        )
+    if not sheet and out.exists() and not out.is_dir():
+        raise ConfigError(f"'{out}' is a file and no picture: give a folder, or a .png, as --out")
+    if sheet and config.npz:
+        raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
+
+
+def _job(pipeline: Pipeline, out: Path, config: SampleConfig, progress: Progress) -> SampleJob:
+    times = pipeline.grid(config.steps, config.sampler or pipeline.own_sampler)
+    classes = parse_classes(config.classes)
+    if classes and config.prompt:
+        raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
+    count = len(classes or config.prompt or pipeline.classes)
+    if config.per_class and not count:
+        raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
+    pipeline.check_counts(
+        config.per_class * count or config.n or 0, seed=config.seed, batch=_batch(config, pipeline),
+        first=config.first, variance=config.variance,
+    )  # fmt: skip
+    start = config.start.load(
+        pipeline, n=config.per_class * count or config.n, first=config.first,
+        classed=bool(classes or config.per_class), guidance=config.guidance, progress=progress,
+    )  # fmt: skip
+    numbers = range(config.first, config.first + start.n)
+    chosen = [k // config.per_class if config.per_class else k for k in numbers]
+    if config.per_class and not config.prompt:
+        classes = classes or list(range(count))
+    labels = [classes[k % count] for k in chosen] if classes else start.labels
+    prompts = [config.prompt[k % count] for k in chosen] if config.prompt else start.prompts
+    steps = len(start.grid(times, student=bool(pipeline.times))) - 1
+    return SampleJob(pipeline, out, config, start, steps, labels, prompts)
+
+
+def _batch(config: SampleConfig, pipeline: Pipeline) -> int:
+    return config.batch or (8 if pipeline.codec is not None else 256)
+
+
+def _is_sheet(out: Path) -> bool:
+    """Whether all samples go into one picture."""
+    return out.suffix.lower() == ".png"
