@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from halfstep import files
+from halfstep.config.validate import Count, CountOrNone, Validated
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
-from halfstep.kinds import Count, CountOrNone, hold_to_kinds
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.pictures import save_over
@@ -20,7 +20,7 @@ from halfstep.workflows.noise_file import NoiseFile, stem
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(Validated):
     """Which images are encoded, and how."""
 
     official: Official = field(default_factory=Official)
@@ -44,9 +44,6 @@ class EncodeConfig:
     """auto, or one by name."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
 
 @dataclass(frozen=True, eq=False)

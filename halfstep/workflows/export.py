@@ -11,8 +11,8 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import files
+from halfstep.config.validate import Count, Validated
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.kinds import Count, hold_to_kinds
 from halfstep.nets.classifiers import example_shape
 from halfstep.nets.classifiers_on_disk import classifier_in, load_classifier, save_classifier
 from halfstep.noise import sample_noise
@@ -32,7 +32,7 @@ Format = Literal["pipeline", "torch-export"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Validated):
     """How a student is written."""
 
     steps: Count | None = None
@@ -45,7 +45,7 @@ class ExportConfig:
     """package.module:function, if the network is one of your own."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.format == "torch-export" and self.dtype != "float32":
             raise ConfigError(f"student.pt2 is written in float32: leave dtype {self.dtype} out")
 

@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 
 from halfstep.codec import Codec
+from halfstep.config.validate import Count, Validated
 from halfstep.data import Latents
 from halfstep.data.encoding import Captions, Layout, write_latents
 from halfstep.data.latents import is_latents, open_latents
 from halfstep.data.streamed import Folder, Images, stream
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable
-from halfstep.kinds import above, at_least, at_most, Count, hold_to_kinds
 from halfstep.nets.autoencoder import load_codec
 from halfstep.progress import Progress, SILENT
 from halfstep.training.parallel import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentsConfig:
+class LatentsConfig(Validated):
     """Encode images, and their mirror images, into the latent space of a codec."""
 
     data: str
@@ -34,11 +35,11 @@ class LatentsConfig:
     channels: Count | None = None
     """1 for gray, 3 for colour."""
     layout: Layout = field(default_factory=Layout)
-    scale: Annotated[float, above(0)] | None = None
+    scale: Annotated[float, Gt(0)] | None = None
     """Factor on latents, if not the codec's own; the official text models have 0.2301."""
     text: Path | None = None
     """Encode captions as well, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
-    tokens: Annotated[int, at_least(2), at_most(2**16)] = 77
+    tokens: Annotated[int, Ge(2), Le(2**16)] = 77
     """States of a caption."""
     batch: Count = 64
     """Images at a time."""
@@ -46,9 +47,6 @@ class LatentsConfig:
     """Compare the checksums of all files that are there."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), or one by name."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from halfstep import files
+from halfstep.config.validate import Count, CountOrNone, Share, Validated
 from halfstep.errors import ConfigError, NonFinite
-from halfstep.kinds import Count, CountOrNone, hold_to_kinds, Share
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.pictures import save_grid, save_images, save_over, scatter
@@ -18,7 +18,7 @@ from halfstep.workflows.locate import chosen_pipeline, Official
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(Validated):
     """How samples are drawn."""
 
     official: Official = field(default_factory=Official)
@@ -54,9 +54,6 @@ class SampleConfig:
     """auto, or one by name."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
 
 @dataclass(frozen=True, eq=False)
