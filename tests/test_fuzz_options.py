@@ -20,9 +20,6 @@ from halfstep import methods
 from halfstep.cli import main
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
-from halfstep.cli.commands.encode import Encode
-from halfstep.workflows.export import ExportConfig
-from halfstep.cli.commands.sample import Sample
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS
@@ -31,6 +28,10 @@ from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.report import Report
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import options_of
+from halfstep.workflows.encode import EncodeConfig
+from halfstep.workflows.export import ExportConfig
+from halfstep.workflows.latents import LatentsConfig
+from halfstep.workflows.sample import SampleConfig
 
 VALUES = ("nan", "inf", "-1", "0", "1e400", "", "text")
 LIMIT = 60
@@ -97,7 +98,7 @@ VERBS = [
     }),
     Verb("latents", LatentsConfig, {"data": "digits", "codec": "codec", "out": "out", "device": "cpu"}),
     Verb("sample", SampleConfig, {"n": "2", "steps": "1", "out": "out", "device": "cpu"}, "digits"),
-    Verb("encode", Encode, {
+    Verb("encode", EncodeConfig, {
         "n": "2", "steps": "1", "images": "digits", "out": "out.safetensors", "device": "cpu",
     }, "digits"),
     Verb("evaluate", Evaluate, JUDGED, "students", copied=True),

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from halfstep import files
+from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, CountOrNone, Validated
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
@@ -21,11 +23,15 @@ from halfstep.workflows.noise_file import NoiseFile, stem
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(Validated):
-    """Which images are encoded, and how."""
+    """Turn images into the noise that a model makes them of; `halfstep sample --noise` turns it back."""
 
+    pipeline: Annotated[Path | None, POSITIONAL] = None
+    """A teacher's folder, an encoder's (halfstep distill encoder), or the run that made it."""
     official: Official = field(default_factory=Official)
     images: str
     """A picture, a folder of them, or data by name: all that --data is elsewhere, but no latents."""
+    out: Path
+    """NAME.safetensors: the noise.  NAME.json says how it was made, NAME.png shows it."""
     n: Count = 16
     """How many, at most."""
     first: CountOrNone = 0
@@ -64,13 +70,10 @@ class EncodedImages:
 class EncodeJob:
     """Images and model, read and checked; nothing is encoded yet.
 
-    source  the name of the pipeline that the file records
-    steps   sampler steps
+    steps  sampler steps
     """
 
     pipeline: Pipeline
-    source: str
-    out: Path
     config: EncodeConfig
     images: Tensor
     labels: list[int] | None
@@ -93,7 +96,7 @@ class EncodeJob:
         if not bool(noise.isfinite().all()):
             raise DataError("some of the noise is nan or infinite: sampling has diverged")
         about = {
-            "pipeline": self.source,
+            "pipeline": str(config.pipeline or config.official.model),
             "weights": digest_of(self.pipeline.denoiser)[:16],
             "images": config.images,
             "first": config.first,
@@ -103,40 +106,31 @@ class EncodeJob:
             "prompts": self.prompts,
         }
         labels = None if self.labels is None else torch.tensor(self.labels)
-        NoiseFile(noise, self.images, labels, about).save(self.out)
+        NoiseFile(noise, self.images, labels, about).save(config.out)
         picture = None
         if self.images.shape == noise.shape and sample_kind(self.pipeline) == "images":
-            picture = self.out.with_suffix(".png")
+            picture = config.out.with_suffix(".png")
             save_over(self.images, noise / 3, picture)  # nearly all of it lies within 3
-        return EncodedImages(self.out, noise, picture)
+        return EncodedImages(config.out, noise, picture)
 
 
-def encode(
-    folder: Path | None, out: Path, config: EncodeConfig, *, progress: Progress = SILENT
-) -> EncodedImages:
-    """Encode images as noise, and write it as NAME.safetensors; `sample` turns it back.
-
-    folder  a teacher's or encoder's folder, or a run; None for the published model that the config names
-    """
-    return prepare_encode(folder, out, config, progress=progress).run(progress)
+def encode(config: EncodeConfig, *, progress: Progress = SILENT) -> EncodedImages:
+    """Encode images as noise, and write it as NAME.safetensors; `sample` turns it back."""
+    return prepare_encode(config, progress=progress).run(progress)
 
 
-def prepare_encode(
-    folder: Path | None, out: Path, config: EncodeConfig, *, progress: Progress = SILENT
-) -> EncodeJob:
+def prepare_encode(config: EncodeConfig, *, progress: Progress = SILENT) -> EncodeJob:
     """Read and check everything that `encode` needs, before the first network call."""
-    stem(out)  # refuses another ending
-    files.check_writable(out.parent, "choose another --out")
+    stem(config.out)  # refuses another ending
+    files.check_writable(config.out.parent, "choose another --out")
     pipeline = chosen_pipeline(
-        "halfstep encode needs the folder of a pipeline", folder, config.official,
+        "halfstep encode needs the folder of a pipeline", config.pipeline, config.official,
         steps=config.steps, net=config.net,
     )  # fmt: skip
     images, labels = _images(config, pipeline, progress)
     counts = [len(times) - 1 for times in pipeline.times] or [pipeline.steps]
-    return EncodeJob(
-        pipeline.to(pick_device(config.device)), str(folder or config.official.model), out, config,
-        images, labels, config.steps or min(counts),
-    )  # fmt: skip
+    steps = config.steps or min(counts)
+    return EncodeJob(pipeline.to(pick_device(config.device)), config, images, labels, steps)
 
 
 def _images(

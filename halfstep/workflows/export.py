@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn, Tensor
 
 from halfstep import files
+from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, Validated
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.nets.classifiers import example_shape
@@ -33,8 +34,12 @@ Format = Literal["pipeline", "torch-export"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Validated):
-    """How a student is written."""
+    """Write a student alone into a folder: its weights, how it is sampled, and a README."""
 
+    run: Annotated[Path, POSITIONAL]
+    """A run, one of its stages, a student's folder, or a classifier's."""
+    out: Path
+    """A new folder."""
     steps: Count | None = None
     """Steps of the student of a run; by default the one that passed its gate, or of the fewest steps."""
     dtype: DType = "float32"
@@ -88,12 +93,13 @@ def export(
     `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
     error the folder is as before.
     """
-    config, out = ExportConfig(steps=steps, dtype=dtype, format=format, net=net), Path(out)
+    run, out = Path(run), Path(out)
+    config = ExportConfig(run=run, out=out, steps=steps, dtype=dtype, format=format, net=net)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already: give a new folder as out")
     files.check_writable(out, "choose another out")
     with _emptied_on_error(out):
-        written = _write(Path(run), out, config)
+        written = _write(config)
     return replace(written, files=tuple(sorted(out.iterdir())))
 
 
@@ -109,23 +115,23 @@ def _emptied_on_error(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write(run: Path, out: Path, config: ExportConfig) -> Exported:
-    classifier = classifier_in(run)
+def _write(config: ExportConfig) -> Exported:
+    classifier = classifier_in(config.run)
     if classifier is not None:
-        return _write_classifier(classifier, out, config)
-    pipeline = locate_pipeline(run, steps=config.steps, net=config.net)
+        return _write_classifier(classifier, config)
+    pipeline = locate_pipeline(config.run, steps=config.steps, net=config.net)
     if config.format == "torch-export":
-        return _write_program(pipeline, run, out, config)
-    return _write_pipeline(pipeline, run, out, config)
+        return _write_program(pipeline, config)
+    return _write_pipeline(pipeline, config)
 
 
-def _write_pipeline(pipeline: Pipeline, run: Path, out: Path, config: ExportConfig) -> Exported:
-    dtype = DTYPES[config.dtype]
+def _write_pipeline(pipeline: Pipeline, config: ExportConfig) -> Exported:
+    out, dtype = config.out, DTYPES[config.dtype]
     _refuse_int8(pipeline.denoiser.net, dtype)
     pipeline.save(out, dtype=dtype)
     again = Pipeline.load(out, net=config.net)
     exported = _compare(_samples(pipeline), _samples(again), exact=dtype is None)
-    write_text(out / "README.md", pipeline_card(pipeline, run, config.dtype))
+    write_text(out / "README.md", pipeline_card(pipeline, config.run, config.dtype))
     return exported
 
 
@@ -134,10 +140,11 @@ def _refuse_int8(net: nn.Module, dtype: torch.dtype | None) -> None:
         raise ConfigError("this student is int8: leave dtype out")
 
 
-def _write_classifier(folder: Path, out: Path, config: ExportConfig) -> Exported:
+def _write_classifier(folder: Path, config: ExportConfig) -> Exported:
     if config.format == "torch-export" or config.steps is not None:
         raise ConfigError("this is a classifier: leave format and steps out")
-    classifier, dtype = load_classifier(folder, net=config.net), DTYPES[config.dtype]
+    out, dtype = config.out, DTYPES[config.dtype]
+    classifier = load_classifier(folder, net=config.net)
     _refuse_int8(classifier, dtype)
     save_classifier(classifier, out, dtype=dtype)
     again = load_classifier(out, net=config.net)
@@ -148,7 +155,8 @@ def _write_classifier(folder: Path, out: Path, config: ExportConfig) -> Exported
     return exported
 
 
-def _write_program(pipeline: Pipeline, run: Path, out: Path, config: ExportConfig) -> Exported:
+def _write_program(pipeline: Pipeline, config: ExportConfig) -> Exported:
+    out = config.out
     refuse_unexportable(pipeline)
     program = export_program(pipeline, config.steps if not pipeline.times else None)
     buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
@@ -160,7 +168,7 @@ def _write_program(pipeline: Pipeline, run: Path, out: Path, config: ExportConfi
     noise = sample_noise(0, range(n), pipeline.shape)
     samples = walked(again, noise, _conditions(pipeline, n))
     exported = _compare(_samples(pipeline, program.steps)[:n], samples, exact=False)
-    write_text(out / "README.md", program_card(pipeline, run, program))
+    write_text(out / "README.md", program_card(pipeline, config.run, program))
     return replace(exported, batch=batch_sizes(program))
 
 

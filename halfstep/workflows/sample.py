@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
 from halfstep import files
+from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, CountOrNone, Share, Validated
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.pipeline import Pipeline
@@ -19,9 +21,13 @@ from halfstep.workflows.locate import chosen_pipeline, Official
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Validated):
-    """How samples are drawn."""
+    """Draw images: one PNG a seed, and a grid of them; or the grid alone, where --out is a PNG."""
 
+    pipeline: Annotated[Path | None, POSITIONAL] = None
+    """A teacher's or student's folder, or the run that made it."""
     official: Official = field(default_factory=Official)
+    out: Path
+    """Folder for the images, or a .png for a grid of them."""
     n: Count | None = None
     """How many; 16 by default, or all that --noise holds."""
     first: CountOrNone = 0
@@ -81,7 +87,6 @@ class SampleJob:
     """
 
     pipeline: Pipeline
-    out: Path
     config: SampleConfig
     start: SampleStart
     steps: int
@@ -105,9 +110,10 @@ class SampleJob:
         return self._write(samples)
 
     def _write(self, samples: Tensor) -> Sampled:
-        config, sheet, kind = self.config, _is_sheet(self.out), sample_kind(self.pipeline)
-        folder = files.make_folder(self.out.parent if sheet else self.out)
-        grid, npz = self.out if sheet else folder / "grid.png", folder / "samples.npz"
+        config, out, kind = self.config, self.config.out, sample_kind(self.pipeline)
+        sheet = _is_sheet(out)
+        folder = files.make_folder(out.parent if sheet else out)
+        grid, npz = out if sheet else folder / "grid.png", folder / "samples.npz"
         images, originals = list[Path](), self.start.originals
         if kind == "images":
             if not sheet:
@@ -125,42 +131,27 @@ class SampleJob:
         return Sampled(samples, tuple(images), grid if kind else None, npz if config.npz else None)
 
 
-def sample(
-    folder: Path | None,
-    out: Path,
-    config: SampleConfig | None = None,
-    *,
-    progress: Progress = SILENT,
-) -> Sampled:
-    """Draw samples and write them into a folder, or as one grid where `out` is a .png.
-
-    folder  a pipeline's folder or a run; None for the published model that the config names
-    """
-    return prepare_sample(folder, out, config, progress=progress).run(progress)
+def sample(config: SampleConfig, *, progress: Progress = SILENT) -> Sampled:
+    """Draw samples and write them into a folder, or as one grid where `out` is a .png."""
+    return prepare_sample(config, progress=progress).run(progress)
 
 
-def prepare_sample(
-    folder: Path | None,
-    out: Path,
-    config: SampleConfig | None = None,
-    *,
-    progress: Progress = SILENT,
-) -> SampleJob:
+def prepare_sample(config: SampleConfig, *, progress: Progress = SILENT) -> SampleJob:
     """Read and check everything that `sample` needs, before the first network call."""
-    config = config or SampleConfig()
+    out = config.out
     files.check_writable(out.parent if _is_sheet(out) else out, "choose another --out")
     pipeline = chosen_pipeline(
-        "halfstep sample needs the folder of a pipeline", folder, config.official,
+        "halfstep sample needs the folder of a pipeline", config.pipeline, config.official,
         steps=config.steps, net=config.net,
     )  # fmt: skip
     if config.size is not None:
         pipeline = pipeline.at_size(*config.size)
-    _check_out(out, pipeline, config)
-    return _job(pipeline.to(pick_device(config.device)), out, config, progress)
+    _check_out(pipeline, config)
+    return _job(pipeline.to(pick_device(config.device)), config, progress)
 
 
-def _check_out(out: Path, pipeline: Pipeline, config: SampleConfig) -> None:
-    sheet = _is_sheet(out)
+def _check_out(pipeline: Pipeline, config: SampleConfig) -> None:
+    out, sheet = config.out, _is_sheet(config.out)
     if not sample_kind(pipeline) and (sheet or not config.npz):
         raise ConfigError(
             f"samples of shape {list(pipeline.shape)} are no picture: give a folder as --out, and add "
@@ -172,7 +163,7 @@ def _check_out(out: Path, pipeline: Pipeline, config: SampleConfig) -> None:
         raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
 
 
-def _job(pipeline: Pipeline, out: Path, config: SampleConfig, progress: Progress) -> SampleJob:
+def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> SampleJob:
     times = pipeline.grid(config.steps, config.sampler or pipeline.own_sampler)
     classes = parse_classes(config.classes)
     if classes and config.prompt:
@@ -195,7 +186,7 @@ def _job(pipeline: Pipeline, out: Path, config: SampleConfig, progress: Progress
     labels = [classes[k % count] for k in chosen] if classes else start.labels
     prompts = [config.prompt[k % count] for k in chosen] if config.prompt else start.prompts
     steps = len(start.grid(times, student=bool(pipeline.times))) - 1
-    return SampleJob(pipeline, out, config, start, steps, labels, prompts)
+    return SampleJob(pipeline, config, start, steps, labels, prompts)
 
 
 def _batch(config: SampleConfig, pipeline: Pipeline) -> int:

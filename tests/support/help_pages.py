@@ -19,17 +19,17 @@ from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import Distill, KINDS as GATED
-from halfstep.workflows.encode import EncodeConfig
 from halfstep.cli.evaluate import Evaluate
-from halfstep.workflows.export import ExportConfig
 from halfstep.cli.knowledge import DistillKnowledge
-from halfstep.workflows.latents import LatentsConfig
 from halfstep.cli.report import Report
-from halfstep.workflows.sample import SampleConfig
 from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import all_options, arity
 from halfstep.config.presets import preset_names
 from halfstep.methods import METHODS
+from halfstep.workflows.encode import EncodeConfig
+from halfstep.workflows.export import ExportConfig
+from halfstep.workflows.latents import LatentsConfig
+from halfstep.workflows.sample import SampleConfig
 
 WIDTH, COLUMN = 80, 26
 KINDS = {

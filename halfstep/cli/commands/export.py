@@ -1,33 +1,16 @@
 """`halfstep export`: write a student alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
-
 
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
-from halfstep.config.fields import POSITIONAL
 from halfstep.workflows.export import export, ExportConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a student alone into a folder: its weights, how it is sampled, and a README."""
-
-    student: Annotated[Path, POSITIONAL]
-    """A run, one of its stages, a student's folder, or a classifier's."""
-    out: Path
-    """A new folder."""
-    config: ExportConfig = field(default_factory=ExportConfig)
 
 
 def main(argv: Sequence[str]) -> int:
     """Write, and print how far the written student is from the original."""
     console = terminal()
-    options = parse(Export, argv, prog="halfstep export")
-    exported = export(options.student, options.out, **vars(options.config))
+    exported = export(**vars(parse(ExportConfig, argv, prog="halfstep export")))
     of = f"on {exported.compared} of the same noise"
     if exported.difference == 0:
         say(console, "the same", f"to the bit, {of}")
