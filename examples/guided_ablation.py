@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import halfstep
-from halfstep import GuidedDistillation, Pipeline, Training
+from halfstep import GuidedDistillation, Pipeline, Progressive, Training
 from halfstep.evaluation import cache_folder, digits_features, SampleScorer
 from halfstep.evaluation.guided import GuidedCandidates, GuidedEvidence
 from halfstep.hub import bundled_teacher
@@ -67,8 +67,7 @@ def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]
     method = GuidedDistillation(
         guidance=guidance,
         updates=options.updates,
-        halving_updates=options.halving_updates,
-        target_clip=1.0,
+        halving=Progressive(start=64, updates=options.halving_updates, target_clip=1.0),
     )
     training = Training(
         batch=64, rate=2e-3, optimiser="muon", warmup=40, betas=(0.9, 0.99), clip=1.0, ema=0.98

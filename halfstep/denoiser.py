@@ -34,6 +34,12 @@ class Teacher(Denoises, Protocol):
     @property
     def parameterisation(self) -> Parameterisation: ...
 
+    @property
+    def unguided(self) -> "Denoiser": ...
+
+    @property
+    def guided(self) -> bool: ...
+
     def twin(self) -> "Denoiser": ...
 
     def freeze(self) -> Self: ...
@@ -145,6 +151,16 @@ class Denoiser(nn.Module):
                 "tensor of that shape"
             )
 
+    @property
+    def unguided(self) -> "Denoiser":
+        """The denoiser itself: nothing guides it from outside."""
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance changes its predictions from outside: never."""
+        return False
+
     def twin(self) -> "Denoiser":
         """A trainable copy; what training leaves as it is (`not_trained`) stays so in it."""
         if getattr(self.net, "quantised", None):
@@ -227,6 +243,16 @@ class Guided(nn.Module):
     def parameterisation(self) -> Parameterisation:
         return self.denoiser.parameterisation
 
+    @property
+    def unguided(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
+    @property
+    def guided(self) -> bool:
+        """Whether its predictions are others than the denoiser's."""
+        return isinstance(self.scale, Tensor) or self.scale != 1
+
     def twin(self) -> Denoiser:
         """A trainable copy of the denoiser inside: what a student starts from."""
         return self.denoiser.twin()
@@ -275,6 +301,16 @@ class ClassifierGuided(nn.Module):
     @property
     def parameterisation(self) -> Parameterisation:
         return self.denoiser.parameterisation
+
+    @property
+    def unguided(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
+    @property
+    def guided(self) -> bool:
+        """Whether its predictions are others than the denoiser's."""
+        return self.scale != 0
 
     def twin(self) -> Denoiser:
         """A trainable copy of the denoiser inside: what a student starts from."""

@@ -14,10 +14,11 @@ from halfstep.data import as_data, refuse_other_shape
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
 from halfstep.methods import (
+    Chain,
+    DenoiserOnly,
     Denoising,
     Encoder,
     GuidedDistillation,
-    Plan,
     Progressive,
     Shrink,
     Stochastic,
@@ -45,7 +46,8 @@ class NeverRead(torch.utils.data.Dataset):
         raise AssertionError("the data were read")
 
 
-GUIDED = {"guidance": (1.0, 2.0), "updates": 5, "halving_updates": (5,)}
+GUIDED = {"guidance": (1.0, 2.0), "updates": 5}
+LONG = Progressive(start=1024, stop=512, updates=(5,))
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,9 @@ GUIDED = {"guidance": (1.0, 2.0), "updates": 5, "halving_updates": (5,)}
         Progressive(start=4, stop=2, updates=(5,), times=(1.0, 0.5, 0.1, 0.05, 0.0005)),
         Stochastic(start=2048, stop=1024, updates=(5,)),
         Encoder(start=1024, stop=512, updates=(5,)),
-        GuidedDistillation(start=1024, stop=512, **GUIDED),
-        GuidedDistillation(start=1024, stop=1024, **GUIDED),
-        GuidedDistillation(start=8, stop=4, levels=1024, **GUIDED),
-        Plan(student={"width": "4"}, updates=5, start=1024, stop=512, halving_updates=(5,)),
+        GuidedDistillation(halving=LONG, **GUIDED),
+        GuidedDistillation(halving=Progressive(start=8, stop=4), levels=1024, **GUIDED),
+        Chain(shrink=Shrink(student={"width": "4"}, updates=5), then=LONG),
         Shrink(student={"width": "4"}, updates=5, levels=1001),
     ],
     ids=lambda method: type(method).__name__,
@@ -96,16 +97,16 @@ def test_a_schedule_that_stands_still_cannot_be_halved(method):
     """Two steps between equal levels have no target: 0 / 0 would be found by chance."""
     still = Denoiser(build("mlp", MLP), Still(), V())
     with pytest.raises(ConfigError, match="same level"):
-        next(method.stages(still))
+        method.check(DenoiserOnly(still))
     moving = BetaTable("trained_betas", 8, betas=(0.1,) * 8)
-    assert len(list(method.stages(teacher(moving).denoiser))) == 2
+    assert len(list(method.stages(DenoiserOnly(teacher(moving).denoiser)))) == 2
 
 
-@pytest.mark.parametrize("stop", [4, 2])
-def test_a_blind_teacher_is_not_guided(stop):
+@pytest.mark.parametrize("halving", [None, Progressive(start=4, stop=2)])
+def test_a_blind_teacher_is_not_guided(halving):
     blind = Denoiser(build("mlp", MLP), Cosine(), Eps())
     with pytest.raises(ConfigError, match="eps"):
-        next(GuidedDistillation(start=4, stop=stop, **GUIDED).stages(blind, 3))
+        GuidedDistillation(halving=halving, **GUIDED).check(DenoiserOnly(blind, 3))
 
 
 class Broken:

@@ -39,4 +39,4 @@ def test_losses_are_those_of_every_line_that_has_one(tmp_path):
 
 def test_every_method_is_recorded():
     typed = [line.split()[1] for line in RUNS.values()]
-    assert set(METHODS) | {"denoiser", "classifier", "codec"} == set(typed)
+    assert set(METHODS) | {"knowledge", "denoiser", "classifier", "codec"} == set(typed)

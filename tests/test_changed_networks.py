@@ -33,9 +33,9 @@ from halfstep import (
 from halfstep.code_identity import identity, options_of
 from halfstep.data import rows
 from halfstep.errors import ConfigError, NonFinite
-from halfstep.methods import Denoising
+from halfstep.methods import DenoiserOnly, Denoising
 from halfstep.methods.autoencoding import Autoencoding
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Method, Objective, Stage, StagePlan
 from halfstep.methods.classification import Classification
 from halfstep.methods.recipes import dist
 from halfstep.methods.terms import SoftTargets
@@ -201,7 +201,7 @@ def test_freezing_before_the_copy_keeps_what_was_frozen_before():
     assert [n for n, p in twin.net.named_parameters() if not p.requires_grad] == [name]
     assert not any(p.requires_grad for p in teacher.parameters())
     assert [n for n, p in twin.twin().net.named_parameters() if not p.requires_grad] == [name]
-    student = next(Reparameterise(updates=1).stages(teacher)).student
+    student = next(Reparameterise(updates=1).stages(DenoiserOnly(teacher))).student
     assert [n for n, p in student.net.named_parameters() if not p.requires_grad] == [name]
 
 
@@ -502,47 +502,58 @@ def test_a_changed_codec_is_refused_before_there_is_a_folder(tmp_path, change):
 
 
 @dataclass(frozen=True)
-class Towards:
+class Towards(Objective):
     goal: float
-    forwards = 3
 
     def __call__(self, student, batch, draw):
         return (student(batch.x0, draw.uniform(), batch.cond).x0 - self.goal).square().mean(1)
 
 
 @dataclass(frozen=True)
-class Changing:
+class Changing(Method):
+    def plan(self, teacher):
+        return [StagePlan("0", 1), StagePlan("1", 1)]
+
     def stages(self, teacher):
-        yield Stage("0", teacher.twin(), Towards(0.0), 1)
-        student = teacher.twin()
+        yield Stage("0", teacher.denoiser.twin(), Towards(0.0), 1)
+        student = teacher.denoiser.twin()
         student.net.model.register_buffer("more", torch.ones(1))
         yield Stage("1", student, Towards(0.0), 1)
 
 
 @dataclass(frozen=True)
-class Nought:
+class Nought(Method):
     updates: int = 2
 
+    def plan(self, teacher):
+        return [StagePlan("mine", 2)]
+
     def stages(self, teacher):
-        yield Stage("mine", teacher.twin(), Towards(0.0), self.updates)
+        yield Stage("mine", teacher.denoiser.twin(), Towards(0.0), self.updates)
 
 
 @dataclass(frozen=True)
-class Seven:
+class Seven(Method):
     updates: int = 2
 
+    def plan(self, teacher):
+        return [StagePlan("mine", 2)]
+
     def stages(self, teacher):
-        yield Stage("mine", teacher.twin(), Towards(7.0), self.updates)
+        yield Stage("mine", teacher.denoiser.twin(), Towards(7.0), self.updates)
 
 
 @dataclass(frozen=True)
-class Any:
+class Any(Method):
     """Its objective is made by what it holds."""
 
     make: object = field(default=Towards)
 
+    def plan(self, teacher):
+        return [StagePlan("mine", 2)]
+
     def stages(self, teacher):
-        yield Stage("mine", teacher.twin(), self.make(), 2)
+        yield Stage("mine", teacher.denoiser.twin(), self.make(), 2)
 
 
 @dataclass(frozen=True)
@@ -553,14 +564,17 @@ class Goal:
         return Towards(self.goal)
 
 
-class Bare:
+class Bare(Method):
     """No dataclass."""
 
     def __init__(self, goal):
         self.goal = goal
 
+    def plan(self, teacher):
+        return [StagePlan("mine", 2)]
+
     def stages(self, teacher):
-        yield Stage("mine", teacher.twin(), Towards(self.goal), 2)
+        yield Stage("mine", teacher.denoiser.twin(), Towards(self.goal), 2)
 
 
 def closure(goal):
@@ -658,10 +672,8 @@ def test_an_average_follows_in_any_precision(dtype):
     assert net.weight.dtype == dtype and float(net.weight.detach()) == pytest.approx(0.95, abs=0.01)
 
 
-class Shown:
+class Shown(Objective):
     """An objective that calls its student with the data, in any mode."""
-
-    forwards = 3
 
     def __call__(self, student, batch, draw):
         return student(batch.x0).square().flatten(1).mean(1)
@@ -792,12 +804,15 @@ class Drawing(Towards):
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(Method):
     fails: bool = False
+
+    def plan(self, teacher):
+        return [StagePlan("mine", 2)]
 
     def stages(self, teacher):
         torch.rand(1)
-        yield Stage("mine", teacher.twin(), Drawing(fails=self.fails), 2)
+        yield Stage("mine", teacher.denoiser.twin(), Drawing(fails=self.fails), 2)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -811,7 +826,7 @@ def test_training_leaves_the_callers_random_state(tmp_path, fails):
         lambda: classify(net, tmp_path / "c", few, data=shown),
         lambda: classify("cnn", tmp_path / "d", few, data=shown),
         lambda: teacher.sample(3, steps=2),
-        lambda: next(GuidedDistillation(start=2, stop=1, features=4).stages(guided, 2)),
+        lambda: next(GuidedDistillation(features=4).stages(DenoiserOnly(guided, 2))),
     ]
     for call in calls[: 1 if fails else None]:
         if fails:

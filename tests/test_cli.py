@@ -20,7 +20,7 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
-from halfstep.cli.distill import ahead, Distill, plan, total_updates
+from halfstep.cli.distill import Distill
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.options import parse, Source
 from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
@@ -31,15 +31,15 @@ from halfstep.config.toml import from_file
 from halfstep.denoiser import Denoiser
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation.features import load_classifier
-from halfstep.methods import METHODS, Progressive
-from halfstep.methods.base import Stage
+from halfstep.methods import DenoiserOnly, METHODS, Progressive
+from halfstep.methods.base import Stage, updates_after
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
 from halfstep.training.run_config import read_config, write_config
 from halfstep.workflows.sample import SampleConfig
+from tests.support.denoisers import wobbly_teacher
 from tests.support.help_pages import KINDS
 
 COMMANDS = [
@@ -112,7 +112,7 @@ def test_the_top_lists_every_verb(cli):
 
 
 def test_the_verbs_are_the_methods():
-    assert VERBS["distill"][1].keys() == METHODS.keys()
+    assert VERBS["distill"][1].keys() == METHODS.keys() | {"knowledge"}
     assert set(COMMANDS) == set(KINDS)
 
 
@@ -191,11 +191,11 @@ def test_the_terminal_is_given_back_after_a_failure():
 )
 def test_what_is_ahead_is_the_sum_of_later_halvings(updates, after):
     method = Progressive(start=8, stop=1, updates=updates)
-    assert plan(method) == "8 -> 4 -> 2 -> 1 steps"
+    assert method.summary() == "8 -> 4 -> 2 -> 1 steps"
+    plan = method.plan(DenoiserOnly(wobbly_teacher(Cosine(), V())))
     for steps, count in after.items():
-        stage = Stage("any", nn.Identity(), None, 1, uniform(steps))
-        assert ahead(method, stage) == count
-    assert total_updates(method) == method.updates_for(0, 4) + after[4]
+        assert updates_after(plan, f"{steps:04d}-steps") == count
+    assert sum(stage.updates for stage in plan) == method.updates_for(0, 4) + after[4]
 
 
 def test_opened_is_called_once_before_the_first_update():

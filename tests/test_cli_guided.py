@@ -6,8 +6,8 @@ import re
 import pytest
 
 from halfstep.cli import main
-from halfstep.cli.distill import ahead, plan, total_updates
-from halfstep.methods import GuidedDistillation
+from halfstep.methods import DenoiserOnly, GuidedDistillation
+from halfstep.methods.base import updates_after
 from halfstep.nets import recipe
 from halfstep.pipeline import Pipeline
 from tests.test_guided_runs import SMALL, teacher_of
@@ -177,9 +177,13 @@ def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, said, folder, cl
 
 
 def test_what_is_ahead():
-    stages = list(SMALL.stages(teacher_of().denoiser, 3))
-    assert [ahead(SMALL, stage) for stage in stages] == [12, 8, 0]
-    assert total_updates(SMALL) == 17
-    alone = GuidedDistillation(guidance=(1.0, 4.5), updates=7, start=8, stop=8)
-    assert total_updates(alone) == 7 and plan(alone) == "guidance 1 to 4.5 in one call a step"
-    assert ahead(alone, next(alone.stages(teacher_of().denoiser, 3))) == 0
+    teacher = DenoiserOnly(teacher_of().denoiser, 3)
+    stages, plan = list(SMALL.stages(teacher)), SMALL.plan(teacher)
+    assert [updates_after(plan, stage.name) for stage in stages] == [12, 8, 0]
+    assert [(one.name, one.steps, one.updates) for one in plan] == [
+        ("guided", None, 5), ("0004-steps", 4, 4), ("0002-steps", 2, 8),
+    ]  # fmt: skip
+    assert SMALL.summary() == "guidance 1 to 4 in one call a step, 8 -> 4 -> 2 steps"
+    alone = GuidedDistillation(guidance=(1.0, 4.5), updates=7, halving=None)
+    assert [one.updates for one in alone.plan(teacher)] == [7]
+    assert alone.summary() == "guidance 1 to 4.5 in one call a step"

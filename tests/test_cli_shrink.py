@@ -10,7 +10,7 @@ from halfstep import Pipeline, Training
 from halfstep.cli import main
 from halfstep.cli.plan import _seconds_per_update
 from halfstep.data import load
-from halfstep.methods import Shrink
+from halfstep.methods import DenoiserOnly, Shrink
 from halfstep.nets.watched import bare
 from halfstep.report.sizes import on_front, sizes
 from tests.support.runs import refused, rewritten
@@ -87,7 +87,7 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
 def test_a_narrower_student_is_timed_in_fp32(place):
     pipeline = Pipeline.load(place)
     method = Shrink(student={"embed_dim": 4}, features=0.1)
-    [stage] = method.stages(pipeline.denoiser, pipeline.null)
+    [stage] = method.stages(DenoiserOnly(pipeline.denoiser, pipeline.null))
     student = bare(stage.student)
     student.autocast = torch.float16
     seen = []

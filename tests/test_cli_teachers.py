@@ -17,7 +17,7 @@ from halfstep.cli.judging import read_evidence
 from halfstep.cli.plan import _seconds_per_update, LONG, PATIENCE, probed
 from halfstep.data import Dataset, load
 from halfstep.hub.published import PUBLISHED
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.training import Training
@@ -272,10 +272,8 @@ def test_a_pass_that_is_long_by_itself_is_not_made_again():
     assert probed(clock, 1024) == (2, 2 * LONG) and clock.asked == [2]
 
 
-class Slow:
+class Slow(Objective):
     """An objective that takes 4 ms a sample."""
-
-    forwards = 3
 
     def __call__(self, student, batch, draw):
         time.sleep(0.004 * len(batch.x0))

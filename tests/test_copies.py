@@ -8,7 +8,7 @@ import torch
 
 from halfstep import build, Cosine, Dataset, Denoiser, distill, Pipeline, Training, V
 from halfstep.denoiser import not_trained
-from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
+from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.nets import built_again, recipe
 from halfstep.nets.guided import with_guidance
 from halfstep.nets.pruning import shallower
@@ -71,7 +71,7 @@ PRUNED = {
 
 
 def first(method, net):
-    return next(iter(method.stages(Denoiser(net, Cosine(), V())))).student.net
+    return next(iter(method.stages(DenoiserOnly(Denoiser(net, Cosine(), V()))))).student.net
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)

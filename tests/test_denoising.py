@@ -7,7 +7,7 @@ from torch import nn
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import Denoising
+from halfstep.methods import DenoiserOnly, Denoising
 from halfstep.methods.base import EDGE, errors, random_times
 from halfstep.methods.denoising import Denoise
 from halfstep.noise import Draw
@@ -126,7 +126,7 @@ class PerLevel(nn.Module):
 def test_training_reaches_the_closed_form():
     """The best affine denoiser of Gaussian data is the posterior mean: gain and offset of every level."""
     student = Denoiser(PerLevel(4), Cosine(), X0(), time=NetTime(scale=1.0))
-    [stage] = Denoising(updates=400, weighting="constant", levels=4).stages(student)
+    [stage] = Denoising(updates=400, weighting="constant", levels=4).stages(DenoiserOnly(student))
     assert stage.student is student and stage.updates == 400
     optimiser, rng = torch.optim.Adam(student.parameters()), seeded()
     for k in range(stage.updates):
@@ -199,7 +199,7 @@ def test_discrete_times_are_the_levels(levels):
     ],
 )
 def test_which_levels(levels, schedule, wanted):
-    [stage] = Denoising(levels=levels).stages(wobbly_teacher(schedule, Eps()))
+    [stage] = Denoising(levels=levels).stages(DenoiserOnly(wobbly_teacher(schedule, Eps())))
     assert stage.objective.levels == wanted
     assert (stage.name, stage.times, stage.updates) == ("teacher", (), 100_000)
     assert stage.objective.forwards == 3
@@ -251,8 +251,10 @@ def test_dropping_needs_a_null_label():
     with pytest.raises(
         ConfigError, match="drop_labels needs labelled data and a network with a null"
     ):
-        next(Denoising(drop_labels=0.1).stages(wobbly_teacher(Cosine(), V())))
-    [stage] = Denoising(drop_labels=0.1).stages(wobbly_teacher(Cosine(), V()), null=0)
+        Denoising(drop_labels=0.1).check(DenoiserOnly(wobbly_teacher(Cosine(), V())))
+    [stage] = Denoising(drop_labels=0.1).stages(
+        DenoiserOnly(wobbly_teacher(Cosine(), V()), unconditional=0)
+    )
     assert (stage.objective.drop, stage.objective.null) == (0.1, 0)
 
 
@@ -267,7 +269,7 @@ def test_refuses_an_unknown_weighting():
     with pytest.raises(ConfigError, match=r"no weighting 'SNR\+1'.*choose from constant, min-snr"):
         Denoising(weighting="SNR+1")
     for name in WEIGHTINGS:
-        [stage] = Denoising(weighting=name).stages(wobbly_teacher(Cosine(), V()))
+        [stage] = Denoising(weighting=name).stages(DenoiserOnly(wobbly_teacher(Cosine(), V())))
         assert stage.objective.weighting is WEIGHTINGS[name]
 
 
@@ -293,8 +295,8 @@ def test_eps_is_not_trained_where_it_says_nothing():
     """A zero-terminal-SNR table has t = 1 among its times, a straight schedule only if asked to."""
     blind = Denoiser(Wobbly(), BetaTable(zero_snr=True), Eps())
     with pytest.raises(ConfigError, match="write predicts='v'"):
-        next(Denoising().stages(blind))
-    next(Denoising().stages(Denoiser(Wobbly(), BetaTable(zero_snr=True), V())))
-    next(Denoising().stages(Denoiser(Wobbly(), RectifiedFlow(), Eps())))
+        Denoising().check(DenoiserOnly(blind))
+    next(Denoising().stages(DenoiserOnly(Denoiser(Wobbly(), BetaTable(zero_snr=True), V()))))
+    next(Denoising().stages(DenoiserOnly(Denoiser(Wobbly(), RectifiedFlow(), Eps()))))
     with pytest.raises(ConfigError, match="write predicts='v'"):
-        next(Denoising(levels=10).stages(Denoiser(Wobbly(), RectifiedFlow(), Eps())))
+        Denoising(levels=10).check(DenoiserOnly(Denoiser(Wobbly(), RectifiedFlow(), Eps())))

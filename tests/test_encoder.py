@@ -10,7 +10,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.codec import drawn
 from halfstep.denoiser import Denoiser, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import Encoder, METHODS, Progressive, two_step_target
+from halfstep.methods import DenoiserOnly, Encoder, METHODS, Progressive, two_step_target
 from halfstep.methods.progressive import Halve
 from halfstep.nets import build
 from halfstep.noise import sample_noise
@@ -212,7 +212,7 @@ def test_exact_students_to_the_very_end(times):
 
 def test_stages():
     teacher, seen = wobbly_teacher(Cosine(), V()), []
-    for stage in Encoder(start=8, stop=1, updates=(10,)).stages(teacher):
+    for stage in Encoder(start=8, stop=1, updates=(10,)).stages(DenoiserOnly(teacher)):
         assert stage.made_for == "encode" and stage.objective.teacher is teacher
         assert type(stage.objective) is Halve and stage.objective.times[0] == 0
         assert stage.times == stage.objective.times[::-1][::2] and stage.times[0] == 1
@@ -228,7 +228,7 @@ def test_stages():
 def test_objective_by_hand(weighting):
     """Times {0, ..., 1 - 1/N}, x_t of the data, and the weight on what the student is off."""
     teacher, student = wobbly_teacher(Cosine(), V()), wobbly_teacher(Cosine(), Eps())
-    [stage] = Encoder(start=8, stop=4, weighting=weighting).stages(teacher)
+    [stage] = Encoder(start=8, stop=4, weighting=weighting).stages(DenoiserOnly(teacher))
     x0 = torch.rand((30, 3, 2), generator=seeded(1)) * 2 - 1
     loss = stage.objective(student, Batch(x0), draw_of(9, 30))
     draw = draw_of(9, 30)
@@ -253,7 +253,7 @@ def test_objective_by_hand(weighting):
 def test_losses_and_gradients_are_tame(schedule, reads):
     """float32, random networks: at t = 0 an x0 student's loss would be 22,026^2 times its error."""
     teacher, student = wobbly_teacher(schedule, V()), wobbly_teacher(schedule, reads)
-    [stage] = Encoder(start=8, stop=4, weighting="snr").stages(teacher)
+    [stage] = Encoder(start=8, stop=4, weighting="snr").stages(DenoiserOnly(teacher))
     x0 = torch.rand((64, 2), generator=seeded(), dtype=torch.float32) * 2 - 1
     loss = stage.objective(student, Batch(x0), draw_of(3, 64))
     assert loss.max() < 1000
@@ -273,7 +273,7 @@ def test_a_trained_student_encodes_as_its_teacher():
     x0 = 0.3 + 0.5 * torch.randn(256, 1, generator=seeded(5))
     wanted = encode(teacher, x0, times)
     assert (encode(student, x0, times[::2]) - wanted).abs().max() > 0.5
-    [stage] = Encoder(start=8, stop=4).stages(teacher)
+    [stage] = Encoder(start=8, stop=4).stages(DenoiserOnly(teacher))
     train(student, stage.objective, gaussian_data, 500, 0.05)
     torch.testing.assert_close(encode(student, x0, times[::2]), wanted, rtol=0, atol=5e-3)
 
@@ -289,11 +289,11 @@ def test_a_trained_student_encodes_as_its_teacher():
 def test_an_x0_teacher_is_refused(schedule, worse):
     teacher = wobbly_teacher(schedule, X0())
     with pytest.raises(ConfigError, match=rf"from t = 0: .* its error times {worse}\.") as refusal:
-        next(Encoder(start=2).stages(teacher))
+        Encoder(start=2).check(DenoiserOnly(teacher))
     assert "halfstep distill reparameterise" in str(refusal.value)
-    next(Encoder(start=2, times=(1.0, 0.6, 0.3)).stages(teacher))
+    Encoder(start=2, times=(1.0, 0.6, 0.3)).check(DenoiserOnly(teacher))
     for reads in READS:
-        next(Encoder(start=2).stages(wobbly_teacher(schedule, reads)))
+        Encoder(start=2).check(DenoiserOnly(wobbly_teacher(schedule, reads)))
 
 
 @pytest.mark.parametrize("weighting", ["constant", "min-snr"])

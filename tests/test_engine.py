@@ -15,8 +15,8 @@ from torch import nn
 
 from halfstep.data import rows
 from halfstep.errors import CheckpointError, ConfigError, NonFinite
-from halfstep.methods import Denoising, Progressive
-from halfstep.methods.base import Stage
+from halfstep.methods import DenoiserOnly, Denoising, Progressive
+from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, Stopped, train, Training
@@ -156,7 +156,7 @@ class TestOptimiser:
         pipeline, data = double_teacher(), doubled()
         student = halve(tmp_path / "r", method=method, pipeline=pipeline, data=data, **options)
 
-        stage = next(iter(method.stages(double_teacher().denoiser)))
+        stage = next(iter(method.stages(DenoiserOnly(double_teacher().denoiser))))
         net = stage.student
         optimiser = torch.optim.AdamW(
             net.parameters(), betas=(0.8, 0.95), weight_decay=decay, foreach=False, fused=False
@@ -418,9 +418,7 @@ class TestMemory:
         """Gradients are there from the second micro-batch on, and two moments of each weight."""
         rooms = []
 
-        class Hungry:
-            forwards = 3
-
+        class Hungry(Objective):
             def __call__(self, student, batch, draw):
                 live = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
                 # Tied and idle weights have gradients too; whatever lies elsewhere is counted once.

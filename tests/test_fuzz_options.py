@@ -16,13 +16,12 @@ import pytest
 from safetensors.torch import load_file
 
 import halfstep.cli
-from halfstep import methods
 from halfstep.cli import main
 from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
-from halfstep.cli.distill import Distill, KINDS
+from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.report import Report
@@ -73,9 +72,7 @@ DIGITS = {"data": "digits", "teacher": "digits"}
 
 
 def distilling(name, options):
-    method = methods.METHODS[name]
-    kind = KINDS.get(method) or Distill[method]
-    return Verb(f"distill {name}", kind, options)
+    return Verb(f"distill {name}", options_for(name), options)
 
 
 VERBS = [

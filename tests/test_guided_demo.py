@@ -9,9 +9,8 @@ import pytest
 
 from halfstep.cli import main
 from halfstep.cli.demo import Demo
-from halfstep.cli.distill import total_updates
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
-from halfstep.methods import GuidedDistillation
+from halfstep.methods.guided import GuidedOptions
 
 SCALES, COUNTS = (1.0, 1.3, 2.0, 3.0), (8, 4, 2, 1)
 NUMBERS = {
@@ -60,10 +59,11 @@ def test_the_shipped_students_are_the_presets():
         assert one.times[0][0] == 1.0 and one.times[0][-1] == 0.0
     preset = tomllib.loads((files("halfstep.presets") / "digits-guided.toml").read_text())
     asked = {key: preset[key] for key in ("guidance", "start", "updates", "halving_updates")}
-    method = GuidedDistillation(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
+    method = GuidedOptions(**options).build()
+    assert bundled_cost("digits-guided")["updates"] == sum(
+        stage.updates for stage in method.plan(teacher)
     )
-    assert bundled_cost("digits-guided")["updates"] == total_updates(method)
 
 
 @pytest.mark.slow

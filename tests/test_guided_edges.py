@@ -16,6 +16,7 @@ from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError, DataError
 from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation, Progressive
+from halfstep.methods.guided import GuidedOptions
 from halfstep.nets import build
 from halfstep.pipeline.walks import draws_noise, NAMES
 from halfstep.prediction import V
@@ -94,7 +95,7 @@ def test_what_samples_are_made_of_is_finite():
 )
 def test_options_of_another_kind(options, said):
     with pytest.raises(ConfigError, match=said):
-        GuidedDistillation(**{"guidance": (1, 3), **options})
+        GuidedOptions(**{"guidance": (1, 3), **options})
 
 
 def test_a_side_that_is_a_word():
@@ -115,7 +116,9 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
     method = (
         Progressive(**halving, updates=(1,))
         if kind == "plain"
-        else GuidedDistillation(guidance=(1, 2), updates=1, halving_updates=(1,), **halving)
+        else GuidedDistillation(
+            guidance=(1, 2), updates=1, halving=Progressive(updates=(1,), **halving)
+        )
     )
     with pytest.raises(ConfigError, match=said):
         distill(teacher(clip), "digits", tmp_path / "r", method=method, job=Job(device="cpu"))

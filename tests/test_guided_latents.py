@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from halfstep.denoiser import Denoiser
-from halfstep.methods import GuidedDistillation
+from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive
 from halfstep.methods.reparameterise import Reparameterise
 from halfstep.nets import build, recipe
 from halfstep.pipeline import Pipeline
@@ -94,9 +94,12 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
             p.add_(0.05 * torch.randn_like(p))
     teacher = Pipeline(Denoiser(net, Cosine(), V()), (2, 4, 4), empty=data.null_context)
     method = GuidedDistillation(
-        guidance=(1.0, 4.0), updates=3, start=16, stop=4, halving_updates=(2,), features=8
+        guidance=(1.0, 4.0),
+        updates=3,
+        features=8,
+        halving=Progressive(start=16, stop=4, updates=(2,)),
     )
-    first = next(method.stages(teacher.denoiser, teacher.nothing))
+    first = next(method.stages(DenoiserOnly(teacher.denoiser, teacher.unconditional)))
     batch = data.batch(torch.arange(3))
     t, scale = torch.tensor([0.2, 0.6, 1.0]), torch.tensor([1.0, 2.0, 4.0])
     told = replace(batch.cond, guidance=scale)
@@ -123,7 +126,7 @@ def test_reparameterised_it_meets_the_exact_v_at_pure_noise():
     torch.manual_seed(0)
     table = BetaTable(levels=4, beta_end=0.9)
     teacher = mixture_teacher(table, parameterisation=Eps())
-    [stage] = Reparameterise(zero_snr=True).stages(teacher)
+    [stage] = Reparameterise(zero_snr=True).stages(DenoiserOnly(teacher))
     schedule, config = stage.objective.schedule, {"dim": 2, "num_classes": 4, "depth": 2}
     student = Denoiser(build("mlp", config), schedule, V())
     fit(student, stage.objective, updates=3000, rate=4e-3, rng=seeded())

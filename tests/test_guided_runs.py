@@ -10,8 +10,8 @@ from halfstep.batch import Batch, Cond
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, METHODS, Progressive
-from halfstep.methods.guided import AnyScale, at_any_scale, MatchGuided
+from halfstep.methods import DenoiserOnly, GuidedDistillation, METHODS, Progressive
+from halfstep.methods.guided import AnyScale, at_any_scale, GuidedOptions, MatchGuided
 from halfstep.methods.progressive import Halve
 from halfstep.nets import build, recipe
 from halfstep.noise import Draw, sample_noise
@@ -140,7 +140,10 @@ def teacher_of(name="mlp", config=None, shape=(2,), seed=0):
 
 
 SMALL = GuidedDistillation(
-    guidance=(1.0, 4.0), updates=5, start=8, stop=2, halving_updates=(4,), features=8
+    guidance=(1.0, 4.0),
+    updates=5,
+    features=8,
+    halving=Progressive(start=8, stop=2, updates=(4,)),
 )
 TRAINING = Training(batch=6, rate=3e-3, save_every=3, log_every=4, seed=5)
 
@@ -158,7 +161,7 @@ def run(out, method=SMALL, teacher=None, data=None, training=TRAINING, **options
 
 def test_the_stages():
     teacher = teacher_of().denoiser
-    stages = list(SMALL.stages(teacher, 3))
+    stages = list(SMALL.stages(DenoiserOnly(teacher, 3)))
     assert [stage.name for stage in stages] == ["guided", "0004-steps", "0002-steps"]
     assert [stage.updates for stage in stages] == [5, 4, 8]  # the last two halvings doubled
     assert [len(stage.times) for stage in stages] == [0, 5, 3]
@@ -179,26 +182,25 @@ def test_the_stages():
 
 
 def test_the_options_reach_the_stages():
-    method = replace(SMALL, weighting="snr+1", levels=16, halving_updates=(2, 9), grid="logsnr")
-    stages = list(method.stages(teacher_of().denoiser, 3))
+    halving = Progressive(start=8, stop=2, updates=(2, 9), grid="logsnr", weighting="snr+1")
+    method = replace(SMALL, weighting="snr+1", levels=16, halving=halving)
+    stages = list(method.stages(DenoiserOnly(teacher_of().denoiser, 3)))
     assert stages[0].objective.levels == 16 and stages[0].objective.weighting is snr_plus_one
     assert [stage.updates for stage in stages] == [5, 2, 9]
-    halving = Progressive(start=8, stop=2, updates=(2, 9), grid="logsnr", weighting="snr+1")
-    assert method.halving == halving
-    plain = list(halving.stages(teacher_of().denoiser))
+    plain = list(halving.stages(DenoiserOnly(teacher_of().denoiser)))
     assert [stage.times for stage in stages[1:]] == [stage.times for stage in plain]
     times = (0.9, 0.5, 0.2, 0.1, 0.0)
-    method = replace(SMALL, start=4, times=times)
-    assert list(method.stages(teacher_of().denoiser, 3))[1].times == times[::2]
+    method = replace(SMALL, halving=Progressive(start=4, stop=2, times=times))
+    assert list(method.stages(DenoiserOnly(teacher_of().denoiser, 3)))[1].times == times[::2]
     table = teacher_of()
     table = replace(table, denoiser=Denoiser(table.denoiser.net, BetaTable(levels=40), V()))
-    assert next(SMALL.stages(table.denoiser, 3)).objective.levels == 40
+    assert next(SMALL.stages(DenoiserOnly(table.denoiser, 3))).objective.levels == 40
 
 
 def test_the_first_stage_alone():
-    method = replace(SMALL, start=8, stop=8)
-    [stage] = method.stages(teacher_of().denoiser, 3)
-    assert stage.name == "guided" and method.halving is None
+    method = replace(SMALL, halving=None)
+    [stage] = method.stages(DenoiserOnly(teacher_of().denoiser, 3))
+    assert stage.name == "guided" and not stage.times
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_a_smaller_student_of_its_own(options, name, config):
     made = []
     for state in (1, 2):
         torch.manual_seed(state)
-        made.append(next(replace(SMALL, **options).stages(teacher, 3)).student)
+        made.append(next(replace(SMALL, **options).stages(DenoiserOnly(teacher, 3))).student)
     told = recipe(made[0].net)
     assert told[0] == name and config.items() <= told[1].items() and told[1]["guidance"] == 8
     first, second = (student.state_dict() for student in made)
@@ -257,14 +259,14 @@ def test_a_run_from_teacher_to_two_steps(tmp_path):
 def test_a_run_can_be_halved_further(tmp_path):
     teacher = teacher_of()
     run(tmp_path / "r", teacher=teacher)
-    further = replace(SMALL, stop=1, halving_updates=(4,))
+    further = replace(SMALL, halving=replace(SMALL.halving, stop=1))
     student = run(tmp_path / "r", teacher=teacher, method=further, extend=True)
     assert len(student.times[0]) == 2 and student.guidance == (1.0, 4.0)
 
 
 def test_a_student_that_takes_its_scale_is_halved_by_the_plain_method_too(tmp_path):
     """Whatever distils it, its scale is drawn from the range that it knows."""
-    first = run(tmp_path / "a", method=replace(SMALL, start=4, stop=4))
+    first = run(tmp_path / "a", method=replace(SMALL, halving=None))
     halving = Progressive(start=4, stop=2, updates=(3,))
     [stage] = stages_of(halving, first, first.denoiser)
     assert stage == at_any_scale(replace(stage, objective=stage.objective.objective), (1.0, 4.0))
@@ -280,7 +282,7 @@ def test_networks_of_images_go_the_same_way(name, tmp_path):
     teacher = teacher_of(name, TINY[name] | {"num_classes": 4}, (3, 8, 8))
     images = torch.rand(12, 3, 8, 8, generator=seeded()) * 2 - 1
     data = Dataset(images, torch.arange(12) % 3, names=("a", "b", "c"))
-    method = replace(SMALL, updates=2, start=2, stop=1, halving_updates=(2,))
+    method = replace(SMALL, updates=2, halving=Progressive(start=2, stop=1, updates=(2,)))
     student = run(tmp_path / "r", method=method, teacher=teacher, data=data)
     assert recipe(student.denoiser.net) == (
         name,
@@ -375,7 +377,19 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
 )
 def test_what_cannot_be_is_refused(options, said):
     with pytest.raises(ConfigError, match=said):
-        replace(SMALL, **options)
+        GuidedOptions(**{"start": 8, "stop": 2, "halving_updates": (4,), **options})
+
+
+def test_flat_options_are_those_of_both_parts():
+    flat = {"guidance": (1.0, 4.0), "updates": 5, "features": 8, "levels": 16, "weighting": "snr+1"}
+    grid = {"start": 8, "stop": 2, "grid": "logsnr", "target_clip": 1.0}
+    halving = Progressive(**grid, updates=(2, 9), weighting="snr+1")
+    made = GuidedOptions(**flat, **grid, halving_updates=(2, 9), student={"width": "8"}).build()
+    assert made == GuidedDistillation(**flat, student={"width": "8"}, halving=halving)
+    assert GuidedOptions(**flat, start=8, stop=8).build() == GuidedDistillation(
+        **flat, halving=None
+    )
+    assert GuidedOptions().build() == GuidedDistillation()
 
 
 def test_teachers_that_cannot_be_guided_leave_no_folder(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, NetTime
 from halfstep.errors import ConfigError
+from halfstep.methods import DenoiserOnly
 from halfstep.methods.denoising import Denoise, Denoising
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
@@ -135,10 +136,10 @@ def test_training_drops_that_share_of_the_texts():
 
 def test_dropping_texts_needs_the_empty_one():
     pipe = texts_pipeline()
-    [stage] = Denoising(drop_labels=0.1).stages(pipe.denoiser, pipe.nothing)
+    [stage] = Denoising(drop_labels=0.1).stages(DenoiserOnly(pipe.denoiser, pipe.unconditional))
     assert stage.objective.null is pipe.empty
     with pytest.raises(ConfigError, match="null class, or texts"):
-        next(Denoising(drop_labels=0.1).stages(pipe.denoiser))
+        Denoising(drop_labels=0.1).check(DenoiserOnly(pipe.denoiser))
 
 
 # -- texts -----------------------------------------------------------------------------------------

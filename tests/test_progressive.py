@@ -9,7 +9,14 @@ from torch import nn
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import METHODS, Progressive, Reparameterise, Stochastic, two_step_target
+from halfstep.methods import (
+    DenoiserOnly,
+    METHODS,
+    Progressive,
+    Reparameterise,
+    Stochastic,
+    two_step_target,
+)
 from halfstep.methods.progressive import forgiven, Halve, on_grid, shares
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, Prediction, V, X0
@@ -269,7 +276,9 @@ def test_halving_learns_clipped_targets_where_it_is_told_to():
     teacher, bound = wobbly_teacher(Cosine(), V()), 0.3
     batch, losses = Batch(torch.randn(5, 2, 3, generator=seeded())), {}
     for target_clip in (0.0, bound):
-        (stage,) = Progressive(start=4, stop=2, target_clip=target_clip).stages(teacher)
+        (stage,) = Progressive(start=4, stop=2, target_clip=target_clip).stages(
+            DenoiserOnly(teacher)
+        )
         exact = Exactly(teacher, uniform(4), bound)
         losses[target_clip] = stage.objective(exact, batch, Draw.all(seeded(1), 5))
     assert losses[bound].max() < 1e-20 < 1e-3 < losses[0.0].max()
@@ -295,7 +304,7 @@ def test_a_copy_of_a_teacher_behind_the_bound_has_nothing_to_learn(method):
     teacher, loss = Denoiser(Behind(), Cosine(), X0()), {}
     batch = Batch(torch.randn(5, 2, 3, generator=seeded()))
     for target_clip in (0.3, 0.6):
-        (stage,) = method(start=8, stop=4, target_clip=target_clip).stages(teacher)
+        (stage,) = method(start=8, stop=4, target_clip=target_clip).stages(DenoiserOnly(teacher))
         loss[target_clip] = stage.objective(stage.student, batch, Draw.all(seeded(1), 5))
     assert loss[0.3].max() == 0 < 5e-5 < loss[0.6].max()
 
@@ -597,7 +606,7 @@ def test_sixteen_steps_to_one():
     untrained = sample(teacher, noise, uniform(1))
     assert (untrained - wanted).abs().max() > 0.3
     names = []
-    for stage in Progressive(start=16, stop=1, updates=(250,)).stages(teacher):
+    for stage in Progressive(start=16, stop=1, updates=(250,)).stages(DenoiserOnly(teacher)):
         train(stage.student, stage.objective, gaussian_data, stage.updates, 0.05)
         got = sample(stage.student, noise, stage.times)
         torch.testing.assert_close(got, wanted, rtol=0, atol=5e-3)
@@ -610,7 +619,7 @@ def test_sixteen_steps_to_one():
 
 def test_each_stage_teaches_the_next():
     teacher, seen = wobbly_teacher(Cosine(), V()), []
-    for stage in Progressive(start=16, stop=1, updates=(10,)).stages(teacher):
+    for stage in Progressive(start=16, stop=1, updates=(10,)).stages(DenoiserOnly(teacher)):
         assert stage.objective.teacher is teacher and stage.student is not teacher
         assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
         assert all(p.requires_grad for p in stage.student.parameters()) and stage.student.training
@@ -632,7 +641,7 @@ def test_each_stage_teaches_the_next():
 
 def test_updates_one_each():
     method = Progressive(start=12, stop=3, updates=(7, 9))
-    stages = list(method.stages(wobbly_teacher(Cosine(), V())))
+    stages = list(method.stages(DenoiserOnly(wobbly_teacher(Cosine(), V()))))
     assert [(s.name, s.updates) for s in stages] == [("0006-steps", 7), ("0003-steps", 9)]
     assert method.updates_for(1, 1) == 9
     assert [Progressive(updates=(5,)).updates_for(0, n) for n in (8, 4, 3, 2, 1)] == [
@@ -654,20 +663,24 @@ def test_the_papers_updates():
 @pytest.mark.parametrize("name", ["uniform", "trailing", "logsnr", "karras"])
 def test_grids_by_name(name):
     schedule = VPLinear()
-    [stage] = Progressive(start=6, stop=3, grid=name).stages(wobbly_teacher(schedule, V()))
+    [stage] = Progressive(start=6, stop=3, grid=name).stages(
+        DenoiserOnly(wobbly_teacher(schedule, V()))
+    )
     assert stage.objective.times == grid(name, 6, schedule)
     assert stage.times == grid(name, 6, schedule)[::2] and len(stage.times) == 4
 
 
 def test_a_grid_of_ones_own():
     times = (0.9, 0.5, 0.44, 0.2, 0.0)
-    stages = list(Progressive(start=4, times=times).stages(wobbly_teacher(RectifiedFlow(), V())))
+    stages = list(
+        Progressive(start=4, times=times).stages(DenoiserOnly(wobbly_teacher(RectifiedFlow(), V())))
+    )
     assert [s.times for s in stages] == [(0.9, 0.44, 0.0), (0.9, 0.0)]
 
 
 def test_a_guided_teacher_is_distilled_into_a_plain_student():
     guided = Guided(mixture_teacher(Cosine()), 3.0, null=3)
-    [stage] = Progressive(start=2, stop=1).stages(guided)
+    [stage] = Progressive(start=2, stop=1).stages(DenoiserOnly(guided))
     assert stage.objective.teacher is guided and type(stage.student) is Denoiser
     batch = Batch(Mixture().draw(5, seeded()), Cond(label=torch.tensor([0, 1, 2, 1, 0])))
     assert bool(stage.objective(stage.student, batch, draw_of(0, 5)).isfinite().all())
@@ -746,7 +759,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="perhaps you meant 'truncated-snr'"):
         Progressive(weighting="truncated_snr")
     with pytest.raises(ConfigError, match="no grid 'unifrom': perhaps you meant 'uniform'"):
-        next(Progressive(start=2, grid="unifrom").stages(wobbly_teacher(Cosine(), V())))
+        Progressive(start=2, grid="unifrom").check(DenoiserOnly(wobbly_teacher(Cosine(), V())))
 
 
 @pytest.mark.parametrize(
@@ -757,19 +770,19 @@ def test_unknown_names_are_refused():
 def test_an_eps_teacher_is_refused_from_pure_noise_and_the_advice_works(schedule):
     teacher = wobbly_teacher(schedule, Eps())
     with pytest.raises(ConfigError, match=r"predicts eps and cannot be distilled from t = 1") as no:
-        next(Progressive(start=2).stages(teacher))
+        Progressive(start=2).check(DenoiserOnly(teacher))
     assert "halfstep distill reparameterise" in str(no.value)
     assert "times that start lower" in str(no.value)
-    next(Progressive(start=2, times=(0.5, 0.25, 0.0)).stages(teacher))
+    Progressive(start=2, times=(0.5, 0.25, 0.0)).check(DenoiserOnly(teacher))
     if schedule != BetaTable(zero_snr=True):  # whose eps teacher was never there to be asked
-        [stage] = Reparameterise().stages(teacher)
-        next(Progressive(start=2).stages(stage.student))
+        [stage] = Reparameterise().stages(DenoiserOnly(teacher))
+        Progressive(start=2).check(DenoiserOnly(stage.student))
 
 
 @pytest.mark.parametrize("reads", [X0(), V()], ids=named)
 @every_schedule
 def test_other_teachers_are_distilled_from_pure_noise(schedule, reads):
-    next(Progressive(start=2).stages(wobbly_teacher(schedule, reads)))
+    Progressive(start=2).check(DenoiserOnly(wobbly_teacher(schedule, reads)))
 
 
 def test_walks_agree_with_the_exact_flow():

@@ -364,7 +364,7 @@ def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
     assert (said - nothing).abs().amax((1, 2)).min() > 0.1
     x = torch.randn(2, *published.shape, generator=torch.Generator().manual_seed(3))
     times = [0.001, 0.75]
-    guided = Guided(pipeline.denoiser, published.guidance, pipeline.nothing)
+    guided = Guided(pipeline.denoiser, published.guidance, pipeline.unconditional)
     got = guided(x, torch.tensor(times, dtype=torch.float64), Cond(context=said)).eps
     told = torch.tensor([1.0, 750.0])
     cond, uncond = model(x, told, context=said), model(x, told, context=nothing)

@@ -6,7 +6,7 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import Progressive, Reparameterise
+from halfstep.methods import DenoiserOnly, Progressive, Reparameterise
 from halfstep.methods.reparameterise import Match
 from halfstep.noise import Draw
 from halfstep.prediction import Eps, V, X0, X0AndEps
@@ -143,7 +143,7 @@ def test_micro_batches_have_the_losses_of_the_batch():
 def test_stage(reads):
     time = NetTime(scale=7.0, offset=2.0)
     teacher = Denoiser(Wobbly(), Cosine(), reads, time=time, autocast=torch.bfloat16)
-    [stage] = Reparameterise(updates=12, weighting="constant").stages(teacher)
+    [stage] = Reparameterise(updates=12, weighting="constant").stages(DenoiserOnly(teacher))
     student = stage.student
     assert (stage.name, stage.updates, stage.times) == ("v-teacher", 12, ())
     assert student.parameterisation == V() and student.schedule == Cosine()
@@ -157,13 +157,13 @@ def test_stage(reads):
 
 def test_stage_on_a_table():
     teacher = wobbly_teacher(BetaTable(levels=40), Eps())
-    [stage] = Reparameterise().stages(teacher)
+    [stage] = Reparameterise().stages(DenoiserOnly(teacher))
     assert stage.student.schedule == BetaTable(levels=40) and stage.objective.levels == 40
-    [stage] = Reparameterise(zero_snr=True).stages(teacher)
+    [stage] = Reparameterise(zero_snr=True).stages(DenoiserOnly(teacher))
     wanted = BetaTable(levels=40, zero_snr=True)
     assert stage.student.schedule == stage.objective.schedule == wanted
     assert stage.objective.teacher is teacher and teacher.schedule == BetaTable(levels=40)
-    next(Progressive(start=2).stages(stage.student))
+    next(Progressive(start=2).stages(DenoiserOnly(stage.student)))
 
 
 def test_training_moves_the_student_to_the_teacher():
@@ -196,12 +196,12 @@ def test_training_moves_the_student_to_the_teacher():
 
 def test_refuses_two_outputs():
     with pytest.raises(ConfigError, match="predicts both x0 and eps is readable at t = 1"):
-        next(Reparameterise().stages(wobbly_teacher(Cosine(), X0AndEps())))
+        Reparameterise().check(DenoiserOnly(wobbly_teacher(Cosine(), X0AndEps())))
 
 
 def test_refuses_zero_snr_without_a_table():
     with pytest.raises(ConfigError, match="zero_snr moves a diffusers table"):
-        next(Reparameterise(zero_snr=True).stages(wobbly_teacher(Cosine(), Eps())))
+        Reparameterise(zero_snr=True).check(DenoiserOnly(wobbly_teacher(Cosine(), Eps())))
 
 
 def test_refuses_an_unknown_weighting():

@@ -11,10 +11,11 @@ from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink
+from halfstep.methods import Chain, DenoiserOnly, GuidedDistillation, METHODS, Progressive, Shrink
 from halfstep.methods.base import errors
 from halfstep.methods.guided import AnyScale
 from halfstep.methods.imitation import feature_error, Matched, mixed_target
+from halfstep.methods.plan import ChainOptions
 from halfstep.nets import build, recipe
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
@@ -22,8 +23,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import BetaTable, Cosine, Level
 from halfstep.training import distill, Training
-from halfstep.training.denoisers import stages_of
-from halfstep.training.settling import scores, settled
+from halfstep.training.denoisers import resolve, stages_of
 from halfstep.weighting import WEIGHTINGS
 from tests.support.denoisers import seeded
 from tests.support.networks import nothing, UNET
@@ -128,7 +128,7 @@ def test_the_mask_leaves_out_what_is_far_from_the_mean_of_the_teachers_sample():
 
 def imitating(pipeline, **changes):
     method = Shrink(keep=(0,), **{"drop_labels": 0.5, **changes})
-    return next(method.stages(pipeline.denoiser.double(), NULL))
+    return next(method.stages(DenoiserOnly(pipeline.denoiser.double(), NULL)))
 
 
 @pytest.mark.parametrize("denoising", [0.0, 0.3])
@@ -196,7 +196,7 @@ def test_only_the_student_learns():
 def test_guided_teachers_and_those_that_take_a_scale():
     pipeline = teacher()
     guided = Guided(pipeline.denoiser.double(), 2.5, NULL)
-    stage = next(Shrink(keep=(1,), drop_labels=0).stages(guided, NULL))
+    stage = next(Shrink(keep=(1,), drop_labels=0).stages(DenoiserOnly(guided, NULL)))
     assert stage.objective.denoising == 0  # the data are no guided images
     found = stage.objective.measure(stage.student, batch(), draw())["terms"]
     assert 0 < found["features"] < 10
@@ -217,17 +217,21 @@ def test_guided_teachers_and_those_that_take_a_scale():
 
 
 def test_a_narrower_student_begins_untrained():
-    stage = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    stage = next(Shrink(student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert stage.objective.matched.projectors
     assert recipe(bare(stage.student).net)[1]["embed_dim"] == 4
-    again = next(Shrink(student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    again = next(Shrink(student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert all(map(torch.equal, stage.student.parameters(), again.student.parameters()))
-    both = next(Shrink(depth=2, student={"embed_dim": "4"}).stages(teacher().denoiser, NULL))
+    both = next(
+        Shrink(depth=2, student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL))
+    )
     assert recipe(bare(both.student).net)[1]["depth"] == 2
-    thin = next(Shrink(student={"mlp_ratio": "1"}).stages(teacher().denoiser, NULL))
+    thin = next(Shrink(student={"mlp_ratio": "1"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert thin.objective.matched is not None and not thin.objective.matched.projectors
     other = next(
-        Shrink(student={"patch_size": "4", "embed_dim": "4"}).stages(teacher().denoiser, NULL)
+        Shrink(student={"patch_size": "4", "embed_dim": "4"}).stages(
+            DenoiserOnly(teacher().denoiser, NULL)
+        )
     )
     assert other.objective.matched is None
 
@@ -240,7 +244,7 @@ def test_features_of_a_narrower_student_are_compared_through_projectors(name, op
     old = teacher().denoiser if name == "uvit" else Denoiser(build("unet", UNET), Cosine(), V())
     old, shape = old.double(), batch().x0.shape if name == "uvit" else (3, 1, 8, 8)
     shrink = Shrink(student=options, features=0.5)
-    stage = next(shrink.stages(old, NULL if name == "uvit" else None))
+    stage = next(shrink.stages(DenoiserOnly(old, NULL if name == "uvit" else None)))
     projectors = stage.objective.matched.projectors
     assert len(projectors) == len(stage.objective.matched.student)
     assert projectors[0].weight.shape[1] == width
@@ -257,8 +261,9 @@ def test_features_of_a_narrower_student_are_compared_through_projectors(name, op
 
 
 def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
-    method = Plan(
-        student={"embed_dim": "4"}, features=0.5, updates=6, start=2, stop=1, halving_updates=(2,)
+    method = Chain(
+        shrink=Shrink(student={"embed_dim": "4"}, features=0.5, updates=6),
+        then=Progressive(start=2, stop=1, updates=(2,)),
     )
 
     def made(out, **options):
@@ -279,21 +284,27 @@ def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
 
 def test_a_unet_of_fewer_layers():
     denoiser = Denoiser(build("unet", UNET), Cosine(), V()).double()
-    stage = next(Shrink(student={"layers_per_block": "1"}).stages(denoiser))
+    stage = next(Shrink(student={"layers_per_block": "1"}).stages(DenoiserOnly(denoiser)))
     assert len(stage.objective.matched.student) == 5 and stage.objective.drop == 0
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded())
     terms = stage.objective.measure(stage.student, Batch(x), draw(3))["terms"]
     assert 0 < terms["features"] < 10
-    narrow = next(Shrink(student={"block_out_channels": "[8, 8]"}).stages(denoiser))
+    narrow = next(Shrink(student={"block_out_channels": "[8, 8]"}).stages(DenoiserOnly(denoiser)))
     assert narrow.objective.matched.projectors
 
 
 def test_tables_are_asked_at_their_levels():
     denoiser = teacher().denoiser
-    assert next(Shrink(keep=(0,), levels=4).stages(denoiser, NULL)).objective.levels == 4
+    assert (
+        next(Shrink(keep=(0,), levels=4).stages(DenoiserOnly(denoiser, NULL))).objective.levels == 4
+    )
     denoiser.schedule = BetaTable(levels=10)
-    assert next(Shrink(keep=(0,)).stages(denoiser, NULL)).objective.levels == 10
+    assert next(Shrink(keep=(0,)).stages(DenoiserOnly(denoiser, NULL))).objective.levels == 10
 
+
+HALVING = Progressive(start=8, stop=2, updates=(3,))
+GUIDED = GuidedDistillation(guidance=(1.0, 3.0), updates=3, features=6, halving=HALVING)
+PLAN = Chain(shrink=Shrink(keep=(0,), updates=5), then=GUIDED)
 
 REFUSED = [
     ({}, "nothing says how the student is smaller"),
@@ -326,7 +337,7 @@ def test_options_that_cannot_be(options, words):
         (Shrink(student={"embed_dim": "16"}), "ask for fewer in student"),
         (Shrink(student={"patch_size": "4", "embed_dim": "4"}, features=0.5), "write features=0"),
         (Shrink(keep=(0,), drop_labels=0.1), "write drop_labels=0"),
-        (Plan(keep=(0,), guidance=(1, 3)), "leads away from a null class"),
+        (Chain(shrink=Shrink(keep=(0,)), then=GUIDED), "leads away from a null class"),
     ],
 )
 def test_teachers_that_cannot_be(method, words, tmp_path):
@@ -339,12 +350,12 @@ def test_teachers_that_cannot_be(method, words, tmp_path):
 def test_guided_teachers_are_not_drawn_to_the_data():
     scaled = teacher(guidance=(1.0, 3.0))
     with pytest.raises(ConfigError, match="write denoising=0"):
-        next(Shrink(keep=(1,), denoising=0.1).stages(scaled.denoiser, NULL))
+        Shrink(keep=(1,), denoising=0.1).check(DenoiserOnly(scaled.denoiser, NULL))
     with pytest.raises(ConfigError, match="takes its guidance scale as an input already"):
-        next(stages_of(Plan(keep=(1,), guidance=(1, 2)), scaled, scaled.denoiser))
+        replace(PLAN, shrink=Shrink(keep=(1,))).check(scaled)
     student = replace(teacher(), times=((1.0, 0.5, 0.0),))
     with pytest.raises(ConfigError, match="is a student of 2 steps"):
-        next(stages_of(Shrink(keep=(1,)), student, student.denoiser))
+        Shrink(keep=(1,)).check(student)
 
 
 def test_the_score_is_measured_on_data_and_kept():
@@ -352,20 +363,20 @@ def test_the_score_is_measured_on_data_and_kept():
     nothing(pipeline.denoiser.net, 2)
     method = Shrink(depth=6, updates=1, denoising=0.0)
     with pytest.raises(ConfigError, match="is found on data"):
-        next(method.stages(pipeline.denoiser, NULL))
-    worth = scores(method, pipeline, data(), progress=told)
+        method.check(DenoiserOnly(pipeline.denoiser, NULL))
+    worth = method.scores(pipeline, data(), progress=told)
     assert told.steps == (1 + 4) * -(-min(512, len(data())) // 64)
     assert abs(worth[2]) < 1e-6 and min(worth) == worth[2]
-    assert settled(method, pipeline, data()).keep == (0, 1, 3)
-    assert settled(replace(method, choose="even"), pipeline, data()).keep == ()
+    assert resolve(method, pipeline, data()).keep == (0, 1, 3)
+    assert resolve(replace(method, choose="even"), pipeline, data()).keep == ()
     even = replace(method, choose="even").kept(pipeline.denoiser.net)
     assert even == (0, 1, 2)
 
 
 def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
     """Data that lies class by class: the first rows would be of one class."""
-    monkeypatch.setattr("halfstep.training.settling.ROWS", 6)
-    monkeypatch.setattr("halfstep.training.settling.BATCH", 4)
+    monkeypatch.setattr("halfstep.methods.block_scores.ROWS", 6)
+    monkeypatch.setattr("halfstep.methods.block_scores.BATCH", 4)
     whole, seen = data(), []
 
     class Noted(type(whole)):
@@ -374,7 +385,7 @@ def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
             return super().drawn(rows, draw)
 
     noted, n = Noted(**vars(whole)), len(whole)
-    scores(Shrink(depth=6, updates=1, denoising=0.0), teacher(depth=8), noted)
+    Shrink(depth=6, updates=1, denoising=0.0).scores(teacher(depth=8), noted)
     spread = [k * n // 6 for k in range(6)]
     assert (
         n > 12 and seen == [spread[:4], spread[4:]] * 5
@@ -384,10 +395,6 @@ def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
 # --- plans --------------------------------------------------------------------------------------------
 
 
-PLAN = Plan(
-    keep=(0,), updates=5, guidance=(1.0, 3.0), guided_updates=3, start=8, stop=2, halving_updates=(3,),
-    scale_features=6,
-)  # fmt: skip
 STAGES = ["0002-steps", "0004-steps", "guided", "shrunk"]
 
 
@@ -410,9 +417,7 @@ def test_a_plan_is_its_parts_one_after_the_other(tmp_path):
 
 
 def test_without_guidance_it_shrinks_and_halves(tmp_path):
-    method = replace(PLAN, guidance=None, guided_updates=10_000, scale_features=256)
-    assert isinstance(method.after, Progressive) and isinstance(PLAN.after, GuidedDistillation)
-    student = run(tmp_path / "run", method)
+    student = run(tmp_path / "run", replace(PLAN, then=HALVING))
     names = sorted(path.name for path in (tmp_path / "run/stages").iterdir())
     assert names == ["0002-steps", "0004-steps", "shrunk"] and student.guidance is None
 
@@ -442,15 +447,31 @@ def test_a_begun_run_keeps_the_pairs_it_was_begun_with(tmp_path):
     assert len(kept) == 1
     other = {"keep": [1 - kept[0]]}  # as if the data had said so then
     rewritten(tmp_path / "run/run.json", lambda begun: begun["options"].update(other))
-    assert settled(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
+    assert resolve(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
 
 
 def test_it_is_among_the_methods():
-    assert METHODS["shrink"] is Shrink and METHODS["plan"] is Plan
+    assert METHODS["shrink"] is Shrink and METHODS["plan"] is Chain
     with pytest.raises(ConfigError, match="vanishes at SNR 0"):
-        Plan(depth=2, weighting="snr")
+        ChainOptions(depth=2, weighting="snr")
     with pytest.raises(ConfigError, match="cannot halve from 6 to 4"):
-        Plan(depth=2, start=6, stop=4)
+        ChainOptions(depth=2, start=6, stop=4)
+    with pytest.raises(ConfigError, match="cannot halve from 4 to 4"):
+        ChainOptions(depth=2, start=4, stop=4)
+    with pytest.raises(ConfigError, match="guided_updates is of the stage"):
+        ChainOptions(depth=2, guided_updates=3)
+
+
+def test_a_chain_of_flat_options_is_its_parts():
+    flat = {"start": 8, "stop": 2, "halving_updates": (3,)}
+    guided = {"guidance": (1.0, 3.0), "guided_updates": 3, "scale_features": 6}
+    made = ChainOptions(keep=(0,), updates=5, weighting="snr+1", levels=4, **flat, **guided).build()
+    halving = replace(HALVING, weighting="snr+1")
+    assert made == Chain(
+        shrink=Shrink(keep=(0,), updates=5, weighting="snr+1", levels=4),
+        then=replace(GUIDED, weighting="snr+1", levels=4, halving=halving),
+    )
+    assert ChainOptions(depth=2, **flat).build() == Chain(shrink=Shrink(depth=2), then=HALVING)
 
 
 def test_features_of_a_guided_teacher_are_those_with_the_label():

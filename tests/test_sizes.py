@@ -16,7 +16,9 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation import digits_features, Evaluation
 from halfstep.evaluation.gate import Gate
 from halfstep.evaluation.scorer import scorer_for
-from halfstep.methods import Denoising, GuidedDistillation, Plan, Progressive, Shrink
+from halfstep.methods import Denoising, GuidedDistillation, Progressive, Shrink
+from halfstep.methods.guided import GuidedOptions
+from halfstep.methods.plan import ChainOptions
 from halfstep.nets import build
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.nets.classifiers import build_classifier
@@ -200,8 +202,8 @@ def test_no_image_has_such_a_size():
         (lambda: Progressive(start=2**40), "start"),
         (lambda: Progressive(start=4, updates=(10**15,)), "updates"),
         (lambda: GuidedDistillation(features=2**40), "features"),
-        (lambda: GuidedDistillation(halving_updates=(10**10,)), "halving_updates"),
-        (lambda: Plan(depth=2, guided_updates=10**10, guidance=(1, 2)), "guided_updates"),
+        (lambda: GuidedOptions(halving_updates=(10**10,)), "halving_updates"),
+        (lambda: ChainOptions(depth=2, guided_updates=10**10, guidance=(1, 2)), "guided_updates"),
         (lambda: Shrink(depth=2, updates=10**18), "updates"),
         (lambda: Evaluation(samples=10**12), "samples"),
         (lambda: Evaluation(full=10**9), "full"),

@@ -10,7 +10,14 @@ from torch import nn
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of, NetTime
 from halfstep.errors import ConfigError
-from halfstep.methods import METHODS, Progressive, Reparameterise, Stochastic, two_step_target
+from halfstep.methods import (
+    DenoiserOnly,
+    METHODS,
+    Progressive,
+    Reparameterise,
+    Stochastic,
+    two_step_target,
+)
 from halfstep.methods.progressive import Halve
 from halfstep.methods.stochastic import HalveJumps
 from halfstep.nets import build
@@ -395,7 +402,7 @@ def test_micro_batches_have_the_losses_of_the_batch():
 def test_stages_end_at_two_steps(stop):
     teacher, seen = wobbly_teacher(Cosine(), V()), []
     method = Stochastic(start=16, stop=stop, updates=(10,))
-    for stage in method.stages(teacher):
+    for stage in method.stages(DenoiserOnly(teacher)):
         assert stage.objective.teacher is teacher and stage.student is not teacher
         assert stage.times == stage.objective.times[::2] and stage.made_for == "stochastic"
         assert torch.equal(stage.student.net.gain, teacher.net.gain)
@@ -409,13 +416,15 @@ def test_stages_end_at_two_steps(stop):
 def test_options():
     assert METHODS["stochastic"] is Stochastic
     method = Stochastic(start=12, stop=3, updates=(7, 9), weighting="snr+1")
-    stages = list(method.stages(wobbly_teacher(VPLinear(), V())))
+    stages = list(method.stages(DenoiserOnly(wobbly_teacher(VPLinear(), V()))))
     assert [(s.name, s.updates) for s in stages] == [("0006-steps", 7), ("0003-steps", 9)]
     assert all(s.objective.weighting is snr_plus_one for s in stages)
-    [stage] = Stochastic(start=4, grid="karras").stages(wobbly_teacher(VPLinear(), V()))
+    [stage] = Stochastic(start=4, grid="karras").stages(
+        DenoiserOnly(wobbly_teacher(VPLinear(), V()))
+    )
     assert stage.objective.times == karras(4, VPLinear())
     own = (0.9, 0.5, 0.44, 0.2, 0.0)
-    [stage] = Stochastic(start=4, times=own).stages(wobbly_teacher(VPLinear(), V()))
+    [stage] = Stochastic(start=4, times=own).stages(DenoiserOnly(wobbly_teacher(VPLinear(), V())))
     assert stage.times == (0.9, 0.44, 0.0)
 
 
@@ -438,7 +447,7 @@ def test_other_refusals_are_progressives():
     with pytest.raises(ConfigError, match="vanishes at SNR 0"):
         Stochastic(weighting="snr")
     with pytest.raises(ConfigError, match="predicts eps and cannot be distilled from t = 1"):
-        next(Stochastic(start=4).stages(wobbly_teacher(Cosine(), Eps())))
+        Stochastic(start=4).check(DenoiserOnly(wobbly_teacher(Cosine(), Eps())))
 
 
 # --- what belongs together ----------------------------------------------------------------------------
@@ -570,5 +579,7 @@ def test_trained_students_have_the_variance_of_exact_ones():
 
 @pytest.mark.parametrize("asked, clip", [(0.0, None), (0.3, 0.3)])
 def test_targets_are_clipped_where_it_is_told_to(asked, clip):
-    (stage,) = Stochastic(start=4, stop=2, target_clip=asked).stages(wobbly_teacher(Cosine(), V()))
+    (stage,) = Stochastic(start=4, stop=2, target_clip=asked).stages(
+        DenoiserOnly(wobbly_teacher(Cosine(), V()))
+    )
     assert stage.objective.clip == clip

@@ -7,9 +7,9 @@ import torch
 
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
-from halfstep.methods import Encoder, Progressive, Reparameterise, Stochastic
+from halfstep.methods import DenoiserOnly, Encoder, Progressive, Reparameterise, Stochastic
 from halfstep.timegrids import grid, uniform
-from halfstep.training.denoisers import stages_of
+from halfstep.training.denoisers import refuse_teacher, stages_of
 from tests.test_guided_runs import points, run, SMALL, teacher_of
 
 HALF = Progressive(start=4, stop=2, updates=(2,))
@@ -36,7 +36,7 @@ def test_a_student_is_not_asked_between_its_times(method, tmp_path):
     said = "a student of 4 steps, which answers at the times of its own grid alone.* at every time"
     refused(said, method, student(), tmp_path)
     with pytest.raises(ConfigError, match=said):  # as --dry-run asks
-        stages_of(method, student(), student().denoiser)
+        refuse_teacher(method, student())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_network_that_does_not_fit_leaves_no_folder(options, said, tmp_path):
 
 def test_trying_it_changes_nothing(tmp_path):
     method, teacher = replace(SMALL, student={"width": "8"}), teacher_of()
-    wanted = next(method.stages(teacher.denoiser, 3)).student
+    wanted = next(method.stages(DenoiserOnly(teacher.denoiser, 3))).student
     torch.manual_seed(3)
     state = torch.get_rng_state()
     stages = stages_of(method, teacher, teacher.denoiser)

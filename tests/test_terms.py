@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from halfstep import losses
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError, DataError
-from halfstep.methods.base import at
 from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch, Relational
 from halfstep.methods.knowledge import Distil, KnowledgeDistillation
 from halfstep.methods.recipes import (
@@ -64,7 +63,7 @@ def loss(terms, student=S, teacher=T, labels=Y, done=0.0):
     x = torch.arange(len(student), dtype=torch.float64)[:, None]
     method = KnowledgeDistillation(terms=terms)
     [stage] = method.stages(Teachers(Says(teacher)), net)
-    objective = at(stage.objective, done)
+    objective = stage.objective.at(done)
     values = objective(net, Batch(x, None if labels is None else Cond(labels)), None)
     assert values.shape == (len(student),)
     [gradient] = torch.autograd.grad(values.mean(), net.logits)
@@ -290,7 +289,7 @@ def test_what_is_logged_has_every_terms_name():
     net, teacher = Says(S), Teachers(Says(T))
     [stage] = KnowledgeDistillation(terms=terms).stages(teacher, net)
     batch = Batch(torch.arange(3.0)[:, None], Cond(torch.tensor([0, 1, -1])))
-    found = at(stage.objective, 0.5).measure(net, batch, None)
+    found = stage.objective.at(0.5).measure(net, batch, None)
     assert found["weights"] == {"soft": 0.9, "hard": 0.1, "soft2": 0.5}
     assert found["terms"].keys() == found["weights"].keys()
     close(found["terms"]["hard"], F.cross_entropy(S[:2], Y[:2]))

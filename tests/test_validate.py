@@ -27,6 +27,8 @@ from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
 from halfstep.methods.feature_terms import FeatureMatch
+from halfstep.methods.guided import GuidedOptions
+from halfstep.methods.plan import ChainOptions
 from halfstep.methods.terms import SoftTargets, Term
 from halfstep.methods.weights import Linear
 from halfstep.nets.preprocessing import Preprocessing
@@ -34,8 +36,9 @@ from halfstep.schedules import SCHEDULES
 
 METHODS = [getattr(methods, name) for name in methods.__all__]
 METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]
-METHODS += [Autoencoding, Classification, Training]
-NEEDED = {Linear: ("start", "stop"), Augmentation: ("steps",), Shrink: (), methods.Plan: ()}
+METHODS.remove(methods.Chain)  # which has methods alone
+METHODS += [Autoencoding, ChainOptions, Classification, GuidedOptions, Training]
+NEEDED = {Linear: ("start", "stop"), Augmentation: ("steps",), Shrink: (), ChainOptions: ()}
 TERMS = [*vars(terms).values(), FeatureMatch]
 TERMS = [
     one for one in TERMS if isinstance(one, type) and issubclass(one, Term) and one is not Term

@@ -12,7 +12,7 @@ from rich.console import Console
 from halfstep import files, storage
 from halfstep.cli.beside import beside
 from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.distill import ahead, Distill, plan
+from halfstep.cli.distill import Distill
 from halfstep.cli.guided_demo import guided_demo
 from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
@@ -28,10 +28,10 @@ from halfstep.evaluation.setups import MOST
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
+from halfstep.methods.base import teacher_times, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
-from halfstep.timegrids import grid
 from halfstep.training import distill, train
 from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
@@ -110,7 +110,7 @@ def demo(argv: Sequence[str]) -> int:
 
     say(console, "teacher", describe(teacher))
     say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
-    say(console, "plan", plan(method))
+    say(console, "plan", method.summary())
     say(console, "updates", updates_on(sum(method.updates), training, options.device))
     teacher.to(pick_device(options.device))
     asked = Evaluation(
@@ -121,13 +121,12 @@ def demo(argv: Sequence[str]) -> int:
     def judge_teacher(progress: Progress) -> Rows:
         return teacher_rows(teacher, COUNTS, judge, asked, progress=progress)
 
+    plan = method.plan(teacher)
     with beside(judge_teacher) as judged:
-        with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
+        with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
             job = Job(device=options.device, watch=bars, gate=keep)
             distill(teacher, data, run, method=method, training=training, job=job)
-        subject = Candidates(
-            teacher, students, data, grid("uniform", method.start, teacher.denoiser.schedule)
-        )
+        subject = Candidates(teacher, students, data, teacher_times(plan))
         found = _judged(options, subject, judge, asked, judged, preset, run, console)
     results = _results(found)
     storage.write_json(options.folder / "results.json", results)

@@ -1,7 +1,7 @@
 """`halfstep distill METHOD`: one verb for every method there is."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,27 @@ from halfstep.cli.gating import (
     rehearsed_gate,
     start_of,
 )
-from halfstep.cli.guided_gating import guided_gate, GuidedQuality
+from halfstep.cli.guided_gating import GuidedQuality
 from halfstep.cli.options import Flat, parse, Source, Where
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, updates_on
-from halfstep.cli.shrinking import plan_gate, PlanQuality, said, with_pairs
+from halfstep.cli.shrinking import plan_gate, PlanQuality, resolved
 from halfstep.cli.train import own_net
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.gate import Gate
-from halfstep.methods import GuidedDistillation, METHODS, Plan, Progressive, Shrink, Stochastic
-from halfstep.methods.base import Stage
-from halfstep.methods.shrink import SHRUNK
+from halfstep.methods import (
+    Chain,
+    GuidedDistillation,
+    Method,
+    METHODS,
+    Progressive,
+    Stochastic,
+)
+from halfstep.methods.base import updates_after
+from halfstep.methods.guided import GuidedOptions
+from halfstep.methods.plan import ChainOptions
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, Training
 from halfstep.training.denoisers import refuse_teacher
@@ -79,61 +87,56 @@ class Jumping(Distill[Stochastic]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guiding(Distill[GuidedDistillation]):
+class Guiding(Distill[GuidedOptions]):
     """One student for a range of guidance scales, and fewer steps until it is no longer worth it."""
 
-    method: Annotated[GuidedDistillation, Flat]
+    method: Annotated[GuidedOptions, Flat]
     quality: Annotated[GuidedQuality, Flat] = field(default_factory=GuidedQuality)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planning(Distill[Plan]):
+class Planning(Distill[ChainOptions]):
     """A smaller network, one call for any guidance scale if asked, and fewer steps."""
 
-    method: Annotated[Plan, Flat]
+    method: Annotated[ChainOptions, Flat]
     quality: Annotated[PlanQuality, Flat] = field(default_factory=PlanQuality)
 
 
 KINDS: dict[Any, Any] = {
     Progressive: Halving,
     Stochastic: Jumping,
-    GuidedDistillation: Guiding,
-    Plan: Planning,
+    GuidedOptions: Guiding,
+    ChainOptions: Planning,
 }
-"""Of the methods that have a gate."""
+"""Of the methods that have a gate, by the class of their options."""
 
 
 def distill(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
-    console, method_kind, args = terminal(), METHODS[name], list(argv)
-    kind: Any = KINDS.get(method_kind) or Distill[method_kind]  # type: ignore[valid-type]
+    console, kind, args = terminal(), METHODS[name], list(argv)
     prog = f"halfstep distill {name}"
-    auto = method_kind is Progressive and auto_start(args)
-    options = parse(kind, args, prog=prog)
+    auto = kind is Progressive and auto_start(args)
+    options: Any = parse(options_for(name), args, prog=prog)
     options.where.check()
-    where, training, method = options.where, options.training, options.method
+    where, training, method = options.where, options.training, options.method.build()
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
     asks = f"{prog} needs --teacher and its folder"
     find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
     teachers = [find()]
-    full = _before_data(options, teachers[0], auto=auto)
+    full = _before_data(options, method, teachers[0], auto=auto)
     data = loading(console, options.source)
     teachers[0] = official.decoding(teachers[0], data)
 
     def load() -> Pipeline:
         return official.decoding(find(), data)
 
-    if isinstance(method, Shrink):
-        method = with_pairs(console, method, teachers[0], data, where)
-        options = replace(options, method=method)
+    method = resolved(console, method, teachers[0], data, where)
     gate: Any = None
     if full is not None:
         options, gate = _halving(options, data, load, console, full=full, auto=auto)
         method = options.method
-    if isinstance(method, GuidedDistillation):
-        gate = guided_gate(options, teachers[0], data, load, console)
-    if isinstance(method, Plan):
-        gate = plan_gate(options, teachers[0], data, load, console)
+    elif kind in (GuidedDistillation, Chain):
+        gate = plan_gate(options, method, teachers[0], data, load, console)
 
     def work(job: Job) -> Pipeline:
         # Given away: from the second stage on nobody needs the teacher, nor its memory.
@@ -145,12 +148,15 @@ def distill(name: str, argv: Sequence[str]) -> int:
         gate.read()
     if where.dry_run:
         return rehearse(console, options, work)
+    plan = method.plan(teachers[0])
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
-    say(console, "plan", plan(method))
-    say(console, "updates", updates_on(total_updates(method), training, where.device))
+    say(console, "plan", method.summary())
+    say(
+        console, "updates", updates_on(sum(stage.updates for stage in plan), training, where.device)
+    )
     carried = carried_out(
-        where, options, console, ahead=lambda stage: ahead(method, stage), gate=gate
+        where, options, console, ahead=lambda stage: updates_after(plan, stage.name), gate=gate
     )
     with carried as job:
         student = work(job)
@@ -159,18 +165,23 @@ def distill(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _before_data(options: Any, teacher: Pipeline, *, auto: bool) -> int | None:
+def options_for(name: str) -> Any:
+    """The class of all options of `halfstep distill NAME`."""
+    options = METHODS[name].options()
+    return KINDS.get(options) or Distill[options]  # type: ignore[valid-type]
+
+
+def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
     """Full steps of the teacher, if a gate or --start auto looks at them; refuses what data need not say."""
-    method, source = options.method, options.source
+    source = options.source
     if auto and options.where.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
     refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
-    halves = type(method) in (Progressive, Stochastic)
-    if not halves or not (auto or options.quality.tolerance):
+    if type(method) not in (Progressive, Stochastic) or not (auto or options.quality.tolerance):
         return None
-    return full_steps(options.quality, method, teacher, auto=auto)
+    return full_steps(options.quality, method, teacher, auto=auto)  # type: ignore[arg-type]
 
 
 def _halving(
@@ -192,59 +203,6 @@ def _halving(
         quality = replace(quality, full=full)
         options = replace(options, method=method, quality=quality)
     return options, gate_for(quality, looks, where.out) if quality.tolerance else None
-
-
-def plan(method: Any) -> str:
-    """8 -> 4 -> 2 steps; what the method says of itself where it does not halve."""
-    halving, parts = _halving_of(method), list[str]()
-    if isinstance(method, Shrink):
-        parts += [said(method)]
-    if (guidance := getattr(method, "guidance", None)) is not None:
-        low, high = guidance
-        parts += [f"guidance {low:g} to {high:g} in one call a step"]
-    if halving is not None:
-        counts = [halving.start, *(steps for steps, _ in _halvings(halving, halving.start))]
-        parts += [f"{' -> '.join(map(str, counts))} steps"]
-    about = (type(method).__doc__ or type(method).__name__).strip().splitlines()[0].rstrip(".")
-    return ", ".join(parts) or about
-
-
-def total_updates(method: Any) -> int:
-    """Of all its stages."""
-    halving = _halving_of(method)
-    first = 0 if isinstance(method, Progressive) else int(method.updates)
-    later = () if halving is None else _halvings(halving, halving.start)
-    return first + _guiding(method) + sum(updates for _, updates in later)
-
-
-def ahead(method: Any, stage: Stage) -> int:
-    """Updates of the stages after this one, as far as the method says."""
-    halving = _halving_of(method)
-    first = _guiding(method) if stage.name == SHRUNK else 0
-    if halving is None:
-        return first
-    steps = len(stage.times) - 1 if stage.times else halving.start
-    return first + sum(updates for _, updates in _halvings(halving, steps))
-
-
-def _guiding(method: Any) -> int:
-    """Updates of a plan's guided stage."""
-    guides = isinstance(method, Plan) and method.guidance is not None
-    return int(method.guided_updates) if guides else 0
-
-
-def _halving_of(method: Any) -> Progressive | None:
-    """The halving that a method is, or ends in."""
-    if isinstance(method, GuidedDistillation | Plan):
-        return method.halving
-    return method if isinstance(method, Progressive) else None
-
-
-def _halvings(method: Progressive, steps: int) -> Iterator[tuple[int, int]]:
-    """(steps, updates) of every student that has fewer steps than these."""
-    for halving, count in enumerate(method.counts):
-        if count < steps:
-            yield count, method.updates_for(halving, count)
 
 
 def _say_where(

@@ -41,7 +41,7 @@ from halfstep.timegrids import grid, Times
 from halfstep.training.metrics_log import RunCost
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
-from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_folder import halving_of, RunFolder
 from halfstep.workflows.locate import locate_pipeline, Official
 
 
@@ -193,8 +193,7 @@ def _full(kept: RunFolder, teacher: Pipeline) -> int:
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
     gate: Mapping[str, Any] = kept.gate or {}
-    start = kept.options.get("start", 0)  # of a teacher's own run it names the weights
-    begun = max(Evaluation.full, start if isinstance(start, int) else 0)
+    begun = max(Evaluation.full, halving_of(kept.options).get("start", 0))
     return int(gate.get("about", {}).get("full", begun))
 
 
@@ -265,8 +264,8 @@ def _teachers_cost(kept: RunFolder, options: Evaluate) -> RunCost | None:
 
 def _times(kept: RunFolder, teacher: Pipeline, students: list[Pipeline]) -> Times:
     """The grid of the teacher that the first student halved."""
-    asked = kept.options
-    if not students or "start" not in asked:
+    asked = halving_of(kept.options)
+    if not students or not asked:
         return ()
     own = tuple(asked.get("times", ()))
     return own or grid(asked.get("grid", "uniform"), asked["start"], teacher.denoiser.schedule)

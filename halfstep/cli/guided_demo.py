@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from halfstep import files, storage
-from halfstep.cli.distill import ahead, Distill, plan, total_updates
+from halfstep.cli.distill import Distill
 from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
@@ -22,7 +22,8 @@ from halfstep.evaluation import Candidates, digits_features, Evaluation
 from halfstep.evaluation.guided import SCALES
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
-from halfstep.methods import GuidedDistillation
+from halfstep.methods.base import updates_after
+from halfstep.methods.guided import GuidedOptions
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill
 from halfstep.training.asked import environment
@@ -56,7 +57,7 @@ def guided_demo(
     preset = _preset(out, seed, quick and from_scratch)
     say(console, "teacher", f"{describe(teacher)}; guided, so two calls a step")
     say(console, "data", f"{len(data):,} handwritten digits of 8 x 8")
-    say(console, "plan", plan(preset.method))
+    say(console, "plan", preset.method.build().summary())
     if from_scratch:
         made = _distilled(console, teacher, data, preset, out, device)
     else:
@@ -121,7 +122,7 @@ def results(found: dict[str, Any]) -> dict[str, Any]:
 def _preset(out: Path, seed: int, quick: bool) -> Any:
     """presets/digits-guided.toml; a tenth of its updates for a quick look."""
     preset: Any = parse(
-        Distill[GuidedDistillation],
+        Distill[GuidedOptions],
         ["--preset", PRESET, "--teacher", ".", "--out", str(out / "distill")],
         prog="halfstep distill guided",
     )
@@ -137,15 +138,16 @@ def _distilled(
     console: Console, teacher: Pipeline, data: Data, preset: Any, out: Path, device: str
 ) -> Made:
     """Students of 8 steps and fewer, distilled here into OUT/distill."""
-    method, training, students = preset.method, preset.training, list[Pipeline]()
+    method, training, students = preset.method.build(), preset.training, list[Pipeline]()
+    plan = method.plan(teacher)
 
     def keep(student: Pipeline) -> bool:
         if student.times and len(student.times[0]) - 1 <= 8:
             students.append(student)
         return True
 
-    say(console, "updates", updates_on(total_updates(method), training, device))
-    with Bars(console, ahead=lambda stage: ahead(method, stage)) as bars:
+    say(console, "updates", updates_on(sum(stage.updates for stage in plan), training, device))
+    with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
         job = Job(device=device, watch=bars, gate=keep)
         distill(teacher, data, out / "distill", method=method, training=training, job=job)
     return Made(students, preset, out / "distill", RunFolder(out / "distill").cost)

@@ -124,18 +124,23 @@ class GuidedLooks:
 
 
 def guided_gate(
-    options: Any, teacher: Pipeline, data: Data, load: Callable[[], Pipeline], console: Console
+    options: Any,
+    method: GuidedDistillation,
+    teacher: Pipeline,
+    data: Data,
+    load: Callable[[], Pipeline],
+    console: Console,
 ) -> Gate | None:
     """The gate that the options of `distill guided` ask for; what cannot be is refused."""
     quality: GuidedQuality = options.quality
-    method: GuidedDistillation = options.method
-    if not quality.tolerance or method.halving is None or teacher.nothing is None:
+    halving = method.halving
+    if not quality.tolerance or halving is None or teacher.unconditional is None:
         return None  # without a null class the method itself refuses the teacher
-    full = quality.full or max(method.start, Evaluation.full)
-    if full < method.start:
+    full = quality.full or max(halving.start, Evaluation.full)
+    if full < halving.start:
         raise ConfigError(
-            f"full steps are the teacher's best, got --full {full} below --start {method.start}: write "
-            f"--full {method.start} or more"
+            f"full steps are the teacher's best, got --full {full} below --start {halving.start}: write "
+            f"--full {halving.start} or more"
         )
     low, high = method.guidance
     ends = (low, max(low, min(high, HIGHEST)))
@@ -161,7 +166,7 @@ def guided_gate(
     where = options.where
     teacher.to(pick_device(where.device))  # whose kind is a part of what its samples are kept by
     looks = GuidedLooks(
-        judge, load, identity(teacher), full, scales, console, where.device, method.grid,
+        judge, load, identity(teacher), full, scales, console, where.device, halving.grid,
         cache=cache_folder(),
     )  # fmt: skip
     about = {

@@ -15,7 +15,7 @@ from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.progress import say, span
 from halfstep.cli.runs import job_of
 from halfstep.data import Data
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.base import Stage
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.training import Training
@@ -74,7 +74,7 @@ def _seconds_per_update(
     as many as take a moment, at most a micro-batch, times the samples of an update."""
     size = training.micro_batch or training.batch
     student = stage.student
-    for module in (student, *_teachers(stage.objective)):
+    for module in (student, *stage.objective.networks):
         _in_fp32(bare(module.to(device)), device)
 
     def timed(count: int) -> float:
@@ -125,12 +125,6 @@ def _weights(stage: Stage, training: Training) -> int:
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
     return size * (4 + bool(training.ema)) + sum(
         p.numel() * p.element_size()
-        for teacher in _teachers(stage.objective)
+        for teacher in stage.objective.networks
         for p in teacher.parameters()
     )
-
-
-def _teachers(objective: Objective) -> list[torch.nn.Module]:
-    """The networks that an objective holds, also by way of one inside it."""
-    inner = getattr(objective, "objective", objective)
-    return [value for value in vars(inner).values() if isinstance(value, torch.nn.Module)]

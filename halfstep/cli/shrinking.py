@@ -1,7 +1,7 @@
 """`halfstep distill shrink` and `halfstep distill plan`: which blocks are kept, and the plan's gate."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -9,14 +9,13 @@ from rich.console import Console
 from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, rehearsed_gate
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
 from halfstep.cli.options import Where
-from halfstep.cli.progress import counting, say
+from halfstep.cli.progress import counting
 from halfstep.data import Data
 from halfstep.kinds import NotNegative
-from halfstep.methods import GuidedDistillation, Plan, Shrink
-from halfstep.nets.pruning import pairs_of
+from halfstep.methods import GuidedDistillation, Method
 from halfstep.pipeline import Pipeline
+from halfstep.training.denoisers import resolve
 from halfstep.training.parallel import pick_device
-from halfstep.training.settling import settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,35 +28,34 @@ class PlanQuality(GuidedQuality):
     gate."""
 
 
-def with_pairs(
-    console: Console, method: Shrink, teacher: Pipeline, data: Data, where: Where
-) -> Shrink:
-    """The method with the pairs of blocks that it keeps, scored on the data where it leaves that open."""
-    if not method.unsettled:
+def resolved(
+    console: Console, method: Method, teacher: Pipeline, data: Data, where: Where
+) -> Method:
+    """The method with the options decided that it leaves to the data."""
+    if not method.needs_data:
         return method
-    pairs = pairs_of(teacher.denoiser.net)
     teacher.to(pick_device(where.device))
-    what = f"scoring {pairs} pairs of blocks"
-    with counting(console, what) as progress:
-        method = settled(method, teacher, data, where.out, progress=progress)
-    kept = " ".join(map(str, method.keep))
-    say(console, "keep", f"of {pairs} pairs of blocks, 0 the outermost: {kept}")
-    return method
+    with counting(console, "scoring blocks on the data") as progress:
+        return resolve(method, teacher, data, where.out, progress=progress)
 
 
 def plan_gate(
-    options: Any, teacher: Pipeline, data: Data, load: Callable[[], Pipeline], console: Console
-) -> Callable[[Pipeline], bool] | None:
-    """The gate of a plan, which looks at the students that are halved, and not at the one that is shrunk."""
+    options: Any,
+    method: Any,
+    teacher: Pipeline,
+    data: Data,
+    load: Callable[[], Pipeline],
+    console: Console,
+) -> Any:
+    """The gate of a guided distillation, or of a chain: it looks at the students that are halved."""
+    if method.__class__ is GuidedDistillation:
+        return guided_gate(options, method, teacher, data, load, console)
     quality: PlanQuality = options.quality
-    method: Plan = options.method
-    if not quality.tolerance or method.halving is None:
+    after, where = method.then, options.where
+    if after.__class__ is GuidedDistillation:
+        return _of_students(guided_gate(options, after, teacher, data, load, console))
+    if not quality.tolerance:
         return None
-    after, where = method.after, options.where
-    if isinstance(after, GuidedDistillation):
-        return _of_students(
-            guided_gate(replace(options, method=after), teacher, data, load, console)
-        )
     asked = Quality(
         tolerance=quality.tolerance,
         until=quality.until,
@@ -98,11 +96,3 @@ class OfStudents:
 
 def _of_students(gate: Any) -> OfStudents | None:
     return None if gate is None else OfStudents(gate)
-
-
-def said(method: Shrink) -> str:
-    """What it does to the network, in a line."""
-    depth = 2 * len(method.keep) or method.depth
-    parts = [f"depth {depth}"] if depth else []
-    parts += [f"{name} {value}" for name, value in method.student.items()]
-    return f"shrink to {', '.join(parts)}"

@@ -244,7 +244,7 @@ def slider_scales(guidance: tuple[float, float], table: Sequence[float]) -> list
 
 def refuse_unguided(teacher: Pipeline) -> None:
     """`ConfigError` for one that cannot be guided."""
-    if teacher.guidance is None and teacher.nothing is None:
+    if teacher.guidance is None and teacher.unconditional is None:
         raise ConfigError(
             "this teacher has no null class and cannot be guided: leave guidance out, or write guidance=1"
         )

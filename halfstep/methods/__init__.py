@@ -1,41 +1,43 @@
-"""Methods: one file per paper or idea.  `METHODS` is the list that the command line and docs read."""
+"""Methods: one file per paper or idea.  `METHODS` lists those that `halfstep distill` offers."""
 
-from halfstep.methods.base import Method, Objective, Stage
+from halfstep.methods.base import DenoiserOnly, Method, Objective, PipelineLike, Stage, StagePlan
 from halfstep.methods.denoising import Denoising
 from halfstep.methods.encoder import Encoder
 from halfstep.methods.guided import GuidedDistillation
 from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.plan import Plan
+from halfstep.methods.plan import Chain
 from halfstep.methods.progressive import Progressive, two_step_target
 from halfstep.methods.reparameterise import Reparameterise
 from halfstep.methods.shrink import Shrink
 from halfstep.methods.stochastic import Stochastic
 
-METHODS = {
+METHODS: dict[str, type[Method]] = {
     "progressive": Progressive,
     "guided": GuidedDistillation,
     "stochastic": Stochastic,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
-    "knowledge": KnowledgeDistillation,
     "shrink": Shrink,
-    "plan": Plan,
+    "plan": Chain,
 }
-"""What `halfstep distill` offers."""
+"""The methods of diffusion models that `halfstep distill` offers, by name."""
 
 __all__ = [
     "METHODS",
+    "Chain",
+    "DenoiserOnly",
     "Denoising",
     "Encoder",
     "GuidedDistillation",
     "KnowledgeDistillation",
     "Method",
     "Objective",
-    "Plan",
+    "PipelineLike",
     "Progressive",
     "Reparameterise",
     "Shrink",
     "Stage",
+    "StagePlan",
     "Stochastic",
     "two_step_target",
 ]

@@ -10,7 +10,7 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.errors import DataError
 from halfstep.kinds import hold_to_kinds, NotNegative, Updates
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
 from halfstep.pixels import as_floats
@@ -30,15 +30,15 @@ class Autoencoding:
     def __post_init__(self) -> None:
         hold_to_kinds(self)
 
-    def stages(self, codec: KLCodec) -> Iterator[Stage]:
-        """One stage; `codec` is the one to be trained."""
-        codec.refuse_changed()
-        objective = Autoencode(codec.channels, codec.factor, self.error, self.kl_weight)
-        yield Stage("codec", codec, objective, self.updates)
+    def stages(self, model: KLCodec) -> Iterator[Stage]:
+        """One stage, whose student is the model itself."""
+        model.refuse_changed()
+        objective = Autoencode(model.channels, model.factor, self.error, self.kl_weight)
+        yield Stage("codec", model, objective, self.updates)
 
 
 @dataclass(frozen=True)
-class Autoencode:
+class Autoencode(Objective):
     """(error(x, decoded z) + kl_weight KL(q(z | x) || N(0, I))) / values of x, with z drawn from q.
 
     Kingma & Welling 2014, eq. 7, with the weight of Rombach et al. 2022, section G; both terms are sums
@@ -49,7 +49,6 @@ class Autoencode:
     factor: int
     error: str = "absolute"
     kl_weight: float = 1e-6
-    forwards = 3
 
     def __call__(self, student: nn.Module, batch: Batch, draw: Draw) -> Tensor:
         x = batch.x0

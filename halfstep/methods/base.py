@@ -1,36 +1,89 @@
-"""What a method is: stages, each a student and an objective.  Knows no optimiser."""
+"""The parts of a method: a plan, its stages, and their objectives.  Knows no optimiser and no device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.data import Data
+from halfstep.denoiser import Teacher
+from halfstep.errors import ConfigError
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
+from halfstep.progress import Progress, SILENT
 from halfstep.schedules import Schedule
 from halfstep.timegrids import on_schedule, Times
 
 EDGE = 2.0**-24
 """Continuous times stay this far from 0 and 1, where some level is infinite."""
+Range = tuple[float, float]
+"""The lowest and the highest guidance scale."""
 
 
-class Objective(Protocol):
-    """A loss: one value a sample, and nothing else.
+class PipelineLike(Protocol):
+    """The part of a `Pipeline` that methods read.
 
-    One with a method `measure(student, batch, draw)`, which returns numbers by name, has them in the log.
-    One with a method `at(done)` is asked before every update for what it is by then, when that share of its
-    stage's updates is done (0 before the first): a function of nothing else, or a resumed run would differ.
+    denoiser       the network with its schedule and parameterisation, or one that is guided
+    unconditional  the label, or the states of the empty text, that mean "no condition"; None without
+    times          the grids of a student; empty for a network that was trained at every time
+    guidance       the range of guidance scales that the network takes as an input
+    clip           the sampler clips images to [-clip, clip] at every step, or None
+    made_for       the sampler of a student's grids: ddim, stochastic, or encode, from data to noise
     """
 
     @property
+    def denoiser(self) -> Teacher: ...
+    @property
+    def unconditional(self) -> int | Tensor | None: ...
+    @property
+    def times(self) -> tuple[Times, ...]: ...
+    @property
+    def guidance(self) -> Range | None: ...
+    @property
+    def clip(self) -> float | None: ...
+    @property
+    def made_for(self) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserOnly:
+    """A denoiser as a method's teacher, without a pipeline around it."""
+
+    denoiser: Teacher
+    unconditional: int | Tensor | None = None
+    times: tuple[Times, ...] = ()
+    guidance: Range | None = None
+    clip: float | None = None
+    made_for: str = "ddim"
+
+
+class Objective:
+    """A loss: one value a sample.  `student` may be wrapped: call it, and read no attribute of it."""
+
+    @property
     def forwards(self) -> int:
-        """What one update costs a sample, in forwards: a forward 1, a forward and backward 3."""
+        """The cost of one update of a sample in forwards: a forward 1, a forward and backward 3."""
+        return 3
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
-        """One loss per sample, shape [B].  `student` may be wrapped: it is called, never asked."""
+        """One loss per sample, shape [B]."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__(student, batch, draw)")
+
+    def at(self, done: float) -> Self:
+        """The objective when that share of its stage's updates is done, a function of nothing else."""
+        return self
+
+    def measure(self, student: Any, batch: Batch, draw: Draw) -> Mapping[str, Any]:
+        """Numbers for the log, by name."""
+        return {}
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that it holds, such as the teacher."""
+        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
 
 
 @dataclass(frozen=True)
@@ -42,27 +95,129 @@ class Stage:
     objective: Objective
     updates: int
     times: Times = ()
-    """The grid the student is to be sampled on; empty where any will do."""
-    guidance: tuple[float, float] | None = None
+    """The grid the student is to be sampled on; empty for a student of every time."""
+    guidance: Range | None = None
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
     made_for: str = "ddim"
-    """What walks on that grid with it: ddim, stochastic, or encode, which walks from data to noise."""
+    """The sampler of that grid: ddim, stochastic, or encode, from data to noise."""
 
 
-def at(objective: Objective, done: float) -> Objective:
-    """The objective as it is when that share of its stage's updates is done."""
-    changed: Objective = getattr(objective, "at", lambda done: objective)(done)
-    return changed
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage as it is planned, before there is a network."""
+
+    name: str
+    updates: int
+    times: Times = ()
+    """The grid the student is to be sampled on; empty for a student of every time."""
+    teacher_times: Times = ()
+    """The grid the teacher is sampled on in this stage; empty where it is asked at every time."""
+    guidance: Range | None = None
+    """The range of guidance scales that the student takes as an input; None is as its teacher."""
+    made_for: str = "ddim"
+    """The sampler of these grids."""
+
+    @property
+    def steps(self) -> int | None:
+        """The student's number of steps; None for a student of every time."""
+        return len(self.times) - 1 if self.times else None
+
+    def stage(self, student: nn.Module, objective: Objective) -> Stage:
+        """The stage with its student and what that learns."""
+        return Stage(
+            self.name, student, objective, self.updates, self.times, self.guidance, self.made_for
+        )
 
 
-class Method(Protocol):
-    """A generator of stages."""
+def updates_after(plan: Sequence[StagePlan], name: str) -> int:
+    """Updates of the stages that follow the stage of this name."""
+    names = [stage.name for stage in plan]
+    return sum(stage.updates for stage in plan[names.index(name) + 1 :])
 
-    def stages(self, teacher: Any) -> Iterator[Stage]:
-        """Code after a `yield` runs once that stage's student is trained.
 
-        One with an argument `null` is also told the label, or the states, that mean "no condition".
+def teacher_times(plan: Sequence[StagePlan]) -> Times:
+    """The grid that the first halved student's teacher is sampled on; empty where nothing is halved."""
+    return next((stage.teacher_times for stage in plan if stage.teacher_times), ())
+
+
+class Method:
+    """A way to make students: a dataclass of its options with a plan, and stages that carry it out."""
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """The stages in order, with their grids of time."""
+        raise NotImplementedError(f"{type(self).__name__} has no plan(teacher)")
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        """The stages of a teacher that `check` allows; code after a `yield` runs once its student is
+        trained."""
+        raise NotImplementedError(f"{type(self).__name__} has no stages(teacher)")
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that cannot be distilled so."""
+        for stage in self.plan(teacher):
+            if teacher.guidance is not None and stage.guidance is not None:
+                raise ConfigError(
+                    "this teacher takes its guidance scale as an input already: give the one it was made "
+                    "from, or halve it with 'halfstep distill progressive'"
+                )
+            refuse_other_sampler(teacher, stage.made_for)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the data are to decide an option: `resolve` does."""
+        return False
+
+    def resolve(
+        self,
+        teacher: PipelineLike,
+        data: Data | None,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The method with all options decided.
+
+        data   as the teacher's network reads it; None decides without: for refusals before it is read
+        begun  the options of the run that is continued
         """
+        return self
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether the first student is a network of other options, which may not take the samples."""
+        return False
+
+    def summary(self) -> str:
+        """The method in a line."""
+        return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0].rstrip(".")
+
+    @classmethod
+    def options(cls) -> type:
+        """The dataclass of options for a command line and a TOML file; it has a method `build`."""
+        return cls
+
+    def build(self) -> "Method":
+        """The method of these options."""
+        return self
+
+
+def refuse_student(teacher: PipelineLike) -> None:
+    """`ConfigError` for a student as the teacher of a stage that asks it at every time."""
+    if teacher.times:
+        raise ConfigError(
+            f"this teacher is a student of {len(teacher.times[-1]) - 1} steps, which answers at the times "
+            "of its own grid alone, and it would be asked at every time: give the teacher that it was "
+            "distilled from"
+        )
+
+
+def refuse_other_sampler(teacher: PipelineLike, made_for: str) -> None:
+    """`ConfigError` for a student as the teacher of students for another sampler."""
+    if teacher.times and teacher.made_for != made_for:
+        raise ConfigError(
+            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
+            f"'{made_for}', where a step is another: give the teacher that it was distilled from"
+        )
 
 
 def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
@@ -71,15 +226,15 @@ def errors(guess: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
     return x_err, (target.eps - guess.eps).square().flatten(1).mean(1)
 
 
-def levels_for(asked: int, schedule: Schedule) -> int | None:
-    """How many levels `random_times` draws from: as asked, else the table's own; None: all of (0, 1).
+def levels_for(levels: int, schedule: Schedule) -> int | None:
+    """How many levels `random_times` draws from: `levels`, else the table's own; None: all of (0, 1).
 
     `ConfigError` where the schedule has no level at one of them, which chance would find in mid-training.
     """
-    levels: int | None = asked or getattr(schedule, "levels", None)
-    if levels:  # of very many the lowest, where a table has its gap
-        on_schedule(tuple(k / levels for k in range(levels, 0, -1)[-1000:]), schedule)
-    return levels
+    count: int | None = levels or getattr(schedule, "levels", None)
+    if count:  # of very many the lowest, where a table has its gap
+        on_schedule(tuple(k / count for k in range(count, 0, -1)[-1000:]), schedule)
+    return count
 
 
 def random_times(draw: Draw, levels: int | None) -> Tensor:

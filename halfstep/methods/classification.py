@@ -12,7 +12,7 @@ from halfstep.data import Dataset
 from halfstep.errors import DataError
 from halfstep.kinds import hold_to_kinds, Smoothing, Updates
 from halfstep.losses import hard_labels
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw, key
 
 LOGGED = 1_000
@@ -31,13 +31,13 @@ class Classification:
     def __post_init__(self) -> None:
         hold_to_kinds(self)
 
-    def stages(self, teacher: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
-        """One stage; `teacher` is the classifier to be trained.
+    def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
+        """One stage, whose student is the model itself.
 
         held_out  labelled data that is never trained on, whose accuracy the log has
         """
         objective = Classify(self.label_smoothing, held_out)
-        yield Stage("classifier", teacher, objective, self.updates)
+        yield Stage("classifier", model, objective, self.updates)
 
     def describe(self) -> dict[str, Any]:
         """What the result depends on, without what does nothing."""
@@ -54,12 +54,11 @@ class Classification:
 
 
 @dataclass(frozen=True, eq=False)
-class Classify:
+class Classify(Objective):
     """-log p(label | x0), or with smoothing the cross-entropy with a target that is partly uniform."""
 
     smoothing: float = 0.0
     held_out: Dataset | None = None
-    forwards = 3
 
     def __call__(self, student: nn.Module, batch: Batch, draw: Draw) -> Tensor:
         label = _labels(batch)

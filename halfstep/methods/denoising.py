@@ -10,7 +10,16 @@ from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import CountOrNone, hold_to_kinds, Share, Updates
-from halfstep.methods.base import errors, levels_for, random_times, Stage
+from halfstep.methods.base import (
+    errors,
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    random_times,
+    Stage,
+    StagePlan,
+)
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import Schedule
@@ -18,7 +27,7 @@ from halfstep.weighting import Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
+class Denoising(Method):
     """Train a teacher from data."""
 
     updates: Updates = 100_000
@@ -35,27 +44,37 @@ class Denoising:
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
 
-    def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:
-        """One stage; `teacher` is the network to be trained, `null` the label that means none, or the
-        states of the empty text."""
-        if self.drop_labels and null is None:
+    def plan(self, model: PipelineLike) -> list[StagePlan]:
+        """One stage: the model itself, which becomes a teacher."""
+        return [StagePlan("teacher", self.updates)]
+
+    def check(self, model: PipelineLike) -> None:
+        """`ConfigError` for a model that could not be trained so."""
+        if self.drop_labels and model.unconditional is None:
             raise ConfigError(
                 "drop_labels needs labelled data and a network with a null class, or texts"
             )
-        levels = levels_for(self.levels, teacher.schedule)
-        end = teacher.schedule.at(torch.ones((), dtype=torch.float64))
-        if levels and teacher.parameterisation.blind_to_data and end.alpha == 0:
+        denoiser = model.denoiser
+        levels = levels_for(self.levels, denoiser.schedule)
+        end = denoiser.schedule.at(torch.ones((), dtype=torch.float64))
+        if levels and denoiser.parameterisation.blind_to_data and end.alpha == 0:
             raise ConfigError(
                 "eps says nothing about the data at t = 1 of a zero-terminal-SNR schedule, which is one "
                 "of the times it would be trained at: write predicts='v'"
             )
-        weighting = WEIGHTINGS[self.weighting]
-        objective = Denoise(teacher.schedule, weighting, levels, self.drop_labels, null)
-        yield Stage("teacher", teacher, objective, self.updates)
+
+    def stages(self, model: PipelineLike) -> Iterator[Stage]:
+        """One stage, whose student is the model's own denoiser."""
+        [stage], denoiser = self.plan(model), model.denoiser.unguided
+        levels, weighting = levels_for(self.levels, denoiser.schedule), WEIGHTINGS[self.weighting]
+        objective = Denoise(
+            denoiser.schedule, weighting, levels, self.drop_labels, model.unconditional
+        )
+        yield stage.stage(denoiser, objective)
 
 
 @dataclass(frozen=True)
-class Denoise:
+class Denoise(Objective):
     """weight * ||x0 - x0_hat(alpha x0 + sigma eps)||^2 with t uniform (Salimans & Ho 2022, eq. 2)."""
 
     schedule: Schedule
@@ -63,7 +82,6 @@ class Denoise:
     levels: int | None = None
     drop: float = 0.0
     null: int | Tensor | None = None
-    forwards = 3
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)

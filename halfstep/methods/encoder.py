@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halfstep.denoiser import Teacher
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, unknown
 from halfstep.methods.progressive import Halve, Progressive
 from halfstep.samplers.encode import refuse_blind_to_noise
 from halfstep.timegrids import Times
@@ -24,7 +24,9 @@ class Encoder(Progressive):
     """Loss weight on the x0 error: snr (the eps error), truncated-snr or snr+1 (the v error)."""
     made_for: ClassVar[str] = "encode"
 
-    def _refuse_weighting(self) -> None:
+    def _check_weighting(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
         if self.target_clip:
             raise ConfigError(
                 "an encoder starts at t = 0, where the eps of a clipped image would be the clipping divided "
@@ -37,7 +39,7 @@ class Encoder(Progressive):
             )
 
     def refuse(self, teacher: Teacher, times: Times) -> None:
-        """`ConfigError` for a teacher that cannot walk this grid from its end."""
+        """`ConfigError` for a teacher that cannot be encoded with on this grid."""
         refuse_blind_to_noise(teacher, times[-1])
 
     def objective(self, teacher: Teacher, times: Times) -> Halve:

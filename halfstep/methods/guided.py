@@ -5,58 +5,54 @@ the paper, except w = scale - 1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Updates
-from halfstep.methods.base import errors, levels_for, Objective, random_times, Stage
-from halfstep.methods.progressive import Progressive, refuse_blind
+from halfstep.methods.base import (
+    DenoiserOnly,
+    errors,
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    random_times,
+    Range,
+    refuse_student,
+    Stage,
+    StagePlan,
+)
+from halfstep.methods.halving_options import HalvingOptions
+from halfstep.methods.progressive import check_weighting, Progressive, refuse_blind
 from halfstep.nets import build, built_again, recipe
 from halfstep.nets.guidance import check_features
 from halfstep.nets.guided import with_guidance
 from halfstep.noise import Draw, untouched
 from halfstep.prediction import Prediction
 from halfstep.schema import literal
-from halfstep.timegrids import grid, on_schedule, Steps, Times
 from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
-
-Range = tuple[float, float]
-"""The lowest and the highest guidance scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedDistillation:
-    """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
+class GuidedStage(Method):
+    """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
 
     guidance: tuple[NotNegative, NotNegative] = (1.0, 5.0)
     """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
     student for that scale alone."""
     updates: Updates = 10_000
     """Optimiser updates of the first stage, which learns the guided teacher at every time."""
-    start: Steps = 64
-    """Steps the guided teacher is sampled with: `stop` times a power of two."""
-    stop: Steps = 1
-    """Steps the last student takes; as many as `start` is the first stage alone."""
-    halving_updates: tuple[Updates, ...] = (10_000,)
-    """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
     levels: CountOrNone = 0
     """First stage: draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the
     schedule's table."""
-    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
-    """Where the teacher's steps lie; a student's lie on every other one of them."""
-    times: Times = ()
-    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
-    target_clip: NotNegative = 0.0
-    """Halvings teach what the guided teacher's sampler makes when it clips images to [-target_clip,
-    target_clip] at every step: 1 where its pipeline clips; 0 leaves targets as they are (the paper)."""
     features: int = 256
     """Number of Fourier features of the scale: even."""
     student_net: str = ""
@@ -74,75 +70,49 @@ class GuidedDistillation:
                 f"guidance is the lowest scale and the highest, got {low:g} and {high:g}: write for example "
                 "1 and 5, or one scale twice"
             )
-        for name in ("times", "target_clip"):
-            if self.start == self.stop and getattr(self, name):
-                raise ConfigError(
-                    f"{name} is of the halvings, and from {self.start} to {self.stop} steps there are none: "
-                    "leave it out"
-                )
         if "guidance" in self.student:
             raise ConfigError(
                 "guidance is no option of this student, which takes its scale by 'features': leave it out"
             )
         check_features(self.features)
-        self._checked_halving()
+        check_weighting(self.weighting)
 
-    def _checked_halving(self) -> None:
-        start = self.start if self.start != self.stop else 2 * self.start
-        Progressive(
-            start=start,
-            stop=self.stop,
-            updates=(0,),
-            weighting=self.weighting,
-            times=self.times,
-            target_clip=self.target_clip,
-        )
-        count = (start // self.stop).bit_length() - 1
-        if len(self.halving_updates) not in (1, count):
-            raise ConfigError(
-                f"halving_updates has {len(self.halving_updates)} numbers for {count} halvings "
-                f"({self.start} to {self.stop}): give one for all, or one each"
-            )
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the guided teacher at every time and scale."""
+        return [StagePlan("guided", self.updates, guidance=self.guidance)]
 
-    @property
-    def halving(self) -> Progressive | None:
-        """The second stage; None where there are no steps to halve."""
-        if self.start == self.stop:
-            return None
-        return Progressive(
-            start=self.start,
-            stop=self.stop,
-            updates=self.halving_updates,
-            weighting=self.weighting,
-            grid=self.grid,
-            times=self.times,
-            target_clip=self.target_clip,
-        )
-
-    def stages(self, teacher: Denoiser, null: int | Tensor | None = None) -> Iterator[Stage]:
-        """The first stage, then one for each halving.
-
-        null  the label that means none, or the states of the empty text: what guidance leads away from
-        """
-        if null is None:
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that cannot be guided, or takes its scale already."""
+        super().check(teacher)
+        refuse_student(teacher)
+        if teacher.unconditional is None:
             raise ConfigError(
                 "guidance leads away from a null class, and this teacher has none: train it with labels "
                 "and drop_labels (command line: --labels --drop-labels 0.1)"
             )
-        if (halving := self.halving) is not None:
-            halving.grid_of(teacher)  # what it refuses is refused before the first stage is trained
-        else:
-            own = self.times or grid(self.grid, self.start, teacher.schedule)
-            refuse_blind(teacher, on_schedule(own, teacher.schedule)[0])
-        levels = levels_for(self.levels, teacher.schedule)
-        student, weighting = self.begun(teacher), WEIGHTINGS[self.weighting]
-        match = MatchGuided(teacher.freeze(), null, self.guidance, weighting, levels)
-        yield Stage("guided", student, match, self.updates, guidance=self.guidance)
-        del teacher, match  # from here on nobody needs it
-        halvings = halving.stages(student) if halving else iter(())
-        del student
-        for stage in halvings:
-            yield at_any_scale(stage, self.guidance)
+        levels_for(self.levels, teacher.denoiser.schedule)
+        self._check_start(teacher)
+
+    def _check_start(self, teacher: PipelineLike) -> None:
+        refuse_blind(teacher.denoiser, 1.0)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [stage, *_], denoiser = self.plan(teacher), teacher.denoiser.unguided
+        levels = levels_for(self.levels, denoiser.schedule)
+        student, weighting = self.begun(denoiser), WEIGHTINGS[self.weighting]
+        null = cast(int | Tensor, teacher.unconditional)
+        match = MatchGuided(denoiser.freeze(), null, self.guidance, weighting, levels)
+        yield stage.stage(student, match)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether it begins as a network of other options."""
+        return bool(self.student or self.student_net)
+
+    def summary(self) -> str:
+        """guidance 1 to 5 in one call a step."""
+        low, high = self.guidance
+        return f"guidance {low:g} to {high:g} in one call a step"
 
     def begun(self, teacher: Denoiser) -> Denoiser:
         """The student as it begins: the conditional teacher to the bit, or a network of its own."""
@@ -160,8 +130,66 @@ class GuidedDistillation:
         return student
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuidedDistillation(GuidedStage):
+    """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
+
+    halving: Progressive | None = field(
+        default_factory=lambda: Progressive(start=64, updates=(10_000,))
+    )
+    """The halvings of its steps (section 3.2); None is the first stage alone."""
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """The first stage, then one for each halving."""
+        halvings = self.halving.plan(teacher) if self.halving else []
+        return super().plan(teacher) + [
+            replace(stage, guidance=self.guidance) for stage in halvings
+        ]
+
+    def _check_start(self, teacher: PipelineLike) -> None:
+        if self.halving is None:
+            super()._check_start(teacher)
+        else:
+            self.halving.check(teacher)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [first] = super().stages(teacher)
+        del teacher
+        eta = DenoiserOnly(cast(Denoiser, first.student))
+        yield first
+        del first  # and with it the teacher: the student is the teacher from here on
+        halvings = self.halving.stages(eta) if self.halving else iter(())
+        del eta
+        for stage in halvings:
+            yield at_any_scale(stage, self.guidance)
+
+    def summary(self) -> str:
+        """guidance 1 to 5 in one call a step, 8 -> 4 -> 2 steps."""
+        halving = f", {self.halving.summary()}" if self.halving else ""
+        return super().summary() + halving
+
+    @classmethod
+    def options(cls) -> type:
+        """Its options and those of the halving, flat."""
+        return GuidedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedOptions(HalvingOptions, GuidedStage):
+    """Options of `GuidedDistillation`, flat."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.build()
+
+    def build(self) -> GuidedDistillation:
+        """The method of these options."""
+        options = {one.name: getattr(self, one.name) for one in fields(GuidedStage)}
+        return GuidedDistillation(**options, halving=self.halvings(self.weighting))
+
+
 @dataclass(frozen=True)
-class MatchGuided:
+class MatchGuided(Objective):
     """weight * ||x0_hat(x_t, w) - [(1 + w) x0_c - w x0_null]||^2, w and t uniform (section 3.1)."""
 
     teacher: Denoiser
@@ -197,7 +225,7 @@ class MatchGuided:
 
 
 @dataclass(frozen=True)
-class AnyScale:
+class AnyScale(Objective):
     """An objective of networks that take their guidance scale as an input: one is drawn a sample."""
 
     objective: Objective
@@ -210,6 +238,10 @@ class AnyScale:
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
         scale = random_scales(draw, self.guidance)
         return self.objective(student, replace(batch, cond=told(batch.cond, scale)), draw)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return self.objective.networks
 
 
 def at_any_scale(stage: Stage, guidance: Range) -> Stage:

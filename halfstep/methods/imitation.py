@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from halfstep import losses
 from halfstep.batch import Batch
 from halfstep.denoiser import level_of, Teacher
-from halfstep.methods.base import errors, random_times
+from halfstep.methods.base import errors, Objective, random_times
 from halfstep.methods.denoising import some_unlabelled
 from halfstep.nets.watched import put_out
 from halfstep.noise import Draw
@@ -93,7 +93,7 @@ def mixed_target(teacher: Prediction, data: Prediction, *, share: float) -> Pred
 
 
 @dataclass(frozen=True)
-class Imitate:
+class Imitate(Objective):
     """(output + denoising) weight ||f - mixed||^2 + features, of one noise, time and label for both.
 
     drop, null  share of samples that lose their label, and what stands for none

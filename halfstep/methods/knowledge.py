@@ -10,7 +10,7 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError
 from halfstep.kinds import hold_to_kinds, Updates
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
 from halfstep.methods.terms import distinct, Seen, Term
@@ -96,7 +96,7 @@ class KnowledgeDistillation:
 
 
 @dataclass(frozen=True)
-class Distil:
+class Distil(Objective):
     """The weighted sum of terms, one value a row.
 
     A row without a label has no hard term, and all its others; all rows count alike, so the hard term is

@@ -1,113 +1,137 @@
-"""A whole plan as one method: a smaller network, then any guidance scale in one call, then fewer steps.
+"""A chain of methods: a smaller network, then any guidance scale in one call, then fewer steps.
 
 In this order: a small network that is distilled to few steps directly loses more than one that was first
 distilled at every time (EdgeFusion 2024 found so of text-to-image models).  Each stage's student is the
 next one's teacher.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast, Self
 
-from torch import Tensor
-
-from halfstep.denoiser import Teacher
+from halfstep.data import Data
+from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.kinds import NotNegative, Updates
-from halfstep.methods.base import Stage
+from halfstep.kinds import hold_to_kinds, NotNegative, Updates
+from halfstep.methods.base import DenoiserOnly, Method, PipelineLike, Stage, StagePlan
 from halfstep.methods.guided import GuidedDistillation
+from halfstep.methods.halving_options import HalvingOptions
 from halfstep.methods.progressive import Progressive
 from halfstep.methods.shrink import Shrink
 from halfstep.nets.watched import bare
-from halfstep.timegrids import Steps, Times
+from halfstep.progress import Progress, SILENT
+from halfstep.timegrids import Steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Shrink):
+class Chain(Method):
     """Shrink, guide, halve: a smaller network, one call for any guidance scale if asked, fewer steps."""
 
+    shrink: Shrink
+    """The smaller network."""
+    then: GuidedDistillation | Progressive
+    """The distillation of the smaller network to fewer calls."""
+
+    def __post_init__(self) -> None:
+        hold_to_kinds(self)
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """The stage that shrinks, then those that follow it."""
+        return self.shrink.plan(teacher) + self.then.plan(teacher)
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that one of them refuses: all are asked before the first is trained."""
+        self.shrink.check(teacher)
+        self.then.check(teacher)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [first] = self.shrink.stages(teacher)
+        small = DenoiserOnly(
+            cast(Denoiser, bare(first.student)),
+            teacher.unconditional,
+            guidance=teacher.guidance,
+            clip=teacher.clip,
+        )
+        del teacher
+        yield first
+        del first  # with the teacher, which nobody needs from here on
+        later = self.then.stages(small)
+        del small
+        yield from later
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the data decide which blocks are kept."""
+        return self.shrink.needs_data
+
+    def resolve(
+        self,
+        teacher: PipelineLike,
+        data: Data | None,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The chain with the blocks that are kept: see `Shrink.resolve`."""
+        before = (begun or {}).get("shrink")
+        shrink = self.shrink.resolve(teacher, data, begun=before, progress=progress)
+        return replace(self, shrink=shrink)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether the smaller network is built of other options."""
+        return self.shrink.builds_student
+
+    def summary(self) -> str:
+        """shrink to depth 2, 8 -> 4 -> 2 steps."""
+        return f"{self.shrink.summary()}, {self.then.summary()}"
+
+    @classmethod
+    def options(cls) -> type:
+        """The options of all its parts, flat."""
+        return ChainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions(HalvingOptions, Shrink):
+    """Options of `Chain`, flat."""
+
+    stop: Steps = 4
+    """Steps the last student takes."""
     guidance: tuple[NotNegative, NotNegative] | None = None
     """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
     guided_updates: Updates = 10_000
     """Updates of the stage that learns the guided network."""
-    start: Steps = 64
-    """Steps that the smaller network is sampled with: `stop` times a power of two."""
-    stop: Steps = 4
-    """Steps the last student takes."""
-    halving_updates: tuple[Updates, ...] = (10_000,)
-    """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
-    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
-    """Where the steps lie; a student's lie on every other one of them."""
-    times: Times = ()
-    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
-    target_clip: NotNegative = 0.0
-    """Halvings teach what a sampler makes that clips images to [-target_clip, target_clip] at every step;
-    0 leaves targets as they are."""
     scale_features: int = 256
     """Number of Fourier features of the guidance scale: even."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("guided_updates", "scale_features") if self.guidance is None else ():
-            if getattr(self, name) != getattr(Plan, name):
+        self.build()
+
+    def build(self) -> Chain:
+        """The chain of these options."""
+        options = {one.name: getattr(self, one.name) for one in fields(Shrink)}
+        return Chain(shrink=Shrink(**options), then=self._then())
+
+    def _then(self) -> GuidedDistillation | Progressive:
+        halving = self.halvings(self.weighting)
+        if self.guidance is None:
+            self._refuse_unguided()
+            return halving or Progressive(start=self.start, stop=self.stop)
+        return GuidedDistillation(
+            guidance=self.guidance,
+            updates=self.guided_updates,
+            weighting=self.weighting,
+            levels=self.levels,
+            features=self.scale_features,
+            halving=halving,
+        )
+
+    def _refuse_unguided(self) -> None:
+        for name in ("guided_updates", "scale_features"):
+            if getattr(self, name) != getattr(ChainOptions, name):
                 raise ConfigError(
                     f"{name} is of the stage that learns guidance, and there is none: give guidance, such as "
                     f"(1, 3), or leave {name} out"
                 )
-        _ = self.after
-
-    @property
-    def shrink(self) -> Shrink:
-        """The first stage by itself."""
-        return Shrink(**{one.name: getattr(self, one.name) for one in fields(Shrink)})
-
-    @property
-    def after(self) -> GuidedDistillation | Progressive:
-        """What comes after it."""
-        if self.guidance is None:
-            return self._halving()
-        return GuidedDistillation(
-            guidance=self.guidance,
-            updates=self.guided_updates,
-            start=self.start,
-            stop=self.stop,
-            halving_updates=self.halving_updates,
-            weighting=self.weighting,
-            levels=self.levels,
-            grid=self.grid,
-            times=self.times,
-            target_clip=self.target_clip,
-            features=self.scale_features,
-        )
-
-    def _halving(self) -> Progressive:
-        return Progressive(
-            start=self.start,
-            stop=self.stop,
-            updates=self.halving_updates,
-            weighting=self.weighting,
-            grid=self.grid,
-            times=self.times,
-            target_clip=self.target_clip,
-        )
-
-    @property
-    def halving(self) -> Progressive | None:
-        """The halving that it ends in; None where there are no steps to halve."""
-        return None if self.start == self.stop else self._halving()
-
-    def stages(self, teacher: Teacher, null: int | Tensor | None = None) -> Iterator[Stage]:
-        """The stage that shrinks, then those of what comes after it."""
-        next(self._later(teacher, null))  # what it refuses is refused before the first is trained
-        first = next(self.shrink.stages(teacher, null))
-        small = bare(first.student)
-        del teacher
-        yield first
-        del first  # with the teacher, which nobody needs from here on
-        yield from self._later(small, null)
-
-    def _later(self, teacher: Any, null: int | Tensor | None) -> Iterator[Stage]:
-        after = self.after
-        if isinstance(after, Progressive):
-            return after.stages(teacher)
-        return after.stages(teacher, null)

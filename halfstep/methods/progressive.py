@@ -16,16 +16,19 @@ from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import hold_to_kinds, NotNegative, Updates
-from halfstep.methods.base import errors, Stage
+from halfstep.methods.base import errors, Method, Objective, PipelineLike, Stage, StagePlan
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import arriving, Schedule
 from halfstep.timegrids import checked, grid, Steps, Times
 from halfstep.weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 
+SAME = 1e-6
+"""How far apart two times are that count as one."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Progressive:
+class Progressive(Method):
     """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
 
     start: Steps = 1024
@@ -56,26 +59,16 @@ class Progressive:
                 f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
                 f" with stop={stop}{self._reachable()}"
             )
-        if len(self.updates) not in (1, len(self.counts)):
-            raise ConfigError(
-                f"updates has {len(self.updates)} numbers for {len(self.counts)} halvings "
-                f"({self.start} to {min(self.counts)}): give one for all, or one each"
-            )
+        check_updates(self.updates, self)
         if self.times and len(checked(self.times)) != self.start + 1:
             raise ConfigError(
                 f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
                 f"start={len(self.times) - 1}"
             )
-        if self.weighting not in WEIGHTINGS:
-            raise unknown("weighting", self.weighting, WEIGHTINGS)
-        self._refuse_weighting()
+        self._check_weighting()
 
-    def _refuse_weighting(self) -> None:
-        if vanishes(WEIGHTINGS[self.weighting]):
-            raise ConfigError(
-                f"the weight '{self.weighting}' vanishes at SNR 0, where a distilled walk starts: "
-                "write weighting='truncated-snr' or 'snr+1'"
-            )
+    def _check_weighting(self) -> None:
+        check_weighting(self.weighting)
 
     @property
     def counts(self) -> list[int]:
@@ -91,26 +84,43 @@ class Progressive:
         halves = [self.start // 2**k for k in range(1, (self.start // odd).bit_length())]
         return f"; from {self.start} one can stop at {', '.join(map(str, halves))}"
 
-    def stages(self, teacher: Teacher) -> Iterator[Stage]:
-        times = self.grid_of(teacher)
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage for each halving: N -> N / 2 steps on every other time of the grid."""
+        times, stages = self._grid(teacher.denoiser.schedule), list[StagePlan]()
         for halving, steps in enumerate(self.counts):
-            student = teacher.twin()  #                                        theta <- eta
-            halve = self.objective(teacher.freeze(), times)
+            name, updates, teachers = f"{steps:04d}-steps", self.updates_for(halving, steps), times
             times = times[::2]  #                                              N <- N / 2
-            name, updates = f"{steps:04d}-steps", self.updates_for(halving, steps)
-            yield Stage(name, student, halve, updates, times, made_for=self.made_for)
-            teacher = student  #                                               eta <- theta
+            stages.append(StagePlan(name, updates, times, teachers, made_for=self.made_for))
+        return stages
 
-    def grid_of(self, teacher: Teacher) -> Times:
-        """The teacher's grid; `ConfigError` for one that any of the halvings could not be taught on."""
-        times = self.times or grid(self.grid, self.start, teacher.schedule)
-        self.refuse(teacher, times)
-        for halving in range(len(self.counts)):
-            self.objective(teacher, times[:: 2**halving]).look_ahead()
-        return times
+    def _grid(self, schedule: Schedule) -> Times:
+        return self.times or grid(self.grid, self.start, schedule)
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that is not sampled so, or a grid that cannot be halved."""
+        _refuse_other_clip(teacher, self.target_clip)
+        super().check(teacher)
+        plan, denoiser = self.plan(teacher), teacher.denoiser
+        _refuse_other_grid(teacher, plan[0].teacher_times)
+        self.refuse(denoiser, plan[0].teacher_times)
+        for stage in plan:
+            self.objective(denoiser, stage.teacher_times).look_ahead()
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        plan, eta = self.plan(teacher), teacher.denoiser
+        del teacher
+        for stage in plan:
+            student = eta.twin()  #                                            theta <- eta
+            halve = self.objective(eta.freeze(), stage.teacher_times)
+            yield stage.stage(student, halve)
+            eta = student  #                                                   eta <- theta
+
+    def summary(self) -> str:
+        """8 -> 4 -> 2 steps."""
+        return f"{' -> '.join(map(str, [self.start, *self.counts]))} steps"
 
     def refuse(self, teacher: Teacher, times: Times) -> None:
-        """`ConfigError` for a teacher that cannot walk this grid."""
+        """`ConfigError` for a teacher that cannot be sampled on this grid."""
         refuse_blind(teacher, times[0])
 
     def objective(self, teacher: Teacher, times: Times) -> "Halve":
@@ -122,6 +132,51 @@ class Progressive:
         if len(self.updates) > 1:
             return self.updates[halving]
         return self.updates[0] * (2 if steps <= 2 else 1)
+
+
+def check_updates(updates: tuple[int, ...], halving: Progressive, *, name: str = "updates") -> None:
+    """`ConfigError` unless this option has one number, or one for each halving."""
+    counts = halving.counts
+    if len(updates) not in (1, len(counts)):
+        raise ConfigError(
+            f"{name} has {len(updates)} numbers for {len(counts)} halvings "
+            f"({halving.start} to {min(counts)}): give one for all, or one each"
+        )
+
+
+def check_weighting(weighting: str) -> None:
+    """`ConfigError` for a weighting that is unknown, or that vanishes where sampling starts."""
+    if weighting not in WEIGHTINGS:
+        raise unknown("weighting", weighting, WEIGHTINGS)
+    if vanishes(WEIGHTINGS[weighting]):
+        raise ConfigError(
+            f"the weight '{weighting}' vanishes at SNR 0, where a distilled walk starts: "
+            "write weighting='truncated-snr' or 'snr+1'"
+        )
+
+
+def _refuse_other_clip(teacher: PipelineLike, clip: float) -> None:
+    if clip and clip != teacher.clip:
+        bounds = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
+        raise ConfigError(
+            f"target_clip {clip:g} teaches what a sampler makes that clips images to [-{clip:g}, {clip:g}], "
+            f"and this teacher's {bounds}: write target_clip={teacher.clip or 0:g}"
+        )
+
+
+def _refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
+    """A student answers at the times of its own grid alone."""
+    if teacher.times and not any(_same(times, grid) for grid in teacher.times):
+        counts = " or ".join(str(len(grid) - 1) for grid in teacher.times)
+        raise ConfigError(
+            f"this teacher is a student of {counts} steps, which answers at the times of its own grid "
+            f"alone, and it would walk on another, of {len(times) - 1} steps: write start={counts} and the "
+            "grid it was made with, or its times (they are in pipeline.json)"
+        )
+
+
+def _same(a: Times, b: Times) -> bool:
+    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
 
 
 def refuse_blind(teacher: Teacher, t: float) -> None:
@@ -136,7 +191,7 @@ def refuse_blind(teacher: Teacher, t: float) -> None:
 
 
 @dataclass(frozen=True)
-class Halve:
+class Halve(Objective):
     """Teach the student to do in one DDIM step what the teacher does in two."""
 
     teacher: Denoises

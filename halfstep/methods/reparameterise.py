@@ -12,10 +12,21 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch
-from halfstep.denoiser import Denoiser, level_of
+from halfstep.denoiser import Denoiser, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import hold_to_kinds, Updates
-from halfstep.methods.base import EDGE, errors, levels_for, random_times, Stage
+from halfstep.methods.base import (
+    EDGE,
+    errors,
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    random_times,
+    refuse_student,
+    Stage,
+    StagePlan,
+)
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import BetaTable, Schedule
@@ -23,7 +34,7 @@ from halfstep.weighting import vanishes, Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reparameterise:
+class Reparameterise(Method):
     """Turn a teacher into one that predicts v (Salimans & Ho 2022, section 4)."""
 
     updates: Updates = 5_000
@@ -43,30 +54,42 @@ class Reparameterise:
                 "write weighting='snr+1' or 'truncated-snr'"
             )
 
-    def stages(self, teacher: Denoiser) -> Iterator[Stage]:
-        schedule: Schedule = teacher.schedule
-        if teacher.parameterisation.outputs != V.outputs:
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the v teacher."""
+        return [StagePlan("v-teacher", self.updates)]
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that predicts both, and for zero_snr without a table."""
+        super().check(teacher)
+        refuse_student(teacher)
+        if teacher.denoiser.parameterisation.outputs != V.outputs:
             raise ConfigError(
                 "a teacher that predicts both x0 and eps is readable at t = 1 as it is"
             )
-        if self.zero_snr:
-            if not isinstance(schedule, BetaTable):
-                raise ConfigError(
-                    "zero_snr moves a diffusers table; this teacher's schedule is none"
-                )
-            schedule = replace(schedule, zero_snr=True)
-        net = teacher.twin().net
-        student = Denoiser(net, schedule, V(), time=teacher.time, autocast=teacher.autocast)
+        if self.zero_snr and not isinstance(teacher.denoiser.schedule, BetaTable):
+            raise ConfigError("zero_snr moves a diffusers table; this teacher's schedule is none")
+        levels_for(0, self._schedule(teacher.denoiser))
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [stage], eta = self.plan(teacher), teacher.denoiser
+        schedule, twin = self._schedule(eta), eta.twin()
+        student = Denoiser(twin.net, schedule, V(), time=twin.time, autocast=twin.autocast)
         levels = levels_for(0, schedule)
-        objective = Match(teacher.freeze(), schedule, WEIGHTINGS[self.weighting], levels)
-        yield Stage("v-teacher", student, objective, self.updates)
+        match = Match(eta.freeze(), schedule, WEIGHTINGS[self.weighting], levels)
+        yield stage.stage(student, match)
+
+    def _schedule(self, teacher: Teacher) -> Schedule:
+        schedule = teacher.schedule
+        if self.zero_snr and isinstance(schedule, BetaTable):
+            return replace(schedule, zero_snr=True)
+        return schedule
 
 
 @dataclass(frozen=True)
-class Match:
+class Match(Objective):
     """The teacher's prediction where its SNR is at least `readable`, the data below."""
 
-    teacher: Denoiser
+    teacher: Teacher
     schedule: Schedule
     weighting: Weighting
     levels: int | None = None

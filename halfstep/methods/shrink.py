@@ -5,24 +5,36 @@ Output and feature distillation with a denoising loss, as in BK-SDM (Kim et al.,
 noise, the time and the dropped label that the teacher sees.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, cast, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
-from torch import nn, Tensor
+from torch import nn
 
-from halfstep.denoiser import Denoiser, Guided, Teacher
+from halfstep.data import Data
+from halfstep.denoiser import Denoiser, Teacher
 from halfstep.errors import ConfigError, unknown
 from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Share, Updates
-from halfstep.methods.base import levels_for, Stage
+from halfstep.methods.base import (
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    refuse_student,
+    Stage,
+    StagePlan,
+)
+from halfstep.methods.block_scores import scores
+from halfstep.methods.guided import AnyScale
 from halfstep.methods.imitation import Imitate, Matched
 from halfstep.nets import built_again, recipe
 from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.nets.carried import carry
-from halfstep.nets.pruning import checked_pairs, evenly, pairs_of, partners, shallower
+from halfstep.nets.pruning import checked_pairs, evenly, pairs_of, partners, shallower, worthiest
 from halfstep.nets.watched import Projected, projector
 from halfstep.noise import untouched
+from halfstep.progress import Progress, SILENT
 from halfstep.schema import literal
 from halfstep.weighting import WEIGHTINGS
 
@@ -33,7 +45,7 @@ Pair = tuple[nn.Module, int, nn.Module, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shrink:
+class Shrink(Method):
     """A smaller network that predicts what its teacher predicts, at every time."""
 
     depth: CountOrNone = 0
@@ -103,39 +115,96 @@ class Shrink:
             )
 
     @property
-    def unsettled(self) -> bool:
-        """Whether the data is still to say which pairs are kept: see `training.settling.settled`."""
+    def needs_data(self) -> bool:
+        """Whether the data decide which pairs of blocks are kept."""
         return bool(self.depth and not self.keep and not self.student and self.choose == "score")
 
-    def stages(self, teacher: Teacher, null: int | Tensor | None = None) -> Iterator[Stage]:
-        """One stage; `null` is the label that means none, or the states of the empty text."""
-        student = self.begun(teacher)
-        matched = self._matched(teacher, student)
-        objective = self.objective(teacher, null, matched)
-        projected = matched and matched.projectors
-        learner = Projected(student, projected) if projected else student
-        yield Stage(SHRUNK, learner, objective, self.updates)
+    def resolve(
+        self,
+        teacher: PipelineLike,
+        data: Data | None,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The method with the pairs of blocks that are kept, scored on the data unless it names them."""
+        before = begun or {}
+        if not self.needs_data:
+            return self
+        if before.get("depth") == self.depth and before.get("keep"):
+            return replace(self, keep=tuple(before["keep"]))
+        if data is None:
+            return replace(self, choose="even")
+        worth = self.scores(teacher, data, progress=progress)
+        keep = worthiest(worth, self.depth // 2)
+        kept = " ".join(map(str, keep))
+        progress.note(f"of {len(worth)} pairs of blocks, 0 the outermost, these stay: {kept}")
+        return replace(self, keep=keep)
 
-    def objective(
-        self, teacher: Teacher, null: int | Tensor | None, matched: Matched | None = None
-    ) -> Imitate:
-        """What a student learns of this teacher."""
-        if self.drop_labels and null is None:
+    def scores(
+        self, teacher: PipelineLike, data: Data, *, progress: Progress = SILENT
+    ) -> list[float]:
+        """By how much the loss rises without each pair of the teacher's blocks, the outermost first."""
+        denoiser = teacher.denoiser.twin().freeze()
+        objective: Objective = self.objective(denoiser, teacher)
+        if teacher.guidance is not None:
+            objective = AnyScale(objective, teacher.guidance)
+        return scores(objective, denoiser, data, progress=progress)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether the student is built of other options."""
+        return bool(self.student)
+
+    def summary(self) -> str:
+        """shrink to depth 2, embed_dim 32."""
+        depth = 2 * len(self.keep) or self.depth
+        parts = [f"depth {depth}"] if depth else []
+        parts += [f"{name} {value}" for name, value in self.student.items()]
+        return f"shrink to {', '.join(parts)}"
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the smaller network."""
+        return [StagePlan(SHRUNK, self.updates)]
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that is not asked at every time, or has other blocks."""
+        super().check(teacher)
+        refuse_student(teacher)
+        if self.drop_labels and teacher.unconditional is None:
             raise ConfigError(
                 "drop_labels needs a teacher with a null class, or of texts: write drop_labels=0"
             )
-        drop = self.drop_labels if self.drop_labels is not None else 0.1 * (null is not None)
-        guided = _is_guided(teacher)
-        if self.denoising and guided:
+        if self.denoising and _is_guided(teacher):
             raise ConfigError(
                 "a guided teacher's images are not the data's, and denoising would pull the student back to "
                 "them: write denoising=0"
             )
+        levels_for(self.levels, teacher.denoiser.schedule)
+        if self.needs_data:
+            replace(self, choose="even").kept(teacher.denoiser.unguided.net)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [stage], eta = self.plan(teacher), teacher.denoiser
+        student = self.begun(eta)
+        matched = self._matched(eta, student)
+        objective = self.objective(eta.freeze(), teacher, matched)
+        projected = matched and matched.projectors
+        learner = Projected(student, projected) if projected else student
+        yield stage.stage(learner, objective)
+
+    def objective(
+        self, frozen: Teacher, teacher: PipelineLike, matched: Matched | None = None
+    ) -> Imitate:
+        """The loss of a student of this teacher, whose denoiser is frozen."""
+        null = teacher.unconditional
+        drop = self.drop_labels if self.drop_labels is not None else 0.1 * (null is not None)
+        guided = _is_guided(teacher)
         denoising = self.denoising if self.denoising is not None else (0.0 if guided else 0.1)
-        levels = levels_for(self.levels, teacher.schedule)
+        levels = levels_for(self.levels, frozen.schedule)
         return Imitate(
-            teacher.freeze(), WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
-        )  # fmt: skip
+            frozen, WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
+        )
 
     def begun(self, teacher: Teacher) -> Denoiser:
         """The student as it begins."""
@@ -157,10 +226,10 @@ class Shrink:
                 f"a student of depth {self.depth} is no shallower than its teacher of depth {2 * pairs}: "
                 f"{most}"
             )
-        if self.unsettled:
+        if self.needs_data:
             raise ConfigError(
                 "which pairs of blocks are worth least is found on data: write choose='even' or keep=(0,), "
-                "or take training.settling.settled(method, teacher, data)"
+                "or take method.resolve(teacher, data)"
             )
         keep = checked_pairs(self.keep or evenly(pairs, self.depth // 2), pairs)
         if len(keep) == pairs:
@@ -187,7 +256,7 @@ class Shrink:
         return new
 
     def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
-        theirs, net = _inside(teacher).net, student.net
+        theirs, net = teacher.unguided.net, student.net
         pairs = self._compared(theirs, net) if comparable(theirs, net) else []
         if self.features and not pairs:
             raise ConfigError(
@@ -241,15 +310,6 @@ def _size(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def _inside(teacher: Any) -> Denoiser:
-    """The denoiser with the network, whatever guides it."""
-    return cast(Denoiser, getattr(teacher, "denoiser", teacher))
-
-
-def _is_guided(teacher: Any) -> bool:
-    """Whether it puts out something else than the data's denoising: from outside, or by a scale as input."""
-    if isinstance(teacher, Guided) and not isinstance(teacher.scale, Tensor):
-        return teacher.scale != 1
-    net = getattr(teacher, "net", None)
-    made: Any = getattr(net, "recipe", ("", {}))
-    return net is None or bool(made[1].get("guidance"))
+def _is_guided(teacher: PipelineLike) -> bool:
+    """Whether it predicts something else than the data's denoising: from outside, or by a scale as input."""
+    return teacher.guidance is not None or teacher.denoiser.guided

@@ -279,8 +279,8 @@ class Pipeline(Validated):
         )  # fmt: skip
 
     @property
-    def nothing(self) -> int | Tensor | None:
-        """What the network is told when it is told nothing: the null label, or the empty text."""
+    def unconditional(self) -> int | Tensor | None:
+        """The condition of no condition: the null label, or the states of the empty text; None without."""
         return self.null if self.empty is None else self.empty
 
     def _guided(self, guidance: float) -> Denoises:
@@ -298,11 +298,11 @@ class Pipeline(Validated):
             return self.denoiser
         if guidance == 1:
             return self.denoiser
-        if self.nothing is None:
+        if self.unconditional is None:
             raise ConfigError(
                 "this pipeline has no null class and cannot be guided: write guidance=1"
             )
-        return Guided(self.denoiser, guidance, self.nothing)
+        return Guided(self.denoiser, guidance, self.unconditional)
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from halfstep.errors import ConfigError
 from halfstep.version import __version__
 
-EXTENDABLE = ("stop", "updates", "guided_updates", "halving_updates")
+EXTENDABLE = ("stop", "updates")
 """What --extend may raise (or halve further)."""
 ROUNDING = ("micro_batch",)
 """What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""
@@ -79,7 +79,8 @@ def compare(
         was, now = old.get(name), new.get(name)
         if was == now:
             continue
-        adds = name in EXTENDABLE and _adds(name, was, now)
+        last = name.rpartition(".")[-1]
+        adds = last in EXTENDABLE and _adds(last, was, now)
         if name in ROUNDING:
             free.append(f"{name} was {was}, now {now}")
         elif adds and extend:
@@ -94,11 +95,11 @@ def compare(
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of nesting made part of the names: pipeline.schedule."""
+    """All nesting made part of the names: pipeline.schedule."""
     found = dict[str, Any]()
     for name, value in options.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        found.update({f"{name}.{key}" if key else name: each for key, each in inner})
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        found.update({f"{name}.{key}" if key else name: each for key, each in inner.items()})
     return found
 
 

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
@@ -24,14 +23,16 @@ from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.watched import bare
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
 from halfstep.training.jobs import carried_through, Job, load_weights
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.settings import Training
-from halfstep.training.settling import needs_settling, settled
-from halfstep.training.teachers import begun, DATA_DECIDE, refuse_students, tried, tried_on_data
+from halfstep.training.teachers import begun, DATA_DECIDE, tried, tried_on_data
 from halfstep.training.trainable import code_of_net
 
+M = TypeVar("M", bound=Method)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,13 +69,13 @@ def distill(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    refuse_students(method, teacher)
+    method.check(teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, training, job)
     held: Data | None = None
-    if needs_settling(method, teacher):  # all other methods are asked before data are read
+    if method.needs_data:  # of all other methods the first stage is made before data are read
         held = work.read(teacher, data)
-        method = settled(method, teacher, held, out)
+        method = resolve(method, teacher, held, out)
     options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
     with untouched(), _lent(teacher.denoiser.net):
         stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
@@ -100,17 +101,38 @@ def _lent(net: nn.Module) -> Iterator[None]:
 
 
 def refuse_teacher(method: Method, teacher: Pipeline) -> None:
-    """`ConfigError` for what a method refuses of a teacher: asked before data are read."""
-    refuse_students(method, teacher)
-    if needs_settling(method, teacher):
-        method = replace(method, choose="even")  # type: ignore[type-var]  # a Shrink
-    next(iter(stages_of(method, teacher, copy(teacher.denoiser))))
+    """`ConfigError` for a teacher that the method refuses, before data are read."""
+    method.check(teacher)
+    method = method.resolve(teacher, None)
+    next(stages_of(method, teacher, copy(teacher.denoiser)))
+
+
+def resolve(
+    method: M,
+    teacher: Pipeline,
+    data: Data,
+    out: Path | str | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> M:
+    """The method with all options decided that it leaves to the data.
+
+    out  the folder of the run: one that was begun keeps the options it was begun with
+    """
+    if not method.needs_data:
+        return method
+    method.check(teacher)
+    run = None if out is None else RunFolder(out)
+    begun = run.options if run is not None and run.exists else None
+    return method.resolve(teacher, read_by(teacher, data), begun=begun, progress=progress)
 
 
 def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
     """The method's stage for this pipeline, whose `denoiser` is to be trained; refused where that does not
     take the pipeline's samples."""
-    return tried(method.stages(denoiser, pipeline.nothing), pipeline, DATA_DECIDE)
+    model = replace(pipeline, denoiser=denoiser)
+    method.check(model)
+    return tried(method.stages(model), pipeline, DATA_DECIDE)
 
 
 def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
@@ -118,11 +140,8 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
 
     Students of one that takes its guidance scale as an input take it, too.
     """
-    refuse_students(method, teacher)
-    made: Any = method.stages
-    takes_null = "null" in signature(made).parameters
-    stages: Iterator[Stage] = made(denoiser, teacher.nothing) if takes_null else made(denoiser)
-    if getattr(method, "student", None) or getattr(method, "student_net", ""):
+    stages = method.stages(replace(teacher, denoiser=denoiser))
+    if method.builds_student:
         stages = tried(stages, teacher)
     if (guidance := teacher.guidance) is None:
         return stages

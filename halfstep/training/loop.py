@@ -13,7 +13,7 @@ from torch import nn
 
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
-from halfstep.methods.base import at, Objective, Stage
+from halfstep.methods.base import Objective, Stage
 from halfstep.nets.modes import evaluating, to_train
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw, key
@@ -162,7 +162,7 @@ class Loop:
         micro = min(self.settings.micro_batch or whole, whole)
         with naming_memory(micro, partial(self._probe, stage.objective, state)):
             loss, norm = update(
-                at(stage.objective, state.update / stage.updates),
+                stage.objective.at(state.update / stage.updates),
                 wrapped,
                 state,
                 self.data,
@@ -240,17 +240,14 @@ class Loop:
 
     def _held_out(self, stage: Stage, state: State) -> dict[str, Any]:
         """What an objective measures with noise that training never sees: the same whenever it is asked."""
-        objective = at(stage.objective, state.update / stage.updates)
-        measure = getattr(objective, "measure", None)
-        if measure is None:
-            return {}
+        objective = stage.objective.at(state.update / stage.updates)
         generator = torch.Generator().manual_seed(key(self.settings.seed))
         rows = torch.randperm(len(self.data), generator=generator)[:HELD_OUT]
         generator = torch.Generator(self.processes.device).manual_seed(key(self.settings.seed))
         draw = Draw.all(generator, len(rows))
         batch = self.data.drawn(rows, draw).to(self.processes.device)
         with torch.no_grad(), evaluating(state.student):
-            found: dict[str, Any] = measure(state.student, batch, draw)
+            found = dict(objective.measure(state.student, batch, draw))
         return found
 
     def _save(self, stage: Stage, index: int, state: State) -> None:

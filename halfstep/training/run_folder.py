@@ -222,7 +222,8 @@ class RunFolder:
         first = self.first_student(net=net)
         if first is None:
             return []
-        kind, start = self.options.get("grid", "uniform"), self.options.get("start", full)
+        halving = halving_of(self.options)
+        kind, start = halving.get("grid", "uniform"), halving.get("start", full)
         return [replace(first, times=(grid(kind, start, first.denoiser.schedule),))]
 
     def finish(
@@ -280,6 +281,13 @@ class RunFolder:
                 part.parent.rmdir()  # which only empty folders suffer
                 self.folder.rmdir()
             raise
+
+
+def halving_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a run's halvings, which may be a part of its method; {} where nothing is halved."""
+    inner = [value for value in options.values() if isinstance(value, dict)]
+    places = (options, *inner, *map(halving_of, inner))  # a teacher's own start is its weights
+    return next((one for one in places if isinstance(one.get("start"), int)), {})
 
 
 def _request(command: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from halfstep.data import Data, rows as rows_of_update
-from halfstep.methods.base import at, Stage
+from halfstep.methods.base import Stage
 from halfstep.nets.modes import evaluating, keeps_statistics
 from halfstep.noise import Draw, key, untouched
 
@@ -32,7 +32,7 @@ def take_anew(stage: Stage, data: Data, device: torch.device, *, seed: int, inde
     layers = [part for part in student.modules() if keeps_statistics(part) and part.training]
     if not layers:
         return
-    objective, count = at(stage.objective, 1.0), -(-min(len(data), MOST) // AT_ONCE)
+    objective, count = stage.objective.at(1.0), -(-min(len(data), MOST) // AT_ONCE)
     with untouched(key(seed, index, 0, APART)), evaluating(student), _averaging(layers):
         for k in range(count):
             for layer in layers:

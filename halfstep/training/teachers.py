@@ -1,5 +1,4 @@
-"""Whether a method can have this teacher, and its student the teacher's samples: asked before a folder is
-made."""
+"""Try a method's first student on samples of the teacher's shape, and on data, before there is a folder."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +9,7 @@ from halfstep.batch import Cond
 from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Shrink
-from halfstep.methods.base import Method, Stage
+from halfstep.methods.base import Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.nets.modes import evaluating
@@ -19,60 +17,7 @@ from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
-from halfstep.timegrids import grid, Times
 from halfstep.training.settings import Training
-
-SAME = 1e-6
-"""How far apart two times are that count as one."""
-
-
-def refuse_students(method: Method, teacher: Pipeline) -> None:
-    """`ConfigError` for a student as a teacher where the method asks it what it was not made for."""
-    guides = isinstance(method, GuidedDistillation) or getattr(method, "guidance", None) is not None
-    if teacher.guidance is not None and guides:
-        raise ConfigError(
-            "this teacher takes its guidance scale as an input already: give the one it was made from, or "
-            "halve it with 'halfstep distill progressive'"
-        )
-    clip = getattr(method, "target_clip", 0.0)
-    if clip and clip != teacher.clip:
-        own = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
-        raise ConfigError(
-            f"target_clip {clip:g} teaches what a sampler makes that clips images to [-{clip:g}, {clip:g}], "
-            f"and this teacher's {own}: write target_clip={teacher.clip or 0:g}"
-        )
-    if not teacher.times:
-        return
-    if isinstance(method, GuidedDistillation | Reparameterise | Shrink):
-        raise ConfigError(
-            f"this teacher is a student of {len(teacher.times[-1]) - 1} steps, which answers at the times "
-            "of its own grid alone, and it would be asked at every time: give the teacher that it was "
-            "distilled from"
-        )
-    wanted = getattr(method, "made_for", "ddim")
-    if teacher.made_for != wanted:
-        raise ConfigError(
-            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
-            f"'{wanted}', where a step is another: give the teacher that it was distilled from"
-        )
-    if isinstance(method, Progressive):
-        _refuse_other_grid(method, teacher)
-
-
-def _refuse_other_grid(method: Progressive, teacher: Pipeline) -> None:
-    asked = method.times or grid(method.grid, method.start, teacher.denoiser.schedule)
-    if not any(_same(asked, own) for own in teacher.times):
-        counts = " or ".join(str(len(own) - 1) for own in teacher.times)
-        raise ConfigError(
-            f"this teacher is a student of {counts} steps, which answers at the times of its own grid "
-            f"alone, and it would walk on another, of {len(asked) - 1} steps: write start={counts} and the "
-            "grid it was made with, or its times (they are in pipeline.json)"
-        )
-
-
-def _same(a: Times, b: Times) -> bool:
-    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
-
 
 AS_TEACHER = (
     "the student's network does not take the teacher's samples",

@@ -10,7 +10,7 @@ from halfstep.code_identity import holds_own, identity, is_own, own_code
 from halfstep.data import Data
 from halfstep.denoiser import not_trained
 from halfstep.errors import ConfigError
-from halfstep.methods.base import at, Stage
+from halfstep.methods.base import Stage
 from halfstep.nets import imported, recipe
 from halfstep.nets.modes import evaluating, to_train
 from halfstep.nets.rebuilt import refuse_wrapped
@@ -74,7 +74,7 @@ def _refuse_lone_row(stage: Stage, data: Data, training: Training, processes: Pr
         return
     student, device = stage.student.to(processes.device), processes.device
     kept = [(buffer, buffer.clone()) for buffer in student.buffers()]
-    objective, said = at(stage.objective, 0.0), ""
+    objective, said = stage.objective.at(0.0), ""
     draw = Draw.all(torch.Generator(device).manual_seed(0), 1)
     with torch.no_grad(), untouched(0), evaluating(student):
         to_train(student)

@@ -130,7 +130,7 @@ def _guidance(pipeline: Pipeline) -> str:
     if pipeline.guidance is not None:
         low, high = pipeline.guidance
         return f"an input of the network, {low:g} to {high:g}, one call a step"
-    if pipeline.nothing is None:
+    if pipeline.unconditional is None:
         return "none"
     return "from outside, any scale; two calls a step unless it is 1"
 

@@ -18,7 +18,7 @@ from halfstep.cli.classifier import TrainClassifier
 from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
-from halfstep.cli.distill import Distill, KINDS as GATED
+from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.report import Report
@@ -44,7 +44,7 @@ KINDS = {
     "report": Report,
     "compress": Compress,
     "export": ExportConfig,
-    **{f"distill {name}": GATED.get(kind) or Distill[kind] for name, kind in METHODS.items()},
+    **{f"distill {name}": options_for(name) for name in METHODS},
     "distill knowledge": DistillKnowledge,
 }
 """The options of each command."""

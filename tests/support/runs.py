@@ -11,8 +11,7 @@ from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser
-from halfstep.methods import Progressive
-from halfstep.methods.base import Stage
+from halfstep.methods import Method, Objective, Progressive, StagePlan
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
@@ -82,13 +81,17 @@ def own(objective, *, updates=8, stages=1):
     objective = Scripted(objective)
 
     @dataclass(frozen=True)
-    class Own:
+    class Own(Method):
+        def plan(self, teacher):
+            return [StagePlan(f"stage-{k}", updates) for k in range(stages)]
+
         def stages(self, teacher):
-            for k in range(stages):
-                student = teacher.twin()
-                teacher.freeze()
-                yield Stage(f"stage-{k}", student, objective, updates)
-                teacher = student
+            denoiser = teacher.denoiser
+            for stage in self.plan(teacher):
+                student = denoiser.twin()
+                denoiser.freeze()
+                yield stage.stage(student, objective)
+                denoiser = student
 
     return Own()
 
@@ -101,10 +104,8 @@ given again with another function, and goes on.
 """
 
 
-class Scripted:
+class Scripted(Objective):
     """A function of (guess [B, 3], calls before this one) as an objective."""
-
-    forwards = 3
 
     def __init__(self, loss):
         SCRIPTS[id(self)] = [loss, 0]
