@@ -22,9 +22,8 @@ import halfstep
 from halfstep.cli import main, VERBS
 from halfstep.cli.distill import Distill
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.options import parse, Source
+from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
-from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import all_options, flat, options_of
 from halfstep.config.presets import preset_names
 from halfstep.config.toml import from_file
@@ -38,7 +37,9 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.training.run_config import read_config, write_config
+from halfstep.workflows.options import Source
 from halfstep.workflows.sample import SampleConfig
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.denoisers import wobbly_teacher
 from tests.support.help_pages import KINDS
 
@@ -415,7 +416,7 @@ def test_a_file_s_numbers_below_0_are_values(tmp_path):
         "schedule_config = { logsnr_min = -7.5, logsnr_max = '-1e-3' }"
     )
     words = ["--data", "two-moons", "--out", "x", "--config", str(tmp_path / "a.toml")]
-    found = parse(TrainDenoiser, words, prog="halfstep train denoiser")
+    found = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
     assert found.network.schedule_config == {"logsnr_min": "-7.5", "logsnr_max": "-1e-3"}
 
 
@@ -493,10 +494,10 @@ def asked(kind, *words):
 def test_the_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "o.toml"
     file.write_text("batch = 7\nrate = 0.5\nflip = true\nbetas = [0.1, 0.2]\n")
-    got = asked(TrainDenoiser, "--config", file, "--rate", "0.25", "--no-flip")
+    got = asked(TrainDenoiserConfig, "--config", file, "--rate", "0.25", "--no-flip")
     assert got.training.batch == 7 and got.training.rate == 0.25 and not got.source.flip
     assert got.training.betas == (0.1, 0.2) and got.training.clip == 1.0
-    assert asked(TrainDenoiser, f"--config={file}").source.flip
+    assert asked(TrainDenoiserConfig, f"--config={file}").source.flip
 
 
 def test_a_file_wins_over_a_preset(tmp_path):
@@ -505,7 +506,7 @@ def test_a_file_wins_over_a_preset(tmp_path):
         ["--preset", "digits", "--config", tmp_path / "o.toml"],
         ["--config", tmp_path / "o.toml", "--preset=digits"],
     ):
-        got = asked(TrainDenoiser, *words)
+        got = asked(TrainDenoiserConfig, *words)
         assert got.training.rate == 0.125 and got.source.data == "digits" and got.network.labels
 
 
@@ -516,7 +517,7 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
         'time_offset = -1e-5\nlabels = true\npredicts = "eps"\nsize = 28\nout = "a folder"\n'
         "sampling_clip = 2\nupdates = 3\n"
     )
-    got = parse(TrainDenoiser, ["--data", "x", "--config", str(file)], prog="halfstep")
+    got = parse(TrainDenoiserConfig, ["--data", "x", "--config", str(file)], prog="halfstep")
     assert got.network.net_config == {
         "width": "32", "bias": "true", "name": "a b", "list": "[1, 2]",
     }  # fmt: skip
@@ -560,7 +561,7 @@ def test_a_file_is_checked(text, said, tmp_path):
 def test_a_table_is_a_table(tmp_path):
     (tmp_path / "o.toml").write_text("net_config = [1]")
     with pytest.raises(ConfigError, match="net_config is a table of names and values"):
-        from_file(TrainDenoiser, tmp_path / "o.toml")
+        from_file(TrainDenoiserConfig, tmp_path / "o.toml")
 
 
 @pytest.mark.parametrize(
@@ -573,11 +574,11 @@ def test_a_table_is_a_table(tmp_path):
     ],
 )
 def test_saved_options_come_back(words, tmp_path):
-    options = asked(TrainDenoiser, *words)
+    options = asked(TrainDenoiserConfig, *words)
     write_config(tmp_path, flat(options))
     code = ["--net", "a.b:make"] if "a.b:make" in words else []  # which is typed again
     words = ["--config", str(tmp_path / "config.toml"), *code]
-    assert parse(TrainDenoiser, words, prog="halfstep") == options
+    assert parse(TrainDenoiserConfig, words, prog="halfstep") == options
     kept = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
     assert kept.keys() == {name for name, value in flat(options).items() if value is not None}
 

@@ -8,12 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.cli.codec import codec, encoded, fresh_codec, held_out, Shape
-from halfstep.cli.options import Source
+from halfstep.cli.commands.train_codec import main as codec
 from halfstep.data import load
 from halfstep.errors import ConfigError
-from halfstep.methods.autoencoding import psnr
+from halfstep.methods.autoencoding import Autoencoding, psnr
 from halfstep.nets.autoencoder import KLCodec, load_codec
+from halfstep.training import Training
+from halfstep.workflows.options import Source, Where
+from halfstep.workflows.train_codec import (
+    CodecOptions,
+    encoded,
+    fresh_codec,
+    held_out_images,
+    train_codec,
+    TrainCodecConfig,
+)
 from tests.support.runs import bits
 
 TINY = ["--width", "4", "--batch", "5", "--rate", "3e-3", "--save-every", "2", "--device", "cpu"]
@@ -64,7 +73,7 @@ def test_from_data_to_a_codec(cli, tmp_path):
 
 def test_rows_come_from_all_over_the_data():
     data = load("digits")
-    net = fresh_codec(Shape(width=4), data, "digits", 0)
+    net = fresh_codec(CodecOptions(width=4), data, "digits", 0)
     images = torch.cat([x for x, _ in encoded(net, data, 300, 0)])
     assert len(images) == 300
     assert torch.equal(images[299], data.batch(torch.tensor([299 * 1797 // 300])).x0[0])
@@ -74,13 +83,13 @@ def test_rows_come_from_all_over_the_data():
 
 def test_fresh_weights_depend_on_the_seed_alone():
     data = load("digits")
-    made = [fresh_codec(Shape(width=4), data, "digits", seed).digest() for seed in (0, 0, 1)]
+    made = [fresh_codec(CodecOptions(width=4), data, "digits", seed).digest() for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
 
 
 def test_fresh_latents_have_little_noise():
     data = load("digits")
-    net = fresh_codec(Shape(width=8), data, "digits", 0)
+    net = fresh_codec(CodecOptions(width=8), data, "digits", 0)
     log_variance = net.moments(data.batch(torch.arange(100)).x0).chunk(2, 1)[1]
     assert float(log_variance.mean()) == pytest.approx(-6, abs=1)
 
@@ -89,9 +98,9 @@ def test_fresh_latents_have_little_noise():
     "factor, widths", [(1, (4,)), (2, (4, 8)), (4, (4, 8, 16)), (8, (4, 8, 16, 16))]
 )
 def test_a_level_for_each_halving(factor, widths):
-    net = fresh_codec(Shape(width=4, factor=factor), load("digits"), "digits", 0)
+    net = fresh_codec(CodecOptions(width=4, factor=factor), load("digits"), "digits", 0)
     assert net.factor == factor and net.config["block_out_channels"] == widths
-    groups = [fresh_codec(Shape(width=w), load("digits"), "digits", 0) for w in (2, 24, 32)]
+    groups = [fresh_codec(CodecOptions(width=w), load("digits"), "digits", 0) for w in (2, 24, 32)]
     assert [net.config["norm_num_groups"] for net in groups] == [1, 2, 8]
 
 
@@ -199,12 +208,25 @@ def test_reconstructions_are_judged_on_images_not_trained_on(cli, cifar):
     out = cli("--updates", 1, data=f"cifar10:{cifar}")
     assert "dB on 2 test images, which it was not trained on" in out
     source = Source(data=f"cifar10:{cifar}")
-    train = load(source.data)
-    assert len(held_out(source, train)[0]) == 2
+    assert len(held_out_images(source)) == 2
     (cifar / "test.npz").unlink()
-    assert held_out(source, train) == (train, "of the images that it was trained on")
+    assert held_out_images(source) is None
 
 
 def test_an_odd_codec_without_its_last_convolution_trains(cli, tmp_path):
     cli("--updates", 1, "--codec-config", "use_quant_conv", "false", "use_post_quant_conv", "false")
     assert load_codec(tmp_path / "c").model.quant_conv is None
+
+
+def test_a_codec_is_trained_from_python(tmp_path):
+    """No terminal is needed; the same call again returns what is finished."""
+    config = TrainCodecConfig(
+        where=Where(out=tmp_path / "c", device="cpu"),
+        source=Source(data="digits"),
+        codec=CodecOptions(width=4),
+        method=Autoencoding(updates=3),
+        training=Training(batch=5),
+    )
+    first, again = train_codec(config), train_codec(config)
+    assert first.codec.digest() == again.codec.digest() == load_codec(first.folder).digest()
+    assert first.psnr == again.psnr and first.images == 1000 and not first.held_out

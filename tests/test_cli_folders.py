@@ -20,11 +20,11 @@ from halfstep.cli.options import parse
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import Terminal, terminal
 from halfstep.cli.runs import carried_out
-from halfstep.cli.train import TrainDenoiser
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.disk import largest_file
 from tests.support.evidence import evidence, pictures
 from tests.support.runs import everything, refused
@@ -281,7 +281,7 @@ def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cl
 def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
     """Several processes compare it, whether they rehearse or run."""
     words = [*TRAIN[2:], "--out", "r", "--extend", "--from-previous", "--device", "cpu"]
-    options, jobs = parse(TrainDenoiser, words, prog="halfstep train denoiser"), []
+    options, jobs = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser"), []
     assert rehearse(terminal(), options, jobs.append) == 0
     with carried_out(options.where, options, terminal()) as job:
         jobs.append(replace(job, watch=jobs[0].watch))

@@ -292,7 +292,7 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
         asked.append(verify)
         raise DataError("enough")
 
-    monkeypatch.setattr("halfstep.cli.progress.load", load)
+    monkeypatch.setattr("halfstep.workflows.options.load", load)
     shutil.copytree(run, tmp_path / "run")
     guided, digits = ASSETS / "digits-guided" / "0001-steps", ["--data", "digits"]
     alone = [guided, "--teacher", ASSETS / "digits-teacher", *digits, "--out", "small"]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import accelerate, diffusers, torch, torch.distributed.nn.functional
 
-import halfstep.cli.train, halfstep.training.loop as loop
+import halfstep.workflows.train_denoiser, halfstep.training.loop as loop
 from halfstep.cli import main
 from halfstep.data import load
 from halfstep.errors import DataError

@@ -388,7 +388,7 @@ from halfstep import files, storage
 from halfstep.config.presets import preset_names
 from halfstep.config.toml import from_file
 from halfstep.training.run_config import write_config
-from halfstep.cli.options import Source
+from halfstep.workflows.options import Source
 from halfstep.data.captions import read_captions
 from halfstep.report.templates import write_page
 from halfstep.training.run_folder import RunFolder

@@ -19,7 +19,6 @@ from PIL import Image
 
 from halfstep import storage
 from halfstep.cli import main
-from halfstep.cli.train import TrainDenoiser
 from halfstep.config.toml import from_file
 from halfstep.data import cifar10
 from halfstep.data.captions import read_captions
@@ -33,6 +32,7 @@ from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.noise_file import NoiseFile
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.runs import At, Crash, crash, halve, job
 from tests.support.texts import clip
 from tests.test_evidence_on_disk import encoders, samples
@@ -153,7 +153,7 @@ READS = {
         "cifar/test_lables.json",
         lambda at: cifar10.load(at / "cifar", "test").labels.tolist(),
     ),
-    "a preset": ("own.toml", lambda at: from_file(TrainDenoiser, at / "own.toml")),
+    "a preset": ("own.toml", lambda at: from_file(TrainDenoiserConfig, at / "own.toml")),
 }
 """A file, and how whoever reads it does so; what that gives can be compared."""
 

@@ -17,20 +17,20 @@ from safetensors.torch import load_file
 
 import halfstep.cli
 from halfstep.cli import main
-from halfstep.cli.classifier import TrainClassifier
-from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.report import Report
-from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import options_of
+from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
 from halfstep.workflows.sample import SampleConfig
+from halfstep.workflows.train_classifier import TrainClassifierConfig
+from halfstep.workflows.train_codec import TrainCodecConfig
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
 VALUES = ("nan", "inf", "-1", "0", "1e400", "", "text")
 LIMIT = 60
@@ -76,11 +76,11 @@ def distilling(name, options):
 
 
 VERBS = [
-    Verb("train denoiser", TrainDenoiser, {
+    Verb("train denoiser", TrainDenoiserConfig, {
         **TINY, "data": "two-moons", "net": "mlp", "net-config": "width 8 depth 1",
     }),
-    Verb("train classifier", TrainClassifier, {**TINY, "data": "digits", "net": "toy-student"}),
-    Verb("train codec", TrainCodec, {**TINY, "data": "digits", "width": "8"}),
+    Verb("train classifier", TrainClassifierConfig, {**TINY, "data": "digits", "net": "toy-student"}),
+    Verb("train codec", TrainCodecConfig, {**TINY, "data": "digits", "width": "8"}),
     distilling("progressive", {**HALVED, **POINTS}),
     distilling("stochastic", {**HALVED, **POINTS}),
     distilling("encoder", {**TINY, **POINTS, "start": "4", "stop": "2"}),
@@ -90,7 +90,7 @@ VERBS = [
     distilling("shrink", {**TINY, **DIGITS, "depth": "2"}),
     distilling("plan", {**HALVED, **DIGITS, "depth": "2", "halving-updates": "1"}),
     distilling("reparameterise", {**TINY, **POINTS}),
-    Verb("distill knowledge", DistillKnowledge, {
+    Verb("distill knowledge", DistillClassifierConfig, {
         **TINY, "data": "digits", "teacher": "classifier", "net": "toy-student",
     }),
     Verb("latents", LatentsConfig, {"data": "digits", "codec": "codec", "out": "out", "device": "cpu"}),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from halfstep.cli.classifier import classifier
+from halfstep.cli.commands.distill_classifier import main as knowledge
+from halfstep.cli.commands.train_classifier import main as classifier
 from halfstep.cli.gating import Quality
-from halfstep.cli.knowledge import knowledge
 from halfstep.cli.runs import _typed
 from halfstep.cli.shrinking import OfStudents, PlanQuality
 from halfstep.data import Dataset

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from halfstep.batch import Cond
 from halfstep.cli.options import parse
-from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.data import Dataset, load
 from halfstep.data.encoding import write_latents
 from halfstep.data.streamed import stream
@@ -24,6 +23,8 @@ from halfstep.nets.autoencoder import KLCodec, load_codec
 from halfstep.nets.text import load_texts
 from halfstep.pipeline import Pipeline
 from halfstep.schema import literals
+from halfstep.workflows.new_pipeline import fresh_pipeline
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.networks import CODEC
 
 # Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.
@@ -540,7 +541,7 @@ def test_what_a_model_does_not_have_is_refused(tmp_path):
 
 def asked_by_preset(name):
     words = ["--preset", f"published/{name}", "--data", "DATA", "--out", f"runs/{name}"]
-    return parse(TrainDenoiser, words, prog="halfstep train denoiser")
+    return parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from halfstep import capacity
-from halfstep.cli.codec import fresh_codec, Shape
 from halfstep.data import load
 from halfstep.data.streamed import stream
 from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
@@ -41,6 +40,7 @@ from halfstep.timegrids import (
 )
 from halfstep.training import train, Training
 from halfstep.training.jobs import Job
+from halfstep.workflows.train_codec import CodecOptions, fresh_codec
 from tests.support.runs import halve, points, refused
 
 UVIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -121,7 +121,7 @@ def test_no_codec_has_such_a_size(config):
     with pytest.raises(ConfigError, match="|".join([*config, "weights of"])):
         KLCodec.fresh({**small, **config})
     with pytest.raises(ConfigError, match="factor"):
-        fresh_codec(Shape(factor=3), load("digits"), "digits", 0)
+        fresh_codec(CodecOptions(factor=3), load("digits"), "digits", 0)
 
 
 def test_a_network_is_built_twice_and_drawn_once():

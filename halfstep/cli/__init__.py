@@ -161,10 +161,10 @@ def _dispatch(args: list[str]) -> int:
 
 
 FUNCTIONS = {
-    "train denoiser": "train:denoiser",
-    "train classifier": "classifier:classifier",
-    "train codec": "codec:codec",
-    "distill knowledge": "knowledge:knowledge",
+    "train denoiser": "commands.train_denoiser:main",
+    "train classifier": "commands.train_classifier:main",
+    "train codec": "commands.train_codec:main",
+    "distill knowledge": "commands.distill_classifier:main",
     "latents": "commands.latents:main",
     "sample": "commands.sample:main",
     "encode": "commands.encode:main",

@@ -13,7 +13,7 @@ from halfstep import files
 from halfstep.cli.compressed import print_compressed
 from halfstep.cli.evaluate import Evaluate, evaluated
 from halfstep.cli.judging import made_by, students_of, written
-from halfstep.cli.options import Flat, parse, Source
+from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.tables import print_rows
 from halfstep.config.fields import POSITIONAL
@@ -38,6 +38,7 @@ from halfstep.training.asked import environment
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.options import Source
 
 
 @dataclass(frozen=True, kw_only=True)

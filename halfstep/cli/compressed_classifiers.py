@@ -12,7 +12,6 @@ from torch import nn
 
 from halfstep import files, storage
 from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, loading, say
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
@@ -22,6 +21,7 @@ from halfstep.evaluation.intervals import Interval
 from halfstep.nets.classifiers import class_names, refuse_other_classes
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.report.numbers import big, percent
+from halfstep.workflows.options import Source
 
 ROUNDS, BATCH = 50, 64
 Making = Callable[[nn.Module], Iterator[tuple[str, str, nn.Module]]]

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from halfstep import files, storage
-from halfstep.cli.beside import beside
 from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.distill import Distill
 from halfstep.cli.guided_demo import guided_demo
@@ -18,7 +17,6 @@ from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
-from halfstep.cli.train import fresh_pipeline, TrainDenoiser
 from halfstep.config.fields import flat
 from halfstep.data import load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
@@ -37,6 +35,9 @@ from halfstep.training.asked import environment
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.background import background
+from halfstep.workflows.new_pipeline import fresh_pipeline
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
 FULL = 64
 COUNTS = (8, 4, 2, 1)
@@ -122,7 +123,7 @@ def demo(argv: Sequence[str]) -> int:
         return teacher_rows(teacher, COUNTS, judge, asked, progress=progress)
 
     plan = method.plan(teacher)
-    with beside(judge_teacher) as judged:
+    with background(judge_teacher) as judged:
         with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
             job = Job(device=options.device, watch=bars, gate=keep)
             distill(teacher, data, run, method=method, training=training, job=job)
@@ -146,7 +147,9 @@ def demo(argv: Sequence[str]) -> int:
 def _from_scratch(options: Demo, console: Console) -> Pipeline:
     """The teacher of presets/digits.toml, trained into OUT/teacher."""
     out = options.folder / "teacher"
-    preset = parse(TrainDenoiser, ["--preset", "digits", "--out", str(out)], prog="halfstep train")
+    preset = parse(
+        TrainDenoiserConfig, ["--preset", "digits", "--out", str(out)], prog="halfstep train"
+    )
     method = preset.method
     if options.quick:
         method = replace(method, updates=max(1, method.updates // 10))

@@ -19,12 +19,11 @@ from halfstep.cli.gating import (
     start_of,
 )
 from halfstep.cli.guided_gating import GuidedQuality
-from halfstep.cli.options import Flat, parse, Source, Where
+from halfstep.cli.options import Flat, parse
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
-from halfstep.cli.runs import carried_out, describe, describe_data, updates_on
+from halfstep.cli.runs import carried_out, describe, describe_data, own_net, updates_on
 from halfstep.cli.shrinking import plan_gate, PlanQuality, resolved
-from halfstep.cli.train import own_net
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.gate import Gate
@@ -44,6 +43,7 @@ from halfstep.training import distill as distil_pipeline, Training
 from halfstep.training.denoisers import refuse_teacher
 from halfstep.training.jobs import Job
 from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.options import Source, Where
 
 M = TypeVar("M")
 

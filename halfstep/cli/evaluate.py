@@ -18,7 +18,7 @@ from halfstep.cli.judging import (
     students_of,
     written,
 )
-from halfstep.cli.options import Flat, parse, Source
+from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, loading, say, terminal
 from halfstep.cli.reconstructing import (
     encoders_judged,
@@ -43,6 +43,7 @@ from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
 from halfstep.training.run_folder import halving_of, RunFolder
 from halfstep.workflows.locate import locate_pipeline, Official
+from halfstep.workflows.options import Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from halfstep.batch import batches
 from halfstep.cli.judging import shown_images
-from halfstep.cli.options import Source
 from halfstep.cli.progress import counting, first_process, say
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -29,6 +28,7 @@ from halfstep.progress import expected
 from halfstep.timegrids import grid, Steps
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.options import Source
 
 
 @dataclass(frozen=True, kw_only=True)

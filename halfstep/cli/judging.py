@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from halfstep import files, storage
-from halfstep.cli.options import Source
 from halfstep.cli.progress import counting
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
@@ -32,6 +31,7 @@ from halfstep.report.slider import write_slider
 from halfstep.report.verdict import verdict
 from halfstep.training.asked import environment
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.options import Source
 
 EVIDENCE, PICTURES = "report.json", "report.npz"
 

@@ -7,7 +7,6 @@ import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,50 +14,13 @@ from halfstep.cli.names import refuse_unknown
 from halfstep.config.fields import all_options, arity, build, flat, Option, options_of, read_words
 from halfstep.config.presets import preset
 from halfstep.config.toml import from_file
-from halfstep.config.validate import Count, describe
+from halfstep.config.validate import describe
 from halfstep.errors import ConfigError, unknown
-from halfstep.files import check_writable, is_text
+from halfstep.files import is_text
 
 T = TypeVar("T")
 Flat = "flat"
 """A nested dataclass whose fields appear without a prefix."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where a run lives and how it is carried out."""
-
-    out: Path
-    """The run's folder; the same command again goes on where it stopped."""
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU), or one by name: cpu, cuda:1."""
-    extend: bool = False
-    """Let the run in this folder have more updates, or halve further."""
-    from_previous: bool = False
-    """Go on from the checkpoint before a damaged one."""
-    dry_run: bool = False
-    """Print stages, updates, memory and time, and stop."""
-
-    def check(self) -> None:
-        """Refuse a folder that cannot be written, before anything is read."""
-        check_writable(self.out, "choose another --out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The data."""
-
-    data: str
-    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
-    a folder of latents."""
-    size: Count | None = None
-    """Side of the images in pixels."""
-    channels: Count | None = None
-    """1 for gray, 3 for colour."""
-    flip: bool = False
-    """Mirror half of the images, at random."""
-    verify: bool = False
-    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str) -> T:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from halfstep.cli.options import Source
-from halfstep.data import Data, load
+from halfstep.data import Data
 from halfstep.errors import printable
 from halfstep.methods.base import Stage
 from halfstep.progress import Progress
+from halfstep.workflows.options import Source
 
 LINES = 20
 """Plain lines a stage at most."""
@@ -268,11 +268,4 @@ def reading(console: Console, name: str) -> AbstractContextManager[Progress]:
 def loading(console: Console, source: Source) -> Data:
     """The data that the options name, with a bar while a large folder is read."""
     with reading(console, source.data) as progress:
-        return load(
-            source.data,
-            size=source.size,
-            channels=source.channels,
-            flip=source.flip,
-            verify=source.verify,
-            progress=progress,
-        )
+        return source.load(progress)

@@ -1,5 +1,6 @@
 """What `train` and `distill` share: what a run is about, and how it is carried out."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from halfstep.cli.options import Source, Where
 from halfstep.cli.progress import Bars, first_process, say
 from halfstep.config.fields import flat
 from halfstep.data import Data
@@ -19,6 +20,8 @@ from halfstep.training import Training
 from halfstep.training.jobs import Job
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_config import write_config
+from halfstep.workflows.options import Source, Where
+from halfstep.workflows.train_classifier import ImageOptions, share_of
 
 
 @contextmanager
@@ -103,3 +106,29 @@ def updates_on(updates: int, training: Training, device: str) -> str:
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
     return f"{updates:,} of {training.batch} samples each, on {chosen.type}{threads}"
+
+
+def as_typed(source: Source) -> str:
+    """The options that name this data, for a later command."""
+    sides = [
+        f"--{name} {value}" for name in ("size", "channels") if (value := getattr(source, name))
+    ]
+    flip = ["--flip"] if source.flip else []
+    return " ".join([f"--data {shlex.quote(source.data)}", *sides, *flip])
+
+
+def own_net(net: str | None) -> str:
+    """The option that a later command needs to build a network of the user's own."""
+    return f" --net {shlex.quote(net)}" if net is not None and ":" in net else ""
+
+
+def held_out_name(images: ImageOptions) -> str:
+    """The held-out data in words."""
+    name = images.validate or ""
+    share = share_of(name)
+    return name if share is None else f"the {100 * share:g} % held out"
+
+
+def parameters_of(net: nn.Module) -> str:
+    """The number of a network's parameters."""
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters"

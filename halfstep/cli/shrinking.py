@@ -8,7 +8,6 @@ from rich.console import Console
 
 from halfstep.cli.gating import full_steps, gate_for, looks_for, Quality, rehearsed_gate
 from halfstep.cli.guided_gating import guided_gate, GuidedQuality
-from halfstep.cli.options import Where
 from halfstep.cli.progress import counting
 from halfstep.data import Data
 from halfstep.kinds import NotNegative
@@ -16,6 +15,7 @@ from halfstep.methods import GuidedDistillation, Method
 from halfstep.pipeline import Pipeline
 from halfstep.training.denoisers import resolve
 from halfstep.training.parallel import pick_device
+from halfstep.workflows.options import Where
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,12 +154,12 @@ MUTANTS = (
         ('texts.encode([""])', 'texts.encode(["."])'),
     ),
     *of(
-        "cli/codec",
+        "workflows/train_codec",
         "cli_codec",
         ("net.decode(latents * net.scale)", "net.decode(latents)"),
         ("min(2**level, 4)", "min(2**level, 8)"),
         ("* len(data) // count", ""),
-        ("gcd(shape.width, 128) // 4", "gcd(shape.width, 128)"),
+        ("gcd(options.width, 128) // 4", "gcd(options.width, 128)"),
         ("drawn(moments, noise, 1.0)", "drawn(moments, noise, net.scale)"),
         ("LOG_VARIANCE = -6.0", "LOG_VARIANCE = 0.0"),
     ),
@@ -590,7 +590,11 @@ MUTANTS = (
         ("return kind if kind in BELOW else features", "return features"),
         ("return kind if kind in BELOW else features", "return kind"),
     ),
-    *of("cli/knowledge", "peers", ("job=job.judged_by(held)", "job=job")),
+    *of(
+        "workflows/distill_classifier",
+        "peers",
+        ("job=job.judged_by(self.held_out)", "job=job"),
+    ),
     *of("cli/shrinking", "peers", ("return self.gate.about", "return {}")),
     *of(
         "cli/tables",

@@ -14,29 +14,29 @@ from itertools import pairwise
 from pathlib import Path
 
 from halfstep.cli import PAGES
-from halfstep.cli.classifier import TrainClassifier
-from halfstep.cli.codec import TrainCodec
 from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.knowledge import DistillKnowledge
 from halfstep.cli.report import Report
-from halfstep.cli.train import TrainDenoiser
 from halfstep.config.fields import all_options, arity
 from halfstep.config.presets import preset_names
 from halfstep.methods import METHODS
+from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
 from halfstep.workflows.sample import SampleConfig
+from halfstep.workflows.train_classifier import TrainClassifierConfig
+from halfstep.workflows.train_codec import TrainCodecConfig
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
 WIDTH, COLUMN = 80, 26
 KINDS = {
     "demo": Demo,
-    "train denoiser": TrainDenoiser,
-    "train classifier": TrainClassifier,
-    "train codec": TrainCodec,
+    "train denoiser": TrainDenoiserConfig,
+    "train classifier": TrainClassifierConfig,
+    "train codec": TrainCodecConfig,
     "latents": LatentsConfig,
     "sample": SampleConfig,
     "encode": EncodeConfig,
@@ -45,18 +45,18 @@ KINDS = {
     "compress": Compress,
     "export": ExportConfig,
     **{f"distill {name}": options_for(name) for name in METHODS},
-    "distill knowledge": DistillKnowledge,
+    "distill knowledge": DistillClassifierConfig,
 }
 """The options of each command."""
 GROUPS = {
     "Run": ("where",),
-    "Options": ("", "how", "shape", "layout"),
-    "Data": ("source", "shown"),
-    "Teacher": ("teacher", "taught"),
-    "Network": ("network", "built"),
+    "Options": ("", "how", "codec", "layout"),
+    "Data": ("source", "images"),
+    "Teacher": ("teacher", "networks"),
+    "Network": ("network", "classifier"),
     "Model": ("official",),
     "Start": ("start",),
-    "Method": ("method", "objective"),
+    "Method": ("method", "recipe"),
     "Optimiser": ("training",),
     "Gate": ("quality",),
     "Measures": ("evaluation",),

@@ -1,0 +1,63 @@
+"""`halfstep distill knowledge`."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from halfstep.cli.options import parse
+from halfstep.cli.plan import rehearse
+from halfstep.cli.progress import counting, reading, say, terminal
+from halfstep.cli.runs import carried_out, describe_data, held_out_name, parameters_of, updates_on
+from halfstep.evaluation.intervals import Interval
+from halfstep.workflows.distill_classifier import (
+    ClassifierComparison,
+    DistillClassifierConfig,
+    prepare_distillation,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Distil a classifier; print where it is, and its accuracy beside its teacher's."""
+    console = terminal()
+    config = parse(DistillClassifierConfig, argv, prog="halfstep distill knowledge")
+    where, networks = config.where, config.networks
+    with reading(console, config.source.data) as progress:
+        prepared = prepare_distillation(config, progress=progress)
+    if where.dry_run:
+        return rehearse(console, config, prepared.run)
+    folders = ", ".join(map(str, networks.teacher))
+    say(console, "teacher", f"{folders}: {parameters_of(prepared.teacher)}")
+    say(console, "student", f"{networks.net}: {parameters_of(prepared.student)}")
+    say(console, "data", describe_data(config.source, prepared.data))
+    say(console, "learns", ", ".join(f"{t.name} {t.weight}" for t in prepared.method.live))
+    say(console, "updates", updates_on(config.recipe.updates, config.training, where.device))
+    if prepared.asks_teacher:
+        with counting(console, "asking the teacher") as progress:
+            prepared.fill_cache(progress=progress)
+    with carried_out(where, config, console) as job:
+        student = prepared.run(job)
+    say(console, "at", where.out / "stages" / "student")
+    if (comparison := prepared.compare(student)) is not None:
+        _print(console, config, comparison)
+    return 0
+
+
+def _print(
+    console: Console, config: DistillClassifierConfig, comparison: ClassifierComparison
+) -> None:
+    """The accuracies of student and teacher, and how often they agree."""
+    student, count = comparison.student, comparison.images
+    images = "what it was trained with"
+    if config.images.validate is not None:
+        images = f"{held_out_name(config.images)}, which it has not seen"
+    rest = "" if student.rows == count else f" ({student.rows:,} of them with a label)"
+    say(console, "on", f"{images}, all {count:,} images{rest}; 95 % intervals")
+    say(console, "student", f"{percent(student.accuracy)} right")
+    say(console, "teacher", f"{percent(comparison.teacher.accuracy)} right")
+    if student.agreement is not None:
+        say(console, "agree", percent(student.agreement))
+
+
+def percent(share: Interval) -> str:
+    """89.2 % (88.6 to 89.8)."""
+    return f"{share.value:.1%} ({100 * share.low:.1f} to {100 * share.high:.1f})".replace("%", " %")

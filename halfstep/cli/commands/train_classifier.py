@@ -1,0 +1,50 @@
+"""`halfstep train classifier`."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from halfstep.cli.options import parse
+from halfstep.cli.plan import rehearse
+from halfstep.cli.progress import counting, reading, say, terminal
+from halfstep.cli.runs import carried_out, describe_data, held_out_name, parameters_of, updates_on
+from halfstep.evaluation.classification import Scores
+from halfstep.nets.classifiers import classifier_recipe
+from halfstep.workflows.train_classifier import prepare_classifier, TrainClassifierConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a classifier; print where it is, and its accuracy on data that it was not trained on."""
+    console = terminal()
+    config = parse(TrainClassifierConfig, argv, prog="halfstep train classifier")
+    where, init = config.where, config.classifier.init
+    with reading(console, config.source.data) as progress:
+        prepared = prepare_classifier(config, progress=progress)
+    if where.dry_run:
+        return rehearse(console, config, prepared.run)
+    net = prepared.net
+    say(console, "network", f"{classifier_recipe(net)[0]}, {parameters_of(net)}")
+    if init is not None:
+        rest = f"; afresh: {', '.join(prepared.fresh)}" if prepared.fresh else ""
+        say(console, "starts", f"from {init}{rest}")
+    say(console, "data", describe_data(config.source, prepared.data))
+    say(console, "updates", updates_on(config.method.updates, config.training, where.device))
+    with carried_out(where, config, console) as job:
+        net = prepared.run(job)
+    with counting(console, "asking about all images") as progress:
+        scores = prepared.score(net, progress=progress)
+    if prepared.held_out is None:
+        say(console, "accuracy", f"{scores.accuracy.value:.1%} on what it was trained with")
+    else:
+        _print(console, scores, held_out_name(config.images))
+    say(console, "at", where.out / "stages" / "classifier")
+    return 0
+
+
+def _print(console: Console, scores: Scores, data: str) -> None:
+    """The scores on held-out data."""
+    accuracy = scores.accuracy
+    interval = f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, 95 %)"
+    images = f"{data}, all {scores.rows:,} images, which it has not seen"
+    say(console, "accuracy", f"{accuracy.value:.1%} {interval} on {images}")
+    say(console, "surprise", f"{scores.nll:.3f} nats; calibration error {scores.calibration:.3f}")

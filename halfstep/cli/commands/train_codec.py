@@ -1,0 +1,47 @@
+"""`halfstep train codec`."""
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from halfstep.cli.options import parse
+from halfstep.cli.plan import rehearse
+from halfstep.cli.progress import first_process, reading, say, terminal
+from halfstep.cli.runs import as_typed, carried_out, describe_data, updates_on
+from halfstep.workflows.train_codec import prepare_codec, TrainCodecConfig, TrainedCodec
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a codec; print where it is, and the error of its reconstructions."""
+    console = terminal()
+    config = parse(TrainCodecConfig, argv, prog="halfstep train codec")
+    where = config.where
+    with reading(console, config.source.data) as progress:
+        prepared = prepare_codec(config, progress=progress)
+    if where.dry_run:
+        return rehearse(console, config, prepared.train)
+    parameters = sum(p.numel() for p in prepared.codec.parameters())
+    latents = f"latents of shape {prepared.latent_shape}"
+    say(console, "network", f"{parameters:,} parameters, {latents}")
+    say(console, "data", describe_data(config.source, prepared.data))
+    say(console, "updates", updates_on(config.method.updates, config.training, where.device))
+    with carried_out(where, config, console) as job:
+        prepared.train(job)
+    if first_process():
+        _print(console, config, prepared.reconstruct())
+    return 0
+
+
+def _print(console: Console, config: TrainCodecConfig, result: TrainedCodec) -> None:
+    """The error of the reconstructions, the files, and the command that encodes the data."""
+    held_out = "test images, which it was not trained on"
+    images = held_out if result.held_out else "of the images that it was trained on"
+    say(console, "psnr", f"{result.psnr:.2f} dB on {result.images:,} {images}")
+    scale = f"{result.codec.scale:.5f}, which brings the latents to unit variance"
+    say(console, "scale", scale)
+    say(console, "look", f"{result.picture}: originals above, reconstructions below")
+    say(console, "codec", result.folder)
+    out = shlex.quote(str(config.where.out))
+    source = as_typed(config.source)
+    say(console, "next", f"halfstep latents --codec {out} {source} --out LATENTS")

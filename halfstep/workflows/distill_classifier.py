@@ -1,0 +1,216 @@
+"""Distil classifiers: a small one learns the answers of a larger one, or of several (Hinton et al. 2015)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from halfstep.config.validate import Updates, Validated
+from halfstep.data import Data, Dataset
+from halfstep.errors import ConfigError
+from halfstep.evaluation.classification import score_classifier, Scores
+from halfstep.methods import KnowledgeDistillation
+from halfstep.methods.recipes import recipe
+from halfstep.nets.classifiers import build_classifier, fitting_classifier
+from halfstep.nets.classifiers_on_disk import load_classifier
+from halfstep.nets.teachers import Teachers
+from halfstep.noise import key, untouched
+from halfstep.progress import Progress, SILENT
+from halfstep.schema import literals
+from halfstep.training import Training
+from halfstep.training.classifiers import judging
+from halfstep.training.jobs import Job
+from halfstep.training.kept_answers import check_folder, kept_answers, missing
+from halfstep.training.knowledge import distill_classifier, refuse_unlabelled, taught_classes
+from halfstep.training.parallel import pick_device
+from halfstep.training.teachers import refuse_unread
+from halfstep.workflows.options import Source, Where
+from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTeacherOptions(Validated):
+    """Teachers and student."""
+
+    teacher: tuple[Path, ...] = ()
+    """Folders of classifiers, or of their runs; several answer as the mean of their probabilities."""
+    teacher_net: str | None = None
+    """package.module:function, if a teacher's network is one of your own."""
+    net: str = "shallow"
+    """The student: features, cnn, shallow, deeper, toy-student, ..., or package.module:function."""
+    net_config: dict[str, str] = field(default_factory=dict)
+    """Its own options, as NAME VALUE pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(Validated):
+    """The losses, and the labels that they use."""
+
+    recipe: str = "hinton"
+    """hinton, report, keras, deit-hard, patient-teacher, logits, tang, decoupled, dist, standardised,
+    features, or package.module:function of your own."""
+    recipe_config: dict[str, str] = field(default_factory=dict)
+    """Its own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
+    updates: Updates = 5_000
+    """Optimiser updates."""
+    cache: Path | None = None
+    """A folder that keeps the teacher's answers, so that it is asked once a sample and view."""
+    unlabelled: bool = False
+    """Of --labels-per-class: keep the other images, without their labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillClassifierConfig:
+    """Distil a classifier from a larger one, or from several (Hinton et al. 2015)."""
+
+    where: Where
+    source: Source
+    networks: ClassifierTeacherOptions = field(default_factory=ClassifierTeacherOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class ClassifierComparison:
+    """Student and teacher on the same images."""
+
+    images: int
+    student: Scores
+    teacher: Scores
+
+
+@dataclass(frozen=True)
+class ClassifierDistillation:
+    """A student that is ready for training; nothing is written yet."""
+
+    config: DistillClassifierConfig
+    method: KnowledgeDistillation
+    teacher: Teachers
+    student: nn.Module
+    data: Dataset
+    held_out: Dataset | None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether answers of the teacher are missing from the cache."""
+        cache = self.config.recipe.cache
+        return cache is not None and self.method.asks_teacher and bool(missing(cache, self.data))
+
+    def fill_cache(self, *, progress: Progress = SILENT) -> None:
+        """Write the teacher's missing answers to the cache."""
+        cache, device = self.config.recipe.cache, pick_device(self.config.where.device)
+        if cache is not None:
+            kept_answers(
+                cache, self.teacher.to(device), self.data, device=device, progress=progress
+            )
+
+    def run(self, job: Job | None = None) -> nn.Module:
+        """Train the student into the run folder; returns it, in eval mode."""
+        config, job = self.config, job or self.config.where.job()
+        answers = None if job.rehearse else config.recipe.cache
+        return distill_classifier(
+            self.teacher, self.student, self.data, config.where.out, method=self.method,
+            training=config.training, job=job.judged_by(self.held_out), answers=answers,
+        )  # fmt: skip
+
+    def compare(self, student: nn.Module) -> ClassifierComparison | None:
+        """Score student and teacher on the held-out data; without any, on the images of the training.
+
+        None where the images have no labels.
+        """
+        data = self.held_out or replace(self.data, augmentation=None, flip=False)
+        if data.unlabelled == len(data):
+            return None
+        scores = score_classifier(student, data, teacher=self.teacher)
+        return ClassifierComparison(len(data), scores, score_classifier(self.teacher, data))
+
+
+def prepare_distillation(
+    config: DistillClassifierConfig, *, progress: Progress = SILENT
+) -> ClassifierDistillation:
+    """Load the teacher, read the data and build the student.
+
+    progress  of reading the data
+
+    `ConfigError` where folder, teacher, data, student and recipe do not go together.
+    """
+    config.where.check()
+    if config.recipe.cache is not None:
+        check_folder(config.recipe.cache)
+    terms = recipe(config.recipe.recipe, literals(config.recipe.recipe_config))
+    method = KnowledgeDistillation(terms=terms, updates=config.recipe.updates)
+    teacher = load_teachers(config.networks)
+    data, held_out = distillation_images(config.source.load(progress), config)
+    student = new_student(config.networks, teacher, data, config.training.seed)
+    _refuse_other_classes(teacher, data, held_out)
+    refuse_unread(config.training, method)
+    refuse_unlabelled(method, data)
+    return ClassifierDistillation(config, method, teacher, student, data, held_out)
+
+
+def distillation_images(
+    data: Data, config: DistillClassifierConfig
+) -> tuple[Dataset, Dataset | None]:
+    """The images for training, unlabelled and mixed ones among them, and the held-out ones."""
+    images, unlabelled = config.images, config.recipe.unlabelled
+    if unlabelled and not images.labels_per_class:
+        raise ConfigError(
+            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that, too"
+        )
+    if not isinstance(data, Dataset) or len(data.shape) != 3:
+        raise ConfigError(
+            f"classifiers are taught on images, and '{config.source.data}' has samples of shape "
+            f"{list(data.shape)}: give images"
+        )
+    data, held_out = split_held_out(data, images, config.source)
+    held_out = None if held_out is None else judging(held_out, data)
+    if images.labels_per_class:
+        data = data.labelled(images.labels_per_class, seed=config.training.seed, rest=unlabelled)
+    return augmented(data, images, config.training.seed), held_out
+
+
+def load_teachers(options: ClassifierTeacherOptions) -> Teachers:
+    """The teachers in the folders that the options name."""
+    if not options.teacher:
+        raise ConfigError(
+            "halfstep distill knowledge needs --teacher and the folder of a classifier, or several"
+        )
+    if len({folder.resolve() for folder in options.teacher}) < len(options.teacher):
+        raise ConfigError("--teacher names a folder twice: give each teacher once")
+    return Teachers(
+        *(load_classifier(folder, net=options.teacher_net) for folder in options.teacher)
+    )
+
+
+def new_student(
+    options: ClassifierTeacherOptions, teacher: Teachers, data: Dataset, seed: int
+) -> nn.Module:
+    """A student of the teacher's classes, with weights that depend on the seed alone."""
+    classes = teacher(_one(data)).shape[1]
+    if data.classes > classes:
+        raise ConfigError(
+            f"the teacher knows {classes} classes and the data has {data.classes}: give data of those "
+            "classes alone, or another teacher"
+        )
+    fits = fitting_classifier(options.net, data.shape, classes)
+    with untouched(key(seed, 0)):
+        return build_classifier(options.net, {**fits, **literals(options.net_config)})
+
+
+def _refuse_other_classes(teacher: Teachers, data: Dataset, held: Dataset | None) -> None:
+    """`ConfigError` for images, held-out ones too, of classes that the teacher does not know."""
+    taught_classes(teacher, data)
+    if held is None:
+        return
+    taught_classes(teacher, held)
+    if held.classes > (known := teacher(_one(data)).shape[1]):
+        raise ConfigError(
+            f"the teacher knows {known} classes and the held-out data has {held.classes}: validate on "
+            "data of its classes"
+        )
+
+
+def _one(data: Data) -> torch.Tensor:
+    return data.batch(torch.arange(1)).x0

@@ -1,0 +1,62 @@
+"""Groups of options that several verbs share: the run's folder, and the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfstep.config.validate import Count, Validated
+from halfstep.data import Data, load
+from halfstep.files import check_writable
+from halfstep.progress import Progress, SILENT
+from halfstep.training.jobs import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Validated):
+    """The folder of a run, and how the run is carried out."""
+
+    out: Path
+    """The run's folder; the same command again goes on where it stopped."""
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), or one by name: cpu, cuda:1."""
+    extend: bool = False
+    """Let the run in this folder have more updates, or halve further."""
+    from_previous: bool = False
+    """Go on from the checkpoint before a damaged one."""
+    dry_run: bool = False
+    """Print stages, updates, memory and time, and stop."""
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, before anything is read."""
+        check_writable(self.out, "choose another --out")
+
+    def job(self) -> Job:
+        """How to carry out the run, without a terminal."""
+        return Job(device=self.device, extend=self.extend, from_previous=self.from_previous)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Validated):
+    """The data."""
+
+    data: str
+    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
+    a folder of latents."""
+    size: Count | None = None
+    """Side of the images in pixels."""
+    channels: Count | None = None
+    """1 for gray, 3 for colour."""
+    flip: bool = False
+    """Mirror half of the images, at random."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+
+    def load(self, progress: Progress = SILENT) -> Data:
+        """Read the data."""
+        return load(
+            self.data,
+            size=self.size,
+            channels=self.channels,
+            flip=self.flip,
+            verify=self.verify,
+            progress=progress,
+        )

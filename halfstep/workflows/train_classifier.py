@@ -1,0 +1,202 @@
+"""Train an image classifier: for features, for labels, or as a teacher."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from halfstep.config.validate import CountOrNone, Validated
+from halfstep.data import Augmentation, Data, Dataset, load
+from halfstep.errors import ConfigError
+from halfstep.evaluation.classification import score_classifier, Scores
+from halfstep.methods.classification import Classification
+from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
+from halfstep.nets.classifiers_on_disk import initialise, load_classifier
+from halfstep.nets.preprocessing import Preprocessing
+from halfstep.noise import key, untouched
+from halfstep.progress import Progress, SILENT
+from halfstep.schema import literals
+from halfstep.training import Training
+from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
+from halfstep.training.jobs import Job
+from halfstep.workflows.options import Source, Where
+
+WITH_TEST = ("fashion-mnist", "cifar10")
+"""Sources that have test images apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(Validated):
+    """The network, and the weights that it starts from."""
+
+    net: str | None = None
+    """features (the default: what distances look through), cnn, shallow, deeper, toy-teacher, toy-student,
+    efficientnet-lite0, or package.module:function of your own."""
+    net_config: dict[str, str] = field(default_factory=dict)
+    """The network's own options, as NAME VALUE pairs: width 16 depth 2."""
+    init: str | None = None
+    """Start from these weights: the folder of a classifier or of its run, a file of weights, or imagenet for
+    efficientnet-lite0."""
+    resize: CountOrNone = 0
+    """Give the network images of this side; 0 leaves them. efficientnet-lite0 resizes by itself."""
+    mean: tuple[float, ...] = ()
+    """Taken off pixels in [0, 1], one number a channel, before the network: ImageNet's 0.485 0.456 0.406."""
+    std: tuple[float, ...] = ()
+    """And divided by: ImageNet's 0.229 0.224 0.225. Without the two pixels are in [-1, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(Validated):
+    """Augmentation, labels and held-out data."""
+
+    augment: tuple[str, ...] = ()
+    """Any of mixup, flip, crop, zoom, report, in their order: random views of the images."""
+    views: CountOrNone = 0
+    """Number of views of an image, itself included; 0: another one every time."""
+    labels_per_class: CountOrNone = 0
+    """Train with so many labelled images of each class; 0 is all."""
+    validate: str | None = None
+    """Data for the accuracy, as for --data, never trained on; or a share of the data, such as 0.15."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifierConfig:
+    """Train an image classifier: for features, for labels, or as a teacher."""
+
+    where: Where
+    source: Source
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    method: Classification = field(default_factory=Classification)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class ClassifierRun:
+    """A classifier that is ready for training; nothing is written yet.
+
+    fresh  names of tensors without trained weights, where the others start from some
+    """
+
+    config: TrainClassifierConfig
+    data: Dataset
+    held_out: Dataset | None
+    net: nn.Module
+    fresh: list[str]
+
+    def run(self, job: Job | None = None) -> nn.Module:
+        """Train the classifier into the run folder; returns it, in eval mode."""
+        config = self.config
+        return train_classifier(
+            self.net, self.data, config.where.out, held_out=self.held_out, method=config.method,
+            training=config.training, job=job or config.where.job(),
+        )  # fmt: skip
+
+    def score(self, net: nn.Module, *, progress: Progress = SILENT) -> Scores:
+        """Scores on the held-out data; without any, on the images of the training, as they are."""
+        data = self.held_out or replace(self.data, augmentation=None, flip=False)
+        return score_classifier(net, data, progress=progress)
+
+
+def prepare_classifier(
+    config: TrainClassifierConfig, *, progress: Progress = SILENT
+) -> ClassifierRun:
+    """Read the data and build the classifier.
+
+    progress  of reading the data
+
+    `ConfigError` where the folder cannot be written, or the data are no labelled images that fit.
+    """
+    config.where.check()
+    data = config.source.load(progress)
+    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
+        raise ConfigError(
+            f"a classifier needs labelled images, and '{config.source.data}' has none: give other data"
+        )
+    data, held_out = training_images(data, config.images, config.source, config.training.seed)
+    net, fresh = new_classifier(config.classifier, data, config.training.seed)
+    refuse_unfit(net, data)
+    return ClassifierRun(config, data, held_out, net, fresh)
+
+
+def training_images(
+    data: Dataset, images: ImageOptions, source: Source, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """The labelled images for training, augmented, and the held-out ones."""
+    data, held_out = split_held_out(data, images, source)
+    if images.labels_per_class:
+        data = data.labelled(images.labels_per_class, seed=seed, rest=False)
+    data = classified(augmented(data, images, seed))
+    return data, None if held_out is None else judging(held_out, data)
+
+
+def split_held_out(
+    data: Dataset, images: ImageOptions, source: Source
+) -> tuple[Dataset, Data | None]:
+    """The data without the share that is held out, and the held-out data, None where none is asked for."""
+    if images.validate is None:
+        return data, None
+    share = share_of(images.validate)
+    if share is not None:
+        return data.apart(share)
+    # The test images where the data has some, else all of it.
+    split = "test" if images.validate.partition(":")[0] in WITH_TEST else "train"
+    return data, load(images.validate, size=source.size, channels=source.channels, split=split)
+
+
+def augmented(data: Dataset, images: ImageOptions, seed: int) -> Dataset:
+    """The data with the augmentation that the options name."""
+    if images.augment:
+        steps = Augmentation(steps=images.augment, views=images.views, seed=seed)
+        return replace(data, augmentation=steps)
+    if images.views:
+        raise ConfigError(
+            f"--views {images.views} are of an augmentation, and there is none: add for example "
+            "--augment flip crop"
+        )
+    return data
+
+
+def share_of(text: str) -> float | None:
+    """The number in (0, 1), if it is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not 0 < value < 1:
+        raise ConfigError(
+            f"--validate {text} is no share of the data: write one in (0, 1), such as 0.15"
+        )
+    return value
+
+
+def new_classifier(
+    options: ClassifierOptions, data: Dataset, seed: int
+) -> tuple[nn.Module, list[str]]:
+    """The network, and the names of its fresh tensors where the others start from trained weights."""
+    init, name, config = options.init, options.net or "features", literals(options.net_config)
+    before = Preprocessing(
+        resize=options.resize,
+        gray3=len(options.mean) == 3 and data.shape[0] == 1,
+        mean=options.mean,
+        std=options.std,
+    )
+    source: nn.Module | str | None = init
+    if init is not None and Path(init).expanduser().is_dir():
+        source = load_classifier(init, net=options.net)
+        theirs, config_of_init, prepared = classifier_recipe(source)
+        if options.net not in (None, theirs):
+            raise ConfigError(
+                f"'{init}' holds a {theirs}, and --net asks for {options.net}: leave --net out"
+            )
+        name, config = theirs, {**config_of_init, **config}
+        before = prepared if before == Preprocessing() else before
+        fits = fitting_classifier(name, data.shape, data.classes)
+        config["classes"] = fits.get("classes", config.get("classes"))
+        if config["classes"] is None:
+            del config["classes"]
+    else:
+        config = {**fitting_classifier(name, data.shape, data.classes), **config}
+    with untouched(key(seed, 0)):
+        net = build_classifier(name, config, preprocessing=before)
+    return net, [] if source is None else initialise(net, source)

@@ -1,0 +1,211 @@
+"""Train an image codec, for diffusion in its latents."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from math import gcd
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from halfstep import files
+from halfstep.codec import drawn
+from halfstep.config.validate import Count, Validated
+from halfstep.data import BELOW, Data, Dataset, load
+from halfstep.errors import ConfigError, DataError
+from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
+from halfstep.methods.base import Stage
+from halfstep.nets.autoencoder import KLCodec
+from halfstep.noise import key, sample_noise, untouched
+from halfstep.progress import Progress, SILENT
+from halfstep.report.pictures import save_grid
+from halfstep.schema import literals
+from halfstep.training import Training
+from halfstep.training.denoisers import AUTOCAST
+from halfstep.training.jobs import carried_through, Job
+from halfstep.training.parallel import Processes
+from halfstep.workflows.options import Source, Where
+
+SCALED, SCORED, SHOWN = 5_000, 1_000, 12
+"""Images for the scale (Rombach et al. 2022, section D.1), for the error, and in the picture."""
+LOG_VARIANCE = -6.0
+"""Log variance of the latents when a codec's training begins."""
+AT_ONCE = 250
+"""Images encoded together, for all three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecOptions(Validated):
+    """The network."""
+
+    factor: Annotated[int, Ge(1), Le(2**10)] = 2
+    """Pixels of an image to a side of its latent: a power of 2."""
+    latent_channels: Count = 4
+    """Channels of a latent."""
+    width: Count = 32
+    """Channels at full size; twice as many at half of it, four times from there on."""
+    codec_config: dict[str, str] = field(default_factory=dict)
+    """Other options of diffusers' AutoencoderKL, as NAME VALUE pairs: layers_per_block 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCodecConfig:
+    """Train a small image codec, for diffusion in its latents."""
+
+    where: Where
+    source: Source
+    codec: CodecOptions = field(default_factory=CodecOptions)
+    method: Autoencoding = field(default_factory=Autoencoding)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class TrainedCodec:
+    """A codec after its training, and its reconstructions.
+
+    psnr      mean over the reconstructed images, in dB
+    images    number of reconstructed images
+    held_out  whether they are test images; else the images of the training
+    picture   file with originals above, reconstructions below
+    """
+
+    codec: KLCodec
+    folder: Path
+    psnr: float
+    images: int
+    held_out: bool
+    picture: Path
+
+
+@dataclass(frozen=True)
+class CodecRun:
+    """A codec that is ready for training; nothing is written yet."""
+
+    config: TrainCodecConfig
+    data: Data
+    codec: KLCodec
+
+    @property
+    def latent_shape(self) -> list[int]:
+        """Shape of an image's latent."""
+        sides = (side // self.codec.factor for side in self.data.shape[1:])
+        return [self.codec.channels, *sides]
+
+    def train(self, job: Job | None = None) -> KLCodec:
+        """Train the codec into the run folder, and set its scale."""
+        config, net, seed = self.config, self.codec, self.config.training.seed
+        job = job or config.where.job()
+        net.autocast = AUTOCAST[config.training.precision]
+
+        def write(stage: Stage, folder: Path) -> None:
+            net.autocast = None  # as it is when it is loaded
+            latents = [z for _, z in encoded(net, self.data, SCALED, seed)]
+            net.scale = unit_scale(torch.cat(latents))
+            net.save(folder)
+
+        def read(stage: Stage, folder: Path) -> None:
+            net.read(folder)
+
+        carried_through(
+            "train codec", config.method.stages(net), {**asdict(config.method), "codec": net.config},
+            self.data, config.where.out, config.training, job, Processes(job.device),
+            write=write, read=read,
+        )  # fmt: skip
+        net.autocast = None
+        return net
+
+    def reconstruct(self) -> TrainedCodec:
+        """Write OUT/codec, and reconstruct images: their error, and a picture of them."""
+        net, source, out = self.codec, self.config.source, self.config.where.out
+        folder = files.subfolder(out, "codec")
+        net.save(folder)
+        test = held_out_images(source)
+        images, decoded = reconstructed(net, test or self.data, self.config.training.seed)
+        count, picture = min(SHOWN, len(images)), out / "reconstructions.png"
+        save_grid(torch.cat([images[:count], decoded[:count]]), picture, columns=count)
+        error = float(psnr(images, decoded).mean())
+        return TrainedCodec(net, folder, error, len(images), test is not None, picture)
+
+
+def prepare_codec(config: TrainCodecConfig, *, progress: Progress = SILENT) -> CodecRun:
+    """Read the data and build a fresh codec for it.
+
+    progress  of reading the data
+
+    `ConfigError` where the folder cannot be written, or the data has no images.
+    """
+    config.where.check()
+    data = config.source.load(progress)
+    codec = fresh_codec(config.codec, data, config.source.data, config.training.seed)
+    return CodecRun(config, data, codec)
+
+
+def train_codec(config: TrainCodecConfig, *, job: Job | None = None) -> TrainedCodec:
+    """Train a codec into the run folder, and reconstruct images with it.
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    """
+    run = prepare_codec(config)
+    run.train(job)
+    return run.reconstruct()
+
+
+def fresh_codec(options: CodecOptions, data: Data, name: str, seed: int) -> KLCodec:
+    """A codec that fits the data, with weights that depend on the seed alone."""
+    if not isinstance(data, Dataset) or not data.is_images or data.shape[0] not in (1, 3):
+        raise ConfigError(f"a codec needs images, and '{name}' has none: give other data")
+    if options.factor & (options.factor - 1):
+        raise ConfigError(
+            f"factor is a power of 2, got {options.factor}: write for example --factor 2"
+        )
+    config: dict[str, Any] = {
+        "in_channels": data.shape[0],
+        "out_channels": data.shape[0],
+        "block_out_channels": [
+            options.width * min(2**level, 4) for level in range(options.factor.bit_length())
+        ],
+        "latent_channels": options.latent_channels,
+        # Four channels to a group, as at full size; fewer would make the network blind to contrast.
+        "norm_num_groups": max(1, gcd(options.width, 128) // 4),
+        "mid_block_add_attention": False,  # which costs more than it gives on a small image
+        **literals(options.codec_config),
+    }
+    with untouched(key(seed, 0)):
+        net = KLCodec.fresh(config)
+    net.check((1, *data.shape))
+    with torch.no_grad():
+        # Latents of little noise: from noise as strong as the signal a short training hardly comes down.
+        last = net.model.quant_conv or net.model.encoder.conv_out
+        last.bias[net.channels :] = LOG_VARIANCE
+    return net
+
+
+def held_out_images(source: Source) -> Data | None:
+    """Images for reconstruction that no training reads; None where the data has no test images."""
+    if source.data.partition(":")[0] in BELOW:
+        with suppress(DataError):  # the archive with the others alone
+            return load(source.data, size=source.size, channels=source.channels, split="test")
+    return None
+
+
+def encoded(net: KLCodec, data: Data, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up to so many images, from all over the data, with a latent of each, drawn and unscaled."""
+    device, count = next(net.parameters()).device, min(count, len(data))
+    for rows in (torch.arange(count) * len(data) // count).split(AT_ONCE):
+        images = data.batch(rows).x0.to(device)
+        moments = net.moments(images)
+        noise = sample_noise(seed, rows.tolist(), (net.channels, *moments.shape[2:])).to(device)
+        yield images, drawn(moments, noise, 1.0)
+
+
+def reconstructed(net: KLCodec, data: Data, seed: int) -> tuple[Tensor, Tensor]:
+    """Images, and what comes back of them from drawn latents."""
+    pairs = [
+        (images.cpu(), net.decode(latents * net.scale).cpu())
+        for images, latents in encoded(net, data, SCORED, seed)
+    ]
+    images, decoded = zip(*pairs, strict=True)
+    return torch.cat(images), torch.cat(decoded)

@@ -1,0 +1,54 @@
+"""Train a diffusion teacher from data."""
+
+from dataclasses import dataclass, field
+
+from halfstep.data import Data
+from halfstep.methods.denoising import Denoising
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.training import Training
+from halfstep.training.denoisers import train
+from halfstep.training.jobs import Job
+from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
+from halfstep.workflows.options import Source, Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiserConfig:
+    """Train a diffusion teacher from data."""
+
+    where: Where
+    source: Source
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    method: Denoising = field(default_factory=Denoising)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class DenoiserRun:
+    """A teacher that is ready for training; nothing is written yet."""
+
+    config: TrainDenoiserConfig
+    data: Data
+    pipeline: Pipeline
+
+    def run(self, job: Job | None = None) -> Pipeline:
+        """Train the teacher into the run folder; returns it."""
+        where = self.config.where
+        return train(
+            self.pipeline, self.data, where.out, method=self.config.method,
+            training=self.config.training, job=job or where.job(),
+        )  # fmt: skip
+
+
+def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT) -> DenoiserRun:
+    """Read the data and build a fresh network for it.
+
+    progress  of reading the data
+
+    `ConfigError` where the folder cannot be written, or the network does not fit the data.
+    """
+    config.where.check()
+    data, method = config.source.load(progress), config.method
+    pipeline = fresh_pipeline(config.network, data, method.drop_labels > 0, config.training.seed)
+    return DenoiserRun(config, data, pipeline)
