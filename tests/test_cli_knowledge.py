@@ -87,7 +87,7 @@ def test_rehearsed(cli, tmp_path):
             "--teacher t0 --data digits --out r --validate digits",
             "the held-out data is the training data",
         ),
-        ("--teacher t0 --data digits --out r --views 3", "there is none: add --augment"),
+        ("--teacher t0 --data digits --out r --views 3", "--augment flip crop"),
         ("--teacher t0 --data digits --out r --recipe features", "give it pairs of parts"),
     ],
 )
