@@ -458,7 +458,7 @@ def test_a_run_s_own_config_is_as_it_was_written(change, tmp_path):
 
 
 def test_a_run_s_config_has_no_other_types(tmp_path):
-    write_config(tmp_path, flat(Source(data=3)))
+    write_config(tmp_path, {"data": 3})
     with pytest.raises(CheckpointError, match="data must be text"):
         read_config(tmp_path)
 
