@@ -32,7 +32,7 @@ from halfstep.nets import build
 from halfstep.noise import Draw
 from halfstep.prediction import Eps
 from halfstep.schedules import VPLinear
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.optimiser import Optimiser
@@ -63,7 +63,7 @@ class Bench:
         self.latents, self.device, self.batch, self.reads = latents, device, batch, 0
         self.generator = torch.Generator(device).manual_seed(0)
         torch.manual_seed(0)
-        schedule, settings = VPLinear(), Training(ema=0.9999)
+        schedule, settings = VPLinear(), TrainingConfig(ema=0.9999)
         self.student = Denoiser(build("uvit", NET), schedule, Eps()).to(device)
         self.objective = Denoise(schedule, WEIGHTINGS["snr"])
         optimiser = Optimiser(self.student, settings, fused=device.type in ("cpu", "cuda"))

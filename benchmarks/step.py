@@ -33,7 +33,7 @@ from halfstep.noise import Draw
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.timegrids import uniform
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.update import step
@@ -99,7 +99,7 @@ class Bench:
             self.student.net.compile()
             self.teacher.net.compile()
         self._tensors(shape)
-        self.settings = Training(ema=0.98, clip=1.0)
+        self.settings = TrainingConfig(ema=0.98, clip=1.0)
         optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
         self.state = State(self.student, optimiser, Average(self.student, self.settings.ema), None)
 

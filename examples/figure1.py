@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import halfstep
-from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Training, V
+from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, TrainingConfig, V
 from halfstep.noise import sample_noise
 from halfstep.report.pictures import DDIM, STUDENT, TEACHER
 from halfstep.samplers import ddim, ModelFn, ModelOutput, Step, TimePoint
@@ -62,10 +62,13 @@ def trained(options: Options) -> tuple[Pipeline, Pipeline, Pipeline]:
     """A teacher of two moons, its student of four steps, and the last one, of one step."""
     torch.manual_seed(0)
     blank = Pipeline(Denoiser(halfstep.build("mlp", {"width": 128}), Cosine(), V()), shape=(2,))
-    how, method = Training(batch=512, rate=2e-3, ema=0.99), Denoising(updates=options.updates)
+    how, method = TrainingConfig(batch=512, rate=2e-3, ema=0.99), Denoising(updates=options.updates)
     folder = options.out / "teacher"
     teacher = halfstep.train(blank, "two-moons", folder, method=method, training=how)
-    how, halving = Training(batch=512, rate=1e-3), Progressive(start=64, updates=(options.halving,))
+    how, halving = (
+        TrainingConfig(batch=512, rate=1e-3),
+        Progressive(start=64, updates=(options.halving,)),
+    )
     folder = options.out / "student"
     last = halfstep.distill(teacher, "two-moons", folder, method=halving, training=how)
     return teacher, Pipeline.load(folder / "stages" / "0004-steps"), last

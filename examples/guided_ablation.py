@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import halfstep
-from halfstep import GuidedDistillation, Pipeline, Progressive, Training
+from halfstep import GuidedDistillation, Pipeline, Progressive, TrainingConfig
 from halfstep.evaluation import cache_folder, digits_features, SampleScorer
 from halfstep.evaluation.guided import GuidedCandidates, GuidedEvidence
 from halfstep.hub import bundled_teacher
@@ -69,7 +69,7 @@ def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]
         updates=options.updates,
         halving=Progressive(start=64, updates=options.halving_updates, target_clip=1.0),
     )
-    training = Training(
+    training = TrainingConfig(
         batch=64, rate=2e-3, optimiser="muon", warmup=40, betas=(0.9, 0.99), clip=1.0, ema=0.98
     )
     halfstep.distill(teacher, "digits", out, method=method, training=training)

@@ -35,7 +35,7 @@ from knowledge_distillation_experiments import (
     world,
 )
 
-from halfstep import load_classifier, train_classifier, Training
+from halfstep import load_classifier, train_classifier, TrainingConfig
 from halfstep.cli.progress import counting, say, terminal
 from halfstep.errors import ConfigError
 from halfstep.evaluation.classification import score_classifier
@@ -115,7 +115,7 @@ def teach(options, name, seed, which):
 
 
 def training(options, seed, rate, schedule="linear", decay=0.0):
-    return Training(
+    return TrainingConfig(
         batch=options.batch, rate=rate, rate_schedule=schedule, weight_decay=decay, seed=seed,
         save_every=1000, log_every=250,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import halfstep
-from halfstep import BetaTable, Cosine, Denoiser, Denoising, Pipeline, Progressive, Training
+from halfstep import BetaTable, Cosine, Denoiser, Denoising, Pipeline, Progressive, TrainingConfig
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.evaluation import digits_features, SampleScorer
 from halfstep.nets import fitting
@@ -78,7 +78,7 @@ def scores(row, data, judge, options):
     """The distances of a teacher with both samplers and of two students, or why there is none."""
     schedule, output, weight = row
     out, found = options.out / "-".join(row), []
-    how = Training(batch=options.batch, rate=2e-3, warmup=50, ema=0.98, save_every=10_000)
+    how = TrainingConfig(batch=options.batch, rate=2e-3, warmup=50, ema=0.98, save_every=10_000)
     try:
         method = Denoising(updates=options.updates, weighting=weight)
         teacher = blank(ENDS[schedule], PARAMETERISATIONS[output], data)

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         distill_classifier as distill_classifier,
         train as train,
         train_classifier as train_classifier,
-        Training as Training,
+        TrainingConfig as TrainingConfig,
     )
     from halfstep.training.run_folder import RunFolder as RunFolder
     from halfstep.workflows.export import export as export
@@ -84,7 +84,7 @@ _HOME = {
     "Reparameterise": "methods",
     "RunFolder": "training.run_folder",
     "Stochastic": "methods",
-    "Training": "training",
+    "TrainingConfig": "training",
     "V": "prediction",
     "VPLinear": "schedules",
     "Velocity": "prediction",
@@ -128,7 +128,7 @@ __all__ = [
     "Reparameterise",
     "RunFolder",
     "Stochastic",
-    "Training",
+    "TrainingConfig",
     "V",
     "VPLinear",
     "Velocity",

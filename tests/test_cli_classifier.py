@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import halfstep
-from halfstep import Augmentation, load_classifier, train_classifier, Training
+from halfstep import Augmentation, load_classifier, train_classifier, TrainingConfig
 from halfstep.cli import main
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.classification import score_classifier
 from halfstep.methods.classification import Classification, Classify
 from halfstep.nets.classifiers import classifier_recipe
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from tests.support.denoisers import seeded
 
 SMALL = [
@@ -172,13 +172,13 @@ def images(n=60, classes=3, labels=None):
     return Dataset(values, torch.arange(n) % classes if labels is None else labels)
 
 
-TINY = Training(batch=8, rate=1e-3, log_every=2)
+TINY = TrainingConfig(batch=8, rate=1e-3, log_every=2)
 
 
 def trained(out, data=None, classifier="cnn", **more):
     return train_classifier(
         classifier, data or images(), out, method=Classification(updates=4), training=TINY,
-        job=Job(device="cpu"), **more,
+        job=RunOptions(device="cpu"), **more,
     )  # fmt: skip
 
 
@@ -208,16 +208,16 @@ def test_augmented_training_goes_on_to_the_bit(tmp_path):
         whole = trained(tmp_path / f"a{views}", data)
         train_classifier(
             "cnn", data, tmp_path / f"b{views}", method=Classification(updates=2),
-            training=dataclasses.replace(TINY, rate_schedule="constant"), job=Job(device="cpu"),
+            training=dataclasses.replace(TINY, rate_schedule="constant"), job=RunOptions(device="cpu"),
         )  # fmt: skip
         longer = train_classifier(
             "cnn", data, tmp_path / f"b{views}", method=Classification(updates=4),
             training=dataclasses.replace(TINY, rate_schedule="constant"),
-            job=Job(device="cpu", extend=True),
+            job=RunOptions(device="cpu", extend=True),
         )  # fmt: skip
         once = train_classifier(
             "cnn", data, tmp_path / f"c{views}", method=Classification(updates=4),
-            training=dataclasses.replace(TINY, rate_schedule="constant"), job=Job(device="cpu"),
+            training=dataclasses.replace(TINY, rate_schedule="constant"), job=RunOptions(device="cpu"),
         )  # fmt: skip
         assert all(
             torch.equal(a, b) for a, b in zip(longer.parameters(), once.parameters(), strict=True)

@@ -13,7 +13,7 @@ from halfstep.data import load
 from halfstep.errors import ConfigError
 from halfstep.methods.autoencoding import Autoencoding, psnr
 from halfstep.nets.autoencoder import KLCodec, load_codec
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.workflows.options import Source, Where
 from halfstep.workflows.train_codec import (
     CodecOptions,
@@ -225,7 +225,7 @@ def test_a_codec_is_trained_from_python(tmp_path):
         source=Source(data="digits"),
         codec=CodecOptions(width=4),
         method=Autoencoding(updates=3),
-        training=Training(batch=5),
+        training=TrainingConfig(batch=5),
     )
     first, again = train_codec(config), train_codec(config)
     assert first.codec.digest() == again.codec.digest() == load_codec(first.folder).digest()

@@ -14,7 +14,7 @@ from halfstep.methods.terms import HardLabels, SoftTargets
 from halfstep.nets.classifiers import build_classifier, label_smoothing
 from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.training import distill_classifier
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.run_folder import RunFolder
 from tests.support.runs import everything, rewritten
 
@@ -152,7 +152,7 @@ def test_a_smoothed_teacher_is_noted_and_so_is_its_export(cli, tmp_path):
         said = "the teacher was trained with label smoothing 0.1, which takes away" in out + err
         assert (status, said) == (0, teacher != "smooth-0.0"), out + err
     taught = load_classifier(tmp_path / "smooth-0.1")  # a start with a share of its own
-    data, job = load("digits"), Job(device="cpu")
+    data, job = load("digits"), RunOptions(device="cpu")
     method = partial(KnowledgeDistillation, updates=0)
     for share, terms in ((0.2, (HardLabels(smoothing=0.2),)), (0.0, (SoftTargets(),))):
         out = tmp_path / f"on-{share}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from halfstep import Pipeline, Training
+from halfstep import Pipeline, TrainingConfig
 from halfstep.cli import main
 from halfstep.cli.plan import _seconds_per_update
 from halfstep.data import load
@@ -92,7 +92,7 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     student.autocast = torch.float16
     seen = []
     student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))
-    _seconds_per_update(stage, load("digits"), Training(batch=4), torch.device("cpu"))
+    _seconds_per_update(stage, load("digits"), TrainingConfig(batch=4), torch.device("cpu"))
     assert seen and set(seen) == {None} and student is not stage.student
 
 

@@ -20,7 +20,7 @@ from halfstep.hub.published import PUBLISHED
 from halfstep.methods.base import Objective, Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from tests.support.networks import CODEC
 from tests.support.runs import everything, refused
 
@@ -283,7 +283,7 @@ class Slow(Objective):
 @pytest.mark.parametrize("micro", [0, 5])
 def test_an_update_takes_the_time_of_all_its_samples(micro):
     stage = Stage("slow", torch.nn.Linear(2, 2), Slow(), 7)
-    training = Training(batch=200, micro_batch=micro)
+    training = TrainingConfig(batch=200, micro_batch=micro)
     data = Dataset(torch.zeros(3, 2))
     seconds, timed = _seconds_per_update(stage, data, training, torch.device("cpu"))
     assert 2 <= timed <= (micro or 128) and 0.8 <= seconds < 1.6

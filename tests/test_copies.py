@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from halfstep import build, Cosine, Dataset, Denoiser, distill, Pipeline, Training, V
+from halfstep import build, Cosine, Dataset, Denoiser, distill, Pipeline, TrainingConfig, V
 from halfstep.denoiser import not_trained
 from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive, Reparameterise, Shrink
 from halfstep.nets import built_again, recipe
 from halfstep.nets.guided import with_guidance
 from halfstep.nets.pruning import shallower
 from halfstep.nets.resizing import resized
-from halfstep.training import Job
+from halfstep.training import RunOptions
 from tests.support.runs import rewritten
 
 UVIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 2}
@@ -94,7 +94,7 @@ def test_a_net_of_another_size_is_saved_and_distilled_without_a_files_name(loade
     wide.save(tmp_path / "wide")
     back = Pipeline.load(tmp_path / "wide", net=mine)
     assert back.shape == (1, 16, 16) and recipe(back.denoiser.net)[1]["img_size"] == 16
-    few, job = Training(batch=4, log_every=1), Job(device="cpu")
+    few, job = TrainingConfig(batch=4, log_every=1), RunOptions(device="cpu")
     same, data = wide.at_size(8, 8), images()
     for out in ("r", "r"):  # the second time it is read
         distill(

@@ -29,7 +29,7 @@ from halfstep.nets.classifiers import refuse_other_classes
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
-from halfstep.training import train, Training
+from halfstep.training import train, TrainingConfig
 from halfstep.training.classifiers import judging, train_classifier
 from halfstep.training.knowledge import distill_classifier
 from halfstep.training.reading import read_by
@@ -207,7 +207,7 @@ def fresh(tmp_path):
 
 def test_torch_datasets_and_paths_are_trained_on(tmp_path):
     np.save(tmp_path / "points.npy", POINTS.numpy())
-    method, training = Denoising(updates=2), Training(batch=4)
+    method, training = Denoising(updates=2), TrainingConfig(batch=4)
     found = [
         train(fresh(tmp_path), data, tmp_path / str(k), method=method, training=training)
         for k, data in enumerate([TensorDataset(POINTS), tmp_path / "points.npy"])

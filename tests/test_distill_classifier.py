@@ -18,7 +18,7 @@ from halfstep.methods.weights import Linear
 from halfstep.nets.classifiers import build_classifier
 from halfstep.nets.classifiers_on_disk import load_classifier
 from halfstep.nets.teachers import ROWS, Teachers
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.kept_answers import kept_answers, missing
 from halfstep.training.knowledge import distill_classifier
 from halfstep.training.run_folder import RunFolder
@@ -215,7 +215,11 @@ def test_trying_leaves_no_trace(tmp_path):
     before = weights(net)
     with pytest.raises(Crash):
         distill_classifier(
-            teachers(), net, pictures(), tmp_path / "r", job=Job(device="cpu", watch=Refusing())
+            teachers(),
+            net,
+            pictures(),
+            tmp_path / "r",
+            job=RunOptions(device="cpu", watch=Refusing()),
         )
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
@@ -340,7 +344,7 @@ def in_two(out):
     net = build_classifier("tests.test_classifier_teachers:Plain", {"width": 4}).double()
     found = distill_classifier(
         Net(9, seed=1).double(), net, Doubled(data.values, data.labels, data.names), out,
-        method=KnowledgeDistillation(terms=terms, updates=6), training=TRAINING, job=Job(device="cpu"),
+        method=KnowledgeDistillation(terms=terms, updates=6), training=TRAINING, job=RunOptions(device="cpu"),
     )  # fmt: skip
     return found
 

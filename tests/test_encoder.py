@@ -20,7 +20,7 @@ from halfstep.samplers import encode, noise_of, sample, start
 from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
 from halfstep.timegrids import karras, uniform
-from halfstep.training import distill, Training
+from halfstep.training import distill, TrainingConfig
 from halfstep.weighting import snr_plus_one
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.progress import Ledger
@@ -425,7 +425,7 @@ def test_latents_are_encoded_by_their_means():
 
 
 def test_a_run_makes_encoders(tmp_path):
-    few = Training(batch=8, save_every=2, log_every=2)
+    few = TrainingConfig(batch=8, save_every=2, log_every=2)
     method = Encoder(start=8, stop=2, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "e", method=method, training=few)
     assert student.made_for == "encode" and student.times == (uniform(2),)

@@ -19,7 +19,7 @@ from halfstep.methods import DenoiserOnly, Denoising, Progressive
 from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
-from halfstep.training import distill, Stopped, train, Training
+from halfstep.training import distill, Stopped, train, TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.memory import naming_memory
@@ -130,7 +130,7 @@ class TestRate:
         ],
     )
     def test_values(self, options, expected):
-        training = Training(rate=1.0, **options)
+        training = TrainingConfig(rate=1.0, **options)
         assert [training.rate_at(k, 4) for k in range(4)] == pytest.approx(expected, abs=1e-15)
 
     def test_it_starts_anew_in_every_stage_and_is_what_the_metrics_say(self, tmp_path):
@@ -186,7 +186,9 @@ class TestOptimiser:
                 seen.append(net.weight.grad.clone())
 
         net.weight.grad = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
-        norm = step(net, State(net, Spy(net.parameters()), None, None), Training(clip=0.5), 1.0)
+        norm = step(
+            net, State(net, Spy(net.parameters()), None, None), TrainingConfig(clip=0.5), 1.0
+        )
         assert float(norm) == 5.0
         assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5) and net.weight.grad is None
 
@@ -201,7 +203,9 @@ class TestOptimiser:
 
         scaler.scale(torch.ones(()))
         net.weight.grad = 1024 * torch.tensor([[3.0, 4.0]])
-        norm = step(net, State(net, Spy(net.parameters()), None, scaler), Training(clip=0.5), 1.0)
+        norm = step(
+            net, State(net, Spy(net.parameters()), None, scaler), TrainingConfig(clip=0.5), 1.0
+        )
         assert float(norm) == 5.0
         assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5)
 
@@ -711,7 +715,7 @@ class TestJobs:
     )
     def test_settings_that_cannot_be(self, options, says):
         with pytest.raises(ConfigError, match=says):
-            Training(**options)
+            TrainingConfig(**options)
 
 
 @pytest.mark.parametrize(

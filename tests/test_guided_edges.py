@@ -22,7 +22,7 @@ from halfstep.pipeline.walks import draws_noise, NAMES
 from halfstep.prediction import V
 from halfstep.samplers import fitting, PREFIX
 from halfstep.schedules import Cosine, VPLinear
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher
 
@@ -121,7 +121,9 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
         )
     )
     with pytest.raises(ConfigError, match=said):
-        distill(teacher(clip), "digits", tmp_path / "r", method=method, job=Job(device="cpu"))
+        distill(
+            teacher(clip), "digits", tmp_path / "r", method=method, job=RunOptions(device="cpu")
+        )
     assert not (tmp_path / "r").exists()
 
 

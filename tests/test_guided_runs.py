@@ -21,7 +21,7 @@ from halfstep.samplers import sample
 from halfstep.schedules import BetaTable, Cosine
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
-from halfstep.training import distill, Training
+from halfstep.training import distill, TrainingConfig
 from halfstep.training.denoisers import stages_of
 from halfstep.weighting import snr_plus_one, truncated_snr
 from tests.support.denoisers import seeded
@@ -145,7 +145,7 @@ SMALL = GuidedDistillation(
     features=8,
     halving=Progressive(start=8, stop=2, updates=(4,)),
 )
-TRAINING = Training(batch=6, rate=3e-3, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(batch=6, rate=3e-3, save_every=3, log_every=4, seed=5)
 
 
 def run(out, method=SMALL, teacher=None, data=None, training=TRAINING, **options):

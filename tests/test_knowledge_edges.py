@@ -23,7 +23,7 @@ from halfstep.nets.preprocessing import Preprocessing
 from halfstep.nets.quantised import quantise
 from halfstep.nets.teachers import Teachers
 from halfstep.training.classifiers import classified, judging, train_classifier
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.kept_answers import kept_answers
 from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
@@ -103,7 +103,7 @@ def test_other_classes_are_refused_by_name(tmp_path):
 
 
 def test_a_classifier_keeps_the_names_of_its_classes(tmp_path):
-    method, job = Classification(updates=2), Job(device="cpu")
+    method, job = Classification(updates=2), RunOptions(device="cpu")
     known = pictures().only(torch.arange(75)[torch.arange(75) % 3 > 0])
     train_classifier(built(), known, tmp_path / "t", method=method, training=TRAINING, job=job)
     net = f"{Net.__module__}:{Net.__name__}"

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from halfstep.errors import ConfigError
 from halfstep.methods import Progressive
 from halfstep.nets import build
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.update import step
 from tests.support.runs import At, bits, Crash, crash, halve, job, teacher
 
-MUON = Training(rate=0.01, optimiser="muon", betas=(0.8, 0.95), weight_decay=0.3)
+MUON = TrainingConfig(rate=0.01, optimiser="muon", betas=(0.8, 0.95), weight_decay=0.3)
 
 
 def seeded(seed=0):
@@ -87,7 +87,7 @@ def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
 
 def test_adamw_alone_is_torchs():
     ours, plain = Net(), Net()
-    settings = Training(rate=0.01, betas=(0.8, 0.95), weight_decay=0.3)
+    settings = TrainingConfig(rate=0.01, betas=(0.8, 0.95), weight_decay=0.3)
     found = trained(ours, Optimiser(ours, settings, fused=True))
     adamw = torch.optim.AdamW(plain.parameters(), 0.01, (0.8, 0.95), weight_decay=0.3)
     want = trained(plain, adamw)

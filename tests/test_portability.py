@@ -130,21 +130,21 @@ from pathlib import Path
 import torch
 
 import halfstep
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 
 torch.manual_seed(0)
 data = halfstep.Dataset(torch.rand(40, 2) * 2 - 1)
 net = halfstep.build("mlp", {"dim": 2, "width": 8, "depth": 1})
 fresh = halfstep.Pipeline(halfstep.Denoiser(net, halfstep.Cosine(), halfstep.V()), (2,))
-training = halfstep.Training(batch=4, save_every=1, log_every=1, ema=0.9)
+training = halfstep.TrainingConfig(batch=4, save_every=1, log_every=1, ema=0.9)
 for updates in 1, 2:
     halfstep.train(
         fresh, data, "run", method=halfstep.Denoising(updates=updates), training=training,
-        job=Job(device="cpu", extend=updates == 2),
+        job=RunOptions(device="cpu", extend=updates == 2),
     )
 teacher = halfstep.RunFolder.open(Path("run")).student()
 method = halfstep.Progressive(start=4, stop=2, updates=(2,))
-halfstep.distill(teacher, data, "student", method=method, training=training, job=Job(device="cpu"))
+halfstep.distill(teacher, data, "student", method=method, training=training, job=RunOptions(device="cpu"))
 student = halfstep.RunFolder.open(Path("student")).student(2)
 student.save("again")
 samples = halfstep.Pipeline.load("again").sample(3, steps=2, seed=1)

@@ -22,7 +22,7 @@ from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Prediction, V
 from halfstep.schedules import BetaTable, Cosine, Level
-from halfstep.training import distill, Training
+from halfstep.training import distill, TrainingConfig
 from halfstep.training.denoisers import resolve, stages_of
 from halfstep.weighting import WEIGHTINGS
 from tests.support.denoisers import seeded
@@ -38,7 +38,7 @@ SIDES = {
     "num_heads": 2,
     "num_classes": 4,
 }
-TRAINING = Training(batch=8, rate=3e-3, ema=0.9, save_every=2, log_every=4, seed=5)
+TRAINING = TrainingConfig(batch=8, rate=3e-3, ema=0.9, save_every=2, log_every=4, seed=5)
 NULL = 3
 
 

@@ -38,8 +38,8 @@ from halfstep.timegrids import (
     uniform_landing,
     uniform_logsnr,
 )
-from halfstep.training import train, Training
-from halfstep.training.jobs import Job
+from halfstep.training import train, TrainingConfig
+from halfstep.training.jobs import RunOptions
 from halfstep.workflows.train_codec import CodecOptions, fresh_codec
 from tests.support.runs import halve, points, refused
 
@@ -246,7 +246,7 @@ def test_a_network_for_other_data_is_refused_before_its_run(tmp_path, config):
     with pytest.raises(ConfigError, match="does not take"):
         train(
             Pipeline(Denoiser(net, Cosine(), V()), (2,)), "two-moons", tmp_path / "r",
-            method=Denoising(updates=1), training=Training(batch=4), job=Job(device="cpu"),
+            method=Denoising(updates=1), training=TrainingConfig(batch=4), job=RunOptions(device="cpu"),
         )  # fmt: skip
     assert not (tmp_path / "r").exists()
 
@@ -254,7 +254,7 @@ def test_a_network_for_other_data_is_refused_before_its_run(tmp_path, config):
 @pytest.mark.parametrize("device", ["meta", "0", "", "cpu:x", "quantum"])
 def test_no_device_is_called_so(tmp_path, device):
     with pytest.raises(ConfigError, match="device"):
-        halve(tmp_path / "r", data=points(), job=Job(device=device))
+        halve(tmp_path / "r", data=points(), job=RunOptions(device=device))
 
 
 @pytest.mark.parametrize("name", [":", "a:", ":b", "a:b:c", "..a:b", "a b:c", "a:b c", "a/b:c"])

@@ -28,7 +28,7 @@ from halfstep.samplers import calls, ModelOutput, sample, start, stochastic, Tim
 from halfstep.schedules import arriving, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.testing import gaussian_flow, gaussian_teacher
 from halfstep.timegrids import karras, uniform
-from halfstep.training import distill, Training
+from halfstep.training import distill, TrainingConfig
 from halfstep.weighting import constant, snr_plus_one, truncated_snr
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, Wobbly, wobbly_teacher
 from tests.test_progressive import draw_of, gaussian_data, train, zero_student
@@ -526,7 +526,7 @@ def test_what_it_is_made_for_is_saved_where_it_is_unusual(tmp_path):
 
 
 def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
-    few = Training(batch=8, save_every=2, log_every=2)
+    few = TrainingConfig(batch=8, save_every=2, log_every=2)
     method = Stochastic(start=8, stop=1, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "s", method=method, training=few)
     assert student.made_for == "stochastic" and student.times == (uniform(2),)

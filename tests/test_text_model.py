@@ -20,7 +20,7 @@ from halfstep.nets.text import load_texts
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
-from halfstep.training import Job, train, Training
+from halfstep.training import RunOptions, train, TrainingConfig
 from tests.support.denoisers import seeded
 from tests.support.texts import clip
 from tests.test_text import t5
@@ -78,9 +78,11 @@ def made(request, tmp_path_factory):
     denoiser = Denoiser(build("uvit", NET), Cosine(), V())
     codec = load_codec(root / "latents")
     pipeline = Pipeline(denoiser, data.shape, codec=codec, empty=data.null_context, steps=12)
-    settings = Training(batch=24, rate=3e-3, warmup=10, ema=0.95)
+    settings = TrainingConfig(batch=24, rate=3e-3, warmup=10, ema=0.95)
     method = Denoising(updates=200, drop_labels=0.2)
-    train(pipeline, data, root / "run", method=method, training=settings, job=Job(device="cpu"))
+    train(
+        pipeline, data, root / "run", method=method, training=settings, job=RunOptions(device="cpu")
+    )
     return texts, data, Pipeline.load(root / "run" / "stages" / "teacher")
 
 

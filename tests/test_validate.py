@@ -13,7 +13,7 @@ import pytest
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from halfstep import methods, Training
+from halfstep import methods, TrainingConfig
 from halfstep.cli.gating import Quality
 from halfstep.cli.guided_gating import GuidedQuality
 from halfstep.cli.shrinking import PlanQuality
@@ -37,7 +37,7 @@ from halfstep.schedules import SCHEDULES
 METHODS = [getattr(methods, name) for name in methods.__all__]
 METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]
 METHODS.remove(methods.Chain)  # which has methods alone
-METHODS += [Autoencoding, ChainOptions, Classification, GuidedOptions, Training]
+METHODS += [Autoencoding, ChainOptions, Classification, GuidedOptions, TrainingConfig]
 NEEDED = {Linear: ("start", "stop"), Augmentation: ("steps",), Shrink: (), ChainOptions: ()}
 TERMS = [*vars(terms).values(), FeatureMatch]
 TERMS = [
@@ -59,14 +59,14 @@ NEEDED |= {FeatureMatch: ("pairs",)}
         (lambda: Shrink(depth="2"), "depth is a whole number, got '2'"),
         (lambda: Shrink(depth=2, denoising="0"), "denoising is a number, got '0'"),
         (lambda: Shrink(student="embed_dim 32"), "a table of names and values, got 'embed_dim 32'$"),
-        (lambda: Training(batch=6.5), "batch is a whole number, got 6.5: write for example 128"),
-        (lambda: Training(batch=True), "batch is a whole number, got True"),
-        (lambda: Training(rate="fast"), "rate is a number, got 'fast': write for example 0.0003"),
-        (lambda: Training(rate=torch.ones(2)), r"rate is a number, got \[1.0, 1.0\]"),
+        (lambda: TrainingConfig(batch=6.5), "batch is a whole number, got 6.5: write for example 128"),
+        (lambda: TrainingConfig(batch=True), "batch is a whole number, got True"),
+        (lambda: TrainingConfig(rate="fast"), "rate is a number, got 'fast': write for example 0.0003"),
+        (lambda: TrainingConfig(rate=torch.ones(2)), r"rate is a number, got \[1.0, 1.0\]"),
         (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1$"),
-        (lambda: Training(compile=1), "compile is true or false, got 1$"),
-        (lambda: Training(betas=(0.9,)), "betas is a list of 2, a number each"),
-        (lambda: Training(precision="fp61"), "no precision 'fp61': perhaps you meant 'fp16'"),
+        (lambda: TrainingConfig(compile=1), "compile is true or false, got 1$"),
+        (lambda: TrainingConfig(betas=(0.9,)), "betas is a list of 2, a number each"),
+        (lambda: TrainingConfig(precision="fp61"), "no precision 'fp61': perhaps you meant 'fp16'"),
         (lambda: KnowledgeDistillation(terms=SoftTargets()), "terms is a list, a Term each"),
         (lambda: Classification(label_smoothing=None), "label_smoothing is a number, got None"),
         (lambda: SoftTargets(weight="1"), "weight is a number or a Linear, got '1'"),
@@ -82,7 +82,7 @@ def test_what_is_of_another_kind(made, said):
 
 
 def test_what_is_of_the_kind():
-    assert type(Training(rate=1, betas=[0, 0.9]).rate) is int
+    assert type(TrainingConfig(rate=1, betas=[0, 0.9]).rate) is int
     Shrink(depth=2, denoising=None, student={}), Shrink(student={"embed_dim": 32})
     KnowledgeDistillation(terms=[SoftTargets(weight=Linear(1.0, 0.0))])
 
@@ -93,7 +93,7 @@ def test_lists_and_what_numpy_and_torch_have_become_pythons_own():
     plain = Progressive(start=8, updates=(5,), times=tuple(times.tolist()))
     assert found == plain and hash(found) == hash(plain) and type(found.start) is int
     assert Progressive(start=8, times=torch.from_numpy(times)).times == plain.times
-    settings = Training(rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5))
+    settings = TrainingConfig(rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5))
     assert json.loads(json.dumps(asdict(settings))) == asdict(settings) | {"betas": [0.9, 0.999]}
     assert FeatureMatch(pairs=[["a", "b"]]).pairs == (("a", "b"),)
 

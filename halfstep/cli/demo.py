@@ -32,7 +32,7 @@ from halfstep.progress import Progress
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
 from halfstep.training import distill, train
 from halfstep.training.asked import environment
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.background import background
@@ -125,7 +125,7 @@ def demo(argv: Sequence[str]) -> int:
     plan = method.plan(teacher)
     with background(judge_teacher) as judged:
         with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
-            job = Job(device=options.device, watch=bars, gate=keep)
+            job = RunOptions(device=options.device, watch=bars, gate=keep)
             distill(teacher, data, run, method=method, training=training, job=job)
         subject = Candidates(teacher, students, data, teacher_times(plan))
         found = _judged(options, subject, judge, asked, judged, preset, run, console)
@@ -157,7 +157,7 @@ def _from_scratch(options: Demo, console: Console) -> Pipeline:
     training = replace(preset.training, seed=options.seed)
     fresh = fresh_pipeline(preset.network, data, method.drop_labels > 0, training.seed)
     with Bars(console) as bars:
-        job = Job(device=options.device, watch=bars)
+        job = RunOptions(device=options.device, watch=bars)
         return train(fresh, data, out, method=method, training=training, job=job)
 
 

@@ -39,9 +39,9 @@ from halfstep.methods.base import updates_after
 from halfstep.methods.guided import GuidedOptions
 from halfstep.methods.plan import ChainOptions
 from halfstep.pipeline import Pipeline
-from halfstep.training import distill as distil_pipeline, Training
+from halfstep.training import distill as distil_pipeline, TrainingConfig
 from halfstep.training.denoisers import refuse_teacher
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.options import Source, Where
 
@@ -67,7 +67,7 @@ class Distill(Generic[M]):
     source: Annotated[Source, Flat]
     teacher: Annotated[Teacher, Flat]
     method: Annotated[M, Flat]
-    training: Annotated[Training, Flat] = field(default_factory=Training)
+    training: Annotated[TrainingConfig, Flat] = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
     elif kind in (GuidedDistillation, Chain):
         gate = plan_gate(options, method, teachers[0], data, load, console)
 
-    def work(job: Job) -> Pipeline:
+    def work(job: RunOptions) -> Pipeline:
         # Given away: from the second stage on nobody needs the teacher, nor its memory.
         return distil_pipeline(
             teachers.pop(), data, where.out, method=method, training=training, job=job

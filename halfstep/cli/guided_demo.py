@@ -27,7 +27,7 @@ from halfstep.methods.guided import GuidedOptions
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill
 from halfstep.training.asked import environment
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 
@@ -148,7 +148,7 @@ def _distilled(
 
     say(console, "updates", updates_on(sum(stage.updates for stage in plan), training, device))
     with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
-        job = Job(device=device, watch=bars, gate=keep)
+        job = RunOptions(device=device, watch=bars, gate=keep)
         distill(teacher, data, out / "distill", method=method, training=training, job=job)
     return Made(students, preset, out / "distill", RunFolder(out / "distill").cost)
 

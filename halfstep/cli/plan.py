@@ -18,8 +18,8 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw
-from halfstep.training import Training
-from halfstep.training.jobs import Job, Rehearsed
+from halfstep.training import TrainingConfig
+from halfstep.training.jobs import Rehearsed, RunOptions
 from halfstep.training.parallel import Processes
 
 FIRST, TIMED = 2, 3
@@ -28,7 +28,7 @@ PATIENCE, LONG = 2.0, 8.0
 """Seconds that timing takes after the first pass; and those of a first pass that are believed."""
 
 
-def rehearse(console: Console, options: Any, work: Callable[[Job], object]) -> int:
+def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
     plan = partial(print_plan, console)
     with suppress(Rehearsed):
@@ -40,7 +40,7 @@ def print_plan(
     console: Console,
     stages: Iterator[Stage],
     data: Data,
-    training: Training,
+    training: TrainingConfig,
     processes: Processes,
 ) -> None:
     """Stages, updates, memory and time; trains nothing."""
@@ -68,7 +68,7 @@ def print_plan(
 
 
 def _seconds_per_update(
-    stage: Stage, data: Data, training: Training, device: torch.device
+    stage: Stage, data: Data, training: TrainingConfig, device: torch.device
 ) -> tuple[float, int]:
     """Seconds of an update, and of how many samples at a time they were found: forward and backward of
     as many as take a moment, at most a micro-batch, times the samples of an update."""
@@ -120,7 +120,7 @@ def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
     return count, median(again)
 
 
-def _weights(stage: Stage, training: Training) -> int:
+def _weights(stage: Stage, training: TrainingConfig) -> int:
     """Bytes: student, gradient, two moments, the average if there is one, and the teacher."""
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
     return size * (4 + bool(training.ema)) + sum(

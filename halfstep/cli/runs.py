@@ -16,8 +16,8 @@ from halfstep.data import Data
 from halfstep.evaluation.features import BELOW
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
-from halfstep.training import Training
-from halfstep.training.jobs import Job
+from halfstep.training import TrainingConfig
+from halfstep.training.jobs import RunOptions
 from halfstep.training.parallel import pick_device
 from halfstep.training.run_config import write_config
 from halfstep.workflows.options import Source, Where
@@ -32,7 +32,7 @@ def carried_out(
     *,
     ahead: Callable[[Stage], int] = lambda s: 0,
     gate: Callable[[Pipeline], bool] | None = None,
-) -> Iterator[Job]:
+) -> Iterator[RunOptions]:
     """How the options want a run carried out: shown while it lasts, its options kept in its folder.
 
     ahead  updates that are still to come after a stage
@@ -53,10 +53,10 @@ PLACES = ("data", "validate", "init")
 """Options of text that name a place, or a share of the data, whose fingerprint is compared."""
 
 
-def job_of(options: Any, **more: Any) -> Job:
+def job_of(options: Any, **more: Any) -> RunOptions:
     """How the options of a command want its run carried out."""
     where: Where = options.where
-    return Job(
+    return RunOptions(
         device=where.device,
         extend=where.extend,
         from_previous=where.from_previous,
@@ -100,7 +100,7 @@ def describe_data(source: Source, data: Data) -> str:
     return f"{source.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
 
 
-def updates_on(updates: int, training: Training, device: str) -> str:
+def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
     """4,000 of 128 samples each, on cpu, 2 threads."""
     chosen = pick_device(device)
     count = torch.get_num_threads()

@@ -64,7 +64,7 @@ def refuse_strict(tolerance: float) -> None:
 
 @dataclass
 class Gate:
-    """Asked after each halving whether to go on: a student -> bool, as `Job.gate` wants it.
+    """Asked after each halving whether to go on: a student -> bool, as `RunOptions.gate` wants it.
 
     measure    the ratio from n samples of a student
     tolerance  the largest ratio that is accepted: 1.10 is a tenth worse than the teacher

@@ -23,7 +23,7 @@ from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import Eps
 from halfstep.schedules import BetaTable, Schedule, VPLinear
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 
 AVERAGED, RAW = "nnet_ema.pth", "nnet.pth"
 """Files of weights in a folder of the official trainer; the raw ones sample far worse (FID 17 for 7)."""
@@ -60,7 +60,7 @@ class Published:
     fid: float
     flip: bool = True
     method: Denoising
-    training: Training
+    training: TrainingConfig
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -193,9 +193,9 @@ def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> dict[str
     return {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, **more}
 
 
-def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) -> Training:
+def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) -> TrainingConfig:
     """Constant rate after the warm-up, decay of every weight, no clipping, averages without warm-up."""
-    return Training(
+    return TrainingConfig(
         batch=batch, rate=rate, rate_schedule="constant", warmup=warmup, betas=betas,
         weight_decay=0.03, clip=0.0, ema=0.9999, precision="fp16", seed=1234,
     )  # fmt: skip

@@ -3,16 +3,16 @@
 from halfstep.errors import Stopped
 from halfstep.training.classifiers import train_classifier
 from halfstep.training.denoisers import distill, train
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.knowledge import distill_classifier
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.watch import Silent, Watch
 
 __all__ = [
-    "Job",
+    "RunOptions",
     "Silent",
     "Stopped",
-    "Training",
+    "TrainingConfig",
     "Watch",
     "distill",
     "distill_classifier",

@@ -24,9 +24,9 @@ from halfstep.nets.classifiers import (
 from halfstep.nets.classifiers_on_disk import save_classifier
 from halfstep.nets.modes import evaluating
 from halfstep.noise import key, untouched
-from halfstep.training.jobs import carried_through, Job, load_weights
+from halfstep.training.jobs import carried_through, load_weights, RunOptions
 from halfstep.training.parallel import Processes
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 
 SCALED_ON = 5_000
 """Training images on which the scale of a feature network is taken."""
@@ -40,8 +40,8 @@ def train_classifier(
     *,
     held_out: Given | None = None,
     method: Classification | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
 ) -> nn.Module:
     """Train a classifier into the run folder `out`; returns it, in eval mode.
 
@@ -53,7 +53,11 @@ def train_classifier(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     `ConfigError` where the data cannot be classified, before there is a folder.
     """
-    method, training, job = method or Classification(), training or Training(), job or Job()
+    method, training, job = (
+        method or Classification(),
+        training or TrainingConfig(),
+        job or RunOptions(),
+    )
     processes = Processes(job.device)
     seen = classified(data)
     judged = None if held_out is None else judging(held_out, seen)
@@ -100,7 +104,7 @@ def read_classifier(classifier: nn.Module, folder: Path) -> None:
 
 
 def fresh_classifier(
-    name: str, data: Dataset, training: Training, config: dict[str, Any] | None = None
+    name: str, data: Dataset, training: TrainingConfig, config: dict[str, Any] | None = None
 ) -> nn.Module:
     """The named classifier for this data, with weights that depend on the seed alone."""
     options = {**fitting_classifier(name, data.shape, data.classes), **(config or {})}

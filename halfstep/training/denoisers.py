@@ -24,11 +24,11 @@ from halfstep.nets.watched import bare
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training.jobs import carried_through, Job, load_weights
+from halfstep.training.jobs import carried_through, load_weights, RunOptions
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.teachers import begun, DATA_DECIDE, tried, tried_on_data
 from halfstep.training.trainable import code_of_net
 
@@ -43,8 +43,8 @@ def train(
     out: Path | str,
     *,
     method: Denoising | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
 ) -> Pipeline:
     """Train a teacher from data into the run folder `out`; returns it and leaves `pipeline` as it is.
 
@@ -62,8 +62,8 @@ def distill(
     out: Path | str,
     *,
     method: Method,
-    training: Training | None = None,
-    job: Job | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
 ) -> Pipeline:
     """Distil a teacher into the run folder `out`; returns the last student.
 
@@ -155,15 +155,17 @@ class _Work:
     around: Callable[..., Pipeline]
     """The pipeline around another denoiser."""
     about: Mapping[str, Any]
-    training: Training
-    job: Job
+    training: TrainingConfig
+    job: RunOptions
     processes: Processes
 
     @classmethod
-    def on(cls, pipeline: Pipeline, training: Training | None, job: Job | None) -> "_Work":
+    def on(
+        cls, pipeline: Pipeline, training: TrainingConfig | None, job: RunOptions | None
+    ) -> "_Work":
         refuse_wrapped(pipeline.denoiser)
         refuse_changed_net(pipeline.denoiser.net)
-        training, job = training or Training(), job or Job()
+        training, job = training or TrainingConfig(), job or RunOptions()
         processes = Processes(job.device)  # before what one of them alone might refuse
         rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
         # Described before it is trained: what could not be saved is refused now.

@@ -20,7 +20,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.teachers import begun
 from halfstep.training.trainable import Check, checked, identity_of
 from halfstep.training.watch import Silent, Watch
@@ -30,7 +30,7 @@ NEARBY = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RunOptions:
     """How a run is carried out, apart from what it computes."""
 
     device: str = "auto"
@@ -45,10 +45,10 @@ class Job:
     """Shown each stage's student; False ends the run there."""
     alike: Mapping[str, Any] = field(default_factory=dict)
     """What else all processes of the run must have been given: the options of a command."""
-    rehearse: Callable[[Iterator[Stage], Data, Training, Processes], None] | None = None
+    rehearse: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
     """Shown the stages instead of their training: nothing is written, and `Rehearsed` is raised."""
 
-    def judged_by(self, held_out: Data | None) -> "Job":
+    def judged_by(self, held_out: Data | None) -> "RunOptions":
         """The same, of processes that must have this held-out data alike."""
         if held_out is None:
             return self
@@ -66,8 +66,8 @@ def carried_through(
     options: Mapping[str, Any],
     data: Data,
     out: Path | str,
-    training: Training,
-    job: Job,
+    training: TrainingConfig,
+    job: RunOptions,
     processes: Processes,
     *,
     write: Callable[[Stage, Path], None],
@@ -107,7 +107,7 @@ def carried_through(
 
 @contextmanager
 def _opened(
-    command: str, asked: Mapping[str, Any], out: Path | str, job: Job, processes: Processes
+    command: str, asked: Mapping[str, Any], out: Path | str, job: RunOptions, processes: Processes
 ) -> Iterator[RunFolder]:
     """The run's folder, which the first process opens, the only one that writes."""
     opened = list[RunFolder]()
@@ -131,7 +131,7 @@ GATES = ("tolerance", "until", "samples", "most", "full", "about")
 """What a gate answers by, where it says so."""
 
 
-def _of_all(job: Job, command: str, out: Path | str) -> dict[str, Any]:
+def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
     """What all processes of a run must have been given alike besides what it computes."""
     gate = job.gate
     kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
@@ -150,7 +150,7 @@ def _of_all(job: Job, command: str, out: Path | str) -> dict[str, Any]:
     }
 
 
-def refuse_batch(training: Training, data: Data, processes: Processes) -> None:
+def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> None:
     """`ConfigError` for a batch that cannot be divided, or held: noise is drawn for all of it at once."""
     processes.share(training.batch)
     instead = "write a smaller one, and more --updates"

@@ -24,10 +24,10 @@ from halfstep.nets.teachers import Teachers
 from halfstep.nets.watched import bare
 from halfstep.noise import key, untouched
 from halfstep.training.classifiers import read_classifier
-from halfstep.training.jobs import carried_through, Job
+from halfstep.training.jobs import carried_through, RunOptions
 from halfstep.training.kept_answers import kept_answers, KeptAnswers, settle
 from halfstep.training.parallel import Processes
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.teachers import refuse_unread, tried_on
 from halfstep.training.watch import Notes
 
@@ -42,8 +42,8 @@ def distill_classifier(
     write: Callable[[nn.Module, Path], None] = save_classifier,
     read: Callable[[nn.Module, Path], None] = read_classifier,
     method: KnowledgeDistillation | None = None,
-    training: Training | None = None,
-    job: Job | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
     answers: Path | str | None = None,
 ) -> nn.Module:
     """Teach a classifier what another one, or several, answer; returns the student, trained in place.
@@ -53,7 +53,11 @@ def distill_classifier(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    method, training, job = method or KnowledgeDistillation(), training or Training(), job or Job()
+    method, training, job = (
+        method or KnowledgeDistillation(),
+        training or TrainingConfig(),
+        job or RunOptions(),
+    )
     processes = Processes(job.device)
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
     data = as_data(data)
@@ -105,7 +109,7 @@ def _options(
 
 
 def _answers(
-    teacher: Teachers, data: Data, folder: Path | str | None, processes: Processes, job: Job
+    teacher: Teachers, data: Data, folder: Path | str | None, processes: Processes, job: RunOptions
 ) -> KeptAnswers | None:
     """What the teacher answered before, where a folder keeps it; settles how the teacher is asked."""
     device = processes.device

@@ -24,7 +24,7 @@ from halfstep.training.memory import naming_memory
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.parallel import Processes
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.statistics import take_anew
 from halfstep.training.stopping import Asked, stopping
 from halfstep.training.update import update
@@ -46,7 +46,7 @@ class Loop:
 
     run: RunFolder
     data: Data
-    settings: Training
+    settings: TrainingConfig
     processes: Processes
     write: Callable[[Stage, Path], None]
     read: Callable[[Stage, Path], None]

@@ -8,7 +8,7 @@ from torch import nn, Tensor
 from torch.optim import AdamW, Muon
 
 from halfstep.errors import ConfigError
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 
 
 class Optimiser:
@@ -18,7 +18,7 @@ class Optimiser:
     so that one rate and one weight decay serve both.
     """
 
-    def __init__(self, module: nn.Module, settings: Training, *, fused: bool):
+    def __init__(self, module: nn.Module, settings: TrainingConfig, *, fused: bool):
         trained = [p for p in module.parameters() if p.requires_grad]
         turned = _matrices(module) if settings.optimiser == "muon" else []
         if settings.optimiser == "muon" and not turned:

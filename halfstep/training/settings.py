@@ -15,7 +15,7 @@ from halfstep.config.validate import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Validated):
+class TrainingConfig(Validated):
     """Optimisation, the same for every method."""
 
     batch: Count = 128

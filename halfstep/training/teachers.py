@@ -17,7 +17,7 @@ from halfstep.nets.watched import bare
 from halfstep.noise import Draw
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditions import condition
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 
 AS_TEACHER = (
     "the student's network does not take the teacher's samples",
@@ -101,7 +101,7 @@ def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> 
     return begun(first, stages)
 
 
-def refuse_unread(training: Training, method: KnowledgeDistillation) -> None:
+def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> None:
     """`ConfigError` for settings that a classifier's training does not read, or cannot."""
     if training.precision != "fp32":
         raise ConfigError(

@@ -17,14 +17,18 @@ from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.nets.watched import bare
 from halfstep.noise import Draw, untouched
 from halfstep.training.parallel import Processes
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 from halfstep.training.update import micro_batches
 
 Check = Callable[[nn.Module], None]
 
 
 def checked(
-    stages: Iterable[Stage], data: Data, training: Training, processes: Processes, check: Check
+    stages: Iterable[Stage],
+    data: Data,
+    training: TrainingConfig,
+    processes: Processes,
+    check: Check,
 ) -> Iterator[Stage]:
     """The same stages, each once its student is found to be one that can be trained.
 
@@ -63,7 +67,9 @@ def code_of_net(net: nn.Module) -> dict[str, Any]:
     return {} if made is None else {"net code": identity(made)}
 
 
-def _refuse_lone_row(stage: Stage, data: Data, training: Training, processes: Processes) -> None:
+def _refuse_lone_row(
+    stage: Stage, data: Data, training: TrainingConfig, processes: Processes
+) -> None:
     """`ConfigError` where the smallest micro-batch is one row, and one row cannot be trained on.
 
     A batch norm has no variance of it, and some losses compare rows.

@@ -11,7 +11,7 @@ from halfstep.methods.base import Objective
 from halfstep.noise import Draw, key
 from halfstep.training.checkpoint import State
 from halfstep.training.parallel import Processes
-from halfstep.training.settings import Training
+from halfstep.training.settings import TrainingConfig
 
 
 def update(
@@ -20,7 +20,7 @@ def update(
     state: State,
     data: Data,
     *,
-    settings: Training,
+    settings: TrainingConfig,
     processes: Processes,
     stage: int,
     rate: float,
@@ -46,7 +46,7 @@ def update(
     return torch.stack(losses).sum(), step(student, state, settings, rate)
 
 
-def step(student: nn.Module, state: State, settings: Training, rate: float) -> Tensor:
+def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float) -> Tensor:
     """Clip, optimise, average; returns the gradient's norm without reading it."""
     optimiser, scaler = state.optimiser, state.scaler
     if scaler is not None:

@@ -18,9 +18,9 @@ from halfstep.nets.teachers import Teachers
 from halfstep.noise import key, untouched
 from halfstep.progress import Progress, SILENT
 from halfstep.schema import literals
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.classifiers import judging
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.training.kept_answers import check_folder, kept_answers, missing
 from halfstep.training.knowledge import distill_classifier, refuse_unlabelled, taught_classes
 from halfstep.training.parallel import pick_device
@@ -69,7 +69,7 @@ class DistillClassifierConfig:
     networks: ClassifierTeacherOptions = field(default_factory=ClassifierTeacherOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class ClassifierDistillation:
                 cache, self.teacher.to(device), self.data, device=device, progress=progress
             )
 
-    def run(self, job: Job | None = None) -> nn.Module:
+    def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the student into the run folder; returns it, in eval mode."""
         config, job = self.config, job or self.config.where.job()
         answers = None if job.rehearse else config.recipe.cache

@@ -7,7 +7,7 @@ from halfstep.config.validate import Count, Validated
 from halfstep.data import Data, load
 from halfstep.files import check_writable
 from halfstep.progress import Progress, SILENT
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Where(Validated):
         """Refuse a folder that cannot be written, before anything is read."""
         check_writable(self.out, "choose another --out")
 
-    def job(self) -> Job:
+    def job(self) -> RunOptions:
         """How to carry out the run, without a terminal."""
-        return Job(device=self.device, extend=self.extend, from_previous=self.from_previous)
+        return RunOptions(device=self.device, extend=self.extend, from_previous=self.from_previous)
 
 
 @dataclass(frozen=True, kw_only=True)

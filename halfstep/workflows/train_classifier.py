@@ -16,9 +16,9 @@ from halfstep.nets.preprocessing import Preprocessing
 from halfstep.noise import key, untouched
 from halfstep.progress import Progress, SILENT
 from halfstep.schema import literals
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.workflows.options import Source, Where
 
 WITH_TEST = ("fashion-mnist", "cifar10")
@@ -68,7 +68,7 @@ class TrainClassifierConfig:
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
     method: Classification = field(default_factory=Classification)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ClassifierRun:
     net: nn.Module
     fresh: list[str]
 
-    def run(self, job: Job | None = None) -> nn.Module:
+    def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the classifier into the run folder; returns it, in eval mode."""
         config = self.config
         return train_classifier(

@@ -23,9 +23,9 @@ from halfstep.noise import key, sample_noise, untouched
 from halfstep.progress import Progress, SILENT
 from halfstep.report.pictures import save_grid
 from halfstep.schema import literals
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.denoisers import AUTOCAST
-from halfstep.training.jobs import carried_through, Job
+from halfstep.training.jobs import carried_through, RunOptions
 from halfstep.training.parallel import Processes
 from halfstep.workflows.options import Source, Where
 
@@ -59,7 +59,7 @@ class TrainCodecConfig:
     source: Source
     codec: CodecOptions = field(default_factory=CodecOptions)
     method: Autoencoding = field(default_factory=Autoencoding)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class CodecRun:
         sides = (side // self.codec.factor for side in self.data.shape[1:])
         return [self.codec.channels, *sides]
 
-    def train(self, job: Job | None = None) -> KLCodec:
+    def train(self, job: RunOptions | None = None) -> KLCodec:
         """Train the codec into the run folder, and set its scale."""
         config, net, seed = self.config, self.codec, self.config.training.seed
         job = job or config.where.job()
@@ -143,7 +143,7 @@ def prepare_codec(config: TrainCodecConfig, *, progress: Progress = SILENT) -> C
     return CodecRun(config, data, codec)
 
 
-def train_codec(config: TrainCodecConfig, *, job: Job | None = None) -> TrainedCodec:
+def train_codec(config: TrainCodecConfig, *, job: RunOptions | None = None) -> TrainedCodec:
     """Train a codec into the run folder, and reconstruct images with it.
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.

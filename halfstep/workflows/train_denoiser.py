@@ -6,9 +6,9 @@ from halfstep.data import Data
 from halfstep.methods.denoising import Denoising
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training import Training
+from halfstep.training import TrainingConfig
 from halfstep.training.denoisers import train
-from halfstep.training.jobs import Job
+from halfstep.training.jobs import RunOptions
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import Source, Where
 
@@ -21,7 +21,7 @@ class TrainDenoiserConfig:
     source: Source
     network: NetworkOptions = field(default_factory=NetworkOptions)
     method: Denoising = field(default_factory=Denoising)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DenoiserRun:
     data: Data
     pipeline: Pipeline
 
-    def run(self, job: Job | None = None) -> Pipeline:
+    def run(self, job: RunOptions | None = None) -> Pipeline:
         """Train the teacher into the run folder; returns it."""
         where = self.config.where
         return train(

@@ -9,8 +9,8 @@ from halfstep.data import Dataset
 from halfstep.methods.knowledge import KnowledgeDistillation
 from halfstep.methods.recipes import hinton
 from halfstep.nets.classifiers import build_classifier
-from halfstep.training import Training
-from halfstep.training.jobs import Job
+from halfstep.training import TrainingConfig
+from halfstep.training.jobs import RunOptions
 from halfstep.training.knowledge import distill_classifier
 
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
         return self.head(h)
 
 
-TRAINING = Training(batch=10, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(batch=10, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
 
 
 def pictures(n=75, flip=False, labels=True):
@@ -68,7 +68,7 @@ def run(
         out,
         method=KnowledgeDistillation(terms=terms or hinton(), updates=updates),
         training=replace(TRAINING, **changes),
-        job=Job(device="cpu") if watch is None else Job(device="cpu", watch=watch),
+        job=RunOptions(device="cpu") if watch is None else RunOptions(device="cpu", watch=watch),
         answers=answers,
     )
 

@@ -17,10 +17,10 @@ from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.schedules import Cosine
 from halfstep.schema import SEAL
-from halfstep.training import distill, Silent, Training
-from halfstep.training.jobs import Job
+from halfstep.training import distill, Silent, TrainingConfig
+from halfstep.training.jobs import RunOptions
 
-TRAINING = Training(batch=6, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(batch=6, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
 
 
 def points(n=40):
@@ -158,12 +158,12 @@ def halve(
         out,
         method=method or Progressive(start=8, stop=2, updates=(7,)),
         training=dataclasses.replace(training, **changes),
-        job=job or Job(device="cpu"),
+        job=job or RunOptions(device="cpu"),
     )
 
 
 def job(**options):
-    return Job(**{"device": "cpu", **options})
+    return RunOptions(**{"device": "cpu", **options})
 
 
 def bits(out):
