@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         NetTime as NetTime,
     )
     from halfstep.errors import HalfstepError as HalfstepError
+    from halfstep.evaluation.quality_gate import QualityGate as QualityGate
     from halfstep.hub import load_published as load_published
     from halfstep.methods import (
         Denoising as Denoising,
@@ -80,6 +81,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "Progress": "progress",
     "Progressive": "methods",
+    "QualityGate": "evaluation.quality_gate",
     "RectifiedFlow": "schedules",
     "Reparameterise": "methods",
     "RunFolder": "training.run_folder",
@@ -124,6 +126,7 @@ __all__ = [
     "Pipeline",
     "Progress",
     "Progressive",
+    "QualityGate",
     "RectifiedFlow",
     "Reparameterise",
     "RunFolder",

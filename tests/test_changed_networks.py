@@ -833,7 +833,7 @@ def test_training_leaves_the_callers_random_state(tmp_path, fails):
         lambda: classify(net, tmp_path / "c", few, data=shown),
         lambda: classify("cnn", tmp_path / "d", few, data=shown),
         lambda: teacher.sample(3, steps=2),
-        lambda: next(GuidedDistillation(features=4).stages(DenoiserOnly(guided, 2))),
+        lambda: next(GuidedDistillation(guidance_embed_dim=4).stages(DenoiserOnly(guided, 2))),
     ]
     for call in calls[: 1 if fails else None]:
         if fails:

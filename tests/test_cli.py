@@ -361,7 +361,7 @@ TYPED = {
         'net = "named_code:made"', 'features = "named_code:made"', "features = 'classifiers:made'",
     ],
     "distill guided --data two-moons --teacher t": [
-        'student_net = "named_code:made"', 'gate_features = "named_code:made"',
+        'student_net = "named_code:made"', 'features = "named_code:made"',
         'student = { build = "named_code:made" }',
     ],
     "distill knowledge --data digits --teacher t": [

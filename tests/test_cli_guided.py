@@ -15,7 +15,7 @@ from tests.test_guided_runs import SMALL, teacher_of
 NET = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 NET += ["--updates", "20"]
 GUIDED = ["--data", "two-moons", "--start", "4", "--stop", "1", "--updates", "4"]
-GUIDED += ["--halving-updates", "3", "--features", "8"]
+GUIDED += ["--halving-updates", "3", "--guidance-embed-dim", "8"]
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
 
 def test_a_narrower_student_is_timed_in_fp32(place):
     pipeline = Pipeline.load(place)
-    method = Shrink(student={"embed_dim": 4}, features=0.1)
+    method = Shrink(student={"embed_dim": 4}, feature_weight=0.1)
     [stage] = method.stages(DenoiserOnly(pipeline.denoiser, pipeline.null))
     student = bare(stage.student)
     student.autocast = torch.float16
@@ -103,7 +103,7 @@ def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep)
     )
     said = []
     for features in (0, 0.1):
-        status, out, err = halfstep(words, f"--features {features} --precision fp16", *QUICK)
+        status, out, err = halfstep(words, f"--feature-weight {features} --precision fp16", *QUICK)
         assert status == 0, err
         assert "in fp32; fp16 is far slower on a CPU" in out
         said += [line for line in out.splitlines() if line.startswith("network")]

@@ -58,8 +58,10 @@ COPIES = {
     "resized": lambda net: resized(net, (16, 12)),
     "built again": lambda net: built_again(net, recipe(net)[1]),
     "with guidance": with_guidance,
-    "guided student": begun(GuidedDistillation(features=4)),
-    "guided student of its own": begun(GuidedDistillation(features=4, student={"embed_dim": "8"})),
+    "guided student": begun(GuidedDistillation(guidance_embed_dim=4)),
+    "guided student of its own": begun(
+        GuidedDistillation(guidance_embed_dim=4, student={"embed_dim": "8"})
+    ),
     "shrunk": begun(Shrink(student={"embed_dim": "8"})),
     "halved": lambda net: first(Progressive(start=2, stop=1, updates=(1,)), net),
     "reparameterised": lambda net: first(Reparameterise(updates=1), net),

@@ -85,7 +85,7 @@ VERBS = [
     distilling("stochastic", {**HALVED, **POINTS}),
     distilling("encoder", {**TINY, **POINTS, "start": "4", "stop": "2"}),
     distilling("guided", {
-        **HALVED, **DIGITS, "teacher": "guided", "halving-updates": "1", "features": "4",
+        **HALVED, **DIGITS, "teacher": "guided", "halving-updates": "1", "guidance-embed-dim": "4",
     }),
     distilling("shrink", {**TINY, **DIGITS, "depth": "2"}),
     distilling("plan", {**HALVED, **DIGITS, "depth": "2", "halving-updates": "1"}),

@@ -8,11 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
-from halfstep.cli import gating
-from halfstep.cli.gating import Looks
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation import (
@@ -25,6 +22,7 @@ from halfstep.evaluation import (
 )
 from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.gate import decide, Decision, fewest_steps, said, within
+from halfstep.evaluation.gate_meter import AgainstData, Meter, TeacherSource
 from halfstep.evaluation.intervals import drawn, quantiles
 from halfstep.methods import Progressive
 from halfstep.nets import build
@@ -106,9 +104,10 @@ def real():
 
 
 @pytest.fixture
-def looks(real):
-    judge = SampleScorer(Features("themselves", lambda x: x), real, n=400)
-    return Looks(judge, teacher, FULL, Console(quiet=True), "cpu")
+def meter(real):
+    scorer = SampleScorer(Features("themselves", lambda x: x), real, n=400)
+    source = TeacherSource(teacher(), load=teacher)
+    return Meter([AgainstData(scorer, source, FULL)], source, FULL)
 
 
 class Counting:
@@ -136,21 +135,21 @@ def told(value, width=0.01):
 # At the right step.
 
 
-def test_the_loss_of_each_halving_is_the_known_one(looks):
+def test_the_loss_of_each_halving_is_the_known_one(meter):
     """What the tests below lean on: the closed form is what is sampled."""
-    looks.judge.n = 2000  # one block, so that its floor hardly counts
+    meter.comparisons[0].scorer.n = 2000  # one block, so that its floor hardly counts
     for steps in (32, 16, 8, 4, 2, 1):
-        got = looks.student(student(steps), 2000)
+        got = meter.student(student(steps), 2000)
         assert got.value == pytest.approx(loss(steps), rel=0.03)
         assert got.low < got.value < got.high
 
 
 @pytest.mark.parametrize("tolerance, last", [(1.04, None), (1.15, 32), (1.4, 16), (1.9, 8), (3, 4)])
-def test_the_engine_stops_where_the_loss_is_too_much(tolerance, last, looks, tmp_path):
+def test_the_engine_stops_where_the_loss_is_too_much(tolerance, last, meter, tmp_path):
     """A whole run: the student that broke it is the last one that was made."""
     made = [steps for steps in (32, 16, 8, 4, 2, 1) if loss(steps) <= tolerance]
     assert min(made, default=None) == last
-    gate = Gate(looks.student, tolerance, file=tmp_path / "d/gate.json", samples=400, most=1600)
+    gate = Gate(meter.student, tolerance, file=tmp_path / "d/gate.json", samples=400, most=1600)
     method = Progressive(start=FULL, updates=(0,))
     data = points()
     data = replace(data, values=torch.cat([data.values, data.values[:, :1]], 1))
@@ -166,24 +165,24 @@ def test_the_engine_stops_where_the_loss_is_too_much(tolerance, last, looks, tmp
 
 
 @pytest.mark.parametrize("gain, passes", [(1.0, True), (1.02, True), (0.9, False), (0.5, False)])
-def test_a_student_that_was_spoilt_on_purpose(gain, passes, looks):
+def test_a_student_that_was_spoilt_on_purpose(gain, passes, meter):
     """Its law is known: the same mean and deviation, both times the gain."""
     spoilt = Spoilt(**vars(student(32)), gain=gain)
     mean, std = law(32)
     want = distance(gain * mean, gain * std) / distance(*law(FULL))
     assert (want <= 1.1) == passes
-    gate = Gate(looks.student, 1.1, samples=400, most=3200)
+    gate = Gate(meter.student, 1.1, samples=400, most=3200)
     assert gate(spoilt) == passes
     assert gate.tried[0].ratio.value == pytest.approx(want, rel=0.05)
     assert gate.tried[0].verdict == ("passed" if passes else "broken")
 
 
-def test_teacher_and_student_see_the_same_noise(looks):
+def test_teacher_and_student_see_the_same_noise(meter):
     """At full steps a student that learned nothing is the teacher: 1, without any width."""
-    assert looks.student(student(FULL), 100) == Interval(1.0, 1.0, 1.0)
+    assert meter.student(student(FULL), 100) == Interval(1.0, 1.0, 1.0)
 
 
-def test_more_samples_are_added_to_those_there_are(looks, monkeypatch):
+def test_more_samples_are_added_to_those_there_are(meter, monkeypatch):
     drawn_by = []
     sample = Pipeline.sample
 
@@ -192,24 +191,25 @@ def test_more_samples_are_added_to_those_there_are(looks, monkeypatch):
         return sample(self, n, **options)
 
     monkeypatch.setattr(Pipeline, "sample", counted)
-    looks.student(student(8), 100)
-    more = looks.student(student(8), 200)
-    looks.student(student(4), 50)
+    meter.student(student(8), 100)
+    more = meter.student(student(8), 200)
+    meter.student(student(4), 50)
     assert drawn_by == [(64, 0, 100), (8, 0, 100), (64, 100, 100), (8, 100, 100), (4, 0, 50)]
     monkeypatch.setattr(Pipeline, "sample", sample)
-    looks._seen = {}
-    assert looks.student(student(8), 200) == more
-    looks.student(student(4), 20)
-    again = looks.student(student(8), 200)
+    (data,) = meter.comparisons
+    fresh = Meter([AgainstData(data.scorer, data.teacher, FULL)], data.teacher, FULL)
+    assert fresh.student(student(8), 200) == more
+    meter.student(student(4), 20)
+    again = meter.student(student(8), 200)
     assert again == more  # the teacher's 200 were not cut to 20
 
 
-def test_all_steps_of_a_look_are_expected_before_the_first(looks, monkeypatch):
+def test_all_steps_of_a_look_are_expected_before_the_first(meter):
     wanted = {(8, 300): 2 * (64 + 8), (8, 700): 2 * (64 + 8), (4, 300): 2 * 4, (2, 900): 64 + 4 * 2}
     for (steps, n), count in wanted.items():
         told = Ledger()
-        monkeypatch.setattr(gating, "counting", lambda console, what, told=told: nullcontext(told))
-        looks.student(student(steps), n)
+        meter.showing = lambda title, told=told: nullcontext(told)
+        meter.student(student(steps), n)
         assert told.steps == count, (steps, n)
 
 
@@ -426,9 +426,9 @@ def test_a_gate_that_cannot_be_is_refused(options, words):
 
 
 @pytest.mark.parametrize("slack", [1.02, 1.1, 1.4, 1.9, 3, 9])
-def test_the_start_is_the_fewest_steps_that_cost_nothing(slack, looks):
+def test_the_start_is_the_fewest_steps_that_cost_nothing(slack, meter):
     good = [steps for steps in (64, 32, 16, 8, 4, 2) if loss(steps) <= slack]
-    got = fewest_steps(looks.teacher_at, FULL, samples=400, most=3200, slack=slack)
+    got = fewest_steps(meter.teacher_at, FULL, samples=400, most=3200, slack=slack)
     assert got == min(good)
 
 
@@ -566,3 +566,10 @@ def test_a_student_after_one_that_broke_is_not_the_best():
     assert [gate(student(steps)) for steps in (8, 4, 2, 1)] == [True] * 4
     assert [d.verdict for d in gate.tried] == ["passed", "passed", "broken", "passed"]
     assert gate.best.steps == 4 and gate.to_json()["best"] == "0004-steps"
+
+
+def test_a_smaller_network_that_is_no_student_yet_passes():
+    measure = told(9.0)
+    gate = Gate(measure, 1.1)
+    assert gate(teacher()) and not measure.asked and not gate.tried
+    assert not gate(student(4))

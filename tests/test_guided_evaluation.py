@@ -6,13 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from halfstep.batch import Cond
-from halfstep.cli import guided_gating
 from halfstep.cli.evaluate import scales_of
-from halfstep.cli.guided_gating import GuidedLooks
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
@@ -29,6 +26,8 @@ from halfstep.evaluation.cost import calls_of
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import paired_rmse
+from halfstep.evaluation.gate_meter import TeacherSource
+from halfstep.evaluation.gate_metrics import GuidedTeacherRatio, Inputs
 from halfstep.evaluation.guided import (
     GuidedCandidates,
     GuidedEvidence,
@@ -320,35 +319,39 @@ def test_a_teacher_guided_from_outside_costs_two_calls_a_step_in_all_rows(real):
 # The gate.
 
 
+def meter(cache, *scales):
+    teacher = pipeline()
+    source = TeacherSource(teacher, load=lambda: teacher)
+    inputs = Inputs(
+        teacher, source, Dataset(torch.zeros(1, 2)), FEATURES, RANGE, "uniform", FULL, samples=200, noise=0
+    )  # fmt: skip
+    return GuidedTeacherRatio(scales=scales).meter(inputs, cache=cache)
+
+
 @pytest.fixture
 def looks(tmp_path):
-    empty = SampleScorer(FEATURES, torch.empty(0), torch.empty(0, 1), n=200)
-    teacher = pipeline()
-    return GuidedLooks(
-        empty, lambda: teacher, identity(teacher), FULL, (1.0, 3.0), Console(quiet=True), "cpu",
-        cache=tmp_path,
-    )  # fmt: skip
+    return meter(tmp_path, 1.0, 3.0)
 
 
-def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(looks):
+def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(looks, tmp_path):
     begun = replace(student(stuck=1.0), times=())  # the first stage has no grid
     gate = Gate(looks.student, 2.0, samples=200, most=400, full=FULL)
     assert gate(begun) and gate.tried[0].stage == "guided" and gate.tried[0].verdict == "broken"
     assert gate(student()) and gate.best.steps == FULL
     assert not gate(student(2, stuck=1.0)) and gate.best.steps == FULL
     assert [one.stage for one in gate.tried] == ["guided", "0008-steps", "0002-steps"]
-    alone = replace(looks, scales=(3.0,), _kept={})
+    alone = meter(tmp_path, 3.0)
     assert alone.student(student(2, stuck=1.0), 200).value == gate.tried[2].ratio.value
 
 
-def test_the_gate_draws_the_teacher_once(looks, asked, monkeypatch):
+def test_the_gate_draws_the_teacher_once(looks, asked, tmp_path):
     told = Ledger()
-    monkeypatch.setattr(guided_gating, "counting", lambda console, what: nullcontext(told))
+    looks.showing = lambda title: nullcontext(told)
     exact = looks.student(student(), 200)
     assert told.steps == 2 * 3 * FULL and exact.value == pytest.approx(1, abs=1e-3)
     asked.clear()
     looks.student(student(2), 200)
     assert {steps for steps, *_ in asked} == {2} and told.done == 2 * 3 * FULL + 2 * 2
-    fresh = replace(looks, _kept={})
+    fresh = meter(tmp_path, 1.0, 3.0)
     asked.clear()
     assert fresh.student(student(), 200) == exact and len(asked) == 2

@@ -44,7 +44,8 @@ def said(request, cli, tmp_path):  # noqa: F811
 
 
 def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):  # noqa: F811
-    few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch", 4, "--features", 8]
+    few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch", 4]
+    few += ["--guidance-embed-dim", 8]
     steps = ["--start", 16, "--stop", 4, "--guidance", 1, 3, "--device", "cpu"]
     with pytest.raises(AssertionError, match="halfstep distill reparameterise"):
         cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
@@ -96,7 +97,7 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
     method = GuidedDistillation(
         guidance=(1.0, 4.0),
         updates=3,
-        features=8,
+        guidance_embed_dim=8,
         halving=Progressive(start=16, stop=4, updates=(2,)),
     )
     first = next(method.stages(DenoiserOnly(teacher.denoiser, teacher.unconditional)))

@@ -142,7 +142,7 @@ def teacher_of(name="mlp", config=None, shape=(2,), seed=0):
 SMALL = GuidedDistillation(
     guidance=(1.0, 4.0),
     updates=5,
-    features=8,
+    guidance_embed_dim=8,
     halving=Progressive(start=8, stop=2, updates=(4,)),
 )
 TRAINING = TrainingConfig(batch=6, rate=3e-3, save_every=3, log_every=4, seed=5)
@@ -372,7 +372,7 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
         ({"weighting": "snr-1"}, "there is no weighting 'snr-1'"),
         ({"times": (1.0, 0.5, 0.0)}, "times has 3 entries, which is 2 steps"),
         ({"times": (1.0, 0.5, 0.0), "start": 2}, "from 2 to 2 steps there are none: leave it out"),
-        ({"features": 7}, "got 7: write an even number from 4"),
+        ({"guidance_embed_dim": 7}, "got 7: write an even number from 4"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):
@@ -381,7 +381,13 @@ def test_what_cannot_be_is_refused(options, said):
 
 
 def test_flat_options_are_those_of_both_parts():
-    flat = {"guidance": (1.0, 4.0), "updates": 5, "features": 8, "levels": 16, "weighting": "snr+1"}
+    flat = {
+        "guidance": (1.0, 4.0),
+        "updates": 5,
+        "guidance_embed_dim": 8,
+        "levels": 16,
+        "weighting": "snr+1",
+    }
     grid = {"start": 8, "stop": 2, "grid": "logsnr", "target_clip": 1.0}
     halving = Progressive(**grid, updates=(2, 9), weighting="snr+1")
     made = GuidedOptions(**flat, **grid, halving_updates=(2, 9), student={"width": "8"}).build()

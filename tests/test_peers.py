@@ -12,9 +12,8 @@ from torch.distributed import HashStore
 
 from halfstep.cli.commands.distill_classifier import main as knowledge
 from halfstep.cli.commands.train_classifier import main as classifier
-from halfstep.cli.gating import Quality
+from halfstep.cli.gate_options import GateOptions
 from halfstep.cli.runs import _typed
-from halfstep.cli.shrinking import OfStudents, PlanQuality
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError, HalfstepError, Stopped
 from halfstep.evaluation.gate import Gate
@@ -406,16 +405,14 @@ class TestTheWordOfACommand:
         with pytest.raises(ConfigError, match=rf"differ in {named}:"):
             refuse_others([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
 
-    @pytest.mark.parametrize("option", ["features", "gate_features"])
-    def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self, option):
-        quality = Quality if option == "features" else PlanQuality
+    def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self):
         typed = [
-            _typed(quality(**{option: said}))[option]
+            _typed(GateOptions(features=said))["features"]
             for said in ("classifier:/a/x", "classifier:/b/x", "inception:/a/x", "a.b:make", "auto")
         ]
         assert typed == ["classifier", "classifier", "inception", "a.b:make", "auto"]
 
-    def test_a_plan_s_gate_says_what_it_measures_with(self, word):
-        gates = [OfStudents(gate(about={"digest": k})) for k in range(2)]
+    def test_a_gate_says_what_it_measures_with(self, word):
+        gates = [gate(about={"digest": k}) for k in range(2)]
         with pytest.raises(ConfigError, match=r"differ in gate.about.digest:"):
             refuse_others([word(job=job(gate=one)) for one in gates])

@@ -148,7 +148,7 @@ def test_a_student_that_is_the_teacher_loses_nothing_of_it(denoising):
 def test_the_loss_is_what_it_says():
     pipeline = teacher()
     stage = imitating(
-        pipeline, output=0.7, denoising=0.2, features=0.4, weighting="snr+1", drop_labels=0.0
+        pipeline, output=0.7, denoising=0.2, feature_weight=0.4, weighting="snr+1", drop_labels=0.0
     )
     found = stage.objective.measure(stage.student, batch(), draw())["terms"]
     loss = stage.objective(stage.student, batch(), draw()).detach()
@@ -243,7 +243,7 @@ def test_a_narrower_student_begins_untrained():
 def test_features_of_a_narrower_student_are_compared_through_projectors(name, options, width):
     old = teacher().denoiser if name == "uvit" else Denoiser(build("unet", UNET), Cosine(), V())
     old, shape = old.double(), batch().x0.shape if name == "uvit" else (3, 1, 8, 8)
-    shrink = Shrink(student=options, features=0.5)
+    shrink = Shrink(student=options, feature_weight=0.5)
     stage = next(shrink.stages(DenoiserOnly(old, NULL if name == "uvit" else None)))
     projectors = stage.objective.matched.projectors
     assert len(projectors) == len(stage.objective.matched.student)
@@ -262,7 +262,7 @@ def test_features_of_a_narrower_student_are_compared_through_projectors(name, op
 
 def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
     method = Chain(
-        shrink=Shrink(student={"embed_dim": "4"}, features=0.5, updates=6),
+        shrink=Shrink(student={"embed_dim": "4"}, feature_weight=0.5, updates=6),
         then=Progressive(start=2, stop=1, updates=(2,)),
     )
 
@@ -303,7 +303,7 @@ def test_tables_are_asked_at_their_levels():
 
 
 HALVING = Progressive(start=8, stop=2, updates=(3,))
-GUIDED = GuidedDistillation(guidance=(1.0, 3.0), updates=3, features=6, halving=HALVING)
+GUIDED = GuidedDistillation(guidance=(1.0, 3.0), updates=3, guidance_embed_dim=6, halving=HALVING)
 PLAN = Chain(shrink=Shrink(keep=(0,), updates=5), then=GUIDED)
 
 REFUSED = [
@@ -312,7 +312,7 @@ REFUSED = [
     ({"depth": 2, "keep": (0, 1)}, "which is depth 4"),
     ({"depth": 2, "student": {"depth": "2"}}, "depth is given twice"),
     ({"depth": 2, "output": 0.0, "denoising": 0.0}, "nothing in particular"),
-    ({"depth": 2, "features": -1.0}, "features"),
+    ({"depth": 2, "feature_weight": -1.0}, "feature_weight"),
     ({"depth": 2, "weighting": "none"}, "weighting"),
     ({"depth": 2, "drop_labels": 2.0}, "drop_labels"),
 ]
@@ -335,7 +335,10 @@ def test_options_that_cannot_be(options, words):
         (Shrink(keep=(0, 1)), "nothing would get smaller"),
         (Shrink(keep=(2,)), "0 (outermost) to 1"),
         (Shrink(student={"embed_dim": "16"}), "ask for fewer in student"),
-        (Shrink(student={"patch_size": "4", "embed_dim": "4"}, features=0.5), "write features=0"),
+        (
+            Shrink(student={"patch_size": "4", "embed_dim": "4"}, feature_weight=0.5),
+            "write feature_weight=0",
+        ),
         (Shrink(keep=(0,), drop_labels=0.1), "write drop_labels=0"),
         (Chain(shrink=Shrink(keep=(0,)), then=GUIDED), "leads away from a null class"),
     ],
@@ -464,7 +467,7 @@ def test_it_is_among_the_methods():
 
 def test_a_chain_of_flat_options_is_its_parts():
     flat = {"start": 8, "stop": 2, "halving_updates": (3,)}
-    guided = {"guidance": (1.0, 3.0), "guided_updates": 3, "scale_features": 6}
+    guided = {"guidance": (1.0, 3.0), "guided_updates": 3, "guidance_embed_dim": 6}
     made = ChainOptions(keep=(0,), updates=5, weighting="snr+1", levels=4, **flat, **guided).build()
     halving = replace(HALVING, weighting="snr+1")
     assert made == Chain(

@@ -201,7 +201,7 @@ def test_no_image_has_such_a_size():
         (lambda: Denoising(updates=10**15), "updates"),
         (lambda: Progressive(start=2**40), "start"),
         (lambda: Progressive(start=4, updates=(10**15,)), "updates"),
-        (lambda: GuidedDistillation(features=2**40), "features"),
+        (lambda: GuidedDistillation(guidance_embed_dim=2**40), "features"),
         (lambda: GuidedOptions(halving_updates=(10**10,)), "halving_updates"),
         (lambda: ChainOptions(depth=2, guided_updates=10**10, guidance=(1, 2)), "guided_updates"),
         (lambda: Shrink(depth=2, updates=10**18), "updates"),

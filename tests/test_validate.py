@@ -14,15 +14,15 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from halfstep import methods, TrainingConfig
-from halfstep.cli.gating import Quality
-from halfstep.cli.guided_gating import GuidedQuality
-from halfstep.cli.shrinking import PlanQuality
+from halfstep.cli.gate_options import GateOptions
 from halfstep.config.validate import describe, is_valid, shown, validate, Validated
 from halfstep.data import Augmentation
 from halfstep.data.encoding import Layout
 from halfstep.denoiser import NetTime
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation
+from halfstep.evaluation.gate_metrics import GuidedTeacherRatio
+from halfstep.evaluation.quality_gate import QualityGate
 from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.classification import Classification
@@ -155,8 +155,8 @@ ENDLESS = [
     torch.tensor(torch.inf),
 ]
 OPTIONS = [
-    *METHODS, *(Linear, NetTime, Evaluation, Augmentation, Layout, Preprocessing, Quality, GuidedQuality),
-    *(PlanQuality, *SCHEDULES.values()), *(one for one in TERMS if isinstance(one, type)),
+    *METHODS, *(Linear, NetTime, Evaluation, Augmentation, Layout, Preprocessing, GateOptions),
+    *(QualityGate, GuidedTeacherRatio, *SCHEDULES.values()), *(one for one in TERMS if isinstance(one, type)),
 ]  # fmt: skip
 
 

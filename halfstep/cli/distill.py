@@ -1,35 +1,24 @@
 """`halfstep distill METHOD`: one verb for every method there is."""
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast, Generic, TypeVar
 
 from rich.console import Console
 
-from halfstep.cli.gating import (
-    auto_start,
-    full_steps,
-    gate_for,
-    looks_for,
-    Quality,
-    rehearsed_gate,
-    start_of,
-)
-from halfstep.cli.guided_gating import GuidedQuality
+from halfstep.cli.gate_options import auto_start, bind_gate, GateOptions
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import loading, say, terminal
 from halfstep.cli.runs import carried_out, describe, describe_data, own_net, updates_on
-from halfstep.cli.shrinking import plan_gate, PlanQuality, resolved
-from halfstep.data import Data, refuse_other_shape
+from halfstep.cli.shrinking import resolved
+from halfstep.data import refuse_other_shape
 from halfstep.errors import ConfigError
-from halfstep.evaluation.gate import Gate
+from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import (
-    Chain,
-    GuidedDistillation,
     Method,
     METHODS,
     Progressive,
@@ -75,7 +64,7 @@ class Halving(Distill[Progressive]):
     """Halve the number of sampling steps, until it is no longer worth it."""
 
     method: Annotated[Progressive, Flat]
-    quality: Annotated[Quality, Flat] = field(default_factory=Quality)
+    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +72,7 @@ class Jumping(Distill[Stochastic]):
     """Halve the number of steps of the stochastic sampler, until it is no longer worth it."""
 
     method: Annotated[Stochastic, Flat]
-    quality: Annotated[Quality, Flat] = field(default_factory=Quality)
+    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +80,7 @@ class Guiding(Distill[GuidedOptions]):
     """One student for a range of guidance scales, and fewer steps until it is no longer worth it."""
 
     method: Annotated[GuidedOptions, Flat]
-    quality: Annotated[GuidedQuality, Flat] = field(default_factory=GuidedQuality)
+    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +88,7 @@ class Planning(Distill[ChainOptions]):
     """A smaller network, one call for any guidance scale if asked, and fewer steps."""
 
     method: Annotated[ChainOptions, Flat]
-    quality: Annotated[PlanQuality, Flat] = field(default_factory=PlanQuality)
+    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
 
 
 KINDS: dict[Any, Any] = {
@@ -131,12 +120,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
         return official.decoding(find(), data)
 
     method = resolved(console, method, teachers[0], data, where)
-    gate: Any = None
-    if full is not None:
-        options, gate = _halving(options, data, load, console, full=full, auto=auto)
-        method = options.method
-    elif kind in (GuidedDistillation, Chain):
-        gate = plan_gate(options, method, teachers[0], data, load, console)
+    options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
 
     def work(job: RunOptions) -> Pipeline:
         # Given away: from the second stage on nobody needs the teacher, nor its memory.
@@ -144,8 +128,6 @@ def distill(name: str, argv: Sequence[str]) -> int:
             teachers.pop(), data, where.out, method=method, training=training, job=job
         )
 
-    if gate is not None:
-        gate.read()
     if where.dry_run:
         return rehearse(console, options, work)
     plan = method.plan(teachers[0])
@@ -172,37 +154,20 @@ def options_for(name: str) -> Any:
 
 
 def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
-    """Full steps of the teacher, if a gate or --start auto looks at them; refuses what data need not say."""
+    """Refuse what data need not say; full steps of the teacher where --start auto looks for its start."""
     source = options.source
     if auto and options.where.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
     refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
-    if type(method) not in (Progressive, Stochastic) or not (auto or options.quality.tolerance):
+    gate: GateOptions | None = getattr(options, "gate", None)
+    if gate is None or not (auto or gate.tolerance != 0):
         return None
-    return full_steps(options.quality, method, teacher, auto=auto)  # type: ignore[arg-type]
-
-
-def _halving(
-    options: Any,
-    data: Data,
-    load: Callable[[], Pipeline],
-    console: Console,
-    *,
-    full: int,
-    auto: bool,
-) -> tuple[Any, Gate | None]:
-    """The options of a halving with its start settled, and its gate; a rehearsal only refuses."""
-    quality, method, where = options.quality, options.method, options.where
-    if where.dry_run:
-        return options, rehearsed_gate(quality, full, options.source, data, where.out)
-    looks = looks_for(quality, full, method.grid, options.source, data, load, console, where.device)
     if auto:
-        method = start_of(where.out, method, looks)
-        quality = replace(quality, full=full)
-        options = replace(options, method=method, quality=quality)
-    return options, gate_for(quality, looks, where.out) if quality.tolerance else None
+        return full_for_auto(gate.build(), cast(Progressive, method), teacher)
+    gate.build().full_steps_of(method, teacher)
+    return None
 
 
 def _say_where(

@@ -49,7 +49,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str) -> T:
     return built
 
 
-CODE = ("net", "teacher_net", "features", "gate_features", "recipe")
+CODE = ("net", "teacher_net", "features", "recipe")
 """Options that may be package.module:function."""
 
 

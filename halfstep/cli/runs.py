@@ -68,7 +68,7 @@ def job_of(options: Any, **more: Any) -> RunOptions:
 def _typed(options: Any) -> dict[str, Any]:
     """All options but places, of which what lies there counts."""
     return {
-        name: _kind(value) if name in ("features", "gate_features") else value
+        name: _kind(value) if name == "features" else value
         for name, value in flat(options).items()
         if name not in PLACES and not isinstance(value, Path) and not _places(value)
     }

@@ -13,7 +13,6 @@ from halfstep.schema import from_toml
 
 PLACES: dict[str, tuple[str, ...]] = {
     "features": ("classifier", "inception"),
-    "gate_features": ("classifier", "inception"),
     "sampler": ("diffusers",),
     "full_sampler": ("diffusers",),
     "baselines": ("diffusers",),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from halfstep import storage
+from halfstep.config.validate import is_valid, shown, validate
 from halfstep.errors import ConfigError
 from halfstep.evaluation.intervals import Interval
 from halfstep.identity import digest_of
-from halfstep.kinds import fits, held, shown
 from halfstep.training.gate_record import read_gate, Tried, Verdict
 
 Measure = Callable[[Any, int], Interval]
@@ -55,7 +55,7 @@ def decide(ratio: Interval, tolerance: float) -> Verdict:
 
 def refuse_strict(tolerance: float) -> None:
     """`ConfigError` for a tolerance that nobody could keep; 0 is no gate."""
-    if not fits(tolerance, float) or not (tolerance == 0 or tolerance >= 1):
+    if not is_valid(tolerance, float) or not (tolerance == 0 or tolerance >= 1):
         raise ConfigError(
             f"a tolerance of {shown(tolerance)} asks a student to be better than its teacher: write 1 or "
             "more, such as 1.10"
@@ -96,19 +96,31 @@ class Gate:
         if self.tolerance == 0:
             raise ConfigError("a tolerance of 0 is no gate: write 1 or more, such as 1.10")
         refuse_strict(self.tolerance)
-        if self.until is not None and held("until", self.until, int) < 1:
+        if self.until is not None and validate("until", self.until, int) < 1:
             raise ConfigError(
                 f"a student takes at least 1 step, got until={self.until}: write until=1"
             )
-        if not 0 < held("samples", self.samples, int) <= self.most:
+        if not 0 < validate("samples", self.samples, int) <= self.most:
             raise ConfigError(
                 f"the gate looks at {self.samples} samples first and at {self.most} at most: write a "
                 "first number from 1 up to the last"
             )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, which all processes of a run compare."""
+        names = ("tolerance", "until", "samples", "most", "full", "about")
+        return {name: getattr(self, name) for name in names}
+
     def __call__(self, student: Any) -> bool:
-        """Whether to halve on.  A decision that is on file is kept, and not told again."""
+        """Whether to go on.  A decision that is on file is kept, and not told again.
+
+        A network that has neither a grid nor a guidance scale as an input is no student yet, such as a
+        smaller teacher: it passes.
+        """
         self.read()
+        if not student.times and student.guidance is None:
+            return True
         steps = min((len(times) - 1 for times in student.times), default=self.full)
         stage = stage_of(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)

@@ -86,14 +86,10 @@ def scorer_for(
     data: Data | Tensor,
     config: Evaluation,
     captions: Callable[[Tensor], Tensor] | None = None,
-    looks: int = 1,
 ) -> SampleScorer:
-    """A judge of these data, whose features are kept on disk from one run to the next.
-
-    looks  the most samples that it is asked for, in those of a look
-    """
+    """A scorer against these data, whose features are kept on disk from one run to the next."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
-    refuse_samples(looks * max(config.samples, config.split_samples), real.shape[1:])
+    refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
     return SampleScorer(
         features,
         real,

@@ -116,6 +116,8 @@ class StagePlan:
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
     made_for: str = "ddim"
     """The sampler of these grids."""
+    grid: str = "uniform"
+    """The name of the grid that these times lie on: where other numbers of steps would lie."""
 
     @property
     def steps(self) -> int | None:

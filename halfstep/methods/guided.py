@@ -53,7 +53,7 @@ class GuidedStage(Method):
     levels: CountOrNone = 0
     """First stage: draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the
     schedule's table."""
-    features: int = 256
+    guidance_embed_dim: int = 256
     """Number of Fourier features of the scale: even."""
     student_net: str = ""
     """A student of another kind: uvit, unet, dit, mlp or package.module:function, with all of its options
@@ -72,9 +72,10 @@ class GuidedStage(Method):
             )
         if "guidance" in self.student:
             raise ConfigError(
-                "guidance is no option of this student, which takes its scale by 'features': leave it out"
+                "guidance is no option of this student, which takes its scale by 'guidance_embed_dim': leave "
+                "it out"
             )
-        check_features(self.features)
+        check_features(self.guidance_embed_dim)
         check_weighting(self.weighting)
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
@@ -118,13 +119,13 @@ class GuidedStage(Method):
         """The student as it begins: the conditional teacher to the bit, or a network of its own."""
         student = teacher.twin()
         if not self.student and not self.student_net:
-            student.net = with_guidance(student.net, width=self.features)
+            student.net = with_guidance(student.net, width=self.guidance_embed_dim)
             return student
         name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
         own = {key: literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
         with untouched(0):
-            options = {**config, **own, "guidance": self.features}
+            options = {**config, **own, "guidance": self.guidance_embed_dim}
             net = build(name, options) if self.student_net else built_again(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student

@@ -102,7 +102,7 @@ class ChainOptions(HalvingOptions, Shrink):
     """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
     guided_updates: Updates = 10_000
     """Updates of the stage that learns the guided network."""
-    scale_features: int = 256
+    guidance_embed_dim: int = 256
     """Number of Fourier features of the guidance scale: even."""
 
     def __post_init__(self) -> None:
@@ -124,12 +124,12 @@ class ChainOptions(HalvingOptions, Shrink):
             updates=self.guided_updates,
             weighting=self.weighting,
             levels=self.levels,
-            features=self.scale_features,
+            guidance_embed_dim=self.guidance_embed_dim,
             halving=halving,
         )
 
     def _refuse_unguided(self) -> None:
-        for name in ("guided_updates", "scale_features"):
+        for name in ("guided_updates", "guidance_embed_dim"):
             if getattr(self, name) != getattr(ChainOptions, name):
                 raise ConfigError(
                     f"{name} is of the stage that learns guidance, and there is none: give guidance, such as "

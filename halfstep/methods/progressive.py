@@ -90,7 +90,9 @@ class Progressive(Method):
         for halving, steps in enumerate(self.counts):
             name, updates, teachers = f"{steps:04d}-steps", self.updates_for(halving, steps), times
             times = times[::2]  #                                              N <- N / 2
-            stages.append(StagePlan(name, updates, times, teachers, made_for=self.made_for))
+            stages.append(
+                StagePlan(name, updates, times, teachers, made_for=self.made_for, grid=self.grid)
+            )
         return stages
 
     def _grid(self, schedule: Schedule) -> Times:

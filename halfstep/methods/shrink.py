@@ -72,7 +72,7 @@ class Shrink(Method):
     denoising: NotNegative | None = None
     """Weight of the error to the data; 0.1 by default, and 0 for a guided teacher, whose images are not
     the data's."""
-    features: NotNegative | None = None
+    feature_weight: NotNegative | None = None
     """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
     default, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
     map that is trained with it."""
@@ -258,17 +258,17 @@ class Shrink(Method):
     def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
         theirs, net = teacher.unguided.net, student.net
         pairs = self._compared(theirs, net) if comparable(theirs, net) else []
-        if self.features and not pairs:
+        if self.feature_weight and not pairs:
             raise ConfigError(
                 "features are compared block by block, and this student's have other places, or its blocks "
-                "another number, than its teacher's: write features=0"
+                "another number, than its teacher's: write feature_weight=0"
             )
-        weight = self.features if self.features is not None else 0.1 * bool(pairs)
+        weight = self.feature_weight if self.feature_weight is not None else 0.1 * bool(pairs)
         if not weight:
             if self.mask:
                 raise ConfigError(
                     "mask leaves out features, and this student's are not compared: write mask=0, or give "
-                    "features a weight, such as 0.1"
+                    "feature_weight a value, such as 0.1"
                 )
             return None
         ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from halfstep.evaluation.gate import decide
+from halfstep.evaluation.intervals import Interval
 from halfstep.report.numbers import (
     calls,
     exact,
@@ -12,11 +14,15 @@ from halfstep.report.numbers import (
     places,
     ratio as shown,
 )
+from halfstep.training.gate_record import Verdict
 
 Row = Mapping[str, Any]
 """One entry of evidence["rows"]."""
 Word = Literal["within", "outside", "undecided"]
 Standing = Literal["better", "not better", "undecided"]
+STANDING: dict[Verdict, Word] = {
+    "passed": "within", "broken": "outside", "undecided": "undecided",
+}  # fmt: skip
 
 SAMPLERS = {
     "ddim": "DDIM",
@@ -118,10 +124,8 @@ def _looks(evidence: Mapping[str, Any], row: Row) -> list[Mapping[str, Any]]:
 
 
 def standing(ratio: Measured, limit: float) -> Word:
-    """Where the whole interval lies."""
-    if ratio["high"] <= limit:
-        return "within"
-    return "outside" if ratio["low"] > limit else "undecided"
+    """Where the whole interval lies, by the rule of the gate."""
+    return STANDING[decide(Interval(**ratio), limit)]
 
 
 def against_baseline(evidence: Mapping[str, Any], student: Row) -> Standing | None:

@@ -15,6 +15,7 @@ from torch import nn
 from halfstep.code_identity import options_of
 from halfstep.data import as_data, Data, Given
 from halfstep.denoiser import Denoiser, thaw
+from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage
@@ -24,6 +25,7 @@ from halfstep.nets.watched import bare
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
+from halfstep.training.gates import GateConfig
 from halfstep.training.jobs import carried_through, load_weights, RunOptions
 from halfstep.training.parallel import Processes
 from halfstep.training.reading import notes, read_by
@@ -63,11 +65,15 @@ def distill(
     *,
     method: Method,
     training: TrainingConfig | None = None,
+    gate: GateConfig | None = None,
     job: RunOptions | None = None,
 ) -> Pipeline:
     """Distil a teacher into the run folder `out`; returns the last student.
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
+
+    gate  stops where it is no longer worth it, such as `halfstep.QualityGate()`: `RunFolder` has the best
+          student and what the gate decided
     """
     method.check(teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
@@ -81,6 +87,8 @@ def distill(
         stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
         if held is None:
             held = work.read(teacher, data)
+        if gate is not None:
+            work = work.gated(gate, teacher, held, out, method)
         del teacher  # from the second stage on nobody needs it
         return work.carry_out(f"distill {verb}", stages, options, held, out)
 
@@ -178,6 +186,23 @@ class _Work:
         for note in notes(pipeline, found) if self.processes.first else ():
             self.job.watch.note(note)
         return found
+
+    def gated(
+        self, gate: GateConfig, teacher: Pipeline, data: Data, out: Path | str, method: Method
+    ) -> "_Work":
+        """The same, with this gate bound to it."""
+        if self.job.gate is not None:
+            raise ConfigError("this run has two gates: give gate, or job=RunOptions(gate=...)")
+        bound = gate.bind(
+            teacher,
+            data,
+            out,
+            method,
+            device=self.job.device,
+            tell=self.job.watch.note if self.processes.first else str,
+            rehearse=self.job.rehearse is not None,
+        )
+        return replace(self, job=replace(self.job, gate=bound))
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's, on the device and in the precision of this run; the same weights."""

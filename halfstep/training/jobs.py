@@ -17,6 +17,7 @@ from halfstep.methods.base import Stage
 from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
+from halfstep.training.gates import IdentifiedGate
 from halfstep.training.loop import Loop
 from halfstep.training.parallel import Processes
 from halfstep.training.run_folder import RunFolder
@@ -42,7 +43,7 @@ class RunOptions:
     watch: Watch = field(default_factory=Silent)
     """Whoever shows progress."""
     gate: Callable[[Pipeline], bool] | None = None
-    """Shown each stage's student; False ends the run there."""
+    """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
     alike: Mapping[str, Any] = field(default_factory=dict)
     """What else all processes of the run must have been given: the options of a command."""
     rehearse: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
@@ -127,10 +128,6 @@ def _opened(
         run.close()
 
 
-GATES = ("tolerance", "until", "samples", "most", "full", "about")
-"""What a gate answers by, where it says so."""
-
-
 def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
     """What all processes of a run must have been given alike besides what it computes."""
     gate = job.gate
@@ -143,10 +140,7 @@ def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
         "extend": job.extend,
         "from_previous": job.from_previous,
         **job.alike,
-        "gate": {
-            "is": kind,
-            **{name: getattr(gate, name) for name in GATES if hasattr(gate, name)},
-        },
+        "gate": {"is": kind, **(gate.identity if isinstance(gate, IdentifiedGate) else {})},
     }
 
 

@@ -276,7 +276,7 @@ MUTANTS = (
         ("isinstance(layer, nn.Linear)", "isinstance(layer, nn.Embedding)"),
     ),
     *of(
-        "cli/guided_gating",
+        "evaluation/gate_meter",
         "guided_evaluation",
         ("Interval(*(max(getattr", "Interval(*(min(getattr"),
     ),
@@ -432,15 +432,6 @@ MUTANTS = (
         ("held = os.path.lexists(folder / files.LOCK)", "held = False"),
         ("run.record(stage.name)\n", "pass\n"),
     ),
-    *of(
-        "cli/gating",
-        "cli_folders",
-        (
-            "refuse_samples(quality.samples * MOST, data.shape)",
-            "refuse_samples(quality.samples, data.shape)",
-        ),
-    ),
-    *of("cli/distill", "cli_folders", ("        gate.read()\n", "        pass\n")),
     *of("cli/progress", "cli_folders", ("if sys.stdout is not None else None", "")),
     *of(
         "identity",
@@ -595,7 +586,32 @@ MUTANTS = (
         "peers",
         ("job=job.judged_by(self.held_out)", "job=job"),
     ),
-    *of("cli/shrinking", "peers", ("return self.gate.about", "return {}")),
+    *of("evaluation/gate", "peers", ('"full", "about")', '"full")')),
+    *of(
+        "evaluation/quality_gate",
+        "cli_folders",
+        ("refuse_samples(MOST * self.samples,", "refuse_samples(self.samples,"),
+        ("        gate.read()\n", "        pass\n"),
+    ),
+    *of(
+        "evaluation/quality_gate",
+        "quality_gate",
+        ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
+        ("if rehearse:", "if False:"),
+        ("max(own, default=2 * start)", "2 * start"),
+        ("max(start, Evaluation.full)", "start"),
+    ),
+    *of(
+        "evaluation/gate_meter",
+        "quality_gate",
+        ("            self._teacher = None\n", "            pass\n"),
+    ),
+    *of(
+        "training/denoisers",
+        "quality_gate",
+        ("tell=self.job.watch.note if self.processes.first else str", "tell=str"),
+        ("if self.job.gate is not None:\n            raise", "if False:\n            raise"),
+    ),
     *of(
         "cli/tables",
         "tables",

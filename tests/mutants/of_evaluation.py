@@ -218,6 +218,7 @@ MUTANTS = (
         "gate",
         ("                break\n            found", "                continue\n            found"),
         ("d.steps > steps", "d.steps < steps"),
+        ("if not student.times and student.guidance is None:", "if False:"),
         ("fewest = full\n", "fewest = full // 2\n"),
     ),
     *of(

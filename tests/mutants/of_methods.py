@@ -53,7 +53,7 @@ MUTANTS = (
     *of(
         "methods/progressive",
         "stochastic encoder",
-        ("teachers, made_for=self.made_for)", "teachers)"),
+        ("teachers, made_for=self.made_for, grid", "teachers, grid"),
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
         ("self.refuse(denoiser, plan", "Progressive.refuse(self, denoiser, plan"),
     ),
@@ -277,7 +277,7 @@ MUTANTS = (
         "methods/plan",
         "shrink",
         ("            levels=self.levels,\n", ""),
-        ("features=self.scale_features,", ""),
+        ("guidance_embed_dim=self.guidance_embed_dim,", ""),
         ("updates=self.guided_updates,", ""),
         ("        self.then.check(teacher)\n", ""),
         ('.get("shrink")', '.get("then")'),

@@ -58,7 +58,7 @@ GROUPS = {
     "Start": ("start",),
     "Method": ("method", "recipe"),
     "Optimiser": ("training",),
-    "Gate": ("quality",),
+    "Gate": ("gate",),
     "Measures": ("evaluation",),
 }
 """The outermost fields whose options stand under one heading."""
@@ -67,7 +67,7 @@ ADVANCED = re.findall(
     """
     from_previous verify net_config schedule_config codec_config recipe_config student student_net time_of
     time_scale time_offset levels micro_batch betas optimiser weight_decay ema clip compile save_every
-    log_every warmup rate_schedule times grid target_clip scale_features mask drop_labels gate_features
+    log_every warmup rate_schedule times grid target_clip guidance_embed_dim mask drop_labels feature_weight
     noise until scales keep choose denoising features output teacher_net tokens shards variance first
     cost_rounds split_samples bootstrap full_sampler
 """,

@@ -1,0 +1,222 @@
+"""Measure students for the quality gate: their ratio to the teacher, from as many samples as it takes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import batches
+from halfstep.evaluation.distance_intervals import raw_frechet_ratio
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.sample_cache import chunks, Samples
+from halfstep.evaluation.sample_sets import NONE, SampleScorer, SampleSet
+from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress, SILENT
+from halfstep.timegrids import grid
+
+Showing = Callable[[str], AbstractContextManager[Progress]]
+"""Opens the progress of a piece of work, whose title it is given."""
+
+
+def silent(title: str) -> AbstractContextManager[Progress]:
+    """Show nothing."""
+    return nullcontext(SILENT)
+
+
+class TeacherSource:
+    """The teacher, on the device only while it is sampled: the device's memory belongs to training.
+
+    load  reads the teacher again, so that no memory holds it in between; without, a copy of a teacher that
+          is trained from on a GPU waits in the CPU's memory
+    """
+
+    def __init__(
+        self,
+        teacher: Pipeline,
+        device: torch.device | str = "cpu",
+        load: Callable[[], Pipeline] | None = None,
+    ):
+        self.device, self._load = torch.device(device), load
+        self._teacher = None if load else teacher
+        if self._teacher is not None and self.device.type != "cpu":
+            denoiser = teacher.denoiser.twin().freeze().to("cpu")
+            self._teacher = replace(teacher, denoiser=denoiser)
+
+    def __call__(self) -> Pipeline:
+        """The teacher on its device."""
+        if self._teacher is None:
+            assert self._load is not None
+            self._teacher = self._load()
+        return self._teacher.to(self.device)
+
+    def release(self) -> None:
+        """Free the device's memory."""
+        if self._load is not None:
+            self._teacher = None
+        elif self._teacher is not None:
+            self._teacher.denoiser.to("cpu")
+
+
+@dataclass(frozen=True)
+class SampledNetwork:
+    """A network that is compared with the teacher.
+
+    name  a number that no other has
+    make  the pipeline, on its device
+    """
+
+    name: int
+    make: Callable[[], Pipeline]
+    steps: int
+
+
+class Comparison(Protocol):
+    """Compares students with their teacher at one guidance scale; keeps the teacher's samples."""
+
+    def teacher_work(self, n: int) -> int:
+        """Steps that `draw_teacher` takes."""
+
+    def draw_teacher(self, n: int, progress: Progress) -> None:
+        """Draw the teacher's samples that a ratio of n samples needs, and that there are not yet."""
+
+    def student_work(self, network: SampledNetwork, n: int) -> int:
+        """Steps that `ratio` takes."""
+
+    def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
+        """The ratio of a student's distance over its teacher's, from n samples."""
+
+
+@dataclass
+class Meter:
+    """Measures students: the ratio that the gate holds against its tolerance.
+
+    comparisons  one for each guidance scale; the largest ratio counts
+    full_steps   of the teacher
+    grid         where the steps lie of a network that has no grid of its own
+    samples      of the first look
+    """
+
+    comparisons: Sequence[Comparison]
+    teacher: TeacherSource
+    full_steps: int
+    grid: str = "uniform"
+    samples: int = 2000
+    showing: Showing = silent
+
+    def student(self, student: Pipeline, n: int) -> Interval:
+        """A student's distance over its teacher's at full steps, from n samples."""
+        if not student.times:
+            student = self._on_grid(student, self.full_steps)
+        steps = min(len(times) - 1 for times in student.times)
+        return self._ratio(SampledNetwork(steps, lambda: student.to(self.teacher.device), steps), n)
+
+    def teacher_at(self, steps: int, n: int) -> Interval:
+        """The teacher's own distance in fewer steps over that at full steps."""
+        return self._ratio(
+            SampledNetwork(-steps, lambda: self._on_grid(self.teacher(), steps), steps), n
+        )
+
+    def _on_grid(self, pipeline: Pipeline, steps: int) -> Pipeline:
+        times = grid(self.grid, steps, pipeline.denoiser.schedule)
+        return replace(pipeline, times=(times,))
+
+    def _ratio(self, network: SampledNetwork, n: int) -> Interval:
+        every = self.comparisons
+        with self.showing(f"judging {network.steps} steps, {n:,} samples") as shown:
+            work = (one.teacher_work(n) + one.student_work(network, n) for one in every)
+            progress = expected(shown, sum(work))
+            for one in every:
+                one.draw_teacher(n, progress)
+            self.teacher.release()
+            ratios = [one.ratio(network, n, progress) for one in every]
+        self.teacher.release()
+        return largest(ratios)
+
+
+def largest(ratios: Iterable[Interval]) -> Interval:
+    """The largest of the ratios, each end by itself."""
+    ratios = list(ratios)
+    return Interval(*(max(getattr(one, end) for one in ratios) for end in ("value", "low", "high")))
+
+
+@dataclass
+class AgainstData:
+    """Distances from the data, on the same noise; samples are added to those that were drawn before."""
+
+    scorer: SampleScorer
+    teacher: TeacherSource
+    full_steps: int
+    _teachers: SampleSet = NONE
+    _students: tuple[int, SampleSet] = (0, NONE)
+
+    def teacher_work(self, n: int) -> int:
+        return self._work(self._teachers, self.full_steps, n)
+
+    def draw_teacher(self, n: int, progress: Progress) -> None:
+        if len(self._teachers) < n:
+            self._teachers = self._more(
+                self._teachers, self.teacher(), self.full_steps, n, progress
+            )
+
+    def student_work(self, network: SampledNetwork, n: int) -> int:
+        return self._work(self._drawn(network), network.steps, n)
+
+    def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
+        drawn = self._drawn(network)
+        if len(drawn) < n:
+            drawn = self._more(drawn, network.make(), network.steps, n, progress)
+        self._students = network.name, drawn  # no other is measured again
+        return self.scorer.ratio(drawn.first(n), self._teachers.first(n))
+
+    def _drawn(self, network: SampledNetwork) -> SampleSet:
+        name, drawn = self._students
+        return drawn if name == network.name else NONE
+
+    def _work(self, drawn: SampleSet, steps: int, n: int) -> int:
+        return steps * len(batches(range(len(drawn), n), self.scorer.batch))
+
+    def _more(
+        self, drawn: SampleSet, pipeline: Pipeline, steps: int, n: int, progress: Progress
+    ) -> SampleSet:
+        return self.scorer.extend(drawn, pipeline, pipeline.made_for, steps, n=n, progress=progress)
+
+
+@dataclass
+class AgainstTeacher:
+    """Distances from the guided teacher's samples at one scale, over those of its samples of other noise."""
+
+    scorer: SampleScorer
+    """Of this scale and the gate's noise."""
+    reference: Samples
+    """The teacher's, of other noise."""
+    others: Samples
+    """The teacher's, of the gate's noise."""
+    _features: dict[int, Tensor] = field(default_factory=dict)
+    _reference: Tensor | None = None
+
+    def teacher_work(self, n: int) -> int:
+        work = 0 if n in self._features else self.others.work(chunks(n))
+        return work + (self.reference.work(chunks(self.scorer.n)) if self._reference is None else 0)
+
+    def draw_teacher(self, n: int, progress: Progress) -> None:
+        if self._reference is None:
+            self._reference = self.reference.features(self.scorer.n, progress=progress)
+        if n not in self._features:
+            self._features[n] = self.others.features(n, progress=progress)
+
+    def student_work(self, network: SampledNetwork, n: int) -> int:
+        return network.steps * len(batches(range(n), self.scorer.batch))
+
+    def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
+        student = network.make()
+        drawn = self.scorer.sample(
+            student, student.own_sampler, network.steps, n=n, progress=progress
+        )
+        assert self._reference is not None
+        strata = max(len(student.classes), 1)
+        return raw_frechet_ratio(
+            self._reference, drawn.features, self._features[n], block=self.scorer.n, strata=strata
+        )

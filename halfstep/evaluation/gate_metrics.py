@@ -1,0 +1,147 @@
+"""Metrics of the quality gate: a student's ratio to its teacher, against the data or the guided teacher."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep.config.validate import NotNegative, Validated
+from halfstep.data import Data, Latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features import Features
+from halfstep.evaluation.gate_meter import (
+    AgainstData,
+    AgainstTeacher,
+    Comparison,
+    Meter,
+    Showing,
+    silent,
+    TeacherSource,
+)
+from halfstep.evaluation.guided import table_scales
+from halfstep.evaluation.sample_cache import identity, Samples
+from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.scorer import captions_of, real_images, scorer_for
+from halfstep.evaluation.setups import Evaluation
+from halfstep.evaluation.statistics import cache_folder, fingerprint
+from halfstep.pipeline import Pipeline
+
+HIGHEST = 3.0
+"""The highest guidance scale of the gate by default: images of higher ones are seldom wanted."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a metric.
+
+    teacher     described, on its device
+    source      the teacher when it must be sampled
+    guidance    the range of scales that the students take as an input, or None
+    grid        where the steps lie of a network without a grid of its own
+    full_steps  of the teacher
+    """
+
+    teacher: Pipeline
+    source: TeacherSource
+    data: Data
+    features: Features
+    guidance: tuple[float, float] | None
+    grid: str
+    full_steps: int
+    samples: int
+    noise: int
+    showing: Showing = silent
+
+    def meter(self, comparisons: Sequence[Comparison]) -> Meter:
+        """A meter of these comparisons."""
+        return Meter(
+            comparisons, self.source, self.full_steps, self.grid, self.samples, self.showing
+        )
+
+    @property
+    def captions(self) -> Callable[[Tensor], Tensor] | None:
+        """The texts of the samples, of latents that have them."""
+        return captions_of(self.data, self.teacher) if isinstance(self.data, Latents) else None
+
+
+@dataclass(frozen=True)
+class DataRatio:
+    """The student's Fréchet distance from the data over its teacher's at full steps."""
+
+    def about(self, inputs: Inputs) -> dict[str, Any]:
+        """The part of RUN/gate.json that identifies it."""
+        return {"data": fingerprint(inputs.data)}
+
+    def meter(self, inputs: Inputs) -> Meter:
+        """Measures students so."""
+        real: Data | Tensor = inputs.data
+        if isinstance(real, Latents):
+            with inputs.showing("decoding latents") as progress:
+                real = real_images(real, inputs.teacher, progress=progress)
+        config = Evaluation(samples=inputs.samples, noise=inputs.noise)
+        scorer = scorer_for(inputs.features, real, config, captions=inputs.captions)
+        return inputs.meter([AgainstData(scorer, inputs.source, inputs.full_steps)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedTeacherRatio(Validated):
+    """The student's Fréchet distance from its guided teacher's samples over that of the teacher's samples
+    of other noise, at the worst scale.
+
+    scales  guidance scales; the ends of the students' range by default, the upper one 3 at most
+    """
+
+    scales: tuple[NotNegative, ...] = ()
+
+    def chosen(self, guidance: tuple[float, float]) -> tuple[float, ...]:
+        """The scales for students of this range; `ConfigError` for one outside it."""
+        low, high = guidance
+        return table_scales(guidance, self.scales or (low, max(low, min(high, HIGHEST))))
+
+    def about(self, inputs: Inputs) -> dict[str, Any]:
+        """The part of RUN/gate.json that identifies it."""
+        return {"guidance": list(self.chosen(_range(inputs)))}
+
+    def meter(self, inputs: Inputs, *, cache: Path | None = None) -> Meter:
+        """Measures students so.  The teacher's samples are kept on disk.
+
+        cache  the folder, by default `cache_folder()`
+        """
+        empty = torch.empty(0)
+        scorer = SampleScorer(
+            inputs.features,
+            empty,
+            empty[:, None],
+            inputs.samples,
+            inputs.noise,
+            captions=inputs.captions,
+        )
+        name, cache = identity(inputs.teacher), cache or cache_folder()
+
+        def samples(scale: float, seed: int) -> Samples:
+            # Images of the gate's noise are kept as well: `halfstep evaluate` compares pairs of them.
+            images = seed == scorer.seed
+            at, steps = scorer.at(scale, seed), inputs.full_steps
+            return Samples(inputs.source, name, "ddim", steps, at, images, cache)
+
+        return inputs.meter(
+            [
+                AgainstTeacher(
+                    scorer.at(scale, scorer.seed),
+                    samples(scale, scorer.seed + 1),
+                    samples(scale, scorer.seed),
+                )
+                for scale in self.chosen(_range(inputs))
+            ]
+        )
+
+
+def _range(inputs: Inputs) -> tuple[float, float]:
+    if inputs.guidance is None:
+        raise ConfigError(
+            "these students take no guidance scale as an input: leave --scales out, or the metric of the gate"
+        )
+    return inputs.guidance

@@ -1,0 +1,276 @@
+"""The quality gate of a distillation as its options: `halfstep.distill(..., gate=QualityGate())`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from halfstep.config.validate import Count, NotNegative, Seed, Validated
+from halfstep.data import Data, Latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features import Features
+from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
+from halfstep.evaluation.gate_meter import Meter, Showing, silent, TeacherSource
+from halfstep.evaluation.gate_metrics import DataRatio, GuidedTeacherRatio, Inputs
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.scorer import features_for, refuse_samples
+from halfstep.evaluation.setups import Evaluation, SampleCount
+from halfstep.methods import Progressive
+from halfstep.methods.base import Method
+from halfstep.pipeline import Pipeline
+from halfstep.timegrids import Steps
+from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import RunFolder
+
+MOST = 8
+"""The gate's last look, in first looks."""
+OF_HALVING, OF_OTHERS = 1.10, 2.0
+"""Default tolerances: of a method that only halves, and of one that begins with another network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityGate(Validated):
+    """Stop halving where it is no longer worth it.
+
+    tolerance   the largest ratio that is accepted; 1.10 by default, 2.0 of a method that begins with a
+                guided or a smaller network
+    metric      `DataRatio`, or `GuidedTeacherRatio` for students that take a guidance scale as an input;
+                None chooses by the method
+    until       never stop before a student of so many steps: 1 goes all the way and only reports
+    full_steps  of the teacher; 0 is twice the method's start against the data, and the start, 64 at
+                least, against the guided teacher
+    features    auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE,
+                package.module:function, or `Features`
+    samples     of the first look; up to eight times as many where they cannot tell
+    noise       seed of their noise
+    """
+
+    tolerance: NotNegative | None = None
+    metric: DataRatio | GuidedTeacherRatio | None = None
+    until: Count | None = None
+    full_steps: Annotated[Steps, Ge(0)] = 0
+    features: str | Features = "auto"
+    samples: SampleCount = 2000
+    noise: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tolerance is not None:
+            refuse_strict(self.tolerance)
+
+    def full_steps_of(self, method: Method, teacher: Pipeline) -> int:
+        """The teacher's full steps; `ConfigError` for what cannot be, before data are read."""
+        halvings = Halvings.of(method, teacher)
+        if halvings is None:
+            return self.full_steps or Evaluation.full
+        start = halvings.start
+        if isinstance(self._metric(halvings), GuidedTeacherRatio):
+            full = self.full_steps or max(start, Evaluation.full)
+        else:
+            own = [len(times) - 1 for times in teacher.times]
+            full = self.full_steps or max(own, default=2 * start)
+            teacher.grid(full)  # a teacher that is a student itself has its own steps alone
+        if full < start:
+            raise ConfigError(
+                f"full steps are the teacher's best, got --full {full} below --start {start}: "
+                f"write --full {start} or more"
+            )
+        return full
+
+    def bind(
+        self,
+        teacher: Pipeline,
+        data: Data,
+        out: Path | str,
+        method: Method,
+        *,
+        device: str = "auto",
+        load: Callable[[], Pipeline] | None = None,
+        tell: Callable[[str], object] = str,
+        showing: Showing = silent,
+        meter: Meter | None = None,
+        rehearse: bool = False,
+    ) -> Gate | None:
+        """The gate of a run, whose decisions lie in OUT/gate.json; None where nothing is halved.
+
+        load      reads the teacher again where it must be sampled; without, the gate keeps it
+        tell      hears each decision in a sentence
+        showing   opens the progress of each look
+        meter     one that has measured before, such as that of `fewest_start`
+        rehearse  looks at no student: refuses what the run would refuse
+        """
+        if (halvings := Halvings.of(method, teacher)) is None:
+            return None
+        metric = self._metric(halvings)
+        inputs = self._inputs(teacher, data, method, device, load, showing)
+        about = {
+            "features": inputs.features.name,
+            "digest": inputs.features.digest,
+            "preprocessing": inputs.features.preprocessing,
+            **metric.about(inputs),
+            "samples": self.samples,
+            "full": inputs.full_steps,
+            "noise": self.noise,
+        }
+        if rehearse:
+            measure: Measure = _never
+        else:
+            measure = (meter or metric.meter(inputs)).student
+        usual = OF_HALVING if halvings.alone else OF_OTHERS
+        gate = Gate(
+            measure,
+            usual if self.tolerance is None else self.tolerance,
+            file=Path(out) / "gate.json",
+            about=about,
+            until=self.until,
+            samples=self.samples,
+            most=MOST * self.samples,
+            tell=tell,
+            writes=os.environ.get("RANK", "0") == "0",
+            full=inputs.full_steps,
+        )
+        gate.read()
+        return gate
+
+    def meter(
+        self,
+        teacher: Pipeline,
+        data: Data,
+        method: Method,
+        *,
+        device: str = "auto",
+        load: Callable[[], Pipeline] | None = None,
+        showing: Showing = silent,
+    ) -> Meter:
+        """Measures students of this method; arguments as those of `bind`."""
+        inputs = self._inputs(teacher, data, method, device, load, showing)
+        return self._metric(Halvings.of(method, teacher)).meter(inputs)
+
+    def _metric(self, halvings: "Halvings | None") -> DataRatio | GuidedTeacherRatio:
+        if self.metric is not None:
+            return self.metric
+        guided = halvings is not None and halvings.guidance is not None
+        return GuidedTeacherRatio() if guided else DataRatio()
+
+    def _inputs(
+        self,
+        teacher: Pipeline,
+        data: Data,
+        method: Method,
+        device: str,
+        load: Callable[[], Pipeline] | None,
+        showing: Showing,
+    ) -> Inputs:
+        halvings, place = Halvings.of(method, teacher), pick_device(device)
+        if halvings is None:
+            raise ConfigError(
+                "this method halves nothing, which a gate measures: leave the gate out"
+            )
+        if halvings.made_for == "encode":
+            raise ConfigError(
+                "students that encode draw no samples, which a gate compares: leave the gate out"
+            )
+        full = self.full_steps_of(method, teacher)
+        inputs = Inputs(
+            teacher.to(place),  # the kind of the device is a part of what its samples are kept by
+            TeacherSource(teacher, place, load),
+            data,
+            self._features(data),
+            halvings.guidance,
+            halvings.grid,
+            full,
+            self.samples,
+            self.noise,
+            showing,
+        )
+        factor = teacher.codec.factor if isinstance(data, Latents) and teacher.codec else 1
+        channels, *sides = data.shape
+        refuse_samples(MOST * self.samples, (channels, *(factor * side for side in sides)))
+        _ = inputs.captions  # refuses a teacher of texts that the data lack
+        return inputs
+
+    def _features(self, data: Data) -> Features:
+        if isinstance(self.features, Features):
+            return self.features
+        try:
+            return features_for(self.features, data)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
+
+
+def _never(student: Any, samples: int) -> Interval:
+    raise AssertionError("a rehearsal looks at no student")
+
+
+@dataclass(frozen=True)
+class Halvings:
+    """The halvings in the plan of a method.
+
+    start     steps that the first is sampled with
+    grid      name of the grid that they lie on
+    guidance  the range of guidance scales that the students take as an input, or None
+    alone     whether the method has no stage before them
+    """
+
+    start: int
+    grid: str
+    made_for: str
+    guidance: tuple[float, float] | None
+    alone: bool
+
+    @classmethod
+    def of(cls, method: Method, teacher: Pipeline) -> "Halvings | None":
+        """Those of a method for this teacher; None where nothing is halved."""
+        plan = method.plan(teacher)
+        halved = [stage for stage in plan if stage.teacher_times]
+        if not halved:
+            return None
+        first = halved[0]
+        start = len(first.teacher_times) - 1
+        return cls(start, first.grid, first.made_for, first.guidance, len(halved) == len(plan))
+
+
+def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:
+    """Full steps of the teacher, at which `fewest_start` begins to look; refuses what cannot be."""
+    own = [len(times) - 1 for times in teacher.times]
+    full = gate.full_steps or max(own, default=Evaluation.full)
+    teacher.grid(full)  # a teacher that is a student itself has its own steps alone
+    if len(method.updates) > 1:
+        raise ConfigError(
+            f"--start auto finds out how many halvings there are, and --updates has "
+            f"{len(method.updates)} numbers: give one for all"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "--start auto is found by one process: begin the run with one, or give --start a number"
+        )
+    if method.times:
+        raise ConfigError(
+            "--start auto chooses among grids, and times is one: leave one of them out"
+        )
+    replace(method, start=full, updates=(0,))  # refuses what cannot be halved down to stop
+    return full
+
+
+def fewest_start(
+    method: Progressive, meter: Meter, out: Path | str, *, tell: Callable[[str], object] = str
+) -> Progressive:
+    """The method from the fewest steps in which the teacher is as good as at full steps (`--start auto`).
+
+    A run that was begun keeps the start that it was begun with.
+
+    tell  hears the choice in a sentence
+    """
+    run = RunFolder(out)
+    if run.exists:
+        if run.about["command"] == "distill progressive":
+            return replace(method, start=run.options["start"])
+        return method  # the folder of another run, which the run itself will refuse
+    full, n = meter.full_steps, meter.samples
+    steps = fewest_steps(meter.teacher_at, full, stop=method.stop, samples=n, most=MOST * n)
+    why = "fewer would cost quality" if steps == full else f"they are as good as {full}"
+    tell(f"{steps} steps: {why}")
+    return replace(method, start=steps)
