@@ -9,6 +9,7 @@ import torch
 from halfstep import RunFolder, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import digest_of
+from halfstep.timegrids import uniform
 from tests.support.runs import halve
 
 
@@ -36,10 +37,15 @@ def test_students_come_with_the_most_steps_first(run):
     four, two = opened.students()
     assert [len(four.times[0]), len(two.times[0])] == [5, 3]
     assert torch.equal(opened.stage("0002-steps").sample(3), two.sample(3))
+    assert opened.teacher_times == uniform(8)
+    assert opened.about["plan"]["stages"] == [
+        {"name": "0004-steps", "steps": 4, "updates": 7},
+        {"name": "0002-steps", "steps": 2, "updates": 14},
+    ]
     assert opened.stage("nonsense") is None and opened.first_student() is None
 
 
-@pytest.mark.parametrize("start, steps", [({"start": 4}, 4), ({}, 6)])
+@pytest.mark.parametrize("start, steps", [((1.0, 0.7, 0.4, 0.2, 0.0), 4), ((), 6)])
 def test_before_the_first_halving_the_first_student_is_seen_at_the_start(
     start, steps, run, tmp_path
 ):
@@ -51,13 +57,14 @@ def test_before_the_first_halving_the_first_student_is_seen_at_the_start(
         shutil.rmtree(stage)
     assert opened.students() == []
     bare = RunFolder.open(tmp_path / "r")
-    bare.about["options"] = start
+    bare.about["plan"]["teacher_times"] = start
     bare_first = type(first)(first.denoiser, first.shape)
     bare_first.save(tmp_path / "r" / "stages" / "guided")
     (tmp_path / "r" / "run.json").unlink()  # which would refuse a stage that it did not make
     [student] = bare.students(full=6)
     assert len(student.times[0]) == steps + 1 and student.times[0][0] == 1
     assert bare.first_student().times == ()
+    assert start in ((), student.times[0])
 
 
 def test_what_is_no_run_or_a_damaged_one_is_refused(run, tmp_path):

@@ -144,16 +144,16 @@ def _dispatch(args: list[str]) -> int:
         if not rest or rest[0] in ("-h", "--help"):
             _print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}\n")
             return 0
-        if rest[0] not in kinds:
+        if rest[0] not in kinds and not (verb == "distill" and _is_method(rest[0])):
             raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
         command, rest = f"{verb} {rest[0]}", rest[1:]
-    page = (PAGES / f"{command.replace(' ', '-')}.txt").read_text(encoding="utf-8")
-    if {"-h", "--help"} & set(rest):
-        _print(page)
-        return 0
-    refuse_unknown(
-        re.findall(r"^  --([a-z0-9-]+)", page, re.MULTILINE), rest, f"halfstep {command}"
-    )
+    if (page := PAGES / f"{command.replace(' ', '-')}.txt").exists():
+        text = page.read_text(encoding="utf-8")
+        if {"-h", "--help"} & set(rest):
+            _print(text)
+            return 0
+        known = re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE)
+        refuse_unknown(known, rest, f"halfstep {command}")
     _quiet_threads(at_most=1 if verb == "demo" else None)
     if "WORLD_SIZE" in os.environ:  # we say in a sentence that a process is gone, torch in C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -171,6 +171,14 @@ FUNCTIONS = {
     "export": "commands.export:main",
 }
 """Where a command is, in halfstep.cli; any other is VERB:VERB."""
+
+
+def _is_method(name: str) -> bool:
+    """Whether a method of this name is registered, which a page of help need not list."""
+    _quiet_threads(at_most=None)  # before torch is imported
+    from halfstep.methods import METHODS
+
+    return name in METHODS
 
 
 def _run(command: str, rest: list[str]) -> int:

@@ -37,11 +37,10 @@ from halfstep.evaluation.setups import Candidates, Evaluation, walkable
 from halfstep.identity import digest_of
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import grid, Times
 from halfstep.training.metrics_log import RunCost
 from halfstep.training.parallel import pick_device
 from halfstep.training.reading import read_by
-from halfstep.training.run_folder import halving_of, RunFolder
+from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline, Official
 from halfstep.workflows.options import Source
 
@@ -130,7 +129,7 @@ def evaluated(console: Console, options: Evaluate) -> dict[str, Any]:
     other = _other(options.held_out, source, data, teacher)
     real = shown_images(console, data, teacher)
     held_out = None if other is None else _held_out(console, other, real, teacher)
-    times = _times(kept, teacher, students)
+    times = kept.teacher_times
     begun = kept.first_student(net=options.net) if students else None
     beside = others_of(kept, teacher, students, asked, options.beside, options.net)
     for _, pipeline, _ in beside:
@@ -194,7 +193,7 @@ def _full(kept: RunFolder, teacher: Pipeline) -> int:
     if own := [len(times) - 1 for times in teacher.times]:
         return max(own)
     gate: Mapping[str, Any] = kept.gate or {}
-    begun = max(Evaluation.full, halving_of(kept.options).get("start", 0))
+    begun = max(Evaluation.full, len(kept.teacher_times) - 1)
     return int(gate.get("about", {}).get("full", begun))
 
 
@@ -261,12 +260,3 @@ def _checked(found: Pipeline, place: str, kept: RunFolder, students: list[Pipeli
 def _teachers_cost(kept: RunFolder, options: Evaluate) -> RunCost | None:
     place = options.teacher or (Path(kept.config["teacher"]) if "teacher" in kept.config else None)
     return RunFolder(place).cost if place is not None else None
-
-
-def _times(kept: RunFolder, teacher: Pipeline, students: list[Pipeline]) -> Times:
-    """The grid of the teacher that the first student halved."""
-    asked = halving_of(kept.options)
-    if not students or not asked:
-        return ()
-    own = tuple(asked.get("times", ()))
-    return own or grid(asked.get("grid", "uniform"), asked["start"], teacher.denoiser.schedule)

@@ -4,7 +4,7 @@ import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, TypedDict
 
@@ -12,12 +12,31 @@ import numpy as np
 import torch
 
 from halfstep.errors import ConfigError
+from halfstep.methods.base import StagePlan, teacher_times
 from halfstep.version import __version__
 
 EXTENDABLE = ("stop", "updates")
 """What --extend may raise (or halve further)."""
 ROUNDING = ("micro_batch",)
 """What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""
+
+
+class RecordedStage(TypedDict):
+    """A planned stage; `steps` is None for a student of every time."""
+
+    name: str
+    steps: int | None
+    updates: int
+
+
+class RecordedPlan(TypedDict):
+    """The plan of a run's method; both are empty for a run of another kind.
+
+    teacher_times  the grid that the first halved student's teacher is sampled on
+    """
+
+    stages: list[RecordedStage]
+    teacher_times: list[float]
 
 
 class Begun(TypedDict):
@@ -32,6 +51,15 @@ class Begun(TypedDict):
     argv: list[str]
     environment: dict[str, str | int | None]
     changes: list[str]
+    plan: RecordedPlan
+
+
+def recorded(plan: Sequence[StagePlan]) -> RecordedPlan:
+    """The plan as run.json has it."""
+    return {
+        "stages": [{"name": s.name, "steps": s.steps, "updates": s.updates} for s in plan],
+        "teacher_times": list(teacher_times(plan)),
+    }
 
 
 def take_up(
@@ -45,7 +73,7 @@ def take_up(
     """The new content of run.json, `before` itself where nothing changed, and the changes in words.
 
     before   content of run.json; None for a new run
-    request  command and options
+    request  command, options and plan
     here     `environment`
     """
     if before is None:

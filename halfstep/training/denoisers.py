@@ -1,6 +1,6 @@
 """Train a denoiser into a run folder, or distil one."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, replace
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from halfstep.code_identity import options_of
+from halfstep.config.validate import validate
 from halfstep.data import as_data, Data, Given
 from halfstep.denoiser import Denoiser, thaw
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
-from halfstep.methods.base import Method, Stage
+from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.guided import at_any_scale
 from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
 from halfstep.nets.watched import bare
@@ -75,6 +76,7 @@ def distill(
     gate  stops where it is no longer worth it, such as `halfstep.QualityGate()`: `RunFolder` has the best
           student and what the gate decided
     """
+    method = validate("method", method, Method)
     method.check(teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     work = _Work.on(teacher, training, job)
@@ -83,6 +85,7 @@ def distill(
         held = work.read(teacher, data)
         method = resolve(method, teacher, held, out)
     options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
+    plan = method.plan(teacher)
     with untouched(), _lent(teacher.denoiser.net):
         stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
         if held is None:
@@ -90,7 +93,7 @@ def distill(
         if gate is not None:
             work = work.gated(gate, teacher, held, out, method)
         del teacher  # from the second stage on nobody needs it
-        return work.carry_out(f"distill {verb}", stages, options, held, out)
+        return work.carry_out(f"distill {verb}", stages, options, held, out, plan)
 
 
 @contextmanager
@@ -234,6 +237,7 @@ class _Work:
         options: Mapping[str, Any],
         data: Data,
         out: Path | str,
+        plan: Sequence[StagePlan] = (),
     ) -> Pipeline:
         last: list[Pipeline] = []
 
@@ -250,6 +254,7 @@ class _Work:
             self.training,
             self.job,
             self.processes,
+            plan=plan,
             write=lambda stage, folder: self.pipeline(stage).save(folder),
             read=read,
             gate=lambda stage: self._ask(last[0]),

@@ -1,7 +1,7 @@
 """A run: stages, options, data and a folder, carried out as a job says, by all its processes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
 from halfstep.data import Data
-from halfstep.methods.base import Stage
+from halfstep.methods.base import Stage, StagePlan
 from halfstep.nets.rebuilt import refuse_wrapped
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
@@ -71,6 +71,7 @@ def carried_through(
     job: RunOptions,
     processes: Processes,
     *,
+    plan: Sequence[StagePlan] = (),
     write: Callable[[Stage, Path], None],
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
@@ -78,6 +79,7 @@ def carried_through(
 ) -> nn.Module:
     """Train these stages in the run folder `out`, and return the last student.
 
+    plan         of the method, which run.json has
     write, read  how one lies on disk
     gate         asked after each whether to go on
     check        refuses a student that could not be read again; before there is a folder, or its stage begins
@@ -95,7 +97,7 @@ def carried_through(
             RunFolder.check_begin(Path(out), command, asked, extend=job.extend)
             job.rehearse(stages, data, training, processes)
             raise Rehearsed
-        with _opened(command, asked, out, job, processes) as run:
+        with _opened(command, asked, plan, out, job, processes) as run:
             watch = job.watch if processes.first else Silent()
             for note in run.notes:
                 watch.note(note)
@@ -108,7 +110,12 @@ def carried_through(
 
 @contextmanager
 def _opened(
-    command: str, asked: Mapping[str, Any], out: Path | str, job: RunOptions, processes: Processes
+    command: str,
+    asked: Mapping[str, Any],
+    plan: Sequence[StagePlan],
+    out: Path | str,
+    job: RunOptions,
+    processes: Processes,
 ) -> Iterator[RunFolder]:
     """The run's folder, which the first process opens, the only one that writes."""
     opened = list[RunFolder]()
@@ -116,8 +123,9 @@ def _opened(
     def take() -> None:
         device = str(processes.device)
         run = RunFolder.begin(
-            Path(out), command, asked, device=device, processes=processes.world, extend=job.extend
-        )
+            Path(out), command, asked, plan=plan, device=device, processes=processes.world,
+            extend=job.extend,
+        )  # fmt: skip
         opened.append(run)
 
     processes.first_says(take)

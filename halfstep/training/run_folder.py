@@ -12,7 +12,7 @@ The same command again goes on where it stopped.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -21,10 +21,11 @@ from typing import Any
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.methods.base import StagePlan
 from halfstep.methods.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import grid
-from halfstep.training.asked import Begun, compare, environment, take_up
+from halfstep.timegrids import Times, uniform
+from halfstep.training.asked import Begun, compare, environment, recorded, take_up
 from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
 from halfstep.training.run_config import read_config
@@ -71,6 +72,7 @@ class RunFolder:
         command: str,
         options: Mapping[str, Any],
         *,
+        plan: Sequence[StagePlan] = (),
         device: str = "cpu",
         processes: int = 1,
         extend: bool = False,
@@ -80,7 +82,7 @@ class RunFolder:
         `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
         or threads since the run began: the weights are then not the same to the bit.
         """
-        run, request = cls(folder), _request(command, options)
+        run, request = cls(folder), {**_request(command, options), "plan": recorded(plan)}
         try:
             refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,11 @@ class RunFolder:
         return self.about["options"]
 
     @property
+    def teacher_times(self) -> Times:
+        """The grid that the first halved student's teacher is sampled on; empty where nothing is halved."""
+        return tuple(self.about["plan"]["teacher_times"])
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl."""
         return self.log_file.lines
@@ -214,7 +221,7 @@ class RunFolder:
     def students(self, *, full: int = 64, net: str | None = None) -> list[Pipeline]:
         """All finished students, the most steps first; before the first halving, the first student.
 
-        full  steps of a first student whose run says no other
+        full  steps of a first student that is not halved
         """
         loaded = [Pipeline.load(folder, net=net) for folder in self.stages]
         if halved := [pipeline for pipeline in loaded if pipeline.times]:
@@ -222,9 +229,7 @@ class RunFolder:
         first = self.first_student(net=net)
         if first is None:
             return []
-        halving = halving_of(self.options)
-        kind, start = halving.get("grid", "uniform"), halving.get("start", full)
-        return [replace(first, times=(grid(kind, start, first.denoiser.schedule),))]
+        return [replace(first, times=(self.teacher_times or uniform(full),))]
 
     def finish(
         self, name: str, write: Callable[[Path], None], cost: Mapping[str, int | float]
@@ -281,13 +286,6 @@ class RunFolder:
                 part.parent.rmdir()  # which only empty folders suffer
                 self.folder.rmdir()
             raise
-
-
-def halving_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a run's halvings, which may be a part of its method; {} where nothing is halved."""
-    inner = [value for value in options.values() if isinstance(value, dict)]
-    places = (options, *inner, *map(halving_of, inner))  # a teacher's own start is its weights
-    return next((one for one in places if isinstance(one.get("start"), int)), {})
 
 
 def _request(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
