@@ -353,7 +353,7 @@ def test_teachers_that_cannot_be(method, words, tmp_path):
 def test_guided_teachers_are_not_drawn_to_the_data():
     scaled = teacher(guidance=(1.0, 3.0))
     with pytest.raises(ConfigError, match="write denoising=0"):
-        Shrink(keep=(1,), denoising=0.1).check(DenoiserOnly(scaled.denoiser, NULL))
+        Shrink(keep=(1,), denoising=0.1).check(scaled)
     with pytest.raises(ConfigError, match="takes its guidance scale as an input already"):
         replace(PLAN, shrink=Shrink(keep=(1,))).check(scaled)
     student = replace(teacher(), times=((1.0, 0.5, 0.0),))
@@ -366,7 +366,7 @@ def test_the_score_is_measured_on_data_and_kept():
     nothing(pipeline.denoiser.net, 2)
     method = Shrink(depth=6, updates=1, denoising=0.0)
     with pytest.raises(ConfigError, match="is found on data"):
-        method.check(DenoiserOnly(pipeline.denoiser, NULL))
+        next(method.stages(DenoiserOnly(pipeline.denoiser, NULL)))
     worth = method.scores(pipeline, data(), progress=told)
     assert told.steps == (1 + 4) * -(-min(512, len(data())) // 64)
     assert abs(worth[2]) < 1e-6 and min(worth) == worth[2]
