@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from halfstep.errors import HalfstepError as HalfstepError
     from halfstep.evaluation.quality_gate import QualityGate as QualityGate
+    from halfstep.evaluation.setups import Evaluation as Evaluation
     from halfstep.hub import load_published as load_published
     from halfstep.methods import (
         Denoising as Denoising,
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
         TrainingConfig as TrainingConfig,
     )
     from halfstep.training.run_folder import RunFolder as RunFolder
+    from halfstep.workflows.evaluate import evaluate as evaluate
     from halfstep.workflows.export import export as export
+    from halfstep.workflows.report import write_report as write_report
 
 _HOME = {
     "Augmentation": "data",
@@ -72,6 +75,7 @@ _HOME = {
     "Denoising": "methods",
     "Encoder": "methods",
     "Eps": "prediction",
+    "Evaluation": "evaluation.setups",
     "Guided": "denoiser",
     "GuidedDistillation": "methods",
     "HalfstepError": "errors",
@@ -95,6 +99,7 @@ _HOME = {
     "build": "nets",
     "distill": "training",
     "distill_classifier": "training",
+    "evaluate": "workflows.evaluate",
     "export": "workflows.export",
     "load_classifier": "nets.classifiers_on_disk",
     "load_data": "data:load",
@@ -103,6 +108,7 @@ _HOME = {
     "train": "training",
     "train_classifier": "training",
     "with_guidance": "nets.guided",
+    "write_report": "workflows.report",
 }
 __all__ = [
     "X0",
@@ -117,6 +123,7 @@ __all__ = [
     "Denoising",
     "Encoder",
     "Eps",
+    "Evaluation",
     "Guided",
     "GuidedDistillation",
     "HalfstepError",
@@ -139,6 +146,7 @@ __all__ = [
     "build",
     "distill",
     "distill_classifier",
+    "evaluate",
     "export",
     "load_classifier",
     "load_data",
@@ -147,6 +155,7 @@ __all__ = [
     "train",
     "train_classifier",
     "with_guidance",
+    "write_report",
 ]
 
 

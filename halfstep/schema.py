@@ -1,7 +1,8 @@
 """What a JSON or TOML file holds, held to one schema: else one sentence that names file and key.
 
-A schema is a type: `int`, `float`, `str`, `bool`, unions, literals, lists, tuples, `dict[str, ...]` and
-TypedDicts of them; `Any` is whatever JSON can say.  A TypedDict has no other keys than its own.
+A schema is a type: `int`, `float`, `str`, `bool`, unions, literals, lists, tuples, `dict[str, ...]`,
+TypedDicts and dataclasses of them; `Any` and `object` are whatever JSON can say.  A TypedDict has no other
+keys than its own, a dataclass has exactly its fields (`build`, `plain`).
 """
 
 import hashlib
@@ -10,10 +11,12 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import Field, fields, is_dataclass
+from functools import cache
 from math import isfinite
 from typing import Any, TypeVar
 
-from halfstep.config.validate import describe, is_valid
+from halfstep.config.validate import describe, ends_of, is_valid
 from halfstep.errors import CheckpointError, HalfstepError
 
 T = TypeVar("T")
@@ -75,6 +78,60 @@ def held(value: Any, schema: Any) -> Any:
     _check_plain(value)
     _check(value, schema, "")
     return value
+
+
+def build(value: Any, kind: type[T]) -> T:
+    """A dataclass from the table that `plain` made of it; `Wrong` names the first key that is not of it."""
+    held(value, kind)
+    built: T = _built(value, kind)
+    return built
+
+
+def plain(value: Any) -> Any:
+    """What JSON can say of a dataclass: a table of its fields, in their order, without `unwritten` ones."""
+    if is_dataclass(value):
+        kind: Any = type(value)
+        return {name: plain(getattr(value, name)) for name in _fields(kind)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+UNWRITTEN = {"unwritten": True}
+"""Metadata of a dataclass field that no file holds."""
+
+
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    """Name and type of each field that a file holds."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    written: list[Field[Any]] = [f for f in fields(kind) if f.metadata != UNWRITTEN]
+    return {field.name: hints[field.name] for field in written}
+
+
+def _built(value: Any, schema: Any) -> Any:
+    """A value that `_check` let pass, with dataclasses for tables and tuples for lists."""
+    origin, inner = typing.get_origin(schema), typing.get_args(schema)
+    if origin is typing.Annotated:
+        return _built(value, inner[0])
+    if is_dataclass(schema) and isinstance(schema, type):
+        return schema(**{name: _built(value[name], kind) for name, kind in _fields(schema).items()})
+    if origin in (typing.Union, types.UnionType):
+        return _built(value, next(kind for kind in inner if _passes(value, kind)))
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return tuple(map(_built, value, kinds))
+    if origin is dict:
+        return {inner[0](key): _built(each, inner[1]) for key, each in value.items()}
+    return value
+
+
+def _passes(value: Any, schema: Any) -> bool:
+    try:
+        _check(value, schema, "")
+    except Wrong:
+        return False
+    return True
 
 
 def known(content: Mapping[str, Any], schema: Any) -> dict[str, Any]:
@@ -156,18 +213,22 @@ def _check_plain(value: Any) -> None:
 def _check(value: Any, schema: Any, name: str) -> None:
     origin, inner = typing.get_origin(schema), typing.get_args(schema)
     if typing.is_typeddict(schema):
-        _check_table(value, schema, name)
+        _check_table(value, typing.get_type_hints(schema), schema.__required_keys__, name)
+    elif is_dataclass(schema) and isinstance(schema, type):
+        _check_table(value, _fields(schema), frozenset(_fields(schema)), name)
     elif origin in (typing.Union, types.UnionType):
         _check_union(value, inner, name)
     elif schema is dict or origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong(value, "a table of names and values", name)
         for key, each in value.items() if inner else ():
+            if inner[0] is int and not str(key).isdecimal():
+                raise _wrong(key, "a whole number", _inner(name, _short(key)))
             _check(each, inner[1], _inner(name, key))
     elif origin in (list, tuple):
         _check_list(value, origin, inner, name)
     elif schema is not Any and not is_valid(value, schema):
-        raise _wrong(value, describe(schema), name)
+        raise _wrong(value, ", ".join([describe(schema), *ends_of(schema)]), name)
 
 
 def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> None:
@@ -182,12 +243,11 @@ def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> N
         _check(each, kind, f"{name}[{k}]")
 
 
-def _check_table(value: Any, schema: Any, name: str) -> None:
-    """A TypedDict: all that it needs, and nothing besides."""
+def _check_table(value: Any, hints: Mapping[str, Any], required: frozenset[str], name: str) -> None:
+    """The keys and values of a TypedDict or dataclass: all that it needs, and nothing besides."""
     if not isinstance(value, Mapping):
         raise _wrong(value, "a table of names and values", name)
-    hints = typing.get_type_hints(schema)
-    for key in sorted(schema.__required_keys__):
+    for key in sorted(required):
         if key not in value:
             raise Wrong(f"it lacks {_inner(name, key)}")
     for key, each in value.items():

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from halfstep import capacity, files
-from halfstep.cli import judging, main
+from halfstep.cli import main
 from halfstep.cli.options import parse
 from halfstep.cli.plan import rehearse
 from halfstep.cli.progress import Terminal, terminal
@@ -24,9 +24,10 @@ from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.report import save
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.disk import largest_file
-from tests.support.evidence import evidence, pictures
+from tests.support.evidence import evidence, pictures, typed
 from tests.support.runs import everything, refused
 
 POINTS = [
@@ -136,13 +137,13 @@ def test_a_disk_that_is_full_within_a_file(room, made, cli, tmp_path):
 
 def test_a_full_disk_at_any_file_of_a_report(tmp_path):
     """What was measured before is whole, or the new report is."""
-    found, drawn = evidence(), pictures()
+    report = typed(evidence(), pictures())
     at = 0
     while True:
         try:
             with pytest.MonkeyPatch.context() as patched:
                 begun = failing(patched, tmp_path, at)
-                judging.save_evidence(tmp_path, found, drawn)
+                save(report, tmp_path)
             break
         except CheckpointError as error:
             assert "No space left" in str(error) and "\n" not in str(error)

@@ -10,9 +10,11 @@ from halfstep import Pipeline, TrainingConfig
 from halfstep.cli import main
 from halfstep.cli.plan import _seconds_per_update
 from halfstep.data import load
+from halfstep.evaluation.report_data import read_report
 from halfstep.methods import DenoiserOnly, Shrink
 from halfstep.nets.watched import bare
 from halfstep.report.sizes import on_front, sizes
+from tests.support.evidence import evidence, typed
 from tests.support.runs import refused, rewritten
 from tests.test_shrink import teacher
 
@@ -119,11 +121,11 @@ def test_evaluating_a_plan_shows_sizes_and_steps(plan, place, halfstep):
     status, out, err = halfstep(f"evaluate {plan} --device cpu --beside {plan}", *FEW)
     assert status == 0, err
     found = json.loads((plan / "report.json").read_text())
-    others = [(row["network"], row["steps"]) for row in found["rows"] if row["who"] == "other"]
+    others = [(row["network"], row["steps"]) for row in found["rows"] if row["role"] == "other"]
     assert others == [("shrunk", 8), ("shrunk", 4), ("run", 4)]
-    over = found["rows"][-1]["student_over_it"]
+    over = found["rows"][-1]["student_ratio"]
     assert over["low"] == over["value"] == over["high"] == 1  # it is the student itself
-    lines = sizes(found)
+    lines = sizes(read_report(plan))
     assert len({line.parameters for line in lines}) == 2 and any(line.front for line in lines)
     # as many steps of the smaller network cost less
     cost = {line.name: line.multiply_adds for line in lines}
@@ -156,12 +158,10 @@ def test_the_front():
 
 
 def test_one_size_has_no_table_of_sizes():
-    row = {"who": "teacher", "name": "teacher", "sampler": "ddim", "steps": 4, "calls": 4}
-    row |= {"distances": {"frechet_distance": {"value": 1.0, "low": 0.9, "high": 1.1}}}
-    row |= {
-        "cost": {"parameters": 9, "multiply_adds": 8, "seconds_per_sample": {"1": 1.0, "64": 0.5}}
-    }
-    small = {**row, "who": "student", "name": "student", "cost": {**row["cost"], "parameters": 5}}
-    assert sizes({"rows": [row, row]}) == [] and sizes({"rows": [row, {**row, "cost": None}]}) == []
-    found = sizes({"rows": [row, small]})
-    assert [line.seconds for line in found] == [0.5, 0.5]
+    report = typed(evidence())
+    teacher = report.teacher
+    small = replace(report.students[-1], cost=replace(teacher.cost, parameters=5))
+    assert sizes(replace(report, rows=(teacher, teacher))) == []
+    assert sizes(replace(report, rows=(teacher, replace(teacher, cost=None)))) == []
+    lines = sizes(replace(report, rows=(teacher, small)))
+    assert [line.seconds for line in lines] == [teacher.cost.seconds_per_sample[64]] * 2

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from halfstep.cli import main
-from halfstep.cli.judging import read_evidence
 from halfstep.cli.plan import _seconds_per_update, LONG, PATIENCE, probed
 from halfstep.data import Dataset, load
 from halfstep.hub.published import PUBLISHED
 from halfstep.methods.base import Objective, Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.pipeline import Pipeline
+from halfstep.schema import plain
 from halfstep.training import TrainingConfig
+from tests.support.evidence import read_back
 from tests.support.networks import CODEC
 from tests.support.runs import everything, refused
 
@@ -127,14 +128,14 @@ def test_a_run_from_published_weights_is_resumed_and_judged_against_them(cli):
     assert status == 0, err
     assert "left out  no baseline euler-maruyama: the reverse-time SDE needs a schedule" in out
     assert "left out  no baseline dpm-fast: dpm_fast cannot go" in out
-    rows = read_evidence(Path("s"))[0]["rows"]
+    rows = read_back(Path("s"))[0]["rows"]
     assert [row["name"] for row in rows] == [
         "teacher, dpmpp-3s, 4 steps", "teacher, dpmpp-3s, 2 steps", "student, 2 steps",
     ]  # fmt: skip
     assert all(row["cost"]["calls"] == row["steps"] for row in rows)
     teacher = PUBLISHED[HUGE].pipeline("w.pth", codec="codec")
     images = teacher.sample(1, steps=4, sampler="dpmpp-3s")[0]
-    grid = read_evidence(Path("s"))[1]["grid"][0, 0]
+    grid = read_back(Path("s"))[1]["grid"][0, 0]
     levels = ((images.permute(1, 2, 0) + 1) * 127.5).clip(0, 255).numpy()
     assert np.abs(grid - levels).max() <= 0.51
     state = torch.load("w.pth", weights_only=True)
@@ -147,7 +148,7 @@ def test_a_run_that_took_the_codec_of_its_latents_is_judged_with_it(cli):
     assert cli(*from_model("progressive", "s", *HALVING, *LOWER))[0] == 0
     status, _, err = cli("evaluate", "s", *BRIEF, "--baselines", "ddim", "--cost-rounds", 0)
     assert status == 0, err
-    assert read_evidence(Path("s"))[1]["grid"].shape == (2, 12, 32, 32, 3)
+    assert read_back(Path("s"))[1]["grid"].shape == (2, 12, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_latents_that_were_held_out_are_decoded(cli, run, made):
     for place in ("others", made / "others"):
         status, _, err = cli(*words, place)
         assert status == 0, err
-        rows = read_evidence(run)[0]["rows"]
+        rows = read_back(run)[0]["rows"]
         known = [row["memorisation"]["held_out"]["value"] for row in rows if row["memorisation"]]
         found.append(known)
     latents, images = found
@@ -212,7 +213,7 @@ def test_latents_that_were_held_out_are_decoded(cli, run, made):
     from halfstep.evaluation.memorisation import memorisation
 
     look = corners()
-    known = memorisation(look(student.sample(16)), look(real), look(decoded)).to_json()
+    known = plain(memorisation(look(student.sample(16)), look(real), look(decoded)))
     assert latents[-1] == pytest.approx(known["held_out"]["value"], rel=1e-4)
     assert images != latents  # the codec's loss is in one of them
 

@@ -230,10 +230,10 @@ def test_variants_stand_beside_their_student(run, cli):
         "student, 2 steps, 30 % of weights pruned",
     ]  # fmt: skip
     own, *made = rows
-    assert own["compressed"]["zeroed"] == 0 and own["compressed"]["rmse"] is None
+    assert own["compressed"]["zeros"] == 0 and own["compressed"]["rmse"] is None
     for row in made:
         told = row["compressed"]
-        assert row["who"] == "compressed" and row["calls"] == 2 and told["of"] == own["name"]
+        assert row["role"] == "compressed" and row["calls"] == 2 and told["student"] == own["name"]
         assert told["rmse"]["low"] > 0 and told["ratio"]["low"] <= told["ratio"]["value"]
         assert told["bytes"] == own["compressed"]["bytes"]
         assert row["cost"]["seconds_per_sample"].keys() == {"1", "64"}
@@ -241,9 +241,9 @@ def test_variants_stand_beside_their_student(run, cli):
         assert row["fidelity"] and row["ratio"]
         far, near = (one["distances"]["frechet_distance"]["value"] for one in (row, own))
         assert told["ratio"]["value"] == pytest.approx(far / near)
-    assert 0.1 < made[0]["compressed"]["zeroed"] < 0.125 < made[1]["compressed"]["zeroed"] < 0.3
-    [one] = [row for row in found["rows"] if row["who"] == "student" and row["steps"] == 1]
-    assert "compressed" not in one
+    assert 0.1 < made[0]["compressed"]["zeros"] < 0.125 < made[1]["compressed"]["zeros"] < 0.3
+    [one] = [row for row in found["rows"] if row["role"] == "student" and row["steps"] == 1]
+    assert one["compressed"] is None
     page = (run / "report.html").read_text()
     assert 'id="compressed"' in page and "12.5 % of rows pruned" in page
     # A variant is a student like any other, and evaluate and report know of it.
@@ -251,7 +251,7 @@ def test_variants_stand_beside_their_student(run, cli):
     drawn = [Pipeline.load(p).sample(40) for p in (folder, run / "stages" / "0002-steps")]
     off = (drawn[0] - drawn[1]).double().square().mean().sqrt()
     assert made[1]["compressed"]["rmse"]["value"] == pytest.approx(float(off))
-    assert zeroed(Pipeline.load(folder).denoiser.parameters()) == made[1]["compressed"]["zeroed"]
+    assert zeroed(Pipeline.load(folder).denoiser.parameters()) == made[1]["compressed"]["zeros"]
     assert cli("report", run)[0] == 0 and 'id="compressed"' in (run / "report.html").read_text()
 
 

@@ -165,7 +165,7 @@ def test_weights_that_half_cannot_hold_are_refused():
 def reported(folder):
     """What was measured of a student of 8 steps, in this folder."""
     interval, found = {"value": 0.2, "low": 0.19, "high": 0.21}, evidence()
-    [row] = [row for row in found["rows"] if row["who"] == "student" and row["steps"] == 8]
+    [row] = [row for row in found["rows"] if row["role"] == "student" and row["steps"] == 8]
     row["distances"]["frechet_distance"] = row["ratio"] = interval
     row["cost"]["seconds_per_sample"] = {"1": 0.012, "64": 0.002}
     found["measure"]["machine"] = "a machine"

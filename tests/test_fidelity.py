@@ -119,12 +119,6 @@ def test_what_is_no_pair_is_refused():
         worst_pairs(images(5), images(5), 0)
 
 
-def test_fidelity_is_json():
-    found = fidelity(images(5), images(5, 1), torch.ones(5, 2), torch.ones(5, 2)).to_json()
-    assert set(found) == {"rmse", "psnr", "feature_rmse"}
-    assert set(found["psnr"]) == {"value", "low", "high"}
-
-
 # What the grid costs.
 
 

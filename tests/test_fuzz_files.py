@@ -35,7 +35,7 @@ from halfstep.workflows.noise_file import NoiseFile
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 from tests.support.runs import At, Crash, crash, halve, job
 from tests.support.texts import clip
-from tests.test_evidence_on_disk import encoders, samples
+from tests.test_report_data import encoders, samples
 from tests.test_text import whole_clip
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from halfstep.batch import Cond
-from halfstep.cli.evaluate import scales_of
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
@@ -19,31 +18,34 @@ from halfstep.evaluation import (
     Features,
     frechet_distance,
     Gate,
-    gather,
     SampleScorer,
 )
 from halfstep.evaluation.cost import calls_of
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
-from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.gate_meter import TeacherSource
 from halfstep.evaluation.gate_metrics import GuidedTeacherRatio, Inputs
 from halfstep.evaluation.guided import (
     GuidedCandidates,
-    GuidedEvidence,
+    GuidedEvaluation,
+    scales_of,
     slider_scales,
     table_scales,
 )
 from halfstep.evaluation.intervals import drawn
+from halfstep.evaluation.report_data import GuidedTable
+from halfstep.evaluation.report_rows import teacher_rows
 from halfstep.evaluation.sample_cache import chunks, identity
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.report.guided_verdict import guided_verdict
 from halfstep.schedules import Cosine
+from halfstep.schema import build as built, plain
 from halfstep.testing import Mixture, mixture_teacher
 from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
+from tests.support.evidence import gather
 from tests.support.progress import Ledger
 
 FULL, RANGE, NULL, N = 8, (1.0, 4.0), 3, 300
@@ -97,35 +99,35 @@ def subject(*students, **options):
 @pytest.fixture(scope="module")
 def table(real):
     exact, stuck = student(), student(4, stuck=1.0)
-    return GuidedEvidence(subject(exact, stuck), judge(real), (3.0, 1.0)).table()
+    return plain(GuidedEvaluation(subject(exact, stuck), judge(real), (3.0, 1.0)).table())
 
 
 def test_an_exact_student_is_as_far_from_the_teacher_as_the_teacher_from_itself(table):
-    rows = [row for row in table["rows"] if row["steps"] == FULL and row["who"] == "student"]
+    rows = [row for row in table["rows"] if row["steps"] == FULL and row["role"] == "student"]
     for row in rows:
-        assert row["times_floor"]["low"] <= 1 <= row["times_floor"]["high"]
-        assert row["times_floor"]["value"] == pytest.approx(1, abs=1e-3)
+        assert row["floor_ratio"]["low"] <= 1 <= row["floor_ratio"]["high"]
+        assert row["floor_ratio"]["value"] == pytest.approx(1, abs=1e-3)
         assert row["rmse"]["value"] < 1e-5
 
 
 def test_one_that_ignores_its_scale_is_far_at_another(table):
     at = {row["guidance"]: row for row in table["rows"] if row["steps"] == 4}
-    assert at[3.0]["times_floor"]["low"] > 2 * at[1.0]["times_floor"]["high"]
+    assert at[3.0]["floor_ratio"]["low"] > 2 * at[1.0]["floor_ratio"]["high"]
     assert at[3.0]["rmse"]["value"] > 0.1
-    assert at[3.0]["to_data"] < at[3.0]["distance"]["value"]  # it is the data that it is near
+    assert at[3.0]["data_distance"] < at[3.0]["distance"]["value"]  # it is the data that it is near
 
 
 def test_rows_are_in_order_and_say_what_they_cost(table):
     assert table["scales"] == [1.0, 3.0]
-    assert [(r["guidance"], r["who"], r["steps"], r["calls"]) for r in table["rows"]] == [
+    assert [(r["guidance"], r["role"], r["steps"], r["calls"]) for r in table["rows"]] == [
         (1.0, "teacher", 8, 8), (1.0, "student", 8, 8), (1.0, "student", 4, 4),
         (3.0, "teacher", 8, 16), (3.0, "student", 8, 8), (3.0, "student", 4, 4),
     ]  # fmt: skip
     assert table["reference"] == {"samples": N, "steps": FULL, "sampler": "ddim", "seed": 1}
     first = table["rows"][0]
     assert first["name"] == "teacher, 8 steps" and first["inception_score"] is None
-    assert first["times_floor"] is first["rmse"] is None
-    assert guided_verdict(table).startswith(
+    assert first["floor_ratio"] is first["rmse"] is None
+    assert guided_verdict(built(table, GuidedTable)).startswith(
         "At 8 calls instead of 16 the student is at most 1.00 ("
     )
 
@@ -138,9 +140,9 @@ def test_the_numbers_are_those_of_the_samples(table, real):
     row, seen = table["rows"][-1], FEATURES(made)
     assert row["distance"]["value"] == pytest.approx(frechet_distance(reference, seen))
     ratio = raw_frechet_ratio(reference, seen, FEATURES(own), strata=3)
-    assert row["times_floor"] == pytest.approx(ratio.to_json())
-    assert row["rmse"] == pytest.approx(paired_rmse(own, made).to_json())
-    assert row["to_data"] == pytest.approx(frechet_distance(FEATURES(real), seen))
+    assert row["floor_ratio"] == pytest.approx(plain(ratio))
+    assert row["rmse"] == pytest.approx(plain(paired_rmse(own, made)))
+    assert row["data_distance"] == pytest.approx(frechet_distance(FEATURES(real), seen))
 
 
 def test_the_interval_of_the_floor_is_as_wide_as_floors_differ():
@@ -177,15 +179,18 @@ def asked(monkeypatch):
 def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked):
     mine = judge(real, n=60)
     kept = subject(student(2), cache=tmp_path)
-    bare = GuidedEvidence(subject(student(2)), mine, (2.0,)).table()
-    first, wanted = GuidedEvidence(kept, mine, (2.0,)).table(), [(8, 2.0, 1, 60), (8, 2.0, 0, 60)]
+    bare = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
+    first, wanted = (
+        plain(GuidedEvaluation(kept, mine, (2.0,)).table()),
+        [(8, 2.0, 1, 60), (8, 2.0, 0, 60)],
+    )
     assert sorted(asked[3:]) == sorted([*wanted, (2, 2.0, 0, 60)])
     asked.clear()
-    assert GuidedEvidence(kept, mine, (2.0,)).table() == first == bare
+    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == bare
     assert asked == [(2, 2.0, 0, 60)]
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert GuidedEvidence(kept, mine, (2.0,)).table() == first  # damaged: drawn again
+    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first  # damaged: drawn again
 
 
 @pytest.mark.parametrize(
@@ -201,10 +206,10 @@ def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked)
 )
 def test_whatever_decides_the_samples_misses_the_cache(change, real, tmp_path, asked):
     kept, mine = subject(student(2), cache=tmp_path), judge(real, n=60)
-    GuidedEvidence(kept, mine, (2.0,)).table()
+    plain(GuidedEvaluation(kept, mine, (2.0,)).table())
     asked.clear()
     kept, mine = change(kept, mine)
-    GuidedEvidence(kept, mine, (2.0,)).table()
+    plain(GuidedEvaluation(kept, mine, (2.0,)).table())
     assert len(asked) == 3
 
 
@@ -229,20 +234,20 @@ def test_all_steps_are_expected_before_the_first(real, tmp_path):
     mine, kept = judge(real, n=300), subject(student(2), cache=tmp_path)
     steps = 2 * 2 * (FULL + FULL + 2)
     for calls in (steps, 2 * (1 + 1 + 2 * 2)):  # the second time what is kept is done at once
-        evidence, told = GuidedEvidence(kept, mine, (1.0, 2.0)), Ledger()
-        found, pictures = evidence.measured(progress=told)
+        evidence, told = GuidedEvaluation(kept, mine, (1.0, 2.0)), Ledger()
+        found, pictures = evidence.measure(progress=told)
         assert told.steps == evidence.steps == steps and pictures == {}
-        assert len(found["rows"]) == 4 and len(told.each) == calls
+        assert len(found.rows) == 4 and len(told.each) == calls
 
 
 def test_all_rows_and_the_table_are_expected_together(real):
     mine, made, told = judge(real, n=60), student(2), Ledger()
-    guided = GuidedEvidence(subject(made), mine, (1.0, 2.0))
+    guided = GuidedEvaluation(subject(made), mine, (1.0, 2.0))
     asked = Evaluation(samples=60, full=FULL, baselines=(), split_samples=0, cost_rounds=1)
     whole = Candidates(pipeline(), [made], Dataset(real.clamp(-1, 1)))
     found, _ = gather(whole, mine, asked, guided=guided, progress=told)
     assert told.steps == (FULL + 2) + 2 * 2 + guided.steps
-    assert found["guided"] == guided.table()
+    assert found["guided"] == plain(guided.table())
 
 
 # Pictures.
@@ -267,8 +272,8 @@ def test_pictures_are_of_every_scale_way_and_seed():
     features = Features("five", lambda x: x.flatten(1)[:, :5], digest="f", head=lambda x: x)
     kept = GuidedCandidates(teacher, [made], 4)
     told, judge = Ledger(), SampleScorer(features, images, n=20, batch=3)
-    evidence = GuidedEvidence(kept, judge, (1.3, 2.0), shown=5)
-    table, found = evidence.measured(progress=told)
+    evidence = GuidedEvaluation(kept, judge, (1.3, 2.0), shown=5)
+    table, found = evidence.measure(progress=told)
     scales = slider_scales(RANGE, (1.3, 2.0))
     assert found["guided_scales"].tolist() == scales and {1.0, 1.3, 2.0, 4.0} <= set(scales)
     assert told.steps == 2 * 7 * (4 + 4 + 2) + len(scales) * 2 * (4 + 2)
@@ -277,7 +282,7 @@ def test_pictures_are_of_every_scale_way_and_seed():
     k = scales.index(1.3)
     levels = ((made.sample(5, guidance=1.3).permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255)
     assert np.abs(found["guided"][k, 1] - levels.numpy()).max() <= 0.51
-    assert all(row["inception_score"] >= 1 for row in table["rows"])
+    assert all(row.inception_score >= 1 for row in table.rows)
 
 
 # Scales.
@@ -310,9 +315,9 @@ def test_a_teacher_guided_from_outside_costs_two_calls_a_step_in_all_rows(real):
     asked = Evaluation(samples=40, full=4, guidance=(2.0,), baselines=("ddim",))
     mine = judge(real, n=40, guidance=2.0)
     rows = teacher_rows(pipeline(), (4, 1), mine, asked).rows
-    assert [(row["steps"], row["calls"]) for row in rows] == [(4, 8), (2, 4)]
+    assert [(row.steps, row.calls) for row in rows] == [(4, 8), (2, 4)]
     own = FEATURES(pipeline().sample(40, steps=2, guidance=2.0))
-    distance = rows[1]["distances"]["frechet_distance"]["value"]
+    distance = rows[1].distances.frechet_distance.value
     assert distance == pytest.approx(frechet_distance(FEATURES(real), own))
 
 

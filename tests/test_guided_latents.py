@@ -77,7 +77,7 @@ def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
     look = ("--features", "tests.test_latent_runs:pixels", "--samples", 16, "--guidance", 1, 2)
     cli("evaluate", "g", *look, "--baselines", "ddim", "--cost-rounds", 0, "--device", "cpu")
     found = json.loads((tmp_path / "g" / "report.json").read_text())["guided"]
-    rows = [(row["guidance"], row["who"], row["steps"]) for row in found["rows"]]
+    rows = [(row["guidance"], row["role"], row["steps"]) for row in found["rows"]]
     assert [row[1:] for row in rows if row[0] == 2][1:] == [("student", 8), ("student", 4)]
 
 

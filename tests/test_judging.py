@@ -12,10 +12,11 @@ import pytest
 
 import halfstep
 from halfstep.cli import main
-from halfstep.cli.judging import made_by, read_evidence
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import read_gate
+from halfstep.workflows.report import provenance
+from tests.support.evidence import read_back
 from tests.support.runs import refused, rewritten
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
@@ -73,10 +74,10 @@ def contents(folder):
 
 
 def test_a_run_is_judged_into_three_files(digits):
-    found, pictures = read_evidence(digits)
-    assert [row["steps"] for row in found["rows"] if row["who"] == "student"] == [2, 1]
+    found, pictures = read_back(digits)
+    assert [row["steps"] for row in found["rows"] if row["role"] == "student"] == [2, 1]
     assert found["rows"][0]["name"] == "teacher, 8 steps"
-    assert all(row["split"] for row in found["rows"] if row["who"] == "student")
+    assert all(row["split"] for row in found["rows"] if row["role"] == "student")
     assert pictures["grid"].shape == (3, 5, 8, 8, 1)
     assert found["run"]["folder"] == "run"
     assert found["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
@@ -86,7 +87,7 @@ def test_a_run_is_judged_into_three_files(digits):
     assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
     assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
     assert set(found["training"][0]) == {"stage", "update", "loss", "rate"}
-    assert found["made"]["command"] and found["made"]["torch"]
+    assert found["provenance"]["command"] and found["provenance"]["torch"]
     page = (digits / "report.html").read_text()
     assert "0001-steps" in page and "student, 1 step" in page
 
@@ -101,11 +102,11 @@ def test_a_run_is_judged_into_three_files(digits):
     ],
 )
 def test_the_command_is_the_one_that_was_typed(argv, said):
-    assert made_by({}, argv)["command"] == said
+    assert provenance({}, argv).command == said
 
 
 def test_what_was_judged_is_what_the_students_draw(digits):
-    found, pictures = read_evidence(digits)
+    found, pictures = read_back(digits)
     student = Pipeline.load(digits / "stages" / "0002-steps")
     drawn = student.sample(5)[:, 0]
     levels = ((drawn + 1) * 127.5).clamp(0, 255).numpy()
@@ -122,14 +123,14 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
     monkeypatch.setenv("COLUMNS", "60")
     status, out, err = cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)
     assert status == 0 and not err and "…" not in out
-    found, _ = read_evidence(Path("run"))
+    found, _ = read_back(Path("run"))
     assert [row["name"] for row in found["rows"]] == [
         "teacher, 4 steps", "teacher, ddim, 1 step", "student, 1 step",
     ]  # fmt: skip
     for row in found["rows"]:
         (line,) = (line for line in out.splitlines() if line.startswith(f"{row['name']} "))
         assert str(Interval(**row["distances"]["frechet_distance"])) in line
-        assert row["who"] == "teacher" or str(Interval(**row["ratio"])) in line
+        assert row["role"] == "teacher" or str(Interval(**row["ratio"])) in line
     assert f"verdict   {found['verdict']}" in out and "report    run/report.html" in out
     assert f"{found['measure']['floor']:.3f} is what 64 perfect samples would score" in out
 
@@ -149,8 +150,8 @@ def test_points_whose_teacher_was_moved(moons, cli):
     assert contents(Path("d")) == kept
     status, out, err = cli("evaluate", "d", *BRIEF, "--teacher", "moved")
     assert status == 0, err
-    assert "features  coordinates (as they are)" in out
-    found, pictures = read_evidence(Path("d"))
+    assert "features coordinates (as they are)" in out
+    found, pictures = read_back(Path("d"))
     assert pictures == {} and found["run"]["gate"] is None
     assert found["rows"][0]["steps"] == 64  # there was no gate
     assert found["measure"]["real"] == 10_000
@@ -173,14 +174,14 @@ def test_a_teacher_is_judged_alone_at_64_steps(moons, cli):
     shutil.copytree(moons, "t")
     status, _, err = cli("evaluate", "t", *BRIEF)
     assert status == 0 and not err, err
-    assert [row["name"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher, 64 steps"]
+    assert [row["name"] for row in read_back(Path("t"))[0]["rows"]] == ["teacher, 64 steps"]
 
 
 def test_without_a_gate_full_steps_are_those_that_the_halving_began_with(moons, cli):
     words = ["--start", 128, "--stop", 64, "--tolerance", 0]
     assert cli(*halve(moons, "d", *words))[0] == 0
     assert cli("evaluate", "d", *BRIEF, "--counts", 64)[0] == 0
-    assert read_evidence(Path("d"))[0]["rows"][0]["name"] == "teacher, 128 steps"
+    assert read_back(Path("d"))[0]["rows"][0]["name"] == "teacher, 128 steps"
 
 
 def test_held_out_data_of_another_shape_is_refused_before_anything_is_sampled(
@@ -200,8 +201,8 @@ def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
     words = ["--baselines", "ddim", "dpm-fast", "--metrics", "frechet", "--full", 8]
     status, out, err = cli("evaluate", "d", *BRIEF[:6], *words)
     assert status == 0, err
-    assert "left out  no baseline dpm-fast: the log-SNR at t = 1 or 0.0001 is infinite" in out
-    assert [row["sampler"] for row in read_evidence(Path("d"))[0]["rows"]] == ["ddim"] * 3
+    assert "no baseline dpm-fast: the log-SNR at t = 1 or 0.0001 is infinite" in out
+    assert [row["sampler"] for row in read_back(Path("d"))[0]["rows"]] == ["ddim"] * 3
     got = cli("evaluate", "d", *BRIEF, "--full-sampler", "dpmpp-3s")
     assert refused(got, "dpmpp_3s cannot start at t = 1")
 
@@ -231,7 +232,7 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
         sys.modules.pop("own_of_judging")
         status, out, err = cli(*command.split(), *features, *BRIEF)
         assert status == 0, err
-        assert "features  own_of_judging:seen" in out
+        assert "features own_of_judging:seen" in out
     finally:
         sys.modules.pop("own_of_judging", None)
 
@@ -246,7 +247,7 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
             assert refused(cli(verb, place), f"'{place}' holds no run: give the --out of a")
     assert refused(cli("evaluate"), "evaluate takes one run, got 0: write halfstep evaluate RUN")
     assert refused(cli("evaluate", "a", "b"), "evaluate takes one run, got 2")
-    assert refused(cli("report"), "missing from halfstep report")
+    assert refused(cli("report"), "halfstep report needs RUN")
     assert not list((tmp_path / "empty").iterdir())
 
 
@@ -325,14 +326,14 @@ def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
     status, out, err = cli("report", "t")
     assert status == 0 and asked == [["t"]], err
     assert "No student was measured" in out and Path("t/report.html").exists()
-    assert [row["who"] for row in read_evidence(Path("t"))[0]["rows"]] == ["teacher"]
+    assert [row["role"] for row in read_back(Path("t"))[0]["rows"]] == ["teacher"]
 
 
 @pytest.mark.parametrize(
     "name, damage, said",
     [
         ("report.json", b"{", "report.json' is damaged"),
-        ("report.json", b"{}", "lacks format"),
+        ("report.json", b"{}", "report.json' is damaged"),
         ("report.npz", b"", "report.npz' is damaged"),
         ("report.npz", b"nothing", "report.npz' is damaged"),
         ("report.npz", None, "report.npz' is damaged"),
@@ -403,7 +404,7 @@ def test_runs_that_were_measured_otherwise_are_not_compared(key, value, said, tw
         found["measure"][key] = value
         if key == "features":
             found["measure"]["digest"] = "1" * 64
-        found["rows"] = [row for row in found["rows"] if row["who"] != "student"]
+        found["rows"] = [row for row in found["rows"] if row["role"] != "student"]
 
     rewritten(two, other)
     status, out, err = cli("evaluate", "--compare", "a", "b")

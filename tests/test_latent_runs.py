@@ -201,7 +201,7 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     out = cli("evaluate", "d", *look, *quick)
     assert "verdict" in out
     found = json.loads((tmp_path / "d" / "report.json").read_text())
-    assert {row["who"] for row in found["rows"]} == {"teacher", "baseline", "student"}
+    assert {row["role"] for row in found["rows"]} == {"teacher", "baseline", "student"}
     assert found["measure"]["real"] == 12
     cli("report", "d")
     assert "</html>" in (tmp_path / "d" / "report.html").read_text()

@@ -109,12 +109,6 @@ def test_what_cannot_be_compared_is_refused():
         nearest(drawn(5, 1).log(), TRAINING)
 
 
-def test_memorisation_is_json():
-    found = memorisation(drawn(30, 1), TRAINING, HELD_OUT[:20]).to_json()
-    assert set(found) == {"train", "held_out", "ratio", "copies", "flag"}
-    assert set(found["ratio"]) == {"value", "low", "high"}
-
-
 def test_it_is_said_only_where_the_whole_interval_says_so():
     def said(ratio, copies):
         return module._flag(Interval(*ratio), Interval(*copies))
@@ -136,6 +130,3 @@ def test_each_number_is_its_own():
     assert found.ratio.value == pytest.approx(1 / 3)
     assert found.copies.value == pytest.approx(1 - 1)  # 1/3 of 11/3, and 1 of 3: both are copies
     assert memorisation(training[:6] + 1.2, training, held).copies.value == pytest.approx(-1)
-    said = found.to_json()
-    assert [*said] == ["train", "held_out", "ratio", "copies", "flag"]
-    assert said["train"]["value"] < said["held_out"]["value"]

@@ -15,7 +15,7 @@ from halfstep.methods import Method
 from halfstep.prediction import Parameterisation
 from halfstep.schedules import Schedule
 
-AT_MOST = 48
+AT_MOST = 50
 
 
 def typed():

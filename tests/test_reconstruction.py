@@ -1,7 +1,7 @@
 """Encode, then decode: the error of what comes back, its rows, its page."""
 
-import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import nn
 from halfstep.batch import Cond
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.reconstruction import (
     Originals,
     reconstructed,
@@ -19,7 +20,13 @@ from halfstep.evaluation.reconstruction import (
     spread,
     ways,
 )
-from halfstep.nets import build
+from halfstep.evaluation.report_data import (
+    EncoderReport,
+    EncoderRow,
+    Provenance,
+    Reconstruction,
+    RunSummary,
+)
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.report.page import render
@@ -62,7 +69,7 @@ def test_on_a_gaussian(steps, kept, within):
     rms = float(x.square().mean().sqrt())
     assert row.full.value == pytest.approx((1 - kept) * rms, abs=within * rms)
     assert row.same == row.full and row.full.low <= row.full.value <= row.full.high
-    assert name == row.name == f"teacher, {steps} steps" and row.who == "teacher"
+    assert name == row.name == f"teacher, {steps} steps" and row.role == "teacher"
 
 
 def test_the_rows():
@@ -72,7 +79,7 @@ def test_the_rows():
     rows, pictures = reconstructions(
         teacher, students, Originals(x), full=16, batch=3, progress=told
     )
-    assert [(r.who, r.steps) for r in rows] == [
+    assert [(r.role, r.steps) for r in rows] == [
         ("teacher", 16), ("baseline", 8), ("student", 8), ("baseline", 4), ("student", 4),
     ]  # fmt: skip
     alone = Ledger()
@@ -148,20 +155,24 @@ def test_spread(count, n):
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def evidence():
-    value = {"value": 0.0271828, "low": 0.026, "high": 0.028}
+def report(held_out=True):
+    value = Interval(0.0271828, 0.026, 0.028)
     ways = [("teacher, 64 steps", "teacher", 64), ("student, 8 steps", "student", 8)]
-    rows = [{"name": n, "who": w, "steps": k, "full": value, "same": None} for n, w, k in ways]
-    return {
-        "format": 1,
-        "made": {"command": "halfstep distill encoder <&>"},
-        "run": {"folder": "enc", "config": {"start": 32}},
-        "measure": {"data": "abc", "samples": 1512},
-        "rows": [],
-        "reconstruction": {"images": 1512, "held_out": True, "full": 64, "rows": rows},
-        "training": [],
-        "verdict": "Encoded in 8 steps, images come back within 0.027 (0.026 to 0.028).",
-    }
+    rows = tuple(EncoderRow(name, role, steps, value, None) for name, role, steps in ways)
+    return EncoderReport(
+        provenance=Provenance(
+            command="halfstep distill encoder <&>",
+            halfstep=None,
+            torch=None,
+            commit=None,
+            machine="",
+        ),
+        run=RunSummary(folder="enc", config={"start": 32}),
+        reconstruction=Reconstruction(
+            data="abc", images=1512, held_out=held_out, full=64, rows=rows
+        ),
+        verdict="Encoded in 8 steps, images come back within 0.027 (0.026 to 0.028).",
+    )
 
 
 def test_the_page():
@@ -169,27 +180,18 @@ def test_the_page():
         "grid": np.zeros((3, 4, 8, 8, 1), np.uint8),
         "grid_labels": np.array(["a", "b", "c"]),
     }
-    page = render(evidence(), pictures)
+    page = render(replace(report(), pictures=pictures))
     assert "Encode, then decode" in page and "1,512 images that were held out" in page
     assert "0.0272<small>0.0260 to 0.0280</small>" in page and page.count("data:image/png") == 12
     assert "Encoded in 8 steps" in page and "&lt;&amp;&gt;" in page
     assert "Fréchet" not in page and "Quality against" not in page
-    assert page == render(copy.deepcopy(evidence()), pictures)
-    assert "that were held out" not in render(
-        evidence() | {"reconstruction": evidence()["reconstruction"] | {"held_out": False}}, {}
-    )
+    assert page == render(replace(report(), pictures=pictures))
+    assert "that were held out" not in render(report(held_out=False))
 
 
 def test_nothing_infinite_on_the_page():
-    broken = evidence()
-    broken["reconstruction"]["rows"][0]["full"] = {"value": math.inf, "low": 0.0, "high": 0.0}
+    whole = report()
+    row = replace(whole.reconstruction.rows[0], full=Interval(math.inf, 0.0, 0.0))
+    broken = replace(whole, reconstruction=replace(whole.reconstruction, rows=(row,)))
     with pytest.raises(DataError, match="reconstruction"):
-        render(broken, {})
-
-
-def test_json():
-    net = build("mlp", {"width": 8, "depth": 1})
-    made = Pipeline(Denoiser(net.float(), Cosine(), V()).freeze(), (2,))
-    x = torch.rand(4, 2, dtype=torch.float32)
-    [row], _ = reconstructions(made, [], Originals(x), full=3)
-    assert row.to_json()["full"] == row.full.to_json() and row.to_json()["steps"] == 3
+        render(broken)

@@ -9,10 +9,10 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from halfstep.report import svg
-from halfstep.report.curves import Level, quality, Series
+from halfstep.report.curves import quality, ReferenceLine, Series
 from halfstep.report.figures import figures
 from halfstep.report.svg import INK
-from halfstep.report.verdict import rows_of
+from tests.support.evidence import rows_of, typed
 from tests.support.pages import different, spread
 
 FOUND = different()
@@ -41,7 +41,7 @@ def axes_of(make):
 
 @pytest.fixture(scope="module")
 def everything():
-    return drawn(lambda: figures(FOUND))
+    return drawn(lambda: figures(typed(FOUND)))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_distance_against_calls(axes):
     marks = {"ddim": ("ddim", "s"), "dpmpp-2m": ("solver", "^"), "heun": ("heun", "D")}
     for sampler, (colour, marker) in marks.items():
         rows = [
-            row for row in FOUND["rows"] if (row["who"], row["sampler"]) == ("baseline", sampler)
+            row for row in FOUND["rows"] if (row["role"], row["sampler"]) == ("baseline", sampler)
         ]
         want = by_calls(rows, frechet)
         near(curves(axis)[INK[colour], marker], [p[:2] for p in want])
@@ -152,7 +152,7 @@ def test_axes_are_logarithmic_and_hold_all_of_it(axes):
 
 def test_a_single_point_has_a_line_of_its_interval():
     series = [Series("one", [(4.0, 0.5, 0.4, 0.7)], "student")]
-    level = Level("level", 0.6, 0.55, 0.65, "teacher")
+    level = ReferenceLine("level", 0.6, 0.55, 0.65, "teacher")
     [axis] = axes_of(lambda: quality(series, [level], what="what", alt="alt"))["quality"]
     [line] = [c for c in axis.collections if isinstance(c, LineCollection)]
     near(line.get_segments()[0], [(4, 0.4), (4, 0.7)])
@@ -221,9 +221,9 @@ def test_quality_against_cost(axes, at):
             row
             for row in FOUND["rows"]
             if (
-                row["who"]
+                row["role"]
                 if key == "student"
-                else row["who"] in ("teacher", "baseline") and row["sampler"]
+                else row["role"] in ("teacher", "baseline") and row["sampler"]
             )
             == key
         ]
@@ -231,7 +231,7 @@ def test_quality_against_cost(axes, at):
         near(curves(axis)[INK[look[0]], look[1]], [p[:2] for p in want])
         near(bands(axis)[INK[look[0]]], [band(axis, want)])
     want = sorted(
-        (cost(row), frechet(row)["value"]) for row in FOUND["rows"] if row["who"] == "other"
+        (cost(row), frechet(row)["value"]) for row in FOUND["rows"] if row["role"] == "other"
     )
     assert want in list(curves(axis).values())
 
@@ -262,13 +262,15 @@ def test_the_curves_of_guidance(axes):
         1: ("ddim", "v"),
     }
     for steps, (colour, marker) in looks.items():
-        own = [(row["inception_score"], row["to_data"]) for row in rows if row["steps"] == steps]
+        own = [
+            (row["inception_score"], row["data_distance"]) for row in rows if row["steps"] == steps
+        ]
         near(curves(axis)[INK[colour], marker], own)
     assert axis.get_yscale() == "log" and axis.get_xscale() == "linear"
     said = {tuple(text.xy): text.get_text() for text in axis.texts}
     assert len(said) > 8
     for row in rows:
-        at = row["inception_score"], row["to_data"]
+        at = row["inception_score"], row["data_distance"]
         assert said.get(at, f"{row['guidance']:g}") == f"{row['guidance']:g}"
 
 
@@ -297,7 +299,7 @@ def test_stages_follow_each_other_in_training():
         for steps, last in ((8, 300), (4, 200), (2, 100))
         for update in range(100, last + 1, 100)
     ]
-    upper, lower = axes_of(lambda: figures(FOUND | {"training": lines}))["training"]
+    upper, lower = axes_of(lambda: figures(typed(FOUND | {"training": lines})))["training"]
     losses = [line for line in upper.lines if to_hex(line.get_color()) == INK["student"]]
     near(losses[0].get_data(), [(100, 200, 300), (8.1, 8.2, 8.3)])
     near(losses[1].get_data(), [(400, 500), (4.1, 4.2)])
@@ -315,7 +317,7 @@ def test_stages_follow_each_other_in_training():
 
 def test_a_long_stage_is_drawn_by_means_and_ranges():
     lines = [{"stage": "a", "update": k, "loss": 1.0 + k % 4, "rate": 1e-3} for k in range(1, 641)]
-    upper, _ = axes_of(lambda: figures(FOUND | {"training": lines}))["training"]
+    upper, _ = axes_of(lambda: figures(typed(FOUND | {"training": lines})))["training"]
     near(upper.lines[0].get_data(), [range(4, 641, 4), [2.5] * 160])
     near(bands(upper)[INK["student"]], [[(k, 1, 4) for k in range(4, 641, 4)]])
 
@@ -333,9 +335,7 @@ def test_what_is_said_of_a_drawing_is_what_is_drawn(everything):
         micro = row["cost"]["seconds_per_sample"]["64"] * 1e6
         assert f"{frechet(row)['value']:.2f} at {micro:.2f} µs" in said["sizes-seconds"]
     for row in FOUND["guided"]["rows"]:
-        point = (
-            f"{row['to_data']:.2f} at {row['inception_score']:.2f} for scale {row['guidance']:g}"
-        )
+        point = f"{row['data_distance']:.2f} at {row['inception_score']:.2f} for scale {row['guidance']:g}"
         assert point in said["tradeoff"]
     ends = [line for line in FOUND["training"] if line["stage"] == "0008-steps"]
     assert f"0008-steps {ends[-1]['loss']:.2g}" in said["training"]

@@ -14,8 +14,7 @@ from halfstep.report.numbers import DASH, MINUS
 from halfstep.report.page import render
 from halfstep.report.sizes import sizes
 from halfstep.report.slider import render as sliders
-from halfstep.report.verdict import rows_of
-from tests.support.evidence import evidence, guided_pictures, pictures
+from tests.support.evidence import evidence, guided_pictures, pictures, rows_of, typed
 from tests.support.pages import different, says, spread, tables
 
 FOUND = different()
@@ -31,7 +30,7 @@ def read():
     """Without drawings, which take seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "figures", lambda evidence: {})
-        return tables(render(FOUND, {}))
+        return tables(render(typed(FOUND)))
 
 
 def under(row):
@@ -66,7 +65,12 @@ def test_a_cell_is_read_as_its_numbers(cell, right, wrong):
 
 
 def test_no_two_measured_numbers_are_the_same():
-    found = [row["distances"][name] for row in ORDER for name in row["distances"]]
+    found = [
+        row["distances"][name]
+        for row in ORDER
+        for name in row["distances"]
+        if row["distances"][name]
+    ]
     every = [x for interval in found for x in interval.values()]
     assert len(set(every)) == len(every) == 3 * 5 * len(ORDER)
     assert len(ORDER) == 1 + 11 + 4 + 2
@@ -148,8 +152,8 @@ def test_sizes(read):
     networks = {"student": "students of this run", "other": "other"}
 
     def name(row):
-        network = networks.get(row["who"], row["name"])
-        if row["who"] in ("teacher", "baseline"):
+        network = networks.get(row["role"], row["name"])
+        if row["role"] in ("teacher", "baseline"):
             network = f"teacher, {SOLVERS[row['sampler']]}"
         return f"{row['name']} {network}"
 
@@ -246,7 +250,7 @@ def test_compressed(read):
         "ratio to student": lambda row: spread(row["compressed"]["ratio"]),
         "error to student (rms)": lambda row: spread(row["compressed"]["rmse"]),
         "on the disk": lambda row: (row["compressed"]["bytes"],),
-        "zeros": lambda row: (row["compressed"]["zeroed"],),
+        "zeros": lambda row: (row["compressed"]["zeros"],),
         "batch of 1": lambda row: (row["cost"]["seconds_per_sample"]["1"],),
         "batch of 64": lambda row: (row["cost"]["seconds_per_sample"]["64"],),
     }
@@ -260,7 +264,7 @@ def test_compressed(read):
 
 @pytest.fixture(scope="module")
 def slider():
-    return tables(sliders(FOUND, guided_pictures()))
+    return tables(sliders(typed(FOUND, guided_pictures())))
 
 
 @pytest.mark.parametrize("which", ["read", "slider"])
@@ -272,13 +276,13 @@ def test_every_guidance_scale(which, request):
     columns = {
         "to the guided teacher": "distance",
         "paired error (rms)": "rmse",
-        "times the floor": "times_floor",
+        "times the floor": "floor_ratio",
     }
     for header, key in columns.items():
         check(table, header, {name: spread(row[key]) for name, row in rows.items()})
     check(table, "calls", {name: (row["calls"],) for name, row in rows.items()})
     floors = {name for name, cell in table["times the floor"].items() if cell == "the floor"}
-    assert floors == {name for name, row in rows.items() if row["who"] == "teacher"}
+    assert floors == {name for name, row in rows.items() if row["role"] == "teacher"}
     assert len(table.head) == 5
 
 
@@ -286,7 +290,7 @@ def test_the_curves_of_guidance_in_numbers(read):
     table, rows = read["The curves in numbers"], FOUND["guided"]["rows"]
     for header, key in {
         "guidance scale": "guidance",
-        "Fréchet distance to the data": "to_data",
+        "Fréchet distance to the data": "data_distance",
         "Inception score": "inception_score",
     }.items():
         assert [
@@ -299,7 +303,7 @@ def test_the_curves_of_guidance_in_numbers(read):
 def test_the_two_that_are_shown_beside_each_other(slider):
     table = slider["What was measured of these two"]
     own = {
-        row["who"]: row
+        row["role"]: row
         for row in FOUND["guided"]["rows"]
         if row["guidance"] == 2 and row["steps"] in (64, 4)
     }
@@ -309,7 +313,7 @@ def test_the_two_that_are_shown_beside_each_other(slider):
         assert says(cells["network calls"], row["calls"])
         assert says(cells["Fréchet distance to the guided teacher"], *spread(row["distance"]))
         assert says(cells["paired error (rms)"], *spread(row["rmse"]))
-        assert says(cells["times the floor"], *spread(row["times_floor"]))
+        assert says(cells["times the floor"], *spread(row["floor_ratio"]))
     assert list(cells) == [
         "network calls",
         "Fréchet distance to the guided teacher",
@@ -324,7 +328,7 @@ def test_the_two_that_are_shown_beside_each_other(slider):
 def test_reconstruction_errors():
     rows = [
         {
-            "who": who,
+            "role": who,
             "name": f"{who}, {steps} steps",
             "steps": steps,
             "full": {"value": 0.1 + k / 8, "low": 0.11 + k / 8, "high": 0.12 + k / 8},
@@ -336,9 +340,10 @@ def test_reconstruction_errors():
             [("teacher", 64), ("baseline", 8), ("student", 8), ("student", 4)]
         )
     ]
-    found = evidence() | {"rows": [], "training": [], "verdict": "said"}
+    found = {name: evidence()[name] for name in ("provenance", "run")}
     found["reconstruction"] = {"images": 12_345, "held_out": True, "full": 64, "rows": rows}
-    text = render(found, {})
+    found["reconstruction"]["data"] = "7" * 64
+    text = render(typed(found | {"training": [], "verdict": "said"}))
     table = tables(text)["Reconstruction error"]
     assert table.head == ["encoded by", "calls", "decoded in 64 steps", "decoded in as many steps"]
     check(table, "calls", {row["name"]: (row["steps"],) for row in rows})
@@ -353,7 +358,7 @@ def test_reconstruction_errors():
 def test_every_picture_stands_in_its_row():
     """Read back by the name that stands beside it."""
     shown = pictures()
-    text = render(evidence() | {"training": []}, shown)
+    text = render(typed(evidence() | {"training": []}, shown))
     strips = re.findall(
         r'<span class="name"[^>]*>([^<]*)</span>\n<div class="row">(.*?)</div>', text
     )
@@ -376,5 +381,5 @@ def test_the_largest_batch_is_the_largest_number():
         taken = row["cost"]["seconds_per_sample"]
         taken["8"] = taken.pop("1")
     want = {row["cost"]["seconds_per_sample"]["64"] for row in found["rows"]}
-    assert {line.seconds for line in sizes(found)} == want
-    assert page._cost(found["rows"], FULL)["batches"] == [8, 64]
+    assert {line.seconds for line in sizes(typed(found))} == want
+    assert page._cost(typed(found).rows, typed(found).teacher).batches == [8, 64]

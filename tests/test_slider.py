@@ -3,6 +3,7 @@
 import json
 import re
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 
@@ -14,17 +15,26 @@ from halfstep import storage
 from halfstep.cli.report import report
 from halfstep.errors import ConfigError, DataError
 from halfstep.report import page, slider
-from halfstep.report.guided import shown, table
+from halfstep.report.guided import guided_pictures as shown, guided_view
 from halfstep.report.numbers import DASH
-from halfstep.report.slider import render, write_slider
+from halfstep.report.slider import render, write
 from tests.support.browser import needs_chromium, opened
-from tests.support.evidence import evidence, FINE, FULL, guided, guided_pictures, SCALES, TIMES
+from tests.support.evidence import (
+    evidence,
+    FINE,
+    FULL,
+    guided,
+    guided_pictures,
+    SCALES,
+    TIMES,
+    typed,
+)
 from tests.test_report import Page
 
 
 @pytest.fixture(scope="module")
 def text():
-    return render(guided(), guided_pictures())
+    return render(typed(guided(), guided_pictures()))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,7 @@ def tiles(sheet, seeds, size):
 
 def test_it_is_written_whole_and_always_the_same(tmp_path, text):
     again = json.loads(json.dumps(guided()))
-    path = write_slider(tmp_path / "run", again, guided_pictures())
+    path = write(typed(again, guided_pictures()), tmp_path / "run" / "slider.html")
     assert path == tmp_path / "run" / "slider.html"
     assert path.read_text(encoding="utf-8") == text
     assert [p.name for p in path.parent.iterdir()] == ["slider.html"]
@@ -77,7 +87,7 @@ def test_nothing_is_written_where_nothing_is_guided(tmp_path):
         (guided(), alone),
         (empty, guided_pictures()),
     ):
-        assert write_slider(tmp_path, found, drawn) is None
+        assert write(typed(found, drawn), tmp_path / "slider.html") is None
     assert not list(tmp_path.iterdir())
 
 
@@ -118,7 +128,7 @@ def test_every_picture_is_there_to_the_bit(text):
 def test_colours_come_back():
     drawn = guided_pictures(seeds=3)
     colour = np.random.default_rng(0).integers(0, 256, (8, 5, 3, 9, 7, 3), dtype=np.uint8)
-    data, _ = scripts(render(guided(), drawn | {"guided": colour}))
+    data, _ = scripts(render(typed(guided(), drawn | {"guided": colour})))
     sheet = pixels(data["sprites"][7][4])
     assert sheet.shape == (19, 15, 4)
     assert (sheet[10:, :7, :3] == colour[7, 4, 2]).all() and (
@@ -154,7 +164,7 @@ def test_the_numbers_are_those_of_the_nearest_row(text):
 def test_a_way_that_was_not_measured_has_pictures_only():
     found = guided()
     found["guided"]["rows"] = [row for row in found["guided"]["rows"] if row["steps"] != 2]
-    data, _ = scripts(render(found, guided_pictures()))
+    data, _ = scripts(render(typed(found, guided_pictures())))
     assert data["made"][0][3:] == ["", "1 network call"]
     assert data["numbers"][0][3] == [[DASH, ""]] * 4 and data["numbers"][0][4][0] == ["1", ""]
 
@@ -191,7 +201,7 @@ def test_many_scales_are_written_thinner():
     many = np.linspace(1, 3, 21).round(2)
     drawn = guided_pictures()
     drawn |= {"guided": drawn["guided"][[0] * 21], "guided_scales": many}
-    stops = slider._scale_stops(shown(drawn), table(guided()))
+    stops = slider._scale_stops(shown(drawn), guided_view(typed(guided()).guided))
     assert [text for text, strong in stops if text] == ["1", "1.3", "2", "3"]
     assert [text for text, strong in stops if strong] == ["1", "1.3", "2", "3"] and len(stops) == 21
 
@@ -203,7 +213,7 @@ def test_one_student_and_scales_that_are_not_in_the_table():
         "guided_scales": np.array([1.15]),
         "guided_labels": drawn["guided_labels"][:2],
     }
-    text = render(guided(), drawn)
+    text = render(typed(guided(), drawn))
     data, _ = scripts(text)
     assert (data["scales"], data["near"]) == (["1.15"], [0])
     assert "numbers are of the nearest scale that was measured" in Page(text).said
@@ -216,7 +226,7 @@ def test_what_comes_from_data_is_escaped():
     found["run"]["folder"] = bad
     found["guided"]["rows"][1]["name"] = bad
     drawn["guided_labels"] = np.array(["teacher, 64 steps", bad, "<b>", "'", '"'])
-    text = render(found, drawn)
+    text = render(typed(found, drawn))
     assert text.count("<script") == 2 and "alert(1)</" not in text
     assert scripts(text)[0]["ways"][1] == bad
 
@@ -231,7 +241,7 @@ def test_large_pictures_are_reduced_and_it_is_said():
         "guided_scales": np.array(SCALES),
         "guided_labels": np.array(["teacher, 64 steps", "8 steps", "4 steps"]),
     }
-    text = render(guided(), drawn)
+    text = render(typed(guided(), drawn))
     assert len(text.encode()) < slider.LIMIT and "reduced from 512 to 256 pixels across" in text
     assert pixels(scripts(text)[0]["sprites"][0][0]).shape == (256, 2 * 256 + 16, 4)
 
@@ -239,11 +249,11 @@ def test_large_pictures_are_reduced_and_it_is_said():
 def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(slider, "BUDGET", 20_000)
     with pytest.raises(ConfigError, match=r"more pictures than fit into it .* fewer seeds, scales"):
-        write_slider(tmp_path, guided(), guided_pictures())
+        write(typed(guided(), guided_pictures()), tmp_path / "slider.html")
     monkeypatch.undo()
     monkeypatch.setattr(slider, "LIMIT", 30_000)
     with pytest.raises(ConfigError, match="to stay under 30,000: give it fewer seeds, scales or"):
-        write_slider(tmp_path, guided(), guided_pictures())
+        write(typed(guided(), guided_pictures()), tmp_path / "slider.html")
     assert not list(tmp_path.iterdir())
 
 
@@ -259,14 +269,16 @@ def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
 )
 def test_pictures_that_cannot_be_drawn_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
-        render(guided(), guided_pictures() | change)
+        render(typed(guided(), guided_pictures() | change))
 
 
 def test_what_is_not_finite_is_refused_by_name(tmp_path):
-    found = guided()
-    found["guided"]["rows"][3]["distance"]["high"] = float("nan")
+    found = typed(guided(), guided_pictures())
+    rows = list(found.guided.rows)
+    rows[3] = replace(rows[3], distance=replace(rows[3].distance, high=float("nan")))
+    found = replace(found, guided=replace(found.guided, rows=tuple(rows)))
     with pytest.raises(DataError, match=r"guided\.rows\[3\]\.distance\.high"):
-        write_slider(tmp_path, found, guided_pictures())
+        write(found, tmp_path / "slider.html")
 
 
 # ---- the report
@@ -284,8 +296,8 @@ def test_the_command_draws_both_pages_again(tmp_path, capsys, text):
 
 def test_the_report_has_a_section_and_is_else_the_same():
     text, plain = (
-        page.render(guided() | {"verdict": "x"}, guided_pictures()),
-        page.render(evidence() | {"verdict": "x"}, guided_pictures()),
+        page.render(typed(guided() | {"verdict": "x"}, guided_pictures())),
+        page.render(typed(evidence() | {"verdict": "x"}, guided_pictures())),
     )
     section = re.search(r'<section id="guided".*?</section>\n\n', text, re.S)[0]
     without = text.replace(section, "").replace('<li><a href="#guided">Guidance</a></li>', "")
@@ -296,11 +308,11 @@ def test_the_report_has_a_section_and_is_else_the_same():
     assert read.said.count("the floor") >= len(SCALES)
     for value in (TIMES[1] * 1.15, TIMES[8] * 1.05):
         assert f"{value:.2f} {value * 0.97:.2f} to {value * 1.03:.2f}" in read.said
-    assert "slider.html" not in page.render(guided(), {})
+    assert "slider.html" not in page.render(typed(guided(), {}))
 
 
 def test_the_curve_has_a_line_for_each_and_its_scales():
-    read = Page(page.render(guided(), guided_pictures()))
+    read = Page(page.render(typed(guided(), guided_pictures())))
     assert "figure-tradeoff" in read.ids()
     said = [a["aria-label"] for a in read.of("svg") if "against Inception score" in a["aria-label"]]
     assert len(said) == 2
@@ -313,7 +325,7 @@ def test_the_curve_is_left_out_where_there_is_no_score():
     found = guided()
     for row in found["guided"]["rows"]:
         row["inception_score"] = None
-    read = Page(page.render(found, {}))
+    read = Page(page.render(typed(found, {})))
     assert "figure-tradeoff" not in read.ids() and "guided" in read.ids()
     assert "The curves in numbers" not in read.said and "None" not in read.said
 

@@ -2,20 +2,21 @@
 
 import copy
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from halfstep.cli import compressed, compressed_classifiers, sizes, tables
+from halfstep.cli import compressed_classifiers, tables
 from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.progress import terminal
-from halfstep.cli.reconstructing import reconstruction_table
-from halfstep.report.verdict import rows_of
 from halfstep.workflows.model_card import _lines
+from tests.support.evidence import evidence, rows_of, typed
 from tests.support.pages import different, says, spread
 
 FOUND = different()
+REPORT = typed(FOUND)
 
 
 def columns(table):
@@ -45,7 +46,7 @@ def check(cells, *wanted):
 
 
 def test_every_way_of_sampling(printed):
-    found, rows = printed(tables.print_rows, FOUND), FOUND["rows"]
+    found, rows = printed(tables.print_rows, REPORT), FOUND["rows"]
     assert list(found) == ["", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"]
     assert found[""] == [row["name"] for row in rows]
     check(found["calls"], *((row["calls"],) for row in rows))
@@ -57,17 +58,17 @@ def test_every_way_of_sampling(printed):
 
 
 def test_guided(printed):
-    found, rows = printed(tables.print_guided, FOUND["guided"]), FOUND["guided"]["rows"]
+    found, rows = printed(tables.print_guided, REPORT.guided), FOUND["guided"]["rows"]
     assert list(found) == ["", "guidance", "calls", "to guided teacher", "/ its own", "rmse"]
     check(found["guidance"], *((row["guidance"],) for row in rows))
     check(found["calls"], *((row["calls"],) for row in rows))
     check(found["to guided teacher"], *(spread(row["distance"]) for row in rows))
-    check(found["/ its own"], *(spread(row["times_floor"]) for row in rows))
+    check(found["/ its own"], *(spread(row["floor_ratio"]) for row in rows))
     check(found["rmse"], *(spread(row["rmse"]) for row in rows))
 
 
 def test_sizes(printed):
-    found = printed(sizes.print_sizes, FOUND)
+    found = printed(tables.print_sizes, REPORT)
     rows = sorted(FOUND["rows"], key=lambda row: (row["cost"]["multiply_adds"], row["name"]))
     heads = ["", "parameters", "calls", "multiply-adds", "a sample", "Fréchet distance", "best"]
     assert list(found) == heads and found[""] == [row["name"] for row in rows]
@@ -81,12 +82,12 @@ def test_sizes(printed):
 
 
 def test_compressed_students(printed):
-    found = printed(compressed.print_compressed, FOUND)
+    found = printed(tables.print_compressed, REPORT)
     rows = [row for row in FOUND["rows"] if row.get("compressed")]
     assert found.pop("") == [row["name"] for row in rows] and len(found) == 6
     own = [row["compressed"] for row in rows]
     check(found["bytes"], *((one["bytes"],) for one in own))
-    check(found["zeros"], *((one["zeroed"],) for one in own))
+    check(found["zeros"], *((one["zeros"],) for one in own))
     check(found["/ student"], *(spread(one["ratio"]) for one in own))
     check(found["rmse to student"], *(spread(one["rmse"]) for one in own))
     for batch in ("1", "64"):
@@ -115,10 +116,23 @@ def test_compressed_classifiers(printed):
     check(found["ms, batch 64"], *((1000 * row["seconds_per_image"],) for row in rows))
 
 
+def encoders(rows):
+    """The report of a run of encoders."""
+    found = {name: evidence()[name] for name in ("provenance", "run", "training")}
+    found["reconstruction"] = {
+        "images": 1,
+        "full": 64,
+        "held_out": False,
+        "rows": rows,
+        "data": "7",
+    }
+    return typed(found | {"verdict": "said"})
+
+
 def test_reconstructions():
     rows = [
         {
-            "who": "student",
+            "role": "student",
             "name": f"{k}",
             "steps": 3 * k,
             "full": interval,
@@ -129,7 +143,7 @@ def test_reconstructions():
             (2, {"value": 0.33, "low": 0.31, "high": 0.34}),
         )
     ]
-    found = columns(reconstruction_table({"rows": rows, "full": 64}))
+    found = columns(tables.reconstruction_table(encoders(rows).reconstruction))
     heads = list(found)
     check(found[heads[1]], *((row["steps"],) for row in rows))
     check(found[heads[2]], *(spread(row["full"]) for row in rows))
@@ -138,7 +152,7 @@ def test_reconstructions():
 
 def test_the_card_of_an_exported_student():
     row = rows_of(FOUND, "student")[0]
-    first, second = _lines(row, FOUND["measure"] | {"machine": "a machine"})
+    first, second = _lines(REPORT.students[0], replace(REPORT.measure, machine="a machine"))
     distance, ratio = first.split(" with 2,000 samples, features digits; ")
     assert says(distance, *spread(row["distances"]["frechet_distance"]))
     assert says(ratio.removesuffix(" times the teacher's"), *spread(row["ratio"]))
@@ -166,21 +180,21 @@ def test_every_way_of_printing_a_table(capsys):
     for row in (*found["rows"], *found["guided"]["rows"]):
         row["name"] += EVIL
         if row.get("compressed"):
-            row["compressed"]["of"] += EVIL
+            row["compressed"]["student"] += EVIL
     classifier = {
         "accuracy": spread_of(0.5),
         "agreement": spread_of(0.5),
         "bytes": 1,
         "zeroed": 0.5,
     }
-    encoder = {"who": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}
-    reconstruction = {"images": 1, "full": EVIL, "held_out": False, "rows": [encoder]}
+    encoder = {"role": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}
+    report = typed(found)
     for function, told in (
-        (tables.print_rows, found),
-        (tables.print_rows, found | {"reconstruction": reconstruction}),
-        (tables.print_guided, found["guided"]),
-        (sizes.print_sizes, found),
-        (compressed.print_compressed, found),
+        (tables.print_rows, report),
+        (tables.print_report, encoders([encoder])),
+        (tables.print_guided, report.guided),
+        (tables.print_sizes, report),
+        (tables.print_compressed, report),
         (compressed_classifiers._print, [classifier | {"kind": EVIL, "seconds_per_image": 1.0}]),
     ):
         function(terminal(), told)

@@ -10,12 +10,10 @@ from rich.console import Console
 from torch import nn
 
 from halfstep import files
-from halfstep.cli.compressed import print_compressed
 from halfstep.cli.evaluate import Evaluate, evaluated
-from halfstep.cli.judging import made_by, students_of, written
 from halfstep.cli.options import Flat, parse
 from halfstep.cli.progress import counting, loading, say, terminal
-from halfstep.cli.tables import print_rows
+from halfstep.cli.tables import print_compressed, print_rows
 from halfstep.config.fields import POSITIONAL
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import (
@@ -26,8 +24,9 @@ from halfstep.evaluation.compressed import (
     write_variant,
     zeros,
 )
+from halfstep.evaluation.report_data import AnyReport, Report, RunSummary
 from halfstep.evaluation.scorer import features_for, scorer_for
-from halfstep.evaluation.setups import Candidates, Evaluation
+from halfstep.evaluation.setups import Candidates, Evaluation, FULL_STEPS
 from halfstep.nets.classifiers_on_disk import classifier_in
 from halfstep.nets.quantised import quantise
 from halfstep.nets.sparsified import check_share, sparsify
@@ -39,6 +38,7 @@ from halfstep.training.parallel import pick_device
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.options import Source
+from halfstep.workflows.report import provenance, report_on, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _of_run(console: Console, options: Compress) -> int:
     if options.out is not None:
         raise ConfigError("variants of a run's student lie in the run: leave --out out")
     kept = RunFolder.open(options.student)
-    own = students_of(kept, options.net)
+    own = kept.students(full=FULL_STEPS, net=options.net)
     if not own:
         raise ConfigError(f"'{options.student}' has no finished student: distil one first")
     _refuse_encoder(own[0])
@@ -140,14 +140,13 @@ def _of_run(console: Console, options: Compress) -> int:
         _make(console, options.how, student, stage, options.student)
     if not options.judge:
         return 0
-    asked = Evaluate(
+    evaluation = Evaluate(
         run=(options.student,), teacher=options.teacher, net=options.net, data=options.data,
         verify=options.verify, features=options.features, device=options.device,
         evaluation=options.evaluation,
     )  # fmt: skip
-    found = evaluated(console, asked)
-    print_rows(console, found)
-    print_compressed(console, found)
+    with counting(console, f"{options.evaluation.samples:,} samples a row") as progress:
+        _print(console, evaluated(evaluation, progress))
     say(console, "report", options.student / "report.html")
     return 0
 
@@ -196,15 +195,20 @@ def _alone(console: Console, options: Compress) -> int:
     subject = Candidates(teacher, [student], data, variants=variants)
     judge = scorer_for(features, data, asked)
     with counting(console, f"{asked.samples:,} samples a row") as progress:
-        found = written(
-            options.out, subject, judge, asked, made=made_by(environment(str(device)), []),
-            run={"folder": files.name_of(options.out), "config": {}, "gate": None, "cost": {}},
-            metrics=options.out, guided=False, progress=progress,
+        report = report_on(
+            subject, judge, asked, provenance=provenance(environment(str(device)), []),
+            run=RunSummary(folder=files.name_of(options.out)), guided=False, progress=progress,
         )  # fmt: skip
-    print_rows(console, found)
-    print_compressed(console, found)
+    save(report, options.out)
+    _print(console, report)
     say(console, "report", options.out / "report.html")
     return 0
+
+
+def _print(console: Console, report: AnyReport) -> None:
+    assert isinstance(report, Report)
+    print_rows(console, report)
+    print_compressed(console, report)
 
 
 def _refuse_for_classifiers(options: Compress) -> None:

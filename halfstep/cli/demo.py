@@ -13,14 +13,14 @@ from halfstep import files, storage
 from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.distill import Distill
 from halfstep.cli.guided_demo import guided_demo
-from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
 from halfstep.config.fields import flat
 from halfstep.data import load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
-from halfstep.evaluation.evidence import Rows, teacher_rows
+from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
+from halfstep.evaluation.report_rows import teacher_rows, TeacherRows
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import MOST
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
@@ -30,13 +30,20 @@ from halfstep.methods.base import teacher_times, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.report.pictures import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
+from halfstep.schema import plain
 from halfstep.training import distill, train
 from halfstep.training.asked import environment
 from halfstep.training.jobs import RunOptions
 from halfstep.training.parallel import pick_device
-from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.background import background
 from halfstep.workflows.new_pipeline import fresh_pipeline
+from halfstep.workflows.report import (
+    provenance,
+    report_on,
+    save,
+    training_cost,
+    updates_of,
+)
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
 FULL = 64
@@ -119,7 +126,7 @@ def demo(argv: Sequence[str]) -> int:
     )
     judge = scorer_for(digits_features(), data, asked)
 
-    def judge_teacher(progress: Progress) -> Rows:
+    def judge_teacher(progress: Progress) -> TeacherRows:
         return teacher_rows(teacher, COUNTS, judge, asked, progress=progress)
 
     plan = method.plan(teacher)
@@ -133,7 +140,7 @@ def demo(argv: Sequence[str]) -> int:
     storage.write_json(options.folder / "results.json", results)
     _draw(options.folder, teacher, students, results)
     _print(console, results)
-    say(console, "verdict", found["verdict"])
+    say(console, "verdict", found.verdict)
     for label, name in (
         ("report", "report.html"),
         ("pictures", "samples.png"),
@@ -163,67 +170,70 @@ def _from_scratch(options: Demo, console: Console) -> Pipeline:
 
 def _judged(
     options: Demo,
-    subject: Candidates,
-    judge: SampleScorer,
-    asked: Evaluation,
-    judged: Future[Rows],
+    candidates: Candidates,
+    scorer: SampleScorer,
+    config: Evaluation,
+    judged: Future[TeacherRows],
     preset: Any,
     run: Path,
     console: Console,
-) -> dict[str, Any]:
-    """The evidence, in OUT/report.json and report.html."""
+) -> Report:
+    """The report, in OUT/report.json and report.html."""
     of_teacher = judged.result()  # long done: it took a part of the training's time
+    saved = flat(preset) | {"seed": options.seed}
     with counting(console, f"judging, {options.samples:,} samples a row") as progress:
-        return written(
-            options.folder,
-            subject,
-            judge,
-            asked,
-            made=made_by(environment(str(pick_device(options.device))), sys.argv),
-            run={
-                "folder": options.folder.name,
-                "config": {
-                    key: str(value) if isinstance(value, Path) else value
-                    for key, value in (flat(preset) | {"seed": options.seed}).items()
-                },
-                "gate": None,
-                "cost": _cost(options, run),
-            },
-            metrics=run,
+        report = report_on(
+            candidates,
+            scorer,
+            config,
+            provenance=provenance(environment(str(pick_device(options.device))), sys.argv),
+            run=RunSummary(
+                folder=options.folder.name,
+                config={k: str(v) if isinstance(v, Path) else v for k, v in saved.items()},
+                cost=_cost(options, run),
+            ),
+            training=updates_of(run),
             of_teacher=of_teacher,
             progress=progress,
         )
+    save(report, options.folder)
+    return report
 
 
-def _results(found: dict[str, Any]) -> dict[str, Any]:
-    """The evidence in plain numbers: teacher, baselines, students."""
+def _results(report: Report) -> dict[str, Any]:
+    """The report in plain numbers: teacher, baselines, students."""
     rows: dict[str, list[dict[str, Any]]] = {"teacher": [], "baseline": [], "student": []}
-    for row in found["rows"]:
-        rows[row["who"]].append(
-            {key: row[key] for key in ("sampler", "steps", "calls")}
-            | {
-                "frechet_distance": row["distances"]["frechet_distance"]["value"],
-                "rmse_to_teacher": row["fidelity"]["rmse"]["value"] if row["fidelity"] else 0.0,
-                "seconds_per_sample": row["cost"]["seconds_per_sample"]["64"],
+    for row in report.rows:
+        assert row.cost is not None
+        rows[row.role].append(
+            {
+                "sampler": row.sampler,
+                "steps": row.steps,
+                "calls": row.calls,
+                "frechet_distance": row.distances.frechet_distance.value,
+                "rmse_to_teacher": row.fidelity.rmse.value if row.fidelity else 0.0,
+                "seconds_per_sample": row.cost.seconds_per_sample[64],
             }
         )
     return {
         "teacher": rows["teacher"][0],
         "baselines": rows["baseline"],
         "students": rows["student"],
-        "sampling_floor": found["measure"]["floor"],
-        "samples": found["measure"]["samples"],
-        "features": found["measure"]["features"],
-        "cost": found["run"]["cost"],
+        "sampling_floor": report.measure.floor,
+        "samples": report.measure.samples,
+        "features": report.measure.features,
+        "cost": plain(report.run.cost),
     }
 
 
-def _cost(options: Demo, run: Path) -> dict[str, Any]:
+def _cost(options: Demo, run: Path) -> TrainingCosts:
     """Seconds and forwards (a forward 1, forward and backward 3) of the teacher and of all halvings."""
-
-    own = options.from_scratch
-    teacher = RunFolder(options.folder / "teacher").cost if own else bundled_cost("digits-teacher")
-    return {"teacher": teacher, "halvings": RunFolder(run).cost}
+    teacher = (
+        training_cost(options.folder / "teacher")
+        if options.from_scratch
+        else TrainingCost(**bundled_cost("digits-teacher"))
+    )
+    return TrainingCosts(teacher, training_cost(run))
 
 
 def _draw(

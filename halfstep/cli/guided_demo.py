@@ -1,7 +1,6 @@
 """`halfstep demo --guided`: one student for every guidance scale, held against the guided teacher."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from rich.console import Console
 
 from halfstep import files, storage
 from halfstep.cli.distill import Distill
-from halfstep.cli.judging import made_by, written
 from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say
 from halfstep.cli.runs import describe, updates_on
@@ -20,16 +18,24 @@ from halfstep.data import Data, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, digits_features, Evaluation
 from halfstep.evaluation.guided import SCALES
+from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods.base import updates_after
 from halfstep.methods.guided import GuidedOptions
 from halfstep.pipeline import Pipeline
+from halfstep.schema import plain
 from halfstep.training import distill
 from halfstep.training.asked import environment
 from halfstep.training.jobs import RunOptions
 from halfstep.training.parallel import pick_device
-from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.report import (
+    provenance,
+    report_on,
+    save,
+    training_cost,
+    updates_of,
+)
 
 PRESET = "digits-guided"
 
@@ -41,7 +47,7 @@ class Made:
     students: list[Pipeline]
     preset: Any
     metrics: Path
-    cost: Mapping[str, object] | None
+    cost: TrainingCost | None
 
 
 def guided_demo(
@@ -61,7 +67,7 @@ def guided_demo(
     if from_scratch:
         made = _distilled(console, teacher, data, preset, out, device)
     else:
-        made = Made(bundled_students(), preset, out, bundled_cost(PRESET))
+        made = Made(bundled_students(), preset, out, TrainingCost(**bundled_cost(PRESET)))
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
     counts = tuple(len(one.times[0]) - 1 for one in made.students)
     asked = Evaluation(
@@ -78,8 +84,9 @@ def guided_demo(
     files.make_folder(out)
     found = _judged(console, teacher, made, data, asked, out, device)
     storage.write_json(out / "results.json", results(found))
-    print_guided(console, found["guided"])
-    say(console, "verdict", found["verdict"])
+    assert found.guided is not None
+    print_guided(console, found.guided)
+    say(console, "verdict", found.verdict)
     for label, name in (
         ("slider", "slider.html"),
         ("report", "report.html"),
@@ -89,33 +96,32 @@ def guided_demo(
     return 0
 
 
-def results(found: dict[str, Any]) -> dict[str, Any]:
-    """The evidence in plain numbers: `guided` has a row for every guidance scale and number of steps."""
-    rows, floors = found["guided"]["rows"], dict[float, float]()
-    for row in rows:
-        if row["who"] == "teacher":
-            floors[row["guidance"]] = row["distance"]["value"]
+def results(report: Report) -> dict[str, Any]:
+    """The report in plain numbers: `guided` has a row for every guidance scale and number of steps."""
+    assert report.guided is not None
+    rows = report.guided.rows
+    floors = {row.guidance: row.distance.value for row in rows if row.role == "teacher"}
     guided = [
         {
-            "guidance": row["guidance"],
-            "steps": row["steps"],
-            "calls": row["calls"],
-            "frechet_to_guided_teacher": row["distance"]["value"],
-            "floor": floors[row["guidance"]],
-            "times_floor": row["times_floor"]["value"],
-            "rmse_to_guided_teacher": row["rmse"]["value"],
-            "frechet_to_data": row["to_data"],
-            "inception_score": row["inception_score"],
+            "guidance": row.guidance,
+            "steps": row.steps,
+            "calls": row.calls,
+            "frechet_to_guided_teacher": row.distance.value,
+            "floor": floors[row.guidance],
+            "times_floor": row.floor_ratio.value,
+            "rmse_to_guided_teacher": row.rmse.value,
+            "frechet_to_data": row.data_distance,
+            "inception_score": row.inception_score,
         }
         for row in rows
-        if row["who"] == "student"
+        if row.floor_ratio and row.rmse
     ]
     return {
         "guided": guided,
-        "reference": found["guided"]["reference"],
-        "samples": found["measure"]["samples"],
-        "features": found["measure"]["features"],
-        "cost": found["run"]["cost"],
+        "reference": plain(report.guided.reference),
+        "samples": report.measure.samples,
+        "features": report.measure.features,
+        "cost": plain(report.run.cost),
     }
 
 
@@ -150,7 +156,7 @@ def _distilled(
     with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
         job = RunOptions(device=device, watch=bars, gate=keep)
         distill(teacher, data, out / "distill", method=method, training=training, job=job)
-    return Made(students, preset, out / "distill", RunFolder(out / "distill").cost)
+    return Made(students, preset, out / "distill", training_cost(out / "distill"))
 
 
 def _judged(
@@ -161,26 +167,24 @@ def _judged(
     asked: Evaluation,
     out: Path,
     device: str,
-) -> dict[str, Any]:
-    """The evidence, in OUT/report.json, report.html and slider.html."""
-    subject = Candidates(teacher, made.students, data)
-    judge = scorer_for(digits_features(), data, asked)
+) -> Report:
+    """The report, in OUT/report.json, report.html and slider.html."""
+    candidates = Candidates(teacher, made.students, data)
+    scorer, saved = scorer_for(digits_features(), data, asked), flat(made.preset)
+    teachers_cost = TrainingCost(**bundled_cost("digits-teacher"))
     with counting(console, f"judging, {asked.samples:,} samples a row") as progress:
-        return written(
-            out,
-            subject,
-            judge,
+        report = report_on(
+            candidates,
+            scorer,
             asked,
-            made=made_by(environment(str(pick_device(device))), sys.argv),
-            run={
-                "folder": out.name,
-                "config": {
-                    key: str(value) if isinstance(value, Path) else value
-                    for key, value in flat(made.preset).items()
-                },
-                "gate": None,
-                "cost": {"teacher": bundled_cost("digits-teacher"), "halvings": made.cost},
-            },
-            metrics=made.metrics,
+            provenance=provenance(environment(str(pick_device(device))), sys.argv),
+            run=RunSummary(
+                folder=out.name,
+                config={k: str(v) if isinstance(v, Path) else v for k, v in saved.items()},
+                cost=TrainingCosts(teachers_cost, made.cost),
+            ),
+            training=updates_of(made.metrics),
             progress=progress,
         )
+    save(report, out)
+    return report

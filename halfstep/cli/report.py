@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from halfstep.cli.judging import EVIDENCE, read_evidence
 from halfstep.cli.options import parse
 from halfstep.cli.progress import say, terminal
 from halfstep.config.fields import POSITIONAL
-from halfstep.report.page import write_report
-from halfstep.report.slider import write_slider
+from halfstep.evaluation.report_data import read_report, REPORT
+from halfstep.workflows.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +25,14 @@ def report(argv: Sequence[str]) -> int:
     """Write the page; say where."""
     console = terminal()
     options = parse(Report, argv, prog="halfstep report")
-    if not (options.run / EVIDENCE).exists():
+    if not (options.run / REPORT).exists():
         from halfstep.cli.evaluate import evaluate
 
         return evaluate([str(options.run)])
-    found, pictures = read_evidence(options.run)
-    page = write_report(options.run, found, pictures)
-    slider = write_slider(options.run, found, pictures)
-    say(console, "verdict", found["verdict"])
+    report = read_report(options.run)
+    page = write_report(report, options.run)
+    say(console, "verdict", report.verdict)
     say(console, "report", page)
-    if slider:
-        say(console, "slider", slider)
+    if "guided" in report.pictures:
+        say(console, "slider", page.with_name("slider.html"))
     return 0

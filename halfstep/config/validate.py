@@ -153,13 +153,18 @@ def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
 
 def _out_of_range(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
     bounds = list(_bounds(hint))
-    ends = " and ".join(f"{word} {end:,}" for word, end in bounds)
+    ends = " and ".join(ends_of(hint))
     each = "each of " if isinstance(value, list | tuple) else ""
     least = next((end for word, end in bounds if word == "at least"), None)
     instead = least if default in (MISSING, None, ()) else default
     example = "" if instead is None else f": write for example {instead}"
     value = tuple(value) if isinstance(value, list) else value
     return ConfigError(f"{each}{name} must be {ends}, got {shown(value)}{example}")
+
+
+def ends_of(hint: Any) -> list[str]:
+    """The ends of a type's range, as "at least 1"."""
+    return [f"{word} {end:,}" for word, end in _bounds(hint)]
 
 
 def _bounds(hint: Any) -> Iterator[tuple[str, float]]:

@@ -2,11 +2,12 @@
 
 from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.distances import frechet_distance, sampling_floor
-from halfstep.evaluation.evidence import gather
 from halfstep.evaluation.features import classifier_features, digits_features, Features
 from halfstep.evaluation.gate import Gate
 from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.sample_sets import Row, SampleScorer
+from halfstep.evaluation.report_data import Report, Row
+from halfstep.evaluation.report_rows import measure
+from halfstep.evaluation.sample_sets import SampleScorer, Score
 from halfstep.evaluation.setups import Candidates, Evaluation
 from halfstep.evaluation.statistics import cache_folder, data_features
 
@@ -17,13 +18,15 @@ __all__ = [
     "Gate",
     "Interval",
     "Measured",
+    "Report",
     "Row",
     "SampleScorer",
+    "Score",
     "cache_folder",
     "classifier_features",
     "data_features",
     "digits_features",
     "frechet_distance",
-    "gather",
+    "measure",
     "sampling_floor",
 ]

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import torch
 from torch import nn, Tensor
@@ -36,7 +35,7 @@ class Scores:
     rows: int
     agreement: Interval | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain numbers."""
         agreement = None if self.agreement is None else self.agreement.to_json()
         rest = {"nll": self.nll, "calibration": self.calibration, "rows": self.rows}

@@ -1,8 +1,6 @@
 """A distance that knows how it was measured, and refuses to be compared with one measured otherwise."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features import Features
@@ -59,14 +57,6 @@ class Measured:
             real_samples,
             floor,
         )
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Measured":
-        """What `to_json` gave."""
-        return cls(**{**content, "interval": Interval(**content["interval"])})
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "interval": self.interval.to_json()}
 
     def __str__(self) -> str:
         return (

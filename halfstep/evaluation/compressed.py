@@ -1,9 +1,9 @@
 """Students made smaller after training, int8 or pruned: their folders, and their rows in a report."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.evaluation.cost import SamplingSetup
 from halfstep.evaluation.fidelity import paired_rmse
+from halfstep.evaluation.report_data import Compressed, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.nets.quantised import plain_tensors
 from halfstep.nets.sparsified import zeroed
@@ -85,42 +86,40 @@ def read_variants(
 
 
 def compressed(
-    one: Variant, seen: SampleSet, student: SampleSet, name: str, judge: SampleScorer
-) -> dict[str, Any]:
-    """What a variant is, and how far it is from its student's samples of the same noise.
+    one: Variant, samples: SampleSet, student: SampleSet, name: str, scorer: SampleScorer
+) -> Compressed:
+    """A variant, and its distance from its student's samples of the same noise.
 
-    student, name  what the student drew, and what its row is called
+    student, name  the student's samples, and the name of its row
     """
-    return {
-        "kind": one.kind,
-        "of": name,
-        "bytes": size_of(one.pipeline.denoiser),
-        "zeroed": zeros(one.pipeline.denoiser),
-        "rmse": paired_rmse(student.images, seen.images).to_json(),
-        "ratio": judge.ratio(seen, student).to_json(),
-    }
+    return Compressed(
+        kind=one.kind,
+        student=name,
+        bytes=size_of(one.pipeline.denoiser),
+        zeros=zeros(one.pipeline.denoiser),
+        rmse=paired_rmse(student.images, samples.images),
+        ratio=scorer.ratio(samples, student),
+    )
 
 
-def as_trained(student: Pipeline, name: str) -> dict[str, Any]:
-    """What a student's own row says beside those of its variants."""
-    return {
-        "kind": "as trained",
-        "of": name,
-        "bytes": size_of(student.denoiser),
-        "zeroed": zeros(student.denoiser),
-        "rmse": None,
-        "ratio": None,
-    }
+def as_trained(student: Pipeline, name: str) -> Compressed:
+    """The student itself, beside its variants."""
+    net = student.denoiser
+    return Compressed(kind="as trained", student=name, bytes=size_of(net), zeros=zeros(net))
 
 
-def same_work(rows: Iterable[dict[str, Any]]) -> None:
-    """Give variants the multiply-adds of their student: torch does not count those in int8, nor leave
-    out those with 0."""
-    rows = list(rows)
-    own = {one["name"]: one["cost"] for one in rows if one["who"] == "student"}
-    for one in rows:
-        if one["who"] == "compressed" and one["cost"]:
-            one["cost"]["multiply_adds"] = own[one["compressed"]["of"]]["multiply_adds"]
+def with_students_work(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each variant with the multiply-adds of its student.
+
+    torch does not count multiply-adds in int8, and counts those with 0.
+    """
+    work = {row.name: row.cost.multiply_adds for row in rows if row.cost}
+    return [
+        replace(row, cost=replace(row.cost, multiply_adds=work[row.compressed.student]))
+        if row.role == "compressed" and row.cost and row.compressed
+        else row
+        for row in rows
+    ]
 
 
 def zeros(net: nn.Module) -> float:

@@ -4,14 +4,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from sys import float_info
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from halfstep.batch import Cond
+from halfstep.config.validate import Count
 from halfstep.errors import ConfigError
 from halfstep.nets.quantised import apart
 from halfstep.pipeline import Pipeline
@@ -30,19 +33,15 @@ SamplingSetup = tuple[Pipeline, str, int]
 class Cost:
     """What one way of sampling costs."""
 
-    calls: int
+    calls: Count
     """Of the network, for a sample: Heun makes 2N - 1."""
-    seconds_per_sample: dict[int, float]
+    seconds_per_sample: dict[int, Annotated[float, Ge(float_info.min)]]
     """At each batch size, the median of all rounds; noise drawn and the sample brought back included."""
     peak_bytes: int | None
     """Memory at the largest batch, weights included; None where it cannot be measured."""
-    parameters: int
-    multiply_adds: int
+    parameters: Count
+    multiply_adds: Annotated[int, Ge(0)]
     """For a sample, of matrix products, convolutions and attention; what is elementwise is not counted."""
-
-    def to_json(self) -> dict[str, object]:
-        seconds = {str(batch): value for batch, value in self.seconds_per_sample.items()}
-        return {**asdict(self), "seconds_per_sample": seconds}
 
 
 def cost(

@@ -3,7 +3,7 @@
 Distances hide it and eyes see it at once: a student whose colours are off by a few percent.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,9 +30,6 @@ class Drift:
     limit: float
     alarm: str | None
     """"saturation +9 %, outside ±3 %", or None."""
-
-    def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "change": self.change.to_json()}
 
 
 def drift(

@@ -41,9 +41,6 @@ class Fidelity:
     feature_rmse: Interval
     """Root mean square over the features, over that of the teacher's own features."""
 
-    def to_json(self) -> dict[str, object]:
-        return {name: getattr(self, name).to_json() for name in ("rmse", "psnr", "feature_rmse")}
-
 
 def fidelity(
     teacher_images: Tensor,

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from halfstep.errors import ConfigError
@@ -20,8 +19,12 @@ from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.distances import frechet_distance, inception_score
 from halfstep.evaluation.fidelity import root_mean, square_errors
+from halfstep.evaluation.report_data import GuidedReference, GuidedRow, GuidedTable, Pictures
+from halfstep.evaluation.row_metrics import bytes_of
 from halfstep.evaluation.sample_cache import chunks, identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.setups import Candidates, counted, Evaluation, steps_of
+from halfstep.evaluation.statistics import cache_folder
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import draws_noise
 from halfstep.progress import expected, Progress, SILENT
@@ -55,22 +58,23 @@ class GuidedCandidates:
         students = [(s, s.own_sampler, len(s.times[0]) - 1) for s in self.students]
         return [(self.teacher, self.sampler, self.steps), *students]
 
-    def at_scales(self, judge: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
+    def at_scales(self, scorer: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
         """What the table samples, the lowest scale first."""
-        who, (first, *rest) = identity(self.teacher), self.ways
-        found = []
+        teacher, (first, *rest) = identity(self.teacher), self.ways
+        at_scales = []
         for scale in sorted(set(map(float, scales))):
-            other, at = judge.at(scale, judge.seed + 1), judge.at(scale, judge.seed)
-            reference = self._samples(first, other, who, images=False)
-            own = [self._samples(first, at, who), *(self._samples(way, at, None) for way in rest)]
-            found.append(AtScale(scale, reference, own))
-        return found
+            other, at = scorer.at(scale, scorer.seed + 1), scorer.at(scale, scorer.seed)
+            reference = self._samples(first, other, teacher, images=False)
+            samples = [self._samples(first, at, teacher)]
+            samples += [self._samples(way, at, None) for way in rest]
+            at_scales.append(AtScale(scale, reference, samples))
+        return at_scales
 
     def _samples(
-        self, way: SamplingSetup, judge: SampleScorer, who: str | None, *, images: bool = True
+        self, way: SamplingSetup, scorer: SampleScorer, who: str | None, *, images: bool = True
     ) -> Samples:
         pipeline, sampler, steps = way
-        return Samples(lambda: pipeline, who, sampler, steps, judge, images, self.cache)
+        return Samples(lambda: pipeline, who, sampler, steps, scorer, images, self.cache)
 
 
 @dataclass(frozen=True)
@@ -87,141 +91,166 @@ class AtScale:
 
 
 @dataclass(frozen=True)
-class GuidedEvidence:
-    """Every student at every scale, `judge.n` samples each, and pictures of more scales.
+class GuidedEvaluation:
+    """Compare every student with the guided teacher at every scale, and picture more scales.
 
     shown  seeds of the slider
 
-    A distance is Fréchet's to the teacher's samples of other noise (seed + 1) at the same scale, at full
-    steps; the teacher's own row is what a perfect student would score, and `times_floor` a student's
-    distance over it, resampled in pairs.  Images are held some at a time, whatever n is.
+    `scorer.n` samples of each are drawn.  A distance is Fréchet's to the teacher's samples of other noise
+    (seed + 1) at the same scale, at full steps.  The teacher's own row is what a perfect student would
+    score, and `floor_ratio` a student's distance over it, resampled in pairs.  Images are held some at a
+    time, whatever n is.
     """
 
-    subject: GuidedCandidates
-    judge: SampleScorer
+    candidates: GuidedCandidates
+    scorer: SampleScorer
     scales: Sequence[float]
     shown: int = 12
 
     @cached_property
     def _at_scales(self) -> list[AtScale]:
-        return self.subject.at_scales(self.judge, self.scales)
+        return self.candidates.at_scales(self.scorer, self.scales)
 
     @cached_property
     def _pictured(self) -> list[tuple[float, SamplingSetup]]:
-        """Scale and way of each row of pictures; none of points."""
-        if len(self.subject.teacher.shape) != 3:
+        """Scale and setup of each row of pictures; none of points."""
+        if len(self.candidates.teacher.shape) != 3:
             return []
-        own = self.subject.students[0].guidance if self.subject.students else None
-        fine = list(self.scales) if own is None else slider_scales(own, self.scales)
-        return list(product(fine, self.subject.ways))
+        students = self.candidates.students
+        scales = students[0].guidance if students else None
+        fine = list(self.scales) if scales is None else slider_scales(scales, self.scales)
+        return list(product(fine, self.candidates.ways))
 
     @property
     def steps(self) -> int:
-        """All steps of `measured`."""
+        """All steps of `measure`."""
         return self._table_steps + self._pictures_steps
 
     @property
     def _table_steps(self) -> int:
         every = [one for at in self._at_scales for one in (at.reference, *at.samples)]
-        return sum(one.work(chunks(self.judge.n)) for one in every)
+        return sum(one.work(chunks(self.scorer.n)) for one in every)
 
     @property
     def _pictures_steps(self) -> int:
-        return self.judge.steps([way for _, way in self._pictured], range(self.shown))
+        return self.scorer.steps([way for _, way in self._pictured], range(self.shown))
 
-    def measured(
-        self, *, progress: Progress = SILENT
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """`guided` of report.json, and the slider's arrays of report.npz."""
+    def measure(self, *, progress: Progress = SILENT) -> tuple[GuidedTable, Pictures]:
+        """The table, and the slider's arrays."""
         progress = expected(progress, self.steps)
         pictures = self.pictures(progress=progress)
         return self.table(progress=progress), pictures
 
-    def table(self, *, progress: Progress = SILENT) -> dict[str, Any]:
-        """`guided` of report.json."""
+    def table(self, *, progress: Progress = SILENT) -> GuidedTable:
+        """Every student at every scale."""
         progress = expected(progress, self._table_steps)
-        subject, judge, rows = self.subject, self.judge, list[dict[str, Any]]()
+        candidates, scorer, rows = self.candidates, self.scorer, list[GuidedRow]()
         for at in self._at_scales:
-            rows += _rows(subject, judge, at, progress)
-        return {
-            "reference": {
-                "samples": judge.n,
-                "steps": subject.steps,
-                "sampler": subject.sampler,
-                "seed": judge.seed + 1,
-            },
-            "scales": [at.scale for at in self._at_scales],
-            "rows": rows,
-        }
+            rows += _rows(candidates, scorer, at, progress)
+        reference = GuidedReference(scorer.n, candidates.steps, candidates.sampler, scorer.seed + 1)
+        return GuidedTable(reference, tuple(at.scale for at in self._at_scales), tuple(rows))
 
-    def pictures(self, *, progress: Progress = SILENT) -> dict[str, NDArray[Any]]:
-        """`guided`, `guided_scales` and `guided_labels` of report.npz; nothing of points."""
+    def pictures(self, *, progress: Progress = SILENT) -> Pictures:
+        """`guided`, `guided_scales` and `guided_labels`; nothing of points."""
         if not self._pictured:
             return {}
         progress = expected(progress, self._pictures_steps)
         levels = torch.stack(
             [
                 pipeline.sample(
-                    self.shown, seed=self.judge.seed, steps=steps, sampler=sampler, guidance=scale,
-                    batch=self.judge.batch, progress=progress,
+                    self.shown, seed=self.scorer.seed, steps=steps, sampler=sampler, guidance=scale,
+                    batch=self.scorer.batch, progress=progress,
                 )
                 for scale, (pipeline, sampler, steps) in self._pictured
             ]
         )  # fmt: skip
-        bytes_ = ((levels + 1) * 127.5).round().clamp(0, 255).byte()
-        first, *names = [_plural(steps) for _, _, steps in self.subject.ways]
+        first, *names = [_plural(steps) for _, _, steps in self.candidates.ways]
         scales = [scale for scale, _ in self._pictured[:: 1 + len(names)]]
-        by_scale = bytes_.unflatten(0, (len(scales), 1 + len(names)))
         return {
-            "guided": by_scale.permute(0, 1, 2, 4, 5, 3).contiguous().numpy(),
+            "guided": bytes_of(levels.unflatten(0, (len(scales), 1 + len(names)))),
             "guided_scales": np.array(scales, dtype=np.float64),
             "guided_labels": np.array([f"teacher, {first}", *names]),
         }
 
 
 def _rows(
-    subject: GuidedCandidates, judge: SampleScorer, at: AtScale, progress: Progress
-) -> Iterator[dict[str, Any]]:
+    candidates: GuidedCandidates, scorer: SampleScorer, at: AtScale, progress: Progress
+) -> Iterator[GuidedRow]:
     """The teacher's row at this scale, and each student's."""
-    reference = at.reference.features(judge.n, progress=progress)
-    features, squares = _walked(at.samples, judge.n, progress)
-    strata = 1 if judge.captions else max(len(subject.teacher.classes), 1)
-    for k, (way, seen) in enumerate(zip(subject.ways, features, strict=True)):
-        who = "student" if k else "teacher"
-        ratio = raw_frechet_ratio(reference, seen, features[0], strata=strata) if k else None
-        known = judge.features.head is not None
-        yield {
-            "guidance": at.scale,
-            "who": who,
-            "name": f"{who}, {_plural(way[2])}",
-            "sampler": way[1],
-            "steps": way[2],
-            "calls": calls_of(*way, at.scale),
-            "distance": raw_frechet_interval(reference, seen, strata=strata).to_json(),
-            "times_floor": ratio.to_json() if ratio else None,
-            "rmse": root_mean(squares[k]).to_json() if k and not draws_noise(way[1]) else None,
-            "to_data": frechet_distance(judge.real_features, seen),
-            "inception_score": inception_score(judge.features.probabilities(seen))
-            if known
+    reference = at.reference.features(scorer.n, progress=progress)
+    features, squares = _sampled(at.samples, scorer.n, progress)
+    strata = 1 if scorer.captions else max(len(candidates.teacher.classes), 1)
+    knows_classes = scorer.features.head is not None
+    for k, (way, fake) in enumerate(zip(candidates.ways, features, strict=True)):
+        role: Literal["teacher", "student"] = "student" if k else "teacher"
+        yield GuidedRow(
+            guidance=at.scale,
+            role=role,
+            name=f"{role}, {_plural(way[2])}",
+            sampler=way[1],
+            steps=way[2],
+            calls=calls_of(*way, at.scale),
+            distance=raw_frechet_interval(reference, fake, strata=strata),
+            floor_ratio=raw_frechet_ratio(reference, fake, features[0], strata=strata)
+            if k
             else None,
-        }
+            rmse=root_mean(squares[k]) if k and not draws_noise(way[1]) else None,
+            data_distance=frechet_distance(scorer.real_features, fake),
+            inception_score=inception_score(scorer.features.probabilities(fake))
+            if knows_classes
+            else None,
+        )
 
 
-def _walked(
+def _sampled(
     samples: Sequence[Samples], n: int, progress: Progress
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Features of every way, and its squared errors to the first; the images of one chunk at a time."""
+    """Features of every setup, and its squared errors to the first; the images of one chunk at a time."""
     features: list[list[Tensor]] = [[] for _ in samples]
     squares: list[list[Tensor]] = [[] for _ in samples]
     for rows in chunks(n):
         first = None
         for k, one in enumerate(samples):
-            found = one.chunk(rows, progress=progress)
-            assert found.images is not None
-            first = found.images if first is None else first
-            features[k].append(found.features)
-            squares[k].append(square_errors(first, found.images))
+            chunk = one.chunk(rows, progress=progress)
+            assert chunk.images is not None
+            first = chunk.images if first is None else first
+            features[k].append(chunk.features)
+            squares[k].append(square_errors(first, chunk.images))
     return [torch.cat(parts) for parts in features], [torch.cat(parts) for parts in squares]
+
+
+def guided_evaluation(
+    candidates: Candidates, scorer: SampleScorer, config: Evaluation
+) -> GuidedEvaluation | None:
+    """The comparison at every scale of students that take the scale as an input; None without them."""
+    students = {steps_of(one): one for one in candidates.students if one.guidance is not None}
+    if not students:
+        return None
+    chosen = [students[count] for count in counted(students, config)]
+    guided = GuidedCandidates(
+        candidates.teacher, chosen, config.full_steps, config.full_sampler, cache_folder()
+    )
+    scales = table_scales(chosen[0].guidance or (1.0, 1.0), config.guidance)
+    return GuidedEvaluation(guided, scorer, scales, config.shown)
+
+
+def scales_of(
+    config: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
+) -> tuple[float, ...]:
+    """The guidance scales to evaluate at; `ConfigError` for those that these networks do not take."""
+    ranges = [one.guidance for one in students if one.guidance is not None]
+    if ranges:
+        return table_scales(ranges[0], config.guidance)
+    if len(config.guidance) > 1:
+        raise ConfigError(
+            f"these students take no guidance scale as an input, so they are judged at one, asked for "
+            f"{len(config.guidance)}: write --guidance {config.guidance[0]:g}"
+        )
+    if teacher.guidance is not None:  # evaluated alone
+        return config.guidance or table_scales(teacher.guidance)[:1]
+    if set(config.guidance) - {1.0}:
+        refuse_unguided(teacher)
+    return config.guidance
 
 
 def table_scales(guidance: tuple[float, float], asked: Sequence[float] = ()) -> tuple[float, ...]:

@@ -35,10 +35,6 @@ class Memorisation:
     flag: str | None
     """In words, if it memorises; else None."""
 
-    def to_json(self) -> dict[str, object]:
-        names = ("train", "held_out", "ratio", "copies")
-        return {**{name: getattr(self, name).to_json() for name in names}, "flag": self.flag}
-
 
 def memorisation(
     samples: Tensor,

@@ -17,7 +17,7 @@ from halfstep.evaluation.gate_meter import Meter, Showing, silent, TeacherSource
 from halfstep.evaluation.gate_metrics import DataRatio, GuidedTeacherRatio, Inputs
 from halfstep.evaluation.intervals import Interval
 from halfstep.evaluation.scorer import features_for, refuse_samples
-from halfstep.evaluation.setups import Evaluation, SampleCount
+from halfstep.evaluation.setups import FULL_STEPS, SampleCount
 from halfstep.methods import Progressive
 from halfstep.methods.base import Method
 from halfstep.pipeline import Pipeline
@@ -65,10 +65,10 @@ class QualityGate(Validated):
         """The teacher's full steps; `ConfigError` for what cannot be, before data are read."""
         halvings = Halvings.of(method, teacher)
         if halvings is None:
-            return self.full_steps or Evaluation.full
+            return self.full_steps or FULL_STEPS
         start = halvings.start
         if isinstance(self._metric(halvings), GuidedTeacherRatio):
-            full = self.full_steps or max(start, Evaluation.full)
+            full = self.full_steps or max(start, FULL_STEPS)
         else:
             own = [len(times) - 1 for times in teacher.times]
             full = self.full_steps or max(own, default=2 * start)
@@ -236,7 +236,7 @@ class Halvings:
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:
     """Full steps of the teacher, at which `fewest_start` begins to look; refuses what cannot be."""
     own = [len(times) - 1 for times in teacher.times]
-    full = gate.full_steps or max(own, default=Evaluation.full)
+    full = gate.full_steps or max(own, default=FULL_STEPS)
     teacher.grid(full)  # a teacher that is a student itself has its own steps alone
     if len(method.updates) > 1:
         raise ConfigError(

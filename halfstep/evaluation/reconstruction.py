@@ -1,9 +1,8 @@
 """What encoding loses: images to noise by an encoder, and back by the teacher (Meng et al. 2023)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from halfstep.batch import batches, Cond
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import Encoded, EncoderRow
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 
@@ -50,27 +50,6 @@ class Originals:
         )
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """One way to encode.
-
-    name        as the table has it
-    who         teacher, baseline or student
-    steps       of the encoder: its network calls
-    full        root mean square error over all pixels, in [-1, 1], decoded at the teacher's full steps
-    same        the same where the teacher decodes in as many steps as were encoded; None where it cannot
-    """
-
-    name: str
-    who: str
-    steps: int
-    full: Interval
-    same: Interval | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def reconstructed(
     encoder: Pipeline,
     decoder: Pipeline,
@@ -82,7 +61,6 @@ def reconstructed(
     progress: Progress = SILENT,
 ) -> Tensor:
     """The images, encoded in `steps` and decoded in `back` DDIM steps; float32, as they were given."""
-    said: dict[str, Any] = {"labels": originals.labels, "context": originals.context}
     parts = batches(range(len(originals.images)), batch)
     progress = expected(progress, (steps + back) * len(parts))
     noise = encoder.encode(
@@ -91,11 +69,12 @@ def reconstructed(
         guidance=_scale(encoder),
         batch=batch,
         progress=progress,
-        **said,
+        labels=originals.labels,
+        context=originals.context,
     )
     return decoder.sample(
         len(noise), steps=back, sampler="ddim", guidance=_scale(decoder), noise=noise, batch=batch,
-        progress=progress, **said,
+        labels=originals.labels, context=originals.context, progress=progress,
     )  # fmt: skip
 
 
@@ -107,36 +86,38 @@ def reconstructions(
     full: int,
     batch: int = 256,
     progress: Progress = SILENT,
-) -> tuple[list[Reconstruction], list[tuple[str, Tensor]]]:
+) -> tuple[list[EncoderRow], list[tuple[str, Tensor]]]:
     """Every way to encode, and what came back of it at full steps.
 
     The teacher at full steps; then for each student, from most steps to fewest, the teacher in as many
     steps and the student.  All are decoded by the teacher.
     """
-    found, pictures = list[Reconstruction](), list[tuple[str, Tensor]]()
+    found, pictures = list[EncoderRow](), list[tuple[str, Tensor]]()
     every = [(*way, _back(teacher, way[-1], full)) for way in ways(teacher, students, full)]
     steps_of_all = sum(steps + back for *_, steps, backs in every for back in backs)
     parts = batches(range(len(originals.images)), batch)
     progress = expected(progress, steps_of_all * len(parts))
-    for name, who, encoder, steps, backs in every:
+    for name, role, encoder, steps, backs in every:
         again = partial(
             reconstructed, encoder, teacher, originals, steps=steps, batch=batch, progress=progress
         )
         x, *rest = [again(back=back) for back in backs]
-        whole = paired_rmse(originals.images, x)
-        same: Interval | None = whole
+        error = paired_rmse(originals.images, x)
+        same: Interval | None = error
         if steps != full:
             same = paired_rmse(originals.images, rest[0]) if rest else None
-        found.append(Reconstruction(name, who, steps, whole, same))
+        found.append(EncoderRow(name, role, steps, error, same))
         pictures.append((name, x))
     return found, pictures
 
 
 def ways(
     teacher: Pipeline, students: Sequence[Pipeline], full: int
-) -> list[tuple[str, str, Pipeline, int]]:
-    """(name, who, encoder, steps) of every row."""
-    found = [(f"teacher, {_plural(full)}", "teacher", teacher, full)]
+) -> list[tuple[str, Encoded, Pipeline, int]]:
+    """(name, role, encoder, steps) of every row."""
+    found: list[tuple[str, Encoded, Pipeline, int]] = [
+        (f"teacher, {_plural(full)}", "teacher", teacher, full)
+    ]
     for student in sorted(students, key=_steps, reverse=True):
         if student.made_for != "encode":
             raise ConfigError(
@@ -160,17 +141,17 @@ def takes(teacher: Pipeline, steps: int) -> bool:
     return not teacher.times or steps in {len(times) - 1 for times in teacher.times}
 
 
-def sentence(rows: Sequence[Reconstruction]) -> str:
+def sentence(rows: Sequence[EncoderRow]) -> str:
     """What was found: the student of the fewest steps against the teacher."""
     full = rows[0]
-    students = [row for row in rows if row.who == "student"]
+    students = [row for row in rows if row.role == "student"]
     if not students:
         return (
             f"Encoded and decoded in {_plural(full.steps)}, images come back within a root mean square of "
             f"{full.full}."
         )
     last = students[-1]
-    plain = next((r for r in rows if r.who == "baseline" and r.steps == last.steps), None)
+    plain = next((r for r in rows if r.role == "baseline" and r.steps == last.steps), None)
     own = f", in its {last.steps} within {_value(plain)}" if plain else ""
     return (
         f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back "
@@ -179,7 +160,7 @@ def sentence(rows: Sequence[Reconstruction]) -> str:
     )
 
 
-def _value(row: Reconstruction) -> str:
+def _value(row: EncoderRow) -> str:
     """Without its interval."""
     return str(row.full).split(" ")[0]
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn, Tensor
@@ -39,7 +38,7 @@ class Samples:
     load      the pipeline, asked for only when something must be drawn
     who       `identity` of the pipeline; None keeps nothing
     steps     of its own sampler, or of `sampler`
-    judge     features, noise, guidance scale
+    scorer     features, noise, guidance scale
     images    whether they are wanted beside the features: those above `SMALL` are drawn again each time
     cache     the folder; None keeps nothing
 
@@ -52,7 +51,7 @@ class Samples:
     who: str | None
     sampler: str
     steps: int
-    judge: SampleScorer
+    scorer: SampleScorer
     images: bool = True
     cache: Path | None = None
 
@@ -75,24 +74,24 @@ class Samples:
 
     def work(self, parts: Sequence[range]) -> int:
         """The steps of these chunks, those in the cache as if they were drawn."""
-        return self.steps * sum(len(batches(rows, self.judge.batch)) for rows in parts)
+        return self.steps * sum(len(batches(rows, self.scorer.batch)) for rows in parts)
 
     def _drawn(self, rows: range, progress: Progress) -> Chunk:
         way = self.load(), self.sampler, self.steps
-        images = self.judge.draw(*way, rows, progress=progress)
-        features = self.judge.features(images)
+        images = self.scorer.draw(*way, rows, progress=progress)
+        features = self.scorer.features(images)
         return Chunk(images if self.images else None, features)
 
-    def _about(self, rows: range) -> dict[str, Any] | None:
-        judge = self.judge
-        if None in (self.who, self.cache) or not judge.features.digest or judge.captions:
+    def _about(self, rows: range) -> dict[str, object] | None:
+        scorer = self.scorer
+        if None in (self.who, self.cache) or not scorer.features.digest or scorer.captions:
             return None
         return {
             "pipeline": self.who,
-            "features": judge.features.digest,
-            "preprocessing": judge.features.preprocessing,
-            "guidance": float(judge.guidance),
-            "seed": judge.seed,
+            "features": scorer.features.digest,
+            "preprocessing": scorer.features.preprocessing,
+            "guidance": float(scorer.guidance),
+            "seed": scorer.seed,
             "sampler": self.sampler,
             "steps": self.steps,
             "labels": "in turn",
@@ -101,7 +100,7 @@ class Samples:
             "halfstep": __version__,
         }
 
-    def _stem(self, about: dict[str, Any]) -> Path:
+    def _stem(self, about: dict[str, object]) -> Path:
         assert self.cache is not None
         key = sha256_of((repr(sorted(about.items())),))
         return self.cache / f"samples-{key[:32]}"

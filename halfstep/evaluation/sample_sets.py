@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ NONE = SampleSet(torch.empty(0), torch.empty(0), 0.0)
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way of sampling gives and costs, in plain numbers; `evidence` has the intervals."""
+class Score:
+    """Scores of one way of sampling, in plain numbers; a `Report` has the intervals."""
 
     sampler: str
     steps: int
@@ -51,9 +51,6 @@ class Row:
     """The same over the features, divided by the root mean square of the teacher's own."""
     seconds_per_sample: float
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
 
 @dataclass
 class SampleScorer:
@@ -61,7 +58,7 @@ class SampleScorer:
 
     features  the network to look through
     real      the data, float [N, *shape]
-    seen      its features, float64 [N, D], where they are known
+    known     features of the real data, float64 [N, D], where they are already computed
     n, seed   how many samples, and of which noise: the same for every row
     batch     images a network call
     captions  sample numbers, int64 [B], to the states of their texts, for networks that read them
@@ -70,7 +67,7 @@ class SampleScorer:
 
     features: Features
     real: Tensor
-    seen: Tensor | None = None
+    known: Tensor | None = None
     n: int = 2000
     seed: int = 0
     batch: int = 256
@@ -80,7 +77,7 @@ class SampleScorer:
     _teacher: SampleSet | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.real_features = self.features(self.real) if self.seen is None else self.seen
+        self.real_features = self.features(self.real) if self.known is None else self.known
 
     @property
     def floor(self) -> float:
@@ -95,7 +92,7 @@ class SampleScorer:
 
     def at(self, guidance: float, seed: int) -> "SampleScorer":
         """The same at another guidance scale, and of other noise."""
-        return replace(self, seen=self.real_features, guidance=guidance, seed=seed)
+        return replace(self, known=self.real_features, guidance=guidance, seed=seed)
 
     def steps(self, ways: Iterable[SamplingSetup], rows: range | None = None) -> int:
         """The steps of `drawn` for these ways of sampling, all n samples or these rows."""
@@ -116,7 +113,7 @@ class SampleScorer:
 
     def extend(
         self,
-        seen: SampleSet,
+        samples: SampleSet,
         pipeline: Pipeline,
         sampler: str,
         steps: int,
@@ -124,17 +121,17 @@ class SampleScorer:
         n: int | None = None,
         progress: Progress = SILENT,
     ) -> SampleSet:
-        """The first n, of which `seen` has some."""
-        n, had = n or self.n, len(seen)
+        """The first n, of which `samples` has some."""
+        n, had = n or self.n, len(samples)
         if n <= had:
-            return seen.first(n)
+            return samples.first(n)
         began = time.perf_counter()
         images = self.draw(pipeline, sampler, steps, range(had, n), progress=progress)
         seconds, features = time.perf_counter() - began, self.features(images)
         if had:
-            images = torch.cat([seen.images, images])
-            features = torch.cat([seen.features, features])
-        return SampleSet(images, features, seen.seconds + seconds)
+            images = torch.cat([samples.images, images])
+            features = torch.cat([samples.features, features])
+        return SampleSet(images, features, samples.seconds + seconds)
 
     def draw(
         self,
@@ -164,18 +161,22 @@ class SampleScorer:
         ]
         return torch.cat(found)
 
-    def distance(self, seen: SampleSet) -> float:
+    def distance(self, samples: SampleSet) -> float:
         """Fréchet distance from the real data."""
-        return frechet_distance(self.real_features, seen.features)
+        return frechet_distance(self.real_features, samples.features)
 
-    def ratio(self, seen: SampleSet, teacher: SampleSet, *, level: float = 0.95) -> Interval:
+    def ratio(self, samples: SampleSet, teacher: SampleSet, *, level: float = 0.95) -> Interval:
         """Its Fréchet distance over the teacher's at this n, resampled in pairs of the same noise."""
-        n = min(len(seen), len(teacher))
+        n = min(len(samples), len(teacher))
         return raw_frechet_ratio(
-            self.real_features, seen.features[:n], teacher.features[:n], block=self.n, level=level
+            self.real_features,
+            samples.features[:n],
+            teacher.features[:n],
+            block=self.n,
+            level=level,
         )
 
-    def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Row:
+    def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Score:
         """The teacher at full steps: every later row is compared with these samples."""
         way = pipeline, pipeline.made_for, steps  # DDIM, of what is no student
         self._teacher = self.sample(*way, progress=progress)
@@ -183,7 +184,7 @@ class SampleScorer:
 
     def row(
         self, pipeline: Pipeline, sampler: str, steps: int, *, progress: Progress = SILENT
-    ) -> Row:
+    ) -> Score:
         """One way of sampling."""
         if self._teacher is None:
             raise ConfigError(
@@ -192,16 +193,16 @@ class SampleScorer:
         way = pipeline, sampler, steps
         return self._row(way, self.sample(*way, progress=progress), self._teacher)
 
-    def _row(self, way: SamplingSetup, seen: SampleSet, teacher: SampleSet) -> Row:
+    def _row(self, way: SamplingSetup, samples: SampleSet, teacher: SampleSet) -> Score:
         _, sampler, steps = way
-        return Row(
+        return Score(
             sampler,
             steps,
             calls_of(*way, self.guidance),
-            self.distance(seen),
-            _rms(seen.images - teacher.images),
-            _rms(seen.features - teacher.features) / _rms(teacher.features),
-            seen.seconds / len(seen),
+            self.distance(samples),
+            _rms(samples.images - teacher.images),
+            _rms(samples.features - teacher.features) / _rms(teacher.features),
+            samples.seconds / len(samples),
         )
 
 

@@ -10,7 +10,7 @@ from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.cost import calls_of, SamplingSetup
-from halfstep.evaluation.rows import METRICS
+from halfstep.evaluation.report_data import Sampled
 from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
@@ -20,6 +20,9 @@ from halfstep.timegrids import Steps, Times
 MOST = 10_000_000
 """Samples per score: two hundred times as many as papers take."""
 SampleCount = Annotated[int, at_least(8), at_most(MOST)]
+METRICS = ("frechet", "kernel", "inception", "precision-recall")
+FULL_STEPS = 64
+"""Steps of a teacher that is compared at full steps, unless the run has others."""
 TIMED = (1, 64)
 """Batch sizes at which seconds are measured."""
 SAMPLERS = (*STEPS, *SAMPLER_PRESETS, "ancestral")
@@ -34,7 +37,7 @@ class Evaluation:
     """Samples per score, of teacher and students alike."""
     noise: Seed = 0
     """Seed of the noise that every row starts from."""
-    full: Annotated[Steps, at_least(0)] = 64
+    full: Annotated[Steps, at_least(0)] = 0
     """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
     full_sampler: str = "ddim"
     """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
@@ -65,6 +68,11 @@ class Evaluation:
         for name in (self.full_sampler, *self.baselines):
             if not name.startswith(PREFIX) and name not in SAMPLERS:
                 raise unknown("sampler", name, [*SAMPLERS, f"{PREFIX}NAME"])
+
+    @property
+    def full_steps(self) -> int:
+        """Steps of the teacher that all is compared with."""
+        return self.full or FULL_STEPS
 
     @property
     def scale(self) -> float:
@@ -98,10 +106,10 @@ class Candidates:
         """Of the student of so many steps."""
         return [one for one in self.variants if one.steps == count]
 
-    def left_out(self, asked: Evaluation) -> list[str]:
+    def left_out(self, config: Evaluation) -> list[str]:
         """Which baselines will not be sampled, and why, a sentence each."""
-        counts = counted(map(steps_of, self.students), asked)
-        tried = list(_tried(self.teacher, counts, asked))
+        counts = counted(map(steps_of, self.students), config)
+        tried = list(_tried(self.teacher, counts, config))
         some = {sampler for (sampler, _), why in tried if why is None}
         found = dict[tuple[str, str], str]()
         for (sampler, steps), why in tried:
@@ -115,26 +123,26 @@ class Candidates:
 class Setup:
     """How a row is sampled.
 
-    who      teacher, baseline, student, compressed or other
-    variant  of one that is compressed
-    network  of another: its name
+    variant, student  of a compressed student: the variant, and the name of its student's row
+    network           of a network of another size: its name
     """
 
-    who: str
+    role: Sampled
     name: str
     way: SamplingSetup
     variant: Variant | None = None
+    student: str = ""
     network: str = ""
 
 
-def teacher_setups(teacher: Pipeline, counts: Sequence[int], asked: Evaluation) -> list[Setup]:
+def teacher_setups(teacher: Pipeline, counts: Sequence[int], config: Evaluation) -> list[Setup]:
     """The teacher at full steps, and the baselines: once where one serves two counts, and of a teacher that
     is a student its own steps."""
-    walkable(teacher, asked.full_sampler, asked.full)
-    sampler = "" if asked.full_sampler == "ddim" else f"{asked.full_sampler}, "
-    way = teacher, asked.full_sampler, asked.full
-    found = [Setup("teacher", f"teacher, {sampler}{plural(asked.full)}", way)]
-    for (sampler, steps), refused in _tried(teacher, counts, asked):
+    walkable(teacher, config.full_sampler, config.full_steps)
+    sampler = "" if config.full_sampler == "ddim" else f"{config.full_sampler}, "
+    way = teacher, config.full_sampler, config.full_steps
+    found = [Setup("teacher", f"teacher, {sampler}{plural(config.full_steps)}", way)]
+    for (sampler, steps), refused in _tried(teacher, counts, config):
         if refused is None:
             name = f"teacher, {sampler}, {plural(steps)}"
             found.append(Setup("baseline", name, (teacher, sampler, steps)))
@@ -148,7 +156,9 @@ def student_setups(subject: Candidates, counts: Sequence[int]) -> list[Setup]:
         name, student = f"student, {plural(count)}", students[count]
         found.append(Setup("student", name, (student, student.own_sampler, count)))
         for one in subject.variants_of(count):
-            found.append(Setup("compressed", f"{name}, {one.kind}", one.way, variant=one))
+            found.append(
+                Setup("compressed", f"{name}, {one.kind}", one.way, variant=one, student=name)
+            )
     for network, other, steps in subject.others:
         way = other, other.own_sampler, steps
         found.append(Setup("other", f"{network}, {plural(steps)}", way, network=network))
@@ -161,13 +171,13 @@ def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
 
 
 def _tried(
-    teacher: Pipeline, counts: Sequence[int], asked: Evaluation
+    teacher: Pipeline, counts: Sequence[int], config: Evaluation
 ) -> Iterator[tuple[tuple[str, int], str | None]]:
     """(sampler, steps) of each baseline, and why it cannot be."""
     own = {len(times) - 1 for times in teacher.times}
-    each = calls_of(teacher, "ddim", 1, asked.scale)
+    each = calls_of(teacher, "ddim", 1, config.scale)
     walks = [
-        (sampler, most_steps(sampler, k // each)) for k in counts for sampler in asked.baselines
+        (sampler, most_steps(sampler, k // each)) for k in counts for sampler in config.baselines
     ]
     for sampler, steps in dict.fromkeys(walks):
         if steps is None or (own and steps not in own and sampler not in SAMPLER_PRESETS):
@@ -182,15 +192,15 @@ def _tried(
             yield (sampler, steps), None
 
 
-def counted(steps: Iterable[int], asked: Evaluation) -> list[int]:
+def counted(steps: Iterable[int], config: Evaluation) -> list[int]:
     """The counts that are judged, the most steps first."""
     there = sorted(steps, reverse=True)
-    if strange := sorted(set(asked.counts) - set(there)):
+    if strange := sorted(set(config.counts) - set(there)):
         raise ConfigError(
             f"no student takes {' or '.join(map(str, strange))} steps: there are students of "
             f"{', '.join(map(str, there)) or 'none'}"
         )
-    return [k for k in there if not asked.counts or k in asked.counts]
+    return [k for k in there if not config.counts or k in config.counts]
 
 
 def most_steps(sampler: str, count: int) -> int | None:

@@ -1,15 +1,15 @@
 """The curves of the page, each drawn for a desk and for a phone."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from halfstep.evaluation.report_data import Update
 from halfstep.report.svg import drawn_twice, INK
 
 Point = tuple[float, float, float, float]
@@ -29,7 +29,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Level:
+class ReferenceLine:
     """A horizontal line with an interval."""
 
     name: str
@@ -40,7 +40,9 @@ class Level:
     line: str = "--"
 
 
-def quality(series: Sequence[Series], levels: Sequence[Level], *, what: str, alt: str) -> Markup:
+def quality(
+    series: Sequence[Series], levels: Sequence[ReferenceLine], *, what: str, alt: str
+) -> Markup:
     """A measure against network calls, both axes logarithmic, intervals as bands.
 
     Bands that reach below 0 are cut at the lower edge.
@@ -159,7 +161,7 @@ def _errors(series: Sequence[Series], what: str) -> Callable[[Axes], None]:
     return draw
 
 
-def training(lines: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
+def training(lines: Sequence[Update], *, alt: str) -> Markup:
     """Loss and rate over all stages, one after the other; means of up to 160 pieces a stage, and in which
     range the losses of a piece lie."""
     stages = _pieces(lines)
@@ -186,31 +188,31 @@ def training(lines: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
 
 
 def _pieces(
-    lines: Sequence[Mapping[str, Any]], most: int = 160
+    lines: Sequence[Update], most: int = 160
 ) -> list[tuple[str, list[tuple[float, float, float, float, float]]]]:
     """Per stage (update over all stages, mean loss, lowest, highest, rate), in the order of the lines."""
-    by: dict[str, list[Mapping[str, Any]]] = {}
+    by: dict[str, list[Update]] = {}
     for line in lines:
-        by.setdefault(str(line["stage"]), []).append(line)
+        by.setdefault(line.stage, []).append(line)
     done, before = [], 0
-    for name, found in by.items():
-        size = ceil(len(found) / most)
+    for name, updates in by.items():
+        size = ceil(len(updates) / most)
         rows = []
-        for k in range(0, len(found), size):
-            part = found[k : k + size]
-            losses = [one["loss"] for one in part]
+        for k in range(0, len(updates), size):
+            part = updates[k : k + size]
+            losses = [one.loss for one in part]
             last = part[-1]
             rows.append(
                 (
-                    float(before + last["update"]),
+                    float(before + last.update),
                     sum(losses) / len(losses),
                     min(losses),
                     max(losses),
-                    float(last["rate"]),
+                    float(last.rate),
                 )
             )
         done.append((name, rows))
-        before += found[-1]["update"]
+        before += updates[-1].update
     return done
 
 

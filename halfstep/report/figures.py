@@ -1,17 +1,18 @@
 """What the page draws of the evidence, and says in words for those who cannot see it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 from markupsafe import Markup
 
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import AnyReport, GuidedRow, Report, Row, Update
 from halfstep.report import curves
-from halfstep.report.curves import Level, Point, Series
-from halfstep.report.numbers import calls, exact, figure, Measured, MINUS, places, ratio
+from halfstep.report.curves import Point, ReferenceLine, Series
+from halfstep.report.numbers import calls, exact, figure, MINUS, places, ratio
 from halfstep.report.sizes import drawing, Line, sizes
-from halfstep.report.verdict import frechet, judged, Row, rows_of, sampler, teacher_of, tolerance
+from halfstep.report.verdict import judged, sampler, tolerance
 
 LOOKS = {  # of the best known samplers: colour, marker
     "ddim": ("ddim", "s"),
@@ -32,32 +33,37 @@ class Drawn:
     legend: Sequence[tuple[str, str, str]] = ()
 
 
-def figures(evidence: Mapping[str, Any]) -> dict[str, Drawn]:
+def figures(report: AnyReport) -> dict[str, Drawn]:
     """By name, those that there is something to draw of."""
-    lines = sizes(evidence)
-    found = {
-        "quality": _quality(evidence),
-        "sizes": _sizes(lines, "multiply_adds"),
-        "seconds": _sizes(lines, "seconds"),
-        "ratios": _ratios(evidence),
-        "tradeoff": _tradeoff((evidence.get("guided") or {}).get("rows", [])),
-        "fidelity": _fidelity(rows_of(evidence, "student")),
-        "training": _training(evidence["training"]),
-    }
-    return {name: drawn for name, drawn in found.items() if drawn}
+    drawings = {"training": _training(report.training)}
+    if isinstance(report, Report):
+        lines = sizes(report)
+        drawings |= {
+            "quality": _quality(report),
+            "sizes": _sizes(lines, "multiply_adds"),
+            "seconds": _sizes(lines, "seconds"),
+            "ratios": _ratios(report),
+            "tradeoff": _tradeoff(report.guided.rows if report.guided else ()),
+            "fidelity": _fidelity(report.students),
+        }
+    return {name: drawn for name, drawn in drawings.items() if drawn}
 
 
-def _quality(evidence: Mapping[str, Any]) -> Drawn | None:
-    series = _baselines(rows_of(evidence, "baseline"))
-    if mine := _points((row["calls"], frechet(row)) for row in rows_of(evidence, "student")):
-        series.insert(0, Series("student", mine, "student", strong=True))
+def _quality(report: Report) -> Drawn | None:
+    series = _baselines(report.rows_of("baseline"))
+    students = _points((row.calls, row.distances.frechet_distance) for row in report.students)
+    if students:
+        series.insert(0, Series("student", students, "student", strong=True))
     if not series:
         return None
-    levels, full, floor = [], teacher_of(evidence), evidence["measure"].get("floor")
-    if full and (own := frechet(full)):
-        levels.append(Level(f"teacher, {calls(full['calls'])}", *_three(own), "teacher"))
-    if floor is not None and floor > 0:
-        levels.append(Level("sampling floor", floor, floor, floor, "muted", ":"))
+    full, floor = report.teacher, report.measure.floor
+    levels = [
+        ReferenceLine(
+            f"teacher, {calls(full.calls)}", *_three(full.distances.frechet_distance), "teacher"
+        )
+    ]
+    if floor > 0:
+        levels.append(ReferenceLine("sampling floor", floor, floor, floor, "muted", ":"))
     alt = (
         f"Fréchet distance against network calls, both axes logarithmic. {_spoken(series)}"
         + "".join(f" {one.name}: {figure(one.value, places([one.value]))}." for one in levels)
@@ -79,21 +85,21 @@ def _baselines(rows: Sequence[Row]) -> list[Series]:
     """One curve a sampler."""
     by: dict[str, list[Row]] = {}
     for row in rows:
-        by.setdefault(str(row["sampler"]), []).append(row)
+        by.setdefault(row.sampler, []).append(row)
     spare, found = cycle("vph"), []
     for name, own in sorted(by.items()):
         colour, marker = LOOKS.get(name) or ("other", next(spare))
-        if points := _points((row["calls"], frechet(row)) for row in own):
+        if points := _points((row.calls, row.distances.frechet_distance) for row in own):
             found.append(Series(f"teacher, {sampler(own[0])}", points, colour, marker))
     return found
 
 
-def _ratios(evidence: Mapping[str, Any]) -> Drawn | None:
-    limit = tolerance(evidence)
+def _ratios(report: Report) -> Drawn | None:
+    limit = tolerance(report)
     rows, said = [], []
-    for row in rows_of(evidence, "student"):
-        if found := judged(evidence, row):
-            label = calls(row["calls"]).replace("network ", "")
+    for row in report.students:
+        if found := judged(report, row):
+            label = calls(row.calls).replace("network ", "")
             rows.append((label, *_three(found)))
             said.append(f"{label} {ratio(found, limit)}")
     if not rows:
@@ -106,46 +112,46 @@ def _ratios(evidence: Mapping[str, Any]) -> Drawn | None:
     return Drawn(curves.ratios(rows, tolerance=limit, alt=alt), legend)
 
 
-def _tradeoff(rows: Sequence[Row]) -> Drawn | None:
-    """The teacher and every student over the guidance scale, the rows of evidence["guided"]."""
-    by: dict[str, list[Row]] = {}
+def _tradeoff(rows: Sequence[GuidedRow]) -> Drawn | None:
+    """The teacher and every student over the guidance scale, the rows of a guided table."""
+    by: dict[str, list[tuple[GuidedRow, float]]] = {}
     for row in rows:
-        if row["inception_score"] is not None:
-            by.setdefault(row["name"], []).append(row)
+        if row.inception_score is not None:
+            by.setdefault(row.name, []).append((row, row.inception_score))
     looks, series, scales, said = cycle(STUDENTS), [], [], []
     for name, own in by.items():
-        teacher = own[0]["who"] == "teacher"
+        teacher = own[0][0].role == "teacher"
         colour, marker = ("teacher", "o") if teacher else next(looks)
-        points = [(row["inception_score"], *[row["to_data"]] * 3) for row in own]
+        points = [
+            (score, row.data_distance, row.data_distance, row.data_distance) for row, score in own
+        ]
         line = "--" if teacher else "-"
         series.append(Series(name, points, colour, marker, line, strong=teacher))
-        scales.append([f"{row['guidance']:g}" for row in own])
-        decimals = places(row["to_data"] for row in own)
-        said.append(f"{name}: " + ", ".join(_at_scale(row, decimals) for row in own) + ".")
+        scales.append([f"{row.guidance:g}" for row, _ in own])
+        decimals = places(row.data_distance for row, _ in own)
+        said.append(
+            f"{name}: " + ", ".join(_at_scale(row, score, decimals) for row, score in own) + "."
+        )
     if not series:
         return None
     alt = f"Fréchet distance to the data against Inception score. {' '.join(said)}"
     return Drawn(curves.tradeoff(series, scales, alt=alt), _legend(series))
 
 
-def _at_scale(row: Row, decimals: int) -> str:
-    distance, score = figure(row["to_data"], decimals), figure(row["inception_score"], 2)
-    return f"{distance} at {score} for scale {row['guidance']:g}"
+def _at_scale(row: GuidedRow, score: float, decimals: int) -> str:
+    distance = figure(row.data_distance, decimals)
+    return f"{distance} at {figure(score, 2)} for scale {row.guidance:g}"
 
 
 def _fidelity(students: Sequence[Row]) -> Drawn | None:
-    def of(group: str, name: str) -> list[Point]:
-        return _points((row["calls"], (row.get(group) or {}).get(name)) for row in students)
-
+    errors = [(row.calls, row.fidelity.rmse if row.fidelity else None) for row in students]
+    grid = [(row.calls, row.split.grid if row.split else None) for row in students]
+    learning = [(row.calls, row.split.learning if row.split else None) for row in students]
+    name = "student against the teacher at full steps"
     found = [
-        Series(
-            "student against the teacher at full steps",
-            of("fidelity", "rmse"),
-            "student",
-            strong=True,
-        ),
-        Series("what the coarser grid costs", of("split", "grid"), "solver", "s", "--"),
-        Series("what was not learned", of("split", "learning"), "ddim", "^"),
+        Series(name, _points(errors), "student", strong=True),
+        Series("what the coarser grid costs", _points(grid), "solver", "s", "--"),
+        Series("what was not learned", _points(learning), "ddim", "^"),
     ]
     series = [one for one in found if any(value > 0 for _, value, _, _ in one.points)]
     if not series:
@@ -155,22 +161,21 @@ def _fidelity(students: Sequence[Row]) -> Drawn | None:
     return Drawn(curves.fidelity(series, what=what, alt=alt), _legend(series))
 
 
-def _training(lines: Sequence[Mapping[str, Any]]) -> Drawn | None:
-    kept = [line for line in lines if line.get("loss") is not None and line.get("rate") is not None]
-    if not kept:
+def _training(updates: Sequence[Update]) -> Drawn | None:
+    if not updates:
         return None
-    last = {str(line["stage"]): line["loss"] for line in kept}
+    last = {one.stage: one.loss for one in updates}
     ends = ", ".join(f"{name} {loss:.2g}" for name, loss in last.items())
     alt = f"Training loss and rate over all stages. The loss at the end of each: {ends}."
-    return Drawn(curves.training(kept, alt=alt))
+    return Drawn(curves.training(updates, alt=alt))
 
 
-def _points(pairs: Iterable[tuple[int, Measured | None]]) -> list[Point]:
+def _points(pairs: Iterable[tuple[int, Interval | None]]) -> list[Point]:
     return sorted((float(x), *_three(measured)) for x, measured in pairs if measured)
 
 
-def _three(measured: Measured) -> tuple[float, float, float]:
-    return measured["value"], measured["low"], measured["high"]
+def _three(measured: Interval) -> tuple[float, float, float]:
+    return measured.value, measured.low, measured.high
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[str, str, str]]:

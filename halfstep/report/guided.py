@@ -2,34 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import ConfigError
+from halfstep.evaluation.report_data import GuidedRow, GuidedTable, Pictures
 from halfstep.report import numbers
-from halfstep.report.verdict import Row
 
 STUDENT = "student, "
 
 
 @dataclass(frozen=True)
-class Table:
-    """evidence["guided"] as it is set: rows by guidance scale, decimals by column.
+class GuidedView:
+    """The guided table of a report as a page shows it: rows by guidance scale, decimals by column.
 
     samples, steps  of the guided teacher that distances are to
     """
 
-    scales: Mapping[float, list[Row]]
+    scales: Mapping[float, list[GuidedRow]]
     places: Mapping[str, int]
     samples: int
     steps: int
 
-    def row(self, scale: float, label: str) -> Row | None:
+    def row(self, scale: float, label: str) -> GuidedRow | None:
         """The row of that way of sampling at a scale of the table, if it was measured."""
-        said = (row for row in self.scales[scale] if row["name"].removeprefix(STUDENT) == label)
-        return next(said, None)
+        named = (row for row in self.scales[scale] if row.name.removeprefix(STUDENT) == label)
+        return next(named, None)
 
     def nearest(self, scale: float) -> float:
         """The scale of the table that is next to this one."""
@@ -37,32 +36,31 @@ class Table:
 
     @property
     def drawn(self) -> bool:
-        """Whether there is something to draw of the distance to data over the Inception score."""
-        return any(row["inception_score"] is not None for row in self.rows)
+        """Whether Inception scores were measured, to draw the distance to data over."""
+        return any(row.inception_score is not None for row in self.rows)
 
     @property
-    def rows(self) -> list[Row]:
-        return [row for own in self.scales.values() for row in own]
+    def rows(self) -> list[GuidedRow]:
+        return [row for rows in self.scales.values() for row in rows]
 
 
-def table(evidence: Mapping[str, Any]) -> Table | None:
-    """The table of a guided run; None of another."""
-    found = evidence.get("guided")
-    if not found or not found["rows"]:
+def guided_view(guided: GuidedTable | None) -> GuidedView | None:
+    """The view of a guided run's table; None of another run's."""
+    if guided is None or not guided.rows:
         return None
-    by: dict[float, list[Row]] = {}
-    for row in found["rows"]:
-        by.setdefault(row["guidance"], []).append(row)
+    scales: dict[float, list[GuidedRow]] = {}
+    for row in guided.rows:
+        scales.setdefault(row.guidance, []).append(row)
     places = {
-        name: numbers.places(row[name]["value"] for row in found["rows"] if row[name])
-        for name in ("distance", "rmse")
+        "distance": numbers.places(row.distance.value for row in guided.rows),
+        "rmse": numbers.places(row.rmse.value for row in guided.rows if row.rmse),
+        "data_distance": numbers.places(row.data_distance for row in guided.rows),
     }
-    places["to_data"] = numbers.places(row["to_data"] for row in found["rows"])
-    return Table(by, places, found["reference"]["samples"], found["reference"]["steps"])
+    return GuidedView(scales, places, guided.reference.samples, guided.reference.steps)
 
 
 @dataclass(frozen=True)
-class Shown:
+class GuidedPictures:
     """The pictures of a guided run: uint8 [scales, ways, seeds, H, W, 1 or 3], the teacher's way first."""
 
     stack: NDArray[np.uint8]
@@ -70,7 +68,7 @@ class Shown:
     labels: list[str]
 
 
-def shown(pictures: Mapping[str, NDArray[Any]]) -> Shown | None:
+def guided_pictures(pictures: Pictures) -> GuidedPictures | None:
     """`guided`, `guided_scales` and `guided_labels` of report.npz; None without a student's.
 
     Raises ConfigError for other shapes.
@@ -90,4 +88,4 @@ def shown(pictures: Mapping[str, NDArray[Any]]) -> Shown | None:
             f"'guided' has {stack.shape[0]} scales of {stack.shape[1]} ways, and there are {len(scales)} "
             f"'guided_scales' and {len(labels)} 'guided_labels': write one for each"
         )
-    return Shown(stack, scales, labels) if len(labels) > 1 and stack.size else None
+    return GuidedPictures(stack, scales, labels) if len(labels) > 1 and stack.size else None

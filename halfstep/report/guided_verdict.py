@@ -1,46 +1,48 @@
-"""The verdict of a guided run: how far each student is from the guided teacher, at the worst scale."""
+"""The verdict of a guided run: each student's distance from the guided teacher, at its worst scale."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
+from halfstep.evaluation.report_data import GuidedRow, GuidedTable
 from halfstep.report.numbers import ratio
 
-Row = Mapping[str, Any]
 
+def guided_verdict(guided: GuidedTable) -> str:
+    """The result in one sentence: each student at the scale where it is farthest from the guided teacher.
 
-def guided_verdict(guided: Mapping[str, Any]) -> str:
-    """What the table shows, in one sentence, from `guided` of report.json.
-
-    Of every student the scale at which it is farthest; the distances are to the guided teacher's samples
-    of other noise, over the teacher's own.
+    Distances are to the guided teacher's samples of other noise, over the teacher's own.
     """
-    teacher = max(row["calls"] for row in guided["rows"] if row["who"] == "teacher")
-    over, n = _range(guided["scales"]), guided["reference"]["samples"]
-    worst = _worst(guided["rows"])
-    if not worst:
+    teacher = max(row.calls for row in guided.rows if row.role == "teacher")
+    over, n = _range(guided.scales), guided.reference.samples
+    parts = [
+        (_calls(row.calls), ratio(row.floor_ratio)) for row in _worst(guided) if row.floor_ratio
+    ]
+    if not parts:
         return "No student was measured, so nothing can be said of what was kept."
-    first, *rest = worst
+    (calls, first), *rest = parts
     text = (
-        f"At {_calls(first['calls'])} instead of {teacher:,} the student is at most "
-        f"{ratio(first['times_floor'])} times as far from the guided teacher as the teacher from itself"
+        f"At {calls} instead of {teacher:,} the student is at most {first} times as far from the guided "
+        "teacher as the teacher from itself"
     )
-    rest_text = "".join(f", at {_calls(row['calls'])} {ratio(row['times_floor'])}" for row in rest)
-    return f"{text}{rest_text} ({over}, {n:,} samples)."
+    return f"{text}{''.join(f', at {calls} {times}' for calls, times in rest)} ({over}, {n:,} samples)."
 
 
-def _worst(rows: list[Row]) -> list[Row]:
+def _worst(guided: GuidedTable) -> list[GuidedRow]:
     """Every student's row of the largest ratio, the most calls first."""
-    found: dict[int, Row] = {}
-    for row in rows:
-        if row["who"] != "student":
+    worst: dict[int, GuidedRow] = {}
+    for row in guided.rows:
+        if row.floor_ratio is None:
             continue
-        before = found.get(row["steps"])
-        if before is None or row["times_floor"]["value"] > before["times_floor"]["value"]:
-            found[row["steps"]] = row
-    return [found[steps] for steps in sorted(found, reverse=True)]
+        before = worst.get(row.steps)
+        if (
+            before is None
+            or before.floor_ratio is None
+            or row.floor_ratio.value > before.floor_ratio.value
+        ):
+            worst[row.steps] = row
+    return [worst[steps] for steps in sorted(worst, reverse=True)]
 
 
-def _range(scales: list[float]) -> str:
+def _range(scales: Sequence[float]) -> str:
     low, high = scales[0], scales[-1]
     return f"guidance {low:g}" if low == high else f"guidance {low:g} to {high:g}"
 

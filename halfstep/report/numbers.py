@@ -1,11 +1,11 @@
 """Numbers as a reader wants them: so many decimals as they are worth, a true minus, units."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import floor, log10
 from statistics import median
 
-Measured = Mapping[str, float]
-"""{"value", "low", "high"}: what `Interval.to_json` writes."""
+from halfstep.evaluation.intervals import Interval
+
 ALMOST = 0.9995
 """From here on three digits round up to the next unit: to 1.00 ms and not to 1,000 µs."""
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -23,19 +23,19 @@ def places(values: Iterable[float], *, digits: int = 3) -> int:
     return min(max(digits - 1 - floor(log10(median(sizes))), 0), 6) if sizes else digits
 
 
-def interval(measured: Measured, decimals: int) -> str:
+def interval(measured: Interval, decimals: int) -> str:
     """As in "1.03 (1.01 to 1.06)"."""
-    return f"{figure(measured['value'], decimals)} ({ends(measured, decimals)})"
+    return f"{figure(measured.value, decimals)} ({ends(measured, decimals)})"
 
 
-def ends(measured: Measured, decimals: int) -> str:
+def ends(measured: Interval, decimals: int) -> str:
     """As in "1.01 to 1.06"."""
-    return f"{figure(measured['low'], decimals)} to {figure(measured['high'], decimals)}"
+    return f"{figure(measured.low, decimals)} to {figure(measured.high, decimals)}"
 
 
-def ratio(measured: Measured, limit: float | None = None) -> str:
+def ratio(measured: Interval, limit: float | None = None) -> str:
     """Two decimals; a third where rounding would hide on which side of the limit an end lies."""
-    shown = {figure(x, 2) for x in measured.values() if x != limit}
+    shown = {figure(x, 2) for x in (measured.value, measured.low, measured.high) if x != limit}
     return interval(measured, 3 if limit is not None and figure(limit, 2) in shown else 2)
 
 

@@ -1,27 +1,25 @@
-"""RUN/report.html: the evidence of a run on one page that needs nothing else, for screen, phone and paper."""
+"""RUN/report.html: a report on one page that needs nothing else, for screen, phone and paper."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from halfstep.errors import ConfigError, DataError
+from halfstep.errors import DataError
+from halfstep.evaluation.drift import Drift
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import AnyReport, Report, Row
 from halfstep.report import numbers, verdict as words
 from halfstep.report.figures import figures
 from halfstep.report.grids import sheets
-from halfstep.report.guided import shown, table
+from halfstep.report.guided import guided_pictures, guided_view
 from halfstep.report.sizes import sizes
 from halfstep.report.svg import COLOURS
 from halfstep.report.templates import template, write_page
-from halfstep.report.verdict import frechet, Row, rows_of, teacher_of
+from halfstep.schema import plain
 
-FORMAT = 1
 LIMIT = 5_000_000
-OPTIONAL = ("ratio", "fidelity", "split", "memorisation", "drift", "cost", "compressed")
-NEEDED = ("made", "run", "measure", "rows", "training")
 MEASURES = {
     "frechet_distance": "Fréchet distance",
     "frechet_unbiased": "Fréchet distance, endless samples",
@@ -33,105 +31,88 @@ MEASURES = {
 WORTH = {"better": "yes", "not better": "no", "undecided": "cannot tell", None: "no baseline"}
 
 
-def write_report(
-    run: Path, evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]
-) -> Path:
-    """Write RUN/report.html, one self-contained page without scripts, and say where it is.
+def write(report: AnyReport, path: Path) -> Path:
+    """Write the page, self-contained and without scripts, and return its path.
 
-    evidence  as in RUN/report.json; what is None was not measured and is left out
-    pictures  as in RUN/report.npz: `grid`, `grid_labels`, `worst`, `worst_labels`, or none (`sheets`);
-              with `guided` of a guided run, the page links to RUN/slider.html (`write_slider`)
-
-    The same evidence gives the same bytes.  Raises DataError for numbers that are not finite, ConfigError
-    for evidence of another format and for a page of 5 MB or more.
+    The same report gives the same bytes.  `DataError` for numbers that are not finite, `ConfigError` for a
+    page of 5 MB or more.
     """
-    page = render(evidence, pictures)
     instead = "give it fewer pictures or a shorter configuration"
-    return write_page(run / "report.html", page, limit=LIMIT, name="the report", instead=instead)
+    return write_page(path, render(report), limit=LIMIT, name="the report", instead=instead)
 
 
-def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> str:
-    """The page as text; see `write_report`."""
-    check(evidence)
-    evidence = _whole(evidence)
-    full, students = teacher_of(evidence), rows_of(evidence, "student")
-    rows = _rows(evidence)
-    return template("page.html.j2").render(
-        evidence=evidence,
-        verdict=evidence.get("verdict") or words.verdict(evidence),
-        full=full,
-        students=students,
-        rows=rows,
-        alarms=_alarms(students),
-        cautions=[said for row in students if (said := words.caution(evidence, row))],
-        comparison=_comparison(evidence, full, students),
-        places={name: _places(rows, name) for name in MEASURES},
-        measures={
-            k: label for k, label in MEASURES.items() if any(r["distances"].get(k) for r in rows)
-        },
-        figures=figures(evidence),
-        sheets=sheets(pictures),
-        guided=table(evidence),
-        sizes=sizes(evidence),
-        smaller=_smaller(evidence),
-        compressed=_compressed(evidence),
-        slider=shown(pictures) is not None,
-        drift=_drift(students),
-        cost=_cost(rows, full),
-        config=list(_flat(evidence["run"].get("config") or {})),
-        colours=COLOURS,
-        words=words,
-        dash=numbers.DASH,
-    )
+def render(report: AnyReport) -> str:
+    """The page as text; what is None was not measured and is left out."""
+    refuse_not_finite(report)
+    parts: dict[str, object] = {
+        "report": report,
+        "figures": figures(report),
+        "sheets": sheets(report.pictures),
+        "config": list(_flat(report.run.config)),
+        "made": asdict(report.provenance),
+        "colours": COLOURS,
+        "words": words,
+        "dash": numbers.DASH,
+        "encoders": not isinstance(report, Report),
+        "guided": None,
+    }
+    if isinstance(report, Report):
+        parts |= _of_samples(report)
+    return template("page.html.j2").render(parts)
 
 
-def _smaller(evidence: Mapping[str, Any]) -> list[str]:
+def _of_samples(report: Report) -> dict[str, object]:
+    """The parts of a page about samples."""
+    students, rows = report.students, _rows(report)
+    cautions = [caution for row in students if (caution := words.caution(report, row))]
+    measured = [name for name in MEASURES if any(getattr(row.distances, name) for row in rows)]
+    return {
+        "full": report.teacher,
+        "students": students,
+        "rows": rows,
+        "alarms": _alarms(students),
+        "cautions": cautions,
+        "comparison": [_comparison(report, row) for row in students],
+        "places": {name: _places(rows, name) for name in MEASURES},
+        "measures": {name: MEASURES[name] for name in measured},
+        "guided": guided_view(report.guided),
+        "sizes": sizes(report),
+        "smaller": _smaller(report),
+        "compressed": _compressed(report),
+        "slider": guided_pictures(report.pictures) is not None,
+        "drift": _drift(students),
+        "cost": _cost(rows, report.teacher),
+    }
+
+
+def _smaller(report: Report) -> list[str]:
     """Students over those of as many steps of another run, a sentence a run."""
     by: dict[str, list[str]] = {}
-    for row in evidence["rows"]:
-        if over := row.get("student_over_it"):
-            found = f"{numbers.interval(over, 2)} at {numbers.calls(row['calls'])}"
-            by.setdefault(row["network"], []).append(found)
+    for row in report.rows:
+        if row.student_ratio and row.network:
+            ratio = f"{numbers.interval(row.student_ratio, 2)} at {numbers.calls(row.calls)}"
+            by.setdefault(row.network, []).append(ratio)
     return [
-        f"Fréchet distance of the students over that of {name} at as many steps: {', '.join(found)}."
-        for name, found in by.items()
+        f"Fréchet distance of the students over that of {name} at as many steps: {', '.join(ratios)}."
+        for name, ratios in by.items()
     ]
 
 
-def check(evidence: Mapping[str, Any]) -> None:
-    """Raises ConfigError for evidence of another format, DataError for numbers that are not finite."""
-    if evidence.get("format") != FORMAT:
-        raise ConfigError(
-            f"the report is made of evidence of format {FORMAT}, got {evidence.get('format')!r}: measure "
-            "again with this halfstep"
-        )
-    for name in NEEDED:
-        if name not in evidence:
-            raise ConfigError(
-                f"the evidence has no '{name}' and the page needs {', '.join(NEEDED)}: measure again"
-            )
-    for where, value in _flat(evidence):
+def refuse_not_finite(report: AnyReport) -> None:
+    """`DataError` for numbers that are not finite."""
+    for where, value in _flat(plain(report)):
         if isinstance(value, float) and not isfinite(value):
             raise DataError(
-                f"the evidence has {where} = {value}, which is no measurement: write null for what was not "
+                f"the report has {where} = {value}, which is no measurement: write None for what was not "
                 "measured"
             )
 
 
-def _whole(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with None for each part that is not there."""
-    return {
-        **evidence,
-        "run": {**dict.fromkeys(("config", "gate", "cost")), **evidence["run"]},
-        "measure": {**dict.fromkeys(("floor", "preprocessing")), **evidence["measure"]},
-        "made": {**dict.fromkeys(("command", "machine")), **evidence["made"]},
-        "rows": [{**dict.fromkeys(OPTIONAL), **row} for row in evidence["rows"]],
-    }
+def _flat(tree: object, at: str = "") -> Iterator[tuple[str, object]]:
+    """(name, leaf) of nested dicts and lists, as in "rows[2].ratio.low".
 
-
-def _flat(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, leaf) of nested dicts and lists, as in "rows[2].ratio.low"; a list of plain values is a leaf
-    as it is written in json, unless one of them is not finite."""
+    A list of plain values is a leaf as it is written in json, unless one of them is not finite.
+    """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _flat(value, f"{at}.{key}" if at else str(key))
@@ -144,94 +125,120 @@ def _flat(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{at}[{k}]")
 
 
-def _plain(x: Any) -> bool:
+def _plain(x: object) -> bool:
     if isinstance(x, float):
         return isfinite(x)
     return x is None or isinstance(x, str | int)
 
 
-def _rows(evidence: Mapping[str, Any]) -> list[Row]:
+def _rows(report: Report) -> list[Row]:
     """Teacher, baselines, students, and what was made of these after training."""
-    kinds = ("teacher", "baseline", "student", "compressed")
-    return [row for who in kinds for row in rows_of(evidence, who)]
+    baselines, compressed = report.rows_of("baseline"), report.rows_of("compressed")
+    return [*report.rows_of("teacher"), *baselines, *report.students, *compressed]
 
 
-def _compressed(evidence: Mapping[str, Any]) -> list[Row]:
+def _compressed(report: Report) -> list[Row]:
     """Each student that was made smaller, and then its variants."""
-    students = [row for row in rows_of(evidence, "student") if row["compressed"]]
-    made = rows_of(evidence, "compressed")
-    return [
-        one
-        for own in students
-        for one in (own, *(row for row in made if row["compressed"]["of"] == own["name"]))
-    ]
+    variants = report.rows_of("compressed")
+    rows = list[Row]()
+    for student in report.students:
+        if student.compressed:
+            rows.append(student)
+            rows += [
+                row for row in variants if row.compressed and row.compressed.student == student.name
+            ]
+    return rows
 
 
 def _alarms(students: Sequence[Row]) -> list[str]:
     """One sentence a student that has drifted."""
-    found = []
+    sentences = []
     for row in students:
-        said = "; ".join(one["alarm"] for one in row.get("drift") or [] if one["alarm"])
-        if said:
-            found.append(f"Drift at {numbers.calls(row['calls'])}: {said}.")
-    return found
+        if alarms := "; ".join(one.alarm for one in row.drift or () if one.alarm):
+            sentences.append(f"Drift at {numbers.calls(row.calls)}: {alarms}.")
+    return sentences
 
 
-def _comparison(
-    evidence: Mapping[str, Any], full: Row | None, students: Sequence[Row]
-) -> list[dict[str, Any]]:
-    """One line a student, beside the best baseline at not more calls; None where it cannot be said."""
-    theirs, floor = frechet(full) if full else None, evidence["measure"].get("floor")
-    found = []
-    for row in students:
-        own, less = frechet(row), None
-        if own and theirs and floor is not None and theirs["value"] > floor:
-            less = (own["value"] - floor) / (theirs["value"] - floor)
-        found.append(
-            {
-                "row": row,
-                "own": own,
-                "baseline": words.best_baseline(evidence, row["calls"]),
-                "ratio": words.judged(evidence, row),
-                "difference": own["value"] - theirs["value"] if own and theirs else None,
-                "less_floor": less,
-                "worth": WORTH[words.against_baseline(evidence, row)],
-            }
-        )
-    return found
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside the best baseline at not more calls.
+
+    less_floor  ratio to the teacher with the sampling floor taken from both; None where the teacher's
+                distance is not above the floor
+    """
+
+    row: Row
+    own: Interval
+    baseline: Row | None
+    ratio: Interval | None
+    difference: float
+    less_floor: float | None
+    worth: str
 
 
-def _drift(students: Sequence[Row]) -> dict[str, Any] | None:
+def _comparison(report: Report, row: Row) -> Comparison:
+    own, theirs = row.distances.frechet_distance, report.teacher.distances.frechet_distance
+    floor = report.measure.floor
+    above = theirs.value > floor
+    return Comparison(
+        row=row,
+        own=own,
+        baseline=words.best_baseline(report, row.calls),
+        ratio=words.judged(report, row),
+        difference=own.value - theirs.value,
+        less_floor=(own.value - floor) / (theirs.value - floor) if above else None,
+        worth=WORTH[words.against_baseline(report, row)],
+    )
+
+
+@dataclass(frozen=True)
+class DriftTable:
     """Measures down, students across."""
-    known = [row for row in students if row.get("drift")]
-    names = list(dict.fromkeys(one["measure"] for row in known for one in row["drift"]))
-    table = {
-        name: [next((d for d in row["drift"] if d["measure"] == name), None) for row in known]
-        for name in names
-    }
-    return {"students": known, "table": table} if known else None
+
+    students: Sequence[Row]
+    table: Mapping[str, Sequence[Drift | None]]
 
 
-def _cost(rows: Sequence[Row], full: Row | None) -> dict[str, Any] | None:
-    """Rows with a cost, the batch sizes timed, and how many times faster than the teacher at the largest."""
-    known = [row for row in rows if row.get("cost")]
-    batches = sorted({int(b) for row in known for b in row["cost"]["seconds_per_sample"] or {}})
+def _drift(students: Sequence[Row]) -> DriftTable | None:
+    drifts = [(row, {one.measure: one for one in row.drift}) for row in students if row.drift]
+    names = dict.fromkeys(name for _, by in drifts for name in by)
+    table = {name: [by.get(name) for _, by in drifts] for name in names}
+    return DriftTable([row for row, _ in drifts], table) if drifts else None
 
-    def time(row: Row | None) -> float | None:
-        cost = row.get("cost") if row and batches else None
-        found: float | None = (
-            (cost["seconds_per_sample"] or {}).get(str(batches[-1])) if cost else None
-        )
-        return found
 
-    slow = time(full)
-    groups: dict[str, list[dict[str, Any]]] = {"students": [], "baselines": []}
-    for row in known:
-        faster = slow / own if slow and (own := time(row)) else None
-        kind = "baselines" if row["who"] == "baseline" else "students"
-        groups[kind].append({"row": row, "faster": faster})
-    return {**groups, "batches": batches, "timed": slow is not None} if known else None
+@dataclass(frozen=True)
+class CostLine:
+    """A row with its cost; how many times faster than the teacher at the largest batch."""
+
+    row: Row
+    faster: float | None
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The cost of sampling: students (with the teacher and their variants), baselines, batch sizes timed."""
+
+    students: Sequence[CostLine]
+    baselines: Sequence[CostLine]
+    batches: Sequence[int]
+    timed: bool
+
+
+def _cost(rows: Sequence[Row], full: Row) -> CostTable | None:
+    batches = sorted({b for row in rows if row.cost for b in row.cost.seconds_per_sample})
+
+    def time(row: Row) -> float | None:
+        return row.cost.seconds_per_sample.get(batches[-1]) if row.cost and batches else None
+
+    slow, students, baselines = time(full), list[CostLine](), list[CostLine]()
+    for row in rows:
+        if row.cost:
+            faster = slow / own if slow and (own := time(row)) else None
+            (baselines if row.role == "baseline" else students).append(CostLine(row, faster))
+    timed = slow is not None
+    return CostTable(students, baselines, batches, timed) if students or baselines else None
 
 
 def _places(rows: Sequence[Row], name: str) -> int:
-    return numbers.places(found["value"] for row in rows if (found := row["distances"].get(name)))
+    distances = (getattr(row.distances, name) for row in rows)
+    return numbers.places(one.value for one in distances if one)

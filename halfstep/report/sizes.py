@@ -1,19 +1,21 @@
 """Quality against cost where networks of several sizes were measured: the table, the front, two drawings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil, floor, log10
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from halfstep.evaluation.cost import Cost
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import Report, Row
 from halfstep.report.curves import curve, log_ticks, Series
-from halfstep.report.numbers import big, figure, Measured, places, seconds
+from halfstep.report.numbers import big, figure, places, seconds
 from halfstep.report.svg import drawn_twice, INK
-from halfstep.report.verdict import frechet, Row, SAMPLERS
+from halfstep.report.verdict import SAMPLERS
 
 LOOKS = {  # as the page has them elsewhere: colour, marker, line
     "teacher, DDIM": ("ddim", "s", "-"),
@@ -28,7 +30,7 @@ SPARE = (("other", "v", "-"), ("teacher", "h", "-"), ("muted", "v", "--"))
 class Line:
     """One way of sampling: what it costs and what it gives."""
 
-    who: str
+    role: str
     name: str
     network: str
     parameters: int
@@ -38,21 +40,22 @@ class Line:
     """Of a sample: those of one call times the calls."""
     seconds: float | None
     """A sample, in the largest batch that was timed."""
-    frechet: Measured
+    frechet: Interval
     front: bool
     """Whether nothing has a lower distance for as few multiply-adds, or the same for fewer."""
 
 
-def sizes(evidence: Mapping[str, Any]) -> list[Line]:
+def sizes(report: Report) -> list[Line]:
     """The table of networks of several sizes, the cheapest sample first; empty where there is one size."""
-    rows = [row for row in evidence["rows"] if row.get("cost") and frechet(row)]
-    if len({row["cost"]["parameters"] for row in rows}) < 2:
+    timed = [(row, row.cost) for row in report.rows if row.cost]
+    if len({cost.parameters for _, cost in timed}) < 2:
         return []
-    if "guided" in evidence and all(row["who"] != "other" for row in rows):
+    if report.guided and all(row.role != "other" for row, _ in timed):
         return []  # an input more makes no other size
-    points = [(row["cost"]["multiply_adds"], _value(row)) for row in rows]
+    points = [(cost.multiply_adds, row.distances.frechet_distance.value) for row, cost in timed]
     lines = [
-        _line(row, front=on_front(point, points)) for row, point in zip(rows, points, strict=True)
+        _line(row, cost, front=on_front(point, points))
+        for (row, cost), point in zip(timed, points, strict=True)
     ]
     return sorted(lines, key=lambda line: (line.multiply_adds, line.name))
 
@@ -64,38 +67,29 @@ def on_front(point: tuple[float, float], points: Sequence[tuple[float, float]]) 
     )
 
 
-def _value(row: Row) -> float:
-    found = frechet(row)
-    assert found is not None
-    return found["value"]
-
-
-def _line(row: Row, *, front: bool) -> Line:
-    cost, found = row["cost"], frechet(row)
-    assert found is not None
-    taken = cost["seconds_per_sample"] or {}
+def _line(row: Row, cost: Cost, *, front: bool) -> Line:
+    taken = cost.seconds_per_sample
     return Line(
-        row["who"],
-        row["name"],
+        row.role,
+        row.name,
         _network(row),
-        cost["parameters"],
-        row["steps"],
-        row["calls"],
-        cost["multiply_adds"],
-        taken.get(max(taken, key=int)) if taken else None,
-        found,
+        cost.parameters,
+        row.steps,
+        row.calls,
+        cost.multiply_adds,
+        taken[max(taken)] if taken else None,
+        row.distances.frechet_distance,
         front,
     )
 
 
 def _network(row: Row) -> str:
-    """Whose curve it is a point of."""
-    if row["who"] == "student":
+    """The curve that a row is a point of."""
+    if row.role == "student":
         return "students of this run"
-    if row["who"] in ("teacher", "baseline"):
-        sampler = str(row["sampler"])
-        return f"teacher, {SAMPLERS.get(sampler, sampler)}"
-    name = str(row.get("network", row["name"]))
+    if row.role in ("teacher", "baseline"):
+        return f"teacher, {SAMPLERS.get(row.sampler, row.sampler)}"
+    name = row.network or row.name
     return "teacher, DDIM" if name == "teacher, ddim" else name
 
 
@@ -106,12 +100,12 @@ def series_of(lines: Sequence[Line], at: str) -> list[Series]:
         if getattr(line, at):
             by.setdefault(line.network, []).append(line)
     found, spare = list[Series](), cycle(SPARE)
-    for name, own in sorted(by.items(), key=lambda pair: pair[1][0].who != "student"):
+    for name, own in sorted(by.items(), key=lambda pair: pair[1][0].role != "student"):
         points = sorted(
-            (float(getattr(one, at)), one.frechet["value"], one.frechet["low"], one.frechet["high"])
+            (float(getattr(one, at)), one.frechet.value, one.frechet.low, one.frechet.high)
             for one in own
         )
-        if own[0].who == "student":
+        if own[0].role == "student":
             found.append(Series(name, points, "student", strong=True))
         else:
             colour, marker, dash = LOOKS.get(name) or next(spare)
@@ -125,12 +119,10 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
     if not series:
         return None
     what = {"multiply_adds": "multiply-adds a sample", "seconds": "seconds a sample"}[at]
-    said = big if at == "multiply_adds" else seconds
-    alt = (
-        f"Fréchet distance against {what}, both axes logarithmic. {' '.join(_spoken(series, said))}"
-    )
+    words = big if at == "multiply_adds" else seconds
+    alt = f"Fréchet distance against {what}, both axes logarithmic. {' '.join(_spoken(series, words))}"
     front = sorted(
-        (getattr(one, at), one.frechet["value"]) for one in lines if one.front and getattr(one, at)
+        (getattr(one, at), one.frechet.value) for one in lines if one.front and getattr(one, at)
     )
 
     def draw(axis: Axes) -> None:
@@ -143,7 +135,7 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
             curve(axis, one, bottom)
         axis.set_yscale("log")
         axis.set_ylim(bottom, top)
-        _cost_axis(axis, [p[0] for s in series for p in s.points], said, what)
+        _cost_axis(axis, [p[0] for s in series for p in s.points], words, what)
         log_ticks(axis, bottom, top)
         axis.set_title(
             "Fréchet distance, lower is better", loc="left", color=INK["muted"], fontsize=11.5
@@ -152,14 +144,14 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
     return drawn_twice(f"sizes-{at.replace('_', '-')}", draw, alt), series
 
 
-def _spoken(series: Sequence[Series], said: Any) -> Iterator[str]:
+def _spoken(series: Sequence[Series], words: Callable[[float], str]) -> Iterator[str]:
     for one in series:
         decimals = places(y for _, y, _, _ in one.points)
-        points = ", ".join(f"{figure(y, decimals)} at {said(x)}" for x, y, _, _ in one.points)
+        points = ", ".join(f"{figure(y, decimals)} at {words(x)}" for x, y, _, _ in one.points)
         yield f"{one.name}: {points}."
 
 
-def _cost_axis(axis: Axes, at: Sequence[float], said: Any, what: str) -> None:
+def _cost_axis(axis: Axes, at: Sequence[float], words: Callable[[float], str], what: str) -> None:
     low, high = min(at) / 1.3, max(at) * 1.3
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [10.0**p for p in powers if low <= 10.0**p <= high]
@@ -167,6 +159,6 @@ def _cost_axis(axis: Axes, at: Sequence[float], said: Any, what: str) -> None:
         ticks = [k * 10.0**p for p in powers for k in (1, 3) if low <= k * 10.0**p <= high]
     axis.set_xscale("log")
     axis.set_xlim(low, high)
-    axis.set_xticks(ticks, [said(tick).replace(".00", "").replace(".0 ", " ") for tick in ticks])
+    axis.set_xticks(ticks, [words(tick).replace(".00", "").replace(".0 ", " ") for tick in ticks])
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(what)

@@ -1,10 +1,9 @@
 """RUN/slider.html: the same noise at every guidance scale and number of steps, moved by two sliders."""
 
 from base64 import b64encode
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -12,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from halfstep.errors import ConfigError
+from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import Report
 from halfstep.report import numbers
 from halfstep.report.grids import LARGEST, png, reduced, SMALL
-from halfstep.report.guided import Shown, shown, Table, table
-from halfstep.report.page import check
+from halfstep.report.guided import guided_pictures, guided_view, GuidedPictures, GuidedView
+from halfstep.report.page import refuse_not_finite
 from halfstep.report.svg import COLOURS
 from halfstep.report.templates import template, write_page
 
@@ -31,59 +32,52 @@ COLUMNS = {
     "rmse": "paired error (rms)",
 }
 TEACHER = "teacher, "
-Said = tuple[str, str]
+NumberText = tuple[str, str]
 """A number and its interval, as they are set."""
 
 
-def write_slider(
-    folder: Path, evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]
-) -> Path | None:
-    """Write RUN/slider.html, one self-contained page, and say where it is; None where nothing is guided.
+def write(report: Report, path: Path) -> Path | None:
+    """Write the page of sliders, self-contained, and return its path; None where nothing is guided.
 
-    evidence  as in RUN/report.json, with `guided`
-    pictures  as in RUN/report.npz: `guided` uint8 [scales, ways, seeds, H, W, C], the teacher's way first,
-              with `guided_scales` and `guided_labels`
-
-    The same evidence gives the same bytes.  Raises as `write_report` does, for a page of 8 MB or more too.
+    The same report gives the same bytes.  Raises as `page.write` does, for a page of 8 MB or more too.
     """
-    page = render(evidence, pictures)
+    page = render(report)
     if page is None:
         return None
     instead = "give it fewer seeds, scales or students"
-    path = folder / "slider.html"
     return write_page(path, page, limit=LIMIT, name="the page of sliders", instead=instead)
 
 
-def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> str | None:
-    """The page as text; see `write_slider`."""
-    check(evidence)
-    found, known = shown(pictures), table(evidence)
+def render(report: Report) -> str | None:
+    """The page as text; None where nothing is guided."""
+    refuse_not_finite(report)
+    found, known = guided_pictures(report.pictures), guided_view(report.guided)
     if found is None or known is None:
         return None
     sprites, across = _sprites(found.stack)
     data = _data(found, known, sprites)
     at, way = _start(found, known)
-    near = data["near"][at]
+    near = data.near[at]
 
-    def one(k: int) -> dict[str, Any]:
+    def one(k: int) -> dict[str, object]:
         return {
-            "label": data["ways"][k],
+            "label": data.ways[k],
             "source": sprites[at][k],
-            "made": data["made"][at][k],
-            "numbers": data["numbers"][near][k],
+            "made": data.made[at][k],
+            "numbers": data.numbers[near][k],
         }
 
     script = template("slider.js.j2").render()
     digest = b64encode(sha256(script.encode()).digest()).decode("ascii")
     return template("slider.html.j2").render(
-        folder=evidence["run"]["folder"],
+        folder=report.run.folder,
         guided=known,
-        data=data,
+        data=asdict(data),
         columns=list(COLUMNS.items()),
         student=one(way),
         teacher=one(0),
         at=at,
-        start=data["scales"][at],
+        start=data.scales[at],
         step_at=len(found.labels) - 1 - way,
         between=found.scales[at] not in known.scales,
         scale_stops=_scale_stops(found, known),
@@ -97,59 +91,71 @@ def render(evidence: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) ->
     )
 
 
-def _data(found: Shown, known: Table, sprites: list[list[str]]) -> dict[str, Any]:
-    """What the script shows, as text: pictures by scale and way, numbers by scale of the table and way."""
+@dataclass(frozen=True, kw_only=True)
+class SliderData:
+    """The text that the script shows: pictures by scale and way, numbers by scale of the table and way."""
+
+    scales: list[str]
+    measured: list[str]
+    near: list[int]
+    ways: list[str]
+    columns: list[str]
+    numbers: list[list[list[NumberText]]]
+    made: list[list[str]]
+    sprites: list[list[str]]
+    seeds: int
+
+
+def _data(found: GuidedPictures, known: GuidedView, sprites: list[list[str]]) -> SliderData:
     measured = list(known.scales)
-    return {
-        "scales": [f"{scale:g}" for scale in found.scales],
-        "measured": [f"{scale:g}" for scale in measured],
-        "near": [measured.index(known.nearest(scale)) for scale in found.scales],
-        "ways": [label.removeprefix(TEACHER) for label in found.labels],
-        "columns": list(COLUMNS),
-        "numbers": [
-            [_numbers(known, scale, label) for label in found.labels] for scale in measured
-        ],
-        "made": [[_made(known, scale, label) for label in found.labels] for scale in found.scales],
-        "sprites": sprites,
-        "seeds": found.stack.shape[2],
-    }
+    return SliderData(
+        scales=[f"{scale:g}" for scale in found.scales],
+        measured=[f"{scale:g}" for scale in measured],
+        near=[measured.index(known.nearest(scale)) for scale in found.scales],
+        ways=[label.removeprefix(TEACHER) for label in found.labels],
+        columns=list(COLUMNS),
+        numbers=[[_numbers(known, scale, label) for label in found.labels] for scale in measured],
+        made=[[_made(known, scale, label) for label in found.labels] for scale in found.scales],
+        sprites=sprites,
+        seeds=found.stack.shape[2],
+    )
 
 
-def _made(known: Table, scale: float, label: str) -> str:
+def _made(known: GuidedView, scale: float, label: str) -> str:
     """The calls of that way at any scale: guidance costs the teacher twice as many, but not at scale 1."""
     like = [at for at in known.scales if (at == 1) == (scale == 1)]
     row = known.row(min(like, key=lambda at: abs(at - scale)), label) if like else None
-    return numbers.calls(row["calls"]) if row else ""
+    return numbers.calls(row.calls) if row else ""
 
 
-def _numbers(known: Table, scale: float, label: str) -> list[Said]:
+def _numbers(known: GuidedView, scale: float, label: str) -> list[NumberText]:
     """The columns of one row."""
     row = known.row(scale, label)
     if row is None:
         return [(numbers.DASH, "")] * len(COLUMNS)
-    floor = row["who"] == "teacher"
+    floor = row.role == "teacher"
     return [
-        (f"{row['calls']:,}", ""),
-        _said(row["distance"], known.places["distance"]),
-        ("the floor", "") if floor else _said(row["times_floor"], 2),
-        _said(row["rmse"], known.places["rmse"]),
+        (f"{row.calls:,}", ""),
+        _number(row.distance, known.places["distance"]),
+        ("the floor", "") if floor else _number(row.floor_ratio, 2),
+        _number(row.rmse, known.places["rmse"]),
     ]
 
 
-def _said(measured: numbers.Measured | None, decimals: int) -> Said:
+def _number(measured: Interval | None, decimals: int) -> NumberText:
     if measured is None:
         return numbers.DASH, ""
-    return numbers.figure(measured["value"], decimals), numbers.ends(measured, decimals)
+    return numbers.figure(measured.value, decimals), numbers.ends(measured, decimals)
 
 
-def _start(found: Shown, known: Table) -> tuple[int, int]:
+def _start(found: GuidedPictures, known: GuidedView) -> tuple[int, int]:
     """Where the sliders stand at first: a scale of the table, a student, both from the middle."""
     measured = [k for k, scale in enumerate(found.scales) if scale in known.scales]
     at = measured or list(range(len(found.scales)))
     return at[len(at) // 2], len(found.labels) // 2
 
 
-def _scale_stops(found: Shown, known: Table) -> list[tuple[str, bool]]:
+def _scale_stops(found: GuidedPictures, known: GuidedView) -> list[tuple[str, bool]]:
     """What is written under the slider, and whether it was measured."""
     many = len(found.scales) > STOPS
     stops = [(f"{scale:g}", scale in known.scales) for scale in found.scales]

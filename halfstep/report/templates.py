@@ -37,14 +37,10 @@ def _world() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("figure", "ends", "percent", "seconds", "big", "calls", "exact"):
+    for name in ("figure", "ends", "percent", "seconds", "big", "calls", "exact", "interval"):
         world.filters[name] = getattr(numbers, name)
-    world.filters |= {"span": _span, "typeset": _typeset}
+    world.filters["typeset"] = _typeset
     return world
-
-
-def _span(measured: numbers.Measured | None, decimals: int) -> str:
-    return numbers.interval(measured, decimals) if measured else "not measured"
 
 
 def _typeset(text: str) -> str:

@@ -1,29 +1,15 @@
-"""The verdict: one sentence that says what was kept, from the numbers of RUN/report.json."""
+"""The verdict: one sentence that says what was kept, from the rows of a report."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from halfstep.evaluation.gate import decide
+from halfstep.evaluation.gate import decide, Decision
 from halfstep.evaluation.intervals import Interval
-from halfstep.report.numbers import (
-    calls,
-    exact,
-    figure,
-    interval,
-    Measured,
-    places,
-    ratio as shown,
-)
+from halfstep.evaluation.report_data import Report, Row
+from halfstep.report.numbers import calls, exact, figure, interval, places, ratio as shown
 from halfstep.training.gate_record import Verdict
 
-Row = Mapping[str, Any]
-"""One entry of evidence["rows"]."""
-Word = Literal["within", "outside", "undecided"]
 Standing = Literal["better", "not better", "undecided"]
-STANDING: dict[Verdict, Word] = {
-    "passed": "within", "broken": "outside", "undecided": "undecided",
-}  # fmt: skip
-
 SAMPLERS = {
     "ddim": "DDIM",
     "heun": "Heun",
@@ -35,235 +21,201 @@ SAMPLERS = {
 }
 
 
-def verdict(evidence: Mapping[str, Any]) -> str:
-    """What the evidence shows, in one sentence.
+def verdict(report: Report) -> str:
+    """The result in one sentence.
 
     A student is within the tolerance when its whole interval is, outside it when its whole interval is,
     and undecided otherwise.  Where the gate looked at more samples than the report, its ratio counts.
     """
-    full, students = teacher_of(evidence), rows_of(evidence, "student")
-    if full is None:
-        return "No teacher was measured, so nothing can be said of what was kept."
+    full, students = report.teacher, report.students
     if not students:
         return (
-            f"No student was measured; the Fréchet distance of the teacher at {calls(full['calls'])} is "
+            f"No student was measured; the Fréchet distance of the teacher at {calls(full.calls)} is "
             f"{_distance(full)}."
         )
-    known = [row for row in students if judged(evidence, row)]
-    if not known:
+    ratios = [(row, ratio) for row in students if (ratio := judged(report, row))]
+    if not ratios:
         row = students[-1]
         return (
             f"Nothing is decided, as no ratio was measured: the Fréchet distance is {_distance(row)} at "
-            f"{calls(row['calls'])}, the teacher's {_distance(full)} at {full['calls']}."
+            f"{calls(row.calls)}, the teacher's {_distance(full)} at {full.calls}."
         )
-    limit = tolerance(evidence)
+    limit = tolerance(report)
     if limit is None:
-        return _without_tolerance(evidence, full, known)
-    return _against_tolerance(evidence, full, known, limit)
+        return _without_tolerance(report, ratios)
+    return _against_tolerance(report, ratios, limit)
 
 
-def tolerance(evidence: Mapping[str, Any]) -> float | None:
-    """What the gate was asked to hold, or None."""
-    gate = evidence["run"].get("gate")
-    if gate is None or "guidance" in gate.get("about", {}):
-        return None  # a guided student's gate holds it against its guided teacher, not the data
-    found: float | None = gate.get("tolerance")
-    return found
+def tolerance(report: Report) -> float | None:
+    """The tolerance of the run's gate; None without one.
+
+    None of a guided run too: its gate compares with the guided teacher, not with the data.
+    """
+    gate = report.run.gate
+    return None if gate is None or "guidance" in gate.about else gate.tolerance
 
 
-def teacher_of(evidence: Mapping[str, Any]) -> Row | None:
-    """The teacher at full steps."""
-    found = [row for row in evidence["rows"] if row["who"] == "teacher"]
-    return max(found, key=lambda row: row["calls"], default=None)
-
-
-def rows_of(evidence: Mapping[str, Any], who: str) -> list[Row]:
-    """The rows of a teacher, baseline or student, most network calls first."""
-    found = [row for row in evidence["rows"] if row["who"] == who]
-    return sorted(found, key=lambda row: -row["calls"])
-
-
-def frechet(row: Row) -> Measured | None:
-    """Its Fréchet distance to the data, or None if it has none."""
-    found: Measured | None = row["distances"].get("frechet_distance")
-    return found
-
-
-def best_baseline(evidence: Mapping[str, Any], limit: int) -> Row | None:
+def best_baseline(report: Report, limit: int) -> Row | None:
     """The undistilled teacher that comes nearest to the data in not more than `limit` network calls."""
-    found = [(d["value"], row) for row in rows_of(evidence, "baseline") if (d := frechet(row))]
-    fitting = [(value, row) for value, row in found if row["calls"] <= limit]
-    return min(fitting, key=lambda pair: (pair[0], pair[1]["calls"]), default=(0.0, None))[1]
+    fitting = [row for row in report.rows_of("baseline") if row.calls <= limit]
+    return min(
+        fitting, key=lambda row: (row.distances.frechet_distance.value, row.calls), default=None
+    )
 
 
-def judged(evidence: Mapping[str, Any], row: Row) -> Measured | None:
+def judged(report: Report, row: Row) -> Interval | None:
     """The student's Fréchet distance over its teacher's: the gate's where that saw more samples."""
-    more = [one for one in _looks(evidence, row) if one["samples"] > evidence["measure"]["samples"]]
-    best = max(more, key=lambda one: one["samples"], default=None)
-    found: Measured | None = best["ratio"] if best else row.get("ratio")
-    return found
+    more = [one for one in _looks(report, row) if one.samples > report.measure.samples]
+    best = max(more, key=lambda one: one.samples, default=None)
+    return best.ratio if best else row.ratio
 
 
-def _looks(evidence: Mapping[str, Any], row: Row) -> list[Mapping[str, Any]]:
-    """What the gate saw of this student, if it measured as the report did."""
-    gate, measure, full = (
-        evidence["run"].get("gate") or {},
-        evidence["measure"],
-        teacher_of(evidence),
-    )
-    about = gate.get("about") or {}
-    same = all(
-        about.get(key) == measure.get(key)
-        for key in ("features", "digest", "preprocessing", "data", "samples")
-    )
-    if not same or full is None or about.get("noise") != measure.get("seed"):
+def _looks(report: Report, row: Row) -> list[Decision]:
+    """The gate's measurements of this student, if it measured as the report did."""
+    gate, how, full = report.run.gate, report.measure, report.teacher
+    if gate is None or full.sampler != "ddim":  # the gate's own full steps are DDIM's
         return []
-    if about.get("full") != full["steps"] or full["sampler"] != "ddim":
-        return []  # the gate's own full steps are DDIM's
-    return [one for one in gate.get("tried") or [] if one["steps"] == row["steps"] and one["ratio"]]
+    same: Mapping[str, object] = {
+        "features": how.features,
+        "digest": how.digest,
+        "preprocessing": how.preprocessing,
+        "data": how.data,
+        "samples": how.samples,
+        "noise": how.seed,
+        "full": full.steps,
+    }
+    if any(gate.about.get(name) != value for name, value in same.items()):
+        return []
+    return [one for one in gate.tried if one.steps == row.steps]
 
 
-def standing(ratio: Measured, limit: float) -> Word:
-    """Where the whole interval lies, by the rule of the gate."""
-    return STANDING[decide(Interval(**ratio), limit)]
-
-
-def against_baseline(evidence: Mapping[str, Any], student: Row) -> Standing | None:
+def against_baseline(report: Report, student: Row) -> Standing | None:
     """Whether it comes nearer to the data than the best baseline at not more calls; None without one.
 
     Intervals decide between "better" and "undecided": those of the ratios to the teacher, which are paired
     and so narrower, where both were measured.
     """
-    other, own = best_baseline(evidence, student["calls"]), frechet(student)
-    theirs = frechet(other) if other else None
-    if other is None or own is None or theirs is None:
+    other = best_baseline(report, student.calls)
+    if other is None:
         return None
-    if own["value"] >= theirs["value"]:
+    mine, theirs = student.distances.frechet_distance, other.distances.frechet_distance
+    if mine.value >= theirs.value:
         return "not better"
-    paired = student.get("ratio") and other.get("ratio")
-    high = student["ratio"]["high"] if paired else own["high"]
-    low = other["ratio"]["low"] if paired else theirs["low"]
-    return "better" if high < low else "undecided"
+    if student.ratio and other.ratio:
+        mine, theirs = student.ratio, other.ratio
+    return "better" if mine.high < theirs.low else "undecided"
 
 
-def caution(evidence: Mapping[str, Any], student: Row) -> str | None:
+def caution(report: Report, student: Row) -> str | None:
     """A sentence where the student does not surely beat the best baseline at not more calls."""
-    found, other = against_baseline(evidence, student), best_baseline(evidence, student["calls"])
-    if other is None or found not in ("not better", "undecided"):
+    standing, other = against_baseline(report, student), best_baseline(report, student.calls)
+    if other is None or standing not in ("not better", "undecided"):
         return None
-    at = calls(student["calls"])
-    where = f"the undistilled teacher with {sampler(other)} at {calls(other['calls'])}"
-    if found == "not better":
+    at = calls(student.calls)
+    where = f"the undistilled teacher with {sampler(other)} at {calls(other.calls)}"
+    if standing == "not better":
         return (
             f"At {at} the student does not beat {where} ({_versus(student, other)}): it is not worth "
             "having."
         )
     return (
-        f"At {at} {evidence['measure']['samples']:,} samples cannot tell whether the student beats {where} "
+        f"At {at} {report.measure.samples:,} samples cannot tell whether the student beats {where} "
         f"({_versus(student, other)})."
     )
 
 
 def sampler(row: Row) -> str:
     """A sampler's name as its paper writes it."""
-    return SAMPLERS.get(row["sampler"], str(row["sampler"]))
+    return SAMPLERS.get(row.sampler, row.sampler)
 
 
-def _against_tolerance(
-    evidence: Mapping[str, Any], full: Row, students: list[Row], limit: float
-) -> str:
-    by: dict[Word, list[Row]] = {"within": [], "outside": [], "undecided": []}
-    for row in students:
-        by[standing(_ratio(evidence, row), limit)].append(row)
-    if by["within"]:
-        best = by["within"][-1]
+Ratios = list[tuple[Row, Interval]]
+"""Students with their ratios to the teacher, most network calls first."""
+
+
+def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
+    by: dict[Verdict, Ratios] = {"passed": [], "broken": [], "undecided": []}
+    for row, ratio in ratios:
+        by[decide(ratio, limit)].append((row, ratio))
+    full = report.teacher
+    if by["passed"]:
+        best, ratio = by["passed"][-1]
         text = (
-            f"{_capital(calls(best['calls']))} {'keeps' if best['calls'] == 1 else 'keep'} the quality of "
-            f"{full['calls']}: Fréchet distance {shown(_ratio(evidence, best), limit)} times the "
+            f"{_capital(calls(best.calls))} {_keep(best)} the quality of "
+            f"{full.calls}: Fréchet distance {shown(ratio, limit)} times the "
             f"teacher's, within the tolerance of {exact(limit)}"
         )
-        fewer = [row for row in students if row["calls"] < best["calls"]]
-        rest = _next(evidence, fewer[0], limit) if fewer else ""
+        fewer = [pair for pair in ratios if pair[0].calls < best.calls]
+        rest = _next(report, *fewer[0], limit) if fewer else ""
     elif by["undecided"]:
-        best = by["undecided"][0]
+        best, ratio = by["undecided"][0]
         text = (
-            f"{_samples(evidence, best)} cannot tell whether {calls(best['calls'])} "
-            f"{'keeps' if best['calls'] == 1 else 'keep'} the quality of {full['calls']}: Fréchet distance "
-            f"{shown(_ratio(evidence, best), limit)} times the teacher's, the tolerance is {exact(limit)}"
+            f"{_samples(report, best)} cannot tell whether {calls(best.calls)} "
+            f"{_keep(best)} the quality of {full.calls}: Fréchet distance "
+            f"{shown(ratio, limit)} times the teacher's, the tolerance is {exact(limit)}"
         )
-        rest = _next(evidence, by["outside"][0], limit) if by["outside"] else ""
+        rest = _next(report, *by["broken"][0], limit) if by["broken"] else ""
     else:
-        best = min(students, key=lambda row: _ratio(evidence, row)["value"])
+        best, ratio = min(ratios, key=lambda pair: pair[1].value)
         return (
-            f"No student keeps the quality of {calls(full['calls'])} within the tolerance of {exact(limit)}: "
-            f"the best of them, at {calls(best['calls'])}, has "
-            f"{shown(_ratio(evidence, best), limit)} times the teacher's Fréchet "
-            f"distance{_but(evidence, best)}."
+            f"No student keeps the quality of {calls(full.calls)} within the tolerance of {exact(limit)}: "
+            f"the best of them, at {calls(best.calls)}, has {shown(ratio, limit)} times the teacher's "
+            f"Fréchet distance{_but(report, best)}."
         )
-    return text + rest + _but(evidence, best) + "."
+    return text + rest + _but(report, best) + "."
 
 
-def _next(evidence: Mapping[str, Any], row: Row, limit: float) -> str:
+def _next(report: Report, row: Row, ratio: Interval, limit: float) -> str:
     """The clause on the next student."""
-    ratio, n = _ratio(evidence, row), row["calls"]
-    noun = "call" if n == 1 else "calls"
-    if standing(ratio, limit) == "outside":
+    n, noun = row.calls, "call" if row.calls == 1 else "calls"
+    if decide(ratio, limit) == "broken":
         value = shown(ratio, limit).split(" ")[0]
         return f"; {n:,} {noun} {'does' if n == 1 else 'do'} not ({value})"
-    said = _samples(evidence, row)
-    return f"; of {n:,} {noun} {said} cannot tell: {shown(ratio, limit)}"
+    return f"; of {n:,} {noun} {_samples(report, row)} cannot tell: {shown(ratio, limit)}"
 
 
-def _without_tolerance(evidence: Mapping[str, Any], full: Row, students: list[Row]) -> str:
-    best = min(students, key=lambda row: _ratio(evidence, row)["value"])
-    last = students[-1]
+def _without_tolerance(report: Report, ratios: Ratios) -> str:
+    best, ratio = min(ratios, key=lambda pair: pair[1].value)
+    last, last_ratio = ratios[-1]
     text = (
-        f"{_capital(calls(best['calls']))} {_has(best)} {shown(_ratio(evidence, best))} times the "
-        f"Fréchet distance of the teacher's {full['calls']}"
+        f"{_capital(calls(best.calls))} {'has' if best.calls == 1 else 'have'} {shown(ratio)} times the "
+        f"Fréchet distance of the teacher's {report.teacher.calls}"
     )
     if last is not best:
-        text += f", {calls(last['calls'])} {shown(_ratio(evidence, last))} times"
-    return f"{text}{_but(evidence, best)}; no tolerance was set."
+        text += f", {calls(last.calls)} {shown(last_ratio)} times"
+    return f"{text}{_but(report, best)}; no tolerance was set."
 
 
-def _but(evidence: Mapping[str, Any], student: Row) -> str:
+def _but(report: Report, student: Row) -> str:
     """The clause that takes it back where a baseline is as good."""
-    other = best_baseline(evidence, student["calls"])
-    if other is None or against_baseline(evidence, student) != "not better":
+    other = best_baseline(report, student.calls)
+    if other is None or against_baseline(report, student) != "not better":
         return ""
-    n = student["calls"]
     return (
-        f"; but the undistilled teacher with {sampler(other)} is as good at {calls(other['calls'])} "
-        f"({_versus(other, student)}), so that the student of {calls(n)} is not worth having"
+        f"; but the undistilled teacher with {sampler(other)} is as good at {calls(other.calls)} "
+        f"({_versus(other, student)}), so that the student of {calls(student.calls)} is not worth having"
     )
 
 
 def _versus(a: Row, b: Row) -> str:
-    one, other = frechet(a), frechet(b)
-    assert one and other
-    decimals = places([one["value"], other["value"]])
-    return f"{figure(one['value'], decimals)} against {figure(other['value'], decimals)}"
+    one, other = (row.distances.frechet_distance.value for row in (a, b))
+    decimals = places([one, other])
+    return f"{figure(one, decimals)} against {figure(other, decimals)}"
 
 
-def _ratio(evidence: Mapping[str, Any], row: Row) -> Measured:
-    found = judged(evidence, row)
-    assert found is not None
-    return found
-
-
-def _samples(evidence: Mapping[str, Any], row: Row) -> str:
+def _samples(report: Report, row: Row) -> str:
     """How many samples decided on this row."""
-    seen = [one["samples"] for one in _looks(evidence, row)]
-    return f"{max([evidence['measure']['samples'], *seen]):,} samples"
+    looks = [one.samples for one in _looks(report, row)]
+    return f"{max([report.measure.samples, *looks]):,} samples"
 
 
 def _distance(row: Row) -> str:
-    found = frechet(row)
-    return interval(found, places([found["value"]])) if found else "not measured"
+    distance = row.distances.frechet_distance
+    return interval(distance, places([distance.value]))
 
 
-def _has(row: Row) -> str:
-    return "has" if row["calls"] == 1 else "have"
+def _keep(row: Row) -> str:
+    return "keeps" if row.calls == 1 else "keep"
 
 
 def _capital(text: str) -> str:

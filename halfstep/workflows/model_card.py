@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from halfstep.evaluation.cost import calls_of, multiply_adds
-from halfstep.evaluation.evidence_on_disk import read_evidence_of
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.report_data import Measurement, read_report, REPORT, Report, Row
 from halfstep.nets.classifiers import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.program import Program
@@ -165,12 +163,13 @@ def _sample_call(pipeline: Pipeline) -> str:
 def _measured(source: Path, steps: int) -> list[str]:
     """The measurements of a student of so many steps in the report of its run."""
     run = _run_of(source.resolve())
-    if run is None or not (run / "report.json").exists():
+    if run is None or not (run / REPORT).exists():
         return []
-    report = read_evidence_of(run / "report.json")
-    for row in report["rows"]:
-        if row["who"] == "student" and row["steps"] == steps:
-            return _lines(row, report["measure"])
+    report = read_report(run)
+    if isinstance(report, Report):
+        for row in report.students:
+            if row.steps == steps:
+                return _lines(row, report.measure)
     return []
 
 
@@ -182,17 +181,17 @@ def _run_of(source: Path) -> Path | None:
     return run if source.parent.name == "stages" and (run / "run.json").exists() else None
 
 
-def _lines(row: dict[str, Any], measure: dict[str, Any]) -> list[str]:
-    distance, cost = Interval(**row["distances"]["frechet_distance"]), row.get("cost")
-    samples, features = f"{measure['samples']:,} samples", plain(measure["features"])
+def _lines(row: Row, measure: Measurement) -> list[str]:
+    distance, cost = row.distances.frechet_distance, row.cost
+    samples, features = f"{measure.samples:,} samples", plain(measure.features)
     lines = [f"- Fréchet distance: {distance} with {samples}, features {features}"]
-    if row.get("ratio"):
-        lines[-1] += f"; {Interval(**row['ratio'])} times the teacher's"
-    if cost and measure.get("machine"):
+    if row.ratio:
+        lines[-1] += f"; {row.ratio} times the teacher's"
+    if cost and measure.machine:
         each = ", ".join(
-            f"{1000 * s:.3g} ms at batch {plain(b)}" for b, s in cost["seconds_per_sample"].items()
+            f"{1000 * s:.3g} ms at batch {plain(b)}" for b, s in cost.seconds_per_sample.items()
         )
-        lines.append(f"- Seconds a sample: {each} ({plain(measure['machine'])})")
+        lines.append(f"- Seconds a sample: {each} ({plain(measure.machine)})")
     return lines
 
 

@@ -284,7 +284,7 @@ MUTANTS = (
         "report/guided",
         "slider",
         ("abs(known - scale)", "(known - scale)"),
-        ('row["name"].removeprefix(STUDENT) == label', 'row["name"] == label'),
+        ("row.name.removeprefix(STUDENT) == label", "row.name == label"),
     ),
     *of(
         "report/slider",
@@ -314,9 +314,9 @@ MUTANTS = (
     ),
     *of("training/students", "guided_edges", ("counts.append(1)", "counts.append(2)")),
     *of(
-        "evaluation/rows",
+        "evaluation/row_metrics",
         "guided_edges",
-        ("if full is None or draws_noise(sampler) else", "if full is None else"),
+        ("if full is not None and not draws_noise(sampler)", "if full is not None"),
     ),
     *of(
         "pipeline/walks",
@@ -599,7 +599,7 @@ MUTANTS = (
         ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
         ("if rehearse:", "if False:"),
         ("max(own, default=2 * start)", "2 * start"),
-        ("max(start, Evaluation.full)", "start"),
+        ("max(start, FULL_STEPS)", "start"),
     ),
     *of(
         "evaluation/gate_meter",
@@ -615,15 +615,15 @@ MUTANTS = (
     *of(
         "cli/tables",
         "tables",
-        ('str(Interval(**row["distance"]))', 'str(Interval(**row["rmse"] or row["distance"]))'),
+        ("str(row.distance)", "str(row.rmse or row.distance)"),
         (
-            'str(row["calls"]),\n            str(Interval(**row["distances"]',
-            'str(row["steps"]),\n            str(Interval(**row["distances"]',
+            "str(row.calls),\n            str(row.distances",
+            "str(row.steps),\n            str(row.distances",
         ),
-        ('str(Interval(**same["rmse"]))', 'str(Interval(**same["feature_rmse"]))'),
+        ("row.fidelity.rmse if", "row.fidelity.feature_rmse if"),
     ),
-    *of("cli/sizes", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
-    *of("cli/compressed", "tables", ("1000 * seconds[b]", "seconds[b]")),
+    *of("cli/tables", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
+    *of("cli/tables", "tables", ("1000 * taken[b]", "taken[b]")),
     *of(
         "cli/compressed_classifiers",
         "tables",
@@ -631,9 +631,9 @@ MUTANTS = (
         ("row['agreement']['value']", "row['accuracy']['value']"),
     ),
     *of(
-        "cli/reconstructing",
+        "cli/tables",
         "tables",
-        ('for key in ("full", "same")', 'for key in ("same", "full")'),
+        ("_cell(row.full), _cell(row.same)", "_cell(row.same), _cell(row.full)"),
     ),
     *of("workflows/model_card", "tables", ("1000 * s:.3g", "s:.3g")),
     *of(

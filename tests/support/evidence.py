@@ -1,11 +1,18 @@
-"""Evidence as `halfstep report` would measure it on digits: a stand-in to try the page on."""
+"""A report as `halfstep evaluate` would measure it on digits: a stand-in to try the page on."""
+
+from dataclasses import replace
 
 import numpy as np
 from sklearn.datasets import load_digits
 
+from halfstep.evaluation.report_data import parse_report, read_report
+from halfstep.evaluation.report_rows import measure
+from halfstep.report.verdict import verdict
+from halfstep.schema import plain
+
 FULL = 64
 COUNTS = (8, 4, 2, 1)
-# Fréchet distance at 8, 4, 2 and 1 calls: a run of presets/digits-progressive.toml, and its baselines
+# Fréchet distance at 8, 4, 2 and 1 calls: of presets/digits-progressive.toml, and of its baselines
 STUDENT = (0.178, 0.180, 0.209, 0.211)
 BASELINES = {
     "ddim": ((8, 0.232), (4, 0.410), (2, 1.037), (1, 3.806)),
@@ -21,11 +28,11 @@ def measured(value, width=0.03):
 
 
 def evidence():
-    """A dict of the schema of RUN/report.json; every call makes a new one."""
+    """A table as RUN/report.json has it; every call makes a new one."""
     found = {
-        "format": 1,
+        "format": 2,
         "verdict": None,
-        "made": {
+        "provenance": {
             "command": "halfstep distill progressive --preset digits-progressive --tolerance 1.10",
             "halfstep": "0.1.0",
             "torch": "2.13.0",
@@ -81,9 +88,38 @@ def evidence():
             "machine": "2 CPU cores",
         },
         "rows": _rows(),
+        "guided": None,
         "training": _training(),
     }
     return found
+
+
+def typed(found, shown=None):
+    """The report of such a table, with these pictures; its verdict, where the table has none."""
+    report = parse_report(found | {"verdict": found["verdict"] or ""}, "a report", shown or {})
+    if not report.verdict:
+        report = replace(report, verdict=verdict(report))
+    return report
+
+
+def read_back(folder):
+    """The table and the pictures of a report that was written there."""
+    report = read_report(folder)
+    return plain(report), report.pictures
+
+
+def gather(*arguments, **options):
+    """`measure`, as tables, and its pictures."""
+    parts = measure(*arguments, **options)
+    rows, guided = [plain(row) for row in parts.rows], plain(parts.guided)
+    return {"measure": plain(parts.measure), "rows": rows, "guided": guided}, parts.pictures
+
+
+def rows_of(found, role):
+    """The rows of a role, most network calls first."""
+    return sorted(
+        (row for row in found["rows"] if row["role"] == role), key=lambda row: -row["calls"]
+    )
 
 
 def pictures():
@@ -125,24 +161,25 @@ def _rows():
     return rows
 
 
-def _row(who, name, sampler, steps, calls, value):
+def _row(role, name, sampler, steps, calls, value):
     return {
-        "who": who,
+        "role": role,
         "name": name,
         "sampler": sampler,
         "steps": steps,
         "calls": calls,
         "distances": {
             "frechet_distance": measured(value, 0.035),
+            "frechet_unbiased": None,
             "kernel_distance": measured(value / 240, 0.09),
             "inception_score": measured(9.4 - value, 0.008),
             "precision": measured(0.93 - value / 20, 0.02),
             "recall": measured(0.9 - value / 8, 0.03),
         },
-        "ratio": None if who == "teacher" else measured(value / TEACHER, 0.022),
+        "ratio": None if role == "teacher" else measured(value / TEACHER, 0.022),
         "fidelity": None,
         "split": None,
-        "memorisation": None if who == "baseline" else _memorisation(value),
+        "memorisation": None if role == "baseline" else _memorisation(value),
         "drift": None,
         "cost": {
             "calls": calls,
@@ -151,6 +188,9 @@ def _row(who, name, sampler, steps, calls, value):
             "parameters": 331_024,
             "multiply_adds": 6_120_000 * calls,
         },
+        "compressed": None,
+        "network": None,
+        "student_ratio": None,
     }
 
 
@@ -229,19 +269,19 @@ def guided():
 
 
 def _guided_row(scale, steps, calls, floor, times, to_data, score):
-    who = "student" if times else "teacher"
+    role = "student" if times else "teacher"
     name = f"{steps} step{'s' if steps > 1 else ''}"
     return {
         "guidance": scale,
-        "who": who,
-        "name": f"{who}, {name}",
+        "role": role,
+        "name": f"{role}, {name}",
         "sampler": "ddim",
         "steps": steps,
         "calls": calls,
         "distance": measured(floor * (times or 1)),
-        "times_floor": measured(times) if times else None,
+        "floor_ratio": measured(times) if times else None,
         "rmse": measured(0.03 * times) if times else None,
-        "to_data": to_data,
+        "data_distance": to_data,
         "inception_score": score,
     }
 

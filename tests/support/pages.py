@@ -127,9 +127,9 @@ def different():
     rows, run = found["rows"], found["run"]
     last = rows[-1]
     for name in ("other, 8 steps", "other, 4 steps"):
-        rows.append({**last, "who": "other", "name": name, "network": "other"})
+        rows.append({**last, "role": "other", "name": name, "network": "other"})
     for kind in ("int8", "pruned"):
-        rows.append({**last, "who": "compressed", "name": f"student, {kind}"})
+        rows.append({**last, "role": "compressed", "name": f"student, {kind}"})
     for k, row in enumerate(rows):
         _fill(row, k, pool)
     for kind, row, own in (
@@ -138,11 +138,12 @@ def different():
         ("as trained", rows[-5], rows[-5]),
         ("int8", rows[-2], rows[-5]),
     ):
-        said = {"kind": kind, "of": own["name"], "bytes": pool.one(1e6), "zeroed": pool.one(0.1)}
+        said = {"kind": kind, "student": own["name"], "bytes": round(pool.one(1e6))}
+        said["zeros"] = pool.one(0.1)
         row["compressed"] = said | pool.of("rmse", "ratio")
     for k, row in enumerate(found["guided"]["rows"]):
-        row |= {"to_data": pool.one(), "inception_score": pool.one(), "calls": 1000 + k}
-        row |= pool.of(*(name for name in ("distance", "times_floor", "rmse") if row[name]))
+        row |= {"data_distance": pool.one(), "inception_score": pool.one(), "calls": 1000 + k}
+        row |= pool.of(*(name for name in ("distance", "floor_ratio", "rmse") if row[name]))
     for k, tried in enumerate(run["gate"]["tried"]):
         tried |= {"ratio": pool.three(), "samples": 1500 + 1000 * k}
     for k, cost in enumerate(run["cost"].values()):
@@ -150,7 +151,7 @@ def different():
     found["measure"]["floor"] = 0.5
     for row, value, high in zip(rows[-8:-6], (0.91, 0.92), (0.8, 9.999), strict=True):
         assert (
-            row["who"] == "student"
+            row["role"] == "student"
         )  # one surely beats every baseline, of the other nobody can tell
         row["distances"]["frechet_distance"]["value"] = value
         row["ratio"] |= {"low": 0.7, "value": 0.75, "high": high}
@@ -159,21 +160,21 @@ def different():
 
 def _fill(row, k, pool):
     """What is measured of every row, and of the kind that it is."""
-    who = row["who"]
-    row["distances"] = pool.of(*row["distances"])
-    row["ratio"] = pool.three() if who != "teacher" else None
+    role = row["role"]
+    row["distances"] = row["distances"] | pool.of(*(k for k, v in row["distances"].items() if v))
+    row["ratio"] = pool.three() if role != "teacher" else None
     row["calls"] = 3 * row["calls"] + k % 3
     row["cost"] = {
         "calls": row["calls"],
         "seconds_per_sample": {"1": pool.one(1e-3), "64": pool.one(1e-6)},
-        "peak_bytes": pool.one(1e6),
-        "parameters": pool.one(1e6),
-        "multiply_adds": pool.one(1e9),
+        "peak_bytes": round(pool.one(1e6)),
+        "parameters": round(pool.one(1e6)),
+        "multiply_adds": round(pool.one(1e9)),
     }
     row |= {"fidelity": None, "split": None, "memorisation": None}
-    if who in ("teacher", "student"):
+    if role in ("teacher", "student"):
         row["memorisation"] = pool.of("train", "held_out", "ratio", "copies") | {"flag": None}
-    if who == "student":
+    if role == "student":
         row["fidelity"] = pool.of("rmse", "psnr", "feature_rmse")
         row["split"] = pool.of("grid", "learning")
         for measure in row["drift"]:

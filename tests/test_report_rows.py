@@ -12,23 +12,24 @@ from halfstep.batch import Cond
 from halfstep.data import Dataset
 from halfstep.denoiser import Denoiser, NetTime
 from halfstep.errors import ConfigError
-from halfstep.evaluation import Candidates, Evaluation, Features, gather, SampleScorer
+from halfstep.evaluation import Candidates, Evaluation, Features, SampleScorer
 from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
 from halfstep.evaluation.distances import sampling_floor
-from halfstep.evaluation.evidence import teacher_rows
 from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
-from halfstep.evaluation.rows import drifted, memorised, pictures, row as row_of
+from halfstep.evaluation.report_rows import teacher_rows as measured_rows
+from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
 from halfstep.evaluation.sample_sets import SampleSet
-from halfstep.evaluation.setups import counted, most_steps, TIMED, walkable
+from halfstep.evaluation.setups import counted, most_steps, Setup, TIMED, walkable
 from halfstep.nets import build
 from halfstep.pipeline import Pipeline
 from halfstep.prediction import V
 from halfstep.report.page import render
-from halfstep.report.verdict import verdict
 from halfstep.samplers import calls
 from halfstep.schedules import BetaTable, Cosine, RectifiedFlow, VPLinear
+from halfstep.schema import plain
 from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
+from tests.support.evidence import evidence, gather, typed
 from tests.support.progress import Ledger
 
 SHAPE = (3, 4, 6)
@@ -54,7 +55,7 @@ class Leaky(nn.Module):
 
 def pipeline(gain=1.0, times=(), classes=(), schedule=Cosine()):  # noqa: B008
     torch.manual_seed(3)
-    net = build("tests.test_evidence:Leaky", {"gain": gain})
+    net = build("tests.test_report_rows:Leaky", {"gain": gain})
     denoiser = Denoiser(net, schedule, V(), time=NetTime(scale=1.0)).freeze()
     return Pipeline(denoiser, SHAPE, times, classes)
 
@@ -92,8 +93,13 @@ def found(subject, data):
     return gather(subject, judge(data), ASKED)
 
 
-def of(found, who):
-    return [row for row in found[0]["rows"] if row["who"] == who]
+def teacher_rows(*arguments):
+    """The teacher's rows, as tables."""
+    return [plain(row) for row in measured_rows(*arguments).rows]
+
+
+def of(found, role):
+    return [row for row in found[0]["rows"] if row["role"] == role]
 
 
 # Complete.
@@ -101,15 +107,15 @@ def of(found, who):
 
 def test_every_row_has_every_number(found):
     rows = found[0]["rows"]
-    assert [row["who"] for row in rows[:1]] == ["teacher"]
+    assert [row["role"] for row in rows[:1]] == ["teacher"]
     names = {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"}
     for row in rows:
         assert row.keys() == {
-            "who", "name", "sampler", "steps", "calls", "distances", "ratio", "fidelity", "split",
-            "memorisation", "drift", "cost",
+            "role", "name", "sampler", "steps", "calls", "distances", "ratio", "fidelity", "split",
+            "memorisation", "drift", "cost", "compressed", "network", "student_ratio",
         }  # fmt: skip
-        assert row["distances"].keys() >= names
-        for one in row["distances"].values():
+        assert all(row["distances"][name] for name in names)
+        for one in filter(None, row["distances"].values()):
             assert tuple(one) == INTERVALS
             assert one["low"] <= one["high"] and all(map(np.isfinite, one.values()))
         assert row["cost"]["calls"] == row["calls"] == calls(row["sampler"], row["steps"])
@@ -118,9 +124,9 @@ def test_every_row_has_every_number(found):
             row["cost"]["parameters"] == 13 and row["cost"]["multiply_adds"] == row["calls"] * 216
         )
         for part in ("ratio", "fidelity"):
-            assert (row[part] is None) == (row["who"] == "teacher")
+            assert (row[part] is None) == (row["role"] == "teacher")
         for part in ("split", "drift"):
-            assert (row[part] is None) == (row["who"] != "student")
+            assert (row[part] is None) == (row["role"] != "student")
     for row in of(found, "student"):
         assert [*row["fidelity"]] == ["rmse", "psnr", "feature_rmse"]
         assert [*row["split"]] == ["grid", "learning"]
@@ -150,14 +156,12 @@ def test_it_says_how_it_measured(found, data):
 
 
 def test_it_goes_through_json_onto_the_page(found):
-    evidence, pictures = found
-    evidence = json.loads(json.dumps(evidence, allow_nan=False))
-    evidence |= {"made": {}, "run": {"folder": "x"}, "training": []}
-    evidence["verdict"] = verdict(evidence)
-    page = render(evidence, pictures)
-    assert evidence["verdict"].split(":")[0][:20] in page
-    for row in evidence["rows"]:
-        assert row["name"] in page
+    tables, pictures = found
+    report = typed(evidence() | json.loads(json.dumps(tables, allow_nan=False)), pictures)
+    page = render(report)
+    assert report.verdict.split(":")[0][:20] in page
+    for row in report.rows:
+        assert row.name in page
 
 
 # At not more calls.
@@ -177,7 +181,7 @@ def test_a_sampler_that_costs_more_even_in_one_step_is_left_out(monkeypatch, sub
     monkeypatch.setattr(setups, "calls", lambda name, n: 3 * n if name == "heun" else n)
     assert [most_steps("heun", k) for k in (1, 2, 3, 5, 6)] == [None, None, 1, 1, 2]
     asked = replace(BRIEF, counts=(2, 1))
-    rows = teacher_rows(subject.teacher, (2, 1), judge(data), asked).rows
+    rows = teacher_rows(subject.teacher, (2, 1), judge(data), asked)
     assert [row["sampler"] for row in rows] == ["ddim"] * 3
 
 
@@ -216,7 +220,7 @@ def test_a_published_sampler_is_a_row_on_its_own_grid(data):
     teacher = pipeline(schedule=VPLinear())
     mine = judge(data)
     asked = replace(BRIEF, full=6, baselines=OWN_GRIDS)
-    rows = teacher_rows(teacher, (10, 8), mine, asked).rows
+    rows = teacher_rows(teacher, (10, 8), mine, asked)
     assert [row["name"] for row in rows] == ["teacher, 6 steps"] + [
         f"teacher, {name}, {k} steps" for k in (10, 8) for name in OWN_GRIDS
     ]
@@ -245,7 +249,7 @@ def test_the_teacher_at_full_steps_by_another_sampler(data):
     assert distance == pytest.approx(mine.distance(seen), rel=1e-9)
     student = found["rows"][-1]
     other = mine.sample(subject.students[0], "ddim", 4)
-    assert student["ratio"] == mine.ratio(other, seen).to_json()
+    assert student["ratio"] == plain(mine.ratio(other, seen))
     assert all(row["cost"]["calls"] == row["steps"] for row in found["rows"])
     assert pictures["grid_labels"][0] == full["name"]
 
@@ -346,14 +350,16 @@ def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):
 def test_what_the_teacher_does_can_be_measured_before(found, subject, data):
     mine = judge(data)
     asked = replace(ASKED, cost_rounds=0, metrics=("frechet", "kernel"))
-    before = teacher_rows(subject.teacher, (4, 2, 1), mine, asked)
+    before = measured_rows(subject.teacher, (4, 2, 1), mine, asked)
     told = Ledger()
     again, pictures = gather(subject, mine, asked, of_teacher=before, progress=told)
     assert told.steps == 4 + 2 + 1  # the teacher was not asked again
     for name in pictures:
         assert np.array_equal(pictures[name], found[1][name])
     for one, two in zip(found[0]["rows"], again["rows"], strict=True):
-        assert {**one["distances"], **two["distances"]} == one["distances"]
+        assert (
+            one["distances"] | {k: v for k, v in two["distances"].items() if v} == one["distances"]
+        )
         for part in ("ratio", "fidelity", "split", "drift"):
             assert one[part] == two[part]
 
@@ -381,7 +387,7 @@ def test_the_split_is_that_of_the_student_before(found, subject, data):
         learning = learning_error(
             subject.students[k].denoiser, makers[k].denoiser, grids[k], batch.x0
         )
-        assert row["split"] == {"grid": grid.to_json(), "learning": learning.to_json()}
+        assert row["split"] == {"grid": plain(grid), "learning": plain(learning)}
 
 
 def test_without_the_student_before_there_is_no_split(data):
@@ -395,7 +401,7 @@ def test_without_the_student_before_there_is_no_split(data):
 
 
 def test_labels_go_only_to_a_teacher_that_takes_them(data, monkeypatch):
-    from halfstep.evaluation import evidence
+    from halfstep.evaluation import report_rows
 
     conds = []
 
@@ -403,7 +409,7 @@ def test_labels_go_only_to_a_teacher_that_takes_them(data, monkeypatch):
         conds.append(cond)
         return learning_error(*args, cond=cond, **options)
 
-    monkeypatch.setattr(evidence, "learning_error", seen)
+    monkeypatch.setattr(report_rows, "learning_error", seen)
     asked = replace(BRIEF, counts=(4,), baselines=())
     for classes in ((), ("even", "odd")):
         labelled = Candidates(
@@ -436,9 +442,9 @@ def test_what_costs_n_squared_sees_as_many_real_images_as_samples(data):
     subject = Candidates(pipeline(), [], data)
     asked = replace(ASKED, samples=25, full=2, cost_rounds=0)
     row = gather(subject, mine, asked)[0]["rows"][0]["distances"]
-    assert row["kernel_distance"] == kernel_interval(mine.real_few, seen.features).to_json()
+    assert row["kernel_distance"] == plain(kernel_interval(mine.real_few, seen.features))
     both = precision_recall_intervals(mine.real_few, seen.features)
-    assert [row["precision"], row["recall"]] == [one.to_json() for one in both]
+    assert [row["precision"], row["recall"]] == [plain(one) for one in both]
 
 
 # Pictures.
@@ -464,7 +470,7 @@ def test_the_worst_pairs_are_those_of_the_fewest_steps(found, subject):
 
 def test_a_run_without_students_is_its_teacher_alone(data):
     found, pictures = gather(Candidates(pipeline(), [], data), judge(data), BRIEF)
-    assert [row["who"] for row in found["rows"]] == ["teacher"]
+    assert [row["role"] for row in found["rows"]] == ["teacher"]
     assert pictures.keys() == {"grid", "grid_labels"}
 
 
@@ -479,7 +485,7 @@ def test_points_have_neither_pictures_nor_drift():
     found, pictures = gather(subject, mine, replace(ASKED, samples=30, cost_rounds=0))
     assert pictures == {}
     row = found["rows"][-1]
-    assert row["drift"] is None and row["split"] and "inception_score" not in row["distances"]
+    assert row["drift"] is None and row["split"] and not row["distances"]["inception_score"]
     assert row["cost"] is None
 
 
@@ -490,10 +496,10 @@ def test_metrics_can_be_left_out(subject, data):
     asked = replace(ASKED, metrics=("kernel",), counts=(2,), split_samples=0, cost_rounds=0)
     rows = gather(subject, judge(data), asked)[0]["rows"]
     for row in rows:
-        assert {"frechet_distance", "kernel_distance"} <= row["distances"].keys()
-        assert not {"precision", "recall", "inception_score"} & row["distances"].keys()
+        assert row["distances"]["frechet_distance"] and row["distances"]["kernel_distance"]
+        assert not any(row["distances"][k] for k in ("precision", "recall", "inception_score"))
         assert row["split"] is row["cost"] is None
-    assert [row["steps"] for row in rows if row["who"] == "student"] == [2]
+    assert [row["steps"] for row in rows if row["role"] == "student"] == [2]
 
 
 def test_counts_are_sorted_and_there():
@@ -537,9 +543,7 @@ def images(n, seed):
 
 def test_drift_is_the_students_against_the_teachers():
     dark = images(20, 1) / 2 - 0.5  # pixels from 0 to a half
-    found = {
-        one["measure"]: one["change"]["value"] for one in drifted(seen(dark), seen(dark + 0.2))
-    }
+    found = {one.measure: one.change.value for one in drift_of(seen(dark), seen(dark + 0.2))}
     for k, colour in enumerate(("red", "green", "blue")):
         own = float((dark[:, k].double() + 1).mean() / 2)
         assert found[f"brightness of {colour}"] == pytest.approx(0.1 / own, rel=1e-5)
@@ -548,9 +552,8 @@ def test_drift_is_the_students_against_the_teachers():
 def test_a_row_is_the_students_over_the_teachers(data):
     full, other = seen(images(40, 1)), seen(images(40, 2) * 0.7 + 0.2)
     mine = judge(data)
-    found = row_of(
-        "student", "name", (pipeline(), "heun", 3), other, mine, ("precision-recall",), full
-    )
+    setup = Setup("student", "name", (pipeline(), "heun", 3))
+    found = plain(row_of(setup, other, mine, ("precision-recall",), full))
     assert (found["steps"], found["calls"], found["sampler"]) == (3, 5, "heun")
     over = mine.distance(other) / mine.distance(full)
     assert found["ratio"]["value"] == pytest.approx(over) and not 0.99 < over < 1.01
@@ -558,17 +561,15 @@ def test_a_row_is_the_students_over_the_teachers(data):
     rms = [float(x.square().mean().sqrt()) for x in (full.features - other.features, full.features)]
     assert found["fidelity"]["feature_rmse"]["value"] == pytest.approx(rms[0] / rms[1])
     both = precision_recall_intervals(mine.real_few, other.features)
-    assert [found["distances"][name] for name in ("precision", "recall")] == [
-        b.to_json() for b in both
-    ]
+    assert [found["distances"][name] for name in ("precision", "recall")] == plain(both)
     assert both[0].value != both[1].value
 
 
 def test_memorised_is_measured_from_the_samples_to_what_was_trained_on(data):
     mine = judge(data)
     copies = SampleSet(data.values[:30], mine.real_features[:30], 1.0)
-    found = memorised(copies, few(images(25, 9)), mine)
-    assert found["train"]["value"] == 0 < found["held_out"]["value"]
+    found = memorisation_of(copies, few(images(25, 9)), mine)
+    assert found.train.value == 0 < found.held_out.value
 
 
 def test_pictures_stand_in_their_rows_and_pairs():
@@ -577,7 +578,7 @@ def test_pictures_stand_in_their_rows_and_pairs():
     last = full.clone()
     last[7] -= 0.5
     last[2] += 0.25
-    found = pictures([("teacher", full), ("4 steps", middle), ("1 step", last)], 5)
+    found = sheets([("teacher", full), ("4 steps", middle), ("1 step", last)], 5)
     levels = [
         ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
         for x in (full, middle, last)
@@ -597,7 +598,7 @@ def test_the_few_real_images_are_drawn_from_all_of_them():
     few_of_it = (100 * mine.real_few[:, 0]).round().int().tolist()
     assert len(set(few_of_it)) == 20 and max(few_of_it) > 75 and min(few_of_it) < 25
     assert torch.equal(mine.real_few, mine.real_few)
-    assert torch.equal(replace(mine, n=100, seen=mine.real_features).real_few, mine.real_features)
+    assert torch.equal(replace(mine, n=100, known=mine.real_features).real_few, mine.real_features)
 
 
 def test_seconds_go_with_the_samples(data):

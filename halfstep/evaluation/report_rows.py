@@ -1,0 +1,224 @@
+"""Measure the rows of a report: teacher at full steps, undistilled teacher, students, other networks.
+
+All start from the same noise and are scored through the same features by the same number of samples; every
+number has an interval.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.evaluation.compressed import as_trained, compressed, with_students_work
+from halfstep.evaluation.cost import cost
+from halfstep.evaluation.fidelity import grid_cost, learning_error
+from halfstep.evaluation.guided import GuidedEvaluation
+from halfstep.evaluation.report_data import GuidedTable, Measurement, Pictures, Row, Split
+from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row, sheets
+from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
+from halfstep.evaluation.setups import (
+    Candidates,
+    counted,
+    Evaluation,
+    plural,
+    Setup,
+    steps_of,
+    student_setups,
+    teacher_setups,
+    TIMED,
+)
+from halfstep.evaluation.statistics import fingerprint
+from halfstep.pipeline import Pipeline
+from halfstep.progress import expected, Progress, SILENT
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """The teacher's rows, the way each was sampled, and the samples at full steps."""
+
+    rows: Sequence[Row]
+    setups: Sequence[Setup]
+    full: SampleSet
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The measured parts of a report."""
+
+    measure: Measurement
+    rows: tuple[Row, ...]
+    guided: GuidedTable | None
+    pictures: Pictures
+
+
+def teacher_rows(
+    teacher: Pipeline,
+    counts: Sequence[int],
+    scorer: SampleScorer,
+    config: Evaluation,
+    *,
+    progress: Progress = SILENT,
+) -> TeacherRows:
+    """The teacher at full steps, and with every baseline at not more calls than each of `counts`.
+
+    Needs no student, so it can be done while they are trained.
+    """
+    setups = teacher_setups(teacher, counts, config)
+    return _teacher_rows(setups, scorer, config, progress)
+
+
+def _teacher_rows(
+    setups: Sequence[Setup], scorer: SampleScorer, config: Evaluation, progress: Progress
+) -> TeacherRows:
+    progress = expected(progress, scorer.steps(one.way for one in setups))
+    first, *baselines = setups
+    full = scorer.sample(*first.way, progress=progress)
+    rows = [row(first, full, scorer, config.metrics)]
+    for one in baselines:
+        samples = scorer.sample(*one.way, progress=progress)
+        rows.append(row(one, samples, scorer, config.metrics, full))
+    return TeacherRows(rows, setups, full)
+
+
+def measure(
+    candidates: Candidates,
+    scorer: SampleScorer,
+    config: Evaluation,
+    *,
+    machine: str = "",
+    of_teacher: TeacherRows | None = None,
+    guided: GuidedEvaluation | None = None,
+    progress: Progress = SILENT,
+) -> Measurements:
+    """Every number and picture of a report.
+
+    machine     that runs this, in words
+    of_teacher  the teacher's rows, where they were measured before
+    guided      the comparison at every guidance scale, of students that take theirs as an input
+    """
+    counts = counted(map(steps_of, candidates.students), config)
+    before = [] if of_teacher else teacher_setups(candidates.teacher, counts, config)
+    after = student_setups(candidates, counts)
+    setups = [*(of_teacher.setups if of_teacher else before), *after]
+    timings = config.cost_rounds * len(TIMED) * len(setups)
+    sampling = scorer.steps(one.way for one in (*before, *after))
+    progress = expected(progress, sampling + timings + (guided.steps if guided else 0))
+    of_teacher = of_teacher or _teacher_rows(before, scorer, config, progress)
+    rows, images = _rows(candidates, of_teacher, after, scorer, config, progress)
+    if config.cost_rounds:
+        rows = _with_cost(rows, setups, scorer, config.cost_rounds, progress)
+    pictures = sheets(images, config.shown)
+    table = None
+    if guided:
+        table, sliders = guided.measure(progress=progress)
+        pictures = {**pictures, **sliders}
+    how = _measurement(candidates, scorer, config, machine)
+    return Measurements(how, tuple(rows), table, pictures)
+
+
+def _rows(
+    candidates: Candidates,
+    of_teacher: TeacherRows,
+    setups: Sequence[Setup],
+    scorer: SampleScorer,
+    config: Evaluation,
+    progress: Progress,
+) -> tuple[list[Row], list[tuple[str, Tensor]]]:
+    """The teacher's rows and all others, and the images of teacher and students."""
+    (first, *rest), full = of_teacher.rows, of_teacher.full
+    held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
+    rows = [replace(first, memorisation=memorisation_of(full, held_out, scorer)), *rest]
+    images, students = [(first.name, full.images)], dict[int, SampleSet]()
+    for one in setups:
+        pipeline, _, steps = one.way
+        samples = scorer.sample(*one.way, progress=progress)
+        measured = row(one, samples, scorer, config.metrics, full)
+        if one.role == "student":
+            smaller = candidates.variants_of(steps)
+            measured = replace(
+                measured,
+                drift=drift_of(full, samples),
+                split=_split(candidates, steps, config),
+                memorisation=memorisation_of(samples, held_out, scorer),
+                compressed=as_trained(pipeline, one.name) if smaller else None,
+            )
+            images.append((plural(steps), samples.images))
+            students[steps] = samples
+        elif one.variant:
+            made = compressed(one.variant, samples, students[steps], one.student, scorer)
+            measured = replace(measured, compressed=made)
+        else:
+            same = students.get(steps) if pipeline.times else None
+            over = None if same is None else scorer.ratio(same, samples)
+            measured = replace(measured, network=one.network, student_ratio=over)
+        rows.append(measured)
+    return rows, images
+
+
+def _with_cost(
+    rows: Sequence[Row],
+    setups: Sequence[Setup],
+    scorer: SampleScorer,
+    rounds: int,
+    progress: Progress,
+) -> list[Row]:
+    """The rows with their cost, all timed in turn."""
+    ways = [one.way for one in setups]
+    costs = cost(ways, batches=TIMED, rounds=rounds, guidance=scorer.guidance, progress=progress)
+    timed = [replace(one, cost=its) for one, its in zip(rows, costs, strict=True)]
+    return with_students_work(timed)
+
+
+def _measurement(
+    candidates: Candidates, scorer: SampleScorer, config: Evaluation, machine: str
+) -> Measurement:
+    return Measurement(
+        features=scorer.features.name,
+        preprocessing=scorer.features.preprocessing,
+        digest=scorer.features.digest,
+        data=fingerprint(candidates.data),
+        samples=config.samples,
+        real=len(scorer.real),
+        real_few=len(scorer.real_few),
+        seed=config.noise,
+        guidance=scorer.guidance,
+        floor=scorer.floor,
+        left_out=tuple(candidates.left_out(config)),
+        machine=machine,
+    )
+
+
+def _split(candidates: Candidates, count: int, config: Evaluation) -> Split | None:
+    """The cost of the coarser grid by itself, and the error that the student failed to learn.
+
+    None where the student does not halve a grid that is known by DDIM steps, and of latents that are
+    scored as images.
+    """
+    data, teacher = candidates.data, candidates.teacher
+    students = {steps_of(s): s for s in candidates.students}
+    before = students.get(2 * count)
+    finer = before.times[0] if before is not None else candidates.times
+    if not config.split_samples or len(finer) - 1 != 2 * count:
+        return None
+    if students[count].made_for != "ddim" or tuple(data.shape) != tuple(teacher.shape):
+        return None
+    n = max(config.split_samples, count)  # every time of the student's is visited
+    batch = data.batch(torch.arange(n) % len(data))
+    maker = before or candidates.begun or teacher
+    condition = batch.cond or Cond()
+    takes_scale = maker.guidance is not None
+    condition = replace(
+        condition,
+        label=condition.label if teacher.classes else None,
+        context=condition.context if teacher.empty is not None else None,
+        guidance=torch.full((n,), config.scale) if takes_scale else None,
+    )
+    grid = grid_cost(
+        teacher, finer, n=config.split_samples, seed=config.noise, guidance=config.scale
+    )
+    learning = learning_error(
+        students[count].denoiser, maker.denoiser, finer, batch.x0, cond=condition
+    )
+    return Split(grid, learning)

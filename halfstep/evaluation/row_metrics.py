@@ -1,0 +1,112 @@
+"""Score the samples of one row of the report, each number with an interval; and the pictures of all rows."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfstep.evaluation.cost import calls_of
+from halfstep.evaluation.distance_intervals import (
+    frechet_interval,
+    kernel_interval,
+    precision_recall_intervals,
+    raw_frechet_interval,
+)
+from halfstep.evaluation.distances import inception_score
+from halfstep.evaluation.drift import Drift, drift
+from halfstep.evaluation.fidelity import fidelity, worst_pairs
+from halfstep.evaluation.intervals import basic_bootstrap
+from halfstep.evaluation.memorisation import Memorisation, memorisation
+from halfstep.evaluation.report_data import Distances, Pictures, Row
+from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
+from halfstep.evaluation.setups import Setup
+from halfstep.pipeline.walks import draws_noise
+
+ROWS_A_FEATURE = 10
+"""Samples a feature below which the interval of the true Fréchet distance means nothing."""
+
+
+def row(
+    setup: Setup,
+    samples: SampleSet,
+    scorer: SampleScorer,
+    metrics: Collection[str],
+    full: SampleSet | None = None,
+) -> Row:
+    """The scores of these samples; what only students have, and cost, is added later.
+
+    full  the teacher's samples at full steps, of the same noise
+    """
+    _, sampler, steps = setup.way
+    errors = None
+    if full is not None and not draws_noise(sampler):
+        errors = fidelity(full.images, samples.images, full.features, samples.features)
+    return Row(
+        role=setup.role,
+        name=setup.name,
+        sampler=sampler,
+        steps=steps,
+        calls=calls_of(*setup.way, scorer.guidance),
+        distances=_distances(samples, scorer, metrics),
+        ratio=None if full is None else scorer.ratio(samples, full),
+        fidelity=errors,
+    )
+
+
+def _distances(samples: SampleSet, scorer: SampleScorer, metrics: Collection[str]) -> Distances:
+    real, few, fake = scorer.real_features, scorer.real_few, samples.features
+    distances = Distances(frechet_distance=raw_frechet_interval(real, fake))
+    if min(len(real), len(fake)) >= ROWS_A_FEATURE * real.shape[1]:
+        truth = frechet_interval(real, fake)
+        unbiased = replace(truth, value=(truth.low + truth.high) / 2)
+        distances = replace(distances, frechet_unbiased=unbiased)
+    if "kernel" in metrics:
+        distances = replace(distances, kernel_distance=kernel_interval(few, fake))
+    if "inception" in metrics and scorer.features.head is not None:
+        score = basic_bootstrap(inception_score, scorer.features.probabilities(fake))
+        distances = replace(distances, inception_score=score)
+    if "precision-recall" in metrics:
+        precision, recall = precision_recall_intervals(few, fake)
+        distances = replace(distances, precision=precision, recall=recall)
+    return distances
+
+
+def drift_of(full: SampleSet, samples: SampleSet) -> tuple[Drift, ...] | None:
+    """Drift of images large and many enough; None for others, and for points, which have no colours."""
+    if samples.images.ndim != 4 or min(samples.images.shape[2:]) < 3 or len(samples) < 8:
+        return None
+    return drift(full.images, samples.images)
+
+
+def memorisation_of(
+    samples: SampleSet, held_out: Tensor | None, scorer: SampleScorer
+) -> Memorisation | None:
+    """Memorisation by distances in feature space; None without data that was held out."""
+    if held_out is None:
+        return None
+    return memorisation(samples.features, scorer.real_features, held_out)
+
+
+def sheets(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
+    """The same seeds down the columns, and the worst pairs of the student of the fewest steps."""
+    if images[0][1].ndim != 4:
+        return {}
+    found = {
+        "grid": np.stack([bytes_of(x[:shown]) for _, x in images]),
+        "grid_labels": np.array([label for label, _ in images]),
+    }
+    if len(images) > 1:
+        (_, full), (label, last) = images[0], images[-1]
+        worst = worst_pairs(full, last, count=min(6, len(full)))
+        found["worst"] = np.stack([bytes_of(full[worst]), bytes_of(last[worst])], 1)
+        found["worst_labels"] = np.array([f"{label}, seed {k}" for k in worst])
+    return found
+
+
+def bytes_of(images: Tensor) -> NDArray[np.uint8]:
+    """[..., C, H, W] in [-1, 1] to uint8 [..., H, W, C]."""
+    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.asarray(levels.movedim(-3, -1).contiguous().numpy())

@@ -1,0 +1,80 @@
+"""Evaluate a run of encoders: the error of images that were encoded to noise and decoded again."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfstep import files
+from halfstep.data import Data, Latents
+from halfstep.evaluation.reconstruction import Originals, reconstructions, sentence, spread
+from halfstep.evaluation.report_data import EncoderReport, Pictures, Reconstruction, RunSummary
+from halfstep.evaluation.setups import counted, Evaluation, steps_of
+from halfstep.evaluation.statistics import fingerprint
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.report.pictures import to_uint8
+from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.report import provenance_of, updates_of
+
+MOST = 512
+"""Images that are encoded and decoded: their error is then known to 2 %."""
+
+
+def evaluate_encoders(
+    run: RunFolder,
+    teacher: Pipeline,
+    students: Sequence[Pipeline],
+    data: Data,
+    config: Evaluation,
+    *,
+    held_out: Data | None,
+    progress: Progress = SILENT,
+) -> EncoderReport:
+    """The report of students that encode."""
+    by_steps = {steps_of(student): student for student in students}
+    chosen = [by_steps[steps] for steps in counted(by_steps, config)]
+    images = data if held_out is None else held_out
+    originals = _originals(images, teacher, min(config.samples, MOST))
+    n = len(originals.images)
+    progress.note(f"{run.folder}: {len(chosen)} encoder{'s' * (len(chosen) != 1)}")
+    progress.note(f"{n:,} images of {'the data' if held_out is None else 'those held out'}")
+    rows, pictures = reconstructions(
+        teacher, chosen, originals, full=config.full_steps, progress=progress
+    )
+    return EncoderReport(
+        provenance=provenance_of(run),
+        run=RunSummary(folder=files.name_of(run.folder), config=dict(run.config)),
+        reconstruction=Reconstruction(
+            data=fingerprint(images),
+            images=n,
+            held_out=held_out is not None,
+            full=config.full_steps,
+            rows=tuple(rows),
+        ),
+        training=updates_of(run.folder),
+        verdict=sentence(rows),
+        pictures=_sheet([("images", originals.images), *pictures], config.shown),
+    )
+
+
+def _originals(data: Data, teacher: Pipeline, n: int) -> Originals:
+    """Images spread over the data; latents are decoded from their means."""
+    batch = data.batch(spread(len(data), n))
+    x0 = batch.x0
+    if isinstance(data, Latents) and teacher.codec is not None:
+        x0 = torch.cat([teacher.codec.decode(x.to(teacher.device)).cpu() for x in x0.split(8)])
+    return Originals.of(x0, batch.cond, teacher)
+
+
+def _sheet(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
+    """The same images down the columns."""
+    first = images[0][1]
+    if first.ndim != 4 or first.shape[1] not in (1, 3):
+        return {}
+    columns = spread(len(first), shown)
+    return {
+        "grid": np.stack([to_uint8(x[columns]) for _, x in images]),
+        "grid_labels": np.array([label for label, _ in images]),
+    }

@@ -1,0 +1,140 @@
+"""Compose, write and render the report of a run."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from halfstep import files
+from halfstep.evaluation.guided import guided_evaluation
+from halfstep.evaluation.report_data import (
+    AnyReport,
+    GateReport,
+    Provenance,
+    read_report,
+    Report,
+    RunSummary,
+    save_report,
+    TrainingCost,
+    TrainingCosts,
+    Update,
+)
+from halfstep.evaluation.report_rows import measure, TeacherRows
+from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.setups import Candidates, Evaluation
+from halfstep.progress import Progress, SILENT
+from halfstep.report import page, slider
+from halfstep.report.guided_verdict import guided_verdict
+from halfstep.report.verdict import verdict
+from halfstep.schema import build
+from halfstep.training.asked import environment
+from halfstep.training.run_folder import RunFolder
+
+
+def write_report(report: AnyReport | Path | str, out: Path | str | None = None) -> Path:
+    """Write report.html, and of a guided run slider.html; return the path of report.html.
+
+    report  a report, or the folder of a run that was evaluated
+    out     the folder to write to; by default the run's
+
+    `ConfigError` for a run that was not evaluated, `CheckpointError` for damaged files.
+    """
+    if isinstance(report, Path | str):
+        out = Path(report) if out is None else out
+        report = read_report(Path(report))
+    folder = Path("." if out is None else out)
+    if isinstance(report, Report):
+        slider.write(report, folder / "slider.html")
+    return page.write(report, folder / "report.html")
+
+
+def save(report: AnyReport, folder: Path) -> None:
+    """Write FOLDER/report.json, report.npz, report.html and, of a guided run, slider.html."""
+    save_report(report, folder)
+    write_report(report, folder)
+
+
+def report_on(
+    candidates: Candidates,
+    scorer: SampleScorer,
+    config: Evaluation,
+    *,
+    provenance: Provenance,
+    run: RunSummary,
+    training: Sequence[Update] = (),
+    of_teacher: TeacherRows | None = None,
+    guided: bool = True,
+    progress: Progress = SILENT,
+) -> Report:
+    """Measure all candidates, and compose their report.
+
+    provenance, run, training  parts of the report that are not measured
+    of_teacher                 the teacher's rows, where they were measured before
+    guided                     compare students that take a guidance scale with the guided teacher too
+    """
+    at_scales = guided_evaluation(candidates, scorer, config) if guided else None
+    parts = measure(
+        candidates, scorer, config, machine=machine(str(candidates.teacher.device)),
+        of_teacher=of_teacher, guided=at_scales, progress=progress,
+    )  # fmt: skip
+    report = Report(
+        provenance=provenance,
+        run=run,
+        measure=parts.measure,
+        rows=parts.rows,
+        guided=parts.guided,
+        training=tuple(training),
+        pictures=parts.pictures,
+    )
+    sentence = guided_verdict(parts.guided) if parts.guided else verdict(report)
+    return replace(report, verdict=sentence)
+
+
+def provenance_of(run: RunFolder) -> Provenance:
+    """Origin of a run."""
+    return provenance(run.about["environment"], run.about["argv"])
+
+
+def summary_of(run: RunFolder, *, teacher: Path | None) -> RunSummary:
+    """Options, gate and cost of a run; `teacher` is the folder that its teacher's cost is read from."""
+    return RunSummary(
+        folder=files.name_of(run.folder),
+        config=dict(run.config),
+        gate=build(run.gate, GateReport) if run.gate else None,
+        cost=TrainingCosts(training_cost(teacher), training_cost(run.folder)),
+    )
+
+
+def training_cost(run: Path | None) -> TrainingCost | None:
+    """Cost of the finished stages of a run."""
+    cost = None if run is None else RunFolder(run).cost
+    return None if cost is None else TrainingCost(**cost)
+
+
+def updates_of(run: Path) -> tuple[Update, ...]:
+    """Every logged update of a run."""
+    return tuple(Update(**line) for line in RunFolder(run).losses)
+
+
+def machine(device: str) -> str:
+    """The machine that measures, in words."""
+    return provenance(environment(device), []).machine
+
+
+def provenance(environment: Mapping[str, object], argv: Sequence[str]) -> Provenance:
+    """Origin of a run that was begun by this command, with these versions, on this machine."""
+    threads = environment.get("threads")
+    parts = (environment.get("processor"), environment.get("device"))
+    words = ", ".join([str(part) for part in parts if part])
+    versions = {name: environment.get(name) for name in ("halfstep", "torch", "commit")}
+    return Provenance(
+        command=shlex.join([*_program(argv), *argv[1:]]),
+        **{name: None if value is None else str(value) for name, value in versions.items()},
+        machine=f"{words}, {threads} thread{'s' if threads != 1 else ''}",
+    )
+
+
+def _program(argv: Sequence[str]) -> list[str]:
+    """halfstep, or python and the script that called the API."""
+    by_halfstep = not argv or Path(argv[0]).name in ("halfstep", "__main__.py")
+    return ["halfstep"] if by_halfstep else ["python", Path(argv[0]).name]
