@@ -32,13 +32,13 @@ from halfstep.pipeline.walks import NAMES
 
 UPDATES = 50
 LOOK = "--device cpu --log-every 1"
-FEW = f"--updates {UPDATES} --batch 32 {LOOK}"
-HALVE = f"--start 4 --stop 1 --updates {UPDATES} --batch 32 --tolerance 0 {LOOK}"
+FEW = f"--updates {UPDATES} --batch-size 32 {LOOK}"
+HALVE = f"--start 4 --stop 1 --updates {UPDATES} --batch-size 32 --tolerance 0 {LOOK}"
 SMALL = "--data digits --net uvit --net-config embed_dim 32 depth 4 num_heads 2 patch_size 2"
 RUNS = {
     "denoising": f"train denoiser {SMALL} --labels --drop-labels 0.1 --ema 0.9 {FEW}",
     "denoising-eps": f"train denoiser {SMALL} --predicts eps --noise-schedule beta-table --flip {FEW}",
-    "denoising-muon": f"train denoiser {SMALL} --optimiser muon --micro-batch 12 --warmup 9 {FEW}",
+    "denoising-muon": f"train denoiser {SMALL} --optimiser muon --micro-batch-size 12 --warmup 9 {FEW}",
     "denoising-points": f"train denoiser --data two-moons --net mlp {FEW}",
     "classification": f"train classifier --data digits --net cnn --ema 0.9 --augment crop {FEW}",
     "autoencoding": f"train codec --data digits --width 4 {FEW}",

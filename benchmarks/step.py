@@ -99,7 +99,7 @@ class Bench:
             self.student.net.compile()
             self.teacher.net.compile()
         self._tensors(shape)
-        self.settings = TrainingConfig(ema=0.98, clip=1.0)
+        self.settings = TrainingConfig(ema=0.98, max_grad_norm=1.0)
         optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
         self.state = State(self.student, optimiser, Average(self.student, self.settings.ema), None)
 

@@ -62,11 +62,14 @@ def trained(options: Options) -> tuple[Pipeline, Pipeline, Pipeline]:
     """A teacher of two moons, its student of four steps, and the last one, of one step."""
     torch.manual_seed(0)
     blank = Pipeline(Denoiser(halfstep.build("mlp", {"width": 128}), Cosine(), V()), shape=(2,))
-    how, method = TrainingConfig(batch=512, rate=2e-3, ema=0.99), Denoising(updates=options.updates)
+    how, method = (
+        TrainingConfig(batch_size=512, learning_rate=2e-3, ema=0.99),
+        Denoising(updates=options.updates),
+    )
     folder = options.out / "teacher"
     teacher = halfstep.train(blank, "two-moons", folder, method=method, training=how)
     how, halving = (
-        TrainingConfig(batch=512, rate=1e-3),
+        TrainingConfig(batch_size=512, learning_rate=1e-3),
         Progressive(start=64, updates=(options.halving,)),
     )
     folder = options.out / "student"

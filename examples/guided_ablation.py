@@ -70,7 +70,13 @@ def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]
         halving=Progressive(start=64, updates=options.halving_updates, target_clip=1.0),
     )
     training = TrainingConfig(
-        batch=64, rate=2e-3, optimiser="muon", warmup=40, betas=(0.9, 0.99), clip=1.0, ema=0.98
+        batch_size=64,
+        learning_rate=2e-3,
+        optimiser="muon",
+        warmup=40,
+        betas=(0.9, 0.99),
+        max_grad_norm=1.0,
+        ema=0.98,
     )
     halfstep.distill(teacher, "digits", out, method=method, training=training)
     return [Pipeline.load(out / "stages" / f"{steps:04d}-steps") for steps in (8, 4, 2, 1)]

@@ -116,8 +116,8 @@ def teach(options, name, seed, which):
 
 def training(options, seed, rate, schedule="linear", decay=0.0):
     return TrainingConfig(
-        batch=options.batch, rate=rate, rate_schedule=schedule, weight_decay=decay, seed=seed,
-        save_every=1000, log_every=250,
+        batch_size=options.batch, learning_rate=rate, learning_rate_schedule=schedule, 
+        weight_decay=decay, seed=seed, save_every=1000, log_every=250,
     )  # fmt: skip
 
 

@@ -78,7 +78,9 @@ def scores(row, data, judge, options):
     """The distances of a teacher with both samplers and of two students, or why there is none."""
     schedule, output, weight = row
     out, found = options.out / "-".join(row), []
-    how = TrainingConfig(batch=options.batch, rate=2e-3, warmup=50, ema=0.98, save_every=10_000)
+    how = TrainingConfig(
+        batch_size=options.batch, learning_rate=2e-3, warmup=50, ema=0.98, save_every=10_000
+    )
     try:
         method = Denoising(updates=options.updates, weighting=weight)
         teacher = blank(ENDS[schedule], PARAMETERISATIONS[output], data)
@@ -86,7 +88,7 @@ def scores(row, data, judge, options):
         found.append(judge.teacher(teacher, options.steps))
         found.append(judge.row(teacher, "ancestral", options.steps))
         method = Progressive(start=8, updates=(options.halving,), weighting=weight)
-        how = replace(how, warmup=0, rate=1e-3)
+        how = replace(how, warmup=0, learning_rate=1e-3)
         last = halfstep.distill(teacher, data, out / "student", method=method, training=how)
         four = Pipeline.load(out / "student" / "stages" / "0004-steps")
         found += [judge.row(four, "ddim", 4), judge.row(last, "ddim", 1)]

@@ -155,7 +155,9 @@ def blank(net, config, seed, data):
 def scores(row, seed, data, judge, options):
     """The Frechet distances of the teacher at its many steps and of the student at 4."""
     out = options.out / row["network"].lower().replace(" ", "-") / f"seed-{seed}"
-    how = TrainingConfig(batch=options.batch, rate=options.rate, warmup=50, ema=0.995, seed=seed)
+    how = TrainingConfig(
+        batch_size=options.batch, learning_rate=options.rate, warmup=50, ema=0.995, seed=seed
+    )
     teacher = blank(row["net"], row["config"], seed, data)
     method = Denoising(updates=options.updates)
     teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=how)

@@ -203,7 +203,7 @@ def test_a_network_is_tried_as_it_is_trained(method, dtype, precision, wanted, t
     net = build("tests.test_before_data:Told", {"dtype": dtype})
     own = Pipeline(Denoiser(net, Cosine(), V()), (2,))
     Told.asked.clear()
-    options = {"training": TrainingConfig(batch=4, precision=precision, ema=0)}
+    options = {"training": TrainingConfig(batch_size=4, precision=precision, ema=0)}
     if method is None:
         train(own, "two-moons", tmp_path / "r", method=Denoising(updates=2), **options)
     else:
@@ -217,7 +217,7 @@ def test_a_network_is_tried_as_it_is_trained(method, dtype, precision, wanted, t
 def test_a_scale_is_told_as_it_is_trained(tmp_path):
     net = build("tests.test_before_data:Told", {"dtype": "float64"})
     own = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance=(1.0, 2.0))
-    method, training = Progressive(start=4, stop=2, updates=(2,)), TrainingConfig(batch=4)
+    method, training = Progressive(start=4, stop=2, updates=(2,)), TrainingConfig(batch_size=4)
     student = distill(own, "two-moons", tmp_path / "r", method=method, training=training)
     assert student.guidance == (1.0, 2.0)
 
@@ -241,7 +241,9 @@ def student(**options):
 )
 def test_what_the_teacher_refuses_is_refused_before_data_are_read(given, method, tmp_path):
     with pytest.raises(ConfigError):
-        distill(given, NeverRead(), tmp_path / "r", method=method, training=TrainingConfig(batch=4))
+        distill(
+            given, NeverRead(), tmp_path / "r", method=method, training=TrainingConfig(batch_size=4)
+        )
     assert not (tmp_path / "r").exists()
 
 

@@ -54,7 +54,7 @@ from halfstep.training.statistics import AT_ONCE, take_anew
 from halfstep.training.trainable import identity_of
 
 HERE = "tests.test_changed_networks"
-FEW = TrainingConfig(batch=16, log_every=1)
+FEW = TrainingConfig(batch_size=16, log_every=1)
 
 
 class Named(nn.Sequential):
@@ -140,7 +140,7 @@ def test_a_classifiers_frozen_layers_stay(tmp_path, way):
     net[1].requires_grad_(False), net[2].requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     after = way(
-        net, tmp_path / "r", TrainingConfig(batch=16, weight_decay=0.1, ema=0.5)
+        net, tmp_path / "r", TrainingConfig(batch_size=16, weight_decay=0.1, ema=0.5)
     ).state_dict()
     for name, value in before.items():
         assert torch.equal(value, after[name]) == name.startswith(("1.", "2.")), name
@@ -289,7 +289,7 @@ def test_wrapped_networks_are_refused_before_there_is_a_folder(tmp_path, name):
 def test_compiling_takes_no_attribute_for_a_network(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(nn.Module, "compile", lambda net: seen.append(type(net).__name__))
-    training = TrainingConfig(batch=16, compile=True)
+    training = TrainingConfig(batch_size=16, compile=True)
     classify(classifier(), tmp_path / "r", training)
     load_classifier(tmp_path / "r", net=f"{HERE}:plain")
     distill(pipeline(), points(), tmp_path / "s", method=HALVE, training=training)
@@ -728,7 +728,9 @@ def test_statistics_of_instance_norms_are_a_mean_over_all_batches():
 def test_an_average_is_saved_with_statistics_of_its_own(tmp_path, ema):
     """Those of its weights on data that is noised as training does; without an average they are the run's."""
     method, teacher = Denoising(updates=30), pipeline("points_net")
-    training = TrainingConfig(batch=32, ema=ema, rate=0.03, log_every=10, save_every=30)
+    training = TrainingConfig(
+        batch_size=32, ema=ema, learning_rate=0.03, log_every=10, save_every=30
+    )
     out = tmp_path / "r"
     net = train(teacher, points(640), out, method=method, training=training).denoiser.net
     tensors, _ = storage.load(out / "checkpoints" / "00-00000030")
@@ -753,7 +755,7 @@ def test_an_average_is_saved_with_statistics_of_its_own(tmp_path, ema):
 
 @pytest.mark.parametrize("batch, micro", [(9, 4), (1, 0), (4, 1), (7, 3), (3, 2), (1, 5)])
 def test_one_row_under_batch_norm_is_refused_before_there_is_a_folder(tmp_path, batch, micro):
-    training = TrainingConfig(batch=batch, micro_batch=micro)
+    training = TrainingConfig(batch_size=batch, micro_batch_size=micro)
     net = classifier("normed")
     before = copy.deepcopy(net.state_dict())
     for call in (classify, learn):
@@ -766,12 +768,12 @@ def test_one_row_under_batch_norm_is_refused_before_there_is_a_folder(tmp_path, 
     with pytest.raises(ConfigError) as said:
         classify(net, tmp_path / "r", training)
     name, _, value = str(said.value).split("write ")[1].split(" ")[0].partition("=")
-    better = {"batch": batch, "micro_batch": micro, name: int(value)}
+    better = {"batch_size": batch, "micro_batch_size": micro, name: int(value)}
     classify(net, tmp_path / "r", TrainingConfig(**better))
 
 
 def test_one_row_is_fine_where_it_can_be_trained(tmp_path):
-    training = TrainingConfig(batch=9, micro_batch=4)
+    training = TrainingConfig(batch_size=9, micro_batch_size=4)
     classify(classifier(), tmp_path / "a", training)
     net = classifier("normed")
     net[2].requires_grad_(False)  # its statistics are what they are
@@ -823,7 +825,7 @@ def test_training_leaves_the_callers_random_state(tmp_path, fails):
         classifier("normed"),
         pipeline(),
         points(),
-        TrainingConfig(batch=8, ema=0.5),
+        TrainingConfig(batch_size=8, ema=0.5),
     )
     guided = Denoiser(build("mlp", {"width": 8, "num_classes": 3}), Cosine(), V())
     shown, before = images(), states()

@@ -292,8 +292,8 @@ def test_no_option_is_there_twice():
         ("distill progressive --no-flop --out x", "no option --no-flop: perhaps you meant --flip"),
         ("distill progressive --data y", "needs --out;"),
         ("distill progressive --out x --teacher y --data z --start", "--start needs a value after it"),
-        ("train denoiser --out x --data y --batch 12.5", "--batch takes a whole number, got '12.5'"),
-        ("train denoiser --out x --data y --rate=fast", "--rate takes a number, got 'fast'"),
+        ("train denoiser --out x --data y --batch-size 1.5", "--batch-size takes a whole number, got '1.5'"),
+        ("train denoiser --out x --data y --learning-rate=a", "--learning-rate takes a number, got 'a'"),
         ("train denoiser --out x --data y --net-config width", "--net-config takes pairs of names"),
         ("train denoiser --out x --data y --predicts w", "there is no --predicts 'w'"),
         ("train denoiser --out x --data digitz", "perhaps you meant 'digits'"),
@@ -305,7 +305,7 @@ def test_no_option_is_there_twice():
         ("train denoiser --out x --data two-moons --net mlp --net-config width wide", "width = wide"),
         ("train denoiser --out x --data two-moons --net mlp --schedule-config logsnr_mni 3", "'logsnr_min'"),
         ("train denoiser --out x --data two-moons --net mlp --schedule-config logsnr_min a", "= 'a' cannot"),
-        ("train denoiser --out x --data digits --batch 0", "batch must be at least 1, got 0"),
+        ("train denoiser --out x --data digits --batch-size 0", "batch_size must be at least 1, got 0"),
         ("train denoiser --out x --data digits --weighting snrr", "perhaps you meant 'snr'"),
         ("train denoiser --out x --data two-moons --net mlp --device cudda", "device 'cudda' cannot be"),
         ("train denoiser --preset digitz", "no preset 'digitz': perhaps you meant 'digits'"),
@@ -463,7 +463,9 @@ def test_a_run_s_config_has_no_other_types(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a = nan", "batch = " + "9" * 9999, "a = " + "[" * 10**5, "\x80"])
+@pytest.mark.parametrize(
+    "text", ["a = nan", "batch_size = " + "9" * 9999, "a = " + "[" * 10**5, "\x80"]
+)
 def test_a_config_that_is_damaged_is_one_sentence(text, cli, tmp_path):
     (tmp_path / "a.toml").write_bytes(text.encode("latin-1"))
     status, _, err = cli(
@@ -493,21 +495,27 @@ def asked(kind, *words):
 
 def test_the_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "o.toml"
-    file.write_text("batch = 7\nrate = 0.5\nflip = true\nbetas = [0.1, 0.2]\n")
-    got = asked(TrainDenoiserConfig, "--config", file, "--rate", "0.25", "--no-flip")
-    assert got.training.batch == 7 and got.training.rate == 0.25 and not got.source.flip
-    assert got.training.betas == (0.1, 0.2) and got.training.clip == 1.0
+    file.write_text("batch_size = 7\nlearning_rate = 0.5\nflip = true\nbetas = [0.1, 0.2]\n")
+    got = asked(TrainDenoiserConfig, "--config", file, "--learning-rate", "0.25", "--no-flip")
+    assert (
+        got.training.batch_size == 7 and got.training.learning_rate == 0.25 and not got.source.flip
+    )
+    assert got.training.betas == (0.1, 0.2) and got.training.max_grad_norm == 1.0
     assert asked(TrainDenoiserConfig, f"--config={file}").source.flip
 
 
 def test_a_file_wins_over_a_preset(tmp_path):
-    (tmp_path / "o.toml").write_text("rate = 0.125")
+    (tmp_path / "o.toml").write_text("learning_rate = 0.125")
     for words in (
         ["--preset", "digits", "--config", tmp_path / "o.toml"],
         ["--config", tmp_path / "o.toml", "--preset=digits"],
     ):
         got = asked(TrainDenoiserConfig, *words)
-        assert got.training.rate == 0.125 and got.source.data == "digits" and got.network.labels
+        assert (
+            got.training.learning_rate == 0.125
+            and got.source.data == "digits"
+            and got.network.labels
+        )
 
 
 def test_every_type_of_option_comes_from_a_file(tmp_path):
@@ -532,10 +540,10 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ('batch = "128"', 'batch = "128", and batch is a whole number'),
-        ("batch = 12.5", "batch is a whole number"),
-        ("batch = true", "batch is a whole number"),
-        ('rate = "fast"', "rate is a number"),
+        ('batch_size = "128"', 'batch_size = "128", and batch_size is a whole number'),
+        ("batch_size = 12.5", "batch_size is a whole number"),
+        ("batch_size = true", "batch_size is a whole number"),
+        ('learning_rate = "fast"', "learning_rate is a number"),
         ("flip = 1", "flip is true or false"),
         ('flip = "true"', "flip is true or false"),
         ("data = 3", "data is text"),
@@ -546,10 +554,10 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
         ("updates = [100, 'x']", "updates is a list, a whole number each"),
         ('grid = "unifrm"', "grid is one of uniform, trailing, logsnr, karras"),
         ("size = 'big'", "size is a whole number"),
-        ("bacth = 3", "called 'bacth': perhaps you meant 'batch'"),
+        ("bacth_size = 3", "called 'bacth_size': perhaps you meant 'batch_size'"),
         ("[training]\nbatch = 3", "no option in 'o.toml' called 'training'"),
-        ("batch = ", "is not TOML"),
-        ("batch = 3\nbatch = 4", "is not TOML"),
+        ("batch_size = ", "is not TOML"),
+        ("batch_size = 3\nbatch_size = 4", "is not TOML"),
     ],
 )
 def test_a_file_is_checked(text, said, tmp_path):
@@ -570,7 +578,15 @@ def test_a_table_is_a_table(tmp_path):
         [],
         ["--flip", "--size", "28", "--labels", "--net", "a.b:make"],
         ["--net-config", "width", "32", "name", 'a "quoted" näme 🙂\n', "--time-offset=-1e-07"],
-        ["--betas", "0.5", "0.75", "--rate", "1e-30", "--rate-schedule", "constant"],
+        [
+            "--betas",
+            "0.5",
+            "0.75",
+            "--learning-rate",
+            "1e-30",
+            "--learning-rate-schedule",
+            "constant",
+        ],
     ],
 )
 def test_saved_options_come_back(words, tmp_path):
@@ -725,11 +741,11 @@ def test_a_run_can_be_extended_on_the_line(moons, cli):
 
 def test_a_run_that_fails_keeps_what_was_asked(cli, tmp_path):
     status, _, err = cli(
-        "train", "denoiser", *TINY, "--out", "x", "--updates", 20, "--rate", "1e25", "--clip", 0,
-        "--log-every", 5,
+        "train", "denoiser", *TINY, "--out", "x", "--updates", 20, "--learning-rate", "1e25",
+        "--max-grad-norm", 0, "--log-every", 5,
     )  # fmt: skip
     assert status == 2 and "not finite" in err and err.count("\n") == 1, err
-    assert tomllib.loads((tmp_path / "x" / "config.toml").read_text())["rate"] == 1e25
+    assert tomllib.loads((tmp_path / "x" / "config.toml").read_text())["learning_rate"] == 1e25
 
 
 def test_a_network_of_ones_own_from_the_current_folder(cli, tmp_path):
@@ -803,7 +819,7 @@ def test_a_folder_of_pictures_from_teacher_to_samples(pictures, cli, tmp_path):
     small = ["img_size", "8", "patch_size", "4", "embed_dim", "16", "depth", "2", "num_heads", "2"]
     status, out, err = cli(
         "train", "denoiser", "--data", pictures, "--size", 8, "--flip", "--labels",
-        "--drop-labels", 0.25, "--net-config", *small[2:], "--updates", 3, "--batch", 6,
+        "--drop-labels", 0.25, "--net-config", *small[2:], "--updates", 3, "--batch-size", 6,
         "--out", "t",
     )  # fmt: skip
     assert status == 0, err
@@ -811,7 +827,7 @@ def test_a_folder_of_pictures_from_teacher_to_samples(pictures, cli, tmp_path):
     assert "--size 8 --flip --out STUDENT" in out
     status, _, err = cli(
         "distill", "progressive", "--teacher", "t", "--data", pictures, "--size", 8,
-        "--start", 4, "--stop", 2, "--updates", 2, "--batch", 6, "--tolerance", 0, "--out", "d",
+        "--start", 4, "--stop", 2, "--updates", 2, "--batch-size", 6, "--tolerance", 0, "--out", "d",
     )  # fmt: skip
     assert status == 0, err
     status, out, err = cli(
@@ -837,7 +853,7 @@ def test_data_of_another_shape_is_refused_alike_in_run_and_rehearsal(moons, cli)
 
 def test_a_classifier_is_trained_and_scored(cli, tmp_path):
     status, out, err = cli(
-        "train", "classifier", "--data", "digits", "--updates", 3, "--batch", 32, "--out", "c"
+        "train", "classifier", "--data", "digits", "--updates", 3, "--batch-size", 32, "--out", "c"
     )
     assert status == 0, err
     share = float(re.search(r"accuracy +([\d.]+)%", out)[1])

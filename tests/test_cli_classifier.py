@@ -24,7 +24,7 @@ from tests.support.denoisers import seeded
 SMALL = [
     "--updates",
     6,
-    "--batch",
+    "--batch-size",
     16,
     "--log-every",
     3,
@@ -87,7 +87,7 @@ def test_everything_at_once_and_again(cli, tmp_path):
 def test_fine_tuning_from_a_folder_and_from_a_file(cli, tmp_path):
     assert cli(*SMALL, "--out", "old")[0] == 0
     status, out, err = cli(
-        "--updates", 2, "--batch", 16, "--init", "old", "--rate", 0, "--out", "new"
+        "--updates", 2, "--batch-size", 16, "--init", "old", "--learning-rate", 0, "--out", "new"
     )
     assert status == 0, err
     assert "starts    from old" in out and "afresh" not in out
@@ -95,7 +95,7 @@ def test_fine_tuning_from_a_folder_and_from_a_file(cli, tmp_path):
     assert classifier_recipe(old)[:2] == classifier_recipe(new)[:2]
     assert torch.equal(old.head.weight, new.head.weight)
     weights = tmp_path / "old/stages/classifier/classifier.safetensors"
-    status, out, err = cli(*SMALL, "--init", weights, "--rate", 0, "--out", "third")
+    status, out, err = cli(*SMALL, "--init", weights, "--learning-rate", 0, "--out", "third")
     assert status == 0 and torch.equal(load_classifier("third").head.weight, old.head.weight), err
     status, _, err = cli("--init", "old", "--net", "shallow", "--out", "x")
     assert status == 2 and "holds a cnn, and --net asks for shallow" in err
@@ -108,7 +108,7 @@ def test_a_head_of_other_classes_is_said(cli, tmp_path):
     few = torch.randint(0, 256, (40, 8, 8), generator=seeded(), dtype=torch.uint8)
     np.savez(tmp_path / "few.npz", images=few.numpy(), labels=np.arange(40) % 3)
     status = main(
-        ["train", "classifier", "--data", "few.npz", "--init", "old", "--updates", "2", "--batch", "8",
+        ["train", "classifier", "--data", "few.npz", "--init", "old", "--updates", "2", "--batch-size", "8",
          "--device", "cpu", "--out", "new"]
     )  # fmt: skip
     assert status == 0
@@ -124,7 +124,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         "def wrong(classes):\n"
         "    return nn.Conv2d(1, classes, 3)\n"
     )
-    words = ["--net", "mynets:mlp", "--updates", 3, "--batch", 8, "--out", "mine"]
+    words = ["--net", "mynets:mlp", "--updates", 3, "--batch-size", 8, "--out", "mine"]
     status, _, err = cli(*words, "--net-config", "width", 5)
     assert status == 0, err
     assert load_classifier("mine", net="mynets:mlp")[1].weight.shape == (5, 64)
@@ -172,7 +172,7 @@ def images(n=60, classes=3, labels=None):
     return Dataset(values, torch.arange(n) % classes if labels is None else labels)
 
 
-TINY = TrainingConfig(batch=8, rate=1e-3, log_every=2)
+TINY = TrainingConfig(batch_size=8, learning_rate=1e-3, log_every=2)
 
 
 def trained(out, data=None, classifier="cnn", **more):
@@ -208,16 +208,18 @@ def test_augmented_training_goes_on_to_the_bit(tmp_path):
         whole = trained(tmp_path / f"a{views}", data)
         train_classifier(
             "cnn", data, tmp_path / f"b{views}", method=Classification(updates=2),
-            training=dataclasses.replace(TINY, rate_schedule="constant"), job=RunOptions(device="cpu"),
+            training=dataclasses.replace(TINY, learning_rate_schedule="constant"),
+            job=RunOptions(device="cpu"),
         )  # fmt: skip
         longer = train_classifier(
             "cnn", data, tmp_path / f"b{views}", method=Classification(updates=4),
-            training=dataclasses.replace(TINY, rate_schedule="constant"),
+            training=dataclasses.replace(TINY, learning_rate_schedule="constant"),
             job=RunOptions(device="cpu", extend=True),
         )  # fmt: skip
         once = train_classifier(
             "cnn", data, tmp_path / f"c{views}", method=Classification(updates=4),
-            training=dataclasses.replace(TINY, rate_schedule="constant"), job=RunOptions(device="cpu"),
+            training=dataclasses.replace(TINY, learning_rate_schedule="constant"),
+            job=RunOptions(device="cpu"),
         )  # fmt: skip
         assert all(
             torch.equal(a, b) for a, b in zip(longer.parameters(), once.parameters(), strict=True)

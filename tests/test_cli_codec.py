@@ -25,7 +25,18 @@ from halfstep.workflows.train_codec import (
 )
 from tests.support.runs import bits
 
-TINY = ["--width", "4", "--batch", "5", "--rate", "3e-3", "--save-every", "2", "--device", "cpu"]
+TINY = [
+    "--width",
+    "4",
+    "--batch-size",
+    "5",
+    "--learning-rate",
+    "3e-3",
+    "--save-every",
+    "2",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture
@@ -145,9 +156,9 @@ def test_the_same_command_again_changes_nothing(cli, tmp_path):
 
 
 def test_a_run_can_be_extended(cli, tmp_path):
-    cli("--updates", 2, "--rate-schedule", "constant")
-    cli("--updates", 6, "--rate-schedule", "constant", "--extend")
-    cli("--updates", 6, "--rate-schedule", "constant", out="whole")
+    cli("--updates", 2, "--learning-rate-schedule", "constant")
+    cli("--updates", 6, "--learning-rate-schedule", "constant", "--extend")
+    cli("--updates", 6, "--learning-rate-schedule", "constant", out="whole")
     assert bits(tmp_path / "c") == bits(tmp_path / "whole")
     digests = {load_codec(tmp_path / place).digest() for place in ("c", "c/codec", "whole")}
     assert len(digests) == 1
@@ -225,7 +236,7 @@ def test_a_codec_is_trained_from_python(tmp_path):
         source=Source(data="digits"),
         codec=CodecOptions(width=4),
         method=Autoencoding(updates=3),
-        training=TrainingConfig(batch=5),
+        training=TrainingConfig(batch_size=5),
     )
     first, again = train_codec(config), train_codec(config)
     assert first.codec.digest() == again.codec.digest() == load_codec(first.folder).digest()

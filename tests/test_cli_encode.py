@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     clear.putalpha(Image.fromarray(mask))
     clear.save(out / "clear.png")
     words = ["--teacher", str(out / "t"), "--data", "digits", "--start", "4", "--stop", "1"]
-    words += ["--updates", "1", "--batch", "4", "--out", str(out / "run")]
+    words += ["--updates", "1", "--batch-size", "4", "--out", str(out / "run")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")

@@ -32,23 +32,23 @@ from tests.support.runs import everything, refused
 
 POINTS = [
     *("train", "denoiser", "--data", "two-moons", "--net", "mlp"),
-    *("--batch", "8", "--save-every", "2", "--log-every", "2"),
+    *("--batch-size", "8", "--save-every", "2", "--log-every", "2"),
 ]
 TRAIN = [*POINTS, "--updates", "4"]
 KNOWLEDGE = (
-    "distill knowledge --data digits --teacher {made}/clf --net shallow --updates 1 --batch 8 "
+    "distill knowledge --data digits --teacher {made}/clf --net shallow --updates 1 --batch-size 8 "
     "--cache out/kept --out out/s"
 )
 HALVE = (
-    "distill progressive --teacher {made}/teacher --data two-moons --start 2 --stop 1 --updates 1 --batch 8 "
-    "--tolerance 2 --until 1 --full 2 --samples 16 --out out"
+    "distill progressive --teacher {made}/teacher --data two-moons --start 2 --stop 1 --updates 1 "
+    "--batch-size 8 --tolerance 2 --until 1 --full 2 --samples 16 --out out"
 )
 COMMANDS = {
     "train": " ".join([*TRAIN, "--out", "out"]),
     "distill": HALVE,
-    "classifier": "train classifier --data digits --net shallow --updates 1 --batch 8 --out out",
+    "classifier": "train classifier --data digits --net shallow --updates 1 --batch-size 8 --out out",
     "knowledge": KNOWLEDGE,
-    "codec": "train codec --data digits --updates 1 --batch 8 --width 4 --out out",
+    "codec": "train codec --data digits --updates 1 --batch-size 8 --width 4 --out out",
     "latents": "latents --data digits --codec {made}/codec --shard 900 --out out",
     "sample": "sample {made}/teacher --n 2 --steps 1 --npz --out out",
     "encode": "encode {made}/teacher --images two-moons --n 2 --steps 1 --out out/noise.safetensors",
@@ -288,7 +288,7 @@ def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
         jobs.append(replace(job, watch=jobs[0].watch))
     rehearsed, run = jobs
     assert replace(rehearsed, rehearse=None) == run
-    assert run.extend and run.from_previous and run.device == "cpu" and run.alike["batch"] == 8
+    assert run.extend and run.from_previous and run.device == "cpu" and run.alike["batch_size"] == 8
 
 
 @contextmanager
@@ -550,7 +550,7 @@ def test_options_from_a_file_with_a_mark(mark, cli, tmp_path):
             "o.toml",
             "--updates",
             "1",
-            "--batch",
+            "--batch-size",
             "8",
             "--out",
             "r",

@@ -18,7 +18,18 @@ from halfstep.training.jobs import RunOptions
 from halfstep.training.run_folder import RunFolder
 from tests.support.runs import everything, rewritten
 
-QUICK = ["--updates", 3, "--batch", 16, "--log-every", 1, "--device", "cpu", "--net", "toy-student"]
+QUICK = [
+    "--updates",
+    3,
+    "--batch-size",
+    16,
+    "--log-every",
+    1,
+    "--device",
+    "cpu",
+    "--net",
+    "toy-student",
+]
 
 
 @pytest.fixture
@@ -140,7 +151,7 @@ def test_few_labels_views_and_a_share_held_out(cli, tmp_path):
 
 
 def test_a_smoothed_teacher_is_noted_and_so_is_its_export(cli, tmp_path):
-    learnt = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--batch", 4]
+    learnt = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--batch-size", 4]
     for share in (0.1, 0.0):
         words = [*learnt, "--label-smoothing", share, "--device", "cpu", "--out", f"smooth-{share}"]
         assert typed("train", "classifier", *words) == 0

@@ -38,7 +38,7 @@ def cli(cli, tmp_path):
 
 
 ENCODE = ("latents", "--data", "photos", "--codec", "codec", "--size", "8", "--out", "l")
-SMALL = ("--shard", "3", "--batch", "2", "--device", "cpu")
+SMALL = ("--shard", "3", "--batch-size", "2", "--device", "cpu")
 
 
 def refused(cli, *words, by):
@@ -126,7 +126,7 @@ def test_what_cannot_be_encoded(cli, tmp_path):
 def test_from_images_to_samples(cli, tmp_path):
     """Latents, a teacher of them, samples as pictures of the images' size."""
     assert cli(*ENCODE, *SMALL)[0] == 0
-    few = ("--updates", "3", "--batch", "4", "--device", "cpu")
+    few = ("--updates", "3", "--batch-size", "4", "--device", "cpu")
     train = ("train", "denoiser", "--data", "l", "--labels", "--drop-labels", "0.5", "--out", "t")
     status, _, err = cli(*train, *NET, *few)
     assert (status, err) == (0, ""), err
@@ -157,7 +157,7 @@ def test_texts_from_captions_to_samples(cli, tmp_path):
     assert "--texts --drop-labels 0.1" in out
     data = open_latents("l")
     assert data.null_context.shape == (5, 32) and len(data.contexts.states) == 13
-    few = ("--updates", "2", "--batch", "4", "--device", "cpu")
+    few = ("--updates", "2", "--batch-size", "4", "--device", "cpu")
     train = ("train", "denoiser", "--data", "l", "--texts", "--drop-labels", "0.5", "--out", "t")
     status, _, err = cli(*train, *NET, *few)
     assert (status, err) == (0, ""), err

@@ -18,7 +18,7 @@ from tests.support.evidence import evidence, typed
 from tests.support.runs import refused, rewritten
 from tests.test_shrink import teacher
 
-QUICK = ["--batch", "8", "--device", "cpu"]
+QUICK = ["--batch-size", "8", "--device", "cpu"]
 FEW = ["--features", "digits", "--samples", "16", "--split-samples", "0", "--cost-rounds", "1"]
 FEW += ["--baselines", "ddim", "--full", "8"]
 
@@ -94,7 +94,7 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     student.autocast = torch.float16
     seen = []
     student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))
-    _seconds_per_update(stage, load("digits"), TrainingConfig(batch=4), torch.device("cpu"))
+    _seconds_per_update(stage, load("digits"), TrainingConfig(batch_size=4), torch.device("cpu"))
     assert seen and set(seen) == {None} and student is not stage.student
 
 

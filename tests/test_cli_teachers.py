@@ -28,7 +28,7 @@ from tests.support.runs import everything, refused
 HUGE = "imagenet256_uvit_huge"
 TINY = dict(img_size=4, embed_dim=16, depth=2, num_heads=2)
 FEATURES = ["--features", "tests.test_cli_teachers:corners"]
-QUICK = ["--updates", 2, "--batch", 4, "--device", "cpu"]
+QUICK = ["--updates", 2, "--batch-size", 4, "--device", "cpu"]
 BRIEF = [*FEATURES, "--samples", 16, "--split-samples", 0, "--metrics", "frechet", "--full", 4]
 BRIEF += ["--device", "cpu"]
 
@@ -284,7 +284,7 @@ class Slow(Objective):
 @pytest.mark.parametrize("micro", [0, 5])
 def test_an_update_takes_the_time_of_all_its_samples(micro):
     stage = Stage("slow", torch.nn.Linear(2, 2), Slow(), 7)
-    training = TrainingConfig(batch=200, micro_batch=micro)
+    training = TrainingConfig(batch_size=200, micro_batch_size=micro)
     data = Dataset(torch.zeros(3, 2))
     seconds, timed = _seconds_per_update(stage, data, training, torch.device("cpu"))
     assert 2 <= timed <= (micro or 128) and 0.8 <= seconds < 1.6
@@ -293,7 +293,17 @@ def test_an_update_takes_the_time_of_all_its_samples(micro):
 def test_a_published_recipe_is_rehearsed_in_seconds(cli):
     """Its batch is not drawn, and its fp16, which a CPU has not, is not timed."""
     words = ["distill", "reparameterise", "--model", HUGE, "--weights", "w.pth", "--data", "l"]
-    words += ["--out", "x", "--batch", 10**6, "--precision", "fp16", "--dry-run", "--device", "cpu"]
+    words += [
+        "--out",
+        "x",
+        "--batch-size",
+        10**6,
+        "--precision",
+        "fp16",
+        "--dry-run",
+        "--device",
+        "cpu",
+    ]
     status, out, err = cli(*words)
     assert status == 0 and not err, err
     said = re.search(r"^time +about (.+) on cpu, .*: an estimate from (\d+) samples", out, re.M)

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     """The shipped teacher of digits, 4 steps to 2 and 1, hardly trained."""
     out = tmp_path_factory.mktemp("digits") / "run"
     words = ["--teacher", ASSETS / "digits-teacher", "--data", "digits", "--start", 4]
-    words += ["--updates", 1, "--batch", 8, "--tolerance", 0, "--out", out]
+    words += ["--updates", 1, "--batch-size", 8, "--tolerance", 0, "--out", out]
     assert main(["distill", "progressive", *map(str, words)]) == 0
     return out
 

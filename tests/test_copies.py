@@ -96,7 +96,7 @@ def test_a_net_of_another_size_is_saved_and_distilled_without_a_files_name(loade
     wide.save(tmp_path / "wide")
     back = Pipeline.load(tmp_path / "wide", net=mine)
     assert back.shape == (1, 16, 16) and recipe(back.denoiser.net)[1]["img_size"] == 16
-    few, job = TrainingConfig(batch=4, log_every=1), RunOptions(device="cpu")
+    few, job = TrainingConfig(batch_size=4, log_every=1), RunOptions(device="cpu")
     same, data = wide.at_size(8, 8), images()
     for out in ("r", "r"):  # the second time it is read
         distill(

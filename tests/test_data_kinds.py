@@ -207,7 +207,7 @@ def fresh(tmp_path):
 
 def test_torch_datasets_and_paths_are_trained_on(tmp_path):
     np.save(tmp_path / "points.npy", POINTS.numpy())
-    method, training = Denoising(updates=2), TrainingConfig(batch=4)
+    method, training = Denoising(updates=2), TrainingConfig(batch_size=4)
     found = [
         train(fresh(tmp_path), data, tmp_path / str(k), method=method, training=training)
         for k, data in enumerate([TensorDataset(POINTS), tmp_path / "points.npy"])

@@ -58,7 +58,11 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path, terms):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("micro", [0, 4])
 def test_kept_answers_change_nothing(tmp_path, flip, count, micro):
-    options = {"data": pictures(flip=flip), "teacher": teachers()[:count], "micro_batch": micro}
+    options = {
+        "data": pictures(flip=flip),
+        "teacher": teachers()[:count],
+        "micro_batch_size": micro,
+    }
     asked = run(tmp_path / "a", **options)
     kept = run(tmp_path / "b", **options, answers=tmp_path / "kept")
     again = run(tmp_path / "c", **options, answers=tmp_path / "kept")
@@ -141,7 +145,11 @@ def test_the_weights_follow_the_share_of_updates_done(tmp_path):
 
 def test_the_student_learns(tmp_path):
     trained = run(
-        tmp_path / "r", *patient_teacher(), data=pictures(labels=False), updates=150, rate=1e-2
+        tmp_path / "r",
+        *patient_teacher(),
+        data=pictures(labels=False),
+        updates=150,
+        learning_rate=1e-2,
     )
     lines = [line["terms"]["soft"] for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
     assert lines[-1] < lines[0] / 3

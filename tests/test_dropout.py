@@ -17,7 +17,7 @@ def masks(rank, *, world=2, seed=0, stage=0, done=0):
     student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     processes = Processes("cpu")
     processes.rank, processes.world = rank, world
-    settings = TrainingConfig(batch=4 * world, micro_batch=2, seed=seed)
+    settings = TrainingConfig(batch_size=4 * world, micro_batch_size=2, seed=seed)
 
     def objective(student, batch, draw):
         dropped = student[1](torch.ones(64)) == 0

@@ -425,7 +425,7 @@ def test_latents_are_encoded_by_their_means():
 
 
 def test_a_run_makes_encoders(tmp_path):
-    few = TrainingConfig(batch=8, save_every=2, log_every=2)
+    few = TrainingConfig(batch_size=8, save_every=2, log_every=2)
     method = Encoder(start=8, stop=2, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "e", method=method, training=few)
     assert student.made_for == "encode" and student.times == (uniform(2),)

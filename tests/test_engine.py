@@ -123,25 +123,30 @@ class TestRate:
         "options, expected",
         [
             ({}, [1.0, 0.75, 0.5, 0.25]),
-            ({"rate_schedule": "constant"}, [1.0] * 4),
-            ({"rate_schedule": "constant", "warmup": 2}, [0.0, 0.5, 1.0, 1.0]),
+            ({"learning_rate_schedule": "constant"}, [1.0] * 4),
+            ({"learning_rate_schedule": "constant", "warmup": 2}, [0.0, 0.5, 1.0, 1.0]),
             ({"warmup": 2}, [0.0, 0.375, 0.5, 0.25]),
             ({"warmup": 8}, [0.0, 0.75 / 8, 0.5 / 4, 0.25 * 3 / 8]),
         ],
     )
     def test_values(self, options, expected):
-        training = TrainingConfig(rate=1.0, **options)
+        training = TrainingConfig(learning_rate=1.0, **options)
         assert [training.rate_at(k, 4) for k in range(4)] == pytest.approx(expected, abs=1e-15)
 
     def test_it_starts_anew_in_every_stage_and_is_what_the_metrics_say(self, tmp_path):
-        halve(tmp_path / "r", method=Progressive(start=4, updates=(3, 2)), log_every=1, rate=0.6)
+        halve(
+            tmp_path / "r",
+            method=Progressive(start=4, updates=(3, 2)),
+            log_every=1,
+            learning_rate=0.6,
+        )
         found = [line["rate"] for line in RunFolder(tmp_path / "r").metrics if "rate" in line]
         assert found == pytest.approx([0.6, 0.4, 0.2, 0.6, 0.3])
 
     def test_at_rate_0_nothing_moves(self, tmp_path):
         pipeline = teacher()
         before = weights_of(pipeline)
-        student = halve(tmp_path / "r", pipeline=pipeline, rate=0.0)
+        student = halve(tmp_path / "r", pipeline=pipeline, learning_rate=0.0)
         assert furthest(weights_of(student), before) == 0
 
 
@@ -151,7 +156,7 @@ class TestOptimiser:
     def test_a_stage_is_a_plain_loop_of_torch(self, tmp_path, clip, decay):
         """The engine against twenty lines that do the same with torch's single-tensor AdamW."""
         method, updates = Progressive(start=8, stop=4, updates=(6,)), 6
-        options = {"clip": clip, "weight_decay": decay, "betas": (0.8, 0.95), "ema": 0.0}
+        options = {"max_grad_norm": clip, "weight_decay": decay, "betas": (0.8, 0.95), "ema": 0.0}
         options |= {"warmup": 2, "log_every": 1}
         pipeline, data = double_teacher(), doubled()
         student = halve(tmp_path / "r", method=method, pipeline=pipeline, data=data, **options)
@@ -161,7 +166,7 @@ class TestOptimiser:
         optimiser = torch.optim.AdamW(
             net.parameters(), betas=(0.8, 0.95), weight_decay=decay, foreach=False, fused=False
         )
-        seed, batch, expected = TRAINING.seed, TRAINING.batch, []
+        seed, batch, expected = TRAINING.seed, TRAINING.batch_size, []
         for k in range(updates):
             chosen = data.batch(rows(seed, 0, k, batch, len(data)))
             draw = Draw.all(torch.Generator().manual_seed(key(seed, 0, k)), batch)
@@ -169,7 +174,9 @@ class TestOptimiser:
             optimiser.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
-            optimiser.param_groups[0]["lr"] = TRAINING.rate * (1 - k / updates) * min(k / 2, 1)
+            optimiser.param_groups[0]["lr"] = (
+                TRAINING.learning_rate * (1 - k / updates) * min(k / 2, 1)
+            )
             optimiser.step()
             expected.append((float(loss.detach()), float(norm)))
         lines = [line for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
@@ -187,7 +194,10 @@ class TestOptimiser:
 
         net.weight.grad = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
         norm = step(
-            net, State(net, Spy(net.parameters()), None, None), TrainingConfig(clip=0.5), 1.0
+            net,
+            State(net, Spy(net.parameters()), None, None),
+            TrainingConfig(max_grad_norm=0.5),
+            1.0,
         )
         assert float(norm) == 5.0
         assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5) and net.weight.grad is None
@@ -204,14 +214,17 @@ class TestOptimiser:
         scaler.scale(torch.ones(()))
         net.weight.grad = 1024 * torch.tensor([[3.0, 4.0]])
         norm = step(
-            net, State(net, Spy(net.parameters()), None, scaler), TrainingConfig(clip=0.5), 1.0
+            net,
+            State(net, Spy(net.parameters()), None, scaler),
+            TrainingConfig(max_grad_norm=0.5),
+            1.0,
         )
         assert float(norm) == 5.0
         assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5)
 
     def test_the_loss_that_is_logged_is_the_mean_of_its_updates(self, tmp_path):
         """Reports fall on the updates 3, 4, 6 and 7: every three a checkpoint, every four a line."""
-        each, some = ({"log_every": k, "rate": 1e-9} for k in (1, 4))
+        each, some = ({"log_every": k, "learning_rate": 1e-9} for k in (1, 4))
         halve(tmp_path / "a", method=ONE, **each)
         halve(tmp_path / "b", method=ONE, **some)
         one = losses(tmp_path / "a")
@@ -225,7 +238,7 @@ class TestOptimiser:
     def test_micro_batches_are_the_whole_batch(self, tmp_path, micro):
         def run(name, size):
             out = tmp_path / name
-            options = {"micro_batch": size, "log_every": 1}
+            options = {"micro_batch_size": size, "log_every": 1}
             student = halve(out, pipeline=double_teacher(), data=doubled(), **options)
             return losses(out), weights_of(student)
 
@@ -319,7 +332,7 @@ class TestNonFinite:
             halve(out, method=own(bad(at), updates=20), save_every=5, job=job(watch=look))
         said = str(caught.value)
         assert f"not finite at update {at} of stage-0" in said and "\n" not in said
-        assert "lower --rate (now 0.003) or --clip (now 1)" in said
+        assert "lower --learning-rate (now 0.003) or --max-grad-norm (now 1)" in said
         checkpoints = {k: v for k, v in everything(out).items() if k.startswith("checkpoints")}
         assert checkpoints == {k: v for k, v in before.items() if k.startswith("checkpoints")}
         assert len(checkpoints) == 2 * (at // 5) and not (out / "stages").exists()
@@ -331,8 +344,10 @@ class TestNonFinite:
         assert (out / "stages" / "stage-0").exists()
 
     def test_in_the_very_last_update(self, tmp_path):
-        with pytest.raises(NonFinite, match=r"update 7 of stage-0: lower --rate .* add --clip 1"):
-            halve(tmp_path / "r", method=own(bad_gradient(7)), save_every=100, clip=0.0)
+        with pytest.raises(
+            NonFinite, match=r"update 7 of .*lower --learning-rate .* add --max-grad-norm 1"
+        ):
+            halve(tmp_path / "r", method=own(bad_gradient(7)), save_every=100, max_grad_norm=0.0)
         assert not (tmp_path / "r" / "stages").exists()
         assert not (tmp_path / "r" / "checkpoints").exists()
 
@@ -399,23 +414,23 @@ class TestMemory:
     @pytest.mark.parametrize("k, fits", [(12, 6), (6, 6), (5, 3), (2, 1), (1, 1)])
     def test_the_largest_half_that_fits_is_named_and_works(self, tmp_path, k, fits):
         with pytest.raises(ConfigError) as caught:
-            halve(tmp_path / "r", method=own(hungry(k, [])), batch=13)
+            halve(tmp_path / "r", method=own(hungry(k, [])), batch_size=13)
         said = str(caught.value)
         assert said == (
             "out of memory with a micro-batch of 13 (CUDA out of memory. Tried to allocate 2 GiB.): "
-            f"add --micro-batch {fits}"
+            f"add --micro-batch-size {fits}"
         )
-        advice = int(re.search(r"--micro-batch (\d+)", said)[1])
+        advice = int(re.search(r"--micro-batch-size (\d+)", said)[1])
         watch = At("", 0, None)
         halve(
             tmp_path / "r",
             method=own(hungry(k)),
-            batch=13,
-            micro_batch=advice,
+            batch_size=13,
+            micro_batch_size=advice,
             job=job(watch=watch),
         )
         assert watch.notes == [
-            f"micro_batch was 0, now {fits}: from here on not the same to the bit"
+            f"micro_batch_size was 0, now {fits}: from here on not the same to the bit"
         ]
 
     def test_an_attempt_leaves_room_for_all_that_an_update_keeps(self, tmp_path):
@@ -437,8 +452,8 @@ class TestMemory:
         object.__setattr__(method, "stages", lambda teacher: iter([stage]))
         pipeline = forgetful(37)
         stage = Stage("only", pipeline.denoiser.twin(), Hungry(), 3)
-        with pytest.raises(ConfigError, match="add --micro-batch 2"):
-            halve(tmp_path / "r", method=method, batch=9, pipeline=pipeline, ema=0.0)
+        with pytest.raises(ConfigError, match="add --micro-batch-size 2"):
+            halve(tmp_path / "r", method=method, batch_size=9, pipeline=pipeline, ema=0.0)
         # The pipeline's weight and the student's; in the attempts a gradient and two moments besides.
         assert rooms == [2, 5, 5]
 
@@ -447,10 +462,10 @@ class TestMemory:
             halve(tmp_path / "r", method=own(hungry(0)))
 
     def test_within_the_micro_batch_that_was_asked(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"a micro-batch of 4 .*: add --micro-batch 2"):
-            halve(tmp_path / "r", method=own(hungry(3)), batch=12, micro_batch=4)
-        with pytest.raises(ConfigError, match=r"a micro-batch of 6 .*: add --micro-batch 3"):
-            halve(tmp_path / "q", method=own(hungry(3)), batch=6, micro_batch=50)
+        with pytest.raises(ConfigError, match=r"a micro-batch of 4 .*: add --micro-batch-size 2"):
+            halve(tmp_path / "r", method=own(hungry(3)), batch_size=12, micro_batch_size=4)
+        with pytest.raises(ConfigError, match=r"a micro-batch of 6 .*: add --micro-batch-size 3"):
+            halve(tmp_path / "q", method=own(hungry(3)), batch_size=6, micro_batch_size=50)
 
     def test_in_the_middle_of_a_run_what_was_saved_stays(self, tmp_path):
         out, before = tmp_path / "r", {}
@@ -461,7 +476,7 @@ class TestMemory:
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
             return squares(error, call)
 
-        with pytest.raises(ConfigError, match="add --micro-batch 3"):
+        with pytest.raises(ConfigError, match="add --micro-batch-size 3"):
             halve(out, method=own(loss))
         assert before and everything(out / "checkpoints") == before
 
@@ -665,7 +680,7 @@ class TestJobs:
             seen.append(error.detach().clone())
             return squares(error, call)
 
-        halve(tmp_path / "r", method=own(loss, updates=1, stages=2), rate=0.0)
+        halve(tmp_path / "r", method=own(loss, updates=1, stages=2), learning_rate=0.0)
         assert not torch.equal(seen[0], seen[1])
 
     def test_a_teacher_is_trained_and_the_pipeline_left_as_it_was(self, tmp_path):
@@ -702,10 +717,10 @@ class TestJobs:
     @pytest.mark.parametrize(
         "options, says",
         [
-            ({"batch": 0}, "batch must be at least 1"),
+            ({"batch_size": 0}, "batch_size must be at least 1"),
             ({"save_every": 0}, "save_every must be at least 1"),
-            ({"rate": -1.0}, "rate must be"),
-            ({"micro_batch": -1}, "micro_batch must be"),
+            ({"learning_rate": -1.0}, "learning_rate must be"),
+            ({"micro_batch_size": -1}, "micro_batch_size must be"),
             ({"seed": 2**32}, "seed"),
             ({"seed": -1}, "seed"),
             ({"ema": 1.0}, "ema"),

@@ -30,7 +30,7 @@ from halfstep.errors import DataError
 from tests.test_failing_processes import AT, LONGEST, UPDATES
 
 COMMAND = (
-    "train denoiser --data two-moons --net mlp --net-config width 8 depth 1 --batch 8 --device cpu "
+    "train denoiser --data two-moons --net mlp --net-config width 8 depth 1 --batch-size 8 --device cpu "
     f"--updates {UPDATES} --log-every 1 --save-every 2 --out run"
 )
 
@@ -57,7 +57,7 @@ SCENARIOS = {
     "first again": (("", ""), None, None),
     "differs": (("", "--seed 5"), None, None),
     "rehearses": (("--dry-run", ""), None, None),
-    "refuses": (("", "--rate nonsense"), None, None),
+    "refuses": (("", "--learning-rate nonsense"), None, None),
     "first refuses": (("--data nonsense", ""), None, None),
     "helped": (("", "--help"), None, None),
     "killed": (("", ""), 1, killed),
@@ -202,8 +202,8 @@ class TestQuick:
     def test_who_refuses_before_the_group_is_there_is_not_waited_for(self, quick):
         found, folder = quick
         assert found["refuses"]["status"] == [2, 2]
-        assert one_sentence(found["refuses"]["err"][0], "process 1", "--rate")
-        assert one_sentence(found["refuses"]["err"][1], "--rate")
+        assert one_sentence(found["refuses"]["err"][0], "process 1", "--learning-rate")
+        assert one_sentence(found["refuses"]["err"][1], "--learning-rate")
         assert not (folder / "refuses" / "run").exists()
 
     def test_one_that_is_killed_ends_the_other_in_a_sentence(self, quick):

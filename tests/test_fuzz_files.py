@@ -40,7 +40,7 @@ from tests.test_text import whole_clip
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--updates", "1", "--batch", "8", "--device", "cpu"]
+QUICK = ["--updates", "1", "--batch-size", "8", "--device", "cpu"]
 FEW = [
     "--samples",
     "8",

@@ -61,7 +61,7 @@ class Verb:
     copied: bool = False
 
 
-TINY = {"updates": "1", "batch": "4", "device": "cpu", "out": "out"}
+TINY = {"updates": "1", "batch-size": "4", "device": "cpu", "out": "out"}
 HALVED = {**TINY, "start": "4", "stop": "2", "tolerance": "0", "samples": "8"}
 JUDGED = {
     "samples": "8", "full": "2", "baselines": "ddim", "cost-rounds": "0", "split-samples": "2",
@@ -106,10 +106,11 @@ VERBS = [
 ]  # fmt: skip
 MAIN = {
     "train denoiser": (
-        "rate", "clip", "weight_decay", "ema", "betas", "batch", "updates", "seed", "warmup",
+        "learning_rate", "max_grad_norm", "weight_decay", "ema", "betas", "batch_size", "updates", "seed",
+        "warmup",
         "sampling_clip", "time_scale", "time_offset", "drop_labels", "net_config", "schedule_config",
     ),
-    "sample": ("n", "first", "steps", "seed", "guidance", "variance", "batch", "out"),
+    "sample": ("n", "first", "steps", "seed", "guidance", "variance", "batch_size", "out"),
 }  # fmt: skip
 """What the fast suite asks about."""
 
@@ -124,14 +125,14 @@ def places(tmp_path_factory):
         assert main([*words.split(), "--out", str(root / name), "--device", "cpu"]) == 0
         return root / name
 
-    tiny = "--updates 1 --batch 8"
+    tiny = "--updates 1 --batch-size 8"
     mlp = f"train denoiser --data two-moons --net mlp --net-config width 8 depth 1 {tiny}"
     made("points", mlp)
     made("digits", f"train denoiser --data digits {uvit} {tiny}")
     made("guided", f"train denoiser --data digits --labels --drop-labels 0.1 {uvit} {tiny}")
     made("classifier", f"train classifier --data digits --net toy-student {tiny}")
     made("codec", f"train codec --data digits --width 8 {tiny}")
-    halving = "--start 4 --stop 2 --updates 1 --batch 8 --tolerance 0"
+    halving = "--start 4 --stop 2 --updates 1 --batch-size 8 --tolerance 0"
     made("students", f"distill progressive --teacher {root / 'digits'} --data digits {halving}")
     return root
 

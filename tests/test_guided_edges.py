@@ -151,7 +151,7 @@ def test_a_stochastic_student_is_sampled_in_one_step_and_has_no_paired_error(cli
     teacher().save(tmp_path / "t")
     words = ["--teacher", "t", "--data", "digits", "--start", 8, "--stop", 1, "--updates", 1]
     status, _, err = cli(
-        "distill", "stochastic", *words, "--batch", 4, "--tolerance", 0, "--out", "st"
+        "distill", "stochastic", *words, "--batch-size", 4, "--tolerance", 0, "--out", "st"
     )
     assert status == 0, err
     status, _, err = cli("sample", "st", "--steps", 1, "--n", 2, "--out", "x.png")
@@ -217,7 +217,7 @@ def test_masks_that_lie_elsewhere_or_are_gray(mask, said, cli, tmp_path):
 def test_an_encoder_is_exported_whole(cli, tmp_path):
     teacher().save(tmp_path / "t")
     words = ["--teacher", "t", "--data", "digits", "--start", 4, "--stop", 2, "--updates", 1]
-    assert cli("distill", "encoder", *words, "--batch", 4, "--out", "en")[0] == 0
+    assert cli("distill", "encoder", *words, "--batch-size", 4, "--out", "en")[0] == 0
     status, _, err = cli("export", "en/stages/0002-steps", "--out", "alone")
     assert status == 0, err
     assert "encode(images)" in (tmp_path / "alone" / "README.md").read_text()

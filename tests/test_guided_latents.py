@@ -36,7 +36,7 @@ def said(request, cli, tmp_path):  # noqa: F811
         clip(tmp_path / "clip")
         encode += ["--text", "clip", "--tokens", "5"]
     cli(*encode)
-    few = ("--updates", 2, "--batch", 4, "--device", "cpu", "--data", "l")
+    few = ("--updates", 2, "--batch-size", 4, "--device", "cpu", "--data", "l")
     dropped = (f"--{request.param}", "--drop-labels", 0.3, "--predicts", "eps")
     cli("train", "denoiser", *few, *dropped, "--out", "t", *NET)
     cli("distill", "reparameterise", *few, "--teacher", "t", "--out", "v")
@@ -44,7 +44,7 @@ def said(request, cli, tmp_path):  # noqa: F811
 
 
 def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):  # noqa: F811
-    few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch", 4]
+    few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch-size", 4]
     few += ["--guidance-embed-dim", 8]
     steps = ["--start", 16, "--stop", 4, "--guidance", 1, 3, "--device", "cpu"]
     with pytest.raises(AssertionError, match="halfstep distill reparameterise"):
@@ -70,7 +70,7 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
 def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
     pytest.importorskip("halfstep.evaluation.guided")
     cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
-    few = ("--data", "l", "--updates", 2, "--batch", 4, "--device", "cpu")
+    few = ("--data", "l", "--updates", 2, "--batch-size", 4, "--device", "cpu")
     cli("train", "denoiser", *few, "--labels", "--drop-labels", 0.3, "--out", "t", *NET)
     steps = ("--start", 16, "--stop", 4, "--guidance", 1, 3, "--halving-updates", 2)
     cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)

@@ -145,7 +145,7 @@ SMALL = GuidedDistillation(
     guidance_embed_dim=8,
     halving=Progressive(start=8, stop=2, updates=(4,)),
 )
-TRAINING = TrainingConfig(batch=6, rate=3e-3, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(batch_size=6, learning_rate=3e-3, save_every=3, log_every=4, seed=5)
 
 
 def run(out, method=SMALL, teacher=None, data=None, training=TRAINING, **options):

@@ -53,7 +53,7 @@ def moons(tmp_path_factory):
 def digits(tmp_path_factory):
     """The shipped teacher of digits, 4 steps to 1, hardly trained, judged."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    words = ["--start", 4, "--updates", 1, "--batch", 8, "--samples", 64, "--full", 8]
+    words = ["--start", 4, "--updates", 1, "--batch-size", 8, "--samples", 64, "--full", 8]
     words += ["--tolerance", 99]
     assert typed(["distill", "progressive", *DIGITS, "--out", out, *words]) == 0
     assert typed(["evaluate", out, *QUICK, "--shown", 5]) == 0
@@ -457,7 +457,7 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
 def stopped(moons, tmp_path_factory):
     """The student of 2 steps is spoilt on purpose, by a learning rate of 1; that of 4 steps is not."""
     out = tmp_path_factory.mktemp("stopped") / "d"
-    words = ["--updates", 0, 20, 20, "--rate", 1, "--clip", 0, "--tolerance", 1.6]
+    words = ["--updates", 0, 20, 20, "--learning-rate", 1, "--max-grad-norm", 0, "--tolerance", 1.6]
     assert typed([*halve(moons, out), *words]) == 0
     return out
 

@@ -127,7 +127,7 @@ def test_a_student_of_images_without_labels_can_be_validated(cli, tmp_path):
     teacher = build_classifier("features", {"channels": 3, "classes": 2, "size": 8})
     teacher.class_names = ("ant", "bee")
     save_classifier(teacher, tmp_path / "t")
-    quick = ["--updates", 2, "--batch", 4, "--device", "cpu", "--net", "toy-student"]
+    quick = ["--updates", 2, "--batch-size", 4, "--device", "cpu", "--net", "toy-student"]
     words = ["--teacher", "t", "--data", "flat", "--recipe", "patient-teacher", *quick]
     distilled = partial(cli, "distill", "knowledge", *words)
     status, out, err = distilled("--validate", "apart", "--out", "r")
@@ -247,7 +247,7 @@ def test_how_many_labels_an_accuracy_is_of(cli, tmp_path):
         "toy-student",
         "--updates",
         1,
-        "--batch",
+        "--batch-size",
         8,
     ]
     status, out, err = cli(

@@ -184,7 +184,7 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
         clip(tmp_path / "clip")
         encode += ["--text", "clip", "--tokens", "5"]
     cli(*encode)
-    few = ("--updates", "2", "--batch", "4", "--device", "cpu", "--data", "l")
+    few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
     net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
     cli("train", "denoiser", *few, said, "--drop-labels", "0.3", "--out", "t", *net)
     look = ("--features", "tests.test_latent_runs:pixels")
@@ -213,7 +213,7 @@ def test_a_teacher_of_latents_is_judged_by_images_too(cli, tmp_path):
     )
     assert len(open_latents("m")) == 12
     cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
-    few = ("--updates", "2", "--batch", "4", "--device", "cpu", "--data", "l")
+    few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
     net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
     cli("train", "denoiser", *few, "--out", "t", *net)
     look = ("--features", "tests.test_latent_runs:pixels", "--data", "photos")

@@ -707,7 +707,7 @@ def test_codecs_and_options_that_cannot_be(tmp_path):
     Wrong.channels, Wrong.factor = 3, 4
     with refused(ConfigError, "4 pixels to a side", "images of 4x6", "--size 4"):
         encoded(tmp_path / "l", codec=Wrong())
-    for wrong, words in (({"batch": 0}, "--batch 64"), ({"shard": 0}, "shard")):
+    for wrong, words in (({"batch": 0}, "--batch-size 64"), ({"shard": 0}, "shard")):
         with refused(ConfigError, words):
             encoded(tmp_path / "l", **wrong)
     assert not (tmp_path / "l" / "latents.json").exists()
@@ -914,7 +914,18 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
 def test_reading_is_held_to_twenty_times_what_a_step_needs(capsys):
     from benchmarks.latents import main
 
-    few = ["--images", "96", "--shard", "20", "--batch", "6", "--rounds", "1", "--device", "cpu"]
+    few = [
+        "--images",
+        "96",
+        "--shard",
+        "20",
+        "--batch-size",
+        "6",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+    ]
     for more in ([], ["--half"]):
         main([*few, *more, "--json"])
         found = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ from halfstep.training.optimiser import Optimiser
 from halfstep.training.update import step
 from tests.support.runs import At, bits, Crash, crash, halve, job, teacher
 
-MUON = TrainingConfig(rate=0.01, optimiser="muon", betas=(0.8, 0.95), weight_decay=0.3)
+MUON = TrainingConfig(learning_rate=0.01, optimiser="muon", betas=(0.8, 0.95), weight_decay=0.3)
 
 
 def seeded(seed=0):
@@ -44,7 +44,7 @@ def trained(net, optimiser, updates=3):
     for _ in range(updates):
         net(torch.tensor([0, 1, 3])).backward()
         for group in optimiser.param_groups:
-            group["lr"] = MUON.rate
+            group["lr"] = MUON.learning_rate
         optimiser.step()
         optimiser.zero_grad()
     return {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -62,7 +62,7 @@ def test_only_matrices_of_linear_layers_are_turned():
 def test_the_rest_moves_as_adamw_moves_it():
     ours, plain = Net(), Net()
     found = trained(ours, Optimiser(ours, MUON, fused=True), updates=1)
-    adamw = torch.optim.AdamW(plain.parameters(), MUON.rate, MUON.betas, weight_decay=0.3)
+    adamw = torch.optim.AdamW(plain.parameters(), MUON.learning_rate, MUON.betas, weight_decay=0.3)
     want = trained(plain, adamw, updates=1)
     for name in found:
         if name != "linear.weight":
@@ -78,7 +78,9 @@ def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
     u, _, v = torch.linalg.svd(net.linear.weight.grad, full_matrices=False)
     optimiser = Optimiser(net, MUON, fused=True)
     optimiser.step()
-    moved = (net.linear.weight.detach() - before * (1 - MUON.rate * 0.3)) / -MUON.rate
+    moved = (
+        net.linear.weight.detach() - before * (1 - MUON.learning_rate * 0.3)
+    ) / -MUON.learning_rate
     want = 0.2 * math.sqrt(6) * u @ v
     assert float((moved * want).sum() / moved.norm() / want.norm()) > 0.97
     sizes = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(6))
@@ -87,7 +89,7 @@ def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
 
 def test_adamw_alone_is_torchs():
     ours, plain = Net(), Net()
-    settings = TrainingConfig(rate=0.01, betas=(0.8, 0.95), weight_decay=0.3)
+    settings = TrainingConfig(learning_rate=0.01, betas=(0.8, 0.95), weight_decay=0.3)
     found = trained(ours, Optimiser(ours, settings, fused=True))
     adamw = torch.optim.AdamW(plain.parameters(), 0.01, (0.8, 0.95), weight_decay=0.3)
     want = trained(plain, adamw)

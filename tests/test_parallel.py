@@ -25,8 +25,12 @@ from halfstep.training.run_folder import RunFolder
 from tests.support.runs import bits, Doubled, everything, halve, points, teacher
 
 METHOD = Progressive(start=8, stop=4, updates=(20,))
-OPTIONS = {"batch": 12, "log_every": 1, "save_every": 8}
-CASES = {"whole": {}, "micro": {"micro_batch": 4}, "clipped": {"clip": 0.01, "weight_decay": 0.1}}
+OPTIONS = {"batch_size": 12, "log_every": 1, "save_every": 8}
+CASES = {
+    "whole": {},
+    "micro": {"micro_batch_size": 4},
+    "clipped": {"max_grad_norm": 0.01, "weight_decay": 0.1},
+}
 
 SCRIPT = '''
 """Run by both processes: everything that needs two, in one launch."""
@@ -90,7 +94,7 @@ except Stopped as error:
 found["went on"] = weights(run("stopped"))
 
 try:
-    run("whole", rate=0.7)
+    run("whole", learning_rate=0.7)
 except halfstep.HalfstepError as error:
     found["refused"] = f"{type(error).__name__}: {error}"
 
@@ -117,7 +121,7 @@ def gate(student):
     return True
 
 
-four = {"method": halfstep.Progressive(start=32, stop=2, updates=(1,)), "batch": 2}
+four = {"method": halfstep.Progressive(start=32, stop=2, updates=(1,)), "batch_size": 2}
 halve(folder / "many", job=job(gate=gate), **four)
 found["alive"] = alive
 
@@ -251,7 +255,9 @@ class TestTwoProcesses:
     def test_what_the_first_refuses_all_refuse(self, both):
         said = {found["refused"] for found in both[0]}
         assert len(said) == 1
-        assert said.pop().startswith(f"ConfigError: '{both[1]}/whole' was made with rate = 0.003")
+        assert said.pop().startswith(
+            f"ConfigError: '{both[1]}/whole' was made with learning_rate = 0.003"
+        )
         said = {found["full"] for found in both[0]}
         assert len(said) == 1 and "00-00000008.safetensors': No space left on device" in said.pop()
 
@@ -276,7 +282,7 @@ def test_the_command_line(tmp_path, times):
     from halfstep.cli import main
 
     net = ["--net", "mlp", "--net-config", "width", "8", "depth", "1"]
-    common = ["--data", "two-moons", "--batch", "6", "--device", "auto"]
+    common = ["--data", "two-moons", "--batch-size", "6", "--device", "auto"]
     made = ["train", "denoiser", "--out", str(tmp_path / "t"), *net, *common, "--updates", "2"]
     assert main(made) == 0
     options = ["--teacher", str(tmp_path / "t"), "--start", "4", *common, "--updates", "10", "10"]
@@ -325,10 +331,10 @@ class TestOneProcess:
         three.world, three.rank = 3, 1
         assert three.share(12) == slice(4, 8)
         with pytest.raises(
-            ConfigError, match=r"a batch of 14 cannot .* 3 processes: .* --batch 12"
+            ConfigError, match=r"a batch of 14 cannot .* 3 processes: .* --batch-size 12"
         ):
             three.share(14)
-        with pytest.raises(ConfigError, match="for example --batch 3"):
+        with pytest.raises(ConfigError, match="for example --batch-size 3"):
             three.share(2)
 
     def test_accelerate_is_imported_in_one_place(self):

@@ -155,10 +155,10 @@ class TestMeeting:
     def test_who_refuses_before_is_heard_with_its_sentence(self):
         first, second = boards()
         found = at_once(
-            lambda: first.meet({}), lambda: second.end("--rate takes a number", patience=0)
+            lambda: first.meet({}), lambda: second.end("--learning-rate takes a number", patience=0)
         )
         assert type(found[0]) is HalfstepError
-        assert "process 1" in str(found[0]) and "--rate takes a number" in str(found[0])
+        assert "process 1" in str(found[0]) and "--learning-rate takes a number" in str(found[0])
         assert found[1] is False
 
     def test_an_end_is_of_one_run(self):
@@ -296,13 +296,13 @@ class TestTheWordOfARun:
         [
             ({"seed": 6}, "seed"),
             ({"seed": 6, "pipeline": teacher(seed=1)}, "seed"),
-            ({"batch": 8}, "batch"),
+            ({"batch_size": 8}, "batch"),
             ({"log_every": 5}, "log_every"),
             ({"save_every": 4}, "save_every"),
-            ({"micro_batch": 2}, "micro_batch"),
+            ({"micro_batch_size": 2}, "micro_batch_size"),
             ({"precision": "bf16"}, "precision"),
-            ({"rate": 2e-3}, "rate"),
-            ({"clip": 0.5}, "clip"),
+            ({"learning_rate": 2e-3}, "rate"),
+            ({"max_grad_norm": 0.5}, "clip"),
             ({"method": Progressive(start=8, stop=2, updates=(8,))}, "updates"),
             ({"method": Progressive(start=8, stop=4, updates=(7,))}, "stop"),
             ({"data": other_points()}, "data"),
@@ -355,7 +355,7 @@ def command(monkeypatch, tmp_path):
 
     def ask(verb, *words):
         monkeypatch.setattr(Processes, "agreed", keep)
-        common = ["--out", "r", "--device", "cpu", "--batch", "4"]
+        common = ["--out", "r", "--device", "cpu", "--batch-size", "4"]
         with pytest.raises(Asked) as caught:
             {"classifier": classifier, "knowledge": knowledge}[verb]([*words, *common])
         return caught.value.args[0]

@@ -136,7 +136,7 @@ torch.manual_seed(0)
 data = halfstep.Dataset(torch.rand(40, 2) * 2 - 1)
 net = halfstep.build("mlp", {"dim": 2, "width": 8, "depth": 1})
 fresh = halfstep.Pipeline(halfstep.Denoiser(net, halfstep.Cosine(), halfstep.V()), (2,))
-training = halfstep.TrainingConfig(batch=4, save_every=1, log_every=1, ema=0.9)
+training = halfstep.TrainingConfig(batch_size=4, save_every=1, log_every=1, ema=0.9)
 for updates in 1, 2:
     halfstep.train(
         fresh, data, "run", method=halfstep.Denoising(updates=updates), training=training,

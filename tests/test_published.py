@@ -156,13 +156,13 @@ def test_the_networks_are_the_published_ones(name):
 def test_the_recipes_are_the_published_ones(name):
     published, training = PUBLISHED[name], PUBLISHED[name].training
     rate, betas, warmup, batch, thousands, drop, sampler, steps, s, fid = RECIPES[name]
-    assert [training.rate, training.betas, training.warmup] == [rate, betas, warmup]
-    assert [training.batch, published.method.updates] == [batch, 1000 * thousands]
+    assert [training.learning_rate, training.betas, training.warmup] == [rate, betas, warmup]
+    assert [training.batch_size, published.method.updates] == [batch, 1000 * thousands]
     assert [published.sampler, published.steps, published.fid] == [sampler, steps, fid]
     assert published.guidance == pytest.approx(1 + s)
     assert [published.method.drop_labels, published.method.weighting] == [drop, "snr"]
     assert published.method.levels == (1000 if name in DISCRETE else 0)
-    assert [training.weight_decay, training.clip, training.ema] == [0.03, 0, 0.9999]
+    assert [training.weight_decay, training.max_grad_norm, training.ema] == [0.03, 0, 0.9999]
     assert [training.optimiser, training.precision] == ["adamw", "fp16"]
     rates = [training.rate_at(k, published.method.updates) for k in (0, 1, warmup, 10 * warmup)]
     assert rates == pytest.approx([0, rate / warmup, rate, rate])

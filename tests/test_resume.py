@@ -81,9 +81,14 @@ class TestMidStage:
     @pytest.mark.parametrize(
         "options",
         [
-            {"micro_batch": 4},
-            {"weight_decay": 0.1, "betas": (0.5, 0.6), "warmup": 3, "rate_schedule": "constant"},
-            {"ema": 0.0, "clip": 0.0, "precision": "bf16"},
+            {"micro_batch_size": 4},
+            {
+                "weight_decay": 0.1,
+                "betas": (0.5, 0.6),
+                "warmup": 3,
+                "learning_rate_schedule": "constant",
+            },
+            {"ema": 0.0, "max_grad_norm": 0.0, "precision": "bf16"},
         ],
     )
     def test_dropout_buffers_tied_and_idle_weights(self, tmp_path, options):
@@ -228,7 +233,7 @@ def test_gone_before_or_within_any_change_to_the_disk(tmp_path, each, extended):
     """The same bits and metrics, and nothing left over; also where a finished stage is replaced."""
 
     def run(name, at, method):
-        options = {"method": method, "save_every": 1, "log_every": 2, "width": 2, "batch": 2}
+        options = {"method": method, "save_every": 1, "log_every": 2, "width": 2, "batch_size": 2}
         with pytest.MonkeyPatch.context() as patched:
             done = crashing(patched, at)
             halve(tmp_path / name, job=job(extend=extended), **options)
@@ -425,7 +430,10 @@ class TestDamage:
             ("[]", "must be a table"),
             ('{"stage": "0004-steps", "update": 4}', "lacks loss"),
             ('{"stage": 4, "updates": 8, "seconds": 1, "forwards": 2}', "stage must be text"),
-            ('{"stage": "x", "update": 4, "loss": NaN, "norm": 1, "rate": 1}', "NaN is no number"),
+            (
+                '{"stage": "x", "update": 4, "loss": NaN, "norm": 1, "rate": 1}',
+                "NaN is no number",
+            ),
             (
                 '{"stage": "x", "updates": 1e999, "seconds": 1, "forwards": 2}',
                 "not a finite number",
@@ -540,7 +548,7 @@ class TestTheSameFolder:
     @pytest.mark.parametrize(
         "options, says",
         [
-            ({"rate": 1e-3}, "with rate = 0.003, now it is 0.001"),
+            ({"learning_rate": 1e-3}, "with learning_rate = 0.003, now it is 0.001"),
             ({"seed": 6}, "with seed = 5, now it is 6"),
             ({"ema": 0.0}, "with ema = 0.9, now it is 0.0"),
             ({"betas": (0.9, 0.99)}, r"with betas = \[0.9, 0.999\], now it is \[0.9, 0.99\]"),
@@ -658,7 +666,9 @@ class TestExtend:
 
     def test_by_updates_of_the_last_stage(self, tmp_path):
         short, longer = (Progressive(start=8, stop=2, updates=(4, n)) for n in (5, 9))
-        options = {"rate_schedule": "constant"}  # with a falling rate the first 5 would differ
+        options = {
+            "learning_rate_schedule": "constant"
+        }  # with a falling rate the first 5 would differ
         halve(tmp_path / "a", method=short, **options)
         with pytest.raises(
             ConfigError, match=r"with updates = \[4, 5\], now it is \[4, 9\]: add --e"
@@ -703,8 +713,8 @@ class TestExtend:
         assert everything(whole) == before
 
     def test_and_nothing_else(self, whole):
-        with pytest.raises(ConfigError, match=r"with rate = 0.003, now it is 0.1: choose"):
-            halve(whole, rate=0.1, job=job(extend=True))
+        with pytest.raises(ConfigError, match=r"with learning_rate = 0.003, now it is 0.1: choose"):
+            halve(whole, learning_rate=0.1, job=job(extend=True))
 
 
 UPDATES = 150
@@ -713,7 +723,13 @@ UPDATES = 150
 
 def command(out, teacher):
     """A run of three halvings, long enough to be caught in the middle of."""
-    options = {"batch": "3", "save-every": "7", "log-every": "11", "ema": ".9", "device": "cpu"}
+    options = {
+        "batch_size": "3",
+        "save-every": "7",
+        "log-every": "11",
+        "ema": ".9",
+        "device": "cpu",
+    }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     words += ["--out", str(out), "--start", "8", "--updates", *[str(UPDATES)] * 3]
     words += ["--tolerance", "0"]
@@ -755,7 +771,7 @@ def moons(tmp_path_factory):
     """A teacher of the two moons, barely trained."""
     out = tmp_path_factory.mktemp("moons") / "teacher"
     net = ["--net", "mlp", "--net-config", "width", "8", "depth", "1", "--device", "cpu"]
-    words = ["--data", "two-moons", "--out", str(out), *net, "--updates", "2", "--batch", "4"]
+    words = ["--data", "two-moons", "--out", str(out), *net, "--updates", "2", "--batch-size", "4"]
     assert main(["train", "denoiser", *words]) == 0
     return out
 

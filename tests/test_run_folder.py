@@ -23,7 +23,11 @@ def run(tmp_path_factory):
 def test_a_run_says_what_it_was_made_with_and_what_it_cost(run):
     opened = RunFolder.open(run)
     assert opened.config == {} and opened.about["command"] == "distill progressive"
-    assert (opened.options["start"], opened.options["stop"], opened.options["batch"]) == (8, 2, 6)
+    assert (opened.options["start"], opened.options["stop"], opened.options["batch_size"]) == (
+        8,
+        2,
+        6,
+    )
     assert [stage.name for stage in opened.stages] == ["0004-steps", "0002-steps"]
     cost = opened.cost
     assert cost["updates"] == 7 + 14  # to 2 steps and fewer take twice as many

@@ -38,7 +38,9 @@ SIDES = {
     "num_heads": 2,
     "num_classes": 4,
 }
-TRAINING = TrainingConfig(batch=8, rate=3e-3, ema=0.9, save_every=2, log_every=4, seed=5)
+TRAINING = TrainingConfig(
+    batch_size=8, learning_rate=3e-3, ema=0.9, save_every=2, log_every=4, seed=5
+)
 NULL = 3
 
 

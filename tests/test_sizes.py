@@ -221,9 +221,9 @@ def test_what_would_never_end_is_not_begun(made, option):
 def test_a_batch_that_no_memory_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "memory", lambda: 2**20)
     with pytest.raises(ConfigError, match="batch"):
-        halve(tmp_path / "r", batch=87382)  # 87,382 x 3 floats
+        halve(tmp_path / "r", batch_size=87382)  # 87,382 x 3 floats
     assert not (tmp_path / "r").exists()
-    halve(tmp_path / "s", batch=87381, method=Progressive(start=2, stop=1, updates=(1,)))
+    halve(tmp_path / "s", batch_size=87381, method=Progressive(start=2, stop=1, updates=(1,)))
 
 
 def test_memory_is_counted(monkeypatch):
@@ -246,7 +246,7 @@ def test_a_network_for_other_data_is_refused_before_its_run(tmp_path, config):
     with pytest.raises(ConfigError, match="does not take"):
         train(
             Pipeline(Denoiser(net, Cosine(), V()), (2,)), "two-moons", tmp_path / "r",
-            method=Denoising(updates=1), training=TrainingConfig(batch=4), job=RunOptions(device="cpu"),
+            method=Denoising(updates=1), training=TrainingConfig(batch_size=4), job=RunOptions(device="cpu"),
         )  # fmt: skip
     assert not (tmp_path / "r").exists()
 
@@ -263,7 +263,7 @@ def test_names_that_are_no_functions(name):
         build(name, {})
 
 
-TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch 8 --device cpu"
+TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch-size 8 --device cpu"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
 
 def test_a_command_s_batch_that_no_memory_holds(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "memory", lambda: 2**20)
-    words = TRAIN.replace("--batch 8", "--batch 131073").split()  # of 2 floats
+    words = TRAIN.replace("--batch-size 8", "--batch-size 131073").split()  # of 2 floats
     for more in ([], ["--dry-run"]):
         assert refused(cli(*words, "--out", "r", *more), "batch")
     assert list(tmp_path.iterdir()) == []

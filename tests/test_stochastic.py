@@ -526,7 +526,7 @@ def test_what_it_is_made_for_is_saved_where_it_is_unusual(tmp_path):
 
 
 def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
-    few = TrainingConfig(batch=8, save_every=2, log_every=2)
+    few = TrainingConfig(batch_size=8, save_every=2, log_every=2)
     method = Stochastic(start=8, stop=1, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "s", method=method, training=few)
     assert student.made_for == "stochastic" and student.times == (uniform(2),)

@@ -78,7 +78,7 @@ def made(request, tmp_path_factory):
     denoiser = Denoiser(build("uvit", NET), Cosine(), V())
     codec = load_codec(root / "latents")
     pipeline = Pipeline(denoiser, data.shape, codec=codec, empty=data.null_context, steps=12)
-    settings = TrainingConfig(batch=24, rate=3e-3, warmup=10, ema=0.95)
+    settings = TrainingConfig(batch_size=24, learning_rate=3e-3, warmup=10, ema=0.95)
     method = Denoising(updates=200, drop_labels=0.2)
     train(
         pipeline, data, root / "run", method=method, training=settings, job=RunOptions(device="cpu")

@@ -59,10 +59,10 @@ NEEDED |= {FeatureMatch: ("pairs",)}
         (lambda: Shrink(depth="2"), "depth is a whole number, got '2'"),
         (lambda: Shrink(depth=2, denoising="0"), "denoising is a number, got '0'"),
         (lambda: Shrink(student="embed_dim 32"), "a table of names and values, got 'embed_dim 32'$"),
-        (lambda: TrainingConfig(batch=6.5), "batch is a whole number, got 6.5: write for example 128"),
-        (lambda: TrainingConfig(batch=True), "batch is a whole number, got True"),
-        (lambda: TrainingConfig(rate="fast"), "rate is a number, got 'fast': write for example 0.0003"),
-        (lambda: TrainingConfig(rate=torch.ones(2)), r"rate is a number, got \[1.0, 1.0\]"),
+        (lambda: TrainingConfig(batch_size=6.5), "batch_size is a whole number, got 6.5: .* 128"),
+        (lambda: TrainingConfig(batch_size=True), "batch_size is a whole number, got True"),
+        (lambda: TrainingConfig(learning_rate="fast"), "learning_rate is a number, got 'fast': .* 0.0003"),
+        (lambda: TrainingConfig(learning_rate=torch.ones(2)), r"learning_rate is a number, got \[1.0, 1.0\]"),
         (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1$"),
         (lambda: TrainingConfig(compile=1), "compile is true or false, got 1$"),
         (lambda: TrainingConfig(betas=(0.9,)), "betas is a list of 2, a number each"),
@@ -82,7 +82,7 @@ def test_what_is_of_another_kind(made, said):
 
 
 def test_what_is_of_the_kind():
-    assert type(TrainingConfig(rate=1, betas=[0, 0.9]).rate) is int
+    assert type(TrainingConfig(learning_rate=1, betas=[0, 0.9]).learning_rate) is int
     Shrink(depth=2, denoising=None, student={}), Shrink(student={"embed_dim": 32})
     KnowledgeDistillation(terms=[SoftTargets(weight=Linear(1.0, 0.0))])
 
@@ -93,7 +93,9 @@ def test_lists_and_what_numpy_and_torch_have_become_pythons_own():
     plain = Progressive(start=8, updates=(5,), times=tuple(times.tolist()))
     assert found == plain and hash(found) == hash(plain) and type(found.start) is int
     assert Progressive(start=8, times=torch.from_numpy(times)).times == plain.times
-    settings = TrainingConfig(rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5))
+    settings = TrainingConfig(
+        learning_rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5)
+    )
     assert json.loads(json.dumps(asdict(settings))) == asdict(settings) | {"betas": [0.9, 0.999]}
     assert FeatureMatch(pairs=[["a", "b"]]).pairs == (("a", "b"),)
 

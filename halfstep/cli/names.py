@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from halfstep.errors import ConfigError
 
-_GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales")
+_GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales", "guidance")
 _OURS: dict[tuple[str, ...], str] = {
     ("learning-rate",): "lr rate",
     ("learning-rate-schedule",): "lr-scheduler lr-schedule scheduler rate-schedule",
@@ -16,7 +16,7 @@ _OURS: dict[tuple[str, ...], str] = {
     ("warmup",): "warmup-steps lr-warmup-steps",
     ("out",): "output-dir output output-path outdir out-dir o save-dir save-path logdir log-dir",
     ("steps", "start", "full"): "num-inference-steps inference-steps sampling-steps nfe",
-    _GUIDANCE: "cfg cfg-scale guidance w scales guidance-weight",
+    _GUIDANCE: "cfg cfg-scale guidance-weight w",
     ("max-grad-norm",): "clip clip-grad grad-clip gradient-clip gradient-clip-val max-norm",
     ("seed",): "noise random-seed manual-seed",
     ("data", "images"): "dataset dataset-name dataset-path data-dir data-path train-data-dir input",

@@ -53,7 +53,7 @@ def print_plan(
     for stage in chain([first], stages):
         cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
         total += cost
-        forwards = stage.updates * training.batch * stage.objective.forwards
+        forwards = stage.updates * training.batch_size * stage.objective.forwards
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
@@ -72,7 +72,7 @@ def _seconds_per_update(
 ) -> tuple[float, int]:
     """Seconds of an update, and of how many samples at a time they were found: forward and backward of
     as many as take a moment, at most a micro-batch, times the samples of an update."""
-    size = training.micro_batch or training.batch
+    size = training.micro_batch_size or training.batch_size
     student = stage.student
     for module in (student, *stage.objective.networks):
         _in_fp32(bare(module.to(device)), device)
@@ -88,7 +88,7 @@ def _seconds_per_update(
         return time.perf_counter() - began
 
     count, seconds = probed(timed, size)
-    return seconds / count * training.batch, count
+    return seconds / count * training.batch_size, count
 
 
 def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:

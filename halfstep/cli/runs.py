@@ -105,7 +105,7 @@ def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
     chosen = pick_device(device)
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
-    return f"{updates:,} of {training.batch} samples each, on {chosen.type}{threads}"
+    return f"{updates:,} of {training.batch_size} samples each, on {chosen.type}{threads}"
 
 
 def as_typed(source: Source) -> str:

@@ -86,7 +86,7 @@ def write_latents(
     progress  told of every image; those that were encoded before are done at once
     """
     if batch < 1:
-        raise ConfigError(f"batch is at least 1, got {batch}: write --batch 64")
+        raise ConfigError(f"batch is at least 1, got {batch}: write --batch-size 64")
     if captions is not None and len(captions.of) != len(images):
         raise ConfigError(
             f"{len(captions.of)} captions for {len(images)} images: give every image its own"

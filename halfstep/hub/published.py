@@ -196,8 +196,8 @@ def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> dict[str
 def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) -> TrainingConfig:
     """Constant rate after the warm-up, decay of every weight, no clipping, averages without warm-up."""
     return TrainingConfig(
-        batch=batch, rate=rate, rate_schedule="constant", warmup=warmup, betas=betas,
-        weight_decay=0.03, clip=0.0, ema=0.9999, precision="fp16", seed=1234,
+        batch_size=batch, learning_rate=rate, learning_rate_schedule="constant", warmup=warmup, betas=betas,
+        weight_decay=0.03, max_grad_norm=0.0, ema=0.9999, precision="fp16", seed=1234,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from halfstep.version import __version__
 
 EXTENDABLE = ("stop", "updates")
 """What --extend may raise (or halve further)."""
-ROUNDING = ("micro_batch",)
+ROUNDING = ("micro_batch_size",)
 """What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""
 
 

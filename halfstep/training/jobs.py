@@ -154,9 +154,11 @@ def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
 
 def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> None:
     """`ConfigError` for a batch that cannot be divided, or held: noise is drawn for all of it at once."""
-    processes.share(training.batch)
+    processes.share(training.batch_size)
     instead = "write a smaller one, and more --updates"
-    refuse_too_large(f"a batch of {training.batch:,}", (training.batch, *data.shape), instead)
+    refuse_too_large(
+        f"a batch of {training.batch_size:,}", (training.batch_size, *data.shape), instead
+    )
 
 
 def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:

@@ -157,9 +157,9 @@ class Loop:
         tally: Tally,
         rate: float,
     ) -> None:
-        share = self.processes.share(self.settings.batch)
+        share = self.processes.share(self.settings.batch_size)
         whole = share.stop - share.start
-        micro = min(self.settings.micro_batch or whole, whole)
+        micro = min(self.settings.micro_batch_size or whole, whole)
         with naming_memory(micro, partial(self._probe, stage.objective, state)):
             loss, norm = update(
                 stage.objective.at(state.update / stage.updates),
@@ -221,10 +221,11 @@ class Loop:
         self.processes.first_says(lambda: self.run.log({**line, **self._held_out(stage, state)}))
 
     def _endless(self, what: str, update: int, stage: Stage) -> NonFinite:
-        clip = self.settings.clip
+        norm = self.settings.max_grad_norm
+        bound = f"--max-grad-norm (now {norm:g})" if norm else "add --max-grad-norm 1"
         return NonFinite(
-            f"{what} not finite at update {update:,} of {stage.name}: lower --rate (now "
-            f"{self.settings.rate:g}) or {f'--clip (now {clip:g})' if clip else 'add --clip 1'}, in "
+            f"{what} not finite at update {update:,} of {stage.name}: lower --learning-rate (now "
+            f"{self.settings.learning_rate:g}) or {bound}, in "
             "another --out; what was saved is from before it"
         )
 
@@ -264,7 +265,7 @@ class Loop:
         about = {
             "updates": stage.updates,
             "seconds": state.seconds,
-            "forwards": stage.updates * self.settings.batch * stage.objective.forwards,
+            "forwards": stage.updates * self.settings.batch_size * stage.objective.forwards,
         }
         self.run.finish(stage.name, lambda folder: self.write(stage, folder), about)
         self._settle(stage, index)

@@ -26,7 +26,7 @@ def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         fits = _largest(attempt, size)
         advice = (
-            f"add --micro-batch {fits}"
+            f"add --micro-batch-size {fits}"
             if fits
             else "not even one sample fits: use a smaller network"
         )

@@ -31,10 +31,14 @@ class Optimiser:
         self._parts: list[torch.optim.Optimizer] = []
         decay = settings.weight_decay
         if rest:
-            adamw = AdamW(rest, settings.rate, settings.betas, weight_decay=decay, fused=fused)
+            adamw = AdamW(
+                rest, settings.learning_rate, settings.betas, weight_decay=decay, fused=fused
+            )
             self._parts.append(adamw)
         if turned:
-            muon = Muon(turned, settings.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            muon = Muon(
+                turned, settings.learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            )
             self._parts.append(muon)
 
     @property

@@ -55,7 +55,7 @@ class Processes:
         if rest:
             raise ConfigError(
                 f"a batch of {batch} cannot be divided among {self.world} processes: write for "
-                f"example --batch {max(each, 1) * self.world}"
+                f"example --batch-size {max(each, 1) * self.world}"
             )
         return slice(self.rank * each, (self.rank + 1) * each)
 

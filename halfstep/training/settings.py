@@ -18,13 +18,13 @@ from halfstep.config.validate import (
 class TrainingConfig(Validated):
     """Optimisation, the same for every method."""
 
-    batch: Count = 128
+    batch_size: Count = 128
     """Samples per update, over all processes."""
-    micro_batch: CountOrNone = 0
+    micro_batch_size: CountOrNone = 0
     """Samples per forward and backward of one process; 0 is its whole share."""
-    rate: NotNegative = 3e-4
+    learning_rate: NotNegative = 3e-4
     """Learning rate."""
-    rate_schedule: Literal["linear", "constant"] = "linear"
+    learning_rate_schedule: Literal["linear", "constant"] = "linear"
     """The rate falls to 0 within each stage, or stays."""
     warmup: Updates = 0
     """Updates over which the rate rises from 0."""
@@ -34,7 +34,7 @@ class TrainingConfig(Validated):
     """AdamW's decay rates."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""
-    clip: NotNegative = 1.0
+    max_grad_norm: NotNegative = 1.0
     """Largest norm of the gradient; 0 is off."""
     ema: Smoothing = 0.0
     """Decay of the averaged weights that a stage ends with; 0 is off, and costs no memory."""
@@ -51,5 +51,9 @@ class TrainingConfig(Validated):
 
     def rate_at(self, update: int, updates: int) -> float:
         """The learning rate of an update; with warm-up the first one's is 0."""
-        rate = self.rate if self.rate_schedule == "constant" else self.rate * (1 - update / updates)
+        rate = (
+            self.learning_rate
+            if self.learning_rate_schedule == "constant"
+            else self.learning_rate * (1 - update / updates)
+        )
         return rate * min(update / self.warmup, 1.0) if self.warmup else rate

@@ -74,8 +74,8 @@ def _refuse_lone_row(
 
     A batch norm has no variance of it, and some losses compare rows.
     """
-    share = processes.share(training.batch)
-    rows, micro = share.stop - share.start, training.micro_batch
+    share = processes.share(training.batch_size)
+    rows, micro = share.stop - share.start, training.micro_batch_size
     if min(part.stop - part.start for part in micro_batches(share, micro)) > 1:
         return
     student, device = stage.student.to(processes.device), processes.device
@@ -104,8 +104,8 @@ def _refuse_lone_row(
             m for m in (*range(micro, 1, -1), *range(micro, rows + 1)) if m > 1 and rows % m != 1
         )
         where = f"the last of its micro-batches of {micro}"
-        instead = f"micro_batch={fits}"
+        instead = f"micro_batch_size={fits}"
     raise ConfigError(
-        f"of a batch of {training.batch} {where} has one row, and {said}: write {instead} (command line: "
-        f"--{instead.replace('_', '-').replace('=', ' ')})"
+        f"of a batch of {training.batch_size} {where} has one row, and {said}: write {instead} "
+        f"(command line: --{instead.replace('_', '-').replace('=', ' ')})"
     )

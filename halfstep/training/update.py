@@ -26,21 +26,21 @@ def update(
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     """This process's summed loss over the whole batch size (times processes), and the gradient's norm."""
-    share = processes.share(settings.batch)
-    chosen = rows_of_update(settings.seed, stage, state.update, settings.batch, len(data))
-    slices = list(micro_batches(share, settings.micro_batch))
+    share = processes.share(settings.batch_size)
+    chosen = rows_of_update(settings.seed, stage, state.update, settings.batch_size, len(data))
+    slices = list(micro_batches(share, settings.micro_batch_size))
     losses = list[Tensor]()
     for k, rows in enumerate(slices):
         # Dropout's; the 1 keeps it apart from the draws' own key, which ends there.
         torch.manual_seed(key(settings.seed, stage, state.update, 1 + processes.rank, k))
         generator = torch.Generator(processes.device)
         generator.manual_seed(key(settings.seed, stage, state.update))
-        draw = Draw(generator, settings.batch, rows)
+        draw = Draw(generator, settings.batch_size, rows)
         batch = data.drawn(chosen[rows], draw).to(processes.device)
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):
             # DDP averages over the processes: each one's share of the whole batch's mean, times world.
-            part = objective(student, batch, draw).sum() / settings.batch * processes.world
+            part = objective(student, batch, draw).sum() / settings.batch_size * processes.world
             (part if state.scaler is None else state.scaler.scale(part)).backward()
         losses.append(part.detach())
     return torch.stack(losses).sum(), step(student, state, settings, rate)
@@ -53,8 +53,8 @@ def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float
         scaler.unscale_(optimiser)  # type: ignore[arg-type]  # it has what a scaler reads
     parameters = [p for p in student.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if settings.clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+    if settings.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
     for group in optimiser.param_groups:
         group["lr"] = rate
     if scaler is None:

@@ -44,7 +44,7 @@ class EncodeConfig(Validated):
     """Texts of the images, in turn, for a model that reads them."""
     guidance: float = 1.0
     """Guidance scale, 1 is off."""
-    batch: CountOrNone = 0
+    batch_size: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
     device: str = "auto"
     """auto, or one by name."""
@@ -88,7 +88,7 @@ class EncodeJob:
     def run(self, progress: Progress = SILENT) -> EncodedImages:
         """Encode and write; `DataError` where sampling diverges."""
         config = self.config
-        batch = config.batch or (8 if self.pipeline.codec is not None else 256)
+        batch = config.batch_size or (8 if self.pipeline.codec is not None else 256)
         noise = self.pipeline.encode(
             self.images, steps=config.steps, labels=self.labels, guidance=config.guidance,
             batch=batch, prompts=self.prompts or None, progress=progress,

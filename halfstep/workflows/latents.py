@@ -41,7 +41,7 @@ class LatentsConfig(Validated):
     """Encode captions as well, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
     tokens: Annotated[int, Ge(2), Le(2**16)] = 77
     """States of a caption."""
-    batch: Count = 64
+    batch_size: Count = 64
     """Images at a time."""
     verify: bool = False
     """Compare the checksums of all files that are there."""
@@ -78,7 +78,7 @@ class LatentsJob:
         config = self.config
         encoded = write_latents(
             self.images, self.codec, config.out, layout=config.layout, captions=self.captions,
-            batch=config.batch, device=self.device, progress=progress,
+            batch=config.batch_size, device=self.device, progress=progress,
         )  # fmt: skip
         latents = open_latents(config.out, verify=config.verify)
         rows = torch.arange(0, len(latents), max(1, len(latents) // 1000))

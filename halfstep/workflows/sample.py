@@ -52,7 +52,7 @@ class SampleConfig(Validated):
     """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
     size: tuple[Count, Count] | None = None
     """Height and width in pixels, if not those it was trained for."""
-    batch: CountOrNone = 0
+    batch_size: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
     npz: bool = False
     """Write samples.npz as well: float32 [n, ...], images in [-1, 1]."""
@@ -190,7 +190,7 @@ def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> Sample
 
 
 def _batch(config: SampleConfig, pipeline: Pipeline) -> int:
-    return config.batch or (8 if pipeline.codec is not None else 256)
+    return config.batch_size or (8 if pipeline.codec is not None else 256)
 
 
 def _is_sheet(out: Path) -> bool:

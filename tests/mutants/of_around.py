@@ -447,7 +447,7 @@ MUTANTS = (
     *of(
         "training/jobs",
         "sizes",
-        ("(training.batch, *data.shape), instead", "(1, *data.shape), instead"),
+        ("(training.batch_size, *data.shape), instead", "(1, *data.shape), instead"),
     ),
     *of(
         "training/denoisers",
@@ -502,14 +502,14 @@ MUTANTS = (
         "training/update",
         "engine",
         ("        scaler.unscale_(optimiser)", "        (optimiser)"),
-        (".sum() / settings.batch * processes.world", ".mean() * processes.world"),
+        (".sum() / settings.batch_size * processes.world", ".mean() * processes.world"),
     ),
     *of(
         "training/loop",
         "engine",
         ("float(total) / max(tally.count, 1)", "float(total)"),
-        ('"rate": rate,\n        }', '"rate": self.settings.rate,\n        }'),
-        ("stage.updates * self.settings.batch * stage", "stage.updates * stage"),
+        ('"rate": rate,\n        }', '"rate": self.settings.learning_rate,\n        }'),
+        ("stage.updates * self.settings.batch_size * stage", "stage.updates * stage"),
     ),
     *of(
         "training/loop",

@@ -31,7 +31,9 @@ class Net(nn.Module):
         return self.head(h)
 
 
-TRAINING = TrainingConfig(batch=10, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(
+    batch_size=10, learning_rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5
+)
 
 
 def pictures(n=75, flip=False, labels=True):

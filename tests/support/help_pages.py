@@ -66,8 +66,8 @@ ADVANCED = re.findall(
     r"\w+",
     """
     from_previous verify net_config schedule_config codec_config recipe_config student student_net time_of
-    time_scale time_offset levels micro_batch betas optimiser weight_decay ema clip compile save_every
-    log_every warmup rate_schedule times grid target_clip guidance_embed_dim mask drop_labels feature_weight
+    time_scale time_offset levels micro_batch_size betas optimiser weight_decay ema max_grad_norm compile save_every
+    log_every warmup learning_rate_schedule times grid target_clip guidance_embed_dim mask drop_labels feature_weight
     noise until scales keep choose denoising features output teacher_net tokens shards variance first
     cost_rounds split_samples bootstrap full_sampler
 """,

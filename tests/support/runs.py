@@ -20,7 +20,9 @@ from halfstep.schema import SEAL
 from halfstep.training import distill, Silent, TrainingConfig
 from halfstep.training.jobs import RunOptions
 
-TRAINING = TrainingConfig(batch=6, rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5)
+TRAINING = TrainingConfig(
+    batch_size=6, learning_rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5
+)
 
 
 def points(n=40):
