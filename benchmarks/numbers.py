@@ -151,8 +151,20 @@ def recorded() -> dict[str, Any]:
     return found
 
 
+RENAMED = {
+    f"report /run/config/{old}": f"report /run/config/{new}"
+    for old, new in {
+        "batch": "batch_size", "micro_batch": "micro_batch_size", "rate": "learning_rate",
+        "clip": "max_grad_norm",
+    }.items()
+}  # fmt: skip
+"""Names in an earlier record, and what they are now."""
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each name whose numbers are not the same; nan equals itself."""
+    if not before.keys() & set(RENAMED.values()):
+        before = {RENAMED.get(name, name): value for name, value in before.items()}
     return [
         f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}"
         for name in sorted((before.keys() | now.keys()) - {"report /format"})

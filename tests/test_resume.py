@@ -431,7 +431,7 @@ class TestDamage:
             ('{"stage": "0004-steps", "update": 4}', "lacks loss"),
             ('{"stage": 4, "updates": 8, "seconds": 1, "forwards": 2}', "stage must be text"),
             (
-                '{"stage": "x", "update": 4, "loss": NaN, "norm": 1, "rate": 1}',
+                '{"stage": "x", "update": 4, "loss": NaN, "norm": 1, "learning_rate": 1}',
                 "NaN is no number",
             ),
             (
