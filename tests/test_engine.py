@@ -695,7 +695,7 @@ class TestJobs:
         loaded = Pipeline.load(tmp_path / "r" / "stages" / "teacher")
         assert torch.equal(loaded.sample(2, steps=3), trained.sample(2, steps=3))
         with pytest.raises(ConfigError, match=r"with pipeline\.clip = None, now it is 1\.0"):
-            train(replace(pipeline, max_grad_norm=1.0), points(), tmp_path / "r", **options)
+            train(replace(pipeline, clip=1.0), points(), tmp_path / "r", **options)
         with pytest.raises(ConfigError, match="was made with start = "):
             train(teacher(seed=1), points(), tmp_path / "r", **options)
 
