@@ -17,7 +17,7 @@ from halfstep.training import distill
 from tests.support.runs import job, points, teacher
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-method.md"
-FEW = TrainingConfig(batch=6)
+FEW = TrainingConfig(batch_size=6)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_it_runs_from_the_command_line(registered, tmp_path, capsys):
     net = build("mlp", {"dim": 2, "width": 8})
     Pipeline(Denoiser(net, Cosine(), V()), (2,)).save(tmp_path / "teacher")
     words = ["--teacher", str(tmp_path / "teacher"), "--data", "two-moons", "--device", "cpu"]
-    words += ["--steps", "4", "--updates", "3", "--batch", "6"]
+    words += ["--steps", "4", "--updates", "3", "--batch-size", "6"]
     out = tmp_path / "r"
     assert main(["distill", "one-shot", *words, "--out", str(out), "--dry-run"]) == 0
     assert re.search(r"^one-step +3", capsys.readouterr().out, re.MULTILINE)

@@ -109,7 +109,12 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
         first.student(batch.x0, t, told).x0, teacher.denoiser(batch.x0, t, batch.cond).x0
     )
     student = distill(
-        teacher, data, tmp_path / "r", method=method, training=TrainingConfig(batch=4), job=job()
+        teacher,
+        data,
+        tmp_path / "r",
+        method=method,
+        training=TrainingConfig(batch_size=4),
+        job=job(),
     )
     assert recipe(student.denoiser.net)[1]["guidance"] == 8 and student.guidance == (1.0, 4.0)
     states = batch.cond.context[:2]

@@ -66,9 +66,10 @@ ADVANCED = re.findall(
     r"\w+",
     """
     from_previous verify net_config schedule_config codec_config recipe_config student student_net time_of
-    time_scale time_offset levels micro_batch_size betas optimiser weight_decay ema max_grad_norm compile save_every
-    log_every warmup learning_rate_schedule times grid target_clip guidance_embed_dim mask drop_labels feature_weight
-    noise until scales keep choose denoising features output teacher_net tokens shards variance first
+    time_scale time_offset levels micro_batch_size betas optimiser weight_decay ema max_grad_norm
+    compile save_every log_every warmup learning_rate_schedule times grid target_clip
+    guidance_embed_dim mask drop_labels feature_weight noise until scales keep choose denoising features
+    output teacher_net tokens shards variance first
     cost_rounds split_samples bootstrap full_sampler
 """,
 )
@@ -76,16 +77,16 @@ ADVANCED = re.findall(
 FEW = ("sample", "evaluate", "encode", "latents", "compress", "export", "demo", "report")
 """Commands with few options, which need no heading for the advanced ones."""
 MATTER = {
-    "train denoiser": "net net-config updates batch rate",
-    "train classifier": "net updates validate batch rate",
-    "train codec": "width updates batch rate device",
+    "train denoiser": "net net-config updates batch-size learning-rate",
+    "train classifier": "net updates validate batch-size learning-rate",
+    "train codec": "width updates batch-size learning-rate device",
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
     "distill guided": "teacher guidance start stop tolerance",
-    "distill encoder": "teacher start stop updates batch",
-    "distill shrink": "teacher depth student updates batch",
+    "distill encoder": "teacher start stop updates batch-size",
+    "distill shrink": "teacher depth student updates batch-size",
     "distill plan": "teacher depth guidance updates tolerance",
-    "distill reparameterise": "teacher updates batch rate device",
+    "distill reparameterise": "teacher updates batch-size learning-rate device",
     "distill knowledge": "teacher net recipe updates validate",
 }
 """Of pages of many options those to begin with, beside the required ones."""
