@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         TrainingConfig as TrainingConfig,
     )
     from halfstep.training.run_folder import RunFolder as RunFolder
+    from halfstep.workflows.compress import compress as compress
     from halfstep.workflows.evaluate import evaluate as evaluate
     from halfstep.workflows.export import export as export
     from halfstep.workflows.report import write_report as write_report
@@ -97,6 +98,7 @@ _HOME = {
     "X0": "prediction",
     "X0AndEps": "prediction",
     "build": "nets",
+    "compress": "workflows.compress",
     "distill": "training",
     "distill_classifier": "training",
     "evaluate": "workflows.evaluate",
@@ -144,6 +146,7 @@ __all__ = [
     "Velocity",
     "X0AndEps",
     "build",
+    "compress",
     "distill",
     "distill_classifier",
     "evaluate",

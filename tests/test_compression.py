@@ -4,10 +4,11 @@ What needs torchao is skipped without it: pip install 'halfstep[int8]'.
 """
 
 import copy
+import inspect
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
 from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
 from halfstep.nets.sparsified import KINDS, sparsify, zeroed
 from halfstep.pipeline import Pipeline
+from halfstep.progress import SILENT
+from halfstep.workflows.compress import CompressConfig
 from tests.support.runs import refused, rewritten
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
@@ -270,10 +273,38 @@ def test_int8_stands_beside_its_student(run, cli, tmp_path):
 
 def test_variants_of_other_weights_are_refused(run, cli, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    cli("compress", tmp_path / "run", "--prune", 0.5, "--steps", 1, "--no-judge")
+    cli("compress", tmp_path / "run", "--prune", 0.5, "--steps", 1, "--no-evaluate")
     path = tmp_path / "run" / "compressed" / "0001-steps-weights-50" / "compressed.json"
     rewritten(path, lambda about: about.update(sha256="0" * 64))
     assert refused(cli("evaluate", tmp_path / "run", *QUICK), "other weights")
+
+
+def test_the_same_from_python(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    made = halfstep.compress(tmp_path / "run", prune=[0.5], steps=[2, 1], evaluate=False)
+    assert [one.folder.name for one in made.students] == [
+        "0002-steps-weights-50", "0001-steps-weights-50",
+    ]  # fmt: skip
+    for one in made.students:
+        assert one.kind == "50 % of weights pruned" and 0.4 < one.zeros < 0.5
+        assert one.bytes == one.original_bytes and Pipeline.load(one.folder).times
+    assert made.report is None and made.classifiers == ()
+    made = halfstep.compress(
+        ASSETS / "digits-classifier", prune=(0.2,), data="digits", out=tmp_path / "small"
+    )
+    original, pruned = made.classifiers
+    assert original.kind == "as trained" and original.zeros < pruned.zeros
+    assert pruned.scores.accuracy.value > 0.9 and made.students == ()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_command_has_the_options_of_the_function():
+    parameters = dict(inspect.signature(halfstep.compress).parameters)
+    assert parameters.pop("progress").default is SILENT
+    assert parameters.keys() == {option.name for option in fields(CompressConfig)}
+    default = CompressConfig(run=Path("run"))
+    for name, one in list(parameters.items())[1:]:
+        assert one.default == getattr(default, name), name
 
 
 def test_a_student_without_a_run_has_a_table_of_its_own(cli, tmp_path):
@@ -292,7 +323,8 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
         asked.append(verify)
         raise DataError("enough")
 
-    monkeypatch.setattr("halfstep.workflows.options.load", load)
+    for name in ("compress", "evaluate"):
+        monkeypatch.setattr(sys.modules[f"halfstep.workflows.{name}"], "load", load)
     shutil.copytree(run, tmp_path / "run")
     guided, digits = ASSETS / "digits-guided" / "0001-steps", ["--data", "digits"]
     alone = [guided, "--teacher", ASSETS / "digits-teacher", *digits, "--out", "small"]
@@ -371,7 +403,7 @@ def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
     assert found["images"] == 1797 and own["agreement"]["value"] == 1
     assert own["accuracy"]["value"] > 0.95 > 0.6 > much["accuracy"]["value"]
     assert little["accuracy"]["low"] < little["accuracy"]["value"] < little["accuracy"]["high"]
-    assert much["zeroed"] > 0.9 and (tmp_path / "small" / "weights-20" / "classifier.json").exists()
+    assert much["zeros"] > 0.9 and (tmp_path / "small" / "weights-20" / "classifier.json").exists()
 
 
 def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tmp_path):
@@ -395,7 +427,7 @@ def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tm
     assert status == 0, err
     own, pruned = json.loads((tmp_path / "small" / "accuracy.json").read_text())["rows"]
     assert own["rows"] == pruned["rows"] == int((~half).sum()) and own["agreement"]["value"] == 1
-    assert pruned["zeroed"] > 0.25
+    assert pruned["zeros"] > 0.25
 
 
 CLASSIFIER = [ASSETS / "digits-classifier", "--prune", 0.3, "--data", "digits", "--out", "x"]
@@ -410,7 +442,7 @@ CLASSIFIER = [ASSETS / "digits-classifier", "--prune", 0.3, "--data", "digits", 
         (["RUN", "--prune", 0.3, "--steps", 8], "8 steps"),
         ([ASSETS / "digits-guided" / "0001-steps", "--prune", 0.3], "--teacher"),
         ([ASSETS / "digits-classifier", "--prune", 0.3], "--data"),
-        ([*CLASSIFIER, "--no-judge"], "--no-judge is for students that sample"),
+        ([*CLASSIFIER, "--no-evaluate"], "--no-evaluate is for students that sample"),
         ([*CLASSIFIER, "--split-samples", 7], "--split-samples is for students that sample"),
         ([*CLASSIFIER, "--steps", 4], "--steps is for students that sample"),
         (["nowhere", "--prune", 0.3], "nowhere"),

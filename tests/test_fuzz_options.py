@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import halfstep.cli
 from halfstep.cli import main
-from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.report import Report
 from halfstep.config.fields import options_of
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
+from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
@@ -100,7 +100,7 @@ VERBS = [
     }, "digits"),
     Verb("evaluate", Evaluate, JUDGED, "students", copied=True),
     Verb("report", Report, {}, "students", copied=True),
-    Verb("compress", Compress, {**JUDGED, "prune": "0.5"}, "students", copied=True),
+    Verb("compress", CompressConfig, {**JUDGED, "prune": "0.5"}, "students", copied=True),
     Verb("export", ExportConfig, {"out": "out"}, "students"),
     Verb("demo", Demo, {"out": "out", "device": "cpu", "n": "8"}),
 ]  # fmt: skip

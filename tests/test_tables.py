@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from halfstep.cli import compressed_classifiers, tables
+from halfstep.cli import tables
 from halfstep.cli.columns import Columns, print_wide
+from halfstep.cli.commands.compress import print_classifiers
 from halfstep.cli.progress import terminal
+from halfstep.evaluation.classification import Scores
+from halfstep.evaluation.intervals import Interval
+from halfstep.workflows.compress_classifiers import CompressedClassifier
 from halfstep.workflows.model_card import _lines
 from tests.support.evidence import evidence, rows_of, typed
 from tests.support.pages import different, says, spread
@@ -95,25 +99,32 @@ def test_compressed_students(printed):
         check(found[f"ms, batch {batch}"], *((one,) for one in taken))
 
 
+def classifier(kind, *, accuracy, agreement, size, zeros, seconds):
+    scores = Scores(accuracy, nll=0.1, calibration=0.1, rows=9, agreement=agreement)
+    return CompressedClassifier(
+        kind=kind, scores=scores, bytes=size, zeros=zeros, seconds_per_image=seconds
+    )
+
+
 def test_compressed_classifiers(printed):
     rows = [
-        {
-            "kind": f"kind {k}",
-            "accuracy": {"value": 0.91 - k / 50, "low": 0.895 - k / 50, "high": 0.925 - k / 50},
-            "agreement": {"value": 0.985 - k / 50, "low": 0.97, "high": 0.99},
-            "bytes": 1_230_000 * (k + 1),
-            "zeroed": 0.333 * k,
-            "seconds_per_image": 0.00147 * (k + 1),
-        }
+        classifier(
+            f"kind {k}",
+            accuracy=Interval(0.91 - k / 50, 0.895 - k / 50, 0.925 - k / 50),
+            agreement=Interval(0.985 - k / 50, 0.97, 0.99),
+            size=1_230_000 * (k + 1),
+            zeros=0.333 * k,
+            seconds=0.00147 * (k + 1),
+        )
         for k in range(3)
     ]
-    found = printed(compressed_classifiers._print, rows)
+    found = printed(print_classifiers, rows)
     assert list(found) == ["", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"]
-    check(found["accuracy"], *(spread(row["accuracy"]) for row in rows))
-    check(found["agrees"], *((row["agreement"]["value"],) for row in rows))
-    check(found["bytes"], *((row["bytes"],) for row in rows))
-    check(found["zeros"], *((row["zeroed"],) for row in rows))
-    check(found["ms, batch 64"], *((1000 * row["seconds_per_image"],) for row in rows))
+    check(found["accuracy"], *(spread(row.scores.accuracy.to_json()) for row in rows))
+    check(found["agrees"], *((row.scores.agreement.value,) for row in rows))
+    check(found["bytes"], *((row.bytes,) for row in rows))
+    check(found["zeros"], *((row.zeros,) for row in rows))
+    check(found["ms, batch 64"], *((1000 * row.seconds_per_image,) for row in rows))
 
 
 def encoders(rows):
@@ -181,12 +192,8 @@ def test_every_way_of_printing_a_table(capsys):
         row["name"] += EVIL
         if row.get("compressed"):
             row["compressed"]["student"] += EVIL
-    classifier = {
-        "accuracy": spread_of(0.5),
-        "agreement": spread_of(0.5),
-        "bytes": 1,
-        "zeroed": 0.5,
-    }
+    half = Interval(**spread_of(0.5))
+    evil = classifier(EVIL, accuracy=half, agreement=half, size=1, zeros=0.5, seconds=1.0)
     encoder = {"role": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}
     report = typed(found)
     for function, told in (
@@ -195,7 +202,7 @@ def test_every_way_of_printing_a_table(capsys):
         (tables.print_guided, report.guided),
         (tables.print_sizes, report),
         (tables.print_compressed, report),
-        (compressed_classifiers._print, [classifier | {"kind": EVIL, "seconds_per_image": 1.0}]),
+        (print_classifiers, [evil]),
     ):
         function(terminal(), told)
         out = capsys.readouterr().out

@@ -168,6 +168,7 @@ FUNCTIONS = {
     "latents": "commands.latents:main",
     "sample": "commands.sample:main",
     "encode": "commands.encode:main",
+    "compress": "commands.compress:main",
     "export": "commands.export:main",
 }
 """Where a command is, in halfstep.cli; any other is VERB:VERB."""

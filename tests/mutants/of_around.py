@@ -625,10 +625,10 @@ MUTANTS = (
     *of("cli/tables", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
     *of("cli/tables", "tables", ("1000 * taken[b]", "taken[b]")),
     *of(
-        "cli/compressed_classifiers",
+        "cli/commands/compress",
         "tables",
-        ("1000 * row['seconds_per_image']", "row['seconds_per_image']"),
-        ("row['agreement']['value']", "row['accuracy']['value']"),
+        ("1000 * row.seconds_per_image", "row.seconds_per_image"),
+        ("{agreement.value:.2%}", "{row.scores.accuracy.value:.2%}"),
     ),
     *of(
         "cli/tables",

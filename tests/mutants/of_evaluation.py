@@ -4,10 +4,10 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "cli/compress",
+        "workflows/compress",
         "compression",
-        ("verify=options.verify, features", "features"),
-        ("data=options.data, verify=options.verify)", "data=options.data)"),
+        ("verify=config.verify, device", "device"),
+        ("load(config.data, verify=config.verify,", "load(config.data, verify=False,"),
         ('"teacher", "verify",', '"teacher",'),
     ),
     *of(

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from halfstep.cli import PAGES
-from halfstep.cli.compress import Compress
 from halfstep.cli.demo import Demo
 from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
@@ -23,6 +22,7 @@ from halfstep.config.fields import all_options, arity
 from halfstep.config.presets import preset_names
 from halfstep.methods import METHODS
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
+from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
@@ -42,7 +42,7 @@ KINDS = {
     "encode": EncodeConfig,
     "evaluate": Evaluate,
     "report": Report,
-    "compress": Compress,
+    "compress": CompressConfig,
     "export": ExportConfig,
     **{f"distill {name}": options_for(name) for name in METHODS},
     "distill knowledge": DistillClassifierConfig,

@@ -1,0 +1,301 @@
+"""Compress students after training: int8, or without their smallest weights."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+from torch import nn
+
+from halfstep import files
+from halfstep.config.fields import POSITIONAL
+from halfstep.config.validate import Validated
+from halfstep.data import load
+from halfstep.errors import ConfigError
+from halfstep.evaluation.compressed import (
+    read_variants,
+    size_of,
+    Variant,
+    VARIANTS,
+    write_variant,
+    zeros,
+)
+from halfstep.evaluation.report_data import AnyReport, RunSummary
+from halfstep.evaluation.scorer import features_for, scorer_for
+from halfstep.evaluation.setups import Candidates, Evaluation, FULL_STEPS
+from halfstep.nets.classifiers_on_disk import classifier_in
+from halfstep.nets.quantised import quantise
+from halfstep.nets.sparsified import check_share, sparsify
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.description import read_description
+from halfstep.progress import Progress, SILENT
+from halfstep.training.asked import environment
+from halfstep.training.parallel import pick_device
+from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.compress_classifiers import compress_classifier, CompressedClassifier
+from halfstep.workflows.evaluate import evaluate as evaluate_run
+from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.report import provenance, report_on, save
+
+DEFAULT = Evaluation()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(Validated):
+    """Make students smaller without training, and evaluate them beside what they were made from."""
+
+    run: Annotated[Path, POSITIONAL]
+    """A run; a student's own folder, with --teacher, --data and --out; or a classifier's."""
+    int8: bool = False
+    """Quantise linear layers to int8 with torchao: static weights, dynamic activations."""
+    prune: tuple[float, ...] = ()
+    """Shares of the weights to set to 0, the smallest of the whole network."""
+    prune_rows: tuple[float, ...] = ()
+    """Shares of each layer's rows (output channels) to set to 0, those of the smallest norm."""
+    steps: tuple[int, ...] = ()
+    """Steps of the students of a run; by default the one that passed its gate, or of the fewest steps."""
+    out: Path | None = None
+    """Folder for the variants of a student without a run, or of a classifier."""
+    teacher: Path | None = None
+    """The teacher, if the run does not know it or it was moved."""
+    data: str | None = None
+    """The data, if not those of the run; of a classifier those that it is evaluated on."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+    features: str = "auto"
+    """As halfstep evaluate has it."""
+    device: str = "auto"
+    """auto, or one by name."""
+    evaluate: bool = True
+    """Evaluate them at once; halfstep evaluate RUN does it, too."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for share in (*self.prune, *self.prune_rows):
+            check_share(share)
+
+    def variants(self, net: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+        """(name of a folder, in words, a smaller copy of the network) of each variant."""
+        if self.int8:
+            yield "int8", "int8", quantise(copy.deepcopy(net))
+        for rows, shares in ((False, self.prune), (True, self.prune_rows)):
+            what = "rows" if rows else "weights"
+            for share in shares:
+                percent = f"{100 * share:g}"
+                smaller = sparsify(copy.deepcopy(net), share, rows=rows)
+                yield f"{what}-{percent}", f"{percent} % of {what} pruned", smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedStudent:
+    """A variant of a student that was written.
+
+    kind            "int8" or "30 % of weights pruned"
+    bytes           size of its tensors in the file, and `original_bytes` of its student's
+    zeros           share of its parameters that is exactly 0
+    """
+
+    folder: Path
+    kind: str
+    bytes: int
+    original_bytes: int
+    zeros: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """The variants that were written.
+
+    students     variants of students; none of a classifier
+    report       the evaluation with the variants; None of a classifier, or if not evaluated
+    classifiers  a classifier as trained, and its variants
+    """
+
+    students: tuple[CompressedStudent, ...] = ()
+    report: AnyReport | None = None
+    classifiers: tuple[CompressedClassifier, ...] = ()
+
+
+def compress(
+    run: Path | str,
+    *,
+    int8: bool = False,
+    prune: Sequence[float] = (),
+    prune_rows: Sequence[float] = (),
+    steps: Sequence[int] = (),
+    out: Path | str | None = None,
+    teacher: Path | str | None = None,
+    data: str | None = None,
+    verify: bool = False,
+    net: str | None = None,
+    features: str = "auto",
+    device: str = "auto",
+    evaluate: bool = True,
+    evaluation: Evaluation = DEFAULT,
+    progress: Progress = SILENT,
+) -> Compressed:
+    """Write smaller variants of a run's students into RUN/compressed, and evaluate the run with them.
+
+    run         a run; a student's own folder, with `teacher`, `data` and `out`; or a classifier's, with
+                `data` and `out`
+    int8        quantise linear layers with torchao
+    prune       shares of the weights to set to 0, the smallest of the whole network
+    prune_rows  shares of each layer's rows to set to 0, those of the smallest norm
+    steps       of the students of a run; by default the one that passed its gate, or of the fewest steps
+    out         folder for the variants of what is no run
+    teacher     the teacher's folder, if the run does not know it or it was moved
+    data        the data, if not the run's
+    verify      of latents: compare the checksums of all files first
+    net         package.module:function that builds a network of your own
+    features    as `evaluate` has it
+    evaluate    evaluate the variants at once; `halfstep.evaluate` does it, too
+    evaluation  measurements, and how many samples they take
+
+    `ConfigError` for students and options that do not go together, before anything is written.
+    """
+    config = CompressConfig(
+        run=Path(run), int8=int8, prune=tuple(prune), prune_rows=tuple(prune_rows),
+        steps=tuple(steps), out=None if out is None else Path(out),
+        teacher=None if teacher is None else Path(teacher), data=data, verify=verify, net=net,
+        features=features, device=device, evaluate=evaluate, evaluation=evaluation,
+    )  # fmt: skip
+    if not (int8 or config.prune or config.prune_rows):
+        raise ConfigError("nothing says how: write --int8, --prune 0.3 0.5 or --prune-rows 0.3")
+    instead = (
+        "choose another --out" if config.out else "copy the run to where variants can lie in it"
+    )
+    files.check_writable(config.out or config.run, instead)
+    classifier = classifier_in(config.run)
+    if classifier is not None:
+        return Compressed(classifiers=_compress_classifier(classifier, config, progress))
+    if (config.run / "run.json").exists():
+        return _compress_run(config, progress)
+    return _compress_student(config, progress)
+
+
+def _compress_classifier(
+    folder: Path, config: CompressConfig, progress: Progress
+) -> tuple[CompressedClassifier, ...]:
+    if config.out is None or config.data is None:
+        raise ConfigError(
+            "a classifier is judged by labelled data: write --data DATA and --out FOLDER"
+        )
+    _refuse_for_classifiers(config)
+    return compress_classifier(
+        folder, config.variants, data=config.data, out=config.out, net=config.net, progress=progress
+    )
+
+
+def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
+    """Variants of a run's students, and its evaluation with them."""
+    if config.out is not None:
+        raise ConfigError("variants of a run's student lie in the run: leave --out out")
+    run = RunFolder.open(config.run)
+    students = run.students(full=FULL_STEPS, net=config.net)
+    if not students:
+        raise ConfigError(f"'{config.run}' has no finished student: distil one first")
+    _refuse_encoder(students[0])
+    written = list[CompressedStudent]()
+    for steps in config.steps or (None,):
+        student = locate_pipeline(config.run, steps=steps, net=config.net)
+        [stage] = [folder for folder in run.stages if _takes(folder, len(student.grid()) - 1)]
+        written += _write_variants(config, student, stage, config.run)
+    report = None
+    if config.evaluate:
+        report = evaluate_run(
+            config.run, config.evaluation, data=config.data, teacher=config.teacher,
+            features=config.features, net=config.net, verify=config.verify, device=config.device,
+            progress=progress,
+        )  # fmt: skip
+    return Compressed(students=tuple(written), report=report)
+
+
+def _takes(stage: Path, steps: int) -> bool:
+    return steps in [len(times) - 1 for times in read_description(stage)["times"]]
+
+
+def _write_variants(
+    config: CompressConfig, student: Pipeline, stage: Path, run: Path
+) -> list[CompressedStudent]:
+    """Write RUN/compressed/STAGE-NAME for each variant."""
+    steps, net, written = len(student.grid()) - 1, student.denoiser.net, list[CompressedStudent]()
+    for name, kind, smaller in config.variants(net):
+        folder = files.subfolder(run, VARIANTS, f"{stage.name}-{name}")
+        denoiser = copy.copy(student.denoiser)
+        denoiser._modules = {**student.denoiser._modules, "net": smaller}
+        write_variant(folder, Variant(replace(student, denoiser=denoiser), steps, kind), stage)
+        written.append(
+            CompressedStudent(
+                folder=folder,
+                kind=kind,
+                bytes=size_of(smaller),
+                original_bytes=size_of(net),
+                zeros=zeros(smaller),
+            )
+        )
+    return written
+
+
+def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
+    """Variants of one student without a run, and their report in the folder `out`."""
+    student = locate_pipeline(config.run, net=config.net)
+    _refuse_encoder(student)
+    if config.out is None or config.teacher is None or config.data is None or config.steps:
+        raise ConfigError(
+            f"'{config.run}' is no run, and knows neither teacher nor data: write --teacher FOLDER, "
+            "--data DATA and --out FOLDER, without --steps"
+        )
+    if not student.times:
+        raise ConfigError(
+            f"'{config.run}' is a teacher: give a student, which has steps of its own"
+        )
+    teacher = locate_pipeline(config.teacher, net=config.net)
+    data = load(config.data, verify=config.verify, progress=progress)
+    features = features_for(config.features, data)
+    written = _write_variants(config, student, config.run, files.make_folder(config.out))
+    device, evaluation = pick_device(config.device), config.evaluation
+    scale = evaluation.guidance or ((1.0,) if student.guidance is None else student.guidance[:1])
+    evaluation = replace(
+        evaluation, full=evaluation.full or teacher.steps, guidance=scale, split_samples=0
+    )
+    variants = read_variants(config.out, net=config.net, student=config.run)
+    for one in (teacher, student, *(variant.pipeline for variant in variants)):
+        one.to(device)
+    report = report_on(
+        Candidates(teacher, [student], data, variants=variants),
+        scorer_for(features, data, evaluation), evaluation,
+        provenance=provenance(environment(str(device)), []),
+        run=RunSummary(folder=files.name_of(config.out)), guided=False, progress=progress,
+    )  # fmt: skip
+    save(report, config.out)
+    return Compressed(students=tuple(written), report=report)
+
+
+def _refuse_for_classifiers(config: CompressConfig) -> None:
+    """Refuse options that say how samples are evaluated."""
+    default = CompressConfig(run=config.run)
+    names = ("steps", "teacher", "verify", "features", "device", "evaluate")
+    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
+    changed += [
+        option.name
+        for option in fields(Evaluation)
+        if getattr(config.evaluation, option.name) != getattr(default.evaluation, option.name)
+    ]
+    if changed:
+        option = "no-evaluate" if changed[0] == "evaluate" else changed[0].replace("_", "-")
+        raise ConfigError(
+            f"--{option} is for students that sample, and this is a classifier, judged on the CPU by its "
+            "accuracy: leave it out"
+        )
+
+
+def _refuse_encoder(student: Pipeline) -> None:
+    if student.made_for == "encode":
+        raise ConfigError(
+            "this student encodes, and is judged by what it reconstructs, where there is no place for "
+            "variants: compress one that samples"
+        )
