@@ -22,8 +22,8 @@ from halfstep.cli.distill import options_for
 from halfstep.cli.evaluate import Evaluate
 from halfstep.cli.report import Report
 from halfstep.config.fields import options_of
-from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.compress import CompressConfig
+from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig

@@ -21,8 +21,8 @@ from halfstep.cli.report import Report
 from halfstep.config.fields import all_options, arity
 from halfstep.config.presets import preset_names
 from halfstep.methods import METHODS
-from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.compress import CompressConfig
+from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
