@@ -83,7 +83,7 @@ def test_a_run_is_gated_without_a_console(tmp_path, monkeypatch):
 def test_a_run_ends_at_the_first_student_that_is_too_far(tmp_path):
     out = tmp_path / "run"
     features = Features("themselves", lambda x: x)
-    worse = replace(TRAINING, rate=50.0, clip=0.0)
+    worse = replace(TRAINING, learning_rate=50.0, max_grad_norm=0.0)
     halfstep.distill(
         teacher(), points(), out, method=Progressive(start=8, updates=(0, 20, 20)), training=worse,
         gate=QualityGate(tolerance=1.6, features=features, **FEW), job=job(),
