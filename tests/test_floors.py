@@ -19,13 +19,12 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-# Whatever refuses needs `errors`, whatever has options `kinds`, schedules too: they lie below the floors.
+# Whatever refuses needs `errors`, whatever has options `config`, schedules too: they lie below the floors.
 FLOOR = {
     "version": -3,
     "errors": -2,
     "config": -1,
     "capacity": -1,
-    "kinds": 0,
     "config.toml": 1,
 } | {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGE = Path(__file__).parents[1] / "halfstep"

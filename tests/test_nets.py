@@ -12,7 +12,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods.progressive import Halve
-from halfstep.nets import Adapter, build, Classifier, fitting, NETS, recipe
+from halfstep.nets import Adapter, build, Classifier, infer_config, NETS, recipe
 from halfstep.nets.modes import evaluating
 from halfstep.noise import Draw
 from halfstep.prediction import V
@@ -178,21 +178,21 @@ def test_a_recipe_of_our_own_nets_keeps_the_defaults_it_was_built_with(name):
 
 @pytest.mark.parametrize("name", ["uvit", "unet", "dit", "unet-condition"])
 def test_fitting_is_what_the_data_decides(name):
-    config = TINY[name] | fitting(name, (3, 8, 8), outputs=2, num_classes=3)
+    config = TINY[name] | infer_config(name, (3, 8, 8), outputs=2, num_classes=3)
     batch = data(name, 3)
     assert build(name, config)(batch.x0, torch.zeros(ROWS), batch.cond).shape == (ROWS, 6, 8, 8)
 
 
 def test_fitting_refuses_data_of_another_kind():
-    assert fitting("mlp", (5,), outputs=2) == {"dim": 5, "out_dim": 10}
-    assert fitting("mine.nets:small", (3, 4, 6), num_classes=2) == {"num_classes": 2}
-    assert fitting("uvit", (3, 4, 6))["img_size"] == [4, 6]
+    assert infer_config("mlp", (5,), outputs=2) == {"dim": 5, "out_dim": 10}
+    assert infer_config("mine.nets:small", (3, 4, 6), num_classes=2) == {"num_classes": 2}
+    assert infer_config("uvit", (3, 4, 6))["img_size"] == [4, 6]
     with pytest.raises(ConfigError, match="is for points"):
-        fitting("mlp", (3, 8, 8))
+        infer_config("mlp", (3, 8, 8))
     with pytest.raises(ConfigError, match="is for images"):
-        fitting("unet", (2,))
+        infer_config("unet", (2,))
     with pytest.raises(ConfigError, match="square"):
-        fitting("dit", (3, 4, 6))
+        infer_config("dit", (3, 4, 6))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
-from halfstep.nets import build, fitting, recipe, UViT, UViTNet
+from halfstep.nets import build, infer_config, recipe, UViT, UViTNet
 from halfstep.nets.attention import FORMS
 from tests.support.uvit import cases, error, LABELLED, probe, PROBES, SMALL, TEXT, wave
 
@@ -393,16 +393,18 @@ def test_the_adapter_passes_text_on():
 
 def test_fitting_gives_the_sides_of_text():
     text = {"clip_dim": 768, "num_clip_token": 77}
-    assert fitting("uvit", (4, 6, 6), context=(77, 768)) == text | {
+    assert infer_config("uvit", (4, 6, 6), context=(77, 768)) == text | {
         "img_size": 6,
         "in_chans": 4,
         "out_chans": 4,
     }
-    assert fitting("unet-condition", (4, 6, 6), context=(77, 768))["cross_attention_dim"] == 768
-    assert fitting("mine.nets:small", (4, 6, 6), context=(7, 12)) == {"context": [7, 12]}
+    assert (
+        infer_config("unet-condition", (4, 6, 6), context=(77, 768))["cross_attention_dim"] == 768
+    )
+    assert infer_config("mine.nets:small", (4, 6, 6), context=(7, 12)) == {"context": [7, 12]}
     for name, shape in (("unet", (4, 6, 6)), ("dit", (4, 6, 6)), ("mlp", (2,))):
         with pytest.raises(ConfigError, match=f"'{name}' reads no texts.*choose 'uvit'"):
-            fitting(name, shape, context=(7, 12))
+            infer_config(name, shape, context=(7, 12))
 
 
 # Refusals

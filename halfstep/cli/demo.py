@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from rich.console import Console
 
 from halfstep import files, storage
@@ -17,6 +18,7 @@ from halfstep.cli.options import parse
 from halfstep.cli.progress import Bars, counting, say, span, terminal
 from halfstep.cli.runs import describe, updates_on
 from halfstep.config.fields import flat
+from halfstep.config.validate import Seed
 from halfstep.data import load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
@@ -24,7 +26,6 @@ from halfstep.evaluation.report_rows import teacher_rows, TeacherRows
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import MOST
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
-from halfstep.kinds import at_least, at_most, Seed
 from halfstep.methods import Progressive
 from halfstep.methods.base import teacher_times, updates_after
 from halfstep.pipeline import Pipeline
@@ -67,7 +68,7 @@ class Demo:
     the student, instead of taking that one."""
     seed: Seed = 0
     """Of training; the scores always use the same noise."""
-    n: Annotated[int, at_least(8), at_most(MOST)] | None = None
+    n: Annotated[int, Ge(8), Le(MOST)] | None = None
     """Samples per score: 2,000 by default, with --guided 1,000, each 128 calls of the guided teacher."""
     device: str = "auto"
     """auto, or one by name."""

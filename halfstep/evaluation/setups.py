@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_types import Ge, Le
 from torch import Tensor
 
+from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.cost import calls_of, SamplingSetup
 from halfstep.evaluation.report_data import Sampled
-from halfstep.kinds import at_least, at_most, Count, hold_to_kinds, NotNegative, Seed
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.walks import check_walk
 from halfstep.samplers import calls, PREFIX, SAMPLER_PRESETS, STEPS
@@ -19,7 +20,7 @@ from halfstep.timegrids import Steps, Times
 
 MOST = 10_000_000
 """Samples per score: two hundred times as many as papers take."""
-SampleCount = Annotated[int, at_least(8), at_most(MOST)]
+SampleCount = Annotated[int, Ge(8), Le(MOST)]
 METRICS = ("frechet", "kernel", "inception", "precision-recall")
 FULL_STEPS = 64
 """Steps of a teacher that is compared at full steps, unless the run has others."""
@@ -30,14 +31,14 @@ SAMPLERS = (*STEPS, *SAMPLER_PRESETS, "ancestral")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Validated):
     """What is measured, and how closely."""
 
     samples: SampleCount = 2000
     """Samples per score, of teacher and students alike."""
     noise: Seed = 0
     """Seed of the noise that every row starts from."""
-    full: Annotated[Steps, at_least(0)] = 0
+    full: Annotated[Steps, Ge(0)] = 0
     """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
     full_sampler: str = "ddim"
     """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
@@ -51,15 +52,15 @@ class Evaluation:
     guidance: tuple[NotNegative, ...] = ()
     """Guidance scales: of a student that takes its scale as an input those that it is held against the
     guided teacher at (1, 1.3, 2 and 3 by default), all else at the lowest; of others the one of all."""
-    shown: Annotated[Count, at_most(1_000)] = 12
+    shown: Annotated[Count, Le(1_000)] = 12
     """Seeds in the grid of samples."""
-    split_samples: Annotated[int, at_least(0), at_most(MOST)] = 500
+    split_samples: Annotated[int, Ge(0), Le(MOST)] = 500
     """Samples for the two parts of a student's error; 0 leaves them out."""
-    cost_rounds: Annotated[int, at_least(0), at_most(10_000)] = 5
+    cost_rounds: Annotated[int, Ge(0), Le(10_000)] = 5
     """Rounds of timing, all rows in turn; 0 leaves cost out."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.split_samples == 1:
             raise ConfigError("one sample has no interval: write split_samples=2 or more, or 0")
         for name in self.metrics:

@@ -8,8 +8,8 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.errors import DataError
-from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import Objective, Stage
 from halfstep.nets.autoencoder import KLCodec
 from halfstep.noise import Draw
@@ -17,7 +17,7 @@ from halfstep.pixels import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)
-class Autoencoding:
+class Autoencoding(Validated):
     """Train an image codec from data."""
 
     updates: Updates = 3_000
@@ -26,9 +26,6 @@ class Autoencoding:
     """What is summed over the values of an image; squared is best for PSNR."""
     kl_weight: NotNegative = 1e-6
     """Weight, beside that sum, on the latent's divergence from unit noise."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
     def stages(self, model: KLCodec) -> Iterator[Stage]:
         """One stage, whose student is the model itself."""

@@ -8,9 +8,9 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.config.validate import Smoothing, Updates, Validated
 from halfstep.data import Dataset
 from halfstep.errors import DataError
-from halfstep.kinds import hold_to_kinds, Smoothing, Updates
 from halfstep.losses import hard_labels
 from halfstep.methods.base import Objective, Stage
 from halfstep.noise import Draw, key
@@ -20,16 +20,13 @@ LOGGED = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Validated):
     """Train a classifier from labelled data."""
 
     updates: Updates = 2_000
     """Optimiser updates."""
     label_smoothing: Smoothing = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
     def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
         """One stage, whose student is the model itself.

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.config.validate import CountOrNone, Share, Updates, Validated
 from halfstep.denoiser import Denoiser, level_of
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import CountOrNone, hold_to_kinds, Share, Updates
 from halfstep.methods.base import (
     errors,
     levels_for,
@@ -27,7 +27,7 @@ from halfstep.weighting import Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising(Method):
+class Denoising(Validated, Method):
     """Train a teacher from data."""
 
     updates: Updates = 100_000
@@ -40,7 +40,7 @@ class Denoising(Method):
     """Share of samples that see the null label or the empty text, for guidance; in [0, 1]."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
 

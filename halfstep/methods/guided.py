@@ -12,9 +12,9 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validated
 from halfstep.denoiser import Denoiser, Guided, level_of
 from halfstep.errors import ConfigError
-from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import (
     DenoiserOnly,
     errors,
@@ -40,7 +40,7 @@ from halfstep.weighting import truncated_snr, Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedStage(Method):
+class GuidedStage(Validated, Method):
     """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
 
     guidance: tuple[NotNegative, NotNegative] = (1.0, 5.0)
@@ -63,7 +63,7 @@ class GuidedStage(Method):
     teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         low, high = self.guidance
         if not low <= high:
             raise ConfigError(

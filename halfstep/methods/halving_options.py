@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from halfstep.config.validate import NotNegative, Updates
 from halfstep.errors import ConfigError
-from halfstep.kinds import NotNegative, Updates
 from halfstep.methods.progressive import check_updates, Progressive
 from halfstep.timegrids import Steps, Times
 

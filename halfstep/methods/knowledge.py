@@ -8,8 +8,8 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.config.validate import Updates, Validated
 from halfstep.errors import ConfigError
-from halfstep.kinds import hold_to_kinds, Updates
 from halfstep.methods.base import Objective, Stage
 from halfstep.methods.feature_terms import pairs_of
 from halfstep.methods.recipes import hinton, Terms
@@ -23,7 +23,7 @@ Answers = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnowledgeDistillation:
+class KnowledgeDistillation(Validated):
     """Teach a classifier what one larger, or several, would answer (Hinton et al. 2015)."""
 
     terms: Terms = field(default_factory=hinton)
@@ -32,7 +32,7 @@ class KnowledgeDistillation:
     """Optimiser updates."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         object.__setattr__(self, "terms", distinct(self.terms))
         if not self.live:
             raise ConfigError(

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast, Self
 
+from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.data import Data
 from halfstep.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import DenoiserOnly, Method, PipelineLike, Stage, StagePlan
 from halfstep.methods.guided import GuidedDistillation
 from halfstep.methods.halving_options import HalvingOptions
@@ -24,16 +24,13 @@ from halfstep.timegrids import Steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Method):
+class Chain(Validated, Method):
     """Shrink, guide, halve: a smaller network, one call for any guidance scale if asked, fewer steps."""
 
     shrink: Shrink
     """The smaller network."""
     then: GuidedDistillation | Progressive
     """The distillation of the smaller network to fewer calls."""
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """The stage that shrinks, then those that follow it."""

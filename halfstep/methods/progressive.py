@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds, NotNegative, Updates
 from halfstep.methods.base import errors, Method, Objective, PipelineLike, Stage, StagePlan
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
@@ -28,7 +28,7 @@ SAME = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progressive(Method):
+class Progressive(Validated, Method):
     """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
 
     start: Steps = 1024
@@ -50,7 +50,7 @@ class Progressive(Method):
     made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         ratio, rest = divmod(self.start, max(self.stop, 1))
         if self.stop < 1 or rest or ratio < 2 or ratio & (ratio - 1):
             stop = max(self.stop, 1)

@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any
 
+from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import fits
 from halfstep.methods.feature_terms import FeatureMatch, Pairs
 from halfstep.methods.terms import (
     Decoupled,
@@ -192,7 +192,7 @@ def _value(option: str, value: Any, takes: Parameter | None) -> Any:
         return parsed(value) if own else value
     if takes.annotation is Weight and isinstance(value, str):
         return parsed(value)
-    if not fits(value, takes.annotation):
+    if not is_valid(value, takes.annotation):
         steady = "" if takes.annotation is Weight else " that does not change"
         raise ConfigError(f"{option} is a number, got {value!r}: write one{steady}")
     return value

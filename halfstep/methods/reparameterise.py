@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch
+from halfstep.config.validate import Updates, Validated
 from halfstep.denoiser import Denoiser, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import hold_to_kinds, Updates
 from halfstep.methods.base import (
     EDGE,
     errors,
@@ -34,7 +34,7 @@ from halfstep.weighting import vanishes, Weighting, WEIGHTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reparameterise(Method):
+class Reparameterise(Validated, Method):
     """Turn a teacher into one that predicts v (Salimans & Ho 2022, section 4)."""
 
     updates: Updates = 5_000
@@ -45,7 +45,7 @@ class Reparameterise(Method):
     """Loss weight on the x0 error: constant, truncated-snr or snr+1 (the v error)."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if vanishes(WEIGHTINGS[self.weighting]):

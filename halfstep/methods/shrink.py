@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
+from halfstep.config.validate import CountOrNone, NotNegative, Share, Updates, Validated
 from halfstep.data import Data
 from halfstep.denoiser import Denoiser, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.kinds import CountOrNone, hold_to_kinds, NotNegative, Share, Updates
 from halfstep.methods.base import (
     levels_for,
     Method,
@@ -45,7 +45,7 @@ Pair = tuple[nn.Module, int, nn.Module, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shrink(Method):
+class Shrink(Validated, Method):
     """A smaller network that predicts what its teacher predicts, at every time."""
 
     depth: CountOrNone = 0
@@ -83,7 +83,7 @@ class Shrink(Method):
     has a null class or an empty text."""
 
     def __post_init__(self) -> None:
-        hold_to_kinds(self)
+        super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if self.output == 0 and self.denoising == 0:

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from halfstep import losses
 from halfstep.code_identity import options_of
+from halfstep.config.validate import NotNegative, Smoothing, Validated
 from halfstep.errors import ConfigError, DataError
-from halfstep.kinds import above, below, hold_to_kinds, NotNegative, Smoothing
 from halfstep.methods.weights import checked, Weight
 
-Temperature = Annotated[float, above(0)]
+Temperature = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(Validated):
     """A named, weighted part of an objective; called with a `Seen` it gives one value a row, [B]."""
 
     weight: Weight = 1.0
@@ -46,7 +47,7 @@ class Term:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.called)
-        hold_to_kinds(self)
+        super().__post_init__()
         if "." in self.name:
             raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
         checked(self.weight, self.name)
@@ -149,7 +150,7 @@ class JensenShannon(Term):
     """The Jensen-Shannon divergence, at most ln 2 where share is 1/2."""
 
     temperature: Temperature = 1.0
-    teacher_share: Annotated[float, above(0), below(1)] = 0.5
+    teacher_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Of the teacher in the mixture; between 0 and 1."""
     called: ClassVar[str] = "jensen-shannon"
 

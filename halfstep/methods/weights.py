@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_types import Gt, Le
+
+from halfstep.config.validate import is_valid, shown, Validated
 from halfstep.errors import ConfigError
-from halfstep.kinds import above, at_most, fits, hold_to_kinds, shown
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Validated):
     """A weight that goes from `start` to `stop` over the first `over` of a stage's updates, and stays.
 
     A function of the share of updates done, and of nothing else.
@@ -16,10 +18,7 @@ class Linear:
 
     start: float
     stop: float
-    over: Annotated[float, above(0), at_most(1)] = 1.0
-
-    def __post_init__(self) -> None:
-        hold_to_kinds(self)
+    over: Annotated[float, Gt(0), Le(1)] = 1.0
 
     def at(self, done: float) -> float:
         """When this share of the updates is done."""
@@ -43,7 +42,7 @@ def weight_at(weight: Weight, done: float) -> float:
 def checked(weight: Weight, name: str) -> None:
     """`ConfigError` for a weight that is negative or no number, at any time."""
     for value in (weight.start, weight.stop) if isinstance(weight, Linear) else (weight,):
-        if not fits(value, float) or value < 0:
+        if not is_valid(value, float) or value < 0:
             raise ConfigError(
                 f"the weight of the term '{name}' is {shown(value)}: write a finite number, 0 or more"
             )

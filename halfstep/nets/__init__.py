@@ -45,7 +45,7 @@ __all__ = [
     "UViTNet",
     "build",
     "built_again",
-    "fitting",
+    "infer_config",
     "made_alike",
     "recipe",
 ]
@@ -142,7 +142,7 @@ def made_alike(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> Non
         new.made_by = net.made_by
 
 
-def fitting(
+def infer_config(
     name: str,
     shape: Sequence[int],
     *,

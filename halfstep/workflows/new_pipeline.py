@@ -7,7 +7,7 @@ from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Dataset, Latents
 from halfstep.denoiser import Denoiser, NetTime, Told
 from halfstep.errors import ConfigError
-from halfstep.nets import build, fitting
+from halfstep.nets import build, infer_config
 from halfstep.noise import key, untouched
 from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.prediction import PARAMETERISATIONS
@@ -63,7 +63,7 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         raise ConfigError(
             "--texts needs latents that were encoded with --text, and this data has no texts: leave it out"
         )
-    config = fitting(
+    config = infer_config(
         network.net,
         data.shape,
         outputs=reads.outputs,

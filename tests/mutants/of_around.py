@@ -470,7 +470,9 @@ MUTANTS = (
         ("== [str, str]", "!= []"),
     ),
     *of(
-        "methods/recipes", "knowledge_edges", ("if not fits(value, takes.annotation):", "if False:")
+        "methods/recipes",
+        "knowledge_edges",
+        ("if not is_valid(value, takes.annotation):", "if False:"),
     ),
     *of(
         "cli/plan",
