@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from halfstep import build, Cosine, Denoiser, RunFolder, TrainingConfig, V
+from halfstep import build, Cosine, Denoiser, QualityGate, RunFolder, TrainingConfig, V
 from halfstep.cli import main
 from halfstep.errors import ConfigError
-from halfstep.methods import METHODS
+from halfstep.methods import METHODS, StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.timegrids import uniform
 from halfstep.training import distill
@@ -37,21 +37,19 @@ def registered(mine, monkeypatch):
 
 
 def test_it_runs_from_python_with_a_gate(mine, tmp_path):
-    shown = []
-
-    def gate(student):
-        shown.append(student)
-        return True
-
     method = mine.OneShot(steps=4, updates=3)
+    gate = QualityGate(tolerance=1000, samples=16, full_steps=4)
     student = distill(
-        teacher(), points(), tmp_path / "r", method=method, training=FEW, job=job(gate=gate)
+        teacher(), points(), tmp_path / "r", method=method, training=FEW, job=job(), gate=gate
     )
-    assert student.times == ((1.0, 0.0),) and [one.times for one in shown] == [student.times]
+    assert student.times == ((1.0, 0.0),)
     run = RunFolder.open(tmp_path / "r")
     assert run.about["command"] == "distill own" and run.teacher_times == uniform(4)
     [planned] = run.about["plan"]["stages"]
-    assert planned == {"name": "one-step", "steps": 1, "updates": 3}
+    assert planned == {"name": "0001-steps", "steps": 1, "updates": 3}
+    [tried] = run.gate["tried"]
+    assert (tried["stage"], tried["steps"], tried["verdict"]) == ("0001-steps", 1, "passed")
+    assert run.gate["best"] == "0001-steps" and run.student().times == student.times
 
 
 def test_what_every_method_refuses_it_refuses_too(mine, tmp_path):
@@ -68,16 +66,26 @@ def test_it_runs_from_the_command_line(registered, tmp_path, capsys):
     Pipeline(Denoiser(net, Cosine(), V()), (2,)).save(tmp_path / "teacher")
     words = ["--teacher", str(tmp_path / "teacher"), "--data", "two-moons", "--device", "cpu"]
     words += ["--steps", "4", "--updates", "3", "--batch-size", "6"]
+    words += ["--tolerance", "1000", "--samples", "16", "--full", "4"]
     out = tmp_path / "r"
     assert main(["distill", "one-shot", *words, "--out", str(out), "--dry-run"]) == 0
-    assert re.search(r"^one-step +3", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^0001-steps +3", capsys.readouterr().out, re.MULTILINE)
     assert main(["distill", "one-shot", *words, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "Teach a student where the teacher's whole walk ends" in said and "--steps 1" in said
     begun = json.loads((out / "run.json").read_text())
     assert begun["command"] == "distill one-shot" and begun["options"]["steps"] == 4
+    assert begun["plan"]["stages"][0]["name"] == "0001-steps" and "\ngate " in said
     assert main(["distill", "one-shot", *words, "--out", str(out), "--stepz", "4"]) == 2
     assert "--steps" in capsys.readouterr().err
+
+
+def test_a_student_of_steps_is_found_by_them():
+    assert (
+        StagePlan("0002-steps", 1, (1.0, 0.5, 0.0)).steps == 2 and StagePlan("any", 1).steps is None
+    )
+    with pytest.raises(ConfigError, match="write '0002-steps'"):
+        StagePlan("two", 1, (1.0, 0.5, 0.0))
 
 
 def test_a_name_that_is_not_registered_is_refused(capsys):

@@ -18,15 +18,8 @@ from halfstep.cli.shrinking import resolved
 from halfstep.data import refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
-from halfstep.methods import (
-    Method,
-    METHODS,
-    Progressive,
-    Stochastic,
-)
-from halfstep.methods.base import updates_after
-from halfstep.methods.guided import GuidedOptions
-from halfstep.methods.plan import ChainOptions
+from halfstep.methods import Method, METHODS, Progressive
+from halfstep.methods.base import student_name, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
 from halfstep.training.denoisers import refuse_teacher
@@ -60,44 +53,10 @@ class Distill(Generic[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halving(Distill[Progressive]):
-    """Halve the number of sampling steps, until it is no longer worth it."""
+class DistillGated(Distill[M]):
+    """Make a student that needs fewer steps, until it is no longer worth it."""
 
-    method: Annotated[Progressive, Flat]
     gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Jumping(Distill[Stochastic]):
-    """Halve the number of steps of the stochastic sampler, until it is no longer worth it."""
-
-    method: Annotated[Stochastic, Flat]
-    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guiding(Distill[GuidedOptions]):
-    """One student for a range of guidance scales, and fewer steps until it is no longer worth it."""
-
-    method: Annotated[GuidedOptions, Flat]
-    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planning(Distill[ChainOptions]):
-    """A smaller network, one call for any guidance scale if asked, and fewer steps."""
-
-    method: Annotated[ChainOptions, Flat]
-    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
-
-
-KINDS: dict[Any, Any] = {
-    Progressive: Halving,
-    Stochastic: Jumping,
-    GuidedOptions: Guiding,
-    ChainOptions: Planning,
-}
-"""Of the methods that have a gate, by the class of their options."""
 
 
 def distill(name: str, argv: Sequence[str]) -> int:
@@ -131,12 +90,11 @@ def distill(name: str, argv: Sequence[str]) -> int:
     if where.dry_run:
         return rehearse(console, options, work)
     plan = method.plan(teachers[0])
+    updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.source, data))
     say(console, "plan", method.summary())
-    say(
-        console, "updates", updates_on(sum(stage.updates for stage in plan), training, where.device)
-    )
+    say(console, "updates", updates_on(updates, training, where.device))
     carried = carried_out(
         where, options, console, ahead=lambda stage: updates_after(plan, stage.name), gate=gate
     )
@@ -150,7 +108,7 @@ def distill(name: str, argv: Sequence[str]) -> int:
 def options_for(name: str) -> Any:
     """The class of all options of `halfstep distill NAME`."""
     options = METHODS[name].options()
-    return KINDS.get(options) or Distill[options]  # type: ignore[valid-type]
+    return DistillGated[options] if METHODS[name].gated else Distill[options]  # type: ignore[valid-type]
 
 
 def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
@@ -161,9 +119,9 @@ def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool)
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
     refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
-    gate: GateOptions | None = getattr(options, "gate", None)
-    if gate is None or not (auto or gate.tolerance != 0):
+    if not isinstance(options, DistillGated) or not (auto or options.gate.tolerance != 0):
         return None
+    gate = options.gate
     if auto:
         return full_for_auto(gate.build(), cast(Progressive, method), teacher)
     gate.build().full_steps_of(method, teacher)
@@ -181,7 +139,7 @@ def _say_where(
     for folder in sorted((path.parent for path in made), reverse=True):  # many steps first
         say(console, "student", folder)
     if best:
-        say(console, "best", where.out / "stages" / f"{best:04d}-steps")
+        say(console, "best", where.out / "stages" / student_name(best))
     steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
     low, high = student.guidance or (1.0, 1.0)
     scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""

@@ -14,6 +14,7 @@ from halfstep.config.validate import is_valid, shown, validate
 from halfstep.errors import ConfigError
 from halfstep.evaluation.intervals import Interval
 from halfstep.identity import digest_of
+from halfstep.methods.base import student_name
 from halfstep.training.gate_record import read_gate, Tried, Verdict
 
 Measure = Callable[[Any, int], Interval]
@@ -122,7 +123,7 @@ class Gate:
         if not student.times and student.guidance is None:
             return True
         steps = min((len(times) - 1 for times in student.times), default=self.full)
-        stage = stage_of(steps) if student.times else "guided"
+        stage = student_name(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)
         known = next((d for d in self.tried if (d.stage, d.weights) == (stage, weights)), None)
         decision = known or self._decided(student, stage, steps, weights)
@@ -192,11 +193,6 @@ class Gate:
     def _write(self) -> None:
         if self.file is not None and self.writes:
             storage.write_json(self.file, self.to_json())
-
-
-def stage_of(steps: int) -> str:
-    """The stage of the student of so many steps."""
-    return f"{steps:04d}-steps"
 
 
 def within(decision: Decision, tolerance: float) -> bool:

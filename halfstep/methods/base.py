@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn, Tensor
@@ -102,11 +102,17 @@ class Stage:
     """The sampler of that grid: ddim, stochastic, or encode, from data to noise."""
 
 
+def student_name(steps: int) -> str:
+    """The name of the stage whose student takes so many steps: 0004-steps."""
+    return f"{steps:04d}-steps"
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """A stage as it is planned, before there is a network."""
 
     name: str
+    """Of a student with steps `student_name(steps)`: a gate and a command find it by them."""
     updates: int
     times: Times = ()
     """The grid the student is to be sampled on; empty for a student of every time."""
@@ -118,6 +124,13 @@ class StagePlan:
     """The sampler of these grids."""
     grid: str = "uniform"
     """The name of the grid that these times lie on: where other numbers of steps would lie."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.name != student_name(self.steps):
+            raise ConfigError(
+                f"the stage of a student of {self.steps} steps is called '{self.name}': write "
+                f"'{student_name(self.steps)}'"
+            )
 
     @property
     def steps(self) -> int | None:
@@ -144,6 +157,9 @@ def teacher_times(plan: Sequence[StagePlan]) -> Times:
 
 class Method:
     """A way to make students: a dataclass of its options with a plan, and stages that carry it out."""
+
+    gated: ClassVar[bool] = True
+    """Whether its students draw samples in fewer steps, so that a quality gate may end the run."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """The stages in order, with their grids of time."""

@@ -23,6 +23,7 @@ class Encoder(Progressive):
     weighting: str = "snr+1"
     """Loss weight on the x0 error: snr (the eps error), truncated-snr or snr+1 (the v error)."""
     made_for: ClassVar[str] = "encode"
+    gated: ClassVar[bool] = False
 
     def _check_weighting(self) -> None:
         if self.weighting not in WEIGHTINGS:

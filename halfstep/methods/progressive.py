@@ -16,7 +16,15 @@ from halfstep.batch import Batch, Cond
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import errors, Method, Objective, PipelineLike, Stage, StagePlan
+from halfstep.methods.base import (
+    errors,
+    Method,
+    Objective,
+    PipelineLike,
+    Stage,
+    StagePlan,
+    student_name,
+)
 from halfstep.noise import Draw
 from halfstep.prediction import Prediction
 from halfstep.schedules import arriving, Schedule
@@ -88,7 +96,7 @@ class Progressive(Validated, Method):
         """One stage for each halving: N -> N / 2 steps on every other time of the grid."""
         times, stages = self._grid(teacher.denoiser.schedule), list[StagePlan]()
         for halving, steps in enumerate(self.counts):
-            name, updates, teachers = f"{steps:04d}-steps", self.updates_for(halving, steps), times
+            name, updates, teachers = student_name(steps), self.updates_for(halving, steps), times
             times = times[::2]  #                                              N <- N / 2
             stages.append(
                 StagePlan(name, updates, times, teachers, made_for=self.made_for, grid=self.grid)

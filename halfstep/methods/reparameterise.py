@@ -7,6 +7,7 @@ the teacher can be read, and the data where it cannot.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Reparameterise(Validated, Method):
     """Move a table's schedule to zero terminal SNR (Lin et al. 2024)."""
     weighting: str = "snr+1"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1 (the v error)."""
+
+    gated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ noise, the time and the dropped label that the teacher sees.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -81,6 +81,8 @@ class Shrink(Validated, Method):
     drop_labels: Share | None = None
     """Share of samples that both see without their label, for guidance; 0.1 by default where the teacher
     has a null class or an empty text."""
+
+    gated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
