@@ -24,6 +24,7 @@ from halfstep.evaluation.setups import (
     walkable,
 )
 from halfstep.identity import digest_of
+from halfstep.methods.base import student_name
 from halfstep.methods.shrink import SHRUNK
 from halfstep.noise import untouched
 from halfstep.pipeline import Pipeline
@@ -288,7 +289,7 @@ def _others(
     others, shrunk = list[Other](), run.stage(SHRUNK, net=net)
     if shrunk is not None:
         stages = {folder.name for folder in run.stages}
-        halved = [k for k in map(steps_of, networks.students) if f"{k:04d}-steps" in stages]
+        halved = [k for k in map(steps_of, networks.students) if student_name(k) in stages]
         for steps in [config.full_steps, *counted(halved, config)] if halved else FEW:
             others.append((SHRUNK, shrunk, steps))
         if not halved:
