@@ -5,7 +5,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, MISSING
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,8 +50,7 @@ class Validated:
 
 def validate_fields(options: Any) -> None:
     """Validate every field of a dataclass; `ConfigError` names the first that is wrong."""
-    kind: Any = type(options)
-    hints = _hints(kind)
+    hints = _hints(type(options))
     for field in fields(options):
         if hint := hints.get(field.name):
             value = validate(field.name, getattr(options, field.name), hint, field.default)
@@ -85,8 +84,7 @@ def is_valid(value: Any, hint: Any) -> bool:
         return False
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Any]:
     """The types of a dataclass's fields; none where it names a type that cannot be resolved."""
     try:
         return typing.get_type_hints(kind, include_extras=True)
