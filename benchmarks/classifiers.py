@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from halfstep.nets.classifiers import build_classifier, fitting_classifier
+from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
 
 NETS: dict[str, tuple[int, dict[str, int]]] = {
     "shallow": (28, {}),

@@ -23,21 +23,21 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch
-from halfstep.data.latents import Latents
-from halfstep.data.order import rows
-from halfstep.data.shards import mapped, Shards, written
-from halfstep.denoiser import Denoiser
-from halfstep.methods.denoising import Denoise
-from halfstep.nets import build
-from halfstep.noise import Draw
-from halfstep.prediction import Eps
-from halfstep.schedules import VPLinear
+from halfstep.data.epoch_order import rows
+from halfstep.data.latents.dataset import Latents
+from halfstep.data.latents.shards import mapped, Shards, written
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.prediction import Eps
+from halfstep.diffusion.schedules import VPLinear
+from halfstep.methods.diffusion.denoising import Denoise
+from halfstep.models import build
+from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.update import step
-from halfstep.weighting import WEIGHTINGS
 
 SHAPE = (4, 32, 32)
 NET = dict(img_size=32, patch_size=2, in_chans=4, embed_dim=256, depth=8, num_heads=4)

@@ -28,7 +28,7 @@ from torch import Tensor
 from halfstep.cli import main as halfstep
 from halfstep.errors import HalfstepError
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.walks import NAMES
+from halfstep.pipeline.samplers import NAMES
 
 UPDATES = 50
 LOOK = "--device cpu --log-every 1"

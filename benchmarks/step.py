@@ -24,15 +24,15 @@ from typing import Any
 import torch
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser
-from halfstep.methods.guided import AnyScale, MatchGuided
-from halfstep.methods.progressive import Halve
-from halfstep.nets import build
-from halfstep.nets.guided import with_guidance
-from halfstep.noise import Draw
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
+from halfstep.methods.diffusion.guided import AnyScale, MatchGuided
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.models import build
+from halfstep.models.with_guidance import with_guidance
+from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average

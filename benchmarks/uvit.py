@@ -24,8 +24,8 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfstep.nets import UViT
-from halfstep.nets.sinusoid import sinusoid
+from halfstep.models import UViT
+from halfstep.models.time_embedding import sinusoid
 
 S2 = dict(img_size=32, patch_size=2, in_chans=3, embed_dim=512, depth=12, num_heads=8)
 NETS: dict[str, tuple[dict[str, Any], int, int]] = {

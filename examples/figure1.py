@@ -18,9 +18,9 @@ from torch import Tensor
 
 import halfstep
 from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, TrainingConfig, V
-from halfstep.noise import sample_noise
-from halfstep.report.pictures import DDIM, STUDENT, TEACHER
-from halfstep.samplers import ddim, ModelFn, ModelOutput, Step, TimePoint
+from halfstep.diffusion.samplers import ddim, ModelFn, ModelOutput, Step, TimePoint
+from halfstep.report.images.png import DDIM, STUDENT, TEACHER
+from halfstep.rng import sample_noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import tyro
 import halfstep
 from halfstep import GuidedDistillation, Pipeline, Progressive, TrainingConfig
 from halfstep.evaluation import cache_folder, digits_features, SampleScorer
-from halfstep.evaluation.guided import GuidedCandidates, GuidedEvidence
+from halfstep.evaluation.guided_comparison import GuidedCandidates, GuidedEvidence
 from halfstep.hub import bundled_teacher
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
-from halfstep.report.pictures import DDIM, STUDENT, TEACHER
+from halfstep.report.images.png import DDIM, STUDENT, TEACHER
 
 MARGIN = 0.01
 """The smallest difference of accuracies that matters to anybody: a point."""

@@ -7,8 +7,8 @@ import torch
 
 import halfstep
 from halfstep import Augmentation, Dataset
-from halfstep.data.labels import confident_rows
-from halfstep.noise import key
+from halfstep.data.label_subsets import confident_rows
+from halfstep.rng import key
 
 DIGITS, FASHION = "digits", "fashion-mnist"
 HELD_OUT = 1000

@@ -36,18 +36,18 @@ from knowledge_distillation_experiments import (
 )
 
 from halfstep import load_classifier, train_classifier, TrainingConfig
-from halfstep.cli.progress import counting, say, terminal
+from halfstep.cli.console.progress import counting, say, terminal
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import score_classifier
+from halfstep.evaluation.metrics.classification import score_classifier
 from halfstep.methods import KnowledgeDistillation
-from halfstep.methods.classification import Classification
-from halfstep.methods.recipes import recipe
-from halfstep.nets.classifiers import build_classifier, fitting_classifier
-from halfstep.nets.classifiers_on_disk import initialise
-from halfstep.nets.teachers import Teachers
-from halfstep.noise import key
+from halfstep.methods.classifiers.recipes import recipe
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.models.classifiers.checkpoint import initialise
+from halfstep.models.classifiers.ensemble import Teachers
+from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
+from halfstep.rng import key
 from halfstep.training import distill_classifier
-from halfstep.training.kept_answers import kept_answers
+from halfstep.training.classifiers.logit_cache import kept_answers
 
 FIRST = {DIGITS: ("features", {}), FASHION: ("toy-teacher", {})}
 """The first teacher on each data: small, and trained on the labelled images that students have."""

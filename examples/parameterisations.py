@@ -16,10 +16,10 @@ import tyro
 
 import halfstep
 from halfstep import BetaTable, Cosine, Denoiser, Denoising, Pipeline, Progressive, TrainingConfig
+from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.evaluation import digits_features, SampleScorer
-from halfstep.nets import fitting
-from halfstep.prediction import PARAMETERISATIONS
+from halfstep.models import fitting
 
 OUTPUTS, WEIGHTS = ("x0-and-eps", "x0", "eps", "v"), ("snr", "truncated-snr", "snr+1", "constant")
 # Stable Diffusion's table of betas ends at alpha^2 = 0.0047; one cosine is cut off where it does.

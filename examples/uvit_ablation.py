@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 import halfstep
 from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, TrainingConfig, V
 from halfstep.evaluation import cache_folder, data_features, SampleScorer
-from halfstep.evaluation.cost import multiply_adds
-from halfstep.evaluation.features import features
-from halfstep.nets import fitting
-from halfstep.report.pictures import DDIM, STUDENT, TEACHER
+from halfstep.evaluation.features.registry import features
+from halfstep.evaluation.metrics.cost import multiply_adds
+from halfstep.models import fitting
+from halfstep.report.images.png import DDIM, STUDENT, TEACHER
 
 FULL = "U-ViT"
 VARIANTS = {

@@ -12,11 +12,26 @@ from halfstep.version import __version__ as __version__
 if TYPE_CHECKING:
     from halfstep.batch import Batch as Batch, Cond as Cond
     from halfstep.data import Augmentation as Augmentation, Dataset as Dataset, load as load_data
-    from halfstep.denoiser import (
+    from halfstep.diffusion.denoiser import (
         ClassifierGuided as ClassifierGuided,
         Denoiser as Denoiser,
         Guided as Guided,
         NetTime as NetTime,
+    )
+    from halfstep.diffusion.prediction import (
+        Eps as Eps,
+        V as V,
+        Velocity as Velocity,
+        X0 as X0,
+        X0AndEps as X0AndEps,
+    )
+    from halfstep.diffusion.samplers import sample as sample
+    from halfstep.diffusion.schedules import (
+        BetaTable as BetaTable,
+        Cosine as Cosine,
+        Karras as Karras,
+        RectifiedFlow as RectifiedFlow,
+        VPLinear as VPLinear,
     )
     from halfstep.errors import HalfstepError as HalfstepError
     from halfstep.evaluation.quality_gate import QualityGate as QualityGate
@@ -31,26 +46,11 @@ if TYPE_CHECKING:
         Reparameterise as Reparameterise,
         Stochastic as Stochastic,
     )
-    from halfstep.nets import build as build
-    from halfstep.nets.classifiers_on_disk import load_classifier as load_classifier
-    from halfstep.nets.guided import with_guidance as with_guidance
+    from halfstep.models import build as build
+    from halfstep.models.classifiers.checkpoint import load_classifier as load_classifier
+    from halfstep.models.with_guidance import with_guidance as with_guidance
     from halfstep.pipeline import Pipeline as Pipeline
-    from halfstep.prediction import (
-        Eps as Eps,
-        V as V,
-        Velocity as Velocity,
-        X0 as X0,
-        X0AndEps as X0AndEps,
-    )
     from halfstep.progress import Progress as Progress
-    from halfstep.samplers import sample as sample
-    from halfstep.schedules import (
-        BetaTable as BetaTable,
-        Cosine as Cosine,
-        Karras as Karras,
-        RectifiedFlow as RectifiedFlow,
-        VPLinear as VPLinear,
-    )
     from halfstep.training import (
         distill as distill,
         distill_classifier as distill_classifier,
@@ -67,49 +67,49 @@ if TYPE_CHECKING:
 _HOME = {
     "Augmentation": "data",
     "Batch": "batch",
-    "BetaTable": "schedules",
-    "ClassifierGuided": "denoiser",
+    "BetaTable": "diffusion.schedules",
+    "ClassifierGuided": "diffusion.denoiser",
     "Cond": "batch",
-    "Cosine": "schedules",
+    "Cosine": "diffusion.schedules",
     "Dataset": "data",
-    "Denoiser": "denoiser",
+    "Denoiser": "diffusion.denoiser",
     "Denoising": "methods",
     "Encoder": "methods",
-    "Eps": "prediction",
+    "Eps": "diffusion.prediction",
     "Evaluation": "evaluation.setups",
-    "Guided": "denoiser",
+    "Guided": "diffusion.denoiser",
     "GuidedDistillation": "methods",
     "HalfstepError": "errors",
-    "Karras": "schedules",
+    "Karras": "diffusion.schedules",
     "KnowledgeDistillation": "methods",
-    "NetTime": "denoiser",
+    "NetTime": "diffusion.denoiser",
     "Pipeline": "pipeline",
     "Progress": "progress",
     "Progressive": "methods",
     "QualityGate": "evaluation.quality_gate",
-    "RectifiedFlow": "schedules",
+    "RectifiedFlow": "diffusion.schedules",
     "Reparameterise": "methods",
     "RunFolder": "training.run_folder",
     "Stochastic": "methods",
     "TrainingConfig": "training",
-    "V": "prediction",
-    "VPLinear": "schedules",
-    "Velocity": "prediction",
-    "X0": "prediction",
-    "X0AndEps": "prediction",
-    "build": "nets",
+    "V": "diffusion.prediction",
+    "VPLinear": "diffusion.schedules",
+    "Velocity": "diffusion.prediction",
+    "X0": "diffusion.prediction",
+    "X0AndEps": "diffusion.prediction",
+    "build": "models",
     "compress": "workflows.compress",
     "distill": "training",
     "distill_classifier": "training",
     "evaluate": "workflows.evaluate",
     "export": "workflows.export",
-    "load_classifier": "nets.classifiers_on_disk",
+    "load_classifier": "models.classifiers.checkpoint",
     "load_data": "data:load",
     "load_published": "hub",
-    "sample": "samplers",
+    "sample": "diffusion.samplers",
     "train": "training",
     "train_classifier": "training",
-    "with_guidance": "nets.guided",
+    "with_guidance": "models.with_guidance",
     "write_report": "workflows.report",
 }
 __all__ = [

@@ -33,7 +33,8 @@ def cli(tmp_path, monkeypatch, capsys):
 
     Of one that ends well every bar has expected all its steps before the first, and done them.
     """
-    from halfstep.cli import main, progress
+    from halfstep.cli import main
+    from halfstep.cli.console import progress
 
     bars, line = [], progress._Line
 

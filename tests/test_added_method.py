@@ -9,10 +9,10 @@ import pytest
 
 from halfstep import build, Cosine, Denoiser, QualityGate, RunFolder, TrainingConfig, V
 from halfstep.cli import main
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import METHODS, StagePlan
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import uniform
 from halfstep.training import distill
 from tests.support.runs import job, points, teacher
 

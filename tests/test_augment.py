@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from halfstep.data import augment, Augmentation, Dataset
 from halfstep.errors import ConfigError, DataError
-from halfstep.noise import Draw
+from halfstep.rng import Draw
 from tests.support.denoisers import seeded
 
 N = 1500  # more than one block

@@ -8,11 +8,11 @@ from math import exp
 import pytest
 import torch
 
-from halfstep.codec import drawn
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets import autoencoder
-from halfstep.nets.autoencoder import KLCodec, load_codec, OFFICIAL
-from halfstep.nets.foreign import ldm_name
+from halfstep.models.autoencoder import kl
+from halfstep.models.autoencoder.checkpoints import ldm_name
+from halfstep.models.autoencoder.kl import KLCodec, load_codec, OFFICIAL
+from halfstep.models.codec import drawn
 from tests.support.denoisers import seeded
 from tests.support.runs import rewritten
 
@@ -164,13 +164,13 @@ def test_batches_change_nothing(batch, calls):
 
 def test_a_batch_is_of_a_million_pixels(monkeypatch):
     """Counted in pixels of the image, on both ways: here 2 images of 96."""
-    monkeypatch.setattr(autoencoder, "PIXELS", 200)
+    monkeypatch.setattr(kl, "PIXELS", 200)
     codec, seen = made(), []
     for half in (codec.model.encoder, codec.model.decoder):
         half.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
     codec.moments(images(5)), codec.decode(latents(5))
     assert seen == [2, 2, 1] * 2
-    monkeypatch.setattr(autoencoder, "PIXELS", 1)
+    monkeypatch.setattr(kl, "PIXELS", 1)
     assert len(codec.decode(latents(2))) == 2
 
 

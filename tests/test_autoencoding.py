@@ -9,8 +9,8 @@ from torch.distributions import kl_divergence, Normal
 from halfstep.batch import Batch
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencode, Autoencoding, divergence, psnr, unit_scale
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import Draw
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.rng import Draw
 from tests.support.denoisers import seeded
 
 CONFIG = {

@@ -7,17 +7,17 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, Guided
+from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
-from halfstep.methods.denoising import Denoise
-from halfstep.methods.guided import at_any_scale
-from halfstep.nets import Adapter, build
-from halfstep.noise import Draw
-from halfstep.prediction import V
-from halfstep.samplers import sample
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
-from halfstep.weighting import WEIGHTINGS
+from halfstep.methods.diffusion.denoising import Denoise
+from halfstep.methods.diffusion.guided import at_any_scale
+from halfstep.models import Adapter, build
+from halfstep.rng import Draw
 
 
 @dataclass(frozen=True)

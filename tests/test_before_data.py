@@ -11,7 +11,11 @@ from torch import nn
 
 from halfstep.cli import main
 from halfstep.data import as_data, refuse_other_shape
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.samplers import encode, sample
+from halfstep.diffusion.schedules import BetaTable, Cosine, Level
+from halfstep.diffusion.time_grids import on_schedule, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import (
     Chain,
@@ -23,12 +27,8 @@ from halfstep.methods import (
     Shrink,
     Stochastic,
 )
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V
-from halfstep.samplers import encode, sample
-from halfstep.schedules import BetaTable, Cosine, Level
-from halfstep.timegrids import on_schedule, uniform
 from halfstep.training import distill, train, TrainingConfig
 
 MLP = {"dim": 2, "width": 8, "depth": 1, "num_classes": 4}
@@ -252,7 +252,9 @@ def unread(tmp_path, monkeypatch):
     """A folder of pictures of 8 x 8, whose pixels may not be read all."""
     for name in ("a", "b"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
-    monkeypatch.setattr("halfstep.data.folder._read_all", lambda *given: pytest.fail("it was read"))
+    monkeypatch.setattr(
+        "halfstep.data.sources.image_folder._read_all", lambda *given: pytest.fail("it was read")
+    )
     return tmp_path
 
 
@@ -302,7 +304,9 @@ def test_names_are_not_looked_at():
 )
 def test_the_command_refuses_before_it_reads(made, options, tmp_path, monkeypatch, capsys):
     made.save(tmp_path / "teacher")
-    monkeypatch.setattr("halfstep.cli.distill.loading", lambda *given: pytest.fail("it was read"))
+    monkeypatch.setattr(
+        "halfstep.cli.commands.distill.loading", lambda *given: pytest.fail("it was read")
+    )
     out = tmp_path / "r"
     call = ["distill", "progressive", "--teacher", str(tmp_path / "teacher"), "--data", "two-moons"]
     assert main([*call, "--out", str(out), *options]) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.step import Bench, main, NETS, STAGES, table
-from halfstep.nets import recipe
+from halfstep.models import recipe
 
 
 @pytest.fixture(autouse=True)

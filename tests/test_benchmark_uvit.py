@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.uvit import Bench, FORMS, main, NETS, Plain, table
-from halfstep.nets import UViT
+from halfstep.models import UViT
 
 CPU = torch.device("cpu")
 

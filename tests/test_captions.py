@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from halfstep.data.captions import read_captions
+from halfstep.data.latents.captions import read_captions
 from halfstep.errors import DataError
 
 NAMES = ["sub/deep/a b.png", "sub/c.d.jpeg", "äé 猫.png", "a.png"]

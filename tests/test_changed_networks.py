@@ -36,21 +36,21 @@ from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import DenoiserOnly, Denoising
 from halfstep.methods.autoencoding import Autoencoding
 from halfstep.methods.base import Method, Objective, Stage, StagePlan
-from halfstep.methods.classification import Classification
-from halfstep.methods.recipes import dist
-from halfstep.methods.terms import SoftTargets
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.nets.carried import carry
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.classifiers_on_disk import save_classifier
-from halfstep.nets.guided import with_guidance
-from halfstep.nets.modes import to_train
-from halfstep.nets.pruning import shallower
+from halfstep.methods.classifiers.recipes import dist
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.methods.classifiers.terms import SoftTargets
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.models.classifiers.checkpoint import save_classifier
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.models.compression.block_pruning import shallower
+from halfstep.models.compression.unet_transfer import carry
+from halfstep.models.eval_mode import to_train
+from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
+from halfstep.training.api import carried_through
+from halfstep.training.batch_norm import AT_ONCE, take_anew
+from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
-from halfstep.training.jobs import carried_through
-from halfstep.training.parallel import Processes
-from halfstep.training.statistics import AT_ONCE, take_anew
 from halfstep.training.trainable import identity_of
 
 HERE = "tests.test_changed_networks"

@@ -6,8 +6,8 @@ from torch import nn
 
 from halfstep.batch import Batch, Cond
 from halfstep.errors import DataError
-from halfstep.methods.classification import Classification, Classify
-from halfstep.noise import Draw
+from halfstep.methods.classifiers.supervised import Classification, Classify
+from halfstep.rng import Draw
 from tests.support.denoisers import seeded
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.classification import (
+from halfstep.evaluation.metrics.classification import (
     answers,
     calibration_error,
     score_classifier,

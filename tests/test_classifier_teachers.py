@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from halfstep import losses
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError
-from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch, Relational
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.terms import HardLabels
-from halfstep.nets.teachers import mean_of, ROWS, Teachers
-from halfstep.nets.watched import bare, shapes, Watched, watching
-from halfstep.noise import Draw
+from halfstep.methods import losses
+from halfstep.methods.classifiers.feature_terms import AttentionTransfer, FeatureMatch, Relational
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.classifiers.terms import HardLabels
+from halfstep.models.classifiers.ensemble import mean_of, ROWS, Teachers
+from halfstep.models.hooks import bare, shapes, Watched, watching
+from halfstep.rng import Draw
 from tests.support.classifiers import Net
 from tests.support.denoisers import seeded
 

@@ -11,15 +11,15 @@ from torch import nn
 
 import halfstep
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets.classifiers import (
+from halfstep.models.classifiers.checkpoint import initialise, load_classifier, save_classifier
+from halfstep.models.classifiers.efficientnet import EfficientNetLite0, Lite0Classifier
+from halfstep.models.classifiers.preprocessing import Prepared, Preprocessing
+from halfstep.models.classifiers.registry import (
     build_classifier,
     classifier_recipe,
     CLASSIFIERS,
     fitting_classifier,
 )
-from halfstep.nets.classifiers_on_disk import initialise, load_classifier, save_classifier
-from halfstep.nets.efficientnet import EfficientNetLite0, Lite0Classifier
-from halfstep.nets.preprocessing import Prepared, Preprocessing
 from tests.support.denoisers import seeded
 
 COUNTS = {

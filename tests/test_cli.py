@@ -20,22 +20,22 @@ from torch import nn
 
 import halfstep
 from halfstep.cli import main, VERBS
-from halfstep.cli.distill import Distill
-from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.options import parse
-from halfstep.cli.progress import Bars, counting, figure, say, span, terminal
+from halfstep.cli.commands.distill import Distill
+from halfstep.cli.commands.evaluate import Evaluate
+from halfstep.cli.console.progress import Bars, counting, figure, say, span, terminal
+from halfstep.cli.parse import parse
 from halfstep.config.fields import all_options, flat, options_of
-from halfstep.config.presets import preset_names
+from halfstep.config.preset_files import preset_names
 from halfstep.config.toml import from_file
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import CheckpointError, ConfigError, DataError
-from halfstep.evaluation.features import load_classifier
+from halfstep.evaluation.features.registry import load_classifier
 from halfstep.methods import DenoiserOnly, METHODS, Progressive
 from halfstep.methods.base import Stage, updates_after
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
 from halfstep.training.run_config import read_config, write_config
 from halfstep.workflows.options import Source
 from halfstep.workflows.sample import SampleConfig

@@ -15,10 +15,10 @@ from halfstep import Augmentation, load_classifier, train_classifier, TrainingCo
 from halfstep.cli import main
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.classification import score_classifier
-from halfstep.methods.classification import Classification, Classify
-from halfstep.nets.classifiers import classifier_recipe
-from halfstep.training.jobs import RunOptions
+from halfstep.evaluation.metrics.classification import score_classifier
+from halfstep.methods.classifiers.supervised import Classification, Classify
+from halfstep.models.classifiers.registry import classifier_recipe
+from halfstep.training.api import RunOptions
 from tests.support.denoisers import seeded
 
 SMALL = [
@@ -234,7 +234,7 @@ def test_what_python_refuses(tmp_path):
     with pytest.raises(ConfigError, match="has 5 classes and the training data 3"):
         trained(out, held_out=images(20, 5))
     with pytest.raises(ConfigError, match=r"does not map images \[2, 1, 8, 8\] to logits \[2, 3\]"):
-        net = halfstep.nets.classifiers.build_classifier(
+        net = halfstep.models.classifiers.registry.build_classifier(
             "toy-student", {"channels": 1, "classes": 2, "size": 8}
         )
         trained(out, classifier=net)

@@ -12,7 +12,7 @@ from halfstep.cli.commands.train_codec import main as codec
 from halfstep.data import load
 from halfstep.errors import ConfigError
 from halfstep.methods.autoencoding import Autoencoding, psnr
-from halfstep.nets.autoencoder import KLCodec, load_codec
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.training import TrainingConfig
 from halfstep.workflows.options import Source, Where
 from halfstep.workflows.train_codec import (

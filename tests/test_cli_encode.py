@@ -11,12 +11,12 @@ from PIL import Image
 from halfstep import storage
 from halfstep.cli import main
 from halfstep.data import load
-from halfstep.denoiser import Denoiser
-from halfstep.nets import build
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
 from halfstep.workflows.noise_file import NoiseFile
 
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "in_chans": 1}

@@ -16,10 +16,10 @@ from PIL import Image
 
 from halfstep import capacity, files
 from halfstep.cli import main
-from halfstep.cli.options import parse
-from halfstep.cli.plan import rehearse
-from halfstep.cli.progress import Terminal, terminal
-from halfstep.cli.runs import carried_out
+from halfstep.cli.console.dry_run import rehearse
+from halfstep.cli.console.progress import Terminal, terminal
+from halfstep.cli.console.run_lines import carried_out
+from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
@@ -460,7 +460,7 @@ def test_a_bar_in_a_thread_does_not_end_the_process():
     """It is silent then, and the next update hears of it."""
     from threading import Thread
 
-    from halfstep.cli.progress import _Out, Bars
+    from halfstep.cli.console.progress import _Out, Bars
 
     console = Terminal(file=_Out(Deaf(errno.EIO, 0)))
     thread = Thread(target=console.print, args=("text",))
@@ -515,7 +515,7 @@ def test_a_name_that_is_no_unicode_is_refused_before_a_folder_is_made(typed, cli
 
 def test_classes_are_text_and_files_may_have_any_name(tmp_path):
     from halfstep.data import load
-    from halfstep.data.streamed import stream
+    from halfstep.data.latents.image_stream import stream
 
     picture = Image.fromarray(np.zeros((8, 8), np.uint8))
     (tmp_path / "a").mkdir()

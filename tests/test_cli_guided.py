@@ -8,7 +8,7 @@ import pytest
 from halfstep.cli import main
 from halfstep.methods import DenoiserOnly, GuidedDistillation
 from halfstep.methods.base import updates_after
-from halfstep.nets import recipe
+from halfstep.models import recipe
 from halfstep.pipeline import Pipeline
 from tests.test_guided_runs import SMALL, teacher_of
 

@@ -10,11 +10,11 @@ from halfstep.cli import main
 from halfstep.data import load
 from halfstep.errors import CheckpointError
 from halfstep.methods import KnowledgeDistillation
-from halfstep.methods.terms import HardLabels, SoftTargets
-from halfstep.nets.classifiers import build_classifier, label_smoothing
-from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.methods.classifiers.terms import HardLabels, SoftTargets
+from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
+from halfstep.models.classifiers.registry import build_classifier, label_smoothing
 from halfstep.training import distill_classifier
-from halfstep.training.jobs import RunOptions
+from halfstep.training.api import RunOptions
 from halfstep.training.run_folder import RunFolder
 from tests.support.runs import everything, rewritten
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from halfstep.data import load
-from halfstep.data.latents import Latents, open_latents
-from halfstep.nets.autoencoder import KLCodec, load_codec
+from halfstep.data.latents.dataset import Latents, open_latents
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.pipeline import Pipeline
 from tests.support.runs import everything
 

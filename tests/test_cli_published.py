@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from halfstep.cli import main
-from halfstep.hub.published import PUBLISHED
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.report.pictures import to_uint8
+from halfstep.hub.uvit import PUBLISHED
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.report.images.png import to_uint8
 from tests.support.networks import CODEC
 
 
@@ -91,11 +91,11 @@ def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_sampled(asked, said, tmp_path, monkeypatch, capsys):
-    from halfstep.denoiser import Denoiser
-    from halfstep.nets import build
+    from halfstep.diffusion.denoiser import Denoiser
+    from halfstep.diffusion.prediction import V
+    from halfstep.diffusion.schedules import Cosine
+    from halfstep.models import build
     from halfstep.pipeline import Pipeline
-    from halfstep.prediction import V
-    from halfstep.schedules import Cosine
 
     monkeypatch.chdir(tmp_path)
     net = build(

@@ -8,12 +8,12 @@ import torch
 
 from halfstep import Pipeline, TrainingConfig
 from halfstep.cli import main
-from halfstep.cli.plan import _seconds_per_update
+from halfstep.cli.console.dry_run import _seconds_per_update
 from halfstep.data import load
 from halfstep.evaluation.report_data import read_report
 from halfstep.methods import DenoiserOnly, Shrink
-from halfstep.nets.watched import bare
-from halfstep.report.sizes import on_front, sizes
+from halfstep.models.hooks import bare
+from halfstep.report.plots.sizes import on_front, sizes
 from tests.support.evidence import evidence, typed
 from tests.support.runs import refused, rewritten
 from tests.test_shrink import teacher

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from halfstep.cli import main
-from halfstep.cli.plan import _seconds_per_update, LONG, PATIENCE, probed
+from halfstep.cli.console.dry_run import _seconds_per_update, LONG, PATIENCE, probed
 from halfstep.data import Dataset, load
-from halfstep.hub.published import PUBLISHED
+from halfstep.hub.uvit import PUBLISHED
 from halfstep.methods.base import Objective, Stage
-from halfstep.nets.autoencoder import KLCodec
+from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.schema import plain
 from halfstep.training import TrainingConfig
@@ -210,7 +210,7 @@ def test_latents_that_were_held_out_are_decoded(cli, run, made):
     student = Pipeline.load(run / "stages/0002-steps")
     decoded = student.codec.decode(load("others").batch(torch.arange(8)).x0)
     real = student.codec.decode(load("l").batch(torch.arange(8)).x0)
-    from halfstep.evaluation.memorisation import memorisation
+    from halfstep.evaluation.metrics.memorisation import memorisation
 
     look = corners()
     known = plain(memorisation(look(student.sample(16)), look(real), look(decoded)))

@@ -13,7 +13,7 @@ import torch
 
 from halfstep.batch import Cond
 from halfstep.code_identity import holds_own, identity, is_own, options_of
-from halfstep.timegrids import uniform
+from halfstep.diffusion.time_grids import uniform
 
 TOP = "from dataclasses import dataclass\nfrom enum import Enum\nfrom functools import *\n"
 TOP += "from logging import getLogger\nimport abc, re, torch\n"

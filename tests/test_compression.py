@@ -21,10 +21,10 @@ import halfstep
 from halfstep.cli import main
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.hub.bundled import bundled_students
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
-from halfstep.nets.quantised import plain_tensors, quantise, wide_layers
-from halfstep.nets.sparsified import KINDS, sparsify, zeroed
+from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.models.compression.int8 import plain_tensors, quantise, wide_layers
+from halfstep.models.compression.magnitude_pruning import KINDS, sparsify, zeroed
 from halfstep.pipeline import Pipeline
 from halfstep.progress import SILENT
 from halfstep.workflows.compress import CompressConfig
@@ -189,7 +189,7 @@ def test_what_cannot_be_int8_is_refused():
 
 
 def test_int8_without_torchao_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr("halfstep.nets.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("halfstep.models.compression.int8.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install 'halfstep\\[int8\\]'"):
         quantise(nn.Linear(16, 16))
     own = student()

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from halfstep import build, Cosine, Dataset, Denoiser, distill, Pipeline, TrainingConfig, V
-from halfstep.denoiser import not_trained
+from halfstep.diffusion.denoiser import not_trained
 from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive, Reparameterise, Shrink
-from halfstep.nets import built_again, recipe
-from halfstep.nets.guided import with_guidance
-from halfstep.nets.pruning import shallower
-from halfstep.nets.resizing import resized
+from halfstep.models import built_again, recipe
+from halfstep.models.compression.block_pruning import shallower
+from halfstep.models.uvit.resize import resized
+from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
 from tests.support.runs import rewritten
 

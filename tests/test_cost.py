@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine, Karras, VPLinear
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import _short, Cost, cost, multiply_adds, peak_bytes
-from halfstep.nets import build
+from halfstep.evaluation.metrics.cost import _short, Cost, cost, multiply_adds, peak_bytes
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine, Karras, VPLinear
 from halfstep.schema import build as built, plain
-from halfstep.timegrids import uniform
 from tests.support.denoisers import Wobbly
 from tests.support.progress import Ledger
 
@@ -254,6 +254,6 @@ def test_memory_is_that_of_the_largest_batch_and_time_the_median(monkeypatch):
     assert found.peak_bytes == peak_bytes(wide, "ddim", 2, batch=5)
     assert found.peak_bytes > peak_bytes(wide, "ddim", 2, batch=3)
     clock = iter([0, 8, 100, 102, 200, 212, 300, 303, 400, 405])  # rounds of 8, 2, 12, 3, 5 seconds
-    monkeypatch.setattr("halfstep.evaluation.cost.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("halfstep.evaluation.metrics.cost.time.perf_counter", lambda: next(clock))
     [found] = cost([(pipeline(), "ddim", 1)], batches=(10,), rounds=5)
     assert found.seconds_per_sample == {10: 0.5}

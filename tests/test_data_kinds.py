@@ -19,20 +19,20 @@ from torch.utils.data import (
 )
 
 from halfstep.data import as_data, Dataset, load
-from halfstep.data.collected import collected
-from halfstep.data.streamed import stream
-from halfstep.denoiser import Denoiser
+from halfstep.data.latents.image_stream import stream
+from halfstep.data.sources.torch_dataset import collected
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods import Denoising
-from halfstep.nets import build
-from halfstep.nets.classifiers import refuse_other_classes
+from halfstep.models import build
+from halfstep.models.classifiers.registry import refuse_other_classes
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
 from halfstep.training import train, TrainingConfig
-from halfstep.training.classifiers import judging, train_classifier
-from halfstep.training.knowledge import distill_classifier
-from halfstep.training.reading import read_by
+from halfstep.training.checks.data import read_by
+from halfstep.training.classifiers.api import judging, train_classifier
+from halfstep.training.classifiers.distillation import distill_classifier
 
 # -- latents ---------------------------------------------------------------------------------------
 
@@ -436,7 +436,7 @@ def test_labels_that_lie_are_refused(tmp_path):
 def test_more_than_memory_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", IMAGES.numpy())
     assert len(load(str(tmp_path / "a.npy"))) == 6
-    monkeypatch.setattr("halfstep.data.arrays.memory", lambda: IMAGES.nbytes - 1)
+    monkeypatch.setattr("halfstep.data.sources.arrays.memory", lambda: IMAGES.nbytes - 1)
     with pytest.raises(DataError, match="memory"):
         load(str(tmp_path / "a.npy"))
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from halfstep.batch import Cond
-from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.analytic import Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import ClassifierGuided, Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import sample
-from halfstep.schedules import BetaTable, Cosine, RectifiedFlow
-from halfstep.testing import Mixture, mixture_teacher
-from halfstep.timegrids import uniform
 from tests.support.denoisers import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -5,16 +5,22 @@ import torch
 from torch import nn
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.analytic import gaussian_teacher
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.loss_weighting import (
+    constant,
+    min_snr,
+    snr_plus_one,
+    truncated_snr,
+    WEIGHTINGS,
+)
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Denoising
 from halfstep.methods.base import EDGE, errors, random_times
-from halfstep.methods.denoising import Denoise
-from halfstep.noise import Draw
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.schedules import BetaTable, Cosine, RectifiedFlow
-from halfstep.testing import gaussian_teacher
-from halfstep.weighting import constant, min_snr, snr_plus_one, truncated_snr, WEIGHTINGS
+from halfstep.methods.diffusion.denoising import Denoise
+from halfstep.rng import Draw
 from tests.support.denoisers import named, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")

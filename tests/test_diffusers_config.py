@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import Eps, V, X0, X0AndEps
+from halfstep.diffusion.schedules import BetaTable, Cosine
 from halfstep.errors import ConfigError
-from halfstep.nets import build, fitting, recipe
-from halfstep.nets.guided import with_guidance
-from halfstep.prediction import Eps, V, X0, X0AndEps
-from halfstep.schedules import BetaTable, Cosine
+from halfstep.models import build, fitting, recipe
+from halfstep.models.with_guidance import with_guidance
 from tests.support.networks import TINY
 
 KINDS = {

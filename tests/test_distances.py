@@ -16,8 +16,8 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation import distances
-from halfstep.evaluation.distances import (
+from halfstep.evaluation.metrics import distances
+from halfstep.evaluation.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,

@@ -10,17 +10,17 @@ from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
 from halfstep.errors import CheckpointError, ConfigError, DataError
-from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.recipes import decoupled, hinton, patient_teacher
-from halfstep.methods.terms import HardLabels, SoftTargets
-from halfstep.methods.weights import Linear
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.classifiers_on_disk import load_classifier
-from halfstep.nets.teachers import ROWS, Teachers
-from halfstep.training.jobs import RunOptions
-from halfstep.training.kept_answers import kept_answers, missing
-from halfstep.training.knowledge import distill_classifier
+from halfstep.methods.classifiers.feature_terms import AttentionTransfer, FeatureMatch
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.classifiers.recipes import decoupled, hinton, patient_teacher
+from halfstep.methods.classifiers.terms import HardLabels, SoftTargets
+from halfstep.methods.classifiers.weight_schedules import Linear
+from halfstep.models.classifiers.checkpoint import load_classifier
+from halfstep.models.classifiers.ensemble import ROWS, Teachers
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.training.api import RunOptions
+from halfstep.training.classifiers.distillation import distill_classifier
+from halfstep.training.classifiers.logit_cache import kept_answers, missing
 from halfstep.training.run_folder import RunFolder
 from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
 from tests.support.progress import Ledger

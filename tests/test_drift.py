@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.drift import alarms, drift, measures
+from halfstep.evaluation.metrics.drift import alarms, drift, measures
 from tests.support.denoisers import seeded
 
 SHAPE = (3, 8, 10)

@@ -5,8 +5,8 @@ from torch import nn
 
 from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
+from halfstep.training.distributed import Processes
 from halfstep.training.optimiser import Optimiser
-from halfstep.training.parallel import Processes
 from halfstep.training.update import update
 from tests.support.runs import points
 

@@ -4,14 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError
-from halfstep.nets import build
-from halfstep.noise import sample_noise
-from halfstep.pipeline import Pipeline
-from halfstep.pipeline.given import Given
-from halfstep.prediction import V
-from halfstep.samplers import (
+from halfstep.diffusion.analytic import gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import (
     ancestral,
     ddim,
     dpmpp_2m,
@@ -23,9 +19,13 @@ from halfstep.samplers import (
     start,
     stochastic,
 )
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
-from halfstep.timegrids import uniform
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import uniform
+from halfstep.errors import ConfigError
+from halfstep.models import build
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.image_inputs import Given
+from halfstep.rng import sample_noise
 from tests.support.denoisers import named, SCHEDULES, seeded, wobbly_teacher
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)

@@ -7,21 +7,21 @@ import torch
 from torch import nn
 
 from halfstep.batch import Batch, Cond
-from halfstep.codec import drawn
-from halfstep.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.loss_weighting import snr_plus_one
+from halfstep.diffusion.prediction import Eps, V, Velocity, X0, X0AndEps
+from halfstep.diffusion.samplers import encode, noise_of, sample, start
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import karras, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Encoder, METHODS, Progressive, two_step_target
-from halfstep.methods.progressive import Halve
-from halfstep.nets import build
-from halfstep.noise import sample_noise
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.models import build
+from halfstep.models.codec import drawn
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V, Velocity, X0, X0AndEps
-from halfstep.samplers import encode, noise_of, sample, start
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
-from halfstep.timegrids import karras, uniform
+from halfstep.rng import sample_noise
 from halfstep.training import distill, TrainingConfig
-from halfstep.weighting import snr_plus_one
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.progress import Ledger
 from tests.test_progressive import Affine, Constants, draw_of, gaussian_data, train

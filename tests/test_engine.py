@@ -17,15 +17,15 @@ from halfstep.data import rows
 from halfstep.errors import CheckpointError, ConfigError, NonFinite
 from halfstep.methods import DenoiserOnly, Denoising, Progressive
 from halfstep.methods.base import Objective, Stage
-from halfstep.noise import Draw, key
 from halfstep.pipeline import Pipeline
+from halfstep.rng import Draw, key
 from halfstep.training import distill, Stopped, train, TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
-from halfstep.training.memory import naming_memory
+from halfstep.training.oom import naming_memory
+from halfstep.training.progress import Silent
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.update import micro_batches, step
-from halfstep.training.watch import Silent
 from tests.support.runs import (
     At,
     bits,

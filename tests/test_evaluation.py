@@ -17,7 +17,11 @@ from torch import nn
 import halfstep
 from halfstep import evaluation, storage
 from halfstep.data import load
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import calls
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation import (
     classifier_features,
@@ -27,14 +31,10 @@ from halfstep.evaluation import (
     SampleScorer,
     sampling_floor,
 )
-from halfstep.evaluation.features import load_classifier, save_classifier
-from halfstep.nets import build, Classifier
+from halfstep.evaluation.features.registry import load_classifier, save_classifier
+from halfstep.models import build, Classifier
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
 from halfstep.quiet import quietly
-from halfstep.samplers import calls
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
 
@@ -129,8 +129,8 @@ def test_features_that_are_no_numbers_are_refused(bad):
     [
         "from halfstep.evaluation import frechet_distance as f\n"
         "import torch; assert f(torch.eye(4), torch.eye(4)) < 1e-9",
-        "from halfstep.nets import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
-        "from halfstep.samplers.schedulers import fitting; assert fitting()",
+        "from halfstep.models import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
+        "from halfstep.diffusion.samplers.diffusers_schedulers import fitting; assert fitting()",
     ],
     ids=["distances", "networks", "schedulers"],
 )

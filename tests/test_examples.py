@@ -11,7 +11,7 @@ import torch
 
 import halfstep
 from halfstep import Cosine, Denoiser, Pipeline, V
-from halfstep.samplers import ddim, heun
+from halfstep.diffusion.samplers import ddim, heun
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

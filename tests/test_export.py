@@ -14,16 +14,16 @@ import torch
 
 import halfstep
 from halfstep import storage
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.schedules import Cosine, RectifiedFlow, VPLinear
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import load_classifier
+from halfstep.evaluation.features.registry import load_classifier
 from halfstep.hub.bundled import bundled_students, bundled_teacher
-from halfstep.nets import build
-from halfstep.noise import sample_noise
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.program import export_program, walked
-from halfstep.prediction import Eps, V
-from halfstep.schedules import Cosine, RectifiedFlow, VPLinear
+from halfstep.pipeline.torch_export import export_program, walked
+from halfstep.rng import sample_noise
 from halfstep.storage import rounded
 from halfstep.workflows.export import ExportConfig
 from halfstep.workflows.model_card import plain

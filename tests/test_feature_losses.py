@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
-from halfstep.losses import attention_transfer, feature_match
+from halfstep.methods.losses import attention_transfer, feature_match
 
 
 def made(*shape, seed=0):

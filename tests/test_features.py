@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from halfstep import storage
 from halfstep.data import Dataset, load
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation import feature_networks, scorer
-from halfstep.evaluation.feature_networks import EfficientNetLite0, Inception, resized, SqueezeNet
-from halfstep.evaluation.features import (
+from halfstep.evaluation import scorer
+from halfstep.evaluation.features import networks
+from halfstep.evaluation.features.networks import EfficientNetLite0, Inception, resized, SqueezeNet
+from halfstep.evaluation.features.registry import (
     classifier_features,
     digest_of,
     digits_features,
@@ -26,7 +27,7 @@ from halfstep.evaluation.features import (
     save_classifier,
 )
 from halfstep.evaluation.scorer import features_for
-from halfstep.nets import Classifier
+from halfstep.models import Classifier
 from tests.support.denoisers import seeded
 
 
@@ -87,7 +88,7 @@ def test_a_classifier_is_found_in_its_folder_and_in_its_run(tmp_path):
         ("inception", "read from a file: write inception:FILE"),
         ("no.such:thing", "there is no module 'no'"),
         ("halfstep.evaluation.nothing:f", "there is no module 'halfstep.evaluation.nothing'"),
-        ("halfstep.evaluation.features:feature", "perhaps you meant 'features'"),
+        ("halfstep.evaluation.features.registry:feature", "perhaps you meant 'features'"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_a_suggestion(name, said):
@@ -121,7 +122,7 @@ def test_a_place_that_is_empty_is_named(name, tmp_path):
 )
 def test_a_package_that_is_not_installed_is_named(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(feature_networks, "find_spec", lambda name: None)
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"not installed: run pip install {package}, or") as said:
         features(name)
     assert "\n" not in str(said.value)

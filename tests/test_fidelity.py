@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V, X0
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.schedules import Cosine, RectifiedFlow
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.fidelity import (
+from halfstep.evaluation.metrics.fidelity import (
     fidelity,
     grid_cost,
     learning_error,
     paired_rmse,
     worst_pairs,
 )
-from halfstep.noise import sample_noise
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V, X0
-from halfstep.samplers import sample
-from halfstep.schedules import Cosine, RectifiedFlow
-from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.timegrids import uniform
+from halfstep.rng import sample_noise
 from tests.support.denoisers import seeded, Wobbly
 
 SHAPE = (3, 4, 6)

@@ -385,11 +385,11 @@ IN_OTHER_LOCALES = """
 import json, sys
 from pathlib import Path
 from halfstep import files, storage
-from halfstep.config.presets import preset_names
+from halfstep.config.preset_files import preset_names
 from halfstep.config.toml import from_file
 from halfstep.training.run_config import write_config
 from halfstep.workflows.options import Source
-from halfstep.data.captions import read_captions
+from halfstep.data.latents.captions import read_captions
 from halfstep.report.templates import write_page
 from halfstep.training.run_folder import RunFolder
 

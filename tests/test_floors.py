@@ -93,8 +93,8 @@ def test_there_is_something_to_read():
 @pytest.mark.parametrize(
     "home, source, sees",
     [
-        ("schedules", "from halfstep.prediction import V", "floor 1"),
-        ("denoiser", "import halfstep.samplers.walk", "floor 3"),
+        ("schedules", "from halfstep.diffusion.prediction import V", "floor 1"),
+        ("denoiser", "import halfstep.diffusion.samplers.sample", "floor 3"),
         ("training", "from halfstep.evaluation import features", "evaluation"),
         ("training", "def f():\n    from halfstep import cli", "floor 9"),
         ("nets", "from halfstep.data import digits", "data"),
@@ -112,7 +112,10 @@ def test_climbing_is_seen(home, source, sees):
 @pytest.mark.parametrize(
     "home, source",
     [
-        ("methods", "from halfstep.denoiser import Denoiser\nimport halfstep.samplers"),
+        (
+            "methods",
+            "from halfstep.diffusion.denoiser import Denoiser\nimport halfstep.diffusion.samplers",
+        ),
         ("methods", "from halfstep.methods.base import Stage"),
         ("cli", "from halfstep.version import __version__\nimport torch\nimport halfstepping"),
     ],

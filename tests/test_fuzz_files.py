@@ -20,13 +20,13 @@ from PIL import Image
 from halfstep import storage
 from halfstep.cli import main
 from halfstep.config.toml import from_file
-from halfstep.data import cifar10
-from halfstep.data.captions import read_captions
-from halfstep.data.latents import open_latents
+from halfstep.data.latents.captions import read_captions
+from halfstep.data.latents.dataset import open_latents
+from halfstep.data.sources import cifar10
 from halfstep.errors import HalfstepError
-from halfstep.nets.autoencoder import KLCodec, load_codec
-from halfstep.nets.classifiers_on_disk import load_classifier
-from halfstep.nets.text import load_texts
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
+from halfstep.models.classifiers.checkpoint import load_classifier
+from halfstep.models.text_encoders import load_texts
 from halfstep.schema import SEAL, sealed
 from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import halfstep.cli
 from halfstep.cli import main
-from halfstep.cli.demo import Demo
-from halfstep.cli.distill import options_for
-from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.report import Report
+from halfstep.cli.commands.demo import Demo
+from halfstep.cli.commands.distill import options_for
+from halfstep.cli.commands.evaluate import Evaluate
+from halfstep.cli.commands.report import Report
 from halfstep.config.fields import options_of
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
@@ -245,7 +245,7 @@ def brief(monkeypatch, tmp_path_factory):
     def begin(*_, **__):
         raise Began
 
-    monkeypatch.setattr("halfstep.cli.demo.load", begin)
+    monkeypatch.setattr("halfstep.cli.commands.demo.load", begin)
 
 
 @pytest.mark.parametrize("words", MAIN)

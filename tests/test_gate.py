@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.analytic import gaussian_teacher
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import arriving, Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError, DataError
 from halfstep.evaluation import (
     Features,
@@ -20,18 +24,14 @@ from halfstep.evaluation import (
     SampleScorer,
     sampling_floor,
 )
-from halfstep.evaluation.distance_intervals import raw_frechet_ratio
 from halfstep.evaluation.gate import decide, Decision, fewest_steps, said, within
 from halfstep.evaluation.gate_meter import AgainstData, Meter, TeacherSource
-from halfstep.evaluation.intervals import drawn, quantiles
+from halfstep.evaluation.metrics.bootstrap import drawn, quantiles
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.methods import Progressive
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import arriving, Cosine
 from halfstep.schema import SEAL
-from halfstep.testing import gaussian_teacher
-from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
 from tests.support.runs import halve, job, points

@@ -12,9 +12,9 @@ from torch import nn
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
-from halfstep.nets import Adapter, build, recipe
-from halfstep.nets.guidance import adding, guidance_features, GuidanceEmbedding
-from halfstep.nets.guided import with_guidance
+from halfstep.models import Adapter, build, recipe
+from halfstep.models.guidance_embedding import adding, guidance_features, GuidanceEmbedding
+from halfstep.models.with_guidance import with_guidance
 from tests.support.networks import TINY
 from tests.test_nets import data, ROWS, tiny
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.analytic import Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.schedules import BetaTable, Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.methods import two_step_target
-from halfstep.methods.guided import AnyScale, MatchGuided, random_scales
-from halfstep.methods.progressive import Halve
-from halfstep.noise import Draw
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import sample
-from halfstep.schedules import BetaTable, Cosine
-from halfstep.testing import Mixture, mixture_teacher
-from halfstep.timegrids import uniform
-from halfstep.weighting import constant, snr_plus_one, truncated_snr
+from halfstep.methods.diffusion.guided import AnyScale, MatchGuided, random_scales
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.rng import Draw
 from tests.support.denoisers import named, SCHEDULES, seeded, Wobbly
 
 pytestmark = pytest.mark.usefixtures("float64")

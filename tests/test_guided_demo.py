@@ -8,9 +8,9 @@ from importlib.resources import files
 import pytest
 
 from halfstep.cli import main
-from halfstep.cli.demo import Demo
+from halfstep.cli.commands.demo import Demo
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
-from halfstep.methods.guided import GuidedOptions
+from halfstep.methods.diffusion.guided import GuidedOptions
 
 SCALES, COUNTS = (1.0, 1.3, 2.0, 3.0), (8, 4, 2, 1)
 NUMBERS = {

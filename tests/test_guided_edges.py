@@ -12,17 +12,17 @@ from PIL import Image
 from halfstep import distill, Pipeline
 from halfstep.batch import Cond
 from halfstep.data import load
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import fitting, PREFIX
+from halfstep.diffusion.schedules import Cosine, VPLinear
 from halfstep.errors import ConfigError, DataError
 from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation, Progressive
-from halfstep.methods.guided import GuidedOptions
-from halfstep.nets import build
-from halfstep.pipeline.walks import draws_noise, NAMES
-from halfstep.prediction import V
-from halfstep.samplers import fitting, PREFIX
-from halfstep.schedules import Cosine, VPLinear
-from halfstep.training.jobs import RunOptions
+from halfstep.methods.diffusion.guided import GuidedOptions
+from halfstep.models import build
+from halfstep.pipeline.samplers import draws_noise, NAMES
+from halfstep.training.api import RunOptions
 from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher
 

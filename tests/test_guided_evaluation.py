@@ -10,7 +10,11 @@ from torch import nn
 
 from halfstep.batch import Cond
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.analytic import Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation import (
     Candidates,
@@ -20,30 +24,26 @@ from halfstep.evaluation import (
     Gate,
     SampleScorer,
 )
-from halfstep.evaluation.cost import calls_of
-from halfstep.evaluation.distance_intervals import raw_frechet_interval, raw_frechet_ratio
-from halfstep.evaluation.fidelity import paired_rmse
 from halfstep.evaluation.gate_meter import TeacherSource
 from halfstep.evaluation.gate_metrics import GuidedTeacherRatio, Inputs
-from halfstep.evaluation.guided import (
+from halfstep.evaluation.guided_comparison import (
     GuidedCandidates,
     GuidedEvaluation,
     scales_of,
     slider_scales,
     table_scales,
 )
-from halfstep.evaluation.intervals import drawn
+from halfstep.evaluation.metrics.bootstrap import drawn
+from halfstep.evaluation.metrics.cost import calls_of
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval, raw_frechet_ratio
+from halfstep.evaluation.metrics.fidelity import paired_rmse
 from halfstep.evaluation.report_data import GuidedTable
 from halfstep.evaluation.report_rows import teacher_rows
 from halfstep.evaluation.sample_cache import chunks, identity
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.report.guided_verdict import guided_verdict
-from halfstep.schedules import Cosine
+from halfstep.report.words.guided_verdict import guided_verdict
 from halfstep.schema import build as built, plain
-from halfstep.testing import Mixture, mixture_teacher
-from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.evidence import gather
 from tests.support.progress import Ledger

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.analytic import mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.schedules import BetaTable, Cosine
 from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive
-from halfstep.methods.reparameterise import Reparameterise
-from halfstep.nets import build, recipe
+from halfstep.methods.diffusion.reparameterise import Reparameterise
+from halfstep.models import build, recipe
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V
-from halfstep.schedules import BetaTable, Cosine
-from halfstep.testing import mixture_teacher
 from halfstep.training import distill, TrainingConfig
 from tests.support.denoisers import seeded
 from tests.support.networks import TINY
@@ -68,7 +68,7 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
 
 
 def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
-    pytest.importorskip("halfstep.evaluation.guided")
+    pytest.importorskip("halfstep.evaluation.guided_comparison")
     cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
     few = ("--data", "l", "--updates", 2, "--batch-size", 4, "--device", "cpu")
     cli("train", "denoiser", *few, "--labels", "--drop-labels", 0.3, "--out", "t", *NET)

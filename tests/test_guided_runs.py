@@ -8,22 +8,22 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.analytic import Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.loss_weighting import snr_plus_one, truncated_snr
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.schedules import BetaTable, Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, GuidedDistillation, METHODS, Progressive
-from halfstep.methods.guided import AnyScale, at_any_scale, GuidedOptions, MatchGuided
-from halfstep.methods.progressive import Halve
-from halfstep.nets import build, recipe
-from halfstep.noise import Draw, sample_noise
+from halfstep.methods.diffusion.guided import AnyScale, at_any_scale, GuidedOptions, MatchGuided
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.models import build, recipe
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V
-from halfstep.samplers import sample
-from halfstep.schedules import BetaTable, Cosine
-from halfstep.testing import Mixture, mixture_teacher
-from halfstep.timegrids import uniform
+from halfstep.rng import Draw, sample_noise
 from halfstep.training import distill, TrainingConfig
 from halfstep.training.denoisers import stages_of
-from halfstep.weighting import snr_plus_one, truncated_snr
 from tests.support.denoisers import seeded
 from tests.support.networks import TINY
 from tests.support.runs import job

@@ -9,7 +9,7 @@ import pytest
 
 from halfstep.cli import main, PAGES, VERBS
 from halfstep.cli.names import OTHER_NAMES, refuse_unknown
-from halfstep.cli.options import parse
+from halfstep.cli.parse import parse
 from halfstep.config.fields import all_options, options_of
 from halfstep.errors import ConfigError
 from tests.support.help_pages import EXAMPLES, KINDS, MATTER, page

@@ -8,8 +8,9 @@ import scipy.linalg
 import torch
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation import distance_intervals, distances
-from halfstep.evaluation.distance_intervals import (
+from halfstep.evaluation.metrics import distance_bootstrap, distances
+from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
+from halfstep.evaluation.metrics.distance_bootstrap import (
     frechet_interval,
     frechet_ratio,
     kernel_interval,
@@ -17,14 +18,13 @@ from halfstep.evaluation.distance_intervals import (
     raw_frechet_interval,
     raw_frechet_ratio,
 )
-from halfstep.evaluation.distances import (
+from halfstep.evaluation.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
     kernel_form,
     precision_recall,
 )
-from halfstep.evaluation.intervals import basic_bootstrap, Interval
 from tests.support.denoisers import seeded
 from tests.test_distances import gaussian_kernel_distance, normal
 
@@ -211,8 +211,8 @@ def test_above_128_dimensions_24_are_computed(monkeypatch):
         next(count)
         return real_one(*sets)
 
-    real_one = distance_intervals.frechet_of_factors
-    monkeypatch.setattr(distance_intervals, "frechet_of_factors", counted)
+    real_one = distance_bootstrap.frechet_of_factors
+    monkeypatch.setattr(distance_bootstrap, "frechet_of_factors", counted)
     a, b = normal(40, 129, 1), normal(50, 129, 2)
     assert frechet_interval(a, b).value == pytest.approx(frechet_distance(a, b), rel=1e-9)
     assert next(count) == 24
@@ -237,7 +237,7 @@ def test_the_influence_is_the_derivative_by_a_rows_weight(n, m, size):
         root = np.atleast_2d(scipy.linalg.sqrtm(one[1] @ two[1])).real
         return ((one[0] - two[0]) ** 2).sum() + np.trace(one[1] + two[1] - 2 * root)
 
-    value, *influences = distance_intervals._influence(a, b)
+    value, *influences = distance_bootstrap._influence(a, b)
     x, y = a.numpy(), b.numpy()
     plain = weighed(x, np.ones(n)), weighed(y, np.ones(m))
     assert value == pytest.approx(distance(*plain), rel=1e-7)
@@ -363,10 +363,10 @@ def test_the_kernel_interval_covers_and_a_plain_bootstrap_does_not():
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_half_is_looked_at_as_if_the_rest_had_never_been(k, monkeypatch):
-    for module in (distances, distance_intervals):
+    for module in (distances, distance_bootstrap):
         monkeypatch.setattr(module, "ROWS", 13)
     real, fake = normal(90, 3, 1), 0.8 * normal(70, 3, 2) + 0.3
-    balls = distance_intervals._Balls(real, fake, k)
+    balls = distance_bootstrap._Balls(real, fake, k)
     for seed in range(20):
         rows, points = (torch.rand(n, generator=seeded(seed)) < 0.5 for n in (90, 70))
         assert balls.share(rows, points) == precision_recall(real[rows], fake[points], k=k)[0]

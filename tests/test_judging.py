@@ -315,7 +315,7 @@ def test_a_report_is_written_again_to_the_same_bytes(digits, cli):
 
 
 def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
-    from halfstep.cli import evaluate
+    from halfstep.cli.commands import evaluate
 
     shutil.copytree(moons, "t")
     asked, whole = [], evaluate.evaluate

@@ -10,21 +10,27 @@ from PIL import Image
 from torch import nn
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.classification import score_classifier
-from halfstep.methods.classification import Classification
-from halfstep.methods.feature_terms import FeatureMatch, Relational
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.recipes import patient_teacher, recipe
-from halfstep.methods.terms import distinct, HardLabels, JensenShannon, LogitMatch, SoftTargets
-from halfstep.methods.weights import Linear
-from halfstep.nets.classifiers import build_classifier, class_names
-from halfstep.nets.classifiers_on_disk import initialise, load_classifier, save_classifier
-from halfstep.nets.preprocessing import Preprocessing
-from halfstep.nets.quantised import quantise
-from halfstep.nets.teachers import Teachers
-from halfstep.training.classifiers import classified, judging, train_classifier
-from halfstep.training.jobs import RunOptions
-from halfstep.training.kept_answers import kept_answers
+from halfstep.evaluation.metrics.classification import score_classifier
+from halfstep.methods.classifiers.feature_terms import FeatureMatch, Relational
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.classifiers.recipes import patient_teacher, recipe
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.methods.classifiers.terms import (
+    distinct,
+    HardLabels,
+    JensenShannon,
+    LogitMatch,
+    SoftTargets,
+)
+from halfstep.methods.classifiers.weight_schedules import Linear
+from halfstep.models.classifiers.checkpoint import initialise, load_classifier, save_classifier
+from halfstep.models.classifiers.ensemble import Teachers
+from halfstep.models.classifiers.preprocessing import Preprocessing
+from halfstep.models.classifiers.registry import build_classifier, class_names
+from halfstep.models.compression.int8 import quantise
+from halfstep.training.api import RunOptions
+from halfstep.training.classifiers.api import classified, judging, train_classifier
+from halfstep.training.classifiers.logit_cache import kept_answers
 from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
 from tests.support.runs import refused

@@ -7,9 +7,9 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.data import confident_rows, Dataset
-from halfstep.data.labels import some_of_each
+from halfstep.data.label_subsets import some_of_each
 from halfstep.errors import ConfigError, DataError
-from halfstep.training.reading import read_by
+from halfstep.training.checks.data import read_by
 from tests.support.denoisers import seeded
 from tests.support.runs import teacher
 

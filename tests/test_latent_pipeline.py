@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, Guided, NetTime
+from halfstep.diffusion.denoiser import Denoiser, Guided, NetTime
+from halfstep.diffusion.loss_weighting import constant
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
+from halfstep.diffusion.schedules import Cosine, VPLinear
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly
-from halfstep.methods.denoising import Denoise, Denoising
-from halfstep.nets import build
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import Draw
+from halfstep.methods.diffusion.denoising import Denoise, Denoising
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V
-from halfstep.samplers import sample
-from halfstep.samplers.published import SAMPLER_PRESETS
-from halfstep.schedules import Cosine, VPLinear
-from halfstep.timegrids import uniform
-from halfstep.weighting import constant
+from halfstep.rng import Draw
 
 TOKENS, WIDTH = 5, 6
 NET = dict(img_size=[4, 6], patch_size=2, in_chans=3, embed_dim=16, depth=2, num_heads=2)
@@ -291,7 +291,7 @@ def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
     assert x.isfinite().all() and not torch.allclose(x, pipe.sample(3, seed=2, sampler="ddim"))
     assert torch.equal(x[1:], pipe.sample(2, seed=2, first=1))  # noise too is the image's own
     if name != "euler-maruyama":
-        from halfstep.noise import sample_noise
+        from halfstep.rng import sample_noise
 
         times = SAMPLER_PRESETS[name].grid(4, schedule)
         step = SAMPLER_PRESETS[name].step(4, schedule, lambda like, step: like)

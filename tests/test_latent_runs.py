@@ -8,20 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.data.encoding import Layout, write_latents
-from halfstep.data.latents import Contexts, Latents, open_latents, Shards
-from halfstep.data.streamed import stream
-from halfstep.denoiser import Denoiser
+from halfstep.data.latents.dataset import Contexts, Latents, open_latents, Shards
+from halfstep.data.latents.encoding import Layout, write_latents
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.evaluation import scorer
-from halfstep.evaluation.features import Features
+from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.setups import Evaluation
-from halfstep.nets import build
-from halfstep.nets.autoencoder import KLCodec
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
-from halfstep.training.reading import notes, read_by
+from halfstep.training.checks.data import notes, read_by
 from tests.support.progress import Ledger
 
 CODEC = dict(

@@ -22,14 +22,16 @@ from torch import nn
 from halfstep import storage
 from halfstep.batch import Cond
 from halfstep.cli import main
-from halfstep.data import Dataset, folder as folders, load, shards
-from halfstep.data.encoding import Captions, Layout, write_latents
-from halfstep.data.latents import open_latents
-from halfstep.data.shards import Shards
-from halfstep.data.streamed import AHEAD, Folder, Held, Source, stream
+from halfstep.data import Dataset, load
+from halfstep.data.latents import shards
+from halfstep.data.latents.dataset import open_latents
+from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.image_stream import AHEAD, Folder, Held, Source, stream
+from halfstep.data.latents.shards import Shards
+from halfstep.data.sources import image_folder as folders
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import Draw
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.rng import Draw
 from halfstep.workflows.locate import codec_of
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger

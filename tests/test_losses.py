@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from halfstep.losses import (
+from halfstep.methods.losses import (
     centred,
     decoupled,
     dist,

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from halfstep import losses
 from halfstep.errors import ConfigError, DataError
+from halfstep.methods import losses
 
 B, C = 5, 3
 Y = torch.tensor([2, 0, 1, 1, 0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from halfstep import losses
+from halfstep.methods import losses
 
 B, C = 5, 4
 S, T = (torch.randn(B, C, generator=torch.Generator().manual_seed(k)).double() for k in (1, 2))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation import memorisation as module
-from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.memorisation import memorisation, nearest
+from halfstep.evaluation.metrics import memorisation as module
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.memorisation import memorisation, nearest
 from tests.support.denoisers import seeded
 
 SHAPE = (1, 3, 4)

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
-from halfstep.methods.progressive import Halve
-from halfstep.nets import Adapter, build, Classifier, infer_config, NETS, recipe
-from halfstep.nets.modes import evaluating
-from halfstep.noise import Draw
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.models import Adapter, build, Classifier, infer_config, NETS, recipe
+from halfstep.models.eval_mode import evaluating
+from halfstep.rng import Draw
 from tests.support.networks import TINY
 
 # Every backbone through the one call
@@ -140,7 +140,7 @@ def test_conditions_that_a_net_does_not_read_are_refused(name):
 def test_importing_the_nets_imports_no_diffusers():
     """Nor does building one of our own that is no model of diffusers."""
     code = (
-        "import sys; from halfstep.nets import build, UViTNet; build('mlp', {}); "
+        "import sys; from halfstep.models import build, UViTNet; build('mlp', {}); "
         "sys.exit('diffusers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -7,7 +7,7 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError
-from halfstep.noise import Draw, key, sample_noise
+from halfstep.rng import Draw, key, sample_noise
 from tests.support.denoisers import seeded
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from halfstep.errors import ConfigError
 from halfstep.methods import Progressive
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.optimiser import Optimiser

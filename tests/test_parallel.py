@@ -13,14 +13,14 @@ import torch
 
 import halfstep
 from halfstep import storage
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.methods import Progressive, Shrink
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
-from halfstep.training.parallel import pick_device, Processes
+from halfstep.training.distributed import pick_device, Processes
 from halfstep.training.run_folder import RunFolder
 from tests.support.runs import bits, Doubled, everything, halve, points, teacher
 

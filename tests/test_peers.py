@@ -11,17 +11,17 @@ import torch
 from torch.distributed import HashStore
 
 from halfstep.cli.commands.distill_classifier import main as knowledge
+from halfstep.cli.commands.gate_options import GateOptions
 from halfstep.cli.commands.train_classifier import main as classifier
-from halfstep.cli.gate_options import GateOptions
-from halfstep.cli.runs import _typed
+from halfstep.cli.console.run_lines import _typed
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError, HalfstepError, Stopped
 from halfstep.evaluation.gate import Gate
 from halfstep.methods import Progressive
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.classifiers_on_disk import save_classifier
-from halfstep.training import parallel, peers
-from halfstep.training.parallel import Processes
+from halfstep.models.classifiers.checkpoint import save_classifier
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.training import distributed, peers
+from halfstep.training.distributed import Processes
 from halfstep.training.peers import Board, launched, refuse_others, versions
 from tests.support.runs import halve, job, points, teacher
 
@@ -202,7 +202,7 @@ class TestTogether:
         at_once(lambda: mine.meet({}), lambda: other.meet({}))
         processes, parted = Processes("cpu"), []
         processes.world, processes._board = 2, mine
-        monkeypatch.setattr(parallel, "_part", lambda *given: parted.append(given))
+        monkeypatch.setattr(distributed, "_part", lambda *given: parted.append(given))
         return processes, other, parted
 
     def fail(self, processes, error):
@@ -256,7 +256,7 @@ class TestTogether:
     def test_no_run_begins_after_they_parted(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
-        monkeypatch.setattr(parallel, "_parted", ["damaged"])
+        monkeypatch.setattr(distributed, "_parted", ["damaged"])
         with pytest.raises(HalfstepError, match="parted"):
             Processes("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from halfstep.errors import ConfigError, DataError
-from halfstep.report.pictures import (
+from halfstep.report.images.png import (
     quality_curve,
     same_seeds,
     save_grid,

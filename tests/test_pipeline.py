@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halfstep import storage
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import PARAMETERISATIONS, V
+from halfstep.diffusion.samplers import ancestral, sample
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError, DataError
-from halfstep.nets import build
-from halfstep.noise import sample_noise
+from halfstep.models import build
 from halfstep.pipeline import from_description, Pipeline, schedule_from
-from halfstep.prediction import PARAMETERISATIONS, V
-from halfstep.samplers import ancestral, sample
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.timegrids import uniform
+from halfstep.rng import sample_noise
 from tests.support.denoisers import named, READS
 from tests.support.progress import Ledger
 from tests.support.runs import rewritten

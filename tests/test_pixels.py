@@ -5,35 +5,35 @@ import torch
 from torch import nn
 
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser
-from halfstep.errors import ConfigError, DataError, HalfstepError
-from halfstep.evaluation import digits_features, SampleScorer
-from halfstep.evaluation.drift import measures
-from halfstep.evaluation.features import Features
-from halfstep.evaluation.fidelity import learning_error, square_errors
-from halfstep.evaluation.memorisation import nearest
-from halfstep.evaluation.statistics import data_features, fingerprint
-from halfstep.methods.autoencoding import psnr
-from halfstep.nets import build
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.nets.classifier import Classifier
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.preprocessing import Preprocessing
-from halfstep.nets.teachers import Teachers
-from halfstep.pipeline import Pipeline
-from halfstep.pixels import scaled
-from halfstep.prediction import V
-from halfstep.report.pictures import to_uint8
-from halfstep.samplers import (
+from halfstep.diffusion.analytic import gaussian_teacher
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import (
     encode as encode_by,
     inpainting,
     noised,
     sample as sample_by,
     scheduled,
 )
-from halfstep.schedules import Cosine
-from halfstep.testing import gaussian_teacher
-from halfstep.timegrids import uniform
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
+from halfstep.errors import ConfigError, DataError, HalfstepError
+from halfstep.evaluation import digits_features, SampleScorer
+from halfstep.evaluation.features.cache import data_features, fingerprint
+from halfstep.evaluation.features.registry import Features
+from halfstep.evaluation.metrics.drift import measures
+from halfstep.evaluation.metrics.fidelity import learning_error, square_errors
+from halfstep.evaluation.metrics.memorisation import nearest
+from halfstep.methods.autoencoding import psnr
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.models.classifiers.ensemble import Teachers
+from halfstep.models.classifiers.feature_cnn import Classifier
+from halfstep.models.classifiers.preprocessing import Preprocessing
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.pipeline import Pipeline
+from halfstep.pixels import scaled
+from halfstep.report.images.png import to_uint8
 from tests.support.denoisers import seeded
 
 N, SHAPE = 9, (1, 8, 8)

@@ -130,7 +130,7 @@ from pathlib import Path
 import torch
 
 import halfstep
-from halfstep.training.jobs import RunOptions
+from halfstep.training.api import RunOptions
 
 torch.manual_seed(0)
 data = halfstep.Dataset(torch.rand(40, 2) * 2 - 1)
@@ -185,8 +185,8 @@ def print_loaded():
 
 """
 PICTURES = """
-import halfstep.data.digits
-import halfstep.report.pictures
+import halfstep.data.sources.digits
+import halfstep.report.images.png
 
 print_loaded()
 """

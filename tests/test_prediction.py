@@ -4,9 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from halfstep.diffusion.prediction import (
+    Eps,
+    PARAMETERISATIONS,
+    Prediction,
+    V,
+    Velocity,
+    X0,
+    X0AndEps,
+)
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, Level, RectifiedFlow
 from halfstep.errors import ConfigError
-from halfstep.prediction import Eps, PARAMETERISATIONS, Prediction, V, Velocity, X0, X0AndEps
-from halfstep.schedules import BetaTable, Cosine, Karras, Level, RectifiedFlow
 from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")

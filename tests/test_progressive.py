@@ -7,7 +7,21 @@ import torch
 from torch import nn
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.samplers import sample, start
+from halfstep.diffusion.schedules import (
+    arriving,
+    BetaTable,
+    Cosine,
+    Karras,
+    Level,
+    RectifiedFlow,
+    VPLinear,
+)
+from halfstep.diffusion.time_grids import grid, karras, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import (
     DenoiserOnly,
@@ -17,14 +31,8 @@ from halfstep.methods import (
     Stochastic,
     two_step_target,
 )
-from halfstep.methods.progressive import forgiven, Halve, on_grid, shares
-from halfstep.noise import Draw
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import sample, start
-from halfstep.schedules import arriving, BetaTable, Cosine, Karras, Level, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
-from halfstep.timegrids import grid, karras, uniform
-from halfstep.weighting import constant, snr_plus_one, truncated_snr
+from halfstep.methods.diffusion.progressive import forgiven, Halve, on_grid, shares
+from halfstep.rng import Draw
 from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")

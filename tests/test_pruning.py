@@ -5,11 +5,18 @@ import torch
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
-from halfstep.nets import build, recipe
-from halfstep.nets.blocks import blocks_of, comparable, extras_of, widths_of
-from halfstep.nets.carried import carry, teachers_name
-from halfstep.nets.pruning import evenly, one_drop, pairs_of, partners, shallower, worthiest
-from halfstep.nets.watched import put_out
+from halfstep.models import build, recipe
+from halfstep.models.compression.block_pruning import (
+    evenly,
+    one_drop,
+    pairs_of,
+    partners,
+    shallower,
+    worthiest,
+)
+from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
+from halfstep.models.compression.unet_transfer import carry, teachers_name
+from halfstep.models.hooks import put_out
 from tests.support.networks import nothing, UNET
 
 UVIT = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import halfstep
-from halfstep import testing
+from halfstep.diffusion import analytic
+from halfstep.diffusion.prediction import Parameterisation
+from halfstep.diffusion.schedules import Schedule
 from halfstep.methods import Method
-from halfstep.prediction import Parameterisation
-from halfstep.schedules import Schedule
 
 AT_MOST = 50
 
@@ -124,7 +124,7 @@ def test_a_folders_own_list_holds(folder):
 
 
 def test_the_analytic_teachers_are_documented():
-    for name, thing in vars(testing).items():
-        own = getattr(thing, "__module__", "") == "halfstep.testing"
+    for name, thing in vars(analytic).items():
+        own = getattr(thing, "__module__", "") == "halfstep.diffusion.analytic"
         if own and not name.startswith("_") and callable(thing):
             assert thing.__doc__, name

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 from halfstep.batch import Cond
-from halfstep.cli.options import parse
+from halfstep.cli.parse import parse
 from halfstep.data import Dataset, load
-from halfstep.data.encoding import write_latents
-from halfstep.data.streamed import stream
-from halfstep.denoiser import Guided
+from halfstep.data.latents.encoding import write_latents
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import Guided
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.hub.published import load_published, PUBLISHED
-from halfstep.nets import fitting, UViT
-from halfstep.nets.autoencoder import KLCodec, load_codec
-from halfstep.nets.text import load_texts
+from halfstep.hub.uvit import load_published, PUBLISHED
+from halfstep.models import fitting, UViT
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
+from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
 from halfstep.schema import literals
 from halfstep.workflows.new_pipeline import fresh_pipeline

@@ -7,6 +7,7 @@ import torch
 
 import halfstep
 from halfstep import QualityGate
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Features
 from halfstep.evaluation.gate_meter import TeacherSource
@@ -22,9 +23,8 @@ from halfstep.methods import (
     Shrink,
 )
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import uniform
 from halfstep.training import Silent
-from halfstep.training.gates import IdentifiedGate
+from halfstep.training.gate_protocol import IdentifiedGate
 from tests.support.runs import job, points, teacher, TRAINING
 
 FEW = {"samples": 16, "full_steps": 16}

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError, DataError
-from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.reconstruction import (
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.reconstruction import (
     Originals,
     reconstructed,
     reconstructions,
@@ -28,10 +31,7 @@ from halfstep.evaluation.report_data import (
     RunSummary,
 )
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
 from halfstep.report.page import render
-from halfstep.schedules import Cosine
-from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
 

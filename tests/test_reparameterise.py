@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.analytic import gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.loss_weighting import constant, snr, snr_plus_one, WEIGHTINGS
+from halfstep.diffusion.prediction import Eps, V, X0, X0AndEps
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Progressive, Reparameterise
-from halfstep.methods.reparameterise import Match
-from halfstep.noise import Draw
-from halfstep.prediction import Eps, V, X0, X0AndEps
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_teacher, Mixture, mixture_teacher
-from halfstep.weighting import constant, snr, snr_plus_one, WEIGHTINGS
+from halfstep.methods.diffusion.reparameterise import Match
+from halfstep.rng import Draw
 from tests.support.denoisers import Counted, named, seeded, Wobbly, wobbly_teacher
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -12,9 +12,21 @@ import pytest
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation import Interval
-from halfstep.report import grids, page, verdict as words
-from halfstep.report.numbers import big, DASH, exact, figure, MINUS, percent, places, ratio, seconds
+from halfstep.report import page
+from halfstep.report.images import grids
 from halfstep.report.page import render, write
+from halfstep.report.words import verdict as words
+from halfstep.report.words.numbers import (
+    big,
+    DASH,
+    exact,
+    figure,
+    MINUS,
+    percent,
+    places,
+    ratio,
+    seconds,
+)
 from tests.support.browser import needs_chromium, opened
 from tests.support.evidence import evidence, measured, pictures, rows_of, typed
 
@@ -293,7 +305,7 @@ def test_a_long_training_stays_small_and_keeps_its_extremes():
     ]
     found = evidence() | {"training": lines}
     assert len(render(typed(found))) < 250_000
-    from halfstep.report.curves import _pieces
+    from halfstep.report.plots.curves import _pieces
 
     [(_, rows)] = _pieces(typed(found).training)
     assert len(rows) <= 160 and max(row[3] for row in rows) == 2.0

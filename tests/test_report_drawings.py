@@ -8,10 +8,10 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from halfstep.report import svg
-from halfstep.report.curves import quality, ReferenceLine, Series
-from halfstep.report.figures import figures
-from halfstep.report.svg import INK
+from halfstep.report.plots import svg
+from halfstep.report.plots.curves import quality, ReferenceLine, Series
+from halfstep.report.plots.figures import figures
+from halfstep.report.plots.svg import INK
 from tests.support.evidence import rows_of, typed
 from tests.support.pages import different, spread
 

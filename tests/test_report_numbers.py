@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from halfstep.report import page
-from halfstep.report.numbers import DASH, MINUS
 from halfstep.report.page import render
-from halfstep.report.sizes import sizes
+from halfstep.report.plots.sizes import sizes
 from halfstep.report.slider import render as sliders
+from halfstep.report.words.numbers import DASH, MINUS
 from tests.support.evidence import evidence, guided_pictures, pictures, rows_of, typed
 from tests.support.pages import different, says, spread, tables
 

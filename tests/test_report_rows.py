@@ -10,24 +10,27 @@ from torch import nn
 
 from halfstep.batch import Cond
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import calls
+from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, Evaluation, Features, SampleScorer
-from halfstep.evaluation.distance_intervals import kernel_interval, precision_recall_intervals
-from halfstep.evaluation.distances import sampling_floor
-from halfstep.evaluation.fidelity import grid_cost, learning_error, worst_pairs
+from halfstep.evaluation.metrics.distance_bootstrap import (
+    kernel_interval,
+    precision_recall_intervals,
+)
+from halfstep.evaluation.metrics.distances import sampling_floor
+from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.report_rows import teacher_rows as measured_rows
 from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
 from halfstep.evaluation.sample_sets import SampleSet
 from halfstep.evaluation.setups import counted, most_steps, Setup, TIMED, walkable
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
 from halfstep.report.page import render
-from halfstep.samplers import calls
-from halfstep.schedules import BetaTable, Cosine, RectifiedFlow, VPLinear
 from halfstep.schema import plain
-from halfstep.timegrids import uniform
 from tests.support.denoisers import seeded
 from tests.support.evidence import evidence, gather, typed
 from tests.support.progress import Ledger

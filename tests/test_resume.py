@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import halfstep.training.asked as asked
+import halfstep.training.run_identity as asked
 from halfstep import files, storage
 from halfstep.cli import main
 from halfstep.errors import CheckpointError, ConfigError

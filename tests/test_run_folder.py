@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from halfstep import RunFolder, storage
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import digest_of
-from halfstep.timegrids import uniform
 from tests.support.runs import halve
 
 

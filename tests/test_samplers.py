@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import ConfigError
-from halfstep.noise import sample_noise
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import (
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.samplers import (
     ancestral,
     calls,
     ddim,
@@ -26,9 +25,17 @@ from halfstep.samplers import (
     STEPS,
     TimePoint,
 )
-from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
-from halfstep.timegrids import karras, uniform
+from halfstep.diffusion.schedules import (
+    arriving,
+    BetaTable,
+    Cosine,
+    Karras,
+    RectifiedFlow,
+    VPLinear,
+)
+from halfstep.diffusion.time_grids import karras, uniform
+from halfstep.errors import ConfigError
+from halfstep.rng import sample_noise
 from tests.support.denoisers import Counted, fine_flow, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.progress import Ledger
 

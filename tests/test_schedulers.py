@@ -7,15 +7,23 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser, Guided
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.prediction import Eps, V, X0
+from halfstep.diffusion.samplers import (
+    calls,
+    ddim,
+    diffusers_schedulers,
+    dpmpp_2m,
+    fitting,
+    sample,
+    scheduled,
+)
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import karras, trailing, uniform, uniform_logsnr
 from halfstep.errors import ConfigError
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, V, X0
-from halfstep.samplers import calls, ddim, dpmpp_2m, fitting, sample, scheduled, schedulers
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.timegrids import karras, trailing, uniform, uniform_logsnr
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, STOCHASTIC, wobbly_teacher
 from tests.support.progress import Ledger
 
@@ -57,7 +65,7 @@ def test_the_names_are_those_that_diffusers_has():
 
 
 def test_diffusers_is_imported_only_where_it_is_used():
-    tree = ast.parse(inspect.getsource(schedulers))
+    tree = ast.parse(inspect.getsource(diffusers_schedulers))
     tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert tops and not any("diffusers" in ast.unparse(node) for node in tops)
 
@@ -346,5 +354,5 @@ def test_one_generator_a_sample():
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_a_trial_knows_where_the_exact_flow_ends_from_wherever_it_begins(name, begin):
     times = uniform(100, start=begin)
-    assert schedulers._tried(name, Cosine(), times) < 0.05
-    assert schedulers._tried(name, VPLinear(), times) < 0.05
+    assert diffusers_schedulers._tried(name, Cosine(), times) < 0.05
+    assert diffusers_schedulers._tried(name, VPLinear(), times) < 0.05

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from halfstep.errors import ConfigError
-from halfstep.schedules import (
+from halfstep.diffusion.schedules import (
     arriving,
     BetaTable,
     Cosine,
@@ -17,6 +16,7 @@ from halfstep.schedules import (
     SCHEDULES,
     VPLinear,
 )
+from halfstep.errors import ConfigError
 from tests.support.denoisers import named, SCHEDULES as ALL, seeded
 
 NAN = float("nan")

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from halfstep.errors import ConfigError
-from halfstep.samplers import (
+from halfstep.diffusion.analytic import gaussian_teacher, mixture_teacher
+from halfstep.diffusion.samplers import (
     calls,
     euler_maruyama,
     ModelOutput,
@@ -15,10 +15,10 @@ from halfstep.samplers import (
     start,
     TimePoint,
 )
-from halfstep.samplers.sde import _drift_and_diffusion
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_teacher, mixture_teacher
-from halfstep.timegrids import uniform, uniform_landing
+from halfstep.diffusion.samplers.sde import _drift_and_diffusion
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import uniform, uniform_landing
+from halfstep.errors import ConfigError
 from tests.support.denoisers import Counted, named, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -9,22 +9,22 @@ import torch
 from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.prediction import Prediction, V
+from halfstep.diffusion.schedules import BetaTable, Cosine, Level
 from halfstep.errors import ConfigError
 from halfstep.methods import Chain, DenoiserOnly, GuidedDistillation, METHODS, Progressive, Shrink
 from halfstep.methods.base import errors
-from halfstep.methods.guided import AnyScale
-from halfstep.methods.imitation import feature_error, Matched, mixed_target
-from halfstep.methods.plan import ChainOptions
-from halfstep.nets import build, recipe
-from halfstep.nets.watched import bare
-from halfstep.noise import Draw
+from halfstep.methods.diffusion.chain import ChainOptions
+from halfstep.methods.diffusion.guided import AnyScale
+from halfstep.methods.diffusion.imitation import feature_error, Matched, mixed_target
+from halfstep.models import build, recipe
+from halfstep.models.hooks import bare
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Prediction, V
-from halfstep.schedules import BetaTable, Cosine, Level
+from halfstep.rng import Draw
 from halfstep.training import distill, TrainingConfig
 from halfstep.training.denoisers import resolve, stages_of
-from halfstep.weighting import WEIGHTINGS
 from tests.support.denoisers import seeded
 from tests.support.networks import nothing, UNET
 from tests.support.progress import Ledger
@@ -380,8 +380,8 @@ def test_the_score_is_measured_on_data_and_kept():
 
 def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
     """Data that lies class by class: the first rows would be of one class."""
-    monkeypatch.setattr("halfstep.methods.block_scores.ROWS", 6)
-    monkeypatch.setattr("halfstep.methods.block_scores.BATCH", 4)
+    monkeypatch.setattr("halfstep.methods.diffusion.block_scores.ROWS", 6)
+    monkeypatch.setattr("halfstep.methods.diffusion.block_scores.BATCH", 4)
     whole, seen = data(), []
 
     class Noted(type(whole)):

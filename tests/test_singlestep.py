@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser, NetTime
-from halfstep.errors import ConfigError
-from halfstep.prediction import Eps, Prediction
-from halfstep.samplers import (
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps, Prediction
+from halfstep.diffusion.samplers import (
     calls,
     dpm_fast,
     dpmpp_3s,
@@ -21,9 +21,16 @@ from halfstep.samplers import (
     start,
     TimePoint,
 )
-from halfstep.schedules import arriving, BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.timegrids import checked, fast, orders, uniform
+from halfstep.diffusion.schedules import (
+    arriving,
+    BetaTable,
+    Cosine,
+    Karras,
+    RectifiedFlow,
+    VPLinear,
+)
+from halfstep.diffusion.time_grids import checked, fast, orders, uniform
+from halfstep.errors import ConfigError
 from tests.support.denoisers import Counted, fine_flow, named, seeded
 
 SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]

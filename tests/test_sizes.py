@@ -9,26 +9,12 @@ from PIL import Image
 
 from halfstep import capacity
 from halfstep.data import load
-from halfstep.data.streamed import stream
-from halfstep.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
-from halfstep.errors import ConfigError
-from halfstep.evaluation import digits_features, Evaluation
-from halfstep.evaluation.gate import Gate
-from halfstep.evaluation.scorer import scorer_for
-from halfstep.methods import Denoising, GuidedDistillation, Progressive, Shrink
-from halfstep.methods.guided import GuidedOptions
-from halfstep.methods.plan import ChainOptions
-from halfstep.nets import build
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.nets.classifiers import build_classifier
-from halfstep.nets.sizes import refuse_sizes
-from halfstep.nets.sparsified import check_share
-from halfstep.nets.uvit import UViT
-from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.samplers import ancestral
-from halfstep.schedules import Cosine
-from halfstep.timegrids import (
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.samplers import ancestral
+from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.time_grids import (
     checked,
     fast,
     karras,
@@ -38,8 +24,22 @@ from halfstep.timegrids import (
     uniform_landing,
     uniform_logsnr,
 )
+from halfstep.errors import ConfigError
+from halfstep.evaluation import digits_features, Evaluation
+from halfstep.evaluation.gate import Gate
+from halfstep.evaluation.scorer import scorer_for
+from halfstep.methods import Denoising, GuidedDistillation, Progressive, Shrink
+from halfstep.methods.diffusion.chain import ChainOptions
+from halfstep.methods.diffusion.guided import GuidedOptions
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.models.classifiers.registry import build_classifier
+from halfstep.models.compression.magnitude_pruning import check_share
+from halfstep.models.limits import refuse_sizes
+from halfstep.models.uvit.model import UViT
+from halfstep.pipeline import Pipeline
 from halfstep.training import train, TrainingConfig
-from halfstep.training.jobs import RunOptions
+from halfstep.training.api import RunOptions
 from halfstep.workflows.train_codec import CodecOptions, fresh_codec
 from tests.support.runs import halve, points, refused
 
@@ -334,7 +334,7 @@ def test_images_that_no_memory_holds_are_not_read(channels, tmp_path, monkeypatc
     monkeypatch.setattr(capacity, "memory", lambda: 3 * 4 * 4 * (channels or 3) - 1)
     with pytest.raises(ConfigError, match="3 images"):
         load(str(tmp_path), channels=channels)
-    monkeypatch.setattr("halfstep.data.folder.read", None)
+    monkeypatch.setattr("halfstep.data.sources.image_folder.read", None)
     monkeypatch.setattr(capacity, "memory", lambda: 2**20)
     with pytest.raises(ConfigError, match="3 images"):
         load(str(tmp_path), size=most + 1, channels=channels)

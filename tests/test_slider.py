@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from halfstep import storage
-from halfstep.cli.report import report
+from halfstep.cli.commands.report import report
 from halfstep.errors import ConfigError, DataError
 from halfstep.report import page, slider
-from halfstep.report.guided import guided_pictures as shown, guided_view
-from halfstep.report.numbers import DASH
+from halfstep.report.guided_table import guided_pictures as shown, guided_view
 from halfstep.report.slider import render, write
+from halfstep.report.words.numbers import DASH
 from tests.support.browser import needs_chromium, opened
 from tests.support.evidence import (
     evidence,

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from halfstep.batch import Batch, Cond
-from halfstep.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
+from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.samplers import calls, ModelOutput, sample, start, stochastic, TimePoint
+from halfstep.diffusion.schedules import arriving, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import karras, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import (
     DenoiserOnly,
@@ -18,18 +24,12 @@ from halfstep.methods import (
     Stochastic,
     two_step_target,
 )
-from halfstep.methods.progressive import Halve
-from halfstep.methods.stochastic import HalveJumps
-from halfstep.nets import build
-from halfstep.noise import Draw, sample_noise
+from halfstep.methods.diffusion.progressive import Halve
+from halfstep.methods.diffusion.stochastic import HalveJumps
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import Eps, Prediction, V, X0
-from halfstep.samplers import calls, ModelOutput, sample, start, stochastic, TimePoint
-from halfstep.schedules import arriving, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher
-from halfstep.timegrids import karras, uniform
+from halfstep.rng import Draw, sample_noise
 from halfstep.training import distill, TrainingConfig
-from halfstep.weighting import constant, snr_plus_one, truncated_snr
 from tests.support.denoisers import Counted, named, SCHEDULES, seeded, Wobbly, wobbly_teacher
 from tests.test_progressive import draw_of, gaussian_data, train, zero_student
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from halfstep.cli import tables
-from halfstep.cli.columns import Columns, print_wide
 from halfstep.cli.commands.compress import print_classifiers
-from halfstep.cli.progress import terminal
-from halfstep.evaluation.classification import Scores
-from halfstep.evaluation.intervals import Interval
+from halfstep.cli.console import tables
+from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.progress import terminal
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.classification import Scores
 from halfstep.workflows.compress_classifiers import CompressedClassifier
 from halfstep.workflows.model_card import _lines
 from tests.support.evidence import evidence, rows_of, typed

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from halfstep.data import Dataset
+from halfstep.diffusion.time_grids import grid, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Encoder, Progressive, Reparameterise, Stochastic
-from halfstep.timegrids import grid, uniform
 from halfstep.training.denoisers import refuse_teacher, stages_of
 from tests.test_guided_runs import points, run, SMALL, teacher_of
 

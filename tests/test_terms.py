@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from halfstep import losses
 from halfstep.batch import Batch, Cond
 from halfstep.errors import ConfigError, DataError
-from halfstep.methods.feature_terms import AttentionTransfer, FeatureMatch, Relational
-from halfstep.methods.knowledge import Distil, KnowledgeDistillation
-from halfstep.methods.recipes import (
+from halfstep.methods import losses
+from halfstep.methods.classifiers.feature_terms import AttentionTransfer, FeatureMatch, Relational
+from halfstep.methods.classifiers.knowledge import Distil, KnowledgeDistillation
+from halfstep.methods.classifiers.recipes import (
     decoupled,
     deit_hard,
     dist,
@@ -27,7 +27,7 @@ from halfstep.methods.recipes import (
     standardised,
     tang,
 )
-from halfstep.methods.terms import (
+from halfstep.methods.classifiers.terms import (
     Decoupled,
     Dist,
     HardDistillation,
@@ -37,8 +37,8 @@ from halfstep.methods.terms import (
     SoftTargets,
     Term,
 )
-from halfstep.methods.weights import Linear, parsed, warmup, weight_at
-from halfstep.nets.teachers import Teachers
+from halfstep.methods.classifiers.weight_schedules import Linear, parsed, warmup, weight_at
+from halfstep.models.classifiers.ensemble import Teachers
 
 T = torch.tensor([[4, 1, 0, -1, -2], [0, 3, 1, 0, -1], [2, 2, -1, 0, 1]], dtype=torch.float64)
 S = torch.tensor([[1, 2, 0.5, 0, -1], [1, 1, 1, 0, 0], [3, 0, 0, 1, -2]], dtype=torch.float64)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.prediction import Eps
-from halfstep.schedules import Cosine, Karras, RectifiedFlow
-from halfstep.testing import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, Mixture, mixture_teacher
+from halfstep.diffusion.prediction import Eps
+from halfstep.diffusion.schedules import Cosine, Karras, RectifiedFlow
 from tests.support.denoisers import named, READS, SCHEDULES, seeded
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-import halfstep.nets.text
+import halfstep.models.text_encoders
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets.text import load_texts
+from halfstep.models.text_encoders import load_texts
 from tests.support.texts import (
     A,
     CAT,
@@ -274,7 +274,7 @@ def test_the_digest_names_the_states(folder):
 
 def test_without_transformers_one_sentence(clip_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    runpy.run_path(halfstep.nets.text.__file__)  # imports without it
+    runpy.run_path(halfstep.models.text_encoders.__file__)  # imports without it
     with pytest.raises(ConfigError, match=r"not installed: run pip install 'halfstep\[text\]'"):
         load_texts(clip_folder, tokens=6)
 

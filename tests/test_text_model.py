@@ -7,19 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.data.captions import read_captions
-from halfstep.data.encoding import Captions, Layout, write_latents
-from halfstep.data.latents import open_latents
-from halfstep.data.streamed import stream
-from halfstep.denoiser import Denoiser
+from halfstep.data.latents.captions import read_captions
+from halfstep.data.latents.dataset import open_latents
+from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.methods import Denoising
-from halfstep.nets import build
-from halfstep.nets.autoencoder import KLCodec, load_codec
-from halfstep.nets.text import load_texts
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
+from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
 from halfstep.training import RunOptions, train, TrainingConfig
 from tests.support.denoisers import seeded
 from tests.support.texts import clip

@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from halfstep.errors import ConfigError
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.timegrids import (
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import (
     checked,
     fast,
     grid,
@@ -17,6 +16,7 @@ from halfstep.timegrids import (
     uniform_landing,
     uniform_logsnr,
 )
+from halfstep.errors import ConfigError
 from tests.support.denoisers import named
 
 SMOOTH = [Cosine(), VPLinear(), Karras()]  # the straight schedule has infinite ends

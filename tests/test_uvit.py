@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfstep.nets import UViT
-from halfstep.nets.sinusoid import sinusoid
+from halfstep.models import UViT
+from halfstep.models.time_embedding import sinusoid
 from tests.support.uvit import cases, error, LABELLED, probe, PROBES, SMALL, wave
 
 # Arguments, tensors, parameters and 10^9 multiply-adds of the published configurations.

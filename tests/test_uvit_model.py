@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
-from halfstep.nets import build, infer_config, recipe, UViT, UViTNet
-from halfstep.nets.attention import FORMS
+from halfstep.models import build, infer_config, recipe, UViT, UViTNet
+from halfstep.models.uvit.attention import FORMS
 from tests.support.uvit import cases, error, LABELLED, probe, PROBES, SMALL, TEXT, wave
 
 

@@ -14,25 +14,26 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from halfstep import methods, TrainingConfig
-from halfstep.cli.gate_options import GateOptions
+from halfstep.cli.commands.gate_options import GateOptions
 from halfstep.config.validate import describe, is_valid, shown, validate, Validated
 from halfstep.data import Augmentation
-from halfstep.data.encoding import Layout
-from halfstep.denoiser import NetTime
+from halfstep.data.latents.encoding import Layout
+from halfstep.diffusion.denoiser import NetTime
+from halfstep.diffusion.schedules import SCHEDULES
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Evaluation
 from halfstep.evaluation.gate_metrics import GuidedTeacherRatio
 from halfstep.evaluation.quality_gate import QualityGate
-from halfstep.methods import KnowledgeDistillation, Progressive, Shrink, terms
+from halfstep.methods import KnowledgeDistillation, Progressive, Shrink
 from halfstep.methods.autoencoding import Autoencoding
-from halfstep.methods.classification import Classification
-from halfstep.methods.feature_terms import FeatureMatch
-from halfstep.methods.guided import GuidedOptions
-from halfstep.methods.plan import ChainOptions
-from halfstep.methods.terms import SoftTargets, Term
-from halfstep.methods.weights import Linear
-from halfstep.nets.preprocessing import Preprocessing
-from halfstep.schedules import SCHEDULES
+from halfstep.methods.classifiers import terms
+from halfstep.methods.classifiers.feature_terms import FeatureMatch
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.methods.classifiers.terms import SoftTargets, Term
+from halfstep.methods.classifiers.weight_schedules import Linear
+from halfstep.methods.diffusion.chain import ChainOptions
+from halfstep.methods.diffusion.guided import GuidedOptions
+from halfstep.models.classifiers.preprocessing import Preprocessing
 
 METHODS = [getattr(methods, name) for name in methods.__all__]
 METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.denoiser import Denoiser, Guided
+from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
+from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.samplers import fitting, PREFIX, SAMPLER_PRESETS, scheduled, start, STEPS
+from halfstep.diffusion.samplers.step_checks import astray
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.walks import check_walk, draws_noise, NAMES, teacher_grid, walk
-from halfstep.prediction import Eps, V
-from halfstep.samplers import fitting, PREFIX, SAMPLER_PRESETS, scheduled, start, STEPS
-from halfstep.samplers.trials import astray
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
-from halfstep.testing import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.timegrids import karras, uniform, uniform_logsnr
+from halfstep.pipeline.samplers import check_walk, draws_noise, NAMES, teacher_grid, walk
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64

@@ -4,12 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser, level_of, NetTime
-from halfstep.methods.base import errors
-from halfstep.methods.progressive import two_step_target
-from halfstep.prediction import Prediction, V, X0
-from halfstep.schedules import Cosine
-from halfstep.weighting import (
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.loss_weighting import (
     constant,
     min_snr,
     snr,
@@ -18,6 +14,10 @@ from halfstep.weighting import (
     vanishes,
     WEIGHTINGS,
 )
+from halfstep.diffusion.prediction import Prediction, V, X0
+from halfstep.diffusion.schedules import Cosine
+from halfstep.methods.base import errors
+from halfstep.methods.diffusion.progressive import two_step_target
 from tests.support.denoisers import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from halfstep.cli.progress import counting
+from halfstep.cli.console.progress import counting
 from halfstep.data import Data
 from halfstep.methods import Method
 from halfstep.pipeline import Pipeline
 from halfstep.training.denoisers import resolve
-from halfstep.training.parallel import pick_device
+from halfstep.training.distributed import pick_device
 from halfstep.workflows.options import Where
 
 

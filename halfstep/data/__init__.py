@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 
 from halfstep.data.augment import Augmentation
-from halfstep.data.collected import collected
 from halfstep.data.dataset import Dataset
-from halfstep.data.labels import confident_rows
-from halfstep.data.latents import is_latents, Latents, open_latents, read_about
-from halfstep.data.order import rows
+from halfstep.data.epoch_order import rows
+from halfstep.data.label_subsets import confident_rows
+from halfstep.data.latents.dataset import is_latents, Latents, open_latents, read_about
+from halfstep.data.sources.torch_dataset import collected
 from halfstep.errors import ConfigError, DataError, unknown
 from halfstep.progress import Progress, SILENT
 
@@ -41,7 +41,7 @@ def load(
     verify: bool = False,
     progress: Progress = SILENT,
 ) -> Data:
-    """The data of that name or place, checked; names win over places (write ./digits for a folder).
+    """The data of that name or place, checked; names win over places (write ./digits for a image_folder).
 
     spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, an .npy or
                .npz file, or a folder of latents that `halfstep latents` wrote
@@ -52,7 +52,7 @@ def load(
     flip       training mirrors images at random
     split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
     verify     compare the checksums of all files of latents, not of those alone that were written since
-    progress   told of every image of a folder, or every file of latents whose checksum is compared
+    progress   told of every image of a image_folder, or every file of latents whose checksum is compared
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:
@@ -97,7 +97,7 @@ def refuse_other_shape(
     elif len(shape) != 3 or shape[0] not in (1, 3) or channels not in (None, shape[0]):
         found = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
     else:
-        from halfstep.data.folder import side_of
+        from halfstep.data.sources.image_folder import side_of
 
         side = size or side_of(place)
         found = [shape[0], side, side] if side else list(shape)
@@ -136,11 +136,11 @@ def _source(
             f"{spec} has no split '{split}', it is one whole: leave split out, or name other data"
         )
     if spec == "digits":
-        from halfstep.data import digits
+        from halfstep.data.sources import digits
 
         return digits.load()
     if spec == "two-moons":
-        from halfstep.data import toy
+        from halfstep.data.sources import toy
 
         return toy.two_moons()
     place = Path(spec).expanduser()
@@ -153,10 +153,10 @@ def _source(
 
 def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:
     if name == "cifar10":
-        from halfstep.data import cifar10
+        from halfstep.data.sources import cifar10
 
         return cifar10.load(place, split)
-    from halfstep.data import fashion_mnist
+    from halfstep.data.sources import fashion_mnist
 
     return fashion_mnist.load(place, split, size)
 
@@ -168,12 +168,12 @@ def _placed(
     progress: Progress,
 ) -> Dataset:
     if place.is_dir():
-        from halfstep.data import folder
+        from halfstep.data.sources import image_folder
 
-        return folder.load(place, size, channels, progress)
+        return image_folder.load(place, size, channels, progress)
     if place.suffix.lower() not in (".npy", ".npz"):
         raise DataError(f"{place} is no data set: give a folder of images, an .npy or an .npz file")
-    from halfstep.data import arrays
+    from halfstep.data.sources import arrays
 
     data = arrays.load(place, channels)
     arrays.check_classes(data, place)

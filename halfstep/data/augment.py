@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from halfstep.config.validate import Seed, Validated
 from halfstep.errors import ConfigError, unknown
-from halfstep.noise import Draw, key
+from halfstep.rng import Draw, key
 
 Parameters = dict[str, Tensor]
 """What was drawn for some images, one row each."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.config.validate import Share, validate
 from halfstep.data.augment import Augmentation
-from halfstep.data.labels import NONE, some_of_each
+from halfstep.data.label_subsets import NONE, some_of_each
 from halfstep.errors import DataError
 from halfstep.identity import sha256_of
-from halfstep.noise import Draw, key
 from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
+from halfstep.rng import Draw, key
 
 
 @dataclass(frozen=True, eq=False)

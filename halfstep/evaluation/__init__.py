@@ -1,15 +1,15 @@
 """Evaluation: quality against real data, fidelity to the teacher, drift, cost; and the quality gate."""
 
 from halfstep.evaluation.comparable import Measured
-from halfstep.evaluation.distances import frechet_distance, sampling_floor
-from halfstep.evaluation.features import classifier_features, digits_features, Features
+from halfstep.evaluation.features.cache import cache_folder, data_features
+from halfstep.evaluation.features.registry import classifier_features, digits_features, Features
 from halfstep.evaluation.gate import Gate
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.report_data import Report, Row
 from halfstep.evaluation.report_rows import measure
 from halfstep.evaluation.sample_sets import SampleScorer, Score
 from halfstep.evaluation.setups import Candidates, Evaluation
-from halfstep.evaluation.statistics import cache_folder, data_features
 
 __all__ = [
     "Candidates",

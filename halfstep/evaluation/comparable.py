@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import Features
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.features.registry import Features
+from halfstep.evaluation.metrics.bootstrap import Interval
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import SamplingSetup
-from halfstep.evaluation.fidelity import paired_rmse
+from halfstep.evaluation.metrics.cost import SamplingSetup
+from halfstep.evaluation.metrics.fidelity import paired_rmse
 from halfstep.evaluation.report_data import Compressed, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
-from halfstep.nets.quantised import plain_tensors
-from halfstep.nets.sparsified import zeroed
+from halfstep.models.compression.int8 import plain_tensors
+from halfstep.models.compression.magnitude_pruning import zeroed
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import read_description
 

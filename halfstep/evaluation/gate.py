@@ -12,7 +12,7 @@ from typing import Any
 from halfstep import storage
 from halfstep.config.validate import is_valid, shown, validate
 from halfstep.errors import ConfigError
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.identity import digest_of
 from halfstep.methods.base import student_name
 from halfstep.training.gate_record import read_gate, Tried, Verdict

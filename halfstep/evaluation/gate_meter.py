@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import batches
-from halfstep.evaluation.distance_intervals import raw_frechet_ratio
-from halfstep.evaluation.intervals import Interval
+from halfstep.diffusion.time_grids import grid
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.evaluation.sample_cache import chunks, Samples
 from halfstep.evaluation.sample_sets import NONE, SampleScorer, SampleSet
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
-from halfstep.timegrids import grid
 
 Showing = Callable[[str], AbstractContextManager[Progress]]
 """Opens the progress of a piece of work, whose title it is given."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import Features
+from halfstep.evaluation.features.cache import cache_folder, fingerprint
+from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.gate_meter import (
     AgainstData,
     AgainstTeacher,
@@ -21,12 +22,11 @@ from halfstep.evaluation.gate_meter import (
     silent,
     TeacherSource,
 )
-from halfstep.evaluation.guided import table_scales
+from halfstep.evaluation.guided_comparison import table_scales
 from halfstep.evaluation.sample_cache import identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.scorer import captions_of, real_images, scorer_for
 from halfstep.evaluation.setups import Evaluation
-from halfstep.evaluation.statistics import cache_folder, fingerprint
 from halfstep.pipeline import Pipeline
 
 HIGHEST = 3.0

@@ -10,19 +10,19 @@ from annotated_types import Ge
 
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data, Latents
+from halfstep.diffusion.time_grids import Steps
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import Features
+from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
 from halfstep.evaluation.gate_meter import Meter, Showing, silent, TeacherSource
 from halfstep.evaluation.gate_metrics import DataRatio, GuidedTeacherRatio, Inputs
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.scorer import features_for, refuse_samples
 from halfstep.evaluation.setups import FULL_STEPS, SampleCount
 from halfstep.methods import Progressive
 from halfstep.methods.base import Method
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import Steps
-from halfstep.training.parallel import pick_device
+from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
 
 MOST = 8

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from halfstep import files, storage
 from halfstep.config.validate import Count
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.evaluation.cost import Cost
-from halfstep.evaluation.drift import Drift
-from halfstep.evaluation.fidelity import Fidelity
 from halfstep.evaluation.gate import Decision
-from halfstep.evaluation.intervals import Interval
-from halfstep.evaluation.memorisation import Memorisation
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.cost import Cost
+from halfstep.evaluation.metrics.drift import Drift
+from halfstep.evaluation.metrics.fidelity import Fidelity
+from halfstep.evaluation.metrics.memorisation import Memorisation
 from halfstep.schema import build, plain, UNWRITTEN, Wrong
 
 FORMAT = 2

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.evaluation.compressed import as_trained, compressed, with_students_work
-from halfstep.evaluation.cost import cost
-from halfstep.evaluation.fidelity import grid_cost, learning_error
-from halfstep.evaluation.guided import GuidedEvaluation
+from halfstep.evaluation.features.cache import fingerprint
+from halfstep.evaluation.guided_comparison import GuidedEvaluation
+from halfstep.evaluation.metrics.cost import cost
+from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error
 from halfstep.evaluation.report_data import GuidedTable, Measurement, Pictures, Row, Split
 from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row, sheets
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
@@ -29,7 +30,6 @@ from halfstep.evaluation.setups import (
     teacher_setups,
     TIMED,
 )
-from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 

@@ -8,22 +8,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfstep.evaluation.cost import calls_of
-from halfstep.evaluation.distance_intervals import (
+from halfstep.evaluation.metrics.bootstrap import basic_bootstrap
+from halfstep.evaluation.metrics.cost import calls_of
+from halfstep.evaluation.metrics.distance_bootstrap import (
     frechet_interval,
     kernel_interval,
     precision_recall_intervals,
     raw_frechet_interval,
 )
-from halfstep.evaluation.distances import inception_score
-from halfstep.evaluation.drift import Drift, drift
-from halfstep.evaluation.fidelity import fidelity, worst_pairs
-from halfstep.evaluation.intervals import basic_bootstrap
-from halfstep.evaluation.memorisation import Memorisation, memorisation
+from halfstep.evaluation.metrics.distances import inception_score
+from halfstep.evaluation.metrics.drift import Drift, drift
+from halfstep.evaluation.metrics.fidelity import fidelity, worst_pairs
+from halfstep.evaluation.metrics.memorisation import Memorisation, memorisation
 from halfstep.evaluation.report_data import Distances, Pictures, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import Setup
-from halfstep.pipeline.walks import draws_noise
+from halfstep.pipeline.samplers import draws_noise
 
 ROWS_A_FEATURE = 10
 """Samples a feature below which the interval of the true Fréchet distance means nothing."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from halfstep.batch import batches
 from halfstep.errors import ConfigError
-from halfstep.evaluation.cost import calls_of, SamplingSetup
-from halfstep.evaluation.distance_intervals import raw_frechet_ratio
-from halfstep.evaluation.distances import frechet_distance, sampling_floor
-from halfstep.evaluation.features import Features
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.features.registry import Features
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
+from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, Dataset, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features import Features, features as named_features
+from halfstep.evaluation.features.cache import cache_folder, data_features
+from halfstep.evaluation.features.registry import Features, features as named_features
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Evaluation
-from halfstep.evaluation.statistics import cache_folder, data_features
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data
+from halfstep.diffusion.samplers import calls, PREFIX, SAMPLER_PRESETS, STEPS
+from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
-from halfstep.evaluation.cost import calls_of, SamplingSetup
+from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.report_data import Sampled
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.walks import check_walk
-from halfstep.samplers import calls, PREFIX, SAMPLER_PRESETS, STEPS
-from halfstep.timegrids import Steps, Times
+from halfstep.pipeline.samplers import check_walk
 
 MOST = 10_000_000
 """Samples per score: two hundred times as many as papers take."""

@@ -1,7 +1,7 @@
 """Models that exist already: published weights of others, and the small ones that come with halfstep."""
 
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
-from halfstep.hub.published import load_published, PUBLISHED, Published
+from halfstep.hub.uvit import load_published, PUBLISHED, Published
 
 __all__ = [
     "PUBLISHED",

@@ -1,15 +1,15 @@
 """Methods: one file per paper or idea.  `METHODS` lists those that `halfstep distill` offers."""
 
 from halfstep.methods.base import DenoiserOnly, Method, Objective, PipelineLike, Stage, StagePlan
-from halfstep.methods.denoising import Denoising
-from halfstep.methods.encoder import Encoder
-from halfstep.methods.guided import GuidedDistillation
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.plan import Chain
-from halfstep.methods.progressive import Progressive, two_step_target
-from halfstep.methods.reparameterise import Reparameterise
-from halfstep.methods.shrink import Shrink
-from halfstep.methods.stochastic import Stochastic
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.diffusion.chain import Chain
+from halfstep.methods.diffusion.denoising import Denoising
+from halfstep.methods.diffusion.encoder import Encoder
+from halfstep.methods.diffusion.guided import GuidedDistillation
+from halfstep.methods.diffusion.progressive import Progressive, two_step_target
+from halfstep.methods.diffusion.reparameterise import Reparameterise
+from halfstep.methods.diffusion.shrink import Shrink
+from halfstep.methods.diffusion.stochastic import Stochastic
 
 METHODS: dict[str, type[Method]] = {
     "progressive": Progressive,

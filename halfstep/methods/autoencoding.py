@@ -11,9 +11,9 @@ from halfstep.batch import Batch
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.errors import DataError
 from halfstep.methods.base import Objective, Stage
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import Draw
+from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pixels import as_floats
+from halfstep.rng import Draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch
 from halfstep.data import Data
-from halfstep.denoiser import Teacher
+from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.schedules import Schedule
+from halfstep.diffusion.time_grids import on_schedule, Times
 from halfstep.errors import ConfigError
-from halfstep.noise import Draw
-from halfstep.prediction import Prediction
 from halfstep.progress import Progress, SILENT
-from halfstep.schedules import Schedule
-from halfstep.timegrids import on_schedule, Times
+from halfstep.rng import Draw
 
 EDGE = 2.0**-24
 """Continuous times stay this far from 0 and 1, where some level is infinite."""

@@ -11,12 +11,12 @@ from torch import nn
 
 from halfstep import storage
 from halfstep.config.validate import is_valid
-from halfstep.denoiser import Denoiser, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import PARAMETERISATIONS
+from halfstep.diffusion.schedules import Schedule, SCHEDULES
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
-from halfstep.nets import build, recipe
-from halfstep.nets.quantised import quantised_again
-from halfstep.prediction import PARAMETERISATIONS
-from halfstep.schedules import Schedule, SCHEDULES
+from halfstep.models import build, recipe
+from halfstep.models.compression.int8 import quantised_again
 from halfstep.schema import held, known, Wrong
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.batch import batches, Cond
 from halfstep.capacity import refuse_too_large
-from halfstep.codec import Codec, Texts
 from halfstep.config.validate import (
     Count,
     CountOrNone,
@@ -22,13 +21,15 @@ from halfstep.config.validate import (
     validate,
     Validated,
 )
-from halfstep.denoiser import Denoiser, Denoises, Guided
+from halfstep.diffusion.denoiser import Denoiser, Denoises, Guided
+from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
+from halfstep.diffusion.time_grids import checked, on_schedule, Steps, Times
 from halfstep.errors import CheckpointError, ConfigError, unknown
-from halfstep.nets.quantised import fill, plain_tensors
-from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
-from halfstep.nets.resizing import resized
-from halfstep.noise import sample_noise
-from halfstep.pipeline.conditions import condition, same_states
+from halfstep.models.codec import Codec, Texts
+from halfstep.models.compression.int8 import fill, plain_tensors
+from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
+from halfstep.models.uvit.resize import resized
+from halfstep.pipeline.conditioning import condition, same_states
 from halfstep.pipeline.description import (
     codec_file,
     described,
@@ -37,8 +38,8 @@ from halfstep.pipeline.description import (
     FORMAT,
     of_file,
 )
-from halfstep.pipeline.given import check_noise, given, latents_of, read_images
-from halfstep.pipeline.walks import (
+from halfstep.pipeline.image_inputs import check_noise, given, latents_of, read_images
+from halfstep.pipeline.samplers import (
     check_counts,
     check_edit,
     check_sampler,
@@ -50,8 +51,7 @@ from halfstep.pipeline.walks import (
 )
 from halfstep.pixels import as_floats
 from halfstep.progress import expected, Progress, SILENT
-from halfstep.samplers.encode import encode, refuse_blind_to_noise
-from halfstep.timegrids import checked, on_schedule, Steps, Times
+from halfstep.rng import sample_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +382,7 @@ class Pipeline(Validated):
         pipeline = from_description(about, net=net, source=f"'{stem}.json'")
         pipeline = replace(pipeline, empty=tensors.pop("empty", None))
         if about.get("codec") is not None:
-            from halfstep.nets.autoencoder import load_codec  # which needs diffusers
+            from halfstep.models.autoencoder.kl import load_codec  # which needs diffusers
 
             if codec_file(Path(folder)) != {k: v for k, v in about["codec"].items() if k == "file"}:
                 raise CheckpointError(

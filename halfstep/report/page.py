@@ -7,16 +7,16 @@ from math import isfinite
 from pathlib import Path
 
 from halfstep.errors import DataError
-from halfstep.evaluation.drift import Drift
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.report_data import AnyReport, Report, Row
-from halfstep.report import numbers, verdict as words
-from halfstep.report.figures import figures
-from halfstep.report.grids import sheets
-from halfstep.report.guided import guided_pictures, guided_view
-from halfstep.report.sizes import sizes
-from halfstep.report.svg import COLOURS
+from halfstep.report.guided_table import guided_pictures, guided_view
+from halfstep.report.images.grids import sheets
+from halfstep.report.plots.figures import figures
+from halfstep.report.plots.sizes import sizes
+from halfstep.report.plots.svg import COLOURS
 from halfstep.report.templates import template, write_page
+from halfstep.report.words import numbers, verdict as words
 from halfstep.schema import plain
 
 LIMIT = 5_000_000

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from halfstep.errors import ConfigError
-from halfstep.evaluation.intervals import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import Report
-from halfstep.report import numbers
-from halfstep.report.grids import LARGEST, png, reduced, SMALL
-from halfstep.report.guided import guided_pictures, guided_view, GuidedPictures, GuidedView
+from halfstep.report.guided_table import guided_pictures, guided_view, GuidedPictures, GuidedView
+from halfstep.report.images.grids import LARGEST, png, reduced, SMALL
 from halfstep.report.page import refuse_not_finite
-from halfstep.report.svg import COLOURS
+from halfstep.report.plots.svg import COLOURS
 from halfstep.report.templates import template, write_page
+from halfstep.report.words import numbers
 
 LIMIT = 8_000_000
 BUDGET = LIMIT - 400_000

@@ -8,7 +8,7 @@ import jinja2
 
 from halfstep import files
 from halfstep.errors import ConfigError
-from halfstep.report import numbers
+from halfstep.report.words import numbers
 
 
 def template(name: str) -> jinja2.Template:

@@ -15,24 +15,24 @@ from torch import nn
 from halfstep.code_identity import options_of
 from halfstep.config.validate import validate
 from halfstep.data import as_data, Data, Given
-from halfstep.denoiser import Denoiser, thaw
+from halfstep.diffusion.denoiser import Denoiser, thaw
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
-from halfstep.methods.guided import at_any_scale
-from halfstep.nets.rebuilt import refuse_changed_net, refuse_wrapped
-from halfstep.nets.watched import bare
-from halfstep.noise import untouched
+from halfstep.methods.diffusion.guided import at_any_scale
+from halfstep.models.hooks import bare
+from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training.gates import GateConfig
-from halfstep.training.jobs import carried_through, load_weights, RunOptions
-from halfstep.training.parallel import Processes
-from halfstep.training.reading import notes, read_by
+from halfstep.rng import untouched
+from halfstep.training.api import carried_through, load_weights, RunOptions
+from halfstep.training.checks.data import notes, read_by
+from halfstep.training.checks.teacher import begun, DATA_DECIDE, tried, tried_on_data
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
+from halfstep.training.gate_protocol import GateConfig
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.settings import TrainingConfig
-from halfstep.training.teachers import begun, DATA_DECIDE, tried, tried_on_data
 from halfstep.training.trainable import code_of_net
 
 M = TypeVar("M", bound=Method)

@@ -14,21 +14,21 @@ from torch import nn
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
-from halfstep.nets.modes import evaluating, to_train
-from halfstep.nets.watched import bare
-from halfstep.noise import Draw, key
+from halfstep.models.eval_mode import evaluating, to_train
+from halfstep.models.hooks import bare
+from halfstep.rng import Draw, key
 from halfstep.training import checkpoint
+from halfstep.training.batch_norm import take_anew
 from halfstep.training.checkpoint import State
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
-from halfstep.training.memory import naming_memory
+from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
-from halfstep.training.parallel import Processes
+from halfstep.training.progress import Leaving, Silent, Tally, Watch
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.settings import TrainingConfig
-from halfstep.training.statistics import take_anew
-from halfstep.training.stopping import Asked, stopping
+from halfstep.training.signals import Asked, stopping
 from halfstep.training.update import update
-from halfstep.training.watch import Leaving, Silent, Tally, Watch
 
 HELD_OUT = 64
 """Samples of what an objective measures for the log."""

@@ -8,7 +8,7 @@ from torch import nn, Tensor
 from torch.optim import AdamW, Muon
 
 from halfstep.errors import ConfigError
-from halfstep.training.settings import TrainingConfig
+from halfstep.training.config import TrainingConfig
 
 
 class Optimiser:

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from halfstep import files, storage
+from halfstep.diffusion.time_grids import Times, uniform
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods.base import StagePlan
-from halfstep.methods.shrink import SHRUNK
+from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
-from halfstep.timegrids import Times, uniform
-from halfstep.training.asked import Begun, compare, environment, recorded, take_up
 from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
 from halfstep.training.run_config import read_config
+from halfstep.training.run_identity import Begun, compare, environment, recorded, take_up
 from halfstep.training.run_repair import refuse_foreign, remove_unfinished
 from halfstep.training.stage_record import read_stage_record, StageRecord, write_stage_record
 from halfstep.training.students import load_passed, load_with_steps

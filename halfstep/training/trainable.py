@@ -8,16 +8,16 @@ from torch import nn
 
 from halfstep.code_identity import holds_own, identity, is_own, own_code
 from halfstep.data import Data
-from halfstep.denoiser import not_trained
+from halfstep.diffusion.denoiser import not_trained
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
-from halfstep.nets import imported, recipe
-from halfstep.nets.modes import evaluating, to_train
-from halfstep.nets.rebuilt import refuse_wrapped
-from halfstep.nets.watched import bare
-from halfstep.noise import Draw, untouched
-from halfstep.training.parallel import Processes
-from halfstep.training.settings import TrainingConfig
+from halfstep.models import imported, recipe
+from halfstep.models.eval_mode import evaluating, to_train
+from halfstep.models.hooks import bare
+from halfstep.models.rebuild import refuse_wrapped
+from halfstep.rng import Draw, untouched
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
 from halfstep.training.update import micro_batches
 
 Check = Callable[[nn.Module], None]

@@ -8,10 +8,10 @@ from torch import nn, Tensor
 
 from halfstep.data import Data, rows as rows_of_update
 from halfstep.methods.base import Objective
-from halfstep.noise import Draw, key
+from halfstep.rng import Draw, key
 from halfstep.training.checkpoint import State
-from halfstep.training.parallel import Processes
-from halfstep.training.settings import TrainingConfig
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
 
 
 def update(

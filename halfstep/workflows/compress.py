@@ -24,15 +24,15 @@ from halfstep.evaluation.compressed import (
 from halfstep.evaluation.report_data import AnyReport, RunSummary
 from halfstep.evaluation.scorer import features_for, scorer_for
 from halfstep.evaluation.setups import Candidates, Evaluation, FULL_STEPS
-from halfstep.nets.classifiers_on_disk import classifier_in
-from halfstep.nets.quantised import quantise
-from halfstep.nets.sparsified import check_share, sparsify
+from halfstep.models.classifiers.checkpoint import classifier_in
+from halfstep.models.compression.int8 import quantise
+from halfstep.models.compression.magnitude_pruning import check_share, sparsify
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import read_description
 from halfstep.progress import Progress, SILENT
-from halfstep.training.asked import environment
-from halfstep.training.parallel import pick_device
+from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_identity import environment
 from halfstep.workflows.compress_classifiers import compress_classifier, CompressedClassifier
 from halfstep.workflows.evaluate import evaluate as evaluate_run
 from halfstep.workflows.locate import locate_pipeline

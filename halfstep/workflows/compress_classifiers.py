@@ -12,10 +12,10 @@ from torch import nn
 from halfstep import files, storage
 from halfstep.data import Dataset, load
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import score_classifier, Scores
 from halfstep.evaluation.compressed import size_of, zeros
-from halfstep.nets.classifiers import class_names, refuse_other_classes
-from halfstep.nets.classifiers_on_disk import load_classifier, save_classifier
+from halfstep.evaluation.metrics.classification import score_classifier, Scores
+from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
+from halfstep.models.classifiers.registry import class_names, refuse_other_classes
 from halfstep.progress import Progress, SILENT
 
 ROUNDS, BATCH = 50, 64

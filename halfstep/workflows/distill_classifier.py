@@ -9,22 +9,26 @@ from torch import nn
 from halfstep.config.validate import Updates, Validated
 from halfstep.data import Data, Dataset
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import score_classifier, Scores
+from halfstep.evaluation.metrics.classification import score_classifier, Scores
 from halfstep.methods import KnowledgeDistillation
-from halfstep.methods.recipes import recipe
-from halfstep.nets.classifiers import build_classifier, fitting_classifier
-from halfstep.nets.classifiers_on_disk import load_classifier
-from halfstep.nets.teachers import Teachers
-from halfstep.noise import key, untouched
+from halfstep.methods.classifiers.recipes import recipe
+from halfstep.models.classifiers.checkpoint import load_classifier
+from halfstep.models.classifiers.ensemble import Teachers
+from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
 from halfstep.progress import Progress, SILENT
+from halfstep.rng import key, untouched
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.classifiers import judging
-from halfstep.training.jobs import RunOptions
-from halfstep.training.kept_answers import check_folder, kept_answers, missing
-from halfstep.training.knowledge import distill_classifier, refuse_unlabelled, taught_classes
-from halfstep.training.parallel import pick_device
-from halfstep.training.teachers import refuse_unread
+from halfstep.training.api import RunOptions
+from halfstep.training.checks.teacher import refuse_unread
+from halfstep.training.classifiers.api import judging
+from halfstep.training.classifiers.distillation import (
+    distill_classifier,
+    refuse_unlabelled,
+    taught_classes,
+)
+from halfstep.training.classifiers.logit_cache import check_folder, kept_answers, missing
+from halfstep.training.distributed import pick_device
 from halfstep.workflows.options import Source, Where
 from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
 

@@ -14,9 +14,9 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.pictures import save_over
-from halfstep.training.parallel import pick_device
-from halfstep.workflows.image_inputs import load_images, parse_classes, sample_kind
+from halfstep.report.images.png import save_over
+from halfstep.training.distributed import pick_device
+from halfstep.workflows.images import load_images, parse_classes, sample_kind
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.noise_file import NoiseFile, stem
 

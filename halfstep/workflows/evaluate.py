@@ -9,10 +9,10 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.data import Data, Latents, load
-from halfstep.data.latents import is_latents
+from halfstep.data.latents.dataset import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants, Variant
-from halfstep.evaluation.guided import scales_of
+from halfstep.evaluation.guided_comparison import scales_of
 from halfstep.evaluation.report_data import AnyReport
 from halfstep.evaluation.scorer import captions_of, features_for, real_images, scorer_for
 from halfstep.evaluation.setups import (
@@ -25,12 +25,12 @@ from halfstep.evaluation.setups import (
 )
 from halfstep.identity import digest_of
 from halfstep.methods.base import student_name
-from halfstep.methods.shrink import SHRUNK
-from halfstep.noise import untouched
+from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training.parallel import pick_device
-from halfstep.training.reading import read_by
+from halfstep.rng import untouched
+from halfstep.training.checks.data import read_by
+from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.evaluate_encoders import evaluate_encoders
 from halfstep.workflows.locate import locate_pipeline, Official

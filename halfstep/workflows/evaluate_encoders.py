@@ -8,13 +8,13 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.data import Data, Latents
-from halfstep.evaluation.reconstruction import Originals, reconstructions, sentence, spread
+from halfstep.evaluation.features.cache import fingerprint
+from halfstep.evaluation.metrics.reconstruction import Originals, reconstructions, sentence, spread
 from halfstep.evaluation.report_data import EncoderReport, Pictures, Reconstruction, RunSummary
 from halfstep.evaluation.setups import counted, Evaluation, steps_of
-from halfstep.evaluation.statistics import fingerprint
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.pictures import to_uint8
+from halfstep.report.images.png import to_uint8
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.report import provenance_of, updates_of
 

@@ -14,11 +14,16 @@ from halfstep import files
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, Validated
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.nets.classifiers import example_shape
-from halfstep.nets.classifiers_on_disk import classifier_in, load_classifier, save_classifier
-from halfstep.noise import sample_noise
+from halfstep.models.classifiers.checkpoint import classifier_in, load_classifier, save_classifier
+from halfstep.models.classifiers.registry import example_shape
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.program import conditions_of, export_program, refuse_unexportable, walked
+from halfstep.pipeline.torch_export import (
+    conditions_of,
+    export_program,
+    refuse_unexportable,
+    walked,
+)
+from halfstep.rng import sample_noise
 from halfstep.storage import write_text
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.model_card import batch_sizes, classifier_card, pipeline_card, program_card

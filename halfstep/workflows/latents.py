@@ -7,17 +7,17 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 
-from halfstep.codec import Codec
 from halfstep.config.validate import Count, Validated
 from halfstep.data import Latents
-from halfstep.data.encoding import Captions, Layout, write_latents
-from halfstep.data.latents import is_latents, open_latents
-from halfstep.data.streamed import Folder, Images, stream
+from halfstep.data.latents.dataset import is_latents, open_latents
+from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.image_stream import Folder, Images, stream
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable
-from halfstep.nets.autoencoder import load_codec
+from halfstep.models.autoencoder.kl import load_codec
+from halfstep.models.codec import Codec
 from halfstep.progress import Progress, SILENT
-from halfstep.training.parallel import pick_device
+from halfstep.training.distributed import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,8 @@ def _captions(
         raise ConfigError(
             f"captions lie with the images of a folder, and '{config.data}' is none: leave --text out"
         )
-    from halfstep.data.captions import read_captions
-    from halfstep.nets.text import load_texts
+    from halfstep.data.latents.captions import read_captions
+    from halfstep.models.text_encoders import load_texts
 
     texts = load_texts(config.text, tokens=config.tokens, device=device)
     captions = read_captions(images.folder, images.files)

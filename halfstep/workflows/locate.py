@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from halfstep.codec import Codec
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.models.codec import Codec
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
 
@@ -57,7 +57,7 @@ class Official:
 
 def codec_of(data: Latents, *, scale: float | None = None) -> Codec:
     """The codec in a folder of latents; refused where it is not the one that made them."""
-    from halfstep.nets.autoencoder import load_codec
+    from halfstep.models.autoencoder.kl import load_codec
 
     codec = load_codec(data.folder, scale=scale)
     if data.codec and codec.digest() != data.codec:
@@ -95,7 +95,7 @@ def chosen_pipeline(
     pipeline = locate_pipeline(folder, steps=steps, net=net)
     if official.text is None:
         return pipeline
-    from halfstep.nets.text import load_texts
+    from halfstep.models.text_encoders import load_texts
 
     tokens = None if pipeline.empty is None else len(pipeline.empty)
     return pipeline.with_texts(load_texts(official.text, tokens=tokens or 77))

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
-from halfstep.evaluation.cost import calls_of, multiply_adds
+from halfstep.evaluation.metrics.cost import calls_of, multiply_adds
 from halfstep.evaluation.report_data import Measurement, read_report, REPORT, Report, Row
-from halfstep.nets.classifiers import classifier_recipe, example_shape
+from halfstep.models.classifiers.registry import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.program import Program
-from halfstep.report.numbers import big
+from halfstep.pipeline.torch_export import Program
+from halfstep.report.words.numbers import big
 from halfstep.version import __version__
 
 INPUTS = {

@@ -5,12 +5,12 @@ from typing import Literal
 
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Dataset, Latents
-from halfstep.denoiser import Denoiser, NetTime, Told
+from halfstep.diffusion.denoiser import Denoiser, NetTime, Told
+from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError
-from halfstep.nets import build, infer_config
-from halfstep.noise import key, untouched
+from halfstep.models import build, infer_config
 from halfstep.pipeline import Pipeline, schedule_from
-from halfstep.prediction import PARAMETERISATIONS
+from halfstep.rng import key, untouched
 from halfstep.schema import literals
 from halfstep.workflows.locate import codec_of
 

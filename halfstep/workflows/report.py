@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfstep import files
-from halfstep.evaluation.guided import guided_evaluation
+from halfstep.evaluation.guided_comparison import guided_evaluation
 from halfstep.evaluation.report_data import (
     AnyReport,
     GateReport,
@@ -24,11 +24,11 @@ from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Candidates, Evaluation
 from halfstep.progress import Progress, SILENT
 from halfstep.report import page, slider
-from halfstep.report.guided_verdict import guided_verdict
-from halfstep.report.verdict import verdict
+from halfstep.report.words.guided_verdict import guided_verdict
+from halfstep.report.words.verdict import verdict
 from halfstep.schema import build
-from halfstep.training.asked import environment
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_identity import environment
 
 
 def write_report(report: AnyReport | Path | str, out: Path | str | None = None) -> Path:

@@ -13,9 +13,9 @@ from halfstep.config.validate import Count, CountOrNone, Share, Validated
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.pictures import save_grid, save_images, save_over, scatter
-from halfstep.training.parallel import pick_device
-from halfstep.workflows.image_inputs import parse_classes, sample_kind, SampleStart, StartOptions
+from halfstep.report.images.png import save_grid, save_images, save_over, scatter
+from halfstep.training.distributed import pick_device
+from halfstep.workflows.images import parse_classes, sample_kind, SampleStart, StartOptions
 from halfstep.workflows.locate import chosen_pipeline, Official
 
 

@@ -8,17 +8,21 @@ from torch import nn
 from halfstep.config.validate import CountOrNone, Validated
 from halfstep.data import Augmentation, Data, Dataset, load
 from halfstep.errors import ConfigError
-from halfstep.evaluation.classification import score_classifier, Scores
-from halfstep.methods.classification import Classification
-from halfstep.nets.classifiers import build_classifier, classifier_recipe, fitting_classifier
-from halfstep.nets.classifiers_on_disk import initialise, load_classifier
-from halfstep.nets.preprocessing import Preprocessing
-from halfstep.noise import key, untouched
+from halfstep.evaluation.metrics.classification import score_classifier, Scores
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.models.classifiers.checkpoint import initialise, load_classifier
+from halfstep.models.classifiers.preprocessing import Preprocessing
+from halfstep.models.classifiers.registry import (
+    build_classifier,
+    classifier_recipe,
+    fitting_classifier,
+)
 from halfstep.progress import Progress, SILENT
+from halfstep.rng import key, untouched
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.classifiers import classified, judging, refuse_unfit, train_classifier
-from halfstep.training.jobs import RunOptions
+from halfstep.training.api import RunOptions
+from halfstep.training.classifiers.api import classified, judging, refuse_unfit, train_classifier
 from halfstep.workflows.options import Source, Where
 
 WITH_TEST = ("fashion-mnist", "cifar10")

@@ -12,21 +12,21 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from halfstep import files
-from halfstep.codec import drawn
 from halfstep.config.validate import Count, Validated
 from halfstep.data import BELOW, Data, Dataset, load
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
-from halfstep.nets.autoencoder import KLCodec
-from halfstep.noise import key, sample_noise, untouched
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.models.codec import drawn
 from halfstep.progress import Progress, SILENT
-from halfstep.report.pictures import save_grid
+from halfstep.report.images.png import save_grid
+from halfstep.rng import key, sample_noise, untouched
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
+from halfstep.training.api import carried_through, RunOptions
 from halfstep.training.denoisers import AUTOCAST
-from halfstep.training.jobs import carried_through, RunOptions
-from halfstep.training.parallel import Processes
+from halfstep.training.distributed import Processes
 from halfstep.workflows.options import Source, Where
 
 SCALED, SCORED, SHOWN = 5_000, 1_000, 12

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from halfstep.data import Data
-from halfstep.methods.denoising import Denoising
+from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training import TrainingConfig
+from halfstep.training.api import RunOptions
 from halfstep.training.denoisers import train
-from halfstep.training.jobs import RunOptions
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import Source, Where
 

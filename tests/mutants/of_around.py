@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "workflows/image_inputs",
+        "workflows/images",
         "cli_encode",
         ("> 127", "< 127"),
         ("own.index(name) if", "names.index(name) if"),
@@ -24,7 +24,7 @@ MUTANTS = (
         ("if len(value) != len(inner):", "if False:"),
     ),
     *of(
-        "data/shards",
+        "data/latents/shards",
         "latents",
         ("stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino", "stat.st_mtime_ns, 0, 0"),
         ("before, now = {} if anew else _verified(folder)", "before, now = _verified(folder)"),
@@ -58,7 +58,7 @@ MUTANTS = (
         ("return kind(word) if kind in (int, float, Path) else word", "return word"),
     ),
     *of(
-        "cli/options",
+        "cli/parse",
         "cli",
         (
             "values |= from_file(kind, path, words)",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     *of("workflows/noise_file", "cli_encode", ("and bool(noise.isfinite().all())", "")),
     *of(
-        "pipeline/given",
+        "pipeline/image_inputs",
         "editing encoder",
         ("if self.strength == 1:\n", "if False:\n"),
         ("abs(t - self.strength) < 1e-6", "abs(t - self.strength) < 1e-9"),
@@ -127,7 +127,7 @@ MUTANTS = (
         ("0 < strength <= 1", "0 <= strength <= 1"),
     ),
     *of(
-        "pipeline/walks",
+        "pipeline/samplers",
         "stochastic",
         ('sampler == "stochastic" and made_for != sampler', "False"),
         ('made_for == "stochastic" and sampler != made_for', "False"),
@@ -135,15 +135,15 @@ MUTANTS = (
         ('made_for == "stochastic" and 2 in own', "2 in own"),
         ("own[min(own)]", "own[max(own)]"),
     ),
-    *of("pipeline/walks", "encoder", ('if made_for == "encode":', 'if made_for == "decode":')),
+    *of("pipeline/samplers", "encoder", ('if made_for == "encode":', 'if made_for == "decode":')),
     *of(
-        "pipeline/walks",
+        "pipeline/samplers",
         "editing",
         ("step=around(step)", "step=step"),
         ("if masked and sampler", "if sampler"),
     ),
     *of(
-        "hub/published",
+        "hub/uvit",
         "published",
         ("NetTime(scale=999.0)", "NetTime(scale=1000.0)"),
         ('"time": NetTime(scale=1000.0)', '"time": NetTime(scale=1000.0, offset=-1.0)'),
@@ -198,7 +198,7 @@ MUTANTS = (
         ("torch.promote_types(p.dtype, torch.float32)", "p.dtype"),
     ),
     *of(
-        "training/statistics",
+        "training/batch_norm",
         "changed_networks",
         ("isinstance(layer, _BatchNorm) else 1 / (k + 1)", "isinstance(layer, nn.Module) else 1"),
         ("else 1 / (k + 1)", "else 1.0"),
@@ -257,13 +257,13 @@ MUTANTS = (
         ("json.dumps(_of(name, seen))", "str(name)"),
     ),
     *of(
-        "training/settings",
+        "training/config",
         "engine",
         ("(1 - update / updates)", "(1 + update / updates)"),
         ("min(update / self.warmup, 1.0)", "min(1 + update / self.warmup, 1.0)"),
     ),
     *of(
-        "training/teachers",
+        "training/checks/teacher",
         "teachers",
         ("if not got and seen != [wanted]", "if not got and seen == []"),
         ("bare(first.student).twin(), first", "bare(first.student), first"),
@@ -281,7 +281,7 @@ MUTANTS = (
         ("Interval(*(max(getattr", "Interval(*(min(getattr"),
     ),
     *of(
-        "report/guided",
+        "report/guided_table",
         "slider",
         ("abs(known - scale)", "(known - scale)"),
         ("row.name.removeprefix(STUDENT) == label", "row.name == label"),
@@ -293,21 +293,21 @@ MUTANTS = (
         ("len(found.labels) // 2", "1"),
     ),
     *of(
-        "training/kept_answers",
+        "training/classifiers/logit_cache",
         "distill_classifier",
         ("if not torch.equal(now, kept):", "if not now.allclose(kept, rtol=1e-4):"),
         ("self.table[batch.views.to(at), batch.ids", "self.table[0, batch.ids"),
     ),
-    *of("report/sizes", "cli_shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
+    *of("report/plots/sizes", "cli_shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
     *of(
-        "pipeline/program",
+        "pipeline/torch_export",
         "export",
         ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
         ("found.clipped(x, here, self.clip)", "found.clipped(x, there, self.clip)"),
         ("return there.mix(", "return here.mix("),
     ),
     *of(
-        "training/kept_answers",
+        "training/classifiers/logit_cache",
         "knowledge_edges",
         ("replace(data, labels=None, names=()).fingerprint()", "data.fingerprint()"),
         ("torch.promote_types(logits.dtype, torch.float32)", "torch.float32"),
@@ -319,7 +319,7 @@ MUTANTS = (
         ("if full is not None and not draws_noise(sampler)", "if full is not None"),
     ),
     *of(
-        "pipeline/walks",
+        "pipeline/samplers",
         "guided_edges",
         ('"ancestral", "stochastic", "euler-maruyama"', '"ancestral", "stochastic"'),
         ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
@@ -359,10 +359,10 @@ MUTANTS = (
         "sizes",
         ("            _validate_all(inner)\n", "            pass\n"),
     ),
-    *of("cli/options", "sizes", ("if Path in _members", "if False and Path in _members")),
+    *of("cli/parse", "sizes", ("if Path in _members", "if False and Path in _members")),
     *of("capacity", "sizes", ("needed > memory()", "needed >= 2 * memory()")),
     *of(
-        "nets/sizes",
+        "models/limits",
         "sizes",
         ("    refuse_sizes(name, config)\n    try", "    try"),
         ('with torch.device("meta"):', 'with torch.device("cpu"):'),
@@ -377,7 +377,7 @@ MUTANTS = (
         ("bad = bad + ~weight", "bad = ~weight"),
     ),
     *of(
-        "training/jobs",
+        "training/api",
         "cli_folders",
         ("RunFolder.check_begin(Path(out), command, asked, extend=job.extend)", "pass"),
     ),
@@ -403,15 +403,15 @@ MUTANTS = (
         ),
     ),
     *of(
-        "pipeline/walks",
+        "pipeline/samplers",
         "pipeline",
         ('validate("n", n, CountOrNone)', "pass"),
         ('validate("batch", batch, Count)', "pass"),
     ),
-    *of("pipeline/given", "pipeline", ('refuse_no_tensor("noise", noise)', "pass")),
+    *of("pipeline/image_inputs", "pipeline", ('refuse_no_tensor("noise", noise)', "pass")),
     *of("files", "files", ("os.close(shared)", "os.close(descriptor)")),
     *of(
-        "data/folder",
+        "data/sources/image_folder",
         "sizes",
         (
             "refuse_many(len(files), (channels, size, size))",
@@ -421,7 +421,7 @@ MUTANTS = (
         ("(count, *shape)", "shape"),
     ),
     *of(
-        "data/streamed",
+        "data/latents/image_stream",
         "sizes",
         ("refuse_many(size, self.shape, size=4)", "refuse_many(size, self.shape)"),
     ),
@@ -432,7 +432,7 @@ MUTANTS = (
         ("held = os.path.lexists(folder / files.LOCK)", "held = False"),
         ("run.record(stage.name)\n", "pass\n"),
     ),
-    *of("cli/progress", "cli_folders", ("if sys.stdout is not None else None", "")),
+    *of("cli/console/progress", "cli_folders", ("if sys.stdout is not None else None", "")),
     *of(
         "identity",
         "identity",
@@ -443,9 +443,9 @@ MUTANTS = (
         ("(type(net).__name__, ", '("", '),
         ("sorted(net.state_dict().items())", "(v,) for v in net.state_dict().values()"),
     ),
-    *of("cli/runs", "cli_folders", ("        extend=where.extend,\n", "")),
+    *of("cli/console/run_lines", "cli_folders", ("        extend=where.extend,\n", "")),
     *of(
-        "training/jobs",
+        "training/api",
         "sizes",
         ("(training.batch_size, *data.shape), instead", "(1, *data.shape), instead"),
     ),
@@ -458,39 +458,39 @@ MUTANTS = (
         ),
     ),
     *of(
-        "nets/efficientnet",
+        "models/classifiers/efficientnet",
         "features",
         ("if left == right and top == below:", "if left == right:"),
         ("if left == right and top == below:", "if top == below:"),
     ),
     *of(
-        "methods/feature_terms",
+        "methods/classifiers/feature_terms",
         "validate",
         ("isinstance(pair, list | tuple) and [type", "[type"),
         ("== [str, str]", "!= []"),
     ),
     *of(
-        "methods/recipes",
+        "methods/classifiers/recipes",
         "knowledge_edges",
         ("if not is_valid(value, takes.annotation):", "if False:"),
     ),
     *of(
-        "cli/plan",
+        "cli/console/dry_run",
         "cli_shrink",
         ("network = bare(first.student)", "network = first.student"),
         ("_in_fp32(bare(module.to(device)), device)", "_in_fp32(module.to(device), device)"),
     ),
     *of(
-        "training/classifiers",
+        "training/classifiers/api",
         "cli_knowledge",
         ("net.label_smoothing = method.label_smoothing", "pass"),
     ),
     *of(
-        "training/knowledge",
+        "training/classifiers/distillation",
         "cli_knowledge",
         ("student.label_smoothing = method.label_smoothing", "pass"),
     ),
-    *of("nets/layout", "classifiers", ("torch.channels_last", "torch.contiguous_format")),
+    *of("models/memory_format", "classifiers", ("torch.channels_last", "torch.contiguous_format")),
     *of(
         "training/checkpoint",
         "resume",
@@ -522,13 +522,13 @@ MUTANTS = (
         ),
     ),
     *of(
-        "training/watch",
+        "training/progress",
         "engine",
         ("torch.maximum(self.norms, ", "torch.minimum(self.norms, "),
         ("self.losses += loss", "self.losses = loss"),
     ),
     *of(
-        "methods/block_scores",
+        "methods/diffusion/block_scores",
         "shrink",
         ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
         ("return total / count", "return -total / count"),
@@ -558,7 +558,7 @@ MUTANTS = (
         ("if not 0 <= rank < world:", "if not 0 <= rank <= world:"),
     ),
     *of(
-        "training/parallel",
+        "training/distributed",
         "peers",
         ("cause=not lost", "cause=True"),
         ("if lost or not alike:", "if lost:"),
@@ -566,7 +566,7 @@ MUTANTS = (
         ('late = "imed out" in text', 'late = "closed" in text'),
     ),
     *of(
-        "training/jobs",
+        "training/api",
         "peers",
         ("**_of_all(job, command, out), ", ""),
         ("**asdict(training), **asked})", "**asked})"),
@@ -575,7 +575,7 @@ MUTANTS = (
         ("held_out.fingerprint()[:16]}", "0}"),
     ),
     *of(
-        "cli/runs",
+        "cli/console/run_lines",
         "peers",
         ('("data", "validate", "init")', '("validate", "init")'),
         ('("data", "validate", "init")', '("data", "init")'),
@@ -615,7 +615,7 @@ MUTANTS = (
         ("if self.job.gate is not None:\n            raise", "if False:\n            raise"),
     ),
     *of(
-        "cli/tables",
+        "cli/console/tables",
         "tables",
         ("str(row.distance)", "str(row.rmse or row.distance)"),
         (
@@ -624,8 +624,8 @@ MUTANTS = (
         ),
         ("row.fidelity.rmse if", "row.fidelity.feature_rmse if"),
     ),
-    *of("cli/tables", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
-    *of("cli/tables", "tables", ("1000 * taken[b]", "taken[b]")),
+    *of("cli/console/tables", "tables", ("big(line.multiply_adds)", "big(line.parameters)")),
+    *of("cli/console/tables", "tables", ("1000 * taken[b]", "taken[b]")),
     *of(
         "cli/commands/compress",
         "tables",
@@ -633,7 +633,7 @@ MUTANTS = (
         ("{agreement.value:.2%}", "{row.scores.accuracy.value:.2%}"),
     ),
     *of(
-        "cli/tables",
+        "cli/console/tables",
         "tables",
         ("_cell(row.full), _cell(row.same)", "_cell(row.same), _cell(row.full)"),
     ),
@@ -658,8 +658,8 @@ MUTANTS = (
         ("or not os.path.samestat(", "or os.path.samestat("),
         ("and not path.is_symlink():", "or False:"),
     ),
-    *of("training/stopping", "engine", ('"SIGTERM", "SIGHUP"', '"SIGTERM"')),
+    *of("training/signals", "engine", ('"SIGTERM", "SIGHUP"', '"SIGTERM"')),
     *of("training/run_repair", "cli_folders", ("files.refuse_link(place)", "pass")),
     *of("training/run_folder", "cli_folders", ("self.folder.rmdir()", "pass")),
-    *of("training/watch", "cli_folders", ("self._asked.set()", "pass")),
+    *of("training/progress", "cli_folders", ("self._asked.set()", "pass")),
 )

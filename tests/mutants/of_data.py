@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "data/captions",
+        "data/latents/captions",
         "captions",
         (".extend(captions)", ".append(captions[0])"),
         ("{damaged}; mend or remove the line", "{damaged}"),
@@ -16,7 +16,7 @@ MUTANTS = (
         ("cannot be: {wrong}; {mend}", "cannot be: {wrong}"),
     ),
     *of(
-        "data/latents",
+        "data/latents/dataset",
         "latents",
         ("draw.uniform() < 0.5", "draw.uniform() < 0.4"),
         (
@@ -28,9 +28,9 @@ MUTANTS = (
         ("chunk(2, dim=1)[0]", "chunk(2, dim=1)[1]"),
         ("self.offsets[rows + 1] - first", "self.offsets[rows + 1] - first - 1"),
     ),
-    *of("data/shards", "latents", ("right=True", "right=False")),
+    *of("data/latents/shards", "latents", ("right=True", "right=False")),
     *of(
-        "data/encoding",
+        "data/latents/encoding",
         "latents",
         ("images.flip(-1)", "images.flip(-2)"),
         ("torch.tensor([0, *itertools", "torch.tensor([1, *itertools"),
@@ -52,9 +52,9 @@ MUTANTS = (
         ("abs(low) < torch.inf and abs(high)", "low == low and abs(high)"),
         ("values.shape[1] not in (1, 3)", "values.shape[1] not in (1, 2, 3)"),
     ),
-    *of("data/streamed", "latents", ("return scaled(", "return torch.Tensor.float(")),
+    *of("data/latents/image_stream", "latents", ("return scaled(", "return torch.Tensor.float(")),
     *of(
-        "data/resumed",
+        "data/latents/resume",
         "latents",
         ('entry["source"] != images.digest(rows)', 'entry["source"] == images.digest(rows)'),
     ),
@@ -73,21 +73,21 @@ MUTANTS = (
         ("(values == values.round()).all()", "(values > values.round()).all()"),
     ),
     *of(
-        "data/folder",
+        "data/sources/image_folder",
         "data_kinds",
         ("key=lambda folder: int(folder.name)", "key=lambda folder: folder.name"),
         ("if all(folder.name.isascii()", "if any(folder.name.isascii()"),
         ("small not in JUNK", "name not in JUNK"),
     ),
     *of(
-        "data/arrays",
+        "data/sources/arrays",
         "data_kinds",
         ("wanted > there", "wanted > 2 * there"),
         ("math.prod(shape) * dtype.itemsize", "math.prod(shape)"),
         ("for key in values + labels:", "for key in values:"),
     ),
     *of(
-        "data/collected",
+        "data/sources/torch_dataset",
         "data_kinds",
         ("values[k] = value", "values[0] = value"),
         ("value.nbytes * count", "value.nbytes"),
@@ -99,9 +99,9 @@ MUTANTS = (
         ("or value.is_meta", ""),
         ('value.astype(value.dtype.newbyteorder("="))', "np.array(value)"),
     ),
-    *of("nets/classifiers", "data_kinds", ("int(name) != k", "int(name) < k")),
-    *of("training/reading", "data_kinds", ("own.index(name) != k", "own.index(name) > k")),
-    *of("data/order", "data", ("[seed, stage, epoch]", "[seed, stage]")),
+    *of("models/classifiers/registry", "data_kinds", ("int(name) != k", "int(name) < k")),
+    *of("training/checks/data", "data_kinds", ("own.index(name) != k", "own.index(name) > k")),
+    *of("data/epoch_order", "data", ("[seed, stage, epoch]", "[seed, stage]")),
     *of(
         "data/augment",
         "augment",
@@ -111,7 +111,7 @@ MUTANTS = (
         ("drawn = [{k: v[draw.rows] for", "drawn = [{k: v[: len(x0)] for"),
     ),
     *of(
-        "data/labels",
+        "data/label_subsets",
         "labels",
         ("(sure >= threshold)", "(sure > threshold)"),
         ("descending=True", "descending=False"),

@@ -28,7 +28,7 @@ MUTANTS = (
         (" + timings + (guided.steps if guided else 0)", " + timings"),
     ),
     *of(
-        "evaluation/reconstruction",
+        "evaluation/metrics/reconstruction",
         "reconstruction",
         ("return [full, steps] if", "return [steps, full] if"),
         ("(steps + back) * len(parts)", "steps * len(parts)"),
@@ -37,7 +37,7 @@ MUTANTS = (
         ("torch.arange(n) * count // n", "torch.arange(n)"),
     ),
     *of(
-        "evaluation/cost",
+        "evaluation/metrics/cost",
         "cost report_rows",
         ("pipeline.grid(steps, sampler)  # refuses", "pipeline.grid(steps)  # refuses"),
         ("few = min(steps, GROUP)", "few = max(steps, GROUP)"),
@@ -76,7 +76,7 @@ MUTANTS = (
         ("None if self.captions is None else self.captions(torch.tensor(part))", "None"),
     ),
     *of(
-        "evaluation/distances",
+        "evaluation/metrics/distances",
         "evaluation distances",
         ("(1 / n + 1 / len(real))", "(1 / n)"),
         ("spread - 2 * shared", "spread - shared"),
@@ -91,7 +91,7 @@ MUTANTS = (
         ("topk(k, largest=False)", "topk(k, largest=True)"),
     ),
     *of(
-        "evaluation/intervals",
+        "evaluation/metrics/bootstrap",
         "intervals",
         (
             "quantiles(2 * value - np.array(draws), level)",
@@ -100,7 +100,7 @@ MUTANTS = (
         ("[(1 - level) / 2, (1 + level) / 2]", "[(1 - level), (1 + level) / 2]"),
     ),
     *of(
-        "evaluation/distance_intervals",
+        "evaluation/metrics/distance_bootstrap",
         "gate intervals",
         ("(draws - draws.mean(0)) / measured", "draws - draws.mean(0)"),
         ("quantiles(measured[0] - apart, level)", "quantiles(draws[:, 0], level)"),
@@ -116,7 +116,7 @@ MUTANTS = (
         ("return decision.ratio.value <= tolerance", "return decision.ratio.low <= tolerance"),
     ),
     *of(
-        "evaluation/drift",
+        "evaluation/metrics/drift",
         "drift",
         ("tail = FALSE_ALARMS / (AMONG * len(teacher)) / 2", "tail = 0.05 / 2"),
         ("sure = abs(value) - error", "sure = abs(value) + error"),
@@ -124,14 +124,14 @@ MUTANTS = (
         ("(student - slope * teacher)", "(student - teacher)"),
     ),
     *of(
-        "evaluation/fidelity",
+        "evaluation/metrics/fidelity",
         "fidelity",
         ("20 * math.log10(PEAK", "10 * math.log10(PEAK"),
         ("PEAK = 2.0", "PEAK = 1.0"),
         ("there.alpha.to(x0) * (guess.x0", "there.sigma.to(x0) * (guess.x0"),
     ),
     *of(
-        "evaluation/guided",
+        "evaluation/guided_comparison",
         "guided_evaluation",
         ("scorer.at(scale, scorer.seed + 1)", "scorer.at(scale, scorer.seed)"),
         ("square_errors(first, chunk.images)", "square_errors(chunk.images, chunk.images)"),
@@ -147,12 +147,12 @@ MUTANTS = (
         ("digest_of(pipeline.denoiser)]", '""]'),
     ),
     *of(
-        "evaluation/intervals",
+        "evaluation/metrics/bootstrap",
         "guided_evaluation",
         ("(n - 1 - own) // strata + 1", "n // strata + 1"),
     ),
     *of(
-        "evaluation/cost",
+        "evaluation/metrics/cost",
         "guided_evaluation",
         ("(2 if both else 1)", "(1 if both else 1)"),
     ),
@@ -162,7 +162,7 @@ MUTANTS = (
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
     *of(
-        "evaluation/classification",
+        "evaluation/metrics/classification",
         "classification_scores",
         (
             "middle = (hits + z * z / 2) / (rows + z * z)",
@@ -202,7 +202,7 @@ MUTANTS = (
         ("(images + 1) * 127.5", "(images + 1) * 127"),
     ),
     *of(
-        "evaluation/memorisation",
+        "evaluation/metrics/memorisation",
         "memorisation",
         ("if ratio.high < TOO_NEAR", "if ratio.low < TOO_NEAR"),
         ("if copies.low > TOO_MANY", "if copies.high > TOO_MANY"),
@@ -234,7 +234,7 @@ MUTANTS = (
         ("samples.seconds / len(samples),", "samples.seconds,"),
     ),
     *of(
-        "evaluation/distance_intervals",
+        "evaluation/metrics/distance_bootstrap",
         "intervals",
         ("key(seed, k) if k else seed", "seed"),
         ("        if len(a) == size\n", ""),
@@ -245,7 +245,7 @@ MUTANTS = (
         ("sum(found[i] for found, _ in parts)", "max(found[i] for found, _ in parts)"),
     ),
     *of(
-        "evaluation/cost",
+        "evaluation/metrics/cost",
         "cost",
         ("batch=max(batches)", "batch=min(batches)"),
         ("median(times) for", "min(times) for"),
@@ -254,7 +254,7 @@ MUTANTS = (
         ("held + sum(weights.values())", "held"),
     ),
     *of(
-        "evaluation/fidelity",
+        "evaluation/metrics/fidelity",
         "fidelity",
         ("(rmse.value, rmse.high, rmse.low)", "(rmse.value, rmse.low, rmse.high)"),
         ("argsort(descending=True, stable=True)", "argsort(stable=True)"),
@@ -265,7 +265,7 @@ MUTANTS = (
         ("zeros=zeros(one.pipeline.denoiser)", "zeros=1 - zeros(one.pipeline.denoiser)"),
     ),
     *of(
-        "evaluation/guided",
+        "evaluation/guided_comparison",
         "guided_evaluation",
         ("root_mean(squares[k])", "root_mean(squares[1])"),
         ("frechet_distance(scorer.real_features, fake)", "frechet_distance(reference, fake)"),

@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "losses/soft",
+        "methods/losses/soft",
         "losses losses_plain losses_edges",
         ("temperature**2 * values", "temperature * values"),
         ("p > 0, p * log_q, 0)", "p > 0, p * log_q.exp(), 0)"),
@@ -30,7 +30,7 @@ MUTANTS = (
         ("(r.abs() < 1)", "(r < 1)"),
     ),
     *of(
-        "losses/arguments",
+        "methods/losses/arguments",
         "losses losses_edges feature_losses",
         ("teacher.detach()", "teacher"),
         ("torch.promote_types(x.dtype, torch.float32)", "x.dtype"),
@@ -40,39 +40,39 @@ MUTANTS = (
         ("if all_given and low == NO_LABEL", "if all_given and high == NO_LABEL"),
     ),
     *of(
-        "losses/hard",
+        "methods/losses/hard",
         "losses losses_plain losses_edges",
         ("ignore_index=NO_LABEL, label_smoothing=smoothing", "ignore_index=NO_LABEL"),
         ("kept=y != NO_LABEL", "kept=None"),
         ("t.argmax(-1)", "s.argmax(-1)"),
     ),
     *of(
-        "losses/mixtures",
+        "methods/losses/mixtures",
         "losses losses_plain losses_edges",
         ("a * soft + b * hard_labels(", "b * soft + a * hard_labels("),
         ("(a * soft + b * hard) / (a + b)", "a * soft + b * hard"),
         ("+ (1 - a) * soft", "+ a * soft"),
     ),
     *of(
-        "losses/logit_matching",
+        "methods/losses/logit_matching",
         "losses losses_plain",
         ("mean_of(_squares(s, t), ~excluded(s, t))", "_squares(s, t).sum(-1)"),
         ("_squares(s, t).sum(-1) / 2", "_squares(s, t).sum(-1)"),
     ),
     *of(
-        "losses/logit_matching",
+        "methods/losses/logit_matching",
         "losses_edges",
         ("mean_of(_squares(s, t), ~excluded(s, t))", "_squares(s, t).mean(-1)"),
         ("torch.where(gone, 0, s)", "s"),
     ),
     *of(
-        "losses/arguments",
+        "methods/losses/arguments",
         "losses_edges",
         ("student.isneginf() & teacher.isneginf()", "student.isneginf() | teacher.isneginf()"),
         ("values.sum(-1) / count.clamp(min=1)", "values.mean(-1)"),
     ),
     *of(
-        "losses/decoupling",
+        "methods/losses/decoupling",
         "losses losses_plain losses_edges",
         ("column >= y", "column > y"),
         (
@@ -85,7 +85,7 @@ MUTANTS = (
         ("torch.where(sure, -torch.inf, others", "torch.where(sure, 0, others"),
     ),
     *of(
-        "losses/relations",
+        "methods/losses/relations",
         "losses losses_plain losses_edges",
         ("correlation(q.T, p.T, kept.T)", "correlation(q, p, kept)"),
         ("intra = mean_of(torch.where(some, columns, 0), some)", "intra = columns.mean()"),
@@ -103,7 +103,7 @@ MUTANTS = (
         ("enabled=False", "enabled=True"),
     ),
     *of(
-        "losses/features",
+        "methods/losses/features",
         "feature_losses",
         ("for x in (s - t, t))", "for x in (s - t, s))"),
         ("torch.where(kept, x, 0).square()", "torch.where(kept, x.square(), 0)"),

@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "schedules",
+        "diffusion/schedules",
         "schedules",
         (
             "return 2 * (self.alpha.log() - self.sigma.log())",
@@ -66,7 +66,7 @@ MUTANTS = (
         ("2 * alpha.log() - torch.log1p(-(alpha**2))", "2 * alpha.log() - torch.log1p(-alpha)"),
     ),
     *of(
-        "prediction",
+        "diffusion/prediction",
         "prediction",
         ("(x_t - level.alpha * x0) / level.sigma", "(x_t - level.alpha * x0) / level.alpha"),
         ("(x_t - level.sigma * eps) / level.alpha", "(x_t + level.sigma * eps) / level.alpha"),
@@ -95,7 +95,7 @@ MUTANTS = (
         ("blind_to_data: ClassVar[bool] = True", "blind_to_data: ClassVar[bool] = not True"),
     ),
     *of(
-        "weighting",
+        "diffusion/loss_weighting",
         "weighting",
         ("torch.maximum(x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
         ("torch.minimum(gamma * x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
@@ -104,7 +104,7 @@ MUTANTS = (
         ("float(weighting(one, 0 * one))", "float(weighting(0 * one, one))"),
     ),
     *of(
-        "timegrids",
+        "diffusion/time_grids",
         "timegrids",
         ("a > b for a, b", "a >= b for a, b"),
         ("or times[0] > 1 or", "or times[0] >= 1 or"),
@@ -122,7 +122,7 @@ MUTANTS = (
         ("ends[0] + share * (ends[1] - ends[0])", "ends[1] + share * (ends[0] - ends[1])"),
     ),
     *of(
-        "noise",
+        "rng",
         "noise",
         ("SeedSequence(parts)", "SeedSequence(sum(parts))"),
         ("shape = self.whole, *like.shape[1:]", "shape = len(like), *like.shape[1:]"),
@@ -131,14 +131,14 @@ MUTANTS = (
         ("counter=[0, 0, 0, step]", "counter=[step, 0, 0, 0]"),
     ),
     *of(
-        "noise",
+        "rng",
         "changed_networks",
         ("random.setstate(pythons)", "pass"),
         ("np.random.set_state(numpys)", "pass"),
         ("torch.set_rng_state(ours)", "pass"),
     ),
     *of(
-        "denoiser",
+        "diffusion/denoiser",
         "changed_networks",
         ("self.net._held = not_trained(self.net)", "self.net._held = frozenset()"),
         ("requires_grad_(name not in before)", "requires_grad_(True)"),
@@ -162,7 +162,7 @@ MUTANTS = (
         ("len(value) != len(first[1])", "len(value) == 0"),
     ),
     *of(
-        "denoiser",
+        "diffusion/denoiser",
         "denoiser",
         ("self.scale * value + self.offset", "self.scale * value - self.offset"),
         ("clamp(-20, 20)", "clamp(-20, 10)"),
@@ -183,7 +183,7 @@ MUTANTS = (
         ("[len(x_t), *(reads * channels", "[len(x_t), *(channels"),
     ),
     *of(
-        "testing",
+        "diffusion/analytic",
         "testing",
         ("away.square().sum(-1) / (2 * spread)", "away.square().sum(-1) / spread"),
         ("flat.shape[1] / 2 * spread.log()", "flat.shape[1] * spread.log()"),
@@ -191,7 +191,7 @@ MUTANTS = (
         ("(x - here.alpha * mean)", "(x - there.alpha * mean)"),
     ),
     *of(
-        "timegrids",
+        "diffusion/time_grids",
         "singlestep",
         ("(threes - 1) + [2, 1]", "(threes - 1) + [1, 2]"),
         ("[k + j / order for k", "[k + j / 3 for k"),
@@ -205,13 +205,21 @@ MUTANTS = (
         ("return self.context if isinstance", "return self.label if isinstance"),
     ),
     *of(
-        "denoiser",
+        "diffusion/denoiser",
         "denoiser",
         ("torch.inference_mode(False), torch.enable_grad()", "torch.enable_grad()"),
         ("v.clone() if v.is_inference() else v", "v"),
         ("for name, value in own.items() if value.is_inference()", "for name, value in ()"),
         ("if not chosen.requires_grad:", "if False:"),
     ),
-    *of("denoiser", "latent_pipeline", ("torch.promote_types(dtype, torch.float32)", "dtype")),
-    *of("weighting", "encoder", ("float(weighting(0 * one, one))", "float(weighting(one, one))")),
+    *of(
+        "diffusion/denoiser",
+        "latent_pipeline",
+        ("torch.promote_types(dtype, torch.float32)", "dtype"),
+    ),
+    *of(
+        "diffusion/loss_weighting",
+        "encoder",
+        ("float(weighting(0 * one, one))", "float(weighting(one, one))"),
+    ),
 )

@@ -27,13 +27,13 @@ MUTANTS = (
         ),
     ),
     *of(
-        "methods/denoising",
+        "methods/diffusion/denoising",
         "denoising",
         ("draw.uniform() < drop", "draw.uniform() > drop"),
         ("Prediction(batch.x0, eps)", "Prediction(batch.x0, x_t)"),
     ),
     *of(
-        "methods/stochastic",
+        "methods/diffusion/stochastic",
         "stochastic",
         ("(i + 2 < end)", "(i + 4 < end)"),
         ("(i + 2 < end)", "(i + 2 <= end)"),
@@ -44,21 +44,21 @@ MUTANTS = (
         ("if self.start == 2", "if self.start == 3"),
     ),
     *of(
-        "methods/encoder",
+        "methods/diffusion/encoder",
         "encoder",
         ("teacher, times[::-1]", "teacher, times"),
         ("teacher, times[-1])", "teacher, times[0])"),
         ('weighting: str = "snr+1"', 'weighting: str = "truncated-snr"'),
     ),
     *of(
-        "methods/progressive",
+        "methods/diffusion/progressive",
         "stochastic encoder",
         ("teachers, made_for=self.made_for, grid", "teachers, grid"),
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
         ("self.refuse(denoiser, plan", "Progressive.refuse(self, denoiser, plan"),
     ),
     *of(
-        "methods/progressive",
+        "methods/diffusion/progressive",
         "before_data",
         ("stage.teacher_times).look_ahead()", "stage.teacher_times[:2]).look_ahead()"),
         (
@@ -78,34 +78,40 @@ MUTANTS = (
         ("tried_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),
     *of(
-        "training/teachers",
+        "training/checks/teacher",
         "before_data",
         ("student.ask(batch.x0, times, cond)", "student.net(batch.x0, times.float(), cond)"),
         ("guidance=first.guidance[0] * times)", "guidance=first.guidance[0] * times.float())"),
     ),
-    *of("denoiser", "before_data", ("torch.promote_types(dtype, torch.float32)", "torch.float32")),
     *of(
-        "methods/guided",
+        "diffusion/denoiser",
+        "before_data",
+        ("torch.promote_types(dtype, torch.float32)", "torch.float32"),
+    ),
+    *of(
+        "methods/diffusion/guided",
         "before_data",
         ("self.halving.check(teacher)", "pass"),
         ("refuse_blind(teacher.denoiser, 1.0)", "pass"),
         ("        levels_for(self.levels, teacher.denoiser.schedule)\n", ""),
     ),
     *of(
-        "timegrids",
+        "diffusion/time_grids",
         "before_data",
         ("level.alpha.isfinite() & level.sigma", "level.sigma.isfinite() & level.sigma"),
     ),
     *of(
-        "samplers/walk", "before_data", ("on_schedule(checked(times), schedule)", "checked(times)")
-    ),
-    *of(
-        "samplers/encode",
+        "diffusion/samplers/sample",
         "before_data",
         ("on_schedule(checked(times), schedule)", "checked(times)"),
     ),
     *of(
-        "methods/progressive",
+        "diffusion/samplers/invert",
+        "before_data",
+        ("on_schedule(checked(times), schedule)", "checked(times)"),
+    ),
+    *of(
+        "methods/diffusion/progressive",
         "progressive",
         ("level_of(teacher.schedule, t_mid, x_t)", "level_of(teacher.schedule, t, x_t)"),
         ("second = look(x_mid, t_mid)", "second = look(x_mid, t)"),
@@ -143,7 +149,7 @@ MUTANTS = (
         ("stop * 2 ** max(1, ratio", "stop * 2 ** max(0, ratio"),
     ),
     *of(
-        "methods/reparameterise",
+        "methods/diffusion/reparameterise",
         "reparameterise",
         ("logsnr.exp() < self.readable", "logsnr.exp() > self.readable"),
         ("readable: float = 0.01", "readable: float = 0.1"),
@@ -154,7 +160,7 @@ MUTANTS = (
         ("Denoiser(twin.net,", "Denoiser(eta.net,"),
     ),
     *of(
-        "methods/guided",
+        "methods/diffusion/guided",
         "guided guided_runs cli_guided",
         ("low + (high - low) * draw.uniform()", "low + high * draw.uniform()"),
         ("low + (high - low) * draw.uniform()", "(high - low) * draw.uniform()"),
@@ -187,7 +193,7 @@ MUTANTS = (
         ("    forwards = 5", "    forwards = 4"),
     ),
     *of(
-        "methods/classification",
+        "methods/classifiers/supervised",
         "classification",
         ("student(batch.x0)", "student(-batch.x0)"),
         (
@@ -196,20 +202,20 @@ MUTANTS = (
         ),
     ),
     *of(
-        "methods/weights",
+        "methods/classifiers/weight_schedules",
         "terms",
         ("share = min(done / self.over, 1.0)", "share = min(done, 1.0)"),
         ("return Linear(0.0, weight, over)", "return Linear(weight, 0.0, over)"),
     ),
     *of(
-        "methods/recipes",
+        "methods/classifiers/recipes",
         "terms",
         ("soft_weight=1 - alpha, hard_weight=alpha", "soft_weight=alpha, hard_weight=1 - alpha"),
         ("weight=soft_weight / total", "weight=soft_weight"),
         ("LogitMatch(weight=1 - hard_share)", "LogitMatch(weight=hard_share)"),
     ),
     *of(
-        "methods/terms",
+        "methods/classifiers/terms",
         "terms",
         ("torch.where(labels < 0, whole, found)", "torch.where(labels > 0, whole, found)"),
         ('losses.soft_targets if self.form == "kl"', 'losses.soft_targets if self.form != "kl"'),
@@ -223,13 +229,13 @@ MUTANTS = (
         ("losses.standardised(student), losses", "student, losses"),
     ),
     *of(
-        "methods/knowledge",
+        "methods/classifiers/knowledge",
         "terms classifier_teachers",
         ("each = [weight_at(term.weight, self.done)", "each = [weight_at(term.weight, 0)"),
         ("return torch.stack(each).sum(0)", "return torch.stack(each).mean(0)"),
     ),
     *of(
-        "methods/imitation",
+        "methods/diffusion/imitation",
         "shrink",
         ("share=self.denoising / whole", "share=self.output / whole"),
         ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
@@ -240,7 +246,7 @@ MUTANTS = (
         ("[: len(a), self.extras :]", "[-len(a) :, self.extras :]"),
     ),
     *of(
-        "methods/shrink",
+        "methods/diffusion/shrink",
         "shrink",
         ("0.0 if guided else 0.1", "0.1"),
         ("if narrower else ()", "if not narrower else ()"),
@@ -255,18 +261,18 @@ MUTANTS = (
     ),
     *of("methods/base", "cli_guided", ("names.index(name) + 1 :", "names.index(name) :")),
     *of(
-        "methods/progressive",
+        "methods/diffusion/progressive",
         "teachers",
         ("for grid in teacher.times):", "for grid in teacher.times[:1]):"),
         ("len(a) == len(b) and all(", "all("),
     ),
     *of(
-        "methods/progressive",
+        "methods/diffusion/progressive",
         "guided_edges",
         ("if clip and clip != teacher.clip:", "if clip and teacher.clip is None:"),
     ),
     *of(
-        "methods/halving_options",
+        "methods/diffusion/halving_options",
         "guided_runs",
         ("weighting=weighting,", ""),
         ("grid=self.grid,", ""),
@@ -274,7 +280,7 @@ MUTANTS = (
         ("updates=self.halving_updates)", "updates=self.halving_updates[:1])"),
     ),
     *of(
-        "methods/plan",
+        "methods/diffusion/chain",
         "shrink",
         ("            levels=self.levels,\n", ""),
         ("guidance_embed_dim=self.guidance_embed_dim,", ""),

@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "nets/layout",
+        "models/memory_format",
         "classifiers",
         ("layer.in_channels < NARROWEST", "layer.in_channels <= NARROWEST"),
         ("NARROWEST = 8", "NARROWEST = 7"),
@@ -14,7 +14,7 @@ MUTANTS = (
         ),
     ),
     *of(
-        "nets/text",
+        "models/text_encoders",
         "text",
         ("attention_mask=mask", "attention_mask=None"),
         ("max_length=self.tokens", "max_length=self.tokens - 1"),
@@ -23,10 +23,14 @@ MUTANTS = (
         ('known(config.get("text_config", {}), _Layers)', 'config.get("text_config", {})'),
         ("for part in (config, inner):", "for part in (config,):"),
     ),
-    *of("nets/efficientnet", "classifiers", ('validate("side", side, Side, SIDE)', "side")),
-    *of("nets/efficientnet", "classifiers", ("Le(2**14)", "Le(2**15)")),
     *of(
-        "nets/autoencoder",
+        "models/classifiers/efficientnet",
+        "classifiers",
+        ('validate("side", side, Side, SIDE)', "side"),
+    ),
+    *of("models/classifiers/efficientnet", "classifiers", ("Le(2**14)", "Le(2**15)")),
+    *of(
+        "models/autoencoder/kl",
         "autoencoder",
         ("self._decode(part / self.scale)", "self._decode(part * self.scale)"),
         (".clamp(-1, 1)", ".clamp(0, 1)"),
@@ -39,13 +43,13 @@ MUTANTS = (
         ("self._home.digest == digest and", ""),
     ),
     *of(
-        "nets/foreign",
+        "models/autoencoder/checkpoints",
         "autoencoder",
         ("levels - 1 - int(found[1])", "int(found[1])"),
         ('"mid_block.resnets.1": "mid.block_2"', '"mid_block.resnets.1": "mid.block_1"'),
     ),
     *of(
-        "nets/attention",
+        "models/uvit/attention",
         "uvit uvit_model",
         ("d**-0.5 if scale", "d**0.5 if scale"),
         ("alpha=scale", "alpha=1"),
@@ -54,7 +58,7 @@ MUTANTS = (
         ("torch.cat([x, skip], dim=-1)", "torch.cat([skip, x], dim=-1)"),
     ),
     *of(
-        "nets/uvit",
+        "models/uvit/model",
         "uvit uvit_model",
         ("skips.pop()", "skips.pop(0)"),
         ("tokens.insert(1, self.context_embed", "tokens.insert(0, self.context_embed"),
@@ -62,7 +66,7 @@ MUTANTS = (
         ("antialias=True", "antialias=False"),
     ),
     *of(
-        "nets/guidance",
+        "models/guidance_embedding",
         "guidance",
         ("1000 * w.to(dtype)", "999 * w.to(dtype)"),
         ("-log(10000) * k / (half - 1)", "-log(10000) * k / half"),
@@ -82,7 +86,7 @@ MUTANTS = (
         ),
     ),
     *of(
-        "nets/guided",
+        "models/with_guidance",
         "guidance",
         ("if strange or not lacking", "if strange"),
         ("untouched(seed)", "untouched(0)"),
@@ -90,7 +94,7 @@ MUTANTS = (
         (".to(weight.device, weight.dtype)", ".to(weight.device)"),
     ),
     *of(
-        "nets/adapters",
+        "models/adapters",
         "guidance",
         ("nn.init.zeros_(cast", "nn.init.ones_(cast"),
         ("guidance_features(scale - 1, self.guidance)", "guidance_features(scale, self.guidance)"),
@@ -98,7 +102,7 @@ MUTANTS = (
         ("[block.norm1.emb for block in model.transformer_blocks]", "[]"),
     ),
     *of(
-        "nets/diffusers_config",
+        "models/diffusers_config",
         "diffusers_config",
         ("not outputs and out == 2 * channels", "not outputs and out == 3 * channels"),
         ("out != reads * channels", "out < reads * channels"),
@@ -107,41 +111,41 @@ MUTANTS = (
         ("not in (None, 0, value)", "not in (None, 0)"),
     ),
     *of(
-        "nets/adapters",
+        "models/adapters",
         "batch diffusers_config",
         ('name != "label" and isinstance(value, Tensor)', 'name == "context"'),
         ('(num_classes or 1) - 1 if name == "dit"', '(num_classes or 0) - 1 if name == "dit"'),
         ("context.shape[2] != width", "context.shape[2] < width"),
     ),
-    *of("denoiser", "diffusers_config", ("if found != wanted:", "if found == []:")),
+    *of("diffusion/denoiser", "diffusers_config", ("if found != wanted:", "if found == []:")),
     *of(
-        "nets/uvit",
+        "models/uvit/model",
         "guidance",
         ("time = time + self.guidance_embed", "time = time * 0 + self.guidance_embed"),
     ),
     *of(
-        "nets/mlp",
+        "models/mlp",
         "guidance",
         ("about = about + self.guidance(guidance)", "about = self.guidance(guidance)"),
     ),
     *of(
-        "nets/image_classifiers",
+        "models/classifiers/cnns",
         "classifiers",
         ("x = F.max_pool2d(x, (min(POOL,", "x = F.avg_pool2d(x, (min(POOL,"),
     ),
     *of(
-        "nets/preprocessing",
+        "models/classifiers/preprocessing",
         "classifiers",
         ("return ((images + 1) / 2 - mean) / std", "return (images - mean) / std"),
     ),
     *of(
-        "nets/teachers",
+        "models/classifiers/ensemble",
         "classifier_teachers",
         ("return each.logsumexp(0) - math.log(len(logits))", "return each.mean(0)"),
         ("return super().train(False)", "return super().train(mode)"),
     ),
     *of(
-        "nets/watched",
+        "models/hooks",
         "classifier_teachers",
         (
             "hooks.callback(module.register_forward_hook(keep).remove)",
@@ -149,23 +153,23 @@ MUTANTS = (
         ),
     ),
     *of(
-        "nets/watched",
+        "models/hooks",
         "knowledge_edges",
         ("if x._version != before:", "if x._version < before:"),
     ),
     *of(
-        "nets/classifiers",
+        "models/classifiers/registry",
         "knowledge_edges",
         ("tuple(mine) != tuple(theirs)", "len(mine) != len(theirs)"),
     ),
     *of(
-        "nets/guidance",
+        "models/guidance_embedding",
         "guided_edges",
         ("scale.shape != x.shape[:1]", "scale.shape[:1] != x.shape[:1]"),
     ),
-    *of("nets/modes", "nets", ("part.training = mode", "part.training = True")),
+    *of("models/eval_mode", "nets", ("part.training = mode", "part.training = True")),
     *of(
-        "nets/pruning",
+        "models/compression/block_pruning",
         "pruning",
         ("old = keep[j] if side", "old = j if side"),
         ("pairs - 1 - keep[len(keep) - 1 - j]", "pairs - 1 - keep[j]"),
@@ -173,13 +177,13 @@ MUTANTS = (
         ("key=lambda k: -worth[k]", "key=lambda k: worth[k]"),
     ),
     *of(
-        "nets/carried",
+        "models/compression/unet_transfer",
         "pruning",
         ("long if layer == short else layer", "layer"),
         ("up = int(found[1]) + many - few", "up = int(found[1])"),
     ),
     *of(
-        "nets/sparsified",
+        "models/compression/magnitude_pruning",
         "compression",
         (
             "flatten(1), dim=1)",
@@ -197,14 +201,14 @@ MUTANTS = (
         ("int((value == 0).sum())", "int((value != 0).sum())"),
     ),
     *of(
-        "nets/modes",
+        "models/eval_mode",
         "changed_networks",
         ("if frozen and keeps", "if keeps"),
         ("not any(weights) if weights else around", "not any(weights)"),
         ("yield from _frozen(child, own)", "yield from _frozen(child, False)"),
     ),
     *of(
-        "nets/rebuilt",
+        "models/rebuild",
         "changed_networks",
         ("for name, one in shared.items() if name != one", "for name, one in ()"),
         ("return tensors, parts, settings, hooks,", "return tensors, {}, settings, hooks,"),
@@ -219,33 +223,37 @@ MUTANTS = (
         ("other.keys() - own.keys()", "own.keys() - own.keys()"),
     ),
     *of(
-        "nets/pruning",
+        "models/compression/block_pruning",
         "changed_networks",
         ("freeze_alike(new, net, lambda key: _before(key, keep, pairs))", "freeze_alike(new, net)"),
     ),
-    *of("nets/carried", "changed_networks", ("freeze_alike(net, old,", "freeze_alike(net, net,")),
-    *of("nets/guided", "changed_networks", ("    freeze_alike(new, net)", "    pass")),
-    *of("nets/uvit", "copies", ("        freeze_alike(other, self)", "        pass")),
     *of(
-        "nets/resizing",
+        "models/compression/unet_transfer",
+        "changed_networks",
+        ("freeze_alike(net, old,", "freeze_alike(net, net,"),
+    ),
+    *of("models/with_guidance", "changed_networks", ("    freeze_alike(new, net)", "    pass")),
+    *of("models/uvit/model", "copies", ("        freeze_alike(other, self)", "        pass")),
+    *of(
+        "models/uvit/resize",
         "copies",
         ("    freeze_alike(new, net)", "    pass"),
         ("made_alike(new, net, {", "made_alike(new, new, {"),
     ),
     *of(
-        "nets/__init__",
+        "models/__init__",
         "copies",
         ('if hasattr(net, "made_by")', 'if hasattr(new, "made_by")'),
         ("    if made is None:", "    if made:"),
     ),
     *of(
-        "denoiser",
+        "diffusion/denoiser",
         "copies",
         ("requires_grad_(before not in frozen)", "requires_grad_(True)"),
         ("(before := named(name)) in theirs:", "before := named(name):"),
     ),
     *of(
-        "denoiser",
+        "diffusion/denoiser",
         "denoiser",
         (
             'of x alone.\n        """\n        self.denoiser.freeze()',
@@ -253,12 +261,12 @@ MUTANTS = (
         ),
     ),
     *of(
-        "nets/quantised",
+        "models/compression/int8",
         "compression",
         ("min(layer.weight.shape[:2])", "max(layer.weight.shape[:2])"),
     ),
     *of(
-        "codec",
+        "models/codec",
         "autoencoder",
         (
             "mean, log_variance = moments.chunk(2, dim=1)",

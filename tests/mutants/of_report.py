@@ -110,7 +110,7 @@ MUTANTS = (
         ("_number(row.floor_ratio, 2)", "_number(row.distance, 2)"),
     ),
     *of(
-        "report/numbers",
+        "report/words/numbers",
         "report_numbers report",
         ("figure(measured.low, decimals)} to", "figure(measured.high, decimals)} to"),
         ('(1e-3, "ms"))', '(1e-3, "µs"))'),
@@ -118,7 +118,7 @@ MUTANTS = (
         ("figure(100 * value, 1)", "figure(value, 1)"),
     ),
     *of(
-        "report/sizes",
+        "report/plots/sizes",
         "report_numbers report_drawings",
         ("taken[max(taken)]", "taken[min(taken)]"),
         ("taken[max(taken)]", "taken[max(taken, key=str)]"),
@@ -128,7 +128,7 @@ MUTANTS = (
         ("for one in lines if one.front and", "for one in lines if"),
     ),
     *of(
-        "report/figures",
+        "report/plots/figures",
         "report_drawings",
         ("row.split.grid if row.split", "row.split.learning if row.split"),
         ("row.fidelity.rmse if row.fidelity", "row.fidelity.feature_rmse if row.fidelity"),
@@ -157,7 +157,7 @@ MUTANTS = (
         ('f"{row.guidance:g}" for row, _ in own', 'f"{row.steps:g}" for row, _ in own'),
     ),
     *of(
-        "report/curves",
+        "report/plots/curves",
         "report_drawings",
         ("float(before + last.update)", "float(last.update)"),
         ("before += updates[-1].update", "before = updates[-1].update"),
@@ -176,14 +176,14 @@ MUTANTS = (
         ("axis.axvline(1, color", "axis.axvline(0, color"),
     ),
     *of(
-        "report/grids",
+        "report/images/grids",
         "report_numbers",
         ("zip(labels, stack, strict=True)", "zip(labels[::-1], stack, strict=True)"),
         ("for one in row])", "for one in row[::-1]])"),
         ('("grid", "worst")', '("worst",)'),
     ),
     *of(
-        "report/pictures",
+        "report/images/png",
         "pictures",
         ("for x in (above, below)]", "for x in (below, above)]"),
         ("zip(axes[k], (left, right), strict=True)", "zip(axes[k], (right, left), strict=True)"),
@@ -195,10 +195,10 @@ MUTANTS = (
         ("first + k:06d", "k:06d"),
     ),
     *of(
-        "cli/columns",
+        "cli/console/columns",
         "tables",
         ("self.add_column(printable(head)", "self.add_column(head"),
         ("(printable(str(cell)) for cell in cells)", "map(str, cells)"),
     ),
-    *of("report/numbers", "report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
+    *of("report/words/numbers", "report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
 )

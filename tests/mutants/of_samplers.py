@@ -4,7 +4,7 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "samplers/steps",
+        "diffusion/samplers/solvers",
         "samplers",
         ("history[-1].pred.x0, history[-1].pred.eps", "history[-1].pred.x0, history[0].pred.eps"),
         ("model_fn(first, to).pred.x0", "model_fn(x, to).pred.x0"),
@@ -23,7 +23,7 @@ MUTANTS = (
         ("fresh(x, to.step)", "fresh(x, 0)"),
     ),
     *of(
-        "samplers/walk",
+        "diffusion/samplers/sample",
         "samplers",
         ("schedule.at(_time(t)).sigma * noise", "noise"),
         ("2 * steps - 1 if step", "2 * steps if step"),
@@ -39,10 +39,14 @@ MUTANTS = (
         ('validate("clip", clip, Positive | None)', "clip"),
         ('validate("t", t, Share)', "t"),
     ),
-    *of("samplers/schedulers", "samplers", ('validate("clip", clip, Positive | None)', "clip")),
-    *of("samplers/editing", "samplers", ('validate("t", t, Share)', "t")),
     *of(
-        "samplers/stochastic",
+        "diffusion/samplers/diffusers_schedulers",
+        "samplers",
+        ('validate("clip", clip, Positive | None)', "clip"),
+    ),
+    *of("diffusion/samplers/editing", "samplers", ('validate("t", t, Share)', "t")),
+    *of(
+        "diffusion/samplers/stochastic",
         "stochastic",
         ("if times[to.step : to.step + 1] != (to.t,):", "if to.step >= len(times):"),
         ("if to.step == len(times) - 1", "if to.step >= len(times) - 2"),
@@ -55,7 +59,7 @@ MUTANTS = (
         ("shrink * k.mix(", "k.mix("),
     ),
     *of(
-        "samplers/encode",
+        "diffusion/samplers/invert",
         "encoder",
         ("pairwise(reversed(times))", "pairwise(times)"),
         ("to = schedule.at(torch.tensor(then", "to = schedule.at(torch.tensor(now"),
@@ -67,7 +71,7 @@ MUTANTS = (
         (".to(x0.dtype)", ".to(torch.float64)"),
     ),
     *of(
-        "samplers/editing",
+        "diffusion/samplers/editing",
         "editing",
         ("noise_of(schedule, level.mix(as_floats(x0), noise), t)", "level.mix(x0, noise)"),
         ("level.mix(as_floats(x0), noise), t)", "level.mix(noise, x0), t)"),
@@ -76,13 +80,13 @@ MUTANTS = (
         ("to.level.mix(x0, noise))", "history[-1].point.level.mix(x0, noise))"),
     ),
     *of(
-        "samplers/walk",
+        "diffusion/samplers/sample",
         "encoder",
         ("return x / schedule.at(_time(t)).sigma", "return x"),
         ("return x / schedule.at(_time(t)).sigma", "return x / schedule.at(_time(t)).alpha"),
     ),
     *of(
-        "samplers/singlestep",
+        "diffusion/samplers/singlestep",
         "singlestep",
         (
             "to.alpha * _weight(-_h(anchor, to), order)",
@@ -99,7 +103,7 @@ MUTANTS = (
         ("inner == order - 1 > 0", "inner == order - 2 > 0"),
     ),
     *of(
-        "samplers/trials",
+        "diffusion/samplers/step_checks",
         "walks sde",
         ("* SPREAD**2 + level.sigma**2", "* SPREAD**2"),
         ("x_t / spread(level) ** 2", "x_t / spread(level)"),
@@ -112,24 +116,24 @@ MUTANTS = (
         ("ASTRAY = 2.0", "ASTRAY = 0.7"),
     ),
     *of(
-        "samplers/schedulers",
+        "diffusion/samplers/diffusers_schedulers",
         "schedulers",
         ("* (SPREAD / spread(begun))", "* SPREAD"),
     ),
     *of(
-        "samplers/schedulers",
+        "diffusion/samplers/diffusers_schedulers",
         "walks",
         ("    _refuse_astray(name, denoiser.schedule, times)\n", ""),
         ("drawn=not torch.equal(", "drawn=torch.equal("),
         ("_tried.__wrapped__(name, schedule, times)", "0.0"),
     ),
     *of(
-        "pipeline/walks",
+        "pipeline/samplers",
         "walks",
         ("or sampler.startswith(PREFIX):\n        go", "or False:\n        go"),
     ),
     *of(
-        "samplers/sde",
+        "diffusion/samplers/sde",
         "sde",
         ("rise - 2 * f", "rise - f"),
         ("(g2 * passed).sqrt()", "(g2 * passed)"),
@@ -141,7 +145,7 @@ MUTANTS = (
         ("if to.t == 0:", "if to.t < 0:"),
     ),
     *of(
-        "samplers/published",
+        "diffusion/samplers/presets",
         "singlestep",
         ("_end(schedule, 1e-4)", "_end(schedule, 1e-3)"),
     ),

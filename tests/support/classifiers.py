@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from halfstep.data import Dataset
-from halfstep.methods.knowledge import KnowledgeDistillation
-from halfstep.methods.recipes import hinton
-from halfstep.nets.classifiers import build_classifier
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.classifiers.recipes import hinton
+from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training import TrainingConfig
-from halfstep.training.jobs import RunOptions
-from halfstep.training.knowledge import distill_classifier
+from halfstep.training.api import RunOptions
+from halfstep.training.classifiers.distillation import distill_classifier
 
 
 class Net(nn.Module):

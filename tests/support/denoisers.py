@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from halfstep.denoiser import Denoiser, NetTime
-from halfstep.prediction import Eps, V, Velocity, X0, X0AndEps
-from halfstep.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps, V, Velocity, X0, X0AndEps
+from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 
 # The table has more levels than any grid here has steps: times below its first level are refused.
 SCHEDULES = [

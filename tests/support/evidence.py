@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from halfstep.evaluation.report_data import parse_report, read_report
 from halfstep.evaluation.report_rows import measure
-from halfstep.report.verdict import verdict
+from halfstep.report.words.verdict import verdict
 from halfstep.schema import plain
 
 FULL = 64

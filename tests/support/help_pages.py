@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from halfstep.cli import PAGES
-from halfstep.cli.demo import Demo
-from halfstep.cli.distill import options_for
-from halfstep.cli.evaluate import Evaluate
-from halfstep.cli.report import Report
+from halfstep.cli.commands.demo import Demo
+from halfstep.cli.commands.distill import options_for
+from halfstep.cli.commands.evaluate import Evaluate
+from halfstep.cli.commands.report import Report
 from halfstep.config.fields import all_options, arity
-from halfstep.config.presets import preset_names
+from halfstep.config.preset_files import preset_names
 from halfstep.methods import METHODS
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from halfstep.report.numbers import MINUS
+from halfstep.report.words.numbers import MINUS
 from tests.support.evidence import guided
 
 UNITS = {"µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "%": 0.01}

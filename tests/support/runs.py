@@ -10,15 +10,15 @@ from torch import nn
 from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
-from halfstep.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.methods import Method, Objective, Progressive, StagePlan
-from halfstep.nets import build
+from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.prediction import V
-from halfstep.schedules import Cosine
 from halfstep.schema import SEAL
 from halfstep.training import distill, Silent, TrainingConfig
-from halfstep.training.jobs import RunOptions
+from halfstep.training.api import RunOptions
 
 TRAINING = TrainingConfig(
     batch_size=6, learning_rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halfstep.nets import UViT
+from halfstep.models import UViT
 
 SMALL = dict(img_size=8, patch_size=2, in_chans=3, embed_dim=32, depth=4, num_heads=4)
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.columns import Columns, print_wide
-from halfstep.cli.options import parse
-from halfstep.cli.progress import counting, say, terminal
-from halfstep.cli.tables import print_compressed, print_rows
+from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.progress import counting, say, terminal
+from halfstep.cli.console.tables import print_compressed, print_rows
+from halfstep.cli.parse import parse
 from halfstep.evaluation.report_data import Report
-from halfstep.report.numbers import big, percent
+from halfstep.report.words.numbers import big, percent
 from halfstep.workflows.compress import compress, CompressConfig
 from halfstep.workflows.compress_classifiers import ACCURACY, CompressedClassifier
 

@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.options import parse
-from halfstep.cli.plan import rehearse
-from halfstep.cli.progress import counting, reading, say, terminal
-from halfstep.cli.runs import carried_out, describe_data, held_out_name, parameters_of, updates_on
-from halfstep.evaluation.intervals import Interval
+from halfstep.cli.console.dry_run import rehearse
+from halfstep.cli.console.progress import counting, reading, say, terminal
+from halfstep.cli.console.run_lines import (
+    carried_out,
+    describe_data,
+    held_out_name,
+    parameters_of,
+    updates_on,
+)
+from halfstep.cli.parse import parse
+from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.workflows.distill_classifier import (
     ClassifierComparison,
     DistillClassifierConfig,

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
-from halfstep.cli.options import parse
-from halfstep.cli.progress import counting, reading, say, terminal
+from halfstep.cli.console.progress import counting, reading, say, terminal
+from halfstep.cli.parse import parse
 from halfstep.workflows.encode import EncodeConfig, EncodeJob, prepare_encode
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from halfstep.cli.options import parse
-from halfstep.cli.progress import say, terminal
+from halfstep.cli.console.progress import say, terminal
+from halfstep.cli.parse import parse
 from halfstep.workflows.export import export, ExportConfig
 
 

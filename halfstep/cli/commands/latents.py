@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.options import parse
-from halfstep.cli.progress import counting, reading, say, terminal
+from halfstep.cli.console.progress import counting, reading, say, terminal
+from halfstep.cli.parse import parse
 from halfstep.workflows.latents import EncodedData, LatentsConfig, prepare_latents
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from halfstep.cli.options import parse
-from halfstep.cli.progress import counting, reading, say, terminal
+from halfstep.cli.console.progress import counting, reading, say, terminal
+from halfstep.cli.parse import parse
 from halfstep.workflows.sample import prepare_sample, SampleConfig
 
 

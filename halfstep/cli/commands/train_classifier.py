@@ -4,12 +4,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.options import parse
-from halfstep.cli.plan import rehearse
-from halfstep.cli.progress import counting, reading, say, terminal
-from halfstep.cli.runs import carried_out, describe_data, held_out_name, parameters_of, updates_on
-from halfstep.evaluation.classification import Scores
-from halfstep.nets.classifiers import classifier_recipe
+from halfstep.cli.console.dry_run import rehearse
+from halfstep.cli.console.progress import counting, reading, say, terminal
+from halfstep.cli.console.run_lines import (
+    carried_out,
+    describe_data,
+    held_out_name,
+    parameters_of,
+    updates_on,
+)
+from halfstep.cli.parse import parse
+from halfstep.evaluation.metrics.classification import Scores
+from halfstep.models.classifiers.registry import classifier_recipe
 from halfstep.workflows.train_classifier import prepare_classifier, TrainClassifierConfig
 
 

@@ -1,0 +1,156 @@
+"""`halfstep distill METHOD`: one verb for every method there is."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, cast, Generic, TypeVar
+
+from rich.console import Console
+
+from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
+from halfstep.cli.console.dry_run import rehearse
+from halfstep.cli.console.progress import loading, say, terminal
+from halfstep.cli.console.run_lines import carried_out, describe, describe_data, own_net, updates_on
+from halfstep.cli.parse import Flat, parse
+from halfstep.cli.shrinking import resolved
+from halfstep.data import refuse_other_shape
+from halfstep.errors import ConfigError
+from halfstep.evaluation.quality_gate import full_for_auto
+from halfstep.methods import Method, METHODS, Progressive
+from halfstep.methods.base import student_name, updates_after
+from halfstep.pipeline import Pipeline
+from halfstep.training import distill as distil_pipeline, TrainingConfig
+from halfstep.training.api import RunOptions
+from halfstep.training.denoisers import refuse_teacher
+from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.options import Source, Where
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The teacher."""
+
+    teacher: Path | None = None
+    """A teacher's folder, or the run that made it."""
+    official: Annotated[Official, Flat] = field(default_factory=Official)
+    net: str | None = None
+    """package.module:function, if the teacher's network is one of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Generic[M]):
+    """Make a student that needs fewer steps."""
+
+    where: Annotated[Where, Flat]
+    source: Annotated[Source, Flat]
+    teacher: Annotated[Teacher, Flat]
+    method: Annotated[M, Flat]
+    training: Annotated[TrainingConfig, Flat] = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillGated(Distill[M]):
+    """Make a student that needs fewer steps, until it is no longer worth it."""
+
+    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
+
+
+def distill(name: str, argv: Sequence[str]) -> int:
+    """Distil with the named method; say where the students are."""
+    console, kind, args = terminal(), METHODS[name], list(argv)
+    prog = f"halfstep distill {name}"
+    auto = kind is Progressive and auto_start(args)
+    options: Any = parse(options_for(name), args, prog=prog)
+    options.where.check()
+    where, training, method = options.where, options.training, options.method.build()
+    named, official = options.teacher.teacher, cast(Official, options.teacher.official)
+    asks = f"{prog} needs --teacher and its folder"
+    find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
+    teachers = [find()]
+    full = _before_data(options, method, teachers[0], auto=auto)
+    data = loading(console, options.source)
+    teachers[0] = official.decoding(teachers[0], data)
+
+    def load() -> Pipeline:
+        return official.decoding(find(), data)
+
+    method = resolved(console, method, teachers[0], data, where)
+    options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
+
+    def work(job: RunOptions) -> Pipeline:
+        # Given away: from the second stage on nobody needs the teacher, nor its memory.
+        return distil_pipeline(
+            teachers.pop(), data, where.out, method=method, training=training, job=job
+        )
+
+    if where.dry_run:
+        return rehearse(console, options, work)
+    plan = method.plan(teachers[0])
+    updates = sum(stage.updates for stage in plan)
+    say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
+    say(console, "data", describe_data(options.source, data))
+    say(console, "plan", method.summary())
+    say(console, "updates", updates_on(updates, training, where.device))
+    carried = carried_out(
+        where, options, console, ahead=lambda stage: updates_after(plan, stage.name), gate=gate
+    )
+    with carried as job:
+        student = work(job)
+    best = gate.best.steps if gate and gate.best else None
+    _say_where(console, where, student, own_net(options.teacher.net), best)
+    return 0
+
+
+def options_for(name: str) -> Any:
+    """The class of all options of `halfstep distill NAME`."""
+    options = METHODS[name].options()
+    return DistillGated[options] if METHODS[name].gated else Distill[options]  # type: ignore[valid-type]
+
+
+def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
+    """Refuse what data need not say; full steps of the teacher where --start auto looks for its start."""
+    source = options.source
+    if auto and options.where.dry_run:
+        raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
+    if not auto:  # which has no start yet
+        refuse_teacher(method, teacher)
+    refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
+    if not isinstance(options, DistillGated) or not (auto or options.gate.tolerance != 0):
+        return None
+    gate = options.gate
+    if auto:
+        return full_for_auto(gate.build(), cast(Progressive, method), teacher)
+    gate.build().full_steps_of(method, teacher)
+    return None
+
+
+def _say_where(
+    console: Console, where: Where, student: Pipeline, own: str, best: int | None
+) -> None:
+    """The folders of the students, and the command that shows what the best draws, else the last one.
+
+    best  steps of the last student that passed the gate
+    """
+    made = (where.out / "stages").glob("[!.]*/pipeline.json")
+    for folder in sorted((path.parent for path in made), reverse=True):  # many steps first
+        say(console, "student", folder)
+    if best:
+        say(console, "best", where.out / "stages" / student_name(best))
+    steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
+    low, high = student.guidance or (1.0, 1.0)
+    scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
+    out = shlex.quote(str(where.out))
+    if student.made_for == "encode":
+        say(
+            console,
+            "look",
+            f"halfstep encode {out}{steps}{scale} --images DATA --out noise.safetensors{own}",
+        )
+    else:
+        say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
+    if student.times:
+        say(console, "judge", f"halfstep evaluate {out}{own}")

@@ -1,0 +1,82 @@
+"""`halfstep evaluate`: parse, evaluate, print."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from halfstep.cli.console.progress import counting, say, terminal
+from halfstep.cli.console.tables import compare, print_report
+from halfstep.cli.parse import Flat, parse
+from halfstep.config.fields import POSITIONAL
+from halfstep.errors import ConfigError
+from halfstep.evaluation.report_data import AnyReport
+from halfstep.evaluation.setups import Evaluation
+from halfstep.progress import Progress
+from halfstep.workflows import evaluate as workflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Judge a run's students: quality, fidelity, drift, cost, each with an interval, and a page of it."""
+
+    run: Annotated[tuple[Path, ...], POSITIONAL] = ()
+    """The run's folder."""
+    beside: tuple[Path, ...] = ()
+    """Runs of the same teacher, such as its students of full size: in the table of sizes beside this
+    run's."""
+    compare: tuple[Path, ...] = ()
+    """Two runs that were evaluated, or more: set side by side."""
+    teacher: Path | None = None
+    """Its teacher; the run knows, unless that was moved."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+    features: str = "auto"
+    """auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
+    package.module:function."""
+    data: str | None = None
+    """The data, if not those of the run."""
+    verify: bool = False
+    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+    held_out: str | None = None
+    """Data that nobody was trained on: judges memorisation."""
+    device: str = "auto"
+    """auto, or one by name."""
+    evaluation: Annotated[Evaluation, Flat] = field(default_factory=Evaluation)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure and write report.json, report.npz and report.html; or compare what was measured."""
+    console = terminal()
+    options = parse(Evaluate, argv, prog="halfstep evaluate")
+    if options.compare:
+        return compare(console, [*options.run, *options.compare])
+    if len(options.run) != 1:
+        raise ConfigError(
+            f"evaluate takes one run, got {len(options.run)}: write halfstep evaluate RUN, or "
+            "--compare RUN_A RUN_B"
+        )
+    [run] = options.run
+    with counting(console, f"{options.evaluation.samples:,} samples a row") as progress:
+        report = evaluated(options, progress)
+    print_report(console, report)
+    say(console, "verdict", report.verdict)
+    say(console, "report", run / "report.html")
+    return 0
+
+
+def evaluated(options: Evaluate, progress: Progress) -> AnyReport:
+    """Evaluate the run as the options say."""
+    return workflow.evaluate(
+        options.run[0],
+        options.evaluation,
+        data=options.data,
+        teacher=options.teacher,
+        features=options.features,
+        held_out=options.held_out,
+        beside=options.beside,
+        net=options.net,
+        verify=options.verify,
+        device=options.device,
+        progress=progress,
+    )

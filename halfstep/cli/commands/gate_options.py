@@ -1,0 +1,111 @@
+"""Options of the quality gate on the command line, and `--start auto`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, cast
+
+from annotated_types import Ge
+from rich.console import Console
+
+from halfstep.cli.console.progress import counting, say
+from halfstep.config.validate import Count, NotNegative, Seed, Validated
+from halfstep.data import Data
+from halfstep.diffusion.time_grids import Steps
+from halfstep.evaluation.gate import Gate, refuse_strict
+from halfstep.evaluation.gate_metrics import GuidedTeacherRatio
+from halfstep.evaluation.quality_gate import fewest_start, QualityGate
+from halfstep.evaluation.setups import SampleCount
+from halfstep.methods import Method, Progressive
+from halfstep.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(Validated):
+    """When to stop halving."""
+
+    tolerance: NotNegative | None = None
+    """Stop where a student's ratio is surely above this: its Fréchet distance from the data over its
+    teacher's at full steps, or with --guidance its distance from the guided teacher's samples over that of
+    the teacher's samples of other noise, at the worst scale. 1.10 by default, 2 with --guidance or a smaller
+    network; 0 is no gate."""
+    until: Count | None = None
+    """Never stop before a student of so many steps: 1 goes all the way and only reports."""
+    full: Annotated[Steps, Ge(0)] = 0
+    """Full steps of the teacher; 0 is twice --start, and 64 with --start auto, which begins at the fewest
+    steps that are as good; with --guidance it is --start, and 64 at least."""
+    scales: tuple[NotNegative, ...] = ()
+    """Guidance scales that students are compared at; the ends of --guidance by default, the upper one 3 at
+    most."""
+    features: str = "auto"
+    """Features of the distance: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
+    inception:FILE or package.module:function."""
+    samples: SampleCount = 2000
+    """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
+    noise: Seed = 0
+    """Seed of their noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tolerance is not None:
+            refuse_strict(self.tolerance)
+
+    def build(self) -> QualityGate:
+        """The gate of these options; of tolerance 0, what `--start auto` measures with."""
+        return QualityGate(
+            tolerance=self.tolerance or None,
+            metric=GuidedTeacherRatio(scales=self.scales) if self.scales else None,
+            until=self.until,
+            full_steps=self.full,
+            features=self.features,
+            samples=self.samples,
+            noise=self.noise,
+        )
+
+
+def bind_gate(
+    options: Any,
+    method: Method,
+    teacher: Pipeline,
+    data: Data,
+    load: Callable[[], Pipeline],
+    console: Console,
+    *,
+    full: int | None,
+) -> tuple[Any, Method, Gate | None]:
+    """The options and the method with the start that --start auto finds, and the gate.
+
+    full  steps of the teacher at which --start auto begins to look
+    """
+    wanted: GateOptions | None = getattr(options, "gate", None)
+    if wanted is None:
+        return options, method, None
+    where, config, meter = options.where, wanted.build(), None
+    shown: Any = {
+        "device": where.device,
+        "load": load,
+        "showing": partial(counting, console),
+    }
+    if full is not None:
+        config = replace(config, full_steps=full)
+        halving = cast(Progressive, method)
+        begin = replace(halving, start=full, updates=(0,))
+        meter = config.meter(teacher, data, begin, **shown)
+        method = fewest_start(halving, meter, where.out, tell=partial(say, console, "start"))
+        options = replace(options, method=method, gate=replace(wanted, full=full))
+    if wanted.tolerance == 0:
+        return options, method, None
+    tell = partial(say, console, "gate")
+    return options, method, config.bind(
+        teacher, data, where.out, method,
+        tell=tell, meter=meter, rehearse=where.dry_run, **shown,
+    )  # fmt: skip
+
+
+def auto_start(args: list[str]) -> bool:
+    """Whether `--start auto` is among the arguments; it is taken out."""
+    for k, word in enumerate(args):
+        if word == "--start=auto" or args[k : k + 2] == ["--start", "auto"]:
+            del args[k : k + (1 if "=" in word else 2)]
+            return True
+    return False

@@ -1,0 +1,38 @@
+"""`halfstep report RUN`: the evidence of a run on one page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from halfstep.cli.console.progress import say, terminal
+from halfstep.cli.parse import parse
+from halfstep.config.fields import POSITIONAL
+from halfstep.evaluation.report_data import read_report, REPORT
+from halfstep.workflows.report import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write RUN/report.html from what was measured (of a guided run RUN/slider.html too); measure it first
+    where it was not."""
+
+    run: Annotated[Path, POSITIONAL]
+    """The run's folder."""
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write the page; say where."""
+    console = terminal()
+    options = parse(Report, argv, prog="halfstep report")
+    if not (options.run / REPORT).exists():
+        from halfstep.cli.commands.evaluate import evaluate
+
+        return evaluate([str(options.run)])
+    report = read_report(options.run)
+    page = write_report(report, options.run)
+    say(console, "verdict", report.verdict)
+    say(console, "report", page)
+    if "guided" in report.pictures:
+        say(console, "slider", page.with_name("slider.html"))
+    return 0

@@ -1,0 +1,134 @@
+"""What `train` and `distill` share: what a run is about, and how it is carried out."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from halfstep.cli.console.progress import Bars, first_process, say
+from halfstep.config.fields import flat
+from halfstep.data import Data
+from halfstep.evaluation.features.registry import BELOW
+from halfstep.methods.base import Stage
+from halfstep.pipeline import Pipeline
+from halfstep.training import TrainingConfig
+from halfstep.training.api import RunOptions
+from halfstep.training.distributed import pick_device
+from halfstep.training.run_config import write_config
+from halfstep.workflows.options import Source, Where
+from halfstep.workflows.train_classifier import ImageOptions, share_of
+
+
+@contextmanager
+def carried_out(
+    where: Where,
+    options: Any,
+    console: Console,
+    *,
+    ahead: Callable[[Stage], int] = lambda s: 0,
+    gate: Callable[[Pipeline], bool] | None = None,
+) -> Iterator[RunOptions]:
+    """How the options want a run carried out: shown while it lasts, its options kept in its folder.
+
+    ahead  updates that are still to come after a stage
+    gate   asked after each stage whether to go on
+    """
+
+    def keep() -> None:
+        if first_process():
+            write_config(where.out, flat(options))
+
+    with Bars(console, ahead=ahead, opened=keep) as bars:
+        yield job_of(options, watch=bars, gate=gate)
+    if not bars.began:
+        say(console, "done", "this run was finished before: nothing was left to do")
+
+
+PLACES = ("data", "validate", "init")
+"""Options of text that name a place, or a share of the data, whose fingerprint is compared."""
+
+
+def job_of(options: Any, **more: Any) -> RunOptions:
+    """How the options of a command want its run carried out."""
+    where: Where = options.where
+    return RunOptions(
+        device=where.device,
+        extend=where.extend,
+        from_previous=where.from_previous,
+        alike=_typed(options),
+        **more,
+    )
+
+
+def _typed(options: Any) -> dict[str, Any]:
+    """All options but places, of which what lies there counts."""
+    return {
+        name: _kind(value) if name == "features" else value
+        for name, value in flat(options).items()
+        if name not in PLACES and not isinstance(value, Path) and not _places(value)
+    }
+
+
+def _kind(features: Any) -> Any:
+    """classifier of classifier:FOLDER; whatever names no place is as it is."""
+    kind = str(features).partition(":")[0]
+    return kind if kind in BELOW else features
+
+
+def _places(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value)
+
+
+def describe(pipeline: Pipeline) -> str:
+    """A network in a line."""
+    about = pipeline.describe()
+    parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
+    return (
+        f"{about['net']['build']}, {parameters:,} parameters, predicts {about['parameterisation']}, "
+        f"schedule {about['schedule']['name']}"
+    )
+
+
+def describe_data(source: Source, data: Data) -> str:
+    """Data in a line."""
+    classes = f", {data.classes} classes" if data.classes else ""
+    return f"{source.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
+
+
+def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
+    """4,000 of 128 samples each, on cpu, 2 threads."""
+    chosen = pick_device(device)
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
+    return f"{updates:,} of {training.batch_size} samples each, on {chosen.type}{threads}"
+
+
+def as_typed(source: Source) -> str:
+    """The options that name this data, for a later command."""
+    sides = [
+        f"--{name} {value}" for name in ("size", "channels") if (value := getattr(source, name))
+    ]
+    flip = ["--flip"] if source.flip else []
+    return " ".join([f"--data {shlex.quote(source.data)}", *sides, *flip])
+
+
+def own_net(net: str | None) -> str:
+    """The option that a later command needs to build a network of the user's own."""
+    return f" --net {shlex.quote(net)}" if net is not None and ":" in net else ""
+
+
+def held_out_name(images: ImageOptions) -> str:
+    """The held-out data in words."""
+    name = images.validate or ""
+    share = share_of(name)
+    return name if share is None else f"the {100 * share:g} % held out"
+
+
+def parameters_of(net: nn.Module) -> str:
+    """The number of a network's parameters."""
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters"

@@ -1,0 +1,189 @@
+"""Reports as tables in the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.progress import say
+from halfstep.errors import ConfigError
+from halfstep.evaluation.comparable import Measured
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.report_data import (
+    AnyReport,
+    GuidedTable,
+    read_report,
+    Reconstruction,
+    Report,
+    Row,
+)
+from halfstep.report.plots.sizes import sizes
+from halfstep.report.words.numbers import big, percent, seconds
+
+STYLES = {"student": "bold green", "baseline": "dim"}
+
+
+def print_report(console: Console, report: AnyReport) -> None:
+    """All tables of a report."""
+    if not isinstance(report, Report):
+        return print_wide(console, reconstruction_table(report.reconstruction))
+    print_rows(console, report)
+    print_sizes(console, report)
+    print_compressed(console, report)
+    if report.guided:
+        print_guided(console, report.guided)
+
+
+def print_rows(console: Console, report: Report) -> None:
+    """Every way of sampling, with intervals, and the floor under all of them."""
+    table = Columns("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher")
+    for row in report.rows:
+        table.add_row(
+            row.name,
+            str(row.calls),
+            str(row.distances.frechet_distance),
+            _cell(row.ratio),
+            _cell(row.fidelity.rmse if row.fidelity else None),
+            style=STYLES.get(row.role, ""),
+        )
+    print_wide(console, table)
+    floor, n = report.measure.floor, report.measure.samples
+    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
+
+
+def print_guided(console: Console, guided: GuidedTable) -> None:
+    """The students against the guided teacher, a block for every scale."""
+    table = Columns("", "guidance", "calls", "to guided teacher", "/ its own", "rmse")
+    for row in guided.rows:
+        table.add_row(
+            row.name,
+            f"{row.guidance:g}",
+            str(row.calls),
+            str(row.distance),
+            _cell(row.floor_ratio),
+            _cell(row.rmse),
+            style=STYLES.get(row.role, ""),
+        )
+    print_wide(console, table)
+    n = guided.reference.samples
+    say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
+
+
+def print_sizes(console: Console, report: Report) -> None:
+    """Quality against the cost of a sample, of networks of several sizes; nothing of one size alone."""
+    if not (lines := sizes(report)):
+        return
+    table = Columns(
+        "", "parameters", "calls", "multiply-adds", "a sample", "Fréchet distance", "best"
+    )
+    for line in lines:
+        table.add_row(
+            line.name,
+            f"{line.parameters:,}",
+            str(line.calls),
+            big(line.multiply_adds),
+            seconds(line.seconds),
+            f"{line.frechet.value:.3f}",
+            "yes" if line.front else "",
+            style=STYLES["student"] if line.role == "student" else "",
+        )
+    print_wide(console, table)
+    for row in report.rows:
+        if row.student_ratio:
+            say(console, "smaller", f"{row.student_ratio} times the distance of {row.name}")
+    say(console, "best", "nothing measured has a lower distance for as few multiply-adds")
+
+
+def print_compressed(console: Console, report: Report) -> None:
+    """The cost and loss of each variant beside its student."""
+    rows = [(row, row.compressed) for row in report.rows if row.compressed]
+    if not rows:
+        return
+    table = Columns(
+        "", "bytes", "zeros", "/ student", "rmse to student", "ms, batch 1", "ms, batch 64"
+    )
+    for row, made in rows:
+        taken = row.cost.seconds_per_sample if row.cost else {}
+        table.add_row(
+            row.name,
+            big(made.bytes, "B"),
+            percent(made.zeros).lstrip("+"),
+            _cell(made.ratio),
+            _cell(made.rmse),
+            *(f"{1000 * taken[b]:.3g}" if b in taken else "" for b in (1, 64)),
+            style=STYLES["student"] if row.role == "student" else "",
+        )
+    print_wide(console, table)
+
+
+def reconstruction_table(reconstruction: Reconstruction) -> Columns:
+    """Every way to encode, with the reconstruction error."""
+    table = Columns("", "calls", f"back in {reconstruction.full}", "back in as many")
+    for row in reconstruction.rows:
+        cells = (str(row.steps), _cell(row.full), _cell(row.same))
+        table.add_row(row.name, *cells, style=STYLES.get(row.role, ""))
+    return table
+
+
+def _cell(interval: Interval | None) -> str:
+    return "" if interval is None else str(interval)
+
+
+def compare(console: Console, folders: Sequence[Path]) -> int:
+    """Students of several runs at equal calls, the first run's the measure."""
+    if len(folders) < 2:
+        raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
+    reports = [_of_samples(folder) for folder in folders]
+    teachers = [_measured(report, report.teacher) for report in reports]
+    for teacher in teachers:  # before anything is said, and where no two students meet
+        teacher.check_comparable(teachers[0])
+    students = [{row.calls: _measured(one, row) for row in one.students} for one in reports]
+    table = Columns("calls", *map(str, folders))
+    for count in sorted({count for one in students for count in one}, reverse=True):
+        table.add_row(str(count), *_cells([one.get(count) for one in students]))
+    table.add_row("teacher", *_cells(teachers))
+    print_wide(console, table)
+    say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
+    return 0
+
+
+def _of_samples(folder: Path) -> Report:
+    report = read_report(folder)
+    if not isinstance(report, Report):
+        raise ConfigError(
+            f"'{folder}' is a run of encoders, which draw no samples to compare: leave it out"
+        )
+    return report
+
+
+def _cells(cells: Sequence[Measured | None]) -> list[str]:
+    """The first as it is, each other with its ratio to the first, if that is surely above 0."""
+    first, texts = cells[0], []
+    for k, cell in enumerate(cells):
+        if cell is None:
+            texts.append("-")
+        elif k == 0 or first is None:
+            texts.append(str(cell.interval))
+        elif min(first.interval.low, first.interval.value) <= 0:
+            texts.append(f"{cell.interval} = ? x")
+        else:
+            texts.append(f"{cell.interval} = {cell.over(first)} x")
+    return texts
+
+
+def _measured(report: Report, row: Row) -> Measured:
+    """A row's distance, and how it was measured."""
+    how = report.measure
+    return Measured(
+        row.distances.frechet_distance,
+        "Fréchet distance",
+        how.features,
+        how.digest,
+        how.preprocessing,
+        how.samples,
+        how.data,
+        how.real,
+        how.floor,
+        how.guidance,
+    )

@@ -1,0 +1,1 @@
+"""Latents: images encoded once, kept in shards and streamed."""

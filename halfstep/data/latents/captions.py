@@ -1,0 +1,157 @@
+"""Captions of a folder's images: one table, `metadata.jsonl`, or a .txt beside each image.
+
+`metadata.jsonl` lies in the folder itself, as Hugging Face's imagefolder has it: a line for each
+image, {"file_name": "sub/a.png", "text": "a cat"}, where the key may be `caption` too, the value a
+list of captions, and several lines may name one image.  In a .txt each line is a caption.  Both are
+UTF-8; blank lines and space around a caption do not count.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from unicodedata import normalize
+
+from halfstep.data.sources.image_folder import NAMED
+from halfstep.errors import DataError
+from halfstep.files import read_text
+from halfstep.schema import from_json
+
+TABLE = "metadata.jsonl"
+KEYS = ("text", "caption")
+
+
+def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
+    """The captions of each image, one or more, in the order of `files`.
+
+    Refuses an image without a caption, and a caption without its image.
+
+    files    the images: paths that begin with `folder`
+    """
+    table, beside = folder / TABLE, _beside(files)
+    stems = {file.with_suffix("") for file in files}
+    if table.exists():
+        if both := [path for stem, path in beside.items() if stem in stems]:
+            raise DataError(
+                f"{folder} has captions twice, in {TABLE} and in {_some(folder, both)}: keep one"
+            )
+        return _from_table(folder, table, files)
+    if not stems & beside.keys():
+        raise DataError(
+            f"there are no captions in {folder}: write {TABLE} with a line "
+            '{"file_name": "a.png", "text": "a cat"} for each image, or a .txt beside each'
+        )
+    return _from_texts(folder, beside, files)
+
+
+def _from_table(folder: Path, table: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    names = [_key(file.relative_to(folder).as_posix()) for file in files]
+    for number, line in enumerate(_lines(table), start=1):
+        if line:
+            name, captions = _entry(f"line {number} of {table}", line)
+            found.setdefault(_key(name), []).extend(captions)
+    if strange := [Path(name) for name in found.keys() - set(names)]:
+        raise DataError(
+            f"{table} has captions for {len(strange)} images that are not there: "
+            f"{_some(folder, strange)}; remove those lines, or write file_name as the path below "
+            "its folder"
+        )
+    bare = [file for file, name in zip(files, names, strict=True) if name not in found]
+    _refuse_bare(folder, bare, len(files), f"add them to {TABLE}")
+    return [tuple(found[name]) for name in names]
+
+
+def _entry(where: str, line: str) -> tuple[str, list[str]]:
+    """The image's name and its captions."""
+    try:
+        entry = from_json(line, Any, where, error=DataError)
+    except DataError as damaged:
+        raise DataError(f"{damaged}; mend or remove the line") from None
+    wanted = 'write {"file_name": "a.png", "text": "a cat"}'
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise DataError(f"{where} names no image: {wanted}")
+    given = [key for key in KEYS if key in entry]
+    if len(given) != 1:
+        raise DataError(f"{where} has {' and '.join(given) or 'no text'}: {wanted}")
+    return entry["file_name"], list(_captions(where, entry[given[0]]))
+
+
+def _captions(where: str, value: Any) -> Iterator[str]:
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise DataError(f"{where} has an empty list of captions: write one, or remove the line")
+    for caption in values:
+        if not isinstance(caption, str):
+            raise DataError(f"{where} has the caption {caption!r}, which is no text: write a text")
+        if not caption.strip():
+            raise DataError(f"{where} has an empty caption: write one, or remove it")
+        if any("\ud800" <= letter <= "\udfff" for letter in caption):
+            raise DataError(f"{where} has a caption with half a character (\\ud800): mend it")
+        yield caption.strip()
+
+
+def _from_texts(
+    folder: Path, beside: dict[Path, Path], files: Sequence[Path]
+) -> list[tuple[str, ...]]:
+    owners: dict[Path, Path] = {}
+    for file in files:
+        if (other := owners.setdefault(file.with_suffix(""), file)) != file:
+            raise DataError(
+                f"the captions of {_some(folder, [other])} and of {_some(folder, [file])} would be "
+                f"the same file: rename one, or write {TABLE}"
+            )
+    if strange := [path for stem, path in beside.items() if stem not in owners]:
+        raise DataError(
+            f"{len(strange)} files of captions in {folder} have no image: {_some(folder, strange)}; "
+            "remove them, or name each after its image"
+        )
+    bare = [file for stem, file in owners.items() if stem not in beside]
+    _refuse_bare(folder, bare, len(files), "write a .txt beside each")
+    found = {stem: tuple(filter(None, _lines(path))) for stem, path in beside.items()}
+    if empty := [beside[stem] for stem, captions in found.items() if not captions]:
+        raise DataError(
+            f"{len(empty)} files of captions in {folder} are empty: {_some(folder, empty)}; write a "
+            "caption into each"
+        )
+    return [found[file.with_suffix("")] for file in files]
+
+
+def _beside(files: Sequence[Path]) -> dict[Path, Path]:
+    """Every .txt in the folders that hold images, by its path without the extension."""
+    return {
+        path.with_suffix(""): path
+        for parent in sorted({file.parent for file in files})
+        for path in sorted(parent.glob("*.txt"))
+        if not path.name.startswith(".")
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    """Split at line ends alone: other separators (U+2028) may stand in a caption."""
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return [line.strip() for line in text.split("\n")]
+
+
+def _key(name: str) -> str:
+    """Composed, because some systems write the accents of a file's name apart from its letters."""
+    return normalize("NFC", str(PurePosixPath(name)))
+
+
+def _refuse_bare(folder: Path, bare: Sequence[Path], images: int, instead: str) -> None:
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {images} images in {folder} have no caption: {_some(folder, bare)}; "
+            f"{instead}"
+        )
+
+
+def _some(folder: Path, paths: Sequence[Path]) -> str:
+    """The first names, below the folder, and how many more there are."""
+    names = sorted(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,290 @@
+"""Images encoded once: `write_latents` fills a folder that `halfstep.data.latents.dataset` reads.
+
+Every shard lies on the disk whole under a temporary name before it gets its own, and latents.json says
+of it after that: whatever ends the process, the same call goes on at the first shard that is missing.
+Batches are cut from each shard's start, so a resumed run puts the same images together as one that was
+left alone, and its files are the same to the bit.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep import storage
+from halfstep.batch import batches
+from halfstep.config.validate import Count, Validated
+from halfstep.data.latents.dataset import ABOUT, About, FORMAT, is_latents, read_about
+from halfstep.data.latents.image_stream import Images, Source
+from halfstep.data.latents.resume import alone, check_asked, CODEC, of_others, same_images
+from halfstep.data.latents.shards import Entry, whole, written
+from halfstep.errors import ConfigError
+from halfstep.identity import sha256_of
+from halfstep.models.codec import Codec, Texts
+from halfstep.progress import Progress, SILENT
+
+Write = Callable[[Path, range, Entry | None], Entry]
+"""Writes the file of these images, of which there was this entry when it was made before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(Validated):
+    """How latents lie on the disk."""
+
+    half: bool = False
+    """float16 moments, half as large."""
+    mirror: bool = True
+    """Encode each image's mirror image as well."""
+    shard: Count = 4096
+    """Images a file."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of each image, and what reads them.
+
+    digest  names the encoder: others have another
+    """
+
+    texts: Texts
+    of: Sequence[tuple[str, ...]]
+    digest: str
+
+    def chosen(self, rows: range) -> list[str]:
+        """All captions of these images; one without any has the empty text."""
+        return [text for k in rows for text in self.of[k] or ("",)]
+
+    def digest_of(self, rows: range) -> str:
+        """A name for these images' captions."""
+        return sha256_of(repr(tuple(self.of[k])) for k in rows)
+
+    def offsets(self) -> Tensor:
+        """Where each image's captions begin among all, and their end; int64 [N + 1]."""
+        counts = [len(texts) or 1 for texts in self.of]
+        return torch.tensor([0, *itertools.accumulate(counts)])
+
+
+def write_latents(
+    images: Images,
+    codec: Codec,
+    out: Path,
+    *,
+    layout: Layout | None = None,
+    captions: Captions | None = None,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    progress: Progress = SILENT,
+) -> bool:
+    """Encode the images, and with `captions` those, into `out`; whether anything was left to do.
+
+    batch     images at a time
+    device    where codec and texts are, and compute
+    progress  told of every image; those that were encoded before are done at once
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is at least 1, got {batch}: write --batch-size 64")
+    if captions is not None and len(captions.of) != len(images):
+        raise ConfigError(
+            f"{len(captions.of)} captions for {len(images)} images: give every image its own"
+        )
+    if isinstance(codec, nn.Module):
+        codec.eval()
+    with alone(out, progress.note), torch.inference_mode():
+        work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
+        return work.carry_out()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one call has to do."""
+
+    images: Images
+    codec: Codec
+    out: Path
+    layout: Layout
+    captions: Captions | None
+    batch: int
+    device: torch.device | str
+    progress: Progress
+
+    def carry_out(self) -> bool:
+        """Write whatever is missing, in order; whether anything was."""
+        about, worked = self._taken_up(), False
+        done = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
+        self.progress.expect(len(self.images))
+        for k, rows in enumerate(self._ranges()):
+            for name, write in self._files(k):
+                if name in done and (self.out / name).exists():
+                    if write == self._moments:
+                        self.progress.advance(len(rows))
+                    continue
+                worked, about["complete"] = True, False
+                done[name] = write(self.out / name, rows, done.get(name))
+                files = sorted(done, key=lambda file: (len(file), file))
+                about["shards"] = [done[file] for file in files if file.startswith("shard")]
+                about["contexts"] = [done[file] for file in files if file.startswith("context")]
+                storage.write_json(self.out / ABOUT, about)
+        missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
+        if worked or missing or not about["complete"]:
+            self._complete(about)
+            return True
+        return False
+
+    def _ranges(self) -> list[range]:
+        """The images of each shard."""
+        return batches(range(len(self.images)), self.layout.shard)
+
+    def _files(self, k: int) -> list[tuple[str, Write]]:
+        """The files of shard k, and what writes them."""
+        moments, states = f"shard-{k:05d}.npy", f"context-{k:05d}.npy"
+        if self.captions is None:
+            return [(moments, self._moments)]
+        return [(moments, self._moments), (states, self._states)]
+
+    # -- what is written ---------------------------------------------------------------------------
+
+    def _moments(self, path: Path, rows: range, before: Entry | None) -> Entry:
+        views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
+        source = Source()
+
+        def encoded() -> Iterator[Tensor]:
+            for images in self.images.batches(rows, self.batch, source):
+                both = [images, images.flip(-1)][:views]
+                moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
+                yield _stored(moments, dtype, "moments", "leave --half out")
+                self.progress.advance(len(images))
+            # Still under its temporary name: what was read last is compared as well.
+            if before is not None and before["source"] != source.digest:
+                raise of_others(self.out, f"{path.name} was made of others than are there now")
+
+        shape = (len(rows), views, *self._latent(twice=True))
+        entry = written(path, shape, dtype, encoded())
+        entry |= {"source": source.digest, "stamp": source.stamp}
+        return entry
+
+    def _states(self, path: Path, rows: range, before: Entry | None) -> Entry:
+        assert self.captions is not None
+        chosen, texts = self.captions.chosen(rows), self.captions.texts
+        lows = range(0, len(chosen), self.batch)
+        parts = (self._encoded(chosen[low : low + self.batch]) for low in lows)
+        shape = len(chosen), texts.tokens, texts.width
+        entry = written(path, shape, torch.float16, parts)
+        entry["source"] = self.captions.digest_of(rows)
+        return entry
+
+    def _encoded(self, texts: list[str]) -> Tensor:
+        assert self.captions is not None
+        states = self.captions.texts.encode(texts)
+        return _stored(states, torch.float16, "states of a text", "name another --text")
+
+    def _complete(self, about: About) -> None:
+        """What belongs to all images, and the word that nothing is missing."""
+        labels, others = self.images.labels, list[Entry]()
+        if labels is not None:
+            others.append(whole(self.out / "labels.npy", labels.long()))
+        if self.captions is not None:
+            others.append(whole(self.out / "offsets.npy", self.captions.offsets()))
+            others.append(whole(self.out / "null.npy", self._encoded([""])[0]))
+        more = {"count": len(self.images), "names": list(self.images.names), "others": others}
+        storage.write_json(self.out / ABOUT, {**about, **more, "complete": True})
+
+    # -- what is there already ---------------------------------------------------------------------
+
+    def _taken_up(self) -> About:
+        """latents.json as it is, if it says of the same; else a new one, where there is nothing yet."""
+        asked = self._asked()
+        about = read_about(self.out) if is_latents(self.out) else None
+        if about is None or not (about["shards"] or about["contexts"]):
+            self._try_one()
+            self.codec.save(self.out)
+            rest: Any = {"shards": [], "contexts": [], "others": [], "complete": False}
+            fresh: Any = {
+                **asked,
+                "count": len(self.images),
+                "names": list(self.images.names),
+                **rest,
+            }
+            storage.write_json(self.out / ABOUT, fresh)
+            begun: About = fresh
+            return begun
+        self._check_same(about, asked)
+        if not all((self.out / name).exists() for name in CODEC):
+            self.codec.save(self.out)
+        return about
+
+    def _check_same(self, about: About, asked: dict[str, Any]) -> None:
+        """Refuse what was made of others, and note new stamps of files with the same contents."""
+        check_asked(self.out, about, asked)
+        ranges, here = self._ranges(), len(self.images)
+        before = [entry.get("stamp") for entry in about["shards"]]
+        for entry in [*about["shards"], *about["contexts"]]:
+            k = int(Path(entry["file"]).stem.rpartition("-")[2])
+            if k >= len(ranges) or not self._same(entry, ranges[k]):
+                raise of_others(self.out, f"{entry['file']} was made of others than are there now")
+        if about["complete"] and about["count"] != here:
+            raise of_others(self.out, f"{about['count']:,} there, {here:,} asked for")
+        if [entry.get("stamp") for entry in about["shards"]] != before:
+            storage.write_json(self.out / ABOUT, about)
+
+    def _same(self, entry: Entry, rows: range) -> bool:
+        """Whether a file was made of these images."""
+        if entry["file"].startswith("shard"):
+            return same_images(entry, self.images, rows)
+        assert self.captions is not None
+        return bool(entry["source"] == self.captions.digest_of(rows))
+
+    def _try_one(self) -> None:
+        """Encode one image and the empty text: what cannot be leaves no folder that says it was begun."""
+        image = next(iter(self.images.batches(range(1), 1))).to(self.device)
+        found, wanted = self.codec.moments(image).shape[1:], self._latent(twice=True)
+        if tuple(found) != wanted:
+            raise ConfigError(
+                f"the codec makes moments of shape {list(found)} of one image, and its factor and "
+                f"channels say {list(wanted)}: mend the codec"
+            )
+        if self.captions is not None:
+            self._encoded([""])
+
+    def _asked(self) -> dict[str, Any]:
+        """All that must be the same when the folder is taken up again."""
+        return {
+            "format": FORMAT,
+            "codec": self.codec.digest(),
+            "scale": self.codec.scale,
+            "image": list(self.images.shape),
+            "latent": list(self._latent()),
+            "dtype": "float16" if self.layout.half else "float32",
+            "views": 1 + self.layout.mirror,
+            "shard": self.layout.shard,
+            "text": self._text(),
+        }
+
+    def _text(self) -> dict[str, Any] | None:
+        if self.captions is None:
+            return None
+        texts = self.captions.texts
+        return {"tokens": texts.tokens, "width": texts.width, "digest": self.captions.digest}
+
+    def _latent(self, *, twice: bool = False) -> tuple[int, ...]:
+        """The shape of a latent, or of its moments."""
+        sides, factor = self.images.shape[1:], self.codec.factor
+        if any(side % factor for side in sides):
+            near = max(factor, min(sides) // factor * factor)
+            raise ConfigError(
+                f"this codec takes {factor} pixels to a side of a latent, and images of "
+                f"{'x'.join(map(str, sides))} do not divide by that: write --size {near}"
+            )
+        return (1 + twice) * self.codec.channels, *(side // factor for side in sides)
+
+
+def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
+    """As it goes to the disk; refuses what does not fit there."""
+    x = x.to(dtype).cpu()
+    if not x.isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"some {what} are nan or too large for {name}: {instead}")
+    return x

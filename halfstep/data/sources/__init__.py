@@ -1,0 +1,1 @@
+"""Where data comes from: bundled sets, folders of images, arrays."""

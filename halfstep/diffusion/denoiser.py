@@ -1,0 +1,357 @@
+"""Denoiser: a network, its noise schedule and its parameterisation, as one thing."""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
+
+import torch
+from annotated_types import Ge, Le
+from torch import nn, Tensor
+
+from halfstep.batch import Cond
+from halfstep.config.validate import validate, Validated
+from halfstep.diffusion.prediction import Parameterisation, Prediction
+from halfstep.diffusion.schedules import Level, Schedule
+from halfstep.errors import ConfigError
+
+S = TypeVar("S", float, float | Tensor)
+
+
+class Denoises(Protocol):
+    """What a sampler and a distillation ask of a teacher."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction: ...
+
+
+class Teacher(Denoises, Protocol):
+    """What a method asks of what it distils: `Denoiser`, `Guided` and `ClassifierGuided` all are one."""
+
+    @property
+    def parameterisation(self) -> Parameterisation: ...
+
+    @property
+    def unguided(self) -> "Denoiser": ...
+
+    @property
+    def guided(self) -> bool: ...
+
+    def twin(self) -> "Denoiser": ...
+
+    def freeze(self) -> Self: ...
+
+
+Told = Annotated[float, Ge(-(2**24)), Le(2**24)]
+"""Beyond that float32 counts in steps of more than 1."""
+
+
+@dataclass(frozen=True)
+class NetTime(Validated):
+    """How a network wants its time: `scale * t + offset`, or the same of the log-SNR (within +-20).
+
+    A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n).
+    The official U-ViT: scale 999 (continuous), or 1000 and offset 0 (discrete, labels 1 to 1000).
+    """
+
+    of: Literal["t", "logsnr"] = "t"
+    scale: Told = 1000.0
+    offset: Told = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if abs(self.scale) < 2**-24:
+            raise ConfigError(
+                f"a network that is told {self.scale:g} times the time is told nothing of it: write a scale "
+                "such as 1000"
+            )
+
+    def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
+        value = t if self.of == "t" else schedule.at(t).logsnr.clamp(-20, 20)
+        return self.scale * value + self.offset
+
+
+def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
+    """The level of every sample, computed in t's dtype, in x's dtype and shaped to broadcast over it.
+
+    t  float [B] in [0, 1]; anything else of shape raises `ConfigError`
+    """
+    if t.shape != x.shape[:1]:
+        raise ConfigError(
+            f"t must have one time per sample: expected shape [{x.shape[0]}], got {list(t.shape)}"
+        )
+    level = schedule.at(t.reshape(-1, *[1] * (x.ndim - 1)))
+    return Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
+
+
+class Denoiser(nn.Module):
+    """Maps (x_t, t, cond) to a `Prediction`.
+
+    x_t   float [B, ...]   noisy data
+    t     float [B]        time in [0, 1]; 0 is data, 1 is noise.  float64 keeps the level exact
+    cond  `Cond` or None   what the network is conditioned on
+
+    net               any module called as net(x_t, time, cond), with x_t's channels out (twice for X0AndEps)
+    schedule          levels of t
+    parameterisation  what the network puts out
+    time              how the network wants its time
+    autocast          dtype in which the network alone runs (bfloat16, float16), or None
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        parameterisation: Parameterisation,
+        *,
+        time: NetTime | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        super().__init__()
+        refuse_outputs = getattr(net, "refuse_outputs", lambda reads: None)
+        refuse_outputs(parameterisation.outputs)  # of an adapter: before anything is computed
+        self.net, self.schedule, self.parameterisation = net, schedule, parameterisation
+        self.time, self.autocast = time or NetTime(), autocast
+
+    def level(self, t: Tensor, x: Tensor) -> Level:
+        """`level_of` on this denoiser's schedule."""
+        return level_of(self.schedule, t, x)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        level = self.level(t, x_t)
+        out = self.ask(x_t, t, cond)
+        self._check_output(out, x_t)
+        return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
+
+    def ask(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """What the network answers, unread: asked in its own dtype, or under autocast, and told its time."""
+        precision = (
+            torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+        )
+        weight = next(self.net.parameters(), None)
+        dtype = x_t.dtype if weight is None else weight.dtype
+        # Times keep float32 at least: in bfloat16, 1000 is 4 off.
+        time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
+        with precision:
+            out: Tensor = self.net(x_t.to(dtype), time, cond)
+        return out
+
+    def _check_output(self, out: object, x_t: Tensor) -> None:
+        """Refuse what would not be read as meant: torch broadcasts, and cuts, what does not fit."""
+        reads = self.parameterisation.outputs
+        wanted = [len(x_t), *(reads * channels for channels in x_t.shape[1:2]), *x_t.shape[2:]]
+        found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        if found != wanted:
+            raise ConfigError(
+                f"the network answers {found} for samples of {list(x_t.shape)}, and the "
+                f"parameterisation reads {wanted}: give another of the two, or a network that returns a "
+                "tensor of that shape"
+            )
+
+    @property
+    def unguided(self) -> "Denoiser":
+        """The denoiser itself: nothing guides it from outside."""
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance changes its predictions from outside: never."""
+        return False
+
+    def twin(self) -> "Denoiser":
+        """A trainable copy; what training leaves as it is (`not_trained`) stays so in it."""
+        if getattr(self.net, "quantised", None):
+            raise ConfigError(
+                "this network is int8 and cannot be trained: give the one that it was made from"
+            )
+        twin = copy.deepcopy(self).train()
+        thaw(twin.net)
+        return twin
+
+    def freeze(self) -> "Denoiser":
+        """Itself, in evaluation mode and without gradients."""
+        self.net._held = not_trained(self.net)  # type: ignore[assignment]  # no module: names
+        return self.eval().requires_grad_(False)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.compile` of the network alone, in place: levels and times are cheap, and change."""
+        self.net.compile(*args, **options)
+
+
+def not_trained(net: nn.Module) -> frozenset[str]:
+    """The parameters that training leaves as they are: those with requires_grad=False.
+
+    Of a network that `Denoiser.freeze` froze as a whole those that had it before.
+    """
+    names = frozenset(name for name, p in net.named_parameters() if not p.requires_grad)
+    if any(p.requires_grad for p in net.parameters()):
+        return names
+    before: frozenset[str] = getattr(net, "_held", names)
+    return before
+
+
+def freeze_alike(
+    net: nn.Module, old: nn.Module, named: Callable[[str], str | None] = lambda name: name
+) -> None:
+    """Let training leave those parameters of a copy as they are that it leaves so in the old network.
+
+    named  what a parameter of the copy is called in the old one; what has no equal there is left alone
+    """
+    theirs, frozen = dict(old.named_parameters()), not_trained(old)
+    for name, parameter in net.named_parameters():
+        if (before := named(name)) in theirs:
+            parameter.requires_grad_(before not in frozen)
+
+
+def thaw(net: nn.Module) -> None:
+    """Undo `Denoiser.freeze`: gradients for all parameters but those that had none before."""
+    before = not_trained(net)
+    for name, parameter in net.named_parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(name not in before)
+    if hasattr(net, "_held"):
+        del net._held
+
+
+def _scale(scale: S) -> S:
+    """A guidance scale, or one a sample; `ConfigError` unless all are finite."""
+    for one in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
+        validate("scale", one, float)
+    return scale
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance as a denoiser: both branches in one batched forward.
+
+    scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
+           A float, or float [B] for a scale a sample.  At scale 1 the null branch is not evaluated
+    null   what stands for "no condition": a label, or the states of the empty text, [tokens, D]
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
+        super().__init__()
+        self.denoiser, self.scale, self.null = denoiser, _scale(scale), null
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        return self.denoiser.parameterisation
+
+    @property
+    def unguided(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
+    @property
+    def guided(self) -> bool:
+        """Whether its predictions are others than the denoiser's."""
+        return isinstance(self.scale, Tensor) or self.scale != 1
+
+    def twin(self) -> Denoiser:
+        """A trainable copy of the denoiser inside: what a student starts from."""
+        return self.denoiser.twin()
+
+    def freeze(self) -> Self:
+        """Itself, in evaluation mode and without gradients."""
+        self.denoiser.freeze()
+        return self.eval()
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        if not isinstance(self.scale, Tensor) and self.scale == 1:
+            plain: Prediction = self.denoiser(x_t, t, cond)
+            return plain
+        if cond is None or not cond.says(self.null):
+            name, field = (
+                ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
+            )
+            raise ConfigError(
+                f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
+            )
+        both: Prediction = self.denoiser(
+            torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.without(self.null))
+        )
+        (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
+        return Prediction(x0_null, eps_null).toward(Prediction(x0_label, eps_label), scale)
+
+
+class ClassifierGuided(nn.Module):
+    """A denoiser pushed towards a class by a classifier of noisy images (Dhariwal & Nichol 2021, Alg. 2).
+
+    eps - scale * sigma * grad_x log p(label | x_t); the classifier is called as classifier(x_t, t) and
+    returns logits [B, classes].  Scale 0 is no guidance.  Refused where alpha = 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, classifier: nn.Module, scale: float):
+        super().__init__()
+        self.denoiser, self.classifier, self.scale = denoiser, classifier, _scale(scale)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        return self.denoiser.parameterisation
+
+    @property
+    def unguided(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
+    @property
+    def guided(self) -> bool:
+        """Whether its predictions are others than the denoiser's."""
+        return self.scale != 0
+
+    def twin(self) -> Denoiser:
+        """A trainable copy of the denoiser inside: what a student starts from."""
+        return self.denoiser.twin()
+
+    def freeze(self) -> Self:
+        """Itself, in evaluation mode, the denoiser without gradients.
+
+        The classifier's parameters are the caller's and stay as they are: gradients are taken of x alone.
+        """
+        self.denoiser.freeze()
+        return self.eval()
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        if cond is None or cond.label is None:
+            raise ConfigError("classifier guidance needs labels: give cond=Cond(label=...)")
+        pred: Prediction = self.denoiser(x_t, t, cond)
+        gradient = self._gradient(x_t, t, cond.label)
+        level = level_of(self.schedule, t, x_t)
+        return Prediction.from_eps(pred.eps - self.scale * level.sigma * gradient, x_t, level)
+
+    def _gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """grad_x log p(label | x_t), whether or not the caller takes gradients."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # What inference mode made has no gradients for ever: copies have.
+            x, t, label = (v.clone() if v.is_inference() else v for v in (x_t, t, label))
+            x = x.detach().requires_grad_(True)
+            own = {
+                **dict(self.classifier.named_parameters()),
+                **dict(self.classifier.named_buffers()),
+            }
+            made = {name: value.clone() for name, value in own.items() if value.is_inference()}
+            if made:
+                logits: Tensor = torch.func.functional_call(self.classifier, made, (x, t))
+            else:
+                logits = self.classifier(x, t)
+            chosen = logits.log_softmax(-1).gather(1, label[:, None])
+            if not chosen.requires_grad:
+                raise ConfigError(
+                    "classifier guidance needs the gradient of the classifier's answer, and this one "
+                    "answers without: leave no_grad, inference_mode and detach out of its forward"
+                )
+            (gradient,) = torch.autograd.grad(chosen.sum(), x)
+        return gradient

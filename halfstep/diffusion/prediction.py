@@ -1,0 +1,164 @@
+"""What a network predicts, and how to read it.
+
+Whatever the network was trained to output, the rest of halfstep sees a `Prediction`: the pair
+(x0, eps) with `level.mix(x0, eps) == x_t`.  No sampler and no loss asks "is this an eps model?".
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from halfstep.diffusion.schedules import Level
+from halfstep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The clean image and the noise that a network sees in x_t: `level.mix(x0, eps) == x_t`."""
+
+    x0: Tensor
+    eps: Tensor
+
+    @classmethod
+    def from_x0(cls, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
+        """eps = (x_t - alpha x0) / sigma.  Refused where sigma = 0."""
+        if _told((level.sigma == 0).any()):
+            raise ConfigError(
+                "an x0 output says nothing about eps at sigma = 0: start above t = 0, or use a "
+                "network that predicts v"
+            )
+        return cls(x0, (x_t - level.alpha * x0) / level.sigma)
+
+    @classmethod
+    def from_eps(cls, eps: Tensor, x_t: Tensor, level: Level) -> "Prediction":
+        """x0 = (x_t - sigma eps) / alpha.  Refused where alpha = 0."""
+        if _told((level.alpha == 0).any()):
+            raise ConfigError(
+                "an eps output says nothing about x0 at alpha = 0: start below t = 1, or turn the "
+                "network into one that predicts v (halfstep distill reparameterise)"
+            )
+        return cls((x_t - level.sigma * eps) / level.alpha, eps)
+
+    def toward(self, other: "Prediction", scale: float | Tensor) -> "Prediction":
+        """self at scale 0, other at scale 1, beyond other above 1 (classifier-free guidance)."""
+        x0 = self.x0 + scale * (other.x0 - self.x0)
+        return Prediction(x0, self.eps + scale * (other.eps - self.eps))
+
+    def clipped(self, x_t: Tensor, level: Level, bound: float = 1.0) -> "Prediction":
+        """x0 clipped to [-bound, bound], and the eps that goes with it.  Needs sigma > 0."""
+        return Prediction.from_x0(self.x0.clamp(-bound, bound), x_t, level)
+
+
+def _told(found: Tensor) -> bool:
+    """What a 0-dimensional tensor says; a program that torch.export traces cannot ask, and was checked."""
+    return not torch.compiler.is_exporting() and bool(found)
+
+
+class Parameterisation(Protocol):
+    """`decode` reads a network's output; `encode` makes what it is trained on.  Exact inverses."""
+
+    outputs: ClassVar[int]
+    """How many times the channels of x the network puts out."""
+    blind_to_data: ClassVar[bool]
+    """Whether the output says nothing about x0 as the SNR goes to 0."""
+    blind_to_noise: ClassVar[bool]
+    """Whether the output says nothing about eps as the SNR goes to infinity."""
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction: ...
+    def encode(self, pred: Prediction, level: Level) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class X0:
+    """The clean image.  Has no eps at sigma = 0, where `decode` raises `ConfigError`."""
+
+    outputs: ClassVar[int] = 1
+    blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = True
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        return Prediction.from_x0(out, x_t, level)
+
+    def encode(self, pred: Prediction, level: Level) -> Tensor:
+        return pred.x0
+
+
+@dataclass(frozen=True)
+class Eps:
+    """The noise.  Has no x0 at alpha = 0, where `decode` raises `ConfigError`."""
+
+    outputs: ClassVar[int] = 1
+    blind_to_data: ClassVar[bool] = True
+    blind_to_noise: ClassVar[bool] = False
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        return Prediction.from_eps(out, x_t, level)
+
+    def encode(self, pred: Prediction, level: Level) -> Tensor:
+        return pred.eps
+
+
+@dataclass(frozen=True)
+class V:
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4).  Readable at both ends."""
+
+    outputs: ClassVar[int] = 1
+    blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        norm = level.alpha**2 + level.sigma**2  # 1 if variance preserving
+        x0 = (level.alpha * x_t - level.sigma * out) / norm
+        return Prediction(x0, (level.sigma * x_t + level.alpha * out) / norm)
+
+    def encode(self, pred: Prediction, level: Level) -> Tensor:
+        return level.alpha * pred.eps - level.sigma * pred.x0
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """eps - x0, the velocity of the straight path (Liu et al. 2023, eq. 1).  Readable at both ends."""
+
+    outputs: ClassVar[int] = 1
+    blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        x0 = (x_t - level.sigma * out) / (level.alpha + level.sigma)
+        return Prediction(x0, x0 + out)
+
+    def encode(self, pred: Prediction, level: Level) -> Tensor:
+        return pred.eps - pred.x0
+
+
+@dataclass(frozen=True)
+class X0AndEps:
+    """(x0, eps) along the channels, merged (Salimans & Ho 2022, section 4).  Readable at both ends.
+
+    x0 = (sigma^2 o_x + alpha (x_t - sigma o_eps)) / (alpha^2 + sigma^2), and the eps that goes with it.
+    """
+
+    outputs: ClassVar[int] = 2
+    blind_to_data: ClassVar[bool] = False
+    blind_to_noise: ClassVar[bool] = False
+
+    def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        o_x, o_eps = out.chunk(2, dim=1)
+        alpha, sigma = level.alpha, level.sigma
+        norm = alpha**2 + sigma**2
+        x0 = (sigma**2 * o_x + alpha * (x_t - sigma * o_eps)) / norm
+        return Prediction(x0, (sigma * (x_t - alpha * o_x) + alpha**2 * o_eps) / norm)
+
+    def encode(self, pred: Prediction, level: Level) -> Tensor:
+        return torch.cat([pred.x0, pred.eps], dim=1)
+
+
+PARAMETERISATIONS: dict[str, Parameterisation] = {
+    "x0": X0(),
+    "eps": Eps(),
+    "v": V(),
+    "velocity": Velocity(),
+    "x0-and-eps": X0AndEps(),
+}

@@ -1,0 +1,53 @@
+"""One loop, many steps.  A step is a pure function of where the walk has been and where it goes.
+
+`scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
+"""
+
+from halfstep.diffusion.samplers.diffusers_schedulers import fitting, scheduled
+from halfstep.diffusion.samplers.editing import inpainting, noised
+from halfstep.diffusion.samplers.invert import encode
+from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS, SamplerPreset
+from halfstep.diffusion.samplers.sample import calls, noise_of, PREFIX, sample, start
+from halfstep.diffusion.samplers.sde import euler_maruyama, Fresh
+from halfstep.diffusion.samplers.singlestep import dpm_fast, dpmpp_3s
+from halfstep.diffusion.samplers.solvers import (
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    heun,
+    ModelFn,
+    ModelOutput,
+    Step,
+    STEPS,
+    TimePoint,
+)
+from halfstep.diffusion.samplers.stochastic import stochastic
+
+__all__ = [
+    "PREFIX",
+    "SAMPLER_PRESETS",
+    "STEPS",
+    "Fresh",
+    "ModelFn",
+    "ModelOutput",
+    "SamplerPreset",
+    "Step",
+    "TimePoint",
+    "ancestral",
+    "calls",
+    "ddim",
+    "dpm_fast",
+    "dpmpp_2m",
+    "dpmpp_3s",
+    "encode",
+    "euler_maruyama",
+    "fitting",
+    "heun",
+    "inpainting",
+    "noise_of",
+    "noised",
+    "sample",
+    "scheduled",
+    "start",
+    "stochastic",
+]

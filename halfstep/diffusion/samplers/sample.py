@@ -1,0 +1,94 @@
+"""The walk from noise to data: one loop for every step."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.config.validate import Positive, Share, validate
+from halfstep.diffusion.denoiser import Denoises
+from halfstep.diffusion.samplers.solvers import ddim, ModelOutput, Step, TimePoint
+from halfstep.diffusion.schedules import arriving, Schedule
+from halfstep.diffusion.time_grids import checked, on_schedule, Times
+from halfstep.errors import ConfigError
+from halfstep.progress import Progress, SILENT
+
+PREFIX = "diffusers:"
+"""Of the samplers that are diffusers' schedulers; the name of the class follows."""
+
+
+def _time(t: float) -> Tensor:
+    return torch.tensor(validate("t", t, Share), dtype=torch.float64)
+
+
+def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
+    """What a walk from time t starts from: unit noise if variance preserving, else sigma(t) * noise."""
+    if not noise.is_floating_point():
+        raise ConfigError(f"a walk begins with floats, got {noise.dtype}: give noise.float()")
+    if schedule.variance_preserving:
+        return noise
+    return schedule.at(_time(t)).sigma * noise
+
+
+def noise_of(schedule: Schedule, x: Tensor, t: float) -> Tensor:
+    """What `start` makes x of at time t."""
+    if schedule.variance_preserving:
+        return x
+    return x / schedule.at(_time(t)).sigma
+
+
+def calls(step: str, steps: int) -> int:
+    """How many network calls the named sampler makes in so many steps."""
+    if step.startswith(PREFIX):
+        from halfstep.diffusion.samplers.diffusers_schedulers import (
+            network_calls,  # which imports from here
+        )
+
+        return network_calls(step.removeprefix(PREFIX), steps)
+    return 2 * steps - 1 if step == "heun" else steps
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoises,
+    noise: Tensor,
+    times: Times,
+    step: Step = ddim,
+    *,
+    cond: Cond | None = None,
+    clip: float | None = None,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """Sample: integrate from times[0] to times[-1].
+
+    noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
+    times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
+    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
+    progress  told of every step
+    """
+    schedule, clip = denoiser.schedule, validate("clip", clip, Positive | None)
+    history: list[ModelOutput] = []
+
+    def model_fn(x: Tensor, point: TimePoint) -> ModelOutput:
+        t = torch.full(x.shape[:1], point.t, device=x.device, dtype=wide(x))
+        pred = denoiser(x, t, cond)
+        return ModelOutput(point, pred if clip is None else pred.clipped(x, point.level, clip))
+
+    on_schedule(checked(times), schedule)
+    if times[0] == 0:
+        raise ConfigError("a walk to data cannot start at t = 0: it is there already")
+    progress.expect(len(times) - 1)
+    x, here = start(schedule, noise, times[0]), TimePoint(0, times[0], schedule.at(_time(times[0])))
+    for k, (_, then) in enumerate(pairwise(times), start=1):
+        history = [*history[-2:], model_fn(x, here)]  # DPM-Solver-3 reads three
+        to = TimePoint(k, then, arriving(schedule, _time(then)))
+        x = step(x, history, to, model_fn).to(noise.dtype)
+        here = to
+        progress.advance()
+    return x
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """float64 for times and coefficients, float32 where the device has none."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -1,0 +1,42 @@
+"""The stochastic N-step sampler: two steps towards data, one step of noise back (Meng et al. 2023).
+
+A network call spans two steps of the grid, so a student must be made for it: `methods.stochastic`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from halfstep.diffusion.samplers.sde import Fresh
+from halfstep.diffusion.samplers.solvers import ddim, ModelFn, ModelOutput, Step, TimePoint
+from halfstep.diffusion.schedules import arriving, Schedule
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError
+
+
+def stochastic(times: Times, schedule: Schedule, fresh: Fresh) -> Step:
+    """From t to s, the next time of the grid, by way of k, the one after it.  One call a step.
+
+    z_k = alpha_k x0 + sigma_k eps
+    z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} noise  with  sigma_{s|k}^2 = (1 - SNR_s / SNR_k) sigma_s^2
+    The last step has nothing beyond it and is DDIM's.
+
+    times  the grid that the walk is on, and no other
+    """
+
+    def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
+        if times[to.step : to.step + 1] != (to.t,):
+            raise ConfigError(
+                f"this stochastic step was made for another grid, which is not at t = {to.t:g} after "
+                f"{to.step} steps: give both the same times"
+            )
+        if to.step == len(times) - 1:
+            return ddim(x, history, to, model_fn)
+        pred, s = history[-1].pred, to.level
+        k = arriving(schedule, torch.tensor(times[to.step + 1], dtype=torch.float64))
+        shrink = s.alpha / k.alpha
+        spread = (s.sigma**2 - (shrink * k.sigma) ** 2).sqrt()
+        return shrink * k.mix(pred.x0, pred.eps) + spread * fresh(x, to.step)
+
+    return step

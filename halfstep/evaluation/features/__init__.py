@@ -1,0 +1,1 @@
+"""The features that images are compared through."""

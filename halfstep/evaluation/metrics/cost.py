@@ -1,0 +1,242 @@
+"""Cost: network calls, seconds, memory, parameters and multiply-adds of ways to sample, side by side."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from sys import float_info
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.config.validate import Count
+from halfstep.diffusion.samplers import calls, PREFIX, SAMPLER_PRESETS
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError
+from halfstep.models.compression.int8 import apart
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.samplers import check_walk
+from halfstep.progress import Progress, SILENT
+
+GROUP = 4
+"""Steps of a single-step solver that has a group of three, and its tail."""
+SamplingSetup = tuple[Pipeline, str, int]
+"""A pipeline, the name of a sampler, and how many steps."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way of sampling costs."""
+
+    calls: Count
+    """Of the network, for a sample: Heun makes 2N - 1."""
+    seconds_per_sample: dict[int, Annotated[float, Ge(float_info.min)]]
+    """At each batch size, the median of all rounds; noise drawn and the sample brought back included."""
+    peak_bytes: int | None
+    """Memory at the largest batch, weights included; None where it cannot be measured."""
+    parameters: Count
+    multiply_adds: Annotated[int, Ge(0)]
+    """For a sample, of matrix products, convolutions and attention; what is elementwise is not counted."""
+
+
+def cost(
+    ways: Sequence[SamplingSetup],
+    *,
+    batches: Sequence[int] = (1, 64),
+    rounds: int = 5,
+    guidance: float = 1.0,
+    progress: Progress = SILENT,
+) -> list[Cost]:
+    """What each way costs, measured in one run.
+
+    ways      (pipeline, sampler, steps), for example the teacher's and the students'
+    batches   sizes at which seconds are measured
+    rounds    in each, every way is timed once and in turn: what slows the machine down for a while
+              slows them all down, and the median leaves it out
+    guidance  the scale that all of them sample at
+    progress  told of every timing
+
+    Multiply-adds are those of one call of one sample, counted by torch, times the calls.
+    """
+    if not ways or not batches or min(batches) < 1 or rounds < 1:
+        raise ConfigError(
+            f"cost needs a way to sample, batches of at least 1 and a round, got {len(ways)} ways, "
+            f"batches {tuple(batches)} and {rounds} rounds: write for example batches=(1, 64), rounds=5"
+        )
+    for pipeline, sampler, steps in ways:
+        pipeline.grid(steps, sampler)  # refuses before the first second is spent
+    progress.expect(len(batches) * rounds * len(ways))
+    seconds = [_seconds(ways, batch, rounds, guidance, progress) for batch in batches]
+    return [
+        Cost(
+            calls_of(pipeline, sampler, steps, guidance),
+            {batch: found[k] for batch, found in zip(batches, seconds, strict=True)},
+            peak_bytes(pipeline, sampler, steps, batch=max(batches), guidance=guidance),
+            sum(p.numel() for p in pipeline.denoiser.parameters()),
+            multiply_adds(pipeline) * calls_of(pipeline, sampler, steps, guidance),
+        )
+        for k, (pipeline, sampler, steps) in enumerate(ways)
+    ]
+
+
+def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance: float = 1.0) -> int:
+    """Network calls a sample at this guidance scale: two a step where guidance comes from outside."""
+    both = pipeline.guidance is None and guidance != 1
+    return calls(sampler, steps) * (2 if both else 1)
+
+
+def _seconds(
+    ways: Sequence[SamplingSetup],
+    batch: int,
+    rounds: int,
+    guidance: float,
+    progress: Progress,
+) -> list[float]:
+    """Seconds a sample of each way: the ways in turn, so many rounds, the median."""
+    taken: list[list[float]] = [[] for _ in ways]
+    for pipeline, _, _ in ways:
+        _call(pipeline, batch)  # the first call of a shape chooses kernels and compiles
+    for _ in range(rounds):
+        for (pipeline, sampler, steps), times in zip(ways, taken, strict=True):
+            began = time.perf_counter()
+            # The samples come back to the CPU, so a GPU has finished when this returns.
+            pipeline.sample(batch, steps=steps, sampler=sampler, guidance=guidance, batch=batch)
+            times.append((time.perf_counter() - began) / batch)
+            progress.advance()
+    return [median(times) for times in taken]
+
+
+@torch.no_grad()
+def _call(pipeline: Pipeline, batch: int) -> None:
+    """One call of the network, as the first of a walk is."""
+    device = pipeline.device
+    label = torch.zeros(batch, dtype=torch.int64, device=device)
+    x = torch.zeros(batch, *pipeline.shape, device=device)
+    first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
+    t = torch.full((batch,), first, device=device)
+    pipeline.denoiser.eval()
+    context = None
+    if pipeline.empty is not None:
+        context = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
+    scale = None if pipeline.guidance is None else torch.full_like(t, pipeline.guidance[0])
+    pipeline.denoiser(x, t, Cond(label if pipeline.classes else None, context, scale))
+
+
+def multiply_adds(pipeline: Pipeline) -> int:
+    """Of one network call for one sample: half of what torch's flop counter finds."""
+    from torch.nn.attention import sdpa_kernel, SDPBackend
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter sees neither into compiled networks nor into the CPU's fused attention.
+    with (
+        torch.compiler.set_stance("force_eager"),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        _call(pipeline, 1)
+    return int(counter.get_total_flops()) // 2
+
+
+def peak_bytes(
+    pipeline: Pipeline, sampler: str, steps: int, *, batch: int, guidance: float = 1.0
+) -> int | None:
+    """The most memory that sampling a batch holds at once, weights included; None if it cannot be told.
+
+    CUDA: torch's own peak, less what lay there before (other models).  CPU: the allocations and
+    releases that torch's profiler lists.  Of a walk of a few steps, within which it is reached: a walk
+    remembers no more than two answers of the network.
+    """
+    short = _short(pipeline, sampler, steps)
+
+    def walk() -> Tensor:
+        return short.sample(
+            batch, steps=short.steps, sampler=sampler, guidance=guidance, batch=batch
+        )
+
+    device = pipeline.device
+    held = None
+    if device.type == "cuda":
+        held = _on_cuda(walk, device)
+    elif device.type == "cpu":
+        held = _on_cpu(walk)
+    if held is None:
+        return None
+    tensors = [*pipeline.denoiser.parameters(), *pipeline.denoiser.buffers()]
+    tensors = list(apart({str(k): tensor for k, tensor in enumerate(tensors)}).values())
+    weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return held + sum(weights.values())
+
+
+def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
+    """The pipeline for the first steps and the last; where the sampler makes its grid, for a short one.
+
+    For as many as it needs where fewer would lead nowhere, and are refused.
+    """
+    times = pipeline.grid(steps, sampler)
+    if sampler in SAMPLER_PRESETS:
+        few = min(steps, GROUP)
+        while few < steps and _refused(pipeline, sampler, pipeline.grid(few, sampler)):
+            few = min(steps, 2 * few)
+        return replace(pipeline, steps=few)
+    short = (*times[:-1][:3], times[-1])
+    if sampler.startswith(PREFIX) and _refused(pipeline, sampler, short):
+        short = times
+    return replace(pipeline, times=(short,), steps=len(short) - 1)
+
+
+def _refused(pipeline: Pipeline, sampler: str, times: Times) -> bool:
+    try:
+        check_walk(sampler, times, pipeline.denoiser.schedule)
+    except ConfigError:
+        return True
+    return False
+
+
+def _on_cuda(walk: Callable[[], Tensor], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    walk()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _on_cpu(walk: Callable[[], Tensor]) -> int | None:
+    from torch.profiler import profile, ProfilerActivity
+
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        walk()
+    try:
+        # The public list leaves out the allocations that belong to an operation.
+        kineto: Any = found.profiler.kineto_results
+        events = [
+            (event.start_ns(), event.nbytes())
+            for event in kineto.events()
+            if event.name() == "[memory]"
+        ]
+    except AttributeError:  # not a public interface: it may go, and then nothing is known
+        return None
+    now = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        now += size
+        peak = max(peak, now)
+    return peak if events else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler's library writes to the terminal that it starts and stops; 6 is above all its levels."""
+    name = "KINETO_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = "6"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,274 @@
+"""The published U-ViTs (Bao et al. 2023) by the official names of their configurations.
+
+An official file holds tensors and nothing else.  What they mean (which noise schedule, which time the
+network is told, which label means none, which scale the latents have) is known by the name alone, and
+two conventions exist: the networks that were trained on continuous times read 999 t, those on a table
+of 1000 levels read the number of the level, 1 to 1000.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep import storage
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps
+from halfstep.diffusion.schedules import BetaTable, Schedule, VPLinear
+from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.methods import Denoising
+from halfstep.models import build
+from halfstep.models.codec import Codec, Texts
+from halfstep.pipeline import Pipeline
+from halfstep.training import TrainingConfig
+
+AVERAGED, RAW = "nnet_ema.pth", "nnet.pth"
+"""Files of weights in a folder of the official trainer; the raw ones sample far worse (FID 17 for 7)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published model, all but its weights.
+
+    net       arguments of `UViT`
+    size      side of the images in pixels
+    schedule  levels of t
+    time      what the network is told of t
+    classes   how many; 0: none
+    null      the label that means no class, or None: the network cannot be guided by labels
+    scale     of the latents, or None: the network works on pixels
+    sampler   of the published numbers, with its `steps` and its `guidance` (1 is off)
+    fid       as published, at those
+    flip      mirror images in training
+    method    of training
+    training  how it is optimised
+    """
+
+    net: Mapping[str, Any]
+    size: int
+    schedule: Schedule
+    time: NetTime
+    classes: int = 0
+    null: int | None = None
+    scale: float | None = None
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+    fid: float
+    flip: bool = True
+    method: Denoising
+    training: TrainingConfig
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a sample, before decoding."""
+        side = self.net["img_size"]
+        return self.net["in_chans"], side, side
+
+    def blank(self) -> nn.Module:
+        """The network on the meta device: its shapes without its weights."""
+        with torch.device("meta"):
+            return build("uvit", self.net)
+
+    def pipeline(
+        self,
+        weights: Path | str,
+        *,
+        codec: Path | str | None = None,
+        text: Path | str | None = None,
+    ) -> Pipeline:
+        """As `load_published`, for a configuration that has no name."""
+        decoder, texts = self._codec(codec), self._texts(text)
+        return Pipeline(
+            Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).eval(),
+            self.shape,
+            classes=tuple(map(str, range(self.classes))),
+            null=self.null,
+            codec=decoder,
+            sampler=self.sampler,
+            steps=self.steps,
+            empty=None if texts is None else texts.encode([""])[0],
+            texts=texts,
+        )
+
+    def _network(self, weights: Path | str) -> nn.Module:
+        path = _averaged(Path(weights).expanduser())
+        tensors, net = storage.read_state_dict(path), self.blank()
+        if (found := _shapes(tensors)) != _shapes(_model(net).state_dict()):
+            for name, other in PUBLISHED.items():
+                if found == _shapes(_model(other.blank()).state_dict()):
+                    raise CheckpointError(
+                        f"'{path}' holds the weights of {name} and not of this configuration: write "
+                        f"{name}, or give the file that belongs to this one"
+                    )
+        # Not drawn at random first, and not shared with the file: copied into place once.
+        net.to_empty(device="cpu")
+        storage.load_into(_model(net), tensors, f"'{path}'")
+        return net
+
+    def _codec(self, codec: Path | str | None) -> Codec | None:
+        if codec is None:
+            return None
+        if self.scale is None:
+            raise ConfigError("this model makes pixels and has no codec: leave codec out")
+        from halfstep.models.autoencoder.kl import load_codec
+
+        return load_codec(Path(codec), scale=self.scale)
+
+    def _texts(self, text: Path | str | None) -> Texts | None:
+        width = self.net.get("clip_dim")
+        if (text is None) != (width is None):
+            raise ConfigError(
+                "this model reads no texts: leave text out"
+                if width is None
+                else "this model reads texts: give the folder of their encoder, CLIP ViT-L/14, as text"
+            )
+        if text is None:
+            return None
+        from halfstep.models.text_encoders import load_texts
+
+        texts = load_texts(Path(text), tokens=self.net["num_clip_token"])
+        if texts.width != width:
+            raise ConfigError(
+                f"the text encoder '{text}' has states of width {texts.width} and this model reads "
+                f"{width}: give the one that it was trained with, CLIP ViT-L/14"
+            )
+        return texts
+
+
+def load_published(
+    name: str,
+    weights: Path | str,
+    *,
+    codec: Path | str | None = None,
+    text: Path | str | None = None,
+) -> Pipeline:
+    """A published U-ViT from its official weights, to be sampled, evaluated, distilled and saved.
+
+    name     of `PUBLISHED`
+    weights  an official .pth file, a .safetensors file of the same tensors, or a folder STEP.ckpt of
+             the official trainer, of which the averaged weights are taken
+    codec    of latents, for `load_codec`; without one they can be sampled and not decoded
+    text     folder of the text encoder, for `load_texts`: exactly if the model reads texts
+
+    Nothing in a file is executed.  `CheckpointError` names the configuration that weights belong to.
+    """
+    if name not in PUBLISHED:
+        raise unknown("published model", name, PUBLISHED)
+    return PUBLISHED[name].pipeline(weights, codec=codec, text=text)
+
+
+def _averaged(path: Path) -> Path:
+    """The file to read: never the raw weights where there are averaged ones."""
+    if path.is_dir():
+        if not (path / AVERAGED).is_file():
+            raise CheckpointError(
+                f"'{path}' has no {AVERAGED}, which holds the averaged weights: give the folder "
+                "STEP.ckpt that has it, or a file of weights"
+            )
+        return path / AVERAGED
+    if path.name == RAW and (path.parent / AVERAGED).is_file():
+        raise CheckpointError(
+            f"'{path}' holds the raw weights, which sample far worse than the averaged ones: give "
+            f"{AVERAGED}, which lies beside it"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"there is no file of weights '{path}': give one that exists")
+    return path
+
+
+def _model(net: nn.Module) -> nn.Module:
+    """The U-ViT inside its adapter, whose names are the official ones."""
+    return net.get_submodule("model")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> dict[str, Any]:
+    return {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, **more}
+
+
+def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) -> TrainingConfig:
+    """Constant rate after the warm-up, decay of every weight, no clipping, averages without warm-up."""
+    return TrainingConfig(
+        batch_size=batch, learning_rate=rate, learning_rate_schedule="constant", warmup=warmup, betas=betas,
+        weight_decay=0.03, max_grad_norm=0.0, ema=0.9999, precision="fp16", seed=1234,
+    )  # fmt: skip
+
+
+def _method(updates: int, levels: int = 0, drop: float = 0.0) -> Denoising:
+    """The plain error of eps."""
+    return Denoising(updates=updates, weighting="snr", levels=levels, drop_labels=drop)
+
+
+_S: dict[str, Any] = {"embed_dim": 512, "depth": 12, "num_heads": 8}
+_M: dict[str, Any] = {"embed_dim": 768, "depth": 16, "num_heads": 12, "use_checkpoint": True}
+_L: dict[str, Any] = {"embed_dim": 1024, "depth": 20, "num_heads": 16, "use_checkpoint": True}
+_H: dict[str, Any] = {
+    "embed_dim": 1152, "depth": 28, "num_heads": 16, "use_checkpoint": True, "conv": False,
+}  # fmt: skip
+_TEXT: dict[str, Any] = {"clip_dim": 768, "num_clip_token": 77}
+
+_SDE: dict[str, Any] = {"schedule": VPLinear(0.1, 20.0), "time": NetTime(scale=999.0)}
+_LEVELS: dict[str, Any] = {
+    "schedule": BetaTable("scaled_linear", 1000, 0.00085, 0.012),
+    "time": NetTime(scale=1000.0),
+}
+_MARUYAMA: dict[str, Any] = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}
+_FAST: dict[str, Any] = {**_SDE, "sampler": "dpm-fast", "steps": 50}
+_THIRD: dict[str, Any] = {**_LEVELS, "sampler": "dpmpp-3s", "steps": 50}
+_LABELS: dict[str, Any] = {"classes": 1000, "null": 1000, "scale": 0.18215}
+_COCO: dict[str, Any] = {"scale": 0.23010, "guidance": 2.0, "flip": False}
+
+PUBLISHED: dict[str, Published] = {
+    "cifar10_uvit_small": Published(
+        net=_net(32, 2, 3, **_S), size=32, fid=3.11, **_MARUYAMA,
+        method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.999), 2500),
+    ),
+    "celeba64_uvit_small": Published(
+        net=_net(64, 4, 3, **_S), size=64, fid=2.87, **_MARUYAMA,
+        method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet64_uvit_mid": Published(
+        net=_net(64, 4, 3, **_M, num_classes=1000), size=64, classes=1000, fid=5.85, **_FAST,
+        method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet64_uvit_large": Published(
+        net=_net(64, 4, 3, **_L, num_classes=1000), size=64, classes=1000, fid=4.26, **_FAST,
+        method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet256_uvit_large": Published(
+        net=_net(32, 2, 4, **_L, num_classes=1001), size=256, guidance=1.4, fid=3.40,
+        **_LABELS, **_FAST,
+        method=_method(300_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet256_uvit_huge": Published(
+        net=_net(32, 2, 4, **_H, num_classes=1001), size=256, guidance=1.4, fid=2.29,
+        **_LABELS, **_THIRD,
+        method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet512_uvit_large": Published(
+        net=_net(64, 4, 4, **_L, num_classes=1001), size=512, guidance=1.7, fid=4.67,
+        **_LABELS, **_FAST,
+        method=_method(500_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
+    ),
+    "imagenet512_uvit_huge": Published(
+        net=_net(64, 4, 4, **_H, num_classes=1001), size=512, guidance=1.7, fid=4.05,
+        **_LABELS, **_THIRD,
+        method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
+    ),
+    "mscoco_uvit_small": Published(
+        net=_net(32, 2, 4, **_S, **_TEXT), size=256, fid=5.95, **_COCO, **_THIRD,
+        method=_method(1_000_000, 1000, 0.1), training=_training(256, 2e-4, (0.9, 0.9), 5000),
+    ),
+    "mscoco_uvit_small_deep": Published(
+        net=_net(32, 2, 4, **{**_S, "depth": 16}, **_TEXT), size=256, fid=5.48, **_COCO, **_THIRD,
+        method=_method(1_000_000, 1000, 0.1), training=_training(256, 2e-4, (0.9, 0.9), 5000),
+    ),
+}  # fmt: skip
+"""The ten configurations; the last is the official mscoco_uvit_small with --config.nnet.depth=16."""

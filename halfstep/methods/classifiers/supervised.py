@@ -1,0 +1,85 @@
+"""Train a classifier: cross-entropy with the true labels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Batch
+from halfstep.config.validate import Smoothing, Updates, Validated
+from halfstep.data import Dataset
+from halfstep.errors import DataError
+from halfstep.methods.base import Objective, Stage
+from halfstep.methods.losses import hard_labels
+from halfstep.rng import Draw, key
+
+LOGGED = 1_000
+"""Held-out samples, always the same ones, that the log asks about; `evaluation` asks about all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Validated):
+    """Train a classifier from labelled data."""
+
+    updates: Updates = 2_000
+    """Optimiser updates."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
+
+    def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
+        """One stage, whose student is the model itself.
+
+        held_out  labelled data that is never trained on, whose accuracy the log has
+        """
+        objective = Classify(self.label_smoothing, held_out)
+        yield Stage("classifier", model, objective, self.updates)
+
+    def describe(self) -> dict[str, Any]:
+        """What the result depends on, without what does nothing."""
+        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return {"updates": self.updates, **smoothing}
+
+    def notes(self) -> Iterator[str]:
+        """What may be right, and should be known."""
+        if self.label_smoothing:
+            yield (
+                "a classifier of smoothed labels is a poor teacher: it learns to find all the wrong classes "
+                "equally wrong, and a student learns from the differences"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Classify(Objective):
+    """-log p(label | x0), or with smoothing the cross-entropy with a target that is partly uniform."""
+
+    smoothing: float = 0.0
+    held_out: Dataset | None = None
+
+    def __call__(self, student: nn.Module, batch: Batch, draw: Draw) -> Tensor:
+        label = _labels(batch)
+        return hard_labels(
+            student=student(batch.x0), labels=label, smoothing=self.smoothing, reduction="none"
+        )
+
+    def measure(self, student: nn.Module, batch: Batch, draw: Draw) -> dict[str, float]:
+        """Accuracy and -log p of some held-out samples."""
+        if self.held_out is None:
+            return {}
+        generator = torch.Generator().manual_seed(key(0))
+        rows = torch.randperm(len(self.held_out), generator=generator)[:LOGGED]
+        right, surprise = 0, 0.0
+        for part in rows.split(256):
+            seen = self.held_out.batch(part).to(batch.x0.device)
+            logits, label = student(seen.x0), _labels(seen)
+            right += int((logits.argmax(1) == label).sum())
+            surprise += float(hard_labels(student=logits, labels=label, reduction="none").sum())
+        n = len(rows)
+        return {"held_out": n, "held_out_accuracy": right / n, "held_out_nll": surprise / n}
+
+
+def _labels(batch: Batch) -> Tensor:
+    if batch.cond is None or batch.cond.label is None:
+        raise DataError("a classifier needs labels and this data has none: choose other data")
+    return batch.cond.label

@@ -1,0 +1,134 @@
+"""A chain of methods: a smaller network, then any guidance scale in one call, then fewer steps.
+
+In this order: a small network that is distilled to few steps directly loses more than one that was first
+distilled at every time (EdgeFusion 2024 found so of text-to-image models).  Each stage's student is the
+next one's teacher.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast, Self
+
+from halfstep.config.validate import NotNegative, Updates, Validated
+from halfstep.data import Data
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.time_grids import Steps
+from halfstep.errors import ConfigError
+from halfstep.methods.base import DenoiserOnly, Method, PipelineLike, Stage, StagePlan
+from halfstep.methods.diffusion.guided import GuidedDistillation
+from halfstep.methods.diffusion.halving_options import HalvingOptions
+from halfstep.methods.diffusion.progressive import Progressive
+from halfstep.methods.diffusion.shrink import Shrink
+from halfstep.models.hooks import bare
+from halfstep.progress import Progress, SILENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Validated, Method):
+    """Shrink, guide, halve: a smaller network, one call for any guidance scale if asked, fewer steps."""
+
+    shrink: Shrink
+    """The smaller network."""
+    then: GuidedDistillation | Progressive
+    """The distillation of the smaller network to fewer calls."""
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """The stage that shrinks, then those that follow it."""
+        return self.shrink.plan(teacher) + self.then.plan(teacher)
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that one of them refuses: all are asked before the first is trained."""
+        self.shrink.check(teacher)
+        self.then.check(teacher)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [first] = self.shrink.stages(teacher)
+        small = DenoiserOnly(
+            cast(Denoiser, bare(first.student)),
+            teacher.unconditional,
+            guidance=teacher.guidance,
+            clip=teacher.clip,
+        )
+        del teacher
+        yield first
+        del first  # with the teacher, which nobody needs from here on
+        later = self.then.stages(small)
+        del small
+        yield from later
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the data decide which blocks are kept."""
+        return self.shrink.needs_data
+
+    def resolve(
+        self,
+        teacher: PipelineLike,
+        data: Data | None,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The chain with the blocks that are kept: see `Shrink.resolve`."""
+        before = (begun or {}).get("shrink")
+        shrink = self.shrink.resolve(teacher, data, begun=before, progress=progress)
+        return replace(self, shrink=shrink)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether the smaller network is built of other options."""
+        return self.shrink.builds_student
+
+    def summary(self) -> str:
+        """shrink to depth 2, 8 -> 4 -> 2 steps."""
+        return f"{self.shrink.summary()}, {self.then.summary()}"
+
+    @classmethod
+    def options(cls) -> type:
+        """The options of all its parts, flat."""
+        return ChainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions(HalvingOptions, Shrink):
+    """Options of `Chain`, flat."""
+
+    stop: Steps = 4
+    """Steps the last student takes."""
+    guidance: tuple[NotNegative, NotNegative] | None = None
+    """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
+    guided_updates: Updates = 10_000
+    """Updates of the stage that learns the guided network."""
+    guidance_embed_dim: int = 256
+    """Number of Fourier features of the guidance scale: even."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.build()
+
+    def build(self) -> Chain:
+        """The chain of these options."""
+        options = {one.name: getattr(self, one.name) for one in fields(Shrink)}
+        return Chain(shrink=Shrink(**options), then=self._then())
+
+    def _then(self) -> GuidedDistillation | Progressive:
+        halving = self.halvings(self.weighting)
+        if self.guidance is None:
+            self._refuse_unguided()
+            return halving or Progressive(start=self.start, stop=self.stop)
+        return GuidedDistillation(
+            guidance=self.guidance,
+            updates=self.guided_updates,
+            weighting=self.weighting,
+            levels=self.levels,
+            guidance_embed_dim=self.guidance_embed_dim,
+            halving=halving,
+        )
+
+    def _refuse_unguided(self) -> None:
+        for name in ("guided_updates", "guidance_embed_dim"):
+            if getattr(self, name) != getattr(ChainOptions, name):
+                raise ConfigError(
+                    f"{name} is of the stage that learns guidance, and there is none: give guidance, such as "
+                    f"(1, 3), or leave {name} out"
+                )

@@ -1,0 +1,100 @@
+"""Teacher training: denoise data that was noised to a random time (Ho et al. 2020; Kingma et al. 2021)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.config.validate import CountOrNone, Share, Updates, Validated
+from halfstep.diffusion.denoiser import Denoiser, level_of
+from halfstep.diffusion.loss_weighting import Weighting, WEIGHTINGS
+from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.schedules import Schedule
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import (
+    errors,
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    random_times,
+    Stage,
+    StagePlan,
+)
+from halfstep.rng import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Validated, Method):
+    """Train a teacher from data."""
+
+    updates: Updates = 100_000
+    """Optimiser updates."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
+    levels: CountOrNone = 0
+    """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
+    drop_labels: Share = 0.0
+    """Share of samples that see the null label or the empty text, for guidance; in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
+
+    def plan(self, model: PipelineLike) -> list[StagePlan]:
+        """One stage: the model itself, which becomes a teacher."""
+        return [StagePlan("teacher", self.updates)]
+
+    def check(self, model: PipelineLike) -> None:
+        """`ConfigError` for a model that could not be trained so."""
+        if self.drop_labels and model.unconditional is None:
+            raise ConfigError(
+                "drop_labels needs labelled data and a network with a null class, or texts"
+            )
+        denoiser = model.denoiser
+        levels = levels_for(self.levels, denoiser.schedule)
+        end = denoiser.schedule.at(torch.ones((), dtype=torch.float64))
+        if levels and denoiser.parameterisation.blind_to_data and end.alpha == 0:
+            raise ConfigError(
+                "eps says nothing about the data at t = 1 of a zero-terminal-SNR schedule, which is one "
+                "of the times it would be trained at: write predicts='v'"
+            )
+
+    def stages(self, model: PipelineLike) -> Iterator[Stage]:
+        """One stage, whose student is the model's own denoiser."""
+        [stage], denoiser = self.plan(model), model.denoiser.unguided
+        levels, weighting = levels_for(self.levels, denoiser.schedule), WEIGHTINGS[self.weighting]
+        objective = Denoise(
+            denoiser.schedule, weighting, levels, self.drop_labels, model.unconditional
+        )
+        yield stage.stage(denoiser, objective)
+
+
+@dataclass(frozen=True)
+class Denoise(Objective):
+    """weight * ||x0 - x0_hat(alpha x0 + sigma eps)||^2 with t uniform (Salimans & Ho 2022, eq. 2)."""
+
+    schedule: Schedule
+    weighting: Weighting
+    levels: int | None = None
+    drop: float = 0.0
+    null: int | Tensor | None = None
+
+    def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
+        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
+        x_t = level_of(self.schedule, t, batch.x0).mix(batch.x0, eps)
+        cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
+        guess: Prediction = student(x_t, t, cond)
+        return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
+
+
+def some_unlabelled(
+    cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
+) -> Cond | None:
+    """The condition with nothing said for that share of samples, where there is something to say."""
+    if not drop or null is None or cond is None or not cond.says(null):
+        return cond
+    return cond.without(null, draw.uniform() < drop)

@@ -1,0 +1,48 @@
+"""The encoder: progressive distillation run towards noise (Meng et al. 2023).
+
+From t to t + 1 / N in one DDIM step, what the teacher does in two.  With kappa = sigma / alpha the target
+is eps~ = [(kappa_m - kappa_t) eps_1 + (kappa_e - kappa_m) eps_2] / (kappa_e - kappa_t): `two_step_target` on
+the grid read backwards.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.loss_weighting import forgets_eps, WEIGHTINGS
+from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.diffusion.progressive import Halve, Progressive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Progressive):
+    """Halve the number of steps from data to noise, again and again (Meng et al. 2023)."""
+
+    weighting: str = "snr+1"
+    """Loss weight on the x0 error: snr (the eps error), truncated-snr or snr+1 (the v error)."""
+    made_for: ClassVar[str] = "encode"
+    gated: ClassVar[bool] = False
+
+    def _check_weighting(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if self.target_clip:
+            raise ConfigError(
+                "an encoder starts at t = 0, where the eps of a clipped image would be the clipping divided "
+                "by no noise: leave target_clip out"
+            )
+        if forgets_eps(WEIGHTINGS[self.weighting]):
+            raise ConfigError(
+                f"the weight '{self.weighting}' leaves nothing of an eps error at t = 0, where an encoder "
+                "starts: write weighting='snr+1', 'truncated-snr' or 'snr'"
+            )
+
+    def refuse(self, teacher: Teacher, times: Times) -> None:
+        """`ConfigError` for a teacher that cannot be encoded with on this grid."""
+        refuse_blind_to_noise(teacher, times[-1])
+
+    def objective(self, teacher: Teacher, times: Times) -> Halve:
+        """What the student of a teacher on this grid learns: t = i / N, i ~ {0, ..., N - 1}."""
+        return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])

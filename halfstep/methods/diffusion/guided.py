@@ -1,0 +1,261 @@
+"""Distillation of guided models: one call where guidance needs two, then fewer and fewer steps.
+
+Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, sections 3.1 and 3.2.  Names follow
+the paper, except w = scale - 1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validated
+from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
+from halfstep.diffusion.prediction import Prediction
+from halfstep.errors import ConfigError
+from halfstep.methods.base import (
+    DenoiserOnly,
+    errors,
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    random_times,
+    Range,
+    refuse_student,
+    Stage,
+    StagePlan,
+)
+from halfstep.methods.diffusion.halving_options import HalvingOptions
+from halfstep.methods.diffusion.progressive import check_weighting, Progressive, refuse_blind
+from halfstep.models import build, built_again, recipe
+from halfstep.models.guidance_embedding import check_features
+from halfstep.models.with_guidance import with_guidance
+from halfstep.rng import Draw, untouched
+from halfstep.schema import literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedStage(Validated, Method):
+    """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
+
+    guidance: tuple[NotNegative, NotNegative] = (1.0, 5.0)
+    """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
+    student for that scale alone."""
+    updates: Updates = 10_000
+    """Optimiser updates of the first stage, which learns the guided teacher at every time."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
+    levels: CountOrNone = 0
+    """First stage: draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the
+    schedule's table."""
+    guidance_embed_dim: int = 256
+    """Number of Fourier features of the scale: even."""
+    student_net: str = ""
+    """A student of another kind: uvit, unet, dit, mlp or package.module:function, with all of its options
+    in `student`. It begins untrained."""
+    student: dict[str, str] = field(default_factory=dict)
+    """Options of a smaller student, as NAME VALUE pairs: embed_dim 64 depth 4. The others are as the
+    teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.guidance
+        if not low <= high:
+            raise ConfigError(
+                f"guidance is the lowest scale and the highest, got {low:g} and {high:g}: write for example "
+                "1 and 5, or one scale twice"
+            )
+        if "guidance" in self.student:
+            raise ConfigError(
+                "guidance is no option of this student, which takes its scale by 'guidance_embed_dim': leave "
+                "it out"
+            )
+        check_features(self.guidance_embed_dim)
+        check_weighting(self.weighting)
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the guided teacher at every time and scale."""
+        return [StagePlan("guided", self.updates, guidance=self.guidance)]
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that cannot be guided, or takes its scale already."""
+        super().check(teacher)
+        refuse_student(teacher)
+        if teacher.unconditional is None:
+            raise ConfigError(
+                "guidance leads away from a null class, and this teacher has none: train it with labels "
+                "and drop_labels (command line: --labels --drop-labels 0.1)"
+            )
+        levels_for(self.levels, teacher.denoiser.schedule)
+        self._check_start(teacher)
+
+    def _check_start(self, teacher: PipelineLike) -> None:
+        refuse_blind(teacher.denoiser, 1.0)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [stage, *_], denoiser = self.plan(teacher), teacher.denoiser.unguided
+        levels = levels_for(self.levels, denoiser.schedule)
+        student, weighting = self.begun(denoiser), WEIGHTINGS[self.weighting]
+        null = cast(int | Tensor, teacher.unconditional)
+        match = MatchGuided(denoiser.freeze(), null, self.guidance, weighting, levels)
+        yield stage.stage(student, match)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether it begins as a network of other options."""
+        return bool(self.student or self.student_net)
+
+    def summary(self) -> str:
+        """guidance 1 to 5 in one call a step."""
+        low, high = self.guidance
+        return f"guidance {low:g} to {high:g} in one call a step"
+
+    def begun(self, teacher: Denoiser) -> Denoiser:
+        """The student as it begins: the conditional teacher to the bit, or a network of its own."""
+        student = teacher.twin()
+        if not self.student and not self.student_net:
+            student.net = with_guidance(student.net, width=self.guidance_embed_dim)
+            return student
+        name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
+        own = {key: literal(value) for key, value in self.student.items()}
+        weight = next(iter(student.net.parameters()))
+        with untouched(0):
+            options = {**config, **own, "guidance": self.guidance_embed_dim}
+            net = build(name, options) if self.student_net else built_again(student.net, options)
+        student.net = net.to(weight.device, weight.dtype)
+        return student
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedDistillation(GuidedStage):
+    """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
+
+    halving: Progressive | None = field(
+        default_factory=lambda: Progressive(start=64, updates=(10_000,))
+    )
+    """The halvings of its steps (section 3.2); None is the first stage alone."""
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """The first stage, then one for each halving."""
+        halvings = self.halving.plan(teacher) if self.halving else []
+        return super().plan(teacher) + [
+            replace(stage, guidance=self.guidance) for stage in halvings
+        ]
+
+    def _check_start(self, teacher: PipelineLike) -> None:
+        if self.halving is None:
+            super()._check_start(teacher)
+        else:
+            self.halving.check(teacher)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [first] = super().stages(teacher)
+        del teacher
+        eta = DenoiserOnly(cast(Denoiser, first.student))
+        yield first
+        del first  # and with it the teacher: the student is the teacher from here on
+        halvings = self.halving.stages(eta) if self.halving else iter(())
+        del eta
+        for stage in halvings:
+            yield at_any_scale(stage, self.guidance)
+
+    def summary(self) -> str:
+        """guidance 1 to 5 in one call a step, 8 -> 4 -> 2 steps."""
+        halving = f", {self.halving.summary()}" if self.halving else ""
+        return super().summary() + halving
+
+    @classmethod
+    def options(cls) -> type:
+        """Its options and those of the halving, flat."""
+        return GuidedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedOptions(HalvingOptions, GuidedStage):
+    """Options of `GuidedDistillation`, flat."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.build()
+
+    def build(self) -> GuidedDistillation:
+        """The method of these options."""
+        options = {one.name: getattr(self, one.name) for one in fields(GuidedStage)}
+        return GuidedDistillation(**options, halving=self.halvings(self.weighting))
+
+
+@dataclass(frozen=True)
+class MatchGuided(Objective):
+    """weight * ||x0_hat(x_t, w) - [(1 + w) x0_c - w x0_null]||^2, w and t uniform (section 3.1)."""
+
+    teacher: Denoiser
+    null: int | Tensor
+    guidance: Range
+    weighting: Weighting = truncated_snr
+    levels: int | None = None
+    forwards = 5
+
+    def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
+        scale = random_scales(draw, self.guidance)
+        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
+        x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
+        with torch.no_grad():
+            target: Prediction = Guided(self.teacher, scale, self.null)(x_t, t, batch.cond)
+        guess: Prediction = student(x_t, t, told(batch.cond, scale))
+        return self.weighting(*errors(guess, target))
+
+    @torch.no_grad()
+    def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
+        """The root mean square error of x0 by guidance scale, at five scales of the range, or its one."""
+        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
+        x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
+        cond = batch.cond or Cond()
+        null: Prediction = self.teacher(x_t, t, cond.without(self.null))
+        label: Prediction = self.teacher(x_t, t, cond)
+        found = {}
+        for scale in dict.fromkeys(torch.linspace(*self.guidance, 5).tolist()):
+            guess: Prediction = student(x_t, t, told(cond, torch.full_like(t, scale)))
+            error = guess.x0 - null.toward(label, scale).x0
+            found[f"{scale:g}"] = float(error.square().mean().sqrt())
+        return {"x0_error_by_scale": found}
+
+
+@dataclass(frozen=True)
+class AnyScale(Objective):
+    """An objective of networks that take their guidance scale as an input: one is drawn a sample."""
+
+    objective: Objective
+    guidance: Range
+
+    @property
+    def forwards(self) -> int:
+        return self.objective.forwards
+
+    def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
+        scale = random_scales(draw, self.guidance)
+        return self.objective(student, replace(batch, cond=told(batch.cond, scale)), draw)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return self.objective.networks
+
+
+def at_any_scale(stage: Stage, guidance: Range) -> Stage:
+    """The stage of a teacher, and so of a student, that takes a scale of this range as an input."""
+    return replace(stage, objective=AnyScale(stage.objective, guidance), guidance=guidance)
+
+
+def random_scales(draw: Draw, guidance: Range) -> Tensor:
+    """Guidance scales, w = scale - 1 uniform between the ends (Meng et al. 2023, section 3.1), [B]."""
+    low, high = guidance
+    return low + (high - low) * draw.uniform()
+
+
+def told(cond: Cond | None, scale: Tensor) -> Cond:
+    """The condition, and the scale for the network."""
+    return replace(cond or Cond(), guidance=scale)

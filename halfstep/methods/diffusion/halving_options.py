@@ -1,0 +1,53 @@
+"""Options of the halvings in a method that begins with another stage, flat: for a command line and TOML."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from halfstep.config.validate import NotNegative, Updates
+from halfstep.diffusion.time_grids import Steps, Times
+from halfstep.errors import ConfigError
+from halfstep.methods.diffusion.progressive import check_updates, Progressive
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvingOptions:
+    """Halve the number of sampling steps after the first stage."""
+
+    start: Steps = 64
+    """Steps the first halving's teacher is sampled with: `stop` times a power of two."""
+    stop: Steps = 1
+    """Steps the last student takes; as many as `start` halves nothing."""
+    halving_updates: tuple[Updates, ...] = (10_000,)
+    """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
+    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
+    """Where the teacher's steps lie; a student's lie on every other one of them."""
+    times: Times = ()
+    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    target_clip: NotNegative = 0.0
+    """Halvings teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip]
+    at every step: 1 where its pipeline clips; 0 leaves targets as they are (the paper)."""
+
+    def halvings(self, weighting: str) -> Progressive | None:
+        """The halvings with this weighting; None where there are no steps to halve."""
+        if self.start == self.stop:
+            self._refuse_unused()
+            return None
+        halving = Progressive(
+            start=self.start,
+            stop=self.stop,
+            updates=(0,),
+            weighting=weighting,
+            grid=self.grid,
+            times=self.times,
+            target_clip=self.target_clip,
+        )
+        check_updates(self.halving_updates, halving, name="halving_updates")
+        return replace(halving, updates=self.halving_updates)
+
+    def _refuse_unused(self) -> None:
+        for name in ("times", "target_clip"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} is of the halvings, and from {self.start} to {self.stop} steps there are none: "
+                    "leave it out"
+                )

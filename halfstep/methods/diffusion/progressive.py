@@ -1,0 +1,316 @@
+"""Progressive distillation: halve the number of sampling steps, again and again.
+
+Salimans & Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", ICLR 2022,
+Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.config.validate import NotNegative, Updates, Validated
+from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
+from halfstep.diffusion.loss_weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
+from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.schedules import arriving, Schedule
+from halfstep.diffusion.time_grids import checked, grid, Steps, Times
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import (
+    errors,
+    Method,
+    Objective,
+    PipelineLike,
+    Stage,
+    StagePlan,
+    student_name,
+)
+from halfstep.rng import Draw
+
+SAME = 1e-6
+"""How far apart two times are that count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive(Validated, Method):
+    """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
+
+    start: Steps = 1024
+    """Steps the teacher is sampled with: `stop` times a power of two."""
+    stop: Steps = 1
+    """Steps the last student takes."""
+    updates: tuple[Updates, ...] = (50_000,)
+    """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
+    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
+    """Where the teacher's steps lie; a student's lie on every other one of them."""
+    times: Times = ()
+    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    target_clip: NotNegative = 0.0
+    """Teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip] at every
+    step, as guided pixels need, to a student that is clipped as well; 0 leaves targets as they are (the
+    paper)."""
+    made_for: ClassVar[str] = "ddim"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio, rest = divmod(self.start, max(self.stop, 1))
+        if self.stop < 1 or rest or ratio < 2 or ratio & (ratio - 1):
+            stop = max(self.stop, 1)
+            raise ConfigError(
+                f"cannot halve from {self.start} to {self.stop} steps: start must be stop times a "
+                f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
+                f" with stop={stop}{self._reachable()}"
+            )
+        check_updates(self.updates, self)
+        if self.times and len(checked(self.times)) != self.start + 1:
+            raise ConfigError(
+                f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
+                f"start={len(self.times) - 1}"
+            )
+        self._check_weighting()
+
+    def _check_weighting(self) -> None:
+        check_weighting(self.weighting)
+
+    @property
+    def counts(self) -> list[int]:
+        """Steps of the students, the most first."""
+        return [self.start // 2**k for k in range(1, (self.start // self.stop).bit_length())]
+
+    def _reachable(self) -> str:
+        odd = self.start
+        while odd > 1 and odd % 2 == 0:
+            odd //= 2
+        if odd == self.start or self.start < 2:
+            return ""
+        halves = [self.start // 2**k for k in range(1, (self.start // odd).bit_length())]
+        return f"; from {self.start} one can stop at {', '.join(map(str, halves))}"
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage for each halving: N -> N / 2 steps on every other time of the grid."""
+        times, stages = self._grid(teacher.denoiser.schedule), list[StagePlan]()
+        for halving, steps in enumerate(self.counts):
+            name, updates, teachers = student_name(steps), self.updates_for(halving, steps), times
+            times = times[::2]  #                                              N <- N / 2
+            stages.append(
+                StagePlan(name, updates, times, teachers, made_for=self.made_for, grid=self.grid)
+            )
+        return stages
+
+    def _grid(self, schedule: Schedule) -> Times:
+        return self.times or grid(self.grid, self.start, schedule)
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that is not sampled so, or a grid that cannot be halved."""
+        _refuse_other_clip(teacher, self.target_clip)
+        super().check(teacher)
+        plan, denoiser = self.plan(teacher), teacher.denoiser
+        _refuse_other_grid(teacher, plan[0].teacher_times)
+        self.refuse(denoiser, plan[0].teacher_times)
+        for stage in plan:
+            self.objective(denoiser, stage.teacher_times).look_ahead()
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        plan, eta = self.plan(teacher), teacher.denoiser
+        del teacher
+        for stage in plan:
+            student = eta.twin()  #                                            theta <- eta
+            halve = self.objective(eta.freeze(), stage.teacher_times)
+            yield stage.stage(student, halve)
+            eta = student  #                                                   eta <- theta
+
+    def summary(self) -> str:
+        """8 -> 4 -> 2 steps."""
+        return f"{' -> '.join(map(str, [self.start, *self.counts]))} steps"
+
+    def refuse(self, teacher: Teacher, times: Times) -> None:
+        """`ConfigError` for a teacher that cannot be sampled on this grid."""
+        refuse_blind(teacher, times[0])
+
+    def objective(self, teacher: Teacher, times: Times) -> "Halve":
+        """What the student of a teacher on this grid learns."""
+        return Halve(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
+
+    def updates_for(self, halving: int, steps: int) -> int:
+        """Updates of the halving that ends at so many steps: the paper doubles the last two."""
+        if len(self.updates) > 1:
+            return self.updates[halving]
+        return self.updates[0] * (2 if steps <= 2 else 1)
+
+
+def check_updates(updates: tuple[int, ...], halving: Progressive, *, name: str = "updates") -> None:
+    """`ConfigError` unless this option has one number, or one for each halving."""
+    counts = halving.counts
+    if len(updates) not in (1, len(counts)):
+        raise ConfigError(
+            f"{name} has {len(updates)} numbers for {len(counts)} halvings "
+            f"({halving.start} to {min(counts)}): give one for all, or one each"
+        )
+
+
+def check_weighting(weighting: str) -> None:
+    """`ConfigError` for a weighting that is unknown, or that vanishes where sampling starts."""
+    if weighting not in WEIGHTINGS:
+        raise unknown("weighting", weighting, WEIGHTINGS)
+    if vanishes(WEIGHTINGS[weighting]):
+        raise ConfigError(
+            f"the weight '{weighting}' vanishes at SNR 0, where a distilled walk starts: "
+            "write weighting='truncated-snr' or 'snr+1'"
+        )
+
+
+def _refuse_other_clip(teacher: PipelineLike, clip: float) -> None:
+    if clip and clip != teacher.clip:
+        bounds = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
+        raise ConfigError(
+            f"target_clip {clip:g} teaches what a sampler makes that clips images to [-{clip:g}, {clip:g}], "
+            f"and this teacher's {bounds}: write target_clip={teacher.clip or 0:g}"
+        )
+
+
+def _refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
+    """A student answers at the times of its own grid alone."""
+    if teacher.times and not any(_same(times, grid) for grid in teacher.times):
+        counts = " or ".join(str(len(grid) - 1) for grid in teacher.times)
+        raise ConfigError(
+            f"this teacher is a student of {counts} steps, which answers at the times of its own grid "
+            f"alone, and it would walk on another, of {len(times) - 1} steps: write start={counts} and the "
+            "grid it was made with, or its times (they are in pipeline.json)"
+        )
+
+
+def _same(a: Times, b: Times) -> bool:
+    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
+
+
+def refuse_blind(teacher: Teacher, t: float) -> None:
+    """Refuse a teacher whose output says nothing about the data at t, where the walk starts."""
+    level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
+    if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
+        raise ConfigError(
+            f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
+            f"{float(level.alpha):.2g}: eps says nothing about the data there.  Turn it into a v teacher "
+            "first with 'halfstep distill reparameterise', or give times that start lower"
+        )
+
+
+@dataclass(frozen=True)
+class Halve(Objective):
+    """Teach the student to do in one DDIM step what the teacher does in two."""
+
+    teacher: Denoises
+    times: Times
+    """The teacher's grid; the student's is every other time of it."""
+    weighting: Weighting = truncated_snr
+    clip: float | None = None
+    forwards = 5
+
+    def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
+        x0 = batch.x0
+        t, t_mid, t_end = self.walked(draw)
+        eps = draw.normal(x0)
+        x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
+        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
+        guess: Prediction = student(x_t, t, batch.cond)
+        if self.clip is not None:
+            guess = forgiven(guess, target, self.clip)
+        return self.weighting(*errors(guess, target))
+
+    def walked(self, draw: Draw) -> tuple[Tensor, ...]:
+        """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
+        i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
+        return on_grid(self.times, *self.steps_from(i))
+
+    def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
+        """Where on the grid the student's step from place i begins, and the teacher's two lead."""
+        return i, i + 1, i + 2
+
+    def look_ahead(self) -> None:
+        """`ConfigError` where one of the steps that may be drawn has no target."""
+        t, t_mid, t_end = on_grid(
+            self.times, *self.steps_from(2 * torch.arange(len(self.times) // 2))
+        )
+        for share in shares(self.teacher.schedule, t, t_mid, t_end):
+            if not bool((found := share.isfinite()).all()):
+                at = float(t[~found][0])
+                raise ConfigError(
+                    f"two steps from t = {at:g} cannot be taught as one, as the schedule has the same level "
+                    "at both ends of a step, or none that is finite: give times where it differs"
+                )
+
+
+def forgiven(guess: Prediction, target: Prediction, clip: float) -> Prediction:
+    """The guess without its errors beyond [-clip, clip], which a sampler that clips never sees.
+
+    Where the target lies on the bound and the guess behind it, the two clip to the same pixel and the
+    guess is the target; everywhere else it is itself, and keeps its gradient.
+    """
+    same = guess.x0.clamp(-clip, clip) == target.x0
+    return Prediction(
+        torch.where(same, target.x0, guess.x0), torch.where(same, target.eps, guess.eps)
+    )
+
+
+def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
+    """The times at these indices, float64 on the indices' device (float32 where it has none)."""
+    table = _on_device(times, indices[0].device)
+    return tuple(table[i] for i in indices)
+
+
+@lru_cache(maxsize=8)  # a copy to the device waits for it, so not one every update
+def _on_device(times: Times, device: torch.device) -> Tensor:
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(times, dtype=dtype, device=device)
+
+
+@torch.no_grad()
+def two_step_target(
+    teacher: Denoises,
+    x_t: Tensor,
+    t: Tensor,
+    t_mid: Tensor,
+    t_end: Tensor,
+    cond: Cond | None = None,
+    *,
+    clip: float | None = None,
+) -> Prediction:
+    """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
+
+    Algorithm 2's x~ = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t)
+    as the convex combination it is, for any schedule and without its cancellation:
+    x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t) with rho = alpha / sigma, and
+    eps~ the same with rho = sigma / alpha.
+
+    t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is one step alone.
+    Whoever ends at t_end = 0 lands on clean data: x~ = x_2.  Never differentiated.
+
+    clip  the teacher's steps are those of a sampler that clips images to [-clip, clip] (which needs
+          sigma > 0); None, as in the paper, leaves them
+    """
+
+    def look(x: Tensor, t: Tensor) -> Prediction:
+        found = teacher(x, t, cond)
+        return found if clip is None else found.clipped(x, level_of(teacher.schedule, t, x), clip)
+
+    first = look(x_t, t)
+    x_mid = level_of(teacher.schedule, t_mid, x_t).mix(first.x0, first.eps)
+    second = look(x_mid, t_mid)
+    x_share, eps_share = shares(teacher.schedule, t, t_mid, t_end)
+    shape = -1, *[1] * (x_t.ndim - 1)
+    x0 = torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))
+    return Prediction(x0, torch.lerp(first.eps, second.eps, eps_share.to(x_t.dtype).reshape(shape)))
+
+
+def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
+    """The second step's shares of the two-step x0 and of the two-step eps, in t's dtype, in [0, 1]."""
+    here, mid, end = schedule.at(t), schedule.at(t_mid), arriving(schedule, t_end)
+    second = end.alpha * mid.sigma - mid.alpha * end.sigma
+    both = end.alpha * here.sigma - here.alpha * end.sigma
+    x_share = here.sigma * second / (mid.sigma * both)
+    return x_share, here.alpha * second / (mid.alpha * both)

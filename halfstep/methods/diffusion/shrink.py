@@ -1,0 +1,324 @@
+"""Smaller students: the teacher's prediction, the data and the teacher's features, all at once.
+
+Output and feature distillation with a denoising loss, as in BK-SDM (Kim et al., ECCV 2024) and LAPTOP-Diff
+(Zhang et al. 2024), which divides each feature's error by the teacher's own energy.  The student sees the
+noise, the time and the dropped label that the teacher sees.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import nn
+
+from halfstep.config.validate import CountOrNone, NotNegative, Share, Updates, Validated
+from halfstep.data import Data
+from halfstep.diffusion.denoiser import Denoiser, Teacher
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import (
+    levels_for,
+    Method,
+    Objective,
+    PipelineLike,
+    refuse_student,
+    Stage,
+    StagePlan,
+)
+from halfstep.methods.diffusion.block_scores import scores
+from halfstep.methods.diffusion.guided import AnyScale
+from halfstep.methods.diffusion.imitation import Imitate, Matched
+from halfstep.models import built_again, recipe
+from halfstep.models.compression.block_pruning import (
+    checked_pairs,
+    evenly,
+    pairs_of,
+    partners,
+    shallower,
+    worthiest,
+)
+from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
+from halfstep.models.compression.unet_transfer import carry
+from halfstep.models.hooks import Projected, projector
+from halfstep.progress import Progress, SILENT
+from halfstep.rng import untouched
+from halfstep.schema import literal
+
+SHRUNK = "shrunk"
+"""The stage's name."""
+Pair = tuple[nn.Module, int, nn.Module, int]
+"""A block of the student and its width, the teacher's and its."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(Validated, Method):
+    """A smaller network that predicts what its teacher predicts, at every time."""
+
+    depth: CountOrNone = 0
+    """Blocks beside the middle one that a U-ViT student keeps, with the teacher's weights: even, fewer
+    than the teacher has; 0 says nothing."""
+    keep: tuple[int, ...] = ()
+    """Which pairs of blocks it keeps, 0 (outermost) to depth / 2 - 1 of the teacher; by default `choose`
+    says."""
+    choose: Literal["score", "even"] = "score"
+    """Which pairs are kept: score, those without which this loss rises most, on the data; even, evenly
+    spread."""
+    student: dict[str, str] = field(default_factory=dict)
+    """Other options of the student, as NAME VALUE pairs: embed_dim 32 num_heads 2; layers_per_block 1.
+    The rest are as the teacher's. A U-Net starts from the teacher's weights where shapes agree, any other
+    untrained."""
+    updates: Updates = 10_000
+    """Optimiser updates."""
+    weighting: str = "truncated-snr"
+    """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
+    levels: CountOrNone = 0
+    """Draw times from {1/levels, ..., 1}; 0 draws them from all of (0, 1), or from the schedule's table."""
+    output: NotNegative = 0.9
+    """Weight of the error to the teacher's prediction."""
+    denoising: NotNegative | None = None
+    """Weight of the error to the data; 0.1 by default, and 0 for a guided teacher, whose images are not
+    the data's."""
+    feature_weight: NotNegative | None = None
+    """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
+    default, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
+    map that is trained with it."""
+    mask: NotNegative = 0.0
+    """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
+    drop_labels: Share | None = None
+    """Share of samples that both see without their label, for guidance; 0.1 by default where the teacher
+    has a null class or an empty text."""
+
+    gated: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
+        if self.output == 0 and self.denoising == 0:
+            raise ConfigError(
+                "output and denoising are both 0, so the student would put out nothing in particular: give "
+                "one of them a weight, such as output=0.9"
+            )
+        self._refuse_two_ways()
+
+    def _refuse_two_ways(self) -> None:
+        if self.keep and self.depth and self.depth != 2 * len(self.keep):
+            raise ConfigError(
+                f"keep names {len(self.keep)} pairs, which is depth {2 * len(self.keep)}, and depth is "
+                f"{self.depth}: leave one of the two out"
+            )
+        if self.depth % 2:
+            raise ConfigError(
+                f"blocks are left out in pairs, and depth {self.depth} is odd: write depth="
+                f"{max(self.depth - 1, 2)}"
+            )
+        if "depth" in self.student and (self.keep or self.depth):
+            raise ConfigError(
+                "depth is given twice: leave it out of student (there, a student begins untrained)"
+            )
+        if not (self.keep or self.depth or self.student):
+            raise ConfigError(
+                "nothing says how the student is smaller: give depth or keep for a U-ViT, or options of the "
+                "student (command line: --depth 2, --keep 0 4, --student embed_dim 32)"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the data decide which pairs of blocks are kept."""
+        return bool(self.depth and not self.keep and not self.student and self.choose == "score")
+
+    def resolve(
+        self,
+        teacher: PipelineLike,
+        data: Data | None,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The method with the pairs of blocks that are kept, scored on the data unless it names them."""
+        before = begun or {}
+        if not self.needs_data:
+            return self
+        if before.get("depth") == self.depth and before.get("keep"):
+            return replace(self, keep=tuple(before["keep"]))
+        if data is None:
+            return replace(self, choose="even")
+        worth = self.scores(teacher, data, progress=progress)
+        keep = worthiest(worth, self.depth // 2)
+        kept = " ".join(map(str, keep))
+        progress.note(f"of {len(worth)} pairs of blocks, 0 the outermost, these stay: {kept}")
+        return replace(self, keep=keep)
+
+    def scores(
+        self, teacher: PipelineLike, data: Data, *, progress: Progress = SILENT
+    ) -> list[float]:
+        """By how much the loss rises without each pair of the teacher's blocks, the outermost first."""
+        denoiser = teacher.denoiser.twin().freeze()
+        objective: Objective = self.objective(denoiser, teacher)
+        if teacher.guidance is not None:
+            objective = AnyScale(objective, teacher.guidance)
+        return scores(objective, denoiser, data, progress=progress)
+
+    @property
+    def builds_student(self) -> bool:
+        """Whether the student is built of other options."""
+        return bool(self.student)
+
+    def summary(self) -> str:
+        """shrink to depth 2, embed_dim 32."""
+        depth = 2 * len(self.keep) or self.depth
+        parts = [f"depth {depth}"] if depth else []
+        parts += [f"{name} {value}" for name, value in self.student.items()]
+        return f"shrink to {', '.join(parts)}"
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the smaller network."""
+        return [StagePlan(SHRUNK, self.updates)]
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that is not asked at every time, or has other blocks."""
+        super().check(teacher)
+        refuse_student(teacher)
+        if self.drop_labels and teacher.unconditional is None:
+            raise ConfigError(
+                "drop_labels needs a teacher with a null class, or of texts: write drop_labels=0"
+            )
+        if self.denoising and _is_guided(teacher):
+            raise ConfigError(
+                "a guided teacher's images are not the data's, and denoising would pull the student back to "
+                "them: write denoising=0"
+            )
+        levels_for(self.levels, teacher.denoiser.schedule)
+        if self.needs_data:
+            replace(self, choose="even").kept(teacher.denoiser.unguided.net)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        [stage], eta = self.plan(teacher), teacher.denoiser
+        student = self.begun(eta)
+        matched = self._matched(eta, student)
+        objective = self.objective(eta.freeze(), teacher, matched)
+        projected = matched and matched.projectors
+        learner = Projected(student, projected) if projected else student
+        yield stage.stage(learner, objective)
+
+    def objective(
+        self, frozen: Teacher, teacher: PipelineLike, matched: Matched | None = None
+    ) -> Imitate:
+        """The loss of a student of this teacher, whose denoiser is frozen."""
+        null = teacher.unconditional
+        drop = self.drop_labels if self.drop_labels is not None else 0.1 * (null is not None)
+        guided = _is_guided(teacher)
+        denoising = self.denoising if self.denoising is not None else (0.0 if guided else 0.1)
+        levels = levels_for(self.levels, frozen.schedule)
+        return Imitate(
+            frozen, WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
+        )
+
+    def begun(self, teacher: Teacher) -> Denoiser:
+        """The student as it begins."""
+        student = teacher.twin()
+        if self.student:
+            student.net = self._built(student.net)
+        else:
+            student.net = shallower(student.net, self.kept(student.net))
+        return student
+
+    def kept(self, net: nn.Module) -> tuple[int, ...]:
+        """The pairs of this teacher's blocks that the student keeps."""
+        pairs = pairs_of(net)
+        if self.depth and not 2 <= self.depth < 2 * pairs:
+            most = (
+                f"write an even number from 2 to {2 * pairs - 2}" if pairs > 1 else "give student"
+            )
+            raise ConfigError(
+                f"a student of depth {self.depth} is no shallower than its teacher of depth {2 * pairs}: "
+                f"{most}"
+            )
+        if self.needs_data:
+            raise ConfigError(
+                "which pairs of blocks are worth least is found on data: write choose='even' or keep=(0,), "
+                "or take method.resolve(teacher, data)"
+            )
+        keep = checked_pairs(self.keep or evenly(pairs, self.depth // 2), pairs)
+        if len(keep) == pairs:
+            raise ConfigError(
+                f"keep names all {pairs} pairs of blocks, so nothing would get smaller: leave one out"
+            )
+        return keep
+
+    def _built(self, net: nn.Module) -> nn.Module:
+        """A network of other options: fresh, but for what a U-Net takes over."""
+        name, config = recipe(net)
+        own = {key: literal(value) for key, value in self.student.items()}
+        depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
+        weight = next(iter(net.parameters()))
+        with untouched(0):
+            new = built_again(net, {**config, **depth, **own}).to(weight.device, weight.dtype)
+        if _size(new) >= _size(net):
+            raise ConfigError(
+                f"the student has {_size(new):,} parameters and its teacher {_size(net):,}: ask for fewer in "
+                "student, such as half the embed_dim"
+            )
+        if name == "unet":
+            carry(new, net)
+        return new
+
+    def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
+        theirs, net = teacher.unguided.net, student.net
+        pairs = self._compared(theirs, net) if comparable(theirs, net) else []
+        if self.feature_weight and not pairs:
+            raise ConfigError(
+                "features are compared block by block, and this student's have other places, or its blocks "
+                "another number, than its teacher's: write feature_weight=0"
+            )
+        weight = self.feature_weight if self.feature_weight is not None else 0.1 * bool(pairs)
+        if not weight:
+            if self.mask:
+                raise ConfigError(
+                    "mask leaves out features, and this student's are not compared: write mask=0, or give "
+                    "feature_weight a value, such as 0.1"
+                )
+            return None
+        ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)
+        narrower = any(width != wanted for _, width, _, wanted in pairs)
+        projectors = _projectors(pairs, theirs) if narrower else ()
+        return Matched(ours, old, extras_of(theirs), weight, self.mask, projectors)
+
+    def _compared(self, theirs: nn.Module, net: nn.Module) -> list[Pair]:
+        """Whose features are compared; nobody's where a U-Net has another number of blocks."""
+        ours, old = blocks_of(net), blocks_of(theirs)
+        places = list(range(len(old)))
+        if len(ours) != len(old):
+            if recipe(theirs)[0] != "uvit":
+                return []
+            pairs = pairs_of(theirs)
+            keep = self.keep or evenly(pairs, pairs_of(net))
+            places = partners(checked_pairs(keep, pairs), pairs)
+        wide, wanted = widths_of(net), widths_of(theirs)
+        return [
+            (block, width, old[k], wanted[k])
+            for block, width, k in zip(ours, wide, places, strict=True)
+        ]
+
+
+def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
+    """A linear map of channels for each pair, the same in every run."""
+    weight, tokens = next(teacher.parameters()), recipe(teacher)[0] == "uvit"
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def shape(width: int) -> list[int]:
+        return [1, 1, width] if tokens else [1, width, 1, 1]
+
+    with untouched(0):
+        made = [projector(shape(ours), shape(old)) for _, ours, _, old in pairs]
+    return tuple(one.to(weight.device, dtype) for one in made)
+
+
+def _size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def _is_guided(teacher: PipelineLike) -> bool:
+    """Whether it predicts something else than the data's denoising: from outside, or by a scale as input."""
+    return teacher.guidance is not None or teacher.denoiser.guided

@@ -1,0 +1,55 @@
+"""The student of the stochastic N-step sampler: one prediction spans two steps of its grid.
+
+Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, Algorithm 3.  It is progressive
+distillation with jumps of 2 / N, but for the last step, t = 1 / N, which has 1 / N before it alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError
+from halfstep.methods.diffusion.progressive import Halve, Progressive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stochastic(Progressive):
+    """Halve the number of steps of the stochastic sampler, again and again (Meng et al. 2023).
+
+    A student of 2 steps spans both from t = 1, so it is the student of 1 step too: `stop` 1 ends there.
+    """
+
+    made_for: ClassVar[str] = "stochastic"
+
+    def __post_init__(self) -> None:
+        if self.start == 2:
+            raise ConfigError(
+                "the stochastic sampler spans 2 steps with one call, so from 2 steps nothing is left to "
+                "halve: write start=4 or more"
+            )
+        super().__post_init__()
+
+    @property
+    def counts(self) -> list[int]:
+        """Steps of the students, the most first; from 2 to 1 there is nothing to learn."""
+        return [steps for steps in super().counts if steps > 1]
+
+    def objective(self, teacher: Teacher, times: Times) -> "HalveJumps":
+        """What the student of a teacher on this grid learns."""
+        return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
+
+
+@dataclass(frozen=True)
+class HalveJumps(Halve):
+    """Teach the student to do in one jump what the teacher does in two, each two steps of its grid long."""
+
+    def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
+        """Where on the grid the student's jump from place i begins, and the teacher's two lead."""
+        end = len(self.times) - 1
+        # i = 1 has one step of 1 / N before it: the first of the two has no length.
+        mid = i + 2 * (i + 2 < end)
+        return i, mid, (i + 4).clamp(max=end)

@@ -1,0 +1,123 @@
+"""Losses between two distributions over classes, from their logits."""
+
+from math import log
+
+import torch
+from torch import Tensor
+
+from halfstep.config.validate import is_valid
+from halfstep.errors import ConfigError
+from halfstep.methods.losses.arguments import (
+    full,
+    logits,
+    mean_of,
+    positive,
+    reduced,
+    Reduction,
+    rows,
+)
+
+
+def soft_targets(
+    *, student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "batchmean"
+) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T (Hinton et al. 2015, section 2).
+
+    With T^2 the gradient keeps its size as T grows, and becomes that of half the mean squared error
+    of centred logits.  Takes logits [B, C]: probabilities look like logits and give a wrong number
+    without an error.  The teacher may exclude a class with -inf, and one that both exclude counts 0; a
+    student that excludes one in which the teacher sees mass is infinitely wrong.  In float32 T up to
+    1e4 is sound.  Raises ConfigError.
+    """
+    s, t = logits(student, teacher)
+    values = kl(log_softmax(t, temperature), log_softmax(s, temperature))
+    return reduced(temperature**2 * values, reduction)
+
+
+def soft_cross_entropy(
+    *, student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "batchmean"
+) -> Tensor:
+    """-sum p_T log q_T, without T^2: the report's form, KL plus the teacher's own entropy.
+
+    Its lowest value is that entropy, not 0, so values at different temperatures do not compare.
+    Takes logits [B, C].  Raises ConfigError.
+    """
+    s, t = logits(student, teacher)
+    p, log_q = log_softmax(t, temperature).exp(), log_softmax(s, temperature)
+    return reduced(-torch.where(p > 0, p * log_q, 0).sum(-1), reduction)  # 0 * -inf is nan
+
+
+def jensen_shannon(
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    teacher_share: float = 0.5,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q (Lin 1991), b = `teacher_share`.
+
+    At b = 1/2 symmetric and at most ln 2.  No T^2 in it.  Takes logits [B, C].  Raises ConfigError,
+    also unless 0 < b < 1.
+    """
+    s, t = logits(student, teacher)
+    b = teacher_share
+    if not is_valid(b, float) or not 0 < b < 1:
+        raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
+    p, q = log_softmax(t, temperature), log_softmax(s, temperature)
+    gone = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient
+    a, c = (torch.where(gone, 0, log_probability) for log_probability in (p, q))
+    m = torch.where(gone, -torch.inf, torch.logaddexp(a + log(b), c + log(1 - b)))
+    return reduced(b * kl(p, m) + (1 - b) * kl(q, m), reduction)
+
+
+def standardised(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """Logits with mean 0 and deviation 1 over the classes of each row (Sun et al. 2024, eq. 9).
+
+    A transform, for the student's and the teacher's before any loss: what is left does not change
+    when logits are scaled or shifted.  The deviation is the unbiased one, `eps` is added to it.  What
+    a row excludes with -inf stays so, and counts in neither.  Raises ConfigError for fewer than two
+    classes.
+    """
+    rows(logits)
+    if logits.shape[1] < 2:
+        raise ConfigError("one class has no deviation: give logits of two classes or more")
+    z = full(logits)
+    gone, moved = z.isneginf(), centred(z)
+    known = torch.where(gone, 0, z)
+    one_less = (~gone).sum(-1, keepdim=True) - 1
+    moved = torch.where(gone, 0, moved)
+    of_some = torch.linalg.vector_norm(moved, dim=-1, keepdim=True) / one_less.clamp(min=1).sqrt()
+    spread = torch.where(gone.any(-1, keepdim=True), of_some, known.std(-1, keepdim=True))
+    scaled = moved / (spread + positive("eps", eps))
+    return torch.where(gone, -torch.inf, scaled)
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits with mean 0 over the classes of each row: the same softmax, comparable by square.
+
+    What a row excludes with -inf stays so, and does not count.
+    """
+    z = full(logits)
+    gone = z.isneginf()
+    return z - mean_of(torch.where(gone, 0, z), ~gone)[..., None]
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of [..., C] log-probabilities, [...].
+
+    Summed as p r - p + q with r = log p - log q: no term is negative, and where r is small its error
+    is of second order, which T^2 would blow up otherwise.  Where p = 0 a term is q, whatever r is.
+    """
+    p = log_p.exp()
+    gone = p == 0
+    # Left out before they are multiplied: 0 * inf is nan, and so is its gradient.
+    r = torch.where(gone, 0, log_p) - torch.where(gone, 0, log_q)
+    near = p * (r + torch.expm1(-r.clamp(-1, 1)))
+    far = p * r - p + log_q.exp()
+    return torch.where((r.abs() < 1) & ~gone, near, far).sum(-1)
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities at a temperature; ConfigError unless it is finite and above 0."""
+    return (logits / positive("temperature", temperature)).log_softmax(-1)

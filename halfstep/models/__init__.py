@@ -1,0 +1,277 @@
+"""Networks: whatever is called as net(x, t, cond).  `build` makes one from a name and a config.
+
+diffusers is imported when one of its models, of which the U-ViT is one, is built, and not before.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any, TYPE_CHECKING
+
+from torch import nn
+
+from halfstep.errors import ConfigError, unknown
+from halfstep.models.adapters import (
+    Adapter,
+    dit,
+    DiTNet,
+    refuse_unknown,
+    unet,
+    unet_condition,
+    UNetConditionNet,
+    UNetNet,
+    UViTNet,
+)
+from halfstep.models.classifiers.feature_cnn import Classifier
+from halfstep.models.diffusers_config import CLASSES, in_our_words, WRAP
+from halfstep.models.limits import made
+from halfstep.models.mlp import MLPNet, ResidualMLP
+from halfstep.schema import held, Wrong
+
+if TYPE_CHECKING:
+    from halfstep.models.uvit.model import UViT
+
+__all__ = [
+    "NETS",
+    "Adapter",
+    "Classifier",
+    "DiTNet",
+    "MLPNet",
+    "ResidualMLP",
+    "UNetConditionNet",
+    "UNetNet",
+    "UViT",
+    "UViTNet",
+    "build",
+    "built_again",
+    "infer_config",
+    "made_alike",
+    "recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "UViT":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from halfstep.models.uvit.model import UViT
+
+    return UViT
+
+
+def _uvit(**config: Any) -> UViTNet:
+    from halfstep.models.uvit.model import UViT
+
+    refuse_unknown("uvit", config, signature(UViT).parameters)
+    model = UViT(**config)
+    return UViTNet(model, model.num_classes if model.label_emb is not None else None)
+
+
+def _mlp(**config: Any) -> MLPNet:
+    refuse_unknown("mlp", config, signature(ResidualMLP).parameters)
+    return MLPNet(ResidualMLP(**config), config.get("num_classes"))
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "uvit": _uvit,
+    "unet": unet,
+    "dit": dit,
+    "unet-condition": unet_condition,
+    "mlp": _mlp,
+}
+"""Names of networks.  Wherever one is written, `package.module:function` may be, too."""
+LATER = {"clip_dim": (None,), "num_clip_token": (77,), "attention": ("auto",), "guidance": (0,)}
+"""Arguments that came after the first runs, with what those were made with: not told, so that such a run
+can go on."""
+
+
+def build(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The named network, which remembers how it was made: `recipe(net)` gives (name, config).
+
+    name    one of `NETS`, or `package.module:function`: a function of the user's that is called
+            with the config's entries and returns a module called as net(x, t, cond)
+    config  its arguments; what JSON cannot hold is refused, because it could not be saved.  Of a net of
+            diffusers `dict(model.config)` will do
+    """
+    config = dict(config) if ":" in name else in_our_words(name, config)
+    kept = plain(name, config)
+    net = own(name)(**config) if ":" in name else made(name, _named(name), config)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
+    _refuse_diffusers(name, type(net))
+    if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
+        full: Any = net.model.config  # type: ignore[union-attr]
+        kept = plain(name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)})
+    net.recipe = name, kept  # type: ignore[assignment]
+    return net
+
+
+def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and config that `build` made this network from."""
+    found = getattr(net, "recipe", None)
+    if found is None:
+        raise ConfigError(
+            f"this {type(net).__name__} was not made by halfstep.models.build, so nobody could "
+            "rebuild it from a file: build it with build('package.module:function', config)"
+        )
+    name, config = found
+    return name, dict(config)
+
+
+def built_again(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """A fresh network by the function that made this one, of this config.
+
+    One that was given as a function is built by that function: the name beside it came from a file.
+    """
+    made: Callable[..., nn.Module] | None = getattr(net, "made_by", None)
+    if made is None:
+        return build(recipe(net)[0], config)
+    new = made(**config)
+    made_alike(new, net, config)
+    return new
+
+
+def made_alike(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> None:
+    """Let a network remember that it was made as this one, of this config.
+
+    The name alone would not do: where it came from a file, what it names would be imported.
+    """
+    name = recipe(net)[0]
+    new.recipe = name, plain(name, config)  # type: ignore[assignment]
+    if hasattr(net, "made_by"):
+        new.made_by = net.made_by
+
+
+def infer_config(
+    name: str,
+    shape: Sequence[int],
+    *,
+    outputs: int = 1,
+    num_classes: int | None = None,
+    context: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """The part of the named net's config that the data decides.
+
+    shape        of one sample: (C, H, W), or (D,) for points
+    outputs      how many times the channels of x come out (`Parameterisation.outputs`)
+    num_classes  rows of the label embedding, null class included; None: no labels
+    context      (tokens, width) of the text states; None: no texts
+    """
+    conditions: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if ":" in name:
+        return conditions if context is None else conditions | {"context": list(context)}
+    _named(name)
+    conditions |= _text_sides(name, context)
+    if len(shape) != (wanted := 1 if name == "mlp" else 3):
+        kind = "points, shape [D]" if wanted == 1 else "images, shape [C, H, W]"
+        raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
+    if name == "mlp":
+        return {"dim": shape[0], "out_dim": outputs * shape[0], **conditions}
+    channels, height, width = shape
+    size = height if height == width else [height, width]
+    if name == "uvit":
+        sides = {"img_size": size, "in_chans": channels, "out_chans": outputs * channels}
+        return sides | conditions
+    if name == "dit" and height != width:
+        raise ConfigError(f"the net 'dit' is for square images, and a sample is {list(shape)}")
+    sides = {"sample_size": size, "in_channels": channels, "out_channels": outputs * channels}
+    if outputs > 1:  # or it would be taken for a network that learned its variances
+        sides["outputs"] = outputs
+    return sides | conditions
+
+
+def _text_sides(name: str, context: tuple[int, int] | None) -> dict[str, int]:
+    if context is None:
+        return {}
+    tokens, width = context
+    if name == "uvit":
+        return {"clip_dim": width, "num_clip_token": tokens}
+    if name == "unet-condition":  # it takes any number of them
+        return {"cross_attention_dim": width}
+    raise ConfigError(
+        f"the net '{name}' reads no texts, and the data has some: choose 'uvit' or 'unet-condition'"
+    )
+
+
+def _named(name: str) -> Callable[..., nn.Module]:
+    if (ours := _ours(name)) is not None:
+        raise ConfigError(f"diffusers' {name} is the net '{ours}' here: write '{ours}'")
+    if name not in NETS:
+        raise unknown("net", name, NETS)
+    return NETS[name]
+
+
+def _ours(kind: str) -> str | None:
+    """The net that a class of diffusers is here."""
+    return next((net for net, own in CLASSES.items() if own == kind), None)
+
+
+def _refuse_diffusers(name: str, kind: Any) -> None:
+    """`ConfigError` for a class of diffusers: none is called as net(x, t, cond)."""
+    if getattr(kind, "__module__", "").partition(".")[0] != "diffusers":
+        return
+    ours = _ours(kind.__name__)
+    raise ConfigError(
+        f"'{name}' is diffusers' {kind.__name__}, which is not called as net(x, t, cond): "
+        f"{f'write build({ours!r}, config)' if ours else WRAP}"
+    )
+
+
+def own(name: str) -> Callable[..., nn.Module]:
+    """The user's function, with its arguments checked before it is called."""
+    function = imported(name)
+    _refuse_diffusers(name, function)
+
+    def checked(**config: Any) -> nn.Module:
+        parameters = signature(function).parameters.values()
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            refuse_unknown(name, config, [p.name for p in parameters])
+        needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+        if missing := [key for key in needed if key not in config]:
+            raise ConfigError(f"the net '{name}' needs {', '.join(missing)} in its config")
+        net: nn.Module = function(**config)
+        return net
+
+    return checked
+
+
+def imported(name: str, what: str = "net") -> Callable[..., Any]:
+    """What package.module:function names; refused in a sentence about this `what` where there is none."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ConfigError(f"the {what} '{name}' names no function: write package.module:function")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the user's module was found; something that it imports was not
+        raise ConfigError(
+            f"the {what} '{name}' cannot be imported: there is no module '{error.name}' (write "
+            "package.module:function, and set PYTHONPATH to the folder that holds it)"
+        ) from error
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise unknown(f"function in {module_name} called", function_name, functions)
+    return function
+
+
+_VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
+
+
+def plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as JSON will give it back; refused where it could not be."""
+    for key, value in config.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the option '{key}' of the net '{name}' is a {type(value).__name__}, which JSON "
+                "cannot hold, so it could not be saved: give numbers, words, lists of them"
+            ) from error
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    try:
+        held(plain, Any)
+    except Wrong as wrong:
+        raise ConfigError(f"the net '{name}' could not be saved: its option {wrong}") from None
+    return plain

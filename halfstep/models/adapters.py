@@ -1,0 +1,284 @@
+"""Networks of other signatures behind the one call that halfstep makes: net(x, t, cond).
+
+Any module called as net(x, t, cond) is a network of halfstep; one that is called otherwise needs
+three lines:
+
+    class Mine(Adapter):
+        def forward(self, x, t, cond=None):
+            return self.model(x, t, self.label(cond))
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError, unknown
+from halfstep.models.diffusers_config import (
+    LABELS,
+    OURS,
+    refuse_other_conditions,
+    refuse_other_outputs,
+)
+from halfstep.models.guidance_embedding import (
+    adding,
+    check_features,
+    check_scales,
+    guidance_features,
+    GuidanceEmbedding,
+    NO_SCALE,
+)
+from halfstep.quiet import quietly
+
+NO_TEXT = "this network reads text states: give cond=Cond(context=...)"
+
+
+class Adapter(nn.Module):
+    """Holds a network as `model`, so that its weights are named `model.` and their own names.
+
+    num_classes  rows of the network's label embedding, or None if it takes no labels
+    reads        the conditions it reads; any other is refused, because it would change nothing
+    """
+
+    reads: tuple[str, ...] = ("label",)
+    outputs: int | None = None
+    """Of a network of diffusers: how often its config says that x's channels come out, 0 if it does not."""
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__()
+        self.model, self.num_classes = model, num_classes
+
+    def refuse_outputs(self, reads: int) -> None:
+        """`ConfigError` for a parameterisation that reads so many times x's channels, and not those."""
+        if self.outputs is None:
+            return
+        config = cast(Any, self.model).config
+        channels = int(config["in_channels"])
+        refuse_other_outputs(reads, channels, int(config["out_channels"]), self.outputs)
+
+    def scale(self, cond: Cond | None, x: Tensor) -> Tensor | None:
+        """The guidance scales for the network, refused unless there are some exactly if it takes some."""
+        self._refuse_unread(cond)
+        scale = None if cond is None else cond.guidance
+        if scale is None and "guidance" in self.reads:
+            raise ConfigError(NO_SCALE)
+        check_scales(scale, x)
+        return scale
+
+    def label(self, cond: Cond | None) -> Tensor | None:
+        """The labels for the network, refused unless there are some exactly if it takes some."""
+        self._refuse_unread(cond)
+        label = None if cond is None else cond.label
+        if label is None and self.num_classes is not None:
+            raise ConfigError(
+                f"this network has {self.num_classes} classes and got no labels: give "
+                "cond=Cond(label=...), or build it without num_classes"
+            )
+        if label is not None and self.num_classes is None:
+            raise ConfigError(
+                "this network takes no labels and got some: leave them out of cond, or build it "
+                "with num_classes"
+            )
+        return label
+
+    def _refuse_unread(self, cond: Cond | None) -> None:
+        given = {} if cond is None else {f.name: getattr(cond, f.name) for f in fields(cond)}
+        for name, value in given.items():
+            if name != "label" and isinstance(value, Tensor) and name not in self.reads:
+                raise ConfigError(
+                    f"this network reads no {name}: give cond without it, or a network whose `reads` names it"
+                )
+
+
+class UViTNet(Adapter):
+    """Around `halfstep.models.uvit.model.UViT`: labels if it has classes, or text states if it reads them."""
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None):
+        super().__init__(model, num_classes)
+        parts = {"context": model.context_embed, "guidance": model.guidance_embed}
+        self.reads = "label", *(name for name, part in parts.items() if part is not None)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label, context = self.label(cond), None if cond is None else cond.context
+        if "context" in self.reads and context is None:
+            raise ConfigError(NO_TEXT)
+        out: Tensor = self.model(x, t, label, context, self.scale(cond, x))
+        return out
+
+
+class TimeAdapter(Adapter):
+    """Around a network that has no input for the guidance scale: it is added to its time embedding.
+
+    width     of that embedding
+    guidance  number of features of the scale, 0 if it takes none
+    """
+
+    def __init__(
+        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+    ):
+        super().__init__(model, num_classes)
+        self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
+        self.reads = ("label", "guidance") if guidance else ("label",)
+
+    def added(self, cond: Cond | None, x: Tensor) -> Tensor | None:
+        """What the guidance scale adds to the time embedding; None if it is not read."""
+        scale = self.scale(cond, x)
+        return None if self.guidance is None else self.guidance(scale)
+
+
+class UNetNet(TimeAdapter):
+    """Around diffusers' `UNet2DModel`."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label = self.label(cond)
+        with adding(self.added(cond, x), [self.model.time_embedding]):  # type: ignore[list-item]
+            out: Tensor = self.model(x, t, label, return_dict=False)[0]
+        return out
+
+
+class DiTNet(TimeAdapter):
+    """Around diffusers' `DiTTransformer2DModel`, which always takes a label: 0 without classes.
+
+    diffusers' DiT drops a tenth of the labels in training by itself; that is switched off, because
+    dropping labels is the method's business.
+    """
+
+    def __init__(
+        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+    ):
+        super().__init__(model, num_classes, width=width, guidance=guidance)
+        for module in model.modules():
+            if hasattr(
+                module, "embedding_table"
+            ):  # its LabelEmbedding, without importing diffusers
+                module.dropout_prob = 0.0  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label = self.label(cond)
+        if label is None:
+            label = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        added, model = self.added(cond, x), cast(Any, self.model)
+        if added is not None and model.gradient_checkpointing:  # what is recomputed would lack it
+            raise ConfigError(
+                "diffusers' DiT has no input for the guidance scale that gradient checkpointing would "
+                "keep: leave checkpointing off, or use a U-ViT"
+            )
+        # Every block embeds the time by itself.
+        with adding(added, [block.norm1.emb for block in model.transformer_blocks]):
+            out: Tensor = model(x, t, label, return_dict=False)[0]
+        return out
+
+
+class UNetConditionNet(Adapter):
+    """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes.
+
+    It has an input for the guidance scale: `timestep_cond`, features that its own layer takes in.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None, *, guidance: int = 0):
+        super().__init__(model, num_classes)
+        self.guidance, self.reads = guidance, ("label", "context")
+        if guidance:
+            self.reads = *self.reads, "guidance"
+            nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        label = self.label(cond)
+        if cond is None or cond.context is None:
+            raise ConfigError(NO_TEXT)
+        self._refuse_other_width(cond.context)
+        scale = self.scale(cond, x)
+        features = (
+            None if scale is None else guidance_features(scale - 1, self.guidance).to(x.dtype)
+        )
+        out: Tensor = self.model(
+            x, t, cond.context, class_labels=label, timestep_cond=features, return_dict=False
+        )[0]
+        return out
+
+    def _refuse_other_width(self, context: Tensor) -> None:
+        config = cast(Any, self.model).config
+        width = config["encoder_hid_dim"] or config["cross_attention_dim"]
+        if isinstance(width, int) and (context.ndim != 3 or context.shape[2] != width):
+            raise ConfigError(
+                f"this network reads text states [B, tokens, {width}], got {list(context.shape)}: give the "
+                "states of the encoder that it was trained with"
+            )
+
+
+def unet(
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+) -> UNetNet:
+    """`UNet2DModel` of these arguments.
+
+    outputs  how many times x's channels come out: 2 for `X0AndEps`; 0: out_channels, or as many as go in
+    """
+    with quietly():
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+    model = _diffusers("unet", UNet2DModel, config, num_classes, outputs)
+    width = cast(Any, model).time_embedding.linear_2.out_features
+    net = UNetNet(model, num_classes, width=width, guidance=guidance)
+    net.outputs = outputs
+    return net
+
+
+def unet_condition(
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+) -> UNetConditionNet:
+    """`UNet2DConditionModel` of these arguments; `outputs` is as in `unet`."""
+    with quietly():
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    if guidance:
+        check_features(guidance)
+        config["time_cond_proj_dim"] = guidance
+    model = _diffusers("unet-condition", UNet2DConditionModel, config, num_classes, outputs)
+    net = UNetConditionNet(model, num_classes, guidance=guidance)
+    net.outputs = outputs
+    return net
+
+
+def dit(
+    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+) -> DiTNet:
+    """`DiTTransformer2DModel` of these arguments; `outputs` is as in `unet`."""
+    with quietly():
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    model = _diffusers("dit", DiTTransformer2DModel, config, num_classes, outputs)
+    width = cast(Any, model).inner_dim
+    net = DiTNet(model, num_classes, width=width, guidance=guidance)
+    net.outputs = outputs
+    return net
+
+
+def _diffusers(
+    name: str, model: Any, config: dict[str, Any], num_classes: int | None, outputs: int
+) -> nn.Module:
+    """A diffusers model of this config, where halfstep's num_classes stands for its own option."""
+    known = signature(model.__init__).parameters
+    refuse_unknown(name, config, {*known, *OURS} - {"self", LABELS[name]})
+    refuse_other_conditions(name, {**config, "num_classes": num_classes})
+    channels = config.get("in_channels", known["in_channels"].default)
+    out = outputs * channels or channels
+    if outputs and config.get("out_channels", out) != out:
+        raise ConfigError(
+            f"outputs={outputs} of {channels} channels are {out}, and out_channels is "
+            f"{config['out_channels']}: leave one of them out"
+        )
+    # diffusers' table of a DiT has one row more than num_embeds_ada_norm, for the null class.
+    rows = (num_classes or 1) - 1 if name == "dit" else num_classes
+    built: nn.Module = model(**{"out_channels": out, **config, LABELS[name]: rows})
+    return built
+
+
+def refuse_unknown(name: str, config: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a config with keys that the named net does not have."""
+    for key in config:
+        if key not in (names := set(known)):
+            raise unknown(f"option of the net '{name}' called", key, names)

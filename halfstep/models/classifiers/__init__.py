@@ -1,0 +1,1 @@
+"""Image classifiers: networks, checkpoints, preprocessing and ensembles."""

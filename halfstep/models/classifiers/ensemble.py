@@ -1,0 +1,144 @@
+"""Teachers of classifiers: one, or several as the mean of their probabilities."""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Self
+
+import torch
+from torch import nn, Tensor
+
+from halfstep.errors import ConfigError
+from halfstep.identity import sha256_of
+from halfstep.models.classifiers.registry import class_names, refuse_other_classes
+from halfstep.models.compression.int8 import plain_tensors
+from halfstep.models.hooks import parts, unchanged, watching
+from halfstep.pixels import as_floats
+
+ROWS = 64
+"""Rows that a teacher sees at a time, always: a row's logits then do not depend on how many there were."""
+SHIFTS = (1, 6, 23, 42)
+APART = 1e-3
+"""Beyond rounding: a share of the largest logit."""
+
+
+class Teachers(nn.Module):
+    """Maps images [B, C, H, W] in [-1, 1] to logits [B, classes], which are never differentiated.
+
+    Several answer with log(mean of their probabilities) (Hinton et al. 2015, section 5): the mean of KL
+    divergences to each of them is the divergence to that mean, and a constant.  A temperature acts on the
+    mean.
+
+    nets  each reads images in [-1, 1] and does its own preprocessing, as its first layers
+
+    Always in eval mode, whatever is asked of it or of its parts.  It answers in blocks of `rows` rows, the
+    last one padded, so that the same rows have the same logits, to the bit, in a batch of any size and
+    order, once it is `settled`.
+    """
+
+    rows = ROWS
+
+    def __init__(self, *nets: nn.Module):
+        super().__init__()
+        if not nets:
+            raise ConfigError("there is no teacher: give one or more classifiers")
+        if len({id(net) for net in nets}) < len(nets):
+            raise ConfigError("a teacher is there twice: give each one once")
+        named = [names for names in map(class_names, nets) if names]
+        for names in named[1:]:
+            refuse_other_classes(named[0], names, "a teacher", "another")
+        self.class_names = named[0] if named else ()
+        self.nets = nn.ModuleList(nets)
+        self.eval()  # answers have no gradient in any case, and the nets are the caller's
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.watched(x, ())[0]
+
+    @torch.no_grad()
+    def watched(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and what the parts of these names put out, [B, ...] each.
+
+        `ConfigError` for names of parts with several teachers, which have no features in common.
+        """
+        if names and len(self.nets) > 1:
+            raise ConfigError(
+                f"{len(self.nets)} teachers have no features in common, only probabilities: give one "
+                "teacher, or leave the terms on features out"
+            )
+        x = as_floats(x)
+        self.nets.eval()  # somebody may have set a part of it to train
+        found = [self._block(block, names) for block in x.split(self.rows)]
+        logits = torch.cat([own for own, _ in found])
+        return logits, {name: torch.cat([seen[name] for _, seen in found]) for name in names}
+
+    def _block(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = len(x)
+        if rows < self.rows:
+            x = torch.cat([x, x[-1:].expand(self.rows - rows, *x.shape[1:])])
+        with unchanged(x, "teacher"):
+            if len(self.nets) == 1:
+                logits, seen = watching(self.nets[0], names, x)
+            else:
+                logits, seen = mean_of([net(x) for net in self.nets]), {}
+        if logits.ndim != 2 or len(logits) != self.rows:
+            raise ConfigError(
+                f"the teacher answered {self.rows} images in the shape {list(logits.shape)}: it must return "
+                "logits [B, classes]"
+            )
+        return logits[:rows].detach(), {name: value[:rows] for name, value in seen.items()}
+
+    def settled(self, x: Tensor) -> bool:
+        """Whether a row's logits are the same wherever in a block it is; from now on they are.
+
+        Some kernels round otherwise in some rows of a matrix (on a CPU, of one that is small): such a
+        teacher is then asked one row at a time, which is slower.
+
+        x  [ROWS, ...], any images.  `ConfigError` where a row's logits depend on what the others are.
+        """
+        self.rows = ROWS
+        found, alone = self(x), self(x[:1])
+        # -inf, which excludes a class, less -inf is nan.
+        off = torch.where(found[:1] == alone, 0, found[:1] - alone).abs().max()
+        if off > APART * (1 + found.nan_to_num(0, 0, 0).abs().max()):
+            raise ConfigError(
+                "the teacher's logits depend on the other samples of a batch: give one that looks at each "
+                "sample by itself in eval mode"
+            )
+        same = torch.equal(found[:1], alone) and all(
+            torch.equal(self(x.roll(shift, 0)).roll(-shift, 0), found) for shift in SHIFTS
+        )
+        self.rows = ROWS if same else 1
+        return same
+
+    def has(self, names: Sequence[str]) -> None:
+        """`ConfigError` unless the (one) teacher has parts of these names."""
+        parts(self.nets[0], names, "teacher")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of how all of them are built, of their weights and buffers, in their order."""
+        parts = list[str | Tensor]()
+        for net in self.nets:
+            made = f"{getattr(net, 'recipe', '')} {net}"
+            parts.append(re.sub(r" at 0x\w+", "", made))  # a function's place in memory
+            parts += chain.from_iterable(sorted(plain_tensors(net).items()))
+        return sha256_of(parts)
+
+
+def mean_of(logits: Sequence[Tensor]) -> Tensor:
+    """log(mean of softmax(each)), [B, classes]: logits of the mean of probabilities, stable."""
+    classes = {value.shape[-1] for value in logits}
+    if len(classes) > 1:
+        raise ConfigError(
+            f"the teachers know {' and '.join(map(str, sorted(classes)))} classes: give teachers of the "
+            "same classes"
+        )
+    each = torch.stack([value.float().log_softmax(-1) for value in logits])
+    return each.logsumexp(0) - math.log(len(logits))

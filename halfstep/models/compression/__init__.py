@@ -1,0 +1,1 @@
+"""Smaller networks: int8, pruning, and the transfer of weights."""

@@ -1,0 +1,108 @@
+"""Shallower U-ViTs: a trained network without some of its pairs of blocks.
+
+The long skips are a stack: in-block i hands its output to out-block n - 1 - i, where n = depth / 2.
+Those two are pair i.  Without a whole pair the rest stay aligned; without one of the two nothing would.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from halfstep.diffusion.denoiser import freeze_alike
+from halfstep.errors import ConfigError
+from halfstep.models import built_again, recipe
+
+
+def pairs_of(net: nn.Module) -> int:
+    """How many pairs of blocks a U-ViT has beside the middle one: half its depth."""
+    name, config = recipe(net)
+    if name != "uvit":
+        raise ConfigError(
+            f"only a U-ViT has pairs of blocks, and this net is '{name}': say what its student is built "
+            "with in student (command line: --student layers_per_block 1)"
+        )
+    return int(config["depth"]) // 2
+
+
+def evenly(pairs: int, count: int) -> tuple[int, ...]:
+    """So many of the pairs 0 (outermost) to pairs - 1, as evenly spread as can be; the outermost is one."""
+    return tuple(k * pairs // count for k in range(count))
+
+
+def checked_pairs(keep: Sequence[int], pairs: int) -> tuple[int, ...]:
+    """The pairs in their order; refused unless each is one there is, once."""
+    if not keep or sorted(set(keep)) != sorted(keep) or not 0 <= min(keep) <= max(keep) < pairs:
+        such = evenly(pairs, max(1, pairs // 2))
+        raise ConfigError(
+            f"keep names pairs of blocks, 0 (outermost) to {pairs - 1}, each once and at least one, got "
+            f"{' '.join(map(str, keep)) or 'none'}: write for example keep={such}"
+        )
+    return tuple(sorted(keep))
+
+
+def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
+    """A copy of a U-ViT with these of its pairs of blocks alone; the others' weights are left out.
+
+    In-block keep[j] becomes in-block j and out-block n - 1 - keep[j] out-block m - 1 - j, of m = len(keep).
+
+    net   made by `build`
+    keep  0 is the outermost pair, next to the image
+    """
+    pairs = pairs_of(net)
+    keep = checked_pairs(keep, pairs)
+    with torch.device("meta"):
+        new = built_again(net, {**recipe(net)[1], "depth": 2 * len(keep)})
+    theirs = net.state_dict()
+    own = {key: theirs[_before(key, keep, pairs)].detach().clone() for key in new.state_dict()}
+    new.load_state_dict(own, assign=True)
+    new.model.gradient_checkpointing = net.model.gradient_checkpointing  # type: ignore[union-attr]
+    new.train(net.training)
+    freeze_alike(new, net, lambda key: _before(key, keep, pairs))
+    return new
+
+
+def _before(key: str, keep: Sequence[int], pairs: int) -> str:
+    """The name that a tensor of the shallower network has in the deeper one."""
+    head, blocks, rest = key.partition("_blocks.")
+    if not blocks:
+        return key
+    number, _, rest = rest.partition(".")
+    j = int(number)
+    side = head.rpartition(".")[2]
+    old = keep[j] if side == "in" else pairs - 1 - keep[len(keep) - 1 - j]
+    return f"{head}_blocks.{old}.{rest}"
+
+
+def partners(keep: Sequence[int], pairs: int) -> list[int]:
+    """Whose output each block of the shallower network stands for, both counted in the order they run.
+
+    That of the last block before the next one that is kept: what a kept block was trained to read is what
+    it should go on reading.
+    """
+    places = [*keep, pairs, *(2 * pairs - k for k in reversed(keep))]
+    return [following - 1 for following in [*places[1:], 2 * pairs + 1]]
+
+
+def one_drop(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
+    """For each pair of blocks by how much `loss` of the network rises without it: its worth.
+
+    Nearly additive over pairs (LAPTOP-Diff 2024), so those of the least worth are left out together.
+    """
+    pairs = pairs_of(net)
+    if pairs < 2:
+        raise ConfigError(
+            f"this U-ViT has {pairs} pair of blocks, and none can be left out: make it narrower instead "
+            "(command line: --student embed_dim 32)"
+        )
+    whole = loss(net)
+    return [
+        loss(shallower(net, [k for k in range(pairs) if k != gone])) - whole
+        for gone in range(pairs)
+    ]
+
+
+def worthiest(worth: Sequence[float], count: int) -> tuple[int, ...]:
+    """The `count` pairs of the greatest worth, the outermost first."""
+    best = sorted(range(len(worth)), key=lambda k: -worth[k])[:count]
+    return tuple(sorted(best))

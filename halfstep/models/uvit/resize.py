@@ -1,0 +1,33 @@
+"""A trained network for images of another size."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from halfstep.diffusion.denoiser import freeze_alike
+from halfstep.errors import ConfigError
+from halfstep.models import made_alike, recipe
+from halfstep.models.adapters import UNetConditionNet, UNetNet, UViTNet
+
+
+def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
+    """The network for images of (H, W): a U-ViT's position embedding is interpolated, a U-Net has none.
+
+    Of a U-ViT it is a copy.  Any other network is refused.
+    """
+    if isinstance(net, UNetNet | UNetConditionNet):
+        return net
+    from halfstep.models.uvit.model import UViT  # here, as it imports diffusers
+
+    if not isinstance(net, UViTNet) or not isinstance(net.model, UViT):
+        raise ConfigError(
+            f"a {type(net).__name__} cannot be given another image size: leave the size out, or use a "
+            "U-ViT or a U-Net"
+        )
+    height, width = size
+    new = UViTNet(net.model.resized((height, width)), net.num_classes)
+    freeze_alike(new, net)
+    if hasattr(net, "recipe"):  # so that it can be saved
+        side = height if height == width else [height, width]
+        made_alike(new, net, {**recipe(net)[1], "img_size": side})
+    return new

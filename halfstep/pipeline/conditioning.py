@@ -1,0 +1,92 @@
+"""What samples are conditioned on: labels or texts, and a guidance scale."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError
+from halfstep.models.codec import Texts
+from halfstep.pixels import refuse_no_tensor
+
+
+def condition(
+    n: int,
+    first: int,
+    *,
+    classes: int,
+    null: int | None,
+    empty: Tensor | None,
+    texts: Texts | None,
+    labels: Sequence[int] | None,
+    prompts: Sequence[str] | None,
+    context: Tensor | None,
+    guidance: float | None = None,
+) -> Cond | None:
+    """The condition of n samples; what the network does not read is refused, and so is what it lacks."""
+    label = _labels(n, first, classes, null, labels)
+    if empty is None and (prompts is not None or context is not None):
+        raise ConfigError("this pipeline reads no texts: leave prompts and context out")
+    states = None if empty is None else _states(n, empty, texts, prompts, context)
+    scale = None if guidance is None else torch.full((n,), float(guidance))
+    some = label is not None or states is not None or scale is not None
+    return Cond(label, states, scale) if some else None
+
+
+def same_states(states: Tensor, empty: Tensor) -> bool:
+    """Whether two encoders agree about the empty text, up to the rounding of what is kept on disk."""
+    near = 0.02 * float(empty.abs().max())
+    return states.shape == empty.shape and torch.allclose(
+        states.to(empty), empty, rtol=0.02, atol=near
+    )
+
+
+def _labels(
+    n: int, first: int, classes: int, null: int | None, labels: Sequence[int] | None
+) -> Tensor | None:
+    if not classes:
+        if labels is not None:
+            raise ConfigError("this pipeline has no classes: leave labels out")
+        return None
+    if labels is None:
+        return torch.arange(first, first + n) % classes
+    chosen, rows = list(labels), classes + (null is not None)
+    if len(chosen) != n or not all(label in range(rows) for label in chosen):
+        shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
+        raise ConfigError(
+            f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(chosen)}: ({shown})"
+        )
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _states(
+    n: int,
+    empty: Tensor,
+    texts: Texts | None,
+    prompts: Sequence[str] | None,
+    context: Tensor | None,
+) -> Tensor:
+    if prompts is not None and context is not None:
+        raise ConfigError("prompts and context are two ways to say the same: give one of them")
+    if prompts is not None:
+        if texts is None:
+            raise ConfigError(
+                "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
+                "line: --text FOLDER), or their states as context"
+            )
+        context = texts.encode(list(prompts))
+    if context is None:
+        return empty.expand(n, *empty.shape)
+    refuse_no_tensor("context", context)
+    if context.shape != (n, *empty.shape):
+        raise ConfigError(
+            f"{n} samples of this pipeline need {n} prompts, or context of shape {[n, *empty.shape]}, got "
+            f"states of shape {list(context.shape)}"
+        )
+    if not context.is_floating_point() or not context.isfinite().all():
+        raise ConfigError(
+            f"context is the states of texts, finite floats, got {context.dtype} or some nan: "
+            "give what the text encoder returns"
+        )
+    return context

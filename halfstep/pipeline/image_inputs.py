@@ -1,0 +1,178 @@
+"""Images that samples are made of: the time at which sampling begins with them, and the part it repaints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfstep.config.validate import is_valid, shown
+from halfstep.diffusion.samplers import inpainting, noised, Step
+from halfstep.diffusion.schedules import Schedule
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError
+from halfstep.models.codec import Codec, drawn
+from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
+
+
+@dataclass(frozen=True)
+class Given:
+    """As many images as samples, or None, which leaves sampling as it is.
+
+    images    float32 [n, C, H, W], or as the model's own samples are
+    mask      bool, as images: True where they are repainted; None repaints all
+    strength  the time at which sampling begins with them; 1 begins with noise alone
+    """
+
+    images: Tensor | None = None
+    mask: Tensor | None = None
+    strength: float = 1.0
+
+    def __getitem__(self, rows: slice) -> "Given":
+        return self._each(lambda value: value[rows])
+
+    def to(self, device: torch.device) -> "Given":
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Given":
+        images, mask = (v if v is None else change(v) for v in (self.images, self.mask))
+        return replace(self, images=images, mask=mask)
+
+    def of_model(self, codec: Codec | None) -> "Given":
+        """The same in the model's own kind; a latent is repainted where any of its pixels is.
+
+        At strength 1 the pixels in the mask change nothing: the codec, each of whose latents depends on
+        pixels far around it, reads gray there.
+        """
+        if codec is None or self.images is None:
+            return self
+        images, mask = self.images, self.mask
+        if mask is not None and self.strength == 1:
+            images = torch.where(mask, 0.0, images)
+        x0 = latents_of(codec, images)
+        if mask is not None:
+            pixels = mask.any(1, keepdim=True).float()
+            mask = (F.max_pool2d(pixels, codec.factor) > 0).expand_as(x0)
+        return replace(self, images=x0, mask=mask)
+
+    def grid(self, times: Times, *, student: bool) -> Times:
+        """The part of the grid that is sampled; a teacher's may begin between two of its times."""
+        if self.strength == 1:
+            return times
+        here = [k for k, t in enumerate(times[:-1]) if abs(t - self.strength) < 1e-6]
+        if here:
+            return times[here[0] :]
+        if student:
+            raise ConfigError(
+                f"this student begins at a time of its {len(times) - 1}-step grid and {self.strength:g} is "
+                f"none: write strength={' or '.join(f'{t:g}' for t in times[:-1])}"
+            )
+        return (self.strength, *(t for t in times if t < self.strength))
+
+    def begin(self, schedule: Schedule, noise: Tensor, t: float) -> Tensor:
+        """The noise with which sampling begins at time t."""
+        if self.images is None or (self.strength == 1 and self.mask is None):
+            return noise
+        begun = noised(schedule, self.images, noise, t)
+        if self.strength == 1 and self.mask is not None:
+            return torch.where(self.mask, noise, begun)
+        return begun
+
+    def around(self, noise: Tensor) -> Callable[[Step], Step]:
+        """Turns a step into one that repaints the mask alone."""
+        images, mask = self.images, self.mask
+        if images is None or mask is None:
+            return lambda step: step
+        return lambda step: inpainting(step, mask, images, noise)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """Samples with the pixels outside the mask to the bit, also where a codec decoded them."""
+        if self.images is None or self.mask is None:
+            return x
+        return torch.where(self.mask, x, self.images)
+
+
+@torch.no_grad()
+def latents_of(codec: Codec | None, images: Tensor) -> Tensor:
+    """The means of the images' latents, scaled; the images themselves where there is no codec."""
+    if codec is None:
+        return images
+    moments = codec.moments(images)
+    return drawn(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]), codec.scale)
+
+
+def given(
+    n: int,
+    shape: tuple[int, ...],
+    codec: Codec | None,
+    images: Tensor | None,
+    mask: Tensor | None,
+    strength: float,
+) -> Given:
+    """The images that samples are made of, checked.
+
+    shape  of one of the model's own samples
+    """
+    if not (is_valid(strength, float) and 0 < strength <= 1):
+        raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is all of the walk")
+    if images is None:
+        if mask is not None or strength != 1:
+            raise ConfigError(
+                "strength and mask say what becomes of images, and there are none: give images, or leave "
+                "both out"
+            )
+        return Given()
+    images = read_images(n, shape, codec, images)
+    if mask is not None:
+        refuse_no_tensor("mask", mask)
+        if mask.dtype != torch.bool or not _fits(mask, images):
+            raise ConfigError(
+                "mask says of every pixel whether it is repainted: expected bool "
+                f"{list(images.shape)}, or 1 where all are alike, got {str(mask.dtype)[6:]} "
+                f"{list(mask.shape)}: write for example mask > 0.5"
+            )
+        mask = mask.expand_as(images)
+    return Given(images, mask, strength)
+
+
+def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> Tensor:
+    """n images of the size that the model makes, float32: of a model of pixels or points in [-1, 1].
+
+    `DataError` for values of another kind or scale, `ConfigError` for another number or size.
+    """
+    images = as_floats(images)
+    if codec is not None:
+        shape = *images.shape[1:2], *(side * codec.factor for side in shape[1:])
+    if images.shape != (n, *shape):
+        raise ConfigError(
+            f"{n} samples need {n} images of the size that this model makes, {list(shape)}: got shape "
+            f"{list(images.shape)}"
+        )
+    if codec is None and len(shape) == 3 and shape[0] not in (1, 3):  # latents, of any range
+        ends(images)
+        return images.float()
+    return in_range(images).float()
+
+
+def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
+    """`ConfigError` unless there is none, or as much as the walks take."""
+    if noise is None:
+        return
+    refuse_no_tensor("noise", noise)
+    if noise.shape != (n, *shape):
+        raise ConfigError(
+            f"{n} samples need noise of shape {[n, *shape]}, got {list(noise.shape)}: `encode` returns it"
+        )
+    if not noise.is_floating_point():
+        raise ConfigError(
+            f"noise is floats, about as many below 0 as above, got {noise.dtype}: `encode` returns it"
+        )
+    if not noise.isfinite().all():
+        raise ConfigError("some of the noise is nan or infinite: give other noise")
+
+
+def _fits(mask: Tensor, images: Tensor) -> bool:
+    return mask.ndim == images.ndim and all(
+        a in (1, b) for a, b in zip(mask.shape, images.shape, strict=True)
+    )

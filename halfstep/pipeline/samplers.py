@@ -1,0 +1,184 @@
+"""Samplers by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.capacity import refuse_too_large
+from halfstep.config.validate import Count, CountOrNone, Share, shown, validate
+from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.samplers import (
+    ancestral,
+    calls,
+    Fresh,
+    PREFIX,
+    sample,
+    scheduled,
+    Step,
+    STEPS,
+    stochastic,
+)
+from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
+from halfstep.diffusion.schedules import Schedule
+from halfstep.diffusion.time_grids import Times, uniform
+from halfstep.errors import ConfigError, unknown
+from halfstep.rng import key, sample_noise
+
+MADE_FOR = ("ddim", "stochastic", "encode")
+"""What a student is made for."""
+NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic")
+
+
+def check_counts(
+    n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
+) -> None:
+    """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
+    validate("n", n, CountOrNone)
+    validate("batch", batch, Count)
+    validate("first", first, CountOrNone)
+    validate("seed", seed, Annotated[int, Ge(0), Lt(2**64)])
+    validate("variance", variance, Share)
+    refuse_too_large(f"n = {shown(n)} samples", (n, *shape), "write a smaller n, more than once")
+    if first + n > 2**63:
+        raise ConfigError(f"first is the number of a sample, below 2^63, got {shown(first)}")
+
+
+def check_sampler(sampler: str) -> None:
+    if sampler.startswith(PREFIX):
+        calls(sampler, 1)  # refuses a name that is none
+    elif sampler not in NAMES:
+        raise unknown("sampler", sampler, [*NAMES, f"{PREFIX}NAME"])
+
+
+def check_student(sampler: str, made_for: str) -> None:
+    """`ConfigError` for a student and a sampler that do not belong together."""
+    if made_for == "encode":
+        raise ConfigError(
+            "this student was distilled to walk from data to noise: write encode(images), and sample with "
+            "its teacher or with another student"
+        )
+    if sampler == "stochastic" and made_for != sampler:
+        raise ConfigError(
+            "the stochastic sampler spans two steps of the grid with one call, and this student was "
+            "distilled for one: its images would have too little variance.  Write sampler='ddim', or "
+            "distil a student for it (halfstep distill stochastic)"
+        )
+    if made_for == "stochastic" and sampler != made_for:
+        raise ConfigError(
+            "this student was distilled for the stochastic sampler, where one call spans two steps of the "
+            f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
+        )
+
+
+def check_walk(sampler: str, times: Times, schedule: Schedule) -> None:
+    """`ConfigError` where the sampler cannot walk there, or would lead nowhere; asks no network."""
+    if sampler in SAMPLER_PRESETS or sampler.startswith(PREFIX):
+        go = walk(sampler, 0, range(1), (1,), times, schedule, 0.0)
+        go(_Blank(schedule), torch.zeros(1, 1), times)
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """A denoiser that sees nothing, at once."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+
+
+def draws_noise(sampler: str) -> bool:
+    """Whether a walk draws noise on its way, so that two from the same first noise end apart."""
+    drawn = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # schedulers of diffusers
+    return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
+        sampler.startswith(PREFIX) and any(word in sampler for word in drawn)
+    )
+
+
+def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
+    """The sampler's own grid of so many steps, or the uniform one."""
+    validate("steps", steps, Count)
+    return (
+        SAMPLER_PRESETS[sampler].grid(steps, schedule)
+        if sampler in SAMPLER_PRESETS
+        else uniform(steps)
+    )
+
+
+def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
+    """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
+    validate("steps", steps, Count | None)
+    if sampler in SAMPLER_PRESETS:
+        raise ConfigError(
+            f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
+        )
+    own = {len(times) - 1: times for times in grids}
+    if steps is None:
+        return own[min(own)]
+    if made_for == "stochastic" and 2 in own:  # whose one call at t = 1 spans both steps
+        own.setdefault(1, own[2][::2])
+    if steps not in own:
+        raise ConfigError(
+            f"this student was not distilled for {steps} steps: it can take "
+            f"{' or '.join(map(str, sorted(own)))}"
+        )
+    return own[steps]
+
+
+def check_edit(sampler: str, *, masked: bool) -> None:
+    """`ConfigError` for a sampler that cannot begin with an image, or cannot repaint a part of one."""
+    if sampler in SAMPLER_PRESETS:
+        raise ConfigError(
+            f"'{sampler}' walks on a grid of its own, which begins in noise: write sampler='ddim'"
+        )
+    if masked and sampler.startswith(PREFIX):
+        raise ConfigError(
+            f"the steps of '{sampler}' are diffusers', and nothing can be put back between them: write "
+            "sampler='ddim'"
+        )
+
+
+def walk(
+    sampler: str,
+    seed: int,
+    ids: range,
+    shape: tuple[int, ...],
+    times: Times,
+    schedule: Schedule,
+    variance: float,
+    around: Callable[[Step], Step] = lambda step: step,
+) -> Callable[..., Tensor]:
+    """`sample` or `scheduled`, told how to step; its noise depends on (seed, image) alone.
+
+    around  what each of `sample`'s steps becomes
+    """
+    if sampler.startswith(PREFIX):
+        own = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
+        return partial(scheduled, name=sampler.removeprefix(PREFIX), generators=own)
+    step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
+    return partial(sample, step=around(step))
+
+
+def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance: float) -> Step:
+    if sampler == "ancestral":
+        return ancestral(fresh, variance=variance)
+    if sampler == "stochastic":
+        return stochastic(times, schedule, fresh)
+    if sampler in SAMPLER_PRESETS:
+        return SAMPLER_PRESETS[sampler].step(len(times) - 1, schedule, fresh)
+    return STEPS[sampler]
+
+
+def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Fresh:
+    """Noise of a stochastic step: a function of (seed, image, step)."""
+
+    def draw(like: Tensor, step: int) -> Tensor:
+        return sample_noise(seed, ids, shape, step=step).to(like)
+
+    return draw

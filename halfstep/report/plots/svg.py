@@ -1,0 +1,103 @@
+"""Drawings as parts of a page: the same bytes every time, in the page's own colours and font."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from typing import Any
+
+import matplotlib
+from markupsafe import escape, Markup
+from matplotlib.figure import Figure
+
+from halfstep.report.images.png import DDIM, SOLVER, STUDENT, TEACHER
+
+# name of the page's variable: (on white, on black).  Series differ in marker and line, too.
+COLOURS = {
+    "student": (STUDENT, "#4cc39b"),
+    "ddim": (DDIM, "#e08a55"),
+    "solver": (SOLVER, "#a99be0"),
+    "heun": ("#a8841a", "#d8b649"),
+    "other": ("#4a86a8", "#7fb8d6"),
+    "teacher": (TEACHER, "#d6d6d6"),
+    "muted": ("#6b7370", "#9aa39f"),
+    "rule": ("#e3e7e5", "#33393c"),
+}
+INK = {name: light for name, (light, _) in COLOURS.items()}
+WIDE, NARROW = (10.0, 5.0), (4.9, 4.5)  # inches of 72 units
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "halfstep",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # names come from data
+    "font.family": ["DejaVu Sans"],
+    "font.size": 11.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK["muted"],
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK["muted"],
+    "axes.axisbelow": True,
+    "xtick.color": INK["muted"],
+    "ytick.color": INK["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.solid_capstyle": "round",
+}
+
+
+def drawn_twice(
+    name: str,
+    draw: Callable[..., None],
+    alt: str,
+    *,
+    heights: tuple[float, float] = (WIDE[1], NARROW[1]),
+    panels: int = 1,
+) -> Markup:
+    """The drawing for a desk and for a phone; the page shows one of them.
+
+    name     starts the ids inside, so that drawings of one page do not share any
+    draw     called with the axes, one or an upper and a lower one
+    alt      what it shows, in words
+    heights  of both, in inches of 72 units
+    """
+    parts = []
+    for kind, width, height in (("wide", WIDE[0], heights[0]), ("narrow", NARROW[0], heights[1])):
+        with _house_style():
+            figure = Figure(figsize=(width, height), layout="constrained")
+            if panels == 1:
+                draw(figure.subplots())
+            else:
+                draw(*figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1]))
+            parts.append(_inline(figure, f"{name}-{kind}", kind, alt))
+    return Markup("").join(parts)
+
+
+@contextmanager
+def _house_style() -> Iterator[None]:
+    """A glyph that matplotlib's font lacks is no matter: the reader's browser draws the text."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _inline(figure: Figure, name: str, kind: str, alt: str) -> Markup:
+    """Own ids, the page's colours and font, no size but the shape; what matplotlib escaped stays so."""
+    file = StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    body = text[box.end() :].split("</defs>", 1)[1]  # the first holds a style for the whole page
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'( id="| href="#|url\(#)', rf"\1{name}-", body)
+    body = re.sub(r" font-family:[^;\"]*;", "", body)
+    for colour, value in INK.items():
+        body = body.replace(f": {value}", f": var(--{colour})")
+    head = f'<svg class="{kind}" {box[0]} role="img" aria-label="{escape(alt)}">'
+    return Markup(head + re.sub(r"\s*\n\s*", "\n", body))

@@ -1,0 +1,51 @@
+"""The verdict of a guided run: each student's distance from the guided teacher, at its worst scale."""
+
+from collections.abc import Sequence
+
+from halfstep.evaluation.report_data import GuidedRow, GuidedTable
+from halfstep.report.words.numbers import ratio
+
+
+def guided_verdict(guided: GuidedTable) -> str:
+    """The result in one sentence: each student at the scale where it is farthest from the guided teacher.
+
+    Distances are to the guided teacher's samples of other noise, over the teacher's own.
+    """
+    teacher = max(row.calls for row in guided.rows if row.role == "teacher")
+    over, n = _range(guided.scales), guided.reference.samples
+    parts = [
+        (_calls(row.calls), ratio(row.floor_ratio)) for row in _worst(guided) if row.floor_ratio
+    ]
+    if not parts:
+        return "No student was measured, so nothing can be said of what was kept."
+    (calls, first), *rest = parts
+    text = (
+        f"At {calls} instead of {teacher:,} the student is at most {first} times as far from the guided "
+        "teacher as the teacher from itself"
+    )
+    return f"{text}{''.join(f', at {calls} {times}' for calls, times in rest)} ({over}, {n:,} samples)."
+
+
+def _worst(guided: GuidedTable) -> list[GuidedRow]:
+    """Every student's row of the largest ratio, the most calls first."""
+    worst: dict[int, GuidedRow] = {}
+    for row in guided.rows:
+        if row.floor_ratio is None:
+            continue
+        before = worst.get(row.steps)
+        if (
+            before is None
+            or before.floor_ratio is None
+            or row.floor_ratio.value > before.floor_ratio.value
+        ):
+            worst[row.steps] = row
+    return [worst[steps] for steps in sorted(worst, reverse=True)]
+
+
+def _range(scales: Sequence[float]) -> str:
+    low, high = scales[0], scales[-1]
+    return f"guidance {low:g}" if low == high else f"guidance {low:g} to {high:g}"
+
+
+def _calls(n: int) -> str:
+    return f"{n:,} call{'s' if n != 1 else ''}"

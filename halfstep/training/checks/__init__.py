@@ -1,0 +1,1 @@
+"""Checks before a run: its data and its teacher."""

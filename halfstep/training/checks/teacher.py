@@ -1,0 +1,127 @@
+"""Try a method's first student on samples of the teacher's shape, and on data, before there is a folder."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from halfstep.batch import Cond
+from halfstep.data import Data, Dataset, Latents
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.errors import ConfigError
+from halfstep.methods.base import Stage
+from halfstep.methods.classifiers.feature_terms import pairs_of
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.models.eval_mode import evaluating
+from halfstep.models.hooks import bare
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import condition
+from halfstep.rng import Draw
+from halfstep.training.config import TrainingConfig
+
+AS_TEACHER = (
+    "the student's network does not take the teacher's samples",
+    "give it all of its options in student (command line: --student NAME VALUE ...)",
+)
+DATA_DECIDE = (
+    "the network does not take the data's samples",
+    "leave out those of its options that the data decide (command line: of --net-config)",
+)
+
+
+def tried(
+    stages: Iterator[Stage], teacher: Pipeline, said: tuple[str, str] = AS_TEACHER
+) -> Iterator[Stage]:
+    """The same stages, after the first student was asked for a sample of the last class, and of none.
+
+    `ConfigError` where it does not take what the teacher takes.
+
+    said  what is wrong then, and what to write
+    """
+    if (first := next(stages, None)) is None:
+        return iter(())
+    _try(bare(first.student).twin(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
+    return begun(first, stages)
+
+
+def begun(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
+    """The first stage, made before there is a folder, and the others; a stage that is over is let go."""
+    yield first
+    del first  # or its student would stay in memory while all the others are trained
+    yield from rest
+
+
+@torch.no_grad()
+def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, str]) -> None:
+    classes, guidance = len(teacher.classes), stage.guidance or teacher.guidance
+    student.eval().autocast = None
+    # A table of labels that is too short lacks the last rows.
+    labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
+    n = len(labels or [0])
+    cond = condition(
+        n, 0, classes=classes, null=teacher.null, empty=teacher.empty, texts=None,
+        labels=labels, prompts=None, context=None, guidance=guidance and guidance[0],
+    )  # fmt: skip
+    device = next(student.parameters(), torch.empty(0)).device
+    x, seen, got = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
+    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
+    student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
+    try:
+        student(x, torch.full((n,), 0.5, device=device), None if cond is None else cond.to(device))
+    except ConfigError:
+        if seen in ([], [wanted]):
+            raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        got = str(error).splitlines()[0]
+    if not got and seen != [wanted]:
+        got = f"it answers in the shape {seen[0]} instead of {wanted}"
+    if got:
+        of = f" of {classes} class{'es' * (classes > 1)}" if classes else ""
+        raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
+
+
+def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+    """The same stages, after the first student's network was asked about two samples of the data.
+
+    A condition that it needs and does not get, or gets and does not read, is so refused before there is a
+    folder.
+    """
+    if (first := next(stages, None)) is None:
+        return iter(())
+    student = bare(first.student)
+    if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents):
+        batch = data.batch(torch.arange(2) % len(data)).to(device)
+        # In the dtype that training draws times and scales in.
+        times = torch.ones_like(Draw.all(torch.Generator(device).manual_seed(0), 2).uniform())
+        cond = batch.cond
+        if first.guidance is not None:
+            cond = replace(cond or Cond(), guidance=first.guidance[0] * times)
+        with torch.no_grad(), evaluating(student.to(device)):
+            student.ask(batch.x0, times, cond)
+    return begun(first, stages)
+
+
+def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> None:
+    """`ConfigError` for settings that a classifier's training does not read, or cannot."""
+    if training.precision != "fp32":
+        raise ConfigError(
+            f"classifiers are distilled in fp32, and precision is '{training.precision}': leave it out"
+        )
+    if training.compile and pairs_of(method.live):
+        raise ConfigError(
+            "a compiled student does not show its features, which a term compares: leave compile out"
+        )
+
+
+def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+    """The same stages, after the first one's objective was asked about two samples, which trains nothing.
+
+    What teacher, student and data refuse of each other is so refused before there is a folder.
+    """
+    if (first := next(stages, None)) is None:
+        return iter(())
+    rows = torch.arange(2) % len(data)
+    draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
+    with torch.no_grad(), evaluating(first.student.to(device)):
+        first.objective(first.student, data.drawn(rows, draw).to(device), draw)
+    return begun(first, stages)

@@ -1,0 +1,194 @@
+"""Train a classifier into a run folder."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfstep.code_identity import own_code
+from halfstep.data import as_data, Dataset, Given
+from halfstep.errors import ConfigError, DataError
+from halfstep.identity import digest_of
+from halfstep.methods.classifiers.supervised import Classification
+from halfstep.models.classifiers.checkpoint import save_classifier
+from halfstep.models.classifiers.feature_cnn import Classifier
+from halfstep.models.classifiers.registry import (
+    build_classifier,
+    classifier_recipe,
+    fitting_classifier,
+    refuse_changed_classifier,
+    refuse_other_classes,
+)
+from halfstep.models.eval_mode import evaluating
+from halfstep.rng import key, untouched
+from halfstep.training.api import carried_through, load_weights, RunOptions
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
+
+SCALED_ON = 5_000
+"""Training images on which the scale of a feature network is taken."""
+
+
+@untouched()
+def train_classifier(
+    classifier: nn.Module | str,
+    data: Given,
+    out: Path | str,
+    *,
+    held_out: Given | None = None,
+    method: Classification | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
+) -> nn.Module:
+    """Train a classifier into the run folder `out`; returns it, in eval mode.
+
+    classifier  one from `build_classifier`, trained in place; or the name of one, which starts from weights
+                that depend on the seed alone
+    data        labelled images; those without a label (-1) are left out
+    held_out    labelled images whose accuracy the log has; nothing is fitted to them
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    `ConfigError` where the data cannot be classified, before there is a folder.
+    """
+    method, training, job = (
+        method or Classification(),
+        training or TrainingConfig(),
+        job or RunOptions(),
+    )
+    processes = Processes(job.device)
+    seen = classified(data)
+    judged = None if held_out is None else judging(held_out, seen)
+    net = (
+        fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
+    )
+    refuse_changed_classifier(net)
+    refuse_unfit(net, seen)
+    net.class_names = seen.names  # type: ignore[assignment]
+    net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
+    for note in method.notes() if processes.first else ():
+        job.watch.note(note)
+    return carried_through(
+        "train classifier",
+        method.stages(net, held_out=judged),
+        _options(method, net),
+        seen,
+        out,
+        training,
+        job.judged_by(judged),
+        processes,
+        write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
+        read=lambda stage, folder: read_classifier(stage.student, folder),
+        check=refuse_changed_classifier,
+    ).eval()
+
+
+def _options(method: Classification, net: nn.Module) -> dict[str, Any]:
+    """What a run computes, data and training apart."""
+    name, config, preprocessing = classifier_recipe(net)
+    return {
+        **method.describe(),
+        **own_code(type(method)),
+        "net": name,
+        "start": digest_of(net)[:16],
+        "config": config,
+        "preprocessing": preprocessing.to_json(),
+    }
+
+
+def read_classifier(classifier: nn.Module, folder: Path) -> None:
+    """Give a classifier the weights that `save_classifier` wrote."""
+    load_weights(classifier, folder / "classifier")
+
+
+def fresh_classifier(
+    name: str, data: Dataset, training: TrainingConfig, config: dict[str, Any] | None = None
+) -> nn.Module:
+    """The named classifier for this data, with weights that depend on the seed alone."""
+    options = {**fitting_classifier(name, data.shape, data.classes), **(config or {})}
+    with untouched(key(training.seed, 0)):
+        return build_classifier(name, options)
+
+
+def classified(data: Given) -> Dataset:
+    """The labelled samples, once they are found to be images of two classes or more."""
+    data = as_data(data)
+    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
+        raise ConfigError(
+            "a classifier needs labelled images, and this data has none: give other data"
+        )
+    if data.augmentation is not None and data.augmentation.mixes:
+        raise ConfigError(
+            "mixed images have no label, from which a classifier is trained: leave mixup out, or learn from "
+            "a teacher, which answers for them (halfstep distill knowledge)"
+        )
+    if not data.unlabelled or data.labels is None:
+        return data
+    if data.unlabelled == len(data):
+        raise DataError(
+            f"none of these {len(data):,} images has a label, from which a classifier is trained: give "
+            "labelled data"
+        )
+    known = data.only((data.labels >= 0).nonzero()[:, 0])
+    return replace(known, augmentation=data.augmentation)
+
+
+def judging(data: Given, trained: Dataset) -> Dataset:
+    """Held-out data, refused unless it is other data, and of the same classes if training has any."""
+    held = as_data(data)
+    if not isinstance(held, Dataset) or held.shape != trained.shape or not held.classes:
+        raise ConfigError(
+            f"held-out data must be labelled images of shape {list(trained.shape)}, got "
+            f"{list(held.shape)}{'' if held.classes else ' without labels'}: give other data to validate on"
+        )
+    if trained.classes:
+        refuse_other_classes(trained.names, held.names, "the training data", "the held-out data")
+    if trained.classes and held.classes > trained.classes:
+        raise ConfigError(
+            f"the held-out data has {held.classes} classes and the training data {trained.classes}: give "
+            "data of the same classes"
+        )
+    if held.fingerprint() == trained.fingerprint():
+        raise ConfigError(
+            "the held-out data is the training data, on which accuracy says nothing: give other data to "
+            "validate on, or a share of it, such as 0.15"
+        )
+    labels = held.labels
+    if held.unlabelled and labels is not None:
+        held = held.only((labels >= 0).nonzero()[:, 0])
+    return replace(held, augmentation=None, flip=False)
+
+
+@torch.no_grad()
+def refuse_unfit(net: nn.Module, data: Dataset) -> None:
+    """Ask about two images: whatever does not fit is said before there is a folder."""
+    said = ""
+    example = data.batch(torch.arange(2) % len(data)).x0.to(_device(net))
+    try:
+        with evaluating(net):
+            found = net(example)
+        if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.classes:
+            said = f"it answers in the shape {list(found.shape)}"
+    except ConfigError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        said = str(error).splitlines()[0]
+    if said:
+        raise ConfigError(
+            f"this {type(net).__name__} does not map images [2, {', '.join(map(str, data.shape))}] to "
+            f"logits [2, {data.classes}] ({said}): build it for this data"
+        )
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+
+def _scaled(trained: nn.Module, data: Dataset) -> nn.Module:
+    """A feature network with features of unit variance, as a copy: the run can still be extended."""
+    if not isinstance(trained, Classifier):
+        return trained
+    copied = copy.deepcopy(trained).to(data.values.device)
+    return copied.unit_features(data.batch(torch.arange(min(len(data), SCALED_ON))).x0)

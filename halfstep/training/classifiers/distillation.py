@@ -1,0 +1,170 @@
+"""Teach a classifier what another one, or several, answer, into a run folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfstep.code_identity import own_code
+from halfstep.data import as_data, Data, Dataset, Given
+from halfstep.errors import DataError
+from halfstep.identity import digest_of
+from halfstep.methods.base import Stage
+from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.models.classifiers.checkpoint import save_classifier
+from halfstep.models.classifiers.ensemble import Teachers
+from halfstep.models.classifiers.registry import (
+    label_smoothing,
+    refuse_changed_classifier,
+    refuse_other_classes,
+)
+from halfstep.models.hooks import bare
+from halfstep.models.rebuild import refuse_wrapped
+from halfstep.rng import key, untouched
+from halfstep.training.api import carried_through, RunOptions
+from halfstep.training.checks.teacher import refuse_unread, tried_on
+from halfstep.training.classifiers.api import read_classifier
+from halfstep.training.classifiers.logit_cache import kept_answers, KeptAnswers, settle
+from halfstep.training.config import TrainingConfig
+from halfstep.training.distributed import Processes
+from halfstep.training.progress import Notes
+
+
+@untouched()
+def distill_classifier(
+    teachers: Teachers | Sequence[nn.Module] | nn.Module,
+    student: nn.Module,
+    data: Given,
+    out: Path | str,
+    *,
+    write: Callable[[nn.Module, Path], None] = save_classifier,
+    read: Callable[[nn.Module, Path], None] = read_classifier,
+    method: KnowledgeDistillation | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
+    answers: Path | str | None = None,
+) -> nn.Module:
+    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
+
+    write, read  how a student lies on disk
+    answers      a folder that keeps the teacher's answers; None asks it every time
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+    """
+    method, training, job = (
+        method or KnowledgeDistillation(),
+        training or TrainingConfig(),
+        job or RunOptions(),
+    )
+    processes = Processes(job.device)
+    teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
+    data = as_data(data)
+    for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
+        job.watch.note(note)
+    refuse_unread(training, method)
+    refuse_unlabelled(method, data)
+    check = refuse_changed_classifier if write is save_classifier else refuse_wrapped
+    check(student)
+    _describe(student, method, teacher, data)
+    options = _options(method, teacher, student)
+    teacher.to(processes.device), student.to(processes.device)
+    kept = _answers(teacher, data, answers, processes, job) if method.asks_teacher else None
+    stages = _stages(method, teacher, student, data, kept, training.seed, processes.device)
+    last = carried_through(
+        "distill knowledge",
+        tried_on(stages, data, processes.device),
+        options,
+        data,
+        out,
+        training,
+        job,
+        processes,
+        write=lambda stage, folder: write(bare(stage.student), folder),
+        read=lambda stage, folder: read(bare(stage.student), folder),
+        check=check,
+    )
+    return bare(last).eval()
+
+
+def _describe(
+    student: nn.Module, method: KnowledgeDistillation, teacher: Teachers, data: Data
+) -> None:
+    """Tell the student what its file says of it: its classes' names, and how smooth its labels were."""
+    student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
+    student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
+
+
+def _options(
+    method: KnowledgeDistillation, teacher: Teachers, student: nn.Module
+) -> dict[str, Any]:
+    """What a run computes, data and training apart."""
+    return {
+        **method.describe(),
+        **own_code(type(method)),
+        "teacher": teacher.digest[:16],
+        "start": digest_of(student)[:16],
+    }
+
+
+def _answers(
+    teacher: Teachers, data: Data, folder: Path | str | None, processes: Processes, job: RunOptions
+) -> KeptAnswers | None:
+    """What the teacher answered before, where a folder keeps it; settles how the teacher is asked."""
+    device = processes.device
+    if not settle(teacher, data, device) and processes.first:
+        job.watch.note(
+            "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
+            "one sample at a time, which is slower"
+        )
+    if folder is None:
+        return None
+    return kept_answers(Path(folder), teacher, data, device=device, progress=Notes(job.watch))
+
+
+def _stages(
+    method: KnowledgeDistillation,
+    teacher: Teachers,
+    student: nn.Module,
+    data: Data,
+    answers: KeptAnswers | None,
+    seed: int,
+    device: torch.device,
+) -> Iterator[Stage]:
+    """The method's stages, with projectors that depend on the seed alone."""
+    torch.manual_seed(key(seed, 1))
+    example = data.batch(torch.arange(1)).x0.to(device)
+    return method.stages(teacher, student, example=example, answers=answers)
+
+
+def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
+    """The names of a student's classes; `ConfigError` where teacher and data name others."""
+    mine = data.names if isinstance(data, Dataset) else ()
+    refuse_other_classes(teacher.class_names, mine, "the teacher", "the data")
+    return teacher.class_names or mine
+
+
+def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
+    """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
+    every = len(teacher.nets)
+    for k, net in enumerate(teacher.nets if method.asks_teacher else ()):
+        if share := label_smoothing(net):
+            which = "the teacher" if every == 1 else f"teacher {k + 1} of {every}"
+            yield (
+                f"{which} was trained with label smoothing {share:g}, which takes away what it knows of the "
+                "wrong classes: one trained without teaches more"
+            )
+
+
+def refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
+    """`DataError` for data without labels where nothing else is learnt from."""
+    if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
+        raise DataError(
+            "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "
+            "data, or a term of the teacher's answers"
+        )
+
+
+def _listed(teachers: Sequence[nn.Module] | nn.Module) -> Sequence[nn.Module]:
+    return (teachers,) if isinstance(teachers, nn.Module) else teachers
