@@ -33,5 +33,11 @@ def of(file: str, tests: str, *changes: tuple[str, str]) -> tuple[Mutant, ...]:
     file  without .py; a template's has its suffix, as in report/page.html.j2
     """
     path = f"halfstep/{file}{'' if file.endswith('.j2') else '.py'}"
-    files = tuple(f"tests/test_{name}.py" for name in tests.split())
+    files = tuple(_file(name) for name in tests.split())
     return tuple(Mutant(path, old, new, files) for old, new in changes)
+
+
+def _file(name: str) -> str:
+    """tests/FOLDER/test_NAME.py of FOLDER/NAME."""
+    folder, _, last = name.rpartition("/")
+    return "/".join(filter(None, ("tests", folder, f"test_{last}.py")))

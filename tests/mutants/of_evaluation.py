@@ -5,31 +5,31 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "workflows/compress",
-        "compression",
+        "models/compression/compression",
         ("verify=config.verify, device", "device"),
         ("load(config.data, verify=config.verify,", "load(config.data, verify=False,"),
         ('"teacher", "verify",', '"teacher",'),
     ),
     *of(
         "progress",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("    progress.expect(steps)\n    return _Part(progress)", "    return _Part(progress)"),
         ("return _Part(progress)", "return progress"),
         ("self.whole.advance(steps)", "self.whole.advance()"),
     ),
     *of(
         "evaluation/sample_cache",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("progress.advance(self.work([rows]))", "pass"),
     ),
     *of(
         "evaluation/report_rows",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         (" + timings + (guided.steps if guided else 0)", " + timings"),
     ),
     *of(
         "evaluation/metrics/reconstruction",
-        "reconstruction",
+        "evaluation/metrics/reconstruction",
         ("return [full, steps] if", "return [steps, full] if"),
         ("(steps + back) * len(parts)", "steps * len(parts)"),
         ("steps + back for *_", "steps for *_"),
@@ -38,7 +38,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/cost",
-        "cost report_rows",
+        "evaluation/metrics/cost evaluation/report_rows",
         ("pipeline.grid(steps, sampler)  # refuses", "pipeline.grid(steps)  # refuses"),
         ("few = min(steps, GROUP)", "few = max(steps, GROUP)"),
         ("few = min(steps, 2 * few)", "few = steps"),
@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/setups",
-        "report_rows judging",
+        "evaluation/report_rows evaluation/sample_sets",
         ("way = teacher, config.full_sampler", 'way = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
         ("if sampler in some else", "if sampler not in some else"),
@@ -54,7 +54,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/report_data",
-        "report_data",
+        "evaluation/report_data",
         ('row.role == "other" and row.network is None', "False"),
         ('row.role == "compressed" and row.compressed is None', "False"),
         ('rows[0].role != "teacher"', "False"),
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     *of(
         "workflows/model_card",
-        "export",
+        "pipeline/export",
         ('source.parent.name == "stages" and ', ""),
         (' and (run / "run.json").exists()', ""),
         ('if not (source / "pipeline.json").exists():', "if True:"),
@@ -72,12 +72,12 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_sets",
-        "latent_runs",
+        "training/latent_runs",
         ("None if self.captions is None else self.captions(torch.tensor(part))", "None"),
     ),
     *of(
         "evaluation/metrics/distances",
-        "evaluation distances",
+        "evaluation/evaluation evaluation/metrics/distances",
         ("(1 / n + 1 / len(real))", "(1 / n)"),
         ("spread - 2 * shared", "spread - shared"),
         ("x.shape[1] + 1) ** 3) * wy", "x.shape[1] + 1) ** 2) * wy"),
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/bootstrap",
-        "intervals",
+        "evaluation/metrics/intervals",
         (
             "quantiles(2 * value - np.array(draws), level)",
             "quantiles(value - np.array(draws), level)",
@@ -101,14 +101,14 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/distance_bootstrap",
-        "gate intervals",
+        "evaluation/gate evaluation/metrics/intervals",
         ("(draws - draws.mean(0)) / measured", "draws - draws.mean(0)"),
         ("quantiles(measured[0] - apart, level)", "quantiles(draws[:, 0], level)"),
         ("np.arctan2(top, bottom)", "np.arctan2(bottom, top)"),
     ),
     *of(
         "evaluation/gate",
-        "gate",
+        "evaluation/gate",
         ("ratio.high <= tolerance", "ratio.low <= tolerance"),
         ("ratio.low > tolerance else", "ratio.high > tolerance else"),
         ("samples = min(2 * samples, self.most)", "samples = self.most"),
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/drift",
-        "drift",
+        "evaluation/metrics/drift",
         ("tail = FALSE_ALARMS / (AMONG * len(teacher)) / 2", "tail = 0.05 / 2"),
         ("sure = abs(value) - error", "sure = abs(value) + error"),
         ("4 * inner - around", "3 * inner - around"),
@@ -125,14 +125,14 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/fidelity",
-        "fidelity",
+        "evaluation/metrics/fidelity",
         ("20 * math.log10(PEAK", "10 * math.log10(PEAK"),
         ("PEAK = 2.0", "PEAK = 1.0"),
         ("there.alpha.to(x0) * (guess.x0", "there.sigma.to(x0) * (guess.x0"),
     ),
     *of(
         "evaluation/guided_comparison",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("scorer.at(scale, scorer.seed + 1)", "scorer.at(scale, scorer.seed)"),
         ("square_errors(first, chunk.images)", "square_errors(chunk.images, chunk.images)"),
         (
@@ -142,28 +142,28 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_cache",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ('"seed": scorer.seed', '"seed": 0'),
         ("digest_of(pipeline.denoiser)]", '""]'),
     ),
     *of(
         "evaluation/metrics/bootstrap",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("(n - 1 - own) // strata + 1", "n // strata + 1"),
     ),
     *of(
         "evaluation/metrics/cost",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("(2 if both else 1)", "(1 if both else 1)"),
     ),
     *of(
         "evaluation/setups",
-        "report_rows",
+        "evaluation/report_rows",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
     *of(
         "evaluation/metrics/classification",
-        "classification_scores",
+        "evaluation/metrics/classification_scores",
         (
             "middle = (hits + z * z / 2) / (rows + z * z)",
             "middle = (hits + z * z) / (rows + z * z)",
@@ -174,13 +174,13 @@ MUTANTS = (
     ),
     *of(
         "evaluation/compressed",
-        "compression",
+        "models/compression/compression",
         ("paired_rmse(student.images, samples.images)", "paired_rmse(full.images, samples.images)"),
         ("scorer.ratio(samples, student)", "scorer.ratio(student, samples)"),
     ),
     *of(
         "evaluation/row_metrics",
-        "report_rows",
+        "evaluation/report_rows",
         ("drift(full.images, samples.images)", "drift(samples.images, full.images)"),
         ("scorer.ratio(samples, full)", "scorer.ratio(full, samples)"),
         (
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/memorisation",
-        "memorisation",
+        "evaluation/metrics/memorisation",
         ("if ratio.high < TOO_NEAR", "if ratio.low < TOO_NEAR"),
         ("if copies.low > TOO_MANY", "if copies.high > TOO_MANY"),
         ("interval(_mean, of_samples)", "interval(_mean, of_held)"),
@@ -214,7 +214,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/gate",
-        "gate",
+        "evaluation/gate",
         ("                break\n            found", "                continue\n            found"),
         ("d.steps > steps", "d.steps < steps"),
         ("if not student.times and student.guidance is None:", "if False:"),
@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_sets",
-        "report_rows evaluation",
+        "evaluation/report_rows evaluation/evaluation",
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),
         (
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/distance_bootstrap",
-        "intervals",
+        "evaluation/metrics/intervals",
         ("key(seed, k) if k else seed", "seed"),
         ("        if len(a) == size\n", ""),
         ("apart = draws.mean(0) - draws\n", "apart = draws.mean(0) - draws[: len(draws) // 2]\n"),
@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/cost",
-        "cost",
+        "evaluation/metrics/cost",
         ("batch=max(batches)", "batch=min(batches)"),
         ("median(times) for", "min(times) for"),
         ("- began) / batch)", "- began))"),
@@ -255,18 +255,18 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/fidelity",
-        "fidelity",
+        "evaluation/metrics/fidelity",
         ("(rmse.value, rmse.high, rmse.low)", "(rmse.value, rmse.low, rmse.high)"),
         ("argsort(descending=True, stable=True)", "argsort(stable=True)"),
     ),
     *of(
         "evaluation/compressed",
-        "compression",
+        "models/compression/compression",
         ("zeros=zeros(one.pipeline.denoiser)", "zeros=1 - zeros(one.pipeline.denoiser)"),
     ),
     *of(
         "evaluation/guided_comparison",
-        "guided_evaluation",
+        "evaluation/guided_evaluation",
         ("root_mean(squares[k])", "root_mean(squares[1])"),
         ("frechet_distance(scorer.real_features, fake)", "frechet_distance(reference, fake)"),
         ("calls=calls_of(*way, at.scale)", "calls=way[2]"),

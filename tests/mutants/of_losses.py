@@ -5,7 +5,7 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "methods/losses/soft",
-        "losses losses_plain losses_edges",
+        "methods/classifiers/losses methods/classifiers/losses_plain methods/classifiers/losses_edges",
         ("temperature**2 * values", "temperature * values"),
         ("p > 0, p * log_q, 0)", "p > 0, p * log_q.exp(), 0)"),
         (
@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     *of(
         "methods/losses/arguments",
-        "losses losses_edges feature_losses",
+        "methods/classifiers/losses methods/classifiers/losses_edges methods/classifiers/feature_losses",
         ("teacher.detach()", "teacher"),
         ("torch.promote_types(x.dtype, torch.float32)", "x.dtype"),
         ("values.sum() / kept.sum().clamp(min=1)", "values.sum() / len(kept)"),
@@ -41,39 +41,39 @@ MUTANTS = (
     ),
     *of(
         "methods/losses/hard",
-        "losses losses_plain losses_edges",
+        "methods/classifiers/losses methods/classifiers/losses_plain methods/classifiers/losses_edges",
         ("ignore_index=NO_LABEL, label_smoothing=smoothing", "ignore_index=NO_LABEL"),
         ("kept=y != NO_LABEL", "kept=None"),
         ("t.argmax(-1)", "s.argmax(-1)"),
     ),
     *of(
         "methods/losses/mixtures",
-        "losses losses_plain losses_edges",
+        "methods/classifiers/losses methods/classifiers/losses_plain methods/classifiers/losses_edges",
         ("a * soft + b * hard_labels(", "b * soft + a * hard_labels("),
         ("(a * soft + b * hard) / (a + b)", "a * soft + b * hard"),
         ("+ (1 - a) * soft", "+ a * soft"),
     ),
     *of(
         "methods/losses/logit_matching",
-        "losses losses_plain",
+        "methods/classifiers/losses methods/classifiers/losses_plain",
         ("mean_of(_squares(s, t), ~excluded(s, t))", "_squares(s, t).sum(-1)"),
         ("_squares(s, t).sum(-1) / 2", "_squares(s, t).sum(-1)"),
     ),
     *of(
         "methods/losses/logit_matching",
-        "losses_edges",
+        "methods/classifiers/losses_edges",
         ("mean_of(_squares(s, t), ~excluded(s, t))", "_squares(s, t).mean(-1)"),
         ("torch.where(gone, 0, s)", "s"),
     ),
     *of(
         "methods/losses/arguments",
-        "losses_edges",
+        "methods/classifiers/losses_edges",
         ("student.isneginf() & teacher.isneginf()", "student.isneginf() | teacher.isneginf()"),
         ("values.sum(-1) / count.clamp(min=1)", "values.mean(-1)"),
     ),
     *of(
         "methods/losses/decoupling",
-        "losses losses_plain losses_edges",
+        "methods/classifiers/losses methods/classifiers/losses_plain methods/classifiers/losses_edges",
         ("column >= y", "column > y"),
         (
             "a * kl(binary_t, binary_s) + b * nckd",
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     *of(
         "methods/losses/relations",
-        "losses losses_plain losses_edges",
+        "methods/classifiers/losses methods/classifiers/losses_plain methods/classifiers/losses_edges",
         ("correlation(q.T, p.T, kept.T)", "correlation(q, p, kept)"),
         ("intra = mean_of(torch.where(some, columns, 0), some)", "intra = columns.mean()"),
         ("torch.where(kept, x - mean_of(x, kept)[:, None], 0)", "x - mean_of(x, kept)[:, None]"),
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     *of(
         "methods/losses/features",
-        "feature_losses",
+        "methods/classifiers/feature_losses",
         ("for x in (s - t, t))", "for x in (s - t, s))"),
         ("torch.where(kept, x, 0).square()", "torch.where(kept, x.square(), 0)"),
         ("error.sum(-1) / count.clamp(min=1)", "error.sum(-1) / error.shape[1]"),

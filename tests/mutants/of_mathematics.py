@@ -5,7 +5,7 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "diffusion/schedules",
-        "schedules",
+        "diffusion/schedules",
         (
             "return 2 * (self.alpha.log() - self.sigma.log())",
             "return self.alpha.log() - self.sigma.log()",
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/prediction",
-        "prediction",
+        "diffusion/prediction",
         ("(x_t - level.alpha * x0) / level.sigma", "(x_t - level.alpha * x0) / level.alpha"),
         ("(x_t - level.sigma * eps) / level.alpha", "(x_t + level.sigma * eps) / level.alpha"),
         ("(level.sigma == 0).any()", "(level.sigma == 0).all()"),
@@ -96,7 +96,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/loss_weighting",
-        "weighting",
+        "diffusion/loss_weighting",
         ("torch.maximum(x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
         ("torch.minimum(gamma * x_err, eps_err)", "torch.minimum(x_err, eps_err)"),
         ("gamma: float = 5.0", "gamma: float = 4.0"),
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/time_grids",
-        "timegrids",
+        "diffusion/time_grids",
         ("a > b for a, b", "a >= b for a, b"),
         ("or times[0] > 1 or", "or times[0] >= 1 or"),
         ("times[-1] < 0", "times[-1] <= 0"),
@@ -132,14 +132,14 @@ MUTANTS = (
     ),
     *of(
         "rng",
-        "changed_networks",
+        "models/changed_networks",
         ("random.setstate(pythons)", "pass"),
         ("np.random.set_state(numpys)", "pass"),
         ("torch.set_rng_state(ours)", "pass"),
     ),
     *of(
         "diffusion/denoiser",
-        "changed_networks",
+        "models/changed_networks",
         ("self.net._held = not_trained(self.net)", "self.net._held = frozenset()"),
         ("requires_grad_(name not in before)", "requires_grad_(True)"),
         ('getattr(net, "_held", names)', "names"),
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/denoiser",
-        "denoiser",
+        "diffusion/denoiser",
         ("self.scale * value + self.offset", "self.scale * value - self.offset"),
         ("clamp(-20, 20)", "clamp(-20, 10)"),
         ("schedule.at(t.reshape(", "schedule.at(t.to(x.dtype).reshape("),
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/analytic",
-        "testing",
+        "diffusion/analytic",
         ("away.square().sum(-1) / (2 * spread)", "away.square().sum(-1) / spread"),
         ("flat.shape[1] / 2 * spread.log()", "flat.shape[1] * spread.log()"),
         ("there.alpha * mean + wanted / spread", "there.alpha * mean + spread / wanted"),
@@ -192,7 +192,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/time_grids",
-        "singlestep",
+        "diffusion/samplers/singlestep",
         ("(threes - 1) + [2, 1]", "(threes - 1) + [1, 2]"),
         ("[k + j / order for k", "[k + j / 3 for k"),
         ("+ end * (k / n)", "+ end * (k / n) ** 2"),
@@ -200,13 +200,13 @@ MUTANTS = (
     ),
     *of(
         "batch",
-        "latent_pipeline",
+        "pipeline/latent_pipeline",
         ("torch.where(rows, value, said)", "torch.where(rows, said, value)"),
         ("return self.context if isinstance", "return self.label if isinstance"),
     ),
     *of(
         "diffusion/denoiser",
-        "denoiser",
+        "diffusion/denoiser",
         ("torch.inference_mode(False), torch.enable_grad()", "torch.enable_grad()"),
         ("v.clone() if v.is_inference() else v", "v"),
         ("for name, value in own.items() if value.is_inference()", "for name, value in ()"),
@@ -214,12 +214,12 @@ MUTANTS = (
     ),
     *of(
         "diffusion/denoiser",
-        "latent_pipeline",
+        "pipeline/latent_pipeline",
         ("torch.promote_types(dtype, torch.float32)", "dtype"),
     ),
     *of(
         "diffusion/loss_weighting",
-        "encoder",
+        "methods/diffusion/encoder",
         ("float(weighting(0 * one, one))", "float(weighting(one, one))"),
     ),
 )

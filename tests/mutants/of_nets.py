@@ -5,7 +5,7 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "models/memory_format",
-        "classifiers",
+        "models/classifiers/cnns",
         ("layer.in_channels < NARROWEST", "layer.in_channels <= NARROWEST"),
         ("NARROWEST = 8", "NARROWEST = 7"),
         (
@@ -15,7 +15,7 @@ MUTANTS = (
     ),
     *of(
         "models/text_encoders",
-        "text",
+        "models/text_encoders",
         ("attention_mask=mask", "attention_mask=None"),
         ("max_length=self.tokens", "max_length=self.tokens - 1"),
         ("len(ids) > self.tokens", "len(ids) >= self.tokens"),
@@ -25,13 +25,13 @@ MUTANTS = (
     ),
     *of(
         "models/classifiers/efficientnet",
-        "classifiers",
+        "models/classifiers/cnns",
         ('validate("side", side, Side, SIDE)', "side"),
     ),
-    *of("models/classifiers/efficientnet", "classifiers", ("Le(2**14)", "Le(2**15)")),
+    *of("models/classifiers/efficientnet", "models/classifiers/cnns", ("Le(2**14)", "Le(2**15)")),
     *of(
         "models/autoencoder/kl",
-        "autoencoder",
+        "models/autoencoder/autoencoder",
         ("self._decode(part / self.scale)", "self._decode(part * self.scale)"),
         (".clamp(-1, 1)", ".clamp(0, 1)"),
         (
@@ -44,13 +44,13 @@ MUTANTS = (
     ),
     *of(
         "models/autoencoder/checkpoints",
-        "autoencoder",
+        "models/autoencoder/autoencoder",
         ("levels - 1 - int(found[1])", "int(found[1])"),
         ('"mid_block.resnets.1": "mid.block_2"', '"mid_block.resnets.1": "mid.block_1"'),
     ),
     *of(
         "models/uvit/attention",
-        "uvit uvit_model",
+        "models/uvit/uvit models/uvit/uvit_model",
         ("d**-0.5 if scale", "d**0.5 if scale"),
         ("alpha=scale", "alpha=1"),
         ("attention(q, k, v, scale=scale)", "attention(q, k, v)"),
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     *of(
         "models/uvit/model",
-        "uvit uvit_model",
+        "models/uvit/uvit models/uvit/uvit_model",
         ("skips.pop()", "skips.pop(0)"),
         ("tokens.insert(1, self.context_embed", "tokens.insert(0, self.context_embed"),
         ("cells.permute(0, 5, 1, 3, 2, 4)", "cells.permute(0, 5, 1, 4, 2, 3)"),
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     *of(
         "models/guidance_embedding",
-        "guidance",
+        "diffusion/guidance",
         ("1000 * w.to(dtype)", "999 * w.to(dtype)"),
         ("-log(10000) * k / (half - 1)", "-log(10000) * k / half"),
         ("torch.cat([angle.sin(), angle.cos()]", "torch.cat([angle.cos(), angle.sin()]"),
@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     *of(
         "models/with_guidance",
-        "guidance",
+        "diffusion/guidance",
         ("if strange or not lacking", "if strange"),
         ("untouched(seed)", "untouched(0)"),
         ("new.train(net.training)", "new.train(True)"),
@@ -95,7 +95,7 @@ MUTANTS = (
     ),
     *of(
         "models/adapters",
-        "guidance",
+        "diffusion/guidance",
         ("nn.init.zeros_(cast", "nn.init.ones_(cast"),
         ("guidance_features(scale - 1, self.guidance)", "guidance_features(scale, self.guidance)"),
         ("if added is not None and model.gradient", "if added is None and model.gradient"),
@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     *of(
         "models/diffusers_config",
-        "diffusers_config",
+        "models/diffusers_config",
         ("not outputs and out == 2 * channels", "not outputs and out == 3 * channels"),
         ("out != reads * channels", "out < reads * channels"),
         ('rows + (name == "dit"), rows', "rows, rows"),
@@ -112,41 +112,43 @@ MUTANTS = (
     ),
     *of(
         "models/adapters",
-        "batch diffusers_config",
+        "batch models/diffusers_config",
         ('name != "label" and isinstance(value, Tensor)', 'name == "context"'),
         ('(num_classes or 1) - 1 if name == "dit"', '(num_classes or 0) - 1 if name == "dit"'),
         ("context.shape[2] != width", "context.shape[2] < width"),
     ),
-    *of("diffusion/denoiser", "diffusers_config", ("if found != wanted:", "if found == []:")),
+    *of(
+        "diffusion/denoiser", "models/diffusers_config", ("if found != wanted:", "if found == []:")
+    ),
     *of(
         "models/uvit/model",
-        "guidance",
+        "diffusion/guidance",
         ("time = time + self.guidance_embed", "time = time * 0 + self.guidance_embed"),
     ),
     *of(
         "models/mlp",
-        "guidance",
+        "diffusion/guidance",
         ("about = about + self.guidance(guidance)", "about = self.guidance(guidance)"),
     ),
     *of(
         "models/classifiers/cnns",
-        "classifiers",
+        "models/classifiers/cnns",
         ("x = F.max_pool2d(x, (min(POOL,", "x = F.avg_pool2d(x, (min(POOL,"),
     ),
     *of(
         "models/classifiers/preprocessing",
-        "classifiers",
+        "models/classifiers/cnns",
         ("return ((images + 1) / 2 - mean) / std", "return (images - mean) / std"),
     ),
     *of(
         "models/classifiers/ensemble",
-        "classifier_teachers",
+        "models/classifiers/classifier_teachers",
         ("return each.logsumexp(0) - math.log(len(logits))", "return each.mean(0)"),
         ("return super().train(False)", "return super().train(mode)"),
     ),
     *of(
         "models/hooks",
-        "classifier_teachers",
+        "models/classifiers/classifier_teachers",
         (
             "hooks.callback(module.register_forward_hook(keep).remove)",
             "hooks.callback(module.register_forward_hook(keep).__class__)",
@@ -154,23 +156,23 @@ MUTANTS = (
     ),
     *of(
         "models/hooks",
-        "knowledge_edges",
+        "methods/classifiers/knowledge_edges",
         ("if x._version != before:", "if x._version < before:"),
     ),
     *of(
         "models/classifiers/registry",
-        "knowledge_edges",
+        "methods/classifiers/knowledge_edges",
         ("tuple(mine) != tuple(theirs)", "len(mine) != len(theirs)"),
     ),
     *of(
         "models/guidance_embedding",
-        "guided_edges",
+        "models/guided_edges",
         ("scale.shape != x.shape[:1]", "scale.shape[:1] != x.shape[:1]"),
     ),
-    *of("models/eval_mode", "nets", ("part.training = mode", "part.training = True")),
+    *of("models/eval_mode", "models/build", ("part.training = mode", "part.training = True")),
     *of(
         "models/compression/block_pruning",
-        "pruning",
+        "models/compression/pruning",
         ("old = keep[j] if side", "old = j if side"),
         ("pairs - 1 - keep[len(keep) - 1 - j]", "pairs - 1 - keep[j]"),
         ("[following - 1 for", "[following for"),
@@ -178,13 +180,13 @@ MUTANTS = (
     ),
     *of(
         "models/compression/unet_transfer",
-        "pruning",
+        "models/compression/pruning",
         ("long if layer == short else layer", "layer"),
         ("up = int(found[1]) + many - few", "up = int(found[1])"),
     ),
     *of(
         "models/compression/magnitude_pruning",
-        "compression",
+        "models/compression/compression",
         (
             "flatten(1), dim=1)",
             "flatten(1).T.mean(1, keepdim=True).expand(-1, len(weight)).T, dim=1)",
@@ -202,14 +204,14 @@ MUTANTS = (
     ),
     *of(
         "models/eval_mode",
-        "changed_networks",
+        "models/changed_networks",
         ("if frozen and keeps", "if keeps"),
         ("not any(weights) if weights else around", "not any(weights)"),
         ("yield from _frozen(child, own)", "yield from _frozen(child, False)"),
     ),
     *of(
         "models/rebuild",
-        "changed_networks",
+        "models/changed_networks",
         ("for name, one in shared.items() if name != one", "for name, one in ()"),
         ("return tensors, parts, settings, hooks,", "return tensors, {}, settings, hooks,"),
         ("return tensors, parts, settings, hooks,", "return tensors, parts, {}, hooks,"),
@@ -224,15 +226,19 @@ MUTANTS = (
     ),
     *of(
         "models/compression/block_pruning",
-        "changed_networks",
+        "models/changed_networks",
         ("freeze_alike(new, net, lambda key: _before(key, keep, pairs))", "freeze_alike(new, net)"),
     ),
     *of(
         "models/compression/unet_transfer",
-        "changed_networks",
+        "models/changed_networks",
         ("freeze_alike(net, old,", "freeze_alike(net, net,"),
     ),
-    *of("models/with_guidance", "changed_networks", ("    freeze_alike(new, net)", "    pass")),
+    *of(
+        "models/with_guidance",
+        "models/changed_networks",
+        ("    freeze_alike(new, net)", "    pass"),
+    ),
     *of("models/uvit/model", "copies", ("        freeze_alike(other, self)", "        pass")),
     *of(
         "models/uvit/resize",
@@ -254,7 +260,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/denoiser",
-        "denoiser",
+        "diffusion/denoiser",
         (
             'of x alone.\n        """\n        self.denoiser.freeze()',
             'of x alone.\n        """\n        self.requires_grad_(False)',
@@ -262,12 +268,12 @@ MUTANTS = (
     ),
     *of(
         "models/compression/int8",
-        "compression",
+        "models/compression/compression",
         ("min(layer.weight.shape[:2])", "max(layer.weight.shape[:2])"),
     ),
     *of(
         "models/codec",
-        "autoencoder",
+        "models/autoencoder/autoencoder",
         (
             "mean, log_variance = moments.chunk(2, dim=1)",
             "log_variance, mean = moments.chunk(2, dim=1)",

@@ -11,7 +11,7 @@ NEXT = " }}</td><td>{{ "
 MUTANTS = (
     *of(
         "report/page",
-        "report_numbers",
+        "report/report_numbers",
         ("faster = slow / own if", "faster = own / slow if"),
         ("difference=own.value - theirs.value", "difference=theirs.value - own.value"),
         ("(own.value - floor) / (theirs.value - floor)", "own.value / theirs.value"),
@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     *of(
         "report/page.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         (
             "<td>{{ row.steps }}</td><td>{{ row.calls }}</td>",
             "<td>{{ row.calls }}</td><td>{{ row.steps }}</td>",
@@ -62,21 +62,21 @@ MUTANTS = (
     ),
     *of(
         "report/compressed.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         ("measured(own.ratio, 2)", "measured(row.ratio, 2)"),
         ("format(100 * own.zeros)", "format(own.zeros)"),
         ("own.bytes | big('B')", "row.cost.peak_bytes | big('B')"),
     ),
     *of(
         "report/guided_table.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         ("cell(row.distance, guided.places.distance)", "cell(row.rmse, guided.places.rmse)"),
         ("cell(row.floor_ratio, 2)", "cell(row.distance, 2)"),
         ("'{:,}'.format(row.calls)", "'{:,}'.format(row.steps)"),
     ),
     *of(
         "report/guided.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         (
             "row.data_distance | figure(guided.places.data_distance)",
             "row.inception_score | figure(guided.places.data_distance)",
@@ -85,24 +85,24 @@ MUTANTS = (
     ),
     *of(
         "report/sizes.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         ("line.parameters | big", "line.multiply_adds | big"),
         ("{{ 'yes' if line.front }}", "{{ 'yes' if not line.front }}"),
         ("'{:,}'.format(line.calls)", "'{:,}'.format(line.steps)"),
     ),
     *of(
         "report/reconstruction.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         ("measured(row.full, 4)", "measured(row.same, 4)"),
     ),
     *of(
         "report/slider.html.j2",
-        "report_numbers",
+        "report/report_numbers",
         ("value(student.numbers[loop.index0])", "value(teacher.numbers[loop.index0])"),
     ),
     *of(
         "report/slider",
-        "report_numbers",
+        "report/report_numbers",
         (
             '"distance": "Fréchet distance to the guided teacher"',
             '"distance": "paired error (rms)"',
@@ -111,7 +111,7 @@ MUTANTS = (
     ),
     *of(
         "report/words/numbers",
-        "report_numbers report",
+        "report/report_numbers report/report",
         ("figure(measured.low, decimals)} to", "figure(measured.high, decimals)} to"),
         ('(1e-3, "ms"))', '(1e-3, "µs"))'),
         ('(1e6, "M"), (1e3, "k")', '(1e6, "M"), (1024, "k")'),
@@ -119,7 +119,7 @@ MUTANTS = (
     ),
     *of(
         "report/plots/sizes",
-        "report_numbers report_drawings",
+        "report/report_numbers report/report_drawings",
         ("taken[max(taken)]", "taken[min(taken)]"),
         ("taken[max(taken)]", "taken[max(taken, key=str)]"),
         ("(line.multiply_adds, line.name)", "(-line.multiply_adds, line.name)"),
@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     *of(
         "report/plots/figures",
-        "report_drawings",
+        "report/report_drawings",
         ("row.split.grid if row.split", "row.split.learning if row.split"),
         ("row.fidelity.rmse if row.fidelity", "row.fidelity.feature_rmse if row.fidelity"),
         (
@@ -158,7 +158,7 @@ MUTANTS = (
     ),
     *of(
         "report/plots/curves",
-        "report_drawings",
+        "report/report_drawings",
         ("float(before + last.update)", "float(last.update)"),
         ("before += updates[-1].update", "before = updates[-1].update"),
         ("sum(losses) / len(losses)", "sum(losses)"),
@@ -177,14 +177,14 @@ MUTANTS = (
     ),
     *of(
         "report/images/grids",
-        "report_numbers",
+        "report/report_numbers",
         ("zip(labels, stack, strict=True)", "zip(labels[::-1], stack, strict=True)"),
         ("for one in row])", "for one in row[::-1]])"),
         ('("grid", "worst")', '("worst",)'),
     ),
     *of(
         "report/images/png",
-        "pictures",
+        "report/png",
         ("for x in (above, below)]", "for x in (below, above)]"),
         ("zip(axes[k], (left, right), strict=True)", "zip(axes[k], (right, left), strict=True)"),
         (
@@ -196,9 +196,9 @@ MUTANTS = (
     ),
     *of(
         "cli/console/columns",
-        "tables",
+        "diffusion/beta_tables",
         ("self.add_column(printable(head)", "self.add_column(head"),
         ("(printable(str(cell)) for cell in cells)", "map(str, cells)"),
     ),
-    *of("report/words/numbers", "report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
+    *of("report/words/numbers", "report/report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
 )

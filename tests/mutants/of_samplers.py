@@ -5,7 +5,7 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "diffusion/samplers/solvers",
-        "samplers",
+        "diffusion/samplers/solvers",
         ("history[-1].pred.x0, history[-1].pred.eps", "history[-1].pred.x0, history[0].pred.eps"),
         ("model_fn(first, to).pred.x0", "model_fn(x, to).pred.x0"),
         ("new.x0 + h / h_before / 2", "new.x0 + h_before / h / 2"),
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/sample",
-        "samplers",
+        "diffusion/samplers/solvers",
         ("schedule.at(_time(t)).sigma * noise", "noise"),
         ("2 * steps - 1 if step", "2 * steps if step"),
         (
@@ -41,13 +41,15 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/diffusers_schedulers",
-        "samplers",
+        "diffusion/samplers/solvers",
         ('validate("clip", clip, Positive | None)', "clip"),
     ),
-    *of("diffusion/samplers/editing", "samplers", ('validate("t", t, Share)', "t")),
+    *of(
+        "diffusion/samplers/editing", "diffusion/samplers/solvers", ('validate("t", t, Share)', "t")
+    ),
     *of(
         "diffusion/samplers/stochastic",
-        "stochastic",
+        "methods/diffusion/stochastic",
         ("if times[to.step : to.step + 1] != (to.t,):", "if to.step >= len(times):"),
         ("if to.step == len(times) - 1", "if to.step >= len(times) - 2"),
         ("times[to.step + 1], dtype", "times[to.step], dtype"),
@@ -60,7 +62,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/invert",
-        "encoder",
+        "methods/diffusion/encoder",
         ("pairwise(reversed(times))", "pairwise(times)"),
         ("to = schedule.at(torch.tensor(then", "to = schedule.at(torch.tensor(now"),
         ("pred = denoiser(x, t, cond)", "pred = denoiser(x, t)"),
@@ -72,7 +74,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/editing",
-        "editing",
+        "diffusion/samplers/editing",
         ("noise_of(schedule, level.mix(as_floats(x0), noise), t)", "level.mix(x0, noise)"),
         ("level.mix(as_floats(x0), noise), t)", "level.mix(noise, x0), t)"),
         ("torch.where(mask, step", "torch.where(~mask, step"),
@@ -81,13 +83,13 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/sample",
-        "encoder",
+        "methods/diffusion/encoder",
         ("return x / schedule.at(_time(t)).sigma", "return x"),
         ("return x / schedule.at(_time(t)).sigma", "return x / schedule.at(_time(t)).alpha"),
     ),
     *of(
         "diffusion/samplers/singlestep",
-        "singlestep",
+        "diffusion/samplers/singlestep",
         (
             "to.alpha * _weight(-_h(anchor, to), order)",
             "to.alpha * _weight(_h(anchor, to), order)",
@@ -104,7 +106,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/step_checks",
-        "walks sde",
+        "diffusion/samplers/presets diffusion/samplers/sde",
         ("* SPREAD**2 + level.sigma**2", "* SPREAD**2"),
         ("x_t / spread(level) ** 2", "x_t / spread(level)"),
         ("level.alpha * SPREAD**2 * share", "SPREAD**2 * share"),
@@ -117,24 +119,24 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/diffusers_schedulers",
-        "schedulers",
+        "diffusion/samplers/diffusers_schedulers",
         ("* (SPREAD / spread(begun))", "* SPREAD"),
     ),
     *of(
         "diffusion/samplers/diffusers_schedulers",
-        "walks",
+        "diffusion/samplers/presets",
         ("    _refuse_astray(name, denoiser.schedule, times)\n", ""),
         ("drawn=not torch.equal(", "drawn=torch.equal("),
         ("_tried.__wrapped__(name, schedule, times)", "0.0"),
     ),
     *of(
         "pipeline/samplers",
-        "walks",
+        "diffusion/samplers/presets",
         ("or sampler.startswith(PREFIX):\n        go", "or False:\n        go"),
     ),
     *of(
         "diffusion/samplers/sde",
-        "sde",
+        "diffusion/samplers/sde",
         ("rise - 2 * f", "rise - f"),
         ("(g2 * passed).sqrt()", "(g2 * passed)"),
         ("f * x + g2 / here", "f * x + g2 / 2 / here"),
@@ -146,7 +148,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/presets",
-        "singlestep",
+        "diffusion/samplers/singlestep",
         ("_end(schedule, 1e-4)", "_end(schedule, 1e-3)"),
     ),
 )

@@ -1,0 +1,320 @@
+"""What a teacher, a grid and a folder's first image refuse is refused before data are read, or trained on."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from halfstep.cli import main
+from halfstep.data import as_data, refuse_other_shape
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.samplers import encode, sample
+from halfstep.diffusion.schedules import BetaTable, Cosine, Level
+from halfstep.diffusion.time_grids import on_schedule, uniform
+from halfstep.errors import ConfigError
+from halfstep.methods import (
+    Chain,
+    DenoiserOnly,
+    Denoising,
+    Encoder,
+    GuidedDistillation,
+    Progressive,
+    Shrink,
+    Stochastic,
+)
+from halfstep.models import build
+from halfstep.pipeline import Pipeline
+from halfstep.training import distill, train, TrainingConfig
+
+MLP = {"dim": 2, "width": 8, "depth": 1, "num_classes": 4}
+
+
+def teacher(schedule=None, **options):
+    denoiser = Denoiser(build("mlp", MLP), schedule or BetaTable(), V(), time=NetTime(offset=-1))
+    return Pipeline(denoiser, (2,), classes=("0", "1", "2"), null=3, **options)
+
+
+class NeverRead(torch.utils.data.Dataset):
+    """Data of which nothing may be asked."""
+
+    def __len__(self):
+        raise AssertionError("the data were read")
+
+
+GUIDED = {"guidance": (1.0, 2.0), "updates": 5}
+LONG = Progressive(start=1024, stop=512, updates=(5,))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Progressive(start=1024, stop=512, updates=(5,)),
+        Progressive(start=1024, stop=1, updates=(5,)),
+        Progressive(start=4, stop=2, updates=(5,), times=(1.0, 0.5, 0.1, 0.05, 0.0005)),
+        Stochastic(start=2048, stop=1024, updates=(5,)),
+        Encoder(start=1024, stop=512, updates=(5,)),
+        GuidedDistillation(halving=LONG, **GUIDED),
+        GuidedDistillation(halving=Progressive(start=8, stop=4), levels=1024, **GUIDED),
+        Chain(shrink=Shrink(student={"width": "4"}, updates=5), then=LONG),
+        Shrink(student={"width": "4"}, updates=5, levels=1001),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_grid_is_looked_up_before_data_are_read(method, tmp_path):
+    with pytest.raises(ConfigError, match="level"):
+        distill(teacher(), NeverRead(), tmp_path / "r", method=method)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "schedule, levels",
+    [(BetaTable(), 1001), (BetaTable(), 2**40), (BetaTable(levels=8, zero_snr=True), 9)],
+)
+def test_times_that_training_draws_are_looked_up_before_data_are_read(schedule, levels, tmp_path):
+    method = Denoising(updates=5, levels=levels)
+    with pytest.raises(ConfigError, match="level"):
+        train(teacher(schedule), NeverRead(), tmp_path / "r", method=method)
+    assert not (tmp_path / "r").exists()
+
+
+class Still:
+    """A schedule of a user's own that stands still in its middle."""
+
+    variance_preserving = True
+
+    def at(self, t):
+        angle = t.clamp(max=0.25) + (t - 0.75).clamp(min=0)
+        return Level((3 * angle).cos(), (3 * angle).sin())
+
+
+@pytest.mark.parametrize("method", [Progressive(start=8, stop=2), Stochastic(start=8, stop=2)])
+def test_a_schedule_that_stands_still_cannot_be_halved(method):
+    """Two steps between equal levels have no target: 0 / 0 would be found by chance."""
+    still = Denoiser(build("mlp", MLP), Still(), V())
+    with pytest.raises(ConfigError, match="same level"):
+        method.check(DenoiserOnly(still))
+    moving = BetaTable("trained_betas", 8, betas=(0.1,) * 8)
+    assert len(list(method.stages(DenoiserOnly(teacher(moving).denoiser)))) == 2
+
+
+@pytest.mark.parametrize("halving", [None, Progressive(start=4, stop=2)])
+def test_a_blind_teacher_is_not_guided(halving):
+    blind = Denoiser(build("mlp", MLP), Cosine(), Eps())
+    with pytest.raises(ConfigError, match="eps"):
+        GuidedDistillation(halving=halving, **GUIDED).check(DenoiserOnly(blind, 3))
+
+
+class Broken:
+    """A schedule of a user's own without a level at its middle."""
+
+    variance_preserving = True
+
+    def at(self, t):
+        return Level(torch.where(t == 0.5, torch.nan, 1 - t), t)
+
+
+def test_a_level_that_is_not_finite_is_refused():
+    assert on_schedule(uniform(3), Broken()) == uniform(3)
+    with pytest.raises(ConfigError, match="finite"):
+        on_schedule(uniform(2), Broken())
+
+
+class Counting:
+    """Counts how often it is asked."""
+
+    def __init__(self, schedule):
+        self.schedule, self.asked = schedule, 0
+
+    def __call__(self, x_t, t, cond=None):
+        self.asked += 1
+        raise AssertionError("the network was asked")
+
+
+@pytest.mark.parametrize("walk", [sample, encode])
+def test_a_walk_is_looked_up_before_the_network_is_asked(walk):
+    with pytest.raises(ConfigError, match="level"):
+        walk(Counting(BetaTable()), torch.zeros(1, 2), uniform(1024))
+
+
+@pytest.mark.parametrize(
+    "sampler", ["ddim", "heun", "dpmpp-2m", "ancestral", "diffusers:DDIMScheduler"]
+)
+def test_a_pipeline_refuses_such_a_walk_at_once(sampler):
+    own = teacher()
+    own.denoiser.register_forward_pre_hook(lambda *given: pytest.fail("the network was asked"))
+    with pytest.raises(ConfigError, match="level"):
+        own.grid(1024, sampler)
+    with pytest.raises(ConfigError, match="level"):
+        own.sample(2, steps=1024, sampler=sampler)
+    with pytest.raises(ConfigError, match="level"):
+        own.encode(torch.zeros(2, 2), steps=1024)
+    with pytest.raises(ConfigError, match="level"):
+        teacher(times=((1.0, 0.5, 0.0004, 0.0),)).sample(2)
+
+
+@pytest.mark.parametrize(
+    "method", [None, Progressive(start=4, stop=2), Shrink(student={"width": "4"})]
+)
+def test_a_condition_that_a_network_does_not_get_leaves_no_folder(method, tmp_path):
+    """A network of classes in a pipeline that has none: it is told no label."""
+    lacking, out = replace(teacher(Cosine()), classes=(), null=None), tmp_path / "r"
+    with pytest.raises(ConfigError, match="labels"):
+        if method is None:
+            train(lacking, "two-moons", out, method=Denoising(updates=5))
+        else:
+            distill(lacking, "two-moons", out, method=method)
+    assert not out.exists()
+
+
+class Told(nn.Module):
+    """Reads its time and its scale as it is told them, half precision apart; its copies share `asked`."""
+
+    asked: ClassVar[set] = set()
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.line, self.of_time, self.of_scale = (
+            nn.Linear(width, 2, dtype=getattr(torch, dtype)) for width in (2, 1, 1)
+        )
+
+    def forward(self, x, t, cond=None):
+        self.asked.add((x.dtype, t.dtype, torch.is_autocast_enabled("cpu")))
+        out = self.line(x) + self.of_time(t[:, None].to(x.dtype) if x.itemsize < 4 else t[:, None])
+        return out if cond is None else out + self.of_scale(cond.guidance[:, None])
+
+
+@pytest.mark.parametrize(
+    "dtype, precision, wanted",
+    [
+        ("float64", "fp32", (torch.float64, torch.float64, False)),
+        ("float32", "fp32", (torch.float32, torch.float32, False)),
+        ("bfloat16", "fp32", (torch.bfloat16, torch.float32, False)),
+        ("float32", "bf16", (torch.float32, torch.float32, True)),
+        ("float64", "bf16", (torch.float64, torch.float64, True)),
+    ],
+)
+@pytest.mark.parametrize("method", [None, Progressive(start=4, stop=2, updates=(2,))])
+def test_a_network_is_tried_as_it_is_trained(method, dtype, precision, wanted, tmp_path):
+    net = build("tests.data.test_before_data:Told", {"dtype": dtype})
+    own = Pipeline(Denoiser(net, Cosine(), V()), (2,))
+    Told.asked.clear()
+    options = {"training": TrainingConfig(batch_size=4, precision=precision, ema=0)}
+    if method is None:
+        train(own, "two-moons", tmp_path / "r", method=Denoising(updates=2), **options)
+    else:
+        distill(own, "two-moons", tmp_path / "r", method=method, **options)
+    in_full = (
+        {(*wanted[:2], False)} if method is None else set()
+    )  # whether it fits is asked in fp32
+    assert Told.asked == {wanted, *in_full}
+
+
+def test_a_scale_is_told_as_it_is_trained(tmp_path):
+    net = build("tests.data.test_before_data:Told", {"dtype": "float64"})
+    own = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance=(1.0, 2.0))
+    method, training = Progressive(start=4, stop=2, updates=(2,)), TrainingConfig(batch_size=4)
+    student = distill(own, "two-moons", tmp_path / "r", method=method, training=training)
+    assert student.guidance == (1.0, 2.0)
+
+
+# -- the teacher, before the data ------------------------------------------------------------------
+
+
+def student(**options):
+    return teacher(Cosine(), times=(uniform(4),), **options)
+
+
+@pytest.mark.parametrize(
+    "given, method",
+    [
+        (student(), Progressive(start=8, stop=2)),
+        (student(), Shrink(student={"width": "4"})),
+        (student(made_for="stochastic"), Progressive(start=4, stop=2)),
+        (teacher(Cosine()), Shrink(depth=2)),
+        (teacher(Cosine()), Progressive(start=8, stop=2, target_clip=1.0)),
+    ],
+)
+def test_what_the_teacher_refuses_is_refused_before_data_are_read(given, method, tmp_path):
+    with pytest.raises(ConfigError):
+        distill(
+            given, NeverRead(), tmp_path / "r", method=method, training=TrainingConfig(batch_size=4)
+        )
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def unread(tmp_path, monkeypatch):
+    """A folder of pictures of 8 x 8, whose pixels may not be read all."""
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(
+        "halfstep.data.sources.image_folder._read_all", lambda *given: pytest.fail("it was read")
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        ((1, 16, 16), {}),
+        ((1, 8, 4), {}),
+        ((4, 8, 8), {}),
+        ((2,), {}),
+        ((1, 8, 8), {"size": 16}),
+        ((1, 8, 8), {"channels": 3}),
+        ((3, 8, 8), {"size": 8, "channels": 1}),
+    ],
+)
+def test_a_folder_of_other_samples_is_refused_before_it_is_read(unread, shape, options):
+    with pytest.raises(ConfigError, match="shape"):
+        refuse_other_shape(str(unread), shape, **options)
+    if not options:
+        with pytest.raises(ConfigError, match="shape"):
+            as_data(unread, shape=shape)
+
+
+@pytest.mark.parametrize(
+    "shape, options", [((1, 8, 8), {}), ((3, 8, 8), {}), ((3, 4, 4), {"size": 4})]
+)
+def test_a_folder_that_may_have_such_samples_is_not(unread, shape, options):
+    refuse_other_shape(str(unread), shape, **options)
+
+
+def test_names_are_not_looked_at():
+    for name in ("digits", "two-moons", "cifar10:here", "no-such-folder", ""):
+        refuse_other_shape(name, (5, 6, 7))
+
+
+@pytest.mark.parametrize(
+    "made, options",
+    [
+        (student(), ["--start", "8", "--stop", "2"]),
+        (teacher(BetaTable()), ["--start", "1024", "--stop", "512"]),
+        (
+            teacher(BetaTable()),
+            ["--start", "512", "--stop", "256", "--updates", "1"],
+        ),  # full is 1024
+        (teacher(Cosine()), ["--start", "8", "--stop", "2", "--full", "4"]),
+    ],
+)
+def test_the_command_refuses_before_it_reads(made, options, tmp_path, monkeypatch, capsys):
+    made.save(tmp_path / "teacher")
+    monkeypatch.setattr(
+        "halfstep.cli.commands.distill.loading", lambda *given: pytest.fail("it was read")
+    )
+    out = tmp_path / "r"
+    call = ["distill", "progressive", "--teacher", str(tmp_path / "teacher"), "--data", "two-moons"]
+    assert main([*call, "--out", str(out), *options]) == 2
+    assert not out.exists() and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_refuses_a_folder_of_other_samples(unread, tmp_path, capsys):
+    teacher(Cosine()).save(tmp_path / "teacher")
+    call = ["distill", "progressive", "--teacher", str(tmp_path / "teacher"), "--data", str(unread)]
+    assert main([*call, "--out", str(tmp_path / "r"), "--start", "4", "--stop", "2"]) == 2
+    assert "shape" in capsys.readouterr().err

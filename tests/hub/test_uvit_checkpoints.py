@@ -1,0 +1,603 @@
+"""Published models: what each name stands for, and what a file of official weights becomes."""
+
+import pickle
+from dataclasses import asdict, replace
+from math import exp
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from halfstep.batch import Cond
+from halfstep.cli.parse import parse
+from halfstep.data import Dataset, load
+from halfstep.data.latents.encoding import write_latents
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import Guided
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.hub.uvit import load_published, PUBLISHED
+from halfstep.models import fitting, UViT
+from halfstep.models.autoencoder.kl import KLCodec, load_codec
+from halfstep.models.text_encoders import load_texts
+from halfstep.pipeline import Pipeline
+from halfstep.schema import literals
+from halfstep.workflows.new_pipeline import fresh_pipeline
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
+from tests.support.networks import CODEC
+
+# Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.
+# channels, side, patch, width, depth, heads, label rows, final convolution, recomputes, tokens,
+# parameters, tensors
+NETWORKS = {
+    "cifar10_uvit_small": (3, 32, 2, 512, 12, 8, -1, True, False, 257, 44_255_328, 164),
+    "celeba64_uvit_small": (3, 64, 4, 512, 12, 8, -1, True, False, 257, 44_292_228, 164),
+    "imagenet64_uvit_mid": (3, 64, 4, 768, 16, 12, 1000, True, True, 258, 130_940_292, 213),
+    "imagenet64_uvit_large": (3, 64, 4, 1024, 20, 16, 1000, True, True, 258, 286_827_652, 261),
+    "imagenet256_uvit_large": (4, 32, 2, 1024, 20, 16, 1001, True, True, 258, 286_763_172, 261),
+    "imagenet256_uvit_huge": (4, 32, 2, 1152, 28, 16, 1001, False, True, 258, 500_832_016, 355),
+    "imagenet512_uvit_large": (4, 64, 4, 1024, 20, 16, 1001, True, True, 258, 286_861_524, 261),
+    "imagenet512_uvit_huge": (4, 64, 4, 1152, 28, 16, 1001, False, True, 258, 500_942_656, 355),
+    "mscoco_uvit_small": (4, 32, 2, 512, 12, 8, -1, True, False, 334, 44_692_644, 166),
+    "mscoco_uvit_small_deep": (4, 32, 2, 512, 16, 8, -1, True, False, 334, 58_345_636, 214),
+}
+# rate, betas, warm-up, batch, updates, p_uncond, sampler, its steps, their guidance s, FID
+RECIPES = {
+    "cifar10_uvit_small": (2e-4, (0.99, 0.999), 2500, 128, 500, 0, "euler-maruyama", 1000, 0, 3.11),
+    "celeba64_uvit_small": (2e-4, (0.99, 0.99), 5000, 128, 500, 0, "euler-maruyama", 1000, 0, 2.87),
+    "imagenet64_uvit_mid": (3e-4, (0.99, 0.99), 5000, 1024, 300, 0, "dpm-fast", 50, 0, 5.85),
+    "imagenet64_uvit_large": (3e-4, (0.99, 0.99), 5000, 1024, 300, 0, "dpm-fast", 50, 0, 4.26),
+    "imagenet256_uvit_large": (
+        2e-4,
+        (0.99, 0.99),
+        5000,
+        1024,
+        300,
+        0.15,
+        "dpm-fast",
+        50,
+        0.4,
+        3.40,
+    ),
+    "imagenet256_uvit_huge": (2e-4, (0.99, 0.99), 5000, 1024, 500, 0.1, "dpmpp-3s", 50, 0.4, 2.29),
+    "imagenet512_uvit_large": (
+        2e-4,
+        (0.99, 0.99),
+        5000,
+        1024,
+        500,
+        0.15,
+        "dpm-fast",
+        50,
+        0.7,
+        4.67,
+    ),
+    "imagenet512_uvit_huge": (2e-4, (0.99, 0.99), 5000, 1024, 500, 0.1, "dpmpp-3s", 50, 0.7, 4.05),
+    "mscoco_uvit_small": (2e-4, (0.9, 0.9), 5000, 256, 1000, 0.1, "dpmpp-3s", 50, 1.0, 5.95),
+    "mscoco_uvit_small_deep": (2e-4, (0.9, 0.9), 5000, 256, 1000, 0.1, "dpmpp-3s", 50, 1.0, 5.48),
+}
+NAMES = list(NETWORKS)
+TEXT = [name for name in NAMES if "coco" in name]
+PLAIN = [name for name in NAMES if name not in TEXT]
+DISCRETE = [name for name in NAMES if "huge" in name or "coco" in name]
+LATENT = [name for name in NAMES if "256" in name or "512" in name or "coco" in name]
+KINDS = ["cifar10_uvit_small", "imagenet64_uvit_mid", "imagenet256_uvit_large"]
+KINDS += ["imagenet512_uvit_huge"]
+
+
+def tiny(name, **more):
+    """The configuration of that name with a network of a few thousand weights, and 7 classes."""
+    published = PUBLISHED[name]
+    net = {**published.net, "img_size": 12, "patch_size": 3, "embed_dim": 24, "depth": 4}
+    net |= {"num_heads": 3, **more}
+    if not published.classes:
+        return replace(published, net=net)
+    rows = 7 + (published.null is not None)
+    null = None if published.null is None else 7
+    return replace(published, net={**net, "num_classes": rows}, classes=7, null=null)
+
+
+def official(published, seed=0):
+    """A U-ViT of these arguments with weights that leave nothing at 0, as it would be trained."""
+    model = UViT(**published.net)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model.eval().requires_grad_(False)
+
+
+def saved(folder, published, seed=0, name="official.pth"):
+    model = official(published, seed)
+    torch.save(model.state_dict(), folder / name)
+    return model, folder / name
+
+
+def hollow(path, name):
+    """A file of a published network's names and shapes that weighs a few kB: every entry one zero."""
+    shapes = PUBLISHED[name].blank().get_submodule("model").state_dict()
+    torch.save({key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}, path)
+    return path
+
+
+# What the names stand for.
+
+
+def test_the_names_are_the_official_ones():
+    assert list(PUBLISHED) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_networks_are_the_published_ones(name):
+    published, wanted = PUBLISHED[name], NETWORKS[name]
+    model = published.blank().get_submodule("model")
+    assert all(p.is_meta for p in model.parameters())
+    tensors = model.state_dict()
+    net = {"num_classes": -1, "conv": True, "use_checkpoint": False, **published.net}
+    found = [
+        *[
+            net[k]
+            for k in ("in_chans", "img_size", "patch_size", "embed_dim", "depth", "num_heads")
+        ],
+        *[net[k] for k in ("num_classes", "conv", "use_checkpoint")],
+        tensors["pos_embed"].shape[1],
+        sum(value.numel() for value in tensors.values()),
+        len(tensors),
+    ]
+    assert found == list(wanted)
+    assert published.shape == (wanted[0], wanted[1], wanted[1])
+    assert [net.get("clip_dim"), net.get("num_clip_token")] == (
+        [768, 77] if name in TEXT else [None, None]
+    )
+    assert not {"mlp_time_embed", "qkv_bias", "qk_scale", "mlp_ratio", "skip"} & net.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipes_are_the_published_ones(name):
+    published, training = PUBLISHED[name], PUBLISHED[name].training
+    rate, betas, warmup, batch, thousands, drop, sampler, steps, s, fid = RECIPES[name]
+    assert [training.learning_rate, training.betas, training.warmup] == [rate, betas, warmup]
+    assert [training.batch_size, published.method.updates] == [batch, 1000 * thousands]
+    assert [published.sampler, published.steps, published.fid] == [sampler, steps, fid]
+    assert published.guidance == pytest.approx(1 + s)
+    assert [published.method.drop_labels, published.method.weighting] == [drop, "snr"]
+    assert published.method.levels == (1000 if name in DISCRETE else 0)
+    assert [training.weight_decay, training.max_grad_norm, training.ema] == [0.03, 0, 0.9999]
+    assert [training.optimiser, training.precision] == ["adamw", "fp16"]
+    rates = [training.rate_at(k, published.method.updates) for k in (0, 1, warmup, 10 * warmup)]
+    assert rates == pytest.approx([0, rate / warmup, rate, rate])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_latents_and_sizes_are_the_published_ones(name):
+    published = PUBLISHED[name]
+    rows = NETWORKS[name][6]
+    assert published.classes == (1000 if rows > 0 else 0)
+    assert published.null == (1000 if rows == 1001 else None)
+    scale = {True: 0.23010, False: 0.18215}[name in TEXT] if name in LATENT else None
+    assert published.scale == scale
+    assert published.size == NETWORKS[name][1] * (8 if name in LATENT else 1)
+    digits = "".join(filter(str.isdigit, name.split("_")[0].replace("cifar10", "32")))
+    assert published.size == int(digits or 256)
+    assert published.flip == (name not in TEXT)
+
+
+def level_by_hand(name, t):
+    """alpha of x_t at t, from the two forward processes as they are written down."""
+    if name not in DISCRETE:
+        return exp(-(0.1 * t + 9.95 * t**2)) ** 0.5
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+    return float((1 - roots**2)[: round(1000 * t)].prod().sqrt())
+
+
+def told_by_hand(name, t):
+    """What the network reads at t: the number of the level from 1, or 999 t."""
+    return 1000 * t if name in DISCRETE else 999 * t
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_forward_processes_are_the_published_ones(name):
+    times = torch.tensor([0.001, 0.002, 0.37, 0.5, 0.999, 1.0], dtype=torch.float64)
+    level = PUBLISHED[name].schedule.at(times)
+    alpha = torch.tensor([level_by_hand(name, float(t)) for t in times], dtype=torch.float64)
+    torch.testing.assert_close(level.alpha, alpha, rtol=1e-9, atol=0)
+    torch.testing.assert_close(level.sigma**2, 1 - alpha**2, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_labels_of_the_times_are_the_published_ones(name):
+    published = PUBLISHED[name]
+    first, second, last = published.time(
+        torch.tensor([0.001, 0.98002, 1.0], dtype=torch.float64), published.schedule
+    ).tolist()
+    wanted = (1.0, 980.02, 1000.0) if name in DISCRETE else (0.999, 979.03998, 999.0)
+    assert (first, second, last) == pytest.approx(wanted, abs=1e-9)
+
+
+# What a file becomes.
+
+
+def asked(name, published, x, t):
+    """Labels, or nothing."""
+    return torch.tensor([3, 6, 0][: len(x)]) if published.classes else None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
+    """eps and x0 of the pipeline against the network called by hand; no user types 999 or + 1."""
+    published = tiny(name)
+    model, file = saved(tmp_path, published)
+    pipeline = published.pipeline(file)
+    x = torch.randn(3, *published.shape, generator=torch.Generator().manual_seed(1))
+    times = [0.001, 0.412, 0.999]
+    y = asked(name, published, x, times)
+    told = torch.tensor([told_by_hand(name, t) for t in times])
+    cond = None if y is None else Cond(y)
+    got = pipeline.denoiser(x, torch.tensor(times, dtype=torch.float64), cond)
+    eps = model(x, told, y)
+    torch.testing.assert_close(got.eps, eps, rtol=0, atol=1e-6)
+    alpha = torch.tensor([level_by_hand(name, t) for t in times])[:, None, None, None]
+    x0 = (x - (1 - alpha**2).sqrt() * eps) / alpha
+    torch.testing.assert_close(got.x0, x0, rtol=2e-3, atol=2e-3)
+    # The same network told a time that is off by one says something else: this test would see it.
+    for wrong in (told - 1, told + 1, told * (999 / 1000), told * (1000 / 999)):
+        assert (model(x, wrong, y) - eps).abs().amax() > 1e-3
+    assert pipeline.shape == published.shape and pipeline.clip is None
+    assert pipeline.classes == (tuple("0123456") if published.classes else ())
+    assert (pipeline.sampler, pipeline.steps) == (published.sampler, published.steps)
+    assert all(
+        p.requires_grad for p in pipeline.denoiser.parameters()
+    )  # whose user may freeze some
+
+
+@pytest.mark.parametrize("name", ["imagenet256_uvit_large", "imagenet512_uvit_huge"])
+def test_the_published_guidance_is_theirs_plus_one(name, tmp_path):
+    published, s = tiny(name), RECIPES[name][8]
+    model, file = saved(tmp_path, published)
+    pipeline = published.pipeline(file)
+    guided = Guided(pipeline.denoiser, published.guidance, pipeline.null)
+    x, y = torch.randn(2, *published.shape), torch.tensor([5, 2])
+    got = guided(x, torch.tensor([0.25, 0.875], dtype=torch.float64), Cond(y)).eps
+    told = torch.tensor([told_by_hand(name, t) for t in (0.25, 0.875)])
+    cond, uncond = model(x, told, y), model(x, told, torch.full_like(y, 7))
+    torch.testing.assert_close(got, cond + s * (cond - uncond), rtol=0, atol=1e-5)
+
+
+def test_where_there_is_no_null_class_guidance_is_refused(tmp_path):
+    published = tiny("imagenet64_uvit_mid")
+    pipeline = published.pipeline(saved(tmp_path, published)[1])
+    with pytest.raises(ConfigError, match="has no null class and cannot be guided"):
+        pipeline.sample(2, steps=2, sampler="ddim", guidance=1.5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_published_sampler_is_the_default_and_survives_saving(name, tmp_path):
+    published = replace(tiny(name), steps=7)
+    pipeline = published.pipeline(saved(tmp_path, published)[1])
+    x = pipeline.sample(2, seed=5)
+    assert x.shape == (2, *published.shape) and bool(x.isfinite().all())
+    torch.testing.assert_close(
+        x, pipeline.sample(2, seed=5, sampler=published.sampler, steps=7), rtol=0, atol=0
+    )
+    assert (x - pipeline.sample(2, seed=5, sampler="ddim", steps=10)).abs().max() > 1e-3
+    pipeline.save(tmp_path / "kept")
+    again = Pipeline.load(tmp_path / "kept")
+    torch.testing.assert_close(again.sample(2, seed=5), x, rtol=0, atol=0)
+
+
+def test_a_whole_published_network_loads_by_its_name(tmp_path):
+    pipeline = load_published(
+        "cifar10_uvit_small", hollow(tmp_path / "w.pth", "cifar10_uvit_small")
+    )
+    weights = pipeline.denoiser.state_dict()
+    assert sum(value.numel() for value in weights.values()) == 44_255_328
+    assert all(not value.is_meta and bool((value == 0).all()) for value in weights.values())
+    assert (pipeline.sampler, pipeline.steps, pipeline.shape) == (
+        "euler-maruyama",
+        1000,
+        (3, 32, 32),
+    )
+
+
+# Latents and texts.
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    """A folder of a small untrained codec, which says that its own scale is 1."""
+    folder = tmp_path_factory.mktemp("codec")
+    torch.manual_seed(0)
+    KLCodec.fresh({"block_out_channels": (8, 16), "latent_channels": 4, "norm_num_groups": 4}).save(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["imagenet256_uvit_large", "imagenet512_uvit_huge"])
+def test_latents_are_decoded_at_the_scale_of_the_name(name, codec, tmp_path):
+    published = tiny(name)
+    _, file = saved(tmp_path, published)
+    bare, whole = published.pipeline(file), published.pipeline(file, codec=str(codec))
+    latents = bare.sample(3, seed=1, steps=4)
+    assert latents.shape == (3, 4, 12, 12) and bare.codec is None
+    torch.testing.assert_close(whole.sample(3, seed=1, steps=4, latents=True), latents)
+    images = whole.sample(3, seed=1, steps=4)
+    assert images.shape == (3, 3, 24, 24)
+    with torch.no_grad():
+        by_hand = load_codec(codec).model.decode(latents / 0.18215).sample.clamp(-1, 1)
+    torch.testing.assert_close(images, by_hand, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of a small untrained CLIP text model, states 20 wide, with a tokenizer of a few words."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import models, pre_tokenizers, processors, Tokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["<start>", "<end>", "a", "green", "train", "."]
+    tokenizer = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<end>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=6, hidden_size=20, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=9, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
+    """One batched guided call, by hand: cond + s (cond - the empty text), labels 1 to 1000."""
+    published = tiny("mscoco_uvit_small", clip_dim=20, num_clip_token=7)
+    model, file = saved(tmp_path, published)
+    pipeline = published.pipeline(file, text=str(clip), codec=codec)
+    assert (pipeline.classes, pipeline.null) == ((), None)
+    assert pipeline.codec.scale == 0.2301
+    texts = load_texts(clip, tokens=7)
+    said, nothing = texts.encode(["a green train", "."]), texts.encode(["", ""])
+    assert (said - nothing).abs().amax((1, 2)).min() > 0.1
+    x = torch.randn(2, *published.shape, generator=torch.Generator().manual_seed(3))
+    times = [0.001, 0.75]
+    guided = Guided(pipeline.denoiser, published.guidance, pipeline.unconditional)
+    got = guided(x, torch.tensor(times, dtype=torch.float64), Cond(context=said)).eps
+    told = torch.tensor([1.0, 750.0])
+    cond, uncond = model(x, told, context=said), model(x, told, context=nothing)
+    torch.testing.assert_close(got, 2 * cond - uncond, rtol=0, atol=1e-5)
+    drawn = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "green"], guidance=2.0)
+    assert drawn.shape == (2, 3, 24, 24) and bool(drawn.isfinite().all())
+    other = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "."], guidance=2.0)
+    torch.testing.assert_close(drawn[0], other[0], rtol=0, atol=1e-5)
+    assert (drawn[1] - other[1]).abs().max() > 1e-4
+
+
+def test_an_encoder_of_another_width_is_refused(clip, tmp_path):
+    published = tiny("mscoco_uvit_small_deep", clip_dim=28, num_clip_token=7)
+    _, file = saved(tmp_path, published)
+    with pytest.raises(
+        ConfigError, match="has states of width 20 and this model reads 28: give the"
+    ):
+        published.pipeline(file, text=clip)
+
+
+# Files.
+
+
+def same(pipeline, model):
+    found = pipeline.denoiser.net.model.state_dict()
+    assert found.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+def test_every_kind_of_file_is_read(tmp_path):
+    published = tiny("cifar10_uvit_small")
+    model, file = saved(tmp_path, published)
+    same(published.pipeline(str(file)), model)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    same(published.pipeline(tmp_path / "w.safetensors"), model)
+    torch.save(dict(model.named_parameters()), tmp_path / "parameters.pth")
+    same(published.pipeline(tmp_path / "parameters.pth"), model)
+    old = tmp_path / "old.pth"
+    torch.save(model.state_dict(), old, _use_new_zipfile_serialization=False)
+    same(published.pipeline(old), model)
+    half = {name: value.half() for name, value in model.state_dict().items()}
+    torch.save(half, tmp_path / "half.pth")
+    weights = published.pipeline(tmp_path / "half.pth").denoiser.state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_what_is_loaded_is_not_the_file(tmp_path):
+    """The file may be written over or deleted, and training the pipeline leaves it alone."""
+    published = tiny("cifar10_uvit_small")
+    model, file = saved(tmp_path, published)
+    before, pipeline = file.read_bytes(), published.pipeline(file)
+    for parameter in pipeline.denoiser.parameters():
+        parameter.data.add_(1)
+    assert file.read_bytes() == before
+    file.write_bytes(b"\0" * len(before))
+    held = pipeline.denoiser.net.model.state_dict()["pos_embed"]
+    torch.testing.assert_close(held, model.pos_embed.data + 1, rtol=0, atol=0)
+
+
+def test_of_a_training_folder_the_averaged_weights_are_taken(tmp_path):
+    published = tiny("cifar10_uvit_small")
+    folder = tmp_path / "500000.ckpt"
+    folder.mkdir()
+    _, raw = saved(folder, published, seed=1, name="nnet.pth")
+    with pytest.raises(
+        CheckpointError, match=r"500000.ckpt' has no nnet_ema.pth, which holds the av"
+    ):
+        published.pipeline(folder)
+    same(published.pipeline(raw), official(published, seed=1))  # alone, it is what there is
+    averaged, file = saved(folder, published, seed=2, name="nnet_ema.pth")
+    same(published.pipeline(folder), averaged)
+    same(published.pipeline(file), averaged)
+    with pytest.raises(
+        CheckpointError, match=r"raw weights.*: give nnet_ema.pth, which lies beside"
+    ):
+        published.pipeline(raw)
+
+
+class Bomb:
+    """What a file must not do: run a function when it is read."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle"])
+def test_nothing_in_a_file_is_executed(kind, tmp_path):
+    published, mark = tiny("cifar10_uvit_small"), tmp_path / "mark"
+    held = {"pos_embed": torch.zeros(2), "more": Bomb(mark)}
+    if kind == "zip":
+        torch.save(held, tmp_path / "w.pth")
+    else:
+        (tmp_path / "w.pth").write_bytes(pickle.dumps(held, protocol=2))
+    with pytest.raises(
+        CheckpointError, match="cannot be read as tensors alone, and nothing else is"
+    ):
+        published.pipeline(tmp_path / "w.pth")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\3\4 half a zip"])
+def test_a_file_that_is_none_is_one_sentence(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}' cannot be read as tensors alone"):
+        tiny("cifar10_uvit_small").pipeline(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [[torch.ones(2)], {"state_dict": {"a": torch.ones(2)}}, {1: torch.ones(2)}, torch.ones(2)],
+)
+def test_what_is_no_state_dict_is_refused(held, tmp_path):
+    torch.save(held, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="is no state dict of tensors by name"):
+        tiny("cifar10_uvit_small").pipeline(tmp_path / "w.pth")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no file of weights '.*gone.pth'"):
+        tiny("cifar10_uvit_small").pipeline(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_a_wrong_name_the_right_one_is_told(name, tmp_path):
+    file = hollow(tmp_path / "w.pth", name)
+    other = tiny("imagenet64_uvit_mid")
+    with pytest.raises(
+        CheckpointError, match=f"holds the weights of {name} and not .* write {name},"
+    ):
+        other.pipeline(file)
+
+
+def test_weights_of_no_published_network_are_refused_by_their_tensors(tmp_path):
+    _, file = saved(tmp_path, tiny("cifar10_uvit_small"))
+    with pytest.raises(CheckpointError, match="does not fit this network: it lacks 96 tensors"):
+        load_published("cifar10_uvit_small", file)
+    held = official(tiny("cifar10_uvit_small")).state_dict()
+    del held["mid_block.attn.proj.bias"]
+    torch.save(held, file)
+    with pytest.raises(CheckpointError, match=r"it lacks 1 tensors .mid_block.attn.proj.bias"):
+        tiny("cifar10_uvit_small").pipeline(file)
+
+
+def test_a_wrong_name_is_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match="perhaps you meant 'imagenet256_uvit_huge'; choose from c"
+    ):
+        load_published("imagenet256_uvit_hug", tmp_path / "w.pth")
+
+
+def test_what_a_model_does_not_have_is_refused(tmp_path):
+    published = tiny("cifar10_uvit_small")
+    _, file = saved(tmp_path, published)
+    with pytest.raises(
+        ConfigError, match="this model makes pixels and has no codec: leave codec out"
+    ):
+        published.pipeline(file, codec=tmp_path)
+    with pytest.raises(ConfigError, match="this model reads no texts: leave text out"):
+        published.pipeline(file, text=tmp_path)
+    with pytest.raises(
+        ConfigError, match="reads texts: give the folder of their encoder, CLIP ViT"
+    ):
+        load_published("mscoco_uvit_small", file)
+
+
+# Presets.
+
+
+def asked_by_preset(name):
+    words = ["--preset", f"published/{name}", "--data", "DATA", "--out", f"runs/{name}"]
+    return parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_presets_ask_for_the_published_recipes(name):
+    options, published = asked_by_preset(name), PUBLISHED[name]
+    assert options.method == published.method
+    assert options.training == published.training
+    # Of latents the mirror image is encoded beforehand.
+    assert options.source.flip == (published.flip and name not in LATENT)
+    assert options.source.size == (None if name in LATENT else published.size)
+    assert options.network.labels == bool(published.classes)
+    assert options.network.texts == (name in TEXT)
+    text = Path(__file__).parents[2].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
+    assert f"# score     not run here; published FID {RECIPES[name][9]:.2f} (" in text
+    assert "Bao et al. 2023" in text
+
+
+@pytest.mark.parametrize("name", [name for name in LATENT if name not in TEXT])
+def test_the_presets_take_the_latents_that_they_are_for(name, tmp_path):
+    torch.manual_seed(0)
+    codec, published = KLCodec.fresh(CODEC, scale=0.18215), PUBLISHED[name]
+    pixels = np.zeros((2, published.size, published.size, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1]))
+    write_latents(stream(str(tmp_path / "images.npz")), codec, tmp_path / "latents")
+    source = replace(asked_by_preset(name).source, data=str(tmp_path / "latents"))
+    data = load(source.data, size=source.size, channels=source.channels, flip=source.flip)
+    assert data.shape == published.shape and data.flip == published.flip
+    with torch.device("meta"):
+        made = fresh_pipeline(asked_by_preset(name).network, data, True, seed=0)
+    assert made.codec.scale == published.scale and made.null == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_presets_ask_for_the_published_networks(name):
+    options, published = asked_by_preset(name), PUBLISHED[name]
+    context = (77, 768) if name in TEXT else None
+    rows = published.net.get("num_classes")
+    fits = fitting("uvit", published.shape, num_classes=rows, context=context)
+    assert fits.pop("out_chans") == published.net["in_chans"]
+    asked = literals(options.network.net_config)
+    assert not asked.keys() & fits.keys()  # what the data decides is left to it
+    assert asked | fits == published.net
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_training_by_a_preset_makes_what_published_weights_fit(name):
+    """The pipeline that `halfstep train denoiser` would begin with, on the data that it is for."""
+    options, published = asked_by_preset(name), PUBLISHED[name]
+    labels = torch.tensor([0, 999]) if published.classes else None
+    data = Dataset(torch.zeros(2, *published.shape), labels)
+    with torch.device("meta"):
+        made = fresh_pipeline(options.network, data, options.method.drop_labels > 0, seed=0)
+    mine = {key: value.shape for key, value in made.denoiser.net.state_dict().items()}
+    assert mine == {key: value.shape for key, value in published.blank().state_dict().items()}
+    assert made.denoiser.schedule == published.schedule
+    assert asdict(made.denoiser.time) == asdict(published.time)
+    assert type(made.denoiser.parameterisation).__name__ == "Eps"
+    assert (made.null, made.clip, made.shape) == (published.null, None, published.shape)
+    assert made.classes == tuple(map(str, range(published.classes)))

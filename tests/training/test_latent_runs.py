@@ -1,0 +1,222 @@
+"""Models of latents and of texts through training, distillation, the gate, evaluation and the report."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from halfstep.data.latents.dataset import Contexts, Latents, open_latents, Shards
+from halfstep.data.latents.encoding import Layout, write_latents
+from halfstep.data.latents.image_stream import stream
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.errors import ConfigError
+from halfstep.evaluation import scorer
+from halfstep.evaluation.features.registry import Features
+from halfstep.evaluation.setups import Evaluation
+from halfstep.models import build
+from halfstep.models.autoencoder.kl import KLCodec
+from halfstep.pipeline import Pipeline
+from halfstep.training.checks.data import notes, read_by
+from tests.support.progress import Ledger
+
+CODEC = dict(
+    in_channels=1, out_channels=1, latent_channels=2, block_out_channels=[4, 8], norm_num_groups=2,
+    layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 2,
+    up_block_types=["UpDecoderBlock2D"] * 2,
+)  # fmt: skip
+NET = dict(img_size=4, patch_size=2, in_chans=2, embed_dim=16, depth=2, num_heads=2)
+TOKENS, WIDTH, N = 3, 5, 40
+
+
+def pixels():
+    """Features of images that anyone can follow: the means of four quarters."""
+    return lambda x: torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
+
+
+def latents(*, texts=False, classes=2):
+    """N latents in the order of their classes, in three shards."""
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.randn(2 * N, 4, 4, 4, generator=generator)
+    shards = Shards((moments[:20], moments[20:50], moments[50:]))
+    contexts = None
+    if texts:
+        states = torch.randn(N, TOKENS, WIDTH, generator=generator).half()
+        null = torch.linspace(-1, 1, TOKENS * WIDTH).reshape(TOKENS, WIDTH)
+        contexts = Contexts(Shards((states,)), torch.arange(N + 1), null)
+    labels = torch.arange(N) * classes // N
+    return Latents(shards, 2, 0.5, labels, tuple("abc"[:classes]), contexts)
+
+
+def pipeline(data, *, texts=False):
+    torch.manual_seed(0)
+    net = NET | (dict(clip_dim=WIDTH, num_clip_token=TOKENS) if texts else dict(num_classes=3))
+    denoiser = Denoiser(build("uvit", net), Cosine(), V()).freeze()
+    codec = KLCodec.fresh(CODEC, scale=0.5).eval().requires_grad_(False)
+    about = {"empty": data.null_context} if texts else {"classes": ("a", "b"), "null": 2}
+    return Pipeline(denoiser, (2, 4, 4), codec=codec, steps=2, **about)
+
+
+# -- what is compared ------------------------------------------------------------------------------
+
+
+def test_samples_are_compared_with_images_of_every_class(monkeypatch):
+    data = latents()
+    teacher = pipeline(data)
+    monkeypatch.setattr(scorer, "MOST_DECODED", 10)
+    told = Ledger()
+    images = scorer.real_images(data, teacher, progress=told)
+    rows = torch.arange(0, N, 4)
+    assert data.batch(rows).cond.label.float().mean() == 0.5  # as many of either class
+    assert images.shape == (10, 1, 8, 8)
+    assert torch.allclose(images, teacher.codec.decode(data.batch(rows).x0), atol=1e-6)
+    assert told.notes == ["decoding 10 of 40 latents"] and told.steps == 1
+    monkeypatch.setattr(scorer, "MOST_DECODED", 100)
+    assert len(scorer.real_images(data, teacher)) == N
+    with pytest.raises(ConfigError, match="no codec to show them with: give images as --data"):
+        scorer.real_images(data, replace(teacher, codec=None))
+
+
+def test_models_of_texts_are_judged_on_the_datas_captions():
+    data = latents(texts=True)
+    teacher = pipeline(data, texts=True)
+    captions = scorer.captions_of(data, teacher)
+    assert len({tuple(c.flatten().tolist()) for c in captions(torch.arange(N))}) == N
+    assert torch.equal(captions(torch.tensor([3, N + 3]))[0], captions(torch.tensor([N + 3]))[0])
+    asked, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
+    real = scorer.real_images(data, teacher)
+    judge = scorer.scorer_for(see, real, asked, captions=captions)
+    seen = judge.sample(teacher, "ddim", 2)
+    by_hand = teacher.sample(9, steps=2, context=captions(torch.arange(9)))
+    assert torch.allclose(seen.images, by_hand, atol=1e-5)
+    assert not torch.allclose(seen.images, teacher.sample(9, steps=2), atol=1e-4)
+    judge.batch = 3  # whatever the batches are
+    assert torch.allclose(judge.sample(teacher, "ddim", 2).images, by_hand, atol=1e-5)
+    more = judge.extend(seen.first(5), teacher, "ddim", 2)
+    assert torch.allclose(more.images, by_hand, atol=1e-5)
+    assert scorer.captions_of(data, pipeline(latents())) is None
+    with pytest.raises(ConfigError, match="reads texts and this data has none"):
+        scorer.captions_of(latents(), teacher)
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def test_what_is_not_read_is_left_out():
+    data, plain = latents(texts=True), pipeline(latents())
+    seen = read_by(plain, data)
+    assert seen.contexts is None and torch.equal(seen.labels, data.labels)
+    reader = pipeline(data, texts=True)
+    seen = read_by(reader, data)
+    assert seen.labels is None and seen.names == () and seen.contexts is data.contexts
+
+
+@pytest.mark.parametrize(
+    ("change", "texts", "said"),
+    [
+        (
+            dict(scale=1.0),
+            False,
+            r"carry the scale 1 and the network's 0\.5: encode .* --scale 0\.5",
+        ),
+        (dict(contexts=None), True, "reads texts and the data has none: give latents .* --text"),
+        ("other null", True, "texts were encoded by another encoder"),
+        (dict(names=("a", "b", "c")), False, "the network has 2 classes and the data 3"),
+    ],
+)
+def test_data_of_another_make_is_refused(change, texts, said):
+    data = latents(texts=texts)
+    model = pipeline(data, texts=texts)
+    if change == "other null":
+        change = dict(contexts=replace(data.contexts, null=data.contexts.null.flip(0)))
+    assert read_by(model, data) is not None
+    with pytest.raises(ConfigError, match=said):
+        read_by(model, replace(data, **change))
+
+
+def test_what_may_be_right_is_told():
+    data = latents()
+    model = pipeline(data)
+    assert list(notes(model, data)) == []
+    assert list(notes(model, replace(data, codec=model.codec.digest()))) == []
+    [said] = notes(model, replace(data, codec="0" * 64))
+    assert "made by another codec than the network's" in said
+    [said] = notes(model, replace(data, names=("b", "a")))
+    assert "taken for the network's (a, b, ...), number by number" in said
+
+
+# -- from the command line -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cli(cli, tmp_path, monkeypatch):
+    """Types a command in a folder with images, captions, a codec: what it printed; it must succeed."""
+    monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        place = tmp_path / "photos" / "ab"[k // 6] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(place)
+        place.with_suffix(".txt").write_text(["a cat", "a zebra"][k % 2])
+    torch.manual_seed(0)
+    KLCodec.fresh(CODEC, scale=0.5).save(tmp_path / "codec")
+
+    def run(*words):
+        status, out, err = cli(*words)
+        assert status == 0, err
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("texts", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
+    said = "--texts" if texts else "--labels"
+    encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
+    if texts:
+        pytest.importorskip("transformers")
+        from tests.support.texts import clip
+
+        clip(tmp_path / "clip")
+        encode += ["--text", "clip", "--tokens", "5"]
+    cli(*encode)
+    few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
+    net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
+    cli("train", "denoiser", *few, said, "--drop-labels", "0.3", "--out", "t", *net)
+    look = ("--features", "tests.training.test_latent_runs:pixels")
+    out = cli(
+        "distill", "progressive", "--teacher", "t", "--out", "d", "--start", "4", *few, *look,
+        "--samples", "16", "--until", "1",
+    )  # fmt: skip
+    assert "decoding 12 of 12 latents" in out and "gate" in out
+    student = Pipeline.load(tmp_path / "d" / "stages" / "0001-steps")
+    assert student.codec.scale == 0.5 and student.sample(2).shape == (2, 1, 8, 8)
+    if texts:
+        assert student.empty.shape == (5, 32)
+    quick = ("--samples", "16", "--baselines", "ddim", "--cost-rounds", "1", "--device", "cpu")
+    out = cli("evaluate", "d", *look, *quick)
+    assert "verdict" in out
+    found = json.loads((tmp_path / "d" / "report.json").read_text())
+    assert {row["role"] for row in found["rows"]} == {"teacher", "baseline", "student"}
+    assert found["measure"]["real"] == 12
+    cli("report", "d")
+    assert "</html>" in (tmp_path / "d" / "report.html").read_text()
+
+
+def test_a_teacher_of_latents_is_judged_by_images_too(cli, tmp_path):
+    write_latents(
+        stream("photos"), KLCodec.fresh(CODEC, scale=0.5), tmp_path / "m", layout=Layout(shard=5)
+    )
+    assert len(open_latents("m")) == 12
+    cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
+    few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
+    net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
+    cli("train", "denoiser", *few, "--out", "t", *net)
+    look = ("--features", "tests.training.test_latent_runs:pixels", "--data", "photos")
+    quick = ("--samples", "16", "--baselines", "ddim", "--cost-rounds", "0", "--device", "cpu")
+    cli("evaluate", "t", *look, *quick)
+    assert (tmp_path / "t" / "report.html").exists()
