@@ -1,4 +1,4 @@
-"""Imports go down: a module imports from its own folder or from a floor strictly below."""
+"""Imports go down: a module imports from its own folder or from a floor strictly below; no circles."""
 
 import ast
 from pathlib import Path
@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
+GROUND = [
+    ["version", "errors", "progress", "identity", "code_identity", "rng", "quiet"],
+    ["config", "capacity", "files", "pixels"],
+    ["schema", "batch"],
+    ["storage", "config.toml"],
+]
 FLOORS = [
-    ["schedules", "files", "pixels", "quiet", "identity", "code_identity", "schema", "progress"],
-    ["prediction", "weighting", "timegrids", "batch", "noise", "storage", "codec", "losses"],
-    ["denoiser"],
-    ["samplers", "nets", "data"],
-    ["methods", "testing", "pipeline"],
+    ["diffusion"],
+    ["models"],
+    ["data"],
+    ["methods", "pipeline"],
     ["training"],
     ["evaluation"],
     ["hub", "report"],
@@ -19,14 +24,26 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-# Whatever refuses needs `errors`, whatever has options `config`, schedules too: they lie below the floors.
 FLOOR = {
-    "version": -3,
-    "errors": -2,
-    "config": -1,
-    "capacity": -1,
-    "config.toml": 1,
-} | {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    name: floor
+    for floor, names in enumerate(GROUND + FLOORS, start=1 - len(GROUND))
+    for name in names
+}
+# A folder in a folder imports from its parent's files, and of the others beside it from these alone.
+BESIDE = {
+    "cli/commands": {"console"},
+    "data/latents": {"sources"},
+    "evaluation/features": set(),
+    "evaluation/metrics": set(),
+    "methods/classifiers": {"losses"},
+    "methods/diffusion": {"losses"},
+    "models/autoencoder": set(),
+    "models/classifiers": {"compression"},
+    "models/compression": set(),
+    "models/uvit": set(),
+    "report/plots": {"images", "words"},
+    "training/classifiers": {"checks"},
+}
 PACKAGE = Path(__file__).parents[1] / "halfstep"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BANNED = {"utils", "helpers", "common", "misc", "manager"}
@@ -85,21 +102,67 @@ def test_imports_go_down(path):
     assert not list(climbs(home, path.read_text()))
 
 
+def module_of(path):
+    """halfstep.data of halfstep/data/__init__.py."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_folders_in_a_folder_see_what_is_listed(path):
+    parent, *inner = path.relative_to(PACKAGE).parent.parts or ("",)
+    siblings = {d.name for d in (PACKAGE / parent).iterdir() if d.is_dir()} if inner else set()
+    allowed = {inner[0], *BESIDE.get(f"{parent}/{inner[0]}", set())} if inner else set()
+    for line, name in imported(path.read_text()):
+        top, *rest = name.removeprefix("halfstep.").split(".")
+        if inner and top == parent and rest and rest[0] in siblings:
+            assert rest[0] in allowed, f"line {line}: {name}"
+
+
+def test_no_circles():
+    """Neither between files, wherever in a file an import stands."""
+    files = {
+        module_of(path): path for path in FILES if path.parent != PACKAGE or path.stem != "__init__"
+    }
+    graph = {}
+    for module, path in files.items():
+        graph[module] = {name for name in _modules(path.read_text(), files) if name != module}
+    while leaves := [module for module, others in graph.items() if not others & graph.keys()]:
+        for module in leaves:
+            del graph[module]
+    assert not graph
+
+
+def _modules(source, files):
+    """The modules that a source imports, a module named as a part of its folder too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in files else node.module
+
+
+def test_only_the_command_line_prints():
+    for path in FILES:
+        tops = {name.split(".")[0] for _, name in imported(path.read_text())}
+        assert home_of(path) == "cli" or not tops & {"rich", "tyro"}, path
+
+
 def test_there_is_something_to_read():
     homes = {home_of(path) for path in FILES}
-    assert {"schedules", "denoiser", "samplers", "methods", "testing"} <= homes
+    assert {"diffusion", "models", "methods", "training", "cli"} <= homes
 
 
 @pytest.mark.parametrize(
     "home, source, sees",
     [
-        ("schedules", "from halfstep.diffusion.prediction import V", "floor 1"),
-        ("denoiser", "import halfstep.diffusion.samplers.sample", "floor 3"),
+        ("schema", "from halfstep.diffusion.prediction import V", "floor 1"),
+        ("diffusion", "import halfstep.models.mlp", "floor 2"),
         ("training", "from halfstep.evaluation import features", "evaluation"),
         ("training", "def f():\n    from halfstep import cli", "floor 9"),
-        ("nets", "from halfstep.data import digits", "data"),
-        ("noise", "from .batch import Cond", "relative"),
-        ("noise", "from . import batch", "relative"),
+        ("models", "from halfstep.data import digits", "data"),
+        ("rng", "from .batch import Cond", "relative"),
+        ("rng", "from . import batch", "relative"),
         ("cli", "from halfstep.nonsense import x", "has no floor"),
         ("cli", "import halfstep", "whole package"),
     ],
@@ -130,7 +193,7 @@ def test_accelerate_is_imported_in_one_file():
         for path in FILES
         if any(name.split(".")[0] == "accelerate" for _, name in imported(path.read_text()))
     }
-    assert users <= {"training/parallel.py"}
+    assert users <= {"training/distributed.py"}
 
 
 def test_no_file_for_whatever_has_no_name():

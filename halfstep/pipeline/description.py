@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TYPE_CHECKING, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from torch import nn
 
@@ -14,13 +14,12 @@ from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.diffusion.schedules import Schedule, SCHEDULES
+from halfstep.diffusion.time_grids import Times
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
+from halfstep.models.codec import Codec
 from halfstep.models.compression.int8 import quantised_again
 from halfstep.schema import held, known, Wrong
-
-if TYPE_CHECKING:
-    from halfstep.pipeline.pipeline import Pipeline
 
 FORMAT = 1
 
@@ -85,7 +84,34 @@ USUAL: dict[str, Any] = {
 """What is not said of a pipeline where it is so."""
 
 
-def described(pipeline: "Pipeline") -> dict[str, Any]:
+class Describable(Protocol):
+    """The fields of a pipeline that its description holds."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def times(self) -> tuple[Times, ...]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def null(self) -> int | None: ...
+    @property
+    def clip(self) -> float | None: ...
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def codec(self) -> Codec | None: ...
+    @property
+    def guidance(self) -> tuple[float, float] | None: ...
+    @property
+    def made_for(self) -> str: ...
+
+
+def described(pipeline: Describable) -> dict[str, Any]:
     """Network, schedule, parameterisation and time of its denoiser, and how it is sampled."""
     denoiser, codec = pipeline.denoiser, pipeline.codec
     name, config = recipe(denoiser.net)

@@ -7,7 +7,8 @@ from halfstep.diffusion.samplers.diffusers_schedulers import fitting, scheduled
 from halfstep.diffusion.samplers.editing import inpainting, noised
 from halfstep.diffusion.samplers.invert import encode
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS, SamplerPreset
-from halfstep.diffusion.samplers.sample import calls, noise_of, PREFIX, sample, start
+from halfstep.diffusion.samplers.registry import calls, PREFIX, STEPS
+from halfstep.diffusion.samplers.sample import noise_of, sample, start
 from halfstep.diffusion.samplers.sde import euler_maruyama, Fresh
 from halfstep.diffusion.samplers.singlestep import dpm_fast, dpmpp_3s
 from halfstep.diffusion.samplers.solvers import (
@@ -18,7 +19,6 @@ from halfstep.diffusion.samplers.solvers import (
     ModelFn,
     ModelOutput,
     Step,
-    STEPS,
     TimePoint,
 )
 from halfstep.diffusion.samplers.stochastic import stochastic

@@ -14,9 +14,6 @@ from halfstep.diffusion.time_grids import checked, on_schedule, Times
 from halfstep.errors import ConfigError
 from halfstep.progress import Progress, SILENT
 
-PREFIX = "diffusers:"
-"""Of the samplers that are diffusers' schedulers; the name of the class follows."""
-
 
 def _time(t: float) -> Tensor:
     return torch.tensor(validate("t", t, Share), dtype=torch.float64)
@@ -36,17 +33,6 @@ def noise_of(schedule: Schedule, x: Tensor, t: float) -> Tensor:
     if schedule.variance_preserving:
         return x
     return x / schedule.at(_time(t)).sigma
-
-
-def calls(step: str, steps: int) -> int:
-    """How many network calls the named sampler makes in so many steps."""
-    if step.startswith(PREFIX):
-        from halfstep.diffusion.samplers.diffusers_schedulers import (
-            network_calls,  # which imports from here
-        )
-
-        return network_calls(step.removeprefix(PREFIX), steps)
-    return 2 * steps - 1 if step == "heun" else steps
 
 
 @torch.no_grad()

@@ -99,7 +99,3 @@ def ancestral(fresh: Callable[[Tensor, int], Tensor], *, variance: float = 0.0) 
         return mean + (1 - r).sqrt() * spread * noise
 
     return step
-
-
-STEPS: dict[str, Step] = {"ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
-"""The deterministic steps by name; `ancestral` needs noise and is made."""

@@ -1,4 +1,4 @@
-"""Terms of an objective: a loss of `halfstep.methods.losses`, its options, its name in the log and its weight."""
+"""Terms of an objective: a loss, its options, its name in the log and its weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -10,7 +10,7 @@ from torch import nn
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.evaluation.comparable import Measured
-from halfstep.evaluation.features import cache
+from halfstep.evaluation.features import cache as feature_cache
 from halfstep.evaluation.features.cache import cache_folder, data_features, fingerprint
 from halfstep.evaluation.features.registry import digits_features, Features
 from halfstep.evaluation.metrics.bootstrap import Interval
@@ -95,7 +95,7 @@ def test_whatever_changes_is_computed_anew(change, data, tmp_path, monkeypatch):
     elif change == "preprocessing":
         features = replace(features, preprocessing="otherwise")
     else:
-        monkeypatch.setattr(cache, "__version__", "0.0.0")
+        monkeypatch.setattr(feature_cache, "__version__", "0.0.0")
     net.seen = 0
     found = data_features(features, other, cache=tmp_path)
     assert net.seen == len(other)
@@ -163,7 +163,7 @@ def test_float64_is_kept_where_it_says_more(data, tmp_path):
 def test_many_parts_are_one_set(monkeypatch, data, tmp_path):
     net = Tallied()
     whole = data_features(through(net), data, cache=None)
-    monkeypatch.setattr(cache, "CHUNK", 10)
+    monkeypatch.setattr(feature_cache, "CHUNK", 10)
     torch.testing.assert_close(data_features(through(net), data, cache=tmp_path), whole)
 
 
