@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "stochastic": "the same for the sampler that noises back (Meng et al. 2023)",
             "encoder": "the same towards noise, to encode images (Meng et al. 2023)",
             "shrink": "a smaller network: fewer blocks, or narrower ones",
-            "plan": "all of it in one run: shrink, guide if asked, halve",
+            "plan": "all of it in one run: shrink, guide, halve",
             "reparameterise": "turn an eps teacher into a v teacher, which can be halved",
             "knowledge": "a small classifier that answers as a large one (Hinton et al. 2015)",
         },

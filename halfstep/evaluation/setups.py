@@ -43,15 +43,15 @@ class Evaluation(Validated):
     full_sampler: str = "ddim"
     """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
     counts: tuple[int, ...] = ()
-    """Steps of the students to judge; all there are by default."""
+    """Steps of the students to evaluate; all by default."""
     baselines: tuple[str, ...] = ("ddim", "heun", "dpmpp-2m")
     """Samplers of the undistilled teacher, at not more calls: ddim, heun, dpmpp-2m, ancestral, dpmpp-3s,
     dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
     metrics: tuple[str, ...] = METRICS
     """Distances of each row: frechet is always there, inception where the features know classes."""
     guidance: tuple[NotNegative, ...] = ()
-    """Guidance scales: of a student that takes its scale as an input those that it is held against the
-    guided teacher at (1, 1.3, 2 and 3 by default), all else at the lowest; of others the one of all."""
+    """Guidance scales to evaluate. A student that takes the scale as an input is compared with the guided
+    teacher at each (default 1, 1.3, 2, 3). Every other metric uses the lowest."""
     shown: Annotated[Count, Le(1_000)] = 12
     """Seeds in the grid of samples."""
     split_samples: Annotated[int, Ge(0), Le(MOST)] = 500

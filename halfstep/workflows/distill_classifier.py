@@ -59,7 +59,7 @@ class RecipeOptions(Validated):
     updates: Updates = 5_000
     """Optimiser updates."""
     cache: Path | None = None
-    """A folder that keeps the teacher's answers, so that it is asked once a sample and view."""
+    """A folder that keeps the teacher's logits, so that they are computed once for each sample and view."""
     unlabelled: bool = False
     """Of --labels-per-class: keep the other images, without their labels."""
 

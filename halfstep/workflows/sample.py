@@ -38,7 +38,7 @@ class SampleConfig(Validated):
     """Sampler steps; a student's own by default, a published model's as published, else 64."""
     sampler: str | None = None
     """ddim, heun, dpmpp-2m, ancestral, stochastic, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME
-    for one of diffusers' schedulers; by default a student's or a published model's own, else ddim."""
+    for a scheduler of diffusers. By default that of the student or published model, else ddim."""
     variance: Share = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
     classes: str = ""

@@ -12,7 +12,7 @@ from halfstep.cli.names import OTHER_NAMES, refuse_unknown
 from halfstep.cli.parse import parse
 from halfstep.config.fields import all_options, options_of
 from halfstep.errors import ConfigError
-from tests.support.help_pages import EXAMPLES, KINDS, MATTER, page
+from tests.support.help_pages import documented, EXAMPLES, KINDS, MATTER, page
 
 COMMANDS = sorted(KINDS)
 HEAVY = "{'torch', 'numpy', 'pydantic', 'rich', 'diffusers', 'matplotlib'}"
@@ -47,6 +47,20 @@ def test_a_page_names_every_option_once(command):
     few = MATTER.get(command, "").split()
     assert {name.replace("-", "_") for name in few} <= options_of(KINDS[command]).keys()
     assert len(few) == 5 or len(options_of(KINDS[command])) < 30
+
+
+OLD_WORDS = re.compile(
+    r"\b(?:whoever|whatever|of which|there is none|asked|judged?s?|walks?|one's own|fitting)\b"
+    r"|--(?:rate|batch|micro-batch|clip|known)\b(?!-)"
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_sentences_are_short_and_in_the_field_s_words(command):
+    assert not OLD_WORDS.findall(shown(command))
+    for option in all_options(KINDS[command]):
+        for sentence in re.split(r"(?<=[.!?]) +", documented(option)):
+            assert len(sentence.split()) <= 25, sentence
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -97,7 +97,7 @@ EXAMPLES = {
         "halfstep train denoiser --data images/ --size 32 --updates 100000 --out runs/cats",
     ],
     "train classifier": [
-        "halfstep train classifier --data cifar10:data --net cnn --validate 0.1 --out runs/judge"
+        "halfstep train classifier --data cifar10:data --net cnn --validate 0.1 --out runs/features"
     ],
     "train codec": ["halfstep train codec --data images/ --size 64 --out runs/codec"],
     "latents": ["halfstep latents --data images/ --codec runs/codec --out latents/"],
@@ -201,7 +201,7 @@ def _described(option):
     if not option.positional:
         flag = " ".join([option.flag, _metavar(option)]).strip()
         flag = f"{option.flag}, --no-{option.flag[2:]}" if option.default is True else flag
-    text = _wrapped(f"{_doc(option)} {_note(option)}".strip(), WIDTH - COLUMN)
+    text = _wrapped(f"{documented(option)} {_note(option)}".strip(), WIDTH - COLUMN)
     if len(flag) > COLUMN - 4:
         yield f"  {flag}"
     else:
@@ -239,7 +239,7 @@ def _note(option):
     return f"(default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 
 
-def _doc(option):
+def documented(option):
     return " ".join(_docs(option.owner)[option.name].split())
 
 

@@ -39,7 +39,7 @@ class Evaluate:
     verify: bool = False
     """Of latents: compare the checksums of all files first, not of those alone that were written since."""
     held_out: str | None = None
-    """Data that nobody was trained on: judges memorisation."""
+    """Data that no network was trained on, to measure memorisation."""
     device: str = "auto"
     """auto, or one by name."""
     evaluation: Annotated[Evaluation, Flat] = field(default_factory=Evaluation)

@@ -25,15 +25,14 @@ class GateOptions(Validated):
     """When to stop halving."""
 
     tolerance: NotNegative | None = None
-    """Stop where a student's ratio is surely above this: its Fréchet distance from the data over its
-    teacher's at full steps, or with --guidance its distance from the guided teacher's samples over that of
-    the teacher's samples of other noise, at the worst scale. 1.10 by default, 2 with --guidance or a smaller
-    network; 0 is no gate."""
+    """Stop where a student's ratio is surely above this. It is the student's Fréchet distance from the data
+    over the teacher's at full steps. With --guidance both are distances from the guided teacher's samples,
+    at the worst scale. 1.10 by default, 2 with --guidance or a smaller network; 0 is no gate."""
     until: Count | None = None
     """Never stop before a student of so many steps: 1 goes all the way and only reports."""
     full: Annotated[Steps, Ge(0)] = 0
-    """Full steps of the teacher; 0 is twice --start, and 64 with --start auto, which begins at the fewest
-    steps that are as good; with --guidance it is --start, and 64 at least."""
+    """Full steps of the teacher; 0 is twice --start. With --guidance 0 is --start, and 64 at least. With
+    --start auto, which begins at the fewest steps that are as good, 0 is 64."""
     scales: tuple[NotNegative, ...] = ()
     """Guidance scales that students are compared at; the ends of --guidance by default, the upper one 3 at
     most."""

@@ -25,7 +25,7 @@ from halfstep.progress import Progress, SILENT
 
 @dataclass(frozen=True, kw_only=True)
 class Chain(Validated, Method):
-    """Shrink, guide, halve: a smaller network, one call for any guidance scale if asked, fewer steps."""
+    """Shrink, guide, halve: a smaller network, optionally one call for any guidance scale, fewer steps."""
 
     shrink: Shrink
     """The smaller network."""

@@ -22,10 +22,10 @@ class HalvingOptions:
     grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
-    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    """A grid given as start + 1 times, noise first; overrides `grid`."""
     target_clip: NotNegative = 0.0
-    """Halvings teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip]
-    at every step: 1 where its pipeline clips; 0 leaves targets as they are (the paper)."""
+    """Clip the teacher's images to [-target_clip, target_clip] at every step of a target of the halvings.
+    Write 1 where its pipeline clips. 0 does not clip (the paper)."""
 
     def halvings(self, weighting: str) -> Progressive | None:
         """The halvings with this weighting; None where there are no steps to halve."""

@@ -50,11 +50,10 @@ class Progressive(Validated, Method):
     grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
     """Where the teacher's steps lie; a student's lie on every other one of them."""
     times: Times = ()
-    """A grid of one's own, noise first, start + 1 times; overrides `grid`."""
+    """A grid given as start + 1 times, noise first; overrides `grid`."""
     target_clip: NotNegative = 0.0
-    """Teach what the teacher's sampler makes when it clips images to [-target_clip, target_clip] at every
-    step, as guided pixels need, to a student that is clipped as well; 0 leaves targets as they are (the
-    paper)."""
+    """Clip the teacher's images to [-target_clip, target_clip] at every step of a target. Guided pixels
+    need it, for a student that is clipped as well. 0 does not clip (the paper)."""
     made_for: ClassVar[str] = "ddim"
 
     def __post_init__(self) -> None:

@@ -80,8 +80,8 @@ class Shrink(Validated, Method):
     """Weight of the error to the data; 0.1 by default, and 0 for a guided teacher, whose images are not
     the data's."""
     feature_weight: NotNegative | None = None
-    """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's; 0.1 by
-    default, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
+    """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's. The default
+    is 0.1, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
     map that is trained with it."""
     mask: NotNegative = 0.0
     """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
