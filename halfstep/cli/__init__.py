@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -160,20 +159,6 @@ def _dispatch(args: list[str]) -> int:
     return _run(command, rest)
 
 
-FUNCTIONS = {
-    "train denoiser": "commands.train_denoiser:main",
-    "train classifier": "commands.train_classifier:main",
-    "train codec": "commands.train_codec:main",
-    "distill knowledge": "commands.distill_classifier:main",
-    "latents": "commands.latents:main",
-    "sample": "commands.sample:main",
-    "encode": "commands.encode:main",
-    "compress": "commands.compress:main",
-    "export": "commands.export:main",
-}
-"""Where a command is, in halfstep.cli; any other is VERB:VERB."""
-
-
 def _is_method(name: str) -> bool:
     """Whether a method of this name is registered, which a page of help need not list."""
     _quiet_threads(at_most=None)  # before torch is imported
@@ -185,12 +170,15 @@ def _is_method(name: str) -> bool:
 def _run(command: str, rest: list[str]) -> int:
     """Import the command's module, and with it torch, only now."""
     verb, _, kind = command.partition(" ")
-    module, _, function = FUNCTIONS.get(command, f"{verb}:{verb}").partition(":")
-    run = getattr(import_module(f"halfstep.cli.{module}"), function)
-    if verb == "distill" and command not in FUNCTIONS:
-        run = partial(run, kind)
-    status: int = run(rest)
+    is_method = verb == "distill" and kind != "knowledge"
+    name = verb if is_method else MODULES.get(command, command.replace(" ", "_"))
+    main = import_module(f"halfstep.cli.commands.{name}").main
+    status: int = main(kind, rest) if is_method else main(rest)
     return status
+
+
+MODULES = {"distill knowledge": "distill_classifier"}
+"""The modules of halfstep.cli.commands that are not called as their command."""
 
 
 def _quiet_threads(at_most: int | None) -> None:

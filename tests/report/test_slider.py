@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from halfstep import storage
-from halfstep.cli.commands.report import report
+from halfstep.cli.commands.report import main as report
 from halfstep.errors import ConfigError, DataError
 from halfstep.report import page, slider
 from halfstep.report.guided_table import guided_pictures as shown, guided_view

@@ -85,7 +85,7 @@ class Demo:
         return default if self.n is None else self.n
 
 
-def demo(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run it; print the table and where the pictures are."""
     console = terminal()
     options = parse(Demo, argv, prog="halfstep demo")

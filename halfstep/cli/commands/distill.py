@@ -59,7 +59,7 @@ class DistillGated(Distill[M]):
     gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
 
 
-def distill(name: str, argv: Sequence[str]) -> int:
+def main(name: str, argv: Sequence[str]) -> int:
     """Distil with the named method; say where the students are."""
     console, kind, args = terminal(), METHODS[name], list(argv)
     prog = f"halfstep distill {name}"

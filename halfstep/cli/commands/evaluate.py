@@ -45,7 +45,7 @@ class Evaluate:
     evaluation: Annotated[Evaluation, Flat] = field(default_factory=Evaluation)
 
 
-def evaluate(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure and write report.json, report.npz and report.html; or compare what was measured."""
     console = terminal()
     options = parse(Evaluate, argv, prog="halfstep evaluate")

@@ -21,12 +21,12 @@ class Report:
     """The run's folder."""
 
 
-def report(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Write the page; say where."""
     console = terminal()
     options = parse(Report, argv, prog="halfstep report")
     if not (options.run / REPORT).exists():
-        from halfstep.cli.commands.evaluate import evaluate
+        from halfstep.cli.commands.evaluate import main as evaluate
 
         return evaluate([str(options.run)])
     report = read_report(options.run)
