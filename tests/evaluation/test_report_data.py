@@ -76,6 +76,8 @@ def changed(found, at, value):
         (samples, ("rows", -3, "cost", "seconds_per_sample"), {"x": 1.0}, "seconds_per_sample"),
         (samples, ("rows", -2, "compressed"), GONE, "is damaged"),
         (samples, ("rows", -1, "network"), GONE, "is damaged"),
+        (samples, ("rows", -2, "compressed"), None, "lacks"),
+        (samples, ("rows", -1, "network"), None, "lacks"),
         (samples, ("run", "gate", "tried", 0, "ratio"), {}, "ratio"),
         (samples, ("run", "cost", "teacher"), {"seconds": 1.0}, "cost.teacher"),
         (samples, ("provenance", "command"), GONE, "command"),
