@@ -19,7 +19,7 @@ from halfstep import BetaTable, Cosine, Denoiser, Denoising, Pipeline, Progressi
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.evaluation import digits_features, SampleScorer
-from halfstep.models import fitting
+from halfstep.models import infer_config
 
 OUTPUTS, WEIGHTS = ("x0-and-eps", "x0", "eps", "v"), ("snr", "truncated-snr", "snr+1", "constant")
 # Stable Diffusion's table of betas ends at alpha^2 = 0.0047; one cosine is cut off where it does.
@@ -100,7 +100,7 @@ def scores(row, data, judge, options):
 def blank(schedule, output, data):
     """An untrained class-conditional U-ViT of 0.27 million parameters, always with the same weights."""
     torch.manual_seed(0)
-    sides = fitting("uvit", data.shape, outputs=output.outputs, num_classes=data.classes)
+    sides = infer_config("uvit", data.shape, outputs=output.outputs, num_classes=data.classes)
     size = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
     denoiser = Denoiser(halfstep.build("uvit", {**size, **sides}), schedule, output)
     return Pipeline(denoiser, data.shape, classes=data.names, clip=1.0)

@@ -22,7 +22,7 @@ from halfstep import Cosine, Denoiser, Denoising, Pipeline, Progressive, Trainin
 from halfstep.evaluation import cache_folder, data_features, SampleScorer
 from halfstep.evaluation.features.registry import features
 from halfstep.evaluation.metrics.cost import multiply_adds
-from halfstep.models import fitting
+from halfstep.models import infer_config
 from halfstep.report.images.png import DDIM, STUDENT, TEACHER
 
 FULL = "U-ViT"
@@ -147,7 +147,7 @@ def unet(top, below, levels):
 def blank(net, config, seed, data):
     """An untrained class-conditional network that predicts v."""
     torch.manual_seed(seed)
-    sides = fitting(net, data.shape, outputs=V.outputs, num_classes=data.classes)
+    sides = infer_config(net, data.shape, outputs=V.outputs, num_classes=data.classes)
     denoiser = Denoiser(halfstep.build(net, {**config, **sides}), Cosine(), V())
     return Pipeline(denoiser, data.shape, classes=data.names, clip=1.0)
 

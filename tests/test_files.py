@@ -429,13 +429,10 @@ WRITES = {
 }  # fmt: skip
 ALLOWED = {
     ("training/run_folder.py", "rmdir"),
-    (
-        "training/run_folder.py",
-        "mkdir",
-    ),  # the run's own folder, which says "choose another --out", and a stage
-    ("data/resumed.py", "mkdir"),  # so does that of latents
+    ("training/run_folder.py", "mkdir"),  # it says "choose another --out" of the run's own folder
+    ("data/latents/resume.py", "mkdir"),  # so does that of latents
     ("training/checkpoint.py", "unlink"),
-    ("nets/autoencoder.py", "unlink"),
+    ("models/autoencoder/kl.py", "unlink"),
 }
 
 
@@ -458,7 +455,12 @@ def _past(call, owner, node):
         return owner != "part" and any("b" not in mode or set(mode) & set("wax+") for mode in modes)
     if call in ("savefig", "save", "savez", "savez_compressed"):
         at = {"np": 0, "figure": 0, "image": 0, "torch": 1, "torch.export": 1}.get(owner)
-        return at is not None and ast.unparse(node.args[at]) not in ("part", "file", "held")
+        return at is not None and ast.unparse(node.args[at]) not in (
+            "part",
+            "file",
+            "held",
+            "buffer",
+        )
     return call in WRITES
 
 

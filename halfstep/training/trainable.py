@@ -98,7 +98,7 @@ def _refuse_lone_row(
     if not said:
         return
     if rows == 1:
-        where, instead = "each process's share of it", f"batch={2 * processes.world}"
+        where, instead = "each process's share of it", f"batch_size={2 * processes.world}"
     else:
         fits = next(
             m for m in (*range(micro, 1, -1), *range(micro, rows + 1)) if m > 1 and rows % m != 1

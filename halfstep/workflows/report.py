@@ -23,7 +23,6 @@ from halfstep.evaluation.report_rows import measure, TeacherRows
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Candidates, Evaluation
 from halfstep.progress import Progress, SILENT
-from halfstep.report import page, slider
 from halfstep.report.words.guided_verdict import guided_verdict
 from halfstep.report.words.verdict import verdict
 from halfstep.schema import build
@@ -39,6 +38,8 @@ def write_report(report: AnyReport | Path | str, out: Path | str | None = None) 
 
     `ConfigError` for a run that was not evaluated, `CheckpointError` for damaged files.
     """
+    from halfstep.report import page, slider  # which import matplotlib and jinja2
+
     if isinstance(report, Path | str):
         out = Path(report) if out is None else out
         report = read_report(Path(report))

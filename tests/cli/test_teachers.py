@@ -126,8 +126,8 @@ def test_a_run_from_published_weights_is_resumed_and_judged_against_them(cli):
     words += ["--full-sampler", "dpmpp-3s"]
     status, out, err = cli("evaluate", "s", *BRIEF, *words)
     assert status == 0, err
-    assert "left out  no baseline euler-maruyama: the reverse-time SDE needs a schedule" in out
-    assert "left out  no baseline dpm-fast: dpm_fast cannot go" in out
+    assert "no baseline euler-maruyama: the reverse-time SDE needs a schedule" in out
+    assert "no baseline dpm-fast: dpm_fast cannot go" in out
     rows = read_back(Path("s"))[0]["rows"]
     assert [row["name"] for row in rows] == [
         "teacher, dpmpp-3s, 4 steps", "teacher, dpmpp-3s, 2 steps", "student, 2 steps",

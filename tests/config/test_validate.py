@@ -37,7 +37,8 @@ from halfstep.models.classifiers.preprocessing import Preprocessing
 
 METHODS = [getattr(methods, name) for name in methods.__all__]
 METHODS = [one for one in METHODS if isinstance(one, type) and hasattr(one, "__post_init__")]
-METHODS.remove(methods.Chain)  # which has methods alone
+for one in (methods.Chain, methods.StagePlan):  # which have methods alone, and no defaults
+    METHODS.remove(one)
 METHODS += [Autoencoding, ChainOptions, Classification, GuidedOptions, TrainingConfig]
 NEEDED = {Linear: ("start", "stop"), Augmentation: ("steps",), Shrink: (), ChainOptions: ()}
 TERMS = [*vars(terms).values(), FeatureMatch]

@@ -318,11 +318,9 @@ def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
     from halfstep.cli.commands import evaluate
 
     shutil.copytree(moons, "t")
-    asked, whole = [], evaluate.evaluate
+    asked, whole = [], evaluate.main
     brief = [str(word) for word in (*BRIEF, "--full", 2)]
-    monkeypatch.setattr(
-        evaluate, "evaluate", lambda argv: asked.append(argv) or whole([*argv, *brief])
-    )
+    monkeypatch.setattr(evaluate, "main", lambda argv: asked.append(argv) or whole([*argv, *brief]))
     status, out, err = cli("report", "t")
     assert status == 0 and asked == [["t"]], err
     assert "No student was measured" in out and Path("t/report.html").exists()

@@ -80,6 +80,8 @@ SIZES = [
     *(("unet-condition", "attention_head_dim", value) for value in (0, -8)),
 ]  # fmt: skip
 
+FLOATS = ("learning-rate", "max-grad-norm", "weight-decay", "ema")
+
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_networks_themselves_can_be_built(name):
@@ -272,7 +274,7 @@ TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch-size 8 --
         *((f"--sampling-clip {value}", "sampling_clip") for value in (-1, "nan", "inf", "1e400")),
         *((f"--time-scale {value}", "scale") for value in (0, "nan", "1e308")),
         *((f"--time-offset {value}", "time_offset") for value in ("nan", "-inf")),
-        *((f"--{name} nan", name.replace("-", "_")) for name in ("rate", "clip", "weight-decay", "ema")),
+        *((f"--{name} nan", name.replace("-", "_")) for name in FLOATS),
         *((f"--net-config {pair}", pair.split()[0]) for pair in ("width 0", "depth -1", "width NaN")),
         *((f"--schedule-config {pair}", "logsnr") for pair in ("logsnr_min 30", "logsnr_max NaN")),
         ("--net-config width " + "9" * 5000, "width"),

@@ -18,7 +18,7 @@ from halfstep.data.latents.image_stream import stream
 from halfstep.diffusion.denoiser import Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.hub.uvit import load_published, PUBLISHED
-from halfstep.models import fitting, UViT
+from halfstep.models import infer_config, UViT
 from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
@@ -579,7 +579,7 @@ def test_the_presets_ask_for_the_published_networks(name):
     options, published = asked_by_preset(name), PUBLISHED[name]
     context = (77, 768) if name in TEXT else None
     rows = published.net.get("num_classes")
-    fits = fitting("uvit", published.shape, num_classes=rows, context=context)
+    fits = infer_config("uvit", published.shape, num_classes=rows, context=context)
     assert fits.pop("out_chans") == published.net["in_chans"]
     asked = literals(options.network.net_config)
     assert not asked.keys() & fits.keys()  # what the data decides is left to it

@@ -8,7 +8,7 @@ from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import Eps, V, X0, X0AndEps
 from halfstep.diffusion.schedules import BetaTable, Cosine
 from halfstep.errors import ConfigError
-from halfstep.models import build, fitting, recipe
+from halfstep.models import build, infer_config, recipe
 from halfstep.models.with_guidance import with_guidance
 from tests.support.networks import TINY
 
@@ -191,7 +191,7 @@ def test_learned_variances_are_never_read(name, reads):
 
 @kinds
 def test_x0_and_eps_are_read_where_the_config_says_so(name):
-    config = TINY[name] | fitting(name, (3, 8, 8), outputs=2)
+    config = TINY[name] | infer_config(name, (3, 8, 8), outputs=2)
     net = build(*recipe(build(name, config)))
     x, t = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 0.5)
     assert Denoiser(net, Cosine(), X0AndEps())(x, t, told(name)).x0.shape == x.shape

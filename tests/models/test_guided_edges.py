@@ -89,7 +89,7 @@ def test_what_samples_are_made_of_is_finite():
         ({"guidance": ("1", "2")}, "a list of 2, a number each, got"),
         ({"halving_updates": 100}, "halving_updates is a list, a whole number each, got 100"),
         ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 10000"),
-        ({"student": {"guidance": "0"}}, "takes its scale by 'features'"),
+        ({"student": {"guidance": "0"}}, "takes its scale by"),
         ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is of the halvings"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_stochastic_student_is_sampled_in_one_step_and_has_no_paired_error(cli
     status, _, err = cli("evaluate", "st", *quick, "ddim", "--metrics", "frechet")
     assert status == 0, err
     rows = json.loads((tmp_path / "st" / "report.json").read_text())["rows"]
-    assert {row["who"]: row["fidelity"] is None for row in rows if row["steps"] == 2} == {
+    assert {row["role"]: row["fidelity"] is None for row in rows if row["steps"] == 2} == {
         "student": True, "baseline": False
     }  # fmt: skip
 

@@ -480,8 +480,8 @@ def test_whole_numbers_of_numpy_are_whole_numbers_and_floats_are_not():
         ({"noise": np.zeros((2, 5))}, "tensor"),
         ({"noise": [[0.0] * 5] * 2}, "tensor"),
         ({"noise": torch.zeros(2, 5, dtype=torch.int64)}, "floats"),
-        ({"images": torch.zeros(2, 5), "known": np.ones((2, 5), bool)}, "tensor"),
-        ({"images": torch.zeros(2, 5), "known": [True]}, "tensor"),
+        ({"images": torch.zeros(2, 5), "mask": np.ones((2, 5), bool)}, "tensor"),
+        ({"images": torch.zeros(2, 5), "mask": [True]}, "tensor"),
         ({"images": torch.zeros(2, 5).numpy()}, "tensor"),
     ],
 )

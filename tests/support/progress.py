@@ -16,8 +16,8 @@ class Ledger:
 
     def expect(self, steps):
         assert steps >= 0
+        self.grown = self.grown or bool(steps and 0 < self.done < self.total)
         self.total += steps
-        self.grown = self.grown or bool(steps and self.each)
         self.shown.expect(steps)
 
     def advance(self, steps=1):
@@ -35,6 +35,6 @@ class Ledger:
 
     @property
     def steps(self):
-        """All steps, every one of which was expected before the first, and done."""
+        """All steps: those of a phase were expected before its first, and done."""
         assert self.total == self.done and not self.grown, vars(self)
         return self.done

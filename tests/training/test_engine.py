@@ -737,7 +737,7 @@ class TestJobs:
     "line", ["{", "[]", "nan", '{"stage": 1}', '{"stage": "a", "updates": "x"}']
 )
 def test_a_damaged_line_of_the_metrics_is_named_with_what_to_do(line, tmp_path):
-    whole = '{"stage": "a", "update": 1, "loss": 0.5, "norm": 1.0, "learning_rate": 0.1}'
+    whole = '{"stage": "a", "update": 1, "loss": 0.5, "norm": 1.0, "rate": 0.1}'
     (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{line}\n")
     with pytest.raises(CheckpointError, match=r"line 2.*metrics\.jsonl.*mend or remove the line"):
         _ = RunFolder(tmp_path).metrics

@@ -205,7 +205,7 @@ def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
     more = report.main(report.Options(**about, only=("scratch, deeper",)))
     assert more[: len(rows)] == again
     assert {row["experiment"] for row in more[len(rows) :]} == {"scratch, deeper"}
-    with pytest.raises(ConfigError, match=r"was begun with --learning-rate '0\.01', now '0\.1'"):
+    with pytest.raises(ConfigError, match=r"was begun with --rate '0\.01', now '0\.1'"):
         report.main(report.Options(**about, rate=0.1))
     with pytest.raises(ConfigError, match=r"no experiment begins with \('hard'"):
         report.main(report.Options(**about, only=("hard",)))

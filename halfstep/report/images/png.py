@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from halfstep import files
@@ -40,7 +39,7 @@ def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
     files.make_folder(folder)
     paths = [folder / f"{first + k:06d}.png" for k in range(len(images))]
     for path, pixels in zip(paths, to_uint8(images), strict=True):
-        _save(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), path)
+        _save(pixels, path)
     return paths
 
 
@@ -65,9 +64,7 @@ def tile(images: Tensor, *, columns: int, gap: int = 1) -> NDArray[np.uint8]:
 def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int = 4) -> None:
     """A sheet of images, each pixel `scale` pixels wide."""
     sheet = tile(images, columns=columns or max(1, round(len(images) ** 0.5)))
-    picture = Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
-    size = picture.width * scale, picture.height * scale
-    _save(picture.resize(size, Image.Resampling.NEAREST), path)
+    _save(sheet.repeat(scale, 0).repeat(scale, 1), path)
 
 
 def save_over(
@@ -175,6 +172,9 @@ def _draw(figure: "Figure", path: Path) -> None:
         figure.savefig(part, format="png", dpi=130)
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     with files.replacing(path, durable=False) as (part,):
         image.save(part, format="PNG")

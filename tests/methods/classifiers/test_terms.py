@@ -450,7 +450,7 @@ def test_every_term_has_a_sentence_and_a_name():
             yield each
             yield from kinds(each)
 
-    found = [kind for kind in kinds(Term) if kind.called]
+    found = [kind for kind in kinds(Term) if kind.called and kind.__module__.startswith("halfstep")]
     assert len(found) >= 10
     assert len({kind.called for kind in found}) == len(found)
     assert all(kind.__doc__ for kind in found)
