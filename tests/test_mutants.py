@@ -10,15 +10,16 @@ from tests.mutants import Mutant, MUTANTS, ROOT
 from tests.mutants.running import Place, verdict
 
 FOLDERS = (
-    "schedules",
-    "prediction",
-    "weighting",
-    "timegrids",
-    "noise",
-    "losses",
-    "denoiser",
-    "samplers",
-    "methods",
+    "diffusion/schedules",
+    "diffusion/prediction",
+    "diffusion/loss_weighting",
+    "diffusion/time_grids",
+    "diffusion/denoiser",
+    "diffusion/samplers",
+    "rng",
+    "methods/losses",
+    "methods/diffusion",
+    "methods/classifiers",
 )
 
 

@@ -114,7 +114,8 @@ def test_the_version_is_said_in_one_place():
 
 
 @pytest.mark.parametrize(
-    "folder", ["losses", "nets", "samplers", "methods", "data", "training", "evaluation"]
+    "folder",
+    ["methods.losses", "models", "diffusion.samplers", "methods", "data", "training", "evaluation"],
 )
 def test_a_folders_own_list_holds(folder):
     module = importlib.import_module(f"halfstep.{folder}")

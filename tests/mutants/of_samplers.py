@@ -23,10 +23,14 @@ MUTANTS = (
         ("fresh(x, to.step)", "fresh(x, 0)"),
     ),
     *of(
+        "diffusion/samplers/registry",
+        "diffusion/samplers/solvers",
+        ("2 * steps - 1 if sampler", "2 * steps if sampler"),
+    ),
+    *of(
         "diffusion/samplers/sample",
         "diffusion/samplers/solvers",
         ("schedule.at(_time(t)).sigma * noise", "noise"),
-        ("2 * steps - 1 if step", "2 * steps if step"),
         (
             "history = [*history[-2:], model_fn(x, here)]",
             "history = [*history[:2], model_fn(x, here)]",
