@@ -455,6 +455,18 @@ def test_a_begun_run_keeps_the_pairs_it_was_begun_with(tmp_path):
     assert resolve(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
 
 
+def test_a_begun_chain_keeps_them_too(tmp_path):
+    chain = Chain(
+        shrink=Shrink(depth=2, updates=2), then=Progressive(start=2, stop=1, updates=(1,))
+    )
+    run(tmp_path / "run", chain)
+    kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["shrink"]["keep"]
+    other = {"keep": [1 - kept[0]]}
+    rewritten(tmp_path / "run/run.json", lambda begun: begun["options"]["shrink"].update(other))
+    resolved = resolve(chain, teacher(), data(), tmp_path / "run")
+    assert resolved.shrink.keep == (1 - kept[0],) and resolved.then == chain.then
+
+
 def test_it_is_among_the_methods():
     assert METHODS["shrink"] is Shrink and METHODS["plan"] is Chain
     with pytest.raises(ConfigError, match="vanishes at SNR 0"):
