@@ -34,7 +34,7 @@ def evidence():
         "verdict": None,
         "provenance": {
             "command": "halfstep distill progressive --preset digits-progressive --tolerance 1.10",
-            "halfstep": "0.1.0",
+            "halfstep": "0.2.0",
             "torch": "2.13.0",
             "commit": "3978baf0c1d2",
             "machine": "2 CPU cores",
