@@ -57,7 +57,7 @@ sys.addaudithook(audit)
 import torch
 
 import halfstep
-from halfstep.training import parallel, Stopped
+from halfstep.training import distributed, Stopped
 from tests.support.runs import At, halve, job, Silent
 from tests.training.test_distributed import CASES, double_teacher, doubled, METHOD, narrower, OPTIONS
 
@@ -129,7 +129,7 @@ mine = job(gate=lambda student: rank == 1 or len(student.times[0]) > 9)
 halve(folder / "gated", job=mine, **four)
 found["touched"] = touched
 
-parallel._leave()  # what happens as the program ends
+distributed._leave()  # what happens as the program ends
 tasks = Path("/proc/self/task").glob("*/comm")
 found["threads"] = sorted(path.read_text().strip() for path in tasks)
 Path(sys.argv[2]).with_name(f"found-{rank}.json").write_text(json.dumps(found))
@@ -344,7 +344,7 @@ class TestOneProcess:
             for path in package.rglob("*.py")
             if re.search(r"^\s*(import|from) accelerate", path.read_text(), re.M)
         ]
-        assert found == ["parallel.py"]
+        assert found == ["distributed.py"]
 
     @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "mps:3"])
     def test_a_device_that_cannot_be(self, name):
