@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import halfstep.cli
 from halfstep.cli import main
-from halfstep.cli.commands.demo import Demo
 from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.report import Report
 from halfstep.config.fields import options_of
 from halfstep.workflows.compress import CompressConfig
+from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
@@ -102,7 +102,7 @@ VERBS = [
     Verb("report", Report, {}, "students", copied=True),
     Verb("compress", CompressConfig, {**JUDGED, "prune": "0.5"}, "students", copied=True),
     Verb("export", ExportConfig, {"out": "out"}, "students"),
-    Verb("demo", Demo, {"out": "out", "device": "cpu", "n": "8"}),
+    Verb("demo", DemoConfig, {"out": "out", "device": "cpu", "n": "8"}),
 ]  # fmt: skip
 MAIN = {
     "train denoiser": (
@@ -245,7 +245,7 @@ def brief(monkeypatch, tmp_path_factory):
     def begin(*_, **__):
         raise Began
 
-    monkeypatch.setattr("halfstep.cli.commands.demo.load", begin)
+    monkeypatch.setattr("halfstep.workflows.demo.load", begin)
 
 
 @pytest.mark.parametrize("words", MAIN)

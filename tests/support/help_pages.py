@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from halfstep.cli import PAGES
-from halfstep.cli.commands.demo import Demo
 from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.report import Report
@@ -22,6 +21,7 @@ from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
 from halfstep.methods import METHODS
 from halfstep.workflows.compress import CompressConfig
+from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.export import ExportConfig
@@ -33,7 +33,7 @@ from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
 WIDTH, COLUMN = 80, 26
 KINDS = {
-    "demo": Demo,
+    "demo": DemoConfig,
     "train denoiser": TrainDenoiserConfig,
     "train classifier": TrainClassifierConfig,
     "train codec": TrainCodecConfig,

@@ -8,9 +8,9 @@ from importlib.resources import files
 import pytest
 
 from halfstep.cli import main
-from halfstep.cli.commands.demo import Demo
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods.diffusion.guided import GuidedOptions
+from halfstep.workflows.demo import DemoConfig
 
 SCALES, COUNTS = (1.0, 1.3, 2.0, 3.0), (8, 4, 2, 1)
 NUMBERS = {
@@ -82,8 +82,8 @@ def test_the_record_says_how_they_were_made(tmp_path, capsys):
 
 
 def test_its_own_folder():
-    assert str(Demo(guided=True).folder) == "runs/demo-guided"
-    assert str(Demo().folder) == "runs/demo"
+    assert str(DemoConfig(guided=True).folder) == "runs/demo-guided"
+    assert str(DemoConfig().folder) == "runs/demo"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
-from halfstep.cli.console.progress import say
+from halfstep.cli.console.progress import say, span
 from halfstep.errors import ConfigError
 from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
@@ -68,6 +68,42 @@ def print_guided(console: Console, guided: GuidedTable) -> None:
     print_wide(console, table)
     n = guided.reference.samples
     say(console, "read", f"Fréchet distance to {n:,} samples of the guided teacher, of other noise")
+
+
+def print_demo(console: Console, report: Report) -> None:
+    """The students of the demo, each above its teacher's samplers at about as many calls."""
+    full, floor = report.teacher.distances.frechet_distance.value, report.measure.floor
+    table = Columns("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms")
+
+    def add(name: str, row: Row) -> None:
+        assert row.cost is not None
+        distance = row.distances.frechet_distance.value
+        numbers = (
+            f"{distance:.3f}",
+            f"{distance - full:+.3f}",
+            f"{distance / full:.3f}",
+            f"{(distance - floor) / (full - floor):.3f}" if full > floor else "-",
+            f"{row.fidelity.rmse.value if row.fidelity else 0:.3f}",
+            f"{1000 * row.cost.seconds_per_sample[64]:.2f}",
+        )
+        table.add_row(name, str(row.calls), *numbers, style=STYLES.get(row.role, ""))
+
+    add(f"teacher, {report.teacher.steps} steps", report.teacher)
+    names = {"ddim": "DDIM", "heun": "Heun", "dpmpp-2m": "DPM++"}
+    fewer = [row.calls for row in report.students[1:]] + [0]
+    for row, below in zip(report.students, fewer, strict=True):
+        add("student", row)
+        for other in report.rows:
+            if other.role == "baseline" and below < other.calls <= row.calls:
+                add(f"  teacher, {names[other.sampler]}", other)
+    print_wide(console, table)
+    samples = report.measure.samples
+    say(console, "floor", f"{floor:.3f} is what {samples:,} perfect samples would score;")
+    say(console, "", "'less floor' is the ratio with it taken from student and teacher")
+    for name in ("teacher", "halvings"):
+        if cost := getattr(report.run.cost, name):
+            text = f"{cost.forwards:,} forwards, {span(cost.seconds)} of training"
+            say(console, name, text)
 
 
 def print_sizes(console: Console, report: Report) -> None:

@@ -1,0 +1,295 @@
+"""The demo: halve the steps of a teacher of handwritten digits, score every student, draw them."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from halfstep import files, storage
+from halfstep.config.fields import build, flat
+from halfstep.config.preset_files import preset
+from halfstep.config.toml import from_file
+from halfstep.config.validate import Seed, Validated
+from halfstep.data import Data, load
+from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
+from halfstep.evaluation.report_data import Report, Row, RunSummary, TrainingCost, TrainingCosts
+from halfstep.evaluation.report_rows import teacher_rows, TeacherRows
+from halfstep.evaluation.scorer import scorer_for
+from halfstep.evaluation.setups import SampleCount
+from halfstep.hub.bundled import bundled_cost, bundled_teacher
+from halfstep.methods import Progressive
+from halfstep.methods.base import StagePlan, teacher_times
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.report.images.png import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
+from halfstep.schema import plain
+from halfstep.training import distill, train, TrainingConfig
+from halfstep.training.api import RunOptions
+from halfstep.training.distributed import pick_device
+from halfstep.training.progress import Silent, Watch
+from halfstep.training.run_identity import environment
+from halfstep.workflows.background import background
+from halfstep.workflows.new_pipeline import fresh_pipeline
+from halfstep.workflows.report import provenance, report_on, save, training_cost, updates_of
+from halfstep.workflows.train_denoiser import TrainDenoiserConfig
+
+FULL = 64
+COUNTS = (8, 4, 2, 1)
+SHOWN = 12
+Curve = tuple[str, Sequence[int], Sequence[float], str]
+T = TypeVar("T")
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Validated):
+    """Distil a teacher of handwritten digits from 32 steps to 1, score every student, draw them."""
+
+    guided: bool = False
+    """Instead: one student for every guidance scale, with a page where its slider can be moved."""
+    out: Path | None = None
+    """Folder for the run, results.json and the pictures: runs/demo, or runs/demo-guided."""
+    quick: bool = False
+    """A tenth of the updates, and with --guided of the samples: a look at the machinery, not at the
+    quality."""
+    from_scratch: bool = False
+    """Train the teacher first, instead of taking the one that comes with halfstep; with --guided distil
+    the student, instead of taking that one."""
+    seed: Seed = 0
+    """Of training; the scores always use the same noise."""
+    n: SampleCount | None = None
+    """Samples per score: 2,000 by default, with --guided 1,000, each 128 calls of the guided teacher."""
+    device: str = "auto"
+    """auto, or one by name."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder for the results."""
+        return self.out or Path("runs/demo-guided" if self.guided else "runs/demo")
+
+    @property
+    def samples(self) -> int:
+        """Samples per score."""
+        default = 1000 if self.guided else 2000
+        return default if self.n is None else self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillPreset(Generic[M]):
+    """The options of a preset that distils."""
+
+    data: str
+    method: M
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A teacher that is ready to be distilled; of its students nothing is written yet."""
+
+    config: DemoConfig
+    data: Data
+    teacher: Pipeline
+    preset: DistillPreset[Progressive]
+    evaluation: Evaluation
+    scorer: SampleScorer
+
+    @property
+    def plan(self) -> list[StagePlan]:
+        """The halvings."""
+        return self.preset.method.plan(self.teacher)
+
+    def distill(self, *, watch: Watch | None = None) -> tuple[list[Pipeline], TeacherRows]:
+        """Distil the students into OUT/distill, and score the teacher meanwhile."""
+        self.teacher.to(pick_device(self.config.device))
+
+        def score(progress: Progress) -> TeacherRows:
+            return teacher_rows(
+                self.teacher, COUNTS, self.scorer, self.evaluation, progress=progress
+            )
+
+        with background(score) as rows:
+            students = distill_students(self.teacher, self.data, self.preset, self.config, watch)
+            return students, rows.result()
+
+    def evaluate(
+        self, students: list[Pipeline], rows: TeacherRows, *, progress: Progress = SILENT
+    ) -> Report:
+        """Score the students; write report, pictures and numbers into OUT.
+
+        rows  of the teacher
+        """
+        config, run = self.config, self.config.folder / "distill"
+        report = write_demo_report(
+            config,
+            Candidates(self.teacher, students, self.data, teacher_times(self.plan)),
+            self.scorer,
+            self.evaluation,
+            options={**flat(self.preset), "seed": config.seed},
+            cost=TrainingCosts(_teacher_cost(config), training_cost(run)),
+            run=run,
+            of_teacher=rows,
+            progress=progress,
+        )
+        storage.write_json(config.folder / "results.json", _results(report))
+        _draw(config.folder, self.teacher, students, report)
+        return report
+
+
+def prepare_demo(config: DemoConfig, *, watch: Watch | None = None) -> Demo:
+    """Load the data and the teacher, which is trained into OUT/teacher where the config asks for that.
+
+    `ConfigError` for a folder that cannot be written.
+    """
+    files.check_writable(config.folder, "choose another --out")
+    data = load("digits")
+    teacher = _train_teacher(config, data, watch) if config.from_scratch else bundled_teacher()
+    loaded = load_preset(DistillPreset[Progressive], "digits-progressive")
+    method, training = loaded.method, replace(loaded.training, seed=config.seed)
+    if config.quick:
+        method = replace(method, updates=tuple(max(1, k // 10) for k in method.updates))
+        training = replace(training, warmup=training.warmup // 10)
+    evaluation = Evaluation(
+        samples=config.samples, full=FULL, counts=COUNTS, shown=SHOWN, cost_rounds=2
+    )
+    made = replace(loaded, method=method, training=training)
+    scorer = scorer_for(digits_features(), data, evaluation)
+    return Demo(config, data, teacher, made, evaluation, scorer)
+
+
+def load_preset(kind: type[T], name: str, **more: Any) -> T:
+    """The options of a preset that comes with halfstep, and more of them by name."""
+    built: T = build(kind, from_file(kind, preset(name)) | more)
+    return built
+
+
+def distill_students(
+    teacher: Pipeline,
+    data: Data,
+    options: DistillPreset[Any],
+    config: DemoConfig,
+    watch: Watch | None,
+) -> list[Pipeline]:
+    """Distil into OUT/distill; returns every student, the most steps first."""
+    students = list[Pipeline]()
+
+    def collect(student: Pipeline) -> bool:
+        students.append(student)
+        return True
+
+    job = RunOptions(device=config.device, watch=watch or Silent(), gate=collect)
+    out = config.folder / "distill"
+    method = options.method.build()
+    distill(teacher, data, out, method=method, training=options.training, job=job)
+    return students
+
+
+def write_demo_report(
+    config: DemoConfig,
+    candidates: Candidates,
+    scorer: SampleScorer,
+    evaluation: Evaluation,
+    *,
+    options: dict[str, object],
+    cost: TrainingCosts,
+    run: Path,
+    of_teacher: TeacherRows | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Measure, and write OUT/report.json, report.html and, of a guided run, slider.html.
+
+    options  of the training, which the report has
+    run      the run whose logged updates the report has
+    """
+    report = report_on(
+        candidates,
+        scorer,
+        evaluation,
+        provenance=provenance(environment(str(pick_device(config.device))), sys.argv),
+        run=RunSummary(folder=config.folder.name, config=options, cost=cost),
+        training=updates_of(run),
+        of_teacher=of_teacher,
+        progress=progress,
+    )
+    save(report, config.folder)
+    return report
+
+
+def common_results(report: Report) -> dict[str, Any]:
+    """The entries that results.json of both demos ends with."""
+    measure = report.measure
+    cost = plain(report.run.cost)
+    return {"samples": measure.samples, "features": measure.features, "cost": cost}
+
+
+def _train_teacher(config: DemoConfig, data: Data, watch: Watch | None) -> Pipeline:
+    """The teacher of presets/digits.toml, trained into OUT/teacher."""
+    out = config.folder / "teacher"
+    loaded = load_preset(TrainDenoiserConfig, "digits", out=out)
+    method, training = loaded.method, replace(loaded.training, seed=config.seed)
+    if config.quick:
+        method = replace(method, updates=max(1, method.updates // 10))
+    fresh = fresh_pipeline(loaded.network, data, method.drop_labels > 0, training.seed)
+    job = RunOptions(device=config.device, watch=watch or Silent())
+    return train(fresh, data, out, method=method, training=training, job=job)
+
+
+def _teacher_cost(config: DemoConfig) -> TrainingCost | None:
+    """Seconds and forwards (a forward 1, forward and backward 3) of the teacher's training."""
+    if config.from_scratch:
+        return training_cost(config.folder / "teacher")
+    return TrainingCost(**bundled_cost("digits-teacher"))
+
+
+def _results(report: Report) -> dict[str, Any]:
+    """The numbers of results.json."""
+    return {
+        "teacher": _numbers(report.teacher),
+        "baselines": [_numbers(row) for row in report.rows if row.role == "baseline"],
+        "students": [_numbers(row) for row in report.students],
+        "sampling_floor": report.measure.floor,
+        **common_results(report),
+    }
+
+
+def _numbers(row: Row) -> dict[str, str | float]:
+    assert row.cost is not None
+    return {
+        "sampler": row.sampler,
+        "steps": row.steps,
+        "calls": row.calls,
+        "frechet_distance": row.distances.frechet_distance.value,
+        "rmse_to_teacher": row.fidelity.rmse.value if row.fidelity else 0.0,
+        "seconds_per_sample": row.cost.seconds_per_sample[64],
+    }
+
+
+def _draw(out: Path, teacher: Pipeline, students: Sequence[Pipeline], report: Report) -> None:
+    """OUT/samples.png and quality.png."""
+    rows = []
+    for student in students:
+        steps = len(student.times[0]) - 1
+        if steps in COUNTS:
+            label = f"{steps} step{'s' if steps > 1 else ''}"
+            rows.append((label, student.sample(SHOWN), teacher.sample(SHOWN, steps=steps)))
+    full = f"teacher, {FULL} steps"
+    same_seeds(out / "samples.png", (full, teacher.sample(SHOWN, steps=FULL)), rows)
+
+    def curve(name: str, of: Iterable[Row], colour: str) -> Curve:
+        points = [(row.calls, row.distances.frechet_distance.value) for row in of]
+        return name, [calls for calls, _ in points], [value for _, value in points], colour
+
+    others = [row for row in report.rows if row.role == "baseline"]
+    quality_curve(
+        out / "quality.png",
+        [
+            curve("student", report.students, STUDENT),
+            curve(
+                "teacher, DPM-Solver++(2M)", (r for r in others if r.sampler == "dpmpp-2m"), SOLVER
+            ),
+            curve("teacher, DDIM", (r for r in others if r.sampler == "ddim"), DDIM),
+        ],
+        full=(full, report.teacher.distances.frechet_distance.value),
+        floor=report.measure.floor,
+    )

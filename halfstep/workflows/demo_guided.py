@@ -1,0 +1,142 @@
+"""The guided demo: one student for every guidance scale, compared with the guided teacher."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from halfstep import files, storage
+from halfstep.config.fields import flat
+from halfstep.data import Data, load
+from halfstep.errors import ConfigError
+from halfstep.evaluation import Candidates, digits_features, Evaluation
+from halfstep.evaluation.guided_comparison import SCALES
+from halfstep.evaluation.report_data import Report, TrainingCost, TrainingCosts
+from halfstep.evaluation.scorer import scorer_for
+from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
+from halfstep.methods.base import StagePlan
+from halfstep.methods.diffusion.guided import GuidedDistillation, GuidedOptions
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.schema import plain
+from halfstep.training.distributed import pick_device
+from halfstep.training.progress import Watch
+from halfstep.workflows.demo import (
+    common_results,
+    DemoConfig,
+    distill_students,
+    DistillPreset,
+    load_preset,
+    write_demo_report,
+)
+from halfstep.workflows.report import training_cost
+
+PRESET = "digits-guided"
+MOST_STEPS = 8
+"""Steps of the student with the most steps that is evaluated."""
+
+
+@dataclass(frozen=True)
+class GuidedDemo:
+    """Students for every guidance scale, where they are bundled, or a teacher that is ready for them."""
+
+    config: DemoConfig
+    data: Data
+    teacher: Pipeline
+    preset: DistillPreset[GuidedOptions]
+
+    @property
+    def method(self) -> GuidedDistillation:
+        """The method that makes the students."""
+        return self.preset.method.build()
+
+    @property
+    def plan(self) -> list[StagePlan]:
+        """Its stages."""
+        return self.method.plan(self.teacher)
+
+    def students(self, *, watch: Watch | None = None) -> list[Pipeline]:
+        """The bundled students, or those distilled into OUT/distill; of 8 steps and fewer."""
+        if not self.config.from_scratch:
+            return bundled_students()
+        made = distill_students(self.teacher, self.data, self.preset, self.config, watch)
+        return [one for one in made if one.times and len(one.times[0]) - 1 <= MOST_STEPS]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The measurements at every scale; `evaluate` adds the students' numbers of steps."""
+        samples = self.config.samples
+        return Evaluation(
+            samples=samples // 10 if self.config.quick else samples,
+            baselines=("dpmpp-2m",),
+            metrics=("frechet", "inception"),
+            guidance=SCALES,
+            split_samples=0,
+            cost_rounds=2,
+        )
+
+    def evaluate(self, students: list[Pipeline], *, progress: Progress = SILENT) -> Report:
+        """Compare students and guided teacher; write the pages and the numbers into OUT."""
+        config, out = self.config, self.config.folder
+        for pipeline in (self.teacher, *students):
+            pipeline.to(pick_device(config.device))
+        files.make_folder(out)
+        counts = tuple(len(one.times[0]) - 1 for one in students)
+        evaluation = replace(self.evaluation, counts=counts)
+        run = out / "distill" if config.from_scratch else out
+        cost = training_cost(run) if config.from_scratch else TrainingCost(**bundled_cost(PRESET))
+        report = write_demo_report(
+            config,
+            Candidates(self.teacher, students, self.data),
+            scorer_for(digits_features(), self.data, evaluation),
+            evaluation,
+            options=flat(self.preset),
+            cost=TrainingCosts(TrainingCost(**bundled_cost("digits-teacher")), cost),
+            run=run,
+            progress=progress,
+        )
+        storage.write_json(out / "results.json", _results(report))
+        return report
+
+
+def prepare_guided_demo(config: DemoConfig) -> GuidedDemo:
+    """Load the data, the bundled teacher and the preset of its students.
+
+    `ConfigError` for a folder that cannot be written, and for a seed where nothing is trained.
+    """
+    files.check_writable(config.folder, "choose another --out")
+    data, teacher = load("digits"), bundled_teacher()
+    if config.seed and not config.from_scratch:
+        raise ConfigError(
+            "--seed is of training, and these students come with halfstep: add --from-scratch, or leave "
+            "it out"
+        )
+    loaded = load_preset(DistillPreset[GuidedOptions], PRESET)
+    method, training = loaded.method, replace(loaded.training, seed=config.seed)
+    if config.quick and config.from_scratch:
+        fewer = tuple(max(1, k // 10) for k in method.halving_updates)
+        method = replace(method, updates=max(1, method.updates // 10), halving_updates=fewer)
+        training = replace(training, warmup=training.warmup // 10)
+    return GuidedDemo(config, data, teacher, replace(loaded, method=method, training=training))
+
+
+def _results(report: Report) -> dict[str, Any]:
+    """The numbers of results.json: `guided` has a row for every guidance scale and number of steps."""
+    assert report.guided is not None
+    rows = report.guided.rows
+    floors = {row.guidance: row.distance.value for row in rows if row.role == "teacher"}
+    guided = [
+        {
+            "guidance": row.guidance,
+            "steps": row.steps,
+            "calls": row.calls,
+            "frechet_to_guided_teacher": row.distance.value,
+            "floor": floors[row.guidance],
+            "times_floor": row.floor_ratio.value,
+            "rmse_to_guided_teacher": row.rmse.value,
+            "frechet_to_data": row.data_distance,
+            "inception_score": row.inception_score,
+        }
+        for row in rows
+        if row.floor_ratio and row.rmse
+    ]
+    reference = plain(report.guided.reference)
+    return {"guided": guided, "reference": reference, **common_results(report)}
