@@ -34,9 +34,9 @@ from knowledge_distillation_experiments import (
     seen_by,
     world,
 )
+from rich.progress import Progress
 
 from halfstep import load_classifier, train_classifier, TrainingConfig
-from halfstep.cli.console.progress import counting, say, terminal
 from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.classification import score_classifier
 from halfstep.methods import KnowledgeDistillation
@@ -176,36 +176,31 @@ def main(options):
     if options.quick:
         tiny = {"seeds": 2, "labels": 400, "unlabelled": 100, "updates": 2, "batch": 16, "side": 32}
         options = replace(options, **tiny)
-    console = terminal()
     names = [name for name in options.on if options.data or name == DIGITS]
     if not names:
         raise ConfigError(
             "fashion-mnist is asked for and not where it is: add --data fashion-mnist:FOLDER"
         )
     if len(names) < len(options.on):
-        say(
-            console,
-            "note",
-            "no --data fashion-mnist:FOLDER was given, so this is about digits alone",
-        )
-    experiments = possible(options, partial(say, console, "note"))
+        print("no --data fashion-mnist:FOLDER was given, so this is about digits alone")
+    experiments = possible(options, print)
     begun(options)
     rows = known(options)
     done = {(row["data"], row["experiment"], row["seed"]) for row in rows}
     try:
-        for row in results(options, ahead(options, names, experiments, done), console):
+        for row in results(options, ahead(options, names, experiments, done)):
             rows.append(row)
     finally:
         if rows:  # also of a run that was interrupted
-            written(rows, names, options, console)
+            written(rows, names, options)
     return rows
 
 
-def results(options, work, console):
+def results(options, work):
     """Each row once it is known, and on the disk."""
     with ExitStack() as stack:
-        progress = stack.enter_context(counting(console, "experiments"))
-        progress.expect(sum(map(len, work)))
+        bar = stack.enter_context(Progress(disable=not sys.stderr.isatty()))
+        task = bar.add_task("experiments", total=sum(map(len, work)))
         each = stack.enter_context(pool(options.workers)) if options.workers > 1 else None
         file = stack.enter_context((options.out / "results.jsonl").open("a"))
         for part in work:
@@ -214,7 +209,7 @@ def results(options, work, console):
                 row = future.result() if each else future()
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                progress.advance()
+                bar.advance(task)
                 yield row
 
 
@@ -304,7 +299,7 @@ def pool(workers):
         each.shutdown(cancel_futures=True)
 
 
-def written(rows, names, options, console):
+def written(rows, names, options):
     """report.json, report.md and report.png, and the table on the terminal."""
     found = [result(rows, name) for name in names]
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
@@ -313,8 +308,8 @@ def written(rows, names, options, console):
     (options.out / "report.md").write_text("\n".join(map(page, found)))
     drawn(rows, names, options.out / "report.png")
     for one in found:
-        console.print(page(one), markup=False, soft_wrap=True)
-    say(console, "at", options.out / "report.md")
+        print(page(one))
+    print(options.out / "report.md")
 
 
 if __name__ == "__main__":
