@@ -16,9 +16,9 @@ from PIL import Image
 
 from halfstep import capacity, files
 from halfstep.cli import main
-from halfstep.cli.console.dry_run import rehearse
 from halfstep.cli.console.progress import Terminal, terminal
 from halfstep.cli.console.run_lines import carried_out
+from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline

@@ -8,12 +8,12 @@ import torch
 
 from halfstep import Pipeline, TrainingConfig
 from halfstep.cli import main
-from halfstep.cli.console.dry_run import _seconds_per_update
 from halfstep.data import load
 from halfstep.evaluation.report_data import read_report
 from halfstep.methods import DenoiserOnly, Shrink
 from halfstep.models.hooks import bare
 from halfstep.report.plots.sizes import on_front, sizes
+from halfstep.workflows.dry_run import seconds_per_update
 from tests.methods.diffusion.test_shrink import teacher
 from tests.support.evidence import evidence, typed
 from tests.support.runs import refused, rewritten
@@ -94,7 +94,7 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     student.autocast = torch.float16
     seen = []
     student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))
-    _seconds_per_update(stage, load("digits"), TrainingConfig(batch_size=4), torch.device("cpu"))
+    seconds_per_update(stage, load("digits"), TrainingConfig(batch_size=4), torch.device("cpu"))
     assert seen and set(seen) == {None} and student is not stage.student
 
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from halfstep.cli import main
-from halfstep.cli.console.dry_run import _seconds_per_update, LONG, PATIENCE, probed
 from halfstep.data import Dataset, load
 from halfstep.hub.uvit import PUBLISHED
 from halfstep.methods.base import Objective, Stage
@@ -21,6 +20,7 @@ from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.schema import plain
 from halfstep.training import TrainingConfig
+from halfstep.workflows.dry_run import LONG, PATIENCE, probed, seconds_per_update
 from tests.support.evidence import read_back
 from tests.support.networks import CODEC
 from tests.support.runs import everything, refused
@@ -286,7 +286,7 @@ def test_an_update_takes_the_time_of_all_its_samples(micro):
     stage = Stage("slow", torch.nn.Linear(2, 2), Slow(), 7)
     training = TrainingConfig(batch_size=200, micro_batch_size=micro)
     data = Dataset(torch.zeros(3, 2))
-    seconds, timed = _seconds_per_update(stage, data, training, torch.device("cpu"))
+    seconds, timed = seconds_per_update(stage, data, training, torch.device("cpu"))
     assert 2 <= timed <= (micro or 128) and 0.8 <= seconds < 1.6
 
 

@@ -483,9 +483,13 @@ MUTANTS = (
         ("if not is_valid(value, takes.annotation):", "if False:"),
     ),
     *of(
-        "cli/console/dry_run",
+        "cli/console/run_plan",
         "cli/shrink",
         ("network = bare(first.student)", "network = first.student"),
+    ),
+    *of(
+        "workflows/dry_run",
+        "cli/shrink",
         ("_in_fp32(bare(module.to(device)), device)", "_in_fp32(module.to(device), device)"),
     ),
     *of(

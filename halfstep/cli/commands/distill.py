@@ -10,9 +10,9 @@ from typing import Annotated, Any, cast, Generic, TypeVar
 from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
-from halfstep.cli.console.dry_run import rehearse
 from halfstep.cli.console.progress import loading, say, terminal
 from halfstep.cli.console.run_lines import carried_out, describe, describe_data, own_net, updates_on
+from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import Flat, parse
 from halfstep.cli.shrinking import resolved
 from halfstep.data import refuse_other_shape

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.console.dry_run import rehearse
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.console.run_lines import (
     carried_out,
@@ -13,6 +12,7 @@ from halfstep.cli.console.run_lines import (
     parameters_of,
     updates_on,
 )
+from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.workflows.distill_classifier import (

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.console.dry_run import rehearse
 from halfstep.cli.console.progress import first_process, reading, say, terminal
 from halfstep.cli.console.run_lines import as_typed, carried_out, describe_data, updates_on
+from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.workflows.train_codec import prepare_codec, TrainCodecConfig, TrainedCodec
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.console.dry_run import rehearse
 from halfstep.cli.console.progress import reading, say, terminal
 from halfstep.cli.console.run_lines import (
     as_typed,
@@ -15,6 +14,7 @@ from halfstep.cli.console.run_lines import (
     own_net,
     updates_on,
 )
+from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.workflows.train_denoiser import prepare_denoiser, TrainDenoiserConfig
 

@@ -1,26 +1,16 @@
-"""`--dry-run`: what a run would do, and what it would cost here."""
+"""Estimate what a run would cost on this machine: seconds of an update, and memory."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
-from itertools import chain
+from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
-from rich.console import Console
 
-from halfstep.cli.console.columns import Columns, print_wide
-from halfstep.cli.console.progress import say, span
-from halfstep.cli.console.run_lines import job_of
 from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import bare
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
-from halfstep.training.api import Rehearsed, RunOptions
-from halfstep.training.distributed import Processes
 
 FIRST, TIMED = 2, 3
 """Samples of the first pass, and passes whose median counts."""
@@ -28,46 +18,7 @@ PATIENCE, LONG = 2.0, 8.0
 """Seconds that timing takes after the first pass; and those of a first pass that are believed."""
 
 
-def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
-    """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
-    plan = partial(print_plan, console)
-    with suppress(Rehearsed):
-        work(job_of(options, rehearse=plan))
-    return 0
-
-
-def print_plan(
-    console: Console,
-    stages: Iterator[Stage],
-    data: Data,
-    training: TrainingConfig,
-    processes: Processes,
-) -> None:
-    """Stages, updates, memory and time; trains nothing."""
-    first = next(stages)
-    network = bare(first.student)
-    slow = _slow(network, processes.device)
-    seconds, timed = _seconds_per_update(first, data, training, processes.device)
-    table = Columns("stage", "updates", "forwards", "time here")
-    total = 0.0
-    for stage in chain([first], stages):
-        cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
-        total += cost
-        forwards = stage.updates * training.batch_size * stage.objective.forwards
-        table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
-    print_wide(console, table)
-    parameters = sum(p.numel() for p in network.parameters())
-    say(console, "network", f"{parameters:,} parameters")
-    say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
-    size = _weights(first, training) / 2**20
-    say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
-    place = f"{processes.device}, {torch.get_num_threads()} threads"
-    how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
-    how += " in fp32; fp16 is far slower on a CPU" if slow else ""
-    say(console, "time", f"about {span(total)} on {place}: {how}")
-
-
-def _seconds_per_update(
+def seconds_per_update(
     stage: Stage, data: Data, training: TrainingConfig, device: torch.device
 ) -> tuple[float, int]:
     """Seconds of an update, and of how many samples at a time they were found: forward and backward of
@@ -93,11 +44,11 @@ def _seconds_per_update(
 
 def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:
     """A CPU takes many times as long in fp16, too long to be timed with a large network."""
-    if _slow(module, device):
+    if is_slow(module, device):
         module.autocast = None  # type: ignore[assignment]  # not a module
 
 
-def _slow(module: torch.nn.Module, device: torch.device) -> bool:
+def is_slow(module: torch.nn.Module, device: torch.device) -> bool:
     return device.type == "cpu" and getattr(module, "autocast", None) is torch.float16
 
 
@@ -120,7 +71,7 @@ def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
     return count, median(again)
 
 
-def _weights(stage: Stage, training: TrainingConfig) -> int:
+def training_bytes(stage: Stage, training: TrainingConfig) -> int:
     """Bytes: student, gradient, two moments, the average if there is one, and the teacher."""
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
     return size * (4 + bool(training.ema)) + sum(

@@ -1,0 +1,60 @@
+"""`--dry-run`: what a run would do, and what it would cost here."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.progress import say, span
+from halfstep.cli.console.run_lines import job_of
+from halfstep.data import Data
+from halfstep.methods.base import Stage
+from halfstep.models.hooks import bare
+from halfstep.training import TrainingConfig
+from halfstep.training.api import Rehearsed, RunOptions
+from halfstep.training.distributed import Processes
+from halfstep.workflows.dry_run import is_slow, seconds_per_update, training_bytes
+
+
+def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
+    """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
+    plan = partial(print_plan, console)
+    with suppress(Rehearsed):
+        work(job_of(options, rehearse=plan))
+    return 0
+
+
+def print_plan(
+    console: Console,
+    stages: Iterator[Stage],
+    data: Data,
+    training: TrainingConfig,
+    processes: Processes,
+) -> None:
+    """Stages, updates, memory and time; trains nothing."""
+    first = next(stages)
+    network = bare(first.student)
+    slow = is_slow(network, processes.device)
+    seconds, timed = seconds_per_update(first, data, training, processes.device)
+    table = Columns("stage", "updates", "forwards", "time here")
+    total = 0.0
+    for stage in chain([first], stages):
+        cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
+        total += cost
+        forwards = stage.updates * training.batch_size * stage.objective.forwards
+        table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
+    print_wide(console, table)
+    parameters = sum(p.numel() for p in network.parameters())
+    say(console, "network", f"{parameters:,} parameters")
+    say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
+    size = training_bytes(first, training) / 2**20
+    say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
+    place = f"{processes.device}, {torch.get_num_threads()} threads"
+    how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
+    how += " in fp32; fp16 is far slower on a CPU" if slow else ""
+    say(console, "time", f"about {span(total)} on {place}: {how}")
