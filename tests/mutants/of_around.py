@@ -451,7 +451,7 @@ MUTANTS = (
         ("(type(net).__name__, ", '("", '),
         ("sorted(net.state_dict().items())", "(v,) for v in net.state_dict().values()"),
     ),
-    *of("cli/console/run_lines", "cli/folders", ("        extend=where.extend,\n", "")),
+    *of("workflows/run_options", "cli/folders", ("        extend=where.extend,\n", "")),
     *of(
         "training/api",
         "evaluation/sizes",

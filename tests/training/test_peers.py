@@ -13,7 +13,6 @@ from torch.distributed import HashStore
 from halfstep.cli.commands.distill_classifier import main as knowledge
 from halfstep.cli.commands.gate_options import GateOptions
 from halfstep.cli.commands.train_classifier import main as classifier
-from halfstep.cli.console.run_lines import _typed
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError, HalfstepError, Stopped
 from halfstep.evaluation.gate import Gate
@@ -23,6 +22,7 @@ from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training import distributed, peers
 from halfstep.training.distributed import Processes
 from halfstep.training.peers import Board, launched, refuse_others, versions
+from halfstep.workflows.run_options import shared_options
 from tests.support.runs import halve, job, points, teacher
 
 
@@ -407,7 +407,7 @@ class TestTheWordOfACommand:
 
     def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self):
         typed = [
-            _typed(GateOptions(features=said))["features"]
+            shared_options(GateOptions(features=said))["features"]
             for said in ("classifier:/a/x", "classifier:/b/x", "inception:/a/x", "a.b:make", "auto")
         ]
         assert typed == ["classifier", "classifier", "inception", "a.b:make", "auto"]

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 from halfstep.cli.console.progress import Bars, first_process, say
 from halfstep.config.fields import flat
 from halfstep.data import Data
-from halfstep.evaluation.features.registry import BELOW
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import TrainingConfig
@@ -21,6 +19,7 @@ from halfstep.training.api import RunOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_config import write_config
 from halfstep.workflows.options import Source, Where
+from halfstep.workflows.run_options import run_options_of
 from halfstep.workflows.train_classifier import ImageOptions, share_of
 
 
@@ -44,44 +43,9 @@ def carried_out(
             write_config(where.out, flat(options))
 
     with Bars(console, ahead=ahead, opened=keep) as bars:
-        yield job_of(options, watch=bars, gate=gate)
+        yield run_options_of(options, watch=bars, gate=gate)
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")
-
-
-PLACES = ("data", "validate", "init")
-"""Options of text that name a place, or a share of the data, whose fingerprint is compared."""
-
-
-def job_of(options: Any, **more: Any) -> RunOptions:
-    """How the options of a command want its run carried out."""
-    where: Where = options.where
-    return RunOptions(
-        device=where.device,
-        extend=where.extend,
-        from_previous=where.from_previous,
-        alike=_typed(options),
-        **more,
-    )
-
-
-def _typed(options: Any) -> dict[str, Any]:
-    """All options but places, of which what lies there counts."""
-    return {
-        name: _kind(value) if name == "features" else value
-        for name, value in flat(options).items()
-        if name not in PLACES and not isinstance(value, Path) and not _places(value)
-    }
-
-
-def _kind(features: Any) -> Any:
-    """classifier of classifier:FOLDER; whatever names no place is as it is."""
-    kind = str(features).partition(":")[0]
-    return kind if kind in BELOW else features
-
-
-def _places(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value)
 
 
 def describe(pipeline: Pipeline) -> str:

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import say, span
-from halfstep.cli.console.run_lines import job_of
 from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import bare
@@ -19,13 +18,14 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import Rehearsed, RunOptions
 from halfstep.training.distributed import Processes
 from halfstep.workflows.dry_run import is_slow, seconds_per_update, training_bytes
+from halfstep.workflows.run_options import run_options_of
 
 
 def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
     plan = partial(print_plan, console)
     with suppress(Rehearsed):
-        work(job_of(options, rehearse=plan))
+        work(run_options_of(options, rehearse=plan))
     return 0
 
 
