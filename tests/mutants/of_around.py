@@ -591,7 +591,7 @@ MUTANTS = (
         ("held_out.fingerprint()[:16]}", "0}"),
     ),
     *of(
-        "cli/console/run_lines",
+        "workflows/run_options",
         "training/peers",
         ('("data", "validate", "init")', '("validate", "init")'),
         ('("data", "validate", "init")', '("data", "init")'),
