@@ -12,12 +12,8 @@ from halfstep.version import __version__ as __version__
 if TYPE_CHECKING:
     from halfstep.batch import Batch as Batch, Cond as Cond
     from halfstep.data import Augmentation as Augmentation, Dataset as Dataset, load as load_data
-    from halfstep.diffusion.denoiser import (
-        ClassifierGuided as ClassifierGuided,
-        Denoiser as Denoiser,
-        Guided as Guided,
-        NetTime as NetTime,
-    )
+    from halfstep.diffusion.denoiser import Denoiser as Denoiser, NetTime as NetTime
+    from halfstep.diffusion.guidance import ClassifierGuided as ClassifierGuided, Guided as Guided
     from halfstep.diffusion.prediction import (
         Eps as Eps,
         V as V,
@@ -68,7 +64,7 @@ _HOME = {
     "Augmentation": "data",
     "Batch": "batch",
     "BetaTable": "diffusion.schedules",
-    "ClassifierGuided": "diffusion.denoiser",
+    "ClassifierGuided": "diffusion.guidance",
     "Cond": "batch",
     "Cosine": "diffusion.schedules",
     "Dataset": "data",
@@ -77,7 +73,7 @@ _HOME = {
     "Encoder": "methods",
     "Eps": "diffusion.prediction",
     "Evaluation": "evaluation.setups",
-    "Guided": "diffusion.denoiser",
+    "Guided": "diffusion.guidance",
     "GuidedDistillation": "methods",
     "HalfstepError": "errors",
     "Karras": "diffusion.schedules",

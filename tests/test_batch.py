@@ -7,7 +7,8 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond
-from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.samplers import sample

@@ -19,8 +19,6 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.files import is_text
 
 T = TypeVar("T")
-Flat = "flat"
-"""A nested dataclass whose fields appear without a prefix."""
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str) -> T:

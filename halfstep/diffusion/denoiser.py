@@ -4,19 +4,17 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 from annotated_types import Ge, Le
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
-from halfstep.config.validate import validate, Validated
+from halfstep.config.validate import Validated
 from halfstep.diffusion.prediction import Parameterisation, Prediction
 from halfstep.diffusion.schedules import Level, Schedule
 from halfstep.errors import ConfigError
-
-S = TypeVar("S", float, float | Tensor)
 
 
 class Denoises(Protocol):
@@ -214,144 +212,3 @@ def thaw(net: nn.Module) -> None:
             parameter.requires_grad_(name not in before)
     if hasattr(net, "_held"):
         del net._held
-
-
-def _scale(scale: S) -> S:
-    """A guidance scale, or one a sample; `ConfigError` unless all are finite."""
-    for one in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
-        validate("scale", one, float)
-    return scale
-
-
-class Guided(nn.Module):
-    """Classifier-free guidance as a denoiser: both branches in one batched forward.
-
-    scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
-           A float, or float [B] for a scale a sample.  At scale 1 the null branch is not evaluated
-    null   what stands for "no condition": a label, or the states of the empty text, [tokens, D]
-    """
-
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
-        super().__init__()
-        self.denoiser, self.scale, self.null = denoiser, _scale(scale), null
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def parameterisation(self) -> Parameterisation:
-        return self.denoiser.parameterisation
-
-    @property
-    def unguided(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.denoiser
-
-    @property
-    def guided(self) -> bool:
-        """Whether its predictions are others than the denoiser's."""
-        return isinstance(self.scale, Tensor) or self.scale != 1
-
-    def twin(self) -> Denoiser:
-        """A trainable copy of the denoiser inside: what a student starts from."""
-        return self.denoiser.twin()
-
-    def freeze(self) -> Self:
-        """Itself, in evaluation mode and without gradients."""
-        self.denoiser.freeze()
-        return self.eval()
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        if not isinstance(self.scale, Tensor) and self.scale == 1:
-            plain: Prediction = self.denoiser(x_t, t, cond)
-            return plain
-        if cond is None or not cond.says(self.null):
-            name, field = (
-                ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
-            )
-            raise ConfigError(
-                f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
-            )
-        both: Prediction = self.denoiser(
-            torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.without(self.null))
-        )
-        (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
-        scale = self.scale
-        if isinstance(scale, Tensor):
-            scale = scale.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
-        return Prediction(x0_null, eps_null).toward(Prediction(x0_label, eps_label), scale)
-
-
-class ClassifierGuided(nn.Module):
-    """A denoiser pushed towards a class by a classifier of noisy images (Dhariwal & Nichol 2021, Alg. 2).
-
-    eps - scale * sigma * grad_x log p(label | x_t); the classifier is called as classifier(x_t, t) and
-    returns logits [B, classes].  Scale 0 is no guidance.  Refused where alpha = 0.
-    """
-
-    def __init__(self, denoiser: Denoiser, classifier: nn.Module, scale: float):
-        super().__init__()
-        self.denoiser, self.classifier, self.scale = denoiser, classifier, _scale(scale)
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def parameterisation(self) -> Parameterisation:
-        return self.denoiser.parameterisation
-
-    @property
-    def unguided(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.denoiser
-
-    @property
-    def guided(self) -> bool:
-        """Whether its predictions are others than the denoiser's."""
-        return self.scale != 0
-
-    def twin(self) -> Denoiser:
-        """A trainable copy of the denoiser inside: what a student starts from."""
-        return self.denoiser.twin()
-
-    def freeze(self) -> Self:
-        """Itself, in evaluation mode, the denoiser without gradients.
-
-        The classifier's parameters are the caller's and stay as they are: gradients are taken of x alone.
-        """
-        self.denoiser.freeze()
-        return self.eval()
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        if cond is None or cond.label is None:
-            raise ConfigError("classifier guidance needs labels: give cond=Cond(label=...)")
-        pred: Prediction = self.denoiser(x_t, t, cond)
-        gradient = self._gradient(x_t, t, cond.label)
-        level = level_of(self.schedule, t, x_t)
-        return Prediction.from_eps(pred.eps - self.scale * level.sigma * gradient, x_t, level)
-
-    def _gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """grad_x log p(label | x_t), whether or not the caller takes gradients."""
-        with torch.inference_mode(False), torch.enable_grad():
-            # What inference mode made has no gradients for ever: copies have.
-            x, t, label = (v.clone() if v.is_inference() else v for v in (x_t, t, label))
-            x = x.detach().requires_grad_(True)
-            own = {
-                **dict(self.classifier.named_parameters()),
-                **dict(self.classifier.named_buffers()),
-            }
-            made = {name: value.clone() for name, value in own.items() if value.is_inference()}
-            if made:
-                logits: Tensor = torch.func.functional_call(self.classifier, made, (x, t))
-            else:
-                logits = self.classifier(x, t)
-            chosen = logits.log_softmax(-1).gather(1, label[:, None])
-            if not chosen.requires_grad:
-                raise ConfigError(
-                    "classifier guidance needs the gradient of the classifier's answer, and this one "
-                    "answers without: leave no_grad, inference_mode and detach out of its forward"
-                )
-            (gradient,) = torch.autograd.grad(chosen.sum(), x)
-        return gradient

@@ -21,7 +21,8 @@ from halfstep.config.validate import (
     validate,
     Validated,
 )
-from halfstep.diffusion.denoiser import Denoiser, Denoises, Guided
+from halfstep.diffusion.denoiser import Denoiser, Denoises
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
 from halfstep.diffusion.time_grids import checked, on_schedule, Steps, Times
 from halfstep.errors import CheckpointError, ConfigError, unknown

@@ -6,7 +6,8 @@ from torch import nn
 
 from halfstep.batch import Cond
 from halfstep.diffusion.analytic import Mixture, mixture_teacher
-from halfstep.diffusion.denoiser import ClassifierGuided, Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.guidance import ClassifierGuided, Guided
 from halfstep.diffusion.prediction import Eps, Prediction, V, X0
 from halfstep.diffusion.samplers import sample
 from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow

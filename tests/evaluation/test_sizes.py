@@ -10,7 +10,8 @@ from PIL import Image
 from halfstep import capacity
 from halfstep.data import load
 from halfstep.data.latents.image_stream import stream
-from halfstep.diffusion.denoiser import ClassifierGuided, Denoiser, Guided, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.guidance import ClassifierGuided, Guided
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.samplers import ancestral
 from halfstep.diffusion.schedules import Cosine

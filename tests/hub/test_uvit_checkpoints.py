@@ -15,7 +15,7 @@ from halfstep.cli.parse import parse
 from halfstep.data import Dataset, load
 from halfstep.data.latents.encoding import write_latents
 from halfstep.data.latents.image_stream import stream
-from halfstep.diffusion.denoiser import Guided
+from halfstep.diffusion.guidance import Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.hub.uvit import load_published, PUBLISHED
 from halfstep.models import infer_config, UViT

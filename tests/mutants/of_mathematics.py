@@ -169,6 +169,12 @@ MUTANTS = (
         ("schedule.at(t.reshape(", "schedule.at(t.to(x.dtype).reshape("),
         ("decode(out.to(x_t.dtype)", "decode(out"),
         ("copy.deepcopy(self).train()", "copy.copy(self).train()"),
+        ("if found != wanted:", "if found[1:] != wanted[1:]:"),
+        ("[len(x_t), *(reads * channels", "[len(x_t), *(channels"),
+    ),
+    *of(
+        "diffusion/guidance",
+        "diffusion/denoiser",
         ("self.scale == 1", "self.scale == 0"),
         ("t.repeat(2)", "t.repeat_interleave(2)"),
         ("not cond.says(self.null)", "False"),
@@ -179,8 +185,6 @@ MUTANTS = (
             "pred.eps + self.scale * level.sigma * gradient",
         ),
         ("pred.eps - self.scale * level.sigma", "pred.eps - self.scale * level.alpha"),
-        ("if found != wanted:", "if found[1:] != wanted[1:]:"),
-        ("[len(x_t), *(reads * channels", "[len(x_t), *(channels"),
     ),
     *of(
         "diffusion/analytic",
@@ -205,7 +209,7 @@ MUTANTS = (
         ("return self.context if isinstance", "return self.label if isinstance"),
     ),
     *of(
-        "diffusion/denoiser",
+        "diffusion/guidance",
         "diffusion/denoiser",
         ("torch.inference_mode(False), torch.enable_grad()", "torch.enable_grad()"),
         ("v.clone() if v.is_inference() else v", "v"),

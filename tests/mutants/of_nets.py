@@ -259,7 +259,7 @@ MUTANTS = (
         ("(before := named(name)) in theirs:", "before := named(name):"),
     ),
     *of(
-        "diffusion/denoiser",
+        "diffusion/guidance",
         "diffusion/denoiser",
         (
             'of x alone.\n        """\n        self.denoiser.freeze()',

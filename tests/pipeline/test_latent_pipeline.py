@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from halfstep.batch import Batch, Cond
-from halfstep.diffusion.denoiser import Denoiser, Guided, NetTime
+from halfstep.diffusion.denoiser import Denoiser, NetTime
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import constant
 from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.samplers import sample

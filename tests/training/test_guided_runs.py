@@ -9,7 +9,8 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.data import Dataset
 from halfstep.diffusion.analytic import Mixture, mixture_teacher
-from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.denoiser import Denoiser, level_of
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import snr_plus_one, truncated_snr
 from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.samplers import sample

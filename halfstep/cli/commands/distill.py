@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast, Generic, TypeVar
+from typing import Any, cast, Generic, TypeVar
 
 from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
-from halfstep.cli.console.progress import loading, say, terminal
+from halfstep.cli.console.progress import counting, loading, say, terminal
 from halfstep.cli.console.run_lines import carried_out, describe, describe_data, own_net, updates_on
 from halfstep.cli.console.run_plan import rehearse
-from halfstep.cli.parse import Flat, parse
-from halfstep.cli.shrinking import resolved
-from halfstep.data import refuse_other_shape
+from halfstep.cli.parse import parse
+from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Method, METHODS, Progressive
@@ -23,7 +22,8 @@ from halfstep.methods.base import student_name, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
 from halfstep.training.api import RunOptions
-from halfstep.training.denoisers import refuse_teacher
+from halfstep.training.denoisers import refuse_teacher, resolve
+from halfstep.training.distributed import pick_device
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.options import Source, Where
 
@@ -36,7 +36,7 @@ class Teacher:
 
     teacher: Path | None = None
     """A teacher's folder, or the run that made it."""
-    official: Annotated[Official, Flat] = field(default_factory=Official)
+    official: Official = field(default_factory=Official)
     net: str | None = None
     """package.module:function, if the teacher's network is one of your own."""
 
@@ -45,18 +45,18 @@ class Teacher:
 class Distill(Generic[M]):
     """Make a student that needs fewer steps."""
 
-    where: Annotated[Where, Flat]
-    source: Annotated[Source, Flat]
-    teacher: Annotated[Teacher, Flat]
-    method: Annotated[M, Flat]
-    training: Annotated[TrainingConfig, Flat] = field(default_factory=TrainingConfig)
+    where: Where
+    source: Source
+    teacher: Teacher
+    method: M
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillGated(Distill[M]):
     """Make a student that needs fewer steps, until it is no longer worth it."""
 
-    gate: Annotated[GateOptions, Flat] = field(default_factory=GateOptions)
+    gate: GateOptions = field(default_factory=GateOptions)
 
 
 def main(name: str, argv: Sequence[str]) -> int:
@@ -78,7 +78,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     def load() -> Pipeline:
         return official.decoding(find(), data)
 
-    method = resolved(console, method, teachers[0], data, where)
+    method = _resolve(console, method, teachers[0], data, where)
     options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
 
     def work(job: RunOptions) -> Pipeline:
@@ -103,6 +103,17 @@ def main(name: str, argv: Sequence[str]) -> int:
     best = gate.best.steps if gate and gate.best else None
     _say_where(console, where, student, own_net(options.teacher.net), best)
     return 0
+
+
+def _resolve(
+    console: Console, method: Method, teacher: Pipeline, data: Data, where: Where
+) -> Method:
+    """The method with the options decided that it leaves to the data."""
+    if not method.needs_data:
+        return method
+    teacher.to(pick_device(where.device))
+    with counting(console, "scoring blocks on the data") as progress:
+        return resolve(method, teacher, data, where.out, progress=progress)
 
 
 def options_for(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from halfstep.cli.console.progress import counting, say, terminal
 from halfstep.cli.console.tables import compare, print_report
-from halfstep.cli.parse import Flat, parse
+from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
 from halfstep.errors import ConfigError
 from halfstep.evaluation.report_data import AnyReport
@@ -42,7 +42,7 @@ class Evaluate:
     """Data that no network was trained on, to measure memorisation."""
     device: str = "auto"
     """auto, or one by name."""
-    evaluation: Annotated[Evaluation, Flat] = field(default_factory=Evaluation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,8 @@ from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond
 from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validated
-from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.denoiser import Denoiser, level_of
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction
 from halfstep.errors import ConfigError

@@ -8,7 +8,8 @@ import torch
 
 from halfstep.batch import Cond
 from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps, V, X0
 from halfstep.diffusion.samplers import (
     calls,

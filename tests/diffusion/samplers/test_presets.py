@@ -7,7 +7,8 @@ import torch
 
 from halfstep.batch import Cond
 from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture_teacher
-from halfstep.diffusion.denoiser import Denoiser, Guided
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.samplers import fitting, PREFIX, SAMPLER_PRESETS, scheduled, start, STEPS
 from halfstep.diffusion.samplers.step_checks import astray

@@ -7,7 +7,8 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.diffusion.analytic import Mixture, mixture_teacher
-from halfstep.diffusion.denoiser import Denoiser, Guided, level_of, NetTime
+from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
 from halfstep.diffusion.prediction import Eps, Prediction, V, X0
 from halfstep.diffusion.samplers import sample

@@ -9,7 +9,8 @@ import torch
 from halfstep import storage
 from halfstep.batch import Batch
 from halfstep.data import Dataset
-from halfstep.diffusion.denoiser import Denoiser, Guided, level_of
+from halfstep.diffusion.denoiser import Denoiser, level_of
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction, V
 from halfstep.diffusion.schedules import BetaTable, Cosine, Level
