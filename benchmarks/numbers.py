@@ -109,7 +109,7 @@ def samples() -> Iterator[tuple[str, Any]]:
         for place in sorted((assets / "digits-guided").glob("*-steps")):
             student = Pipeline.load(place)
             for scale in (1.0, 2.5):
-                yield f"guided {place.name} at {scale}", _drawn(student, guidance=scale)
+                yield f"guided {place.name} at {scale}", _drawn(student, guidance_scale=scale)
 
 
 def _drawn(pipeline: Pipeline, **options: Any) -> str:

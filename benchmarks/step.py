@@ -90,11 +90,11 @@ class Bench:
             net, config if self.stage == "halving" else config | {"num_classes": CLASSES + 1}
         )
         teacher = Denoiser(made, Cosine(), V(), autocast=self.dtype).to(self.device)
-        self.student, self.teacher = teacher.twin(), teacher.freeze()
+        self.student, self.teacher = teacher.trainable_copy(), teacher.freeze()
         if self.stage != "halving":
             self.student.net = with_guidance(self.student.net)
         if self.stage == "guided-halving":
-            self.teacher = self.student.twin().freeze()
+            self.teacher = self.student.trainable_copy().freeze()
         if self.compile:
             self.student.net.compile()
             self.teacher.net.compile()
@@ -114,7 +114,7 @@ class Bench:
         self.asked: tuple[Any, ...] = (x0, t, None)
         if said is not None:
             scale = torch.linspace(*RANGE, len(x0), device=self.device)
-            self.asked = (x0, t, Cond(said.label, guidance=scale))
+            self.asked = (x0, t, Cond(said.label, guidance_scale=scale))
             self.objective = AnyScale(halve, RANGE)
         self.taught = [self.asked] * calls
         if self.stage == "guided":

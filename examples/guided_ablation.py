@@ -53,7 +53,12 @@ def main(options: Options) -> list[dict[str, float]]:
         for_range = _distances(teacher, ranged, judge, scale)
         for_one = _distances(teacher, own, judge, scale)
         rows += [
-            {"guidance": scale, "steps": steps, "range": for_range[steps], "one": for_one[steps]}
+            {
+                "guidance_scale": scale,
+                "steps": steps,
+                "range": for_range[steps],
+                "one": for_one[steps],
+            }
             for steps in for_one
         ]
     print(_table(rows))
@@ -61,11 +66,13 @@ def main(options: Options) -> list[dict[str, float]]:
     return rows
 
 
-def _students(options: Options, teacher: Pipeline, guidance: tuple[float, float]) -> list[Pipeline]:
+def _students(
+    options: Options, teacher: Pipeline, guidance_range: tuple[float, float]
+) -> list[Pipeline]:
     """Those of 8 steps and fewer, for these scales."""
-    out = options.out / f"{guidance[0]:g}-{guidance[1]:g}"
+    out = options.out / f"{guidance_range[0]:g}-{guidance_range[1]:g}"
     method = GuidedDistillation(
-        guidance=guidance,
+        guidance_range=guidance_range,
         updates=options.updates,
         halving=Progressive(start=64, updates=options.halving_updates, target_clip=1.0),
     )
@@ -97,7 +104,7 @@ def _table(rows: list[dict[str, float]]) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        lines.append("| {guidance:g} | {steps} | {range:.2f} | {one:.2f} |".format(**row))
+        lines.append("| {guidance_scale:g} | {steps} | {range:.2f} | {one:.2f} |".format(**row))
     return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ def world(name, seed, options):
     if options.full:
         return World(learnt, None, validation)
     wanted = options.labels if name == FASHION else options.labels // 10
-    marked = learnt.labelled(wanted // learnt.classes, seed=seed)
+    marked = learnt.labelled(wanted // learnt.num_classes, seed=seed)
     rest = (marked.labels < 0).nonzero()[:, 0]
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(key(seed, 1)))
     unlabelled = marked.only(rest[order[: options.unlabelled]])
@@ -126,7 +126,7 @@ def seen_by(experiment, here, seed, name, surely):
     """
     data, more = here.labelled, here.unlabelled
     if experiment.of < 1:
-        each = max(1, round(len(data) / data.classes * experiment.of))
+        each = max(1, round(len(data) / data.num_classes * experiment.of))
         data = data.labelled(each, seed=seed, rest=False)
     if experiment.more:
         rows = torch.arange(len(more))

@@ -100,10 +100,13 @@ def teach(options, name, seed, which):
     torch.manual_seed(key(seed, 2))
     if which == "first":
         net, config = FIRST[name]
-        config = {**fitting_classifier(net, here.labelled.shape, here.labelled.classes), **config}
+        config = {
+            **fitting_classifier(net, here.labelled.shape, here.labelled.num_classes),
+            **config,
+        }
         network, updates, rate = build_classifier(net, config), 5 * options.updates, 2e-3
     else:
-        config = {"classes": here.labelled.classes, "side": options.side}
+        config = {"num_classes": here.labelled.num_classes, "side": options.side}
         network = build_classifier("efficientnet-lite0", config)
         initialise(network, "imagenet")
         updates, rate = max(1, options.updates // 4), 1e-3
@@ -132,7 +135,7 @@ def study(options, name, seed, experiment):
 
     data = seen_by(experiment, here, seed, name, surely)
     torch.manual_seed(key(seed, 3))
-    config = fitting_classifier(experiment.student, data.shape, data.classes)
+    config = fitting_classifier(experiment.student, data.shape, data.num_classes)
     student = build_classifier(experiment.student, config)
     terms = recipe(experiment.learns, experiment.config)
     updates = options.updates * experiment.longer * (10 if options.full else 1)
@@ -161,7 +164,7 @@ def accuracy(net, data):
     return score_classifier(net, data, batch=64).accuracy.value  # twice as fast on a CPU as 512
 
 
-def carried_out(options, name, seed, what):
+def run_context(options, name, seed, what):
     """One row of results.jsonl."""
     if isinstance(what, str):
         found = teach(options, name, seed, what)
@@ -204,7 +207,7 @@ def results(options, work):
         each = stack.enter_context(pool(options.workers)) if options.workers > 1 else None
         file = stack.enter_context((options.out / "results.jsonl").open("a"))
         for part in work:
-            calls = [partial(carried_out, options, *one) for one in part]
+            calls = [partial(run_context, options, *one) for one in part]
             for future in [each.submit(call) for call in calls] if each else calls:
                 row = future.result() if each else future()
                 file.write(json.dumps(row) + "\n")

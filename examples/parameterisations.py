@@ -100,10 +100,10 @@ def scores(row, data, judge, options):
 def blank(schedule, output, data):
     """An untrained class-conditional U-ViT of 0.27 million parameters, always with the same weights."""
     torch.manual_seed(0)
-    sides = infer_config("uvit", data.shape, outputs=output.outputs, num_classes=data.classes)
+    sides = infer_config("uvit", data.shape, outputs=output.outputs, num_classes=data.num_classes)
     size = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
     denoiser = Denoiser(halfstep.build("uvit", {**size, **sides}), schedule, output)
-    return Pipeline(denoiser, data.shape, classes=data.names, clip=1.0)
+    return Pipeline(denoiser, data.shape, class_names=data.names, clip=1.0)
 
 
 def reason(error):

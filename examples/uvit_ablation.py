@@ -147,9 +147,9 @@ def unet(top, below, levels):
 def blank(net, config, seed, data):
     """An untrained class-conditional network that predicts v."""
     torch.manual_seed(seed)
-    sides = infer_config(net, data.shape, outputs=V.outputs, num_classes=data.classes)
+    sides = infer_config(net, data.shape, outputs=V.outputs, num_classes=data.num_classes)
     denoiser = Denoiser(halfstep.build(net, {**config, **sides}), Cosine(), V())
-    return Pipeline(denoiser, data.shape, classes=data.names, clip=1.0)
+    return Pipeline(denoiser, data.shape, class_names=data.names, clip=1.0)
 
 
 def scores(row, seed, data, judge, options):

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfstep.errors import ConfigError
 
 T = TypeVar("T", bound="Cond | Batch")
-OURS = ("label", "context", "guidance")
+OURS = ("label", "encoder_hidden_states", "guidance_scale")
 """The conditions that halfstep itself gives; those of a subclass are its user's own."""
 
 
@@ -25,7 +25,7 @@ class Cond:
     """Whatever conditions the network, one row a sample; `None` where it is absent.
 
     label     int64 [B]              class; -1 is none (of a classifier's data alone)
-    context   float [B, tokens, D]   text states
+    encoder_hidden_states  float [B, tokens, D]  text states
     guidance  float [B]              guidance scale, 1 is off
 
     A subclass may have tensors of its own, one row a sample, which are cut, joined, moved and left out
@@ -41,8 +41,8 @@ class Cond:
     """
 
     label: Tensor | None = None
-    context: Tensor | None = None
-    guidance: Tensor | None = None
+    encoder_hidden_states: Tensor | None = None
+    guidance_scale: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Self:
         """These samples' rows."""
@@ -52,20 +52,25 @@ class Cond:
     def to(self, device: torch.device | str) -> Self:
         return _each(self, lambda value: value.to(device))
 
-    def says(self, nothing: "int | Tensor") -> bool:
-        """Whether there is anything for `without(nothing)` to leave out."""
-        return self._said(nothing) is not None or bool(self._own())
+    def says(self, unconditional: "int | Tensor") -> bool:
+        """Whether there is anything for `dropped(unconditional)` to leave out."""
+        return self._said(unconditional) is not None or bool(self._own())
 
-    def without(self, nothing: "int | Tensor", where: Tensor | None = None) -> Self:
+    def dropped(self, unconditional: "int | Tensor", where: Tensor | None = None) -> Self:
         """The same with nothing said: the null label for labels, the empty text's states for texts.
 
         nothing  the null label, or float [tokens, D]
         where    bool [B]: of these samples alone
         """
-        name, said = ("context" if isinstance(nothing, Tensor) else "label"), self._said(nothing)
-        if not self.says(nothing):
+        name, said = (
+            ("encoder_hidden_states" if isinstance(unconditional, Tensor) else "label"),
+            self._said(unconditional),
+        )
+        if not self.says(unconditional):
             raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
-        nulls: dict[str, Any] = self._own() if said is None else {**self._own(), name: nothing}
+        nulls: dict[str, Any] = (
+            self._own() if said is None else {**self._own(), name: unconditional}
+        )
         changed = {name: _left_out(self, name, null, where) for name, null in nulls.items()}
         return _with(self, changed)
 
@@ -74,9 +79,9 @@ class Cond:
         names = dict.fromkeys([*_given(self), *_given(other)])
         return _with(self, {name: _joined(name, self, other) for name in names})
 
-    def _said(self, nothing: "int | Tensor") -> Tensor | None:
+    def _said(self, unconditional: "int | Tensor") -> Tensor | None:
         """What `nothing` would replace: labels if it is a label, texts if it is a text's states."""
-        return self.context if isinstance(nothing, Tensor) else self.label
+        return self.encoder_hidden_states if isinstance(unconditional, Tensor) else self.label
 
     def _own(self) -> dict[str, Any]:
         """What stands for nothing in each tensor of a subclass that is given, and does not stay."""

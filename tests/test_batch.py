@@ -55,7 +55,7 @@ def test_rows_are_cut_of_all_fields():
     half = sized()[1:]
     assert type(half) is Sized and half.label.tolist() == [2, 3]
     assert torch.equal(half.pooled, POOLED[1:]) and half.mask.shape == half.size.shape == (2, 2)
-    assert half.context is None and half.crop == 0.5 and half.made == "late"
+    assert half.encoder_hidden_states is None and half.crop == 0.5 and half.made == "late"
 
 
 def test_all_fields_are_joined():
@@ -81,8 +81,8 @@ def test_own_fields_are_left_out_with_the_label():
 
 def test_own_fields_are_left_out_with_the_text():
     states = torch.randn(3, 2, 5)
-    none = Pooled(context=states, pooled=POOLED).without(torch.ones(2, 5))
-    assert bool((none.context == 1).all()) and not none.pooled.any()
+    none = Pooled(encoder_hidden_states=states, pooled=POOLED).without(torch.ones(2, 5))
+    assert bool((none.encoder_hidden_states == 1).all()) and not none.pooled.any()
 
 
 def test_own_fields_are_left_out_of_the_samples_that_are_meant():
@@ -95,7 +95,11 @@ def test_own_fields_are_left_out_of_the_samples_that_are_meant():
 def test_own_fields_alone_can_be_left_out():
     alone = Pooled(pooled=POOLED)
     assert alone.says(9) and not alone.without(9).pooled.any() and alone.without(9).label is None
-    assert not Cond().says(9) and not Pooled().says(9) and not Cond(guidance=torch.ones(3)).says(9)
+    assert (
+        not Cond().says(9)
+        and not Pooled().says(9)
+        and not Cond(guidance_scale=torch.ones(3)).says(9)
+    )
     with pytest.raises(ConfigError, match="label"):
         Pooled().without(9)
 
@@ -108,9 +112,13 @@ def test_own_fields_alone_can_be_left_out():
         (sized(mask=None), sized(), "mask"),
         (Cond(torch.tensor([1])), Pooled(torch.tensor([1]), pooled=POOLED[:1]), "pooled"),
         (Pooled(torch.tensor([1]), pooled=POOLED[:1]), Cond(torch.tensor([1])), "pooled"),
-        (Cond(torch.tensor([1])), Cond(context=torch.zeros(1, 2, 3)), "label"),
+        (Cond(torch.tensor([1])), Cond(encoder_hidden_states=torch.zeros(1, 2, 3)), "label"),
         (sized(pooled=POOLED[:, :3]), sized(), "pooled"),
-        (Cond(context=torch.zeros(1, 2, 3)), Cond(context=torch.zeros(1, 4, 3)), "context"),
+        (
+            Cond(encoder_hidden_states=torch.zeros(1, 2, 3)),
+            Cond(encoder_hidden_states=torch.zeros(1, 4, 3)),
+            "encoder_hidden_states",
+        ),
         (sized(crop=0.25), sized(), "crop"),
     ],
 )
@@ -224,7 +232,7 @@ def test_a_student_of_any_scale_hears_them():
     stage = at_any_scale(Stage("", denoiser, objective, 1), (1.0, 2.0))
     draw = Draw.all(torch.Generator().manual_seed(0), 5)
     stage.objective(denoiser, Batch(torch.randn(5, 2), pooled(5)), draw)
-    assert type(net.heard[0]) is Pooled and net.heard[0].guidance.shape == (5,)
+    assert type(net.heard[0]) is Pooled and net.heard[0].guidance_scale.shape == (5,)
 
 
 def test_an_adapter_that_does_not_read_them_refuses_them():

@@ -35,7 +35,7 @@ def loaded(tmp_path, monkeypatch):
     (tmp_path / "evilmod.py").write_text("raise AssertionError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     pipeline = Pipeline(
-        Denoiser(mine(**UVIT), Cosine(), V()), (1, 8, 8), classes=("a", "b"), null=2
+        Denoiser(mine(**UVIT), Cosine(), V()), (1, 8, 8), class_names=("a", "b"), null=2
     )
     pipeline.save(tmp_path / "p")
 
@@ -53,8 +53,8 @@ def begun(method, null=None):
 
 COPIES = {
     "deepcopy": copy.deepcopy,
-    "twin": lambda net: Denoiser(net, Cosine(), V()).twin().net,
-    "twin of a frozen one": lambda net: Denoiser(net, Cosine(), V()).freeze().twin().net,
+    "trainable_copy": lambda net: Denoiser(net, Cosine(), V()).trainable_copy().net,
+    "twin of a frozen one": lambda net: Denoiser(net, Cosine(), V()).freeze().trainable_copy().net,
     "resized": lambda net: resized(net, (16, 12)),
     "built again": lambda net: built_again(net, recipe(net)[1]),
     "with guidance": with_guidance,
@@ -81,7 +81,9 @@ def test_a_copy_is_built_again_by_what_was_given_and_not_by_a_files_name(loaded,
     new = copied(loaded().denoiser.net)
     assert new.made_by is mine and recipe(new)[0] == "evilmod:f"
     shape = (1, *new.model.shape[1:])
-    Pipeline(Denoiser(new, Cosine(), V()), shape, classes=("a", "b"), null=2).save(tmp_path / "q")
+    Pipeline(Denoiser(new, Cosine(), V()), shape, class_names=("a", "b"), null=2).save(
+        tmp_path / "q"
+    )
 
 
 @pytest.mark.parametrize("copied", PRUNED.values(), ids=PRUNED)
@@ -117,20 +119,20 @@ def test_another_size_keeps_what_is_frozen(held):
     net.model.pos_embed.requires_grad_(False)
     names = frozen(net)
     assert len(names) > 2 and frozen(net.model.resized(12)) == names
-    pipeline = Pipeline(Denoiser(net, Cosine(), V()), (1, 8, 8), classes=("a", "b"), null=2)
+    pipeline = Pipeline(Denoiser(net, Cosine(), V()), (1, 8, 8), class_names=("a", "b"), null=2)
     if held:
         pipeline.denoiser.freeze()
     assert frozen(resized(net, (16, 16))) == names
     wide = pipeline.at_size(16, 12).denoiser
-    assert frozen(wide.net) == names == frozen(wide.twin().net)
+    assert frozen(wide.net) == names == frozen(wide.trainable_copy().net)
 
 
 def test_what_is_new_in_a_copy_is_as_it_was_built():
     """A table that its builder froze is no parameter of the old one."""
 
     def made(**config):
-        new = build("uvit", {k: v for k, v in config.items() if k != "guidance"})
-        if config.get("guidance"):
+        new = build("uvit", {k: v for k, v in config.items() if k != "guidance_embed_dim"})
+        if config.get("guidance_embed_dim"):
             new.table = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
         return new
 

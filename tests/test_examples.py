@@ -182,8 +182,8 @@ def test_the_guided_ablation_holds_one_student_against_many(tmp_path, capsys):
     rows = ablation.main(options)
     assert json.loads((options.out / "results.json").read_text()) == rows
     both = [(scale, steps) for scale in (1.0, 3.0) for steps in (8, 4, 2, 1)]
-    assert [(row["guidance"], row["steps"]) for row in rows] == both
+    assert [(row["guidance_scale"], row["steps"]) for row in rows] == both
     assert all(row["range"] > 0 and row["one"] > 0 for row in rows)
     assert any(row["range"] != row["one"] for row in rows)
-    assert Pipeline.load(options.out / "3-3" / "stages" / "guided").guidance == (3.0, 3.0)
+    assert Pipeline.load(options.out / "3-3" / "stages" / "guided").guidance_range == (3.0, 3.0)
     assert capsys.readouterr().out.count("\n| ") == len(rows)

@@ -388,7 +388,7 @@ from halfstep import files, storage
 from halfstep.config.preset_files import preset_names
 from halfstep.config.toml import from_file
 from halfstep.training.run_config import write_config
-from halfstep.workflows.options import Source
+from halfstep.workflows.options import DataOptions
 from halfstep.data.latents.captions import read_captions
 from halfstep.report.templates import write_page
 from halfstep.training.run_folder import RunFolder
@@ -403,7 +403,7 @@ write_config(here, {"data": "caf\\xe9"})
 found = [
     (here / "report.html").read_bytes().decode("utf-8") == text,
     RunFolder(here).metrics == [line],
-    from_file(Source, here / "config.toml")["data"] == "caf\\xe9",
+    from_file(DataOptions, here / "config.toml")["data"] == "caf\\xe9",
     read_captions(here, [here / "a.png"]) == [(text,)],
     len(preset_names()) > 5,
 ]

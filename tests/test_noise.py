@@ -102,12 +102,12 @@ def test_sample_noise_is_normal():
 
 
 def test_rows_of_conditions_and_batches():
-    cond = Cond(label=torch.arange(5), guidance=torch.linspace(0, 4, 5))
+    cond = Cond(label=torch.arange(5), guidance_scale=torch.linspace(0, 4, 5))
     batch = Batch(torch.arange(10.0).reshape(5, 2), cond)
     part = batch[1:3]
     assert part.x0.tolist() == [[2.0, 3.0], [4.0, 5.0]]
-    assert part.cond.label.tolist() == [1, 2] and part.cond.guidance.tolist() == [1.0, 2.0]
-    assert part.cond.context is None
+    assert part.cond.label.tolist() == [1, 2] and part.cond.guidance_scale.tolist() == [1.0, 2.0]
+    assert part.cond.encoder_hidden_states is None
     assert Batch(batch.x0)[0:1].cond is None
     assert cond.to("cpu").label.tolist() == cond.label.tolist()
 
@@ -115,6 +115,6 @@ def test_rows_of_conditions_and_batches():
 def test_conditions_are_joined_or_refused():
     one, other = Cond(label=torch.tensor([1, 2])), Cond(label=torch.tensor([3]))
     assert one.cat(other).label.tolist() == [1, 2, 3]
-    assert one.cat(other).context is None
+    assert one.cat(other).encoder_hidden_states is None
     with pytest.raises(ConfigError, match="one of two conditions has no guidance"):
-        one.cat(Cond(label=torch.tensor([3]), guidance=torch.tensor([1.0])))
+        one.cat(Cond(label=torch.tensor([3]), guidance_scale=torch.tensor([1.0])))

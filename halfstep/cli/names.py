@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from halfstep.errors import ConfigError
 
-_GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales", "guidance")
+_GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales")
 _OURS: dict[tuple[str, ...], str] = {
     ("learning-rate",): "lr rate",
     ("learning-rate-schedule",): "lr-scheduler lr-schedule scheduler rate-schedule",
@@ -16,7 +16,7 @@ _OURS: dict[tuple[str, ...], str] = {
     ("warmup",): "warmup-steps lr-warmup-steps",
     ("out",): "output-dir output output-path outdir out-dir o save-dir save-path logdir log-dir",
     ("steps", "start", "full"): "num-inference-steps inference-steps sampling-steps nfe",
-    _GUIDANCE: "cfg cfg-scale guidance-weight w",
+    _GUIDANCE: "guidance scales cfg cfg-scale guidance-weight w",
     ("max-grad-norm",): "clip clip-grad grad-clip gradient-clip gradient-clip-val max-norm",
     ("seed",): "noise random-seed manual-seed",
     ("data", "images"): "dataset dataset-name dataset-path data-dir data-path train-data-dir input",
@@ -34,7 +34,7 @@ _OURS: dict[tuple[str, ...], str] = {
     ("save-every",): "checkpointing-steps save-steps save-interval save-freq",
     ("log-every",): "logging-steps log-interval log-freq",
     ("weighting",): "snr-gamma loss-weighting",
-    ("class-names", "labels"): "classes class-labels num-classes",
+    ("labels",): "classes class-labels class-names",
     ("flip",): "random-flip horizontal-flip",
 }
 """Our options, the first that a command has, for the names that other tools give them."""

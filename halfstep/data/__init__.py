@@ -21,7 +21,7 @@ __all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load
 Data = Dataset | Latents
 """What training reads: data in memory, or latents on the disk."""
 
-Given = Data | str | os.PathLike[str] | torch.utils.data.Dataset[Any]
+DataLike = Data | str | os.PathLike[str] | torch.utils.data.Dataset[Any]
 """What `as_data` makes data of."""
 SPLITS = ("train", "test")
 WHOLE = ("digits", "two-moons")
@@ -67,12 +67,14 @@ def load(
     return replace(data, flip=True) if flip else data
 
 
-def as_data(data: Given, *, shape: tuple[int, ...] | None = None) -> Data:
+def as_data(data: DataLike, *, shape: tuple[int, ...] | None = None) -> Data:
     """Data as it is, by its name or place, or collected from a torch Dataset; `DataError` for the rest.
 
     shape  of one sample, where another is refused: of a folder before it is read
     """
-    if isinstance(data, Dataset | Latents) or hasattr(data, "drawn"):  # or what does as much
+    if isinstance(data, Dataset | Latents) or hasattr(
+        data, "training_batch"
+    ):  # or what does as much
         return cast(Data, data)
     if isinstance(data, str | os.PathLike):
         spec = os.fspath(data)

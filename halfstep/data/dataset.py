@@ -25,8 +25,8 @@ class Dataset:
              latents: [N, C, H, W], or more axes, with other channels than 1 or 3
     labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
     names    of the classes, or () where they have none
-    flip     `drawn` mirrors images left to right at random
-    augmentation  or more than that: what `drawn` does to images
+    flip     `training_batch` mirrors images left to right at random
+    augmentation  or more than that: what `training_batch` does to images
     origin   name of the bundled data set: digits or two-moons
     """
 
@@ -64,7 +64,7 @@ class Dataset:
         return self.values.ndim == 4 and (self.values.dtype == torch.uint8 or _bounded(self.values))
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """How many classes there are; 0 without labels."""
         if self.labels is None:
             return 0
@@ -77,7 +77,7 @@ class Dataset:
 
     @property
     def views(self) -> int | None:
-        """How many views of a sample `drawn` chooses from, itself included; None: each draw is another."""
+        """How many views of a sample there are, itself included; None: each draw is another."""
         if self.augmentation is not None:
             return self.augmentation.views or None
         return 2 if self.flip else 1
@@ -115,7 +115,7 @@ class Dataset:
         cond = None if self.labels is None else Cond(label=self.labels[rows])
         return Batch(x0, cond, rows, views)
 
-    def drawn(self, rows: Tensor, draw: Draw) -> Batch:
+    def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
         """These rows as training sees them: augmented, or with `flip` half of them, at random, mirrored."""
         if (how := self.augmentation) is None:
             return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
@@ -156,7 +156,7 @@ class Dataset:
             return self.only(rows)
         labels = torch.full_like(self.labels, NONE)
         labels[rows] = self.labels[rows]
-        names = self.names or tuple(map(str, range(self.classes)))
+        names = self.names or tuple(map(str, range(self.num_classes)))
         return replace(self, labels=labels, names=names)
 
     def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
@@ -173,7 +173,7 @@ class Dataset:
     def only(self, rows: Tensor) -> "Dataset":
         """These samples, in this order; a row may be there more than once."""
         labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
-        names = () if labels is None else self.names or tuple(map(str, range(self.classes)))
+        names = () if labels is None else self.names or tuple(map(str, range(self.num_classes)))
         return replace(
             self, values=self.values[rows.to(self.values.device)], labels=labels, names=names
         )

@@ -38,7 +38,7 @@ class Teacher(Denoises, Protocol):
     @property
     def guided(self) -> bool: ...
 
-    def twin(self) -> "Denoiser": ...
+    def trainable_copy(self) -> "Denoiser": ...
 
     def freeze(self) -> Self: ...
 
@@ -159,15 +159,15 @@ class Denoiser(nn.Module):
         """Whether guidance changes its predictions from outside: never."""
         return False
 
-    def twin(self) -> "Denoiser":
+    def trainable_copy(self) -> "Denoiser":
         """A trainable copy; what training leaves as it is (`not_trained`) stays so in it."""
         if getattr(self.net, "quantised", None):
             raise ConfigError(
                 "this network is int8 and cannot be trained: give the one that it was made from"
             )
-        twin = copy.deepcopy(self).train()
-        thaw(twin.net)
-        return twin
+        student = copy.deepcopy(self).train()
+        thaw(student.net)
+        return student
 
     def freeze(self) -> "Denoiser":
         """Itself, in evaluation mode and without gradients."""

@@ -40,9 +40,9 @@ class _GuidedDenoiser(nn.Module):
         """The denoiser inside."""
         return self.denoiser
 
-    def twin(self) -> Denoiser:
+    def trainable_copy(self) -> Denoiser:
         """A trainable copy of the denoiser inside: what a student starts from."""
-        return self.denoiser.twin()
+        return self.denoiser.trainable_copy()
 
     def freeze(self) -> Self:
         """Itself, in evaluation mode, the denoiser without gradients.
@@ -76,13 +76,15 @@ class Guided(_GuidedDenoiser):
             return plain
         if cond is None or not cond.says(self.null):
             name, field = (
-                ("labels", "label") if isinstance(self.null, int) else ("texts", "context")
+                ("labels", "label")
+                if isinstance(self.null, int)
+                else ("texts", "encoder_hidden_states")
             )
             raise ConfigError(
                 f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
             )
         both: Prediction = self.denoiser(
-            torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.without(self.null))
+            torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.dropped(self.null))
         )
         (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
         scale = self.scale

@@ -4,7 +4,7 @@ Teacher, student, sampler and export are handed ONE grid; halving it is `times[:
 """
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -14,6 +14,8 @@ from halfstep.diffusion.schedules import Schedule
 from halfstep.errors import ConfigError, unknown
 
 Times = tuple[float, ...]
+Direction = Literal["denoise", "invert"]
+"""Which way a grid is taken: from noise to data, or from data to noise."""
 MOST = 1_000_000
 """Steps of a walk: a quarter of an hour for one sample of a network of a millisecond, and nothing gained."""
 Steps = Annotated[int, Le(MOST)]

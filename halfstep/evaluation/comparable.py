@@ -19,7 +19,7 @@ class Measured:
     real           fingerprint of the real images (`statistics.fingerprint`)
     real_samples   how many they are
     floor          what perfect samples would score, where known; it is no condition
-    guidance       the guidance scale of the samples
+    guidance_scale of the samples
     """
 
     interval: Interval
@@ -31,7 +31,7 @@ class Measured:
     real: str
     real_samples: int
     floor: float | None = None
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
 
     @classmethod
     def through(
@@ -100,7 +100,7 @@ class Measured:
             "the number of samples": (self.samples, other.samples),
             "the real data": (self.real[:12], other.real[:12]),
             "the number of real images": (self.real_samples, other.real_samples),
-            "the guidance scale": (self.guidance, other.guidance),
+            "the guidance scale": (self.guidance_scale, other.guidance_scale),
         }
         # A classifier under another folder's name is the same features while its weights are.
         if self.digest and self.digest == other.digest:

@@ -44,7 +44,7 @@ class Variant:
     @property
     def way(self) -> SamplingSetup:
         """Sampled as its student is."""
-        return self.pipeline, self.pipeline.own_sampler, self.steps
+        return self.pipeline, self.pipeline.sampler, self.steps
 
 
 def write_variant(folder: Path, variant: Variant, student: Path) -> None:

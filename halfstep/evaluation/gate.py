@@ -90,7 +90,7 @@ class Gate:
     tell: Callable[[str], object] = str
     writes: bool = True
     full: int = 0
-    tried: list[Decision] = field(default_factory=list, init=False)
+    decisions: list[Decision] = field(default_factory=list, init=False)
     _open: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -120,16 +120,16 @@ class Gate:
         smaller teacher: it passes.
         """
         self.read()
-        if not student.times and student.guidance is None:
+        if not student.times and student.guidance_range is None:
             return True
         steps = min((len(times) - 1 for times in student.times), default=self.full)
         stage = student_name(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)
-        known = next((d for d in self.tried if (d.stage, d.weights) == (stage, weights)), None)
+        known = next((d for d in self.decisions if (d.stage, d.weights) == (stage, weights)), None)
         decision = known or self._decided(student, stage, steps, weights)
         if known is None:
-            before = self.tried if decision.ends else []
-            self.tried = [*(d for d in before if not d.ends or d.steps > steps), decision]
+            before = self.decisions if decision.ends else []
+            self.decisions = [*(d for d in before if not d.ends or d.steps > steps), decision]
             self._write()
             self.tell(said(decision, self.tolerance))
         return self._goes_on(decision)
@@ -138,7 +138,7 @@ class Gate:
     def best(self) -> Decision | None:
         """The last student that passed, before the first that did not."""
         found = None
-        for decision in self.tried:
+        for decision in self.decisions:
             if not decision.ends:
                 continue
             if not within(decision, self.tolerance):
@@ -147,7 +147,7 @@ class Gate:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        last = self.tried[-1] if self.tried else None
+        last = self.decisions[-1] if self.decisions else None
         ended = last is not None and not self._goes_on(last)
         return {
             "tolerance": self.tolerance,
@@ -155,7 +155,7 @@ class Gate:
             "about": self.about,
             "stopped": f"Stopped at {said(last, self.tolerance)}." if last and ended else None,
             "best": self.best.stage if self.best else None,
-            "tried": [decision.to_json() for decision in self.tried],
+            "decisions": [decision.to_json() for decision in self.decisions],
         }
 
     def _decided(self, student: Any, stage: str, steps: int, weights: str) -> Decision:
@@ -179,7 +179,7 @@ class Gate:
         if not self.file.exists():
             return
         content = read_gate(self.file)
-        tried = [Decision.from_json(one) for one in content["tried"]]
+        decisions = [Decision.from_json(one) for one in content["decisions"]]
         before = {"tolerance": content["tolerance"], **content["about"]}
         now = {"tolerance": self.tolerance, **self.about}
         for name in sorted(before.keys() | now.keys()):
@@ -188,7 +188,7 @@ class Gate:
                     f"this run's gate was asked with {name} {was} and now with {now.get(name)}: ask as "
                     f"before, or delete '{self.file}', and the gate measures every student again"
                 )
-        self.tried = tried
+        self.decisions = decisions
 
     def _write(self) -> None:
         if self.file is not None and self.writes:

@@ -42,7 +42,7 @@ class TeacherSource:
         self.device, self._load = torch.device(device), load
         self._teacher = None if load else teacher
         if self._teacher is not None and self.device.type != "cpu":
-            denoiser = teacher.denoiser.twin().freeze().to("cpu")
+            denoiser = teacher.denoiser.trainable_copy().freeze().to("cpu")
             self._teacher = replace(teacher, denoiser=denoiser)
 
     def __call__(self) -> Pipeline:
@@ -181,7 +181,8 @@ class AgainstData:
     def _more(
         self, drawn: SampleSet, pipeline: Pipeline, steps: int, n: int, progress: Progress
     ) -> SampleSet:
-        return self.scorer.extend(drawn, pipeline, pipeline.made_for, steps, n=n, progress=progress)
+        sampler = pipeline.reference_sampler
+        return self.scorer.extend(drawn, pipeline, sampler, steps, n=n, progress=progress)
 
 
 @dataclass
@@ -212,11 +213,9 @@ class AgainstTeacher:
 
     def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
         student = network.make()
-        drawn = self.scorer.sample(
-            student, student.own_sampler, network.steps, n=n, progress=progress
-        )
+        drawn = self.scorer.sample(student, student.sampler, network.steps, n=n, progress=progress)
         assert self._reference is not None
-        strata = max(len(student.classes), 1)
+        strata = max(len(student.class_names), 1)
         return raw_frechet_ratio(
             self._reference, drawn.features, self._features[n], block=self.scorer.n, strata=strata
         )

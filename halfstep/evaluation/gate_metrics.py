@@ -39,7 +39,7 @@ class Inputs:
 
     teacher     described, on its device
     source      the teacher when it must be sampled
-    guidance    the range of scales that the students take as an input, or None
+    guidance_range  of scales that the students take as an input, or None
     grid        where the steps lie of a network without a grid of its own
     full_steps  of the teacher
     """
@@ -48,11 +48,11 @@ class Inputs:
     source: TeacherSource
     data: Data
     features: Features
-    guidance: tuple[float, float] | None
+    guidance_range: tuple[float, float] | None
     grid: str
     full_steps: int
     samples: int
-    noise: int
+    seed: int
     showing: Showing = silent
 
     def meter(self, comparisons: Sequence[Comparison]) -> Meter:
@@ -81,7 +81,7 @@ class DataRatio:
         if isinstance(real, Latents):
             with inputs.showing("decoding latents") as progress:
                 real = real_images(real, inputs.teacher, progress=progress)
-        config = Evaluation(samples=inputs.samples, noise=inputs.noise)
+        config = Evaluation(samples=inputs.samples, seed=inputs.seed)
         scorer = scorer_for(inputs.features, real, config, captions=inputs.captions)
         return inputs.meter([AgainstData(scorer, inputs.source, inputs.full_steps)])
 
@@ -91,19 +91,21 @@ class GuidedTeacherRatio(Validated):
     """The student's Fréchet distance from its guided teacher's samples over that of the teacher's samples
     of other noise, at the worst scale.
 
-    scales  guidance scales; the ends of the students' range by default, the upper one 3 at most
+    guidance_scales  to compare at; the ends of the students' range by default, the upper one 3 at most
     """
 
-    scales: tuple[NotNegative, ...] = ()
+    guidance_scales: tuple[NotNegative, ...] = ()
 
-    def chosen(self, guidance: tuple[float, float]) -> tuple[float, ...]:
+    def chosen(self, guidance_range: tuple[float, float]) -> tuple[float, ...]:
         """The scales for students of this range; `ConfigError` for one outside it."""
-        low, high = guidance
-        return table_scales(guidance, self.scales or (low, max(low, min(high, HIGHEST))))
+        low, high = guidance_range
+        return table_scales(
+            guidance_range, self.guidance_scales or (low, max(low, min(high, HIGHEST)))
+        )
 
     def about(self, inputs: Inputs) -> dict[str, Any]:
         """The part of RUN/gate.json that identifies it."""
-        return {"guidance": list(self.chosen(_range(inputs)))}
+        return {"guidance_scales": list(self.chosen(_range(inputs)))}
 
     def meter(self, inputs: Inputs, *, cache: Path | None = None) -> Meter:
         """Measures students so.  The teacher's samples are kept on disk.
@@ -116,7 +118,7 @@ class GuidedTeacherRatio(Validated):
             empty,
             empty[:, None],
             inputs.samples,
-            inputs.noise,
+            inputs.seed,
             captions=inputs.captions,
         )
         name, cache = identity(inputs.teacher), cache or cache_folder()
@@ -140,8 +142,9 @@ class GuidedTeacherRatio(Validated):
 
 
 def _range(inputs: Inputs) -> tuple[float, float]:
-    if inputs.guidance is None:
+    if inputs.guidance_range is None:
         raise ConfigError(
-            "these students take no guidance scale as an input: leave --scales out, or the metric of the gate"
+            "these students take no guidance scale as an input: leave --guidance-scales out, or the "
+            "metric of the gate"
         )
-    return inputs.guidance
+    return inputs.guidance_range

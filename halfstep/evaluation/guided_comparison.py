@@ -55,7 +55,7 @@ class GuidedCandidates:
     @property
     def ways(self) -> list[SamplingSetup]:
         """What is sampled: the teacher, then every student."""
-        students = [(s, s.own_sampler, len(s.times[0]) - 1) for s in self.students]
+        students = [(s, s.sampler, len(s.times[0]) - 1) for s in self.students]
         return [(self.teacher, self.sampler, self.steps), *students]
 
     def at_scales(self, scorer: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
@@ -117,7 +117,7 @@ class GuidedEvaluation:
         if len(self.candidates.teacher.shape) != 3:
             return []
         students = self.candidates.students
-        scales = students[0].guidance if students else None
+        scales = students[0].guidance_range if students else None
         fine = list(self.scales) if scales is None else slider_scales(scales, self.scales)
         return list(product(fine, self.candidates.ways))
 
@@ -158,7 +158,7 @@ class GuidedEvaluation:
         levels = torch.stack(
             [
                 pipeline.sample(
-                    self.shown, seed=self.scorer.seed, steps=steps, sampler=sampler, guidance=scale,
+                    self.shown, seed=self.scorer.seed, steps=steps, sampler=sampler, guidance_scale=scale,
                     batch=self.scorer.batch, progress=progress,
                 )
                 for scale, (pipeline, sampler, steps) in self._pictured
@@ -179,12 +179,12 @@ def _rows(
     """The teacher's row at this scale, and each student's."""
     reference = at.reference.features(scorer.n, progress=progress)
     features, squares = _sampled(at.samples, scorer.n, progress)
-    strata = 1 if scorer.captions else max(len(candidates.teacher.classes), 1)
+    strata = 1 if scorer.captions else max(len(candidates.teacher.class_names), 1)
     knows_classes = scorer.features.head is not None
     for k, (way, fake) in enumerate(zip(candidates.ways, features, strict=True)):
         role: Literal["teacher", "student"] = "student" if k else "teacher"
         yield GuidedRow(
-            guidance=at.scale,
+            guidance_scale=at.scale,
             role=role,
             name=f"{role}, {_plural(way[2])}",
             sampler=way[1],
@@ -223,14 +223,14 @@ def guided_evaluation(
     candidates: Candidates, scorer: SampleScorer, config: Evaluation
 ) -> GuidedEvaluation | None:
     """The comparison at every scale of students that take the scale as an input; None without them."""
-    students = {steps_of(one): one for one in candidates.students if one.guidance is not None}
+    students = {steps_of(one): one for one in candidates.students if one.guidance_range is not None}
     if not students:
         return None
     chosen = [students[count] for count in counted(students, config)]
     guided = GuidedCandidates(
         candidates.teacher, chosen, config.full_steps, config.full_sampler, cache_folder()
     )
-    scales = table_scales(chosen[0].guidance or (1.0, 1.0), config.guidance)
+    scales = table_scales(chosen[0].guidance_range or (1.0, 1.0), config.guidance_scales)
     return GuidedEvaluation(guided, scorer, scales, config.shown)
 
 
@@ -238,24 +238,26 @@ def scales_of(
     config: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
 ) -> tuple[float, ...]:
     """The guidance scales to evaluate at; `ConfigError` for those that these networks do not take."""
-    ranges = [one.guidance for one in students if one.guidance is not None]
+    ranges = [one.guidance_range for one in students if one.guidance_range is not None]
     if ranges:
-        return table_scales(ranges[0], config.guidance)
-    if len(config.guidance) > 1:
+        return table_scales(ranges[0], config.guidance_scales)
+    if len(config.guidance_scales) > 1:
         raise ConfigError(
             f"these students take no guidance scale as an input, so they are judged at one, asked for "
-            f"{len(config.guidance)}: write --guidance {config.guidance[0]:g}"
+            f"{len(config.guidance_scales)}: write --guidance-scales {config.guidance_scales[0]:g}"
         )
-    if teacher.guidance is not None:  # evaluated alone
-        return config.guidance or table_scales(teacher.guidance)[:1]
-    if set(config.guidance) - {1.0}:
+    if teacher.guidance_range is not None:  # evaluated alone
+        return config.guidance_scales or table_scales(teacher.guidance_range)[:1]
+    if set(config.guidance_scales) - {1.0}:
         refuse_unguided(teacher)
-    return config.guidance
+    return config.guidance_scales
 
 
-def table_scales(guidance: tuple[float, float], asked: Sequence[float] = ()) -> tuple[float, ...]:
+def table_scales(
+    guidance_range: tuple[float, float], asked: Sequence[float] = ()
+) -> tuple[float, ...]:
     """The scales of the table: those asked for, or 1, 1.3, 2 and 3 as far as they lie in the range."""
-    low, high = guidance
+    low, high = guidance_range
     if outside := [scale for scale in asked if not low <= scale <= high]:
         raise ConfigError(
             f"these students take guidance scales from {low:g} to {high:g}, asked for {outside[0]:g}: write "
@@ -265,17 +267,17 @@ def table_scales(guidance: tuple[float, float], asked: Sequence[float] = ()) -> 
     return tuple(sorted(set(map(float, asked)))) or inside or (low, high)
 
 
-def slider_scales(guidance: tuple[float, float], table: Sequence[float]) -> list[float]:
+def slider_scales(guidance_range: tuple[float, float], table: Sequence[float]) -> list[float]:
     """About nine over the range, and those of the table."""
-    even = [round(float(x), 4) for x in np.linspace(*guidance, FINE)]
+    even = [round(float(x), 4) for x in np.linspace(*guidance_range, FINE)]
     return sorted({*even, *map(float, table)})
 
 
 def refuse_unguided(teacher: Pipeline) -> None:
     """`ConfigError` for one that cannot be guided."""
-    if teacher.guidance is None and teacher.unconditional is None:
+    if teacher.guidance_range is None and teacher.unconditional is None:
         raise ConfigError(
-            "this teacher has no null class and cannot be guided: leave guidance out, or write guidance=1"
+            "this teacher has no null class and cannot be guided: write guidance_scale=1"
         )
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data, Latents
-from halfstep.diffusion.time_grids import Steps
+from halfstep.diffusion.time_grids import Direction, Steps
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.gate import fewest_steps, Gate, Measure, refuse_strict
@@ -45,7 +45,7 @@ class QualityGate(Validated):
     features    auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE,
                 package.module:function, or `Features`
     samples     of the first look; up to eight times as many where they cannot tell
-    noise       seed of their noise
+    seed        of their noise
     """
 
     tolerance: NotNegative | None = None
@@ -54,7 +54,7 @@ class QualityGate(Validated):
     full_steps: Annotated[Steps, Ge(0)] = 0
     features: str | Features = "auto"
     samples: SampleCount = 2000
-    noise: Seed = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +113,7 @@ class QualityGate(Validated):
             **metric.about(inputs),
             "samples": self.samples,
             "full": inputs.full_steps,
-            "noise": self.noise,
+            "seed": self.seed,
         }
         if rehearse:
             measure: Measure = _never
@@ -152,7 +152,7 @@ class QualityGate(Validated):
     def _metric(self, halvings: "Halvings | None") -> DataRatio | GuidedTeacherRatio:
         if self.metric is not None:
             return self.metric
-        guided = halvings is not None and halvings.guidance is not None
+        guided = halvings is not None and halvings.guidance_range is not None
         return GuidedTeacherRatio() if guided else DataRatio()
 
     def _inputs(
@@ -169,7 +169,7 @@ class QualityGate(Validated):
             raise ConfigError(
                 "this method halves nothing, which a gate measures: leave the gate out"
             )
-        if halvings.made_for == "encode":
+        if halvings.direction == "invert":
             raise ConfigError(
                 "students that encode draw no samples, which a gate compares: leave the gate out"
             )
@@ -179,11 +179,11 @@ class QualityGate(Validated):
             TeacherSource(teacher, place, load),
             data,
             self._features(data),
-            halvings.guidance,
+            halvings.guidance_range,
             halvings.grid,
             full,
             self.samples,
-            self.noise,
+            self.seed,
             showing,
         )
         factor = teacher.codec.factor if isinstance(data, Latents) and teacher.codec else 1
@@ -211,14 +211,15 @@ class Halvings:
 
     start     steps that the first is sampled with
     grid      name of the grid that they lie on
-    guidance  the range of guidance scales that the students take as an input, or None
+    direction of the students
+    guidance_range  the range of guidance scales that the students take as an input, or None
     alone     whether the method has no stage before them
     """
 
     start: int
     grid: str
-    made_for: str
-    guidance: tuple[float, float] | None
+    direction: Direction
+    guidance_range: tuple[float, float] | None
     alone: bool
 
     @classmethod
@@ -230,7 +231,9 @@ class Halvings:
             return None
         first = halved[0]
         start = len(first.teacher_times) - 1
-        return cls(start, first.grid, first.made_for, first.guidance, len(halved) == len(plan))
+        return cls(
+            start, first.grid, first.direction, first.guidance_range, len(halved) == len(plan)
+        )
 
 
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:

@@ -126,7 +126,7 @@ class Measurement:
     real: int
     real_few: int
     seed: int
-    guidance: float
+    guidance_scale: float
     floor: float
     left_out: tuple[str, ...]
     machine: str
@@ -152,7 +152,7 @@ class GuidedRow:
     data_distance  Fréchet distance to the real data
     """
 
-    guidance: float
+    guidance_scale: float
     role: Literal["teacher", "student"]
     name: str
     sampler: str
@@ -243,7 +243,7 @@ class GateReport:
     about: dict[str, object]
     stopped: str | None
     best: str | None
-    tried: tuple[Decision, ...]
+    decisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

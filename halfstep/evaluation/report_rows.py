@@ -166,7 +166,9 @@ def _with_cost(
 ) -> list[Row]:
     """The rows with their cost, all timed in turn."""
     ways = [one.way for one in setups]
-    costs = cost(ways, batches=TIMED, rounds=rounds, guidance=scorer.guidance, progress=progress)
+    costs = cost(
+        ways, batches=TIMED, rounds=rounds, guidance_scale=scorer.guidance_scale, progress=progress
+    )
     timed = [replace(one, cost=its) for one, its in zip(rows, costs, strict=True)]
     return with_students_work(timed)
 
@@ -182,8 +184,8 @@ def _measurement(
         samples=config.samples,
         real=len(scorer.real),
         real_few=len(scorer.real_few),
-        seed=config.noise,
-        guidance=scorer.guidance,
+        seed=config.seed,
+        guidance_scale=scorer.guidance_scale,
         floor=scorer.floor,
         left_out=tuple(candidates.left_out(config)),
         machine=machine,
@@ -202,21 +204,24 @@ def _split(candidates: Candidates, count: int, config: Evaluation) -> Split | No
     finer = before.times[0] if before is not None else candidates.times
     if not config.split_samples or len(finer) - 1 != 2 * count:
         return None
-    if students[count].made_for != "ddim" or tuple(data.shape) != tuple(teacher.shape):
+    own = students[count].sampler, students[count].direction
+    if own != ("ddim", "denoise") or tuple(data.shape) != tuple(teacher.shape):
         return None
     n = max(config.split_samples, count)  # every time of the student's is visited
     batch = data.batch(torch.arange(n) % len(data))
-    maker = before or candidates.begun or teacher
+    maker = before or candidates.first_teacher or teacher
     condition = batch.cond or Cond()
-    takes_scale = maker.guidance is not None
+    takes_scale = maker.guidance_range is not None
     condition = replace(
         condition,
-        label=condition.label if teacher.classes else None,
-        context=condition.context if teacher.empty is not None else None,
-        guidance=torch.full((n,), config.scale) if takes_scale else None,
+        label=condition.label if teacher.class_names else None,
+        encoder_hidden_states=condition.encoder_hidden_states
+        if teacher.empty is not None
+        else None,
+        guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
     )
     grid = grid_cost(
-        teacher, finer, n=config.split_samples, seed=config.noise, guidance=config.scale
+        teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale
     )
     learning = learning_error(
         students[count].denoiser, maker.denoiser, finer, batch.x0, cond=condition

@@ -49,7 +49,7 @@ def row(
         name=setup.name,
         sampler=sampler,
         steps=steps,
-        calls=calls_of(*setup.way, scorer.guidance),
+        calls=calls_of(*setup.way, scorer.guidance_scale),
         distances=_distances(samples, scorer, metrics),
         ratio=None if full is None else scorer.ratio(samples, full),
         fidelity=errors,

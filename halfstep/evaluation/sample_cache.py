@@ -90,7 +90,7 @@ class Samples:
             "pipeline": self.who,
             "features": scorer.features.digest,
             "preprocessing": scorer.features.preprocessing,
-            "guidance": float(scorer.guidance),
+            "guidance_scale": float(scorer.guidance_scale),
             "seed": scorer.seed,
             "sampler": self.sampler,
             "steps": self.steps,

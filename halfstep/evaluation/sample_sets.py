@@ -72,7 +72,7 @@ class SampleScorer:
     seed: int = 0
     batch: int = 256
     captions: Callable[[Tensor], Tensor] | None = None
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     real_features: Tensor = field(init=False)
     _teacher: SampleSet | None = field(init=False, default=None)
 
@@ -90,9 +90,9 @@ class SampleScorer:
         rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
         return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
 
-    def at(self, guidance: float, seed: int) -> "SampleScorer":
+    def at(self, guidance_scale: float, seed: int) -> "SampleScorer":
         """The same at another guidance scale, and of other noise."""
-        return replace(self, known=self.real_features, guidance=guidance, seed=seed)
+        return replace(self, known=self.real_features, guidance_scale=guidance_scale, seed=seed)
 
     def steps(self, ways: Iterable[SamplingSetup], rows: range | None = None) -> int:
         """The steps of `drawn` for these ways of sampling, all n samples or these rows."""
@@ -152,8 +152,10 @@ class SampleScorer:
                 seed=self.seed,
                 steps=steps,
                 sampler=sampler,
-                guidance=self.guidance,
-                context=None if self.captions is None else self.captions(torch.tensor(part)),
+                guidance_scale=self.guidance_scale,
+                encoder_hidden_states=None
+                if self.captions is None
+                else self.captions(torch.tensor(part)),
                 batch=self.batch,
                 progress=progress,
             )
@@ -178,7 +180,7 @@ class SampleScorer:
 
     def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Score:
         """The teacher at full steps: every later row is compared with these samples."""
-        way = pipeline, pipeline.made_for, steps  # DDIM, of what is no student
+        way = pipeline, pipeline.reference_sampler, steps
         self._teacher = self.sample(*way, progress=progress)
         return self._row(way, self._teacher, self._teacher)
 
@@ -198,7 +200,7 @@ class SampleScorer:
         return Score(
             sampler,
             steps,
-            calls_of(*way, self.guidance),
+            calls_of(*way, self.guidance_scale),
             self.distance(samples),
             _rms(samples.images - teacher.images),
             _rms(samples.features - teacher.features) / _rms(teacher.features),

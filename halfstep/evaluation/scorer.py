@@ -95,7 +95,7 @@ def scorer_for(
         real,
         data_features(features, data, cache=cache_folder()),
         n=config.samples,
-        seed=config.noise,
+        seed=config.seed,
         captions=captions,
-        guidance=config.scale,
+        guidance_scale=config.scale,
     )

@@ -16,7 +16,7 @@ from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.report_data import Sampled
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_walk
+from halfstep.pipeline.samplers import check_sampling
 
 MOST = 10_000_000
 """Samples per score: two hundred times as many as papers take."""
@@ -36,7 +36,7 @@ class Evaluation(Validated):
 
     samples: SampleCount = 2000
     """Samples per score, of teacher and students alike."""
-    noise: Seed = 0
+    seed: Seed = 0
     """Seed of the noise that every row starts from."""
     full: Annotated[Steps, Ge(0)] = 0
     """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
@@ -49,7 +49,7 @@ class Evaluation(Validated):
     dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
     metrics: tuple[str, ...] = METRICS
     """Distances of each row: frechet is always there, inception where the features know classes."""
-    guidance: tuple[NotNegative, ...] = ()
+    guidance_scales: tuple[NotNegative, ...] = ()
     """Guidance scales to evaluate. A student that takes the scale as an input is compared with the guided
     teacher at each (default 1, 1.3, 2, 3). Every other metric uses the lowest."""
     shown: Annotated[Count, Le(1_000)] = 12
@@ -78,7 +78,7 @@ class Evaluation(Validated):
     @property
     def scale(self) -> float:
         """The guidance scale of all rows."""
-        return min(self.guidance, default=1.0)
+        return min(self.guidance_scales, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Candidates:
     data: Data
     times: Times = ()
     held_out: Tensor | None = None
-    begun: Pipeline | None = None
+    first_teacher: Pipeline | None = None
     others: Sequence[tuple[str, Pipeline, int]] = ()
     variants: Sequence[Variant] = ()
 
@@ -155,20 +155,20 @@ def student_setups(subject: Candidates, counts: Sequence[int]) -> list[Setup]:
     students, found = {steps_of(s): s for s in subject.students}, list[Setup]()
     for count in counts:
         name, student = f"student, {plural(count)}", students[count]
-        found.append(Setup("student", name, (student, student.own_sampler, count)))
+        found.append(Setup("student", name, (student, student.sampler, count)))
         for one in subject.variants_of(count):
             found.append(
                 Setup("compressed", f"{name}, {one.kind}", one.way, variant=one, student=name)
             )
     for network, other, steps in subject.others:
-        way = other, other.own_sampler, steps
+        way = other, other.sampler, steps
         found.append(Setup("other", f"{network}, {plural(steps)}", way, network=network))
     return found
 
 
 def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
     """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
-    check_walk(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
+    check_sampling(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
 
 
 def _tried(

@@ -40,7 +40,7 @@ class Published:
     classes   how many; 0: none
     null      the label that means no class, or None: the network cannot be guided by labels
     scale     of the latents, or None: the network works on pixels
-    sampler   of the published numbers, with its `steps` and its `guidance` (1 is off)
+    sampler   of the published numbers, with its `steps` and its `guidance_scale` (1 is off)
     fid       as published, at those
     flip      mirror images in training
     method    of training
@@ -51,12 +51,12 @@ class Published:
     size: int
     schedule: Schedule
     time: NetTime
-    classes: int = 0
+    class_names: int = 0
     null: int | None = None
     scale: float | None = None
     sampler: str
     steps: int
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     fid: float
     flip: bool = True
     method: Denoising
@@ -85,7 +85,7 @@ class Published:
         return Pipeline(
             Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).eval(),
             self.shape,
-            classes=tuple(map(str, range(self.classes))),
+            class_names=tuple(map(str, range(self.class_names))),
             null=self.null,
             codec=decoder,
             sampler=self.sampler,
@@ -222,8 +222,8 @@ _LEVELS: dict[str, Any] = {
 _MARUYAMA: dict[str, Any] = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}
 _FAST: dict[str, Any] = {**_SDE, "sampler": "dpm-fast", "steps": 50}
 _THIRD: dict[str, Any] = {**_LEVELS, "sampler": "dpmpp-3s", "steps": 50}
-_LABELS: dict[str, Any] = {"classes": 1000, "null": 1000, "scale": 0.18215}
-_COCO: dict[str, Any] = {"scale": 0.23010, "guidance": 2.0, "flip": False}
+_LABELS: dict[str, Any] = {"class_names": 1000, "null": 1000, "scale": 0.18215}
+_COCO: dict[str, Any] = {"scale": 0.23010, "guidance_scale": 2.0, "flip": False}
 
 PUBLISHED: dict[str, Published] = {
     "cifar10_uvit_small": Published(
@@ -235,30 +235,30 @@ PUBLISHED: dict[str, Published] = {
         method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.99), 5000),
     ),
     "imagenet64_uvit_mid": Published(
-        net=_net(64, 4, 3, **_M, num_classes=1000), size=64, classes=1000, fid=5.85, **_FAST,
+        net=_net(64, 4, 3, **_M, num_classes=1000), size=64, class_names=1000, fid=5.85, **_FAST,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
     "imagenet64_uvit_large": Published(
-        net=_net(64, 4, 3, **_L, num_classes=1000), size=64, classes=1000, fid=4.26, **_FAST,
+        net=_net(64, 4, 3, **_L, num_classes=1000), size=64, class_names=1000, fid=4.26, **_FAST,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
     "imagenet256_uvit_large": Published(
-        net=_net(32, 2, 4, **_L, num_classes=1001), size=256, guidance=1.4, fid=3.40,
+        net=_net(32, 2, 4, **_L, num_classes=1001), size=256, guidance_scale=1.4, fid=3.40,
         **_LABELS, **_FAST,
         method=_method(300_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
     "imagenet256_uvit_huge": Published(
-        net=_net(32, 2, 4, **_H, num_classes=1001), size=256, guidance=1.4, fid=2.29,
+        net=_net(32, 2, 4, **_H, num_classes=1001), size=256, guidance_scale=1.4, fid=2.29,
         **_LABELS, **_THIRD,
         method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
     "imagenet512_uvit_large": Published(
-        net=_net(64, 4, 4, **_L, num_classes=1001), size=512, guidance=1.7, fid=4.67,
+        net=_net(64, 4, 4, **_L, num_classes=1001), size=512, guidance_scale=1.7, fid=4.67,
         **_LABELS, **_FAST,
         method=_method(500_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
     "imagenet512_uvit_huge": Published(
-        net=_net(64, 4, 4, **_H, num_classes=1001), size=512, guidance=1.7, fid=4.05,
+        net=_net(64, 4, 4, **_H, num_classes=1001), size=512, guidance_scale=1.7, fid=4.05,
         **_LABELS, **_THIRD,
         method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),

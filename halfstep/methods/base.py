@@ -12,7 +12,7 @@ from halfstep.data import Data
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import Schedule
-from halfstep.diffusion.time_grids import on_schedule, Times
+from halfstep.diffusion.time_grids import Direction, on_schedule, Times
 from halfstep.errors import ConfigError
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw
@@ -29,9 +29,10 @@ class PipelineLike(Protocol):
     denoiser       the network with its schedule and parameterisation, or one that is guided
     unconditional  the label, or the states of the empty text, that mean "no condition"; None without
     times          the grids of a student; empty for a network that was trained at every time
-    guidance       the range of guidance scales that the network takes as an input
+    guidance_range the range of guidance scales that the network takes as an input
     clip           the sampler clips images to [-clip, clip] at every step, or None
-    made_for       the sampler of a student's grids: ddim, stochastic, or encode, from data to noise
+    sampler        a student's own, ddim or stochastic
+    direction      "denoise", or "invert" for a student that goes from data to noise
     """
 
     @property
@@ -41,11 +42,13 @@ class PipelineLike(Protocol):
     @property
     def times(self) -> tuple[Times, ...]: ...
     @property
-    def guidance(self) -> Range | None: ...
+    def guidance_range(self) -> Range | None: ...
     @property
     def clip(self) -> float | None: ...
     @property
-    def made_for(self) -> str: ...
+    def sampler(self) -> str: ...
+    @property
+    def direction(self) -> Direction: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,10 @@ class DenoiserOnly:
     denoiser: Teacher
     unconditional: int | Tensor | None = None
     times: tuple[Times, ...] = ()
-    guidance: Range | None = None
+    guidance_range: Range | None = None
     clip: float | None = None
-    made_for: str = "ddim"
+    sampler: str = "ddim"
+    direction: Direction = "denoise"
 
 
 class Objective:
@@ -96,10 +100,12 @@ class Stage:
     updates: int
     times: Times = ()
     """The grid the student is to be sampled on; empty for a student of every time."""
-    guidance: Range | None = None
+    guidance_range: Range | None = None
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
-    made_for: str = "ddim"
-    """The sampler of that grid: ddim, stochastic, or encode, from data to noise."""
+    sampler: str = "ddim"
+    """The sampler of that grid: ddim or stochastic."""
+    direction: Direction = "denoise"
+    """From noise to data, or "invert", from data to noise."""
 
 
 def student_name(steps: int) -> str:
@@ -118,10 +124,12 @@ class StagePlan:
     """The grid the student is to be sampled on; empty for a student of every time."""
     teacher_times: Times = ()
     """The grid the teacher is sampled on in this stage; empty where it is asked at every time."""
-    guidance: Range | None = None
+    guidance_range: Range | None = None
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
-    made_for: str = "ddim"
+    sampler: str = "ddim"
     """The sampler of these grids."""
+    direction: Direction = "denoise"
+    """From noise to data, or "invert", from data to noise."""
     grid: str = "uniform"
     """The name of the grid that these times lie on: where other numbers of steps would lie."""
 
@@ -140,7 +148,14 @@ class StagePlan:
     def stage(self, student: nn.Module, objective: Objective) -> Stage:
         """The stage with its student and what that learns."""
         return Stage(
-            self.name, student, objective, self.updates, self.times, self.guidance, self.made_for
+            self.name,
+            student,
+            objective,
+            self.updates,
+            self.times,
+            self.guidance_range,
+            self.sampler,
+            self.direction,
         )
 
 
@@ -173,12 +188,12 @@ class Method:
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot be distilled so."""
         for stage in self.plan(teacher):
-            if teacher.guidance is not None and stage.guidance is not None:
+            if teacher.guidance_range is not None and stage.guidance_range is not None:
                 raise ConfigError(
                     "this teacher takes its guidance scale as an input already: give the one it was made "
                     "from, or halve it with 'halfstep distill progressive'"
                 )
-            refuse_other_sampler(teacher, stage.made_for)
+            refuse_other_sampler(teacher, stage)
 
     @property
     def needs_data(self) -> bool:
@@ -190,7 +205,7 @@ class Method:
         teacher: PipelineLike,
         data: Data | None,
         *,
-        begun: Mapping[str, Any] | None = None,
+        previous: Mapping[str, Any] | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The method with all options decided.
@@ -229,12 +244,14 @@ def refuse_student(teacher: PipelineLike) -> None:
         )
 
 
-def refuse_other_sampler(teacher: PipelineLike, made_for: str) -> None:
-    """`ConfigError` for a student as the teacher of students for another sampler."""
-    if teacher.times and teacher.made_for != made_for:
+def refuse_other_sampler(teacher: PipelineLike, stage: StagePlan) -> None:
+    """`ConfigError` for a student as the teacher of students for another sampler or direction."""
+    own, wanted = (teacher.sampler, teacher.direction), (stage.sampler, stage.direction)
+    if teacher.times and own != wanted:
         raise ConfigError(
-            f"this teacher is a student made for '{teacher.made_for}' and the students would be made for "
-            f"'{made_for}', where a step is another: give the teacher that it was distilled from"
+            f"this teacher is a student for sampler '{own[0]}' and direction '{own[1]}', and its students "
+            f"would be for '{wanted[0]}' and '{wanted[1]}', where a step is another: give the teacher that "
+            "it was distilled from"
         )
 
 

@@ -80,7 +80,12 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
 }
 """Names of networks.  Wherever one is written, `package.module:function` may be, too."""
-LATER = {"clip_dim": (None,), "num_clip_token": (77,), "attention": ("auto",), "guidance": (0,)}
+LATER = {
+    "clip_dim": (None,),
+    "num_clip_token": (77,),
+    "attention": ("auto",),
+    "guidance_embed_dim": (0,),
+}
 """Arguments that came after the first runs, with what those were made with: not told, so that such a run
 can go on."""
 
@@ -148,20 +153,20 @@ def infer_config(
     *,
     outputs: int = 1,
     num_classes: int | None = None,
-    context: tuple[int, int] | None = None,
+    text_shape: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The part of the named net's config that the data decides.
 
     shape        of one sample: (C, H, W), or (D,) for points
     outputs      how many times the channels of x come out (`Parameterisation.outputs`)
     num_classes  rows of the label embedding, null class included; None: no labels
-    context      (tokens, width) of the text states; None: no texts
+    text_shape   (tokens, width) of the text states; None: no texts
     """
     conditions: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if ":" in name:
-        return conditions if context is None else conditions | {"context": list(context)}
+        return conditions if text_shape is None else conditions | {"text_shape": list(text_shape)}
     _named(name)
-    conditions |= _text_sides(name, context)
+    conditions |= _text_sides(name, text_shape)
     if len(shape) != (wanted := 1 if name == "mlp" else 3):
         kind = "points, shape [D]" if wanted == 1 else "images, shape [C, H, W]"
         raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
@@ -180,10 +185,10 @@ def infer_config(
     return sides | conditions
 
 
-def _text_sides(name: str, context: tuple[int, int] | None) -> dict[str, int]:
-    if context is None:
+def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]:
+    if text_shape is None:
         return {}
-    tokens, width = context
+    tokens, width = text_shape
     if name == "uvit":
         return {"clip_dim": width, "num_clip_token": tokens}
     if name == "unet-condition":  # it takes any number of them

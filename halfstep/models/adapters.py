@@ -34,7 +34,7 @@ from halfstep.models.guidance_embedding import (
 )
 from halfstep.quiet import quietly
 
-NO_TEXT = "this network reads text states: give cond=Cond(context=...)"
+NO_TEXT = "this network reads text states: give cond=Cond(encoder_hidden_states=...)"
 
 
 class Adapter(nn.Module):
@@ -63,8 +63,8 @@ class Adapter(nn.Module):
     def scale(self, cond: Cond | None, x: Tensor) -> Tensor | None:
         """The guidance scales for the network, refused unless there are some exactly if it takes some."""
         self._refuse_unread(cond)
-        scale = None if cond is None else cond.guidance
-        if scale is None and "guidance" in self.reads:
+        scale = None if cond is None else cond.guidance_scale
+        if scale is None and "guidance_scale" in self.reads:
             raise ConfigError(NO_SCALE)
         check_scales(scale, x)
         return scale
@@ -99,14 +99,20 @@ class UViTNet(Adapter):
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
-        parts = {"context": model.context_embed, "guidance": model.guidance_embed}
+        parts = {
+            "encoder_hidden_states": model.context_embed,
+            "guidance_scale": model.guidance_embed,
+        }
         self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        label, context = self.label(cond), None if cond is None else cond.context
-        if "context" in self.reads and context is None:
+        label, encoder_hidden_states = (
+            self.label(cond),
+            None if cond is None else cond.encoder_hidden_states,
+        )
+        if "encoder_hidden_states" in self.reads and encoder_hidden_states is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, context, self.scale(cond, x))
+        out: Tensor = self.model(x, t, label, encoder_hidden_states, self.scale(cond, x))
         return out
 
 
@@ -118,11 +124,16 @@ class TimeAdapter(Adapter):
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+        self,
+        model: nn.Module,
+        num_classes: int | None = None,
+        *,
+        width: int = 0,
+        guidance_embed_dim: int = 0,
     ):
         super().__init__(model, num_classes)
-        self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
-        self.reads = ("label", "guidance") if guidance else ("label",)
+        self.guidance = GuidanceEmbedding(guidance_embed_dim, width) if guidance_embed_dim else None
+        self.reads = ("label", "guidance_scale") if guidance_embed_dim else ("label",)
 
     def added(self, cond: Cond | None, x: Tensor) -> Tensor | None:
         """What the guidance scale adds to the time embedding; None if it is not read."""
@@ -148,9 +159,14 @@ class DiTNet(TimeAdapter):
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int | None = None, *, width: int = 0, guidance: int = 0
+        self,
+        model: nn.Module,
+        num_classes: int | None = None,
+        *,
+        width: int = 0,
+        guidance_embed_dim: int = 0,
     ):
-        super().__init__(model, num_classes, width=width, guidance=guidance)
+        super().__init__(model, num_classes, width=width, guidance_embed_dim=guidance_embed_dim)
         for module in model.modules():
             if hasattr(
                 module, "embedding_table"
@@ -179,39 +195,51 @@ class UNetConditionNet(Adapter):
     It has an input for the guidance scale: `timestep_cond`, features that its own layer takes in.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int | None = None, *, guidance: int = 0):
+    def __init__(
+        self, model: nn.Module, num_classes: int | None = None, *, guidance_embed_dim: int = 0
+    ):
         super().__init__(model, num_classes)
-        self.guidance, self.reads = guidance, ("label", "context")
-        if guidance:
-            self.reads = *self.reads, "guidance"
+        self.guidance_embed_dim, self.reads = guidance_embed_dim, ("label", "encoder_hidden_states")
+        if guidance_embed_dim:
+            self.reads = *self.reads, "guidance_scale"
             nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
-        if cond is None or cond.context is None:
+        if cond is None or cond.encoder_hidden_states is None:
             raise ConfigError(NO_TEXT)
-        self._refuse_other_width(cond.context)
+        self._refuse_other_width(cond.encoder_hidden_states)
         scale = self.scale(cond, x)
         features = (
-            None if scale is None else guidance_features(scale - 1, self.guidance).to(x.dtype)
+            None
+            if scale is None
+            else guidance_features(scale - 1, self.guidance_embed_dim).to(x.dtype)
         )
         out: Tensor = self.model(
-            x, t, cond.context, class_labels=label, timestep_cond=features, return_dict=False
+            x,
+            t,
+            cond.encoder_hidden_states,
+            class_labels=label,
+            timestep_cond=features,
+            return_dict=False,
         )[0]
         return out
 
-    def _refuse_other_width(self, context: Tensor) -> None:
+    def _refuse_other_width(self, encoder_hidden_states: Tensor) -> None:
         config = cast(Any, self.model).config
         width = config["encoder_hid_dim"] or config["cross_attention_dim"]
-        if isinstance(width, int) and (context.ndim != 3 or context.shape[2] != width):
+        if isinstance(width, int) and (
+            encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[2] != width
+        ):
             raise ConfigError(
-                f"this network reads text states [B, tokens, {width}], got {list(context.shape)}: give the "
-                "states of the encoder that it was trained with"
+                f"this network reads text states [B, tokens, {width}], got "
+                f"{list(encoder_hidden_states.shape)}: give the states of the encoder that it was trained "
+                "with"
             )
 
 
 def unet(
-    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+    *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> UNetNet:
     """`UNet2DModel` of these arguments.
 
@@ -222,29 +250,29 @@ def unet(
 
     model = _diffusers("unet", UNet2DModel, config, num_classes, outputs)
     width = cast(Any, model).time_embedding.linear_2.out_features
-    net = UNetNet(model, num_classes, width=width, guidance=guidance)
+    net = UNetNet(model, num_classes, width=width, guidance_embed_dim=guidance_embed_dim)
     net.outputs = outputs
     return net
 
 
 def unet_condition(
-    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+    *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> UNetConditionNet:
     """`UNet2DConditionModel` of these arguments; `outputs` is as in `unet`."""
     with quietly():
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    if guidance:
-        check_features(guidance)
-        config["time_cond_proj_dim"] = guidance
+    if guidance_embed_dim:
+        check_features(guidance_embed_dim)
+        config["time_cond_proj_dim"] = guidance_embed_dim
     model = _diffusers("unet-condition", UNet2DConditionModel, config, num_classes, outputs)
-    net = UNetConditionNet(model, num_classes, guidance=guidance)
+    net = UNetConditionNet(model, num_classes, guidance_embed_dim=guidance_embed_dim)
     net.outputs = outputs
     return net
 
 
 def dit(
-    *, num_classes: int | None = None, guidance: int = 0, outputs: int = 0, **config: Any
+    *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> DiTNet:
     """`DiTTransformer2DModel` of these arguments; `outputs` is as in `unet`."""
     with quietly():
@@ -252,7 +280,7 @@ def dit(
 
     model = _diffusers("dit", DiTTransformer2DModel, config, num_classes, outputs)
     width = cast(Any, model).inner_dim
-    net = DiTNet(model, num_classes, width=width, guidance=guidance)
+    net = DiTNet(model, num_classes, width=width, guidance_embed_dim=guidance_embed_dim)
     net.outputs = outputs
     return net
 

@@ -55,7 +55,7 @@ class Texts(Protocol):
         """float32 [B, tokens, width]."""
 
 
-def drawn(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
+def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
     """A latent from its moments: (mean + exp(log-variance / 2) noise) scale.
 
     The log-variance is clamped to [-30, 20], as in the official implementation.

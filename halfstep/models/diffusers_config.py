@@ -43,7 +43,7 @@ NEEDS = {
     "identity": "a vector a sample",
     "learned": "whole numbers as times",
 }
-OURS = ("num_classes", "guidance", "outputs")
+OURS = ("num_classes", "guidance_embed_dim", "outputs")
 """Options of halfstep's own."""
 WRAP = (
     "write a function of your own that gives it what it needs, package.module:function "
@@ -79,7 +79,7 @@ def in_our_words(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         _same(given, "num_classes", LABELS[name], rows + (name == "dit"), rows)
     features = given.pop("time_cond_proj_dim", None) if name == "unet-condition" else None
     if features is not None:
-        _same(given, "guidance", "time_cond_proj_dim", features, features)
+        _same(given, "guidance_embed_dim", "time_cond_proj_dim", features, features)
     return given
 
 

@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError
 
-NO_SCALE = "this network takes its guidance scale as an input: give cond=Cond(guidance=...)"
+NO_SCALE = "this network takes its guidance scale as an input: give cond=Cond(guidance_scale=...)"
 
 
 def guidance_features(w: Tensor, width: int) -> Tensor:
@@ -54,7 +54,8 @@ def check_scales(scale: Tensor | None, x: Tensor) -> None:
     """Refuse scales that are not one a sample of x."""
     if scale is not None and scale.shape != x.shape[:1]:
         raise ConfigError(
-            f"guidance must have one scale per sample: expected shape [{len(x)}], got {list(scale.shape)}"
+            f"guidance_scale must have one scale per sample: expected shape [{len(x)}], got "
+            f"{list(scale.shape)}"
         )
 
 
@@ -62,8 +63,8 @@ def check_features(features: int) -> None:
     """Refuse a number of features that there cannot be."""
     if not is_valid(features, int) or not 4 <= features <= 2**16 or features % 2:
         raise ConfigError(
-            f"guidance is the number of features of the scale, a sine and a cosine each, got {features}: "
-            "write an even number from 4, for example 256"
+            "guidance_embed_dim is the number of features of the scale, a sine and a cosine each, got "
+            f"{features}: write an even number from 4, for example 256"
         )
 
 

@@ -16,9 +16,11 @@ from halfstep.errors import ConfigError
 from halfstep.models.eval_mode import evaluating
 
 
-def watching(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def forward_with_features(
+    net: nn.Module, names: Sequence[str], x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """net(x), and what the parts of these names put out on the way."""
-    with put_out([net.get_submodule(name) for name in names]) as found:
+    with capture_outputs([net.get_submodule(name) for name in names]) as found:
         logits: Tensor = net(x)
     seen = dict(zip(names, found, strict=True))
     for name, out in seen.items():
@@ -46,7 +48,7 @@ def unchanged(x: Tensor, whose: str) -> Iterator[None]:
 
 
 @contextmanager
-def put_out(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
+def capture_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
     """While it lasts, a list of what each of these modules put out last; None for one that did not run.
 
     The last: gradient checkpointing runs a block again.
@@ -75,7 +77,7 @@ def parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
             )
 
 
-class Watched(nn.Module):
+class FeatureExtractor(nn.Module):
     """A student, and projections of what its parts put out: (logits, {key: features}).
 
     watch       the part's name for each key
@@ -91,7 +93,7 @@ class Watched(nn.Module):
         self.projectors = nn.ModuleDict(dict(projectors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, seen = watching(self.net, list(dict.fromkeys(self.watch.values())), x)
+        logits, seen = forward_with_features(self.net, list(dict.fromkeys(self.watch.values())), x)
         found = {key: seen[name] for key, name in self.watch.items()}
         for key, projector in self.projectors.items():
             found[key] = projector(found[key])
@@ -112,16 +114,18 @@ class Projected(nn.Module):
         return self.net(*given)
 
 
-def bare(student: nn.Module) -> nn.Module:
+def unwrap(student: nn.Module) -> nn.Module:
     """The student itself, without what it was only trained with."""
-    return student.net if isinstance(student, Watched | Projected) else student
+    return student.net if isinstance(student, FeatureExtractor | Projected) else student
 
 
 @torch.no_grad()
 def shapes(net: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[int, ...]]:
     """Of what the parts put out for x, which leaves no trace in the network (nor in its statistics)."""
     with evaluating(net):
-        return {name: tuple(out.shape) for name, out in watching(net, names, x)[1].items()}
+        return {
+            name: tuple(out.shape) for name, out in forward_with_features(net, names, x)[1].items()
+        }
 
 
 def projector(mine: Sequence[int], theirs: Sequence[int]) -> nn.Module:

@@ -11,7 +11,9 @@ from halfstep.config.validate import is_valid, numbers, shown
 from halfstep.errors import ConfigError, HalfstepError
 
 N = TypeVar("N", bound=nn.Module)
-MAY_BE_ZERO = frozenset({"guidance", "outputs", "freq_shift", "downsample_padding", "qk_scale"})
+MAY_BE_ZERO = frozenset(
+    {"guidance_embed_dim", "outputs", "freq_shift", "downsample_padding", "qk_scale"}
+)
 """Whole numbers that say no size, beside all that have `dropout` or `eps` in their names."""
 LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_block")
 MOST_LAYERS = 1_000

@@ -41,7 +41,7 @@ class ResidualMLP(nn.Module):
         depth: int = 3,
         out_dim: int | None = None,
         num_classes: int | None = None,
-        guidance: int = 0,
+        guidance_embed_dim: int = 0,
     ):
         super().__init__()
         self.config = {
@@ -50,7 +50,7 @@ class ResidualMLP(nn.Module):
             "depth": depth,
             "out_dim": out_dim,
             "num_classes": num_classes,
-            "guidance": guidance,
+            "guidance_embed_dim": guidance_embed_dim,
         }
         self.width = width
         self.enter = nn.Linear(dim * (1 + 2 * len(WAVES)), width)
@@ -58,16 +58,20 @@ class ResidualMLP(nn.Module):
         self.label = None if num_classes is None else nn.Embedding(num_classes, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
         self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, out_dim or dim)
-        self.guidance = GuidanceEmbedding(guidance, width) if guidance else None
+        self.guidance = GuidanceEmbedding(guidance_embed_dim, width) if guidance_embed_dim else None
 
     def forward(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor:
         about = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
             about = about + self.label(label)
         if self.guidance is not None:
-            about = about + self.guidance(guidance)
+            about = about + self.guidance(guidance_scale)
         about, h = F.silu(about), self.enter(_waves(x))
         for block in self.blocks:
             h = block(h, about)
@@ -86,7 +90,7 @@ class MLPNet(Adapter):
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
-        self.reads = ("label",) if model.guidance is None else ("label", "guidance")
+        self.reads = ("label",) if model.guidance is None else ("label", "guidance_scale")
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         out: Tensor = self.model(x, t, self.label(cond), self.scale(cond, x))

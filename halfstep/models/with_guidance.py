@@ -10,29 +10,32 @@ from halfstep.rng import untouched
 
 
 def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Module:
-    """A copy of a conditional network that also reads `Cond.guidance` (Meng et al. 2023, section 3.1).
+    """A copy of a conditional network that also reads `Cond.guidance_scale` (Meng et al. 2023, section 3.1).
 
     It answers as the network does, whatever the scale, to the bit: what is new ends in zeros.  It is as
-    `build` makes it with the config's entry `guidance`, so that it can be saved.
+    `build` makes it with the config's entry `guidance_embed_dim`, so that it can be saved.
 
-    net    made by `build`; one of your own takes an argument `guidance`, the number of features
+    net    made by `build`; one of your own takes an argument `guidance_embed_dim`, the number of features
     width  number of Fourier features of w = scale - 1: even
     seed   of the new weights
     """
     check_features(width)
     name, config = recipe(net)
-    if config.get("guidance"):
+    if config.get("guidance_embed_dim"):
         raise ConfigError(
             "this network takes its guidance scale as an input already: give the one it was made from"
         )
     weight = next(iter(net.parameters()))
     with untouched(seed):
-        new = built_again(net, {**config, "guidance": width}).to(weight.device, weight.dtype)
+        new = built_again(net, {**config, "guidance_embed_dim": width}).to(
+            weight.device, weight.dtype
+        )
     lacking, strange = new.load_state_dict(net.state_dict(), strict=False)
     if strange or not lacking:
         raise ConfigError(
-            f"the net '{name}' with guidance={width} is not itself and something more: its weights "
-            f"{'lack ' + strange[0] if strange else 'are the same'}; let its argument guidance add layers"
+            f"the net '{name}' with guidance_embed_dim={width} is not itself and something more: its weights "
+            f"{'lack ' + strange[0] if strange else 'are the same'}; let its argument guidance_embed_dim "
+            "add layers"
         )
     freeze_alike(new, net)
     new.train(net.training)

@@ -15,21 +15,23 @@ def condition(
     n: int,
     first: int,
     *,
-    classes: int,
+    class_names: int,
     null: int | None,
     empty: Tensor | None,
     texts: Texts | None,
     labels: Sequence[int] | None,
     prompts: Sequence[str] | None,
-    context: Tensor | None,
-    guidance: float | None = None,
+    encoder_hidden_states: Tensor | None,
+    guidance_scale: float | None = None,
 ) -> Cond | None:
     """The condition of n samples; what the network does not read is refused, and so is what it lacks."""
-    label = _labels(n, first, classes, null, labels)
-    if empty is None and (prompts is not None or context is not None):
-        raise ConfigError("this pipeline reads no texts: leave prompts and context out")
-    states = None if empty is None else _states(n, empty, texts, prompts, context)
-    scale = None if guidance is None else torch.full((n,), float(guidance))
+    label = _labels(n, first, class_names, null, labels)
+    if empty is None and (prompts is not None or encoder_hidden_states is not None):
+        raise ConfigError(
+            "this pipeline reads no texts: leave prompts and encoder_hidden_states out"
+        )
+    states = None if empty is None else _states(n, empty, texts, prompts, encoder_hidden_states)
+    scale = None if guidance_scale is None else torch.full((n,), float(guidance_scale))
     some = label is not None or states is not None or scale is not None
     return Cond(label, states, scale) if some else None
 
@@ -43,15 +45,15 @@ def same_states(states: Tensor, empty: Tensor) -> bool:
 
 
 def _labels(
-    n: int, first: int, classes: int, null: int | None, labels: Sequence[int] | None
+    n: int, first: int, class_names: int, null: int | None, labels: Sequence[int] | None
 ) -> Tensor | None:
-    if not classes:
+    if not class_names:
         if labels is not None:
             raise ConfigError("this pipeline has no classes: leave labels out")
         return None
     if labels is None:
-        return torch.arange(first, first + n) % classes
-    chosen, rows = list(labels), classes + (null is not None)
+        return torch.arange(first, first + n) % class_names
+    chosen, rows = list(labels), class_names + (null is not None)
     if len(chosen) != n or not all(label in range(rows) for label in chosen):
         shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
         raise ConfigError(
@@ -65,28 +67,30 @@ def _states(
     empty: Tensor,
     texts: Texts | None,
     prompts: Sequence[str] | None,
-    context: Tensor | None,
+    encoder_hidden_states: Tensor | None,
 ) -> Tensor:
-    if prompts is not None and context is not None:
-        raise ConfigError("prompts and context are two ways to say the same: give one of them")
+    if prompts is not None and encoder_hidden_states is not None:
+        raise ConfigError(
+            "prompts and encoder_hidden_states are two ways to say the same: give one of them"
+        )
     if prompts is not None:
         if texts is None:
             raise ConfigError(
                 "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
-                "line: --text FOLDER), or their states as context"
+                "line: --text FOLDER), or their states as encoder_hidden_states"
             )
-        context = texts.encode(list(prompts))
-    if context is None:
+        encoder_hidden_states = texts.encode(list(prompts))
+    if encoder_hidden_states is None:
         return empty.expand(n, *empty.shape)
-    refuse_no_tensor("context", context)
-    if context.shape != (n, *empty.shape):
+    refuse_no_tensor("encoder_hidden_states", encoder_hidden_states)
+    if encoder_hidden_states.shape != (n, *empty.shape):
         raise ConfigError(
-            f"{n} samples of this pipeline need {n} prompts, or context of shape {[n, *empty.shape]}, got "
-            f"states of shape {list(context.shape)}"
+            f"{n} samples of this pipeline need {n} prompts, or encoder_hidden_states of shape "
+            f"{[n, *empty.shape]}, got states of shape {list(encoder_hidden_states.shape)}"
         )
-    if not context.is_floating_point() or not context.isfinite().all():
+    if not encoder_hidden_states.is_floating_point() or not encoder_hidden_states.isfinite().all():
         raise ConfigError(
-            f"context is the states of texts, finite floats, got {context.dtype} or some nan: "
-            "give what the text encoder returns"
+            "encoder_hidden_states are the states of texts, finite floats, got "
+            f"{encoder_hidden_states.dtype} or some nan: give what the text encoder returns"
         )
-    return context
+    return encoder_hidden_states

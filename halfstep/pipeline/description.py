@@ -14,7 +14,7 @@ from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.diffusion.schedules import Schedule, SCHEDULES
-from halfstep.diffusion.time_grids import Times
+from halfstep.diffusion.time_grids import Direction, Times
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
 from halfstep.models.codec import Codec
@@ -63,22 +63,22 @@ class Description(_Denoiser):
 
     shape: list[int]
     times: list[list[float]]
-    classes: list[str]
+    class_names: list[str]
     null: int | None
     clip: float | None
     sampler: NotRequired[str]
     steps: NotRequired[int]
     codec: NotRequired[_Codec | None]
-    guidance: NotRequired[tuple[float, float] | None]
-    made_for: NotRequired[str]
+    guidance_range: NotRequired[tuple[float, float] | None]
+    direction: NotRequired[Direction]
 
 
 USUAL: dict[str, Any] = {
     "sampler": "ddim",
     "steps": 64,
     "codec": None,
-    "guidance": None,
-    "made_for": "ddim",
+    "guidance_range": None,
+    "direction": "denoise",
     "quantised": None,
 }
 """What is not said of a pipeline where it is so."""
@@ -94,7 +94,7 @@ class Describable(Protocol):
     @property
     def times(self) -> tuple[Times, ...]: ...
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def class_names(self) -> tuple[str, ...]: ...
     @property
     def null(self) -> int | None: ...
     @property
@@ -106,9 +106,9 @@ class Describable(Protocol):
     @property
     def codec(self) -> Codec | None: ...
     @property
-    def guidance(self) -> tuple[float, float] | None: ...
+    def guidance_range(self) -> tuple[float, float] | None: ...
     @property
-    def made_for(self) -> str: ...
+    def direction(self) -> Direction: ...
 
 
 def described(pipeline: Describable) -> dict[str, Any]:
@@ -120,8 +120,10 @@ def described(pipeline: Describable) -> dict[str, Any]:
         "sampler": pipeline.sampler,
         "steps": pipeline.steps,
         "codec": None if codec is None else {"scale": codec.scale, "factor": codec.factor},
-        "guidance": None if pipeline.guidance is None else list(pipeline.guidance),
-        "made_for": pipeline.made_for,
+        "guidance_range": None
+        if pipeline.guidance_range is None
+        else list(pipeline.guidance_range),
+        "direction": pipeline.direction,
         "quantised": getattr(denoiser.net, "quantised", None),
     }
     return {
@@ -132,7 +134,7 @@ def described(pipeline: Describable) -> dict[str, Any]:
         "time": asdict(denoiser.time),
         "shape": list(pipeline.shape),
         "times": [list(times) for times in pipeline.times],
-        "classes": list(pipeline.classes),
+        "class_names": list(pipeline.class_names),
         "null": pipeline.null,
         "clip": pipeline.clip,
         **{name: value for name, value in rest.items() if value != USUAL[name]},
@@ -160,13 +162,13 @@ def fields_from(
         "denoiser": denoiser_from(about, net=net, source=source),
         "shape": tuple(about["shape"]),
         "times": tuple(tuple(times) for times in about["times"]),
-        "classes": tuple(about["classes"]),
+        "class_names": tuple(about["class_names"]),
         "null": about["null"],
         "clip": about["clip"],
         "sampler": rest["sampler"],
         "steps": rest["steps"],
-        "guidance": None if rest["guidance"] is None else tuple(rest["guidance"]),
-        "made_for": rest["made_for"],
+        "guidance_range": None if rest["guidance_range"] is None else tuple(rest["guidance_range"]),
+        "direction": rest["direction"],
     }
 
 

@@ -12,12 +12,12 @@ from halfstep.diffusion.samplers import inpainting, noised, Step
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.models.codec import Codec, drawn
+from halfstep.models.codec import Codec, sample_latents
 from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
 
 
 @dataclass(frozen=True)
-class Given:
+class ImageStart:
     """As many images as samples, or None, which leaves sampling as it is.
 
     images    float32 [n, C, H, W], or as the model's own samples are
@@ -29,17 +29,17 @@ class Given:
     mask: Tensor | None = None
     strength: float = 1.0
 
-    def __getitem__(self, rows: slice) -> "Given":
+    def __getitem__(self, rows: slice) -> "ImageStart":
         return self._each(lambda value: value[rows])
 
-    def to(self, device: torch.device) -> "Given":
+    def to(self, device: torch.device) -> "ImageStart":
         return self._each(lambda value: value.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Given":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ImageStart":
         images, mask = (v if v is None else change(v) for v in (self.images, self.mask))
         return replace(self, images=images, mask=mask)
 
-    def of_model(self, codec: Codec | None) -> "Given":
+    def of_model(self, codec: Codec | None) -> "ImageStart":
         """The same in the model's own kind; a latent is repainted where any of its pixels is.
 
         At strength 1 the pixels in the mask change nothing: the codec, each of whose latents depends on
@@ -99,17 +99,17 @@ def latents_of(codec: Codec | None, images: Tensor) -> Tensor:
     if codec is None:
         return images
     moments = codec.moments(images)
-    return drawn(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]), codec.scale)
+    return sample_latents(moments, torch.zeros_like(moments.chunk(2, dim=1)[0]), codec.scale)
 
 
-def given(
+def image_start(
     n: int,
     shape: tuple[int, ...],
     codec: Codec | None,
     images: Tensor | None,
     mask: Tensor | None,
     strength: float,
-) -> Given:
+) -> ImageStart:
     """The images that samples are made of, checked.
 
     shape  of one of the model's own samples
@@ -122,7 +122,7 @@ def given(
                 "strength and mask say what becomes of images, and there are none: give images, or leave "
                 "both out"
             )
-        return Given()
+        return ImageStart()
     images = read_images(n, shape, codec, images)
     if mask is not None:
         refuse_no_tensor("mask", mask)
@@ -133,7 +133,7 @@ def given(
                 f"{list(mask.shape)}: write for example mask > 0.5"
             )
         mask = mask.expand_as(images)
-    return Given(images, mask, strength)
+    return ImageStart(images, mask, strength)
 
 
 def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from halfstep.config.validate import (
 from halfstep.diffusion.denoiser import Denoiser, Denoises
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
-from halfstep.diffusion.time_grids import checked, on_schedule, Steps, Times
-from halfstep.errors import CheckpointError, ConfigError, unknown
+from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
+from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
+from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.codec import Codec, Texts
 from halfstep.models.compression.int8 import fill, plain_tensors
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
@@ -39,16 +40,15 @@ from halfstep.pipeline.description import (
     FORMAT,
     of_file,
 )
-from halfstep.pipeline.image_inputs import check_noise, given, latents_of, read_images
+from halfstep.pipeline.image_inputs import check_noise, image_start, latents_of, read_images
 from halfstep.pipeline.samplers import (
     check_counts,
     check_edit,
     check_sampler,
     check_student,
-    MADE_FOR,
+    sampler_fn,
     student_grid,
     teacher_grid,
-    walk,
 )
 from halfstep.pixels import as_floats
 from halfstep.progress import expected, Progress, SILENT
@@ -65,20 +65,20 @@ class Pipeline(Validated):
     classes   names of the classes, empty if it has none
     null      the label that means "no class", or None if there is none: guidance needs it
     clip      clip predicted images to [-clip, clip] at every step, or None
-    sampler   a teacher's own, where none is named; a student's is DDIM
+    sampler   where none is named: a teacher's published one; a student's own, ddim or stochastic
     steps     a teacher's own number of steps
     codec     turns latents into images; None for a model of pixels
     empty     the states of the empty text, [tokens, D], of a network that reads texts
     texts     what turns texts into such states; it is not saved
-    guidance  the range of guidance scales that its network takes as an input: one call a step; None for
+    guidance_range  of scales that its network takes as an input: one call a step; None for
               one that is guided from outside, by two
-    made_for  what walks on a student's own grids: ddim, stochastic, or encode, from data to noise
+    direction "denoise", or "invert" for a student that goes from data to noise (`encode`)
     """
 
     denoiser: Denoiser
     shape: tuple[Count, ...]
     times: tuple[Times, ...] = ()
-    classes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     null: CountOrNone | None = None
     clip: Annotated[float, Gt(0)] | None = None
     sampler: str = "ddim"
@@ -86,8 +86,8 @@ class Pipeline(Validated):
     codec: Codec | None = None
     empty: Tensor | None = None
     texts: Texts | None = None
-    guidance: tuple[NotNegative, NotNegative] | None = None
-    made_for: str = "ddim"
+    guidance_range: tuple[NotNegative, NotNegative] | None = None
+    direction: Direction = "denoise"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,15 +95,18 @@ class Pipeline(Validated):
             raise ConfigError(
                 "a sample has at least one axis, got shape (): write for example (2,)"
             )
-        if self.guidance is not None and not self.guidance[0] <= self.guidance[1]:
+        if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
             raise ConfigError(
-                f"guidance is the lowest scale and the highest, got {self.guidance}: write them in order"
+                f"guidance_range is the lowest scale and the highest, got {self.guidance_range}: write "
+                "them in order"
             )
         for times in self.times:
             checked(times)
         check_sampler(self.sampler)
-        if self.made_for not in MADE_FOR:
-            raise unknown("made_for", self.made_for, MADE_FOR)
+        if self.times and self.sampler in SAMPLER_PRESETS:
+            raise ConfigError(
+                f"'{self.sampler}' has a grid of its own and so has a student: write sampler='ddim'"
+            )
         rows = getattr(self.denoiser.net, "num_classes", None)
         if self.null is not None and rows is not None and self.null >= rows:
             raise ConfigError(
@@ -120,8 +123,8 @@ class Pipeline(Validated):
         sampler: str | None = None,
         labels: Sequence[int] | None = None,
         prompts: Sequence[str] | None = None,
-        context: Tensor | None = None,
-        guidance: float = 1.0,
+        encoder_hidden_states: Tensor | None = None,
+        guidance_scale: float = 1.0,
         variance: float = 0.0,
         images: Tensor | None = None,
         strength: float = 1.0,
@@ -141,8 +144,8 @@ class Pipeline(Validated):
                   or one of diffusers' schedulers by its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
-                  `context`, their states
-        guidance  scale of classifier-free guidance, 1 is off; of a student that takes it, within its range
+                  `encoder_hidden_states`, their states
+        guidance_scale  of classifier-free guidance, 1 is off; of a student that takes it, within its range
         images    [n, C, H, W] in [-1, 1], or uint8, which the samples are made of: sampling begins with
                   them at time `strength` of its grid; 1 begins with noise alone
         mask      bool, as images, or 1 where all are alike: True where pixels are repainted, as in
@@ -154,15 +157,15 @@ class Pipeline(Validated):
         progress  told of every step of every batch
         """
         self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
-        sampler = sampler or self.own_sampler
+        sampler = sampler or self.sampler
         times = self.grid(steps, sampler)
-        begin = given(n, self.shape, self.codec, images, mask, strength)
+        begin = image_start(n, self.shape, self.codec, images, mask, strength)
         check_noise(noise, n, self.shape)
         if images is not None:
             check_edit(sampler, masked=mask is not None)
             times = begin.grid(times, student=bool(self.times))
-        model = self._guided(guidance)
-        cond = self._said(n, first, labels, prompts, context, guidance)
+        model = self._guided(guidance_scale)
+        cond = self._said(n, first, labels, prompts, encoder_hidden_states, guidance_scale)
         schedule, device = self.denoiser.schedule, self.device
         self.denoiser.eval()
         done, parts = [], batches(range(n), batch)
@@ -173,7 +176,9 @@ class Pipeline(Validated):
             z = sample_noise(seed, ids, self.shape) if noise is None else noise[rows].float()
             z, shown = z.to(device), begin[rows].to(device)
             own = shown.of_model(self.codec)
-            go = walk(sampler, seed, ids, self.shape, times, schedule, variance, own.around(z))
+            go = sampler_fn(
+                sampler, seed, ids, self.shape, times, schedule, variance, own.around(z)
+            )
             said = None if cond is None else cond[rows].to(device)
             z = own.begin(schedule, z, times[0])
             x = go(model, z, times, cond=said, clip=self.clip, progress=progress)
@@ -204,8 +209,8 @@ class Pipeline(Validated):
         steps: int | None = None,
         labels: Sequence[int] | None = None,
         prompts: Sequence[str] | None = None,
-        context: Tensor | None = None,
-        guidance: float = 1.0,
+        encoder_hidden_states: Tensor | None = None,
+        guidance_scale: float = 1.0,
         batch: int = 256,
         progress: Progress = SILENT,
     ) -> Tensor:
@@ -220,14 +225,17 @@ class Pipeline(Validated):
         n = len(images) if images.ndim else 0
         check_counts(n, 0, batch, 0)
         images = read_images(n, self.shape, self.codec, images)
-        if self.times and self.made_for != "encode":
+        if self.times and self.direction != "invert":
             raise ConfigError(
                 "this student was distilled to walk from noise to data: encode with its teacher, or with "
                 "a student made for it (halfstep distill encoder)"
             )
         times = self._times(steps)
         refuse_blind_to_noise(self.denoiser, times[-1])
-        model, cond = self._guided(guidance), self._said(n, 0, labels, prompts, context, guidance)
+        model, cond = (
+            self._guided(guidance_scale),
+            self._said(n, 0, labels, prompts, encoder_hidden_states, guidance_scale),
+        )
         device = self.device
         done = [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
@@ -241,25 +249,25 @@ class Pipeline(Validated):
         return torch.cat(done)
 
     @property
-    def own_sampler(self) -> str:
-        """The sampler of whoever names none: a student's is what it was made for."""
-        return self.made_for if self.times else self.sampler
+    def reference_sampler(self) -> str:
+        """The sampler that students are measured against: DDIM of a teacher, a student's own."""
+        return self.sampler if self.times else "ddim"
 
     def grid(self, steps: int | None = None, sampler: str | None = None) -> Times:
         """The grid of so many steps; `ConfigError` lists a student's when it has none of that many.
 
         sampler  which is to walk on it, by default its own
         """
-        sampler = sampler or self.own_sampler
+        sampler = sampler or self.sampler
         if self.times:
-            check_student(sampler, self.made_for)
+            check_student(sampler, self.sampler, self.direction)
         check_sampler(sampler)
         return self._times(steps, sampler)
 
     def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
         schedule = self.denoiser.schedule
         if self.times:
-            found = student_grid(self.times, self.made_for, steps, sampler)
+            found = student_grid(self.times, self.sampler, steps, sampler)
         else:
             found = teacher_grid(self.steps if steps is None else steps, sampler, schedule)
         return on_schedule(found, schedule)
@@ -270,13 +278,13 @@ class Pipeline(Validated):
         first: int,
         labels: Sequence[int] | None,
         prompts: Sequence[str] | None,
-        context: Tensor | None,
-        guidance: float,
+        encoder_hidden_states: Tensor | None,
+        guidance_scale: float,
     ) -> Cond | None:
         return condition(
-            n, first, classes=len(self.classes), null=self.null, empty=self.empty, texts=self.texts,
-            labels=labels, prompts=prompts, context=context,
-            guidance=None if self.guidance is None else guidance,
+            n, first, class_names=len(self.class_names), null=self.null, empty=self.empty, texts=self.texts,
+            labels=labels, prompts=prompts, encoder_hidden_states=encoder_hidden_states,
+            guidance_scale=None if self.guidance_range is None else guidance_scale,
         )  # fmt: skip
 
     @property
@@ -284,26 +292,26 @@ class Pipeline(Validated):
         """The condition of no condition: the null label, or the states of the empty text; None without."""
         return self.null if self.empty is None else self.empty
 
-    def _guided(self, guidance: float) -> Denoises:
-        if not is_valid(guidance, float):
+    def _guided(self, guidance_scale: float) -> Denoises:
+        if not is_valid(guidance_scale, float):
             raise ConfigError(
-                f"guidance is a finite scale, got {shown(guidance)}: write for example 2"
+                f"guidance_scale is a finite number, got {shown(guidance_scale)}: write for example 2"
             )
-        if self.guidance is not None:
-            low, high = self.guidance
-            if not low <= guidance <= high:
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            if not low <= guidance_scale <= high:
                 raise ConfigError(
-                    f"this student takes guidance scales from {low:g} to {high:g}, asked for {guidance:g}: "
-                    f"write guidance={min(max(guidance, low), high):g}"
+                    f"this student takes guidance scales from {low:g} to {high:g}, asked for "
+                    f"{guidance_scale:g}: write guidance_scale={min(max(guidance_scale, low), high):g}"
                 )
             return self.denoiser
-        if guidance == 1:
+        if guidance_scale == 1:
             return self.denoiser
         if self.unconditional is None:
             raise ConfigError(
-                "this pipeline has no null class and cannot be guided: write guidance=1"
+                "this pipeline has no null class and cannot be guided: write guidance_scale=1"
             )
-        return Guided(self.denoiser, guidance, self.unconditional)
+        return Guided(self.denoiser, guidance_scale, self.unconditional)
 
     @property
     def device(self) -> torch.device:
@@ -316,11 +324,6 @@ class Pipeline(Validated):
         if isinstance(self.codec, nn.Module):
             self.codec.to(device)
         return self
-
-    def with_student(self, denoiser: Denoiser, times: Times = (), made_for: str = "ddim") -> Self:
-        """The same around another denoiser, sampled on `times`."""
-        grids = (times,) if times else ()
-        return replace(self, denoiser=denoiser, times=grids, made_for=made_for)
 
     def with_texts(self, texts: Texts) -> Self:
         """The same with an encoder of texts; one that it was not trained with is refused."""
@@ -347,7 +350,7 @@ class Pipeline(Validated):
             )
         refuse_too_large(f"a size of {height} x {width}", (3, height, width), "write a smaller one")
         shape = self.shape[0], height // factor, width // factor
-        denoiser = self.denoiser.twin()
+        denoiser = self.denoiser.trainable_copy()
         denoiser.net = resized(denoiser.net, shape[1:])
         return replace(self, denoiser=denoiser.freeze(), shape=shape)
 

@@ -26,12 +26,10 @@ from halfstep.diffusion.samplers import (
 )
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
 from halfstep.diffusion.schedules import Schedule
-from halfstep.diffusion.time_grids import Times, uniform
+from halfstep.diffusion.time_grids import Direction, Times, uniform
 from halfstep.errors import ConfigError, unknown
 from halfstep.rng import key, sample_noise
 
-MADE_FOR = ("ddim", "stochastic", "encode")
-"""What a student is made for."""
 NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic")
 
 
@@ -56,30 +54,30 @@ def check_sampler(sampler: str) -> None:
         raise unknown("sampler", sampler, [*NAMES, f"{PREFIX}NAME"])
 
 
-def check_student(sampler: str, made_for: str) -> None:
-    """`ConfigError` for a student and a sampler that do not belong together."""
-    if made_for == "encode":
+def check_student(sampler: str, own: str, direction: Direction) -> None:
+    """`ConfigError` for a sampler that a student of the sampler `own` cannot be sampled with."""
+    if direction == "invert":
         raise ConfigError(
             "this student was distilled to walk from data to noise: write encode(images), and sample with "
             "its teacher or with another student"
         )
-    if sampler == "stochastic" and made_for != sampler:
+    if sampler == "stochastic" and own != sampler:
         raise ConfigError(
             "the stochastic sampler spans two steps of the grid with one call, and this student was "
             "distilled for one: its images would have too little variance.  Write sampler='ddim', or "
             "distil a student for it (halfstep distill stochastic)"
         )
-    if made_for == "stochastic" and sampler != made_for:
+    if own == "stochastic" and sampler != own:
         raise ConfigError(
             "this student was distilled for the stochastic sampler, where one call spans two steps of the "
             f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
         )
 
 
-def check_walk(sampler: str, times: Times, schedule: Schedule) -> None:
+def check_sampling(sampler: str, times: Times, schedule: Schedule) -> None:
     """`ConfigError` where the sampler cannot walk there, or would lead nowhere; asks no network."""
     if sampler in SAMPLER_PRESETS or sampler.startswith(PREFIX):
-        go = walk(sampler, 0, range(1), (1,), times, schedule, 0.0)
+        go = sampler_fn(sampler, 0, range(1), (1,), times, schedule, 0.0)
         go(_Blank(schedule), torch.zeros(1, 1), times)
 
 
@@ -111,24 +109,24 @@ def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
     )
 
 
-def student_grid(grids: tuple[Times, ...], made_for: str, steps: int | None, sampler: str) -> Times:
+def student_grid(grids: tuple[Times, ...], own: str, steps: int | None, sampler: str) -> Times:
     """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
     validate("steps", steps, Count | None)
     if sampler in SAMPLER_PRESETS:
         raise ConfigError(
             f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
         )
-    own = {len(times) - 1: times for times in grids}
+    counts = {len(times) - 1: times for times in grids}
     if steps is None:
-        return own[min(own)]
-    if made_for == "stochastic" and 2 in own:  # whose one call at t = 1 spans both steps
-        own.setdefault(1, own[2][::2])
-    if steps not in own:
+        return counts[min(counts)]
+    if own == "stochastic" and 2 in counts:  # whose one call at t = 1 spans both steps
+        counts.setdefault(1, counts[2][::2])
+    if steps not in counts:
         raise ConfigError(
             f"this student was not distilled for {steps} steps: it can take "
-            f"{' or '.join(map(str, sorted(own)))}"
+            f"{' or '.join(map(str, sorted(counts)))}"
         )
-    return own[steps]
+    return counts[steps]
 
 
 def check_edit(sampler: str, *, masked: bool) -> None:
@@ -144,7 +142,7 @@ def check_edit(sampler: str, *, masked: bool) -> None:
         )
 
 
-def walk(
+def sampler_fn(
     sampler: str,
     seed: int,
     ids: range,

@@ -44,7 +44,7 @@ class Program:
     batch: tuple[int, int | None]
 
 
-class Walk(nn.Module):
+class SamplingStep(nn.Module):
     """One DDIM step of a pipeline, times and levels read from tables by the number of the step."""
 
     def __init__(self, pipeline: Pipeline, times: Times):
@@ -82,21 +82,23 @@ class Walk(nn.Module):
 
 
 def conditions_of(pipeline: Pipeline) -> tuple[str, ...]:
-    """What the network is told besides: label int64 [B], context [B, tokens, D], guidance [B]."""
+    """What the network is told besides: label int64 [B], encoder_hidden_states
+    [B, tokens, D], guidance_scale [B].
+    """
     there = {
-        "label": bool(pipeline.classes),
-        "context": pipeline.empty is not None,
-        "guidance": pipeline.guidance is not None,
+        "label": bool(pipeline.class_names),
+        "encoder_hidden_states": pipeline.empty is not None,
+        "guidance_scale": pipeline.guidance_range is not None,
     }
     return tuple(name for name, told in there.items() if told)
 
 
 def refuse_unexportable(pipeline: Pipeline) -> None:
     """`ConfigError` for what DDIM does not walk, and for int8."""
-    if pipeline.made_for != "ddim":
+    if pipeline.direction == "invert" or pipeline.reference_sampler != "ddim":
         raise ConfigError(
-            f"this student was made for '{pipeline.made_for}', and a program is a step of DDIM: export it as "
-            "a pipeline, without --format"
+            f"this student has sampler '{pipeline.sampler}' and direction '{pipeline.direction}', and a "
+            "program is a step of DDIM that denoises: export it as a pipeline, without --format"
         )
     if getattr(pipeline.denoiser.net, "quantised", None):
         raise ConfigError(
@@ -114,21 +116,21 @@ def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
 
     refuse_unexportable(pipeline)
     times = pipeline.grid(steps, "ddim")
-    walk = Walk(pipeline.to("cpu"), times).eval().requires_grad_(False)
+    step = SamplingStep(pipeline.to("cpu"), times).eval().requires_grad_(False)
     given = _example(pipeline)
     first = start(pipeline.denoiser.schedule, torch.ones(1), times[0])
-    about = ("x", "step", *walk.names), len(times) - 1, float(first)
+    about = ("x", "step", *step.names), len(times) - 1, float(first)
     for most in (None, FEW):
         try:
-            return Program(_traced(walk, given, (1, most)), *about, (1, most))
+            return Program(_traced(step, given, (1, most)), *about, (1, most))
         except UserError as error:
             if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
                 raise
-    return Program(_traced(walk, given, None), *about, (2, 2))
+    return Program(_traced(step, given, None), *about, (2, 2))
 
 
 def _traced(
-    walk: Walk, given: tuple[Tensor, ...], sizes: tuple[int, int | None] | None
+    step: SamplingStep, given: tuple[Tensor, ...], sizes: tuple[int, int | None] | None
 ) -> torch.export.ExportedProgram:
     shapes: Any = None
     if sizes is not None:
@@ -136,23 +138,23 @@ def _traced(
         told = [(batch,) * (len(given) - 2)] if len(given) > 2 else []
         shapes = (batch, batch, *told)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        return torch.export.export(walk, given, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(step, given, dynamic_shapes=shapes, strict=False)
 
 
 def _example(pipeline: Pipeline) -> tuple[Tensor, ...]:
     """Two samples' inputs of the first step."""
-    labels = torch.arange(2) % max(len(pipeline.classes), 1)
+    labels = torch.arange(2) % max(len(pipeline.class_names), 1)
     told = {"label": labels}
     if pipeline.empty is not None:
-        told["context"] = pipeline.empty.expand(2, *pipeline.empty.shape).contiguous()
-    if pipeline.guidance is not None:
-        told["guidance"] = torch.tensor(pipeline.guidance, dtype=torch.float32)
+        told["encoder_hidden_states"] = pipeline.empty.expand(2, *pipeline.empty.shape).contiguous()
+    if pipeline.guidance_range is not None:
+        told["guidance_scale"] = torch.tensor(pipeline.guidance_range, dtype=torch.float32)
     x = sample_noise(0, range(2), pipeline.shape)
     return (x, torch.zeros(2, dtype=torch.int64), *(told[n] for n in conditions_of(pipeline)))
 
 
 @torch.no_grad()
-def walked(program: Program, noise: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+def run_program(program: Program, noise: Tensor, conditions: Sequence[Tensor]) -> Tensor:
     """Samples of a program, as its user's loop draws them."""
     step, x = program.exported.module(), program.scale * noise
     for k in range(program.steps):

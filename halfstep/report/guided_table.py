@@ -50,7 +50,7 @@ def guided_view(guided: GuidedTable | None) -> GuidedView | None:
         return None
     scales: dict[float, list[GuidedRow]] = {}
     for row in guided.rows:
-        scales.setdefault(row.guidance, []).append(row)
+        scales.setdefault(row.guidance_scale, []).append(row)
     places = {
         "distance": numbers.places(row.distance.value for row in guided.rows),
         "rmse": numbers.places(row.rmse.value for row in guided.rows if row.rmse),

@@ -6,14 +6,13 @@ from halfstep.training.classifiers.api import train_classifier
 from halfstep.training.classifiers.distillation import distill_classifier
 from halfstep.training.config import TrainingConfig
 from halfstep.training.denoisers import distill, train
-from halfstep.training.progress import Silent, Watch
+from halfstep.training.progress import ProgressCallback
 
 __all__ = [
+    "ProgressCallback",
     "RunOptions",
-    "Silent",
     "Stopped",
     "TrainingConfig",
-    "Watch",
     "distill",
     "distill_classifier",
     "train",

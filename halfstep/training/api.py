@@ -17,12 +17,12 @@ from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.rng import untouched
-from halfstep.training.checks.teacher import begun
+from halfstep.training.checks.teacher import with_first
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import IdentifiedGate
 from halfstep.training.loop import Loop
-from halfstep.training.progress import Silent, Watch
+from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.trainable import Check, checked, identity_of
 
@@ -40,7 +40,7 @@ class RunOptions:
     """Let this folder's run have more updates, or halve further."""
     from_previous: bool = False
     """Go on from the checkpoint before a damaged one."""
-    watch: Watch = field(default_factory=Silent)
+    callback: ProgressCallback = field(default_factory=ProgressCallback)
     """Whoever shows progress."""
     gate: Callable[[Pipeline], bool] | None = None
     """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
@@ -49,7 +49,7 @@ class RunOptions:
     rehearse: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
     """Shown the stages instead of their training: nothing is written, and `Rehearsed` is raised."""
 
-    def judged_by(self, held_out: Data | None) -> "RunOptions":
+    def validated_on(self, held_out: Data | None) -> "RunOptions":
         """The same, of processes that must have this held-out data alike."""
         if held_out is None:
             return self
@@ -61,7 +61,7 @@ class Rehearsed(Exception):
 
 
 @untouched()
-def carried_through(
+def run_stages(
     command: str,
     stages: Iterable[Stage],
     options: Mapping[str, Any],
@@ -98,11 +98,11 @@ def carried_through(
             job.rehearse(stages, data, training, processes)
             raise Rehearsed
         with _opened(command, asked, plan, out, job, processes) as run:
-            watch = job.watch if processes.first else Silent()
+            callback = job.callback if processes.first else ProgressCallback()
             for note in run.notes:
-                watch.note(note)
+                callback.note(note)
             nearby, before = _nearby(data, processes.device), job.from_previous
-            loop = Loop(run, nearby, training, processes, write, read, watch, gate, before)
+            loop = Loop(run, nearby, training, processes, write, read, callback, gate, before)
             student = loop.train(stages)
             processes.wait()
     return student
@@ -164,7 +164,7 @@ def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> 
 def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:
     """`identity_of` the first stage, made now, and all of them: what is refused leaves no folder behind."""
     first = next(stages, None)
-    return ({}, iter(())) if first is None else (identity_of(first), begun(first, stages))
+    return ({}, iter(())) if first is None else (identity_of(first), with_first(first, stages))
 
 
 def load_weights(module: nn.Module, stem: Path) -> None:

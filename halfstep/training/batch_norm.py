@@ -41,7 +41,7 @@ def take_anew(stage: Stage, data: Data, device: torch.device, *, seed: int, inde
             generator = torch.Generator(device).manual_seed(key(seed, index, k, APART))
             draw = Draw.all(generator, AT_ONCE)
             chosen = rows_of_update(seed, index, k, AT_ONCE, len(data))
-            objective(student, data.drawn(chosen, draw).to(device), draw)
+            objective(student, data.training_batch(chosen, draw).to(device), draw)
 
 
 @contextmanager

@@ -14,21 +14,26 @@ from torch import nn
 
 from halfstep.code_identity import options_of
 from halfstep.config.validate import validate
-from halfstep.data import as_data, Data, Given
+from halfstep.data import as_data, Data, DataLike
 from halfstep.diffusion.denoiser import Denoiser, thaw
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.diffusion.guided import at_any_scale
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import untouched
-from halfstep.training.api import carried_through, load_weights, RunOptions
+from halfstep.training.api import load_weights, run_stages, RunOptions
 from halfstep.training.checks.data import notes, read_by
-from halfstep.training.checks.teacher import begun, DATA_DECIDE, tried, tried_on_data
+from halfstep.training.checks.teacher import (
+    checked_on_data,
+    checked_on_start,
+    DATA_DECIDE,
+    with_first,
+)
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import GateConfig
@@ -42,7 +47,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 @untouched()
 def train(
     pipeline: Pipeline,
-    data: Given,
+    data: DataLike,
     out: Path | str,
     *,
     method: Denoising | None = None,
@@ -55,13 +60,13 @@ def train(
     """
     method, work = method or Denoising(), _Work.on(pipeline, training, job)
     options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
-    stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).twin()))
-    return work.carry_out("train denoiser", stages, options, work.read(pipeline, data), out)
+    stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).trainable_copy()))
+    return work.run("train denoiser", stages, options, work.read(pipeline, data), out)
 
 
 def distill(
     teacher: Pipeline,
-    data: Given,
+    data: DataLike,
     out: Path | str,
     *,
     method: Method,
@@ -93,7 +98,7 @@ def distill(
         if gate is not None:
             work = work.gated(gate, teacher, held, out, method)
         del teacher  # from the second stage on nobody needs it
-        return work.carry_out(f"distill {verb}", stages, options, held, out, plan)
+        return work.run(f"distill {verb}", stages, options, held, out, plan)
 
 
 @contextmanager
@@ -134,8 +139,8 @@ def resolve(
         return method
     method.check(teacher)
     run = None if out is None else RunFolder(out)
-    begun = run.options if run is not None and run.exists else None
-    return method.resolve(teacher, read_by(teacher, data), begun=begun, progress=progress)
+    previous = run.options if run is not None and run.exists else None
+    return method.resolve(teacher, read_by(teacher, data), previous=previous, progress=progress)
 
 
 def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
@@ -143,7 +148,7 @@ def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -
     take the pipeline's samples."""
     model = replace(pipeline, denoiser=denoiser)
     method.check(model)
-    return tried(method.stages(model), pipeline, DATA_DECIDE)
+    return checked_on_start(method.stages(model), pipeline, DATA_DECIDE)
 
 
 def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
@@ -153,10 +158,10 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
     """
     stages = method.stages(replace(teacher, denoiser=denoiser))
     if method.builds_student:
-        stages = tried(stages, teacher)
-    if (guidance := teacher.guidance) is None:
+        stages = checked_on_start(stages, teacher)
+    if (guidance_range := teacher.guidance_range) is None:
         return stages
-    return (at_any_scale(stage, guidance) for stage in stages)
+    return (at_any_scale(stage, guidance_range) for stage in stages)
 
 
 @dataclass(frozen=True)
@@ -183,11 +188,11 @@ class _Work:
         about = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
         return cls(partial(Pipeline, **rest), about, training, job, processes)
 
-    def read(self, pipeline: Pipeline, data: Given) -> Data:
+    def read(self, pipeline: Pipeline, data: DataLike) -> Data:
         """The data as the pipeline reads it."""
         found = read_by(pipeline, as_data(data, shape=pipeline.shape))
         for note in notes(pipeline, found) if self.processes.first else ():
-            self.job.watch.note(note)
+            self.job.callback.note(note)
         return found
 
     def gated(
@@ -202,7 +207,7 @@ class _Work:
             out,
             method,
             device=self.job.device,
-            tell=self.job.watch.note if self.processes.first else str,
+            tell=self.job.callback.note if self.processes.first else str,
             rehearse=self.job.rehearse is not None,
         )
         return replace(self, job=replace(self.job, gate=bound))
@@ -217,10 +222,14 @@ class _Work:
         """Around a stage's student, to be sampled on the stage's grid."""
         changed: dict[str, Any] = {}
         if stage.times:
-            changed = {"times": (stage.times,), "made_for": stage.made_for}
-        if stage.guidance is not None:
-            changed["guidance"] = stage.guidance
-        return self.around(denoiser=bare(stage.student), **changed)
+            changed = {
+                "times": (stage.times,),
+                "sampler": stage.sampler,
+                "direction": stage.direction,
+            }
+        if stage.guidance_range is not None:
+            changed["guidance_range"] = stage.guidance_range
+        return self.around(denoiser=unwrap(stage.student), **changed)
 
     def _ask(self, student: Pipeline) -> bool:
         """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""
@@ -230,7 +239,7 @@ class _Work:
         denoiser.autocast = None
         return self.job.gate(replace(student, denoiser=denoiser))
 
-    def carry_out(
+    def run(
         self,
         command: str,
         stages: Iterable[Stage],
@@ -242,12 +251,12 @@ class _Work:
         last: list[Pipeline] = []
 
         def read(stage: Stage, folder: Path) -> None:
-            load_weights(bare(stage.student), folder / "pipeline")
+            load_weights(unwrap(stage.student), folder / "pipeline")
             last[:] = [self.pipeline(stage)]
 
-        carried_through(
+        run_stages(
             command,
-            tried_on_data(iter(stages), data, self.processes.device),
+            checked_on_data(iter(stages), data, self.processes.device),
             {**options, "pipeline": dict(self.about)},
             data,
             out,
@@ -267,4 +276,4 @@ class _Work:
 def _begun(stages: Iterator[Stage]) -> Iterator[Stage]:
     """The same stages, the first one made now: what a method refuses is said before data are read."""
     first = next(stages, None)
-    return iter(()) if first is None else begun(first, stages)
+    return iter(()) if first is None else with_first(first, stages)

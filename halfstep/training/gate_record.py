@@ -33,7 +33,7 @@ class GateRecord(TypedDict):
     about: dict[str, Any]
     stopped: str | None
     best: str | None
-    tried: list[Tried]
+    decisions: list[Tried]
 
 
 def read_gate(file: Path) -> GateRecord:

@@ -15,7 +15,7 @@ from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
 from halfstep.models.eval_mode import evaluating, to_train
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.rng import Draw, key
 from halfstep.training import checkpoint
 from halfstep.training.batch_norm import take_anew
@@ -25,7 +25,7 @@ from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
 from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
-from halfstep.training.progress import Leaving, Silent, Tally, Watch
+from halfstep.training.progress import Leaving, ProgressCallback, Tally
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.signals import Asked, stopping
 from halfstep.training.update import update
@@ -50,7 +50,7 @@ class Loop:
     processes: Processes
     write: Callable[[Stage, Path], None]
     read: Callable[[Stage, Path], None]
-    watch: Watch = field(default_factory=Silent)
+    callback: ProgressCallback = field(default_factory=ProgressCallback)
     gate: Callable[[Stage], bool] = lambda stage: True
     from_previous: bool = False
 
@@ -58,7 +58,7 @@ class Loop:
         """Run every stage in order; return the last student.  Finished stages are read, not redone."""
         student: nn.Module | None = None
         with stopping() as asked:
-            self.watch = Leaving(self.watch, asked)
+            self.callback = Leaving(self.callback, asked)
             for index, stage in enumerate(stages):
                 stage.student.to(self.processes.device)
                 if not self.processes.first_says(partial(self._finished, stage, index)):
@@ -107,7 +107,7 @@ class Loop:
         wrapped = self.processes.wrap(stage.student)
         tally = Tally(self.processes.device)
         began, settings = time.monotonic() - state.seconds, self.settings
-        self.watch.begin(stage, state.update)
+        self.callback.begin(stage, state.update)
         try:
             while state.update < stage.updates:
                 stop = self.processes.agree(asked.is_set(), state.update + 1, settings.log_every)
@@ -116,7 +116,7 @@ class Loop:
                 state.seconds = time.monotonic() - began
                 last = state.update == stage.updates
                 save = state.update % settings.save_every == 0 or last or stop
-                self.watch.step(state.update, rate)
+                self.callback.step(state.update, rate)
                 if state.update % settings.log_every == 0 or save:
                     self._report(stage, state, tally, rate)
                 if save:
@@ -128,7 +128,7 @@ class Loop:
                         "again to go on"
                     ) from asked.cause
         finally:
-            self.watch.end(stage)
+            self.callback.end(stage)
             self.processes.unwrap()
         self.processes.first_says(partial(self._finish, stage, index, state))
 
@@ -139,7 +139,7 @@ class Loop:
         def choose() -> str | None:
             return checkpoint.choose(
                 folder, index, name=stage.name, run=self.run.id, previous=self.from_previous,
-                tell=self.watch.note,
+                tell=self.callback.note,
             )  # fmt: skip
 
         name = self.processes.first_says(choose)
@@ -191,7 +191,7 @@ class Loop:
         student, settings = stage.student, self.settings
         to_train(student)
         if settings.compile:
-            bare(student).compile()
+            unwrap(student).compile()
         fused = self.processes.device.type in ("cuda", "cpu")
         optimiser = Optimiser(student, settings, fused=fused)
         average = Average(student, settings.ema) if settings.ema else None
@@ -210,7 +210,7 @@ class Loop:
             bad = state.update - 1  # every gradient is skipped, however small its loss is scaled
         if bad >= 0:
             raise self._endless("loss or gradient is", bad, stage)
-        self.watch.measure(loss)
+        self.callback.measure(loss)
         line = {
             "stage": stage.name,
             "update": state.update,
@@ -246,7 +246,7 @@ class Loop:
         rows = torch.randperm(len(self.data), generator=generator)[:HELD_OUT]
         generator = torch.Generator(self.processes.device).manual_seed(key(self.settings.seed))
         draw = Draw.all(generator, len(rows))
-        batch = self.data.drawn(rows, draw).to(self.processes.device)
+        batch = self.data.training_batch(rows, draw).to(self.processes.device)
         with torch.no_grad(), evaluating(state.student):
             found = dict(objective.measure(state.student, batch, draw))
         return found

@@ -1,8 +1,7 @@
-"""Whoever shows progress, and the numbers that are shown."""
+"""The progress of a run: the callback that shows it, and the numbers that are shown."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,41 +10,40 @@ from halfstep.methods.base import Stage
 from halfstep.training.signals import Asked
 
 
-class Watch(Protocol):
-    """Whoever shows progress."""
+class ProgressCallback:
+    """Called as a run goes on; each method does nothing until a subclass says what."""
 
-    def begin(self, stage: Stage, update: int) -> None: ...
-    def step(self, update: int, rate: float) -> None: ...
-    def measure(self, loss: float) -> None: ...
-    def end(self, stage: Stage) -> None: ...
-    def note(self, text: str) -> None: ...
+    def begin(self, stage: Stage, update: int) -> None:
+        """A stage begins, or goes on after so many updates."""
 
+    def step(self, update: int, rate: float) -> None:
+        """So many updates are done; the learning rate of the last."""
 
-class Silent:
-    """Shows nothing."""
+    def measure(self, loss: float) -> None:
+        """The mean loss since the last time."""
 
-    def begin(self, stage: Stage, update: int) -> None: ...
-    def step(self, update: int, rate: float) -> None: ...
-    def measure(self, loss: float) -> None: ...
-    def end(self, stage: Stage) -> None: ...
-    def note(self, text: str) -> None: ...
+    def end(self, stage: Stage) -> None:
+        """A stage is finished."""
+
+    def note(self, text: str) -> None:
+        """A sentence that the user should know."""
 
 
 class Notes:
-    """Progress of which a watch shows the notes alone."""
+    """A `Progress` whose notes go to a callback, and nothing else."""
 
-    def __init__(self, watch: Watch):
-        self.note = watch.note
+    def __init__(self, callback: ProgressCallback):
+        self.note = callback.note
 
     def expect(self, steps: int) -> None: ...
     def advance(self, steps: int = 1) -> None: ...
 
 
-class Leaving:
-    """A watch that prints for a reader who may leave, as `| head` does: the run is asked to stop then."""
+class Leaving(ProgressCallback):
+    """A callback that prints for a reader who may leave, as `| head` does: the run is asked to stop then."""
 
-    def __init__(self, watch: Watch, asked: Asked):
-        self._watch, self._asked = watch, asked
+    def __init__(self, callback: ProgressCallback, asked: Asked):
+        self._callback, self._asked = callback, asked
 
     def _tell(self, tell: Callable[[], None]) -> None:
         try:
@@ -55,19 +53,19 @@ class Leaving:
             self._asked.set()
 
     def begin(self, stage: Stage, update: int) -> None:
-        self._tell(partial(self._watch.begin, stage, update))
+        self._tell(partial(self._callback.begin, stage, update))
 
     def step(self, update: int, rate: float) -> None:
-        self._tell(partial(self._watch.step, update, rate))
+        self._tell(partial(self._callback.step, update, rate))
 
     def measure(self, loss: float) -> None:
-        self._tell(partial(self._watch.measure, loss))
+        self._tell(partial(self._callback.measure, loss))
 
     def end(self, stage: Stage) -> None:
-        self._tell(partial(self._watch.end, stage))
+        self._tell(partial(self._callback.end, stage))
 
     def note(self, text: str) -> None:
-        self._tell(partial(self._watch.note, text))
+        self._tell(partial(self._callback.note, text))
 
 
 class Tally:

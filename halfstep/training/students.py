@@ -35,16 +35,16 @@ def load_with_steps(
 
 def load_passed(run: Path, gate: GateRecord, *, net: str | None = None) -> Pipeline:
     """The last student that passed the gate; `ConfigError` where none did, or its weights are others now."""
-    tried = [one for one in gate["tried"] if one["stage"] == gate["best"]]
-    if not tried:
+    decisions = [one for one in gate["decisions"] if one["stage"] == gate["best"]]
+    if not decisions:
         raise ConfigError(
             f"no student of '{run}' passed its gate: say which one you mean with steps (command line: "
             "--steps), or give the folder of a stage"
         )
-    student = Pipeline.load(run / "stages" / tried[-1]["stage"], net=net)
-    if digest_of(student.denoiser) != tried[-1]["weights"]:
+    student = Pipeline.load(run / "stages" / decisions[-1]["stage"], net=net)
+    if digest_of(student.denoiser) != decisions[-1]["weights"]:
         raise ConfigError(
-            f"the gate of '{run}' saw other weights of {tried[-1]['stage']} than are there: run the same "
+            f"the gate of '{run}' saw other weights of {decisions[-1]['stage']} than are there: run the same "
             "halfstep distill again, or say which student you mean with steps (command line: --steps)"
         )
     return student
@@ -54,6 +54,6 @@ def _steps_of(folder: Path) -> list[int]:
     """The numbers of steps that a stage's pipeline can take."""
     about = read_description(folder)
     counts = [len(times) - 1 for times in about["times"]]
-    if about.get("made_for") == "stochastic" and 2 in counts:
+    if about.get("sampler") == "stochastic" and 2 in counts:
         counts.append(1)  # whose one call at t = 1 spans both
     return counts or [ANY]

@@ -13,7 +13,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
 from halfstep.models import imported, recipe
 from halfstep.models.eval_mode import evaluating, to_train
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import Draw, untouched
 from halfstep.training.config import TrainingConfig
@@ -35,7 +35,7 @@ def checked(
     check  refuses a student that could not be loaded again
     """
     for stage in stages:
-        student = bare(stage.student)
+        student = unwrap(stage.student)
         refuse_wrapped(student)
         check(student)
         if not any(p.requires_grad for p in student.parameters()):
@@ -49,7 +49,7 @@ def checked(
 
 def identity_of(stage: Stage) -> dict[str, Any]:
     """What a run's result depends on besides its options: code of the user's own, frozen parameters."""
-    student = bare(stage.student)
+    student = unwrap(stage.student)
     own = {type(part) for part in student.modules() if is_own(type(part))}
     found = own_code(*sorted(own, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
     about: dict[str, Any] = {"network": found["code"]} if found else {}
@@ -85,7 +85,11 @@ def _refuse_lone_row(
     with torch.no_grad(), untouched(0), evaluating(student):
         to_train(student)
         try:
-            objective(student, data.drawn(torch.zeros(1, dtype=torch.long), draw).to(device), draw)
+            objective(
+                student,
+                data.training_batch(torch.zeros(1, dtype=torch.long), draw).to(device),
+                draw,
+            )
         except ConfigError as error:
             said = str(error)
         except ValueError as error:

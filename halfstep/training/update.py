@@ -36,7 +36,7 @@ def update(
         generator = torch.Generator(processes.device)
         generator.manual_seed(key(settings.seed, stage, state.update))
         draw = Draw(generator, settings.batch_size, rows)
-        batch = data.drawn(chosen[rows], draw).to(processes.device)
+        batch = data.training_batch(chosen[rows], draw).to(processes.device)
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):
             # DDP averages over the processes: each one's share of the whole batch's mean, times world.

@@ -258,9 +258,11 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
     features = features_for(config.features, data)
     written = _write_variants(config, student, config.run, files.make_folder(config.out))
     device, evaluation = pick_device(config.device), config.evaluation
-    scale = evaluation.guidance or ((1.0,) if student.guidance is None else student.guidance[:1])
+    scale = evaluation.guidance_scales or (
+        (1.0,) if student.guidance_range is None else student.guidance_range[:1]
+    )
     evaluation = replace(
-        evaluation, full=evaluation.full or teacher.steps, guidance=scale, split_samples=0
+        evaluation, full=evaluation.full or teacher.steps, guidance_scales=scale, split_samples=0
     )
     variants = read_variants(config.out, net=config.net, student=config.run)
     for one in (teacher, student, *(variant.pipeline for variant in variants)):
@@ -294,7 +296,7 @@ def _refuse_for_classifiers(config: CompressConfig) -> None:
 
 
 def _refuse_encoder(student: Pipeline) -> None:
-    if student.made_for == "encode":
+    if student.direction == "invert":
         raise ConfigError(
             "this student encodes, and is judged by what it reconstructs, where there is no place for "
             "variants: compress one that samples"

@@ -27,7 +27,7 @@ from halfstep.schema import plain
 from halfstep.training import distill, train, TrainingConfig
 from halfstep.training.api import RunOptions
 from halfstep.training.distributed import pick_device
-from halfstep.training.progress import Silent, Watch
+from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_identity import environment
 from halfstep.workflows.background import background
 from halfstep.workflows.new_pipeline import fresh_pipeline
@@ -100,7 +100,9 @@ class Demo:
         """The halvings."""
         return self.preset.method.plan(self.teacher)
 
-    def distill(self, *, watch: Watch | None = None) -> tuple[list[Pipeline], TeacherRows]:
+    def distill(
+        self, *, callback: ProgressCallback | None = None
+    ) -> tuple[list[Pipeline], TeacherRows]:
         """Distil the students into OUT/distill, and score the teacher meanwhile."""
         self.teacher.to(pick_device(self.config.device))
 
@@ -110,7 +112,7 @@ class Demo:
             )
 
         with background(score) as rows:
-            students = distill_students(self.teacher, self.data, self.preset, self.config, watch)
+            students = distill_students(self.teacher, self.data, self.preset, self.config, callback)
             return students, rows.result()
 
     def evaluate(
@@ -137,14 +139,14 @@ class Demo:
         return report
 
 
-def prepare_demo(config: DemoConfig, *, watch: Watch | None = None) -> Demo:
+def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None) -> Demo:
     """Load the data and the teacher, which is trained into OUT/teacher where the config asks for that.
 
     `ConfigError` for a folder that cannot be written.
     """
     files.check_writable(config.folder, "choose another --out")
     data = load("digits")
-    teacher = _train_teacher(config, data, watch) if config.from_scratch else bundled_teacher()
+    teacher = _train_teacher(config, data, callback) if config.from_scratch else bundled_teacher()
     loaded = load_preset(DistillPreset[Progressive], "digits-progressive")
     method, training = loaded.method, replace(loaded.training, seed=config.seed)
     if config.quick:
@@ -169,7 +171,7 @@ def distill_students(
     data: Data,
     options: DistillPreset[Any],
     config: DemoConfig,
-    watch: Watch | None,
+    callback: ProgressCallback | None,
 ) -> list[Pipeline]:
     """Distil into OUT/distill; returns every student, the most steps first."""
     students = list[Pipeline]()
@@ -178,7 +180,7 @@ def distill_students(
         students.append(student)
         return True
 
-    job = RunOptions(device=config.device, watch=watch or Silent(), gate=collect)
+    job = RunOptions(device=config.device, callback=callback or ProgressCallback(), gate=collect)
     out = config.folder / "distill"
     method = options.method.build()
     distill(teacher, data, out, method=method, training=options.training, job=job)
@@ -223,7 +225,7 @@ def common_results(report: Report) -> dict[str, Any]:
     return {"samples": measure.samples, "features": measure.features, "cost": cost}
 
 
-def _train_teacher(config: DemoConfig, data: Data, watch: Watch | None) -> Pipeline:
+def _train_teacher(config: DemoConfig, data: Data, callback: ProgressCallback | None) -> Pipeline:
     """The teacher of presets/digits.toml, trained into OUT/teacher."""
     out = config.folder / "teacher"
     loaded = load_preset(TrainDenoiserConfig, "digits", out=out)
@@ -231,7 +233,7 @@ def _train_teacher(config: DemoConfig, data: Data, watch: Watch | None) -> Pipel
     if config.quick:
         method = replace(method, updates=max(1, method.updates // 10))
     fresh = fresh_pipeline(loaded.network, data, method.drop_labels > 0, training.seed)
-    job = RunOptions(device=config.device, watch=watch or Silent())
+    job = RunOptions(device=config.device, callback=callback or ProgressCallback())
     return train(fresh, data, out, method=method, training=training, job=job)
 
 

@@ -18,7 +18,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.schema import plain
 from halfstep.training.distributed import pick_device
-from halfstep.training.progress import Watch
+from halfstep.training.progress import ProgressCallback
 from halfstep.workflows.demo import (
     common_results,
     DemoConfig,
@@ -53,11 +53,11 @@ class GuidedDemo:
         """Its stages."""
         return self.method.plan(self.teacher)
 
-    def students(self, *, watch: Watch | None = None) -> list[Pipeline]:
+    def students(self, *, callback: ProgressCallback | None = None) -> list[Pipeline]:
         """The bundled students, or those distilled into OUT/distill; of 8 steps and fewer."""
         if not self.config.from_scratch:
             return bundled_students()
-        made = distill_students(self.teacher, self.data, self.preset, self.config, watch)
+        made = distill_students(self.teacher, self.data, self.preset, self.config, callback)
         return [one for one in made if one.times and len(one.times[0]) - 1 <= MOST_STEPS]
 
     @property
@@ -68,7 +68,7 @@ class GuidedDemo:
             samples=samples // 10 if self.config.quick else samples,
             baselines=("dpmpp-2m",),
             metrics=("frechet", "inception"),
-            guidance=SCALES,
+            guidance_scales=SCALES,
             split_samples=0,
             cost_rounds=2,
         )
@@ -122,14 +122,14 @@ def _results(report: Report) -> dict[str, Any]:
     """The numbers of results.json: `guided` has a row for every guidance scale and number of steps."""
     assert report.guided is not None
     rows = report.guided.rows
-    floors = {row.guidance: row.distance.value for row in rows if row.role == "teacher"}
+    floors = {row.guidance_scale: row.distance.value for row in rows if row.role == "teacher"}
     guided = [
         {
-            "guidance": row.guidance,
+            "guidance_scale": row.guidance_scale,
             "steps": row.steps,
             "calls": row.calls,
             "frechet_to_guided_teacher": row.distance.value,
-            "floor": floors[row.guidance],
+            "floor": floors[row.guidance_scale],
             "times_floor": row.floor_ratio.value,
             "rmse_to_guided_teacher": row.rmse.value,
             "frechet_to_data": row.data_distance,

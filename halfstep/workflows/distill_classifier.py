@@ -21,7 +21,7 @@ from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
 from halfstep.training.checks.teacher import refuse_unread
-from halfstep.training.classifiers.api import judging
+from halfstep.training.classifiers.api import held_out_dataset
 from halfstep.training.classifiers.distillation import (
     distill_classifier,
     refuse_unlabelled,
@@ -29,7 +29,7 @@ from halfstep.training.classifiers.distillation import (
 )
 from halfstep.training.classifiers.logit_cache import check_folder, kept_answers, missing
 from halfstep.training.distributed import pick_device
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
 
 
@@ -68,8 +68,8 @@ class RecipeOptions(Validated):
 class DistillClassifierConfig:
     """Distil a classifier from a larger one, or from several (Hinton et al. 2015)."""
 
-    where: Where
-    source: Source
+    folder: FolderOptions
+    dataset: DataOptions
     networks: ClassifierTeacherOptions = field(default_factory=ClassifierTeacherOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
@@ -104,7 +104,7 @@ class ClassifierDistillation:
 
     def fill_cache(self, *, progress: Progress = SILENT) -> None:
         """Write the teacher's missing answers to the cache."""
-        cache, device = self.config.recipe.cache, pick_device(self.config.where.device)
+        cache, device = self.config.recipe.cache, pick_device(self.config.folder.device)
         if cache is not None:
             kept_answers(
                 cache, self.teacher.to(device), self.data, device=device, progress=progress
@@ -112,11 +112,11 @@ class ClassifierDistillation:
 
     def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the student into the run folder; returns it, in eval mode."""
-        config, job = self.config, job or self.config.where.job()
+        config, job = self.config, job or self.config.folder.job()
         answers = None if job.rehearse else config.recipe.cache
         return distill_classifier(
-            self.teacher, self.student, self.data, config.where.out, method=self.method,
-            training=config.training, job=job.judged_by(self.held_out), answers=answers,
+            self.teacher, self.student, self.data, config.folder.out, method=self.method,
+            training=config.training, job=job.validated_on(self.held_out), answers=answers,
         )  # fmt: skip
 
     def compare(self, student: nn.Module) -> ClassifierComparison | None:
@@ -140,13 +140,13 @@ def prepare_distillation(
 
     `ConfigError` where folder, teacher, data, student and recipe do not go together.
     """
-    config.where.check()
+    config.folder.check()
     if config.recipe.cache is not None:
         check_folder(config.recipe.cache)
     terms = recipe(config.recipe.recipe, literals(config.recipe.recipe_config))
     method = KnowledgeDistillation(terms=terms, updates=config.recipe.updates)
     teacher = load_teachers(config.networks)
-    data, held_out = distillation_images(config.source.load(progress), config)
+    data, held_out = distillation_images(config.dataset.load(progress), config)
     student = new_student(config.networks, teacher, data, config.training.seed)
     _refuse_other_classes(teacher, data, held_out)
     refuse_unread(config.training, method)
@@ -165,11 +165,11 @@ def distillation_images(
         )
     if not isinstance(data, Dataset) or len(data.shape) != 3:
         raise ConfigError(
-            f"classifiers are taught on images, and '{config.source.data}' has samples of shape "
+            f"classifiers are taught on images, and '{config.dataset.data}' has samples of shape "
             f"{list(data.shape)}: give images"
         )
-    data, held_out = split_held_out(data, images, config.source)
-    held_out = None if held_out is None else judging(held_out, data)
+    data, held_out = split_held_out(data, images, config.dataset)
+    held_out = None if held_out is None else held_out_dataset(held_out, data)
     if images.labels_per_class:
         data = data.labelled(images.labels_per_class, seed=config.training.seed, rest=unlabelled)
     return augmented(data, images, config.training.seed), held_out
@@ -193,9 +193,9 @@ def new_student(
 ) -> nn.Module:
     """A student of the teacher's classes, with weights that depend on the seed alone."""
     classes = teacher(_one(data)).shape[1]
-    if data.classes > classes:
+    if data.num_classes > classes:
         raise ConfigError(
-            f"the teacher knows {classes} classes and the data has {data.classes}: give data of those "
+            f"the teacher knows {classes} classes and the data has {data.num_classes}: give data of those "
             "classes alone, or another teacher"
         )
     fits = fitting_classifier(options.net, data.shape, classes)
@@ -209,9 +209,9 @@ def _refuse_other_classes(teacher: Teachers, data: Dataset, held: Dataset | None
     if held is None:
         return
     taught_classes(teacher, held)
-    if held.classes > (known := teacher(_one(data)).shape[1]):
+    if held.num_classes > (known := teacher(_one(data)).shape[1]):
         raise ConfigError(
-            f"the teacher knows {known} classes and the held-out data has {held.classes}: validate on "
+            f"the teacher knows {known} classes and the held-out data has {held.num_classes}: validate on "
             "data of its classes"
         )
 

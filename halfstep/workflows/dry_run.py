@@ -8,7 +8,7 @@ import torch
 
 from halfstep.data import Data
 from halfstep.methods.base import Stage
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 
@@ -26,7 +26,7 @@ def seconds_per_update(
     size = training.micro_batch_size or training.batch_size
     student = stage.student
     for module in (student, *stage.objective.networks):
-        _in_fp32(bare(module.to(device)), device)
+        _in_fp32(unwrap(module.to(device)), device)
 
     def timed(count: int) -> float:
         batch = data.batch(torch.arange(count) % len(data)).to(device)

@@ -38,11 +38,11 @@ class EncodeConfig(Validated):
     """Number of the first image."""
     steps: int | None = None
     """Steps; an encoder's own by default, else 64."""
-    classes: str = ""
-    """Numbers of classes that the images are of, in turn; by default the labels of the data."""
+    labels: str = ""
+    """Labels of the images in turn, such as 3,8; by default those of the data."""
     prompt: tuple[str, ...] = ()
     """Texts of the images, in turn, for a model that reads them."""
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     """Guidance scale, 1 is off."""
     batch_size: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
@@ -90,7 +90,7 @@ class EncodeJob:
         config = self.config
         batch = config.batch_size or (8 if self.pipeline.codec is not None else 256)
         noise = self.pipeline.encode(
-            self.images, steps=config.steps, labels=self.labels, guidance=config.guidance,
+            self.images, steps=config.steps, labels=self.labels, guidance_scale=config.guidance_scale,
             batch=batch, prompts=self.prompts or None, progress=progress,
         )  # fmt: skip
         if not bool(noise.isfinite().all()):
@@ -101,8 +101,8 @@ class EncodeJob:
             "images": config.images,
             "first": config.first,
             "steps": self.steps,
-            "guidance": config.guidance,
-            "classes": list(self.pipeline.classes),
+            "guidance_scale": config.guidance_scale,
+            "class_names": list(self.pipeline.class_names),
             "prompts": self.prompts,
         }
         labels = None if self.labels is None else torch.tensor(self.labels)
@@ -137,9 +137,9 @@ def _images(
     config: EncodeConfig, pipeline: Pipeline, progress: Progress
 ) -> tuple[Tensor, list[int] | None]:
     """The images, and the labels that the model reads with them."""
-    classes = parse_classes(config.classes)
+    classes = parse_classes(config.labels)
     if classes and config.prompt:
-        raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
+        raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")
     source = load_images(config.images, pipeline, labelled=not classes, progress=progress)
     numbers = list(range(config.first, min(config.first + config.n, len(source))))
     if not numbers:
@@ -149,10 +149,10 @@ def _images(
     images, labels = source.rows(numbers)
     if classes:
         labels = [classes[k % len(classes)] for k in range(len(numbers))]
-    if pipeline.classes and labels is None:
+    if pipeline.class_names and labels is None:
         none = "" if pipeline.null is None else f" ({pipeline.null} says none)"
         raise ConfigError(
             f"'{config.images}' does not say of which classes its images are, and this model reads them: "
-            f"write --classes and their numbers{none}"
+            f"write --labels and their numbers{none}"
         )
     return images, labels

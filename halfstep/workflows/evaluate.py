@@ -77,10 +77,10 @@ def evaluate(
     """
     folder = RunFolder.open(Path(run))
     files.check_writable(folder.folder, "copy the run to where the report can lie in it")
-    source = _source(folder, data)
+    source = _run_data(folder, data)
     networks = _networks(folder, teacher, net)
     config = replace(config, full=config.full or _full_steps(folder, networks.teacher))
-    encoders = bool(networks.students) and networks.students[0].made_for == "encode"
+    encoders = bool(networks.students) and networks.students[0].direction == "invert"
     if not encoders:
         walkable(networks.teacher, config.full_sampler, config.full_steps)
     real = source.load(verify=verify, progress=progress)
@@ -111,14 +111,14 @@ class Networks:
 
     teacher: Pipeline
     students: list[Pipeline]
-    begun: Pipeline | None
+    first_teacher: Pipeline | None
     variants: list[Variant]
 
     def to(self, device: torch.device) -> None:
         """Move all of them to a device."""
-        begun = [self.begun] if self.begun else []
+        first_teacher = [self.first_teacher] if self.first_teacher else []
         variants = [one.pipeline for one in self.variants]
-        for pipeline in (self.teacher, *self.students, *begun, *variants):
+        for pipeline in (self.teacher, *self.students, *first_teacher, *variants):
             pipeline.to(device)
 
 
@@ -135,14 +135,14 @@ def _evaluate_samples(
 ) -> AnyReport:
     """The report of students that sample."""
     teacher, students = networks.teacher, networks.students
-    config = replace(config, guidance=scales_of(config, teacher, students))
+    config = replace(config, guidance_scales=scales_of(config, teacher, students))
     if isinstance(data, Latents):
         data = read_by(teacher, data)
     network = features_for(features, data)
     real = real_images(data, teacher, progress=progress)
     unseen = None if held_out is None else _held_out(held_out, real, teacher, progress)
     candidates = Candidates(
-        teacher, students, data, run.teacher_times, unseen, networks.begun,
+        teacher, students, data, run.teacher_times, unseen, networks.first_teacher,
         others, networks.variants,
     )  # fmt: skip
     for _, pipeline, _ in others:
@@ -160,7 +160,7 @@ def _evaluate_samples(
 
 
 @dataclass(frozen=True)
-class Source:
+class RunData:
     """The real data of a run, and the size and channels that its images were read in."""
 
     data: Data | str
@@ -198,7 +198,7 @@ class Source:
         return load(spec, size=size, channels=self.channels)
 
 
-def _source(run: RunFolder, data: Data | str | None) -> Source:
+def _run_data(run: RunFolder, data: Data | str | None) -> RunData:
     """The data of a run, or the data given instead."""
     if data is None and "data" not in run.config:
         raise ConfigError(
@@ -206,7 +206,7 @@ def _source(run: RunFolder, data: Data | str | None) -> Source:
             f"halfstep evaluate {run.folder} --data DATA"
         )
     size, channels = run.config.get("size"), run.config.get("channels")
-    return Source(run.config["data"] if data is None else data, size, channels)
+    return RunData(run.config["data"] if data is None else data, size, channels)
 
 
 def _held_out(data: Data, real: Data | Tensor, teacher: Pipeline, progress: Progress) -> Tensor:
@@ -224,9 +224,9 @@ def _held_out(data: Data, real: Data | Tensor, teacher: Pipeline, progress: Prog
 
 def _networks(run: RunFolder, teacher: Path | str | None, net: str | None) -> Networks:
     students = run.students(full=FULL_STEPS, net=net)
-    begun = run.first_student(net=net) if students else None
+    first_teacher = run.first_student(net=net) if students else None
     loaded = _teacher(run, teacher, students, net)
-    return Networks(loaded, students, begun, read_variants(run.folder, net=net))
+    return Networks(loaded, students, first_teacher, read_variants(run.folder, net=net))
 
 
 def _teacher(
@@ -274,8 +274,8 @@ def _full_steps(run: RunFolder, teacher: Pipeline) -> int:
     """
     if teacher.times:
         return max(len(times) - 1 for times in teacher.times)
-    begun = max(FULL_STEPS, len(run.teacher_times) - 1)
-    return int(run.gate["about"].get("full", begun)) if run.gate else begun
+    first_teacher = max(FULL_STEPS, len(run.teacher_times) - 1)
+    return int(run.gate["about"].get("full", first_teacher)) if run.gate else first_teacher
 
 
 def _others(

@@ -21,7 +21,7 @@ from halfstep.pipeline.torch_export import (
     conditions_of,
     export_program,
     refuse_unexportable,
-    walked,
+    run_program,
 )
 from halfstep.rng import sample_noise
 from halfstep.storage import write_text
@@ -171,7 +171,7 @@ def _write_program(pipeline: Pipeline, config: ExportConfig) -> Exported:
     again = replace(program, exported=torch.export.load(out / PROGRAM))
     n = min(COMPARED, program.batch[1] or COMPARED)
     noise = sample_noise(0, range(n), pipeline.shape)
-    samples = walked(again, noise, _conditions(pipeline, n))
+    samples = run_program(again, noise, _conditions(pipeline, n))
     exported = _compare(_samples(pipeline, program.steps)[:n], samples, exact=False)
     write_text(out / "README.md", program_card(pipeline, config.run, program))
     return replace(exported, batch=batch_sizes(program))
@@ -179,24 +179,24 @@ def _write_program(pipeline: Pipeline, config: ExportConfig) -> Exported:
 
 def _conditions(pipeline: Pipeline, n: int) -> list[Tensor]:
     """The inputs that `Pipeline.sample` gives the network by default."""
-    values = {"label": torch.arange(n) % max(len(pipeline.classes), 1)}
+    values = {"label": torch.arange(n) % max(len(pipeline.class_names), 1)}
     if pipeline.empty is not None:
-        values["context"] = pipeline.empty.expand(n, *pipeline.empty.shape)
-    if pipeline.guidance is not None:
-        values["guidance"] = torch.full((n,), _scale(pipeline))
+        values["encoder_hidden_states"] = pipeline.empty.expand(n, *pipeline.empty.shape)
+    if pipeline.guidance_range is not None:
+        values["guidance_scale"] = torch.full((n,), _scale(pipeline))
     return [values[name] for name in conditions_of(pipeline)]
 
 
 def _scale(pipeline: Pipeline) -> float:
-    return 1.0 if pipeline.guidance is None else pipeline.guidance[0]
+    return 1.0 if pipeline.guidance_range is None else pipeline.guidance_range[0]
 
 
 def _samples(pipeline: Pipeline, steps: int | None = None) -> Tensor:
     """Samples; of a student that encodes, the noise of some images."""
-    if pipeline.made_for == "encode":
+    if pipeline.direction == "invert":
         images = sample_noise(0, range(COMPARED), pipeline.shape).clamp(-1, 1)
-        return replace(pipeline, codec=None).encode(images, guidance=_scale(pipeline))
-    return pipeline.sample(COMPARED, steps=steps, guidance=_scale(pipeline), latents=True)
+        return replace(pipeline, codec=None).encode(images, guidance_scale=_scale(pipeline))
+    return pipeline.sample(COMPARED, steps=steps, guidance_scale=_scale(pipeline), latents=True)
 
 
 def _compare(original: Tensor, written: Tensor, *, exact: bool) -> Exported:

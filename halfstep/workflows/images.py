@@ -15,7 +15,7 @@ from halfstep.data.sources.image_folder import read
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, DataError
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.image_inputs import Given
+from halfstep.pipeline.image_inputs import ImageStart
 from halfstep.progress import Progress, SILENT
 from halfstep.workflows.noise_file import NoiseFile
 
@@ -86,7 +86,7 @@ def parse_classes(text: str) -> list[int]:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
         raise ConfigError(
-            f"--classes takes numbers of classes, got '{text}': write for example --classes 207,360"
+            f"--labels takes numbers of classes, got '{text}': write for example --labels 207,360"
         ) from None
 
 
@@ -155,13 +155,13 @@ def _has_transparency(path: Path) -> bool:
 
 def _labels(spec: str, data: Dataset, pipeline: Pipeline) -> Tensor | None:
     """Classes by name where both have names, else by number."""
-    if data.labels is None or not pipeline.classes:
+    if data.labels is None or not pipeline.class_names:
         return None
-    names, own = data.names, pipeline.classes
+    names, own = data.names, pipeline.class_names
     if not names:
-        if data.classes > len(own):
+        if data.num_classes > len(own):
             raise ConfigError(
-                f"'{spec}' has {data.classes} classes and this model {len(own)}: say by --classes which "
+                f"'{spec}' has {data.num_classes} classes and this model {len(own)}: say by --labels which "
                 "of the model's these images are"
             )
         return data.labels
@@ -169,7 +169,7 @@ def _labels(spec: str, data: Dataset, pipeline: Pipeline) -> Tensor | None:
     if strange := [names[label] for label in used if names[label] not in own]:
         raise ConfigError(
             f"'{spec}' has images of '{strange[0]}', which is no class of this model "
-            f"({', '.join(own[:12])}{', ...' if len(own) > 12 else ''}): say by --classes which they are"
+            f"({', '.join(own[:12])}{', ...' if len(own) > 12 else ''}): say by --labels which they are"
         )
     return torch.tensor([own.index(name) if name in own else -1 for name in names])[data.labels]
 
@@ -179,7 +179,7 @@ class StartOptions:
     """The images or the noise that samples are made of, if not of a seed's noise."""
 
     noise: Path | None = None
-    """Noise that halfstep encode wrote: decode it, as the classes it was encoded as or as --classes."""
+    """Noise that halfstep encode wrote: decode it, as the classes it was encoded as or as --labels."""
     images: str | None = None
     """A picture, a folder or data, in turn: begin with them (--strength), or repaint a part (--mask)."""
     strength: float | None = None
@@ -188,7 +188,7 @@ class StartOptions:
     """A picture that is white where the images are repainted; the pixels at black are kept, to the bit."""
 
     def load(
-        self, pipeline: Pipeline, *, n: int | None, first: int, classed: bool, guidance: float,
+        self, pipeline: Pipeline, *, n: int | None, first: int, classed: bool, guidance_scale: float,
         progress: Progress = SILENT,
     ) -> "SampleStart":  # fmt: skip
         """Read what the options name.
@@ -204,7 +204,7 @@ class StartOptions:
                     "--noise is what samples begin with: leave --images, --strength, --mask and --first "
                     "out"
                 )
-            return _from_noise(self.noise, pipeline, n, classed, guidance, progress)
+            return _from_noise(self.noise, pipeline, n, classed, guidance_scale, progress)
         n = 16 if n is None else n
         if self.images is None:
             if self.strength is not None or self.mask:
@@ -242,19 +242,19 @@ class SampleStart:
 
     def grid(self, times: Times, *, student: bool) -> Times:
         """The part of the grid that is sampled."""
-        return Given(strength=self.strength).grid(times, student=student)
+        return ImageStart(strength=self.strength).grid(times, student=student)
 
 
 def _from_noise(
-    path: Path, pipeline: Pipeline, n: int | None, classed: bool, guidance: float,
+    path: Path, pipeline: Pipeline, n: int | None, classed: bool, guidance_scale: float,
     progress: Progress,
 ) -> SampleStart:  # fmt: skip
     file = NoiseFile.load(path)
-    scale = file.about.get("guidance", 1.0)
-    if scale != guidance:
+    scale = file.about.get("guidance_scale", 1.0)
+    if scale != guidance_scale:
         progress.note(
-            f"'{path}' was encoded at guidance {scale:g} and is decoded at {guidance:g}: "
-            f"--guidance {scale:g} gives the images back"
+            f"'{path}' was encoded at guidance {scale:g} and is decoded at {guidance_scale:g}: "
+            f"--guidance-scale {scale:g} gives the images back"
         )
     n = len(file.noise) if n is None else n
     if n > len(file.noise):
@@ -262,10 +262,10 @@ def _from_noise(
             f"'{path}' holds {len(file.noise)} of noise, asked for {n}: leave --n out"
         )
     labels = None
-    if not classed and pipeline.classes and file.labels is not None:
-        if list(pipeline.classes) != file.about.get("classes"):
+    if not classed and pipeline.class_names and file.labels is not None:
+        if list(pipeline.class_names) != file.about.get("class_names"):
             raise ConfigError(
-                f"'{path}' was encoded by a model of other classes: say by --classes what its noise "
+                f"'{path}' was encoded by a model of other classes: say by --labels what its noise "
                 "becomes here"
             )
         labels = file.labels[:n].tolist()

@@ -15,8 +15,8 @@ from halfstep.version import __version__
 
 INPUTS = {
     "label": "int64 [B], numbers of classes",
-    "context": "float32 [B, tokens, width], states of texts",
-    "guidance": "float32 [B], guidance scales",
+    "encoder_hidden_states": "float32 [B, tokens, width], states of texts",
+    "guidance_scale": "float32 [B], guidance scales",
 }
 
 
@@ -24,10 +24,10 @@ def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
     """The README of a folder that `Pipeline.load` reads."""
     lines = _about(pipeline, source)
     lines.append(_weights(pipeline.denoiser.net, dtype))
-    verb = "encode(images)" if pipeline.made_for == "encode" else _sample_call(pipeline)
+    verb = "encode(images)" if pipeline.direction == "invert" else _sample_call(pipeline)
     code = ["from halfstep import Pipeline", "", 'pipeline = Pipeline.load(".")']
     code.append(f"result = pipeline.{verb}")
-    if pipeline.made_for == "encode":
+    if pipeline.direction == "invert":
         shell = ["halfstep encode . --images IMAGES --out noise"]
     else:
         shell = ["halfstep sample . --n 16 --out images"]
@@ -45,9 +45,9 @@ def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
     conditions = program.inputs[2:]
     lines += [f"- `{name}`: {INPUTS[name]}" for name in conditions]
     values = {
-        "label": "torch.arange(n) % " + str(max(len(pipeline.classes), 1)),
-        "context": "states",
-        "guidance": f"torch.full((n,), {(pipeline.guidance or (1.0, 1.0))[0]})",
+        "label": "torch.arange(n) % " + str(max(len(pipeline.class_names), 1)),
+        "encoder_hidden_states": "states",
+        "guidance_scale": f"torch.full((n,), {(pipeline.guidance_range or (1.0, 1.0))[0]})",
     }
     shape = ", ".join(map(str, pipeline.shape))
     noise = f"torch.randn(n, {shape})"
@@ -81,7 +81,7 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
     lines = [
         f"- Network: {plain(name)}",
         f"- Reads images [B, {channels}, H, W] of {sides} [-1, 1], gives logits of "
-        f"{config.get('classes', 'all')} classes",
+        f"{config.get('num_classes', 'all')} classes",
         f"- Parameters: {big(sum(p.numel() for p in net.parameters()))}; one call an image",
         _weights(net, dtype),
     ]
@@ -102,13 +102,13 @@ def _weights(net: nn.Module, dtype: str) -> str:
 def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
     """Steps, guidance, classes, cost, and the measurements in the run's report."""
     counts = [len(times) - 1 for times in pipeline.times] or [steps or pipeline.steps]
-    sampler, words = pipeline.own_sampler, " or ".join(map(str, counts))
+    sampler, words = pipeline.sampler, " or ".join(map(str, counts))
     lines = [
         f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {plain(sampler)}",
         f"- Shape of a sample: {list(pipeline.shape)}"
         + ("" if pipeline.codec is None else ", a latent that its codec decodes"),
         f"- Guidance: {_guidance(pipeline)}",
-        f"- Classes: {_class_list(pipeline.classes)}",
+        f"- Classes: {_class_list(pipeline.class_names)}",
     ]
     adds, parameters = (
         multiply_adds(pipeline),
@@ -125,8 +125,8 @@ def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[s
 
 
 def _guidance(pipeline: Pipeline) -> str:
-    if pipeline.guidance is not None:
-        low, high = pipeline.guidance
+    if pipeline.guidance_range is not None:
+        low, high = pipeline.guidance_range
         return f"an input of the network, {low:g} to {high:g}, one call a step"
     if pipeline.unconditional is None:
         return "none"
@@ -155,8 +155,8 @@ PLAIN = " ,;-()%'"
 
 
 def _sample_call(pipeline: Pipeline) -> str:
-    if pipeline.guidance is not None:
-        return f"sample(16, guidance={pipeline.guidance[0]:g})"
+    if pipeline.guidance_range is not None:
+        return f"sample(16, guidance_scale={pipeline.guidance_range[0]:g})"
     return "sample(16)"
 
 

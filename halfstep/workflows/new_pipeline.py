@@ -52,10 +52,10 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
 
     `ConfigError` where the data has no labels or texts and the network should read them.
     """
-    if network.labels and not data.classes:
+    if network.labels and not data.num_classes:
         raise ConfigError("--labels needs labelled data, and this has no labels: leave it out")
     reads = PARAMETERISATIONS[network.predicts]
-    classes = data.classes if network.labels else 0
+    classes = data.num_classes if network.labels else 0
     rows = classes + guided if classes else None
     codec = codec_of(data) if isinstance(data, Latents) else None
     empty = data.null_context if isinstance(data, Latents) and network.texts else None
@@ -68,7 +68,7 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         data.shape,
         outputs=reads.outputs,
         num_classes=rows,
-        context=None if empty is None else (empty.shape[0], empty.shape[1]),
+        text_shape=None if empty is None else (empty.shape[0], empty.shape[1]),
     )
     with untouched(key(seed, 0)):
         net = build(network.net, {**config, **literals(network.net_config)})
@@ -77,7 +77,7 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
     return Pipeline(
         Denoiser(net, schedule_from(schedule), reads, time=time),
         data.shape,
-        classes=data.names or tuple(map(str, range(classes))) if classes else (),
+        class_names=data.names or tuple(map(str, range(classes))) if classes else (),
         null=classes if classes and guided else None,
         clip=network.sampling_clip if network.sampling_clip and _pixels(data) else None,
         codec=codec,

@@ -25,8 +25,8 @@ class _About(TypedDict):
     images: NotRequired[str]
     first: NotRequired[int]
     steps: NotRequired[int]
-    guidance: NotRequired[float]
-    classes: NotRequired[list[str]]
+    guidance_scale: NotRequired[float]
+    class_names: NotRequired[list[str]]
     prompts: NotRequired[list[str] | None]
 
 

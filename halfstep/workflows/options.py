@@ -11,7 +11,7 @@ from halfstep.training.api import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where(Validated):
+class FolderOptions(Validated):
     """The folder of a run, and how the run is carried out."""
 
     out: Path
@@ -35,7 +35,7 @@ class Where(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Validated):
+class DataOptions(Validated):
     """The data."""
 
     data: str

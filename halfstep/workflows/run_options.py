@@ -6,7 +6,7 @@ from typing import Any
 from halfstep.config.fields import flat
 from halfstep.evaluation.features.registry import BELOW
 from halfstep.training.api import RunOptions
-from halfstep.workflows.options import Where
+from halfstep.workflows.options import FolderOptions
 
 PLACES = ("data", "validate", "init")
 """Options of text that name a place, or a share of the data, whose fingerprint is compared."""
@@ -14,11 +14,11 @@ PLACES = ("data", "validate", "init")
 
 def run_options_of(options: Any, **more: Any) -> RunOptions:
     """How the options of a command want its run carried out."""
-    where: Where = options.where
+    folder: FolderOptions = options.folder
     return RunOptions(
-        device=where.device,
-        extend=where.extend,
-        from_previous=where.from_previous,
+        device=folder.device,
+        extend=folder.extend,
+        from_previous=folder.from_previous,
         alike=shared_options(options),
         **more,
     )

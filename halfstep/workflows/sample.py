@@ -41,14 +41,14 @@ class SampleConfig(Validated):
     for a scheduler of diffusers. By default that of the student or published model, else ddim."""
     variance: Share = 0.0
     """Of the ancestral sampler: 0 is the small, 1 the large."""
-    classes: str = ""
-    """Numbers of classes, such as 207,360, in turn; all of them by default."""
+    labels: str = ""
+    """Labels of the samples in turn, such as 207,360; all classes by default."""
     per_class: CountOrNone = 0
     """So many of each class, side by side, instead of --n."""
     start: StartOptions = field(default_factory=StartOptions)
     prompt: tuple[str, ...] = ()
     """Texts, in turn, for a model that reads them; so many of each with --per-class."""
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
     size: tuple[Count, Count] | None = None
     """Height and width in pixels, if not those it was trained for."""
@@ -98,14 +98,14 @@ class SampleJob:
         config, start = self.config, self.start
         samples = self.pipeline.sample(
             start.n, seed=config.seed, steps=config.steps, sampler=config.sampler, labels=self.labels,
-            prompts=self.prompts, guidance=config.guidance, variance=config.variance,
+            prompts=self.prompts, guidance_scale=config.guidance_scale, variance=config.variance,
             batch=_batch(config, self.pipeline), images=start.images, strength=start.strength,
             mask=start.mask, noise=start.noise, first=config.first, progress=progress,
         )  # fmt: skip
         if not bool(samples.isfinite().all()):
             raise NonFinite(
-                "some of the samples are nan or infinite: sampling has diverged; write other --guidance, "
-                "--steps or --sampler"
+                "some of the samples are nan or infinite: sampling has diverged; write another "
+                "--guidance-scale, --steps or --sampler"
             )
         return self._write(samples)
 
@@ -164,20 +164,20 @@ def _check_out(pipeline: Pipeline, config: SampleConfig) -> None:
 
 
 def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> SampleJob:
-    times = pipeline.grid(config.steps, config.sampler or pipeline.own_sampler)
-    classes = parse_classes(config.classes)
+    times = pipeline.grid(config.steps, config.sampler or pipeline.sampler)
+    classes = parse_classes(config.labels)
     if classes and config.prompt:
-        raise ConfigError("a model reads classes or texts: leave --classes or --prompt out")
-    count = len(classes or config.prompt or pipeline.classes)
+        raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")
+    count = len(classes or config.prompt or pipeline.class_names)
     if config.per_class and not count:
-        raise ConfigError("--per-class needs --classes or --prompt: write --n instead")
+        raise ConfigError("--per-class needs --labels or --prompt: write --n instead")
     pipeline.check_counts(
         config.per_class * count or config.n or 0, seed=config.seed, batch=_batch(config, pipeline),
         first=config.first, variance=config.variance,
     )  # fmt: skip
     start = config.start.load(
         pipeline, n=config.per_class * count or config.n, first=config.first,
-        classed=bool(classes or config.per_class), guidance=config.guidance, progress=progress,
+        classed=bool(classes or config.per_class), guidance_scale=config.guidance_scale, progress=progress,
     )  # fmt: skip
     numbers = range(config.first, config.first + start.n)
     chosen = [k // config.per_class if config.per_class else k for k in numbers]

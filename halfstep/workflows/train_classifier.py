@@ -22,8 +22,13 @@ from halfstep.rng import key, untouched
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
-from halfstep.training.classifiers.api import classified, judging, refuse_unfit, train_classifier
-from halfstep.workflows.options import Source, Where
+from halfstep.training.classifiers.api import (
+    classified,
+    held_out_dataset,
+    refuse_unfit,
+    train_classifier,
+)
+from halfstep.workflows.options import DataOptions, FolderOptions
 
 WITH_TEST = ("fashion-mnist", "cifar10")
 """Sources that have test images apart."""
@@ -67,8 +72,8 @@ class ImageOptions(Validated):
 class TrainClassifierConfig:
     """Train an image classifier: for features, for labels, or as a teacher."""
 
-    where: Where
-    source: Source
+    folder: FolderOptions
+    dataset: DataOptions
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
     method: Classification = field(default_factory=Classification)
@@ -92,8 +97,8 @@ class ClassifierRun:
         """Train the classifier into the run folder; returns it, in eval mode."""
         config = self.config
         return train_classifier(
-            self.net, self.data, config.where.out, held_out=self.held_out, method=config.method,
-            training=config.training, job=job or config.where.job(),
+            self.net, self.data, config.folder.out, held_out=self.held_out, method=config.method,
+            training=config.training, job=job or config.folder.job(),
         )  # fmt: skip
 
     def score(self, net: nn.Module, *, progress: Progress = SILENT) -> Scores:
@@ -111,31 +116,31 @@ def prepare_classifier(
 
     `ConfigError` where the folder cannot be written, or the data are no labelled images that fit.
     """
-    config.where.check()
-    data = config.source.load(progress)
-    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
+    config.folder.check()
+    data = config.dataset.load(progress)
+    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.num_classes:
         raise ConfigError(
-            f"a classifier needs labelled images, and '{config.source.data}' has none: give other data"
+            f"a classifier needs labelled images, and '{config.dataset.data}' has none: give other data"
         )
-    data, held_out = training_images(data, config.images, config.source, config.training.seed)
+    data, held_out = training_images(data, config.images, config.dataset, config.training.seed)
     net, fresh = new_classifier(config.classifier, data, config.training.seed)
     refuse_unfit(net, data)
     return ClassifierRun(config, data, held_out, net, fresh)
 
 
 def training_images(
-    data: Dataset, images: ImageOptions, source: Source, seed: int
+    data: Dataset, images: ImageOptions, dataset: DataOptions, seed: int
 ) -> tuple[Dataset, Dataset | None]:
     """The labelled images for training, augmented, and the held-out ones."""
-    data, held_out = split_held_out(data, images, source)
+    data, held_out = split_held_out(data, images, dataset)
     if images.labels_per_class:
         data = data.labelled(images.labels_per_class, seed=seed, rest=False)
     data = classified(augmented(data, images, seed))
-    return data, None if held_out is None else judging(held_out, data)
+    return data, None if held_out is None else held_out_dataset(held_out, data)
 
 
 def split_held_out(
-    data: Dataset, images: ImageOptions, source: Source
+    data: Dataset, images: ImageOptions, dataset: DataOptions
 ) -> tuple[Dataset, Data | None]:
     """The data without the share that is held out, and the held-out data, None where none is asked for."""
     if images.validate is None:
@@ -145,7 +150,7 @@ def split_held_out(
         return data.apart(share)
     # The test images where the data has some, else all of it.
     split = "test" if images.validate.partition(":")[0] in WITH_TEST else "train"
-    return data, load(images.validate, size=source.size, channels=source.channels, split=split)
+    return data, load(images.validate, size=dataset.size, channels=dataset.channels, split=split)
 
 
 def augmented(data: Dataset, images: ImageOptions, seed: int) -> Dataset:
@@ -195,12 +200,12 @@ def new_classifier(
             )
         name, config = theirs, {**config_of_init, **config}
         before = prepared if before == Preprocessing() else before
-        fits = fitting_classifier(name, data.shape, data.classes)
-        config["classes"] = fits.get("classes", config.get("classes"))
-        if config["classes"] is None:
-            del config["classes"]
+        fits = fitting_classifier(name, data.shape, data.num_classes)
+        config["num_classes"] = fits.get("num_classes", config.get("num_classes"))
+        if config["num_classes"] is None:
+            del config["num_classes"]
     else:
-        config = {**fitting_classifier(name, data.shape, data.classes), **config}
+        config = {**fitting_classifier(name, data.shape, data.num_classes), **config}
     with untouched(key(seed, 0)):
         net = build_classifier(name, config, preprocessing=before)
     return net, [] if source is None else initialise(net, source)

@@ -18,16 +18,16 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
 from halfstep.models.autoencoder.kl import KLCodec
-from halfstep.models.codec import drawn
+from halfstep.models.codec import sample_latents
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_grid
 from halfstep.rng import key, sample_noise, untouched
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.api import carried_through, RunOptions
+from halfstep.training.api import run_stages, RunOptions
 from halfstep.training.denoisers import AUTOCAST
 from halfstep.training.distributed import Processes
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 
 SCALED, SCORED, SHOWN = 5_000, 1_000, 12
 """Images for the scale (Rombach et al. 2022, section D.1), for the error, and in the picture."""
@@ -55,8 +55,8 @@ class CodecOptions(Validated):
 class TrainCodecConfig:
     """Train a small image codec, for diffusion in its latents."""
 
-    where: Where
-    source: Source
+    folder: FolderOptions
+    dataset: DataOptions
     codec: CodecOptions = field(default_factory=CodecOptions)
     method: Autoencoding = field(default_factory=Autoencoding)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -97,7 +97,7 @@ class CodecRun:
     def train(self, job: RunOptions | None = None) -> KLCodec:
         """Train the codec into the run folder, and set its scale."""
         config, net, seed = self.config, self.codec, self.config.training.seed
-        job = job or config.where.job()
+        job = job or config.folder.job()
         net.autocast = AUTOCAST[config.training.precision]
 
         def write(stage: Stage, folder: Path) -> None:
@@ -109,9 +109,9 @@ class CodecRun:
         def read(stage: Stage, folder: Path) -> None:
             net.read(folder)
 
-        carried_through(
+        run_stages(
             "train codec", config.method.stages(net), {**asdict(config.method), "codec": net.config},
-            self.data, config.where.out, config.training, job, Processes(job.device),
+            self.data, config.folder.out, config.training, job, Processes(job.device),
             write=write, read=read,
         )  # fmt: skip
         net.autocast = None
@@ -119,10 +119,10 @@ class CodecRun:
 
     def reconstruct(self) -> TrainedCodec:
         """Write OUT/codec, and reconstruct images: their error, and a picture of them."""
-        net, source, out = self.codec, self.config.source, self.config.where.out
+        net, dataset, out = self.codec, self.config.dataset, self.config.folder.out
         folder = files.subfolder(out, "codec")
         net.save(folder)
-        test = held_out_images(source)
+        test = held_out_images(dataset)
         images, decoded = reconstructed(net, test or self.data, self.config.training.seed)
         count, picture = min(SHOWN, len(images)), out / "reconstructions.png"
         save_grid(torch.cat([images[:count], decoded[:count]]), picture, columns=count)
@@ -137,9 +137,9 @@ def prepare_codec(config: TrainCodecConfig, *, progress: Progress = SILENT) -> C
 
     `ConfigError` where the folder cannot be written, or the data has no images.
     """
-    config.where.check()
-    data = config.source.load(progress)
-    codec = fresh_codec(config.codec, data, config.source.data, config.training.seed)
+    config.folder.check()
+    data = config.dataset.load(progress)
+    codec = fresh_codec(config.codec, data, config.dataset.data, config.training.seed)
     return CodecRun(config, data, codec)
 
 
@@ -183,11 +183,11 @@ def fresh_codec(options: CodecOptions, data: Data, name: str, seed: int) -> KLCo
     return net
 
 
-def held_out_images(source: Source) -> Data | None:
+def held_out_images(dataset: DataOptions) -> Data | None:
     """Images for reconstruction that no training reads; None where the data has no test images."""
-    if source.data.partition(":")[0] in BELOW:
+    if dataset.data.partition(":")[0] in BELOW:
         with suppress(DataError):  # the archive with the others alone
-            return load(source.data, size=source.size, channels=source.channels, split="test")
+            return load(dataset.data, size=dataset.size, channels=dataset.channels, split="test")
     return None
 
 
@@ -198,7 +198,7 @@ def encoded(net: KLCodec, data: Data, count: int, seed: int) -> Iterator[tuple[T
         images = data.batch(rows).x0.to(device)
         moments = net.moments(images)
         noise = sample_noise(seed, rows.tolist(), (net.channels, *moments.shape[2:])).to(device)
-        yield images, drawn(moments, noise, 1.0)
+        yield images, sample_latents(moments, noise, 1.0)
 
 
 def reconstructed(net: KLCodec, data: Data, seed: int) -> tuple[Tensor, Tensor]:

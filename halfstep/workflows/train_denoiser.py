@@ -10,15 +10,15 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
 from halfstep.training.denoisers import train
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDenoiserConfig:
     """Train a diffusion teacher from data."""
 
-    where: Where
-    source: Source
+    folder: FolderOptions
+    dataset: DataOptions
     network: NetworkOptions = field(default_factory=NetworkOptions)
     method: Denoising = field(default_factory=Denoising)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -34,10 +34,10 @@ class DenoiserRun:
 
     def run(self, job: RunOptions | None = None) -> Pipeline:
         """Train the teacher into the run folder; returns it."""
-        where = self.config.where
+        folder = self.config.folder
         return train(
-            self.pipeline, self.data, where.out, method=self.config.method,
-            training=self.config.training, job=job or where.job(),
+            self.pipeline, self.data, folder.out, method=self.config.method,
+            training=self.config.training, job=job or folder.job(),
         )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT
 
     `ConfigError` where the folder cannot be written, or the network does not fit the data.
     """
-    config.where.check()
-    data, method = config.source.load(progress), config.method
+    config.folder.check()
+    data, method = config.dataset.load(progress), config.method
     pipeline = fresh_pipeline(config.network, data, method.drop_labels > 0, config.training.seed)
     return DenoiserRun(config, data, pipeline)

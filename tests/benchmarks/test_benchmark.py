@@ -39,15 +39,20 @@ def test_all_three_make_the_same_network_calls(name, stage, work):
 def test_the_guided_stages_are_told_labels_and_scales():
     first = Bench("uvit", torch.device("cpu"), batch=3, stage="guided")
     [(x, t, cond)] = first.taught
-    assert len(x) == len(t) == 6 and cond.guidance is None
+    assert len(x) == len(t) == 6 and cond.guidance_scale is None
     assert cond.label.tolist() == [0, 1, 2, 10, 10, 10] and first.objective.null == 10
-    assert first.asked[2].guidance.tolist() == [1, 3, 5] and first.data.cond.guidance is None
-    assert recipe(first.teacher.net)[1].get("guidance", 0) == 0
+    assert (
+        first.asked[2].guidance_scale.tolist() == [1, 3, 5]
+        and first.data.cond.guidance_scale is None
+    )
+    assert recipe(first.teacher.net)[1].get("guidance_scale", 0) == 0
     second = Bench("uvit", torch.device("cpu"), batch=3, stage="guided-halving")
     assert (
-        recipe(second.teacher.net)[1]["guidance"] == recipe(first.student.net)[1]["guidance"] == 256
+        recipe(second.teacher.net)[1]["guidance_scale"]
+        == recipe(first.student.net)[1]["guidance_scale"]
+        == 256
     )
-    assert all(asked[2].guidance.tolist() == [1, 3, 5] for asked in second.taught)
+    assert all(asked[2].guidance_scale.tolist() == [1, 3, 5] for asked in second.taught)
     assert second.objective.objective.teacher is second.teacher
 
 

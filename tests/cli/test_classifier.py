@@ -118,11 +118,11 @@ def test_a_head_of_other_classes_is_said(cli, tmp_path):
 def test_a_network_of_ones_own(cli, tmp_path):
     (tmp_path / "mynets.py").write_text(
         "from torch import nn\n"
-        "def mlp(channels, classes, size, width=8):\n"
+        "def mlp(channels, num_classes, size, width=8):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, width), nn.ReLU(),\n"
-        "                         nn.Linear(width, classes))\n"
-        "def wrong(classes):\n"
-        "    return nn.Conv2d(1, classes, 3)\n"
+        "                         nn.Linear(width, num_classes))\n"
+        "def wrong(num_classes):\n"
+        "    return nn.Conv2d(1, num_classes, 3)\n"
     )
     words = ["--net", "mynets:mlp", "--updates", 3, "--batch-size", 8, "--out", "mine"]
     status, _, err = cli(*words, "--net-config", "width", 5)
@@ -167,9 +167,9 @@ def test_a_rehearsal(cli, tmp_path):
 # The same in Python.
 
 
-def images(n=60, classes=3, labels=None):
+def images(n=60, num_classes=3, labels=None):
     values = torch.randint(0, 256, (n, 1, 8, 8), generator=seeded(), dtype=torch.uint8)
-    return Dataset(values, torch.arange(n) % classes if labels is None else labels)
+    return Dataset(values, torch.arange(n) % num_classes if labels is None else labels)
 
 
 TINY = TrainingConfig(batch_size=8, learning_rate=1e-3, log_every=2)
@@ -235,7 +235,7 @@ def test_what_python_refuses(tmp_path):
         trained(out, held_out=images(20, 5))
     with pytest.raises(ConfigError, match=r"does not map images \[2, 1, 8, 8\] to logits \[2, 3\]"):
         net = halfstep.models.classifiers.registry.build_classifier(
-            "toy-student", {"channels": 1, "classes": 2, "size": 8}
+            "toy-student", {"channels": 1, "num_classes": 2, "size": 8}
         )
         trained(out, classifier=net)
     with pytest.raises(DataError, match="leaves one part empty"):

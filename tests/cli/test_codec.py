@@ -14,7 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods.autoencoding import Autoencoding, psnr
 from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.training import TrainingConfig
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_codec import (
     CodecOptions,
     encoded,
@@ -218,10 +218,10 @@ def cifar(tmp_path):
 def test_reconstructions_are_judged_on_images_not_trained_on(cli, cifar):
     out = cli("--updates", 1, data=f"cifar10:{cifar}")
     assert "dB on 2 test images, which it was not trained on" in out
-    source = Source(data=f"cifar10:{cifar}")
-    assert len(held_out_images(source)) == 2
+    dataset = DataOptions(data=f"cifar10:{cifar}")
+    assert len(held_out_images(dataset)) == 2
     (cifar / "test.npz").unlink()
-    assert held_out_images(source) is None
+    assert held_out_images(dataset) is None
 
 
 def test_an_odd_codec_without_its_last_convolution_trains(cli, tmp_path):
@@ -232,8 +232,8 @@ def test_an_odd_codec_without_its_last_convolution_trains(cli, tmp_path):
 def test_a_codec_is_trained_from_python(tmp_path):
     """No terminal is needed; the same call again returns what is finished."""
     config = TrainCodecConfig(
-        where=Where(out=tmp_path / "c", device="cpu"),
-        source=Source(data="digits"),
+        folder=FolderOptions(out=tmp_path / "c", device="cpu"),
+        dataset=DataOptions(data="digits"),
         codec=CodecOptions(width=4),
         method=Autoencoding(updates=3),
         training=TrainingConfig(batch_size=5),

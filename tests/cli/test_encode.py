@@ -23,12 +23,12 @@ SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads"
 DIGITS = tuple(map(str, range(10)))
 
 
-def pipeline(seed=0, classes=DIGITS, **rest):
+def pipeline(seed=0, class_names=DIGITS, **rest):
     torch.manual_seed(seed)
-    net = build("uvit", SMALL | {"num_classes": len(classes) + 1 if classes else -1})
-    null = len(classes) if classes else None
+    net = build("uvit", SMALL | {"num_classes": len(class_names) + 1 if class_names else -1})
+    null = len(class_names) if class_names else None
     made = Denoiser(net, Cosine(), V()).freeze()
-    return Pipeline(made, (1, 8, 8), classes=classes, null=null, clip=1.0, **rest)
+    return Pipeline(made, (1, 8, 8), class_names=class_names, null=null, clip=1.0, **rest)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("encode")
     pipeline().save(out / "t")
     pipeline(1).save(out / "other")
-    pipeline(2, classes=()).save(out / "free")
-    pipeline(3, classes=("dogs", "cats")).save(out / "pets")
+    pipeline(2, class_names=()).save(out / "free")
+    pipeline(3, class_names=("dogs", "cats")).save(out / "pets")
     pipeline(0, times=(uniform(2),)).save(out / "student")
-    pipeline(0, times=(uniform(2),), made_for="encode").save(out / "encoder")
+    pipeline(0, times=(uniform(2),), direction="invert").save(out / "encoder")
     rng = np.random.default_rng(0)
     for kind, k in (("dogs", 1), ("cats", 2), ("cats", 3)):
         (out / "photos" / kind).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,11 @@ def test_encode_and_back(cli):
     assert torch.equal(found.images, x)
     about = json.loads(Path("a/n.json").read_text())
     assert about["steps"] == 4 and about["images"] == "digits" and about["first"] == 3
-    assert about["pipeline"] == "t" and about["guidance"] == 1 and about["classes"] == list(DIGITS)
+    assert (
+        about["pipeline"] == "t"
+        and about["guidance_scale"] == 1
+        and about["class_names"] == list(DIGITS)
+    )
     assert read("a/n.png").shape == (4 * 17, 4 * (5 * 9 - 1))  # images above, noise below
 
     assert cli("sample t --noise a/n.safetensors --steps 3 --out a/back --npz")[0] == 0
@@ -106,8 +110,7 @@ def test_encode_and_back(cli):
     assert (shown[:8, :8] == above[0]).all() and (shown[:8, -8:] == above[4]).all()
 
     assert (
-        cli("sample other --noise a/n.safetensors --n 2 --classes 7 --steps 2 --out b --npz")[0]
-        == 0
+        cli("sample other --noise a/n.safetensors --n 2 --labels 7 --steps 2 --out b --npz")[0] == 0
     )
     other = Pipeline.load("other").sample(2, steps=2, labels=[7, 7], noise=want[:2])
     assert torch.equal(numbers("b/samples.npz"), other)
@@ -132,14 +135,14 @@ def test_pictures_by_name_of_class(cli):
     assert found.labels.tolist() == [1, 1, 0] and found.images.shape == (3, 1, 8, 8)
     status, _, err = cli("encode t --images photos --out x.safetensors")
     assert status == 2 and "images of 'cats', which is no class of this model (0, 1, 2" in err
-    assert cli("encode t --images photos --classes 4,5 --steps 1 --out q.safetensors")[0] == 0
+    assert cli("encode t --images photos --labels 4,5 --steps 1 --out q.safetensors")[0] == 0
     assert NoiseFile.load(Path("q.safetensors")).labels.tolist() == [4, 5, 4]
     one = "encode pets --images photos/dogs/1.png --steps 1 --out r.safetensors"
     status, _, err = cli(one)
-    assert status == 2 and "write --classes and their numbers (2 says none)" in err
-    assert cli(f"{one} --classes 2")[0] == 0
+    assert status == 2 and "write --labels and their numbers (2 says none)" in err
+    assert cli(f"{one} --labels 2")[0] == 0
     status, _, err = cli("sample t --noise r.safetensors --out x")
-    assert status == 2 and "a model of other classes: say by --classes" in err
+    assert status == 2 and "a model of other classes: say by --labels" in err
     assert cli("sample free --noise r.safetensors --steps 1 --out f.png")[0] == 0
 
 
@@ -151,7 +154,7 @@ def test_pictures_by_name_of_class(cli):
         ("encode t --images digits --first 9999 --out x.safetensors", "ends before image 9999"),
         ("encode t --images two-moons --out x.safetensors", "holds samples of shape [2] and this"),
         ("encode t --images mask.txt --out x.safetensors", "no file or folder mask.txt"),
-        ("encode t --images digits --classes 11 --out x.safetensors", "labels from 0 to 10"),
+        ("encode t --images digits --labels 11 --out x.safetensors", "labels from 0 to 10"),
         ("sample t --noise none.safetensors --out x", "there is no noise at 'none.safetensors'"),
         ("sample t --noise t/pipeline.safetensors --out x", "holds no noise: give what halfstep"),
         ("sample t --images digits --out x", "--images alone does not say what becomes of them"),
@@ -191,7 +194,7 @@ def test_noise_with_what_does_not_go_with_it(cli):
 
 
 def test_strength_one_is_sample(cli):
-    base = "--n 5 --first 2 --classes 3,1 --steps 2 --npz --out"
+    base = "--n 5 --first 2 --labels 3,1 --steps 2 --npz --out"
     for name in ("t", "student"):
         assert cli(f"sample {name} {base} one-{name}")[0] == 0
         assert cli(f"sample {name} --images digits --strength 1 {base} two-{name}")[0] == 0
@@ -220,7 +223,7 @@ def test_image_to_image(cli):
 
 def test_pixels_at_black_come_back_to_the_bit(cli):
     for name in ("t", "student"):
-        line = f"sample {name} --images digits --mask mask.png --n 3 --steps 2 --classes 8 --out k-{name}"
+        line = f"sample {name} --images digits --mask mask.png --n 3 --steps 2 --labels 8 --out k-{name}"
         assert cli(line)[0] == 0
         originals = ((digits(range(3))[0][:, 0] + 1) * 127.5).round().byte().numpy()
         for k in range(3):

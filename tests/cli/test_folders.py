@@ -17,7 +17,7 @@ from PIL import Image
 from halfstep import capacity, files
 from halfstep.cli import main
 from halfstep.cli.console.progress import Terminal, terminal
-from halfstep.cli.console.run_lines import carried_out
+from halfstep.cli.console.run_lines import run_context
 from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, DataError
@@ -284,8 +284,8 @@ def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
     words = [*TRAIN[2:], "--out", "r", "--extend", "--from-previous", "--device", "cpu"]
     options, jobs = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser"), []
     assert rehearse(terminal(), options, jobs.append) == 0
-    with carried_out(options.where, options, terminal()) as job:
-        jobs.append(replace(job, watch=jobs[0].watch))
+    with run_context(options.folder, options, terminal()) as job:
+        jobs.append(replace(job, callback=jobs[0].callback))
     rehearsed, run = jobs
     assert replace(rehearsed, rehearse=None) == run
     assert run.extend and run.from_previous and run.device == "cpu" and run.alike["batch_size"] == 8
@@ -322,7 +322,7 @@ def linked(path):
         (lambda run: linked(run / ".lock"), [], "link"),
         (lambda run: nullcontext(), ["--tolerance", "3"], "tolerance"),
         (lambda run: nullcontext(), ["--samples", "17"], "samples"),
-        (lambda run: nullcontext(), ["--noise", "1"], "noise"),
+        (lambda run: nullcontext(), ["--gate-seed", "1"], "seed"),
     ],
 )
 def test_a_rehearsal_refuses_what_lies_in_the_folder_as_the_run_would(

@@ -173,7 +173,7 @@ def world(tmp_path_factory):
     run("compress", at / "s", "--prune", 0.5, "--no-judge")
     run("evaluate", at / "s", *FEW)
     with pytest.raises(Crash):
-        halve(at / "r", job=job(watch=At("0002-steps", 7, crash)))
+        halve(at / "r", job=job(callback=At("0002-steps", 7, crash)))
     torch.manual_seed(0)
     codec = KLCodec.fresh(
         {"in_channels": 1, "out_channels": 1, "block_out_channels": [4, 4], "norm_num_groups": 2}

@@ -28,7 +28,16 @@ def folder(tmp_path_factory):
         labels = ["--labels", "--drop-labels", "0.2"]
         assert main(["train", "denoiser", *NET, *labels, "--out", str(out / "t")]) == 0
         assert main(["train", "denoiser", *NET, "--labels", "--out", str(out / "plain")]) == 0
-        words = ["--teacher", str(out / "t"), *GUIDED, "--guidance", "2", "5", "--tolerance", "0"]
+        words = [
+            "--teacher",
+            str(out / "t"),
+            *GUIDED,
+            "--guidance-range",
+            "2",
+            "5",
+            "--tolerance",
+            "0",
+        ]
         assert main(["distill", "guided", *words, "--out", str(out / "s")]) == 0
     return out
 
@@ -43,7 +52,7 @@ def cli(cli, folder, monkeypatch):
 
 def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
     student = Pipeline.load(folder / "s" / "stages" / "0001-steps")
-    assert student.guidance == (2.0, 5.0) and len(student.times[0]) == 2
+    assert student.guidance_range == (2.0, 5.0) and len(student.times[0]) == 2
     told = json.loads((folder / "s" / "run.json").read_text())
     assert told["command"] == "distill guided"
     status, out, err = cli("distill", "guided", "--config", "s/config.toml")
@@ -51,7 +60,9 @@ def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
     assert status == 0 and not err and "nothing was left to do" in squeezed
     assert re.search(r"plan +guidance 2 to 5 in one call a step, 4 -> 2 -> 1 steps", out)
     assert "updates   16 of" in out  # 4, and 3 twice doubled
-    assert re.search(r"halfstep sample \S+ --steps 1 --guidance 3.5 --out \S+/s/samples", squeezed)
+    assert re.search(
+        r"halfstep sample \S+ --steps 1 --guidance-scale 3.5 --out \S+/s/samples", squeezed
+    )
     assert re.search(r"judge +halfstep evaluate \S+/s", squeezed)
 
 
@@ -63,7 +74,7 @@ def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
     status, out, err = cli("evaluate", "s", *brief)
     assert status == 0 and not err, err
     found = json.loads((folder / "s" / "report.json").read_text())
-    assert found["guided"]["scales"] == [2.0, 3.0] and found["measure"]["guidance"] == 2.0
+    assert found["guided"]["scales"] == [2.0, 3.0] and found["measure"]["guidance_scale"] == 2.0
     assert [row["calls"] for row in found["guided"]["rows"]] == [8, 2, 1] * 2
     assert [row["calls"] for row in found["rows"]] == [8, 2, 2, 1]  # no baseline in one call
     assert found["rows"][0]["cost"]["calls"] == 8 and all(r["split"] for r in found["rows"][2:])
@@ -75,13 +86,13 @@ def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
     again = json.loads((folder / "s" / "report.json").read_text())
     assert again["guided"] == found["guided"]
     assert sorted((folder / "cache").glob("samples-*")) == kept
-    status, _, err = cli("evaluate", "s", *brief, "--guidance", 1)
+    status, _, err = cli("evaluate", "s", *brief, "--guidance-scales", 1)
     assert status == 2 and "from 2 to 5, asked for 1: write 2" in err
-    status, _, err = cli("evaluate", "t", *brief, "--guidance", 1, 2)
+    status, _, err = cli("evaluate", "t", *brief, "--guidance-scales", 1, 2)
     assert status == 2 and "judged at one, asked for 2" in err
-    status, _, err = cli("evaluate", "plain", *brief, "--guidance", 2)
+    status, _, err = cli("evaluate", "plain", *brief, "--guidance-scales", 2)
     assert status == 2 and "no null class and cannot be guided" in err and err.count("\n") == 1
-    assert cli("evaluate", "t", *brief, "--guidance", 2)[0] == 0
+    assert cli("evaluate", "t", *brief, "--guidance-scales", 2)[0] == 0
     alone = json.loads((folder / "t" / "report.json").read_text())
     assert alone["rows"][0]["calls"] == 8 and alone["guided"] is None
 
@@ -93,7 +104,7 @@ def test_the_gate_of_a_guided_run_and_of_a_stochastic_one(folder, cli, monkeypat
     assert status == 0 and not err, err
     gate = json.loads((folder / "gated" / "gate.json").read_text())
     assert [one["stage"] for one in gate["tried"]] == ["guided", "0002-steps", "0001-steps"]
-    assert gate["about"]["guidance"] == [1.0, 3.0] and gate["about"]["full"] == 64
+    assert gate["about"]["guidance_scales"] == [1.0, 3.0] and gate["about"]["full"] == 64
     assert gate["tolerance"] == 2 and out.count("gate  ") == 3
     words = ["--teacher", "t", "--data", "two-moons", "--start", 8, "--stop", 4, "--updates", 2]
     words += ["--samples", 32, "--until", 1]
@@ -106,9 +117,9 @@ def test_the_gate_of_a_guided_run_and_of_a_stochastic_one(folder, cli, monkeypat
 
 def test_samples_are_of_the_scale_that_is_asked_for(folder, cli):
     status, _, err = cli("sample", "s", "--n", 3, "--out", "x")
-    assert status == 2 and "from 2 to 5, asked for 1: write guidance=2" in err
+    assert status == 2 and "from 2 to 5, asked for 1: write guidance_scale=2" in err
     for scale in (2, 4.5):
-        words = ["--guidance", scale, "--n", 3, "--npz", "--out", f"x{scale}"]
+        words = ["--guidance-scale", scale, "--n", 3, "--npz", "--out", f"x{scale}"]
         assert cli("sample", "s", *words)[0] == 0
     made = [(folder / f"x{scale}" / "samples.npz").read_bytes() for scale in (2, 4.5)]
     assert made[0] != made[1]
@@ -120,11 +131,11 @@ def test_a_guided_student_is_halved_by_the_plain_method_and_keeps_its_range(fold
     status, _, err = cli("distill", "progressive", *teacher, *words, "--out", "h")
     assert status == 0, err
     student = Pipeline.load(folder / "h" / "stages" / "0002-steps")
-    assert student.guidance == (2.0, 5.0) and len(student.times[0]) == 3
-    status, _, err = cli("sample", "h", "--guidance", 6, "--n", 2, "--out", "hx")
-    assert status == 2 and "from 2 to 5, asked for 6: write guidance=5" in err
-    status, _, err = cli("distill", "guided", "--config", "s/config.toml", "--guidance", 1, 5)
-    assert status == 2 and "made with guidance = [2.0, 5.0], now it is" in err
+    assert student.guidance_range == (2.0, 5.0) and len(student.times[0]) == 3
+    status, _, err = cli("sample", "h", "--guidance-scale", 6, "--n", 2, "--out", "hx")
+    assert status == 2 and "from 2 to 5, asked for 6: write guidance_scale=5" in err
+    status, _, err = cli("distill", "guided", "--config", "s/config.toml", "--guidance-range", 1, 5)
+    assert status == 2 and "made with guidance_range = [2.0, 5.0], now it is" in err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +143,7 @@ def test_a_guided_student_is_halved_by_the_plain_method_and_keeps_its_range(fold
 )
 def test_a_smaller_student_end_to_end(words, folder, cli):
     name = str(len(words))
-    teacher = ["--teacher", "t", "--guidance", 3, 3]
+    teacher = ["--teacher", "t", "--guidance-range", 3, 3]
     status, _, err = cli(
         "distill", "guided", *teacher, *GUIDED, *words, "--tolerance", 0, "--out", name
     )
@@ -140,8 +151,8 @@ def test_a_smaller_student_end_to_end(words, folder, cli):
     student = Pipeline.load(folder / name / "stages" / "0001-steps")
     built, config = recipe(student.denoiser.net)
     assert built == "mlp" and config["width"] == (8 if len(words) == 3 else 64)
-    assert config["guidance"] == 8 and student.guidance == (3.0, 3.0)
-    assert cli("sample", name, "--guidance", 3, "--n", 2, "--out", f"x{name}")[0] == 0
+    assert config["guidance_embed_dim"] == 8 and student.guidance_range == (3.0, 3.0)
+    assert cli("sample", name, "--guidance-scale", 3, "--n", 2, "--out", f"x{name}")[0] == 0
 
 
 def test_a_rehearsal_prints_all_stages(folder, cli):
@@ -162,11 +173,14 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
         (["--teacher", "s"], "takes its guidance scale as an input already"),
         (["--teacher", "s", "--dry-run"], "takes its guidance scale as an input already"),
         (["--teacher", "t", "--student-net", "mlp"], "takes no labels and got some"),
-        (["--teacher", "t", "--guidance", 5, 2], "lowest scale and the highest, got 5 and 2"),
-        (["--teacher", "t", "--guidance", 5], "--guidance"),
+        (["--teacher", "t", "--guidance-range", 5, 2], "lowest scale and the highest, got 5 and 2"),
+        (["--teacher", "t", "--guidance-range", 5], "--guidance-range"),
         (["--teacher", "t", "--student", "widt", 3], "perhaps you meant 'width'"),
         (["--teacher", "t", "--tolerance", 0.5], "to be better than its teacher"),
-        (["--teacher", "t", "--scales", 6], "guidance scales from 1 to 5, asked for 6: write"),
+        (
+            ["--teacher", "t", "--guidance-scales", 6],
+            "guidance scales from 1 to 5, asked for 6: write",
+        ),
         (["--teacher", "t", "--full", 2], "got --full 2 below --start 4"),
     ],
 )
@@ -184,6 +198,6 @@ def test_what_is_ahead():
         ("guided", None, 5), ("0004-steps", 4, 4), ("0002-steps", 2, 8),
     ]  # fmt: skip
     assert SMALL.summary() == "guidance 1 to 4 in one call a step, 8 -> 4 -> 2 steps"
-    alone = GuidedDistillation(guidance=(1.0, 4.5), updates=7, halving=None)
+    alone = GuidedDistillation(guidance_range=(1.0, 4.5), updates=7, halving=None)
     assert [one.updates for one in alone.plan(teacher)] == [7]
     assert alone.summary() == "guidance 1 to 4.5 in one call a step"

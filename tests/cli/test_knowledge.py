@@ -35,9 +35,9 @@ QUICK = [
 @pytest.fixture
 def cli(cli, tmp_path):
     """Types what follows `halfstep distill knowledge`, beside three teachers."""
-    for name, classes, seed in (("t0", 10, 0), ("t1", 10, 1), ("few", 3, 0)):
+    for name, num_classes, seed in (("t0", 10, 0), ("t1", 10, 1), ("few", 3, 0)):
         torch.manual_seed(seed)
-        config = {"channels": 1, "classes": classes, "size": 8}
+        config = {"channels": 1, "num_classes": num_classes, "size": 8}
         save_classifier(build_classifier("features", config), tmp_path / name)
     return partial(cli, "distill", "knowledge")
 
@@ -65,7 +65,7 @@ def test_a_run_beside_its_teachers(cli, tmp_path):
     assert config["recipe_config"] == {"temperature": "3", "soft_weight": "1..0"}
     [first, *_] = RunFolder(tmp_path / "r").metrics
     assert first["weights"] == {"soft": pytest.approx(2 / 3), "hard": 0.1}
-    assert load_classifier(tmp_path / "r").config["classes"] == 10
+    assert load_classifier(tmp_path / "r").config["num_classes"] == 10
     assert (tmp_path / "kept" / "view-0000.safetensors").exists()
     before = everything(tmp_path / "r" / "stages")
     status, out, _ = cli(*words)

@@ -131,9 +131,9 @@ def test_from_images_to_samples(cli, tmp_path):
     status, _, err = cli(*train, *NET, *few)
     assert (status, err) == (0, ""), err
     teacher = Pipeline.load(tmp_path / "t" / "stages" / "teacher")
-    assert teacher.shape == (2, 4, 4) and teacher.classes == ("cats", "dogs")
+    assert teacher.shape == (2, 4, 4) and teacher.class_names == ("cats", "dogs")
     sample = ("sample", "t", "--out", "s", "--n", "3", "--steps", "2", "--device", "cpu")
-    status, _, err = cli(*sample, "--classes", "1,0", "--guidance", "2")
+    status, _, err = cli(*sample, "--labels", "1,0", "--guidance-scale", "2")
     assert (status, err) == (0, ""), err
     with Image.open(picture()) as image:
         assert image.size == (8, 8) and image.mode == "RGB"
@@ -162,7 +162,7 @@ def test_texts_from_captions_to_samples(cli, tmp_path):
     status, _, err = cli(*train, *NET, *few)
     assert (status, err) == (0, ""), err
     sample = ("sample", "t", "--text", "clip", "--out", "s", "--steps", "2", "--device", "cpu")
-    status, _, err = cli(*sample, "--prompt", "a cat", "--n", "2", "--guidance", "2")
+    status, _, err = cli(*sample, "--prompt", "a cat", "--n", "2", "--guidance-scale", "2")
     assert (status, err) == (0, ""), err
     with Image.open(picture()) as image:
         assert image.size == (8, 8)

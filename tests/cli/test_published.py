@@ -46,14 +46,22 @@ def test_the_demonstration_of_the_official_repository(small, codec, tmp_path, ca
     tiny, weights = small(name)
     out = tmp_path / "sample.png"
     asked = (
-        f"sample --model {name} --weights {weights} --codec {codec} --classes 207,360 --per-class 2"
+        f"sample --model {name} --weights {weights} --codec {codec} --labels 207,360 --per-class 2"
     )
-    assert main([*asked.split(), *f"--steps 25 --guidance 4 --seed 42 --out {out}".split()]) == 0
+    assert (
+        main([*asked.split(), *f"--steps 25 --guidance-scale 4 --seed 42 --out {out}".split()]) == 0
+    )
     assert "4 samples in 25 steps" in capsys.readouterr().out
     pipeline = tiny.pipeline(weights, codec=codec)
     assert pipeline.codec.scale == 0.18215
     images = pipeline.sample(
-        4, seed=42, steps=25, sampler="dpmpp-3s", labels=[207, 207, 360, 360], guidance=4.0, batch=8
+        4,
+        seed=42,
+        steps=25,
+        sampler="dpmpp-3s",
+        labels=[207, 207, 360, 360],
+        guidance_scale=4.0,
+        batch=8,
     )
     assert images.shape == (4, 3, 256, 256)
     with Image.open(out) as picture:
@@ -84,9 +92,9 @@ def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
         ("--model cifar10_uvit --weights w.pth", "cifar10_uvit_small"),
         ("run --model cifar10_uvit_small --weights w.pth", "give one of the two"),
         ("run --weights w.pth", "--weights and --codec belong to --model"),
-        ("run --classes one", "--classes takes numbers of classes, got 'one'"),
-        ("run --per-class 2", "--per-class needs --classes or --prompt"),
-        ("run --classes 1 --prompt sun", "a model reads classes or texts"),
+        ("run --labels one", "--labels takes numbers of classes, got 'one'"),
+        ("run --per-class 2", "--per-class needs --labels or --prompt"),
+        ("run --labels 1 --prompt sun", "a model reads classes or texts"),
         ("run --text nowhere", "there is no folder 'nowhere'"),
     ],
 )

@@ -11,7 +11,7 @@ from halfstep.cli import main
 from halfstep.data import load
 from halfstep.evaluation.report_data import read_report
 from halfstep.methods import DenoiserOnly, Shrink
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.report.plots.sizes import on_front, sizes
 from halfstep.workflows.dry_run import seconds_per_update
 from tests.methods.diffusion.test_shrink import teacher
@@ -42,7 +42,7 @@ def place(tmp_path_factory):
     """A teacher of digits with the shape that they have, untrained."""
     out = tmp_path_factory.mktemp("teacher") / "teacher"
     pipeline = replace(teacher(img_size=8, num_classes=11), shape=(1, 8, 8), null=10)
-    replace(pipeline, classes=tuple("0123456789")).save(out)
+    replace(pipeline, class_names=tuple("0123456789")).save(out)
     return out
 
 
@@ -73,7 +73,7 @@ def test_shrinking_on_the_line(place, tmp_path, halfstep):
 
 def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
     words = f"distill plan --teacher {place} --data digits --out {tmp_path / 'run'}"
-    got = halfstep(words, "--keep 1 --guidance 1 3 --start 8 --stop 4 --dry-run", *QUICK)
+    got = halfstep(words, "--keep 1 --guidance-range 1 3 --start 8 --stop 4 --dry-run", *QUICK)
     assert got[0] == 0, got[2]
     for stage in ("shrunk", "guided", "0004-steps"):
         assert stage in got[1] + got[2]
@@ -90,7 +90,7 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     pipeline = Pipeline.load(place)
     method = Shrink(student={"embed_dim": 4}, feature_weight=0.1)
     [stage] = method.stages(DenoiserOnly(pipeline.denoiser, pipeline.null))
-    student = bare(stage.student)
+    student = unwrap(stage.student)
     student.autocast = torch.float16
     seen = []
     student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))

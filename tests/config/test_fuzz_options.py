@@ -110,7 +110,7 @@ MAIN = {
         "warmup",
         "sampling_clip", "time_scale", "time_offset", "drop_labels", "net_config", "schedule_config",
     ),
-    "sample": ("n", "first", "steps", "seed", "guidance", "variance", "batch_size", "out"),
+    "sample": ("n", "first", "steps", "seed", "guidance_scale", "variance", "batch_size", "out"),
 }  # fmt: skip
 """What the fast suite asks about."""
 

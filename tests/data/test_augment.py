@@ -17,10 +17,10 @@ from tests.support.denoisers import seeded
 N = 1500  # more than one block
 
 
-def data(shape=(1, 9, 7), *, classes=3, n=N, **options):
+def data(shape=(1, 9, 7), *, num_classes=3, n=N, **options):
     values = torch.randint(1, 256, (n, *shape), generator=seeded(), dtype=torch.uint8)
     how = Augmentation(**options) if options else None
-    return Dataset(values, torch.arange(n) % classes, augmentation=how)
+    return Dataset(values, torch.arange(n) % num_classes, augmentation=how)
 
 
 def drawn(of, rows, seed=0):

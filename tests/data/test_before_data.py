@@ -36,7 +36,7 @@ MLP = {"dim": 2, "width": 8, "depth": 1, "num_classes": 4}
 
 def teacher(schedule=None, **options):
     denoiser = Denoiser(build("mlp", MLP), schedule or BetaTable(), V(), time=NetTime(offset=-1))
-    return Pipeline(denoiser, (2,), classes=("0", "1", "2"), null=3, **options)
+    return Pipeline(denoiser, (2,), class_names=("0", "1", "2"), null=3, **options)
 
 
 class NeverRead(torch.utils.data.Dataset):
@@ -46,7 +46,7 @@ class NeverRead(torch.utils.data.Dataset):
         raise AssertionError("the data were read")
 
 
-GUIDED = {"guidance": (1.0, 2.0), "updates": 5}
+GUIDED = {"guidance_range": (1.0, 2.0), "updates": 5}
 LONG = Progressive(start=1024, stop=512, updates=(5,))
 
 
@@ -162,7 +162,7 @@ def test_a_pipeline_refuses_such_a_walk_at_once(sampler):
 )
 def test_a_condition_that_a_network_does_not_get_leaves_no_folder(method, tmp_path):
     """A network of classes in a pipeline that has none: it is told no label."""
-    lacking, out = replace(teacher(Cosine()), classes=(), null=None), tmp_path / "r"
+    lacking, out = replace(teacher(Cosine()), class_names=(), null=None), tmp_path / "r"
     with pytest.raises(ConfigError, match="labels"):
         if method is None:
             train(lacking, "two-moons", out, method=Denoising(updates=5))
@@ -185,7 +185,7 @@ class Told(nn.Module):
     def forward(self, x, t, cond=None):
         self.asked.add((x.dtype, t.dtype, torch.is_autocast_enabled("cpu")))
         out = self.line(x) + self.of_time(t[:, None].to(x.dtype) if x.itemsize < 4 else t[:, None])
-        return out if cond is None else out + self.of_scale(cond.guidance[:, None])
+        return out if cond is None else out + self.of_scale(cond.guidance_scale[:, None])
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_a_network_is_tried_as_it_is_trained(method, dtype, precision, wanted, t
 
 def test_a_scale_is_told_as_it_is_trained(tmp_path):
     net = build("tests.data.test_before_data:Told", {"dtype": "float64"})
-    own = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance=(1.0, 2.0))
+    own = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance_range=(1.0, 2.0))
     method, training = Progressive(start=4, stop=2, updates=(2,)), TrainingConfig(batch_size=4)
     student = distill(own, "two-moons", tmp_path / "r", method=method, training=training)
-    assert student.guidance == (1.0, 2.0)
+    assert student.guidance_range == (1.0, 2.0)
 
 
 # -- the teacher, before the data ------------------------------------------------------------------
@@ -234,7 +234,7 @@ def student(**options):
     [
         (student(), Progressive(start=8, stop=2)),
         (student(), Shrink(student={"width": "4"})),
-        (student(made_for="stochastic"), Progressive(start=4, stop=2)),
+        (student(sampler="stochastic"), Progressive(start=4, stop=2)),
         (teacher(Cosine()), Shrink(depth=2)),
         (teacher(Cosine()), Progressive(start=8, stop=2, target_clip=1.0)),
     ],

@@ -63,7 +63,7 @@ def test_a_batch_holds_its_rows_in_their_order():
     assert batch.cond.label.tolist() == [0, 0, 0]
     assert data.batch(torch.tensor([2])).cond.label.tolist() == [2]
     assert images().batch(torch.tensor([2])).cond is None
-    assert (len(data), data.shape, data.classes, images().classes) == (5, (3, 4, 6), 3, 0)
+    assert (len(data), data.shape, data.num_classes, images().num_classes) == (5, (3, 4, 6), 3, 0)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (6, 3, 4, 6), (3, 3, 3, 3), (1, 1, 1, 2)])
@@ -80,7 +80,7 @@ def test_floats_pass_through_untouched():
     values = torch.linspace(-1, 1, 42).reshape(7, 3, 2)
     data = Dataset(values, torch.tensor([0, 0, 1, 1, 2, 2, 2]), names=("a", "b", "c", "d"))
     assert torch.equal(data.batch(torch.tensor([6, 1])).x0, values[[6, 1]])
-    assert (data.shape, data.classes) == ((3, 2), 4)
+    assert (data.shape, data.num_classes) == ((3, 2), 4)
     data.batch(torch.tensor([0])).x0.zero_()  # a batch is a copy
     assert data.values[0, 0, 0] == -1
 
@@ -209,7 +209,7 @@ def test_orders_that_cannot_be(bad):
 
 def test_digits():
     data = load("digits")
-    assert (len(data), data.shape, data.classes) == (1797, (1, 8, 8), 10)
+    assert (len(data), data.shape, data.num_classes) == (1797, (1, 8, 8), 10)
     assert data.values[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # 0 0 5 13 9 1 0 0
     assert data.labels[:10].tolist() == list(range(10)) and data.names[3] == "3"
     assert set(data.values.unique().tolist()) == {round(v * 255 / 16) for v in range(17)}
@@ -219,7 +219,7 @@ def test_digits():
 
 def test_two_moons():
     data = load("two-moons")
-    assert (len(data), data.shape, data.classes) == (10_000, (2,), 2)
+    assert (len(data), data.shape, data.num_classes) == (10_000, (2,), 2)
     assert data.values.dtype == torch.float32 and data.values.abs().max() == 1
     points = data.values.double()
     torch.testing.assert_close(
@@ -284,7 +284,7 @@ def test_fashion_mnist(tmp_path, layout, zipped):
     data = load(f"fashion-mnist:{tmp_path}")
     assert torch.equal(data.values[:, 0], torch.from_numpy(train))
     assert data.labels.tolist() == [9, 0, 0, 3, 2, 7, 1]
-    assert (data.shape, data.classes, data.names[9]) == ((1, 28, 28), 10, "Ankle boot")
+    assert (data.shape, data.num_classes, data.names[9]) == ((1, 28, 28), 10, "Ankle boot")
     held_out = load(f"fashion-mnist:{tmp_path}", split="test", size=28, channels=1)
     assert torch.equal(held_out.values[:, 0], torch.from_numpy(test))
     assert held_out.labels.tolist() == [4, 4, 8]
@@ -377,7 +377,7 @@ def test_cifar10_binary(tmp_path, form):
     train, test = load(spec), load(spec, split="test", size=32, channels=3)
     assert torch.equal(train.values, pictures[:15]) and torch.equal(test.values, pictures[15:])
     assert torch.equal(train.labels, labels[:15]) and torch.equal(test.labels, labels[15:])
-    assert (train.shape, train.classes, train.names[0]) == ((3, 32, 32), 10, "airplane")
+    assert (train.shape, train.num_classes, train.names[0]) == ((3, 32, 32), 10, "airplane")
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
         {"archive": ["cifar-10-binary.tar.gz"], "inside": ["cifar-10-batches-bin", *files]}.get(
             form.split()[0], [*files]
@@ -416,7 +416,7 @@ def test_cifar10_npz(tmp_path):
     np.savez(tmp_path / "train.npz", images=pictures, labels=labels)
     data = load(f"cifar10:{tmp_path}")
     assert torch.equal(data.values, torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    assert data.labels.tolist() == [6, 9, 9, 4] and data.classes == 10
+    assert data.labels.tolist() == [6, 9, 9, 4] and data.num_classes == 10
     with refused(DataError, "no CIFAR-10 test images"):
         load(f"cifar10:{tmp_path}", split="test")
 
@@ -530,7 +530,7 @@ def test_npz(tmp_path, keys, compressed):
     store(tmp_path / "a.npz", **{keys[0]: array, keys[1]: labels, "names": np.array(["a"])})
     data = load(str(tmp_path / "a.npz"))
     assert torch.equal(data.values, torch.from_numpy(array).permute(0, 3, 1, 2))
-    assert data.labels.tolist() == [2, 0, 1, 1, 0] and data.classes == 3
+    assert data.labels.tolist() == [2, 0, 1, 1, 0] and data.num_classes == 3
 
 
 @pytest.mark.parametrize(

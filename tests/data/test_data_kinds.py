@@ -353,7 +353,7 @@ def test_numbers_are_no_names(mine, theirs):
 @pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("c",), ("other", "a")])
 def test_a_class_that_network_and_data_know_has_one_number(names):
     net = build("mlp", {"width": 8, "num_classes": 3})
-    pipeline = Pipeline(Denoiser(net, Cosine(), V()), shape=(2,), classes=("a", "b", "c"))
+    pipeline = Pipeline(Denoiser(net, Cosine(), V()), shape=(2,), class_names=("a", "b", "c"))
     labels = torch.arange(6) % len(names)
     with pytest.raises(ConfigError, match="number"):
         read_by(pipeline, Dataset(POINTS, labels, names))

@@ -43,14 +43,14 @@ def test_so_many_of_each_class_and_those_of_fewer_are_among_them(count):
 
 def test_the_rest_stay_without_a_label_or_go():
     kept, alone = data().labelled(2, seed=1), data().labelled(2, seed=1, rest=False)
-    assert len(kept) == 12 and kept.unlabelled == 6 and kept.classes == 3
+    assert len(kept) == 12 and kept.unlabelled == 6 and kept.num_classes == 3
     assert len(alone) == 6 and alone.unlabelled == 0
     known = (kept.labels >= 0).nonzero()[:, 0]
     assert torch.equal(kept.labels[known], LABELS[known])
     assert torch.equal(alone.values, kept.values[known]) and alone.names == ("0", "1", "2")
     assert kept.fingerprint() != data().fingerprint()
     none = data(torch.full((3,), -1))
-    assert none.classes == 0 and none.unlabelled == 3
+    assert none.num_classes == 0 and none.unlabelled == 3
     assert Dataset(torch.zeros(4, 2)).unlabelled == 4
 
 
@@ -78,11 +78,11 @@ def test_two_parts_share_nothing():
         with pytest.raises(DataError, match="leaves one part empty"):
             data().apart(share)
     twice = data().only(torch.tensor([5, 5, 0]))
-    assert twice.values[:, 0, 0, 0].tolist() == [5, 5, 0] and twice.classes == 3
+    assert twice.values[:, 0, 0, 0].tolist() == [5, 5, 0] and twice.num_classes == 3
 
 
 def test_a_diffusion_of_classes_refuses_samples_without_one():
-    pipeline = dataclasses.replace(teacher(), classes=("a", "b", "c"))
+    pipeline = dataclasses.replace(teacher(), class_names=("a", "b", "c"))
     points = Dataset(torch.zeros(4, 3), torch.tensor([0, 1, -1, 2]))
     with pytest.raises(ConfigError, match=r"1 of the data's samples have no label \(-1\)"):
         read_by(pipeline, points)

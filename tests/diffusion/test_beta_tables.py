@@ -64,7 +64,7 @@ def test_every_way_of_sampling(printed):
 def test_guided(printed):
     found, rows = printed(tables.print_guided, REPORT.guided), FOUND["guided"]["rows"]
     assert list(found) == ["", "guidance", "calls", "to guided teacher", "/ its own", "rmse"]
-    check(found["guidance"], *((row["guidance"],) for row in rows))
+    check(found["guidance"], *((row["guidance_scale"],) for row in rows))
     check(found["calls"], *((row["calls"],) for row in rows))
     check(found["to guided teacher"], *(spread(row["distance"]) for row in rows))
     check(found["/ its own"], *(spread(row["floor_ratio"]) for row in rows))

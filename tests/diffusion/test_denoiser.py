@@ -127,13 +127,13 @@ def test_autocast_is_for_the_network_alone():
 def test_twin_and_freeze():
     teacher = wobbly_teacher(Cosine(), V())
     assert teacher.freeze() is teacher
-    twin = teacher.twin()
-    assert twin.training and all(p.requires_grad for p in twin.parameters())
+    trainable_copy = teacher.trainable_copy()
+    assert trainable_copy.training and all(p.requires_grad for p in trainable_copy.parameters())
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     with torch.no_grad():
-        twin.net.gain += 1
+        trainable_copy.net.gain += 1
     assert teacher.net.gain.item() == 1.7
-    assert (twin.schedule, twin.parameterisation, twin.time) == (
+    assert (trainable_copy.schedule, trainable_copy.parameterisation, trainable_copy.time) == (
         teacher.schedule,
         teacher.parameterisation,
         teacher.time,
@@ -199,7 +199,14 @@ def test_guidance_is_one_batched_forward():
     [(seen, time, both)] = spy.seen
     assert torch.equal(seen, torch.cat([x, x])) and torch.equal(time, 1000 * torch.cat([t, t]))
     assert both.label.tolist() == [4, 5, 6, 9, 9, 9]
-    assert both.context.shape == (6, 2, 7) and both.guidance.tolist() == [1, 2, 3, 1, 2, 3]
+    assert both.encoder_hidden_states.shape == (6, 2, 7) and both.guidance_scale.tolist() == [
+        1,
+        2,
+        3,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_scale_one_is_off():
@@ -235,7 +242,7 @@ def test_guided_float32_stays_float32():
     assert pred.x0.dtype == pred.eps.dtype == torch.float32
 
 
-@pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance=torch.ones(2))])
+@pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance_scale=torch.ones(2))])
 def test_guidance_without_labels_is_refused(cond):
     guided = Guided(Denoiser(Spy(), Cosine(), V()), 2.0, null=0)
     with pytest.raises(ConfigError, match=r"guidance needs labels: give cond=Cond\(label=\.\.\.\)"):
@@ -445,9 +452,9 @@ def test_guided_teachers_have_the_students_of_their_denoiser(wrap):
     )
     assert teacher.schedule == Cosine() and teacher.parameterisation == V()
     assert teacher.freeze() is teacher and not inner.net.gain.requires_grad and not inner.training
-    twin = teacher.twin()
-    assert type(twin) is Denoiser and twin is not inner
-    assert twin.net.gain.requires_grad and twin.training
+    trainable_copy = teacher.trainable_copy()
+    assert type(trainable_copy) is Denoiser and trainable_copy is not inner
+    assert trainable_copy.net.gain.requires_grad and trainable_copy.training
 
 
 def test_predictions_are_values():

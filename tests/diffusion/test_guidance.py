@@ -32,7 +32,7 @@ def shaken(net):
 
 
 def told(cond, scale=SCALES):
-    return Cond(cond.label, cond.context, scale)
+    return Cond(cond.label, cond.encoder_hidden_states, scale)
 
 
 # --- features -----------------------------------------------------------------------------------------
@@ -150,17 +150,19 @@ def test_a_recipe_rebuilds_it(name):
     net = shaken(with_guidance(tiny(name, 3), width=12))
     again = build(*json.loads(json.dumps(recipe(net))))
     again.load_state_dict(net.state_dict())
-    assert recipe(again) == recipe(net) and recipe(net)[1]["guidance"] == 12
+    assert recipe(again) == recipe(net) and recipe(net)[1]["guidance_embed_dim"] == 12
     batch = data(name, 3)
     out = [n.eval()(batch.x0, TIMES, told(batch.cond)) for n in (net, again)]
     assert torch.equal(*out)
-    assert "guidance" not in recipe(tiny(name, 3))[1]
+    assert "guidance_embed_dim" not in recipe(tiny(name, 3))[1]
 
 
 @backbones
 def test_a_network_of_scales_refuses_to_do_without(name):
     net, batch = with_guidance(tiny(name, 3), width=12), data(name, 3)
-    with pytest.raises(ConfigError, match=r"scale as an input: give cond=Cond\(guidance=\.\.\.\)"):
+    with pytest.raises(
+        ConfigError, match=r"scale as an input: give cond=Cond\(guidance_scale=\.\.\.\)"
+    ):
         net(batch.x0, TIMES, batch.cond)
     with pytest.raises(ConfigError, match="already: give the one it was made from"):
         with_guidance(net)
@@ -170,7 +172,7 @@ def test_the_uvit_alone_refuses_too():
     batch = data("uvit", 3)
     plain = tiny("uvit", 3).model
     with pytest.raises(ConfigError, match="takes no guidance scale and got some"):
-        plain(batch.x0, TIMES, batch.cond.label, guidance=SCALES)
+        plain(batch.x0, TIMES, batch.cond.label, guidance_scale=SCALES)
     guided = with_guidance(tiny("uvit", 3), width=12).model
     with pytest.raises(ConfigError, match="takes its guidance scale as an input"):
         guided(batch.x0, TIMES, batch.cond.label)
@@ -236,42 +238,52 @@ def test_unet_condition_takes_features_of_w_where_diffusers_has_them():
     shaken(net).eval()
     features = guidance_features(SCALES - 1, 12)
     with torch.no_grad():
-        wanted = net.model(batch.x0, TIMES, batch.cond.context, timestep_cond=features)[0]
+        wanted = net.model(
+            batch.x0, TIMES, batch.cond.encoder_hidden_states, timestep_cond=features
+        )[0]
         assert torch.equal(net(batch.x0, TIMES, told(batch.cond)), wanted)
     with pytest.raises(ConfigError, match="time_cond_proj_dim"):
-        build("unet-condition", TINY["unet-condition"] | {"guidance": 8, "time_cond_proj_dim": 12})
+        build(
+            "unet-condition",
+            TINY["unet-condition"] | {"guidance_embed_dim": 8, "time_cond_proj_dim": 12},
+        )
 
 
 # --- networks of one's own ----------------------------------------------------------------------------
 
 
 class Own(Adapter):
-    reads = ("label", "guidance")
+    reads = ("label", "guidance_scale")
 
     def forward(self, x, t, cond=None):
         out = self.model(x) + t[:, None]
         return out if self.scales is None else out + self.scales(self.scale(cond, x))
 
 
-def own(wide, guidance=0):
+def own(wide, guidance_embed_dim=0):
     net = Own(nn.Linear(wide, wide))
-    net.scales = GuidanceEmbedding(guidance, wide) if guidance else None
+    net.scales = GuidanceEmbedding(guidance_embed_dim, wide) if guidance_embed_dim else None
     return net
 
 
-def deaf(wide, guidance=0):
+def deaf(wide, guidance_embed_dim=0):
     return Adapter(nn.Linear(wide, wide))
 
 
-def other(wide, guidance=0):
-    return Adapter(nn.Sequential(nn.Linear(wide, wide)) if guidance else nn.Linear(wide, wide))
+def other(wide, guidance_embed_dim=0):
+    return Adapter(
+        nn.Sequential(nn.Linear(wide, wide)) if guidance_embed_dim else nn.Linear(wide, wide)
+    )
 
 
 def test_a_network_of_ones_own_with_an_argument_guidance():
     net = build("tests.diffusion.test_guidance:own", {"wide": 3})
     guided, x = with_guidance(net, width=4), torch.randn(ROWS, 3)
-    assert torch.equal(guided(x, TIMES, Cond(guidance=SCALES)), net(x, TIMES))
-    assert recipe(guided) == ("tests.diffusion.test_guidance:own", {"wide": 3, "guidance": 4})
+    assert torch.equal(guided(x, TIMES, Cond(guidance_scale=SCALES)), net(x, TIMES))
+    assert recipe(guided) == (
+        "tests.diffusion.test_guidance:own",
+        {"wide": 3, "guidance_embed_dim": 4},
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,11 +291,11 @@ def test_a_network_of_ones_own_with_an_argument_guidance():
     [
         (
             "tests.models.test_build:linear",
-            "no option of the net 'tests.models.test_build:linear' called 'guidance'",
+            "no option of the net 'tests.models.test_build:linear' called 'guidance_embed_dim'",
         ),
         (
             "tests.diffusion.test_guidance:deaf",
-            "its weights are the same; let its argument guidance add layers",
+            "its weights are the same; let its argument guidance_embed_dim add layers",
         ),
         ("tests.diffusion.test_guidance:other", "its weights lack model"),
     ],

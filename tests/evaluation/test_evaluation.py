@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def test_a_floor_needs_rows(rows, n):
 
 def test_a_classifier_comes_back(tmp_path):
     torch.manual_seed(0)
-    made = Classifier(channels=3, classes=7)
+    made = Classifier(channels=3, num_classes=7)
     save_classifier(made, tmp_path / "c")
     back, images = load_classifier(tmp_path / "c"), torch.randn(5, 3, 8, 10, generator=seeded())
     assert torch.equal(made.eval()(images), back.eval()(images))
@@ -210,7 +211,7 @@ def test_a_folder_without_a_classifier_is_named(tmp_path):
 
 
 def test_a_damaged_or_other_classifier_is_refused(tmp_path):
-    save_classifier(Classifier(channels=1, classes=3), tmp_path)
+    save_classifier(Classifier(channels=1, num_classes=3), tmp_path)
     tensors, about = storage.load(tmp_path / "classifier")
     del tensors["head.bias"]
     storage.save(tmp_path / "classifier", tensors, about)
@@ -297,7 +298,7 @@ def test_the_calls_of_a_row_are_those_that_are_made(judge, teacher, sampler, ste
 
 def test_every_row_is_of_the_same_noise(judge, teacher):
     judge.teacher(teacher, 4)
-    row, student = judge.row(teacher, "ddim", 1), teacher.with_student(teacher.denoiser, uniform(1))
+    row, student = judge.row(teacher, "ddim", 1), replace(teacher, times=(uniform(1),))
     again = judge.row(student, "ddim", 1)
     assert again.frechet_distance == row.frechet_distance
     assert again.rmse_to_teacher == row.rmse_to_teacher > 0

@@ -336,13 +336,13 @@ def test_what_follows_a_student_that_changed_is_forgotten(tmp_path):
     "changes, words",
     [
         ({"tolerance": 1.2}, "tolerance 1.1 and now with 1.2"),
-        ({"about": {"features": "b", "noise": 0}}, "features a and now with b"),
-        ({"about": {"features": "a", "noise": 1}}, "noise 0 and now with 1"),
-        ({"about": {"features": "a"}}, "noise 0 and now with None"),
+        ({"about": {"features": "b", "seed": 0}}, "features a and now with b"),
+        ({"about": {"features": "a", "seed": 1}}, "seed 0 and now with 1"),
+        ({"about": {"features": "a"}}, "seed 0 and now with None"),
     ],
 )
 def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
-    about = {"about": {"features": "a", "noise": 0}}
+    about = {"about": {"features": "a", "seed": 0}}
     gate_in(tmp_path, told(VALUES), **about)(student(16))
     before = (tmp_path / "gate.json").read_bytes()
     asked = {"tolerance": 1.1, **about, **changes}

@@ -68,19 +68,21 @@ class Exact(nn.Module):
         if not self.takes:
             return label
         null = self.exact(x, t, Cond(torch.full_like(cond.label, NULL)))
-        scale = torch.full_like(cond.guidance, self.stuck) if self.stuck else cond.guidance
+        scale = (
+            torch.full_like(cond.guidance_scale, self.stuck) if self.stuck else cond.guidance_scale
+        )
         return null + scale.to(x)[:, None] * (label - null)
 
 
 def pipeline(**config):
     net = build("tests.evaluation.test_guided_evaluation:Exact", config)
     denoiser = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0)).freeze()
-    return Pipeline(denoiser, (2,), classes=("a", "b", "c"), null=NULL)
+    return Pipeline(denoiser, (2,), class_names=("a", "b", "c"), null=NULL)
 
 
 def student(steps=FULL, **config):
     made = pipeline(takes=True, **config)
-    return replace(made, times=(uniform(steps),), guidance=RANGE)
+    return replace(made, times=(uniform(steps),), guidance_range=RANGE)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_an_exact_student_is_as_far_from_the_teacher_as_the_teacher_from_itself(
 
 
 def test_one_that_ignores_its_scale_is_far_at_another(table):
-    at = {row["guidance"]: row for row in table["rows"] if row["steps"] == 4}
+    at = {row["guidance_scale"]: row for row in table["rows"] if row["steps"] == 4}
     assert at[3.0]["floor_ratio"]["low"] > 2 * at[1.0]["floor_ratio"]["high"]
     assert at[3.0]["rmse"]["value"] > 0.1
     assert at[3.0]["data_distance"] < at[3.0]["distance"]["value"]  # it is the data that it is near
@@ -119,7 +121,7 @@ def test_one_that_ignores_its_scale_is_far_at_another(table):
 
 def test_rows_are_in_order_and_say_what_they_cost(table):
     assert table["scales"] == [1.0, 3.0]
-    assert [(r["guidance"], r["role"], r["steps"], r["calls"]) for r in table["rows"]] == [
+    assert [(r["guidance_scale"], r["role"], r["steps"], r["calls"]) for r in table["rows"]] == [
         (1.0, "teacher", 8, 8), (1.0, "student", 8, 8), (1.0, "student", 4, 4),
         (3.0, "teacher", 8, 16), (3.0, "student", 8, 8), (3.0, "student", 4, 4),
     ]  # fmt: skip
@@ -134,9 +136,9 @@ def test_rows_are_in_order_and_say_what_they_cost(table):
 
 def test_the_numbers_are_those_of_the_samples(table, real):
     """By hand: the reference is of other noise, pairs of the same, and all of one scale."""
-    made = student(4, stuck=1.0).sample(N, guidance=3.0)
-    own = pipeline().sample(N, steps=FULL, guidance=3.0)
-    reference = FEATURES(pipeline().sample(N, steps=FULL, guidance=3.0, seed=1))
+    made = student(4, stuck=1.0).sample(N, guidance_scale=3.0)
+    own = pipeline().sample(N, steps=FULL, guidance_scale=3.0)
+    reference = FEATURES(pipeline().sample(N, steps=FULL, guidance_scale=3.0, seed=1))
     row, seen = table["rows"][-1], FEATURES(made)
     assert row["distance"]["value"] == pytest.approx(frechet_distance(reference, seen))
     ratio = raw_frechet_ratio(reference, seen, FEATURES(own), strata=3)
@@ -169,7 +171,7 @@ def asked(monkeypatch):
     asked, sample = [], Pipeline.sample
 
     def counted(self, n, **options):
-        asked.append((options["steps"], options["guidance"], options["seed"], n))
+        asked.append((options["steps"], options["guidance_scale"], options["seed"], n))
         return sample(self, n, **options)
 
     monkeypatch.setattr(Pipeline, "sample", counted)
@@ -179,14 +181,14 @@ def asked(monkeypatch):
 def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked):
     mine = judge(real, n=60)
     kept = subject(student(2), cache=tmp_path)
-    bare = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
+    unwrap = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
     first, wanted = (
         plain(GuidedEvaluation(kept, mine, (2.0,)).table()),
         [(8, 2.0, 1, 60), (8, 2.0, 0, 60)],
     )
     assert sorted(asked[3:]) == sorted([*wanted, (2, 2.0, 0, 60)])
     asked.clear()
-    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == bare
+    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == unwrap
     assert asked == [(2, 2.0, 0, 60)]
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -259,15 +261,17 @@ class Image(nn.Module):
         self.gain = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x, t, cond=None):
-        scale = 1.0 if cond.guidance is None else cond.guidance.to(x).reshape(-1, 1, 1, 1)
+        scale = (
+            1.0 if cond.guidance_scale is None else cond.guidance_scale.to(x).reshape(-1, 1, 1, 1)
+        )
         return self.gain * scale * x + cond.label.reshape(-1, 1, 1, 1) / 10
 
 
 def test_pictures_are_of_every_scale_way_and_seed():
     net = build("tests.evaluation.test_guided_evaluation:Image", {})
     denoiser = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0)).freeze()
-    teacher = Pipeline(denoiser, (3, 4, 6), classes=("a", "b"), null=2)
-    made = replace(teacher, times=(uniform(2),), guidance=RANGE)
+    teacher = Pipeline(denoiser, (3, 4, 6), class_names=("a", "b"), null=2)
+    made = replace(teacher, times=(uniform(2),), guidance_range=RANGE)
     images = torch.rand(40, 3, 4, 6, generator=seeded(1)) * 2 - 1
     features = Features("five", lambda x: x.flatten(1)[:, :5], digest="f", head=lambda x: x)
     kept = GuidedCandidates(teacher, [made], 4)
@@ -280,7 +284,7 @@ def test_pictures_are_of_every_scale_way_and_seed():
     assert found["guided"].shape == (len(scales), 2, 5, 4, 6, 3)
     assert found["guided_labels"].tolist() == ["teacher, 4 steps", "2 steps"]
     k = scales.index(1.3)
-    levels = ((made.sample(5, guidance=1.3).permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255)
+    levels = ((made.sample(5, guidance_scale=1.3).permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255)
     assert np.abs(found["guided"][k, 1] - levels.numpy()).max() <= 0.51
     assert all(row.inception_score >= 1 for row in table.rows)
 
@@ -298,25 +302,25 @@ def test_the_scales_of_the_table_lie_in_the_range():
 
 def test_others_are_judged_at_one_scale_by_a_teacher_with_a_null_class():
     teacher, plain = pipeline(), replace(pipeline(), null=None)
-    asked = Evaluation(guidance=(2.0,))
+    asked = Evaluation(guidance_scales=(2.0,))
     own = replace(teacher, times=(uniform(2),))
     assert scales_of(asked, teacher, [own]) == (2.0,) and scales_of(Evaluation(), plain, []) == ()
     assert scales_of(Evaluation(), teacher, [student()]) == (1.0, 1.3, 2.0, 3.0)
-    with pytest.raises(ConfigError, match="judged at one, asked for 2: write --guidance 1"):
-        scales_of(replace(asked, guidance=(1.0, 2.0)), teacher, [own])
+    with pytest.raises(ConfigError, match="judged at one, asked for 2: write --guidance-scales 1"):
+        scales_of(replace(asked, guidance_scales=(1.0, 2.0)), teacher, [own])
     with pytest.raises(ConfigError, match="no null class and cannot be guided"):
         scales_of(asked, plain, [])
     with pytest.raises(ConfigError, match="guidance"):
-        Evaluation(guidance=(-1.0,))
+        Evaluation(guidance_scales=(-1.0,))
 
 
 def test_a_teacher_guided_from_outside_costs_two_calls_a_step_in_all_rows(real):
     assert calls_of(pipeline(), "heun", 4, 2.0) == 14 and calls_of(student(), "ddim", 8, 2.0) == 8
-    asked = Evaluation(samples=40, full=4, guidance=(2.0,), baselines=("ddim",))
-    mine = judge(real, n=40, guidance=2.0)
+    asked = Evaluation(samples=40, full=4, guidance_scales=(2.0,), baselines=("ddim",))
+    mine = judge(real, n=40, guidance_scale=2.0)
     rows = teacher_rows(pipeline(), (4, 1), mine, asked).rows
     assert [(row.steps, row.calls) for row in rows] == [(4, 8), (2, 4)]
-    own = FEATURES(pipeline().sample(40, steps=2, guidance=2.0))
+    own = FEATURES(pipeline().sample(40, steps=2, guidance_scale=2.0))
     distance = rows[1].distances.frechet_distance.value
     assert distance == pytest.approx(frechet_distance(FEATURES(real), own))
 
@@ -328,9 +332,9 @@ def meter(cache, *scales):
     teacher = pipeline()
     source = TeacherSource(teacher, load=lambda: teacher)
     inputs = Inputs(
-        teacher, source, Dataset(torch.zeros(1, 2)), FEATURES, RANGE, "uniform", FULL, samples=200, noise=0
+        teacher, source, Dataset(torch.zeros(1, 2)), FEATURES, RANGE, "uniform", FULL, samples=200, seed=0
     )  # fmt: skip
-    return GuidedTeacherRatio(scales=scales).meter(inputs, cache=cache)
+    return GuidedTeacherRatio(guidance_scales=scales).meter(inputs, cache=cache)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from halfstep.methods import (
     Shrink,
 )
 from halfstep.pipeline import Pipeline
-from halfstep.training import Silent
+from halfstep.training import ProgressCallback
 from halfstep.training.gate_protocol import IdentifiedGate
 from tests.support.runs import job, points, teacher, TRAINING
 
@@ -31,7 +31,7 @@ FEW = {"samples": 16, "full_steps": 16}
 HALVING = Progressive(start=8, stop=2, updates=(3,))
 
 
-class Notes(Silent):
+class Notes(ProgressCallback):
     """A watch that remembers its notes."""
 
     def __init__(self):
@@ -46,8 +46,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
 
 
-def distilled(out, gate, watch=None, work=None):
-    work = work or job(watch=watch or Notes())
+def distilled(out, gate, callback=None, work=None):
+    work = work or job(callback=callback or Notes())
     return halfstep.distill(
         teacher(), points(), out, method=HALVING, training=TRAINING, gate=gate, job=work
     )
@@ -62,15 +62,15 @@ def bound(gate, method, *, pipeline=None, data=None, out="run", **options):
 
 
 def test_a_run_is_gated_without_a_console(tmp_path, monkeypatch):
-    out, watch = tmp_path / "run", Notes()
-    student = distilled(out, QualityGate(tolerance=99, **FEW), watch)
+    out, callback = tmp_path / "run", Notes()
+    student = distilled(out, QualityGate(tolerance=99, **FEW), callback)
     run = halfstep.RunFolder.open(out)
     assert [one["steps"] for one in run.gate["tried"]] == [4, 2] and run.gate[
         "best"
     ] == "0002-steps"
     about = run.gate["about"]
     assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 16)
-    assert [note[:8] for note in watch.notes] == ["4 steps:", "2 steps:"]
+    assert [note[:8] for note in callback.notes] == ["4 steps:", "2 steps:"]
     assert len(student.times[0]) == 3
     monkeypatch.setattr(Pipeline, "sample", None)
     again = Notes()
@@ -111,8 +111,11 @@ def test_two_gates_are_refused(tmp_path):
 
 
 def test_what_cannot_be_leaves_no_folder(tmp_path):
-    for gate in (QualityGate(full_steps=4), QualityGate(metric=GuidedTeacherRatio(scales=(2.0,)))):
-        with pytest.raises(ConfigError, match=r"--full 8 or more|--scales"):
+    for gate in (
+        QualityGate(full_steps=4),
+        QualityGate(metric=GuidedTeacherRatio(guidance_scales=(2.0,))),
+    ):
+        with pytest.raises(ConfigError, match=r"--full 8 or more|--guidance-scales"):
             distilled(tmp_path / "run", gate)
         assert not (tmp_path / "run").exists()
 
@@ -122,16 +125,16 @@ def test_what_cannot_be_leaves_no_folder(tmp_path):
 
 def test_the_method_decides_the_metric_and_the_tolerance():
     digits, pipeline = halfstep.load_data("digits"), bundled_teacher()
-    guided = GuidedDistillation(guidance=(1.0, 4.0), halving=HALVING)
+    guided = GuidedDistillation(guidance_range=(1.0, 4.0), halving=HALVING)
     late = replace(guided, halving=Progressive(start=128, stop=32))
-    narrow = replace(guided, guidance=(1.5, 2.0))
+    narrow = replace(guided, guidance_range=(1.5, 2.0))
     plain = Chain(shrink=Shrink(depth=2), then=HALVING)
     kinds = [
         (HALVING, 1.10, 16, "data", None),
         (plain, 2.0, 16, "data", None),
-        (guided, 2.0, 64, "guidance", [1.0, 3.0]),
-        (late, 2.0, 128, "guidance", [1.0, 3.0]),
-        (replace(plain, then=narrow), 2.0, 64, "guidance", [1.5, 2.0]),
+        (guided, 2.0, 64, "guidance_scales", [1.0, 3.0]),
+        (late, 2.0, 128, "guidance_scales", [1.0, 3.0]),
+        (replace(plain, then=narrow), 2.0, 64, "guidance_scales", [1.5, 2.0]),
     ]
     for method, tolerance, full, key, scales in kinds:
         gate = bound(QualityGate(), method, pipeline=pipeline, data=digits, rehearse=True)
@@ -140,14 +143,16 @@ def test_the_method_decides_the_metric_and_the_tolerance():
             full,
             "digits",
         )
-        assert ("data" in gate.about) == (key == "data") and gate.about.get("guidance") == scales
+        assert ("data" in gate.about) == (key == "data") and gate.about.get(
+            "guidance_scales"
+        ) == scales
         assert isinstance(gate, IdentifiedGate) and gate.identity["about"] == gate.about
-    gate = QualityGate(tolerance=1.5, metric=DataRatio(), until=2, noise=3, **FEW)
+    gate = QualityGate(tolerance=1.5, metric=DataRatio(), until=2, seed=3, **FEW)
     gate = bound(gate, guided, pipeline=pipeline, data=digits, rehearse=True)
     assert (gate.tolerance, gate.until, gate.most) == (1.5, 2, 128) and "data" in gate.about
-    scales = QualityGate(metric=GuidedTeacherRatio(scales=(2.0, 1.0)))
+    scales = QualityGate(metric=GuidedTeacherRatio(guidance_scales=(2.0, 1.0)))
     gate = bound(scales, guided, pipeline=pipeline, data=digits, rehearse=True)
-    assert gate.about["guidance"] == [1.0, 2.0]
+    assert gate.about["guidance_scales"] == [1.0, 2.0]
 
 
 def test_what_is_not_halved_has_no_gate():
@@ -166,7 +171,7 @@ def test_a_teacher_that_is_a_student_has_its_own_full_steps():
 @pytest.mark.parametrize(
     "options, word",
     [({"tolerance": 0.5}, "tolerance"), ({"until": 0}, "until"), ({"samples": 2}, "samples"),
-     ({"full_steps": -1}, "full_steps"), ({"noise": -1}, "noise"), ({"metric": "data"}, "metric")],
+     ({"full_steps": -1}, "full_steps"), ({"seed": -1}, "seed"), ({"metric": "data"}, "metric")],
 )  # fmt: skip
 def test_options_that_cannot_be(options, word):
     with pytest.raises(ConfigError, match=word):
@@ -175,7 +180,7 @@ def test_options_that_cannot_be(options, word):
 
 def test_a_guided_student_is_compared_with_its_guided_teacher():
     pipeline, student = bundled_teacher(), bundled_students()[-1]
-    method = GuidedDistillation(guidance=student.guidance, halving=Progressive(start=8))
+    method = GuidedDistillation(guidance_range=student.guidance_range, halving=Progressive(start=8))
     config = QualityGate(samples=16, full_steps=8, tolerance=99)
     gate = bound(config, method, pipeline=pipeline, data=halfstep.load_data("digits"), out="none")
     ratio = gate.measure(student, 16)

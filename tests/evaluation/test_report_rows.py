@@ -56,11 +56,11 @@ class Leaky(nn.Module):
         return torch.tanh(self.gain * x + t.reshape(-1, 1, 1, 1)) - 0.3 * self.mix(x)
 
 
-def pipeline(gain=1.0, times=(), classes=(), schedule=Cosine()):  # noqa: B008
+def pipeline(gain=1.0, times=(), class_names=(), schedule=Cosine()):  # noqa: B008
     torch.manual_seed(3)
     net = build("tests.evaluation.test_report_rows:Leaky", {"gain": gain})
     denoiser = Denoiser(net, schedule, V(), time=NetTime(scale=1.0)).freeze()
-    return Pipeline(denoiser, SHAPE, times, classes)
+    return Pipeline(denoiser, SHAPE, times, class_names)
 
 
 def few(images):
@@ -398,8 +398,8 @@ def test_without_the_student_before_there_is_no_split(data):
     gap = Candidates(pipeline(), students(4, 1), data, uniform(8))
     rows = of(gather(gap, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [False, True]
-    bare = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
-    rows = of(gather(bare, judge(data), asked), "student")
+    unwrap = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
+    rows = of(gather(unwrap, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [True, False]
 
 
@@ -414,9 +414,12 @@ def test_labels_go_only_to_a_teacher_that_takes_them(data, monkeypatch):
 
     monkeypatch.setattr(report_rows, "learning_error", seen)
     asked = replace(BRIEF, counts=(4,), baselines=())
-    for classes in ((), ("even", "odd")):
+    for class_names in ((), ("even", "odd")):
         labelled = Candidates(
-            pipeline(classes=classes), [pipeline(1.1, (uniform(4),), classes)], data, uniform(8)
+            pipeline(class_names=class_names),
+            [pipeline(1.1, (uniform(4),), class_names)],
+            data,
+            uniform(8),
         )
         gather(labelled, judge(data), asked)
     assert conds[0] == Cond() and conds[1].label.tolist() == [0, 1] * 12

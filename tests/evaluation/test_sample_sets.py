@@ -486,7 +486,7 @@ def test_the_same_command_again_measures_nothing_and_shows_the_best(stopped, cli
         (["--tolerance", 1.2], "tolerance 1.6 and now with 1.2"),
         (["--full", 32], "full 16 and now with 32"),
         (["--samples", 65], "samples 64 and now with 65"),
-        (["--noise", 3], "noise 0 and now with 3"),
+        (["--gate-seed", 3], "seed 0 and now with 3"),
     ],
 )
 def test_a_run_asked_otherwise_is_refused_and_untouched(words, said, stopped, cli):

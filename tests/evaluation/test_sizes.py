@@ -64,7 +64,7 @@ SIZES = [
     *(("mlp", name, value) for name in ("dim", "width", "depth") for value in (0, -1, 2**40)),
     *(("mlp", name, value) for name in ("out_dim", "num_classes") for value in (0, -2)),
     *(("mlp", "width", value) for value in (float("nan"), float("inf"), 6.5, "8", [8], 10**400, -0.0)),
-    *(("mlp", "guidance", value) for value in (-4, 3, 2**20)),
+    *(("mlp", "guidance_embed_dim", value) for value in (-4, 3, 2**20)),
     *(("uvit", name, 0) for name in UVIT),
     *(("uvit", name, -2) for name in UVIT),
     *(("uvit", "mlp_ratio", value) for value in (0.0, -1, float("nan"), float("inf"))),
@@ -101,9 +101,9 @@ def test_no_network_has_such_a_size(name, option, value):
     [
         ("cnn", {"width": 0}), ("cnn", {"depth": 0}), ("cnn", {"depth": -1}), ("cnn", {"depth": 10**9}),
         ("cnn", {"width": 10**9}), ("cnn", {"width": 6.5}), ("cnn", {"width": float("nan")}),
-        ("features", {"size": 0}), ("features", {"classes": 0}), ("features", {"channels": 0}),
+        ("features", {"size": 0}), ("features", {"num_classes": 0}), ("features", {"channels": 0}),
         ("toy-student", {"width": 0}), ("toy-student", {"size": [0, 8]}), ("toy-student", {"size": 10**9}),
-        ("toy-teacher", {"size": -1}), ("shallow", {"classes": 1}), ("efficientnet-lite0", {"side": 0}),
+        ("toy-teacher", {"size": -1}), ("shallow", {"num_classes": 1}), ("efficientnet-lite0", {"side": 0}),
     ],
 )  # fmt: skip
 def test_no_classifier_has_such_a_size(name, config):
@@ -174,7 +174,10 @@ def test_no_network_is_told_of_the_time_so(time):
         *(({"batch": batch}, "batch") for batch in (0, -1, float("inf"))),
         *(({"steps": steps}, "step") for steps in (10**9, 0, -1, MOST + 1)),
         *(({"variance": value}, "variance") for value in (float("nan"), -0.1, 1.1, float("inf"))),
-        *(({"guidance": value}, "guidance") for value in (float("nan"), float("inf"), 10**400)),
+        *(
+            ({"guidance_scale": value}, "guidance_scale")
+            for value in (float("nan"), float("inf"), 10**400)
+        ),
         *(({"strength": value}, "strength") for value in (float("nan"), 0, 1.5, float("-inf"))),
     ],
 )
@@ -206,7 +209,10 @@ def test_no_image_has_such_a_size():
         (lambda: Progressive(start=4, updates=(10**15,)), "updates"),
         (lambda: GuidedDistillation(guidance_embed_dim=2**40), "features"),
         (lambda: GuidedOptions(halving_updates=(10**10,)), "halving_updates"),
-        (lambda: ChainOptions(depth=2, guided_updates=10**10, guidance=(1, 2)), "guided_updates"),
+        (
+            lambda: ChainOptions(depth=2, guided_updates=10**10, guidance_range=(1, 2)),
+            "guided_updates",
+        ),
         (lambda: Shrink(depth=2, updates=10**18), "updates"),
         (lambda: Evaluation(samples=10**12), "samples"),
         (lambda: Evaluation(full=10**9), "full"),
@@ -313,7 +319,7 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
         ("--samples 7", "samples"),
         ("--until 0", "until"),
         ("--features nothing:here", "nothing"),
-        ("--noise -1", "noise"),
+        ("--gate-seed -1", "seed"),
     ):
         for more in ([], ["--dry-run"]):
             assert refused(cli(*distill.split(), *words.split(), *more), said)
@@ -365,7 +371,7 @@ def test_samples_that_no_memory_holds_are_not_drawn(cli, tmp_path):
         ("--n 999999999999", "n = "),
         ("--first 999999999999999999999", "first"),
         ("--steps 1000000000", "steps"),
-        ("--guidance nan", "guidance"),
+        ("--guidance-scale nan", "guidance_scale"),
         ("--variance nan", "variance"),
         ("--per-class 5", "--per-class needs"),
         ("--seed -1", "seed"),
@@ -411,7 +417,7 @@ OTHERS = [
     ("labels_per_class", lambda v: load("digits").labelled(v)),
     ("pruning", check_share),
     ("scale", lambda v: KLCodec.fresh({"norm_num_groups": 32}, scale=v)),
-    ("guidance", lambda v: small(guidance=(1.0, v))),
+    ("guidance_range", lambda v: small(guidance_range=(1.0, v))),
     ("steps", lambda v: small(steps=v)),
     ("shape", lambda v: small(shape=(v,)) if v != "1" else small(shape="1")),
 ]

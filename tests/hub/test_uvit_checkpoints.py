@@ -91,11 +91,11 @@ def tiny(name, **more):
     published = PUBLISHED[name]
     net = {**published.net, "img_size": 12, "patch_size": 3, "embed_dim": 24, "depth": 4}
     net |= {"num_heads": 3, **more}
-    if not published.classes:
+    if not published.class_names:
         return replace(published, net=net)
     rows = 7 + (published.null is not None)
     null = None if published.null is None else 7
-    return replace(published, net={**net, "num_classes": rows}, classes=7, null=null)
+    return replace(published, net={**net, "num_classes": rows}, class_names=7, null=null)
 
 
 def official(published, seed=0):
@@ -159,7 +159,7 @@ def test_the_recipes_are_the_published_ones(name):
     assert [training.learning_rate, training.betas, training.warmup] == [rate, betas, warmup]
     assert [training.batch_size, published.method.updates] == [batch, 1000 * thousands]
     assert [published.sampler, published.steps, published.fid] == [sampler, steps, fid]
-    assert published.guidance == pytest.approx(1 + s)
+    assert published.guidance_scale == pytest.approx(1 + s)
     assert [published.method.drop_labels, published.method.weighting] == [drop, "snr"]
     assert published.method.levels == (1000 if name in DISCRETE else 0)
     assert [training.weight_decay, training.max_grad_norm, training.ema] == [0.03, 0, 0.9999]
@@ -172,7 +172,7 @@ def test_the_recipes_are_the_published_ones(name):
 def test_labels_latents_and_sizes_are_the_published_ones(name):
     published = PUBLISHED[name]
     rows = NETWORKS[name][6]
-    assert published.classes == (1000 if rows > 0 else 0)
+    assert published.class_names == (1000 if rows > 0 else 0)
     assert published.null == (1000 if rows == 1001 else None)
     scale = {True: 0.23010, False: 0.18215}[name in TEXT] if name in LATENT else None
     assert published.scale == scale
@@ -219,7 +219,7 @@ def test_the_labels_of_the_times_are_the_published_ones(name):
 
 def asked(name, published, x, t):
     """Labels, or nothing."""
-    return torch.tensor([3, 6, 0][: len(x)]) if published.classes else None
+    return torch.tensor([3, 6, 0][: len(x)]) if published.class_names else None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -243,7 +243,7 @@ def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
     for wrong in (told - 1, told + 1, told * (999 / 1000), told * (1000 / 999)):
         assert (model(x, wrong, y) - eps).abs().amax() > 1e-3
     assert pipeline.shape == published.shape and pipeline.clip is None
-    assert pipeline.classes == (tuple("0123456") if published.classes else ())
+    assert pipeline.class_names == (tuple("0123456") if published.class_names else ())
     assert (pipeline.sampler, pipeline.steps) == (published.sampler, published.steps)
     assert all(
         p.requires_grad for p in pipeline.denoiser.parameters()
@@ -255,7 +255,7 @@ def test_the_published_guidance_is_theirs_plus_one(name, tmp_path):
     published, s = tiny(name), RECIPES[name][8]
     model, file = saved(tmp_path, published)
     pipeline = published.pipeline(file)
-    guided = Guided(pipeline.denoiser, published.guidance, pipeline.null)
+    guided = Guided(pipeline.denoiser, published.guidance_scale, pipeline.null)
     x, y = torch.randn(2, *published.shape), torch.tensor([5, 2])
     got = guided(x, torch.tensor([0.25, 0.875], dtype=torch.float64), Cond(y)).eps
     told = torch.tensor([told_by_hand(name, t) for t in (0.25, 0.875)])
@@ -267,7 +267,7 @@ def test_where_there_is_no_null_class_guidance_is_refused(tmp_path):
     published = tiny("imagenet64_uvit_mid")
     pipeline = published.pipeline(saved(tmp_path, published)[1])
     with pytest.raises(ConfigError, match="has no null class and cannot be guided"):
-        pipeline.sample(2, steps=2, sampler="ddim", guidance=1.5)
+        pipeline.sample(2, steps=2, sampler="ddim", guidance_scale=1.5)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -358,21 +358,24 @@ def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
     published = tiny("mscoco_uvit_small", clip_dim=20, num_clip_token=7)
     model, file = saved(tmp_path, published)
     pipeline = published.pipeline(file, text=str(clip), codec=codec)
-    assert (pipeline.classes, pipeline.null) == ((), None)
+    assert (pipeline.class_names, pipeline.null) == ((), None)
     assert pipeline.codec.scale == 0.2301
     texts = load_texts(clip, tokens=7)
     said, nothing = texts.encode(["a green train", "."]), texts.encode(["", ""])
     assert (said - nothing).abs().amax((1, 2)).min() > 0.1
     x = torch.randn(2, *published.shape, generator=torch.Generator().manual_seed(3))
     times = [0.001, 0.75]
-    guided = Guided(pipeline.denoiser, published.guidance, pipeline.unconditional)
-    got = guided(x, torch.tensor(times, dtype=torch.float64), Cond(context=said)).eps
+    guided = Guided(pipeline.denoiser, published.guidance_scale, pipeline.unconditional)
+    got = guided(x, torch.tensor(times, dtype=torch.float64), Cond(encoder_hidden_states=said)).eps
     told = torch.tensor([1.0, 750.0])
-    cond, uncond = model(x, told, context=said), model(x, told, context=nothing)
+    cond, uncond = (
+        model(x, told, encoder_hidden_states=said),
+        model(x, told, encoder_hidden_states=nothing),
+    )
     torch.testing.assert_close(got, 2 * cond - uncond, rtol=0, atol=1e-5)
-    drawn = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "green"], guidance=2.0)
+    drawn = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "green"], guidance_scale=2.0)
     assert drawn.shape == (2, 3, 24, 24) and bool(drawn.isfinite().all())
-    other = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "."], guidance=2.0)
+    other = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "."], guidance_scale=2.0)
     torch.testing.assert_close(drawn[0], other[0], rtol=0, atol=1e-5)
     assert (drawn[1] - other[1]).abs().max() > 1e-4
 
@@ -552,7 +555,7 @@ def test_the_presets_ask_for_the_published_recipes(name):
     # Of latents the mirror image is encoded beforehand.
     assert options.source.flip == (published.flip and name not in LATENT)
     assert options.source.size == (None if name in LATENT else published.size)
-    assert options.network.labels == bool(published.classes)
+    assert options.network.labels == bool(published.class_names)
     assert options.network.texts == (name in TEXT)
     text = Path(__file__).parents[2].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
     assert f"# score     not run here; published FID {RECIPES[name][9]:.2f} (" in text
@@ -577,9 +580,9 @@ def test_the_presets_take_the_latents_that_they_are_for(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_presets_ask_for_the_published_networks(name):
     options, published = asked_by_preset(name), PUBLISHED[name]
-    context = (77, 768) if name in TEXT else None
+    text_shape = (77, 768) if name in TEXT else None
     rows = published.net.get("num_classes")
-    fits = infer_config("uvit", published.shape, num_classes=rows, context=context)
+    fits = infer_config("uvit", published.shape, num_classes=rows, text_shape=text_shape)
     assert fits.pop("out_chans") == published.net["in_chans"]
     asked = literals(options.network.net_config)
     assert not asked.keys() & fits.keys()  # what the data decides is left to it
@@ -590,7 +593,7 @@ def test_the_presets_ask_for_the_published_networks(name):
 def test_training_by_a_preset_makes_what_published_weights_fit(name):
     """The pipeline that `halfstep train denoiser` would begin with, on the data that it is for."""
     options, published = asked_by_preset(name), PUBLISHED[name]
-    labels = torch.tensor([0, 999]) if published.classes else None
+    labels = torch.tensor([0, 999]) if published.class_names else None
     data = Dataset(torch.zeros(2, *published.shape), labels)
     with torch.device("meta"):
         made = fresh_pipeline(options.network, data, options.method.drop_labels > 0, seed=0)
@@ -600,4 +603,4 @@ def test_training_by_a_preset_makes_what_published_weights_fit(name):
     assert asdict(made.denoiser.time) == asdict(published.time)
     assert type(made.denoiser.parameterisation).__name__ == "Eps"
     assert (made.null, made.clip, made.shape) == (published.null, None, published.shape)
-    assert made.classes == tuple(map(str, range(published.classes)))
+    assert made.class_names == tuple(map(str, range(published.class_names)))

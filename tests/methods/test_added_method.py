@@ -53,8 +53,8 @@ def test_it_runs_from_python_with_a_gate(mine, tmp_path):
 
 
 def test_what_every_method_refuses_it_refuses_too(mine, tmp_path):
-    student = Pipeline(teacher().denoiser, (3,), times=(uniform(4),), made_for="stochastic")
-    with pytest.raises(ConfigError, match="made for 'stochastic'"):
+    student = Pipeline(teacher().denoiser, (3,), times=(uniform(4),), sampler="stochastic")
+    with pytest.raises(ConfigError, match="for sampler 'stochastic'"):
         distill(student, points(), tmp_path / "r", method=mine.OneShot(), training=FEW)
     with pytest.raises(ConfigError, match="method is a Method"):
         distill(teacher(), points(), tmp_path / "r", method=object(), training=FEW)

@@ -25,21 +25,22 @@ from tests.support.networks import TINY
 ROWS = 4
 
 
-def data(name, classes):
+def data(name, num_classes):
     shape = (ROWS, 2) if name == "mlp" else (ROWS, 3, 8, 8)
-    label = torch.arange(ROWS) % classes if classes else None
-    context = torch.randn(ROWS, 7, 12) if name == "unet-condition" else None
+    label = torch.arange(ROWS) % num_classes if num_classes else None
+    encoder_hidden_states = torch.randn(ROWS, 7, 12) if name == "unet-condition" else None
     return Batch(
-        torch.randn(shape), Cond(label, context) if classes or name == "unet-condition" else None
+        torch.randn(shape),
+        Cond(label, encoder_hidden_states) if num_classes or name == "unet-condition" else None,
     )
 
 
 backbones = pytest.mark.parametrize("name", TINY)
-labels = pytest.mark.parametrize("classes", [None, 3], ids=["no labels", "labels"])
+labels = pytest.mark.parametrize("num_classes", [None, 3], ids=["no labels", "labels"])
 
 
-def tiny(name, classes):
-    return build(name, TINY[name] | ({"num_classes": classes} if classes else {}))
+def tiny(name, num_classes):
+    return build(name, TINY[name] | ({"num_classes": num_classes} if num_classes else {}))
 
 
 def test_every_net_is_tried():
@@ -48,14 +49,14 @@ def test_every_net_is_tried():
 
 @backbones
 @labels
-def test_a_backbone_is_distilled_for_one_update(name, classes):
+def test_a_backbone_is_distilled_for_one_update(name, num_classes):
     """One update of the halving changes the student and nothing of the teacher."""
     torch.manual_seed(0)
-    teacher = Denoiser(tiny(name, classes), Cosine(), V())
+    teacher = Denoiser(tiny(name, num_classes), Cosine(), V())
     with torch.no_grad():  # a DiT begins as zero, which any student matches
         for p in teacher.parameters():
             p.add_(0.02 * torch.randn_like(p))
-    student, batch = teacher.twin(), data(name, classes)
+    student, batch = teacher.trainable_copy(), data(name, num_classes)
     before = [p.clone() for p in teacher.freeze().parameters()]
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     draw = Draw.all(torch.Generator().manual_seed(0), ROWS)
@@ -82,7 +83,7 @@ def test_labels_and_times_are_heard_and_rows_do_not_mix(name):
     changed[1] = (changed[1] + 1) % 3
     later = t.clone()
     later[2] = 700.0
-    other = net(batch.x0, later, Cond(changed, batch.cond.context))
+    other = net(batch.x0, later, Cond(changed, batch.cond.encoder_hidden_states))
     difference = (out - other).flatten(1).abs().amax(1)
     assert difference[1] > 1e-4 and difference[2] > 1e-4
     assert difference[[0, 3]].max() < 1e-6
@@ -106,7 +107,10 @@ def test_dit_does_not_drop_labels_by_itself():
 def test_text_states_are_heard():
     net, batch = tiny("unet-condition", None), data("unet-condition", None)
     t = torch.full((ROWS,), 300.0)
-    out, other = net(batch.x0, t, batch.cond), net(batch.x0, t, Cond(None, -batch.cond.context))
+    out, other = (
+        net(batch.x0, t, batch.cond),
+        net(batch.x0, t, Cond(None, -batch.cond.encoder_hidden_states)),
+    )
     assert (out - other).abs().max() > 1e-4
 
 
@@ -122,15 +126,15 @@ def test_out_channels_follow_in_channels(name):
 @backbones
 def test_conditions_that_a_net_does_not_read_are_refused(name):
     batch, t = data(name, 3), torch.zeros(ROWS)
-    context = batch.cond.context
+    encoder_hidden_states = batch.cond.encoder_hidden_states
     with pytest.raises(ConfigError, match="takes no labels and got some"):
         tiny(name, None)(batch.x0, t, batch.cond)
     with pytest.raises(ConfigError, match="3 classes and got no labels"):
-        tiny(name, 3)(batch.x0, t, Cond(None, context))
+        tiny(name, 3)(batch.x0, t, Cond(None, encoder_hidden_states))
     with pytest.raises(ConfigError, match="reads no guidance"):
-        tiny(name, 3)(batch.x0, t, Cond(batch.cond.label, context, torch.ones(ROWS)))
-    if context is None:
-        with pytest.raises(ConfigError, match="reads no context"):
+        tiny(name, 3)(batch.x0, t, Cond(batch.cond.label, encoder_hidden_states, torch.ones(ROWS)))
+    if encoder_hidden_states is None:
+        with pytest.raises(ConfigError, match="reads no encoder_hidden_states"):
             tiny(name, 3)(batch.x0, t, Cond(batch.cond.label, torch.ones(ROWS, 7, 12)))
     else:
         with pytest.raises(ConfigError, match="reads text states"):
@@ -169,7 +173,8 @@ def test_a_recipe_of_our_own_nets_keeps_the_defaults_it_was_built_with(name):
     assert set(TINY[name]) < set(told)
     # What the first runs did not know is told where it is not what they were made with.
     assert {key for key in config if key not in told and key[0] != "_"} == (
-        {"guidance"} | ({"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set())
+        {"guidance_embed_dim"}
+        | ({"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set())
     )
     if name == "uvit":
         other = build(name, TINY[name] | {"attention": "sdpa", "num_clip_token": 5})
@@ -257,7 +262,7 @@ def test_a_users_function_is_a_net():
 
 def test_a_twin_keeps_its_recipe():
     denoiser = Denoiser(tiny("mlp", None), Cosine(), V())
-    assert recipe(denoiser.twin().net) == recipe(denoiser.net)
+    assert recipe(denoiser.trainable_copy().net) == recipe(denoiser.net)
 
 
 # The small ones
@@ -284,7 +289,7 @@ def test_the_mlp_learns_two_points():
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (5, 3, 9, 14), (5, 3, 64, 64)])
 @torch.no_grad()
 def test_classifier(shape):
-    net = Classifier(channels=shape[1], classes=7, size=min(shape[2:]))
+    net = Classifier(channels=shape[1], num_classes=7, size=min(shape[2:]))
     assert 40_000 < sum(p.numel() for p in net.parameters()) < 200_000
     x = torch.randn(shape)
     logits, features = net(x), net.features(x)

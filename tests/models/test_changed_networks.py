@@ -47,7 +47,7 @@ from halfstep.models.compression.unet_transfer import carry
 from halfstep.models.eval_mode import to_train
 from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
-from halfstep.training.api import carried_through
+from halfstep.training.api import run_stages
 from halfstep.training.batch_norm import AT_ONCE, take_anew
 from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
@@ -63,21 +63,21 @@ class Named(nn.Sequential):
     net = model = module = "resnet18"
 
 
-def plain(classes=3, norm=False, tied=False):
+def plain(num_classes=3, norm=False, tied=False):
     first = nn.Linear(64, 16)
     parts = [nn.Flatten(), first, *([nn.BatchNorm1d(16)] if norm else []), nn.ReLU()]
     parts += [nn.Linear(16, 16), nn.Linear(16, 16)] if tied else []
     if tied:
         parts[-1].weight = parts[-2].weight
-    return Named(*parts, nn.Linear(16, classes))
+    return Named(*parts, nn.Linear(16, num_classes))
 
 
-def normed(classes=3):
-    return plain(classes, norm=True)
+def normed(num_classes=3):
+    return plain(num_classes, norm=True)
 
 
-def lazy(classes=3):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+def lazy(num_classes=3):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
 
 class Points(nn.Module):
@@ -107,7 +107,7 @@ def points(n=100):
 
 
 def classifier(function="plain", **config):
-    return build_classifier(f"{HERE}:{function}", {"classes": 3, **config})
+    return build_classifier(f"{HERE}:{function}", {"num_classes": 3, **config})
 
 
 def pipeline(net="mlp", **config):
@@ -199,10 +199,12 @@ def test_freezing_before_the_copy_keeps_what_was_frozen_before():
     teacher = pipeline().denoiser
     name = next(iter(dict(teacher.net.named_parameters())))
     teacher.net.get_parameter(name).requires_grad_(False)
-    twin = teacher.freeze().freeze().twin()
-    assert [n for n, p in twin.net.named_parameters() if not p.requires_grad] == [name]
+    copy = teacher.freeze().freeze().trainable_copy()
+    assert [n for n, p in copy.net.named_parameters() if not p.requires_grad] == [name]
     assert not any(p.requires_grad for p in teacher.parameters())
-    assert [n for n, p in twin.twin().net.named_parameters() if not p.requires_grad] == [name]
+    assert [n for n, p in copy.trainable_copy().net.named_parameters() if not p.requires_grad] == [
+        name
+    ]
     student = next(Reparameterise(updates=1).stages(DenoiserOnly(teacher))).student
     assert [n for n, p in student.net.named_parameters() if not p.requires_grad] == [name]
 
@@ -381,7 +383,7 @@ def seen(part, given):
     """A hook of the builder's own, which is there again once it is loaded."""
 
 
-def settled(classes=3, pool=(2, 2)):
+def settled(num_classes=3, pool=(2, 2)):
     return Settled(pool)
 
 
@@ -488,7 +490,7 @@ def test_a_changed_codec_is_refused_before_there_is_a_folder(tmp_path, change):
     else:
         codec.requires_grad_(False)
     with pytest.raises(ConfigError, match=word):
-        carried_through(
+        run_stages(
             "train codec", Autoencoding(updates=1).stages(codec), {}, images(), out, FEW,
             RunOptions(device="cpu"), Processes("cpu"), write=lambda stage, folder: codec.save(folder),
             read=lambda stage, folder: None,
@@ -517,8 +519,8 @@ class Changing(Method):
         return [StagePlan("0", 1), StagePlan("1", 1)]
 
     def stages(self, teacher):
-        yield Stage("0", teacher.denoiser.twin(), Towards(0.0), 1)
-        student = teacher.denoiser.twin()
+        yield Stage("0", teacher.denoiser.trainable_copy(), Towards(0.0), 1)
+        student = teacher.denoiser.trainable_copy()
         student.net.model.register_buffer("more", torch.ones(1))
         yield Stage("1", student, Towards(0.0), 1)
 
@@ -531,7 +533,7 @@ class Nought(Method):
         return [StagePlan("mine", 2)]
 
     def stages(self, teacher):
-        yield Stage("mine", teacher.denoiser.twin(), Towards(0.0), self.updates)
+        yield Stage("mine", teacher.denoiser.trainable_copy(), Towards(0.0), self.updates)
 
 
 @dataclass(frozen=True)
@@ -542,7 +544,7 @@ class Seven(Method):
         return [StagePlan("mine", 2)]
 
     def stages(self, teacher):
-        yield Stage("mine", teacher.denoiser.twin(), Towards(7.0), self.updates)
+        yield Stage("mine", teacher.denoiser.trainable_copy(), Towards(7.0), self.updates)
 
 
 @dataclass(frozen=True)
@@ -555,7 +557,7 @@ class Any(Method):
         return [StagePlan("mine", 2)]
 
     def stages(self, teacher):
-        yield Stage("mine", teacher.denoiser.twin(), self.make(), 2)
+        yield Stage("mine", teacher.denoiser.trainable_copy(), self.make(), 2)
 
 
 @dataclass(frozen=True)
@@ -576,7 +578,7 @@ class Bare(Method):
         return [StagePlan("mine", 2)]
 
     def stages(self, teacher):
-        yield Stage("mine", teacher.denoiser.twin(), Towards(self.goal), 2)
+        yield Stage("mine", teacher.denoiser.trainable_copy(), Towards(self.goal), 2)
 
 
 def closure(goal):
@@ -584,7 +586,7 @@ def closure(goal):
 
 
 PAIRS = {
-    "classes": (Nought(), Seven()),
+    "num_classes": (Nought(), Seven()),
     "lambdas on one line": (Any(lambda: Towards(0.0)), Any(lambda: Towards(7.0))),
     "closures": (Any(closure(0.0)), Any(closure(7.0))),
     "partials": (Any(partial(Towards, 0.0)), Any(partial(Towards, 7.0))),
@@ -816,7 +818,7 @@ class Draws(Method):
 
     def stages(self, teacher):
         torch.rand(1)
-        yield Stage("mine", teacher.denoiser.twin(), Drawing(fails=self.fails), 2)
+        yield Stage("mine", teacher.denoiser.trainable_copy(), Drawing(fails=self.fails), 2)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -33,8 +33,8 @@ def theirs(name, **options):
 
 
 def told(name, **more):
-    context = torch.randn(ROWS, 5, 12) if name == "unet-condition" else None
-    return Cond(context=context, **more)
+    encoder_hidden_states = torch.randn(ROWS, 5, 12) if name == "unet-condition" else None
+    return Cond(encoder_hidden_states=encoder_hidden_states, **more)
 
 
 @kinds
@@ -50,14 +50,18 @@ def test_the_config_of_a_model_builds_it(name, private):
     net.model.load_state_dict(model.state_dict())
     x, t, cond = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 300.0), told(name)
     label = {"class_labels": torch.zeros(ROWS, dtype=torch.int64)} if name == "dit" else {}
-    text = {} if cond.context is None else {"encoder_hidden_states": cond.context}
+    text = (
+        {}
+        if cond.encoder_hidden_states is None
+        else {"encoder_hidden_states": cond.encoder_hidden_states}
+    )
     assert torch.equal(net(x, t, cond), model(x, t, **label, **text).sample)
     again = build(*recipe(net))
     assert recipe(again) == recipe(net) and not any(key[0] == "_" for key in recipe(net)[1])
 
 
 @pytest.mark.parametrize(
-    "name, options, classes",
+    "name, options, num_classes",
     [
         ("unet", {"num_class_embeds": 4}, 4),
         ("unet-condition", {"num_class_embeds": 4}, 4),
@@ -67,21 +71,21 @@ def test_the_config_of_a_model_builds_it(name, private):
         ("unet", {}, None),
     ],
 )
-def test_classes_of_a_config_are_those_of_the_net(name, options, classes):
+def test_classes_of_a_config_are_those_of_the_net(name, options, num_classes):
     net = build(name, dict(theirs(name, **options).config))
-    assert net.num_classes == classes
-    label = None if classes is None else torch.tensor([0, classes - 1])
+    assert net.num_classes == num_classes
+    label = None if num_classes is None else torch.tensor([0, num_classes - 1])
     assert net(torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), told(name, label=label)).shape[1] == 3
 
 
 @kinds
 def test_a_scale_is_added_to_a_config(name):
     config = dict(theirs(name, **({"num_embeds_ada_norm": 3} if name == "dit" else {})).config)
-    net = build(name, {**config, "guidance": 8})
+    net = build(name, {**config, "guidance_embed_dim": 8})
     label = torch.tensor([0, 1]) if name == "dit" else None
-    cond = told(name, label=label, guidance=torch.ones(ROWS))
+    cond = told(name, label=label, guidance_scale=torch.ones(ROWS))
     assert net(torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), cond).shape == (ROWS, 3, 8, 8)
-    assert recipe(with_guidance(build(name, config), width=8))[1]["guidance"] == 8
+    assert recipe(with_guidance(build(name, config), width=8))[1]["guidance_embed_dim"] == 8
 
 
 def test_a_scale_that_a_config_has_is_read():
@@ -91,8 +95,13 @@ def test_a_scale_that_a_config_has_is_read():
     x, t = torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS)
     with pytest.raises(ConfigError, match="guidance"):
         net(x, t, told("unet-condition"))
-    assert net(x, t, told("unet-condition", guidance=torch.ones(ROWS))).shape == x.shape
-    assert recipe(build("unet-condition", dict(model.config) | {"guidance": 8}))[1]["guidance"] == 8
+    assert net(x, t, told("unet-condition", guidance_scale=torch.ones(ROWS))).shape == x.shape
+    assert (
+        recipe(build("unet-condition", dict(model.config) | {"guidance_embed_dim": 8}))[1][
+            "guidance_embed_dim"
+        ]
+        == 8
+    )
 
 
 def test_a_config_of_a_model_that_another_class_saved_builds_it():
@@ -132,7 +141,7 @@ def test_a_config_of_a_model_that_another_class_saved_builds_it():
         ("unet", {"time_embedding_type": "learned", "num_train_timesteps": 9}, "learned"),
         ("unet", {"num_classes": 0}, "num_classes"),
         ("dit", {"num_classes": -1}, "num_classes"),
-        ("unet-condition", {"time_cond_proj_dim": 3}, "guidance"),
+        ("unet-condition", {"time_cond_proj_dim": 3}, "guidance_embed_dim"),
         ("unet", {"_class_name": "UNet2DConditionModel"}, "unet-condition"),
         ("dit", {"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel"),
         ("unet", {"outputs": 2, "out_channels": 3}, "outputs"),
@@ -166,7 +175,7 @@ def test_classes_of_diffusers_are_no_nets(name, word):
         build(name, {})
 
 
-def bare():
+def unwrap():
     return theirs("unet")
 
 
@@ -230,5 +239,7 @@ def test_an_output_of_another_shape_is_refused(out, reads):
 def test_text_states_of_another_width_are_refused(shape):
     with pytest.raises(ConfigError, match="text states"):
         build("unet-condition", TINY["unet-condition"])(
-            torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), Cond(context=torch.randn(shape))
+            torch.randn(ROWS, 3, 8, 8),
+            torch.zeros(ROWS),
+            Cond(encoder_hidden_states=torch.randn(shape)),
         )

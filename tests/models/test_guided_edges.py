@@ -31,8 +31,10 @@ SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size
 
 def teacher(clip=None):
     net = build("uvit", {**SMALL, "num_classes": 11})
-    classes = tuple(map(str, range(10)))
-    return Pipeline(Denoiser(net, Cosine(), V()), (1, 8, 8), classes=classes, null=10, clip=clip)
+    class_names = tuple(map(str, range(10)))
+    return Pipeline(
+        Denoiser(net, Cosine(), V()), (1, 8, 8), class_names=class_names, null=10, clip=clip
+    )
 
 
 # --- scales -------------------------------------------------------------------------------------------
@@ -41,8 +43,8 @@ def teacher(clip=None):
 @pytest.mark.parametrize("scale", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("pipeline", [bundled_teacher(), bundled_students()[-1]], ids=["out", "in"])
 def test_scales_that_are_not_finite(pipeline, scale):
-    with pytest.raises(ConfigError, match="guidance is a finite scale"):
-        pipeline.sample(1, steps=1, guidance=scale)
+    with pytest.raises(ConfigError, match="guidance_scale is a finite number"):
+        pipeline.sample(1, steps=1, guidance_scale=scale)
 
 
 NETS = {
@@ -58,9 +60,9 @@ NETS = {
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (8, 1)])
 @pytest.mark.parametrize("name", NETS)
 def test_one_scale_a_sample(name, shape):
-    net = build(name, {**NETS[name], "guidance": 8})
+    net = build(name, {**NETS[name], "guidance_embed_dim": 8})
     x = torch.zeros(8, *((2,) if name == "mlp" else (1, 8, 8)))
-    cond = Cond(torch.zeros(8, dtype=torch.int64), guidance=torch.ones(shape))
+    cond = Cond(torch.zeros(8, dtype=torch.int64), guidance_scale=torch.ones(shape))
     with pytest.raises(ConfigError, match=r"one scale per sample: expected shape \[8\]"):
         net(x, torch.ones(8), cond)
 
@@ -82,20 +84,20 @@ def test_what_samples_are_made_of_is_finite():
     ("options", "said"),
     [
         (
-            {"guidance": 1},
-            r"guidance is a list of 2, a number each, got 1: write for example \(1.0, 5.0\)",
+            {"guidance_range": 1},
+            r"guidance_range is a list of 2, a number each, got 1: write for example \(1.0, 5.0\)",
         ),
-        ({"guidance": (1, 2, 3)}, "a list of 2, a number each, got"),
-        ({"guidance": ("1", "2")}, "a list of 2, a number each, got"),
+        ({"guidance_range": (1, 2, 3)}, "a list of 2, a number each, got"),
+        ({"guidance_range": ("1", "2")}, "a list of 2, a number each, got"),
         ({"halving_updates": 100}, "halving_updates is a list, a whole number each, got 100"),
         ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 10000"),
-        ({"student": {"guidance": "0"}}, "takes its scale by"),
+        ({"student": {"guidance_embed_dim": "0"}}, "option of the method"),
         ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is of the halvings"),
     ],
 )
 def test_options_of_another_kind(options, said):
     with pytest.raises(ConfigError, match=said):
-        GuidedOptions(**{"guidance": (1, 3), **options})
+        GuidedOptions(**{"guidance_range": (1, 3), **options})
 
 
 def test_a_side_that_is_a_word():
@@ -117,7 +119,7 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
         Progressive(**halving, updates=(1,))
         if kind == "plain"
         else GuidedDistillation(
-            guidance=(1, 2), updates=1, halving=Progressive(updates=(1,), **halving)
+            guidance_range=(1, 2), updates=1, halving=Progressive(updates=(1,), **halving)
         )
     )
     with pytest.raises(ConfigError, match=said):
@@ -178,7 +180,7 @@ def test_noise_is_decoded_at_the_scale_that_it_was_encoded_at(cli, tmp_path):
         2,
         "--steps",
         4,
-        "--guidance",
+        "--guidance-scale",
         3,
         "--out",
         "q.safetensors",
@@ -186,11 +188,23 @@ def test_noise_is_decoded_at_the_scale_that_it_was_encoded_at(cli, tmp_path):
     status, out, err = cli("encode", *words)
     assert status == 0, err
     told = " ".join(out.split())
-    assert "halfstep sample t --noise q.safetensors --guidance 3 --steps 4 --out back.png" in told
+    assert (
+        "halfstep sample t --noise q.safetensors --guidance-scale 3 --steps 4 --out back.png"
+        in told
+    )
     status, out, _ = cli("sample", "t", "--noise", "q.safetensors", "--steps", 4, "--out", "b.png")
     assert status == 0 and "encoded at guidance 3 and is decoded at 1" in " ".join(out.split())
     status, out, _ = cli(
-        "sample", "t", "--noise", "q.safetensors", "--guidance", 3, "--steps", 4, "--out", "c.png"
+        "sample",
+        "t",
+        "--noise",
+        "q.safetensors",
+        "--guidance-scale",
+        3,
+        "--steps",
+        4,
+        "--out",
+        "c.png",
     )
     assert status == 0 and "note" not in out
 
@@ -206,7 +220,7 @@ def test_masks_that_lie_elsewhere_or_are_gray(mask, said, cli, tmp_path):
     teacher().save(tmp_path / "t")
     Image.fromarray(np.zeros((40, 20), np.uint8)).save(tmp_path / "tall.png")
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    words = ["t", "--images", "tall.png", "--mask", "mask.png", "--classes", 3, "--steps", 2]
+    words = ["t", "--images", "tall.png", "--mask", "mask.png", "--labels", 3, "--steps", 2]
     assert refused(cli("sample", *words, "--n", 1, "--out", "x.png"), said)
     ok = np.zeros((40, 20), np.uint8)
     ok[:20] = 255
@@ -221,6 +235,6 @@ def test_an_encoder_is_exported_whole(cli, tmp_path):
     status, _, err = cli("export", "en/stages/0002-steps", "--out", "alone")
     assert status == 0, err
     assert "encode(images)" in (tmp_path / "alone" / "README.md").read_text()
-    assert Pipeline.load(tmp_path / "alone").made_for == "encode"
+    assert Pipeline.load(tmp_path / "alone").direction == "invert"
     x = load("digits").batch(torch.arange(2))
     assert Pipeline.load(tmp_path / "alone").encode(x.x0, labels=[0, 1]).shape == (2, 1, 8, 8)

@@ -101,13 +101,13 @@ def test_the_latents_hold_the_states_of_every_caption(made):
     torch.testing.assert_close(data.null_context, texts.encode([""])[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 @pytest.mark.parametrize("wording", [0, 1])
-def test_it_makes_what_it_is_asked_for(made, guidance, wording):
+def test_it_makes_what_it_is_asked_for(made, guidance_scale, wording):
     texts, data, pipeline = made
     pipeline = pipeline.with_texts(texts)
     prompts = [SAID["day" if k % 2 else "night"][1][wording] for k in range(40)]
-    options = {"seed": 3, "guidance": guidance, "prompts": prompts}
+    options = {"seed": 3, "guidance_scale": guidance_scale, "prompts": prompts}
     latents = pipeline.sample(40, latents=True, **options)
     right = nearest(latents, data) == torch.arange(40) % 2
     assert right.float().mean() >= 0.95

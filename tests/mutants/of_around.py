@@ -95,7 +95,7 @@ MUTANTS = (
         "training/students",
         "training/run_folder",
         ('one["stage"] == gate["best"]', 'one["stage"] != gate["best"]'),
-        ('!= tried[-1]["weights"]', '== ""'),
+        ('!= decisions[-1]["weights"]', '== ""'),
         ("return Pipeline.load(min(stages", "return Pipeline.load(max(stages"),
         ("if steps in takes[folder] or ANY", "if ANY"),
     ),
@@ -129,16 +129,16 @@ MUTANTS = (
     *of(
         "pipeline/samplers",
         "methods/diffusion/stochastic",
-        ('sampler == "stochastic" and made_for != sampler', "False"),
-        ('made_for == "stochastic" and sampler != made_for', "False"),
-        ("own[2][::2]", "own[2]"),
-        ('made_for == "stochastic" and 2 in own', "2 in own"),
-        ("own[min(own)]", "own[max(own)]"),
+        ('sampler == "stochastic" and own != sampler', "False"),
+        ('own == "stochastic" and sampler != own', "False"),
+        ("counts[2][::2]", "counts[2]"),
+        ('own == "stochastic" and 2 in counts', "2 in counts"),
+        ("counts[min(counts)]", "counts[max(counts)]"),
     ),
     *of(
         "pipeline/samplers",
         "methods/diffusion/encoder",
-        ('if made_for == "encode":', 'if made_for == "decode":'),
+        ('if direction == "invert":', 'if direction == "denoise":'),
     ),
     *of(
         "pipeline/samplers",
@@ -153,7 +153,7 @@ MUTANTS = (
         ('"time": NetTime(scale=1000.0)', '"time": NetTime(scale=1000.0, offset=-1.0)'),
         ("0.00085, 0.012)", "0.00085, 0.02)"),
         ("load_codec(Path(codec), scale=self.scale)", "load_codec(Path(codec))"),
-        ('"classes": 1000, "null": 1000', '"classes": 1000, "null": 999'),
+        ('"class_names": 1000, "null": 1000', '"class_names": 1000, "null": 999'),
         ("return path / AVERAGED", "return path / RAW"),
         ('texts.encode([""])', 'texts.encode(["."])'),
     ),
@@ -164,7 +164,7 @@ MUTANTS = (
         ("min(2**level, 4)", "min(2**level, 8)"),
         ("* len(data) // count", ""),
         ("gcd(options.width, 128) // 4", "gcd(options.width, 128)"),
-        ("drawn(moments, noise, 1.0)", "drawn(moments, noise, net.scale)"),
+        ("sample_latents(moments, noise, 1.0)", "sample_latents(moments, noise, net.scale)"),
         ("LOG_VARIANCE = -6.0", "LOG_VARIANCE = 0.0"),
     ),
     *of(
@@ -180,19 +180,22 @@ MUTANTS = (
     *of(
         "training/denoisers",
         "methods/diffusion/stochastic",
-        ('"made_for": stage.made_for}', '"made_for": "ddim"}'),
+        ('"sampler": stage.sampler', '"sampler": "ddim"'),
     ),
     *of(
         "pipeline/pipeline",
         "training/guided_runs",
-        ("low <= guidance <= high", "low < guidance <= high"),
-        ("low <= guidance <= high", "low <= guidance < high"),
-        ("guidance=None if self.guidance is None else guidance", "guidance=None"),
+        ("low <= guidance_scale <= high", "low < guidance_scale <= high"),
+        ("low <= guidance_scale <= high", "low <= guidance_scale < high"),
+        (
+            "guidance_scale=None if self.guidance_range is None else guidance_scale",
+            "guidance_scale=None",
+        ),
     ),
     *of(
         "pipeline/description",
         "training/guided_runs",
-        ('else tuple(rest["guidance"])', 'else tuple(rest["guidance"][::-1])'),
+        ('else tuple(rest["guidance_range"])', 'else tuple(rest["guidance_range"][::-1])'),
     ),
     *of(
         "training/ema",
@@ -274,7 +277,7 @@ MUTANTS = (
         "training/checks/teacher",
         "training/checks",
         ("if not got and seen != [wanted]", "if not got and seen == []"),
-        ("bare(first.student).twin(), first", "bare(first.student), first"),
+        ("unwrap(first.student).trainable_copy(), first", "unwrap(first.student), first"),
     ),
     *of(
         "training/optimiser",
@@ -403,7 +406,7 @@ MUTANTS = (
         "pipeline/pipeline",
         ("            checked(times)", "            pass"),
         ("check_sampler(self.sampler)", "pass"),
-        ("self.made_for not in MADE_FOR", "False"),
+        ("self.times and self.sampler in SAMPLER_PRESETS", "False"),
         ("self.null >= rows", "self.null > rows"),
         (
             'height, width = validate("height", height, Count), validate("width", width, Count)',
@@ -451,7 +454,7 @@ MUTANTS = (
         ("(type(net).__name__, ", '("", '),
         ("sorted(net.state_dict().items())", "(v,) for v in net.state_dict().values()"),
     ),
-    *of("workflows/run_options", "cli/folders", ("        extend=where.extend,\n", "")),
+    *of("workflows/run_options", "cli/folders", ("        extend=folder.extend,\n", "")),
     *of(
         "training/api",
         "evaluation/sizes",
@@ -461,7 +464,7 @@ MUTANTS = (
         "training/denoisers",
         "evaluation/sizes",
         (
-            "tried(method.stages(model), pipeline, DATA_DECIDE)",
+            "checked_on_start(method.stages(model), pipeline, DATA_DECIDE)",
             "method.stages(model)",
         ),
     ),
@@ -485,12 +488,12 @@ MUTANTS = (
     *of(
         "cli/console/run_plan",
         "cli/shrink",
-        ("network = bare(first.student)", "network = first.student"),
+        ("network = unwrap(first.student)", "network = first.student"),
     ),
     *of(
         "workflows/dry_run",
         "cli/shrink",
-        ("_in_fp32(bare(module.to(device)), device)", "_in_fp32(module.to(device), device)"),
+        ("_in_fp32(unwrap(module.to(device)), device)", "_in_fp32(module.to(device), device)"),
     ),
     *of(
         "training/classifiers/api",
@@ -602,7 +605,7 @@ MUTANTS = (
     *of(
         "workflows/distill_classifier",
         "training/peers",
-        ("job=job.judged_by(self.held_out)", "job=job"),
+        ("job=job.validated_on(self.held_out)", "job=job"),
     ),
     *of("evaluation/gate", "training/peers", ('"full", "about")', '"full")')),
     *of(
@@ -627,7 +630,7 @@ MUTANTS = (
     *of(
         "training/denoisers",
         "evaluation/quality_gate",
-        ("tell=self.job.watch.note if self.processes.first else str", "tell=str"),
+        ("tell=self.job.callback.note if self.processes.first else str", "tell=str"),
         ("if self.job.gate is not None:\n            raise", "if False:\n            raise"),
     ),
     *of(

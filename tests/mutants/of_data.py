@@ -23,7 +23,10 @@ MUTANTS = (
             "self.moments.rows(self.views * rows + view)",
             "self.moments.rows(self.views * rows - view)",
         ),
-        ("codec.drawn(moments, noise, self.scale)", "codec.drawn(moments, noise, 1.0)"),
+        (
+            "codec.sample_latents(moments, noise, self.scale)",
+            "codec.sample_latents(moments, noise, 1.0)",
+        ),
         ("mean * self.scale", "mean / self.scale"),
         ("chunk(2, dim=1)[0]", "chunk(2, dim=1)[1]"),
         ("self.offsets[rows + 1] - first", "self.offsets[rows + 1] - first - 1"),

@@ -73,7 +73,7 @@ MUTANTS = (
     *of(
         "evaluation/sample_sets",
         "training/latent_runs",
-        ("None if self.captions is None else self.captions(torch.tensor(part))", "None"),
+        ("else self.captions(torch.tensor(part))", "else None"),
     ),
     *of(
         "evaluation/metrics/distances",
@@ -198,7 +198,7 @@ MUTANTS = (
         ),
         ("images[0], images[-1]", "images[0], images[1]"),
         ("x[:shown]", "x[-shown:]"),
-        ("calls=calls_of(*setup.way, scorer.guidance)", "calls=steps"),
+        ("calls=calls_of(*setup.way, scorer.guidance_scale)", "calls=steps"),
         ("(images + 1) * 127.5", "(images + 1) * 127"),
     ),
     *of(
@@ -217,7 +217,7 @@ MUTANTS = (
         "evaluation/gate",
         ("                break\n            found", "                continue\n            found"),
         ("d.steps > steps", "d.steps < steps"),
-        ("if not student.times and student.guidance is None:", "if False:"),
+        ("if not student.times and student.guidance_range is None:", "if False:"),
         ("fewest = full\n", "fewest = full // 2\n"),
     ),
     *of(

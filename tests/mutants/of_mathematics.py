@@ -143,7 +143,7 @@ MUTANTS = (
         ("self.net._held = not_trained(self.net)", "self.net._held = frozenset()"),
         ("requires_grad_(name not in before)", "requires_grad_(True)"),
         ('getattr(net, "_held", names)', "names"),
-        ("    thaw(twin.net)", "    twin.requires_grad_(True)"),
+        ("    thaw(student.net)", "    student.requires_grad_(True)"),
     ),
     *of(
         "batch",
@@ -179,7 +179,7 @@ MUTANTS = (
         ("t.repeat(2)", "t.repeat_interleave(2)"),
         ("not cond.says(self.null)", "False"),
         ("(x0_label, x0_null), (eps_label", "(x0_null, x0_label), (eps_label"),
-        ("cond.cat(cond.without(self.null))", "cond.without(self.null).cat(cond)"),
+        ("cond.cat(cond.dropped(self.null))", "cond.dropped(self.null).cat(cond)"),
         (
             "pred.eps - self.scale * level.sigma * gradient",
             "pred.eps + self.scale * level.sigma * gradient",
@@ -206,7 +206,7 @@ MUTANTS = (
         "batch",
         "pipeline/latent_pipeline",
         ("torch.where(rows, value, said)", "torch.where(rows, said, value)"),
-        ("return self.context if isinstance", "return self.label if isinstance"),
+        ("return self.encoder_hidden_states if isinstance", "return self.label if isinstance"),
     ),
     *of(
         "diffusion/guidance",

@@ -53,7 +53,8 @@ MUTANTS = (
     *of(
         "methods/diffusion/progressive",
         "methods/diffusion/stochastic methods/diffusion/encoder",
-        ("teachers, made_for=self.made_for, grid", "teachers, grid"),
+        ("sampler=self.sampler,", 'sampler="ddim",'),
+        ("direction=self.direction,", 'direction="denoise",'),
         ("x_t, t, t_mid, t_end, batch.cond", "x_t, t, t_mid, t_end"),
         ("self.refuse(denoiser, plan", "Progressive.refuse(self, denoiser, plan"),
     ),
@@ -75,13 +76,16 @@ MUTANTS = (
     *of(
         "training/denoisers",
         "data/before_data",
-        ("tried_on_data(iter(stages), data, self.processes.device)", "stages"),
+        ("checked_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),
     *of(
         "training/checks/teacher",
         "data/before_data",
         ("student.ask(batch.x0, times, cond)", "student.net(batch.x0, times.float(), cond)"),
-        ("guidance=first.guidance[0] * times)", "guidance=first.guidance[0] * times.float())"),
+        (
+            "guidance_scale=first.guidance_range[0] * times)",
+            "guidance_scale=first.guidance_range[0] * times.float())",
+        ),
     ),
     *of(
         "diffusion/denoiser",
@@ -157,7 +161,7 @@ MUTANTS = (
         ("torch.where(rows, eps, pred.eps)", "torch.where(rows, x_t * 0, pred.eps)"),
         ("self.teacher.schedule.time(logsnr", "self.schedule.time(logsnr"),
         ("replace(schedule, zero_snr=True)", "replace(schedule, zero_snr=False)"),
-        ("Denoiser(twin.net,", "Denoiser(eta.net,"),
+        ("Denoiser(copy.net,", "Denoiser(eta.net,"),
     ),
     *of(
         "methods/diffusion/guided",
@@ -181,13 +185,16 @@ MUTANTS = (
         ),
         ("replace(batch, cond=told(batch.cond, scale)), draw)", "batch, draw)"),
         ("cast(Denoiser, first.student)", "first.objective.teacher"),
-        ("yield at_any_scale(stage, self.guidance)", "yield stage"),
-        ("return replace(cond or Cond(), guidance=scale)", "return Cond(guidance=scale)"),
-        ("self.updates, guidance=self.guidance)", "self.updates)"),
-        ("replace(stage, guidance=self.guidance)", "stage"),
+        ("yield at_any_scale(stage, self.guidance_range)", "yield stage"),
+        (
+            "return replace(cond or Cond(), guidance_scale=scale)",
+            "return Cond(guidance_scale=scale)",
+        ),
+        ("self.updates, guidance_range=self.guidance_range)", "self.updates)"),
+        ("replace(stage, guidance_range=self.guidance_range)", "stage"),
         ("halving=self.halvings(self.weighting)", "halving=self.halvings('snr+1')"),
         ("if not self.student and not self.student_net", "if not self.student"),
-        ('{**config, **own, "guidance"', '{**own, **config, "guidance"'),
+        ('{**config, **own, "guidance_embed_dim"', '{**own, **config, "guidance_embed_dim"'),
         ("if not low <= high:", "if not low < high:"),
         ("weighting, levels)\n        yield", "weighting)\n        yield"),
         ("    forwards = 5", "    forwards = 4"),
@@ -255,9 +262,9 @@ MUTANTS = (
     *of(
         "methods/base",
         "training/checks",
-        ("teacher.times and teacher.made_for != made_for", "False"),
+        ("teacher.times and own != wanted", "False"),
         ("    if teacher.times:\n", "    if False:\n"),
-        ("teacher.guidance is not None and stage.guidance is not None", "False"),
+        ("teacher.guidance_range is not None and stage.guidance_range is not None", "False"),
     ),
     *of("methods/base", "cli/guided", ("names.index(name) + 1 :", "names.index(name) :")),
     *of(

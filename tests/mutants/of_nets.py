@@ -39,7 +39,7 @@ MUTANTS = (
             '(len(self.config["block_out_channels"]))',
         ),
         ("latents[0, 0].numel() * self.factor**2", "latents[0, 0].numel() * self.factor"),
-        ("drawn(moments, noise, 1.0)", "drawn(moments, noise, self.scale)"),
+        ("sample_latents(moments, noise, 1.0)", "sample_latents(moments, noise, self.scale)"),
         ("self._home.digest == digest and", ""),
     ),
     *of(
@@ -61,7 +61,7 @@ MUTANTS = (
         "models/uvit/model",
         "models/uvit/uvit models/uvit/uvit_model",
         ("skips.pop()", "skips.pop(0)"),
-        ("tokens.insert(1, self.context_embed", "tokens.insert(0, self.context_embed"),
+        ("1, self.context_embed(", "0, self.context_embed("),
         ("cells.permute(0, 5, 1, 3, 2, 4)", "cells.permute(0, 5, 1, 4, 2, 3)"),
         ("antialias=True", "antialias=False"),
     ),
@@ -91,13 +91,16 @@ MUTANTS = (
         ("if strange or not lacking", "if strange"),
         ("untouched(seed)", "untouched(0)"),
         ("new.train(net.training)", "new.train(True)"),
-        (".to(weight.device, weight.dtype)", ".to(weight.device)"),
+        ("            weight.device, weight.dtype\n", "            weight.device\n"),
     ),
     *of(
         "models/adapters",
         "diffusion/guidance",
         ("nn.init.zeros_(cast", "nn.init.ones_(cast"),
-        ("guidance_features(scale - 1, self.guidance)", "guidance_features(scale, self.guidance)"),
+        (
+            "guidance_features(scale - 1, self.guidance_embed_dim)",
+            "guidance_features(scale, self.guidance_embed_dim)",
+        ),
         ("if added is not None and model.gradient", "if added is None and model.gradient"),
         ("[block.norm1.emb for block in model.transformer_blocks]", "[]"),
     ),
@@ -115,7 +118,7 @@ MUTANTS = (
         "batch models/diffusers_config",
         ('name != "label" and isinstance(value, Tensor)', 'name == "context"'),
         ('(num_classes or 1) - 1 if name == "dit"', '(num_classes or 0) - 1 if name == "dit"'),
-        ("context.shape[2] != width", "context.shape[2] < width"),
+        ("encoder_hidden_states.shape[2] != width", "encoder_hidden_states.shape[2] < width"),
     ),
     *of(
         "diffusion/denoiser", "models/diffusers_config", ("if found != wanted:", "if found == []:")
@@ -128,7 +131,7 @@ MUTANTS = (
     *of(
         "models/mlp",
         "diffusion/guidance",
-        ("about = about + self.guidance(guidance)", "about = self.guidance(guidance)"),
+        ("about = about + self.guidance(guidance_scale)", "about = self.guidance(guidance_scale)"),
     ),
     *of(
         "models/classifiers/cnns",

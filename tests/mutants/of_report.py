@@ -81,7 +81,7 @@ MUTANTS = (
             "row.data_distance | figure(guided.places.data_distance)",
             "row.inception_score | figure(guided.places.data_distance)",
         ),
-        ("'%g' | format(row.guidance)", "'%g' | format(row.steps)"),
+        ("'%g' | format(row.guidance_scale)", "'%g' | format(row.steps)"),
     ),
     *of(
         "report/sizes.html.j2",
@@ -154,7 +154,7 @@ MUTANTS = (
             'ReferenceLine("sampling floor", floor, floor, floor',
             'ReferenceLine("sampling floor", 2 * floor, floor, floor',
         ),
-        ('f"{row.guidance:g}" for row, _ in own', 'f"{row.steps:g}" for row, _ in own'),
+        ('f"{row.guidance_scale:g}" for row, _ in own', 'f"{row.steps:g}" for row, _ in own'),
     ),
     *of(
         "report/plots/curves",

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, MISSING
+from dataclasses import fields, MISSING, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from halfstep.evaluation.features.registry import load_classifier
 from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.torch_export import export_program, walked
+from halfstep.pipeline.torch_export import export_program, run_program
 from halfstep.rng import sample_noise
 from halfstep.storage import rounded
 from halfstep.workflows.export import ExportConfig
@@ -45,7 +45,7 @@ def test_a_student_alone(cli, tmp_path):
         "README.md", "pipeline.json", "pipeline.safetensors",
     }  # fmt: skip
     own, again = Pipeline.load(STUDENT), Pipeline.load(tmp_path / "out")
-    assert torch.equal(own.sample(3, guidance=2.5), again.sample(3, guidance=2.5))
+    assert torch.equal(own.sample(3, guidance_scale=2.5), again.sample(3, guidance_scale=2.5))
 
 
 def test_the_same_from_python(tmp_path, capsys):
@@ -123,9 +123,11 @@ def blocks_of(text):
     return re.findall(r"^```(?:python|bash)$", text, re.MULTILINE)
 
 
-def teacher_of_classes(classes):
-    net = build("mlp", {"dim": 2, "width": 8, "num_classes": len(classes) + 1})
-    return Pipeline(Denoiser(net, Cosine(), V()), (2,), classes=classes, null=len(classes))
+def teacher_of_classes(class_names):
+    net = build("mlp", {"dim": 2, "width": 8, "num_classes": len(class_names) + 1})
+    return Pipeline(
+        Denoiser(net, Cosine(), V()), (2,), class_names=class_names, null=len(class_names)
+    )
 
 
 def test_what_a_report_says_is_text_in_the_readme_too():
@@ -136,7 +138,7 @@ def test_what_a_report_says_is_text_in_the_readme_too():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_the_size_differs_by_rounding(cli, tmp_path, dtype):
     own = teacher()
-    own.with_student(own.denoiser, (1.0, 0.5, 0.0)).save(tmp_path / "student")
+    replace(own, times=((1.0, 0.5, 0.0),)).save(tmp_path / "student")
     status, out, _ = cli("export", "student", "--dtype", dtype, "--out", "half")
     assert status == 0 and "differs" in out
     sizes = [
@@ -228,17 +230,17 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
 def test_a_program_draws_what_the_student_draws(n):
     own = bundled_students()[1]
     program = export_program(own)
-    assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance")
+    assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance_scale")
     labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
-    drawn = walked(program, sample_noise(7, range(n), own.shape), [labels, scales])
-    theirs = own.sample(n, seed=7, labels=labels.tolist(), guidance=2.5)
+    drawn = run_program(program, sample_noise(7, range(n), own.shape), [labels, scales])
+    theirs = own.sample(n, seed=7, labels=labels.tolist(), guidance_scale=2.5)
     assert (drawn - theirs).abs().max() < 1e-5
 
 
 def test_a_teacher_is_a_program_of_so_many_steps():
     own = bundled_teacher()
     program = export_program(own, 3)
-    drawn = walked(program, sample_noise(0, range(2), own.shape), [torch.tensor([4, 4])])
+    drawn = run_program(program, sample_noise(0, range(2), own.shape), [torch.tensor([4, 4])])
     assert program.steps == 3
     assert (drawn - own.sample(2, steps=3, labels=[4, 4])).abs().max() < 1e-5
 
@@ -248,7 +250,7 @@ def test_an_unclipped_program_of_points():
     program = export_program(own, 4)
     noise = sample_noise(1, range(3), own.shape)
     assert program.inputs == ("x", "step")
-    assert (walked(program, noise, []) - own.sample(3, seed=1, steps=4)).abs().max() < 1e-5
+    assert (run_program(program, noise, []) - own.sample(3, seed=1, steps=4)).abs().max() < 1e-5
 
 
 class OneSize(torch.nn.Module):
@@ -267,7 +269,7 @@ def test_a_network_of_one_size_is_for_batches_of_two():
     program = export_program(own, 2)
     assert program.batch == (2, 2)
     noise = sample_noise(0, range(2), (3,))
-    assert (walked(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
+    assert (run_program(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -275,10 +277,11 @@ def test_a_network_of_one_size_is_for_batches_of_two():
     [
         ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
                   "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance": 4}, 63),
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance_embed_dim":
+         4}, 63),
         pytest.param(
             "dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
-                    "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance": 4}, None,
+                    "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance_embed_dim": 4}, None,
             marks=pytest.mark.slow,
         ),
     ],
@@ -287,13 +290,13 @@ def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):
     torch.manual_seed(0)
     own = Pipeline(
         Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
-        classes=("a", "b"), clip=1.0, guidance=(1.0, 2.0),
+        class_names=("a", "b"), clip=1.0, guidance_range=(1.0, 2.0),
     )  # fmt: skip
     program = export_program(own)
     assert program.batch == (1, most)
     noise, scales = sample_noise(0, range(3), own.shape), torch.full((3,), 1.5)
-    drawn = walked(program, noise, [torch.tensor([0, 1, 0]), scales])
-    assert (drawn - own.sample(3, guidance=1.5)).abs().max() < 1e-4
+    drawn = run_program(program, noise, [torch.tensor([0, 1, 0]), scales])
+    assert (drawn - own.sample(3, guidance_scale=1.5)).abs().max() < 1e-4
 
 
 def test_a_program_needs_torch_alone(cli, tmp_path):
@@ -317,7 +320,7 @@ def test_an_output_that_says_nothing_there_is_no_program():
 
 def test_what_ddim_does_not_walk_is_no_program():
     own = teacher()
-    other = own.with_student(own.denoiser, (1.0, 0.5, 0.0), "stochastic")
+    other = replace(own, times=((1.0, 0.5, 0.0),), sampler="stochastic")
     with pytest.raises(ConfigError, match="'stochastic'"):
         export_program(other)
 

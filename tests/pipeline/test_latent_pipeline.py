@@ -1,6 +1,6 @@
 """Pipelines of latents and of texts: codec, prompts, nothing said, another size, samplers as published."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -73,26 +73,34 @@ def generator(seed=0):
 
 def test_nothing_said_replaces_labels_or_texts_and_leaves_the_rest():
     cond = Cond(torch.tensor([3, 1, 2]), torch.randn(3, TOKENS, WIDTH), torch.rand(3))
-    silent = cond.without(9)
+    silent = cond.dropped(9)
     assert silent.label.tolist() == [9, 9, 9]
-    assert silent.context is cond.context and silent.guidance is cond.guidance
+    assert (
+        silent.encoder_hidden_states is cond.encoder_hidden_states
+        and silent.guidance_scale is cond.guidance_scale
+    )
     empty = torch.randn(TOKENS, WIDTH, dtype=torch.float64)
-    mute = cond.without(empty)
-    assert mute.label is cond.label and mute.context.dtype == torch.float32
-    assert torch.equal(mute.context, empty.float().expand(3, -1, -1))
+    mute = cond.dropped(empty)
+    assert mute.label is cond.label and mute.encoder_hidden_states.dtype == torch.float32
+    assert torch.equal(mute.encoder_hidden_states, empty.float().expand(3, -1, -1))
     where = torch.tensor([True, False, True])
-    assert cond.without(9, where).label.tolist() == [9, 1, 9]
-    some = cond.without(empty, where).context
-    assert torch.equal(some[1], cond.context[1]) and torch.equal(some[0], empty.float())
+    assert cond.dropped(9, where).label.tolist() == [9, 1, 9]
+    some = cond.dropped(empty, where).encoder_hidden_states
+    assert torch.equal(some[1], cond.encoder_hidden_states[1]) and torch.equal(
+        some[0], empty.float()
+    )
 
 
 @pytest.mark.parametrize(
     ("cond", "nothing", "name"),
-    [(Cond(), 3, "label"), (Cond(label=torch.tensor([0])), torch.zeros(2, 2), "context")],
+    [
+        (Cond(), 3, "label"),
+        (Cond(label=torch.tensor([0])), torch.zeros(2, 2), "encoder_hidden_states"),
+    ],
 )
 def test_what_was_not_said_cannot_be_left_out(cond, nothing, name):
     with pytest.raises(ConfigError, match=f"no {name} to leave out: give cond=Cond\\({name}="):
-        cond.without(nothing)
+        cond.dropped(nothing)
 
 
 @torch.no_grad()
@@ -100,14 +108,16 @@ def test_what_was_not_said_cannot_be_left_out(cond, nothing, name):
 def test_guidance_by_texts_is_the_mix_of_two_single_calls(scale):
     pipe = texts_pipeline()
     x, t = torch.randn(2, 3, 4, 6), torch.tensor([0.3, 1.0])
-    context = Letters().encode(["sun", "moon"])
-    guided = Guided(pipe.denoiser, scale, pipe.empty)(x, t, Cond(context=context))
-    said = pipe.denoiser(x, t, Cond(context=context))
-    silent = pipe.denoiser(x, t, Cond(context=pipe.empty.expand(2, -1, -1)))
+    encoder_hidden_states = Letters().encode(["sun", "moon"])
+    guided = Guided(pipe.denoiser, scale, pipe.empty)(
+        x, t, Cond(encoder_hidden_states=encoder_hidden_states)
+    )
+    said = pipe.denoiser(x, t, Cond(encoder_hidden_states=encoder_hidden_states))
+    silent = pipe.denoiser(x, t, Cond(encoder_hidden_states=pipe.empty.expand(2, -1, -1)))
     assert not torch.allclose(said.x0, silent.x0)
     torch.testing.assert_close(guided.x0, silent.x0 + scale * (said.x0 - silent.x0))
     with pytest.raises(
-        ConfigError, match=r"guidance needs texts: give cond=Cond\(context=\.\.\.\)"
+        ConfigError, match=r"guidance needs texts: give cond=Cond\(encoder_hidden_states=\.\.\.\)"
     ):
         Guided(pipe.denoiser, 2.0, pipe.empty)(x, t, Cond(label=torch.tensor([0, 1])))
 
@@ -126,13 +136,17 @@ class Listens(torch.nn.Module):
 
 def test_training_drops_that_share_of_the_texts():
     n, empty = 4000, torch.full((2, 3), 7.0)
-    context = torch.randn(n, 2, 3)
+    encoder_hidden_states = torch.randn(n, 2, 3)
     student = Listens()
     objective = Denoise(Cosine(), constant, drop=0.2, null=empty)
-    objective(student, Batch(torch.randn(n, 1), Cond(context=context)), Draw.all(generator(), n))
-    silent = (student.cond.context == empty).all((1, 2))
+    objective(
+        student,
+        Batch(torch.randn(n, 1), Cond(encoder_hidden_states=encoder_hidden_states)),
+        Draw.all(generator(), n),
+    )
+    silent = (student.cond.encoder_hidden_states == empty).all((1, 2))
     assert abs(silent.float().mean().item() - 0.2) < 0.03
-    assert torch.equal(student.cond.context[~silent], context[~silent])
+    assert torch.equal(student.cond.encoder_hidden_states[~silent], encoder_hidden_states[~silent])
 
 
 def test_dropping_texts_needs_the_empty_one():
@@ -150,14 +164,16 @@ def test_prompts_are_their_states_and_the_empty_text_is_the_default():
     pipe = texts_pipeline()
     words = ["sun", "moon", "sea"]
     by_words = pipe.sample(3, prompts=words, batch=2)
-    by_states = pipe.sample(3, context=Letters().encode(words))
+    by_states = pipe.sample(3, encoder_hidden_states=Letters().encode(words))
     silent = pipe.sample(3)
     assert torch.allclose(by_words, by_states, atol=1e-6)
     assert not torch.allclose(by_words, silent, atol=1e-5)
     assert torch.allclose(silent, pipe.sample(3, prompts=[""] * 3), atol=1e-6)
-    guided = pipe.sample(3, prompts=words, guidance=3.0)
+    guided = pipe.sample(3, prompts=words, guidance_scale=3.0)
     assert not torch.allclose(guided, by_words, atol=1e-5)
-    assert torch.allclose(pipe.sample(3, guidance=3.0), silent, atol=1e-6)  # nothing to push from
+    assert torch.allclose(
+        pipe.sample(3, guidance_scale=3.0), silent, atol=1e-6
+    )  # nothing to push from
 
 
 def test_what_texts_cannot_be():
@@ -165,10 +181,10 @@ def test_what_texts_cannot_be():
     refused = partial(pytest.raises, ConfigError)
     with refused(match="3 samples of this pipeline need 3 prompts"):
         pipe.sample(3, prompts=["one"])
-    with refused(match=r"context of shape \[1, 5, 6\]"):
-        pipe.sample(1, context=torch.zeros(1, 5, 7))
+    with refused(match=r"encoder_hidden_states of shape \[1, 5, 6\]"):
+        pipe.sample(1, encoder_hidden_states=torch.zeros(1, 5, 7))
     with refused(match="two ways to say the same"):
-        pipe.sample(1, prompts=["a"], context=torch.zeros(1, 5, 6))
+        pipe.sample(1, prompts=["a"], encoder_hidden_states=torch.zeros(1, 5, 6))
     with refused(match="no encoder for its prompts.*--text FOLDER"):
         Pipeline(pipe.denoiser, pipe.shape, empty=pipe.empty).sample(1, prompts=["a"])
     with refused(match="reads no texts"):
@@ -204,7 +220,7 @@ def test_samples_are_decoded_and_latents_are_there_for_who_asks(tmp_path):
     again = Pipeline.load(tmp_path / "p")
     assert again.codec.scale == 0.7 and again.steps == 2
     assert torch.equal(again.sample(5, seed=3, batch=2), images)
-    student = again.with_student(again.denoiser, uniform(1))
+    student = replace(again, times=(uniform(1),))
     assert student.codec is again.codec and student.sample(2).shape == (2, 1, 8, 12)
 
 
@@ -255,7 +271,7 @@ def test_a_size_that_the_codec_cannot_make_is_refused(size):
 def test_a_student_and_a_network_without_sizes_are_refused():
     pipe = latents_pipeline()
     with pytest.raises(ConfigError, match="another size is for a teacher"):
-        pipe.with_student(pipe.denoiser, uniform(2)).at_size(16, 16)
+        replace(pipe, times=(uniform(2),)).at_size(16, 16)
     points = Pipeline(Denoiser(build("mlp", {"dim": 2}), Cosine(), V()), (2,))
     with pytest.raises(ConfigError, match="another size is for a teacher"):
         points.at_size(8, 8)
@@ -298,7 +314,7 @@ def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
         step = SAMPLER_PRESETS[name].step(4, schedule, lambda like, step: like)
         noise = sample_noise(2, range(3), pipe.shape)
         assert torch.allclose(x, sample(pipe.denoiser, noise, times, step), atol=1e-5)
-    student = pipe.with_student(pipe.denoiser, uniform(2))
+    student = replace(pipe, times=(uniform(2),), sampler="ddim")
     assert torch.equal(student.sample(2), student.sample(2, sampler="ddim"))
     with pytest.raises(ConfigError, match=f"'{name}' walks on a grid of its own, and a student"):
         student.sample(2, sampler=name)

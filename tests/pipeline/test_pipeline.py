@@ -67,16 +67,16 @@ def shaken(net):
     return net
 
 
-def pipeline(name="uvit", *, schedule=None, reads=None, classes=(), null=None, **more):
+def pipeline(name="uvit", *, schedule=None, reads=None, class_names=(), null=None, **more):
     config, shape = NETS[name]
     reads = reads or V()
     config = dict(config)
-    if classes:
-        config["num_classes"] = len(classes) + (null is not None)
+    if class_names:
+        config["num_classes"] = len(class_names) + (null is not None)
     if reads.outputs == 2:
         config |= {"mlp": {"out_dim": 10}, "uvit": {"out_chans": 6}}[name]
     denoiser = Denoiser(shaken(build(name, config)), schedule or Cosine(), reads)
-    return Pipeline(denoiser.freeze(), shape, classes=classes, null=null, **more)
+    return Pipeline(denoiser.freeze(), shape, class_names=class_names, null=null, **more)
 
 
 def saved(made, folder):
@@ -91,7 +91,10 @@ def saved(made, folder):
 def test_every_net_samples_the_same_after_save_and_load(name, tmp_path):
     made = pipeline(name)
     back = saved(made, tmp_path)
-    assert torch.equal(made.sample(3, steps=2), back.sample(3, steps=2))
+    held, read = made.denoiser.net.state_dict(), back.denoiser.net.state_dict()
+    assert held.keys() == read.keys() and all(torch.equal(held[name], read[name]) for name in held)
+    # A matrix product of the same numbers at another address may differ in its last bit.
+    torch.testing.assert_close(made.sample(3, steps=2), back.sample(3, steps=2), rtol=0, atol=1e-5)
     assert back.describe() == made.describe()
 
 
@@ -107,11 +110,11 @@ def test_every_schedule_and_parameterisation_comes_back(schedule, reads, tmp_pat
 
 def test_all_fields_come_back(tmp_path):
     made = pipeline(
-        "uvit", classes=("cat", "dog"), null=2, clip=0.7, times=((1.0, 0.3, 0.0), uniform(1))
+        "uvit", class_names=("cat", "dog"), null=2, clip=0.7, times=((1.0, 0.3, 0.0), uniform(1))
     )
     made.denoiser.time = NetTime("logsnr", 0.25, -1.5)
     back = saved(made, tmp_path)
-    for field in ("shape", "times", "classes", "null", "clip"):
+    for field in ("shape", "times", "class_names", "null", "clip"):
         assert getattr(back, field) == getattr(made, field), field
     assert back.denoiser.time == made.denoiser.time
     assert not back.denoiser.training
@@ -188,8 +191,8 @@ def test_an_odd_description_is_refused(change, said, tmp_path):
 WRONG = (None, "x", -1, 1.5, [], {}, [[1]], {"a": 1}, True)
 KINDS = {
     "net": (), "schedule": (), "parameterisation": ("x",), "time": (), "shape": ([],), "times": ([], [[1]]),
-    "classes": ([],), "clip": (None, 1.5, -1), "null": (None, -1), "format": (), "steps": (-1,),
-    "codec": (None,), "guidance": (None,), "sampler": ("x",), "quantised": (None, {}, {"a": 1}),
+    "class_names": ([],), "clip": (None, 1.5, -1), "null": (None, -1), "format": (), "steps": (-1,),
+    "codec": (None,), "guidance_range": (None,), "sampler": ("x",), "quantised": (None, {}, {"a": 1}),
 }  # fmt: skip
 """By key what is of the right type."""
 
@@ -389,7 +392,7 @@ def test_seeds_and_numbers_differ():
 
 
 def test_labels_go_to_their_images():
-    net, made = watched(classes=("a", "b", "c"))
+    net, made = watched(class_names=("a", "b", "c"))
     made.sample(5, steps=1, batch=2, first=1)
     assert torch.cat([y for _, y in net.seen]).tolist() == [1, 2, 0, 1, 2]
     net.seen.clear()
@@ -398,7 +401,7 @@ def test_labels_go_to_their_images():
 
 
 def test_the_null_label_may_be_asked_for_where_there_is_one():
-    net, made = watched(classes=("a", "b"), null=2)
+    net, made = watched(class_names=("a", "b"), null=2)
     made.sample(1, steps=1, labels=[2])
     assert net.seen[0][1].tolist() == [2]
 
@@ -414,7 +417,7 @@ def test_the_null_label_may_be_asked_for_where_there_is_one():
     ],
 )
 def test_labels_that_cannot_be_are_refused(n, labels, said):
-    _, made = watched(classes=("a", "b"))
+    _, made = watched(class_names=("a", "b"))
     with pytest.raises(ConfigError, match=said):
         made.sample(n, steps=1, labels=labels)
 
@@ -425,23 +428,23 @@ def test_labels_without_classes_are_refused():
 
 
 def test_guidance_needs_a_null_class():
-    made = pipeline("uvit", classes=("a", "b"))
+    made = pipeline("uvit", class_names=("a", "b"))
     with pytest.raises(ConfigError, match="no null class"):
-        made.sample(2, steps=1, guidance=2.0)
+        made.sample(2, steps=1, guidance_scale=2.0)
 
 
 def test_guidance_moves_away_from_the_null_class():
     """With a linear pull s, guided = null + s (label - null), where both are seen alone."""
-    made = pipeline("uvit", classes=("a", "b"), null=2)
+    made = pipeline("uvit", class_names=("a", "b"), null=2)
     label, null = made.sample(2, steps=1), made.sample(2, steps=1, labels=[2, 2])
-    guided = made.sample(2, steps=1, guidance=3.0)
+    guided = made.sample(2, steps=1, guidance_scale=3.0)
     torch.testing.assert_close(guided, null + 3 * (label - null), rtol=0, atol=1e-4)
     assert (label - null).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_none_and_one(n):
-    made = pipeline("uvit", classes=("a", "b"))
+    made = pipeline("uvit", class_names=("a", "b"))
     assert made.sample(n, steps=1).shape == (n, 3, 4, 6)
     assert made.sample(n, steps=1, labels=[0] * n).shape == (n, 3, 4, 6)
 
@@ -506,16 +509,16 @@ UNFIT = {
     "times": ([[2.0, 1.0]], [[]], [[0.5]], [[0.0, 1.0]]),
     "null": (-3, 3, 50),
     "sampler": ("nope", "", "diffusers:Nope"),
-    "made_for": ("nope", "heun"),
+    "direction": ("nope", "encode"),
     "clip": (-1.0, 0.0),
-    "guidance": ((5.0, 1.0),),
+    "guidance_range": ((5.0, 1.0),),
     "steps": (0,),
 }
 
 
 @pytest.mark.parametrize("field, value", [(f, v) for f, values in UNFIT.items() for v in values])
 def test_what_cannot_be_a_pipeline_is_refused_also_where_a_file_says_it(field, value, tmp_path):
-    made = pipeline(classes=("a", "b"), null=2)
+    made = pipeline(class_names=("a", "b"), null=2)
     with pytest.raises(ConfigError):
         replace(made, **{field: value})
     made.save(tmp_path)
@@ -593,9 +596,9 @@ def test_a_teacher_takes_any_number_and_64_by_default():
 
 
 def test_a_student_keeps_all_but_the_network(tmp_path):
-    made = pipeline("uvit", classes=("a", "b"), null=2, clip=1.0)
-    student = made.with_student(made.denoiser.twin(), uniform(2))
-    assert student.times == (uniform(2),) and student.classes == made.classes
+    made = pipeline("uvit", class_names=("a", "b"), null=2, clip=1.0)
+    student = replace(made, denoiser=made.denoiser.trainable_copy(), times=(uniform(2),))
+    assert student.times == (uniform(2),) and student.class_names == made.class_names
     assert student.clip == 1.0 and student.null == 2
     assert torch.equal(student.sample(2), made.sample(2, steps=2))
 

@@ -271,7 +271,7 @@ def test_the_curves_of_guidance(axes):
     assert len(said) > 8
     for row in rows:
         at = row["inception_score"], row["data_distance"]
-        assert said.get(at, f"{row['guidance']:g}") == f"{row['guidance']:g}"
+        assert said.get(at, f"{row['guidance_scale']:g}") == f"{row['guidance_scale']:g}"
 
 
 def test_errors_against_calls(axes):
@@ -335,7 +335,8 @@ def test_what_is_said_of_a_drawing_is_what_is_drawn(everything):
         micro = row["cost"]["seconds_per_sample"]["64"] * 1e6
         assert f"{frechet(row)['value']:.2f} at {micro:.2f} µs" in said["sizes-seconds"]
     for row in FOUND["guided"]["rows"]:
-        point = f"{row['data_distance']:.2f} at {row['inception_score']:.2f} for scale {row['guidance']:g}"
+        scale = f"{row['guidance_scale']:g}"
+        point = f"{row['data_distance']:.2f} at {row['inception_score']:.2f} for scale {scale}"
         assert point in said["tradeoff"]
     ends = [line for line in FOUND["training"] if line["stage"] == "0008-steps"]
     assert f"0008-steps {ends[-1]['loss']:.2g}" in said["training"]

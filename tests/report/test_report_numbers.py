@@ -271,7 +271,8 @@ def slider():
 def test_every_guidance_scale(which, request):
     table = request.getfixturevalue(which)["Every guidance scale and number of steps"]
     rows = {
-        f"guidance scale {row['guidance']:g} {row['name']}": row for row in FOUND["guided"]["rows"]
+        f"guidance scale {row['guidance_scale']:g} {row['name']}": row
+        for row in FOUND["guided"]["rows"]
     }
     columns = {
         "to the guided teacher": "distance",
@@ -289,7 +290,7 @@ def test_every_guidance_scale(which, request):
 def test_the_curves_of_guidance_in_numbers(read):
     table, rows = read["The curves in numbers"], FOUND["guided"]["rows"]
     for header, key in {
-        "guidance scale": "guidance",
+        "guidance scale": "guidance_scale",
         "Fréchet distance to the data": "data_distance",
         "Inception score": "inception_score",
     }.items():
@@ -305,7 +306,7 @@ def test_the_two_that_are_shown_beside_each_other(slider):
     own = {
         row["role"]: row
         for row in FOUND["guided"]["rows"]
-        if row["guidance"] == 2 and row["steps"] in (64, 4)
+        if row["guidance_scale"] == 2 and row["steps"] in (64, 4)
     }
     assert table.head == ["at guidance scale 2", "student", "guided teacher"]
     for who, header in (("student", "student"), ("teacher", "guided teacher")):

@@ -17,13 +17,13 @@ from halfstep.training.classifiers.distillation import distill_classifier
 class Net(nn.Module):
     """Whatever a teacher could get wrong: dropout and batch statistics; parts of every shape."""
 
-    def __init__(self, width=6, classes=4, seed=0, side=5):
+    def __init__(self, width=6, num_classes=4, seed=0, side=5):
         super().__init__()
         torch.manual_seed(seed)
         self.conv, self.norm = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
         self.drop, self.hidden = nn.Dropout(0.5), nn.Linear(width, 2 * width)
         self.blocks = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU())
-        self.head, self.idle = nn.Linear(2 * width, classes), nn.Linear(2, 2)
+        self.head, self.idle = nn.Linear(2 * width, num_classes), nn.Linear(2, 2)
 
     def forward(self, x):
         h = torch.relu(self.norm(self.conv(x)))
@@ -57,7 +57,7 @@ def run(
     *terms,
     data=None,
     teacher=None,
-    watch=None,
+    callback=None,
     answers=None,
     updates=14,
     student=student,
@@ -70,7 +70,9 @@ def run(
         out,
         method=KnowledgeDistillation(terms=terms or hinton(), updates=updates),
         training=replace(TRAINING, **changes),
-        job=RunOptions(device="cpu") if watch is None else RunOptions(device="cpu", watch=watch),
+        job=RunOptions(device="cpu")
+        if callback is None
+        else RunOptions(device="cpu", callback=callback),
         answers=answers,
     )
 

@@ -56,7 +56,7 @@ def evidence():
                     "data": "7" * 64,
                     "samples": 2000,
                     "full": FULL,
-                    "noise": 0,
+                    "seed": 0,
                 },
                 "stopped": "At 2 steps the distance is 1.21 (1.17 to 1.25) times the teacher's, surely "
                 "more than 1.10.",
@@ -82,7 +82,7 @@ def evidence():
             "real": 1797,
             "real_few": 1797,
             "seed": 0,
-            "guidance": 1.0,
+            "guidance_scale": 1.0,
             "floor": 0.096,
             "left_out": [],
             "machine": "2 CPU cores",
@@ -272,7 +272,7 @@ def _guided_row(scale, steps, calls, floor, times, to_data, score):
     role = "student" if times else "teacher"
     name = f"{steps} step{'s' if steps > 1 else ''}"
     return {
-        "guidance": scale,
+        "guidance_scale": scale,
         "role": role,
         "name": f"{role}, {name}",
         "sampler": "ddim",

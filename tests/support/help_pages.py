@@ -49,9 +49,9 @@ KINDS = {
 }
 """The options of each command."""
 GROUPS = {
-    "Run": ("where",),
+    "Run": ("folder",),
     "Options": ("", "how", "codec", "layout"),
-    "Data": ("source", "images"),
+    "Data": ("dataset", "images"),
     "Teacher": ("teacher", "networks"),
     "Network": ("network", "classifier"),
     "Model": ("official",),
@@ -68,7 +68,8 @@ ADVANCED = re.findall(
     from_previous verify net_config schedule_config codec_config recipe_config student student_net time_of
     time_scale time_offset levels micro_batch_size betas optimiser weight_decay ema max_grad_norm
     compile save_every log_every warmup learning_rate_schedule times grid target_clip
-    guidance_embed_dim mask drop_labels feature_weight noise until scales keep choose denoising features
+    guidance_embed_dim mask drop_labels feature_weight gate_seed until guidance_scales keep choose
+    denoising features
     output teacher_net tokens shards variance first
     cost_rounds split_samples bootstrap full_sampler
 """,
@@ -82,10 +83,10 @@ MATTER = {
     "train codec": "width updates batch-size learning-rate device",
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
-    "distill guided": "teacher guidance start stop tolerance",
+    "distill guided": "teacher guidance-range start stop tolerance",
     "distill encoder": "teacher start stop updates batch-size",
     "distill shrink": "teacher depth student updates batch-size",
-    "distill plan": "teacher depth guidance updates tolerance",
+    "distill plan": "teacher depth guidance-range updates tolerance",
     "distill reparameterise": "teacher updates batch-size learning-rate device",
     "distill knowledge": "teacher net recipe updates validate",
 }

@@ -17,7 +17,7 @@ from halfstep.methods import Method, Objective, Progressive, StagePlan
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.schema import SEAL
-from halfstep.training import distill, Silent, TrainingConfig
+from halfstep.training import distill, ProgressCallback, TrainingConfig
 from halfstep.training.api import RunOptions
 
 TRAINING = TrainingConfig(
@@ -90,7 +90,7 @@ def own(objective, *, updates=8, stages=1):
         def stages(self, teacher):
             denoiser = teacher.denoiser
             for stage in self.plan(teacher):
-                student = denoiser.twin()
+                student = denoiser.trainable_copy()
                 denoiser.freeze()
                 yield stage.stage(student, objective)
                 denoiser = student
@@ -128,7 +128,7 @@ class Crash(BaseException):
     """The process is gone: nothing that could save anything catches this."""
 
 
-class At(Silent):
+class At(ProgressCallback):
     """Calls `act` once the update of this number of a stage is done (and not yet saved)."""
 
     def __init__(self, stage, update, act):

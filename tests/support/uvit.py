@@ -90,11 +90,11 @@ def probe(arguments, dtype=torch.float32, rows=slice(0, 2), **more):
     x = wave(math.prod(shape), 2.0).float().reshape(shape).to(dtype)
     t = torch.tensor([0.0, 417.25], dtype=torch.float64)
     y = torch.tensor([0, 10])[rows] if "num_classes" in arguments else None
-    context = None
+    encoder_hidden_states = None
     if "clip_dim" in arguments:
         shape = 2, arguments["num_clip_token"], arguments["clip_dim"]
-        context = wave(math.prod(shape), 3.0, 0.5).float().reshape(shape)[rows]
-    return net, (x[rows], t[rows], y, context)
+        encoder_hidden_states = wave(math.prod(shape), 3.0, 0.5).float().reshape(shape)[rows]
+    return net, (x[rows], t[rows], y, encoder_hidden_states)
 
 
 def numbers(text):

@@ -44,12 +44,12 @@ def test_a_student_is_not_asked_between_its_times(method, tmp_path):
     [{}, {"student": {"width": "8"}}, {"student_net": "mlp", "student": {"num_classes": "4"}}],
 )
 def test_a_teacher_of_scales_is_not_guided_again(options, tmp_path):
-    first = replace(teacher_of(config={**MLP_OF_SCALES}), guidance=(1.0, 4.0))
+    first = replace(teacher_of(config={**MLP_OF_SCALES}), guidance_range=(1.0, 4.0))
     said = "as an input already: give the one it was made from, or halve it with 'halfstep distill prog"
     refused(said, replace(SMALL, **options), first, tmp_path)
 
 
-MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance": 8}
+MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance_embed_dim": 8}
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,11 @@ def test_a_student_goes_on_with_its_own_times(tmp_path):
 
 def test_students_of_other_walks_stay_refused(tmp_path):
     for method in (Stochastic(start=4, stop=2, updates=(2,)), Encoder(start=4, updates=(2,))):
-        refused(f"would be made for '{method.made_for}'", method, student(), tmp_path)
-        refused("is a student made for", HALF, student(made_for=method.made_for), tmp_path)
+        wanted = {"sampler": method.sampler, "direction": method.direction}
+        refused(
+            f"would be for '{method.sampler}' and '{method.direction}'", method, student(), tmp_path
+        )
+        refused("is a student for sampler", HALF, student(**wanted), tmp_path)
 
 
 # --- a student of its own network ---------------------------------------------------------------------
@@ -115,7 +118,7 @@ def test_trying_it_changes_nothing(tmp_path):
     state = torch.get_rng_state()
     stages = stages_of(method, teacher, teacher.denoiser)
     first = next(stages)
-    assert first.student.training and first.guidance == (1.0, 4.0)
+    assert first.student.training and first.guidance_range == (1.0, 4.0)
     assert torch.equal(torch.get_rng_state(), state) and not first.student.net._forward_hooks
     pairs = zip(first.student.state_dict().values(), wanted.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

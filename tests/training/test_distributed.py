@@ -58,7 +58,7 @@ import torch
 
 import halfstep
 from halfstep.training import distributed, Stopped
-from tests.support.runs import At, halve, job, Silent
+from tests.support.runs import At, halve, job, ProgressCallback
 from tests.training.test_distributed import CASES, double_teacher, doubled, METHOD, narrower, OPTIONS
 
 
@@ -77,7 +77,7 @@ assert (torch.distributed.get_world_size(), torch.distributed.get_backend()) == 
 found["rank"] = torch.distributed.get_rank()
 
 
-class Asking(Silent):
+class Asking(ProgressCallback):
     """The second process is asked to stop, and only that one."""
 
     def step(self, update, rate):

@@ -23,7 +23,7 @@ from halfstep.training import distill, Stopped, train, TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.oom import naming_memory
-from halfstep.training.progress import Silent
+from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.update import micro_batches, step
 from tests.support.runs import (
@@ -264,13 +264,13 @@ class TestCheckpoints:
     def test_they_fall_on_update_numbers_and_two_are_kept(self, tmp_path):
         out, seen = tmp_path / "r", []
 
-        class Looking(Silent):
+        class Looking(ProgressCallback):
             def step(self, update, rate):
                 found = sorted(path.name for path in (out / "checkpoints").glob("*"))
                 seen.append([name for name in found if name.endswith(".json")])
                 assert len(found) == 2 * len(seen[-1])
 
-        halve(out, job=job(watch=Looking()))
+        halve(out, job=job(callback=Looking()))
         stage = [[], [], [], [3], [3], [3], [3, 6]]
         later = [[], [], [], [3], [3], [3], [3, 6], [3, 6], [3, 6], [6, 9], [6, 9], [6, 9]]
         later += [[9, 12], [9, 12]]
@@ -329,7 +329,7 @@ class TestNonFinite:
         out, before = tmp_path / "r", {}
         look = At("stage-0", at, lambda: before.update(everything(out)))
         with pytest.raises(NonFinite) as caught:
-            halve(out, method=own(bad(at), updates=20), save_every=5, job=job(watch=look))
+            halve(out, method=own(bad(at), updates=20), save_every=5, job=job(callback=look))
         said = str(caught.value)
         assert f"not finite at update {at} of stage-0" in said and "\n" not in said
         assert "lower --learning-rate (now 0.003) or --max-grad-norm (now 1)" in said
@@ -380,7 +380,7 @@ class TestNonFinite:
         assert not (tmp_path / "r" / "stages").exists()
 
     def test_the_progress_bar_is_taken_down(self, tmp_path):
-        class Counting(Silent):
+        class Counting(ProgressCallback):
             begun = ended = 0
 
             def begin(self, stage, update):
@@ -389,10 +389,10 @@ class TestNonFinite:
             def end(self, stage):
                 self.ended += 1
 
-        watch = Counting()
+        callback = Counting()
         with pytest.raises(NonFinite):
-            halve(tmp_path / "r", method=own(bad_loss(0)), job=job(watch=watch))
-        assert (watch.begun, watch.ended) == (1, 1)
+            halve(tmp_path / "r", method=own(bad_loss(0)), job=job(callback=callback))
+        assert (callback.begun, callback.ended) == (1, 1)
 
 
 def hungry(k, seen=None):
@@ -421,15 +421,15 @@ class TestMemory:
             f"add --micro-batch-size {fits}"
         )
         advice = int(re.search(r"--micro-batch-size (\d+)", said)[1])
-        watch = At("", 0, None)
+        callback = At("", 0, None)
         halve(
             tmp_path / "r",
             method=own(hungry(k)),
             batch_size=13,
             micro_batch_size=advice,
-            job=job(watch=watch),
+            job=job(callback=callback),
         )
-        assert watch.notes == [
+        assert callback.notes == [
             f"micro_batch_size was 0, now {fits}: from here on not the same to the bit"
         ]
 
@@ -451,7 +451,7 @@ class TestMemory:
         method = own(squares)
         object.__setattr__(method, "stages", lambda teacher: iter([stage]))
         pipeline = forgetful(37)
-        stage = Stage("only", pipeline.denoiser.twin(), Hungry(), 3)
+        stage = Stage("only", pipeline.denoiser.trainable_copy(), Hungry(), 3)
         with pytest.raises(ConfigError, match="add --micro-batch-size 2"):
             halve(tmp_path / "r", method=method, batch_size=9, pipeline=pipeline, ema=0.0)
         # The pipeline's weight and the student's; in the attempts a gradient and two moments besides.
@@ -492,7 +492,7 @@ class TestMemory:
         """Live tensors of a shape that nothing else has, in every update of three halvings."""
         seen, earlier = [], []
 
-        class Counting(Silent):
+        class Counting(ProgressCallback):
             def begin(self, stage, update):
                 self.name = stage.name
                 earlier.append(weakref.ref(stage.student))
@@ -519,7 +519,7 @@ class TestMemory:
             tmp_path / "r",
             method=method,
             training=replace(TRAINING, ema=ema),
-            job=job(watch=Counting(), gate=alive),
+            job=job(callback=Counting(), gate=alive),
         )
         # Teacher, student, AdamW's two moments, and the average if there is one; gradients are gone.
         expected = 4 + bool(ema)
@@ -580,11 +580,11 @@ class TestPrecision:
         plain = halve(tmp_path / "a")
         seen = []
 
-        class Looking(Silent):
+        class Looking(ProgressCallback):
             def begin(self, stage, update):
                 seen.append(stage.student.net._compiled_call_impl is not None)
 
-        compiled = halve(tmp_path / "b", compile=True, job=job(watch=Looking()))
+        compiled = halve(tmp_path / "b", compile=True, job=job(callback=Looking()))
         assert seen == [True, True]
         assert furthest(weights_of(plain), weights_of(compiled)) < 1e-4
         assert bits(tmp_path / "a").keys() == bits(tmp_path / "b").keys()
@@ -607,7 +607,7 @@ class TestStopping:
         before = signal.signal(number, unheard)
         try:
             with pytest.raises(Stopped, match=r"stopped at update 5 of 0002-steps; run the same"):
-                halve(out, job=job(watch=look))
+                halve(out, job=job(callback=look))
             assert signal.getsignal(number) is unheard
         finally:
             signal.signal(number, before)
@@ -622,7 +622,7 @@ class TestStopping:
             interrupt()
 
         with pytest.raises(KeyboardInterrupt):
-            halve(tmp_path / "r", job=job(watch=At("0004-steps", 5, twice)))
+            halve(tmp_path / "r", job=job(callback=At("0004-steps", 5, twice)))
         halve(tmp_path / "r")
         halve(tmp_path / "whole")
         assert bits(tmp_path / "r") == bits(tmp_path / "whole")
@@ -630,16 +630,16 @@ class TestStopping:
     def test_asked_in_a_stages_last_update_the_next_one_stops(self, tmp_path):
         look = At("0004-steps", 7, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Stopped, match="update 1 of 0002-steps"):
-            halve(tmp_path / "r", job=job(watch=look))
+            halve(tmp_path / "r", job=job(callback=look))
         look = At("0002-steps", 14, lambda: signal.raise_signal(signal.SIGTERM))
-        assert len(halve(tmp_path / "r", job=job(watch=look)).times[0]) == 3  # it was finished
+        assert len(halve(tmp_path / "r", job=job(callback=look)).times[0]) == 3  # it was finished
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
     def test_what_is_ignored_stays_ignored(self, tmp_path, number):
         before = signal.signal(number, signal.SIG_IGN)
         try:
             look = At("0004-steps", 4, lambda: signal.raise_signal(number))
-            halve(tmp_path / "r", job=job(watch=look))
+            halve(tmp_path / "r", job=job(callback=look))
             assert signal.getsignal(number) == signal.SIG_IGN
         finally:
             signal.signal(number, before)

@@ -57,7 +57,7 @@ def trained():
     """The exact guided mixture, and a small network after 1000 updates of the first stage."""
     torch.manual_seed(0)
     teacher = mixture_teacher(Cosine())
-    config = {"dim": 2, "width": 64, "depth": 2, "num_classes": 3, "guidance": 32}
+    config = {"dim": 2, "width": 64, "depth": 2, "num_classes": 3, "guidance_embed_dim": 32}
     student = Denoiser(build("mlp", config), Cosine(), V())
     fit(student, MatchGuided(teacher, NULL, (1.0, 5.0)), updates=1000, rate=8e-3, rng=seeded())
     return teacher, student
@@ -75,11 +75,11 @@ def test_a_trained_network_is_the_guided_teacher_at_every_scale(trained):
     t = torch.rand(3000, generator=seeded(8), dtype=torch.float64)
     x_t = level_of(Cosine(), t, x).mix(x, torch.randn(3000, 2, generator=seeded(7)))
     for scale in SCALES:
-        got = student(x_t, t, Cond(label, guidance=torch.full((3000,), scale))).x0
+        got = student(x_t, t, Cond(label, guidance_scale=torch.full((3000,), scale))).x0
         wanted = Guided(teacher, scale, NULL)(x_t, t, Cond(label)).x0
         assert rms(got, wanted) < 0.05, scale
     # and the wrong scale is not as good
-    wrong = student(x_t, t, Cond(label, guidance=torch.full((3000,), 3.0))).x0
+    wrong = student(x_t, t, Cond(label, guidance_scale=torch.full((3000,), 3.0))).x0
     assert rms(wrong, wanted) > 0.2
 
 
@@ -91,7 +91,7 @@ def test_the_error_by_scale_that_the_log_has(trained):
     assert list(found) == ["1", "2", "3", "4", "5"] and 0.005 < max(found.values()) < 0.05
 
     def exact(x, t, cond):
-        return Guided(teacher, cond.guidance, NULL)(x, t, Cond(cond.label))
+        return Guided(teacher, cond.guidance_scale, NULL)(x, t, Cond(cond.label))
 
     found = match.measure(exact, batch, Draw.all(seeded(3), 2000))["x0_error_by_scale"]
     assert max(found.values()) < 1e-5
@@ -105,14 +105,14 @@ def test_the_error_by_scale_that_the_log_has(trained):
 def test_one_step_of_a_trained_student_is_the_walk_of_the_guided_teacher(trained):
     """Both stages trained, 8 steps halved to 1: samples of one call against those of 8 x 2."""
     teacher, student = trained
-    student, times, rng = student.twin(), uniform(8), seeded(1)
+    student, times, rng = student.trainable_copy(), uniform(8), seeded(1)
     while len(times) > 2:
         halve = AnyScale(Halve(student.freeze(), times), (1.0, 5.0))
-        student, times = student.twin(), times[::2]
+        student, times = student.trainable_copy(), times[::2]
         fit(student, halve, updates=300, rate=2e-3, rng=rng)
     noise, label = torch.randn(2000, 2, generator=seeded(2)), torch.arange(2000) % 3
     for scale in (1.0, 2.0, 3.0, 4.0, 5.0):
-        told = Cond(label, guidance=torch.full((2000,), scale))
+        told = Cond(label, guidance_scale=torch.full((2000,), scale))
         wanted = sample(Guided(teacher, scale, NULL), noise, uniform(8), cond=Cond(label))
         assert rms(sample(student, noise, times, cond=told), wanted) < 0.07, scale
 
@@ -137,11 +137,11 @@ def teacher_of(name="mlp", config=None, shape=(2,), seed=0):
         for p in net.parameters():
             p.add_(0.05 * torch.randn_like(p))
     denoiser = Denoiser(net, Cosine(), V())
-    return Pipeline(denoiser, shape, classes=("a", "b", "c"), null=3)
+    return Pipeline(denoiser, shape, class_names=("a", "b", "c"), null=3)
 
 
 SMALL = GuidedDistillation(
-    guidance=(1.0, 4.0),
+    guidance_range=(1.0, 4.0),
     updates=5,
     guidance_embed_dim=8,
     halving=Progressive(start=8, stop=2, updates=(4,)),
@@ -166,11 +166,11 @@ def test_the_stages():
     assert [stage.name for stage in stages] == ["guided", "0004-steps", "0002-steps"]
     assert [stage.updates for stage in stages] == [5, 4, 8]  # the last two halvings doubled
     assert [len(stage.times) for stage in stages] == [0, 5, 3]
-    assert {stage.guidance for stage in stages} == {(1.0, 4.0)}
+    assert {stage.guidance_range for stage in stages} == {(1.0, 4.0)}
     first, second, third = stages
     assert first.objective == MatchGuided(teacher, 3, (1.0, 4.0), truncated_snr, None)
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    assert second.objective.guidance == (1.0, 4.0) == third.objective.guidance
+    assert second.objective.guidance_range == (1.0, 4.0) == third.objective.guidance_range
     assert second.objective.objective.teacher is first.student
     assert third.objective.objective.teacher is second.student
     assert second.objective.objective.times == uniform(8)
@@ -178,7 +178,7 @@ def test_the_stages():
     # From the conditional teacher to the bit, whatever the scale.
     batch = Batch(torch.randn(5, 2), Cond(torch.tensor([0, 1, 2, 1, 0])))
     t = torch.linspace(0.1, 1, 5)
-    told = replace(batch.cond, guidance=torch.linspace(1, 4, 5))
+    told = replace(batch.cond, guidance_scale=torch.linspace(1, 4, 5))
     assert torch.equal(first.student(batch.x0, t, told).x0, teacher(batch.x0, t, batch.cond).x0)
 
 
@@ -224,7 +224,9 @@ def test_a_smaller_student_of_its_own(options, name, config):
         torch.manual_seed(state)
         made.append(next(replace(SMALL, **options).stages(DenoiserOnly(teacher, 3))).student)
     told = recipe(made[0].net)
-    assert told[0] == name and config.items() <= told[1].items() and told[1]["guidance"] == 8
+    assert (
+        told[0] == name and config.items() <= told[1].items() and told[1]["guidance_embed_dim"] == 8
+    )
     first, second = (student.state_dict() for student in made)
     assert all(torch.equal(first[key], second[key]) for key in first)  # whatever the global state
     assert all(value.dtype == torch.float64 for value in first.values())
@@ -234,17 +236,21 @@ def test_a_smaller_student_of_its_own(options, name, config):
 def test_a_run_from_teacher_to_two_steps(tmp_path):
     teacher = teacher_of()
     student = run(tmp_path / "r", teacher=teacher)
-    assert student.guidance == (1.0, 4.0) and [len(times) for times in student.times] == [3]
-    assert teacher.guidance is None
+    assert student.guidance_range == (1.0, 4.0) and [len(times) for times in student.times] == [3]
+    assert teacher.guidance_range is None
     first = Pipeline.load(tmp_path / "r" / "stages" / "guided")
-    assert first.guidance == (1.0, 4.0) and first.times == () and first.classes == ("a", "b", "c")
+    assert (
+        first.guidance_range == (1.0, 4.0)
+        and first.times == ()
+        and first.class_names == ("a", "b", "c")
+    )
     again = run(tmp_path / "r", teacher=teacher)
-    x = [made.sample(5, guidance=2.5) for made in (student, again)]
+    x = [made.sample(5, guidance_scale=2.5) for made in (student, again)]
     assert torch.equal(*x)
     last = Pipeline.load(tmp_path / "r" / "stages" / "0002-steps")
-    assert torch.equal(last.sample(5, guidance=2.5), x[0])
+    assert torch.equal(last.sample(5, guidance_scale=2.5), x[0])
     told = json.loads((tmp_path / "r" / "run.json").read_text())
-    assert told["command"] == "distill guided" and told["options"]["guidance"] == [1.0, 4.0]
+    assert told["command"] == "distill guided" and told["options"]["guidance_range"] == [1.0, 4.0]
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     errors = [line.get("x0_error_by_scale") for line in lines if "loss" in line]
@@ -262,7 +268,7 @@ def test_a_run_can_be_halved_further(tmp_path):
     run(tmp_path / "r", teacher=teacher)
     further = replace(SMALL, halving=replace(SMALL.halving, stop=1))
     student = run(tmp_path / "r", teacher=teacher, method=further, extend=True)
-    assert len(student.times[0]) == 2 and student.guidance == (1.0, 4.0)
+    assert len(student.times[0]) == 2 and student.guidance_range == (1.0, 4.0)
 
 
 def test_a_student_that_takes_its_scale_is_halved_by_the_plain_method_too(tmp_path):
@@ -272,7 +278,7 @@ def test_a_student_that_takes_its_scale_is_halved_by_the_plain_method_too(tmp_pa
     [stage] = stages_of(halving, first, first.denoiser)
     assert stage == at_any_scale(replace(stage, objective=stage.objective.objective), (1.0, 4.0))
     student = run(tmp_path / "b", method=halving, teacher=first)
-    assert student.guidance == (1.0, 4.0) and len(student.times[0]) == 3
+    assert student.guidance_range == (1.0, 4.0) and len(student.times[0]) == 3
     with pytest.raises(ConfigError, match="as an input already: give the one it was made from"):
         run(tmp_path / "c", teacher=first)
     assert not (tmp_path / "c").exists()
@@ -287,69 +293,79 @@ def test_networks_of_images_go_the_same_way(name, tmp_path):
     student = run(tmp_path / "r", method=method, teacher=teacher, data=data)
     assert recipe(student.denoiser.net) == (
         name,
-        {**recipe(teacher.denoiser.net)[1], "guidance": 8},
+        {**recipe(teacher.denoiser.net)[1], "guidance_embed_dim": 8},
     )
     loaded = Pipeline.load(tmp_path / "r" / "stages" / "0001-steps")
-    assert loaded.sample(3, guidance=3.0).shape == (3, 3, 8, 8)
-    assert torch.equal(loaded.sample(3, guidance=3.0), student.sample(3, guidance=3.0))
-    assert not torch.equal(loaded.sample(3, guidance=3.0), loaded.sample(3, guidance=1.0))
+    assert loaded.sample(3, guidance_scale=3.0).shape == (3, 3, 8, 8)
+    assert torch.equal(loaded.sample(3, guidance_scale=3.0), student.sample(3, guidance_scale=3.0))
+    assert not torch.equal(
+        loaded.sample(3, guidance_scale=3.0), loaded.sample(3, guidance_scale=1.0)
+    )
 
 
 # --- the pipeline -------------------------------------------------------------------------------------
 
 
-def guided_pipeline(guidance=(1.0, 4.0)):
-    made = teacher_of(config={**MLP, "guidance": 8})
-    return replace(made, guidance=guidance)
+def guided_pipeline(guidance_range=(1.0, 4.0)):
+    made = teacher_of(config={**MLP, "guidance_embed_dim": 8})
+    return replace(made, guidance_range=guidance_range)
 
 
 def test_the_scale_is_an_input_and_every_step_one_call():
     made, seen = guided_pipeline(), []
     made.denoiser.net.register_forward_pre_hook(lambda net, given: seen.append(given))
-    x = made.sample(5, steps=3, guidance=2.5, seed=4, batch=3)
+    x = made.sample(5, steps=3, guidance_scale=2.5, seed=4, batch=3)
     assert [len(x) for x, _, _ in seen] == [3, 3, 3, 2, 2, 2]
-    assert all(cond.guidance.tolist() == [2.5] * len(x) for x, _, cond in seen)
+    assert all(cond.guidance_scale.tolist() == [2.5] * len(x) for x, _, cond in seen)
     assert torch.cat([cond.label for _, _, cond in seen[::3]]).tolist() == [0, 1, 2, 0, 1]
-    cond = Cond(torch.arange(5) % 3, guidance=torch.full((5,), 2.5))
+    cond = Cond(torch.arange(5) % 3, guidance_scale=torch.full((5,), 2.5))
     wanted = sample(made.denoiser, sample_noise(4, range(5), (2,)), uniform(3), cond=cond)
     torch.testing.assert_close(x, wanted, rtol=0, atol=1e-6)
     made.sample(1, steps=1)
-    assert seen[-1][2].guidance.tolist() == [1.0]
-    made.sample(1, steps=1, guidance=2)
-    assert seen[-1][2].guidance.tolist() == [2.0] and seen[-1][2].guidance.is_floating_point()
+    assert seen[-1][2].guidance_scale.tolist() == [1.0]
+    made.sample(1, steps=1, guidance_scale=2)
+    assert (
+        seen[-1][2].guidance_scale.tolist() == [2.0]
+        and seen[-1][2].guidance_scale.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("asked, write", [(0.9, "1"), (4.01, "4"), (1.0, "2")])
 def test_scales_outside_the_range_are_refused(asked, write):
     made = guided_pipeline((2.0, 4.0) if asked == 1 else (1.0, 4.0))
-    said = rf"takes guidance scales from .* to 4, asked for {asked:g}: write guidance={write}$"
+    said = (
+        rf"takes guidance scales from .* to 4, asked for {asked:g}: write guidance_scale={write}$"
+    )
     with pytest.raises(ConfigError, match=said):
-        made.sample(2, steps=1, guidance=asked)
-    made.sample(2, steps=1, guidance=float(write))
-    made.sample(2, steps=1, guidance=4.0)
+        made.sample(2, steps=1, guidance_scale=asked)
+    made.sample(2, steps=1, guidance_scale=float(write))
+    made.sample(2, steps=1, guidance_scale=4.0)
 
 
 def test_a_network_of_scales_without_classes():
-    net = build("mlp", {"dim": 2, "width": 16, "depth": 1, "guidance": 8})
-    made = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance=(1.0, 4.0))
-    assert made.sample(3, steps=2, guidance=2.0).shape == (3, 2)
+    net = build("mlp", {"dim": 2, "width": 16, "depth": 1, "guidance_embed_dim": 8})
+    made = Pipeline(Denoiser(net, Cosine(), V()), (2,), guidance_range=(1.0, 4.0))
+    assert made.sample(3, steps=2, guidance_scale=2.0).shape == (3, 2)
 
 
 def test_saved_and_loaded(tmp_path):
     made = guided_pipeline()
     made.save(tmp_path / "g")
     loaded = Pipeline.load(tmp_path / "g")
-    assert loaded.guidance == (1.0, 4.0) and made.describe() == loaded.describe()
-    assert torch.equal(made.sample(3, guidance=2.0), loaded.sample(3, guidance=2.0))
+    assert loaded.guidance_range == (1.0, 4.0) and made.describe() == loaded.describe()
+    assert torch.equal(made.sample(3, guidance_scale=2.0), loaded.sample(3, guidance_scale=2.0))
 
 
 def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
     made = teacher_of()
-    assert "guidance" not in made.describe() and "guidance" not in made.describe()["net"]["config"]
+    assert (
+        "guidance_range" not in made.describe()
+        and "guidance_range" not in made.describe()["net"]["config"]
+    )
     made.save(tmp_path / "old")
     loaded = Pipeline.load(tmp_path / "old")
-    assert loaded.guidance is None
-    assert torch.equal(made.sample(3, guidance=2.0), loaded.sample(3, guidance=2.0))
+    assert loaded.guidance_range is None
+    assert torch.equal(made.sample(3, guidance_scale=2.0), loaded.sample(3, guidance_scale=2.0))
 
 
 # --- refusals -----------------------------------------------------------------------------------------
@@ -358,9 +374,12 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"guidance": (5.0, 1.0)}, "lowest scale and the highest, got 5 and 1: write for example"),
-        ({"guidance": (-1.0, 2.0)}, "guidance"),
-        ({"guidance": (1.0, float("inf"))}, "guidance"),
+        (
+            {"guidance_range": (5.0, 1.0)},
+            "lowest scale and the highest, got 5 and 1: write for example",
+        ),
+        ({"guidance_range": (-1.0, 2.0)}, "guidance_range"),
+        ({"guidance_range": (1.0, float("inf"))}, "guidance_range"),
         ({"updates": -1}, "updates"),
         ({"levels": -1}, "levels"),
         ({"halving_updates": (3, -1)}, "halving_updates"),
@@ -383,7 +402,7 @@ def test_what_cannot_be_is_refused(options, said):
 
 def test_flat_options_are_those_of_both_parts():
     flat = {
-        "guidance": (1.0, 4.0),
+        "guidance_range": (1.0, 4.0),
         "updates": 5,
         "guidance_embed_dim": 8,
         "levels": 16,
@@ -414,14 +433,14 @@ def test_teachers_that_cannot_be_guided_leave_no_folder(tmp_path):
 
 def test_a_student_for_one_scale(tmp_path):
     """The paper's ablation: both ends of the range the same."""
-    student = run(tmp_path / "r", method=replace(SMALL, guidance=(3.0, 3.0)))
-    assert student.guidance == (3.0, 3.0)
+    student = run(tmp_path / "r", method=replace(SMALL, guidance_range=(3.0, 3.0)))
+    assert student.guidance_range == (3.0, 3.0)
     line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[0])
     assert list(line["x0_error_by_scale"]) == ["3"]
-    assert student.sample(2, guidance=3.0).shape == (2, 2)
-    with pytest.raises(ConfigError, match=r"from 3 to 3, asked for 1: write guidance=3$"):
+    assert student.sample(2, guidance_scale=3.0).shape == (2, 2)
+    with pytest.raises(ConfigError, match=r"from 3 to 3, asked for 1: write guidance_scale=3$"):
         student.sample(2)
-    assert Pipeline.load(tmp_path / "r" / "stages" / "guided").guidance == (3.0, 3.0)
+    assert Pipeline.load(tmp_path / "r" / "stages" / "guided").guidance_range == (3.0, 3.0)
 
 
 def test_methods_by_name():

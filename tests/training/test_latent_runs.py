@@ -38,7 +38,7 @@ def pixels():
     return lambda x: torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
 
 
-def latents(*, texts=False, classes=2):
+def latents(*, texts=False, num_classes=2):
     """N latents in the order of their classes, in three shards."""
     generator = torch.Generator().manual_seed(0)
     moments = torch.randn(2 * N, 4, 4, 4, generator=generator)
@@ -48,8 +48,8 @@ def latents(*, texts=False, classes=2):
         states = torch.randn(N, TOKENS, WIDTH, generator=generator).half()
         null = torch.linspace(-1, 1, TOKENS * WIDTH).reshape(TOKENS, WIDTH)
         contexts = Contexts(Shards((states,)), torch.arange(N + 1), null)
-    labels = torch.arange(N) * classes // N
-    return Latents(shards, 2, 0.5, labels, tuple("abc"[:classes]), contexts)
+    labels = torch.arange(N) * num_classes // N
+    return Latents(shards, 2, 0.5, labels, tuple("abc"[:num_classes]), contexts)
 
 
 def pipeline(data, *, texts=False):
@@ -57,7 +57,7 @@ def pipeline(data, *, texts=False):
     net = NET | (dict(clip_dim=WIDTH, num_clip_token=TOKENS) if texts else dict(num_classes=3))
     denoiser = Denoiser(build("uvit", net), Cosine(), V()).freeze()
     codec = KLCodec.fresh(CODEC, scale=0.5).eval().requires_grad_(False)
-    about = {"empty": data.null_context} if texts else {"classes": ("a", "b"), "null": 2}
+    about = {"empty": data.null_context} if texts else {"class_names": ("a", "b"), "null": 2}
     return Pipeline(denoiser, (2, 4, 4), codec=codec, steps=2, **about)
 
 
@@ -91,7 +91,7 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     real = scorer.real_images(data, teacher)
     judge = scorer.scorer_for(see, real, asked, captions=captions)
     seen = judge.sample(teacher, "ddim", 2)
-    by_hand = teacher.sample(9, steps=2, context=captions(torch.arange(9)))
+    by_hand = teacher.sample(9, steps=2, encoder_hidden_states=captions(torch.arange(9)))
     assert torch.allclose(seen.images, by_hand, atol=1e-5)
     assert not torch.allclose(seen.images, teacher.sample(9, steps=2), atol=1e-4)
     judge.batch = 3  # whatever the batches are

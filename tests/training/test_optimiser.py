@@ -156,7 +156,7 @@ def test_a_run_that_died_ends_in_the_same_bits(tmp_path, update):
     options = {"method": method, "optimiser": "muon", "save_every": 4}
     halve(tmp_path / "whole", **options)
     with pytest.raises(Crash):
-        halve(tmp_path / "cut", job=job(watch=At("0002-steps", update, crash)), **options)
+        halve(tmp_path / "cut", job=job(callback=At("0002-steps", update, crash)), **options)
     halve(tmp_path / "cut", **options)
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
 

@@ -321,7 +321,7 @@ class TestTheWordOfARun:
             refuse_others([word(), word(**changes)])
 
     @pytest.mark.parametrize(
-        "options", [{"tolerance": 1.2}, {"until": 2}, {"samples": 100}, {"about": {"noise": 1}}]
+        "options", [{"tolerance": 1.2}, {"until": 2}, {"samples": 100}, {"about": {"seed": 1}}]
     )
     def test_another_gate_is_refused(self, word, options):
         one, other = gate(), gate(**options)
@@ -346,7 +346,7 @@ def command(monkeypatch, tmp_path):
             np.savez(Path(place, name), images=images, labels=labels)
     for seed, net in enumerate(("start", "elsewhere")):
         torch.manual_seed(seed)
-        net_of = build_classifier("cnn", {"channels": 1, "classes": 2, "width": 2})
+        net_of = build_classifier("cnn", {"channels": 1, "num_classes": 2, "width": 2})
         for place in ("a", "b"):
             save_classifier(net_of, Path(place, net))
 

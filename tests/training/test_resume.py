@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 def halted(out, stage, update, **options):
     """A run that is gone after this update, before anything of it is saved."""
     with pytest.raises(Crash):
-        halve(out, job=job(watch=At(stage, update, crash)), **options)
+        halve(out, job=job(callback=At(stage, update, crash)), **options)
 
 
 def losses(out):
@@ -121,7 +121,7 @@ class TestMidStage:
 
     def test_every_tensor_of_the_state_is_there_again(self, tmp_path):
         """Weights, average and moments after update 9, resumed at 6, against those never stopped."""
-        halve(tmp_path / "a", job=job(watch=At("0002-steps", 9, lambda: None)), save_every=9)
+        halve(tmp_path / "a", job=job(callback=At("0002-steps", 9, lambda: None)), save_every=9)
         for out, options in (("b", {}), ("c", {"save_every": 9})):
             halted(tmp_path / out, "0002-steps", 10, **options)
         halted(tmp_path / "d", "0002-steps", 8)
@@ -175,7 +175,7 @@ class TestMidStage:
     def test_a_finished_run_is_returned_and_nothing_is_touched(self, tmp_path, whole):
         shutil.copytree(whole, tmp_path / "r")
         before = everything(tmp_path / "r")
-        student = halve(tmp_path / "r", job=job(watch=At("", 0, crash)))
+        student = halve(tmp_path / "r", job=job(callback=At("", 0, crash)))
         assert everything(tmp_path / "r") == before
         assert len(student.times[0]) == 3 and not student.denoiser.training
 
@@ -338,11 +338,11 @@ class TestDamage:
             def begin(self, stage, update):
                 begun.append((stage.name, update))
 
-        watch = Looking("", 0, crash)
-        halve(interrupted, job=job(from_previous=True, watch=watch))
+        callback = Looking("", 0, crash)
+        halve(interrupted, job=job(from_previous=True, callback=callback))
         assert begun == [("0002-steps", 3)]
-        assert len(watch.notes) == 1 and re.search(says, watch.notes[0])
-        assert watch.notes[0].endswith("; going on from update 3")
+        assert len(callback.notes) == 1 and re.search(says, callback.notes[0])
+        assert callback.notes[0].endswith("; going on from update 3")
         assert bits(interrupted) == bits(whole) and losses(interrupted) == losses(whole)
 
     def test_both_damaged(self, interrupted, whole):
@@ -509,7 +509,7 @@ class TestFullDisk:
         look = At("0002-steps", 6, fill)
         try:
             with pytest.raises(CheckpointError) as caught:
-                halve(out, job=job(watch=look))
+                halve(out, job=job(callback=look))
         finally:
             room[0].__exit__(None, None, None)
         said = str(caught.value)
@@ -606,7 +606,7 @@ class TestTheSameFolder:
         def resumed(stage, update):
             watches.append(At(stage, update, crash))
             with pytest.raises(Crash):
-                halve(out, job=job(watch=watches[-1]))
+                halve(out, job=job(callback=watches[-1]))
             return watches[-1].notes
 
         real = asked.environment
@@ -680,8 +680,8 @@ class TestExtend:
             def begin(self, stage, update):
                 begun.append((stage.name, update))
 
-        watch = Looking("", 0, crash)
-        halve(tmp_path / "a", method=longer, job=job(extend=True, watch=watch), **options)
+        callback = Looking("", 0, crash)
+        halve(tmp_path / "a", method=longer, job=job(extend=True, callback=callback), **options)
         assert begun == [("0002-steps", 5)]
         halve(tmp_path / "b", method=longer, **options)
         assert bits(tmp_path / "a") == bits(tmp_path / "b")

@@ -32,11 +32,11 @@ def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = shown(tmp_path / "d", "--quick", "--n", "80")
     rows = found["guided"]
-    assert [(row["guidance"], row["steps"]) for row in rows] == [
+    assert [(row["guidance_scale"], row["steps"]) for row in rows] == [
         (scale, steps) for scale in SCALES for steps in COUNTS
     ]
     for row in rows:
-        assert set(row) == {"guidance", "steps", "calls"} | NUMBERS
+        assert set(row) == {"guidance_scale", "steps", "calls"} | NUMBERS
         assert row["calls"] == row["steps"] and all(math.isfinite(row[key]) for key in NUMBERS)
         assert row["times_floor"] == pytest.approx(row["frechet_to_guided_teacher"] / row["floor"])
         assert 0 < row["rmse_to_guided_teacher"] < 0.15
@@ -55,10 +55,10 @@ def test_the_shipped_students_are_the_presets():
     students, teacher = bundled_students(), bundled_teacher()
     assert [len(one.times[0]) - 1 for one in students] == list(COUNTS)
     for one in students:
-        assert one.guidance == (1.0, 3.0) and one.classes == teacher.classes
+        assert one.guidance_range == (1.0, 3.0) and one.class_names == teacher.class_names
         assert one.times[0][0] == 1.0 and one.times[0][-1] == 0.0
     preset = tomllib.loads((files("halfstep.presets") / "digits-guided.toml").read_text())
-    asked = {key: preset[key] for key in ("guidance", "start", "updates", "halving_updates")}
+    asked = {key: preset[key] for key in ("guidance_range", "start", "updates", "halving_updates")}
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
     method = GuidedOptions(**options).build()
     assert bundled_cost("digits-guided")["updates"] == sum(

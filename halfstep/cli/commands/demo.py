@@ -18,15 +18,15 @@ def main(argv: Sequence[str]) -> int:
     if config.guided:
         return demo_guided(console, config)
     with Bars(console) as bars:
-        demo = prepare_demo(config, watch=bars)
+        demo = prepare_demo(config, callback=bars)
     plan, training = demo.plan, demo.preset.training
     say(console, "teacher", describe(demo.teacher))
     say(console, "data", f"{len(demo.data):,} handwritten digits of 8 x 8")
     say(console, "plan", demo.preset.method.summary())
     updates = sum(stage.updates for stage in plan)
     say(console, "updates", updates_on(updates, training, config.device))
-    with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
-        students, rows = demo.distill(watch=bars)
+    with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
+        students, rows = demo.distill(callback=bars)
     with counting(console, f"judging, {config.samples:,} samples a row") as progress:
         report = demo.evaluate(students, rows, progress=progress)
     print_demo(console, report)

@@ -22,8 +22,8 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
         say(console, "updates", updates_on(updates, demo.preset.training, config.device))
     else:
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
-    with Bars(console, ahead=lambda stage: updates_after(plan, stage.name)) as bars:
-        students = demo.students(watch=bars)
+    with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
+        students = demo.students(callback=bars)
     what = f"judging, {demo.evaluation.samples:,} samples a row"
     with counting(console, what) as progress:
         report = demo.evaluate(students, progress=progress)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
 from halfstep.cli.console.progress import counting, loading, say, terminal
-from halfstep.cli.console.run_lines import carried_out, describe, describe_data, own_net, updates_on
+from halfstep.cli.console.run_lines import describe, describe_data, own_net, run_context, updates_on
 from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.data import Data, refuse_other_shape
@@ -25,13 +25,13 @@ from halfstep.training.api import RunOptions
 from halfstep.training.denoisers import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.locate import chosen_pipeline, Official
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 
 M = TypeVar("M")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class TeacherOptions:
     """The teacher."""
 
     teacher: Path | None = None
@@ -45,9 +45,9 @@ class Teacher:
 class Distill(Generic[M]):
     """Make a student that needs fewer steps."""
 
-    where: Where
-    source: Source
-    teacher: Teacher
+    folder: FolderOptions
+    dataset: DataOptions
+    teacher: TeacherOptions
     method: M
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -65,55 +65,59 @@ def main(name: str, argv: Sequence[str]) -> int:
     prog = f"halfstep distill {name}"
     auto = kind is Progressive and auto_start(args)
     options: Any = parse(options_for(name), args, prog=prog)
-    options.where.check()
-    where, training, method = options.where, options.training, options.method.build()
+    options.folder.check()
+    folder, training, method = options.folder, options.training, options.method.build()
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
     asks = f"{prog} needs --teacher and its folder"
     find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
     teachers = [find()]
     full = _before_data(options, method, teachers[0], auto=auto)
-    data = loading(console, options.source)
+    data = loading(console, options.dataset)
     teachers[0] = official.decoding(teachers[0], data)
 
     def load() -> Pipeline:
         return official.decoding(find(), data)
 
-    method = _resolve(console, method, teachers[0], data, where)
+    method = _resolve(console, method, teachers[0], data, folder)
     options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
 
     def work(job: RunOptions) -> Pipeline:
         # Given away: from the second stage on nobody needs the teacher, nor its memory.
         return distil_pipeline(
-            teachers.pop(), data, where.out, method=method, training=training, job=job
+            teachers.pop(), data, folder.out, method=method, training=training, job=job
         )
 
-    if where.dry_run:
+    if folder.dry_run:
         return rehearse(console, options, work)
     plan = method.plan(teachers[0])
     updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
-    say(console, "data", describe_data(options.source, data))
+    say(console, "data", describe_data(options.dataset, data))
     say(console, "plan", method.summary())
-    say(console, "updates", updates_on(updates, training, where.device))
-    carried = carried_out(
-        where, options, console, ahead=lambda stage: updates_after(plan, stage.name), gate=gate
+    say(console, "updates", updates_on(updates, training, folder.device))
+    carried = run_context(
+        folder,
+        options,
+        console,
+        updates_after=lambda stage: updates_after(plan, stage.name),
+        gate=gate,
     )
     with carried as job:
         student = work(job)
     best = gate.best.steps if gate and gate.best else None
-    _say_where(console, where, student, own_net(options.teacher.net), best)
+    _say_where(console, folder, student, own_net(options.teacher.net), best)
     return 0
 
 
 def _resolve(
-    console: Console, method: Method, teacher: Pipeline, data: Data, where: Where
+    console: Console, method: Method, teacher: Pipeline, data: Data, folder: FolderOptions
 ) -> Method:
     """The method with the options decided that it leaves to the data."""
     if not method.needs_data:
         return method
-    teacher.to(pick_device(where.device))
+    teacher.to(pick_device(folder.device))
     with counting(console, "scoring blocks on the data") as progress:
-        return resolve(method, teacher, data, where.out, progress=progress)
+        return resolve(method, teacher, data, folder.out, progress=progress)
 
 
 def options_for(name: str) -> Any:
@@ -124,12 +128,12 @@ def options_for(name: str) -> Any:
 
 def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
     """Refuse what data need not say; full steps of the teacher where --start auto looks for its start."""
-    source = options.source
-    if auto and options.where.dry_run:
+    dataset = options.dataset
+    if auto and options.folder.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
-    refuse_other_shape(source.data, teacher.shape, size=source.size, channels=source.channels)
+    refuse_other_shape(dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels)
     if not isinstance(options, DistillGated) or not (auto or options.gate.tolerance != 0):
         return None
     gate = options.gate
@@ -140,22 +144,22 @@ def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool)
 
 
 def _say_where(
-    console: Console, where: Where, student: Pipeline, own: str, best: int | None
+    console: Console, folder: FolderOptions, student: Pipeline, own: str, best: int | None
 ) -> None:
     """The folders of the students, and the command that shows what the best draws, else the last one.
 
     best  steps of the last student that passed the gate
     """
-    made = (where.out / "stages").glob("[!.]*/pipeline.json")
-    for folder in sorted((path.parent for path in made), reverse=True):  # many steps first
-        say(console, "student", folder)
+    made = (folder.out / "stages").glob("[!.]*/pipeline.json")
+    for stage in sorted((path.parent for path in made), reverse=True):  # many steps first
+        say(console, "student", stage)
     if best:
-        say(console, "best", where.out / "stages" / student_name(best))
+        say(console, "best", folder.out / "stages" / student_name(best))
     steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
-    low, high = student.guidance or (1.0, 1.0)
-    scale = f" --guidance {(low + high) / 2:g}" if student.guidance else ""
-    out = shlex.quote(str(where.out))
-    if student.made_for == "encode":
+    low, high = student.guidance_range or (1.0, 1.0)
+    scale = f" --guidance-scale {(low + high) / 2:g}" if student.guidance_range else ""
+    out = shlex.quote(str(folder.out))
+    if student.direction == "invert":
         say(
             console,
             "look",

@@ -6,10 +6,10 @@ from rich.console import Console
 
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.console.run_lines import (
-    carried_out,
     describe_data,
     held_out_name,
     parameters_of,
+    run_context,
     updates_on,
 )
 from halfstep.cli.console.run_plan import rehearse
@@ -26,23 +26,23 @@ def main(argv: Sequence[str]) -> int:
     """Distil a classifier; print where it is, and its accuracy beside its teacher's."""
     console = terminal()
     config = parse(DistillClassifierConfig, argv, prog="halfstep distill knowledge")
-    where, networks = config.where, config.networks
-    with reading(console, config.source.data) as progress:
+    folder, networks = config.folder, config.networks
+    with reading(console, config.dataset.data) as progress:
         prepared = prepare_distillation(config, progress=progress)
-    if where.dry_run:
+    if folder.dry_run:
         return rehearse(console, config, prepared.run)
     folders = ", ".join(map(str, networks.teacher))
     say(console, "teacher", f"{folders}: {parameters_of(prepared.teacher)}")
     say(console, "student", f"{networks.net}: {parameters_of(prepared.student)}")
-    say(console, "data", describe_data(config.source, prepared.data))
+    say(console, "data", describe_data(config.dataset, prepared.data))
     say(console, "learns", ", ".join(f"{t.name} {t.weight}" for t in prepared.method.live))
-    say(console, "updates", updates_on(config.recipe.updates, config.training, where.device))
+    say(console, "updates", updates_on(config.recipe.updates, config.training, folder.device))
     if prepared.asks_teacher:
         with counting(console, "asking the teacher") as progress:
             prepared.fill_cache(progress=progress)
-    with carried_out(where, config, console) as job:
+    with run_context(folder, config, console) as job:
         student = prepared.run(job)
-    say(console, "at", where.out / "stages" / "student")
+    say(console, "at", folder.out / "stages" / "student")
     if (comparison := prepared.compare(student)) is not None:
         _print(console, config, comparison)
     return 0

@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _decode_command(job: EncodeJob) -> str:
-    folder, guidance = job.config.pipeline, job.config.guidance
+    folder, guidance_scale = job.config.pipeline, job.config.guidance_scale
     place = "TEACHER" if job.pipeline.times or folder is None else str(folder)
-    scale = "" if guidance == 1 else f" --guidance {guidance:g}"
+    scale = "" if guidance_scale == 1 else f" --guidance-scale {guidance_scale:g}"
     noise = shlex.quote(str(job.config.out))
     return f"halfstep sample {place} --noise {noise}{scale} --steps {job.steps} --out back.png"

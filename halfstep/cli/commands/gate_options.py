@@ -26,23 +26,24 @@ class GateOptions(Validated):
 
     tolerance: NotNegative | None = None
     """Stop where a student's ratio is surely above this. It is the student's Fréchet distance from the data
-    over the teacher's at full steps. With --guidance both are distances from the guided teacher's samples,
-    at the worst scale. 1.10 by default, 2 with --guidance or a smaller network; 0 is no gate."""
+    over the teacher's at full steps. With --guidance-range both are distances from the guided teacher's
+    samples, at the worst scale. By default 1.10, and 2 with --guidance-range or
+    a smaller network; 0 is no gate."""
     until: Count | None = None
     """Never stop before a student of so many steps: 1 goes all the way and only reports."""
     full: Annotated[Steps, Ge(0)] = 0
-    """Full steps of the teacher; 0 is twice --start. With --guidance 0 is --start, and 64 at least. With
-    --start auto, which begins at the fewest steps that are as good, 0 is 64."""
-    scales: tuple[NotNegative, ...] = ()
-    """Guidance scales that students are compared at; the ends of --guidance by default, the upper one 3 at
-    most."""
+    """Full steps of the teacher; 0 is twice --start. With --guidance-range, 0 is --start, and 64 at least.
+    With --start auto, which begins at the fewest steps that are as good, 0 is 64."""
+    guidance_scales: tuple[NotNegative, ...] = ()
+    """Guidance scales that students are compared at; the ends of --guidance-range by default, the upper one
+    3 at most."""
     features: str = "auto"
     """Features of the distance: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
     inception:FILE or package.module:function."""
     samples: SampleCount = 2000
     """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
-    noise: Seed = 0
-    """Seed of their noise."""
+    gate_seed: Seed = 0
+    """Seed of the noise of the gate's samples."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,12 +54,14 @@ class GateOptions(Validated):
         """The gate of these options; of tolerance 0, what `--start auto` measures with."""
         return QualityGate(
             tolerance=self.tolerance or None,
-            metric=GuidedTeacherRatio(scales=self.scales) if self.scales else None,
+            metric=GuidedTeacherRatio(guidance_scales=self.guidance_scales)
+            if self.guidance_scales
+            else None,
             until=self.until,
             full_steps=self.full,
             features=self.features,
             samples=self.samples,
-            noise=self.noise,
+            seed=self.gate_seed,
         )
 
 
@@ -79,9 +82,9 @@ def bind_gate(
     wanted: GateOptions | None = getattr(options, "gate", None)
     if wanted is None:
         return options, method, None
-    where, config, meter = options.where, wanted.build(), None
+    folder, config, meter = options.folder, wanted.build(), None
     shown: Any = {
-        "device": where.device,
+        "device": folder.device,
         "load": load,
         "showing": partial(counting, console),
     }
@@ -90,14 +93,14 @@ def bind_gate(
         halving = cast(Progressive, method)
         begin = replace(halving, start=full, updates=(0,))
         meter = config.meter(teacher, data, begin, **shown)
-        method = fewest_start(halving, meter, where.out, tell=partial(say, console, "start"))
+        method = fewest_start(halving, meter, folder.out, tell=partial(say, console, "start"))
         options = replace(options, method=method, gate=replace(wanted, full=full))
     if wanted.tolerance == 0:
         return options, method, None
     tell = partial(say, console, "gate")
     return options, method, config.bind(
-        teacher, data, where.out, method,
-        tell=tell, meter=meter, rehearse=where.dry_run, **shown,
+        teacher, data, folder.out, method,
+        tell=tell, meter=meter, rehearse=folder.dry_run, **shown,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 def _print(console: Console, config: LatentsConfig, result: EncodedData) -> None:
     """What the folder holds, and the command that trains on it."""
     latents = result.latents
-    classes = f", {latents.classes} classes" if latents.classes else ""
+    classes = f", {latents.num_classes} classes" if latents.num_classes else ""
     views = " and of their mirror images" if latents.flip else ""
     shape, size = list(latents.shape), latents.nbytes / 2**20
     say(
@@ -40,7 +40,7 @@ def _print(console: Console, config: LatentsConfig, result: EncodedData) -> None
         "spread",
         f"{result.spread:.2f} with scale {latents.scale:g}; a network learns best near 1",
     )
-    labels = " --labels --drop-labels 0.1" if latents.classes else ""
+    labels = " --labels --drop-labels 0.1" if latents.num_classes else ""
     texts = " --texts --drop-labels 0.1" if latents.contexts else labels
     out = shlex.quote(str(config.out))
     say(console, "next", f"halfstep train denoiser --data {out}{texts} --out TEACHER")

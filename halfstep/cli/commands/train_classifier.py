@@ -6,10 +6,10 @@ from rich.console import Console
 
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.console.run_lines import (
-    carried_out,
     describe_data,
     held_out_name,
     parameters_of,
+    run_context,
     updates_on,
 )
 from halfstep.cli.console.run_plan import rehearse
@@ -23,19 +23,19 @@ def main(argv: Sequence[str]) -> int:
     """Train a classifier; print where it is, and its accuracy on data that it was not trained on."""
     console = terminal()
     config = parse(TrainClassifierConfig, argv, prog="halfstep train classifier")
-    where, init = config.where, config.classifier.init
-    with reading(console, config.source.data) as progress:
+    folder, init = config.folder, config.classifier.init
+    with reading(console, config.dataset.data) as progress:
         prepared = prepare_classifier(config, progress=progress)
-    if where.dry_run:
+    if folder.dry_run:
         return rehearse(console, config, prepared.run)
     net = prepared.net
     say(console, "network", f"{classifier_recipe(net)[0]}, {parameters_of(net)}")
     if init is not None:
         rest = f"; afresh: {', '.join(prepared.fresh)}" if prepared.fresh else ""
         say(console, "starts", f"from {init}{rest}")
-    say(console, "data", describe_data(config.source, prepared.data))
-    say(console, "updates", updates_on(config.method.updates, config.training, where.device))
-    with carried_out(where, config, console) as job:
+    say(console, "data", describe_data(config.dataset, prepared.data))
+    say(console, "updates", updates_on(config.method.updates, config.training, folder.device))
+    with run_context(folder, config, console) as job:
         net = prepared.run(job)
     with counting(console, "asking about all images") as progress:
         scores = prepared.score(net, progress=progress)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         say(console, "accuracy", f"{scores.accuracy.value:.1%} on what it was trained with")
     else:
         _print(console, scores, held_out_name(config.images))
-    say(console, "at", where.out / "stages" / "classifier")
+    say(console, "at", folder.out / "stages" / "classifier")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from halfstep.cli.console.progress import first_process, reading, say, terminal
-from halfstep.cli.console.run_lines import as_typed, carried_out, describe_data, updates_on
+from halfstep.cli.console.run_lines import as_typed, describe_data, run_context, updates_on
 from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.workflows.train_codec import prepare_codec, TrainCodecConfig, TrainedCodec
@@ -16,17 +16,17 @@ def main(argv: Sequence[str]) -> int:
     """Train a codec; print where it is, and the error of its reconstructions."""
     console = terminal()
     config = parse(TrainCodecConfig, argv, prog="halfstep train codec")
-    where = config.where
-    with reading(console, config.source.data) as progress:
+    folder = config.folder
+    with reading(console, config.dataset.data) as progress:
         prepared = prepare_codec(config, progress=progress)
-    if where.dry_run:
+    if folder.dry_run:
         return rehearse(console, config, prepared.train)
     parameters = sum(p.numel() for p in prepared.codec.parameters())
     latents = f"latents of shape {prepared.latent_shape}"
     say(console, "network", f"{parameters:,} parameters, {latents}")
-    say(console, "data", describe_data(config.source, prepared.data))
-    say(console, "updates", updates_on(config.method.updates, config.training, where.device))
-    with carried_out(where, config, console) as job:
+    say(console, "data", describe_data(config.dataset, prepared.data))
+    say(console, "updates", updates_on(config.method.updates, config.training, folder.device))
+    with run_context(folder, config, console) as job:
         prepared.train(job)
     if first_process():
         _print(console, config, prepared.reconstruct())
@@ -42,6 +42,6 @@ def _print(console: Console, config: TrainCodecConfig, result: TrainedCodec) -> 
     say(console, "scale", scale)
     say(console, "look", f"{result.picture}: originals above, reconstructions below")
     say(console, "codec", result.folder)
-    out = shlex.quote(str(config.where.out))
-    source = as_typed(config.source)
-    say(console, "next", f"halfstep latents --codec {out} {source} --out LATENTS")
+    out = shlex.quote(str(config.folder.out))
+    dataset = as_typed(config.dataset)
+    say(console, "next", f"halfstep latents --codec {out} {dataset} --out LATENTS")

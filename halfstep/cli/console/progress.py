@@ -18,7 +18,8 @@ from halfstep.data import Data
 from halfstep.errors import printable
 from halfstep.methods.base import Stage
 from halfstep.progress import Progress
-from halfstep.workflows.options import Source
+from halfstep.training.progress import ProgressCallback
+from halfstep.workflows.options import DataOptions
 
 LINES = 20
 """Plain lines a stage at most."""
@@ -133,21 +134,21 @@ def _bar_width(width: int) -> int:
     return max(4, min(24, width - numbers))
 
 
-class Bars:
+class Bars(ProgressCallback):
     """Shows a run: a line a stage with loss, learning rate and time left.  Use it in a `with`.
 
-    ahead   updates that are still to come after a stage, for the time left in all
-    opened  called once, before the first update
+    updates_after  updates of the stages that follow a stage, for the time left in all
+    opened         called once, before the first update
     """
 
     def __init__(
         self,
         console: Console,
         *,
-        ahead: Callable[[Stage], int] = lambda stage: 0,
+        updates_after: Callable[[Stage], int] = lambda stage: 0,
         opened: Callable[[], None] = lambda: None,
     ):
-        self.console, self.ahead, self.opened = console, ahead, opened
+        self.console, self.updates_after, self.opened = console, updates_after, opened
         self.began = False
         self._loss: float | None = None
         self._progress: rich_progress.Progress | None = None
@@ -170,7 +171,7 @@ class Bars:
             self.opened()
         self._stage, self._first, self._update, self._shown = stage, update, update, update
         self._since, self._took = time.monotonic(), 0.0
-        self._loss, self._rate, self._ahead = None, 0.0, self.ahead(stage)
+        self._loss, self._rate, self._ahead = None, 0.0, self.updates_after(stage)
         self._progress = _bar(self.console, self._told)
         self._progress.start()
         self._task = self._progress.add_task(stage.name, total=stage.updates, completed=update)
@@ -203,7 +204,7 @@ class Bars:
 
     def _numbers(self, width: int) -> str:
         """Loss, learning rate, updates a second and time left, as far as there is room."""
-        parts = [f"loss {figure(self._loss)}", f"rate {self._rate:.1e}"]
+        parts = [f"loss {figure(self._loss)}", f"lr {self._rate:.1e}"]
         done, left = self._update - self._first, self._stage.updates - self._update
         if done and width >= FULL:
             parts.append(f"{done / max(self._took, 1e-9):.1f}/s")
@@ -265,7 +266,7 @@ def reading(console: Console, name: str) -> AbstractContextManager[Progress]:
     return counting(console, f"reading {name}", few=500)
 
 
-def loading(console: Console, source: Source) -> Data:
+def loading(console: Console, dataset: DataOptions) -> Data:
     """The data that the options name, with a bar while a large folder is read."""
-    with reading(console, source.data) as progress:
-        return source.load(progress)
+    with reading(console, dataset.data) as progress:
+        return dataset.load(progress)

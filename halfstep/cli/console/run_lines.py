@@ -18,32 +18,32 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_config import write_config
-from halfstep.workflows.options import Source, Where
+from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.run_options import run_options_of
 from halfstep.workflows.train_classifier import ImageOptions, share_of
 
 
 @contextmanager
-def carried_out(
-    where: Where,
+def run_context(
+    folder: FolderOptions,
     options: Any,
     console: Console,
     *,
-    ahead: Callable[[Stage], int] = lambda s: 0,
+    updates_after: Callable[[Stage], int] = lambda s: 0,
     gate: Callable[[Pipeline], bool] | None = None,
 ) -> Iterator[RunOptions]:
     """How the options want a run carried out: shown while it lasts, its options kept in its folder.
 
-    ahead  updates that are still to come after a stage
+    updates_after  updates that are still to come after a stage
     gate   asked after each stage whether to go on
     """
 
     def keep() -> None:
         if first_process():
-            write_config(where.out, flat(options))
+            write_config(folder.out, flat(options))
 
-    with Bars(console, ahead=ahead, opened=keep) as bars:
-        yield run_options_of(options, watch=bars, gate=gate)
+    with Bars(console, updates_after=updates_after, opened=keep) as bars:
+        yield run_options_of(options, callback=bars, gate=gate)
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")
 
@@ -58,10 +58,10 @@ def describe(pipeline: Pipeline) -> str:
     )
 
 
-def describe_data(source: Source, data: Data) -> str:
+def describe_data(dataset: DataOptions, data: Data) -> str:
     """Data in a line."""
-    classes = f", {data.classes} classes" if data.classes else ""
-    return f"{source.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    return f"{dataset.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
 
 
 def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
@@ -72,13 +72,13 @@ def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
     return f"{updates:,} of {training.batch_size} samples each, on {chosen.type}{threads}"
 
 
-def as_typed(source: Source) -> str:
+def as_typed(dataset: DataOptions) -> str:
     """The options that name this data, for a later command."""
     sides = [
-        f"--{name} {value}" for name in ("size", "channels") if (value := getattr(source, name))
+        f"--{name} {value}" for name in ("size", "channels") if (value := getattr(dataset, name))
     ]
-    flip = ["--flip"] if source.flip else []
-    return " ".join([f"--data {shlex.quote(source.data)}", *sides, *flip])
+    flip = ["--flip"] if dataset.flip else []
+    return " ".join([f"--data {shlex.quote(dataset.data)}", *sides, *flip])
 
 
 def own_net(net: str | None) -> str:

@@ -13,7 +13,7 @@ from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Stage
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.training import TrainingConfig
 from halfstep.training.api import Rehearsed, RunOptions
 from halfstep.training.distributed import Processes
@@ -38,7 +38,7 @@ def print_plan(
 ) -> None:
     """Stages, updates, memory and time; trains nothing."""
     first = next(stages)
-    network = bare(first.student)
+    network = unwrap(first.student)
     slow = is_slow(network, processes.device)
     seconds, timed = seconds_per_update(first, data, training, processes.device)
     table = Columns("stage", "updates", "forwards", "time here")

@@ -58,7 +58,7 @@ def print_guided(console: Console, guided: GuidedTable) -> None:
     for row in guided.rows:
         table.add_row(
             row.name,
-            f"{row.guidance:g}",
+            f"{row.guidance_scale:g}",
             str(row.calls),
             str(row.distance),
             _cell(row.floor_ratio),
@@ -221,5 +221,5 @@ def _measured(report: Report, row: Row) -> Measured:
         how.data,
         how.real,
         how.floor,
-        how.guidance,
+        how.guidance_scale,
     )

@@ -133,11 +133,11 @@ class Latents:
 
     @property
     def flip(self) -> bool:
-        """Whether `drawn` takes mirror images as well."""
+        """Whether `training_batch` takes mirror images as well."""
         return self.views == 2
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """How many classes there are; 0 without labels."""
         if self.labels is None:
             return 0
@@ -167,12 +167,12 @@ class Latents:
         rows  int64 [B]
         """
         mean = self.moments.rows(self.views * rows).float().chunk(2, dim=1)[0]
-        context = None if self.contexts is None else self.contexts.rows(rows)
+        encoder_hidden_states = None if self.contexts is None else self.contexts.rows(rows)
         ids = rows.to(mean.device)
-        cond = self._cond(rows, context, mean.device)
+        cond = self._cond(rows, encoder_hidden_states, mean.device)
         return Batch(mean * self.scale, cond, ids, torch.zeros_like(ids))
 
-    def drawn(self, rows: Tensor, draw: Draw) -> Batch:
+    def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
         """Fresh latents of these images, as training sees them: each read draws anew.
 
         Half of them, at random, are of the mirror image, and of several captions any is taken.
@@ -181,19 +181,21 @@ class Latents:
         view = (draw.uniform() < 0.5).to(rows.device) if self.flip else 0
         moments = self.moments.rows(self.views * rows + view).to(device).float()
         noise = draw.normal(moments[:, : self.shape[0]])
-        context = None
+        encoder_hidden_states = None
         if self.contexts is not None:
-            context = self.contexts.rows(rows, draw.uniform()).to(device)
-        x0 = codec.drawn(moments, noise, self.scale)
-        return Batch(x0, self._cond(rows, context, device), rows.to(device))
+            encoder_hidden_states = self.contexts.rows(rows, draw.uniform()).to(device)
+        x0 = codec.sample_latents(moments, noise, self.scale)
+        return Batch(x0, self._cond(rows, encoder_hidden_states, device), rows.to(device))
 
-    def _cond(self, rows: Tensor, context: Tensor | None, device: torch.device) -> Cond | None:
-        if self.labels is None and context is None:
+    def _cond(
+        self, rows: Tensor, encoder_hidden_states: Tensor | None, device: torch.device
+    ) -> Cond | None:
+        if self.labels is None and encoder_hidden_states is None:
             return None
         label = None
         if self.labels is not None:
             label = self.labels[rows.to(self.labels.device)].to(device)
-        return Cond(label=label, context=context)
+        return Cond(label=label, encoder_hidden_states=encoder_hidden_states)
 
     def fingerprint(self) -> str:
         """sha256 of what is read (not of names): from checksums, so it costs nothing."""

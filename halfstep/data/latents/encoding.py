@@ -19,7 +19,7 @@ from halfstep import storage
 from halfstep.batch import batches
 from halfstep.config.validate import Count, Validated
 from halfstep.data.latents.dataset import ABOUT, About, FORMAT, is_latents, read_about
-from halfstep.data.latents.image_stream import Images, Source
+from halfstep.data.latents.image_stream import Images, ImagesDigest
 from halfstep.data.latents.resume import alone, check_asked, CODEC, of_others, same_images
 from halfstep.data.latents.shards import Entry, whole, written
 from halfstep.errors import ConfigError
@@ -95,7 +95,7 @@ def write_latents(
         codec.eval()
     with alone(out, progress.note), torch.inference_mode():
         work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
-        return work.carry_out()
+        return work.run()
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Work:
     device: torch.device | str
     progress: Progress
 
-    def carry_out(self) -> bool:
+    def run(self) -> bool:
         """Write whatever is missing, in order; whether anything was."""
         about, worked = self._taken_up(), False
         done = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
@@ -149,7 +149,7 @@ class _Work:
 
     def _moments(self, path: Path, rows: range, before: Entry | None) -> Entry:
         views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
-        source = Source()
+        source = ImagesDigest()
 
         def encoded() -> Iterator[Tensor]:
             for images in self.images.batches(rows, self.batch, source):

@@ -25,7 +25,7 @@ AHEAD = 2
 
 
 @dataclass
-class Source:
+class ImagesDigest:
     """Names for some images; equal contents have an equal digest.
 
     digest  of names, labels and contents
@@ -51,12 +51,14 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def digest(self, rows: range) -> str:
-        """`Source.digest` of these images, which reads them all."""
+        """`ImagesDigest.digest` of these images, which reads them all."""
 
     def stamp(self, rows: range) -> str:
-        """`Source.stamp` of these images, which reads none of a folder."""
+        """`ImagesDigest.stamp` of these images, which reads none of a folder."""
 
-    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+    def batches(
+        self, rows: range, size: int, source: ImagesDigest | None = None
+    ) -> Iterator[Tensor]:
         """These images, `size` at a time: float32 [B, C, H, W] in [-1, 1].
 
         source  is filled after the last: names what was read
@@ -114,7 +116,9 @@ class Held:
     def stamp(self, rows: range) -> str:
         return self.digest(rows)
 
-    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+    def batches(
+        self, rows: range, size: int, source: ImagesDigest | None = None
+    ) -> Iterator[Tensor]:
         for part in torch.arange(rows.start, rows.stop).split(size):
             yield self.data.batch(part).x0
         if source is not None:
@@ -173,7 +177,9 @@ class Folder:
     def stamp(self, rows: range) -> str:
         return self._named(rows, (self._stamp(self.files[k]) for k in rows))
 
-    def batches(self, rows: range, size: int, source: Source | None = None) -> Iterator[Tensor]:
+    def batches(
+        self, rows: range, size: int, source: ImagesDigest | None = None
+    ) -> Iterator[Tensor]:
         folders.refuse_many(size, self.shape, size=4)
         waiting, sums, stamps = deque[list[Future[_File]]](), list[str](), list[str]()
         chunks = [rows[low : low + size] for low in range(0, len(rows), size)]

@@ -64,12 +64,12 @@ def basic_bootstrap(
         statistic(
             *(x[at.to(x.device)] for group, at in zip(groups, rows, strict=True) for x in group)
         )
-        for rows in drawn(sizes, resamples, level, seed)
+        for rows in resampled_rows(sizes, resamples, level, seed)
     ]
     return basic(value, draws, level)
 
 
-def drawn(
+def resampled_rows(
     sizes: list[int], resamples: int, level: float, seed: int, *, strata: int = 1
 ) -> Iterator[list[Tensor]]:
     """Rows with replacement, one tensor a sample, so many times.

@@ -20,7 +20,7 @@ from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.models.compression.int8 import apart
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_walk
+from halfstep.pipeline.samplers import check_sampling
 from halfstep.progress import Progress, SILENT
 
 GROUP = 4
@@ -49,7 +49,7 @@ def cost(
     *,
     batches: Sequence[int] = (1, 64),
     rounds: int = 5,
-    guidance: float = 1.0,
+    guidance_scale: float = 1.0,
     progress: Progress = SILENT,
 ) -> list[Cost]:
     """What each way costs, measured in one run.
@@ -71,22 +71,22 @@ def cost(
     for pipeline, sampler, steps in ways:
         pipeline.grid(steps, sampler)  # refuses before the first second is spent
     progress.expect(len(batches) * rounds * len(ways))
-    seconds = [_seconds(ways, batch, rounds, guidance, progress) for batch in batches]
+    seconds = [_seconds(ways, batch, rounds, guidance_scale, progress) for batch in batches]
     return [
         Cost(
-            calls_of(pipeline, sampler, steps, guidance),
+            calls_of(pipeline, sampler, steps, guidance_scale),
             {batch: found[k] for batch, found in zip(batches, seconds, strict=True)},
-            peak_bytes(pipeline, sampler, steps, batch=max(batches), guidance=guidance),
+            peak_bytes(pipeline, sampler, steps, batch=max(batches), guidance_scale=guidance_scale),
             sum(p.numel() for p in pipeline.denoiser.parameters()),
-            multiply_adds(pipeline) * calls_of(pipeline, sampler, steps, guidance),
+            multiply_adds(pipeline) * calls_of(pipeline, sampler, steps, guidance_scale),
         )
         for k, (pipeline, sampler, steps) in enumerate(ways)
     ]
 
 
-def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance: float = 1.0) -> int:
+def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance_scale: float = 1.0) -> int:
     """Network calls a sample at this guidance scale: two a step where guidance comes from outside."""
-    both = pipeline.guidance is None and guidance != 1
+    both = pipeline.guidance_range is None and guidance_scale != 1
     return calls(sampler, steps) * (2 if both else 1)
 
 
@@ -94,7 +94,7 @@ def _seconds(
     ways: Sequence[SamplingSetup],
     batch: int,
     rounds: int,
-    guidance: float,
+    guidance_scale: float,
     progress: Progress,
 ) -> list[float]:
     """Seconds a sample of each way: the ways in turn, so many rounds, the median."""
@@ -105,7 +105,9 @@ def _seconds(
         for (pipeline, sampler, steps), times in zip(ways, taken, strict=True):
             began = time.perf_counter()
             # The samples come back to the CPU, so a GPU has finished when this returns.
-            pipeline.sample(batch, steps=steps, sampler=sampler, guidance=guidance, batch=batch)
+            pipeline.sample(
+                batch, steps=steps, sampler=sampler, guidance_scale=guidance_scale, batch=batch
+            )
             times.append((time.perf_counter() - began) / batch)
             progress.advance()
     return [median(times) for times in taken]
@@ -120,11 +122,15 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
     t = torch.full((batch,), first, device=device)
     pipeline.denoiser.eval()
-    context = None
+    encoder_hidden_states = None
     if pipeline.empty is not None:
-        context = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
-    scale = None if pipeline.guidance is None else torch.full_like(t, pipeline.guidance[0])
-    pipeline.denoiser(x, t, Cond(label if pipeline.classes else None, context, scale))
+        encoder_hidden_states = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
+    scale = (
+        None if pipeline.guidance_range is None else torch.full_like(t, pipeline.guidance_range[0])
+    )
+    pipeline.denoiser(
+        x, t, Cond(label if pipeline.class_names else None, encoder_hidden_states, scale)
+    )
 
 
 def multiply_adds(pipeline: Pipeline) -> int:
@@ -143,7 +149,7 @@ def multiply_adds(pipeline: Pipeline) -> int:
 
 
 def peak_bytes(
-    pipeline: Pipeline, sampler: str, steps: int, *, batch: int, guidance: float = 1.0
+    pipeline: Pipeline, sampler: str, steps: int, *, batch: int, guidance_scale: float = 1.0
 ) -> int | None:
     """The most memory that sampling a batch holds at once, weights included; None if it cannot be told.
 
@@ -155,7 +161,7 @@ def peak_bytes(
 
     def walk() -> Tensor:
         return short.sample(
-            batch, steps=short.steps, sampler=sampler, guidance=guidance, batch=batch
+            batch, steps=short.steps, sampler=sampler, guidance_scale=guidance_scale, batch=batch
         )
 
     device = pipeline.device
@@ -191,7 +197,7 @@ def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
 
 def _refused(pipeline: Pipeline, sampler: str, times: Times) -> bool:
     try:
-        check_walk(sampler, times, pipeline.denoiser.schedule)
+        check_sampling(sampler, times, pipeline.denoiser.schedule)
     except ConfigError:
         return True
     return False

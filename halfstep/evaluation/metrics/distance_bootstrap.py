@@ -17,9 +17,9 @@ from torch import Tensor
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import (
     basic,
-    drawn,
     Interval,
     quantiles,
+    resampled_rows,
     seeded,
     shared_size,
 )
@@ -112,8 +112,9 @@ def raw_frechet_interval(
     """frechet_distance(real, fake) as any m samples would score it, the floor left in.
 
     exact   see `frechet_interval`
-    strata  the number of classes, where the samples' labels go in turn (see `drawn`): without it a resample
-            has classes by chance, which the samples have not, and near the floor that is most of its spread
+    strata  the number of classes, where the samples' labels go in turn (see `resampled_rows`): without it a
+            resample has classes by chance, which the samples have not: near the floor most of
+            its spread
 
     The real images are given; only the samples' noise is in the interval, which shrinks with m.  Resampled
     distances are all too large by about as much; their spread about their own mean is the distance's.
@@ -189,7 +190,7 @@ def kernel_interval(
     """
     real, fake = checked(real, fake)
     counts = [[x.new_ones(len(x))] for x in (real, fake)]
-    for rows in drawn([len(real), len(fake)], resamples, level, seed):
+    for rows in resampled_rows([len(real), len(fake)], resamples, level, seed):
         for found, at, x in zip(counts, rows, (real, fake), strict=True):
             found.append(torch.bincount(at, minlength=len(x)).to(x))
     value, *draws = kernel_form(real, fake, *(torch.stack(x) for x in counts)).tolist()
@@ -292,7 +293,7 @@ def _frechet_draws(
     draws = np.empty((resamples, len(fakes)))
     left: list[np.ndarray] = []
     sizes, whole = [*([] if given else [len(real)]), shared_size(fakes)], factor(real)
-    for b, rows in enumerate(drawn(sizes, resamples, level, seed, strata=strata)):
+    for b, rows in enumerate(resampled_rows(sizes, resamples, level, seed, strata=strata)):
         *i, j = (at.to(real.device) for at in rows)
         near = np.array(measured) + [float(y[j].mean()) for _, y in linear]
         if not given:

@@ -100,7 +100,7 @@ def grid_cost(
     n: int = 2000,
     seed: int = 0,
     labels: list[int] | None = None,
-    guidance: float = 1.0,
+    guidance_scale: float = 1.0,
     batch: int = 256,
     progress: Progress = SILENT,
 ) -> Interval:
@@ -118,7 +118,7 @@ def grid_cost(
             seed=seed,
             steps=k,
             labels=labels,
-            guidance=guidance,
+            guidance_scale=guidance_scale,
             batch=batch,
             latents=True,  # as `learning_error` measures
             progress=progress,

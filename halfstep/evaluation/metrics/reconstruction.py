@@ -22,31 +22,31 @@ class Originals:
 
     images   float [n, C, H, W] in [-1, 1], or as the model's own samples are
     labels   one an image, of a model of classes
-    context  the states of their texts, of a model that reads texts
+    encoder_hidden_states  the states of their texts, of a model that reads texts
     """
 
     images: Tensor
     labels: Sequence[int] | None = None
-    context: Tensor | None = None
+    encoder_hidden_states: Tensor | None = None
 
     @classmethod
     def of(cls, x0: Tensor, cond: Cond | None, teacher: Pipeline) -> "Originals":
         """With what the teacher reads of the condition; `DataError` where that is not there."""
         said = cond or Cond()
-        labels, context = said.label, said.context
-        if teacher.classes and labels is None:
+        labels, encoder_hidden_states = said.label, said.encoder_hidden_states
+        if teacher.class_names and labels is None:
             raise DataError(
-                f"the teacher has {len(teacher.classes)} classes and these images have no labels: give "
+                f"the teacher has {len(teacher.class_names)} classes and these images have no labels: give "
                 "images with labels"
             )
-        if teacher.empty is not None and context is None:
+        if teacher.empty is not None and encoder_hidden_states is None:
             raise DataError(
                 "the teacher reads texts and these images have none: give latents with texts"
             )
         return cls(
             x0,
-            labels.tolist() if teacher.classes and labels is not None else None,
-            context if teacher.empty is not None else None,
+            labels.tolist() if teacher.class_names and labels is not None else None,
+            encoder_hidden_states if teacher.empty is not None else None,
         )
 
 
@@ -66,15 +66,15 @@ def reconstructed(
     noise = encoder.encode(
         originals.images,
         steps=steps,
-        guidance=_scale(encoder),
+        guidance_scale=_scale(encoder),
         batch=batch,
         progress=progress,
         labels=originals.labels,
-        context=originals.context,
+        encoder_hidden_states=originals.encoder_hidden_states,
     )
     return decoder.sample(
-        len(noise), steps=back, sampler="ddim", guidance=_scale(decoder), noise=noise, batch=batch,
-        labels=originals.labels, context=originals.context, progress=progress,
+        len(noise), steps=back, sampler="ddim", guidance_scale=_scale(decoder), noise=noise, batch=batch,
+        labels=originals.labels, encoder_hidden_states=originals.encoder_hidden_states, progress=progress,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def ways(
         (f"teacher, {_plural(full)}", "teacher", teacher, full)
     ]
     for student in sorted(students, key=_steps, reverse=True):
-        if student.made_for != "encode":
+        if student.direction != "invert":
             raise ConfigError(
                 "this student was distilled to walk from noise to data and cannot encode: evaluate it by "
                 "its samples"
@@ -173,7 +173,7 @@ def spread(count: int, n: int) -> Tensor:
 
 def _scale(pipeline: Pipeline) -> float:
     """No guidance, or as little as the network takes."""
-    low, high = pipeline.guidance or (1.0, 1.0)
+    low, high = pipeline.guidance_range or (1.0, 1.0)
     return min(max(1.0, low), high)
 
 

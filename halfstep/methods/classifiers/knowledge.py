@@ -16,7 +16,7 @@ from halfstep.methods.classifiers.recipes import hinton, Terms
 from halfstep.methods.classifiers.terms import distinct, Seen, Term
 from halfstep.methods.classifiers.weight_schedules import never, weight_at
 from halfstep.models.classifiers.ensemble import Teachers
-from halfstep.models.hooks import parts, projector, shapes, unchanged, Watched
+from halfstep.models.hooks import FeatureExtractor, parts, projector, shapes, unchanged
 from halfstep.rng import Draw
 
 Answers = Callable[[Batch], Tensor]
@@ -90,7 +90,7 @@ class KnowledgeDistillation(Validated):
                 "kept answers are logits alone, and a term compares features: keep no answers (command "
                 "line: leave --cache out)"
             )
-        learner = watched(student, teacher, self.live, example) if paired else student
+        learner = with_projectors(student, teacher, self.live, example) if paired else student
         objective = Distil(teacher, self.live, answers)
         yield Stage("student", learner, objective, self.updates)
 
@@ -138,7 +138,7 @@ class Distil(Objective):
             if self.answers is not None:
                 answer = self.answers(batch)
             else:
-                answer, theirs = self.teacher.watched(batch.x0, names)
+                answer, theirs = self.teacher.forward_with_features(batch.x0, names)
             _refuse_other_classes(logits, answer)
         labels = None if batch.cond is None else batch.cond.label
         return Seen(logits, answer, labels, mine, theirs)
@@ -157,7 +157,9 @@ class Distil(Objective):
         return found
 
 
-def watched(student: nn.Module, teacher: Teachers, terms: Terms, example: Tensor | None) -> Watched:
+def with_projectors(
+    student: nn.Module, teacher: Teachers, terms: Terms, example: Tensor | None
+) -> FeatureExtractor:
     """The student with what these terms read of it, and a projector where one is needed."""
     if example is None:
         raise ConfigError(
@@ -167,7 +169,7 @@ def watched(student: nn.Module, teacher: Teachers, terms: Terms, example: Tensor
     mine, theirs = [own for _, _, own, _ in pairs], [other for _, _, _, other in pairs]
     parts(student, mine, "student")
     teacher.has(theirs)
-    wide, wanted = shapes(student, mine, example), teacher.watched(example, theirs)[1]
+    wide, wanted = shapes(student, mine, example), teacher.forward_with_features(example, theirs)[1]
     projectors = dict[str, nn.Module]()
     for term, key, own, other in pairs:
         a, b = wide[own], tuple(wanted[other].shape)
@@ -175,7 +177,7 @@ def watched(student: nn.Module, teacher: Teachers, terms: Terms, example: Tensor
         if term.projector == "always" or (term.projector == "auto" and differ):
             _refuse_other_places(own, other, a, b)
             projectors[key] = projector(a, b).to(example)
-    return Watched(student, {key: own for _, key, own, _ in pairs}, projectors)
+    return FeatureExtractor(student, {key: own for _, key, own, _ in pairs}, projectors)
 
 
 def _width(shape: tuple[int, ...]) -> int:

@@ -31,7 +31,7 @@ def scores(
         student, total = _around(denoiser, net), 0.0
         for k, chosen in enumerate(parts):
             draw = Draw.all(torch.Generator(device).manual_seed(key(k * BATCH)), len(chosen))
-            batch = data.drawn(chosen, draw).to(device)
+            batch = data.training_batch(chosen, draw).to(device)
             total += float(objective(student, batch, draw).cpu().double().sum())
             progress.advance()
         return total / count

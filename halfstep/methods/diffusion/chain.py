@@ -19,7 +19,7 @@ from halfstep.methods.diffusion.guided import GuidedDistillation
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.shrink import Shrink
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.progress import Progress, SILENT
 
 
@@ -44,9 +44,9 @@ class Chain(Validated, Method):
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [first] = self.shrink.stages(teacher)
         small = DenoiserOnly(
-            cast(Denoiser, bare(first.student)),
+            cast(Denoiser, unwrap(first.student)),
             teacher.unconditional,
-            guidance=teacher.guidance,
+            guidance_range=teacher.guidance_range,
             clip=teacher.clip,
         )
         del teacher
@@ -66,12 +66,12 @@ class Chain(Validated, Method):
         teacher: PipelineLike,
         data: Data | None,
         *,
-        begun: Mapping[str, Any] | None = None,
+        previous: Mapping[str, Any] | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The chain with the blocks that are kept: see `Shrink.resolve`."""
-        before = (begun or {}).get("shrink")
-        shrink = self.shrink.resolve(teacher, data, begun=before, progress=progress)
+        before = (previous or {}).get("shrink")
+        shrink = self.shrink.resolve(teacher, data, previous=before, progress=progress)
         return replace(self, shrink=shrink)
 
     @property
@@ -95,7 +95,7 @@ class ChainOptions(HalvingOptions, Shrink):
 
     stop: Steps = 4
     """Steps the last student takes."""
-    guidance: tuple[NotNegative, NotNegative] | None = None
+    guidance_range: tuple[NotNegative, NotNegative] | None = None
     """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
     guided_updates: Updates = 10_000
     """Updates of the stage that learns the guided network."""
@@ -113,11 +113,11 @@ class ChainOptions(HalvingOptions, Shrink):
 
     def _then(self) -> GuidedDistillation | Progressive:
         halving = self.halvings(self.weighting)
-        if self.guidance is None:
+        if self.guidance_range is None:
             self._refuse_unguided()
             return halving or Progressive(start=self.start, stop=self.stop)
         return GuidedDistillation(
-            guidance=self.guidance,
+            guidance_range=self.guidance_range,
             updates=self.guided_updates,
             weighting=self.weighting,
             levels=self.levels,
@@ -129,6 +129,6 @@ class ChainOptions(HalvingOptions, Shrink):
         for name in ("guided_updates", "guidance_embed_dim"):
             if getattr(self, name) != getattr(ChainOptions, name):
                 raise ConfigError(
-                    f"{name} is of the stage that learns guidance, and there is none: give guidance, such as "
-                    f"(1, 3), or leave {name} out"
+                    f"{name} is of the stage that learns guidance, and there is none: give "
+                    f"guidance_range, such as (1, 3), or leave {name} out"
                 )

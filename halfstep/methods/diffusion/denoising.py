@@ -97,4 +97,4 @@ def some_unlabelled(
     """The condition with nothing said for that share of samples, where there is something to say."""
     if not drop or null is None or cond is None or not cond.says(null):
         return cond
-    return cond.without(null, draw.uniform() < drop)
+    return cond.dropped(null, draw.uniform() < drop)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import forgets_eps, WEIGHTINGS
 from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
-from halfstep.diffusion.time_grids import Times
+from halfstep.diffusion.time_grids import Direction, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.methods.diffusion.progressive import Halve, Progressive
 
@@ -22,7 +22,7 @@ class Encoder(Progressive):
 
     weighting: str = "snr+1"
     """Loss weight on the x0 error: snr (the eps error), truncated-snr or snr+1 (the v error)."""
-    made_for: ClassVar[str] = "encode"
+    direction: ClassVar[Direction] = "invert"
     gated: ClassVar[bool] = False
 
     def _check_weighting(self) -> None:

@@ -44,7 +44,7 @@ from halfstep.schema import literal
 class GuidedStage(Validated, Method):
     """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
 
-    guidance: tuple[NotNegative, NotNegative] = (1.0, 5.0)
+    guidance_range: tuple[NotNegative, NotNegative] = (1.0, 5.0)
     """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
     student for that scale alone."""
     updates: Updates = 10_000
@@ -65,23 +65,22 @@ class GuidedStage(Validated, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.guidance
+        low, high = self.guidance_range
         if not low <= high:
             raise ConfigError(
-                f"guidance is the lowest scale and the highest, got {low:g} and {high:g}: write for example "
-                "1 and 5, or one scale twice"
+                f"guidance_range is the lowest scale and the highest, got {low:g} and {high:g}: write for "
+                "example 1 and 5, or one scale twice"
             )
-        if "guidance" in self.student:
+        if "guidance_embed_dim" in self.student:
             raise ConfigError(
-                "guidance is no option of this student, which takes its scale by 'guidance_embed_dim': leave "
-                "it out"
+                "guidance_embed_dim is an option of the method and not of the student: leave it out of student"
             )
         check_features(self.guidance_embed_dim)
         check_weighting(self.weighting)
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage: the guided teacher at every time and scale."""
-        return [StagePlan("guided", self.updates, guidance=self.guidance)]
+        return [StagePlan("guided", self.updates, guidance_range=self.guidance_range)]
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot be guided, or takes its scale already."""
@@ -101,9 +100,9 @@ class GuidedStage(Validated, Method):
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage, *_], denoiser = self.plan(teacher), teacher.denoiser.unguided
         levels = levels_for(self.levels, denoiser.schedule)
-        student, weighting = self.begun(denoiser), WEIGHTINGS[self.weighting]
+        student, weighting = self.initial_student(denoiser), WEIGHTINGS[self.weighting]
         null = cast(int | Tensor, teacher.unconditional)
-        match = MatchGuided(denoiser.freeze(), null, self.guidance, weighting, levels)
+        match = MatchGuided(denoiser.freeze(), null, self.guidance_range, weighting, levels)
         yield stage.stage(student, match)
 
     @property
@@ -113,12 +112,12 @@ class GuidedStage(Validated, Method):
 
     def summary(self) -> str:
         """guidance 1 to 5 in one call a step."""
-        low, high = self.guidance
+        low, high = self.guidance_range
         return f"guidance {low:g} to {high:g} in one call a step"
 
-    def begun(self, teacher: Denoiser) -> Denoiser:
+    def initial_student(self, teacher: Denoiser) -> Denoiser:
         """The student as it begins: the conditional teacher to the bit, or a network of its own."""
-        student = teacher.twin()
+        student = teacher.trainable_copy()
         if not self.student and not self.student_net:
             student.net = with_guidance(student.net, width=self.guidance_embed_dim)
             return student
@@ -126,7 +125,7 @@ class GuidedStage(Validated, Method):
         own = {key: literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
         with untouched(0):
-            options = {**config, **own, "guidance": self.guidance_embed_dim}
+            options = {**config, **own, "guidance_embed_dim": self.guidance_embed_dim}
             net = build(name, options) if self.student_net else built_again(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student
@@ -145,7 +144,7 @@ class GuidedDistillation(GuidedStage):
         """The first stage, then one for each halving."""
         halvings = self.halving.plan(teacher) if self.halving else []
         return super().plan(teacher) + [
-            replace(stage, guidance=self.guidance) for stage in halvings
+            replace(stage, guidance_range=self.guidance_range) for stage in halvings
         ]
 
     def _check_start(self, teacher: PipelineLike) -> None:
@@ -163,7 +162,7 @@ class GuidedDistillation(GuidedStage):
         halvings = self.halving.stages(eta) if self.halving else iter(())
         del eta
         for stage in halvings:
-            yield at_any_scale(stage, self.guidance)
+            yield at_any_scale(stage, self.guidance_range)
 
     def summary(self) -> str:
         """guidance 1 to 5 in one call a step, 8 -> 4 -> 2 steps."""
@@ -196,13 +195,13 @@ class MatchGuided(Objective):
 
     teacher: Denoiser
     null: int | Tensor
-    guidance: Range
+    guidance_range: Range
     weighting: Weighting = truncated_snr
     levels: int | None = None
     forwards = 5
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
-        scale = random_scales(draw, self.guidance)
+        scale = random_scales(draw, self.guidance_range)
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         with torch.no_grad():
@@ -216,10 +215,10 @@ class MatchGuided(Objective):
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = batch.cond or Cond()
-        null: Prediction = self.teacher(x_t, t, cond.without(self.null))
+        null: Prediction = self.teacher(x_t, t, cond.dropped(self.null))
         label: Prediction = self.teacher(x_t, t, cond)
         found = {}
-        for scale in dict.fromkeys(torch.linspace(*self.guidance, 5).tolist()):
+        for scale in dict.fromkeys(torch.linspace(*self.guidance_range, 5).tolist()):
             guess: Prediction = student(x_t, t, told(cond, torch.full_like(t, scale)))
             error = guess.x0 - null.toward(label, scale).x0
             found[f"{scale:g}"] = float(error.square().mean().sqrt())
@@ -231,14 +230,14 @@ class AnyScale(Objective):
     """An objective of networks that take their guidance scale as an input: one is drawn a sample."""
 
     objective: Objective
-    guidance: Range
+    guidance_range: Range
 
     @property
     def forwards(self) -> int:
         return self.objective.forwards
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
-        scale = random_scales(draw, self.guidance)
+        scale = random_scales(draw, self.guidance_range)
         return self.objective(student, replace(batch, cond=told(batch.cond, scale)), draw)
 
     @property
@@ -246,17 +245,19 @@ class AnyScale(Objective):
         return self.objective.networks
 
 
-def at_any_scale(stage: Stage, guidance: Range) -> Stage:
+def at_any_scale(stage: Stage, guidance_range: Range) -> Stage:
     """The stage of a teacher, and so of a student, that takes a scale of this range as an input."""
-    return replace(stage, objective=AnyScale(stage.objective, guidance), guidance=guidance)
+    return replace(
+        stage, objective=AnyScale(stage.objective, guidance_range), guidance_range=guidance_range
+    )
 
 
-def random_scales(draw: Draw, guidance: Range) -> Tensor:
+def random_scales(draw: Draw, guidance_range: Range) -> Tensor:
     """Guidance scales, w = scale - 1 uniform between the ends (Meng et al. 2023, section 3.1), [B]."""
-    low, high = guidance
+    low, high = guidance_range
     return low + (high - low) * draw.uniform()
 
 
 def told(cond: Cond | None, scale: Tensor) -> Cond:
     """The condition, and the scale for the network."""
-    return replace(cond or Cond(), guidance=scale)
+    return replace(cond or Cond(), guidance_scale=scale)

@@ -17,7 +17,7 @@ from halfstep.diffusion.prediction import Prediction
 from halfstep.methods import losses
 from halfstep.methods.base import errors, Objective, random_times
 from halfstep.methods.diffusion.denoising import some_unlabelled
-from halfstep.models.hooks import put_out
+from halfstep.models.hooks import capture_outputs
 from halfstep.rng import Draw
 
 
@@ -126,9 +126,9 @@ class Imitate(Objective):
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
         theirs, ours = (self.matched.teacher, self.matched.student) if self.matched else ((), ())
-        with torch.no_grad(), put_out(theirs) as wanted:
+        with torch.no_grad(), capture_outputs(theirs) as wanted:
             said = self.teacher(x_t, t, cond)
-        with put_out(ours) as got:
+        with capture_outputs(ours) as got:
             guess: Prediction = student(x_t, t, cond)
         features = self.matched.errors(got, wanted) if self.matched else None
         return guess, said, Prediction(batch.x0, eps), features

@@ -18,7 +18,7 @@ from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
-from halfstep.diffusion.time_grids import checked, grid, Steps, Times
+from halfstep.diffusion.time_grids import checked, Direction, grid, Steps, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.methods.base import (
     errors,
@@ -54,7 +54,8 @@ class Progressive(Validated, Method):
     target_clip: NotNegative = 0.0
     """Clip the teacher's images to [-target_clip, target_clip] at every step of a target. Guided pixels
     need it, for a student that is clipped as well. 0 does not clip (the paper)."""
-    made_for: ClassVar[str] = "ddim"
+    sampler: ClassVar[str] = "ddim"
+    direction: ClassVar[Direction] = "denoise"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +99,15 @@ class Progressive(Validated, Method):
             name, updates, teachers = student_name(steps), self.updates_for(halving, steps), times
             times = times[::2]  #                                              N <- N / 2
             stages.append(
-                StagePlan(name, updates, times, teachers, made_for=self.made_for, grid=self.grid)
+                StagePlan(
+                    name,
+                    updates,
+                    times,
+                    teachers,
+                    sampler=self.sampler,
+                    direction=self.direction,
+                    grid=self.grid,
+                )
             )
         return stages
 
@@ -119,7 +128,9 @@ class Progressive(Validated, Method):
         plan, eta = self.plan(teacher), teacher.denoiser
         del teacher
         for stage in plan:
-            student = eta.twin()  #                                            theta <- eta
+            student = (
+                eta.trainable_copy()
+            )  #                                            theta <- eta
             halve = self.objective(eta.freeze(), stage.teacher_times)
             yield stage.stage(student, halve)
             eta = student  #                                                   eta <- theta
@@ -212,7 +223,7 @@ class Halve(Objective):
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         x0 = batch.x0
-        t, t_mid, t_end = self.walked(draw)
+        t, t_mid, t_end = self.places(draw)
         eps = draw.normal(x0)
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
         target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
@@ -221,7 +232,7 @@ class Halve(Objective):
             guess = forgiven(guess, target, self.clip)
         return self.weighting(*errors(guess, target))
 
-    def walked(self, draw: Draw) -> tuple[Tensor, ...]:
+    def places(self, draw: Draw) -> tuple[Tensor, ...]:
         """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
         return on_grid(self.times, *self.steps_from(i))

@@ -75,8 +75,8 @@ class Reparameterise(Validated, Method):
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage], eta = self.plan(teacher), teacher.denoiser
-        schedule, twin = self._schedule(eta), eta.twin()
-        student = Denoiser(twin.net, schedule, V(), time=twin.time, autocast=twin.autocast)
+        schedule, copy = self._schedule(eta), eta.trainable_copy()
+        student = Denoiser(copy.net, schedule, V(), time=copy.time, autocast=copy.autocast)
         levels = levels_for(0, schedule)
         match = Match(eta.freeze(), schedule, WEIGHTINGS[self.weighting], levels)
         yield stage.stage(student, match)

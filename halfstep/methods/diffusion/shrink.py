@@ -133,11 +133,11 @@ class Shrink(Validated, Method):
         teacher: PipelineLike,
         data: Data | None,
         *,
-        begun: Mapping[str, Any] | None = None,
+        previous: Mapping[str, Any] | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The method with the pairs of blocks that are kept, scored on the data unless it names them."""
-        before = begun or {}
+        before = previous or {}
         if not self.needs_data:
             return self
         if before.get("depth") == self.depth and before.get("keep"):
@@ -154,10 +154,10 @@ class Shrink(Validated, Method):
         self, teacher: PipelineLike, data: Data, *, progress: Progress = SILENT
     ) -> list[float]:
         """By how much the loss rises without each pair of the teacher's blocks, the outermost first."""
-        denoiser = teacher.denoiser.twin().freeze()
+        denoiser = teacher.denoiser.trainable_copy().freeze()
         objective: Objective = self.objective(denoiser, teacher)
-        if teacher.guidance is not None:
-            objective = AnyScale(objective, teacher.guidance)
+        if teacher.guidance_range is not None:
+            objective = AnyScale(objective, teacher.guidance_range)
         return scores(objective, denoiser, data, progress=progress)
 
     @property
@@ -195,7 +195,7 @@ class Shrink(Validated, Method):
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage], eta = self.plan(teacher), teacher.denoiser
-        student = self.begun(eta)
+        student = self.initial_student(eta)
         matched = self._matched(eta, student)
         objective = self.objective(eta.freeze(), teacher, matched)
         projected = matched and matched.projectors
@@ -215,9 +215,9 @@ class Shrink(Validated, Method):
             frozen, WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
         )
 
-    def begun(self, teacher: Teacher) -> Denoiser:
+    def initial_student(self, teacher: Teacher) -> Denoiser:
         """The student as it begins."""
-        student = teacher.twin()
+        student = teacher.trainable_copy()
         if self.student:
             student.net = self._built(student.net)
         else:
@@ -321,4 +321,4 @@ def _size(net: nn.Module) -> int:
 
 def _is_guided(teacher: PipelineLike) -> bool:
     """Whether it predicts something else than the data's denoising: from outside, or by a scale as input."""
-    return teacher.guidance is not None or teacher.denoiser.guided
+    return teacher.guidance_range is not None or teacher.denoiser.guided

@@ -23,7 +23,7 @@ class Stochastic(Progressive):
     A student of 2 steps spans both from t = 1, so it is the student of 1 step too: `stop` 1 ends there.
     """
 
-    made_for: ClassVar[str] = "stochastic"
+    sampler: ClassVar[str] = "stochastic"
 
     def __post_init__(self) -> None:
         if self.start == 2:

@@ -16,7 +16,7 @@ from halfstep.config.validate import is_valid, shown
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.identity import digest_of
 from halfstep.models.autoencoder.checkpoints import ldm_name, read_diffusers
-from halfstep.models.codec import drawn
+from halfstep.models.codec import sample_latents
 from halfstep.models.limits import made
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
 from halfstep.pixels import as_floats, in_range
@@ -145,7 +145,7 @@ class KLCodec(nn.Module):
         images = as_floats(images)
         self.check(images.shape)
         moments = self._encode(images).to(images.dtype)
-        return moments, self._decode(drawn(moments, noise, 1.0)).to(images.dtype)
+        return moments, self._decode(sample_latents(moments, noise, 1.0)).to(images.dtype)
 
     @torch.no_grad()
     def moments(self, images: Tensor, *, batch: int | None = None) -> Tensor:

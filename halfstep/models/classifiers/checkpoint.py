@@ -38,7 +38,7 @@ class _About(TypedDict):
     net: str
     config: dict[str, Any]
     preprocessing: _Preprocessing
-    classes: NotRequired[list[str]]
+    class_names: NotRequired[list[str]]
     label_smoothing: NotRequired[float]
     quantised: NotRequired[dict[str, str]]
 
@@ -62,7 +62,7 @@ def save_classifier(
         "preprocessing": preprocessing.to_json(),
     }
     if names := class_names(classifier):
-        about["classes"] = list(names)
+        about["class_names"] = list(names)
     if share := label_smoothing(classifier):
         about["label_smoothing"] = share
     tensors = plain_tensors(classifier)
@@ -88,7 +88,7 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     tensors, about = storage.load(stem, _About)
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
-    classifier.class_names = tuple(about.get("classes", ()))  # type: ignore[assignment]
+    classifier.class_names = tuple(about.get("class_names", ()))  # type: ignore[assignment]
     share = about.get("label_smoothing", 0.0)
     if not 0 <= share < 1:
         raise CheckpointError(f"'{stem}.json' is damaged: label_smoothing is no share, {share!r}")

@@ -21,14 +21,14 @@ class ImageClassifier(nn.Module):
 
     head: nn.Linear
 
-    def __init__(self, channels: int, classes: int, **config: int | float):
+    def __init__(self, channels: int, num_classes: int, **config: int | float):
         super().__init__()
-        if channels < 1 or classes < 2:
+        if channels < 1 or num_classes < 2:
             raise ConfigError(
-                f"a classifier of {channels} channels and {classes} classes tells nothing apart: write at "
-                "least 1 and 2"
+                f"a classifier of {channels} channels and {num_classes} classes tells nothing apart: "
+                "write at least 1 and 2"
             )
-        self.config = {"channels": channels, "classes": classes, **config}
+        self.config = {"channels": channels, "num_classes": num_classes, **config}
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +58,10 @@ class Pooled(ImageClassifier):
     (arXiv 1502.01852).  On images that are smaller than a pool the pool is what there is of them.
     """
 
-    def __init__(self, channels: int = 3, classes: int = 5, *, widths: Sequence[int] = (64, 128)):
-        super().__init__(channels, classes)
+    def __init__(
+        self, channels: int = 3, num_classes: int = 5, *, widths: Sequence[int] = (64, 128)
+    ):
+        super().__init__(channels, num_classes)
         layers, wide = list[nn.Module](), channels
         for width in widths:
             layers.append(nn.Conv2d(wide, width, 3, padding=1))
@@ -67,7 +69,7 @@ class Pooled(ImageClassifier):
             nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
             wide = width
         self.convs = nn.ModuleList(layers)
-        self.hidden, self.head = nn.Linear(wide, 512), nn.Linear(512, classes)
+        self.hidden, self.head = nn.Linear(wide, 512), nn.Linear(512, num_classes)
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
@@ -88,8 +90,8 @@ class ToyTeacher(ImageClassifier):
     Convolutions 5 x 5 of 16 and 32, each with a maximum over 2 x 2, dropout .2, a layer of 128.
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10, *, size: int = 28):
-        super().__init__(channels, classes, size=size)
+    def __init__(self, channels: int = 1, num_classes: int = 10, *, size: int = 28):
+        super().__init__(channels, num_classes, size=size)
         side = ((size - 4) // 2 - 4) // 2
         if side < 1:
             raise ConfigError(
@@ -98,7 +100,7 @@ class ToyTeacher(ImageClassifier):
             )
         self.first, self.second = nn.Conv2d(channels, 16, 5), nn.Conv2d(16, 32, 5)
         self.drop = nn.Dropout(0.2)
-        self.hidden, self.head = nn.Linear(32 * side * side, 128), nn.Linear(128, classes)
+        self.hidden, self.head = nn.Linear(32 * side * side, 128), nn.Linear(128, num_classes)
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
@@ -115,16 +117,16 @@ class ToyStudent(ImageClassifier):
     def __init__(
         self,
         channels: int = 1,
-        classes: int = 10,
+        num_classes: int = 10,
         *,
         size: int | Sequence[int] = 28,
         width: int = 48,
     ):
-        super().__init__(channels, classes, width=width)
+        super().__init__(channels, num_classes, width=width)
         height, wide = (size, size) if isinstance(size, int) else size
         self.config["size"] = size  # type: ignore[assignment]
         self.hidden = nn.Linear(channels * height * wide, width)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """What the last linear layer reads, float [B, width]."""
@@ -139,8 +141,10 @@ class ResidualCNN(ImageClassifier):
     depth  blocks a stage
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10, *, width: int = 32, depth: int = 1):
-        super().__init__(channels, classes, width=width, depth=depth)
+    def __init__(
+        self, channels: int = 1, num_classes: int = 10, *, width: int = 32, depth: int = 1
+    ):
+        super().__init__(channels, num_classes, width=width, depth=depth)
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         blocks, wide = list[nn.Module](), width
         for stage in range(3):
@@ -149,7 +153,7 @@ class ResidualCNN(ImageClassifier):
                 blocks.append(_Residual(wide, out, 2 if stage and not k else 1))
                 wide = out
         self.blocks, self.norm = nn.Sequential(*blocks), nn.BatchNorm2d(wide)
-        self.head = nn.Linear(wide, classes)
+        self.head = nn.Linear(wide, num_classes)
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class EfficientNetLite0(nn.Module):
     ReLU6 for swish.  It takes [-1, 1], not ImageNet's mean and deviation, and resizes to `side` by itself.
     """
 
-    def __init__(self, classes: int = 1000, side: int = SIDE) -> None:
+    def __init__(self, num_classes: int = 1000, side: int = SIDE) -> None:
         super().__init__()
         self.side = validate("side", side, Side, SIDE)
         self.conv_stem, self.bn0 = _Conv(3, 32, 3, 2), _norm(32)
@@ -95,7 +95,7 @@ class EfficientNetLite0(nn.Module):
                 wide = out
         self.blocks = nn.Sequential(*blocks)
         self.conv_head, self.bn1 = _Conv(wide, 1280, 1), _norm(1280)
-        self.fc = nn.Linear(1280, classes)
+        self.fc = nn.Linear(1280, num_classes)
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.identity import sha256_of
 from halfstep.models.classifiers.registry import class_names, refuse_other_classes
 from halfstep.models.compression.int8 import plain_tensors
-from halfstep.models.hooks import parts, unchanged, watching
+from halfstep.models.hooks import forward_with_features, parts, unchanged
 from halfstep.pixels import as_floats
 
 ROWS = 64
@@ -59,10 +59,12 @@ class Teachers(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.watched(x, ())[0]
+        return self.forward_with_features(x, ())[0]
 
     @torch.no_grad()
-    def watched(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_with_features(
+        self, x: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and what the parts of these names put out, [B, ...] each.
 
         `ConfigError` for names of parts with several teachers, which have no features in common.
@@ -84,7 +86,7 @@ class Teachers(nn.Module):
             x = torch.cat([x, x[-1:].expand(self.rows - rows, *x.shape[1:])])
         with unchanged(x, "teacher"):
             if len(self.nets) == 1:
-                logits, seen = watching(self.nets[0], names, x)
+                logits, seen = forward_with_features(self.nets[0], names, x)
             else:
                 logits, seen = mean_of([net(x) for net in self.nets]), {}
         if logits.ndim != 2 or len(logits) != self.rows:
@@ -94,7 +96,7 @@ class Teachers(nn.Module):
             )
         return logits[:rows].detach(), {name: value[:rows] for name, value in seen.items()}
 
-    def settled(self, x: Tensor) -> bool:
+    def is_reproducible(self, x: Tensor) -> bool:
         """Whether a row's logits are the same wherever in a block it is; from now on they are.
 
         Some kernels round otherwise in some rows of a matrix (on a CPU, of one that is small): such a
@@ -134,10 +136,10 @@ class Teachers(nn.Module):
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
     """log(mean of softmax(each)), [B, classes]: logits of the mean of probabilities, stable."""
-    classes = {value.shape[-1] for value in logits}
-    if len(classes) > 1:
+    num_classes = {value.shape[-1] for value in logits}
+    if len(num_classes) > 1:
         raise ConfigError(
-            f"the teachers know {' and '.join(map(str, sorted(classes)))} classes: give teachers of the "
+            f"the teachers know {' and '.join(map(str, sorted(num_classes)))} classes: give teachers of the "
             "same classes"
         )
     each = torch.stack([value.float().log_softmax(-1) for value in logits])

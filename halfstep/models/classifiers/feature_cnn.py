@@ -21,20 +21,20 @@ class Classifier(nn.Module):
     blur, and a distance on them would call a class's mean image a good sample (see LOG.md).
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10, size: int = 8):
+    def __init__(self, channels: int = 1, num_classes: int = 10, size: int = 8):
         super().__init__()
         if size < 8:
             raise ConfigError(
                 f"images of side {size} are too small for this classifier: write 8 or more"
             )
-        self.config = {"channels": channels, "classes": classes, "size": size}
+        self.config = {"channels": channels, "num_classes": num_classes, "size": size}
         self.channels, wide, layers = channels, 32, [nn.Conv2d(channels, 32, 3, padding=1)]
         while size > GRID:
             layers.append(nn.Conv2d(wide, 64, 3, stride=2, padding=1))
             wide, size = 64, -(-size // 2)
         self.convs = nn.ModuleList(layers)
         self.hidden = nn.Linear(wide * GRID**2, FEATURES)
-        self.head = nn.Linear(FEATURES, classes)
+        self.head = nn.Linear(FEATURES, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(x))

@@ -18,12 +18,12 @@ from halfstep.models.limits import made
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
 
 
-def _deeper(channels: int = 3, classes: int = 5) -> Pooled:
-    return Pooled(channels, classes, widths=(64, 128, 256))
+def _deeper(channels: int = 3, num_classes: int = 5) -> Pooled:
+    return Pooled(channels, num_classes, widths=(64, 128, 256))
 
 
-def _shallow(channels: int = 3, classes: int = 5) -> Pooled:
-    return Pooled(channels, classes)
+def _shallow(channels: int = 3, num_classes: int = 5) -> Pooled:
+    return Pooled(channels, num_classes)
 
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
@@ -133,7 +133,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def fitting_classifier(name: str, shape: Sequence[int], classes: int) -> dict[str, Any]:
+def fitting_classifier(name: str, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
     """The part of the named classifier's config that the data decides.
 
     shape    of one image, (C, H, W)
@@ -152,7 +152,7 @@ def fitting_classifier(name: str, shape: Sequence[int], classes: int) -> dict[st
         size = min(height, width)
     if name == "toy-teacher" and height != width:
         raise ConfigError(f"toy-teacher is for square images, and a sample is {list(shape)}")
-    fits = {"channels": channels, "classes": classes, "size": size}
+    fits = {"channels": channels, "num_classes": num_classes, "size": size}
     takes = _parameters(name)
     return {key: value for key, value in fits.items() if key in takes}
 
@@ -172,5 +172,5 @@ def _parameters(name: str) -> list[str]:
     function: Any = imported(name) if ":" in name else CLASSIFIERS[name]
     parameters = signature(function).parameters.values()
     if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-        return ["channels", "classes", "size"]
+        return ["channels", "num_classes", "size"]
     return [p.name for p in parameters if p.name != "self"]

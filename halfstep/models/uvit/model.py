@@ -45,7 +45,7 @@ class UViTOutput(BaseOutput):
 
 
 class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Maps (x [B, C, H, W], timesteps, y int64 [B], context [B, tokens, clip_dim]) to
+    """Maps (x [B, C, H, W], timesteps, y int64 [B], encoder_hidden_states [B, tokens, clip_dim]) to
     [B, out_chans, H, W]; y and context only where it was built for them.
 
     A model of diffusers, with the official arguments.  `norm_layer` is not among them: it is a
@@ -65,7 +65,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     clip_dim        width of the text states that it reads.  None: no text
     num_clip_token  how many text states a sample has
     attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.models.uvit.attention.auto`
-    guidance        features of the guidance scale, added to the time token; 0: it takes none
+    guidance_embed_dim  features of the guidance scale, added to the time token; 0: it takes none
     """
 
     _supports_gradient_checkpointing = True
@@ -93,7 +93,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         clip_dim: int | None = None,
         num_clip_token: int = 77,
         attention: str = "auto",
-        guidance: int = 0,
+        guidance_embed_dim: int = 0,
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -126,7 +126,9 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init)
-        self.guidance_embed = GuidanceEmbedding(guidance, embed_dim) if guidance else None
+        self.guidance_embed = (
+            GuidanceEmbedding(guidance_embed_dim, embed_dim) if guidance_embed_dim else None
+        )
         self.gradient_checkpointing = use_checkpoint  # diffusers' switch sets both of these
         self._gradient_checkpointing_func = _recomputed
 
@@ -135,8 +137,8 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x: Tensor,
         timesteps: Tensor | float,
         y: Tensor | None = None,
-        context: Tensor | None = None,
-        guidance: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
         *,
         return_dict: bool = False,
     ) -> Tensor | UViTOutput:
@@ -145,22 +147,24 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         timesteps  one time a sample, [B], or one for all of them
         guidance   one scale a sample, [B], if it was built for it
         """
-        self._check(x, y, context)
-        if guidance is not None and self.guidance_embed is None:
+        self._check(x, y, encoder_hidden_states)
+        if guidance_scale is not None and self.guidance_embed is None:
             raise ConfigError(
                 "this U-ViT takes no guidance scale and got some: leave it out, or build it with guidance"
             )
-        check_scales(guidance, x)
+        check_scales(guidance_scale, x)
         # The weights' own dtype, and not the patches': under autocast the time keeps float32.
         sines = sinusoid(_times(timesteps, x), self.width).to(self.pos_embed.dtype)
         time = self.time_embed(sines)
         if self.guidance_embed is not None:
-            time = time + self.guidance_embed(guidance)
+            time = time + self.guidance_embed(guidance_scale)
         tokens = [time[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
             tokens.insert(0, self.label_emb(y)[:, None])
-        if self.context_embed is not None and context is not None:
-            tokens.insert(1, self.context_embed(context.to(self.context_embed.weight.dtype)))
+        if self.context_embed is not None and encoder_hidden_states is not None:
+            tokens.insert(
+                1, self.context_embed(encoder_hidden_states.to(self.context_embed.weight.dtype))
+            )
         h = torch.cat(tokens, dim=1) + self.pos_embed
 
         skips: list[Tensor] = []
@@ -210,7 +214,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         image: Tensor = self.final_layer(rows.flatten(4, 5).flatten(2, 3))
         return image
 
-    def _check(self, x: Tensor, y: Tensor | None, context: Tensor | None) -> None:
+    def _check(self, x: Tensor, y: Tensor | None, encoder_hidden_states: Tensor | None) -> None:
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
             raise ConfigError(
                 f"this U-ViT was built for images of shape {list(self.shape)} and got "
@@ -231,16 +235,23 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ConfigError(
                 f"y must have one label per sample: expected shape [{len(x)}], got {list(y.shape)}"
             )
-        if context is not None and self.context_embed is None:
+        if encoder_hidden_states is not None and self.context_embed is None:
             raise ConfigError(
-                "this U-ViT reads no text and got context: leave it out, or build it with clip_dim"
+                "this U-ViT reads no text and got encoder_hidden_states: leave it out, or build it with "
+                "clip_dim"
             )
         wanted = x.shape[0], *self.texts
-        if self.context_embed is not None and (context is None or context.shape != wanted):
-            got = "none" if context is None else f"shape {list(context.shape)}"
+        if self.context_embed is not None and (
+            encoder_hidden_states is None or encoder_hidden_states.shape != wanted
+        ):
+            got = (
+                "none"
+                if encoder_hidden_states is None
+                else f"shape {list(encoder_hidden_states.shape)}"
+            )
             raise ConfigError(
-                f"this U-ViT reads text states of shape {list(wanted)} and got {got}: give context "
-                "of that shape, or build it with other clip_dim and num_clip_token"
+                f"this U-ViT reads text states of shape {list(wanted)} and got {got}: give "
+                "encoder_hidden_states of that shape, or build it with other clip_dim and num_clip_token"
             )
 
 

@@ -127,7 +127,7 @@ def _tradeoff(rows: Sequence[GuidedRow]) -> Drawn | None:
         ]
         line = "--" if teacher else "-"
         series.append(Series(name, points, colour, marker, line, strong=teacher))
-        scales.append([f"{row.guidance:g}" for row, _ in own])
+        scales.append([f"{row.guidance_scale:g}" for row, _ in own])
         decimals = places(row.data_distance for row, _ in own)
         said.append(
             f"{name}: " + ", ".join(_at_scale(row, score, decimals) for row, score in own) + "."
@@ -140,7 +140,7 @@ def _tradeoff(rows: Sequence[GuidedRow]) -> Drawn | None:
 
 def _at_scale(row: GuidedRow, score: float, decimals: int) -> str:
     distance = figure(row.data_distance, decimals)
-    return f"{distance} at {figure(score, 2)} for scale {row.guidance:g}"
+    return f"{distance} at {figure(score, 2)} for scale {row.guidance_scale:g}"
 
 
 def _fidelity(students: Sequence[Row]) -> Drawn | None:

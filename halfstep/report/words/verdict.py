@@ -52,7 +52,7 @@ def tolerance(report: Report) -> float | None:
     None of a guided run too: its gate compares with the guided teacher, not with the data.
     """
     gate = report.run.gate
-    return None if gate is None or "guidance" in gate.about else gate.tolerance
+    return None if gate is None or "guidance_scales" in gate.about else gate.tolerance
 
 
 def best_baseline(report: Report, limit: int) -> Row | None:
@@ -81,12 +81,12 @@ def _looks(report: Report, row: Row) -> list[Decision]:
         "preprocessing": how.preprocessing,
         "data": how.data,
         "samples": how.samples,
-        "noise": how.seed,
+        "seed": how.seed,
         "full": full.steps,
     }
     if any(gate.about.get(name) != value for name, value in same.items()):
         return []
-    return [one for one in gate.tried if one.steps == row.steps]
+    return [one for one in gate.decisions if one.steps == row.steps]
 
 
 def against_baseline(report: Report, student: Row) -> Standing | None:

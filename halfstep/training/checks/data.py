@@ -17,18 +17,22 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
             f"{list(data.shape)}: give data of that shape (--size, --channels)"
         )
-    if pipeline.classes and data.classes > len(pipeline.classes):
+    if pipeline.class_names and data.num_classes > len(pipeline.class_names):
         raise ConfigError(
-            f"the network has {len(pipeline.classes)} classes and the data {data.classes}: give data of "
-            "those classes alone"
+            f"the network has {len(pipeline.class_names)} classes and the data {data.num_classes}: give "
+            "data of those classes alone"
         )
-    _refuse_other_numbers(pipeline.classes, data.names)
-    if pipeline.classes and not data.classes:
+    _refuse_other_numbers(pipeline.class_names, data.names)
+    if pipeline.class_names and not data.num_classes:
         raise ConfigError(
-            f"the network has {len(pipeline.classes)} classes and the data has no labels: give data of "
+            f"the network has {len(pipeline.class_names)} classes and the data has no labels: give data of "
             "those classes"
         )
-    if pipeline.classes and data.labels is not None and (without := int((data.labels < 0).sum())):
+    if (
+        pipeline.class_names
+        and data.labels is not None
+        and (without := int((data.labels < 0).sum()))
+    ):
         raise ConfigError(
             f"the network has classes and {without:,} of the data's samples have no label (-1): "
             "leave them out, or give data with labels"
@@ -49,7 +53,7 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             )
     elif isinstance(data, Latents):
         data = replace(data, contexts=None)
-    return data if pipeline.classes else replace(data, labels=None, names=())
+    return data if pipeline.class_names else replace(data, labels=None, names=())
 
 
 def _refuse_other_numbers(own: tuple[str, ...], names: tuple[str, ...]) -> None:
@@ -74,10 +78,10 @@ def _check_latents(pipeline: Pipeline, data: Latents) -> None:
 def notes(pipeline: Pipeline, data: Data) -> Iterator[str]:
     """What may be right, and should be known."""
     names = tuple(data.names)
-    if pipeline.classes and names and names != pipeline.classes[: len(names)]:
+    if pipeline.class_names and names and names != pipeline.class_names[: len(names)]:
         yield (
             f"the data's classes ({', '.join(names[:3])}, ...) are taken for the network's "
-            f"({', '.join(pipeline.classes[:3])}, ...), number by number"
+            f"({', '.join(pipeline.class_names[:3])}, ...), number by number"
         )
     made_by = data.codec if isinstance(data, Latents) else ""
     if made_by and pipeline.codec is not None and made_by != pipeline.codec.digest():

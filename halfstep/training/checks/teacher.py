@@ -13,7 +13,7 @@ from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.models.eval_mode import evaluating
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
 from halfstep.rng import Draw
@@ -29,7 +29,7 @@ DATA_DECIDE = (
 )
 
 
-def tried(
+def checked_on_start(
     stages: Iterator[Stage], teacher: Pipeline, said: tuple[str, str] = AS_TEACHER
 ) -> Iterator[Stage]:
     """The same stages, after the first student was asked for a sample of the last class, and of none.
@@ -40,11 +40,11 @@ def tried(
     """
     if (first := next(stages, None)) is None:
         return iter(())
-    _try(bare(first.student).twin(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
-    return begun(first, stages)
+    _try(unwrap(first.student).trainable_copy(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
+    return with_first(first, stages)
 
 
-def begun(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
+def with_first(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
     """The first stage, made before there is a folder, and the others; a stage that is over is let go."""
     yield first
     del first  # or its student would stay in memory while all the others are trained
@@ -53,15 +53,18 @@ def begun(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
 
 @torch.no_grad()
 def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, str]) -> None:
-    classes, guidance = len(teacher.classes), stage.guidance or teacher.guidance
+    classes, guidance_range = (
+        len(teacher.class_names),
+        stage.guidance_range or teacher.guidance_range,
+    )
     student.eval().autocast = None
     # A table of labels that is too short lacks the last rows.
     labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
     n = len(labels or [0])
     cond = condition(
-        n, 0, classes=classes, null=teacher.null, empty=teacher.empty, texts=None,
-        labels=labels, prompts=None, context=None, guidance=guidance and guidance[0],
-    )  # fmt: skip
+        n, 0, class_names=classes, null=teacher.null, empty=teacher.empty, texts=None,
+        labels=labels, prompts=None, encoder_hidden_states=None, guidance_scale=guidance_range and
+    guidance_range[0], )  # fmt: skip
     device = next(student.parameters(), torch.empty(0)).device
     x, seen, got = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
     wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
@@ -80,7 +83,7 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, st
         raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
 
 
-def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
     """The same stages, after the first student's network was asked about two samples of the data.
 
     A condition that it needs and does not get, or gets and does not read, is so refused before there is a
@@ -88,17 +91,17 @@ def tried_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> 
     """
     if (first := next(stages, None)) is None:
         return iter(())
-    student = bare(first.student)
+    student = unwrap(first.student)
     if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents):
         batch = data.batch(torch.arange(2) % len(data)).to(device)
         # In the dtype that training draws times and scales in.
         times = torch.ones_like(Draw.all(torch.Generator(device).manual_seed(0), 2).uniform())
         cond = batch.cond
-        if first.guidance is not None:
-            cond = replace(cond or Cond(), guidance=first.guidance[0] * times)
+        if first.guidance_range is not None:
+            cond = replace(cond or Cond(), guidance_scale=first.guidance_range[0] * times)
         with torch.no_grad(), evaluating(student.to(device)):
             student.ask(batch.x0, times, cond)
-    return begun(first, stages)
+    return with_first(first, stages)
 
 
 def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> None:
@@ -113,7 +116,7 @@ def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> No
         )
 
 
-def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
+def checked_on_first(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
     """The same stages, after the first one's objective was asked about two samples, which trains nothing.
 
     What teacher, student and data refuse of each other is so refused before there is a folder.
@@ -123,5 +126,5 @@ def tried_on(stages: Iterator[Stage], data: Data, device: torch.device) -> Itera
     rows = torch.arange(2) % len(data)
     draw = Draw.all(torch.Generator(device).manual_seed(0), 2)
     with torch.no_grad(), evaluating(first.student.to(device)):
-        first.objective(first.student, data.drawn(rows, draw).to(device), draw)
-    return begun(first, stages)
+        first.objective(first.student, data.training_batch(rows, draw).to(device), draw)
+    return with_first(first, stages)

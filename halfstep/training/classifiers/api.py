@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from halfstep.code_identity import own_code
-from halfstep.data import as_data, Dataset, Given
+from halfstep.data import as_data, DataLike, Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.methods.classifiers.supervised import Classification
@@ -24,7 +24,7 @@ from halfstep.models.classifiers.registry import (
 )
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import key, untouched
-from halfstep.training.api import carried_through, load_weights, RunOptions
+from halfstep.training.api import load_weights, run_stages, RunOptions
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 
@@ -35,10 +35,10 @@ SCALED_ON = 5_000
 @untouched()
 def train_classifier(
     classifier: nn.Module | str,
-    data: Given,
+    data: DataLike,
     out: Path | str,
     *,
-    held_out: Given | None = None,
+    held_out: DataLike | None = None,
     method: Classification | None = None,
     training: TrainingConfig | None = None,
     job: RunOptions | None = None,
@@ -60,7 +60,7 @@ def train_classifier(
     )
     processes = Processes(job.device)
     seen = classified(data)
-    judged = None if held_out is None else judging(held_out, seen)
+    judged = None if held_out is None else held_out_dataset(held_out, seen)
     net = (
         fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
     )
@@ -69,15 +69,15 @@ def train_classifier(
     net.class_names = seen.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     for note in method.notes() if processes.first else ():
-        job.watch.note(note)
-    return carried_through(
+        job.callback.note(note)
+    return run_stages(
         "train classifier",
         method.stages(net, held_out=judged),
         _options(method, net),
         seen,
         out,
         training,
-        job.judged_by(judged),
+        job.validated_on(judged),
         processes,
         write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
@@ -107,15 +107,15 @@ def fresh_classifier(
     name: str, data: Dataset, training: TrainingConfig, config: dict[str, Any] | None = None
 ) -> nn.Module:
     """The named classifier for this data, with weights that depend on the seed alone."""
-    options = {**fitting_classifier(name, data.shape, data.classes), **(config or {})}
+    options = {**fitting_classifier(name, data.shape, data.num_classes), **(config or {})}
     with untouched(key(training.seed, 0)):
         return build_classifier(name, options)
 
 
-def classified(data: Given) -> Dataset:
+def classified(data: DataLike) -> Dataset:
     """The labelled samples, once they are found to be images of two classes or more."""
     data = as_data(data)
-    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.classes:
+    if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.num_classes:
         raise ConfigError(
             "a classifier needs labelled images, and this data has none: give other data"
         )
@@ -135,20 +135,21 @@ def classified(data: Given) -> Dataset:
     return replace(known, augmentation=data.augmentation)
 
 
-def judging(data: Given, trained: Dataset) -> Dataset:
+def held_out_dataset(data: DataLike, trained: Dataset) -> Dataset:
     """Held-out data, refused unless it is other data, and of the same classes if training has any."""
     held = as_data(data)
-    if not isinstance(held, Dataset) or held.shape != trained.shape or not held.classes:
+    if not isinstance(held, Dataset) or held.shape != trained.shape or not held.num_classes:
         raise ConfigError(
             f"held-out data must be labelled images of shape {list(trained.shape)}, got "
-            f"{list(held.shape)}{'' if held.classes else ' without labels'}: give other data to validate on"
+            f"{list(held.shape)}{'' if held.num_classes else ' without labels'}: give other data to "
+            "validate on"
         )
-    if trained.classes:
+    if trained.num_classes:
         refuse_other_classes(trained.names, held.names, "the training data", "the held-out data")
-    if trained.classes and held.classes > trained.classes:
+    if trained.num_classes and held.num_classes > trained.num_classes:
         raise ConfigError(
-            f"the held-out data has {held.classes} classes and the training data {trained.classes}: give "
-            "data of the same classes"
+            f"the held-out data has {held.num_classes} classes and the training data "
+            f"{trained.num_classes}: give data of the same classes"
         )
     if held.fingerprint() == trained.fingerprint():
         raise ConfigError(
@@ -169,7 +170,7 @@ def refuse_unfit(net: nn.Module, data: Dataset) -> None:
     try:
         with evaluating(net):
             found = net(example)
-        if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.classes:
+        if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.num_classes:
             said = f"it answers in the shape {list(found.shape)}"
     except ConfigError:
         raise
@@ -178,7 +179,7 @@ def refuse_unfit(net: nn.Module, data: Dataset) -> None:
     if said:
         raise ConfigError(
             f"this {type(net).__name__} does not map images [2, {', '.join(map(str, data.shape))}] to "
-            f"logits [2, {data.classes}] ({said}): build it for this data"
+            f"logits [2, {data.num_classes}] ({said}): build it for this data"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from halfstep.code_identity import own_code
-from halfstep.data import as_data, Data, Dataset, Given
+from halfstep.data import as_data, Data, DataLike, Dataset
 from halfstep.errors import DataError
 from halfstep.identity import digest_of
 from halfstep.methods.base import Stage
@@ -20,11 +20,11 @@ from halfstep.models.classifiers.registry import (
     refuse_changed_classifier,
     refuse_other_classes,
 )
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import key, untouched
-from halfstep.training.api import carried_through, RunOptions
-from halfstep.training.checks.teacher import refuse_unread, tried_on
+from halfstep.training.api import run_stages, RunOptions
+from halfstep.training.checks.teacher import checked_on_first, refuse_unread
 from halfstep.training.classifiers.api import read_classifier
 from halfstep.training.classifiers.logit_cache import kept_answers, KeptAnswers, settle
 from halfstep.training.config import TrainingConfig
@@ -36,7 +36,7 @@ from halfstep.training.progress import Notes
 def distill_classifier(
     teachers: Teachers | Sequence[nn.Module] | nn.Module,
     student: nn.Module,
-    data: Given,
+    data: DataLike,
     out: Path | str,
     *,
     write: Callable[[nn.Module, Path], None] = save_classifier,
@@ -62,7 +62,7 @@ def distill_classifier(
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
     data = as_data(data)
     for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
-        job.watch.note(note)
+        job.callback.note(note)
     refuse_unread(training, method)
     refuse_unlabelled(method, data)
     check = refuse_changed_classifier if write is save_classifier else refuse_wrapped
@@ -72,20 +72,20 @@ def distill_classifier(
     teacher.to(processes.device), student.to(processes.device)
     kept = _answers(teacher, data, answers, processes, job) if method.asks_teacher else None
     stages = _stages(method, teacher, student, data, kept, training.seed, processes.device)
-    last = carried_through(
+    last = run_stages(
         "distill knowledge",
-        tried_on(stages, data, processes.device),
+        checked_on_first(stages, data, processes.device),
         options,
         data,
         out,
         training,
         job,
         processes,
-        write=lambda stage, folder: write(bare(stage.student), folder),
-        read=lambda stage, folder: read(bare(stage.student), folder),
+        write=lambda stage, folder: write(unwrap(stage.student), folder),
+        read=lambda stage, folder: read(unwrap(stage.student), folder),
         check=check,
     )
-    return bare(last).eval()
+    return unwrap(last).eval()
 
 
 def _describe(
@@ -114,13 +114,13 @@ def _answers(
     """What the teacher answered before, where a folder keeps it; settles how the teacher is asked."""
     device = processes.device
     if not settle(teacher, data, device) and processes.first:
-        job.watch.note(
+        job.callback.note(
             "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
             "one sample at a time, which is slower"
         )
     if folder is None:
         return None
-    return kept_answers(Path(folder), teacher, data, device=device, progress=Notes(job.watch))
+    return kept_answers(Path(folder), teacher, data, device=device, progress=Notes(job.callback))
 
 
 def _stages(

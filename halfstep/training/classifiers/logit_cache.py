@@ -105,7 +105,7 @@ def kept_answers(
 def settle(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
     """Whether the teacher can be asked many rows at a time; if not, it is asked one by one from now on."""
     some = data.batch(torch.arange(ROWS) % len(data)).x0
-    return teacher.settled(some.to(device))
+    return teacher.is_reproducible(some.to(device))
 
 
 def missing(folder: Path, data: Data) -> int:
@@ -189,7 +189,7 @@ def _compare(
         generator = torch.Generator().manual_seed(key(size))
         rows = torch.randint(len(data), (size,), generator=generator)
         place = torch.Generator(torch.device(device)).manual_seed(key(size))
-        batch = data.drawn(rows, Draw.all(place, size)).to(device)
+        batch = data.training_batch(rows, Draw.all(place, size)).to(device)
         now, kept = _wide(teacher(batch.x0)), answers(batch)
         if not torch.equal(now, kept):
             off = float((now - kept).nan_to_num().abs().max())

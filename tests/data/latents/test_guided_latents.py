@@ -46,7 +46,7 @@ def said(request, cli, tmp_path):  # noqa: F811
 def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):  # noqa: F811
     few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch-size", 4]
     few += ["--guidance-embed-dim", 8]
-    steps = ["--start", 16, "--stop", 4, "--guidance", 1, 3, "--device", "cpu"]
+    steps = ["--start", 16, "--stop", 4, "--guidance-range", 1, 3, "--device", "cpu"]
     with pytest.raises(AssertionError, match="halfstep distill reparameterise"):
         cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
     assert not (tmp_path / "g").exists()
@@ -55,16 +55,16 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
     names = sorted(path.name for path in (tmp_path / "g" / "stages").iterdir())
     assert names == ["0004-steps", "0008-steps", "guided"]
     student = Pipeline.load(tmp_path / "g" / "stages" / "0004-steps")
-    assert student.guidance == (1.0, 3.0) and student.codec.scale == 0.5
-    assert student.sample(2, guidance=2.0).shape == (2, 1, 8, 8)
-    assert student.sample(2, guidance=2.0, latents=True).shape == (2, 2, 4, 4)
+    assert student.guidance_range == (1.0, 3.0) and student.codec.scale == 0.5
+    assert student.sample(2, guidance_scale=2.0).shape == (2, 1, 8, 8)
+    assert student.sample(2, guidance_scale=2.0, latents=True).shape == (2, 2, 4, 4)
     first = json.loads((tmp_path / "g" / "metrics.jsonl").read_text().splitlines()[0])
     assert list(first["x0_error_by_scale"]) == ["1", "1.5", "2", "2.5", "3"]
-    words = ["--text", "clip", "--prompt", "a cat"] if said == "texts" else ["--classes", "1"]
-    cli("sample", "g", "--steps", 4, "--guidance", 2.5, "--n", 2, *words, "--out", "x")
+    words = ["--text", "clip", "--prompt", "a cat"] if said == "texts" else ["--labels", "1"]
+    cli("sample", "g", "--steps", 4, "--guidance-scale", 2.5, "--n", 2, *words, "--out", "x")
     assert len(list((tmp_path / "x").glob("*.png"))) >= 1
     if said == "texts":
-        assert student.empty.shape == (5, 32) and not student.classes
+        assert student.empty.shape == (5, 32) and not student.class_names
 
 
 def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
@@ -72,20 +72,20 @@ def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
     cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
     few = ("--data", "l", "--updates", 2, "--batch-size", 4, "--device", "cpu")
     cli("train", "denoiser", *few, "--labels", "--drop-labels", 0.3, "--out", "t", *NET)
-    steps = ("--start", 16, "--stop", 4, "--guidance", 1, 3, "--halving-updates", 2)
+    steps = ("--start", 16, "--stop", 4, "--guidance-range", 1, 3, "--halving-updates", 2)
     cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
     look = (
         "--features",
         "tests.training.test_latent_runs:pixels",
         "--samples",
         16,
-        "--guidance",
+        "--guidance-scales",
         1,
         2,
     )
     cli("evaluate", "g", *look, "--baselines", "ddim", "--cost-rounds", 0, "--device", "cpu")
     found = json.loads((tmp_path / "g" / "report.json").read_text())["guided"]
-    rows = [(row["guidance"], row["role"], row["steps"]) for row in found["rows"]]
+    rows = [(row["guidance_scale"], row["role"], row["steps"]) for row in found["rows"]]
     assert [row[1:] for row in rows if row[0] == 2][1:] == [("student", 8), ("student", 4)]
 
 
@@ -103,7 +103,7 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
             p.add_(0.05 * torch.randn_like(p))
     teacher = Pipeline(Denoiser(net, Cosine(), V()), (2, 4, 4), empty=data.null_context)
     method = GuidedDistillation(
-        guidance=(1.0, 4.0),
+        guidance_range=(1.0, 4.0),
         updates=3,
         guidance_embed_dim=8,
         halving=Progressive(start=16, stop=4, updates=(2,)),
@@ -111,7 +111,7 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
     first = next(method.stages(DenoiserOnly(teacher.denoiser, teacher.unconditional)))
     batch = data.batch(torch.arange(3))
     t, scale = torch.tensor([0.2, 0.6, 1.0]), torch.tensor([1.0, 2.0, 4.0])
-    told = replace(batch.cond, guidance=scale)
+    told = replace(batch.cond, guidance_scale=scale)
     assert torch.equal(first.objective.null, data.null_context)
     assert torch.equal(
         first.student(batch.x0, t, told).x0, teacher.denoiser(batch.x0, t, batch.cond).x0
@@ -124,14 +124,19 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
         training=TrainingConfig(batch_size=4),
         job=job(),
     )
-    assert recipe(student.denoiser.net)[1]["guidance"] == 8 and student.guidance == (1.0, 4.0)
-    states = batch.cond.context[:2]
-    x = [student.sample(2, context=states, guidance=scale) for scale in (1.0, 4.0, 4.0)]
+    assert recipe(student.denoiser.net)[1][
+        "guidance_embed_dim"
+    ] == 8 and student.guidance_range == (1.0, 4.0)
+    states = batch.cond.encoder_hidden_states[:2]
+    x = [
+        student.sample(2, encoder_hidden_states=states, guidance_scale=scale)
+        for scale in (1.0, 4.0, 4.0)
+    ]
     assert x[0].shape == (2, 2, 4, 4) and torch.equal(x[1], x[2])
     assert not torch.equal(x[0], x[1])
-    assert not torch.equal(x[1], student.sample(2, guidance=4.0))  # of the empty text
+    assert not torch.equal(x[1], student.sample(2, guidance_scale=4.0))  # of the empty text
     loaded = Pipeline.load(tmp_path / "r" / "stages" / "0004-steps")
-    assert torch.equal(loaded.sample(2, context=states, guidance=4.0), x[1])
+    assert torch.equal(loaded.sample(2, encoder_hidden_states=states, guidance_scale=4.0), x[1])
 
 
 @pytest.mark.slow

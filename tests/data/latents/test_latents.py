@@ -26,7 +26,7 @@ from halfstep.data import Dataset, load
 from halfstep.data.latents import shards
 from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Captions, Layout, write_latents
-from halfstep.data.latents.image_stream import AHEAD, Folder, Held, Source, stream
+from halfstep.data.latents.image_stream import AHEAD, Folder, Held, ImagesDigest, stream
 from halfstep.data.latents.shards import Shards
 from halfstep.data.sources import image_folder as folders
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
@@ -162,13 +162,13 @@ def test_classes_are_kept(tmp_path):
     encoded(tmp_path / "bare", some_images(labels=False))
     found, bare = open_latents(tmp_path / "l"), open_latents(tmp_path / "bare")
     assert found.labels.tolist() == [k % 3 for k in range(11)]
-    assert (found.names, found.classes) == (("ape", "bee", "cow"), 3)
+    assert (found.names, found.num_classes) == (("ape", "bee", "cow"), 3)
     assert found.batch(torch.tensor([5, 0])).cond.label.tolist() == [2, 0]
     assert found.drawn(torch.tensor([4]), Draw.all(seeded(), 1)).cond.label.tolist() == [1]
-    assert (bare.labels, bare.names, bare.classes) == (None, (), 0)
+    assert (bare.labels, bare.names, bare.num_classes) == (None, (), 0)
     assert bare.batch(torch.tensor([5])).cond is None
     assert replace(found, labels=None, names=()).batch(torch.tensor([5])).cond is None
-    assert replace(found, names=()).classes == 3
+    assert replace(found, names=()).num_classes == 3
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_slices_of_a_batch_draw_what_the_whole_draws(tmp_path):
         some = found.drawn(rows[part], Draw(seeded(2), 5, part))
         assert torch.equal(some.x0, whole.x0[part])
         assert torch.equal(some.cond.label, whole.cond.label[part])
-        assert torch.equal(some.cond.context, whole.cond.context[part])
+        assert torch.equal(some.cond.encoder_hidden_states, whole.cond.encoder_hidden_states[part])
 
 
 def test_extreme_log_variances_are_clamped(tmp_path):
@@ -279,14 +279,14 @@ def test_one_of_several_captions_is_read(tmp_path):
     found, of = open_latents(tmp_path / "l"), said()
     states = {text: Words().encode([text])[0] for texts in of for text in texts}
     first = found.batch(torch.tensor([8, 0, 10])).cond
-    assert isinstance(first, Cond) and first.context.dtype == torch.float32
+    assert isinstance(first, Cond) and first.encoder_hidden_states.dtype == torch.float32
     expected = torch.stack([states[of[k][0]] for k in (8, 0, 10)])
-    torch.testing.assert_close(first.context, expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(first.encoder_hidden_states, expected, rtol=0, atol=2e-3)
     torch.testing.assert_close(found.null_context, Words().encode([""])[0], rtol=0, atol=2e-3)
     assert found.null_context.shape == (5, 4) and found.null_context.dtype == torch.float32
 
     rows, seen = torch.tensor([8] * 30 + [0, 4]), set()
-    drawn = found.drawn(rows, Draw.all(seeded(1), 32)).cond.context
+    drawn = found.drawn(rows, Draw.all(seeded(1), 32)).cond.encoder_hidden_states
     for row, state in zip(rows.tolist(), drawn, strict=True):
         near = [t for t in of[row] if (state - states[t]).abs().max() < 2e-3]
         assert len(near) == 1
@@ -302,7 +302,7 @@ def test_captions_are_drawn_evenly_and_last(tmp_path):
     rows = torch.full((3000,), 8)
     drawn = found.drawn(rows, Draw.all(seeded(), 3000))
     assert torch.equal(drawn.x0, bare.drawn(rows, Draw.all(seeded(), 3000)).x0)
-    counts = drawn.cond.context[:, 0, 0].unique(return_counts=True)[1]
+    counts = drawn.cond.encoder_hidden_states[:, 0, 0].unique(return_counts=True)[1]
     assert len(counts) == 3 and (counts - 1000).abs().max() < 120
     assert bare.null_context is None and bare.contexts is None
 
@@ -312,8 +312,8 @@ def test_an_image_without_captions_has_the_empty_text(tmp_path):
     encoded(tmp_path / "l", captions=captions(of))
     found = open_latents(tmp_path / "l")
     cond = found.batch(torch.tensor([0, 1])).cond
-    assert torch.equal(cond.context[0], found.null_context)
-    assert not torch.equal(cond.context[1], found.null_context)
+    assert torch.equal(cond.encoder_hidden_states[0], found.null_context)
+    assert not torch.equal(cond.encoder_hidden_states[1], found.null_context)
 
 
 # -- interrupted, and taken up again ---------------------------------------------------------------
@@ -847,14 +847,14 @@ def test_images_that_were_touched_are_read_once(tmp_path, reads):
 def test_what_is_read_is_named_as_it_is_compared(tmp_path):
     """By the last batch, and of a folder and of images in memory alike."""
     for images in (stream(str(photos(tmp_path / "photos")), size=4), some_images()):
-        found = Source()
+        found = ImagesDigest()
         batches = images.batches(range(2, 7), 2, found)
         for _ in range(3):
             next(batches)
-        assert found == Source()
+        assert found == ImagesDigest()
         assert next(batches, None) is None
         rows = range(2, 7)
-        assert found == Source(images.digest(rows), images.stamp(rows))
+        assert found == ImagesDigest(images.digest(rows), images.stamp(rows))
         assert found.digest != images.digest(range(1, 6))
         assert found.stamp != images.stamp(range(1, 6))
 

@@ -1,5 +1,7 @@
 """Image-to-image and inpainting: where a walk begins, what it keeps, and to the bit what must be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.image_inputs import Given
+from halfstep.pipeline.image_inputs import DataLike
 from halfstep.rng import sample_noise
 from tests.support.denoisers import named, SCHEDULES, seeded, wobbly_teacher
 
@@ -73,9 +75,9 @@ def test_noised_is_what_a_walk_begins_with(schedule, t):
 )
 def test_all_of_the_walk_is_sample(schedule, sampler, images):
     """Strength 1, to the bit, whatever the image, for a teacher and for a student."""
-    for made in (pipeline(schedule), pipeline(schedule, times=(OWN,), made_for="stochastic")):
+    for made in (pipeline(schedule), pipeline(schedule, times=(OWN,), sampler="stochastic")):
         if made.times and sampler != "stochastic":
-            made = made.with_student(made.denoiser, OWN)
+            made = replace(made, times=(OWN,), sampler="ddim")
         plain = made.sample(5, seed=4, steps=3, sampler=sampler)
         assert torch.equal(
             made.sample(5, seed=4, steps=3, sampler=sampler, images=images, strength=1.0), plain
@@ -140,7 +142,7 @@ def test_other_samplers_begin_with_an_image_too(sampler, images):
 
 
 def test_stochastic_students_begin_within_their_grid(images):
-    made = pipeline(times=(uniform(4),), made_for="stochastic")
+    made = pipeline(times=(uniform(4),), sampler="stochastic")
     ids = range(5)
 
     def fresh(like, step):
@@ -453,5 +455,5 @@ def test_a_table(images, known):
 )
 def test_a_latent_is_known_where_all_its_pixels_are(name, count):
     known = masks()[name]
-    mask = Given(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
+    mask = DataLike(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
     assert mask is not None and int((~mask)[0, 0].sum()) == count

@@ -1,6 +1,7 @@
 """Every sampler on every schedule in few steps, the network exact: it ends near the solution, or refuses."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_walk, draws_noise, NAMES, teacher_grid, walk
+from halfstep.pipeline.samplers import check_sampling, draws_noise, NAMES, teacher_grid, walk
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64
@@ -110,7 +111,7 @@ def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name
         scheduled(teacher, noise, uniform(steps), name, generators=[seeded(), seeded()])
     assert teacher.calls == 0
     with pytest.raises(ConfigError, match="leads nowhere"):
-        check_walk(f"{PREFIX}{name}", uniform(steps), schedule)
+        check_sampling(f"{PREFIX}{name}", uniform(steps), schedule)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_the_steps_that_the_docs_say_are_refused(name, schedule, wanted):
     found = []
     for steps in range(1, 40):
         with suppress(ConfigError):
-            check_walk(name, teacher_grid(steps, name, schedule), schedule)
+            check_sampling(name, teacher_grid(steps, name, schedule), schedule)
             continue
         found.append(steps)
     assert found == wanted
@@ -205,7 +206,7 @@ def pipeline(schedule):
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return Pipeline(
-        Denoiser(net, schedule, V()).freeze(), (2,), classes=("a", "b", "c"), null=3, clip=2.0
+        Denoiser(net, schedule, V()).freeze(), (2,), class_names=("a", "b", "c"), null=3, clip=2.0
     )
 
 
@@ -213,26 +214,26 @@ def pipeline(schedule):
 @pytest.mark.parametrize("schedule", [VPLinear(), Karras()], ids=named)
 def test_inference_mode_gives_the_same_bits(name, schedule):
     if name == "stochastic":
-        made = pipeline(schedule).with_student(pipeline(schedule).denoiser, uniform(24))
-        made = Pipeline(**{**vars(made), "made_for": "stochastic"})
+        made = replace(pipeline(schedule), times=(uniform(24),), sampler="ddim")
+        made = Pipeline(**{**vars(made), "sampler": "stochastic"})
     else:
         made = pipeline(schedule)
-    wanted = made.sample(3, sampler=name, steps=24, guidance=1.5)
+    wanted = made.sample(3, sampler=name, steps=24, guidance_scale=1.5)
     with torch.inference_mode():
-        assert torch.equal(made.sample(3, sampler=name, steps=24, guidance=1.5), wanted)
+        assert torch.equal(made.sample(3, sampler=name, steps=24, guidance_scale=1.5), wanted)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
     made, x = pipeline(schedule), torch.rand(3, 2, generator=seeded()) * 2 - 1
-    wanted = made.encode(x, steps=6, guidance=2.0)
+    wanted = made.encode(x, steps=6, guidance_scale=2.0)
     edited = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
     with torch.inference_mode():
-        assert torch.equal(made.encode(x.clone(), steps=6, guidance=2.0), wanted)
+        assert torch.equal(made.encode(x.clone(), steps=6, guidance_scale=2.0), wanted)
         again = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
         assert torch.equal(again, edited)
         inside = pipeline(schedule)
-        assert torch.equal(inside.encode(x, steps=6, guidance=2.0), wanted)
+        assert torch.equal(inside.encode(x, steps=6, guidance_scale=2.0), wanted)
 
 
 def test_what_inference_mode_left_behind_can_be_trained_with():

@@ -66,7 +66,7 @@ def test_digits_by_name_are_the_shipped_classifier():
 
 def test_a_classifier_is_found_in_its_folder_and_in_its_run(tmp_path):
     torch.manual_seed(0)
-    made = Classifier(channels=3, classes=7)
+    made = Classifier(channels=3, num_classes=7)
     save_classifier(made, tmp_path / "run" / "stages" / "classifier")
     images = pictures(4, 3, 9, 11)
     for place in (tmp_path / "run", tmp_path / "run" / "stages" / "classifier"):
@@ -133,7 +133,7 @@ def test_a_package_that_is_not_installed_is_named(name, module, package, monkeyp
 
 def test_gray_images_are_repeated_for_a_network_of_colours(tmp_path):
     torch.manual_seed(1)
-    save_classifier(Classifier(channels=3, classes=4), tmp_path / "rgb")
+    save_classifier(Classifier(channels=3, num_classes=4), tmp_path / "rgb")
     rgb, gray = classifier_features(tmp_path / "rgb"), pictures(5, 1, 9, 8)
     assert torch.equal(rgb(gray), rgb(torch.cat([gray, gray, gray], 1)))
     coloured = torch.cat([gray, gray, -gray], 1)
@@ -167,7 +167,7 @@ def test_what_is_made_without_words_lies_as_it_is():
 
 def test_probabilities_are_the_classifiers_own(tmp_path):
     torch.manual_seed(2)
-    made, images = Classifier(channels=1, classes=6), pictures(7, 1, 8, 9)
+    made, images = Classifier(channels=1, num_classes=6), pictures(7, 1, 8, 9)
     save_classifier(made, tmp_path)
     seen = classifier_features(tmp_path)
     found = seen.probabilities(seen(images))
@@ -185,7 +185,7 @@ def test_features_without_classes_have_no_probabilities():
 
 def test_the_digest_follows_the_weights_and_nothing_else(tmp_path):
     torch.manual_seed(3)
-    made = Classifier(channels=1, classes=3)
+    made = Classifier(channels=1, num_classes=3)
     save_classifier(made, tmp_path / "a")
     save_classifier(made, tmp_path / "b")
     first = classifier_features(tmp_path / "a").digest
@@ -566,7 +566,7 @@ def test_the_wrapper_keeps_the_extractors_weights_in_its_digest():
 
 
 def test_a_damaged_classifier_is_named(tmp_path):
-    save_classifier(Classifier(channels=1, classes=3), tmp_path)
+    save_classifier(Classifier(channels=1, num_classes=3), tmp_path)
     tensors, about = storage.load(tmp_path / "classifier")
     del tensors["head.bias"]
     storage.save(tmp_path / "classifier", tensors, about)

@@ -19,15 +19,15 @@ from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
 
 
-def data(n=550, classes=5, labels=None):
+def data(n=550, num_classes=5, labels=None):
     x = 2 * torch.rand(n, 3, 4, 4, generator=seeded()) - 1
-    labels = torch.randint(classes, (n,), generator=seeded(1)) if labels is None else labels
-    return Dataset(x, labels, tuple(map(str, range(classes))))
+    labels = torch.randint(num_classes, (n,), generator=seeded(1)) if labels is None else labels
+    return Dataset(x, labels, tuple(map(str, range(num_classes))))
 
 
-def net(classes=5, seed=0):
+def net(num_classes=5, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, classes))
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, num_classes))
 
 
 def as_the_report_does(classifier, held, batch=64):

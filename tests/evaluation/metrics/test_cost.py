@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():
         "num_classes": 11,
     }
     denoiser = Denoiser(build("uvit", config), Cosine(), V())
-    labelled = Pipeline(denoiser, (1, 8, 8), classes=tuple("0123456789"), null=10)
+    labelled = Pipeline(denoiser, (1, 8, 8), class_names=tuple("0123456789"), null=10)
     tokens, width = 16 + 2, 16
     block = tokens * (4 + 8) * width**2 + 2 * tokens**2 * width  # qkv and proj, mlp; attention
     skip = tokens * 2 * width**2
@@ -213,7 +214,7 @@ def test_peak_memory_that_cannot_be_told_is_none(monkeypatch):
 
 def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
     told = []
-    student = pipeline(told=told).with_student(pipeline(told=told).denoiser, uniform(4))
+    student = replace(pipeline(told=told), times=(uniform(4),))
     with pytest.raises(ConfigError, match="not distilled for 3 steps"):
         cost([(student, "ddim", 4), (student, "ddim", 3)])
     with pytest.raises(ConfigError, match="walks on a grid of its own"):

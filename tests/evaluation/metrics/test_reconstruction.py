@@ -57,7 +57,7 @@ def gaussian(shape=(3,), **rest):
 
 
 def encoder(steps, **rest):
-    return gaussian(times=(uniform(steps),), made_for="encode", **rest)
+    return gaussian(times=(uniform(steps),), direction="invert", **rest)
 
 
 @pytest.mark.parametrize("steps, kept, within", [(16, 0.824, 5e-4), (1024, 0.997, 5e-4)])
@@ -124,11 +124,11 @@ def test_labels_and_guidance_go_both_ways():
 
     class Spy(Exact):
         def forward(self, x, t, cond=None):
-            seen.append((cond.label.tolist(), cond.guidance.tolist()))
+            seen.append((cond.label.tolist(), cond.guidance_scale.tolist()))
             return super().forward(x, t)
 
     net = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0)).freeze()
-    both = Pipeline(net, (3,), classes=("a", "b", "c"), guidance=(1.5, 4.0))
+    both = Pipeline(net, (3,), class_names=("a", "b", "c"), guidance_range=(1.5, 4.0))
     x = torch.randn(3, 3, generator=seeded())
     reconstructed(both, both, Originals(x, [2, 0, 2]), steps=2, back=3)
     assert seen == [([2, 0, 2], [1.5] * 3)] * 5
@@ -137,7 +137,7 @@ def test_labels_and_guidance_go_both_ways():
 def test_what_the_teacher_reads():
     x, cond = torch.zeros(2, 3), Cond(label=torch.tensor([1, 0]))
     assert Originals.of(x, cond, gaussian()).labels is None
-    teacher = gaussian(classes=("a", "b"))
+    teacher = gaussian(class_names=("a", "b"))
     assert Originals.of(x, cond, teacher).labels == [1, 0]
     with pytest.raises(DataError, match="has 2 classes and these images have no labels"):
         Originals.of(x, None, teacher)

@@ -130,7 +130,7 @@ def test_a_student_of_images_without_labels_can_be_validated(cli, tmp_path):
                 torch.randint(0, 256, (3,), generator=torch.Generator().manual_seed(seed + k))
             )
             Image.new("RGB", (8, 8), tuple(map(int, colour))).save(path)
-    teacher = build_classifier("features", {"channels": 3, "classes": 2, "size": 8})
+    teacher = build_classifier("features", {"channels": 3, "num_classes": 2, "size": 8})
     teacher.class_names = ("ant", "bee")
     save_classifier(teacher, tmp_path / "t")
     quick = ["--updates", 2, "--batch-size", 4, "--device", "cpu", "--net", "toy-student"]
@@ -174,8 +174,8 @@ def test_a_teacher_is_also_what_is_done_to_its_images():
 
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
-    whole = build_classifier("features", {"channels": 1, "classes": 4, "size": 8})
-    small = quantise(build_classifier("features", {"channels": 1, "classes": 4, "size": 8}))
+    whole = build_classifier("features", {"channels": 1, "num_classes": 4, "size": 8})
+    small = quantise(build_classifier("features", {"channels": 1, "num_classes": 4, "size": 8}))
     assert Teachers(small).digest != Teachers(whole).digest
     with pytest.raises(ConfigError, match="int8 weights cannot be trained"):
         initialise(whole, small)

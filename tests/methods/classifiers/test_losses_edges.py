@@ -49,9 +49,9 @@ def test_every_loss_is_here_and_names_its_arguments():
         assert parameters["reduction"].default == "batchmean"
 
 
-def made(rows=B, classes=C, dtype=torch.float64, seed=0, scale=1.0):
+def made(rows=B, num_classes=C, dtype=torch.float64, seed=0, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
-    return (scale * torch.randn(rows, classes, generator=generator)).to(dtype)
+    return (scale * torch.randn(rows, num_classes, generator=generator)).to(dtype)
 
 
 def value(name, student, teacher, **more):
@@ -150,14 +150,14 @@ def test_none_gives_one_value_a_sample_and_batchmean_their_mean(name):
 
 
 @pytest.mark.parametrize("name", OF_LOGITS)
-@pytest.mark.parametrize("rows, classes", [(1, 4), (2, 4), (4, 4), (5, 1), (5, 2)])
-def test_few_rows_few_classes(name, rows, classes):
+@pytest.mark.parametrize("rows, num_classes", [(1, 4), (2, 4), (4, 4), (5, 1), (5, 2)])
+def test_few_rows_few_classes(name, rows, num_classes):
     """Also as many rows as classes, where a transposed sum goes unnoticed."""
-    if (name, classes) == ("decoupled", 1) or (name, rows) == ("dist", 1):
+    if (name, num_classes) == ("decoupled", 1) or (name, rows) == ("dist", 1):
         pytest.skip("refused: see below")
-    student, teacher = made(rows, classes), made(rows, classes, seed=1)
+    student, teacher = made(rows, num_classes), made(rows, num_classes, seed=1)
     loss, _ = finite(name, student, teacher)
-    if classes == 1 and name in ("soft_targets", "soft_cross_entropy", "hard_labels"):
+    if num_classes == 1 and name in ("soft_targets", "soft_cross_entropy", "hard_labels"):
         assert loss == 0
     if rows == 1 and name in OF_THE_BATCH:
         assert loss == 0
@@ -272,7 +272,7 @@ def test_shapes_that_do_not_match_are_refused(name):
         value(name, made(), made(4))
     if name not in ("relational_distance", "relational_angle"):
         with pytest.raises(ConfigError, match="the same rows and the same classes"):
-            value(name, made(), made(classes=1))
+            value(name, made(), made(num_classes=1))
         with pytest.raises(ConfigError, match=r"logits are \[B, C\] and these are \[5, 3, 1\]"):
             value(name, made()[..., None], made()[..., None])
         with pytest.raises(ConfigError, match="at least one row and one class"):
@@ -286,9 +286,9 @@ def test_too_few_of_them_are_refused():
         value("dist", made(1), made(1))
     assert value("dist", made(1), made(1, seed=1), intra_weight=0.0) > 0
     with pytest.raises(ConfigError, match="one class has no others"):
-        value("decoupled", made(classes=1), made(classes=1))
+        value("decoupled", made(num_classes=1), made(num_classes=1))
     with pytest.raises(ConfigError, match="one class has no deviation"):
-        losses.standardised(made(classes=1))
+        losses.standardised(made(num_classes=1))
 
 
 def test_standardising_what_is_constant_or_half():

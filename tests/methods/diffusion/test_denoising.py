@@ -237,15 +237,18 @@ def test_share_of_dropped_labels(share):
 
 
 def test_all_and_none_dropped_and_nothing_else():
-    extra = {"context": torch.ones(6, 2, 3), "guidance": torch.arange(6.0)}
+    extra = {"encoder_hidden_states": torch.ones(6, 2, 3), "guidance_scale": torch.arange(6.0)}
     cond, seen = dropped(1.0, 0, 6, **extra)
     assert seen.label.tolist() == [10] * 6
-    assert seen.context is cond.context and seen.guidance is cond.guidance
+    assert (
+        seen.encoder_hidden_states is cond.encoder_hidden_states
+        and seen.guidance_scale is cond.guidance_scale
+    )
     cond, seen = dropped(0.0, 0, 6, **extra)
     assert seen is cond
 
 
-@pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance=torch.ones(4))])
+@pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance_scale=torch.ones(4))])
 def test_nothing_to_drop(cond):
     student = Watched(wobbly_teacher(Cosine(), V()))
     batch = Batch(torch.zeros(4, 1), cond)

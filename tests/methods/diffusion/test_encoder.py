@@ -219,7 +219,7 @@ def test_exact_students_to_the_very_end(times):
 def test_stages():
     teacher, seen = wobbly_teacher(Cosine(), V()), []
     for stage in Encoder(start=8, stop=1, updates=(10,)).stages(DenoiserOnly(teacher)):
-        assert stage.made_for == "encode" and stage.objective.teacher is teacher
+        assert stage.direction == "invert" and stage.objective.teacher is teacher
         assert type(stage.objective) is Halve and stage.objective.times[0] == 0
         assert stage.times == stage.objective.times[::-1][::2] and stage.times[0] == 1
         assert stage.objective.weighting is snr_plus_one
@@ -329,8 +329,8 @@ def test_other_refusals_are_progressives():
 def pipeline(reads=None, **more):
     torch.manual_seed(3)
     config = {"dim": 2, "width": 16, "depth": 1}
-    if more.get("classes"):
-        config["num_classes"] = len(more["classes"]) + (more.get("null") is not None)
+    if more.get("class_names"):
+        config["num_classes"] = len(more["class_names"]) + (more.get("null") is not None)
     net = build("mlp", config)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -340,7 +340,7 @@ def pipeline(reads=None, **more):
 
 @pytest.mark.parametrize("batch", [1, 2, 256])
 def test_a_pipeline_encodes_and_decodes(batch):
-    made, told = pipeline(classes=("a", "b"), null=2), Ledger()
+    made, told = pipeline(class_names=("a", "b"), null=2), Ledger()
     x0 = Mixture().draw(5, seeded()).float()
     noise = made.encode(x0, steps=8, batch=batch, progress=told)
     assert noise.shape == (5, 2) and noise.dtype == torch.float32
@@ -360,11 +360,11 @@ def test_a_pipeline_encodes_and_decodes(batch):
 
 
 def test_encoding_takes_labels_and_guidance():
-    made = pipeline(classes=("a", "b"), null=2)
+    made = pipeline(class_names=("a", "b"), null=2)
     x0 = torch.zeros(2, 2)
     plain = made.encode(x0, steps=2, labels=[1, 0])
     assert not torch.equal(plain, made.encode(x0, steps=2, labels=[0, 1]))
-    assert not torch.equal(plain, made.encode(x0, steps=2, labels=[1, 0], guidance=2.0))
+    assert not torch.equal(plain, made.encode(x0, steps=2, labels=[1, 0], guidance_scale=2.0))
     assert made.encode(torch.zeros(0, 2), steps=2).shape == (0, 2)
     assert made.encode(x0).shape == (2, 2)  # in a teacher's own 64 steps
 
@@ -379,11 +379,11 @@ def test_seeds_noise_is_the_noise_by_default():
 
 def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
     x0 = torch.zeros(1, 2)
-    for made_for in ("ddim", "stochastic"):
-        made = pipeline(times=(uniform(4),), made_for=made_for)
+    for sampler in ("ddim", "stochastic"):
+        made = pipeline(times=(uniform(4),), sampler=sampler)
         with pytest.raises(ConfigError, match=r"from noise to data: .*halfstep distill encoder"):
             made.encode(x0)
-    made = pipeline(times=(uniform(4), uniform(2)), made_for="encode")
+    made = pipeline(times=(uniform(4), uniform(2)), direction="invert")
     for sampler in (None, "ddim", "stochastic"):
         with pytest.raises(ConfigError, match=r"from data to noise: write encode\(images\)"):
             made.sample(1, sampler=sampler)
@@ -434,10 +434,10 @@ def test_a_run_makes_encoders(tmp_path):
     few = TrainingConfig(batch_size=8, save_every=2, log_every=2)
     method = Encoder(start=8, stop=2, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "e", method=method, training=few)
-    assert student.made_for == "encode" and student.times == (uniform(2),)
+    assert student.direction == "invert" and student.times == (uniform(2),)
     back = Pipeline.load(tmp_path / "e" / "stages" / "0004-steps")
-    assert back.made_for == "encode" and back.times == (uniform(4),)
+    assert back.direction == "invert" and back.times == (uniform(4),)
     assert back.encode(torch.zeros(3, 2)).shape == (3, 2)
     again = Progressive(start=4, updates=(1,))
-    with pytest.raises(ConfigError, match=r"made for 'encode'.*'ddim'.*distilled from"):
+    with pytest.raises(ConfigError, match=r"direction 'invert'.*'denoise'.*distilled from"):
         distill(back, "two-moons", tmp_path / "p", method=again, training=few)

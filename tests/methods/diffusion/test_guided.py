@@ -41,7 +41,7 @@ class ByScale:
         self.teacher, self.schedule = teacher, teacher.schedule
 
     def __call__(self, x, t, cond):
-        return Guided(self.teacher, cond.guidance, NULL)(x, t, Cond(cond.label))
+        return Guided(self.teacher, cond.guidance_scale, NULL)(x, t, Cond(cond.label))
 
 
 class Composed:
@@ -99,14 +99,14 @@ def test_the_objective_by_hand(reads):
         return Prediction(torch.zeros_like(x), torch.zeros_like(x))
 
     loss = MatchGuided(teacher, NULL, (1.5, 4.0), constant)(student, batch, draw_of(1, n))
-    w = seen["cond"].guidance - 1
+    w = seen["cond"].guidance_scale - 1
     assert 0.5 <= w.min() < 0.7 and 2.8 < w.max() <= 3
     wanted = by_hand(seen["x"], seen["t"], batch.cond.label, w).square().mean(1)
     torch.testing.assert_close(loss, wanted, rtol=1e-7, atol=1e-10)
     assert seen["cond"].label is batch.cond.label and loss.shape == (n,)
     # w first, then the time, then the noise: all three uniform or normal as they should be.
     draw = draw_of(1, n)
-    assert torch.equal(seen["cond"].guidance, random_scales(draw, (1.5, 4.0)))
+    assert torch.equal(seen["cond"].guidance_scale, random_scales(draw, (1.5, 4.0)))
     assert torch.equal(seen["t"], draw.uniform())
     x_t = level_of(Cosine(), seen["t"], batch.x0).mix(batch.x0, draw.normal(batch.x0))
     assert torch.equal(seen["x"], x_t)
@@ -174,13 +174,13 @@ def test_both_branches_are_one_call_and_labels_are_not_dropped():
     [(x, _, cond)] = calls
     assert len(x) == 60 and match.forwards == 5
     assert torch.equal(cond.label[:30], batch.cond.label) and cond.label[30:].eq(NULL).all()
-    assert cond.guidance is None and torch.equal(student.conds[0].label, batch.cond.label)
+    assert cond.guidance_scale is None and torch.equal(student.conds[0].label, batch.cond.label)
 
 
 def test_the_teacher_is_never_differentiated():
     class Hears(Wobbly):
         def forward(self, x, t, cond=None):
-            more = 0 if cond.guidance is None else 0.1 * cond.guidance[:, None]
+            more = 0 if cond.guidance_scale is None else 0.1 * cond.guidance_scale[:, None]
             return super().forward(x, t) + 0.2 * cond.label[:, None] + more
 
     teacher, student = (Denoiser(Hears(), Cosine(), V(), time=NetTime(scale=1.0)) for _ in "ab")
@@ -209,7 +209,7 @@ def test_teacher_and_student_are_told_the_same_scale():
     objective, batch = AnyScale(Halve(teacher, uniform(4)), (2.0, 3.0)), labelled(11)
     assert objective.forwards == 5
     objective(student, batch, draw_of(5, 11))
-    told = [cond.guidance for cond in (*teacher.conds, *student.conds)]
+    told = [cond.guidance_scale for cond in (*teacher.conds, *student.conds)]
     assert len(told) == 3 and all(torch.equal(scale, told[0]) for scale in told)
     assert torch.equal(told[0], random_scales(draw_of(5, 11), (2.0, 3.0)))
     assert all(cond.label is batch.cond.label for cond in (*teacher.conds, *student.conds))
@@ -222,7 +222,11 @@ def test_data_without_conditions_is_told_the_scale_alone():
         return batch.cond
 
     cond = AnyScale(inner, (2.0, 3.0))(None, Batch(torch.zeros(3, 2)), draw_of(0, 3))
-    assert cond.label is None and cond.context is None and cond.guidance.shape == (3,)
+    assert (
+        cond.label is None
+        and cond.encoder_hidden_states is None
+        and cond.guidance_scale.shape == (3,)
+    )
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), BetaTable("scaled_linear", levels=2048)], ids=named)
@@ -232,7 +236,7 @@ def test_exact_students_sample_what_the_guided_teacher_samples(scale, schedule):
     teacher, times, n = mixture_teacher(schedule), uniform(16), 12
     noise, label = torch.randn(n, 2, generator=seeded()), torch.arange(n) % 3
     wanted = sample(Guided(teacher, scale, NULL), noise, times, cond=Cond(label))
-    cond = Cond(label, guidance=torch.full((n,), scale))
+    cond = Cond(label, guidance_scale=torch.full((n,), scale))
     student = ByScale(teacher)
     while len(times) > 2:
         student, halve = Composed(student, times), Halve(student, times)
@@ -242,5 +246,5 @@ def test_exact_students_sample_what_the_guided_teacher_samples(scale, schedule):
         got = sample(student, noise, times, cond=cond)
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     # and the same check tells one scale from another
-    other = Cond(label, guidance=torch.full((n,), scale + 0.1))
+    other = Cond(label, guidance_scale=torch.full((n,), scale + 0.1))
     assert (sample(student, noise, times, cond=other) - wanted).abs().max() > 1e-3

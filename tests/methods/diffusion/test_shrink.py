@@ -21,7 +21,7 @@ from halfstep.methods.diffusion.chain import ChainOptions
 from halfstep.methods.diffusion.guided import AnyScale
 from halfstep.methods.diffusion.imitation import feature_error, Matched, mixed_target
 from halfstep.models import build, recipe
-from halfstep.models.hooks import bare
+from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw
 from halfstep.training import distill, TrainingConfig
@@ -45,16 +45,18 @@ TRAINING = TrainingConfig(
 NULL = 3
 
 
-def teacher(depth=4, guidance=None, **changes):
+def teacher(depth=4, guidance_range=None, **changes):
     """A U-ViT with weights large enough to say something."""
     torch.manual_seed(depth)
-    config = {**SIDES, "depth": depth, "guidance": 6 if guidance else 0, **changes}
+    config = {**SIDES, "depth": depth, "guidance_embed_dim": 6 if guidance_range else 0, **changes}
     net = build("uvit", config)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(3)
     denoiser = Denoiser(net, Cosine(), V())
-    return Pipeline(denoiser, (1, 4, 4), classes=("a", "b", "c"), null=NULL, guidance=guidance)
+    return Pipeline(
+        denoiser, (1, 4, 4), class_names=("a", "b", "c"), null=NULL, guidance_range=guidance_range
+    )
 
 
 def data(n=48):
@@ -211,24 +213,24 @@ def test_guided_teachers_and_those_that_take_a_scale():
     assert found["output"] == pytest.approx(
         float(WEIGHTINGS["truncated-snr"](*errors(guess, said)).mean()), rel=1e-9
     )
-    scaled = teacher(guidance=(1.0, 3.0))
+    scaled = teacher(guidance_range=(1.0, 3.0))
     stage = next(stages_of(Shrink(keep=(1,)), scaled, scaled.denoiser.double()))
-    assert isinstance(stage.objective, AnyScale) and stage.guidance == (1.0, 3.0)
+    assert isinstance(stage.objective, AnyScale) and stage.guidance_range == (1.0, 3.0)
     assert stage.objective.objective.denoising == 0
-    assert recipe(stage.student.net)[1]["guidance"] == 6
+    assert recipe(stage.student.net)[1]["guidance_embed_dim"] == 6
     assert torch.isfinite(stage.objective(stage.student, batch(), draw())).all()
 
 
 def test_a_narrower_student_begins_untrained():
     stage = next(Shrink(student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert stage.objective.matched.projectors
-    assert recipe(bare(stage.student).net)[1]["embed_dim"] == 4
+    assert recipe(unwrap(stage.student).net)[1]["embed_dim"] == 4
     again = next(Shrink(student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert all(map(torch.equal, stage.student.parameters(), again.student.parameters()))
     both = next(
         Shrink(depth=2, student={"embed_dim": "4"}).stages(DenoiserOnly(teacher().denoiser, NULL))
     )
-    assert recipe(bare(both.student).net)[1]["depth"] == 2
+    assert recipe(unwrap(both.student).net)[1]["depth"] == 2
     thin = next(Shrink(student={"mlp_ratio": "1"}).stages(DenoiserOnly(teacher().denoiser, NULL)))
     assert thin.objective.matched is not None and not thin.objective.matched.projectors
     other = next(
@@ -275,7 +277,7 @@ def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
 
     made(tmp_path / "whole")
     with pytest.raises(Crash):
-        made(tmp_path / "cut", watch=At("shrunk", 5, crash))
+        made(tmp_path / "cut", callback=At("shrunk", 5, crash))
     kept = sorted((tmp_path / "cut" / "checkpoints").glob("*.safetensors"))[-1]
     assert any("projectors" in name for name in storage.load(kept.with_suffix(""))[0])
     made(tmp_path / "cut")
@@ -306,7 +308,9 @@ def test_tables_are_asked_at_their_levels():
 
 
 HALVING = Progressive(start=8, stop=2, updates=(3,))
-GUIDED = GuidedDistillation(guidance=(1.0, 3.0), updates=3, guidance_embed_dim=6, halving=HALVING)
+GUIDED = GuidedDistillation(
+    guidance_range=(1.0, 3.0), updates=3, guidance_embed_dim=6, halving=HALVING
+)
 PLAN = Chain(shrink=Shrink(keep=(0,), updates=5), then=GUIDED)
 
 REFUSED = [
@@ -354,7 +358,7 @@ def test_teachers_that_cannot_be(method, words, tmp_path):
 
 
 def test_guided_teachers_are_not_drawn_to_the_data():
-    scaled = teacher(guidance=(1.0, 3.0))
+    scaled = teacher(guidance_range=(1.0, 3.0))
     with pytest.raises(ConfigError, match="write denoising=0"):
         Shrink(keep=(1,), denoising=0.1).check(scaled)
     with pytest.raises(ConfigError, match="takes its guidance scale as an input already"):
@@ -411,11 +415,11 @@ def run(out, method=PLAN, **options):
 def test_a_plan_is_its_parts_one_after_the_other(tmp_path):
     student = run(tmp_path / "plan")
     assert sorted(path.name for path in (tmp_path / "plan/stages").iterdir()) == STAGES
-    assert student.guidance == (1.0, 3.0) and len(student.times[0]) == 3
+    assert student.guidance_range == (1.0, 3.0) and len(student.times[0]) == 3
     assert recipe(student.denoiser.net)[1]["depth"] == 2
     small = Pipeline.load(tmp_path / "plan/stages/shrunk")
-    assert small.guidance is None and not small.times
-    assert small.sample(3, steps=2, guidance=2.0).shape == (3, 1, 4, 4)
+    assert small.guidance_range is None and not small.times
+    assert small.sample(3, steps=2, guidance_scale=2.0).shape == (3, 1, 4, 4)
     # and the shrinking alone gives the same weights
     alone = run(tmp_path / "alone", PLAN.shrink)
     assert all(map(torch.equal, alone.denoiser.parameters(), small.denoiser.parameters()))
@@ -425,7 +429,7 @@ def test_a_plan_is_its_parts_one_after_the_other(tmp_path):
 def test_without_guidance_it_shrinks_and_halves(tmp_path):
     student = run(tmp_path / "run", replace(PLAN, then=HALVING))
     names = sorted(path.name for path in (tmp_path / "run/stages").iterdir())
-    assert names == ["0002-steps", "0004-steps", "shrunk"] and student.guidance is None
+    assert names == ["0002-steps", "0004-steps", "shrunk"] and student.guidance_range is None
 
 
 @pytest.mark.parametrize(
@@ -434,7 +438,7 @@ def test_without_guidance_it_shrinks_and_halves(tmp_path):
 def test_a_plan_goes_on_to_the_bit(where, tmp_path, whole):
     out = tmp_path / "run"
     with pytest.raises(Crash):
-        run(out, watch=At(*where, crash))
+        run(out, callback=At(*where, crash))
     run(out)
     assert bits(out) == whole
 
@@ -482,7 +486,7 @@ def test_it_is_among_the_methods():
 
 def test_a_chain_of_flat_options_is_its_parts():
     flat = {"start": 8, "stop": 2, "halving_updates": (3,)}
-    guided = {"guidance": (1.0, 3.0), "guided_updates": 3, "guidance_embed_dim": 6}
+    guided = {"guidance_range": (1.0, 3.0), "guided_updates": 3, "guidance_embed_dim": 6}
     made = ChainOptions(keep=(0,), updates=5, weighting="snr+1", levels=4, **flat, **guided).build()
     halving = replace(HALVING, weighting="snr+1")
     assert made == Chain(

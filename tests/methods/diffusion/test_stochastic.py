@@ -102,7 +102,7 @@ def test_noise_keeps_the_marginal(schedule, times):
     teacher = gaussian_teacher(schedule, 0.3, 0.0)
     seen = []
 
-    class Watch:
+    class ProgressCallback:
         schedule = teacher.schedule
 
         def __call__(self, x, t, cond=None):
@@ -110,7 +110,7 @@ def test_noise_keeps_the_marginal(schedule, times):
             return teacher(x, t, cond)
 
     z = torch.randn(6, 2, generator=seeded(99))
-    x = sample(Watch(), z, times, stochastic(times, schedule, fresh))
+    x = sample(ProgressCallback(), z, times, stochastic(times, schedule, fresh))
     torch.testing.assert_close(x, torch.full_like(x, 0.3), rtol=0, atol=1e-12)
     eps = start(schedule, z) - at(schedule, 1.0).alpha * 0.3
     eps = eps / at(schedule, 1.0).sigma
@@ -404,7 +404,7 @@ def test_stages_end_at_two_steps(stop):
     method = Stochastic(start=16, stop=stop, updates=(10,))
     for stage in method.stages(DenoiserOnly(teacher)):
         assert stage.objective.teacher is teacher and stage.student is not teacher
-        assert stage.times == stage.objective.times[::2] and stage.made_for == "stochastic"
+        assert stage.times == stage.objective.times[::2] and stage.sampler == "stochastic"
         assert torch.equal(stage.student.net.gain, teacher.net.gain)
         assert not teacher.training and stage.student.training
         teacher = stage.student
@@ -473,7 +473,7 @@ def test_a_student_of_ddim_is_refused_by_the_stochastic_sampler():
     "sampler", ["ddim", "heun", "dpmpp-2m", "ancestral", "dpm-fast", "diffusers:DDIMScheduler"]
 )
 def test_a_stochastic_student_is_refused_by_every_other_sampler(sampler):
-    made = pipeline(times=(uniform(4),), made_for="stochastic")
+    made = pipeline(times=(uniform(4),), sampler="stochastic")
     with pytest.raises(ConfigError, match=f"one call spans two.*'{sampler}' would.*='stochastic'"):
         made.sample(1, sampler=sampler)
 
@@ -482,12 +482,12 @@ def test_a_teacher_takes_both():
     made = pipeline()
     a, b = (made.sample(2, steps=4, sampler=name) for name in ("ddim", "stochastic"))
     assert not torch.equal(a, b) and bool(b.isfinite().all())
-    assert made.own_sampler == "ddim" and made.grid(4, "stochastic") == uniform(4)
+    assert made.sampler == "ddim" and made.grid(4, "stochastic") == uniform(4)
 
 
 @pytest.mark.parametrize("batch, first", [(256, 0), (2, 0), (1, 3)])
 def test_a_pipeline_samples_by_it(batch, first):
-    made = pipeline(times=(uniform(4),), made_for="stochastic")
+    made = pipeline(times=(uniform(4),), sampler="stochastic")
     ids = range(first, 5)
 
     def fresh(like, step):
@@ -503,49 +503,47 @@ def test_a_pipeline_samples_by_it(batch, first):
 
 
 def test_the_student_of_two_steps_is_the_student_of_one():
-    made = pipeline(times=(uniform(4), uniform(2)), made_for="stochastic")
+    made = pipeline(times=(uniform(4), uniform(2)), sampler="stochastic")
     assert made.grid() == uniform(2) and made.grid(1) == (1.0, 0.0)
     z = sample_noise(0, range(3), (2,))
     torch.testing.assert_close(made.sample(3, steps=1), made.denoiser(z, torch.ones(3)).x0)
     with pytest.raises(ConfigError, match="not distilled for 1 steps: it can take 4"):
-        pipeline(times=(uniform(4),), made_for="stochastic").grid(1)
+        pipeline(times=(uniform(4),), sampler="stochastic").grid(1)
     with pytest.raises(ConfigError, match="not distilled for 1 steps"):
         pipeline(times=(uniform(2),)).grid(1)
 
 
 def test_what_it_is_made_for_is_saved_where_it_is_unusual(tmp_path):
-    made = pipeline(times=(uniform(4),), made_for="stochastic")
-    assert made.describe()["made_for"] == "stochastic"
+    made = pipeline(times=(uniform(4),), sampler="stochastic")
+    assert made.describe()["sampler"] == "stochastic"
     made.save(tmp_path)
     back = Pipeline.load(tmp_path)
-    assert back.made_for == "stochastic" and back.grid() == uniform(4)
+    assert back.sampler == "stochastic" and back.grid() == uniform(4)
     torch.testing.assert_close(back.sample(2), made.sample(2), rtol=0, atol=2e-5)
-    assert "made_for" not in pipeline(times=(uniform(4),)).describe()
-    assert made.with_student(made.denoiser, uniform(2)).made_for == "ddim"
-    assert made.with_student(made.denoiser, uniform(2), "encode").made_for == "encode"
+    assert "sampler" not in pipeline(times=(uniform(4),)).describe()
 
 
 def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
     few = TrainingConfig(batch_size=8, save_every=2, log_every=2)
     method = Stochastic(start=8, stop=1, updates=(2,))
     student = distill(pipeline(), "two-moons", tmp_path / "s", method=method, training=few)
-    assert student.made_for == "stochastic" and student.times == (uniform(2),)
+    assert student.sampler == "stochastic" and student.times == (uniform(2),)
     assert student.sample(3).shape == (3, 2)
     assert sorted(p.name for p in (tmp_path / "s" / "stages").iterdir()) == [
         "0002-steps",
         "0004-steps",
     ]
     four = Pipeline.load(tmp_path / "s" / "stages" / "0004-steps")
-    assert four.made_for == "stochastic" and four.times == (uniform(4),)
+    assert four.sampler == "stochastic" and four.times == (uniform(4),)
     again = distill(
         four, "two-moons", tmp_path / "t", method=Stochastic(start=4, updates=(2,)), training=few
     )
-    assert again.made_for == "stochastic"
+    assert again.sampler == "stochastic"
     for other in (Progressive(start=4, updates=(1,)), Reparameterise(updates=1)):
-        said = r"student made for 'stochastic'.*'ddim'|would be asked at every time"
+        said = r"student for sampler 'stochastic'.*'ddim'|would be asked at every time"
         with pytest.raises(ConfigError, match=said):
             distill(four, "two-moons", tmp_path / "u", method=other, training=few)
-    with pytest.raises(ConfigError, match=r"student made for 'ddim'.*'stochastic'"):
+    with pytest.raises(ConfigError, match=r"student for sampler 'ddim'.*'stochastic'"):
         plain = pipeline(times=(uniform(4),))
         distill(plain, "two-moons", tmp_path / "u", method=method, training=few)
     assert not (tmp_path / "u").exists()

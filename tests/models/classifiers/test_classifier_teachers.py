@@ -14,7 +14,7 @@ from halfstep.methods.classifiers.feature_terms import AttentionTransfer, Featur
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.methods.classifiers.terms import HardLabels
 from halfstep.models.classifiers.ensemble import mean_of, ROWS, Teachers
-from halfstep.models.hooks import bare, shapes, Watched, watching
+from halfstep.models.hooks import FeatureExtractor, forward_with_features, shapes, unwrap
 from halfstep.rng import Draw
 from tests.support.classifiers import Net
 from tests.support.denoisers import seeded
@@ -23,10 +23,10 @@ from tests.support.denoisers import seeded
 class Plain(nn.Module):
     """Nothing random, and no statistics of a batch."""
 
-    def __init__(self, width=6, classes=4):
+    def __init__(self, width=6, num_classes=4):
         super().__init__()
         torch.manual_seed(3)
-        self.hidden, self.head = nn.Linear(60, width), nn.Linear(width, classes)
+        self.hidden, self.head = nn.Linear(60, width), nn.Linear(width, num_classes)
 
     def forward(self, x):
         return self.head(torch.tanh(self.hidden(x.flatten(1))))
@@ -96,7 +96,7 @@ def test_always_in_eval_and_never_differentiated():
 def test_a_row_has_its_logits_whoever_is_beside_it():
     teacher = Teachers(Net(), Net(seed=1))
     x = images(2 * ROWS + 5)
-    teacher.settled(x[:ROWS])
+    teacher.is_reproducible(x[:ROWS])
     whole = teacher(x)
     for rows in (
         torch.arange(1),
@@ -125,7 +125,7 @@ def test_the_digest_is_of_kinds_and_weights():
     "nets, said",
     [
         ([], "there is no teacher: give one"),
-        ([Net(), Net(classes=5)], "the teachers know 4 and 5 classes"),
+        ([Net(), Net(num_classes=5)], "the teachers know 4 and 5 classes"),
         ([nn.Flatten(2)], "it must return logits"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_teacher_is_given_once():
 
 def test_watching_sees_and_leaves_nothing_behind():
     net, x = Net().eval(), images(3)
-    logits, seen = watching(net, ["conv", "blocks.0"], x)
+    logits, seen = forward_with_features(net, ["conv", "blocks.0"], x)
     torch.testing.assert_close(logits, net(x))
     torch.testing.assert_close(seen["conv"], net.conv(x))
     assert seen["blocks.0"].shape == (3, 12)
@@ -162,7 +162,7 @@ def test_a_part_that_runs_twice_has_the_last_word():
             return self.part(self.part(x))
 
     net, x = Twice(), torch.randn(3, 2)
-    out, seen = watching(net, ["part"], x)
+    out, seen = forward_with_features(net, ["part"], x)
     assert torch.equal(seen["part"], out)
 
 
@@ -174,7 +174,7 @@ def test_a_checkpointed_part_is_seen_once_and_has_its_gradient():
             return self.head(self.blocks(h))
 
     net, x = Checkpointed(), images(3)
-    _, seen = watching(net, ["hidden"], x)
+    _, seen = forward_with_features(net, ["hidden"], x)
     before = seen["hidden"]
     seen["hidden"].sum().backward()
     assert seen["hidden"] is before and net.conv.weight.grad.abs().sum() > 0
@@ -229,7 +229,7 @@ def test_features_are_projected_compared_and_trained():
     match = FeatureMatch(pairs=(("conv", "conv"), ("hidden", "hidden")), normalise=False)
     student, teacher, stage = staged(match)
     learner = stage.student
-    assert isinstance(learner, Watched) and bare(learner) is student
+    assert isinstance(learner, FeatureExtractor) and unwrap(learner) is student
     assert {k: type(v) for k, v in learner.projectors.items()} == {
         "features-0": nn.Conv2d, "features-1": nn.Linear,
     }  # fmt: skip
@@ -237,8 +237,8 @@ def test_features_are_projected_compared_and_trained():
     x = images(7)
     learner.eval()
     values = stage.objective(learner, Batch(x), Draw.all(seeded(), 7))
-    _, mine = watching(student, ["conv", "hidden"], x)
-    _, theirs = watching(teacher.nets[0], ["conv", "hidden"], x)
+    _, mine = forward_with_features(student, ["conv", "hidden"], x)
+    _, theirs = forward_with_features(teacher.nets[0], ["conv", "hidden"], x)
     by_hand = torch.stack([
         (learner.projectors[f"features-{k}"](mine[name]) - theirs[name]).square().flatten(1).mean(1)
         for k, name in enumerate(("conv", "hidden"))
@@ -269,8 +269,8 @@ def test_attention_and_relations_of_features():
     student, teacher, stage = staged(*terms)
     x = images(7)
     student.eval()
-    _, mine = watching(student, ["conv", "hidden"], x)
-    _, theirs = watching(teacher.nets[0], ["conv", "hidden"], x)
+    _, mine = forward_with_features(student, ["conv", "hidden"], x)
+    _, theirs = forward_with_features(teacher.nets[0], ["conv", "hidden"], x)
     found = stage.objective(stage.student, Batch(x, Cond(torch.zeros(7, dtype=torch.int64))), None)
     h = dict(student=mine["hidden"], teacher=theirs["hidden"])
     by_hand = (
@@ -285,7 +285,7 @@ def test_attention_and_relations_of_features():
 
 def test_no_features_no_wrapper():
     student, _, stage = staged(HardLabels())
-    assert stage.student is student is bare(student)
+    assert stage.student is student is unwrap(student)
 
 
 def test_looking_at_shapes_leaves_no_trace():

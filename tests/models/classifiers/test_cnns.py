@@ -31,9 +31,9 @@ COUNTS = {
 """F27 of the specification: shape, classes, parameters."""
 
 
-def made(name, shape, classes, **config):
+def made(name, shape, num_classes, **config):
     torch.manual_seed(0)
-    return build_classifier(name, {**fitting_classifier(name, shape, classes), **config}).eval()
+    return build_classifier(name, {**fitting_classifier(name, shape, num_classes), **config}).eval()
 
 
 def pictures(*shape):
@@ -42,16 +42,16 @@ def pictures(*shape):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_reports_networks_have_its_numbers_of_parameters(name):
-    shape, classes, count = COUNTS[name]
-    net = made(name, shape, classes)
+    shape, num_classes, count = COUNTS[name]
+    net = made(name, shape, num_classes)
     assert sum(p.numel() for p in net.parameters()) == count
-    assert net(torch.zeros(1, *shape)).shape == (1, classes)
+    assert net(torch.zeros(1, *shape)).shape == (1, num_classes)
 
 
 @pytest.mark.parametrize("width, lie", [(4, False), (7, False), (8, True), (12, True)])
 def test_a_narrow_strided_convolution_does_not_lie_channels_last(width, lie):
     """Its gradient would be written beyond its end on CPUs with AVX2 (oneDNN 3.12)."""
-    net = build_classifier("cnn", {"classes": 3, "channels": 1, "width": width})
+    net = build_classifier("cnn", {"num_classes": 3, "channels": 1, "width": width})
     wide = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert {layer.weight.stride()[1] == 1 for layer in wide} == {lie}
 
@@ -152,13 +152,13 @@ MINE = """
 import torch
 from torch import nn
 
-def build(channels, classes, width=4):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Dropout(.5), nn.Linear(width, classes))
+def build(channels, num_classes, width=4):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Dropout(.5), nn.Linear(width, num_classes))
 
-def small(classes, size):
-    return nn.Sequential(nn.Conv2d(3, classes, size if isinstance(size, int) else tuple(size)), nn.Flatten())
+def small(num_classes, size):
+    return nn.Sequential(nn.Conv2d(3, num_classes, size if isinstance(size, int) else tuple(size)), nn.Flatten())
 
-def word(classes):
+def word(num_classes):
     return "a word"
 """
 
@@ -184,7 +184,7 @@ def test_a_classifier_comes_back_from_its_folder(name, tmp_path):
 def test_a_classifier_of_the_users_with_its_preprocessing(mine, tmp_path):
     how = Preprocessing(gray3=True, resize=6, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
     fits = fitting_classifier(mine, (1, 6, 6), 5)
-    assert fits == {"classes": 5, "size": 6}
+    assert fits == {"num_classes": 5, "size": 6}
     net = build_classifier(mine, fits, preprocessing=how).eval()
     x = pictures(2, 1, 9, 9)
     assert isinstance(net, Prepared) and torch.equal(net(x), net.model(how(x)))
@@ -198,10 +198,13 @@ def test_a_classifier_of_the_users_with_its_preprocessing(mine, tmp_path):
     with pytest.raises(ConfigError, match="code of your own"):
         load_classifier(tmp_path / "c", net="my_classifiers:build")
     assert fitting_classifier("my_classifiers:small", (3, 6, 8), 5)["size"] == [6, 8]
-    assert fitting_classifier("my_classifiers:build", (3, 6, 8), 5) == {"channels": 3, "classes": 5}
+    assert fitting_classifier("my_classifiers:build", (3, 6, 8), 5) == {
+        "channels": 3,
+        "num_classes": 5,
+    }
     with pytest.raises(ConfigError, match="returned str"):
-        build_classifier("my_classifiers:word", {"classes": 2})
-    with pytest.raises(ConfigError, match="needs classes"):
+        build_classifier("my_classifiers:word", {"num_classes": 2})
+    with pytest.raises(ConfigError, match="needs num_classes"):
         build_classifier("my_classifiers:word", {})
 
 

@@ -136,9 +136,9 @@ def test_int8_is_read_again_to_the_bit(tmp_path):
     small.save(tmp_path / "int8")
     own.save(tmp_path / "float")
     again = Pipeline.load(tmp_path / "int8")
-    drawn = small.sample(6, guidance=2)
-    assert torch.equal(again.sample(6, guidance=2), drawn)
-    off = (drawn - own.sample(6, guidance=2)).square().mean().sqrt()
+    drawn = small.sample(6, guidance_scale=2)
+    assert torch.equal(again.sample(6, guidance_scale=2), drawn)
+    off = (drawn - own.sample(6, guidance_scale=2)).square().mean().sqrt()
     assert 0 < off < 0.03
     sizes = [(tmp_path / n / "pipeline.safetensors").stat().st_size for n in ("int8", "float")]
     assert sizes[0] < 0.32 * sizes[1]
@@ -185,7 +185,7 @@ def test_what_cannot_be_int8_is_refused():
         sparsify(net, 0.5)
     own = student()
     with pytest.raises(ConfigError, match="cannot be trained"):
-        with_net(own, quantise(copy.deepcopy(own.denoiser.net))).denoiser.twin()
+        with_net(own, quantise(copy.deepcopy(own.denoiser.net))).denoiser.trainable_copy()
 
 
 def test_int8_without_torchao_says_what_to_install(monkeypatch, tmp_path):
@@ -341,7 +341,7 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
 def test_classifiers_are_pruned_however_their_weights_lie(name, rows):
     """Channels last gives what the same weights give that lie by rows, and the share is what was asked."""
     torch.manual_seed(0)
-    lies = build_classifier(name, {"classes": 3, "channels": 1})
+    lies = build_classifier(name, {"num_classes": 3, "channels": 1})
     stands = copy.deepcopy(lies).to(memory_format=torch.contiguous_format)
     sparsify(lies, 0.5, rows=rows), sparsify(stands, 0.5, rows=rows)
     for a, b in zip(lies.parameters(), stands.parameters(), strict=True):
@@ -409,11 +409,11 @@ def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
 def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tmp_path):
     (tmp_path / "compressible.py").write_text(
         "from torch import nn\n"
-        "def build(classes, width=32):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, classes))\n"
+        "def build(num_classes, width=32):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes))\n"
     )
     sys.path.append(str(tmp_path))
-    net = build_classifier("compressible:build", {"classes": 10})
+    net = build_classifier("compressible:build", {"num_classes": 10})
     save_classifier(net, tmp_path / "mine" / "stages" / "one")
     digits, half = halfstep.load_data("digits"), torch.arange(1797) % 2 == 0
     labels = digits.labels.masked_fill(half, -1)

@@ -16,7 +16,7 @@ from halfstep.models.compression.block_pruning import (
 )
 from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.models.compression.unet_transfer import carry, teachers_name
-from halfstep.models.hooks import put_out
+from halfstep.models.hooks import capture_outputs
 from tests.support.networks import nothing, UNET
 
 UVIT = {
@@ -43,15 +43,15 @@ def seen(net, n=3):
     """The network's answer to noise, times and labels that are the same for all."""
     x = torch.randn(n, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t, label = torch.linspace(1, 900, n, dtype=torch.float64), torch.arange(n) % 3
-    guidance = torch.linspace(1, 3, n) if recipe(net)[1].get("guidance") else None
+    guidance_scale = torch.linspace(1, 3, n) if recipe(net)[1].get("guidance_embed_dim") else None
     with torch.no_grad():
-        return net(x, t, Cond(label, guidance=guidance))
+        return net(x, t, Cond(label, guidance_scale=guidance_scale))
 
 
 @pytest.mark.parametrize("gone", [(0,), (3,), (1, 2), (0, 3), (0, 1, 2)])
-@pytest.mark.parametrize("guidance", [0, 6])
-def test_pairs_that_do_nothing_can_go_and_nothing_changes(gone, guidance):
-    net = uvit(guidance=guidance)
+@pytest.mark.parametrize("guidance_embed_dim", [0, 6])
+def test_pairs_that_do_nothing_can_go_and_nothing_changes(gone, guidance_embed_dim):
+    net = uvit(guidance_embed_dim=guidance_embed_dim)
     before = seen(net)
     for pair in gone:
         nothing(net, pair)
@@ -234,7 +234,7 @@ def test_widths_are_those_that_blocks_put_out():
         (unet(block_out_channels=[4, 8]), (1, 1, 8, 8)),
     ):
         cond = Cond(torch.zeros(1, dtype=torch.int64)) if x[1] == 2 else None
-        with torch.no_grad(), put_out(blocks_of(net)) as found:
+        with torch.no_grad(), capture_outputs(blocks_of(net)) as found:
             net.double()(torch.zeros(x, dtype=torch.float64), torch.ones(1), cond)
         outs = [out[0] if isinstance(out, tuple) else out for out in found]
         assert widths_of(net) == [out.shape[2 if out.ndim == 3 else 1] for out in outs]
@@ -243,12 +243,12 @@ def test_widths_are_those_that_blocks_put_out():
 def test_features_are_seen_once_also_where_blocks_run_again():
     net = uvit(depth=4).train()
     blocks = blocks_of(net)
-    with put_out(blocks) as found:
+    with capture_outputs(blocks) as found:
         seen(net)
     assert [list(x.shape) for x in found] == [[3, 8, 8]] * 5
     net.model.gradient_checkpointing = True
     x = torch.randn(3, 2, 4, 6, dtype=torch.float64)
-    with put_out(blocks) as again:
+    with capture_outputs(blocks) as again:
         net(x, torch.ones(3), Cond(torch.zeros(3, dtype=torch.int64)))
     sum(one.square().sum() for one in again).backward()
     assert blocks[0].mlp.fc1.weight.grad is not None and not any(b._forward_hooks for b in blocks)

@@ -73,11 +73,11 @@ def test_published_configurations_have_the_published_size(arguments, tensors, pa
         net = UViT(**dict(zip(names, arguments, strict=True)))
         x, t = torch.zeros(1, *net.shape), torch.zeros(1)
         y = torch.zeros(1, dtype=torch.int64) if net.num_classes > 0 else None
-        context = None if arguments[-1] is None else torch.zeros(1, 77, arguments[-1])
+        encoder_hidden_states = None if arguments[-1] is None else torch.zeros(1, 77, arguments[-1])
     assert len(net.state_dict()) == tensors
     assert sum(p.numel() for p in net.parameters()) == parameters
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(x, t, y, context)
+        net(x, t, y, encoder_hidden_states)
     assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=0.01)
 
 

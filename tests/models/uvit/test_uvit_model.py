@@ -324,9 +324,9 @@ def test_another_size_carries_a_parabola_over(arguments, size, grid):
     assert torch.equal(other.pos_embed[:, : net.extras], net.pos_embed[:, : net.extras])
     assert (got[:, 0] - 1).abs().max() < 1e-9
     x = wave(net.shape[0] * size[0] * size[1], 1.0).reshape(1, -1, *size)
-    context = None if net.context_embed is None else torch.zeros(1, 7, 24)
+    encoder_hidden_states = None if net.context_embed is None else torch.zeros(1, 7, 24)
     y = None if net.label_emb is None else torch.tensor([3])
-    assert other(x, 5, y, context).shape == x.shape
+    assert other(x, 5, y, encoder_hidden_states).shape == x.shape
 
 
 def test_a_smaller_size_averages():
@@ -369,42 +369,43 @@ def test_a_resized_network_is_saved_with_its_size(tmp_path):
 def test_the_adapter_passes_text_on():
     net = build("uvit", TEXT)
     x, t = wave(5 * 4 * 64, 1.0).float().reshape(5, 4, 8, 8), torch.full((5,), 300.0)
-    context = wave(5 * 7 * 24, 2.0).float().reshape(5, 7, 24)
+    encoder_hidden_states = wave(5 * 7 * 24, 2.0).float().reshape(5, 7, 24)
     filled(net)
-    out = net(x, t, Cond(context=context))
-    assert torch.equal(out, net.model(x, t, None, context))
-    other = context.clone()
+    out = net(x, t, Cond(encoder_hidden_states=encoder_hidden_states))
+    assert torch.equal(out, net.model(x, t, None, encoder_hidden_states))
+    other = encoder_hidden_states.clone()
     other[2, 6] += 1  # the last state of one row is read, by that row
-    changed = (net(x, t, Cond(context=other)) - out).flatten(1).abs().amax(1)
+    changed = (net(x, t, Cond(encoder_hidden_states=other)) - out).flatten(1).abs().amax(1)
     assert changed[2] > 1e-4 and changed[[0, 1, 3, 4]].max() < 1e-6
     for cond in (None, Cond()):
         with pytest.raises(ConfigError, match="reads text states: give cond=Cond"):
             net(x, t, cond)
     with pytest.raises(ConfigError, match="takes no labels and got some"):
-        net(x, t, Cond(torch.zeros(5, dtype=torch.int64), context))
-    with pytest.raises(ConfigError, match="reads no context"):
-        build("uvit", SMALL)(x[:, :3], t, Cond(context=context))
-    assert (net.reads, UViTNet.reads) == (("label", "context"), ("label",))
+        net(x, t, Cond(torch.zeros(5, dtype=torch.int64), encoder_hidden_states))
+    with pytest.raises(ConfigError, match="reads no encoder_hidden_states"):
+        build("uvit", SMALL)(x[:, :3], t, Cond(encoder_hidden_states=encoder_hidden_states))
+    assert (net.reads, UViTNet.reads) == (("label", "encoder_hidden_states"), ("label",))
     again = build(*recipe(net))
-    assert {**recipe(again)[1], "attention": "auto", "guidance": 0} == public(
+    assert {**recipe(again)[1], "attention": "auto", "guidance_embed_dim": 0} == public(
         net.model.config
     ) | TEXT
 
 
 def test_fitting_gives_the_sides_of_text():
     text = {"clip_dim": 768, "num_clip_token": 77}
-    assert infer_config("uvit", (4, 6, 6), context=(77, 768)) == text | {
+    assert infer_config("uvit", (4, 6, 6), text_shape=(77, 768)) == text | {
         "img_size": 6,
         "in_chans": 4,
         "out_chans": 4,
     }
     assert (
-        infer_config("unet-condition", (4, 6, 6), context=(77, 768))["cross_attention_dim"] == 768
+        infer_config("unet-condition", (4, 6, 6), text_shape=(77, 768))["cross_attention_dim"]
+        == 768
     )
-    assert infer_config("mine.nets:small", (4, 6, 6), context=(7, 12)) == {"context": [7, 12]}
+    assert infer_config("mine.nets:small", (4, 6, 6), text_shape=(7, 12)) == {"text_shape": [7, 12]}
     for name, shape in (("unet", (4, 6, 6)), ("dit", (4, 6, 6)), ("mlp", (2,))):
         with pytest.raises(ConfigError, match=f"'{name}' reads no texts.*choose 'uvit'"):
-            infer_config(name, shape, context=(7, 12))
+            infer_config(name, shape, text_shape=(7, 12))
 
 
 # Refusals
@@ -448,7 +449,7 @@ def test_uvit_refuses_other_inputs():
     with pytest.raises(ConfigError, match="one label per sample"):
         labelled(x, t, y[:1])
     text = UViT(**SMALL, clip_dim=6, num_clip_token=7)
-    with pytest.raises(ConfigError, match="reads no text and got context"):
+    with pytest.raises(ConfigError, match="reads no text and got encoder_hidden_states"):
         net(x, t, None, torch.zeros(5, 7, 6))
     with pytest.raises(ConfigError, match=r"states of shape \[5, 7, 6\] and got none"):
         text(x, t)

@@ -48,7 +48,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path, terms):
     run(tmp_path / "a", *terms)
     for update in (2, 7, 13):
         with pytest.raises(Crash):
-            run(tmp_path / "b", *terms, watch=At("student", update, crash))
+            run(tmp_path / "b", *terms, callback=At("student", update, crash))
     run(tmp_path / "b", *terms)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
@@ -80,7 +80,7 @@ def test_kept_answers_and_a_resumed_run(tmp_path):
                 tmp_path / "b",
                 data=data,
                 answers=tmp_path / "kept",
-                watch=At("student", update, crash),
+                callback=At("student", update, crash),
             )
     run(tmp_path / "b", data=data)  # the kept answers are no part of what a run is
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
@@ -227,7 +227,7 @@ def test_trying_leaves_no_trace(tmp_path):
             net,
             pictures(),
             tmp_path / "r",
-            job=RunOptions(device="cpu", watch=Refusing()),
+            job=RunOptions(device="cpu", callback=Refusing()),
         )
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
@@ -241,9 +241,9 @@ class Refusing(At):
 
 
 def test_a_teacher_with_no_weight_is_noted(tmp_path):
-    watch = At("", 0, crash)
-    run(tmp_path / "r", *hinton(soft_weight=0.0), watch=watch, updates=1)
-    assert len(watch.notes) == 2 and "learns from labels alone" in watch.notes[1]
+    callback = At("", 0, crash)
+    run(tmp_path / "r", *hinton(soft_weight=0.0), callback=callback, updates=1)
+    assert len(callback.notes) == 2 and "learns from labels alone" in callback.notes[1]
 
 
 # Kept answers that cannot be used.
@@ -319,9 +319,9 @@ class Placed(nn.Module):
 
 
 def test_a_teacher_whose_rounding_depends_on_the_place_is_asked_row_by_row(tmp_path):
-    watch = At("", 0, crash)
-    asked = run(tmp_path / "a", teacher=[Placed()], watch=watch, updates=4)
-    assert "one sample at a time" in watch.notes[0]
+    callback = At("", 0, crash)
+    asked = run(tmp_path / "a", teacher=[Placed()], callback=callback, updates=4)
+    assert "one sample at a time" in callback.notes[0]
     kept = run(tmp_path / "b", teacher=[Placed()], updates=4, answers=tmp_path / "kept")
     assert same(asked, kept)
     assert not Teachers(Placed()).settled(torch.ones(ROWS, 3, 5, 4))
