@@ -73,7 +73,7 @@ class GuidedStage(Validated, Method):
             )
         if "guidance_embed_dim" in self.student:
             raise ConfigError(
-                "guidance_embed_dim is an option of the method and not of the student: leave it out of student"
+                "guidance_embed_dim is an option of the method, not of the student: leave it out of student"
             )
         check_features(self.guidance_embed_dim)
         check_weighting(self.weighting)

@@ -156,7 +156,8 @@ def build(channels, num_classes, width=4):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Dropout(.5), nn.Linear(width, num_classes))
 
 def small(num_classes, size):
-    return nn.Sequential(nn.Conv2d(3, num_classes, size if isinstance(size, int) else tuple(size)), nn.Flatten())
+    kernel = size if isinstance(size, int) else tuple(size)
+    return nn.Sequential(nn.Conv2d(3, num_classes, kernel), nn.Flatten())
 
 def word(num_classes):
     return "a word"
