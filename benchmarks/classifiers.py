@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
+from halfstep.models.classifiers.registry import build_classifier, infer_classifier_config
 
 NETS: dict[str, tuple[int, dict[str, int]]] = {
     "shallow": (28, {}),
@@ -37,7 +37,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """The classifier as it is built, and the same in torch's usual order."""
     side, options = NETS[name]
     torch.manual_seed(0)
-    ours = build_classifier(name, {**fitting_classifier(name, (1, side, side), 10), **options})
+    ours = build_classifier(name, {**infer_classifier_config(name, (1, side, side), 10), **options})
     usual = copy.deepcopy(ours)
     for parameter in usual.parameters():
         # Through a flat copy: a weight of one channel already counts as contiguous, and would stay.

@@ -44,7 +44,7 @@ from halfstep.methods.classifiers.recipes import recipe
 from halfstep.methods.classifiers.supervised import Classification
 from halfstep.models.classifiers.checkpoint import initialise
 from halfstep.models.classifiers.ensemble import Teachers
-from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
+from halfstep.models.classifiers.registry import build_classifier, infer_classifier_config
 from halfstep.rng import key
 from halfstep.training import distill_classifier
 from halfstep.training.classifiers.logit_cache import kept_answers
@@ -101,7 +101,7 @@ def teach(options, name, seed, which):
     if which == "first":
         net, config = FIRST[name]
         config = {
-            **fitting_classifier(net, here.labelled.shape, here.labelled.num_classes),
+            **infer_classifier_config(net, here.labelled.shape, here.labelled.num_classes),
             **config,
         }
         network, updates, rate = build_classifier(net, config), 5 * options.updates, 2e-3
@@ -135,7 +135,7 @@ def study(options, name, seed, experiment):
 
     data = seen_by(experiment, here, seed, name, surely)
     torch.manual_seed(key(seed, 3))
-    config = fitting_classifier(experiment.student, data.shape, data.num_classes)
+    config = infer_classifier_config(experiment.student, data.shape, data.num_classes)
     student = build_classifier(experiment.student, config)
     terms = recipe(experiment.learns, experiment.config)
     updates = options.updates * experiment.longer * (10 if options.full else 1)

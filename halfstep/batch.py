@@ -52,7 +52,7 @@ class Cond:
     def to(self, device: torch.device | str) -> Self:
         return _each(self, lambda value: value.to(device))
 
-    def says(self, unconditional: "int | Tensor") -> bool:
+    def can_drop(self, unconditional: "int | Tensor") -> bool:
         """Whether there is anything for `dropped(unconditional)` to leave out."""
         return self._said(unconditional) is not None or bool(self._own())
 
@@ -66,7 +66,7 @@ class Cond:
             ("encoder_hidden_states" if isinstance(unconditional, Tensor) else "label"),
             self._said(unconditional),
         )
-        if not self.says(unconditional):
+        if not self.can_drop(unconditional):
             raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
         nulls: dict[str, Any] = (
             self._own() if said is None else {**self._own(), name: unconditional}

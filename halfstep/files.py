@@ -65,7 +65,7 @@ def replacing(*paths: Path, durable: bool = True) -> Iterator[tuple[Path, ...]]:
 
     durable  the files survive a power cut; pictures by the thousand need not, which is faster
     """
-    parts = tuple(map(part_of, paths))
+    parts = tuple(map(temporary_path, paths))
     try:
         with writing(paths[0]):
             for part in parts:
@@ -235,12 +235,12 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def part_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A temporary name beside `path` that nobody else has."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
 
 
-def is_ours(name: str, *own: str) -> bool:
+def matches_names(name: str, *own: str) -> bool:
     """Whether a file has one of these names, or patterns, or a temporary one of theirs."""
     found = PART.fullmatch(name)
     return any(fnmatchcase(found["name"] if found else name, one) for one in own)
@@ -265,7 +265,7 @@ def flush_folder(folder: Path) -> None:
         flush(folder)
 
 
-def allow(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Let others read a file as the umask has it."""
     mask = os.umask(0o022)  # which can only be read by setting it
     os.umask(mask)

@@ -65,7 +65,7 @@ def in_range(images: Tensor) -> Tensor:
     return floats
 
 
-def seen(images: Tensor) -> Tensor:
+def feature_inputs(images: Tensor) -> Tensor:
     """`as_floats` of what a feature network looks at, images in float32; `DataError` for others.
 
     What a model drew may leave [-1, 1] however far, but then to both sides: values of which none is

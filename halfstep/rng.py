@@ -23,7 +23,7 @@ def key(*parts: int) -> int:
 
 
 @contextmanager
-def untouched(seed: int | None = None) -> Iterator[None]:
+def fork_rng(seed: int | None = None) -> Iterator[None]:
     """Inside it global random generators may be used; afterwards they are as they were, also after an error.
 
     torch's on every device that is in use, numpy's and Python's: they are the caller's.

@@ -26,7 +26,7 @@ LARGEST = 2**63
 """Whole numbers lie below it: torch has no larger ones."""
 
 
-class Wrong(Exception):
+class SchemaError(Exception):
     """What is wrong with a text, in words; the caller says of which file."""
 
 
@@ -39,9 +39,9 @@ def from_json(
     """
     try:
         value = json.loads(_decoded(text), object_pairs_hook=_pairs, parse_constant=_constant)
-        found: T = held(value, schema)
+        found: T = validated(value, schema)
         return found
-    except (Wrong, ValueError, RecursionError) as wrong:
+    except (SchemaError, ValueError, RecursionError) as wrong:
         raise error(f"{source} is damaged: {_reason(wrong)}") from None
 
 
@@ -50,11 +50,11 @@ def from_toml(
 ) -> T:
     """The value of a TOML text, as `from_json`."""
     try:
-        found: T = held(tomllib.loads(_decoded(text)), schema)
+        found: T = validated(tomllib.loads(_decoded(text)), schema)
         return found
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
         raise error(f"{source} is not TOML: {wrong}") from None
-    except (Wrong, ValueError, RecursionError) as wrong:
+    except (SchemaError, ValueError, RecursionError) as wrong:
         raise error(f"{source} is damaged: {_reason(wrong)}") from None
 
 
@@ -63,8 +63,8 @@ def literal(text: Any) -> Any:
     if not isinstance(text, str):
         return text
     try:
-        return held(json.loads(text, parse_constant=_constant), Any)
-    except (Wrong, ValueError, RecursionError):
+        return validated(json.loads(text, parse_constant=_constant), Any)
+    except (SchemaError, ValueError, RecursionError):
         return text
 
 
@@ -73,16 +73,16 @@ def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
     return {name: literal(text) for name, text in pairs.items()}
 
 
-def held(value: Any, schema: Any) -> Any:
-    """The same value; `Wrong` names the first key that is not of the schema."""
+def validated(value: Any, schema: Any) -> Any:
+    """The same value; `SchemaError` names the first key that is not of the schema."""
     _check_plain(value)
     _check(value, schema, "")
     return value
 
 
 def build(value: Any, kind: type[T]) -> T:
-    """A dataclass from the table that `plain` made of it; `Wrong` names the first key that is not of it."""
-    held(value, kind)
+    """Build a dataclass from its table (see `plain`); `SchemaError` names the first wrong key."""
+    validated(value, kind)
     built: T = _built(value, kind)
     return built
 
@@ -129,30 +129,30 @@ def _built(value: Any, schema: Any) -> Any:
 def _passes(value: Any, schema: Any) -> bool:
     try:
         _check(value, schema, "")
-    except Wrong:
+    except SchemaError:
         return False
     return True
 
 
-def known(content: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+def validated_partly(content: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     """The content, whose keys that the schema has are held to it; it may have others."""
     hints = typing.get_type_hints(schema)
-    held({name: content[name] for name in content if name in hints}, schema)
+    validated({name: content[name] for name in content if name in hints}, schema)
     return dict(content)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with its own checksum: one changed digit and `unsealed` refuses it."""
-    return {**held(content, Any), SEAL: _digest(content)}
+    return {**validated(content, Any), SEAL: _digest(content)}
 
 
 def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content without its checksum; `Wrong` where that is missing, or another's."""
+    """The content without its checksum; `SchemaError` where that is missing, or another's."""
     rest = {name: value for name, value in content.items() if name != SEAL}
     if SEAL not in content:
-        raise Wrong(f"it has no {SEAL}")
+        raise SchemaError(f"it has no {SEAL}")
     if content[SEAL] != _digest(rest):
-        raise Wrong(f"its {SEAL} is not the one of what it says")
+        raise SchemaError(f"its {SEAL} is not the one of what it says")
     return rest
 
 
@@ -176,12 +176,12 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Wrong(f"it says {_short(twice)} twice")
+        raise SchemaError(f"it says {_short(twice)} twice")
     return found
 
 
 def _constant(name: str) -> float:
-    raise Wrong(f"{name} is no number")
+    raise SchemaError(f"{name} is no number")
 
 
 def _reason(wrong: Exception) -> str:
@@ -201,13 +201,13 @@ def _check_plain(value: Any) -> None:
             elif isinstance(one, list | tuple):
                 below += [(f"{name}[{k}]", each) for k, each in enumerate(one)]
             elif isinstance(one, float) and not isfinite(one):
-                raise Wrong(f"{name or 'it'} is not a finite number, got {one}")
+                raise SchemaError(f"{name or 'it'} is not a finite number, got {one}")
             elif isinstance(one, int) and not -LARGEST <= one < LARGEST:
-                raise Wrong(f"{name or 'it'} is a whole number of {one.bit_length()} bits")
+                raise SchemaError(f"{name or 'it'} is a whole number of {one.bit_length()} bits")
         if not below:
             return
         layer = below
-    raise Wrong(f"it is nested deeper than {DEEPEST} lists, at {layer[0][0][:60]}")
+    raise SchemaError(f"it is nested deeper than {DEEPEST} lists, at {layer[0][0][:60]}")
 
 
 def _check(value: Any, schema: Any, name: str) -> None:
@@ -249,27 +249,27 @@ def _check_table(value: Any, hints: Mapping[str, Any], required: frozenset[str],
         raise _wrong(value, "a table of names and values", name)
     for key in sorted(required):
         if key not in value:
-            raise Wrong(f"it lacks {_inner(name, key)}")
+            raise SchemaError(f"it lacks {_inner(name, key)}")
     for key, each in value.items():
         if key not in hints:
-            raise Wrong(f"{_inner(name, _short(key))} is no key of it")
+            raise SchemaError(f"{_inner(name, _short(key))} is no key of it")
         _check(each, hints[key], _inner(name, key))
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
     """One of them; the refusal is that of the first that is not None."""
-    first: Wrong | None = None
+    first: SchemaError | None = None
     for kind in sorted(kinds, key=lambda kind: kind is types.NoneType):
         try:
             return _check(value, kind, name)
-        except Wrong as wrong:
+        except SchemaError as wrong:
             first = first or wrong
     assert first is not None
     raise first
 
 
-def _wrong(value: Any, wanted: str, name: str) -> Wrong:
-    return Wrong(f"{name or 'it'} must be {wanted}, got {_short(value)}")
+def _wrong(value: Any, wanted: str, name: str) -> SchemaError:
+    return SchemaError(f"{name or 'it'} must be {wanted}, got {_short(value)}")
 
 
 def _short(value: Any) -> str:

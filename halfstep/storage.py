@@ -22,7 +22,15 @@ from torch import nn, Tensor
 
 from halfstep import files
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.schema import from_json, held, known, SEAL, sealed, unsealed, Wrong
+from halfstep.schema import (
+    from_json,
+    SchemaError,
+    SEAL,
+    sealed,
+    unsealed,
+    validated,
+    validated_partly,
+)
 
 T = TypeVar("T")
 
@@ -32,7 +40,7 @@ def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     weights, described = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
     with files.replacing(weights, described) as (part, described_part):
         _save_file(_apart(tensors), part)
-        files.allow(part)  # safetensors writes for the owner alone
+        files.apply_umask(part)  # safetensors writes for the owner alone
         text = _json(described, {**about, "sha256": checksum(part)})
         files.fill(described_part, text.encode())
 
@@ -55,7 +63,7 @@ def load(
 
 def verify(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -> dict[str, Any]:
     """What is known of the tensors, once both checksums are found right."""
-    weights, about = stem.with_suffix(".safetensors"), described(stem, schema, format=format)
+    weights, about = stem.with_suffix(".safetensors"), read_about(stem, schema, format=format)
     if not weights.exists():
         raise CheckpointError(
             f"'{weights}' is missing, while '{stem.name}.json' is there: copy it back"
@@ -67,7 +75,9 @@ def verify(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -
     return about
 
 
-def described(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -> dict[str, Any]:
+def read_about(
+    stem: Path, schema: Any = dict[str, Any], *, format: object = None
+) -> dict[str, Any]:
     """What STEM.json says, `sha256` of the tensors among it, which are not read."""
     found: dict[str, Any] = _read(stem.with_suffix(".json"), schema, format, tensors=True)
     return found
@@ -178,10 +188,10 @@ def _read(
     own = {name: content[name] for name in content if name in _Weights.__annotations__ and tensors}
     rest = {name: content[name] for name in content if name not in (SEAL, *own)}
     try:
-        held(rest, schema)
-        held(own, _Weights if tensors else dict)
+        validated(rest, schema)
+        validated(own, _Weights if tensors else dict)
         return unsealed(content)
-    except Wrong as wrong:
+    except SchemaError as wrong:
         raise CheckpointError(f"'{path}' is damaged: {wrong}; {mend}") from None
 
 
@@ -189,13 +199,13 @@ class _Weights(TypedDict):
     sha256: str
 
 
-def read_foreign(path: Path, schema: Any) -> dict[str, Any]:
+def read_unsealed_json(path: Path, schema: Any) -> dict[str, Any]:
     """All that a json of others says, of whose keys those are held to the schema that it has."""
     mend = "copy it from where it is whole"
     content = _parsed(path, mend)
     try:
-        return known(content, schema)
-    except Wrong as wrong:
+        return validated_partly(content, schema)
+    except SchemaError as wrong:
         raise CheckpointError(f"'{path}' cannot be: {wrong}; {mend}") from None
 
 
@@ -240,7 +250,7 @@ def _json(path: Path, content: Mapping[str, Any]) -> str:
     """With its own checksum; what would not be read again is not written."""
     try:
         return json.dumps(sealed(content), indent=2) + "\n"
-    except Wrong as wrong:
+    except SchemaError as wrong:
         raise ConfigError(f"'{path}' cannot be written: {wrong}; give another") from None
 
 

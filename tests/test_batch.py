@@ -94,11 +94,13 @@ def test_own_fields_are_left_out_of_the_samples_that_are_meant():
 
 def test_own_fields_alone_can_be_left_out():
     alone = Pooled(pooled=POOLED)
-    assert alone.says(9) and not alone.without(9).pooled.any() and alone.without(9).label is None
     assert (
-        not Cond().says(9)
-        and not Pooled().says(9)
-        and not Cond(guidance_scale=torch.ones(3)).says(9)
+        alone.can_drop(9) and not alone.without(9).pooled.any() and alone.without(9).label is None
+    )
+    assert (
+        not Cond().can_drop(9)
+        and not Pooled().can_drop(9)
+        and not Cond(guidance_scale=torch.ones(3)).can_drop(9)
     )
     with pytest.raises(ConfigError, match="label"):
         Pooled().without(9)

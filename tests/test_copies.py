@@ -9,7 +9,7 @@ import torch
 from halfstep import build, Cosine, Dataset, Denoiser, distill, Pipeline, TrainingConfig, V
 from halfstep.diffusion.denoiser import not_trained
 from halfstep.methods import DenoiserOnly, GuidedDistillation, Progressive, Reparameterise, Shrink
-from halfstep.models import built_again, recipe
+from halfstep.models import build_like, recipe
 from halfstep.models.compression.block_pruning import shallower
 from halfstep.models.uvit.resize import resized
 from halfstep.models.with_guidance import with_guidance
@@ -56,7 +56,7 @@ COPIES = {
     "trainable_copy": lambda net: Denoiser(net, Cosine(), V()).trainable_copy().net,
     "twin of a frozen one": lambda net: Denoiser(net, Cosine(), V()).freeze().trainable_copy().net,
     "resized": lambda net: resized(net, (16, 12)),
-    "built again": lambda net: built_again(net, recipe(net)[1]),
+    "built again": lambda net: build_like(net, recipe(net)[1]),
     "with guidance": with_guidance,
     "guided student": begun(GuidedDistillation(guidance_embed_dim=4)),
     "guided student of its own": begun(

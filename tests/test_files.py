@@ -115,7 +115,7 @@ def test_two_that_write_one_file_do_not_meet(tmp_path):
 def test_two_that_save_one_pair_do_not_meet(tmp_path):
     import torch
 
-    first = files.part_of(tmp_path / "a.safetensors")
+    first = files.temporary_path(tmp_path / "a.safetensors")
     first.write_text("another process is at it")
     storage.save(tmp_path / "a", {"w": torch.ones(2)}, {"n": 1})
     assert first.read_text() == "another process is at it"
@@ -126,7 +126,7 @@ def test_two_that_save_one_pair_do_not_meet(tmp_path):
 
 
 def left_behind(path, hours):
-    part = files.part_of(path)
+    part = files.temporary_path(path)
     part.write_text("half")
     then = time.time() - 3600 * hours
     os.utime(part, (then, then))
@@ -149,9 +149,11 @@ def test_what_a_crash_left_goes_when_nobody_writes_it(tmp_path):
 
 
 def test_a_temporary_name_is_known_again(tmp_path):
-    name = files.part_of(tmp_path / "view-0001.json").name
-    assert files.is_ours(name, "view-*.json") and files.is_ours("view-1.json", "view-*.json")
-    assert not files.is_ours(name, "view-*.npy") and not files.is_ours("a.part", "a")
+    name = files.temporary_path(tmp_path / "view-0001.json").name
+    assert files.matches_names(name, "view-*.json") and files.matches_names(
+        "view-1.json", "view-*.json"
+    )
+    assert not files.matches_names(name, "view-*.npy") and not files.matches_names("a.part", "a")
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
@@ -362,7 +364,7 @@ def test_a_text_is_utf_8_with_a_mark_or_without(tmp_path, mark):
     text = '{"name": "é\u2019\u2028"}'
     (tmp_path / "a.json").write_bytes(mark + text.encode())
     assert files.read_text(tmp_path / "a.json") == text
-    assert storage.read_foreign(tmp_path / "a.json", Named) == {"name": "é\u2019\u2028"}
+    assert storage.read_unsealed_json(tmp_path / "a.json", Named) == {"name": "é\u2019\u2028"}
 
 
 @pytest.mark.parametrize("write", [files.write_text, files.append])

@@ -112,10 +112,10 @@ def test_what_is_no_json_of_ours_says_what_to_do(tmp_path, text):
     for read, mend in (
         (partial(storage.read_json, path, dict), "copy it back, or make it again"),
         (partial(storage.read_json, path, dict, mend="mend it"), "mend it"),
-        (partial(storage.described, tmp_path / "a"), "copy it back from where it is whole"),
-        (partial(storage.read_foreign, path, Needs), "copy it from where it is whole"),
+        (partial(storage.read_about, tmp_path / "a"), "copy it back from where it is whole"),
+        (partial(storage.read_unsealed_json, path, Needs), "copy it from where it is whole"),
     ):
-        if read.func is storage.read_foreign and text == b"{}":
+        if read.func is storage.read_unsealed_json and text == b"{}":
             continue  # which may say anything besides
         with pytest.raises(CheckpointError, match=f"; {mend}$"):
             read()
@@ -124,7 +124,7 @@ def test_what_is_no_json_of_ours_says_what_to_do(tmp_path, text):
 def test_a_json_of_others_of_another_kind_says_what_to_do(tmp_path):
     (tmp_path / "a.json").write_text('{"width": "x", "more": 1}')
     with pytest.raises(CheckpointError, match=r"cannot be: width .*; copy it"):
-        storage.read_foreign(tmp_path / "a.json", Needs)
+        storage.read_unsealed_json(tmp_path / "a.json", Needs)
 
 
 class Needs(TypedDict):

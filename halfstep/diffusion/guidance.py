@@ -74,7 +74,7 @@ class Guided(_GuidedDenoiser):
         if not isinstance(self.scale, Tensor) and self.scale == 1:
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
-        if cond is None or not cond.says(self.null):
+        if cond is None or not cond.can_drop(self.null):
             name, field = (
                 ("labels", "label")
                 if isinstance(self.null, int)

@@ -14,7 +14,7 @@ from halfstep.evaluation.metrics.fidelity import paired_rmse
 from halfstep.evaluation.report_data import Compressed, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.models.compression.int8 import plain_tensors
-from halfstep.models.compression.magnitude_pruning import zeroed
+from halfstep.models.compression.magnitude_pruning import zero_share
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import read_description
 
@@ -124,7 +124,7 @@ def with_students_work(rows: Sequence[Row]) -> list[Row]:
 
 def zeros(net: nn.Module) -> float:
     """The share of its parameters that is exactly 0; what is int8 is not looked into."""
-    return zeroed(p for p in net.parameters() if type(p) is nn.Parameter)
+    return zero_share(p for p in net.parameters() if type(p) is nn.Parameter)
 
 
 def size_of(net: nn.Module) -> int:

@@ -21,7 +21,7 @@ from halfstep.evaluation.metrics.cost import Cost
 from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.metrics.fidelity import Fidelity
 from halfstep.evaluation.metrics.memorisation import Memorisation
-from halfstep.schema import build, plain, UNWRITTEN, Wrong
+from halfstep.schema import build, plain, SchemaError, UNWRITTEN
 
 FORMAT = 2
 REPORT, PICTURES = "report.json", "report.npz"
@@ -345,7 +345,7 @@ def parse_report(content: Mapping[str, object], source: str, pictures: Pictures)
         else:
             report = build(table, Report)
             _check_rows(report.rows)
-    except Wrong as wrong:
+    except SchemaError as wrong:
         raise CheckpointError(f"{source} is damaged: {wrong}; {MEND}") from None
     return replace(report, pictures=pictures)
 
@@ -353,14 +353,14 @@ def parse_report(content: Mapping[str, object], source: str, pictures: Pictures)
 def _check_rows(rows: tuple[Row, ...]) -> None:
     """Refuse rows without a teacher, without a part that their role needs, or without a place on an axis."""
     if not rows or rows[0].role != "teacher":
-        raise Wrong("it has no rows that begin with the teacher")
+        raise SchemaError("it has no rows that begin with the teacher")
     for k, row in enumerate(rows):
         if row.role == "compressed" and row.compressed is None:
-            raise Wrong(f"it lacks rows[{k}].compressed")
+            raise SchemaError(f"it lacks rows[{k}].compressed")
         if row.role == "other" and row.network is None:
-            raise Wrong(f"it lacks rows[{k}].network")
+            raise SchemaError(f"it lacks rows[{k}].network")
         if (value := row.distances.frechet_distance.value) < float_info.min:
-            raise Wrong(f"rows[{k}].distances.frechet_distance is too small, got {value}")
+            raise SchemaError(f"rows[{k}].distances.frechet_distance is too small, got {value}")
 
 
 def read_pictures(folder: Path) -> Pictures:

@@ -24,10 +24,10 @@ from halfstep.models.adapters import (
     UViTNet,
 )
 from halfstep.models.classifiers.feature_cnn import Classifier
-from halfstep.models.diffusers_config import CLASSES, in_our_words, WRAP
-from halfstep.models.limits import made
+from halfstep.models.diffusers_config import CLASSES, from_diffusers_config, WRAP
+from halfstep.models.limits import build_within_limits
 from halfstep.models.mlp import MLPNet, ResidualMLP
-from halfstep.schema import held, Wrong
+from halfstep.schema import SchemaError, validated
 
 if TYPE_CHECKING:
     from halfstep.models.uvit.model import UViT
@@ -44,9 +44,9 @@ __all__ = [
     "UViT",
     "UViTNet",
     "build",
-    "built_again",
+    "build_like",
+    "copy_recipe",
     "infer_config",
-    "made_alike",
     "recipe",
 ]
 
@@ -98,15 +98,21 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     config  its arguments; what JSON cannot hold is refused, because it could not be saved.  Of a net of
             diffusers `dict(model.config)` will do
     """
-    config = dict(config) if ":" in name else in_our_words(name, config)
-    kept = plain(name, config)
-    net = own(name)(**config) if ":" in name else made(name, _named(name), config)
+    config = dict(config) if ":" in name else from_diffusers_config(name, config)
+    kept = plain_config(name, config)
+    net = (
+        user_function(name)(**config)
+        if ":" in name
+        else build_within_limits(name, _named(name), config)
+    )
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     _refuse_diffusers(name, type(net))
     if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
         full: Any = net.model.config  # type: ignore[union-attr]
-        kept = plain(name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)})
+        kept = plain_config(
+            name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)}
+        )
     net.recipe = name, kept  # type: ignore[assignment]
     return net
 
@@ -123,7 +129,7 @@ def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
     return name, dict(config)
 
 
-def built_again(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+def build_like(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """A fresh network by the function that made this one, of this config.
 
     One that was given as a function is built by that function: the name beside it came from a file.
@@ -132,17 +138,17 @@ def built_again(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     if made is None:
         return build(recipe(net)[0], config)
     new = made(**config)
-    made_alike(new, net, config)
+    copy_recipe(new, net, config)
     return new
 
 
-def made_alike(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> None:
+def copy_recipe(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> None:
     """Let a network remember that it was made as this one, of this config.
 
     The name alone would not do: where it came from a file, what it names would be imported.
     """
     name = recipe(net)[0]
-    new.recipe = name, plain(name, config)  # type: ignore[assignment]
+    new.recipe = name, plain_config(name, config)  # type: ignore[assignment]
     if hasattr(net, "made_by"):
         new.made_by = net.made_by
 
@@ -222,9 +228,9 @@ def _refuse_diffusers(name: str, kind: Any) -> None:
     )
 
 
-def own(name: str) -> Callable[..., nn.Module]:
+def user_function(name: str) -> Callable[..., nn.Module]:
     """The user's function, with its arguments checked before it is called."""
-    function = imported(name)
+    function = import_function(name)
     _refuse_diffusers(name, function)
 
     def checked(**config: Any) -> nn.Module:
@@ -240,7 +246,7 @@ def own(name: str) -> Callable[..., nn.Module]:
     return checked
 
 
-def imported(name: str, what: str = "net") -> Callable[..., Any]:
+def import_function(name: str, what: str = "net") -> Callable[..., Any]:
     """What package.module:function names; refused in a sentence about this `what` where there is none."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
@@ -264,7 +270,7 @@ def imported(name: str, what: str = "net") -> Callable[..., Any]:
 _VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
-def plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as JSON will give it back; refused where it could not be."""
     for key, value in config.items():
         try:
@@ -276,7 +282,7 @@ def plain(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
             ) from error
     plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
     try:
-        held(plain, Any)
-    except Wrong as wrong:
+        validated(plain, Any)
+    except SchemaError as wrong:
         raise ConfigError(f"the net '{name}' could not be saved: its option {wrong}") from None
     return plain

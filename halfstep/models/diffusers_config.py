@@ -51,7 +51,7 @@ WRAP = (
 )
 
 
-def in_our_words(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def from_diffusers_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a net of diffusers, as `dict(model.config)` has it, in the words of `build`.
 
     What diffusers keeps for itself (keys that begin with _) is left out, and None is not given.

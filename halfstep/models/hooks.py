@@ -64,7 +64,7 @@ def capture_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
         yield found
 
 
-def parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
+def check_parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
     """`ConfigError` unless the network has parts of these names, which the error lists."""
     there = [name for name, _ in net.named_modules() if name]
     for name in names:

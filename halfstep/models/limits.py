@@ -19,7 +19,7 @@ LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_blo
 MOST_LAYERS = 1_000
 
 
-def made(name: str, make: Callable[..., N], config: Mapping[str, Any]) -> N:
+def build_within_limits(name: str, make: Callable[..., N], config: Mapping[str, Any]) -> N:
     """One of halfstep's own networks; whatever it cannot be made from is the user's to mend: `ConfigError`.
 
     It is made without memory first, which draws nothing, to see how much it would take.

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from halfstep.code_identity import identity, PLAIN
 from halfstep.errors import ConfigError
-from halfstep.models import built_again, recipe
-from halfstep.rng import untouched
+from halfstep.models import build_like, recipe
+from halfstep.rng import fork_rng
 
 WRAPPERS: Mapping[str, str] = {
     "OptimizedModule": "torch.compile (give what it was made from, net._orig_mod, and compile=True)",
@@ -47,7 +47,7 @@ def refuse_changed_net(net: nn.Module) -> None:
     refuse_wrapped(net)
     name, config = recipe(net)
     if not getattr(net, "quantised", None):  # whose tensors are torchao's
-        refuse_changed(net, lambda: built_again(net, config), name, draws=":" in name)
+        refuse_changed(net, lambda: build_like(net, config), name, draws=":" in name)
 
 
 def refuse_changed(
@@ -74,7 +74,7 @@ def refuse_changed(
 
 
 def _built(fresh: Callable[[], nn.Module], draws: bool) -> nn.Module:
-    with untouched(), warnings.catch_warnings(action="ignore"):
+    with fork_rng(), warnings.catch_warnings(action="ignore"):
         if not draws:
             try:
                 with torch.device("meta"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from halfstep import storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import sha256_of
-from halfstep.schema import known, Wrong
+from halfstep.schema import SchemaError, validated_partly
 from halfstep.storage import checksum
 
 MODELS = {
@@ -186,10 +186,10 @@ def _places(folder: Path) -> tuple[Path, Path]:
 def _kind(folder: Path) -> str:
     """The model's type."""
     path = folder / "config.json"
-    config = storage.read_foreign(path, _Config)
+    config = storage.read_unsealed_json(path, _Config)
     try:
-        inner = known(config.get("text_config", {}), _Layers)
-    except Wrong as wrong:
+        inner = validated_partly(config.get("text_config", {}), _Layers)
+    except SchemaError as wrong:
         raise CheckpointError(f"'{path}' cannot be: text_config.{wrong}") from None
     for part in (config, inner):
         for name in _Layers.__annotations__:
@@ -215,7 +215,7 @@ def _weights(folder: Path) -> list[Path]:
             f"'{folder}' has no {WEIGHTS}, and pickles, which can run code, are never opened: "
             "fetch that file, or convert the weights with transformers' save_pretrained"
         )
-    index = storage.read_foreign(folder / SHARDS, _Index)
+    index = storage.read_unsealed_json(folder / SHARDS, _Index)
     names = set(index.get("weight_map", {}).values())
     if strange := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"'{folder / SHARDS}' names a file outside: {strange[0]!r}")

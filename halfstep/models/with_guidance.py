@@ -4,9 +4,9 @@ from torch import nn
 
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
-from halfstep.models import built_again, recipe
+from halfstep.models import build_like, recipe
 from halfstep.models.guidance_embedding import check_features
-from halfstep.rng import untouched
+from halfstep.rng import fork_rng
 
 
 def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Module:
@@ -26,8 +26,8 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
             "this network takes its guidance scale as an input already: give the one it was made from"
         )
     weight = next(iter(net.parameters()))
-    with untouched(seed):
-        new = built_again(net, {**config, "guidance_embed_dim": width}).to(
+    with fork_rng(seed):
+        new = build_like(net, {**config, "guidance_embed_dim": width}).to(
             weight.device, weight.dtype
         )
     lacking, strange = new.load_state_dict(net.state_dict(), strict=False)

@@ -18,8 +18,8 @@ from halfstep.diffusion.time_grids import Direction, Times
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
 from halfstep.models.codec import Codec
-from halfstep.models.compression.int8 import quantised_again
-from halfstep.schema import held, known, Wrong
+from halfstep.models.compression.int8 import quantise_like
+from halfstep.schema import SchemaError, validated, validated_partly
 
 FORMAT = 1
 
@@ -111,7 +111,7 @@ class Describable(Protocol):
     def direction(self) -> Direction: ...
 
 
-def described(pipeline: Describable) -> dict[str, Any]:
+def describe(pipeline: Describable) -> dict[str, Any]:
     """Network, schedule, parameterisation and time of its denoiser, and how it is sampled."""
     denoiser, codec = pipeline.denoiser, pipeline.codec
     name, config = recipe(denoiser.net)
@@ -143,7 +143,7 @@ def described(pipeline: Describable) -> dict[str, Any]:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """What FOLDER/pipeline.json says, without a look at the weights; `sha256` is theirs."""
-    return storage.described(folder / "pipeline", Description, format=FORMAT)
+    return storage.read_about(folder / "pipeline", Description, format=FORMAT)
 
 
 def codec_file(folder: Path) -> dict[str, str]:
@@ -155,8 +155,8 @@ def codec_file(folder: Path) -> dict[str, str]:
 def fields_from(
     about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None, source: str
 ) -> dict[str, Any]:
-    """The fields of the pipeline that `described` told of, with fresh weights and no codec."""
-    _hold(about, source, held, Description)
+    """The fields of the pipeline that `describe` told of, with fresh weights and no codec."""
+    _hold(about, source, validated, Description)
     rest = USUAL | {name: about[name] for name in USUAL if name in about}
     return {
         "denoiser": denoiser_from(about, net=net, source=source),
@@ -178,20 +178,20 @@ def denoiser_from(
     net: Callable[..., nn.Module] | str | None = None,
     source: str = "this description",
 ) -> Denoiser:
-    """The denoiser that `described` told of, with fresh weights."""
-    _hold(about, source, known, _Denoiser)
+    """The denoiser that `describe` told of, with fresh weights."""
+    _hold(about, source, validated_partly, _Denoiser)
     if about["format"] != FORMAT:
         raise CheckpointError(
             f"{source} has format {about['format']} and this halfstep reads {FORMAT}: use the "
             "version that wrote it"
         )
     if about["parameterisation"] not in PARAMETERISATIONS:
-        with of_file(source):
+        with as_checkpoint_error(source):
             raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
     made = _net(about["net"]["build"], about["net"]["config"], net, source)
     if about.get("quantised") is not None:
-        made = quantised_again(made, about["quantised"])
-    with of_file(source):
+        made = quantise_like(made, about["quantised"])
+    with as_checkpoint_error(source):
         return Denoiser(
             made,
             schedule_from(about["schedule"]),
@@ -201,7 +201,7 @@ def denoiser_from(
 
 
 @contextmanager
-def of_file(source: str) -> Iterator[None]:
+def as_checkpoint_error(source: str) -> Iterator[None]:
     """What a constructor refuses is the fault of the file that says it."""
     try:
         yield
@@ -234,7 +234,7 @@ def _net(
 def _built(name: str, config: Mapping[str, Any], source: str) -> nn.Module:
     """One of halfstep's own networks: what a constructor raises is the fault of its file."""
     try:
-        with of_file(source):
+        with as_checkpoint_error(source):
             return build(name, config)
     except HalfstepError:
         raise
@@ -251,13 +251,13 @@ def _hold(
 ) -> None:
     try:
         hold(about, kind)
-    except Wrong as wrong:
+    except SchemaError as wrong:
         raise CheckpointError(f"{source} is damaged: {wrong}") from None
 
 
 def schedule_from(about: Mapping[str, Any]) -> Schedule:
     """The schedule that `{"name": ..., **fields}` describes."""
-    _hold(about, "the schedule", known, _Schedule)
+    _hold(about, "the schedule", validated_partly, _Schedule)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k != "name"}
     if about["name"] not in SCHEDULES:
         raise unknown("schedule", about["name"], SCHEDULES)

@@ -86,7 +86,7 @@ class ImageStart:
             return lambda step: step
         return lambda step: inpainting(step, mask, images, noise)
 
-    def put_back(self, x: Tensor) -> Tensor:
+    def restore_unmasked(self, x: Tensor) -> Tensor:
         """Samples with the pixels outside the mask to the bit, also where a codec decoded them."""
         if self.images is None or self.mask is None:
             return x

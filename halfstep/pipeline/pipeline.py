@@ -28,17 +28,17 @@ from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
 from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.codec import Codec, Texts
-from halfstep.models.compression.int8 import fill, plain_tensors
+from halfstep.models.compression.int8 import load_plain_tensors, plain_tensors
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.models.uvit.resize import resized
 from halfstep.pipeline.conditioning import condition, same_states
 from halfstep.pipeline.description import (
+    as_checkpoint_error,
     codec_file,
-    described,
+    describe,
     Description,
     fields_from,
     FORMAT,
-    of_file,
 )
 from halfstep.pipeline.image_inputs import check_noise, image_start, latents_of, read_images
 from halfstep.pipeline.samplers import (
@@ -184,7 +184,7 @@ class Pipeline(Validated):
             x = go(model, z, times, cond=said, clip=self.clip, progress=progress)
             if self.codec is not None and not latents:
                 x, own = self.codec.decode(x), shown
-            done.append(own.put_back(x).cpu())
+            done.append(own.restore_unmasked(x).cpu())
         return torch.cat(done) if done else self._none(latents)
 
     def check_counts(
@@ -394,7 +394,7 @@ class Pipeline(Validated):
                     "codec.json and codec.safetensors back"
                 )
             pipeline = replace(pipeline, codec=load_codec(folder))
-        fits = storage.load_into if about.get("quantised") is None else fill
+        fits = storage.load_into if about.get("quantised") is None else load_plain_tensors
         fits(pipeline.denoiser, tensors, f"'{stem}.safetensors'")
         pipeline.denoiser.eval()
         return pipeline
@@ -402,7 +402,7 @@ class Pipeline(Validated):
     def describe(self) -> dict[str, Any]:
         """All but the weights, as json; what a pipeline of pixels with its own defaults has not is left
         out."""
-        return described(self)
+        return describe(self)
 
 
 def from_description(
@@ -413,5 +413,5 @@ def from_description(
 ) -> Pipeline:
     """A pipeline with fresh weights and no codec, from what `Pipeline.describe` says."""
     fields = fields_from(about, net=net, source=source)
-    with of_file(source):
+    with as_checkpoint_error(source):
         return Pipeline(**fields)

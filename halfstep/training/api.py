@@ -16,7 +16,7 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
-from halfstep.rng import untouched
+from halfstep.rng import fork_rng
 from halfstep.training.checks.teacher import with_first
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
@@ -60,7 +60,7 @@ class Rehearsed(Exception):
     """Ends a rehearsal where the run would begin to write: nothing was refused."""
 
 
-@untouched()
+@fork_rng()
 def run_stages(
     command: str,
     stages: Iterable[Stage],

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from halfstep.data import Data, rows as rows_of_update
 from halfstep.methods.base import Stage
 from halfstep.models.eval_mode import evaluating, keeps_statistics
-from halfstep.rng import Draw, key, untouched
+from halfstep.rng import Draw, fork_rng, key
 
 AT_ONCE, MOST = 64, 8_192
 """Samples to a forward, and of all of the data: whatever the micro-batch, and however many processes."""
@@ -33,7 +33,7 @@ def take_anew(stage: Stage, data: Data, device: torch.device, *, seed: int, inde
     if not layers:
         return
     objective, count = stage.objective.at(1.0), -(-min(len(data), MOST) // AT_ONCE)
-    with untouched(key(seed, index, 0, APART)), evaluating(student), _averaging(layers):
+    with fork_rng(key(seed, index, 0, APART)), evaluating(student), _averaging(layers):
         for k in range(count):
             for layer in layers:
                 # An instance norm takes None for 0; a batch norm that runs twice counts for itself.

@@ -25,7 +25,7 @@ from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import untouched
+from halfstep.rng import fork_rng
 from halfstep.training.api import load_weights, run_stages, RunOptions
 from halfstep.training.checks.data import notes, read_by
 from halfstep.training.checks.teacher import (
@@ -44,7 +44,7 @@ M = TypeVar("M", bound=Method)
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@untouched()
+@fork_rng()
 def train(
     pipeline: Pipeline,
     data: DataLike,
@@ -91,7 +91,7 @@ def distill(
         method = resolve(method, teacher, held, out)
     options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
     plan = method.plan(teacher)
-    with untouched(), _lent(teacher.denoiser.net):
+    with fork_rng(), _lent(teacher.denoiser.net):
         stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
         if held is None:
             held = work.read(teacher, data)

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError
-from halfstep.schema import from_json, known, Wrong
+from halfstep.schema import from_json, SchemaError, validated_partly
 
 
 class RunCost(TypedDict):
@@ -122,8 +122,8 @@ class _FinishedStage(TypedDict):
 def _line(text: bytes, source: str) -> dict[str, Any]:
     try:
         content = from_json(text, dict[str, Any], source)
-        return known(content, _FinishedStage if "updates" in content else _Update)
-    except Wrong as wrong:
+        return validated_partly(content, _FinishedStage if "updates" in content else _Update)
+    except SchemaError as wrong:
         raise CheckpointError(f"{source} is damaged: {wrong}; mend or remove the line") from None
     except CheckpointError as damaged:
         raise CheckpointError(f"{damaged}; mend or remove the line") from None

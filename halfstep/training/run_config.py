@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from halfstep import files, storage
 from halfstep.config.toml import toml
 from halfstep.errors import CheckpointError
-from halfstep.schema import from_toml, known, Wrong
+from halfstep.schema import from_toml, SchemaError, validated_partly
 
 
 class RunConfig(TypedDict, total=False):
@@ -35,11 +35,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         body, mark, digest = text.rpartition(MARK.encode())
         if not mark or digest.strip() != _digest(body):
-            raise Wrong(
+            raise SchemaError(
                 "it is not as the run wrote it; run the same command again, which writes it"
             )
-        return known(content, RunConfig)
-    except Wrong as wrong:
+        return validated_partly(content, RunConfig)
+    except SchemaError as wrong:
         raise CheckpointError(f"'{path}' is damaged: {wrong}") from None
 
 

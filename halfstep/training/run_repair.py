@@ -32,7 +32,7 @@ def refuse_foreign(folder: Path) -> None:
     """`ConfigError` for a folder that has files and is not a run's."""
     if folder.exists() and not (folder / "run.json").exists():
         names = [path.name for path in folder.iterdir()]
-        if strange := [name for name in names if not files.is_ours(name, *BEFORE)]:
+        if strange := [name for name in names if not files.matches_names(name, *BEFORE)]:
             raise ConfigError(
                 f"'{folder}' is not empty and holds no run (it has '{min(strange)}'): choose another "
                 "--out"

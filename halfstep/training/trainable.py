@@ -11,11 +11,11 @@ from halfstep.data import Data
 from halfstep.diffusion.denoiser import not_trained
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
-from halfstep.models import imported, recipe
+from halfstep.models import import_function, recipe
 from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
-from halfstep.rng import Draw, untouched
+from halfstep.rng import Draw, fork_rng
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.update import micro_batches
@@ -63,7 +63,7 @@ def identity_of(stage: Stage) -> dict[str, Any]:
 def code_of_net(net: nn.Module) -> dict[str, Any]:
     """The function of a user's own that builds it; nothing for halfstep's."""
     name = recipe(net)[0]
-    made: Any = getattr(net, "made_by", None) or (imported(name) if ":" in name else None)
+    made: Any = getattr(net, "made_by", None) or (import_function(name) if ":" in name else None)
     return {} if made is None else {"net code": identity(made)}
 
 
@@ -82,7 +82,7 @@ def _refuse_lone_row(
     kept = [(buffer, buffer.clone()) for buffer in student.buffers()]
     objective, said = stage.objective.at(0.0), ""
     draw = Draw.all(torch.Generator(device).manual_seed(0), 1)
-    with torch.no_grad(), untouched(0), evaluating(student):
+    with torch.no_grad(), fork_rng(0), evaluating(student):
         to_train(student)
         try:
             objective(

@@ -14,9 +14,9 @@ from halfstep.methods import KnowledgeDistillation
 from halfstep.methods.classifiers.recipes import recipe
 from halfstep.models.classifiers.checkpoint import load_classifier
 from halfstep.models.classifiers.ensemble import Teachers
-from halfstep.models.classifiers.registry import build_classifier, fitting_classifier
+from halfstep.models.classifiers.registry import build_classifier, infer_classifier_config
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import key, untouched
+from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
@@ -198,8 +198,8 @@ def new_student(
             f"the teacher knows {classes} classes and the data has {data.num_classes}: give data of those "
             "classes alone, or another teacher"
         )
-    fits = fitting_classifier(options.net, data.shape, classes)
-    with untouched(key(seed, 0)):
+    fits = infer_classifier_config(options.net, data.shape, classes)
+    with fork_rng(key(seed, 0)):
         return build_classifier(options.net, {**fits, **literals(options.net_config)})
 
 

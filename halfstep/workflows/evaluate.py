@@ -28,7 +28,7 @@ from halfstep.methods.base import student_name
 from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import untouched
+from halfstep.rng import fork_rng
 from halfstep.training.checks.data import read_by
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
@@ -43,7 +43,7 @@ Other = tuple[str, Pipeline, int]
 """Name, pipeline and steps of a network of another size."""
 
 
-@untouched()
+@fork_rng()
 def evaluate(
     run: Path | str,
     config: Evaluation = DEFAULT,

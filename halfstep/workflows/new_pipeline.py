@@ -10,7 +10,7 @@ from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError
 from halfstep.models import build, infer_config
 from halfstep.pipeline import Pipeline, schedule_from
-from halfstep.rng import key, untouched
+from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.workflows.locate import codec_of
 
@@ -70,7 +70,7 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         num_classes=rows,
         text_shape=None if empty is None else (empty.shape[0], empty.shape[1]),
     )
-    with untouched(key(seed, 0)):
+    with fork_rng(key(seed, 0)):
         net = build(network.net, {**config, **literals(network.net_config)})
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.schema import known, Wrong
+from halfstep.schema import SchemaError, validated_partly
 
 KIND, FORMAT = "noise", 1
 
@@ -69,8 +69,8 @@ class NoiseFile:
         if noise is None or images is None or tensors or not _consistent(noise, images, labels):
             raise CheckpointError(f"'{path}' is damaged: its tensors do not belong together")
         try:
-            known(about, _About)
-        except Wrong as wrong:
+            validated_partly(about, _About)
+        except SchemaError as wrong:
             raise CheckpointError(f"'{place}.json' is damaged: {wrong}") from None
         return cls(
             noise, images, labels, {k: about[k] for k in about if k not in ("kind", "format")}

@@ -15,10 +15,10 @@ from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import (
     build_classifier,
     classifier_recipe,
-    fitting_classifier,
+    infer_classifier_config,
 )
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import key, untouched
+from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
@@ -200,12 +200,12 @@ def new_classifier(
             )
         name, config = theirs, {**config_of_init, **config}
         before = prepared if before == Preprocessing() else before
-        fits = fitting_classifier(name, data.shape, data.num_classes)
+        fits = infer_classifier_config(name, data.shape, data.num_classes)
         config["num_classes"] = fits.get("num_classes", config.get("num_classes"))
         if config["num_classes"] is None:
             del config["num_classes"]
     else:
-        config = {**fitting_classifier(name, data.shape, data.num_classes), **config}
-    with untouched(key(seed, 0)):
+        config = {**infer_classifier_config(name, data.shape, data.num_classes), **config}
+    with fork_rng(key(seed, 0)):
         net = build_classifier(name, config, preprocessing=before)
     return net, [] if source is None else initialise(net, source)

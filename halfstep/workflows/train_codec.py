@@ -21,7 +21,7 @@ from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.codec import sample_latents
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_grid
-from halfstep.rng import key, sample_noise, untouched
+from halfstep.rng import fork_rng, key, sample_noise
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import run_stages, RunOptions
@@ -173,7 +173,7 @@ def fresh_codec(options: CodecOptions, data: Data, name: str, seed: int) -> KLCo
         "mid_block_add_attention": False,  # which costs more than it gives on a small image
         **literals(options.codec_config),
     }
-    with untouched(key(seed, 0)):
+    with fork_rng(key(seed, 0)):
         net = KLCodec.fresh(config)
     net.check((1, *data.shape))
     with torch.no_grad():

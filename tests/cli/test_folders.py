@@ -225,7 +225,7 @@ def test_answers_are_not_kept_among_others_files(made, cli, tmp_path):
         typed[typed.index("--cache") + 1] = str(place)
         assert cli(*typed)[0] == 2
     (photos / "a.png").unlink()
-    files.part_of(photos / "view-0000.json").write_text("{")  # what a crash left is ours
+    files.temporary_path(photos / "view-0000.json").write_text("{")  # what a crash left is ours
     (photos / ".lock").touch()
     assert cli(*words("knowledge", made))[0] == 0
     assert sorted(p.name for p in photos.iterdir()) == [

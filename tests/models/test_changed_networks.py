@@ -43,7 +43,7 @@ from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.classifiers.checkpoint import save_classifier
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.models.compression.block_pruning import shallower
-from halfstep.models.compression.unet_transfer import carry
+from halfstep.models.compression.unet_transfer import transfer_weights
 from halfstep.models.eval_mode import to_train
 from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
@@ -232,7 +232,7 @@ def test_a_smaller_unet_keeps_it_where_weights_are_taken_over():
     }
     old, new = (build("unet", {**config, "layers_per_block": n}) for n in (2, 1))
     old.model.conv_in.requires_grad_(False)
-    carry(new, old)
+    transfer_weights(new, old)
     names = {n for n, p in new.named_parameters() if not p.requires_grad}
     assert names == {"model.conv_in.weight", "model.conv_in.bias"}
 

@@ -177,7 +177,7 @@ MUTANTS = (
         "diffusion/denoiser",
         ("self.scale == 1", "self.scale == 0"),
         ("t.repeat(2)", "t.repeat_interleave(2)"),
-        ("not cond.says(self.null)", "False"),
+        ("not cond.can_drop(self.null)", "False"),
         ("(x0_label, x0_null), (eps_label", "(x0_null, x0_label), (eps_label"),
         ("cond.cat(cond.dropped(self.null))", "cond.dropped(self.null).cat(cond)"),
         (

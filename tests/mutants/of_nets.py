@@ -20,7 +20,10 @@ MUTANTS = (
         ("max_length=self.tokens", "max_length=self.tokens - 1"),
         ("len(ids) > self.tokens", "len(ids) >= self.tokens"),
         ("dtype=torch.float32", 'dtype="auto"'),
-        ('known(config.get("text_config", {}), _Layers)', 'config.get("text_config", {})'),
+        (
+            'validated_partly(config.get("text_config", {}), _Layers)',
+            'config.get("text_config", {})',
+        ),
         ("for part in (config, inner):", "for part in (config,):"),
     ),
     *of(
@@ -89,7 +92,7 @@ MUTANTS = (
         "models/with_guidance",
         "diffusion/guidance",
         ("if strange or not lacking", "if strange"),
-        ("untouched(seed)", "untouched(0)"),
+        ("fork_rng(seed)", "fork_rng(0)"),
         ("new.train(net.training)", "new.train(True)"),
         ("            weight.device, weight.dtype\n", "            weight.device\n"),
     ),
@@ -247,7 +250,7 @@ MUTANTS = (
         "models/uvit/resize",
         "copies",
         ("    freeze_alike(new, net)", "    pass"),
-        ("made_alike(new, net, {", "made_alike(new, new, {"),
+        ("copy_recipe(new, net, {", "copy_recipe(new, new, {"),
     ),
     *of(
         "models/__init__",

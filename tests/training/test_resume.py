@@ -588,7 +588,7 @@ class TestTheSameFolder:
     def test_a_run_that_was_gone_before_it_began_is_none(self, tmp_path, whole):
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / ".lock").touch()
-        files.part_of(tmp_path / "r" / "run.json").write_text("{")
+        files.temporary_path(tmp_path / "r" / "run.json").write_text("{")
         halve(tmp_path / "r")
         assert bits(tmp_path / "r") == bits(whole)
 

@@ -65,7 +65,7 @@ def alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     """Make the folder, and keep other processes out of it; `note` hears where that cannot be done."""
     try:
         if folder.exists() and not is_latents(folder):
-            strange = [p.name for p in folder.iterdir() if not files.is_ours(p.name, *BEFORE)]
+            strange = [p.name for p in folder.iterdir() if not files.matches_names(p.name, *BEFORE)]
             if strange:
                 raise ConfigError(
                     f"'{folder}' is not empty and holds no latents (it has '{min(strange)}'): choose "

@@ -18,7 +18,7 @@ from halfstep import pixels
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.features import networks
 from halfstep.identity import digest_of, sha256_of
-from halfstep.models import imported
+from halfstep.models import import_function
 from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
 from halfstep.storage import checksum
 
@@ -62,7 +62,7 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int | None = None) -> Tensor:
-        images = self._read(pixels.seen(images))
+        images = self._read(pixels.feature_inputs(images))
         parts = [self.net(part).double() for part in images.split(batch or self.batch)]
         if any(part.ndim != 2 for part in parts) or sum(map(len, parts)) != len(images):
             raise ConfigError(
@@ -202,7 +202,7 @@ def _own(name: str) -> Features:
     """The user's function, called."""
     module_name = name.partition(":")[0]
     try:
-        function = imported(name, "features")
+        function = import_function(name, "features")
     except ConfigError:
         if module_name not in sys.modules and get_close_matches(module_name, BELOW):
             raise unknown("feature network", module_name, NAMES) from None

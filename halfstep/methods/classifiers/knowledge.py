@@ -16,7 +16,7 @@ from halfstep.methods.classifiers.recipes import hinton, Terms
 from halfstep.methods.classifiers.terms import distinct, Seen, Term
 from halfstep.methods.classifiers.weight_schedules import never, weight_at
 from halfstep.models.classifiers.ensemble import Teachers
-from halfstep.models.hooks import FeatureExtractor, parts, projector, shapes, unchanged
+from halfstep.models.hooks import check_parts, FeatureExtractor, projector, shapes, unchanged
 from halfstep.rng import Draw
 
 Answers = Callable[[Batch], Tensor]
@@ -167,8 +167,8 @@ def with_projectors(
         )
     pairs = pairs_of(terms)
     mine, theirs = [own for _, _, own, _ in pairs], [other for _, _, _, other in pairs]
-    parts(student, mine, "student")
-    teacher.has(theirs)
+    check_parts(student, mine, "student")
+    teacher.check_parts(theirs)
     wide, wanted = shapes(student, mine, example), teacher.forward_with_features(example, theirs)[1]
     projectors = dict[str, nn.Module]()
     for term, key, own, other in pairs:

@@ -34,7 +34,7 @@ from halfstep.methods.classifiers.terms import (
     Term,
 )
 from halfstep.methods.classifiers.weight_schedules import Linear, parsed, warmup, Weight
-from halfstep.models import imported
+from halfstep.models import import_function
 
 Terms = tuple[Term, ...]
 
@@ -169,7 +169,7 @@ RECIPES: dict[str, Callable[..., Terms]] = {
 
 def recipe(name: str, config: Mapping[str, Any]) -> Terms:
     """The terms of that name with these options; `ConfigError` lists what there is."""
-    made = imported(name, "recipe") if ":" in name else RECIPES.get(name)
+    made = import_function(name, "recipe") if ":" in name else RECIPES.get(name)
     if made is None:
         raise unknown("recipe", name, RECIPES)
     takes = signature(made).parameters

@@ -6,7 +6,7 @@ from torch import nn
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.methods.base import Objective
-from halfstep.models.compression.block_pruning import one_drop, pairs_of
+from halfstep.models.compression.block_pruning import pair_scores, pairs_of
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, key
 
@@ -36,7 +36,7 @@ def scores(
             progress.advance()
         return total / count
 
-    return one_drop(denoiser.net, loss)
+    return pair_scores(denoiser.net, loss)
 
 
 def _around(denoiser: Denoiser, net: nn.Module) -> Denoiser:

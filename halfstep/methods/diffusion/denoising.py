@@ -95,6 +95,6 @@ def some_unlabelled(
     cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
 ) -> Cond | None:
     """The condition with nothing said for that share of samples, where there is something to say."""
-    if not drop or null is None or cond is None or not cond.says(null):
+    if not drop or null is None or cond is None or not cond.can_drop(null):
         return cond
     return cond.dropped(null, draw.uniform() < drop)

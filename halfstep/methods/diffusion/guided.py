@@ -33,10 +33,10 @@ from halfstep.methods.base import (
 )
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.progressive import check_weighting, Progressive, refuse_blind
-from halfstep.models import build, built_again, recipe
+from halfstep.models import build, build_like, recipe
 from halfstep.models.guidance_embedding import check_features
 from halfstep.models.with_guidance import with_guidance
-from halfstep.rng import Draw, untouched
+from halfstep.rng import Draw, fork_rng
 from halfstep.schema import literal
 
 
@@ -124,9 +124,9 @@ class GuidedStage(Validated, Method):
         name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
         own = {key: literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
-        with untouched(0):
+        with fork_rng(0):
             options = {**config, **own, "guidance_embed_dim": self.guidance_embed_dim}
-            net = build(name, options) if self.student_net else built_again(student.net, options)
+            net = build(name, options) if self.student_net else build_like(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student
 

@@ -29,20 +29,20 @@ from halfstep.methods.base import (
 from halfstep.methods.diffusion.block_scores import scores
 from halfstep.methods.diffusion.guided import AnyScale
 from halfstep.methods.diffusion.imitation import Imitate, Matched
-from halfstep.models import built_again, recipe
+from halfstep.models import build_like, recipe
 from halfstep.models.compression.block_pruning import (
+    best_pairs,
     checked_pairs,
-    evenly,
+    evenly_spaced,
+    matching_blocks,
     pairs_of,
-    partners,
     shallower,
-    worthiest,
 )
 from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
-from halfstep.models.compression.unet_transfer import carry
+from halfstep.models.compression.unet_transfer import transfer_weights
 from halfstep.models.hooks import Projected, projector
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import untouched
+from halfstep.rng import fork_rng
 from halfstep.schema import literal
 
 SHRUNK = "shrunk"
@@ -145,7 +145,7 @@ class Shrink(Validated, Method):
         if data is None:
             return replace(self, choose="even")
         worth = self.scores(teacher, data, progress=progress)
-        keep = worthiest(worth, self.depth // 2)
+        keep = best_pairs(worth, self.depth // 2)
         kept = " ".join(map(str, keep))
         progress.note(f"of {len(worth)} pairs of blocks, 0 the outermost, these stay: {kept}")
         return replace(self, keep=keep)
@@ -240,7 +240,7 @@ class Shrink(Validated, Method):
                 "which pairs of blocks are worth least is found on data: write choose='even' or keep=(0,), "
                 "or take method.resolve(teacher, data)"
             )
-        keep = checked_pairs(self.keep or evenly(pairs, self.depth // 2), pairs)
+        keep = checked_pairs(self.keep or evenly_spaced(pairs, self.depth // 2), pairs)
         if len(keep) == pairs:
             raise ConfigError(
                 f"keep names all {pairs} pairs of blocks, so nothing would get smaller: leave one out"
@@ -253,15 +253,15 @@ class Shrink(Validated, Method):
         own = {key: literal(value) for key, value in self.student.items()}
         depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
         weight = next(iter(net.parameters()))
-        with untouched(0):
-            new = built_again(net, {**config, **depth, **own}).to(weight.device, weight.dtype)
+        with fork_rng(0):
+            new = build_like(net, {**config, **depth, **own}).to(weight.device, weight.dtype)
         if _size(new) >= _size(net):
             raise ConfigError(
                 f"the student has {_size(new):,} parameters and its teacher {_size(net):,}: ask for fewer in "
                 "student, such as half the embed_dim"
             )
         if name == "unet":
-            carry(new, net)
+            transfer_weights(new, net)
         return new
 
     def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
@@ -293,8 +293,8 @@ class Shrink(Validated, Method):
             if recipe(theirs)[0] != "uvit":
                 return []
             pairs = pairs_of(theirs)
-            keep = self.keep or evenly(pairs, pairs_of(net))
-            places = partners(checked_pairs(keep, pairs), pairs)
+            keep = self.keep or evenly_spaced(pairs, pairs_of(net))
+            places = matching_blocks(checked_pairs(keep, pairs), pairs)
         wide, wanted = widths_of(net), widths_of(theirs)
         return [
             (block, width, old[k], wanted[k])
@@ -310,7 +310,7 @@ def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
     def shape(width: int) -> list[int]:
         return [1, 1, width] if tokens else [1, width, 1, 1]
 
-    with untouched(0):
+    with fork_rng(0):
         made = [projector(shape(ours), shape(old)) for _, ours, _, old in pairs]
     return tuple(one.to(weight.device, dtype) for one in made)
 

@@ -50,7 +50,10 @@ OLD = {
 
 def read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the weights, in today's names, of an `AutoencoderKL` that diffusers saved."""
-    config, weights = storage.read_foreign(folder / "config.json", _Config), folder / DIFFUSERS
+    config, weights = (
+        storage.read_unsealed_json(folder / "config.json", _Config),
+        folder / DIFFUSERS,
+    )
     if (kind := config.get("_class_name")) != "AutoencoderKL":
         raise CheckpointError(f"'{folder}' holds a {kind}: give the folder of an AutoencoderKL")
     if not weights.exists():

@@ -17,7 +17,7 @@ from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.identity import digest_of
 from halfstep.models.autoencoder.checkpoints import ldm_name, read_diffusers
 from halfstep.models.codec import sample_latents
-from halfstep.models.limits import made
+from halfstep.models.limits import build_within_limits
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
 from halfstep.pixels import as_floats, in_range
 from halfstep.quiet import quietly
@@ -85,7 +85,7 @@ class KLCodec(nn.Module):
             levels = len(given.get("block_out_channels", (64,)))
             return AutoencoderKL(**{name: (kind,) * levels for name, kind in types.items()} | given)
 
-        return cls(made("codec", model, given), scale)
+        return cls(build_within_limits("codec", model, given), scale)
 
     @classmethod
     def from_ldm(
@@ -279,7 +279,7 @@ def _positive(scale: float) -> float:
 def _from_folder(place: Path) -> KLCodec:
     for folder in (place, place / "codec", place / "stages" / "codec"):
         if (folder / "codec.json").exists():
-            about = storage.described(folder / "codec", _About)
+            about = storage.read_about(folder / "codec", _About)
             return KLCodec._empty(about["config"], about["scale"]).read(folder)
     if (place / "config.json").exists():
         return _from_diffusers(place)
@@ -307,14 +307,14 @@ def _at_once(batch: int | None, pixels: int) -> int:
 
 
 def _home(stem: Path, digest: str) -> _Home:
-    sha256 = storage.described(stem, _About)["sha256"]
+    sha256 = storage.read_about(stem, _About)["sha256"]
     return _Home(stem.with_suffix(".safetensors").resolve(), sha256, digest)
 
 
 def _link(home: _Home, stem: Path) -> bool:
     """Give a file a second name; False where it cannot be, or the file is no longer what it was."""
     final = stem.with_suffix(".safetensors")
-    part = files.part_of(final)
+    part = files.temporary_path(final)
     try:
         os.link(home.file, part)
         same = storage.checksum(part) == home.sha256

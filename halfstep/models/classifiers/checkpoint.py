@@ -22,7 +22,7 @@ from halfstep.models.classifiers.registry import (
     label_smoothing,
     refuse_changed_classifier,
 )
-from halfstep.models.compression.int8 import load_quantised, plain_tensors, quantised_as
+from halfstep.models.compression.int8 import load_quantised, plain_tensors, quantised_entry
 
 
 class _Preprocessing(TypedDict, total=False):
@@ -69,7 +69,7 @@ def save_classifier(
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
     storage.save(
-        files.make_folder(folder) / "classifier", tensors, about | quantised_as(classifier)
+        files.make_folder(folder) / "classifier", tensors, about | quantised_entry(classifier)
     )
 
 
@@ -145,7 +145,7 @@ def initialise(classifier: nn.Module, source: nn.Module | Path | str) -> list[st
     stays as it is.  `CheckpointError` otherwise.
     """
     mine = _inner(classifier)
-    if any(quantised_as(net) for net in (classifier, source) if isinstance(net, nn.Module)):
+    if any(quantised_entry(net) for net in (classifier, source) if isinstance(net, nn.Module)):
         raise ConfigError(
             "int8 weights cannot be trained: start from the classifier that they were made from"
         )

@@ -14,7 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.identity import sha256_of
 from halfstep.models.classifiers.registry import class_names, refuse_other_classes
 from halfstep.models.compression.int8 import plain_tensors
-from halfstep.models.hooks import forward_with_features, parts, unchanged
+from halfstep.models.hooks import check_parts, forward_with_features, unchanged
 from halfstep.pixels import as_floats
 
 ROWS = 64
@@ -119,9 +119,9 @@ class Teachers(nn.Module):
         self.rows = ROWS if same else 1
         return same
 
-    def has(self, names: Sequence[str]) -> None:
+    def check_parts(self, names: Sequence[str]) -> None:
         """`ConfigError` unless the (one) teacher has parts of these names."""
-        parts(self.nets[0], names, "teacher")
+        check_parts(self.nets[0], names, "teacher")
 
     @cached_property
     def digest(self) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from halfstep.errors import ConfigError, unknown
-from halfstep.models import imported, own, plain
+from halfstep.models import import_function, plain_config, user_function
 from halfstep.models.adapters import refuse_unknown
 from halfstep.models.classifiers.cnns import Pooled, ResidualCNN, ToyStudent, ToyTeacher
 from halfstep.models.classifiers.efficientnet import Lite0Classifier
 from halfstep.models.classifiers.feature_cnn import Classifier
 from halfstep.models.classifiers.preprocessing import Prepared, Preprocessing
-from halfstep.models.limits import made
+from halfstep.models.limits import build_within_limits
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
 
 
@@ -55,12 +55,12 @@ def build_classifier(
     config         its arguments; what JSON cannot hold is refused, because it could not be saved
     preprocessing  what is done to images in [-1, 1] first
     """
-    kept = plain(name, config)
+    kept = plain_config(name, config)
     if ":" in name:
-        net = own(name)(**config)
+        net = user_function(name)(**config)
     else:
         refuse_unknown(name, config, _parameters(name))
-        net = made(name, CLASSIFIERS[name], config)
+        net = build_within_limits(name, CLASSIFIERS[name], config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     before = preprocessing or Preprocessing()
@@ -133,7 +133,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def fitting_classifier(name: str, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
+def infer_classifier_config(name: str, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
     """The part of the named classifier's config that the data decides.
 
     shape    of one image, (C, H, W)
@@ -169,7 +169,7 @@ def _parameters(name: str) -> list[str]:
     """The arguments that a named classifier or a function of the user's has."""
     if ":" not in name and name not in CLASSIFIERS:
         raise unknown("classifier", name, CLASSIFIERS)
-    function: Any = imported(name) if ":" in name else CLASSIFIERS[name]
+    function: Any = import_function(name) if ":" in name else CLASSIFIERS[name]
     parameters = signature(function).parameters.values()
     if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
         return ["channels", "num_classes", "size"]

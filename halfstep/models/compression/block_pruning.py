@@ -11,7 +11,7 @@ from torch import nn
 
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
-from halfstep.models import built_again, recipe
+from halfstep.models import build_like, recipe
 
 
 def pairs_of(net: nn.Module) -> int:
@@ -25,7 +25,7 @@ def pairs_of(net: nn.Module) -> int:
     return int(config["depth"]) // 2
 
 
-def evenly(pairs: int, count: int) -> tuple[int, ...]:
+def evenly_spaced(pairs: int, count: int) -> tuple[int, ...]:
     """So many of the pairs 0 (outermost) to pairs - 1, as evenly spread as can be; the outermost is one."""
     return tuple(k * pairs // count for k in range(count))
 
@@ -33,7 +33,7 @@ def evenly(pairs: int, count: int) -> tuple[int, ...]:
 def checked_pairs(keep: Sequence[int], pairs: int) -> tuple[int, ...]:
     """The pairs in their order; refused unless each is one there is, once."""
     if not keep or sorted(set(keep)) != sorted(keep) or not 0 <= min(keep) <= max(keep) < pairs:
-        such = evenly(pairs, max(1, pairs // 2))
+        such = evenly_spaced(pairs, max(1, pairs // 2))
         raise ConfigError(
             f"keep names pairs of blocks, 0 (outermost) to {pairs - 1}, each once and at least one, got "
             f"{' '.join(map(str, keep)) or 'none'}: write for example keep={such}"
@@ -52,7 +52,7 @@ def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
     pairs = pairs_of(net)
     keep = checked_pairs(keep, pairs)
     with torch.device("meta"):
-        new = built_again(net, {**recipe(net)[1], "depth": 2 * len(keep)})
+        new = build_like(net, {**recipe(net)[1], "depth": 2 * len(keep)})
     theirs = net.state_dict()
     own = {key: theirs[_before(key, keep, pairs)].detach().clone() for key in new.state_dict()}
     new.load_state_dict(own, assign=True)
@@ -74,7 +74,7 @@ def _before(key: str, keep: Sequence[int], pairs: int) -> str:
     return f"{head}_blocks.{old}.{rest}"
 
 
-def partners(keep: Sequence[int], pairs: int) -> list[int]:
+def matching_blocks(keep: Sequence[int], pairs: int) -> list[int]:
     """Whose output each block of the shallower network stands for, both counted in the order they run.
 
     That of the last block before the next one that is kept: what a kept block was trained to read is what
@@ -84,7 +84,7 @@ def partners(keep: Sequence[int], pairs: int) -> list[int]:
     return [following - 1 for following in [*places[1:], 2 * pairs + 1]]
 
 
-def one_drop(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
+def pair_scores(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
     """For each pair of blocks by how much `loss` of the network rises without it: its worth.
 
     Nearly additive over pairs (LAPTOP-Diff 2024), so those of the least worth are left out together.
@@ -102,7 +102,7 @@ def one_drop(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
     ]
 
 
-def worthiest(worth: Sequence[float], count: int) -> tuple[int, ...]:
+def best_pairs(worth: Sequence[float], count: int) -> tuple[int, ...]:
     """The `count` pairs of the greatest worth, the outermost first."""
     best = sorted(range(len(worth)), key=lambda k: -worth[k])[:count]
     return tuple(sorted(best))

@@ -54,7 +54,7 @@ def quantise(net: nn.Module) -> nn.Module:
     return net
 
 
-def quantised_again(net: nn.Module, about: Mapping[str, Any]) -> nn.Module:
+def quantise_like(net: nn.Module, about: Mapping[str, Any]) -> nn.Module:
     """A fresh network, made to hold the tensors of one that `quantise` made.
 
     about  what `net.quantised` said
@@ -87,7 +87,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_plain_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Put `plain_tensors` back, strictly: every name, shape and int8 as the module has them."""
     mine = plain_tensors(module)
     check_fits(mine, tensors, source)
@@ -95,7 +95,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         value.copy_(tensors[name])
 
 
-def quantised_as(net: nn.Module) -> dict[str, Any]:
+def quantised_entry(net: nn.Module) -> dict[str, Any]:
     """What a file says of a quantised network; nothing of any other."""
     about = getattr(net, "quantised", None)
     return {"quantised": about} if about else {}
@@ -108,4 +108,4 @@ def load_quantised(
     if about.get("quantised") is None:
         load_into(net, tensors, source)
     else:
-        fill(quantised_again(net, about["quantised"]), tensors, source)
+        load_plain_tensors(quantise_like(net, about["quantised"]), tensors, source)

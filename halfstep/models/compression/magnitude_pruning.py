@@ -97,7 +97,7 @@ def check_share(share: float) -> None:
         )
 
 
-def zeroed(parameters: Iterable[torch.Tensor]) -> float:
+def zero_share(parameters: Iterable[torch.Tensor]) -> float:
     """The share of all parameters that is exactly 0."""
     zeros = total = 0
     for value in parameters:

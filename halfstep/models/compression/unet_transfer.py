@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)
 LEVEL = re.compile(r"up_blocks\.(\d+)\.")
 
 
-def teachers_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> str | None:
+def teacher_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> str | None:
     """What a tensor of the smaller U-Net is called in the larger; None where that has nothing like it.
 
     Level k from the image stays level k, so up-blocks are counted from their end.  On the way down the
@@ -35,7 +35,7 @@ def teachers_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> 
     return key
 
 
-def carry(net: nn.Module, old: nn.Module) -> list[str]:
+def transfer_weights(net: nn.Module, old: nn.Module) -> list[str]:
     """Give a U-Net the weights of a larger one, module by module where all of its shapes agree.
 
     net, old  `UNetNet`s; returns the names of the tensors that were copied
@@ -45,7 +45,7 @@ def carry(net: nn.Module, old: nn.Module) -> list[str]:
     levels = tuple(len(one.model.config["block_out_channels"]) for one in (new, larger))
     layers = tuple(one.model.config["layers_per_block"] for one in (new, larger))
     mine, theirs = net.state_dict(), old.state_dict()
-    named = {key: teachers_name(key, levels=levels, layers=layers) for key in mine}
+    named = {key: teacher_name(key, levels=levels, layers=layers) for key in mine}
     fits = [key for key in mine if _fits(key, mine, named, theirs)]
     with torch.no_grad():
         for key in fits:

@@ -6,7 +6,7 @@ from torch import nn
 
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
-from halfstep.models import made_alike, recipe
+from halfstep.models import copy_recipe, recipe
 from halfstep.models.adapters import UNetConditionNet, UNetNet, UViTNet
 
 
@@ -29,5 +29,5 @@ def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
     freeze_alike(new, net)
     if hasattr(net, "recipe"):  # so that it can be saved
         side = height if height == width else [height, width]
-        made_alike(new, net, {**recipe(net)[1], "img_size": side})
+        copy_recipe(new, net, {**recipe(net)[1], "img_size": side})
     return new

@@ -18,12 +18,12 @@ from halfstep.models.classifiers.feature_cnn import Classifier
 from halfstep.models.classifiers.registry import (
     build_classifier,
     classifier_recipe,
-    fitting_classifier,
+    infer_classifier_config,
     refuse_changed_classifier,
     refuse_other_classes,
 )
 from halfstep.models.eval_mode import evaluating
-from halfstep.rng import key, untouched
+from halfstep.rng import fork_rng, key
 from halfstep.training.api import load_weights, run_stages, RunOptions
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
@@ -32,7 +32,7 @@ SCALED_ON = 5_000
 """Training images on which the scale of a feature network is taken."""
 
 
-@untouched()
+@fork_rng()
 def train_classifier(
     classifier: nn.Module | str,
     data: DataLike,
@@ -107,8 +107,8 @@ def fresh_classifier(
     name: str, data: Dataset, training: TrainingConfig, config: dict[str, Any] | None = None
 ) -> nn.Module:
     """The named classifier for this data, with weights that depend on the seed alone."""
-    options = {**fitting_classifier(name, data.shape, data.num_classes), **(config or {})}
-    with untouched(key(training.seed, 0)):
+    options = {**infer_classifier_config(name, data.shape, data.num_classes), **(config or {})}
+    with fork_rng(key(training.seed, 0)):
         return build_classifier(name, options)
 
 

@@ -22,7 +22,7 @@ from halfstep.models.classifiers.registry import (
 )
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
-from halfstep.rng import key, untouched
+from halfstep.rng import fork_rng, key
 from halfstep.training.api import run_stages, RunOptions
 from halfstep.training.checks.teacher import checked_on_first, refuse_unread
 from halfstep.training.classifiers.api import read_classifier
@@ -32,7 +32,7 @@ from halfstep.training.distributed import Processes
 from halfstep.training.progress import Notes
 
 
-@untouched()
+@fork_rng()
 def distill_classifier(
     teachers: Teachers | Sequence[nn.Module] | nn.Module,
     student: nn.Module,

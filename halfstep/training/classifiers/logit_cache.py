@@ -168,7 +168,7 @@ def _read(stem: Path) -> Tensor:
 def _refuse_foreign(folder: Path, about: Mapping[str, Any]) -> None:
     """What any of the files there say of themselves must be what this one would say."""
     for path in sorted(folder.glob("view-*.json")):
-        said = storage.described(path.with_suffix(""), _About)
+        said = storage.read_about(path.with_suffix(""), _About)
         other = [name for name in about if said[name] != about[name]]
         if other:
             raise ConfigError(
@@ -203,7 +203,7 @@ def check_folder(folder: Path) -> None:
     """`ConfigError` where answers cannot be kept: the folder is of something else, or cannot be written."""
     files.check_writable(folder, "choose another folder")
     try:
-        strange = [p.name for p in folder.iterdir() if not files.is_ours(p.name, *OURS)]
+        strange = [p.name for p in folder.iterdir() if not files.matches_names(p.name, *OURS)]
     except FileNotFoundError:
         strange = []
     except OSError as error:

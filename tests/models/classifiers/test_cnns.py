@@ -18,7 +18,7 @@ from halfstep.models.classifiers.registry import (
     build_classifier,
     classifier_recipe,
     CLASSIFIERS,
-    fitting_classifier,
+    infer_classifier_config,
 )
 from tests.support.denoisers import seeded
 
@@ -33,7 +33,9 @@ COUNTS = {
 
 def made(name, shape, num_classes, **config):
     torch.manual_seed(0)
-    return build_classifier(name, {**fitting_classifier(name, shape, num_classes), **config}).eval()
+    return build_classifier(
+        name, {**infer_classifier_config(name, shape, num_classes), **config}
+    ).eval()
 
 
 def pictures(*shape):
@@ -115,7 +117,7 @@ def test_other_images_and_impossible_networks_are_refused():
     with pytest.raises(ConfigError, match=r"'widthh'.*perhaps you meant 'width'"):
         made("cnn", (1, 8, 8), 2, widthh=3)
     with pytest.raises(ConfigError, match="for images"):
-        fitting_classifier("cnn", (2,), 3)
+        infer_classifier_config("cnn", (2,), 3)
     with pytest.raises(ConfigError, match="gray images or RGB"):
         Lite0Classifier(3, side=32)(torch.zeros(1, 2, 8, 8))
 
@@ -184,7 +186,7 @@ def test_a_classifier_comes_back_from_its_folder(name, tmp_path):
 
 def test_a_classifier_of_the_users_with_its_preprocessing(mine, tmp_path):
     how = Preprocessing(gray3=True, resize=6, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
-    fits = fitting_classifier(mine, (1, 6, 6), 5)
+    fits = infer_classifier_config(mine, (1, 6, 6), 5)
     assert fits == {"num_classes": 5, "size": 6}
     net = build_classifier(mine, fits, preprocessing=how).eval()
     x = pictures(2, 1, 9, 9)
@@ -198,8 +200,8 @@ def test_a_classifier_of_the_users_with_its_preprocessing(mine, tmp_path):
         load_classifier(tmp_path / "c")
     with pytest.raises(ConfigError, match="code of your own"):
         load_classifier(tmp_path / "c", net="my_classifiers:build")
-    assert fitting_classifier("my_classifiers:small", (3, 6, 8), 5)["size"] == [6, 8]
-    assert fitting_classifier("my_classifiers:build", (3, 6, 8), 5) == {
+    assert infer_classifier_config("my_classifiers:small", (3, 6, 8), 5)["size"] == [6, 8]
+    assert infer_classifier_config("my_classifiers:build", (3, 6, 8), 5) == {
         "channels": 3,
         "num_classes": 5,
     }
@@ -257,7 +259,7 @@ def test_a_head_of_other_classes_starts_afresh_and_nothing_else(tmp_path):
 
 def test_weights_go_behind_the_preprocessing():
     old = made("cnn", (1, 8, 8), 5, width=4)
-    config = fitting_classifier("cnn", (1, 8, 8), 5) | {"width": 4}
+    config = infer_classifier_config("cnn", (1, 8, 8), 5) | {"width": 4}
     new = build_classifier("cnn", config, preprocessing=Preprocessing(resize=8))
     assert initialise(new, old) == []
     x = pictures(2, 1, 8, 8)

@@ -24,7 +24,7 @@ from halfstep.hub.bundled import bundled_students
 from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.models.compression.int8 import plain_tensors, quantise, wide_layers
-from halfstep.models.compression.magnitude_pruning import KINDS, sparsify, zeroed
+from halfstep.models.compression.magnitude_pruning import KINDS, sparsify, zero_share
 from halfstep.pipeline import Pipeline
 from halfstep.progress import SILENT
 from halfstep.workflows.compress import CompressConfig
@@ -109,8 +109,8 @@ def test_pruning_leaves_no_masks():
 
 
 def test_the_share_of_zeros_is_of_all_parameters():
-    assert zeroed([torch.tensor([0.0, 1, 2, 3]), torch.zeros(1)]) == 0.4
-    assert zeroed([]) == 0
+    assert zero_share([torch.tensor([0.0, 1, 2, 3]), torch.zeros(1)]) == 0.4
+    assert zero_share([]) == 0
 
 
 @pytest.mark.parametrize("share, said", [(0, "0.3"), (1, "0.3"), (-0.5, "0.3"), (30, "write for example 0.3"),
@@ -254,7 +254,7 @@ def test_variants_stand_beside_their_student(run, cli):
     drawn = [Pipeline.load(p).sample(40) for p in (folder, run / "stages" / "0002-steps")]
     off = (drawn[0] - drawn[1]).double().square().mean().sqrt()
     assert made[1]["compressed"]["rmse"]["value"] == pytest.approx(float(off))
-    assert zeroed(Pipeline.load(folder).denoiser.parameters()) == made[1]["compressed"]["zeros"]
+    assert zero_share(Pipeline.load(folder).denoiser.parameters()) == made[1]["compressed"]["zeros"]
     assert cli("report", run)[0] == 0 and 'id="compressed"' in (run / "report.html").read_text()
 
 
@@ -347,7 +347,7 @@ def test_classifiers_are_pruned_however_their_weights_lie(name, rows):
     for a, b in zip(lies.parameters(), stands.parameters(), strict=True):
         assert torch.equal(a, b)
     wide_ones = [layer.weight for layer in wide_layers(lies, *KINDS).values()]
-    assert zeroed(wide_ones) == pytest.approx(0.5, abs=0.01)
+    assert zero_share(wide_ones) == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -377,7 +377,7 @@ def test_a_layer_of_which_nothing_is_pruned_is_none_to_refuse_beside_others():
     with torch.no_grad():
         net[1].weight.add_(9.0)
     sparsify(net, 0.25)
-    assert (zeroed([net[0].weight]), zeroed([net[1].weight])) == (0.5, 0.0)
+    assert (zero_share([net[0].weight]), zero_share([net[1].weight])) == (0.5, 0.0)
 
 
 def test_a_weight_that_two_layers_share_is_counted_once():
@@ -392,7 +392,7 @@ def test_a_weight_that_two_layers_share_is_pruned_once():
     other.weight = one.weight
     net = sparsify(nn.Sequential(one, nn.Linear(32, 32), other), 0.5)
     assert net[0].weight is net[2].weight
-    assert zeroed([net[0].weight, net[1].weight]) == pytest.approx(0.5, abs=0.01)
+    assert zero_share([net[0].weight, net[1].weight]) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):

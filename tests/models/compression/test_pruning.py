@@ -7,15 +7,15 @@ from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.models import build, recipe
 from halfstep.models.compression.block_pruning import (
-    evenly,
-    one_drop,
+    best_pairs,
+    evenly_spaced,
+    matching_blocks,
+    pair_scores,
     pairs_of,
-    partners,
     shallower,
-    worthiest,
 )
 from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
-from halfstep.models.compression.unet_transfer import carry, teachers_name
+from halfstep.models.compression.unet_transfer import teacher_name, transfer_weights
 from halfstep.models.hooks import capture_outputs
 from tests.support.networks import nothing, UNET
 
@@ -89,25 +89,25 @@ def test_whose_weights_are_whose():
 
 
 def test_patterns_and_partners():
-    assert [evenly(n, k) for n, k in ((4, 2), (6, 3), (5, 2), (2, 1), (3, 3))] == [
+    assert [evenly_spaced(n, k) for n, k in ((4, 2), (6, 3), (5, 2), (2, 1), (3, 3))] == [
         (0, 2), (0, 2, 4), (0, 2), (0,), (0, 1, 2),
     ]  # fmt: skip
     # of in-blocks 0 1, middle 2, out-blocks 3 4: without pair 1 the first stands for in-block 1 too, the
     # middle one for itself and out-block 3, the last for itself
-    assert partners((0,), 2) == [1, 3, 4]
-    assert partners((1,), 2) == [1, 2, 4]
-    assert partners((0, 1, 2), 3) == list(range(7))
-    assert partners((0, 2), 4) == [1, 3, 5, 7, 8]
+    assert matching_blocks((0,), 2) == [1, 3, 4]
+    assert matching_blocks((1,), 2) == [1, 2, 4]
+    assert matching_blocks((0, 1, 2), 3) == list(range(7))
+    assert matching_blocks((0, 2), 4) == [1, 3, 5, 7, 8]
 
 
 def test_the_worth_of_a_pair_is_what_its_absence_costs():
     net = uvit()
     nothing(net, 2)
     wanted = seen(net)
-    worth = one_drop(net, lambda other: float((seen(other) - wanted).square().mean()))
+    worth = pair_scores(net, lambda other: float((seen(other) - wanted).square().mean()))
     assert len(worth) == 4 and abs(worth[2]) < 1e-20 and min(worth[:2] + worth[3:]) > 1e-8
-    assert 2 not in worthiest(worth, 3)
-    assert worthiest([0.3, 0.1, 0.5, 0.2], 2) == (0, 2)
+    assert 2 not in best_pairs(worth, 3)
+    assert best_pairs([0.3, 0.1, 0.5, 0.2], 2) == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_worth_of_a_pair_is_what_its_absence_costs():
         (lambda: shallower(uvit(), [1, 1]), "write for example keep=(0, 2)"),
         (lambda: shallower(uvit(), []), "got none"),
         (lambda: pairs_of(unet()), "this net is 'unet'"),
-        (lambda: one_drop(uvit(depth=2), lambda net: 0.0), "make it narrower instead"),
+        (lambda: pair_scores(uvit(depth=2), lambda net: 0.0), "make it narrower instead"),
     ],
 )
 def test_refusals(ask, words):
@@ -170,20 +170,20 @@ def test_refusals(ask, words):
     ],
 )
 def test_the_map_of_a_unet(key, levels, layers, old):
-    assert teachers_name(key, levels=levels, layers=layers) == old
+    assert teacher_name(key, levels=levels, layers=layers) == old
 
 
 def test_a_unet_carries_all_into_itself_and_most_into_fewer_layers():
     net = unet()
     same = build("unet", UNET).double()
-    assert len(carry(same, net)) == len(net.state_dict())
+    assert len(transfer_weights(same, net)) == len(net.state_dict())
     x, t = (
         torch.randn(2, 1, 8, 8, dtype=torch.float64),
         torch.tensor([3.0, 800.0], dtype=torch.float64),
     )
     assert torch.equal(same(x, t), net(x, t))
     small = build("unet", {**UNET, "layers_per_block": 1}).double()
-    carried = carry(small, net)
+    carried = transfer_weights(small, net)
     assert sorted(carried) == sorted(small.state_dict())  # every layer has one of the same shape
     theirs, ours = net.state_dict(), small.state_dict()
     name = "resnets.{}.conv_shortcut.weight"
@@ -197,7 +197,7 @@ def test_a_unet_carries_all_into_itself_and_most_into_fewer_layers():
 def test_a_narrower_unet_starts_fresh_where_shapes_differ():
     small = build("unet", {**UNET, "block_out_channels": [8, 8]}).double()
     before = {name: value.clone() for name, value in small.state_dict().items()}
-    carried = set(carry(small, unet()))
+    carried = set(transfer_weights(small, unet()))
     assert (
         "model.conv_in.weight" in carried
         and "model.down_blocks.1.resnets.0.conv1.weight" not in carried
