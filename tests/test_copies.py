@@ -47,8 +47,8 @@ def loaded(tmp_path, monkeypatch):
     assert "evilmod" not in sys.modules
 
 
-def begun(method, null=None):
-    return lambda net: method.begun(Denoiser(net, Cosine(), V())).net
+def initial_student(method, null=None):
+    return lambda net: method.initial_student(Denoiser(net, Cosine(), V())).net
 
 
 COPIES = {
@@ -58,17 +58,17 @@ COPIES = {
     "resized": lambda net: resized(net, (16, 12)),
     "built again": lambda net: build_like(net, recipe(net)[1]),
     "with guidance": with_guidance,
-    "guided student": begun(GuidedDistillation(guidance_embed_dim=4)),
-    "guided student of its own": begun(
+    "guided student": initial_student(GuidedDistillation(guidance_embed_dim=4)),
+    "guided student of its own": initial_student(
         GuidedDistillation(guidance_embed_dim=4, student={"embed_dim": "8"})
     ),
-    "shrunk": begun(Shrink(student={"embed_dim": "8"})),
+    "shrunk": initial_student(Shrink(student={"embed_dim": "8"})),
     "halved": lambda net: first(Progressive(start=2, stop=1, updates=(1,)), net),
     "reparameterised": lambda net: first(Reparameterise(updates=1), net),
 }
 PRUNED = {
     "shallower": lambda net: shallower(net, (1,)),
-    "shrunk by depth": begun(Shrink(depth=2, choose="even")),
+    "shrunk by depth": initial_student(Shrink(depth=2, choose="even")),
 }
 
 
