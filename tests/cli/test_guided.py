@@ -103,14 +103,14 @@ def test_the_gate_of_a_guided_run_and_of_a_stochastic_one(folder, cli, monkeypat
     status, out, err = cli("distill", "guided", *words)
     assert status == 0 and not err, err
     gate = json.loads((folder / "gated" / "gate.json").read_text())
-    assert [one["stage"] for one in gate["tried"]] == ["guided", "0002-steps", "0001-steps"]
+    assert [one["stage"] for one in gate["decisions"]] == ["guided", "0002-steps", "0001-steps"]
     assert gate["about"]["guidance_scales"] == [1.0, 3.0] and gate["about"]["full"] == 64
     assert gate["tolerance"] == 2 and out.count("gate  ") == 3
     words = ["--teacher", "t", "--data", "two-moons", "--start", 8, "--stop", 4, "--updates", 2]
     words += ["--samples", 32, "--until", 1]
     status, _, err = cli("distill", "stochastic", *words, "--out", "jumps")
     assert status == 0 and not err, err
-    assert len(json.loads((folder / "jumps" / "gate.json").read_text())["tried"]) == 1
+    assert len(json.loads((folder / "jumps" / "gate.json").read_text())["decisions"]) == 1
     status, _, err = cli("distill", "encoder", *words[:-4], "--tolerance", 2, "--out", "z")
     assert status == 2 and "there is no option --tolerance" in err
 

@@ -114,7 +114,7 @@ def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep)
 
 def test_the_gate_looks_at_what_is_halved(plan):
     gate = json.loads((plan / "gate.json").read_text())
-    assert [one["stage"] for one in gate["tried"]] == ["0004-steps"]
+    assert [one["stage"] for one in gate["decisions"]] == ["0004-steps"]
 
 
 def test_evaluating_a_plan_shows_sizes_and_steps(plan, place, halfstep):

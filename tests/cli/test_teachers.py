@@ -105,7 +105,7 @@ def test_published_weights_are_reparameterised_and_then_halved(cli):
     words = ["distill", "progressive", "--teacher", "v", "--data", "l", "--out", "s", *QUICK]
     status, out, err = cli(*words, *HALVING)
     assert status == 0, err
-    assert json.loads(Path("s/gate.json").read_text())["tried"][0]["steps"] == 2
+    assert json.loads(Path("s/gate.json").read_text())["decisions"][0]["steps"] == 2
     assert Pipeline.load("s/stages/0002-steps").sample(3).shape == (3, 3, 32, 32)
 
 

@@ -26,7 +26,7 @@ from halfstep.evaluation import (
 )
 from halfstep.evaluation.gate import decide, Decision, fewest_steps, said, within
 from halfstep.evaluation.gate_meter import AgainstData, Meter, TeacherSource
-from halfstep.evaluation.metrics.bootstrap import drawn, quantiles
+from halfstep.evaluation.metrics.bootstrap import quantiles, resampled_rows
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.methods import Progressive
 from halfstep.models import build
@@ -358,9 +358,9 @@ def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", '{"tolerance": 1.1, "about": {}}',
-     '{"tolerance": 1.1, "about": {}, "tried": [{"steps": 4}]}',
-     '{"tolerance": 1.1, "about": 3, "tried": []}', '{"tolerance": 1.1, "about": {}, "tried": 5}',
-     '{"tolerance": 1.1, "about": {}, "tried": [3]}'],
+     '{"tolerance": 1.1, "about": {}, "decisions": [{"steps": 4}]}',
+     '{"tolerance": 1.1, "about": 3, "decisions": []}', '{"tolerance": 1.1, "about": {}, "decisions": 5}',
+     '{"tolerance": 1.1, "about": {}, "decisions": [3]}'],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_a_sentence(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
@@ -389,7 +389,7 @@ def test_until_one_never_stops_and_reports_all(tmp_path):
     assert all(gate(student(k)) for k in (16, 8, 4, 2, 1))
     kept = json.loads((tmp_path / "gate.json").read_text())
     assert kept["stopped"] is None and kept["best"] == "0008-steps" and kept["until"] == 1
-    assert [one["verdict"] for one in kept["tried"]] == ["passed"] * 2 + ["broken"] * 3
+    assert [one["verdict"] for one in kept["decisions"]] == ["passed"] * 2 + ["broken"] * 3
 
 
 def test_until_some_steps_stops_there():
@@ -470,7 +470,7 @@ def resampled(real, over, under, resamples, level=0.95):
     """Both distances, and their resamples [resamples, 2], by `frechet_distance` alone."""
     draws = [
         (frechet_distance(real, over[rows]), frechet_distance(real, under[rows]))
-        for (rows,) in drawn([len(over)], resamples, level, 0)
+        for (rows,) in resampled_rows([len(over)], resamples, level, 0)
     ]
     return frechet_distance(real, over), frechet_distance(real, under), np.array(draws)
 

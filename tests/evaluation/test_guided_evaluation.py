@@ -33,7 +33,7 @@ from halfstep.evaluation.guided_comparison import (
     slider_scales,
     table_scales,
 )
-from halfstep.evaluation.metrics.bootstrap import drawn
+from halfstep.evaluation.metrics.bootstrap import resampled_rows
 from halfstep.evaluation.metrics.cost import calls_of
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.metrics.fidelity import paired_rmse
@@ -157,7 +157,7 @@ def test_the_interval_of_the_floor_is_as_wide_as_floors_differ():
     spread = 4 * float(floors.std())
     assert spread < 1.2 * (found.high - found.low) < 3 * spread
     assert plain.high - plain.low > 2 * (found.high - found.low)
-    for rows in drawn([301, 7], 100, 0.95, 0, strata=3):
+    for rows in resampled_rows([301, 7], 100, 0.95, 0, strata=3):
         assert [torch.equal(r % 3, torch.arange(len(r)) % 3) for r in rows] == [True, True]
         assert {len(r.unique()) < len(r) for r in rows[:1]} == {True} and int(rows[1].max()) <= 6
 
@@ -345,12 +345,16 @@ def looks(tmp_path):
 def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(looks, tmp_path):
     begun = replace(student(stuck=1.0), times=())  # the first stage has no grid
     gate = Gate(looks.student, 2.0, samples=200, most=400, full=FULL)
-    assert gate(begun) and gate.tried[0].stage == "guided" and gate.tried[0].verdict == "broken"
+    assert (
+        gate(begun)
+        and gate.decisions[0].stage == "guided"
+        and gate.decisions[0].verdict == "broken"
+    )
     assert gate(student()) and gate.best.steps == FULL
     assert not gate(student(2, stuck=1.0)) and gate.best.steps == FULL
-    assert [one.stage for one in gate.tried] == ["guided", "0008-steps", "0002-steps"]
+    assert [one.stage for one in gate.decisions] == ["guided", "0008-steps", "0002-steps"]
     alone = meter(tmp_path, 3.0)
-    assert alone.student(student(2, stuck=1.0), 200).value == gate.tried[2].ratio.value
+    assert alone.student(student(2, stuck=1.0), 200).value == gate.decisions[2].ratio.value
 
 
 def test_the_gate_draws_the_teacher_once(looks, asked, tmp_path):

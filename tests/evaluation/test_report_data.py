@@ -78,7 +78,7 @@ def changed(found, at, value):
         (samples, ("rows", -1, "network"), GONE, "is damaged"),
         (samples, ("rows", -2, "compressed"), None, "lacks"),
         (samples, ("rows", -1, "network"), None, "lacks"),
-        (samples, ("run", "gate", "tried", 0, "ratio"), {}, "ratio"),
+        (samples, ("run", "gate", "decisions", 0, "ratio"), {}, "ratio"),
         (samples, ("run", "cost", "teacher"), {"seconds": 1.0}, "cost.teacher"),
         (samples, ("provenance", "command"), GONE, "command"),
         (samples, ("rows", -3, "calls"), 0, "calls"),

@@ -82,7 +82,7 @@ def test_a_run_is_judged_into_three_files(digits):
     assert found["run"]["folder"] == "run"
     assert found["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
     gate = read_gate(digits / "gate.json")
-    assert found["run"]["gate"] == gate and [one["steps"] for one in gate["tried"]] == [2, 1]
+    assert found["run"]["gate"] == gate and [one["steps"] for one in gate["decisions"]] == [2, 1]
     assert found["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
     assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
     assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
@@ -112,7 +112,7 @@ def test_what_was_judged_is_what_the_students_draw(digits):
     levels = ((drawn + 1) * 127.5).clamp(0, 255).numpy()
     assert np.abs(pictures["grid"][1, ..., 0] - levels).max() <= 0.51
     gate = found["run"]["gate"]
-    first = next(one for one in gate["tried"] if one["steps"] == 2)
+    first = next(one for one in gate["decisions"] if one["steps"] == 2)
     row = next(row for row in found["rows"] if row["name"] == "student, 2 steps")
     assert first["samples"] == 64 and row["ratio"] == pytest.approx(first["ratio"])
 
@@ -292,7 +292,7 @@ def test_a_gate_that_saw_other_weights_is_refused(digits, cli):
     shutil.copytree(digits, "run")
 
     def another(gate):
-        for one in gate["tried"]:
+        for one in gate["decisions"]:
             one["weights"] = "0" * 64
 
     rewritten(Path("run/gate.json"), another)
@@ -440,11 +440,11 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
     assert status == 0, err
     kept = json.loads(Path("d/gate.json").read_text())
     told = re.findall(r"^gate +(.*)$", out, re.MULTILINE)
-    assert len(told) == len(kept["tried"]) >= 1
+    assert len(told) == len(kept["decisions"]) >= 1
     about = kept["about"]
     assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 64)
     stages = sorted((p.name for p in Path("d/stages").iterdir()), reverse=True)
-    assert stages == [one["stage"] for one in kept["tried"]]
+    assert stages == [one["stage"] for one in kept["decisions"]]
     if kept["stopped"]:
         assert kept["stopped"] == f"Stopped at {told[-1]}."
     best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
@@ -462,7 +462,7 @@ def stopped(moons, tmp_path_factory):
 
 def test_a_gate_that_stopped_keeps_the_best(stopped):
     kept = json.loads((stopped / "gate.json").read_text())
-    assert [(one["steps"], one["verdict"]) for one in kept["tried"]] == [
+    assert [(one["steps"], one["verdict"]) for one in kept["decisions"]] == [
         (4, "passed"), (2, "broken"),
     ]  # fmt: skip
     assert kept["stopped"].startswith("Stopped at 2 steps: ") and kept["best"] == "0004-steps"
@@ -511,7 +511,7 @@ def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
     assert re.findall(r"^gate +(\d+ step)", out, re.MULTILINE) == ["1 step"]
     kept = json.loads(Path("d/gate.json").read_text())
     assert kept["stopped"] is None and kept["best"] == "0004-steps"
-    assert [one["steps"] for one in kept["tried"]] == [4, 2, 1]
+    assert [one["steps"] for one in kept["decisions"]] == [4, 2, 1]
 
 
 @pytest.mark.parametrize(

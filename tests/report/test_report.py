@@ -105,7 +105,7 @@ def against_baseline(found, row):
 def with_rows(**by_calls):
     """Evidence whose students have these ratios: c8=(value, half width)."""
     found = evidence()
-    found["run"]["gate"]["tried"] = []
+    found["run"]["gate"]["decisions"] = []
     for row in rows_of(found, "student"):
         value, half = by_calls[f"c{row['calls']}"]
         row["ratio"] = {"value": value, "low": value - half, "high": value + half}
@@ -391,11 +391,11 @@ def test_the_gates_ratio_counts_where_it_saw_more():
     assert verdict(found).startswith("8 network calls keep")
     more = {"stage": "0004-steps", "steps": 4, "ratio": measured(1.07, 0.02), "samples": 8000}
     more["weights"] = "9" * 64
-    found["run"]["gate"]["tried"] = [more | {"verdict": "passed"}]
+    found["run"]["gate"]["decisions"] = [more | {"verdict": "passed"}]
     assert verdict(found).startswith(
         "4 network calls keep the quality of 64: Fréchet distance 1.07"
     )
-    found["run"]["gate"]["tried"][0]["samples"] = 500
+    found["run"]["gate"]["decisions"][0]["samples"] = 500
     assert verdict(found).startswith("8 network calls keep")
 
 

@@ -169,7 +169,7 @@ def test_what_is_below_the_drawing_is_cut_at_its_edge():
 
 def test_ratios_line_by_line(axes):
     [axis] = axes["ratios"]
-    seen = {one["steps"]: one for one in FOUND["run"]["gate"]["tried"] if one["samples"] > 2000}
+    seen = {one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000}
     want = [spread(seen.get(row["steps"], row)["ratio"]) for row in STUDENTS]
     dots = [line.get_data() for line in axis.lines if line.get_marker() == "o"]
     near([(x[0], y[0]) for x, y in dots], [(value, k) for k, (value, _, _) in enumerate(want)])

@@ -97,7 +97,9 @@ def test_students_beside_the_best_baseline(read):
     check(table, "difference", {c: (one["value"] - theirs,) for c, one in own.items()})
     less = {c: ((one["value"] - 0.5) / (theirs - 0.5),) for c, one in own.items()}
     check(table, "ratio, floor taken from both", less)
-    looks = {one["steps"]: one for one in FOUND["run"]["gate"]["tried"] if one["samples"] > 2000}
+    looks = {
+        one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000
+    }
     assert set(looks) == {8, 4, 2}
     # the gate's, where it saw more samples than the report
     ratios = {f"{r['calls']}": spread(looks.get(r["steps"], r)["ratio"]) for r in STUDENTS}
@@ -138,7 +140,7 @@ def test_every_way_of_sampling_and_every_measure(read):
 
 
 def test_the_gate(read):
-    table, tried = read["What the gate measured"], FOUND["run"]["gate"]["tried"]
+    table, tried = read["What the gate measured"], FOUND["run"]["gate"]["decisions"]
     name = {one["steps"]: f"{one['steps']} steps {one['stage']}" for one in tried}
     check(table, "ratio to teacher", {name[one["steps"]]: spread(one["ratio"]) for one in tried})
     check(table, "samples", {name[one["steps"]]: (one["samples"],) for one in tried})

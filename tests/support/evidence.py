@@ -61,11 +61,11 @@ def evidence():
                 "stopped": "At 2 steps the distance is 1.21 (1.17 to 1.25) times the teacher's, surely "
                 "more than 1.10.",
                 "best": "0004-steps",
-                "tried": [
-                    _tried(16, 1.01, 2000, "passed"),
-                    _tried(8, 1.03, 2000, "passed"),
-                    _tried(4, 1.04, 2000, "passed"),
-                    _tried(2, 1.21, 4000, "broken"),
+                "decisions": [
+                    _decision(16, 1.01, 2000, "passed"),
+                    _decision(8, 1.03, 2000, "passed"),
+                    _decision(4, 1.04, 2000, "passed"),
+                    _decision(2, 1.21, 4000, "broken"),
                 ],
             },
             "cost": {
@@ -137,7 +137,7 @@ def pictures():
     }
 
 
-def _tried(steps, ratio, samples, verdict):
+def _decision(steps, ratio, samples, verdict):
     stage = f"{steps:04d}-steps"
     return {
         "stage": stage,

@@ -144,8 +144,8 @@ def different():
     for k, row in enumerate(found["guided"]["rows"]):
         row |= {"data_distance": pool.one(), "inception_score": pool.one(), "calls": 1000 + k}
         row |= pool.of(*(name for name in ("distance", "floor_ratio", "rmse") if row[name]))
-    for k, tried in enumerate(run["gate"]["tried"]):
-        tried |= {"ratio": pool.three(), "samples": 1500 + 1000 * k}
+    for k, decision in enumerate(run["gate"]["decisions"]):
+        decision |= {"ratio": pool.three(), "samples": 1500 + 1000 * k}
     for k, cost in enumerate(run["cost"].values()):
         cost |= {"seconds": pool.one(60), "forwards": 11_111 * (k + 1), "updates": 7_777 * (k + 2)}
     found["measure"]["floor"] = 0.5

@@ -483,7 +483,7 @@ class TestMemory:
     def test_other_errors_keep_their_traceback(self):
         with (
             pytest.raises(RuntimeError, match="shapes"),
-            naming_memory(4, lambda k: pytest.fail("tried")),
+            naming_memory(4, lambda k: pytest.fail("decisions")),
         ):
             raise RuntimeError("shapes do not fit")
 

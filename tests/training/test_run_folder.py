@@ -106,16 +106,16 @@ def test_a_student_is_named_by_its_steps_and_chosen_by_the_gate(run, tmp_path):
         "weights": digest_of(opened.student(4).denoiser),
     }
     record = {"tolerance": 2.0, "until": None, "about": {}, "stopped": None, "best": "0004-steps"}
-    storage.write_json(tmp_path / "r" / "gate.json", {**record, "tried": [tried]})
+    storage.write_json(tmp_path / "r" / "gate.json", {**record, "decisions": [tried]})
     gated = RunFolder.open(tmp_path / "r")
-    assert gated.gate["tried"] == [tried] and len(gated.student().times[0]) == 5
+    assert gated.gate["decisions"] == [tried] and len(gated.student().times[0]) == 5
     assert len(gated.student(2).times[0]) == 3
     storage.write_json(
-        tmp_path / "r" / "gate.json", {**record, "tried": [{**tried, "weights": "0"}]}
+        tmp_path / "r" / "gate.json", {**record, "decisions": [{**tried, "weights": "0"}]}
     )
     with pytest.raises(ConfigError, match="other weights"):
         RunFolder.open(tmp_path / "r").student()
-    storage.write_json(tmp_path / "r" / "gate.json", {**record, "best": None, "tried": []})
+    storage.write_json(tmp_path / "r" / "gate.json", {**record, "best": None, "decisions": []})
     with pytest.raises(ConfigError, match="passed its gate"):
         RunFolder.open(tmp_path / "r").student()
 
