@@ -11,27 +11,29 @@ from torch import Tensor
 from halfstep.errors import ConfigError
 
 T = TypeVar("T", bound="Cond | Batch")
-OURS = ("label", "encoder_hidden_states", "guidance_scale")
-"""The conditions that halfstep itself gives; those of a subclass are its user's own."""
+Values = dict[str, Any]
+"""Values of a dataclass's fields, by name."""
+BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale")
+"""The conditions that halfstep itself gives; a user's subclass may add others."""
 
 
 def batches(rows: range, size: int) -> list[range]:
-    """The rows, so many at a time."""
+    """The rows, split into batches of this size."""
     return [rows[low : low + size] for low in range(0, len(rows), size)]
 
 
 @dataclass(frozen=True)
 class Cond:
-    """Whatever conditions the network, one row a sample; `None` where it is absent.
+    """The conditions of a network, one row a sample; `None` where absent.
 
-    label     int64 [B]              class; -1 is none (of a classifier's data alone)
+    label     int64 [B]              class; -1 is none (a classifier's data only)
     encoder_hidden_states  float [B, tokens, D]  text states
-    guidance  float [B]              guidance scale, 1 is off
+    guidance_scale  float [B]        1 is off
 
-    A subclass may have tensors of its own, one row a sample, which are cut, joined, moved and left out
-    with the rest; a number, a truth value or a text of its own is the same for all samples.  Where nothing
-    is said, as in the unconditional branch of guidance, its tensor is zeros, which is what diffusers takes
-    for pooled text, unless the field names another value, of one row's shape, or None if it stays:
+    A subclass may add tensors, one row a sample: they are sliced, joined, moved and dropped with the rest.
+    It may also add a number, a bool or a text that is the same for all samples.  In the unconditional
+    branch of guidance an added tensor becomes zeros, as diffusers does with pooled text, unless its field
+    names another value of one row's shape, or None to keep it:
 
         @dataclass(frozen=True)
         class Mine(Cond):
@@ -45,7 +47,7 @@ class Cond:
     guidance_scale: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Self:
-        """These samples' rows."""
+        """The conditions of these samples."""
         _refuse_other_rows(self)
         return _each(self, lambda value: value[rows])
 
@@ -53,41 +55,37 @@ class Cond:
         return _each(self, lambda value: value.to(device))
 
     def can_drop(self, unconditional: "int | Tensor") -> bool:
-        """Whether there is anything for `dropped(unconditional)` to leave out."""
-        return self._said(unconditional) is not None or bool(self._own())
+        """Whether `dropped(unconditional)` would change anything."""
+        return self._droppable(unconditional) is not None or bool(self._added_nulls())
 
     def dropped(self, unconditional: "int | Tensor", where: Tensor | None = None) -> Self:
-        """The same with nothing said: the null label for labels, the empty text's states for texts.
+        """A copy without conditions: labels become the null label, text states those of the empty text.
 
-        nothing  the null label, or float [tokens, D]
-        where    bool [B]: of these samples alone
+        unconditional  the null label, or the empty text's states, float [tokens, D]
+        where          bool [B]: only these samples are dropped
         """
-        name, said = (
-            ("encoder_hidden_states" if isinstance(unconditional, Tensor) else "label"),
-            self._said(unconditional),
-        )
+        name = "encoder_hidden_states" if isinstance(unconditional, Tensor) else "label"
         if not self.can_drop(unconditional):
             raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
-        nulls: dict[str, Any] = (
-            self._own() if said is None else {**self._own(), name: unconditional}
-        )
-        changed = {name: _left_out(self, name, null, where) for name, null in nulls.items()}
-        return _with(self, changed)
+        nulls = self._added_nulls()
+        if self._droppable(unconditional) is not None:
+            nulls[name] = unconditional
+        return _with(self, {name: _nulled(self, name, null, where) for name, null in nulls.items()})
 
     def cat(self, other: "Cond") -> Self:
         """self's rows, then other's.  Both must have the same fields."""
-        names = dict.fromkeys([*_given(self), *_given(other)])
+        names = dict.fromkeys([*_values(self), *_values(other)])
         return _with(self, {name: _joined(name, self, other) for name in names})
 
-    def _said(self, unconditional: "int | Tensor") -> Tensor | None:
-        """What `nothing` would replace: labels if it is a label, texts if it is a text's states."""
+    def _droppable(self, unconditional: "int | Tensor") -> Tensor | None:
+        """The condition that `unconditional` replaces: text states if it is a tensor, else labels."""
         return self.encoder_hidden_states if isinstance(unconditional, Tensor) else self.label
 
-    def _own(self) -> dict[str, Any]:
-        """What stands for nothing in each tensor of a subclass that is given, and does not stay."""
-        nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in OURS}
-        held = {name for name, value in _given(self).items() if isinstance(value, Tensor)}
-        return {name: null for name, null in nulls.items() if name in held and null is not None}
+    def _added_nulls(self) -> Values:
+        """The null value of each tensor that a subclass adds, unless it is None."""
+        nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in BUILT_IN}
+        tensors = {name for name, value in _values(self).items() if isinstance(value, Tensor)}
+        return {name: null for name, null in nulls.items() if name in tensors and null is not None}
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,10 @@ class Batch:
     """Clean data, one row a sample.
 
     x0     float [B, ...], images in [-1, 1]
-    cond   its labels or texts, or None; a label of -1 is "no label"
-    ids    int64 [B]: rows of the data set, or None where nobody says
-    views  int64 [B]: which view of its sample a row is, 0 as it lies; None: a fresh draw that nobody can
-           name, so that nothing computed from it may be kept
+    cond   labels or texts, or None; a label of -1 is "no label"
+    ids    int64 [B]: rows of the data set; None if unknown
+    views  int64 [B]: the view of its sample that each row is, 0 unchanged; None for fresh random views,
+           from which nothing may be cached
     """
 
     x0: Tensor
@@ -113,29 +111,29 @@ class Batch:
         return _each(self, lambda value: value.to(device))
 
 
-def _given(held: "Cond | Batch") -> dict[str, Any]:
-    """The fields that are not None; refuses those of which nobody knows whether they have rows."""
-    values = {f.name: getattr(held, f.name) for f in fields(held)}
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        rows = Tensor if isinstance(held, Cond) else Tensor | Cond
+def _values(item: "Cond | Batch") -> Values:
+    """The fields that are not None; refuses types that may or may not have rows."""
+    values = {f.name: getattr(item, f.name) for f in fields(item)}
+    values = {name: value for name, value in values.items() if value is not None}
+    for name, value in values.items():
+        rows = Tensor if isinstance(item, Cond) else Tensor | Cond
         if not isinstance(value, rows | bool | int | float | str):
             raise ConfigError(
-                f"{name} of a {type(held).__name__} is a {type(value).__name__}, of which nobody knows "
-                "whether it has a row a sample: give a tensor, or a number or a text for all samples"
+                f"{name} of a {type(item).__name__} is a {type(value).__name__}, which may or may not have "
+                "a row a sample: give a tensor, or a number or a text for all samples"
             )
-    return given
+    return values
 
 
-def _each(held: T, change: Callable[[Any], Any]) -> T:
-    """The same with its tensors, and a batch's condition, changed."""
-    given = _given(held).items()
-    return _with(held, {k: change(v) for k, v in given if isinstance(v, Tensor | Cond)})
+def _each(item: T, change: Callable[[Any], Any]) -> T:
+    """A copy with its tensors, and a batch's condition, changed."""
+    values = _values(item).items()
+    return _with(item, {k: change(v) for k, v in values if isinstance(v, Tensor | Cond)})
 
 
-def _with(held: T, changed: dict[str, Any]) -> T:
-    """A copy with these fields: of a subclass, too, whatever its constructor takes."""
-    new = copy.copy(held)
+def _with(item: T, changed: Values) -> T:
+    """A copy with these fields, of the same subclass, without its constructor."""
+    new = copy.copy(item)
     for name, value in changed.items():
         object.__setattr__(new, name, value)
     return new
@@ -144,7 +142,7 @@ def _with(held: T, changed: dict[str, Any]) -> T:
 def _refuse_other_rows(cond: Cond) -> None:
     """`ConfigError` unless all tensors have as many rows."""
     first: tuple[str, Tensor] | None = None
-    for name, value in _given(cond).items():
+    for name, value in _values(cond).items():
         if not isinstance(value, Tensor):
             continue
         first = first or (name, value)
@@ -155,36 +153,37 @@ def _refuse_other_rows(cond: Cond) -> None:
             )
 
 
-def _left_out(cond: Cond, name: str, null: Any, where: Tensor | None) -> Tensor:
-    """A field with `null` in the place of its values."""
-    said: Tensor = getattr(cond, name)
+def _nulled(cond: Cond, name: str, null: Any, where: Tensor | None) -> Tensor:
+    """A field with `null` in place of its values."""
+    values: Tensor = getattr(cond, name)
     try:
-        value = torch.as_tensor(null).to(said).expand_as(said)
+        nulls = torch.as_tensor(null).to(values).expand_as(values)
     except RuntimeError:
         raise ConfigError(
-            f"what stands for no {name} has shape {list(torch.as_tensor(null).shape)}, and a sample's "
-            f"{name} {list(said.shape[1:])}: give a number, or that shape"
+            f"the null value of {name} has shape {list(torch.as_tensor(null).shape)}, and a sample's "
+            f"{name} {list(values.shape[1:])}: give a number, or that shape"
         ) from None
     if where is None:
-        return value
-    rows = where.to(said.device).reshape(-1, *[1] * (said.ndim - 1))
-    return torch.where(rows, value, said)
+        return nulls
+    rows = where.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
+    return torch.where(rows, nulls, values)
 
 
-def _joined(name: str, one: Cond, other: Cond) -> Any:
-    """A field of one, then of the other."""
-    mine, theirs = getattr(one, name, None), getattr(other, name, None)
-    if mine is None or theirs is None:
+def _joined(name: str, first: Cond, second: Cond) -> Any:
+    """A field of the first condition, then of the second."""
+    a, b = getattr(first, name, None), getattr(second, name, None)
+    if a is None or b is None:
         raise ConfigError(f"one of two conditions has no {name}: give it to both or neither")
-    if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
-        if not mine.ndim or mine.shape[1:] != theirs.shape[1:]:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if not a.ndim or a.shape[1:] != b.shape[1:]:
             raise ConfigError(
-                f"{name} of two conditions has the shapes {list(mine.shape)} and {list(theirs.shape)}: "
+                f"{name} of two conditions has the shapes {list(a.shape)} and {list(b.shape)}: "
                 "give both rows of one shape"
             )
-        return torch.cat([mine, theirs])
-    if type(mine) is not type(theirs) or mine != theirs:
+        return torch.cat([a, b])
+    if type(a) is not type(b) or a != b:
         raise ConfigError(
-            f"two conditions differ in {name}, which is one for all samples: join those that agree in it"
+            f"two conditions differ in {name}, which is one value for all samples: join conditions that "
+            "agree in it"
         )
-    return mine
+    return a

@@ -1,4 +1,4 @@
-"""Whether what is asked for could be held at all, estimated before anything is made."""
+"""Refuse sizes beyond this machine's memory before anything is allocated."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -13,14 +13,15 @@ MANY = 10**9
 
 @cache
 def memory() -> int:
-    """Bytes of this machine's memory, in use or not."""
+    """This machine's memory in bytes, in use or not."""
     return int(psutil.virtual_memory().total)
 
 
 def refuse_too_large(what: str, shape: Iterable[int], instead: str, *, size: int = 4) -> None:
-    """`ConfigError` where values of this shape, of `size` bytes each, are more than all memory.
+    """`ConfigError` if values of this shape, of `size` bytes each, exceed all memory.
 
-    what  is too large, as a sentence begins; it names the option
+    what     subject of the error's sentence; it names the option
+    instead  what to write instead
     """
     needed = prod(shape, start=size)
     if needed > memory():

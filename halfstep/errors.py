@@ -1,12 +1,12 @@
-"""What halfstep says when it refuses.
+"""The errors that halfstep raises.
 
 HalfstepError
-  ConfigError       an option that cannot be: says what to write instead
+  ConfigError       an invalid option: the message says what to write instead
   DataError         images or labels that cannot be read
-  CheckpointError   a file of weights or a run folder that is damaged or belongs to something else
+  CheckpointError   weights or a run folder that are damaged or belong to something else
   NonFinite         a loss or gradient that is nan or infinite
 
-The command line prints these as one line and exits with 2.  Any other exception is a bug of ours and
+The command line prints these as one line and exits with 2.  Any other exception is a bug in halfstep and
 keeps its traceback.
 """
 
@@ -15,19 +15,19 @@ from difflib import get_close_matches
 
 
 def printable(text: str) -> str:
-    """In one line, with nothing that a terminal would obey: that is written as Python writes it."""
+    """The text in one line, with control characters escaped as Python does."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class HalfstepError(ValueError):
-    """The user can mend this: the message says how, in one line, in which names from files are text."""
+    """An error that the user can mend; the message says how, in one line without control characters."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class ConfigError(HalfstepError):
-    """An option that cannot be."""
+    """An invalid option."""
 
 
 class DataError(HalfstepError):
@@ -43,14 +43,14 @@ class NonFinite(HalfstepError):
 
 
 class Stopped(Exception):
-    """The user or the machine asked a run to stop; it is saved and can go on.
+    """A run was stopped by the user or the machine; it is saved and can be resumed.
 
     Not a `HalfstepError`: a script that catches those around a run must not swallow a SIGTERM.
     """
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not one of `known`: suggests the nearest, lists them all."""
+    """The error for a name that is not in `known`: it suggests the nearest and lists them all."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
     hint = f"perhaps you meant '{near[0]}'; " if near else ""

@@ -1,4 +1,4 @@
-"""What makes two networks, or two data sets, the same: sha256 of what they hold."""
+"""Fingerprints of networks and data sets: sha256 of their contents."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ from torch import nn, Tensor
 
 
 def sha256_of(parts: Iterable[str | Tensor | None]) -> str:
-    """sha256 of texts and tensors, in their order; a tensor counts by type, shape and values.
+    """sha256 of texts and tensors in order, the same on every device.
 
-    It is the same on every device.
+    A tensor counts by dtype, shape and values.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            found.update(f"{part.dtype} {tuple(part.shape)} ".encode())
-            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
-            found.update(f"{part!r} ".encode())
-    return found.hexdigest()
+            digest.update(f"{part!r} ".encode())
+    return digest.hexdigest()
 
 
 def digest_of(net: nn.Module) -> str:
-    """sha256 of a network's weights and buffers, with their names, and of its class's name."""
+    """sha256 of a network's class name, and of its weights and buffers with their names."""
     return sha256_of((type(net).__name__, *chain.from_iterable(sorted(net.state_dict().items()))))

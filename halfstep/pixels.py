@@ -1,7 +1,7 @@
-"""The door for pixels: 8-bit images become floats in [-1, 1], and what is on another scale is refused.
+"""Read pixels: 8-bit images become floats in [-1, 1], and floats on another scale are refused.
 
-Whatever takes images from a user reads them here: data, `Pipeline.sample` and `encode`, codecs,
-classifiers, feature networks.
+All images from a user are read here: data, `Pipeline.sample` and `encode`, codecs, classifiers, feature
+networks.
 """
 
 import torch
@@ -10,20 +10,20 @@ from torch import Tensor
 from halfstep.errors import DataError
 
 OVER = 0.25
-"""How far images may leave [-1, 1]: resizing and decoders go a little beyond, another scale far."""
+"""How far images may leave [-1, 1]: resizing and decoders overshoot a little, another scale by far."""
 FAR = 9.0
-"""The same of points: what a model of points drew is cut nowhere."""
+"""The same for points, which no model clips."""
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """uint8 from 0 to 255 as float32 from -1 to 1."""
+    """Scale uint8 from 0 to 255 to float32 from -1 to 1."""
     return pixels.float().div_(127.5).sub_(1)
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Floats as they are, uint8 images [N, 1 or 3, H, W] as floats in [-1, 1]; `DataError` for others.
+    """Convert uint8 images [N, 1 or 3, H, W] to floats in [-1, 1]; floats pass; `DataError` for others.
 
-    Looks at no values, so that it costs nothing where a network is called.
+    Values are not checked, so that it costs nothing in a network's forward.
     """
     refuse_no_tensor("images", images)
     if images.dtype == torch.uint8:
@@ -38,7 +38,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def refuse_no_tensor(name: str, value: object) -> None:
-    """`DataError` for a list or an array where values are a tensor."""
+    """`DataError` for a list or an array in place of a tensor."""
     if not isinstance(value, Tensor):
         raise DataError(
             f"{name} must be a torch tensor, got a {type(value).__name__}: give torch.as_tensor({name})"
@@ -46,7 +46,7 @@ def refuse_no_tensor(name: str, value: object) -> None:
 
 
 def refuse_other_bytes(values: Tensor) -> None:
-    """`DataError` for uint8 values that are not images, channels first."""
+    """`DataError` for uint8 values that are not images with channels first."""
     if values.ndim != 4 or values.shape[1] not in (1, 3):
         raise DataError(
             f"uint8 values are images [N, 1 or 3, H, W], got shape {list(values.shape)}: transpose them, "
@@ -55,7 +55,7 @@ def refuse_other_bytes(values: Tensor) -> None:
 
 
 def in_range(images: Tensor) -> Tensor:
-    """`as_floats`, each value finite and not far from [-1, 1]; `DataError` for others."""
+    """`as_floats`, with every value finite and near [-1, 1]; `DataError` otherwise."""
     floats = as_floats(images)
     low, high = ends(floats)
     over = OVER if images.ndim == 4 else FAR
@@ -66,10 +66,10 @@ def in_range(images: Tensor) -> Tensor:
 
 
 def feature_inputs(images: Tensor) -> Tensor:
-    """`as_floats` of what a feature network looks at, images in float32; `DataError` for others.
+    """The input of a feature network: `as_floats`, images in float32; `DataError` for others.
 
-    What a model drew may leave [-1, 1] however far, but then to both sides: values of which none is
-    negative and some are above 1 are on another scale.
+    Samples of a model may leave [-1, 1] by any amount, but to both sides: values without negatives and
+    with some above 1 are on another scale.
     """
     floats = as_floats(images)
     if floats.ndim == 4:
@@ -82,7 +82,7 @@ def feature_inputs(images: Tensor) -> Tensor:
 
 
 def ends(values: Tensor) -> tuple[float, float]:
-    """The least value and the greatest; `DataError` where there is nan or infinity."""
+    """The smallest and the largest value; `DataError` for nan or infinity."""
     if values.numel() == 0:
         return 0.0, 0.0
     low, high = (float(end) for end in torch.aminmax(values.detach()))
@@ -94,12 +94,12 @@ def ends(values: Tensor) -> tuple[float, float]:
 def _other_scale(low: float, high: float) -> DataError:
     return DataError(
         f"float values lie in [-1, 1], got {low:g} to {high:g}: scale them, for example x / 127.5 - 1 "
-        "for pixels of 0 to 255, or clamp(-1, 1) what a model drew"
+        "for pixels of 0 to 255, or clamp a model's samples to [-1, 1]"
     )
 
 
 def refuse_halves(images: Tensor, low: float, high: float) -> None:
-    """Pixels divided by 255 reach both ends exactly; images in [-1, 1] do not do that by chance."""
+    """Refuse images in [0, 1]: pixels divided by 255 reach both ends exactly, images in [-1, 1] never do."""
     if images.ndim == 4 and (low, high) == (0, 1):
         raise DataError(
             "float images reach from 0 to 1, expected -1 to 1: give 2 * x - 1, or uint8"

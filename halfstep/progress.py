@@ -1,7 +1,7 @@
-"""Progress of long work: how many steps are to come, how many are done, what should be known.
+"""Progress of long work: the expected number of steps, the steps done, and notes to the user.
 
-Whatever takes long has an argument `progress`, silent by default.  It says how many steps are to come before
-the first of them, from the list that it then works through, and says each step once it is done.
+Every long function has an argument `progress`, silent by default.  It expects its steps before the first
+one, counted from the list that it works through, and advances after each.
 """
 
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Shows how far a long piece of work is; any object with these three methods.
+    """Shows the progress of a long piece of work; any object with these three methods.
 
-    A step is a sampler step of a batch, an image that is read or encoded, a timing: what the work consists
-    of.  docs/how-to/evaluate-and-report.md shows the progress with tqdm, in ten lines.
+    A step is a unit of the work: a sampler step of a batch, an image read or encoded, a timing.
+    docs/how-to/evaluate-and-report.md shows the progress with tqdm, in ten lines.
     """
 
     def expect(self, steps: int) -> None:
-        """So many more steps are to come: the total may grow."""
+        """Add steps to the total."""
 
     def advance(self, steps: int = 1) -> None:
-        """So many steps are done."""
+        """Add steps to those done."""
 
     def note(self, text: str) -> None:
-        """A sentence that the user should know."""
+        """Show the user a sentence."""
 
 
 class _Silent:
@@ -38,12 +38,12 @@ SILENT: Progress = _Silent()
 
 @dataclass(frozen=True)
 class _Part:
-    """Progress of a part of work that was expected as a whole."""
+    """Progress of a part, whose steps the whole has expected."""
 
     whole: Progress
 
     def expect(self, steps: int) -> None:
-        """The whole has expected them."""
+        """Nothing: the whole has expected them."""
 
     def advance(self, steps: int = 1) -> None:
         self.whole.advance(steps)
@@ -55,7 +55,7 @@ class _Part:
 def expected(progress: Progress, steps: int) -> Progress:
     """Expect all steps of a piece of work; returns the progress to hand to its parts.
 
-    A part expects its own steps, too: these count once, in the whole.
+    A part expects its own steps too, which are then counted only once.
     """
     progress.expect(steps)
     return _Part(progress)

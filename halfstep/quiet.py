@@ -1,4 +1,4 @@
-"""Libraries of others, imported without what they say on their way in."""
+"""Import other libraries without their warnings and messages."""
 
 import logging
 import warnings
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Around an import: warnings, and messages that are no errors, are not shown.
+    """Hide warnings, and log messages below errors, around an import.
 
-    Where torchao is installed diffusers imports it: torchao then says which kernels of other devices it
-    could not load, torch what torchao should no longer do, and diffusers what of torchao it cannot use.
+    diffusers imports torchao where it is installed: torchao then reports the kernels of other devices that
+    it could not load, torch reports torchao's deprecated calls, and diffusers the torchao features that it
+    cannot use.
     """
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))

@@ -1,7 +1,7 @@
-"""Randomness that depends on (seed, stage, update, sample) and on nothing else.
+"""Randomness that depends only on (seed, stage, update, sample).
 
-Never on the process, the micro-batch, the history or the clock: so a resumed run, and a run on several
-processes, see what an uninterrupted run on one process sees.
+It never depends on the process, the micro-batch, the history or the clock, so that a resumed run, and a run
+on several processes, draw the same numbers as an uninterrupted run on one process.
 """
 
 import random
@@ -24,39 +24,41 @@ def key(*parts: int) -> int:
 
 @contextmanager
 def fork_rng(seed: int | None = None) -> Iterator[None]:
-    """Inside it global random generators may be used; afterwards they are as they were, also after an error.
+    """Restore the caller's global random generators at the end of the block, also after an error.
 
-    torch's on every device that is in use, numpy's and Python's: they are the caller's.
+    These are torch's on every device in use, numpy's and Python's.
 
-    seed  torch's inside it; by default it begins with what is there
+    seed  torch's seed in the block; by default the state is not changed
     """
-    # Drawn from before, a device's generator begins with the seed that torch's own one was given.
-    given, cuda = torch.initial_seed(), torch.cuda.is_initialized()
-    ours, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    theirs = torch.cuda.get_rng_state_all() if cuda else []
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # A device's generator that was not yet used starts from torch's seed.
+    initial_seed, cuda = torch.initial_seed(), torch.cuda.is_initialized()
+    cpu_state, numpy_state, python_state = (
+        torch.get_rng_state(), np.random.get_state(), random.getstate(),
+    )  # fmt: skip
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         if seed is not None:
             torch.manual_seed(seed)
         yield
     finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         if cuda:
-            torch.cuda.set_rng_state_all(theirs)
+            torch.cuda.set_rng_state_all(cuda_states)
         elif torch.cuda.is_available():
-            torch.cuda.manual_seed_all(given)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
-        torch.set_rng_state(ours)
+            torch.cuda.manual_seed_all(initial_seed)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
+        torch.set_rng_state(cpu_state)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws for the `whole` batch of an update, and returns the `rows` of this slice of it.
+    """Draws random numbers for the `whole` batch of an update, and returns the `rows` of one slice.
 
-    Two processes, or two micro-batches, each with its own slice and a generator in the same state, get
-    together what one process gets.
+    Two processes, or two micro-batches, each with its slice and a generator in the same state, together get
+    the numbers that one process gets.
     """
 
     generator: Generator
@@ -65,11 +67,11 @@ class Draw:
 
     @classmethod
     def all(cls, generator: Generator, whole: int) -> "Draw":
-        """The slice that is everything."""
+        """The draw whose slice is the whole batch."""
         return cls(generator, whole, slice(0, whole))
 
     def normal(self, like: Tensor) -> Tensor:
-        """Unit normal noise, shape, dtype and device of `like` (this slice's rows)."""
+        """Unit normal noise with the shape, dtype and device of `like` (this slice's rows)."""
         shape = self.whole, *like.shape[1:]
         device = self.generator.device
         drawn = torch.randn(shape, generator=self.generator, device=device, dtype=like.dtype)
@@ -94,8 +96,8 @@ def sample_noise(
 ) -> Tensor:
     """Unit normal noise of these samples of this seed, float32 [len(samples), *shape].
 
-    The noise of sample k is the same to the bit whichever samples it is drawn with.  `step` 0 is what a
-    walk starts from; a stochastic sampler's step n draws with step = n + 1.
+    The noise of sample k is the same to the bit whichever samples it is drawn with.  Sampling starts from
+    `step` 0; step n of a stochastic sampler draws with step = n + 1.
     """
     rows = [
         np.random.Generator(

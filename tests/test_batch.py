@@ -73,7 +73,7 @@ def test_all_fields_are_moved():
 
 def test_own_fields_are_left_out_with_the_label():
     """Zeros, or what the field names; what names None stays."""
-    none = sized().without(9)
+    none = sized().dropped(9)
     assert none.label.tolist() == [9, 9, 9] and not none.pooled.any() and none.mask.all()
     assert torch.equal(none.size, sized().size) and none.style.tolist() == [[7.0, 8.0]] * 3
     assert none.pooled.shape == POOLED.shape and type(none) is Sized
@@ -81,12 +81,12 @@ def test_own_fields_are_left_out_with_the_label():
 
 def test_own_fields_are_left_out_with_the_text():
     states = torch.randn(3, 2, 5)
-    none = Pooled(encoder_hidden_states=states, pooled=POOLED).without(torch.ones(2, 5))
+    none = Pooled(encoder_hidden_states=states, pooled=POOLED).dropped(torch.ones(2, 5))
     assert bool((none.encoder_hidden_states == 1).all()) and not none.pooled.any()
 
 
 def test_own_fields_are_left_out_of_the_samples_that_are_meant():
-    some = sized().without(9, torch.tensor([False, True, False]))
+    some = sized().dropped(9, torch.tensor([False, True, False]))
     assert some.label.tolist() == [1, 9, 3]
     assert torch.equal(some.pooled, POOLED * torch.tensor([[1], [0], [1]]))
     assert some.mask.tolist() == [[True, False], [True, True], [True, False]]
@@ -95,7 +95,7 @@ def test_own_fields_are_left_out_of_the_samples_that_are_meant():
 def test_own_fields_alone_can_be_left_out():
     alone = Pooled(pooled=POOLED)
     assert (
-        alone.can_drop(9) and not alone.without(9).pooled.any() and alone.without(9).label is None
+        alone.can_drop(9) and not alone.dropped(9).pooled.any() and alone.dropped(9).label is None
     )
     assert (
         not Cond().can_drop(9)
@@ -103,7 +103,7 @@ def test_own_fields_alone_can_be_left_out():
         and not Cond(guidance_scale=torch.ones(3)).can_drop(9)
     )
     with pytest.raises(ConfigError, match="label"):
-        Pooled().without(9)
+        Pooled().dropped(9)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_conditions_that_do_not_join(one, other, word):
 
 @pytest.mark.parametrize("odd", [["a", "b", "c"], (POOLED,), {"a": POOLED}, Cond(POOLED)])
 @pytest.mark.parametrize(
-    "does", [lambda c: c[:1], lambda c: c.to("cpu"), lambda c: c.cat(c), lambda c: c.without(0)]
+    "does", [lambda c: c[:1], lambda c: c.to("cpu"), lambda c: c.cat(c), lambda c: c.dropped(0)]
 )
 def test_fields_that_may_have_rows_are_refused_by_name(odd, does):
     with pytest.raises(ConfigError, match="pooled"):
@@ -146,7 +146,7 @@ def test_rows_that_are_not_one_a_sample_are_refused_by_name(odd):
 
 def test_a_null_of_another_shape_is_refused_by_name():
     with pytest.raises(ConfigError, match="style"):
-        sized(style=torch.ones(3, 3)).without(0)
+        sized(style=torch.ones(3, 3)).dropped(0)
 
 
 def test_batches_of_a_subclass_keep_what_is_theirs():

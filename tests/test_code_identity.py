@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
-from halfstep.code_identity import holds_own, identity, is_own, options_of
+from halfstep.code_identity import holds_user_code, identity, is_user_code, options_of
 from halfstep.diffusion.time_grids import uniform
 
 TOP = "from dataclasses import dataclass\nfrom enum import Enum\nfrom functools import *\n"
@@ -245,16 +245,20 @@ def loudly(x):
 
 
 def test_a_decorator_is_own_if_it_or_what_it_is_around_is():
-    assert is_own(by(2)(torch.relu)) and is_own(quietly) and not is_own(torch.no_grad()(uniform))
+    assert (
+        is_user_code(by(2)(torch.relu))
+        and is_user_code(quietly)
+        and not is_user_code(torch.no_grad()(uniform))
+    )
     assert identity(by(2)(uniform)) != identity(by(3)(uniform)) != identity(by(3)(identity))
     assert identity(quietly) != identity(loudly)
 
 
 def test_what_holds_a_users_own():
-    assert holds_own(partial(uniform, by)) and holds_own(partial(uniform, n=[Kept()]))
-    assert holds_own(partial(by, 1)) and holds_own(MethodType(uniform, Kept()))
-    assert not holds_own(partial(uniform, 3)) and not holds_own(uniform)
-    assert not holds_own([logging.getLogger("a"), sys, Cond(), torch.ones(2)])
+    assert holds_user_code(partial(uniform, by)) and holds_user_code(partial(uniform, n=[Kept()]))
+    assert holds_user_code(partial(by, 1)) and holds_user_code(MethodType(uniform, Kept()))
+    assert not holds_user_code(partial(uniform, 3)) and not holds_user_code(uniform)
+    assert not holds_user_code([logging.getLogger("a"), sys, Cond(), torch.ones(2)])
 
 
 def test_of_halfsteps_own_its_fields_are_said():

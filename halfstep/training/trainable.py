@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.code_identity import holds_own, identity, is_own, own_code
+from halfstep.code_identity import holds_user_code, identity, is_user_code, user_code
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import not_trained
 from halfstep.errors import ConfigError
@@ -50,10 +50,10 @@ def checked(
 def identity_of(stage: Stage) -> dict[str, Any]:
     """What a run's result depends on besides its options: code of the user's own, frozen parameters."""
     student = unwrap(stage.student)
-    own = {type(part) for part in student.modules() if is_own(type(part))}
-    found = own_code(*sorted(own, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
+    own = {type(part) for part in student.modules() if is_user_code(type(part))}
+    found = user_code(*sorted(own, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
     about: dict[str, Any] = {"network": found["code"]} if found else {}
-    if holds_own(stage.objective):
+    if holds_user_code(stage.objective):
         about["objective"] = identity(stage.objective)
     if frozen := not_trained(student):
         about["frozen"] = sorted(frozen)

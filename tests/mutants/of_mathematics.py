@@ -133,9 +133,9 @@ MUTANTS = (
     *of(
         "rng",
         "models/changed_networks",
-        ("random.setstate(pythons)", "pass"),
-        ("np.random.set_state(numpys)", "pass"),
-        ("torch.set_rng_state(ours)", "pass"),
+        ("random.setstate(python_state)", "pass"),
+        ("np.random.set_state(numpy_state)", "pass"),
+        ("torch.set_rng_state(cpu_state)", "pass"),
     ),
     *of(
         "diffusion/denoiser",
@@ -148,17 +148,17 @@ MUTANTS = (
     *of(
         "batch",
         "noise batch",
-        ("torch.cat([mine, theirs])", "torch.cat([theirs, mine])"),
-        ("if mine is None or theirs is None:", "if mine is None and theirs is None:"),
-        ("[*_given(self), *_given(other)]", "[*_given(self)]"),
-        ("type(mine) is not type(theirs) or mine != theirs", "type(mine) is not type(theirs)"),
+        ("torch.cat([a, b])", "torch.cat([b, a])"),
+        ("if a is None or b is None:", "if a is None and b is None:"),
+        ("[*_values(self), *_values(other)]", "[*_values(self)]"),
+        ("type(a) is not type(b) or a != b", "type(a) is not type(b)"),
     ),
     *of(
         "batch",
         "batch",
         ('f.metadata.get("null", 0)', 'f.metadata.get("null", 1)'),
-        ("if name in held and null is not None", "if name in held"),
-        ("is not None or bool(self._own())", "is not None"),
+        ("if name in tensors and null is not None", "if name in tensors"),
+        ("is not None or bool(self._added_nulls())", "is not None"),
         ("len(value) != len(first[1])", "len(value) == 0"),
     ),
     *of(
@@ -205,7 +205,7 @@ MUTANTS = (
     *of(
         "batch",
         "pipeline/latent_pipeline",
-        ("torch.where(rows, value, said)", "torch.where(rows, said, value)"),
+        ("torch.where(rows, nulls, values)", "torch.where(rows, values, nulls)"),
         ("return self.encoder_hidden_states if isinstance", "return self.label if isinstance"),
     ),
     *of(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.code_identity import own_code
+from halfstep.code_identity import user_code
 from halfstep.data import as_data, DataLike, Dataset
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
@@ -90,7 +90,7 @@ def _options(method: Classification, net: nn.Module) -> dict[str, Any]:
     name, config, preprocessing = classifier_recipe(net)
     return {
         **method.describe(),
-        **own_code(type(method)),
+        **user_code(type(method)),
         "net": name,
         "start": digest_of(net)[:16],
         "config": config,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.code_identity import own_code
+from halfstep.code_identity import user_code
 from halfstep.data import as_data, Data, DataLike, Dataset
 from halfstep.errors import DataError
 from halfstep.identity import digest_of
@@ -102,7 +102,7 @@ def _options(
     """What a run computes, data and training apart."""
     return {
         **method.describe(),
-        **own_code(type(method)),
+        **user_code(type(method)),
         "teacher": teacher.digest[:16],
         "start": digest_of(student)[:16],
     }
