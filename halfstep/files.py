@@ -1,8 +1,8 @@
-"""Writing to the disk: files that are whole or not there, folders, and the lock of a folder.
+"""Write files atomically, make folders, and tidy them.
 
-All that halfstep writes passes here, so that the same is true of every file: it has a temporary name
-of its own until it is whole and on the disk, two processes that write it do not meet, no link is
-followed, and what the disk refuses is one sentence.  Texts are UTF-8 in every locale.
+Every file that halfstep writes is written here: under a temporary name until it is whole and on the disk, so
+that two writers do not collide; no link is followed, and an error of the disk becomes one sentence.  Texts
+are UTF-8 in every locale.
 """
 
 import errno
@@ -15,20 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from filelock import lock_descriptor
 
 from halfstep.errors import CheckpointError, ConfigError
 
 LOCK = ".lock"
 PART = re.compile(r"(?P<name>.+)\.[0-9a-f]{12}\.part")
 STALE = 3600.0
-"""Seconds after which nobody is writing a temporary file any more."""
+"""Seconds after which a temporary file is abandoned."""
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-"""What file systems answer that cannot do what was asked, and lose nothing by it."""
+"""Errors of file systems without fsync, which can be ignored."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -36,7 +32,7 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around writing `path`: what the disk refuses becomes one sentence."""
+    """Turn errors of the disk into one sentence, around writing `path`."""
     try:
         yield
     except OSError as error:
@@ -58,12 +54,12 @@ def _advice(code: int | None) -> str:
 
 @contextmanager
 def replacing(*paths: Path, durable: bool = True) -> Iterator[tuple[Path, ...]]:
-    """Empty files to be filled, which get these names, in this order, once the block has ended.
+    """Give empty files to fill, which get these names, in this order, at the end of the block.
 
-    When it raises, what had these names before is untouched, and they are removed; what a crash leaves of
-    them `tidy` removes.
+    If the block raises, the old files are untouched and the new ones removed; `tidy` removes those that a
+    crash leaves.
 
-    durable  the files survive a power cut; pictures by the thousand need not, which is faster
+    durable  whether the files survive a power cut; without it writing many small files is faster
     """
     parts = tuple(map(temporary_path, paths))
     try:
@@ -85,19 +81,19 @@ def replacing(*paths: Path, durable: bool = True) -> Iterator[tuple[Path, ...]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; all or nothing.  `ConfigError` names what is no Unicode."""
+    """Write a UTF-8 text file; all or nothing.  `ConfigError` names text that is not Unicode."""
     content = encoded(text, f"cannot write '{path}'")
     with replacing(path) as (part,):
         fill(part, content)
 
 
 def fill(part: Path, content: bytes | memoryview) -> None:
-    """Put this into one of the files that `replacing` gives."""
+    """Write the content of a file that `replacing` gives."""
     part.write_bytes(content)
 
 
 def encoded(text: str, what: str) -> bytes:
-    """The text in UTF-8; `ConfigError`, which begins with `what`, where a name in it is none."""
+    """The text in UTF-8; `ConfigError`, which begins with `what`, if it holds a name that is not Unicode."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -109,25 +105,27 @@ def encoded(text: str, what: str) -> bytes:
 
 
 def name_of(folder: Path) -> str:
-    """A folder's own name as text, in which "?" stands for what is no Unicode."""
+    """A folder's name, with "?" for characters that are not Unicode."""
     return folder.resolve().name.encode(errors="replace").decode()
 
 
 def is_text(name: str) -> bool:
-    """Whether a name, as the system gives it, is Unicode."""
+    """Whether a name from the file system is Unicode."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def append(path: Path, text: str) -> None:
-    """Add to the end of a file of ours, which is made where there is none."""
+    """Append to a file, which is created if it is missing."""
     content = encoded(text, f"cannot write '{path}'")
     with writing(path):
-        descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            if os.fstat(descriptor).st_nlink > 1:  # a copy by hard links keeps what it has
+            if (
+                os.fstat(descriptor).st_nlink > 1
+            ):  # a copy of the folder by hard links is left alone
                 with replacing(path) as (part,):
                     fill(part, path.read_bytes())
-                shared, descriptor = descriptor, _open(path, os.O_WRONLY | os.O_APPEND)
+                shared, descriptor = descriptor, open_file(path, os.O_WRONLY | os.O_APPEND)
                 os.close(shared)
             while content:
                 content = content[os.write(descriptor, content) :]
@@ -135,8 +133,8 @@ def append(path: Path, text: str) -> None:
             os.close(descriptor)
 
 
-def _open(path: Path, flags: int) -> int:
-    """A descriptor of a file itself; `ConfigError` where a link has its name."""
+def open_file(path: Path, flags: int) -> int:
+    """Open a file as a descriptor; `ConfigError` if it is a link."""
     if not hasattr(os, "O_NOFOLLOW"):  # Windows
         refuse_link(path)
     special = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -149,7 +147,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def refuse_link(path: Path) -> None:
-    """`ConfigError` where a link has this name: what is written there would lie elsewhere."""
+    """`ConfigError` if the path is a link, through which writing would leave the folder."""
     if path.is_symlink():
         raise _linked(path)
 
@@ -161,7 +159,7 @@ def _linked(path: Path) -> ConfigError:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark; the reader names what it cannot read."""
+    """Read a UTF-8 text file, with or without a byte order mark."""
     return path.read_text(encoding="utf-8-sig")
 
 
@@ -169,7 +167,7 @@ def read_text(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make it where there is none, and remove temporary files that a crash left in it."""
+    """Create a folder unless it exists, and remove temporary files that a crash left in it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     tidy(folder)
@@ -177,7 +175,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def subfolder(folder: Path, *names: str) -> Path:
-    """A folder within one that exists, made where there is none; `ConfigError` where one is a link."""
+    """Create nested folders in an existing one, unless they exist; `ConfigError` if one is a link."""
     for name in names:
         folder = folder / name
         refuse_link(folder)
@@ -188,9 +186,9 @@ def subfolder(folder: Path, *names: str) -> Path:
 
 
 def check_writable(folder: Path, instead: str) -> None:
-    """Refuse a folder, made or not, that surely cannot be written, before hours of work are put into it.
+    """Refuse a folder, existing or not, that cannot be written, before hours of work are lost.
 
-    instead  what to do, as the sentence ends: "choose another --out"
+    instead  how the error's sentence ends: "choose another --out"
     """
     place = folder.absolute()
     while not os.path.lexists(place) and place != place.parent:
@@ -211,23 +209,23 @@ def _read_only(place: Path) -> bool:
     return False
 
 
-def tidy(folder: Path, *own: str) -> None:
-    """Remove temporary files that nobody writes any more.
+def tidy(folder: Path, *patterns: str) -> None:
+    """Remove abandoned temporary files.
 
-    own  names, or patterns, of the files that this process alone writes: theirs are removed at once
+    patterns  of files that only this process writes: their temporary files are removed at once
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if (found := PART.fullmatch(entry.name)) is None:
+            if (part := PART.fullmatch(entry.name)) is None:
                 continue
             with suppress(OSError):
                 old = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE
-                if old or any(fnmatchcase(found["name"], name) for name in own):
+                if old or any(fnmatchcase(part["name"], pattern) for pattern in patterns):
                     os.unlink(entry.path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link and not what it leads to."""
+    """Remove a file, a folder with its content, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -236,19 +234,19 @@ def remove(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A temporary name beside `path` that nobody else has."""
+    """A unique temporary path beside `path`."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
 
 
-def matches_names(name: str, *own: str) -> bool:
-    """Whether a file has one of these names, or patterns, or a temporary one of theirs."""
-    found = PART.fullmatch(name)
-    return any(fnmatchcase(found["name"] if found else name, one) for one in own)
+def matches_names(name: str, *patterns: str) -> bool:
+    """Whether a name, or the final name of a temporary file, matches one of these patterns."""
+    part = PART.fullmatch(name)
+    return any(fnmatchcase(part["name"] if part else name, pattern) for pattern in patterns)
 
 
 def flush(path: Path) -> None:
-    """See to it that a file is on the disk."""
-    # Windows flushes only what may be written, and has no flag of this kind for folders.
+    """Flush a file to the disk."""
+    # Windows flushes only writable descriptors, and has no such call for folders.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -260,64 +258,14 @@ def flush(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut, where the file system can."""
-    with suppress(PermissionError):  # a folder that may be written and not listed
+    """Flush a folder, so that a rename in it survives a power cut."""
+    with suppress(PermissionError):  # a folder that may be written but not listed
         flush(folder)
 
 
 def apply_umask(path: Path) -> None:
-    """Let others read a file as the umask has it."""
-    mask = os.umask(0o022)  # which can only be read by setting it
+    """Give a file the permissions that the umask leaves."""
+    mask = os.umask(0o022)  # it can only be read by setting it
     os.umask(mask)
     with suppress(OSError):  # a file system without modes
         path.chmod(0o666 & ~mask)
-
-
-class Lock:
-    """A folder in which one process works at a time: held until it is closed, or the process ends.
-
-    `ConfigError` where another process holds it, unless it is to be waited for.
-    `notes` says so where the file system has no locks.
-    """
-
-    def __init__(self, folder: Path, *, wait: bool = False):
-        self.folder, self.notes = folder, list[str]()
-        self._file = os.fdopen(_open(folder / LOCK, os.O_RDWR | os.O_CREAT), "rb")
-        try:
-            free = lock_descriptor(self._file.fileno(), blocking=wait)
-        except OSError as error:
-            self.notes.append(
-                f"this file system has no locks ({error.strerror}): start no second process"
-            )
-            return
-        if not free:
-            self.close()
-            raise ConfigError(
-                f"another process is working on '{folder}': wait for it, or choose another --out"
-            )
-
-    def check(self) -> None:
-        """`CheckpointError` where the folder is gone since, or another took its place."""
-        try:
-            there = os.stat(self.folder / LOCK, follow_symlinks=False)
-        except OSError:
-            there = None
-        if there is None or not os.path.samestat(there, os.fstat(self._file.fileno())):
-            raise CheckpointError(
-                f"'{self.folder}' was moved or deleted while this process worked in it: put it back, or "
-                "run the same command again to begin anew"
-            )
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -1,8 +1,8 @@
-"""What a JSON or TOML file holds, held to one schema: else one sentence that names file and key.
+"""Validate JSON and TOML files against a schema; an error is one sentence that names file and key.
 
 A schema is a type: `int`, `float`, `str`, `bool`, unions, literals, lists, tuples, `dict[str, ...]`,
-TypedDicts and dataclasses of them; `Any` and `object` are whatever JSON can say.  A TypedDict has no other
-keys than its own, a dataclass has exactly its fields (`build`, `plain`).
+TypedDicts and dataclasses of them; `Any` and `object` allow all of JSON.  A TypedDict allows no other keys
+than its own, a dataclass needs exactly its fields (`build`, `plain`).
 """
 
 import hashlib
@@ -16,31 +16,32 @@ from functools import cache
 from math import isfinite
 from typing import Any, TypeVar
 
-from halfstep.config.validate import describe, ends_of, is_valid
+from halfstep.config import JsonObject
+from halfstep.config.validate import describe, ends_of, Hints, is_valid
 from halfstep.errors import CheckpointError, HalfstepError
 
 T = TypeVar("T")
 DEEPEST = 64
-"""Lists in lists: beyond it whoever copies or writes them would come to the end of Python's stack."""
+"""The most lists in lists: copying or writing deeper ones could exhaust Python's stack."""
 LARGEST = 2**63
-"""Whole numbers lie below it: torch has no larger ones."""
+"""Bound of whole numbers, which is torch's."""
 
 
 class SchemaError(Exception):
-    """What is wrong with a text, in words; the caller says of which file."""
+    """A value violates its schema; the caller adds the file's name."""
 
 
 def from_json(
     text: str | bytes, schema: type[T], source: str, *, error: type[HalfstepError] = CheckpointError
 ) -> T:
-    """The value of a JSON text; `error` where it is damaged or not of the schema.
+    """Parse a JSON text; raises `error` if it is damaged or violates the schema.
 
-    source  names the file in a refusal
+    source  names the file in the error
     """
     try:
         value = json.loads(_decoded(text), object_pairs_hook=_pairs, parse_constant=_constant)
-        found: T = validated(value, schema)
-        return found
+        parsed: T = validated(value, schema)
+        return parsed
     except (SchemaError, ValueError, RecursionError) as wrong:
         raise error(f"{source} is damaged: {_reason(wrong)}") from None
 
@@ -48,10 +49,10 @@ def from_json(
 def from_toml(
     text: str | bytes, schema: type[T], source: str, *, error: type[HalfstepError] = CheckpointError
 ) -> T:
-    """The value of a TOML text, as `from_json`."""
+    """Parse a TOML text, as `from_json`."""
     try:
-        found: T = validated(tomllib.loads(_decoded(text)), schema)
-        return found
+        parsed: T = validated(tomllib.loads(_decoded(text)), schema)
+        return parsed
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
         raise error(f"{source} is not TOML: {wrong}") from None
     except (SchemaError, ValueError, RecursionError) as wrong:
@@ -59,7 +60,7 @@ def from_toml(
 
 
 def literal(text: Any) -> Any:
-    """64 as 64, true as True and [1, 2] as a list, where they were typed on a line; all else as it is."""
+    """Read typed text as JSON (64, true, [1, 2]); other text, and other values, are returned as they are."""
     if not isinstance(text, str):
         return text
     try:
@@ -68,13 +69,13 @@ def literal(text: Any) -> Any:
         return text
 
 
-def literals(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """`embed_dim 64 conv true name x` as {"embed_dim": 64, "conv": True, "name": "x"}."""
+def literals(pairs: Mapping[str, str]) -> JsonObject:
+    """Read each typed value: `embed_dim 64 conv true` is {"embed_dim": 64, "conv": True}."""
     return {name: literal(text) for name, text in pairs.items()}
 
 
 def validated(value: Any, schema: Any) -> Any:
-    """The same value; `SchemaError` names the first key that is not of the schema."""
+    """Return the value if it fits the schema; `SchemaError` names the first key that does not."""
     _check_plain(value)
     _check(value, schema, "")
     return value
@@ -88,7 +89,7 @@ def build(value: Any, kind: type[T]) -> T:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can say of a dataclass: a table of its fields, in their order, without `unwritten` ones."""
+    """Turn a dataclass into JSON objects of its fields, in order, without those marked `UNWRITTEN`."""
     if is_dataclass(value):
         kind: Any = type(value)
         return {name: plain(getattr(value, name)) for name in _fields(kind)}
@@ -98,19 +99,19 @@ def plain(value: Any) -> Any:
 
 
 UNWRITTEN = {"unwritten": True}
-"""Metadata of a dataclass field that no file holds."""
+"""Metadata of a dataclass field that is not written to a file."""
 
 
 @cache
-def _fields(kind: Any) -> dict[str, Any]:
-    """Name and type of each field that a file holds."""
+def _fields(kind: Any) -> Hints:
+    """Name and type of each field that is written to a file."""
     hints = typing.get_type_hints(kind, include_extras=True)
     written: list[Field[Any]] = [f for f in fields(kind) if f.metadata != UNWRITTEN]
     return {field.name: hints[field.name] for field in written}
 
 
 def _built(value: Any, schema: Any) -> Any:
-    """A value that `_check` let pass, with dataclasses for tables and tuples for lists."""
+    """Build dataclasses from objects, and tuples from lists, in a value that `_check` accepted."""
     origin, inner = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
         return _built(value, inner[0])
@@ -134,35 +135,35 @@ def _passes(value: Any, schema: Any) -> bool:
     return True
 
 
-def validated_partly(content: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """The content, whose keys that the schema has are held to it; it may have others."""
+def validated_partly(content: Mapping[str, Any], schema: Any) -> JsonObject:
+    """Return the content if those of its keys that the schema has fit it; others are allowed."""
     hints = typing.get_type_hints(schema)
     validated({name: content[name] for name in content if name in hints}, schema)
     return dict(content)
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its own checksum: one changed digit and `unsealed` refuses it."""
-    return {**validated(content, Any), SEAL: _digest(content)}
+def add_checksum(content: Mapping[str, Any]) -> JsonObject:
+    """The content with its own checksum, by which `remove_checksum` detects any change."""
+    return {**validated(content, Any), CHECKSUM: _digest(content)}
 
 
-def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content without its checksum; `SchemaError` where that is missing, or another's."""
-    rest = {name: value for name, value in content.items() if name != SEAL}
-    if SEAL not in content:
-        raise SchemaError(f"it has no {SEAL}")
-    if content[SEAL] != _digest(rest):
-        raise SchemaError(f"its {SEAL} is not the one of what it says")
-    return rest
+def remove_checksum(content: Mapping[str, Any]) -> JsonObject:
+    """The content without its checksum; `SchemaError` if that is missing or wrong."""
+    others = {name: value for name, value in content.items() if name != CHECKSUM}
+    if CHECKSUM not in content:
+        raise SchemaError(f"it has no {CHECKSUM}")
+    if content[CHECKSUM] != _digest(others):
+        raise SchemaError(f"its {CHECKSUM} is not that of its content")
+    return others
 
 
-SEAL = "checksum"
-"""Of all the other keys of a file; that of weights beside it is one of them."""
+CHECKSUM = "checksum"
+"""The key of the checksum of all other keys of a file, the weights' sha256 among them."""
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """sha256 of what JSON makes of it, in whatever order."""
-    plain = json.loads(json.dumps(content))  # whose keys are texts, which can be sorted
+    """sha256 of the content as JSON with sorted keys."""
+    plain = json.loads(json.dumps(content))  # so that all keys are texts, which can be sorted
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -171,13 +172,13 @@ def _decoded(text: str | bytes) -> str:
     return text.removeprefix("\ufeff") if isinstance(text, str) else text.decode("utf-8-sig")
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise SchemaError(f"it says {_short(twice)} twice")
-    return found
+    return table
 
 
 def _constant(name: str) -> float:
@@ -187,23 +188,23 @@ def _constant(name: str) -> float:
 def _reason(wrong: Exception) -> str:
     if isinstance(wrong, RecursionError):
         return f"it is nested deeper than {DEEPEST} lists"
-    return str(wrong).partition(";")[0]  # of a number of too many digits Python says more
+    return str(wrong).partition(";")[0]  # Python adds more for a number of too many digits
 
 
 def _check_plain(value: Any) -> None:
-    """Refuse what no schema allows: numbers without end, depth without end."""
+    """Refuse what no schema allows: infinite or too large numbers, and too deep lists."""
     layer = [("", value)]
     for _ in range(DEEPEST):
         below = list[tuple[str, Any]]()
-        for name, one in layer:
-            if isinstance(one, Mapping):
-                below += [(_inner(name, key), each) for key, each in one.items()]
-            elif isinstance(one, list | tuple):
-                below += [(f"{name}[{k}]", each) for k, each in enumerate(one)]
-            elif isinstance(one, float) and not isfinite(one):
-                raise SchemaError(f"{name or 'it'} is not a finite number, got {one}")
-            elif isinstance(one, int) and not -LARGEST <= one < LARGEST:
-                raise SchemaError(f"{name or 'it'} is a whole number of {one.bit_length()} bits")
+        for name, item in layer:
+            if isinstance(item, Mapping):
+                below += [(_inner(name, key), each) for key, each in item.items()]
+            elif isinstance(item, list | tuple):
+                below += [(f"{name}[{k}]", each) for k, each in enumerate(item)]
+            elif isinstance(item, float) and not isfinite(item):
+                raise SchemaError(f"{name or 'it'} is not a finite number, got {item}")
+            elif isinstance(item, int) and not -LARGEST <= item < LARGEST:
+                raise SchemaError(f"{name or 'it'} is a whole number of {item.bit_length()} bits")
         if not below:
             return
         layer = below
@@ -232,7 +233,7 @@ def _check(value: Any, schema: Any, name: str) -> None:
 
 
 def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> None:
-    """Of any length with one type for all, or a tuple of some types."""
+    """Check a list of any length with one type for all, or a tuple with a type for each."""
     if not isinstance(value, list | tuple):
         raise _wrong(value, "a list", name)
     if origin is list or inner[1:] == (...,):
@@ -243,8 +244,8 @@ def _check_list(value: Any, origin: Any, inner: tuple[Any, ...], name: str) -> N
         _check(each, kind, f"{name}[{k}]")
 
 
-def _check_table(value: Any, hints: Mapping[str, Any], required: frozenset[str], name: str) -> None:
-    """The keys and values of a TypedDict or dataclass: all that it needs, and nothing besides."""
+def _check_table(value: Any, hints: Hints, required: frozenset[str], name: str) -> None:
+    """Check the keys and values of a TypedDict or dataclass: all required keys, and no others."""
     if not isinstance(value, Mapping):
         raise _wrong(value, "a table of names and values", name)
     for key in sorted(required):
@@ -257,7 +258,7 @@ def _check_table(value: Any, hints: Mapping[str, Any], required: frozenset[str],
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
-    """One of them; the refusal is that of the first that is not None."""
+    """Check that one of the types fits; the error is that of the first that is not None."""
     first: SchemaError | None = None
     for kind in sorted(kinds, key=lambda kind: kind is types.NoneType):
         try:
@@ -268,8 +269,8 @@ def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
     raise first
 
 
-def _wrong(value: Any, wanted: str, name: str) -> SchemaError:
-    return SchemaError(f"{name or 'it'} must be {wanted}, got {_short(value)}")
+def _wrong(value: Any, expected: str, name: str) -> SchemaError:
+    return SchemaError(f"{name or 'it'} must be {expected}, got {_short(value)}")
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Tensors and what is known of them, on disk: NAME.safetensors with NAME.json beside it.
+"""Save and load tensors with a description: NAME.safetensors and NAME.json.
 
-Both lie on the disk whole, under temporary names, before either gets its own, the json last: it holds the
-checksum of the other and its own, so a pair either is whole or is not there.  Loading verifies both and
-never executes anything.  Every json that halfstep writes and reads again has its own checksum.
+Both files are whole on the disk, under temporary names, before either is renamed, the json last: it holds
+the checksum of the tensors and its own, so that a pair is complete or absent.  Loading verifies both and
+executes nothing.  Every json that halfstep writes and reads has its own checksum.
 """
 
 import hashlib
@@ -21,37 +21,40 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from halfstep import files
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.schema import (
+    add_checksum,
+    CHECKSUM,
     from_json,
+    remove_checksum,
     SchemaError,
-    SEAL,
-    sealed,
-    unsealed,
     validated,
     validated_partly,
 )
 
 T = TypeVar("T")
+Content = Mapping[str, Any]
+"""The keys and values of a json file."""
 
 
-def save(stem: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def save(stem: Path, tensors: Mapping[str, Tensor], about: Content) -> None:
     """Write STEM.safetensors and STEM.json; all or nothing."""
-    weights, described = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
-    with files.replacing(weights, described) as (part, described_part):
-        _save_file(_apart(tensors), part)
-        files.apply_umask(part)  # safetensors writes for the owner alone
-        text = _json(described, {**about, "sha256": checksum(part)})
-        files.fill(described_part, text.encode())
+    weights, description = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    with files.replacing(weights, description) as (weights_part, description_part):
+        _save_file(_unshared(tensors), weights_part)
+        files.apply_umask(weights_part)  # safetensors writes for the owner alone
+        text = _json(description, {**about, "sha256": checksum(weights_part)})
+        files.fill(description_part, text.encode())
 
 
 def load(
-    stem: Path, schema: Any = dict[str, Any], *, format: object = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and what is known of them; `CheckpointError` names a file that is missing or damaged.
+    stem: Path, schema: Any = JsonObject, *, format: object = None
+) -> tuple[dict[str, Tensor], JsonObject]:
+    """Load the tensors and their description; `CheckpointError` names a missing or damaged file.
 
-    schema  of what is known, as `halfstep.schema` reads it, besides the weights' sha256
-    format  of the files that this halfstep reads, where they say one
+    schema  of the description (see `halfstep.schema`), without the tensors' sha256
+    format  that the description must have, if it has one
     """
     about = verify(stem, schema, format=format)
     weights = stem.with_suffix(".safetensors")
@@ -61,8 +64,8 @@ def load(
         raise CheckpointError(f"'{weights}' holds no tensors: {error}") from None
 
 
-def verify(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -> dict[str, Any]:
-    """What is known of the tensors, once both checksums are found right."""
+def verify(stem: Path, schema: Any = JsonObject, *, format: object = None) -> JsonObject:
+    """The description of the tensors, after verifying both checksums."""
     weights, about = stem.with_suffix(".safetensors"), read_about(stem, schema, format=format)
     if not weights.exists():
         raise CheckpointError(
@@ -75,51 +78,52 @@ def verify(stem: Path, schema: Any = dict[str, Any], *, format: object = None) -
     return about
 
 
-def read_about(
-    stem: Path, schema: Any = dict[str, Any], *, format: object = None
-) -> dict[str, Any]:
-    """What STEM.json says, `sha256` of the tensors among it, which are not read."""
-    found: dict[str, Any] = _read(stem.with_suffix(".json"), schema, format, tensors=True)
-    return found
+def read_about(stem: Path, schema: Any = JsonObject, *, format: object = None) -> JsonObject:
+    """The description in STEM.json, with the `sha256` of the tensors, which are not read."""
+    about: JsonObject = _read(stem.with_suffix(".json"), schema, format, tensors=True)
+    return about
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from others' file, a .safetensors or what torch.save wrote; nothing in it can run."""
+    """Tensors by name from a .safetensors file, or from one of torch.save; nothing in it can run."""
     try:
         if path.suffix == ".safetensors":
-            held: Any = load_file(path)
+            content: Any = load_file(path)
         else:
-            # Read from the disk as it is copied, so that a large model lies in memory once.
+            # Memory-mapped, so that a large model is in memory only once.
             mapped = zipfile.is_zipfile(path)
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file makes the readers raise whatever there is
+    except Exception as error:  # a damaged file makes the readers raise many kinds
         reason = getattr(error, "strerror", None) or "it is damaged, or no file of weights"
         raise CheckpointError(
             f"'{path}' cannot be read as tensors alone, and nothing else is read: {reason}"
         ) from error
-    entries = held.items() if isinstance(held, Mapping) else [("it", held)]
+    entries = content.items() if isinstance(content, Mapping) else [("it", content)]
     other = [(k, v) for k, v in entries if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if other or not isinstance(held, Mapping) or not held:
-        name, value = (other or [("it", held)])[0]
+    if other or not isinstance(content, Mapping) or not content:
+        name, value = (other or [("it", content)])[0]
         raise CheckpointError(
             f"'{path}' is no state dict of tensors by name ({name!r} is a {type(value).__name__}): save "
             "model.state_dict() alone"
         )
-    return dict(held)
+    return dict(content)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Strictly: every name and shape must be as the module has them."""
+    """Load a state dict strictly: all names and shapes must be the module's."""
     check_fits(module.state_dict(), tensors, source)
     module.load_state_dict(dict(tensors), strict=True)
 
 
-def check_fits(mine: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors of other names or shapes than a network's own."""
-    missing, unexpected = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
-    shaped = sorted(n for n in mine.keys() & tensors.keys() if mine[n].shape != tensors[n].shape)
+def check_fits(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors whose names or shapes are not those of a network's state dict."""
+    missing, unexpected = (
+        sorted(state.keys() - tensors.keys()),
+        sorted(tensors.keys() - state.keys()),
+    )
+    shaped = sorted(n for n in state.keys() & tensors.keys() if state[n].shape != tensors[n].shape)
     for what, names in (
         ("lacks", missing),
         ("has besides", unexpected),
@@ -133,17 +137,17 @@ def check_fits(mine: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Those of floating point in this type; refused where one of them would become infinite."""
-    found = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-    for name, value in found.items():
+    """Cast the floating-point tensors to this type; `ConfigError` if a value would become infinite."""
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    for name, value in cast.items():
         if value.is_floating_point() and bool((value.isinf() & tensors[name].isfinite()).any()):
             raise ConfigError(
                 f"{name} has weights beyond what {str(dtype).removeprefix('torch.')} can hold: write bfloat16"
             )
-    return found
+    return cast
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Content) -> None:
     """Write a json file, with its own checksum; all or nothing."""
     write_text(path, _json(path, content))
 
@@ -160,14 +164,14 @@ def read_json(
     format: object = None,
     mend: str = "copy it back, or make it again",
 ) -> T:
-    """What `write_json` wrote; `CheckpointError` names a file that is missing, damaged or was changed.
+    """Read a file of `write_json`; `CheckpointError` if it is missing, damaged or changed.
 
-    schema  of it, as `halfstep.schema` reads it
-    format  that this halfstep reads, where it says one
-    mend    what to do about one that is damaged
+    schema  of its content (see `halfstep.schema`)
+    format  that it must have, if it has one
+    mend    the error's advice for a damaged file
     """
-    found: T = _read(path, schema, format, mend)
-    return found
+    content: T = _read(path, schema, format, mend)
+    return content
 
 
 def _read(
@@ -178,19 +182,19 @@ def _read(
     *,
     tensors: bool = False,
 ) -> Any:
-    """With `tensors` it says besides what the checksum of those is."""
+    """With `tensors` the file also holds their sha256."""
     content = _parsed(path, mend)
     if format is not None and content.get("format", format) != format:
         raise CheckpointError(
             f"'{path}' has format {content['format']!r:.60} and this halfstep reads {format!r}: use the "
             f"version that wrote it, or {mend}"
         )
-    own = {name: content[name] for name in content if name in _Weights.__annotations__ and tensors}
-    rest = {name: content[name] for name in content if name not in (SEAL, *own)}
+    weights = {k: content[k] for k in content if k in _Weights.__annotations__ and tensors}
+    others = {k: content[k] for k in content if k not in (CHECKSUM, *weights)}
     try:
-        validated(rest, schema)
-        validated(own, _Weights if tensors else dict)
-        return unsealed(content)
+        validated(others, schema)
+        validated(weights, _Weights if tensors else dict)
+        return remove_checksum(content)
     except SchemaError as wrong:
         raise CheckpointError(f"'{path}' is damaged: {wrong}; {mend}") from None
 
@@ -199,8 +203,8 @@ class _Weights(TypedDict):
     sha256: str
 
 
-def read_unsealed_json(path: Path, schema: Any) -> dict[str, Any]:
-    """All that a json of others says, of whose keys those are held to the schema that it has."""
+def read_unsealed_json(path: Path, schema: Any) -> JsonObject:
+    """Read another library's json, which has no checksum; the keys that the schema has must fit it."""
     mend = "copy it from where it is whole"
     content = _parsed(path, mend)
     try:
@@ -209,18 +213,18 @@ def read_unsealed_json(path: Path, schema: Any) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' cannot be: {wrong}; {mend}") from None
 
 
-def _parsed(path: Path, mend: str) -> dict[str, Any]:
+def _parsed(path: Path, mend: str) -> JsonObject:
     with reading(path):
         text = path.read_bytes()
     try:
-        return from_json(text, dict[str, Any], f"'{path}'")
+        return from_json(text, JsonObject, f"'{path}'")
     except CheckpointError as damaged:
         raise CheckpointError(f"{damaged}; {mend}") from None
 
 
 @contextmanager
 def reading(path: Path, *, missing: str = "does not exist") -> Iterator[None]:
-    """Around reading `path`: what the disk refuses becomes one sentence."""
+    """Turn errors of the disk into one sentence, around reading `path`."""
     try:
         yield
     except FileNotFoundError:
@@ -236,7 +240,7 @@ def checksum(path: Path, *, missing: str = "does not exist") -> str:
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    """safetensors' own, whose words for a full disk become the system's."""
+    """safetensors' `save_file`, with its error for a full disk turned into `OSError`."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -246,20 +250,20 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
-def _json(path: Path, content: Mapping[str, Any]) -> str:
-    """With its own checksum; what would not be read again is not written."""
+def _json(path: Path, content: Content) -> str:
+    """The content as JSON with its own checksum; `ConfigError` if it could not be read again."""
     try:
-        return json.dumps(sealed(content), indent=2) + "\n"
+        return json.dumps(add_checksum(content), indent=2) + "\n"
     except SchemaError as wrong:
         raise ConfigError(f"'{path}' cannot be written: {wrong}; give another") from None
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and no two in one memory: safetensors refuses tied weights."""
-    found, places = dict[str, Tensor](), set[int]()
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory: safetensors refuses tied weights."""
+    unshared, places = dict[str, Tensor](), set[int]()
     for name, value in tensors.items():
         value = value.detach().contiguous()
         place = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if place in places else value
+        unshared[name] = value.clone() if place in places else value
         places.add(place)
-    return found
+    return unshared

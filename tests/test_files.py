@@ -17,6 +17,7 @@ import pytest
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.folder_lock import FolderLock
 from tests.support.runs import Crash, everything
 
 PACKAGE = Path(files.__file__).parent
@@ -225,10 +226,10 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".lock").symlink_to(tmp_path / "precious")
     with pytest.raises(ConfigError, match="link"):
-        files.Lock(tmp_path)
+        FolderLock(tmp_path)
     (tmp_path / ".lock").unlink()
     os.link(tmp_path / "precious", tmp_path / ".lock")
-    files.Lock(tmp_path).close()
+    FolderLock(tmp_path).close()
     assert (tmp_path / "precious").read_text() == "precious"
 
 
@@ -284,29 +285,29 @@ def test_a_file_system_without_modes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, code, wait):
     refusing(monkeypatch, fcntl, "flock", code)
-    with files.Lock(tmp_path, wait=wait) as lock:
+    with FolderLock(tmp_path, wait=wait) as lock:
         assert len(lock.notes) == 1 and "no locks" in lock.notes[0]
         lock.check()
 
 
 def test_one_at_a_time(tmp_path):
-    with files.Lock(tmp_path) as lock:
+    with FolderLock(tmp_path) as lock:
         assert not lock.notes
         with pytest.raises(ConfigError, match="another process"):
-            files.Lock(tmp_path)
-        waited = threading.Thread(target=lambda: files.Lock(tmp_path, wait=True).close())
+            FolderLock(tmp_path)
+        waited = threading.Thread(target=lambda: FolderLock(tmp_path, wait=True).close())
         waited.start()
         waited.join(0.1)
         assert waited.is_alive()
     waited.join()
-    files.Lock(tmp_path).close()
+    FolderLock(tmp_path).close()
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "another's", "lock deleted"])
 def test_a_folder_that_went_away_is_noticed(tmp_path, how):
     folder = tmp_path / "r"
     folder.mkdir()
-    with files.Lock(folder) as lock:
+    with FolderLock(folder) as lock:
         lock.check()
         if how == "lock deleted":
             (folder / ".lock").unlink()

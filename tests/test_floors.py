@@ -9,7 +9,7 @@ import pytest
 GROUND = [
     ["version", "errors", "progress", "identity", "code_identity", "rng", "quiet"],
     ["config", "capacity", "files", "pixels"],
-    ["schema", "batch"],
+    ["schema", "batch", "folder_lock"],
     ["storage", "config.toml"],
 ]
 FLOORS = [

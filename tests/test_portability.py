@@ -157,11 +157,12 @@ from pathlib import Path
 
 from halfstep import files
 from halfstep.errors import ConfigError
+from halfstep.folder_lock import FolderLock
 
 VIEWS["os"].access = lambda path, mode: False
 Path("folder").mkdir()
 Path("folder/.lock").symlink_to(Path("elsewhere").absolute())
-for refused, given in (files.check_writable, ["run", "choose another"]), (files.Lock, ["folder"]):
+for refused, given in (files.check_writable, ["run", "choose another"]), (FolderLock, ["folder"]):
     try:
         refused(Path(given[0]), *given[1:])
     except ConfigError as error:

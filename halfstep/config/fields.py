@@ -1,8 +1,8 @@
-"""The fields of nested option dataclasses as one flat list of options: their types, and how text is read."""
+"""Flatten nested option dataclasses into one list of options, and read option values from text."""
 
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, Field, fields, is_dataclass, MISSING
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 from halfstep.config.validate import validate_fields
 
 T = TypeVar("T")
+OptionValues = dict[str, Any]
+"""Values of options, by name."""
 POSITIONAL = "positional"
-"""In the annotation of a field that is given without its name: `Annotated[Path, POSITIONAL]`."""
+"""Marks a positional argument in its annotation: `Annotated[Path, POSITIONAL]`."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option, whatever dataclass holds it."""
+    """An option: a field of an option dataclass, or of one nested in it."""
 
     name: str
     type: Any
@@ -26,7 +28,7 @@ class Option:
     owner: type
     """The dataclass that declares it."""
     group: str
-    """The outermost field that holds it; "" for a field of the command itself."""
+    """The outermost field that contains it; "" for a field of the command itself."""
 
     @property
     def flag(self) -> str:
@@ -34,13 +36,13 @@ class Option:
 
 
 def all_options(kind: Any) -> Iterator[Option]:
-    """Every option of a dataclass and of the dataclasses in it, also those without a flag."""
+    """All options of a dataclass and of the dataclasses in it, positional ones included."""
     yield from _options(kind, None, group="", needed=True)
 
 
 def options_of(kind: Any) -> dict[str, Option]:
     """The options that have a flag, by name."""
-    return {one.name: one for one in all_options(kind) if not one.positional}
+    return {option.name: option for option in all_options(kind) if not option.positional}
 
 
 def _options(kind: Any, base: Any, *, group: str, needed: bool) -> Iterator[Option]:
@@ -57,7 +59,7 @@ def _options(kind: Any, base: Any, *, group: str, needed: bool) -> Iterator[Opti
 
 
 def _typed_fields(kind: Any) -> Iterator[tuple[Field[Any], Any, tuple[Any, ...]]]:
-    """(field, its type, what is annotated to it); a type variable is what the alias binds it to."""
+    """Yield (field, its type, its annotations); type variables are resolved by the alias."""
     origin = typing.get_origin(kind) or kind
     bound = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(kind), strict=False))
     hints = typing.get_type_hints(origin)
@@ -67,8 +69,8 @@ def _typed_fields(kind: Any) -> Iterator[tuple[Field[Any], Any, tuple[Any, ...]]
         yield field, bound.get(hints[field.name], hints[field.name]), marks
 
 
-def build(kind: Any, values: Mapping[str, Any]) -> Any:
-    """The dataclass, and those in it, with these values of options by name; the rest are the defaults.
+def build(kind: Any, values: OptionValues) -> Any:
+    """Build a dataclass, and those in it, from values of options; other options keep their defaults.
 
     `ConfigError` for the first value of the wrong type or out of range.
     """
@@ -77,15 +79,15 @@ def build(kind: Any, values: Mapping[str, Any]) -> Any:
     return options
 
 
-def _built(kind: Any, values: Mapping[str, Any], base: Any) -> Any:
-    found = dict[str, Any]()
+def _built(kind: Any, values: OptionValues, base: Any) -> Any:
+    arguments = OptionValues()
     for field, inner, _ in _typed_fields(kind):
         default = _default(field) if base is None else getattr(base, field.name)
         if is_dataclass(inner):
-            found[field.name] = _built(inner, values, None if default is MISSING else default)
+            arguments[field.name] = _built(inner, values, None if default is MISSING else default)
         elif field.name in values or default is not MISSING:
-            found[field.name] = values.get(field.name, default)
-    return (typing.get_origin(kind) or kind)(**found)
+            arguments[field.name] = values.get(field.name, default)
+    return (typing.get_origin(kind) or kind)(**arguments)
 
 
 def _default(field: Field[Any]) -> Any:
@@ -99,17 +101,17 @@ def _validate_all(options: Any) -> None:
             _validate_all(inner)
 
 
-def flat(options: Any) -> dict[str, Any]:
+def flat(options: Any) -> OptionValues:
     """All fields of nested dataclasses in one dict."""
-    found: dict[str, Any] = {}
+    values = OptionValues()
     for field in fields(options):
         value = getattr(options, field.name)
-        found.update(flat(value) if is_dataclass(value) else {field.name: value})
-    return found
+        values.update(flat(value) if is_dataclass(value) else {field.name: value})
+    return values
 
 
 def arity(hint: Any) -> int | None:
-    """How many words an option of this type takes; None is any number."""
+    """The number of words that an option of this type takes; None for any number."""
     hint, inner = _of_union(hint), typing.get_args(_of_union(hint))
     if typing.get_origin(hint) is dict or inner[1:] == (...,):
         return None
@@ -119,7 +121,7 @@ def arity(hint: Any) -> int | None:
 
 
 def read_words(hint: Any, words: Sequence[str]) -> Any:
-    """The value that words mean as this type; `ValueError` where they mean none."""
+    """Read words as a value of this type; `ValueError` if they are none."""
     hint = _of_union(hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
@@ -136,7 +138,7 @@ def _read(word: str, kind: Any) -> Any:
 
 
 def _of_union(hint: Any) -> Any:
-    """The type beside None."""
+    """The type X of X | None."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (one for one in typing.get_args(hint) if one is not types.NoneType)
+        (hint,) = (each for each in typing.get_args(hint) if each is not types.NoneType)
     return hint

@@ -8,7 +8,7 @@ _FOLDER = Path(__file__).parents[1] / "presets"
 
 
 def preset_names(command: str = "") -> list[str]:
-    """All presets, or those of a command: a preset says `# command   halfstep ...` at its head."""
+    """The names of all presets, or of those whose head says `# command   COMMAND ...`."""
     return sorted(
         path.relative_to(_FOLDER).with_suffix("").as_posix()
         for path in _FOLDER.rglob("*.toml")
@@ -17,7 +17,7 @@ def preset_names(command: str = "") -> list[str]:
 
 
 def preset(name: str) -> Path:
-    """The file of a preset; `ConfigError` lists those there are."""
+    """The file of a preset; `ConfigError` lists the presets for an unknown name."""
     if name not in (names := preset_names()):
         raise unknown("preset", name, names)
     return _FOLDER / f"{name}.toml"

@@ -1,4 +1,4 @@
-"""TOML files of options: reading one, and a value as TOML writes it."""
+"""Read options from TOML files, and write values as TOML."""
 
 import json
 import shlex
@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from halfstep.config.fields import options_of, read_words
+from halfstep.config import JsonObject
+from halfstep.config.fields import options_of, OptionValues, read_words
 from halfstep.config.validate import describe, is_valid
 from halfstep.errors import ConfigError, unknown
 from halfstep.schema import from_toml
@@ -17,18 +18,18 @@ PLACES: dict[str, tuple[str, ...]] = {
     "full_sampler": ("diffusers",),
     "baselines": ("diffusers",),
 }
-"""What may stand before a colon in a file, by option; anything else would be package.module:function."""
+"""The words allowed before a colon, by option; any other value with a colon is package.module:function."""
 NO_CODE = ("data", "held_out", "images", "validate", "init", "device", "prompt")
-"""Options of text that is never taken for the name of a function."""
+"""Options of text that never names a function."""
 
 
-def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> dict[str, Any]:
-    """The options in a TOML file; unknown keys and wrong types are errors that say what to write.
+def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> OptionValues:
+    """Read the options in a TOML file; errors for unknown keys and wrong types say what to write.
 
-    A file never names code that is run: what would be imported is refused, unless the same option is
-    among those that were `typed`, which win.
+    A file may not name code to run: a value that would be imported is refused, unless the option is among
+    those `typed` on the command line, which override the file.
     """
-    known, values = options_of(kind), dict[str, Any]()
+    known, values = options_of(kind), OptionValues()
     for key, value in _read(path).items():
         name = key.replace("-", "_")
         if name not in known:
@@ -44,7 +45,7 @@ def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> dict[str, A
 
 
 def _words(value: Any) -> list[str]:
-    """The value as it would be typed."""
+    """The value as words of a command line."""
     if isinstance(value, Mapping):
         pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items()]
         return [word for pair in pairs for word in pair]
@@ -64,7 +65,7 @@ def _refuse_code(path: Path, name: str, hint: Any, value: Any) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All of them, however deep."""
+    """All texts in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -73,13 +74,13 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for each in value for text in _texts(each))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         text = path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file '{path}' cannot be read ({reason}): give another") from None
-    return from_toml(text, dict[str, Any], f"'{path}'", error=ConfigError)
+    return from_toml(text, JsonObject, f"'{path}'", error=ConfigError)
 
 
 def toml(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Validate the values of options: pydantic checks them, `ConfigError` says what to write instead."""
+"""Validate the values of options with pydantic; `ConfigError` says what to write instead."""
 
 import reprlib
 import types
@@ -15,11 +15,13 @@ from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError, WrapValid
 
 from halfstep.errors import ConfigError, unknown
 
+Hints = dict[str, Any]
+"""Types by the name of their field or key."""
 Count = Annotated[int, Ge(1)]
 CountOrNone = Annotated[int, Ge(0)]
-"""0 means none, or leaves the choice to others."""
+"""0 means none, or an automatic choice."""
 Updates = Annotated[int, Ge(0), Le(10**9)]
-"""At a tenth of a millisecond each, faster than any network is trained, the most take a day."""
+"""The most take a day at 0.1 ms an update, which is faster than any network trains."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 NotNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -58,10 +60,10 @@ def validate_fields(options: Any) -> None:
 
 
 def validate(name: str, value: Any, hint: Any, default: Any = MISSING) -> Any:
-    """The value, of Python's own types; `ConfigError` where it is not of the type `hint` or out of range.
+    """The value in Python's own types; `ConfigError` if it is not of the type `hint` or out of range.
 
-    name     what a refusal calls it
-    default  what a refusal offers instead
+    name     of the option in the error
+    default  the error's example
     """
     adapter = _adapter(hint)
     try:
@@ -76,7 +78,7 @@ def validate(name: str, value: Any, hint: Any, default: Any = MISSING) -> Any:
 
 
 def is_valid(value: Any, hint: Any) -> bool:
-    """Whether a value is of this type and in its range; a list may stand for a tuple."""
+    """Whether a value is of this type and in its range; a list counts as a tuple."""
     try:
         _adapter(hint).validate_python(value)
         return True
@@ -84,8 +86,8 @@ def is_valid(value: Any, hint: Any) -> bool:
         return False
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields; none where it names a type that cannot be resolved."""
+def _hints(kind: type) -> Hints:
+    """The types of a dataclass's fields; {} if it names a type that cannot be resolved."""
     try:
         return typing.get_type_hints(kind, include_extras=True)
     except NameError:
@@ -98,7 +100,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _strict(hint: Any) -> Any:
-    """The type as pydantic shall read it: nothing is converted but numbers of numpy and torch, and lists."""
+    """The type for pydantic, without conversions except of numpy's and torch's numbers and of lists."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return Annotated[_strict(inner[0]), *hint.__metadata__]
@@ -108,7 +110,7 @@ def _strict(hint: Any) -> Any:
         each = tuple(each if each is ... else _strict(each) for each in inner)
         return tuple[each]  # type: ignore[valid-type]
     if origin is dict:
-        return InstanceOf[Mapping[str, Any]]
+        return InstanceOf[Mapping[Any, Any]]
     if hint in (int, float, bool, str):
         return Annotated[hint, Strict(), WrapValidator(_unconverted)]
     if hint is Path:
@@ -123,7 +125,7 @@ def _strict(hint: Any) -> Any:
 
 
 def _unconverted(value: Any, check: Any) -> Any:
-    """The value itself where pydantic would make a float of an int."""
+    """The value itself, where pydantic would turn an int into a float."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if not all(map(_is_finite, numbers(value))):
         raise ValueError("not finite")
@@ -132,17 +134,17 @@ def _unconverted(value: Any, check: Any) -> Any:
 
 
 def _same_type(value: Any, check: Any) -> Any:
-    """One of the values of a Literal, in which True is not 1."""
+    """The value of a Literal, where True is not 1."""
     if type(choice := check(value)) is not type(value):
         raise ValueError("of another type")
     return choice
 
 
 def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
-    bare = _bare(hint)
-    if typing.get_origin(bare) is Literal:
+    hint_type = _without_bounds(hint)
+    if typing.get_origin(hint_type) is Literal:
         text = value if isinstance(value, str) else shown(value)
-        return unknown(name, text, map(str, typing.get_args(bare)))
+        return unknown(name, text, map(str, typing.get_args(hint_type)))
     instead = f": write for example {default!r}" if default is not MISSING and default else ""
     endless = not all(map(_is_finite, numbers(value)))
     finite = ", finite and of at most 64 bits" if endless else ""
@@ -175,14 +177,14 @@ def _bounds(hint: Any) -> Iterator[tuple[str, float]]:
         yield from _bounds(inner)
 
 
-def _bare(hint: Any) -> Any:
-    """A type without what is annotated to it."""
+def _without_bounds(hint: Any) -> Any:
+    """A type without its annotations."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def describe(hint: Any) -> str:
-    """What a value of this type is, in words."""
-    hint = _bare(hint)
+    """A type in words, as "a whole number"."""
+    hint = _without_bounds(hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(kind) for kind in inner if kind is not types.NoneType)
@@ -199,7 +201,7 @@ def describe(hint: Any) -> str:
 
 
 class _Shown(reprlib.Repr):
-    """As `repr`, but short: also numbers of more digits than Python writes."""
+    """`repr`, but short, also for numbers of more digits than Python writes."""
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if _is_finite(x) else f"{'-' * (x < 0)}2^{abs(x).bit_length() - 1} or more"
@@ -210,15 +212,15 @@ vars(_shown).update({limit: 200 for limit in vars(_shown) if limit.startswith("m
 
 
 def shown(value: Any) -> str:
-    """A value as it is, but what is long is cut, and a number of many digits short, wherever it is."""
+    """A value's repr with long parts cut and numbers of many digits shortened."""
     return _shown.repr(value)
 
 
 def numbers(value: Any) -> Iterator[int | float]:
-    """All numbers in a value, in lists of lists and tables, too."""
+    """All numbers in a value, also in nested lists and tables."""
     if isinstance(value, list | tuple | Mapping):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from numbers(one)
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from numbers(each)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
 

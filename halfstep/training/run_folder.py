@@ -22,6 +22,7 @@ from typing import Any
 from halfstep import files, storage
 from halfstep.diffusion.time_grids import Times, uniform
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.folder_lock import FolderLock
 from halfstep.methods.base import StagePlan
 from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
@@ -48,7 +49,7 @@ class RunFolder:
         self.notes: list[str] = []
         self.checkpoints = self.folder / "checkpoints"
         self.log_file = MetricsLog(self.folder / "metrics.jsonl")
-        self._lock: files.Lock | None = None
+        self._lock: FolderLock | None = None
         self._records: dict[str, StageRecord] = {}
 
     @classmethod
@@ -86,7 +87,7 @@ class RunFolder:
         try:
             refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            run._lock = files.Lock(folder)
+            run._lock = FolderLock(folder)
         except OSError as error:
             raise _no_folder(folder, error) from None
         try:
@@ -113,7 +114,7 @@ class RunFolder:
         try:
             refuse_foreign(folder)
             held = os.path.lexists(folder / files.LOCK)
-            with files.Lock(folder) if held else nullcontext():
+            with FolderLock(folder) if held else nullcontext():
                 if run.exists:
                     compare(folder, run.about, _request(command, options), extend=extend)
                 for stage in sorted(folder.glob("stages/[!.]*")):

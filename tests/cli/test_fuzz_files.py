@@ -27,7 +27,7 @@ from halfstep.errors import HalfstepError
 from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.models.classifiers.checkpoint import load_classifier
 from halfstep.models.text_encoders import load_texts
-from halfstep.schema import SEAL, sealed
+from halfstep.schema import add_checksum, CHECKSUM
 from halfstep.training.run_config import read_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
@@ -270,7 +270,7 @@ def damaged(text, *, ours):
     yield "no UTF-8", whole[: len(whole) // 2] + b"\xff\xfe" + whole[len(whole) // 2 :]
     yield "zeros", bytes(len(whole))
     for path in paths_in(content):
-        if path == (SEAL,):
+        if path == (CHECKSUM,):
             continue
         for text in (None, *WRONG):
             name = f"{'.'.join(map(str, path))} = {'gone' if text is None else text[:20]}"
@@ -284,8 +284,8 @@ def resealed(text):
     """By whoever knows its checksum; None where that cannot be."""
     try:
         content = json.loads(text)
-        content.pop(SEAL, None)
-        return json.dumps(sealed(content)).encode()
+        content.pop(CHECKSUM, None)
+        return json.dumps(add_checksum(content)).encode()
     except Exception:
         return None
 

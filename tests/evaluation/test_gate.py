@@ -31,7 +31,7 @@ from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.methods import Progressive
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.schema import SEAL
+from halfstep.schema import CHECKSUM
 from tests.support.denoisers import seeded
 from tests.support.progress import Ledger
 from tests.support.runs import halve, job, points
@@ -309,7 +309,7 @@ def test_a_resumed_run_keeps_its_decisions_without_measuring_again(tmp_path):
     assert again.tried[:2] == first.tried and again.best == first.tried[1]
     last, silent = gate_in(tmp_path, None), json.loads((tmp_path / "gate.json").read_text())
     assert [last(student(k)) for k in (16, 8, 4)] == [True, True, False]
-    del silent[SEAL]
+    del silent[CHECKSUM]
     assert last.to_json() == silent == again.to_json()
 
 

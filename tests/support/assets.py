@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from halfstep import storage
-from halfstep.schema import SEAL
+from halfstep.schema import CHECKSUM
 
 ASSETS = Path(__file__).parents[2] / "halfstep" / "assets"
 
@@ -12,7 +12,7 @@ ASSETS = Path(__file__).parents[2] / "halfstep" / "assets"
 def main() -> None:
     for path in sorted(ASSETS.rglob("*.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
-        about.pop(SEAL, None)
+        about.pop(CHECKSUM, None)
         if (weights := path.with_suffix(".safetensors")).exists():
             about["sha256"] = storage.checksum(weights)
         if path.name == "classifier.json":

@@ -16,7 +16,7 @@ from halfstep.diffusion.schedules import Cosine
 from halfstep.methods import Method, Objective, Progressive, StagePlan
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.schema import SEAL
+from halfstep.schema import CHECKSUM
 from halfstep.training import distill, ProgressCallback, TrainingConfig
 from halfstep.training.api import RunOptions
 
@@ -36,7 +36,7 @@ def rewritten(path, change):
 
     change  is handed what it says, to be changed in place
     """
-    about = {key: value for key, value in json.loads(path.read_text()).items() if key != SEAL}
+    about = {key: value for key, value in json.loads(path.read_text()).items() if key != CHECKSUM}
     change(about)
     storage.write_json(path, about)
     return about

@@ -10,6 +10,7 @@ from halfstep.data.latents.dataset import ABOUT, is_latents
 from halfstep.data.latents.image_stream import Images
 from halfstep.data.latents.shards import Entry
 from halfstep.errors import ConfigError
+from halfstep.folder_lock import FolderLock
 
 CODEC = ("codec.safetensors", "codec.json")
 BEFORE = (files.LOCK, *CODEC, ABOUT)
@@ -72,7 +73,7 @@ def alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
                     "another --out"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = files.Lock(folder)
+        lock = FolderLock(folder)
     except OSError as error:
         raise ConfigError(
             f"'{folder}' cannot hold latents ({error.strerror}): choose another --out"

@@ -20,6 +20,7 @@ from halfstep import files, storage
 from halfstep.batch import Batch
 from halfstep.data import Data, Dataset
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.folder_lock import FolderLock
 from halfstep.models.classifiers.ensemble import ROWS, Teachers
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, key
@@ -223,7 +224,7 @@ def _alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     check_folder(folder)
     files.make_folder(folder)
     with files.writing(folder):
-        lock = files.Lock(folder, wait=True)
+        lock = FolderLock(folder, wait=True)
     with lock:
         for text in lock.notes:
             note(text)
