@@ -119,7 +119,7 @@ class Bench:
         self.taught = [self.asked] * calls
         if self.stage == "guided":
             self.objective = MatchGuided(self.teacher, CLASSES, RANGE)
-            both = said.cat(said.without(CLASSES))
+            both = said.cat(said.dropped(CLASSES))
             self.taught = [(torch.cat([x0, x0]), t.repeat(2), both)]
 
     def floor(self) -> None:

@@ -17,7 +17,7 @@ import tyro
 import halfstep
 from halfstep import GuidedDistillation, Pipeline, Progressive, TrainingConfig
 from halfstep.evaluation import cache_folder, digits_features, SampleScorer
-from halfstep.evaluation.guided_comparison import GuidedCandidates, GuidedEvidence
+from halfstep.evaluation.guided_comparison import GuidedCandidates, GuidedEvaluation
 from halfstep.hub import bundled_teacher
 
 
@@ -44,14 +44,14 @@ def main(options: Options) -> list[dict[str, float]]:
     if options.quick:
         options = replace(options, scales=(1.0, 3.0), updates=2, halving_updates=(1,), n=32)
     data, teacher = halfstep.load_data("digits"), bundled_teacher()
-    judge = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
+    scorer = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     low, high = min(options.scales), max(options.scales)
     ranged = _students(options, teacher, (low, high))
     rows = []
     for scale in options.scales:
         own = _students(options, teacher, (scale, scale))
-        for_range = _distances(teacher, ranged, judge, scale)
-        for_one = _distances(teacher, own, judge, scale)
+        for_range = _distances(teacher, ranged, scorer, scale)
+        for_one = _distances(teacher, own, scorer, scale)
         rows += [
             {
                 "guidance_scale": scale,
@@ -90,12 +90,12 @@ def _students(
 
 
 def _distances(
-    teacher: Pipeline, students: list[Pipeline], judge: SampleScorer, scale: float
+    teacher: Pipeline, students: list[Pipeline], scorer: SampleScorer, scale: float
 ) -> dict[int, float]:
     """By steps: the Fréchet distance to the guided teacher over the teacher's own."""
-    subject = GuidedCandidates(teacher, students, cache=cache_folder())
-    rows = GuidedEvidence(subject, judge, [scale]).table()["rows"]
-    return {row["steps"]: row["times_floor"]["value"] for row in rows if row["who"] == "student"}
+    candidates = GuidedCandidates(teacher, students, cache=cache_folder())
+    rows = GuidedEvaluation(candidates, scorer, [scale]).table().rows
+    return {row.steps: row.floor_ratio.value for row in rows if row.role == "student"}
 
 
 def _table(rows: list[dict[str, float]]) -> str:

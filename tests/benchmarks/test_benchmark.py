@@ -45,11 +45,11 @@ def test_the_guided_stages_are_told_labels_and_scales():
         first.asked[2].guidance_scale.tolist() == [1, 3, 5]
         and first.data.cond.guidance_scale is None
     )
-    assert recipe(first.teacher.net)[1].get("guidance_scale", 0) == 0
+    assert recipe(first.teacher.net)[1].get("guidance_embed_dim", 0) == 0
     second = Bench("uvit", torch.device("cpu"), batch=3, stage="guided-halving")
     assert (
-        recipe(second.teacher.net)[1]["guidance_scale"]
-        == recipe(first.student.net)[1]["guidance_scale"]
+        recipe(second.teacher.net)[1]["guidance_embed_dim"]
+        == recipe(first.student.net)[1]["guidance_embed_dim"]
         == 256
     )
     assert all(asked[2].guidance_scale.tolist() == [1, 3, 5] for asked in second.taught)

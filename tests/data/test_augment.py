@@ -24,7 +24,7 @@ def data(shape=(1, 9, 7), *, num_classes=3, n=N, **options):
 
 
 def drawn(of, rows, seed=0):
-    return of.drawn(rows, Draw.all(seeded(seed), len(rows)))
+    return of.training_batch(rows, Draw.all(seeded(seed), len(rows)))
 
 
 ROWS = torch.tensor([3, 1499, 3, 0, 1024, 1023, 7])
@@ -74,13 +74,13 @@ def test_training_draws_all_views_alike():
 @pytest.mark.parametrize("views", [0, 4])
 def test_two_slices_get_what_one_gets(steps, views):
     of = data(steps=steps, views=views)
-    whole = of.drawn(ROWS, Draw.all(seeded(2), 7))
-    parts = [of.drawn(ROWS[s], Draw(seeded(2), 7, s)) for s in (slice(0, 3), slice(3, 7))]
+    whole = of.training_batch(ROWS, Draw.all(seeded(2), 7))
+    parts = [of.training_batch(ROWS[s], Draw(seeded(2), 7, s)) for s in (slice(0, 3), slice(3, 7))]
     assert torch.equal(torch.cat([part.x0 for part in parts]), whole.x0)
     before = seeded(2)
     after = [Draw(g, 7, s) for g, s in ((seeded(2), slice(0, 3)), (seeded(2), slice(3, 7)))]
     for draw, rows in zip(after, (ROWS[:3], ROWS[3:]), strict=True):
-        of.drawn(rows, draw)
+        of.training_batch(rows, draw)
     assert torch.equal(after[0].generator.get_state(), after[1].generator.get_state())
     assert not torch.equal(after[0].generator.get_state(), before.get_state())
 

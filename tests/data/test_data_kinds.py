@@ -31,7 +31,7 @@ from halfstep.models.classifiers.registry import refuse_other_classes
 from halfstep.pipeline import Pipeline
 from halfstep.training import train, TrainingConfig
 from halfstep.training.checks.data import read_by
-from halfstep.training.classifiers.api import judging, train_classifier
+from halfstep.training.classifiers.api import held_out_dataset, train_classifier
 from halfstep.training.classifiers.distillation import distill_classifier
 
 # -- latents ---------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_folders_of_numbers_are_the_numbered_labels(tmp_path):
         picture(tmp_path / "f" / str(c) / "0.png", 20 * c)
     images = np.stack([np.full((1, 8, 8), 20 * c, np.uint8) for c in range(12)])
     np.savez(tmp_path / "a.npz", images=images[::-1], labels=np.arange(12)[::-1])
-    held = judging(tmp_path / "f", load(str(tmp_path / "a.npz")))
+    held = held_out_dataset(tmp_path / "f", load(str(tmp_path / "a.npz")))
     assert [int(x[0, 0, 0]) // 20 for x in held.values] == held.labels.tolist()
 
 

@@ -154,11 +154,11 @@ def test_the_engine_stops_where_the_loss_is_too_much(tolerance, last, meter, tmp
     data = points()
     data = replace(data, values=torch.cat([data.values, data.values[:, :1]], 1))
     halve(tmp_path / "d", method=method, pipeline=teacher(), data=data, job=job(gate=gate))
-    assert [d.steps for d in gate.tried] == [*made, (last or FULL) // 2]
-    assert [d.verdict for d in gate.tried] == ["passed"] * len(made) + ["broken"]
+    assert [d.steps for d in gate.decisions] == [*made, (last or FULL) // 2]
+    assert [d.verdict for d in gate.decisions] == ["passed"] * len(made) + ["broken"]
     assert (gate.best.steps if gate.best else None) == last
     stages = {path.name for path in (tmp_path / "d" / "stages").iterdir()}
-    assert stages == {decision.stage for decision in gate.tried}
+    assert stages == {decision.stage for decision in gate.decisions}
     kept = json.loads((tmp_path / "d" / "gate.json").read_text())
     assert kept["best"] == (f"{last:04d}-steps" if last else None)
     assert kept["stopped"].startswith(f"Stopped at {(last or FULL) // 2} steps: ")
@@ -173,8 +173,8 @@ def test_a_student_that_was_spoilt_on_purpose(gain, passes, meter):
     assert (want <= 1.1) == passes
     gate = Gate(meter.student, 1.1, samples=400, most=3200)
     assert gate(spoilt) == passes
-    assert gate.tried[0].ratio.value == pytest.approx(want, rel=0.05)
-    assert gate.tried[0].verdict == ("passed" if passes else "broken")
+    assert gate.decisions[0].ratio.value == pytest.approx(want, rel=0.05)
+    assert gate.decisions[0].verdict == ("passed" if passes else "broken")
 
 
 def test_teacher_and_student_see_the_same_noise(meter):
@@ -250,7 +250,7 @@ def test_what_stays_undecided_is_decided_by_its_value_and_says_so():
         gate = Gate(measure, 1.1, samples=100, most=350, tell=heard.append)
         assert gate(student(4)) == goes_on
         assert [n for _, n in measure.asked] == [100, 200, 350]
-        (decision,) = gate.tried
+        (decision,) = gate.decisions
         assert (decision.verdict, decision.samples) == ("undecided", 350)
         assert within(decision, 1.1) == goes_on and (gate.best is not None) == goes_on
         side = "within" if goes_on else "more than"
@@ -306,7 +306,7 @@ def test_a_resumed_run_keeps_its_decisions_without_measuring_again(tmp_path):
     again = gate_in(tmp_path, measure, tell=heard.append)
     assert [again(student(k)) for k in (16, 8, 4)] == [True, True, False]
     assert measure.asked == [(4, 100)] and len(heard) == 3
-    assert again.tried[:2] == first.tried and again.best == first.tried[1]
+    assert again.decisions[:2] == first.decisions and again.best == first.decisions[1]
     last, silent = gate_in(tmp_path, None), json.loads((tmp_path / "gate.json").read_text())
     assert [last(student(k)) for k in (16, 8, 4)] == [True, True, False]
     del silent[CHECKSUM]
@@ -320,8 +320,8 @@ def test_a_student_that_was_trained_further_is_measured_again(tmp_path):
     again = gate_in(tmp_path, measure)
     assert again(student(8)) and again(student(4, weight=1.0))
     assert measure.asked == [(4, 100)]
-    assert [d.steps for d in gate_in(tmp_path, None).tried] == []  # read when it is first asked
-    assert [(d.steps, d.verdict) for d in again.tried] == [(8, "passed"), (4, "passed")]
+    assert [d.steps for d in gate_in(tmp_path, None).decisions] == []  # read when it is first asked
+    assert [(d.steps, d.verdict) for d in again.decisions] == [(8, "passed"), (4, "passed")]
 
 
 def test_what_follows_a_student_that_changed_is_forgotten(tmp_path):
@@ -329,7 +329,7 @@ def test_what_follows_a_student_that_changed_is_forgotten(tmp_path):
     for steps in (8, 4, 2):
         gate(student(steps))
     gate(student(4, weight=1.0))
-    assert [d.steps for d in gate.tried] == [8, 4]
+    assert [d.steps for d in gate.decisions] == [8, 4]
 
 
 @pytest.mark.parametrize(
@@ -564,12 +564,12 @@ def test_a_student_after_one_that_broke_is_not_the_best():
     gate = Gate(told({8: 1.0, 4: 1.05, 2: 1.5, 1: 1.0}), 1.1, until=1)
     assert gate.best is None
     assert [gate(student(steps)) for steps in (8, 4, 2, 1)] == [True] * 4
-    assert [d.verdict for d in gate.tried] == ["passed", "passed", "broken", "passed"]
+    assert [d.verdict for d in gate.decisions] == ["passed", "passed", "broken", "passed"]
     assert gate.best.steps == 4 and gate.to_json()["best"] == "0004-steps"
 
 
 def test_a_smaller_network_that_is_no_student_yet_passes():
     measure = told(9.0)
     gate = Gate(measure, 1.1)
-    assert gate(teacher()) and not measure.asked and not gate.tried
+    assert gate(teacher()) and not measure.asked and not gate.decisions
     assert not gate(student(4))

@@ -181,14 +181,14 @@ def asked(monkeypatch):
 def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked):
     mine = judge(real, n=60)
     kept = subject(student(2), cache=tmp_path)
-    unwrap = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
+    uncached = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
     first, wanted = (
         plain(GuidedEvaluation(kept, mine, (2.0,)).table()),
         [(8, 2.0, 1, 60), (8, 2.0, 0, 60)],
     )
     assert sorted(asked[3:]) == sorted([*wanted, (2, 2.0, 0, 60)])
     asked.clear()
-    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == unwrap
+    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == uncached
     assert asked == [(2, 2.0, 0, 60)]
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])

@@ -398,8 +398,8 @@ def test_without_the_student_before_there_is_no_split(data):
     gap = Candidates(pipeline(), students(4, 1), data, uniform(8))
     rows = of(gather(gap, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [False, True]
-    unwrap = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
-    rows = of(gather(unwrap, judge(data), asked), "student")
+    unknown = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
+    rows = of(gather(unknown, judge(data), asked), "student")
     assert [row["split"] is None for row in rows] == [True, False]
 
 

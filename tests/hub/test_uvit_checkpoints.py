@@ -553,8 +553,8 @@ def test_the_presets_ask_for_the_published_recipes(name):
     assert options.method == published.method
     assert options.training == published.training
     # Of latents the mirror image is encoded beforehand.
-    assert options.source.flip == (published.flip and name not in LATENT)
-    assert options.source.size == (None if name in LATENT else published.size)
+    assert options.dataset.flip == (published.flip and name not in LATENT)
+    assert options.dataset.size == (None if name in LATENT else published.size)
     assert options.network.labels == bool(published.class_names)
     assert options.network.texts == (name in TEXT)
     text = Path(__file__).parents[2].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
@@ -569,7 +569,7 @@ def test_the_presets_take_the_latents_that_they_are_for(name, tmp_path):
     pixels = np.zeros((2, published.size, published.size, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1]))
     write_latents(stream(str(tmp_path / "images.npz")), codec, tmp_path / "latents")
-    source = replace(asked_by_preset(name).source, data=str(tmp_path / "latents"))
+    source = replace(asked_by_preset(name).dataset, data=str(tmp_path / "latents"))
     data = load(source.data, size=source.size, channels=source.channels, flip=source.flip)
     assert data.shape == published.shape and data.flip == published.flip
     with torch.device("meta"):

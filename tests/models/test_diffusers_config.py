@@ -167,7 +167,7 @@ def test_networks_that_need_more_are_refused_when_they_are_built(name, options, 
         ("FluxTransformer2DModel", "no net"),
         ("diffusers:UNet2DModel", "unet"),
         ("diffusers:PixArtTransformer2DModel", "not called as"),
-        ("tests.models.test_diffusers_config:bare", "unet"),
+        ("tests.models.test_diffusers_config:plain_unet", "unet"),
     ],
 )
 def test_classes_of_diffusers_are_no_nets(name, word):
@@ -175,7 +175,7 @@ def test_classes_of_diffusers_are_no_nets(name, word):
         build(name, {})
 
 
-def unwrap():
+def plain_unet():
     return theirs("unet")
 
 

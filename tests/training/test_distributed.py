@@ -88,7 +88,7 @@ class Asking(ProgressCallback):
 (folder / f"pid-{rank}").write_text(str(os.getpid()))
 torch.distributed.barrier()
 try:
-    run("stopped", job=job(watch=Asking()))
+    run("stopped", job=job(callback=Asking()))
 except Stopped as error:
     found["stopped"] = str(error)
 found["went on"] = weights(run("stopped"))

@@ -60,14 +60,14 @@ def test_before_the_first_halving_the_first_student_is_seen_at_the_start(
     for stage in opened.stages:
         shutil.rmtree(stage)
     assert opened.students() == []
-    unwrap = RunFolder.open(tmp_path / "r")
-    unwrap.about["plan"]["teacher_times"] = start
+    run = RunFolder.open(tmp_path / "r")
+    run.about["plan"]["teacher_times"] = start
     bare_first = type(first)(first.denoiser, first.shape)
     bare_first.save(tmp_path / "r" / "stages" / "guided")
     (tmp_path / "r" / "run.json").unlink()  # which would refuse a stage that it did not make
-    [student] = unwrap.students(full=6)
+    [student] = run.students(full=6)
     assert len(student.times[0]) == steps + 1 and student.times[0][0] == 1
-    assert unwrap.first_student().times == ()
+    assert run.first_student().times == ()
     assert start in ((), student.times[0])
 
 

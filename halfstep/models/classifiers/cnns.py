@@ -25,7 +25,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if channels < 1 or num_classes < 2:
             raise ConfigError(
-                f"a classifier of {channels} channels and {num_classes} classes tells nothing apart: "
+                f"a classifier with channels={channels} and num_classes={num_classes} tells nothing apart: "
                 "write at least 1 and 2"
             )
         self.config = {"channels": channels, "num_classes": num_classes, **config}

@@ -144,14 +144,14 @@ def test_half_as_large_and_read_in_full(tmp_path):
     found = half.batch(rows).x0
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, whole.batch(rows).x0, rtol=1e-3, atol=1e-3)
-    assert half.drawn(rows, Draw.all(seeded(), 4)).x0.dtype == torch.float32
+    assert half.training_batch(rows, Draw.all(seeded(), 4)).x0.dtype == torch.float32
 
 
 def test_without_mirror_images(tmp_path):
     encoded(tmp_path / "l", mirror=False)
     found, exact = open_latents(tmp_path / "l"), moments_of(some_images())
     assert not found.flip and len(found) == 11 and len(found.moments) == 11
-    x0 = found.drawn(torch.tensor([7, 2]), Draw.all(seeded(3), 2)).x0
+    x0 = found.training_batch(torch.tensor([7, 2]), Draw.all(seeded(3), 2)).x0
     noise = torch.randn(2, 3, 2, 3, generator=seeded(3))  # no draw goes to mirroring
     mean, logvar = exact[[7, 2], 0].chunk(2, 1)
     torch.testing.assert_close(x0, (mean + (logvar / 2).exp() * noise) * 0.7, rtol=0, atol=1e-6)
@@ -164,7 +164,7 @@ def test_classes_are_kept(tmp_path):
     assert found.labels.tolist() == [k % 3 for k in range(11)]
     assert (found.names, found.num_classes) == (("ape", "bee", "cow"), 3)
     assert found.batch(torch.tensor([5, 0])).cond.label.tolist() == [2, 0]
-    assert found.drawn(torch.tensor([4]), Draw.all(seeded(), 1)).cond.label.tolist() == [1]
+    assert found.training_batch(torch.tensor([4]), Draw.all(seeded(), 1)).cond.label.tolist() == [1]
     assert (bare.labels, bare.names, bare.num_classes) == (None, (), 0)
     assert bare.batch(torch.tensor([5])).cond is None
     assert replace(found, labels=None, names=()).batch(torch.tensor([5])).cond is None
@@ -184,7 +184,7 @@ def test_a_draw_is_fresh_and_of_image_or_mirror_image(tmp_path):
     for _ in range(3):  # the state of the generator goes on: each read has its own chance
         copy = torch.Generator()
         copy.set_state(generator.get_state())
-        x0 = found.drawn(rows, Draw.all(generator, 7)).x0
+        x0 = found.training_batch(rows, Draw.all(generator, 7)).x0
         mirrored = torch.rand(7, generator=copy, dtype=torch.float64) < 0.5
         noise = torch.randn(7, 3, 2, 3, generator=copy)
         mean, logvar = exact[rows, mirrored.long()].chunk(2, dim=1)
@@ -195,9 +195,9 @@ def test_a_draw_is_fresh_and_of_image_or_mirror_image(tmp_path):
 def test_slices_of_a_batch_draw_what_the_whole_draws(tmp_path):
     encoded(tmp_path / "l", captions=captions())
     found, rows = open_latents(tmp_path / "l"), torch.tensor([10, 3, 3, 0, 7])
-    whole = found.drawn(rows, Draw.all(seeded(2), 5))
+    whole = found.training_batch(rows, Draw.all(seeded(2), 5))
     for part in (slice(0, 2), slice(2, 5)):
-        some = found.drawn(rows[part], Draw(seeded(2), 5, part))
+        some = found.training_batch(rows[part], Draw(seeded(2), 5, part))
         assert torch.equal(some.x0, whole.x0[part])
         assert torch.equal(some.cond.label, whole.cond.label[part])
         assert torch.equal(some.cond.encoder_hidden_states, whole.cond.encoder_hidden_states[part])
@@ -211,7 +211,7 @@ def test_extreme_log_variances_are_clamped(tmp_path):
 
     encoded(tmp_path / "l", codec=Extreme(scale=0.1))
     found = open_latents(tmp_path / "l")
-    x0 = found.drawn(torch.arange(11), Draw.all(seeded(), 11)).x0
+    x0 = found.training_batch(torch.arange(11), Draw.all(seeded(), 11)).x0
     assert 1e3 < x0.abs().max() < np.exp(10) * 5 * 0.1
 
 
@@ -286,7 +286,7 @@ def test_one_of_several_captions_is_read(tmp_path):
     assert found.null_context.shape == (5, 4) and found.null_context.dtype == torch.float32
 
     rows, seen = torch.tensor([8] * 30 + [0, 4]), set()
-    drawn = found.drawn(rows, Draw.all(seeded(1), 32)).cond.encoder_hidden_states
+    drawn = found.training_batch(rows, Draw.all(seeded(1), 32)).cond.encoder_hidden_states
     for row, state in zip(rows.tolist(), drawn, strict=True):
         near = [t for t in of[row] if (state - states[t]).abs().max() < 2e-3]
         assert len(near) == 1
@@ -300,8 +300,8 @@ def test_captions_are_drawn_evenly_and_last(tmp_path):
     encoded(tmp_path / "without")
     found, bare = open_latents(tmp_path / "with"), open_latents(tmp_path / "without")
     rows = torch.full((3000,), 8)
-    drawn = found.drawn(rows, Draw.all(seeded(), 3000))
-    assert torch.equal(drawn.x0, bare.drawn(rows, Draw.all(seeded(), 3000)).x0)
+    drawn = found.training_batch(rows, Draw.all(seeded(), 3000))
+    assert torch.equal(drawn.x0, bare.training_batch(rows, Draw.all(seeded(), 3000)).x0)
     counts = drawn.cond.encoder_hidden_states[:, 0, 0].unique(return_counts=True)[1]
     assert len(counts) == 3 and (counts - 1000).abs().max() < 120
     assert bare.null_context is None and bare.contexts is None

@@ -26,7 +26,7 @@ from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.image_inputs import DataLike
+from halfstep.pipeline.image_inputs import ImageStart
 from halfstep.rng import sample_noise
 from tests.support.denoisers import named, SCHEDULES, seeded, wobbly_teacher
 
@@ -455,5 +455,5 @@ def test_a_table(images, known):
 )
 def test_a_latent_is_known_where_all_its_pixels_are(name, count):
     known = masks()[name]
-    mask = DataLike(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
+    mask = ImageStart(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
     assert mask is not None and int((~mask)[0, 0].sum()) == count

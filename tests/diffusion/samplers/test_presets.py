@@ -18,7 +18,7 @@ from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_sampling, draws_noise, NAMES, teacher_grid, walk
+from halfstep.pipeline.samplers import check_sampling, draws_noise, NAMES, sampler_fn, teacher_grid
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64
@@ -43,7 +43,7 @@ def off(name, schedule, times, *, std=STD, dtype=torch.float32):
     Of walks that draw noise only how far apart they end counts: one that has none left is 1 off, too.
     """
     noise = torch.randn(N, 1, generator=seeded(3), dtype=torch.float64)
-    go = walk(name, 0, range(N), (1,), times, schedule, 0.0)
+    go = sampler_fn(name, 0, range(N), (1,), times, schedule, 0.0)
     got = go(gaussian_teacher(schedule, MEAN, std), noise.to(dtype), times).double()
     if draws_noise(name):
         return ((got - MEAN).square().mean().sqrt() / std - 1).abs().item()

@@ -29,7 +29,7 @@ from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import build_classifier, class_names
 from halfstep.models.compression.int8 import quantise
 from halfstep.training.api import RunOptions
-from halfstep.training.classifiers.api import classified, judging, train_classifier
+from halfstep.training.classifiers.api import classified, held_out_dataset, train_classifier
 from halfstep.training.classifiers.logit_cache import kept_answers
 from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
@@ -92,9 +92,9 @@ def test_other_classes_are_refused_by_name(tmp_path):
     data = pictures()
     other = replace(data, names=("a", "b", "c", "x"), values=data.values.flip(0))
     with pytest.raises(ConfigError, match="a, b, c, d and the held-out data a, b, c, x"):
-        judging(other, data)
-    judging(replace(other, names=data.names), data)
-    judging(replace(other, names=()), data)  # numbers say nothing
+        held_out_dataset(other, data)
+    held_out_dataset(replace(other, names=data.names), data)
+    held_out_dataset(replace(other, names=()), data)  # numbers say nothing
     teacher = built()
     teacher.class_names = ("a", "b", "c", "x")
     with pytest.raises(

@@ -18,7 +18,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Encoder, METHODS, Progressive, two_step_target
 from halfstep.methods.diffusion.progressive import Halve
 from halfstep.models import build
-from halfstep.models.codec import drawn
+from halfstep.models.codec import sample_latents
 from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 from halfstep.training import distill, TrainingConfig
@@ -423,7 +423,7 @@ def test_latents_are_encoded_by_their_means():
     made = Pipeline(Denoiser(net.float(), Cosine(), V()).freeze(), (1, 2, 3), codec=Halves())
     images = torch.rand(3, 1, 4, 6, generator=seeded(), dtype=torch.float32)
     moments = Halves().moments(images)
-    latents = drawn(moments, torch.zeros_like(moments[:, :1]), 3.0)
+    latents = sample_latents(moments, torch.zeros_like(moments[:, :1]), 3.0)
     wanted = encode(made.denoiser, latents, uniform(2))
     torch.testing.assert_close(made.encode(images, steps=2), wanted, rtol=0, atol=2e-5)
     with pytest.raises(ConfigError, match=r"\[1, 4, 6\]: got shape \[3, 1, 4, 4\]"):

@@ -390,9 +390,9 @@ def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
     whole, seen = data(), []
 
     class Noted(type(whole)):
-        def drawn(self, rows, draw):
+        def training_batch(self, rows, draw):
             seen.append(rows.tolist())
-            return super().drawn(rows, draw)
+            return super().training_batch(rows, draw)
 
     noted, n = Noted(**vars(whole)), len(whole)
     Shrink(depth=6, updates=1, denoising=0.0).scores(teacher(depth=8), noted)

@@ -12,7 +12,7 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.autoencoder import kl
 from halfstep.models.autoencoder.checkpoints import ldm_name
 from halfstep.models.autoencoder.kl import KLCodec, load_codec, OFFICIAL
-from halfstep.models.codec import drawn
+from halfstep.models.codec import sample_latents
 from tests.support.denoisers import seeded
 from tests.support.runs import rewritten
 
@@ -104,14 +104,14 @@ def test_a_latent_is_drawn_from_its_moments():
     mean, log_variance = torch.randn(2, 5, 3, 2, 4, generator=seeded(), dtype=torch.float64)
     noise = torch.randn(5, 3, 2, 4, generator=seeded(1), dtype=torch.float64)
     by_hand = (mean + log_variance.exp().sqrt() * noise) * 0.3
-    got = drawn(torch.cat([mean, log_variance], 1), noise, 0.3)
+    got = sample_latents(torch.cat([mean, log_variance], 1), noise, 0.3)
     torch.testing.assert_close(got, by_hand, rtol=1e-12, atol=0)
 
 
 def test_the_log_variance_is_clamped_at_both_ends():
     """Like the official code: from -30 to 20, each side at and just inside its end."""
     given = torch.tensor([-99.0, -30, -29, 19, 20, 99], dtype=torch.float64).reshape(6, 1, 1, 1)
-    got = drawn(torch.cat([given * 0, given], 1), torch.ones_like(given), 1.0).flatten()
+    got = sample_latents(torch.cat([given * 0, given], 1), torch.ones_like(given), 1.0).flatten()
     expected = [exp(-15), exp(-15), exp(-14.5), exp(9.5), exp(10), exp(10)]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 

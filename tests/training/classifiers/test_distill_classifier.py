@@ -188,8 +188,8 @@ class Anew(Dataset):
     def views(self):
         return None
 
-    def drawn(self, rows, draw):
-        found = super().drawn(rows, draw)
+    def training_batch(self, rows, draw):
+        found = super().training_batch(rows, draw)
         return Batch(found.x0 + 0.1 * draw.normal(found.x0), found.cond, found.ids)
 
 
@@ -324,8 +324,8 @@ def test_a_teacher_whose_rounding_depends_on_the_place_is_asked_row_by_row(tmp_p
     assert "one sample at a time" in callback.notes[0]
     kept = run(tmp_path / "b", teacher=[Placed()], updates=4, answers=tmp_path / "kept")
     assert same(asked, kept)
-    assert not Teachers(Placed()).settled(torch.ones(ROWS, 3, 5, 4))
-    assert Teachers(Fixed()).settled(torch.randn(ROWS, 3, 5, 4))
+    assert not Teachers(Placed()).is_reproducible(torch.ones(ROWS, 3, 5, 4))
+    assert Teachers(Fixed()).is_reproducible(torch.randn(ROWS, 3, 5, 4))
 
 
 # Two processes.
