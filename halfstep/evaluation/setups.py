@@ -81,6 +81,10 @@ class Evaluation(Validated):
         return min(self.guidance_scales, default=1.0)
 
 
+OtherSize = tuple[str, Pipeline, int]
+"""Name, pipeline and steps of a network of another size."""
+
+
 @dataclass(frozen=True)
 class Candidates:
     """What is judged: a teacher, the students made from it, and its data.
@@ -100,7 +104,7 @@ class Candidates:
     times: Times = ()
     held_out: Tensor | None = None
     first_teacher: Pipeline | None = None
-    others: Sequence[tuple[str, Pipeline, int]] = ()
+    others: Sequence[OtherSize] = ()
     variants: Sequence[Variant] = ()
 
     def variants_of(self, count: int) -> list[Variant]:
@@ -139,7 +143,7 @@ class Setup:
 def teacher_setups(teacher: Pipeline, counts: Sequence[int], config: Evaluation) -> list[Setup]:
     """The teacher at full steps, and the baselines: once where one serves two counts, and of a teacher that
     is a student its own steps."""
-    walkable(teacher, config.full_sampler, config.full_steps)
+    refuse_sampler(teacher, config.full_sampler, config.full_steps)
     sampler = "" if config.full_sampler == "ddim" else f"{config.full_sampler}, "
     way = teacher, config.full_sampler, config.full_steps
     found = [Setup("teacher", f"teacher, {sampler}{plural(config.full_steps)}", way)]
@@ -166,7 +170,7 @@ def student_setups(subject: Candidates, counts: Sequence[int]) -> list[Setup]:
     return found
 
 
-def walkable(teacher: Pipeline, sampler: str, steps: int) -> None:
+def refuse_sampler(teacher: Pipeline, sampler: str, steps: int) -> None:
     """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
     check_sampling(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
 
@@ -184,7 +188,7 @@ def _tried(
         if steps is None or (own and steps not in own and sampler not in SAMPLER_PRESETS):
             continue
         try:
-            walkable(teacher, sampler, steps)
+            refuse_sampler(teacher, sampler, steps)
         except ConfigError as error:
             if sampler not in SAMPLER_PRESETS and not sampler.startswith(PREFIX):
                 raise

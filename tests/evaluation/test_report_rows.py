@@ -26,7 +26,7 @@ from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error, wors
 from halfstep.evaluation.report_rows import teacher_rows as measured_rows
 from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
 from halfstep.evaluation.sample_sets import SampleSet
-from halfstep.evaluation.setups import counted, most_steps, Setup, TIMED, walkable
+from halfstep.evaluation.setups import counted, most_steps, refuse_sampler, Setup, TIMED
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.report.page import render
@@ -304,8 +304,8 @@ def test_a_baseline_that_would_lead_nowhere_is_left_out_of_those_steps(data):
     with pytest.raises(ConfigError, match="there is no diffusers scheduler"):
         subject.left_out(replace(asked, baselines=("diffusers:PNDMSchedule",)))
     with pytest.raises(ConfigError, match="leads nowhere"):
-        walkable(pipeline(), heun, 4)
-    walkable(pipeline(), heun, 64)
+        refuse_sampler(pipeline(), heun, 4)
+    refuse_sampler(pipeline(), heun, 64)
 
 
 def test_every_baseline_that_is_left_out_has_its_sentence(data):
@@ -339,12 +339,12 @@ def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):
     teacher = Pipeline(Denoiser(Never(), RectifiedFlow(), V()), SHAPE)
     for sampler in OWN_GRIDS:
         with pytest.raises(ConfigError, match="t = 1"):
-            walkable(teacher, sampler, 5)
+            refuse_sampler(teacher, sampler, 5)
         with pytest.raises(ConfigError, match="t = 1"):
             teacher_rows(teacher, (), judge(data), replace(BRIEF, full_sampler=sampler))
-    walkable(teacher, "ddim", 5)
+    refuse_sampler(teacher, "ddim", 5)
     with pytest.raises(ConfigError, match="steps"):
-        walkable(teacher, "ddim", 0)
+        refuse_sampler(teacher, "ddim", 0)
 
 
 # The same noise, the same numbers.

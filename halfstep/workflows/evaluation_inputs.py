@@ -1,0 +1,183 @@
+"""Read the networks and the data that a run is evaluated with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from halfstep import files
+from halfstep.data import Data, Latents, load
+from halfstep.data.latents.dataset import is_latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.compressed import read_variants, Variant
+from halfstep.evaluation.setups import counted, Evaluation, FULL_STEPS, OtherSize, steps_of
+from halfstep.identity import digest_of
+from halfstep.methods.base import student_name
+from halfstep.methods.diffusion.shrink import SHRUNK
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress
+from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.locate import locate_pipeline, Official
+
+FEW = (16, 8, 4)
+"""Steps at which two teachers are compared where the run has no students."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """The run to evaluate, and the places of its networks and data.
+
+    The fields are the arguments of `halfstep.evaluate`.
+    """
+
+    run: RunFolder
+    data: Data | str | None
+    teacher: Path | str | None
+    held_out: str | None
+    beside: Sequence[Path | str]
+    net: str | None
+    verify: bool
+
+    def __post_init__(self) -> None:
+        if self.data is None and "data" not in self.run.config:
+            raise ConfigError(
+                f"'{self.run.folder}' does not say what it was trained on (it has no config.toml): write "
+                f"halfstep evaluate {self.run.folder} --data DATA"
+            )
+
+    @property
+    def teacher_folder(self) -> Path | None:
+        """The teacher's folder: the one given, or the one in the run's options."""
+        place = self.run.config.get("teacher") if self.teacher is None else self.teacher
+        return None if place is None else Path(place)
+
+    def networks(self) -> "Networks":
+        """The networks of the run."""
+        students = self.run.students(full=FULL_STEPS, net=self.net)
+        first_teacher = self.run.first_student(net=self.net) if students else None
+        variants = read_variants(self.run.folder, net=self.net)
+        return Networks(self._teacher(students), students, first_teacher, variants)
+
+    def _teacher(self, students: Sequence[Pipeline]) -> Pipeline:
+        """The teacher that the run was made from; a run without students is one itself."""
+        if self.teacher is None and not students:
+            return locate_pipeline(self.run.folder, net=self.net)
+        official = Official.from_config(self.run.config)
+        if self.teacher is None and official.model is not None:
+            teacher = official.load()
+            place = official.model
+            teacher = replace(teacher, codec=teacher.codec or students[0].codec)
+        else:
+            folder = self.teacher_folder
+            if folder is None or not folder.exists():
+                raise ConfigError(
+                    f"the teacher of '{self.run.folder}' is not "
+                    f"{f'at {folder}' if folder else 'named in it'}: write "
+                    f"halfstep evaluate {self.run.folder} --teacher FOLDER"
+                )
+            teacher, place = locate_pipeline(folder, net=self.net), str(folder)
+        if students and digest_of(teacher.denoiser)[:16] != self.run.options.get("teacher"):
+            raise ConfigError(
+                f"'{place}' is not the teacher that '{self.run.folder}' was made from, its weights differ: "
+                f"write halfstep evaluate {self.run.folder} --teacher FOLDER with the one that was"
+            )
+        return teacher
+
+    def full_steps(self, teacher: Pipeline) -> int:
+        """Steps of the teacher that the gate compared with, so that gate and report mean the same.
+
+        Without a gate 64, or the steps that the halving began with; a teacher's own, where it is a student.
+        """
+        if teacher.times:
+            return max(len(times) - 1 for times in teacher.times)
+        first = max(FULL_STEPS, len(self.run.teacher_times) - 1)
+        return int(self.run.gate["about"].get("full", first)) if self.run.gate else first
+
+    def real(self, progress: Progress) -> Data:
+        """The real data: the data given, or the run's."""
+        spec = self.run.config["data"] if self.data is None else self.data
+        if not isinstance(spec, str):
+            return spec
+        size, channels = self._image_shape
+        return load(spec, size=size, channels=channels, verify=self.verify, progress=progress)
+
+    @property
+    def _image_shape(self) -> tuple[int | None, int | None]:
+        """The size and the channels that the run's images were read in."""
+        return self.run.config.get("size"), self.run.config.get("channels")
+
+    def unseen(self, data: Data, teacher: Pipeline) -> Data | None:
+        """Data that was held out: images of the size that the codec decodes to, or latents.
+
+        `ConfigError` for latents of another shape than the teacher's.
+        """
+        if self.held_out is None:
+            return None
+        if is_latents(Path(self.held_out).expanduser()):
+            latents = load(self.held_out, verify=self.verify)
+            if tuple(latents.shape) != tuple(teacher.shape):
+                raise ConfigError(
+                    f"the held-out latents have shape {list(latents.shape)} and the run's "
+                    f"{list(teacher.shape)}: give latents of that shape, or images"
+                )
+            return latents
+        size, channels = self._image_shape
+        if isinstance(data, Latents) and teacher.codec is not None:
+            size = data.shape[-1] * teacher.codec.factor
+        return load(self.held_out, size=size, channels=channels)
+
+    def others(self, networks: "Networks", config: Evaluation) -> list[OtherSize]:
+        """Networks of other sizes in the table: of a shrunk run, and of the runs beside it."""
+        others, shrunk = list[OtherSize](), self.run.stage(SHRUNK, net=self.net)
+        if shrunk is not None:
+            stages = {folder.name for folder in self.run.stages}
+            halved = [k for k in map(steps_of, networks.students) if student_name(k) in stages]
+            for steps in [config.full_steps, *counted(halved, config)] if halved else FEW:
+                others.append((SHRUNK, shrunk, steps))
+            if not halved:
+                others += [("teacher, ddim", networks.teacher, steps) for steps in FEW]
+        for folder in self.beside:
+            others += self._students_of(Path(folder), config)
+        return others
+
+    def _students_of(self, folder: Path, config: Evaluation) -> Iterator[OtherSize]:
+        """The students of another run; `ConfigError` unless they have the same teacher."""
+        other = RunFolder.open(folder)
+        if other.options.get("teacher") != self.run.options.get("teacher"):
+            raise ConfigError(
+                f"'{folder}' was made from another teacher than '{self.run.folder}', and only students of "
+                "one teacher share a table: compare the reports of both with --compare"
+            )
+        name = folder.name or files.name_of(folder)
+        for student in other.students(full=FULL_STEPS, net=self.net):
+            steps = steps_of(student)
+            if not config.counts or steps in config.counts:
+                yield name, student, steps
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run.
+
+    students       most steps first
+    first_teacher  the network that the first student was made from, where that is not the teacher
+    variants       students made smaller after training
+    """
+
+    teacher: Pipeline
+    students: list[Pipeline]
+    first_teacher: Pipeline | None
+    variants: list[Variant]
+
+    @property
+    def encode(self) -> bool:
+        """Whether the students encode images, and draw no samples."""
+        return bool(self.students) and self.students[0].direction == "invert"
+
+    def to(self, device: torch.device) -> None:
+        """Move all of them to a device."""
+        first_teacher = [self.first_teacher] if self.first_teacher else []
+        variants = [one.pipeline for one in self.variants]
+        for pipeline in (self.teacher, *self.students, *first_teacher, *variants):
+            pipeline.to(device)
