@@ -15,6 +15,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import storage
+from halfstep.config import JsonObject
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import Eps
 from halfstep.diffusion.schedules import BetaTable, Schedule, VPLinear
@@ -189,7 +190,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in tensors.items()}
 
 
-def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> dict[str, Any]:
+def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> JsonObject:
     return {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, **more}
 
 
@@ -206,24 +207,24 @@ def _method(updates: int, levels: int = 0, drop: float = 0.0) -> Denoising:
     return Denoising(updates=updates, weighting="snr", levels=levels, drop_labels=drop)
 
 
-_S: dict[str, Any] = {"embed_dim": 512, "depth": 12, "num_heads": 8}
-_M: dict[str, Any] = {"embed_dim": 768, "depth": 16, "num_heads": 12, "use_checkpoint": True}
-_L: dict[str, Any] = {"embed_dim": 1024, "depth": 20, "num_heads": 16, "use_checkpoint": True}
-_H: dict[str, Any] = {
+_S: JsonObject = {"embed_dim": 512, "depth": 12, "num_heads": 8}
+_M: JsonObject = {"embed_dim": 768, "depth": 16, "num_heads": 12, "use_checkpoint": True}
+_L: JsonObject = {"embed_dim": 1024, "depth": 20, "num_heads": 16, "use_checkpoint": True}
+_H: JsonObject = {
     "embed_dim": 1152, "depth": 28, "num_heads": 16, "use_checkpoint": True, "conv": False,
 }  # fmt: skip
-_TEXT: dict[str, Any] = {"clip_dim": 768, "num_clip_token": 77}
+_TEXT: JsonObject = {"clip_dim": 768, "num_clip_token": 77}
 
-_SDE: dict[str, Any] = {"schedule": VPLinear(0.1, 20.0), "time": NetTime(scale=999.0)}
-_LEVELS: dict[str, Any] = {
+_SDE: JsonObject = {"schedule": VPLinear(0.1, 20.0), "time": NetTime(scale=999.0)}
+_LEVELS: JsonObject = {
     "schedule": BetaTable("scaled_linear", 1000, 0.00085, 0.012),
     "time": NetTime(scale=1000.0),
 }
-_MARUYAMA: dict[str, Any] = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}
-_FAST: dict[str, Any] = {**_SDE, "sampler": "dpm-fast", "steps": 50}
-_THIRD: dict[str, Any] = {**_LEVELS, "sampler": "dpmpp-3s", "steps": 50}
-_LABELS: dict[str, Any] = {"class_names": 1000, "null": 1000, "scale": 0.18215}
-_COCO: dict[str, Any] = {"scale": 0.23010, "guidance_scale": 2.0, "flip": False}
+_MARUYAMA: JsonObject = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}
+_FAST: JsonObject = {**_SDE, "sampler": "dpm-fast", "steps": 50}
+_THIRD: JsonObject = {**_LEVELS, "sampler": "dpmpp-3s", "steps": 50}
+_LABELS: JsonObject = {"class_names": 1000, "null": 1000, "scale": 0.18215}
+_COCO: JsonObject = {"scale": 0.23010, "guidance_scale": 2.0, "flip": False}
 
 PUBLISHED: dict[str, Published] = {
     "cifar10_uvit_small": Published(

@@ -4,13 +4,14 @@ diffusers is imported when one of its models, of which the U-ViT is one, is buil
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, TYPE_CHECKING
 
 from torch import nn
 
+from halfstep.config import JsonObject, NetConfig
 from halfstep.errors import ConfigError, unknown
 from halfstep.models.adapters import (
     Adapter,
@@ -90,7 +91,7 @@ LATER = {
 can go on."""
 
 
-def build(name: str, config: Mapping[str, Any]) -> nn.Module:
+def build(name: str, config: NetConfig) -> nn.Module:
     """The named network, which remembers how it was made: `recipe(net)` gives (name, config).
 
     name    one of `NETS`, or `package.module:function`: a function of the user's that is called
@@ -117,7 +118,7 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     return net
 
 
-def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
+def recipe(net: nn.Module) -> tuple[str, JsonObject]:
     """The name and config that `build` made this network from."""
     found = getattr(net, "recipe", None)
     if found is None:
@@ -129,7 +130,7 @@ def recipe(net: nn.Module) -> tuple[str, dict[str, Any]]:
     return name, dict(config)
 
 
-def build_like(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+def build_like(net: nn.Module, config: NetConfig) -> nn.Module:
     """A fresh network by the function that made this one, of this config.
 
     One that was given as a function is built by that function: the name beside it came from a file.
@@ -142,7 +143,7 @@ def build_like(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     return new
 
 
-def copy_recipe(new: nn.Module, net: nn.Module, config: Mapping[str, Any]) -> None:
+def copy_recipe(new: nn.Module, net: nn.Module, config: NetConfig) -> None:
     """Let a network remember that it was made as this one, of this config.
 
     The name alone would not do: where it came from a file, what it names would be imported.
@@ -160,7 +161,7 @@ def infer_config(
     outputs: int = 1,
     num_classes: int | None = None,
     text_shape: tuple[int, int] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The part of the named net's config that the data decides.
 
     shape        of one sample: (C, H, W), or (D,) for points
@@ -168,7 +169,7 @@ def infer_config(
     num_classes  rows of the label embedding, null class included; None: no labels
     text_shape   (tokens, width) of the text states; None: no texts
     """
-    conditions: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    conditions: JsonObject = {} if num_classes is None else {"num_classes": num_classes}
     if ":" in name:
         return conditions if text_shape is None else conditions | {"text_shape": list(text_shape)}
     _named(name)
@@ -270,7 +271,7 @@ def import_function(name: str, what: str = "net") -> Callable[..., Any]:
 _VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
-def plain_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(name: str, config: NetConfig) -> JsonObject:
     """The config as JSON will give it back; refused where it could not be."""
     for key, value in config.items():
         try:
@@ -280,7 +281,7 @@ def plain_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"the option '{key}' of the net '{name}' is a {type(value).__name__}, which JSON "
                 "cannot hold, so it could not be saved: give numbers, words, lists of them"
             ) from error
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    plain: JsonObject = json.loads(json.dumps(dict(config)))
     try:
         validated(plain, Any)
     except SchemaError as wrong:

@@ -17,6 +17,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Cond
+from halfstep.config import JsonObject
 from halfstep.errors import ConfigError, unknown
 from halfstep.models.diffusers_config import (
     LABELS,
@@ -286,7 +287,7 @@ def dit(
 
 
 def _diffusers(
-    name: str, model: Any, config: dict[str, Any], num_classes: int | None, outputs: int
+    name: str, model: Any, config: JsonObject, num_classes: int | None, outputs: int
 ) -> nn.Module:
     """A diffusers model of this config, where halfstep's num_classes stands for its own option."""
     known = signature(model.__init__).parameters

@@ -4,10 +4,10 @@ Networks are called as net(x, t, cond): one that needs other conditions is refus
 one whose output is something else than a parameterisation reads when its denoiser is made.
 """
 
-from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from halfstep.config import JsonObject, NetConfig
 from halfstep.errors import ConfigError
 
 CLASSES = {
@@ -51,7 +51,7 @@ WRAP = (
 )
 
 
-def from_diffusers_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def from_diffusers_config(name: str, config: NetConfig) -> JsonObject:
     """The config of a net of diffusers, as `dict(model.config)` has it, in the words of `build`.
 
     What diffusers keeps for itself (keys that begin with _) is left out, and None is not given.
@@ -83,7 +83,7 @@ def from_diffusers_config(name: str, config: Mapping[str, Any]) -> dict[str, Any
     return given
 
 
-def _same(config: dict[str, Any], ours: str, theirs: str, value: Any, said: Any) -> None:
+def _same(config: JsonObject, ours: str, theirs: str, value: Any, said: Any) -> None:
     """Give the option the value that diffusers' one says; `ConfigError` where it has another."""
     if config.get(ours) not in (None, 0, value):
         raise ConfigError(
@@ -92,7 +92,7 @@ def _same(config: dict[str, Any], ours: str, theirs: str, value: Any, said: Any)
     config[ours] = value
 
 
-def refuse_other_conditions(name: str, config: Mapping[str, Any]) -> None:
+def refuse_other_conditions(name: str, config: NetConfig) -> None:
     """`ConfigError` for a network that reads what `Cond` does not say."""
     for key, runs in RUN.items():
         if (value := config.get(key, runs[0])) not in runs:

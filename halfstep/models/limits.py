@@ -1,12 +1,13 @@
 """Sizes that no network can have, refused before one is built."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from halfstep.capacity import refuse_too_large
+from halfstep.config import NetConfig
 from halfstep.config.validate import is_valid, numbers, shown
 from halfstep.errors import ConfigError, HalfstepError
 
@@ -19,7 +20,7 @@ LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_blo
 MOST_LAYERS = 1_000
 
 
-def build_within_limits(name: str, make: Callable[..., N], config: Mapping[str, Any]) -> N:
+def build_within_limits(name: str, make: Callable[..., N], config: NetConfig) -> N:
     """One of halfstep's own networks; whatever it cannot be made from is the user's to mend: `ConfigError`.
 
     It is made without memory first, which draws nothing, to see how much it would take.
@@ -38,7 +39,7 @@ def build_within_limits(name: str, make: Callable[..., N], config: Mapping[str, 
         raise ConfigError(f"'{name}' cannot be built from {given}: {reason}") from error
 
 
-def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
+def refuse_sizes(name: str, config: NetConfig) -> None:
     """`ConfigError` for a number that is not finite, a size below 1, and layers that would never end."""
     for key, value in config.items():
         for number in numbers(value):

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from halfstep.code_identity import identity, PLAIN
+from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.models import build_like, recipe
 from halfstep.rng import fork_rng
@@ -90,7 +91,7 @@ def _look(net: nn.Module) -> tuple[dict[str, Any], ...]:
         name: None if is_lazy(value) else tuple(getattr(value, "shape", ()))
         for name, value in net.state_dict(keep_vars=True).items()
     }
-    parts, settings, hooks = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    parts, settings, hooks = JsonObject(), JsonObject(), JsonObject()
     for name, part in net.named_modules():
         parts[name] = _kind(part)
         settings |= {f"{name}.{key}".strip("."): value for key, value in _settings(part).items()}
@@ -106,7 +107,7 @@ def _look(net: nn.Module) -> tuple[dict[str, Any], ...]:
     return tensors, parts, settings, hooks, twice
 
 
-def _settings(part: nn.Module) -> dict[str, Any]:
+def _settings(part: nn.Module) -> JsonObject:
     """What torch says is constant in it, as JSON: but for what matters in training alone."""
     named = {*getattr(part, "__constants__", ()), "num_heads"} - IN_TRAINING
     return {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halfstep import storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import sha256_of
 from halfstep.schema import SchemaError, validated_partly
@@ -38,7 +39,7 @@ class _Config(_Layers, total=False):
     """What is known of config.json; transformers looks at the rest."""
 
     model_type: str
-    text_config: dict[str, Any]
+    text_config: JsonObject
 
 
 class _Index(TypedDict, total=False):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict
 from torch import nn
 
 from halfstep import storage
+from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import PARAMETERISATIONS
@@ -26,7 +27,7 @@ FORMAT = 1
 
 class _Net(TypedDict):
     build: str
-    config: dict[str, Any]
+    config: JsonObject
 
 
 class _Schedule(TypedDict):
@@ -52,7 +53,7 @@ class _Denoiser(TypedDict):
 
     format: int
     net: _Net
-    schedule: dict[str, Any]
+    schedule: JsonObject
     parameterisation: str
     time: _Time
     quantised: NotRequired[dict[str, str] | None]
@@ -73,7 +74,7 @@ class Description(_Denoiser):
     direction: NotRequired[Direction]
 
 
-USUAL: dict[str, Any] = {
+USUAL: JsonObject = {
     "sampler": "ddim",
     "steps": 64,
     "codec": None,
@@ -111,7 +112,7 @@ class Describable(Protocol):
     def direction(self) -> Direction: ...
 
 
-def describe(pipeline: Describable) -> dict[str, Any]:
+def describe(pipeline: Describable) -> JsonObject:
     """Network, schedule, parameterisation and time of its denoiser, and how it is sampled."""
     denoiser, codec = pipeline.denoiser, pipeline.codec
     name, config = recipe(denoiser.net)
@@ -141,7 +142,7 @@ def describe(pipeline: Describable) -> dict[str, Any]:
     }
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> JsonObject:
     """What FOLDER/pipeline.json says, without a look at the weights; `sha256` is theirs."""
     return storage.read_about(folder / "pipeline", Description, format=FORMAT)
 
@@ -154,7 +155,7 @@ def codec_file(folder: Path) -> dict[str, str]:
 
 def fields_from(
     about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None, source: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """The fields of the pipeline that `describe` told of, with fresh weights and no codec."""
     _hold(about, source, validated, Description)
     rest = USUAL | {name: about[name] for name in USUAL if name in about}
@@ -211,7 +212,7 @@ def as_checkpoint_error(source: str) -> Iterator[None]:
 
 def _net(
     name: str,
-    config: Mapping[str, Any],
+    config: NetConfig,
     own: Callable[..., nn.Module] | str | None,
     source: str,
 ) -> nn.Module:
@@ -231,7 +232,7 @@ def _net(
     return built
 
 
-def _built(name: str, config: Mapping[str, Any], source: str) -> nn.Module:
+def _built(name: str, config: NetConfig, source: str) -> nn.Module:
     """One of halfstep's own networks: what a constructor raises is the fault of its file."""
     try:
         with as_checkpoint_error(source):

@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.batch import batches, Cond
 from halfstep.capacity import refuse_too_large
+from halfstep.config import JsonObject
 from halfstep.config.validate import (
     Count,
     CountOrNone,
@@ -399,7 +400,7 @@ class Pipeline(Validated):
         pipeline.denoiser.eval()
         return pipeline
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """All but the weights, as json; what a pipeline of pixels with its own defaults has not is left
         out."""
         return describe(self)

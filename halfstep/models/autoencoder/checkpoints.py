@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from halfstep import storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
 
 DIFFUSERS = "diffusion_pytorch_model.safetensors"
@@ -48,7 +49,7 @@ OLD = {
 """Names in files that diffusers wrote before 2023, and today's."""
 
 
-def read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_diffusers(folder: Path) -> tuple[JsonObject, dict[str, Tensor]]:
     """The config and the weights, in today's names, of an `AutoencoderKL` that diffusers saved."""
     config, weights = (
         storage.read_unsealed_json(folder / "config.json", _Config),

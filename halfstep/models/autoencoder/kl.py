@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep import files, storage
+from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid, shown
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.identity import digest_of
@@ -32,7 +33,7 @@ PIXELS = 2**20
 class _About(TypedDict):
     """What codec.json says."""
 
-    config: dict[str, Any]
+    config: JsonObject
     scale: float
 
 
@@ -63,7 +64,7 @@ class KLCodec(nn.Module):
         self._home: _Home | None = None
 
     @classmethod
-    def fresh(cls, config: Mapping[str, Any], scale: float = 1.0) -> "KLCodec":
+    def fresh(cls, config: NetConfig, scale: float = 1.0) -> "KLCodec":
         """An untrained one, of `AutoencoderKL`'s arguments but the scale; `ConfigError` if there is none."""
         with quietly():
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -92,7 +93,7 @@ class KLCodec(nn.Module):
         cls,
         tensors: Mapping[str, Tensor],
         *,
-        config: Mapping[str, Any] = OFFICIAL,
+        config: NetConfig = OFFICIAL,
         scale: float = OFFICIAL_SCALE,
         source: str = "this state dict",
     ) -> "KLCodec":
@@ -113,7 +114,7 @@ class KLCodec(nn.Module):
         return codec
 
     @classmethod
-    def _empty(cls, config: Mapping[str, Any], scale: float) -> "KLCodec":
+    def _empty(cls, config: NetConfig, scale: float) -> "KLCodec":
         """With memory for weights that are about to be read: none is drawn."""
         with torch.device("meta"):
             codec = cls.fresh(config, scale)
@@ -121,7 +122,7 @@ class KLCodec(nn.Module):
         return codec.eval().requires_grad_(False)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """What `fresh` makes the same from; all of it, so that a library's defaults can change."""
         found = {k: v for k, v in dict(self.model.config).items() if not k.startswith("_")}
         found.pop("scaling_factor")
@@ -245,7 +246,7 @@ class KLCodec(nn.Module):
 
 
 def load_codec(
-    path: Path | str, *, scale: float | None = None, config: Mapping[str, Any] = OFFICIAL
+    path: Path | str, *, scale: float | None = None, config: NetConfig = OFFICIAL
 ) -> KLCodec:
     """A codec from disk, strictly; nothing that is read can run.
 

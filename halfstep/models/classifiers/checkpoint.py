@@ -6,12 +6,13 @@ A file never names code that is run: a classifier of the user's own loads when i
 """
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import nn
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError
 from halfstep.models.classifiers.efficientnet import Lite0Classifier, published_lite0
 from halfstep.models.classifiers.preprocessing import Prepared, Preprocessing
@@ -36,7 +37,7 @@ class _About(TypedDict):
     """What classifier.json says."""
 
     net: str
-    config: dict[str, Any]
+    config: JsonObject
     preprocessing: _Preprocessing
     class_names: NotRequired[list[str]]
     label_smoothing: NotRequired[float]
@@ -56,7 +57,7 @@ def save_classifier(
     """
     refuse_changed_classifier(classifier)
     name, config, preprocessing = classifier_recipe(classifier)
-    about: dict[str, Any] = {
+    about: JsonObject = {
         "net": name,
         "config": config,
         "preprocessing": preprocessing.to_json(),
@@ -113,7 +114,7 @@ def classifier_in(folder: Path) -> Path | None:
     return found[0].parent if found else None
 
 
-def _built(stem: Path, about: dict[str, Any], net: str | None) -> nn.Module:
+def _built(stem: Path, about: JsonObject, net: str | None) -> nn.Module:
     name = about["net"]
     if ":" in name and net != name:
         raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from torch import nn, Tensor
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import Validated
 from halfstep.errors import ConfigError
 from halfstep.models.classifiers.efficientnet import resized
@@ -53,7 +54,7 @@ class Preprocessing(Validated):
         mean, std = (images.new_tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
         return ((images + 1) / 2 - mean) / std
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """What differs from doing nothing."""
         nothing = asdict(Preprocessing())
         return {k: v for k, v in asdict(self).items() if v != nothing[k]}

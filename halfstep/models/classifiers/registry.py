@@ -1,12 +1,13 @@
 """Classifiers by name: whatever maps images [B, C, H, W] in [-1, 1] to logits [B, classes]."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
 
+from halfstep.config import JsonObject, NetConfig
 from halfstep.errors import ConfigError, unknown
 from halfstep.models import import_function, plain_config, user_function
 from halfstep.models.adapters import refuse_unknown
@@ -46,7 +47,7 @@ efficientnet-lite0  with ImageNet's weights, if asked, from the package that has
 
 
 def build_classifier(
-    name: str, config: Mapping[str, Any], *, preprocessing: Preprocessing | None = None
+    name: str, config: NetConfig, *, preprocessing: Preprocessing | None = None
 ) -> nn.Module:
     """The named classifier, which remembers how it was made: `classifier_recipe(net)` says it.
 
@@ -70,7 +71,7 @@ def build_classifier(
     return net
 
 
-def classifier_recipe(net: nn.Module) -> tuple[str, dict[str, Any], Preprocessing]:
+def classifier_recipe(net: nn.Module) -> tuple[str, JsonObject, Preprocessing]:
     """The name, config and preprocessing that `build_classifier` made this network from."""
     found = getattr(net, "recipe", None)
     if found is None and isinstance(net, Classifier):
@@ -133,7 +134,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def infer_classifier_config(name: str, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
+def infer_classifier_config(name: str, shape: Sequence[int], num_classes: int) -> JsonObject:
     """The part of the named classifier's config that the data decides.
 
     shape    of one image, (C, H, W)

@@ -13,6 +13,7 @@ import torch
 from torch import nn, Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.quiet import quietly
 from halfstep.storage import check_fits, load_into
@@ -95,7 +96,7 @@ def load_plain_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source:
         value.copy_(tensors[name])
 
 
-def quantised_entry(net: nn.Module) -> dict[str, Any]:
+def quantised_entry(net: nn.Module) -> JsonObject:
     """What a file says of a quantised network; nothing of any other."""
     about = getattr(net, "quantised", None)
     return {"quantised": about} if about else {}
