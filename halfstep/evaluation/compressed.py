@@ -16,7 +16,7 @@ from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.models.compression.int8 import plain_tensors
 from halfstep.models.compression.magnitude_pruning import zero_share
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.description import read_description
+from halfstep.pipeline.saving import read_description
 
 VARIANTS, RECORD = "compressed", "compressed.json"
 """Folder of the variants in a run, and the file in each that says which student it was made from."""

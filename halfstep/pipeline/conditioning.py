@@ -1,4 +1,4 @@
-"""What samples are conditioned on: labels or texts, and a guidance scale."""
+"""The conditions of samples: labels or texts, and a guidance scale."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Cond
+from halfstep.config.validate import is_valid, shown
+from halfstep.diffusion.denoiser import Denoiser, Denoises
+from halfstep.diffusion.guidance import Guided
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.pixels import refuse_no_tensor
@@ -24,7 +27,7 @@ def condition(
     encoder_hidden_states: Tensor | None,
     guidance_scale: float | None = None,
 ) -> Cond | None:
-    """The condition of n samples; what the network does not read is refused, and so is what it lacks."""
+    """The conditions of n samples; `ConfigError` for those that the network does not read, or lacks."""
     label = _labels(n, first, class_names, null, labels)
     if empty is None and (prompts is not None or encoder_hidden_states is not None):
         raise ConfigError(
@@ -32,12 +35,44 @@ def condition(
         )
     states = None if empty is None else _states(n, empty, texts, prompts, encoder_hidden_states)
     scale = None if guidance_scale is None else torch.full((n,), float(guidance_scale))
-    some = label is not None or states is not None or scale is not None
-    return Cond(label, states, scale) if some else None
+    is_empty = label is None and states is None and scale is None
+    return None if is_empty else Cond(label, states, scale)
+
+
+def guided(
+    denoiser: Denoiser,
+    guidance_scale: float,
+    guidance_range: tuple[float, float] | None,
+    unconditional: int | Tensor | None,
+) -> Denoises:
+    """The denoiser at this guidance scale: itself if it takes the scale as an input, or if it is 1.
+
+    guidance_range  of the scales that the network takes as an input, or None
+    unconditional   the null label, the states of the empty text, or None
+    """
+    if not is_valid(guidance_scale, float):
+        raise ConfigError(
+            f"guidance_scale is a finite number, got {shown(guidance_scale)}: write for example 2"
+        )
+    if guidance_range is not None:
+        low, high = guidance_range
+        if not low <= guidance_scale <= high:
+            raise ConfigError(
+                f"this student takes guidance scales from {low:g} to {high:g}, got "
+                f"{guidance_scale:g}: write guidance_scale={min(max(guidance_scale, low), high):g}"
+            )
+        return denoiser
+    if guidance_scale == 1:
+        return denoiser
+    if unconditional is None:
+        raise ConfigError(
+            "this pipeline has no null class and cannot be guided: write guidance_scale=1"
+        )
+    return Guided(denoiser, guidance_scale, unconditional)
 
 
 def same_states(states: Tensor, empty: Tensor) -> bool:
-    """Whether two encoders agree about the empty text, up to the rounding of what is kept on disk."""
+    """Whether two encoders agree about the empty text, up to the rounding on disk."""
     near = 0.02 * float(empty.abs().max())
     return states.shape == empty.shape and torch.allclose(
         states.to(empty), empty, rtol=0.02, atol=near
@@ -53,13 +88,13 @@ def _labels(
         return None
     if labels is None:
         return torch.arange(first, first + n) % class_names
-    chosen, rows = list(labels), class_names + (null is not None)
-    if len(chosen) != n or not all(label in range(rows) for label in chosen):
-        shown = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
+    labels, rows = list(labels), class_names + (null is not None)
+    if len(labels) != n or not all(label in range(rows) for label in labels):
+        listed = ", ".join(map(str, labels[:8])) + (", ..." if len(labels) > 8 else "")
         raise ConfigError(
-            f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(chosen)}: ({shown})"
+            f"{n} samples need {n} labels from 0 to {rows - 1}, got {len(labels)}: ({listed})"
         )
-    return torch.tensor(chosen, dtype=torch.int64)
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def _states(
@@ -71,7 +106,7 @@ def _states(
 ) -> Tensor:
     if prompts is not None and encoder_hidden_states is not None:
         raise ConfigError(
-            "prompts and encoder_hidden_states are two ways to say the same: give one of them"
+            "prompts and encoder_hidden_states say the same in two ways: give one of them"
         )
     if prompts is not None:
         if texts is None:

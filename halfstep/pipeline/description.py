@@ -1,28 +1,29 @@
-"""What a pipeline is, as json: how it is told, and how it is built again with fresh weights."""
+"""The description of a pipeline as JSON, and the pipeline's fields built from it with fresh weights."""
 
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields as dataclass_fields
-from pathlib import Path
-from typing import Any, Literal, NotRequired, Protocol, TypedDict
+from typing import Any, cast, Literal, NotRequired, TypedDict
 
 from torch import nn
 
-from halfstep import storage
 from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.diffusion.schedules import Schedule, SCHEDULES
-from halfstep.diffusion.time_grids import Direction, Times
+from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
-from halfstep.models.codec import Codec
 from halfstep.models.compression.int8 import quantise_like
+from halfstep.pipeline.fields import PipelineFields
 from halfstep.schema import SchemaError, validated, validated_partly
 
 FORMAT = 1
+NetBuilder = Callable[..., nn.Module] | str | None
+"""What builds a user's own network: a function, or its name package.module:function."""
+PipelineArguments = dict[str, Any]
 
 
 class _Net(TypedDict):
@@ -48,20 +49,14 @@ class _Codec(TypedDict):
     file: NotRequired[str]
 
 
-class _Denoiser(TypedDict):
-    """What `denoiser_from` reads."""
+class Description(TypedDict):
+    """The content of pipeline.json."""
 
     format: int
     net: _Net
     schedule: JsonObject
     parameterisation: str
     time: _Time
-    quantised: NotRequired[dict[str, str] | None]
-
-
-class Description(_Denoiser):
-    """What pipeline.json says."""
-
     shape: list[int]
     times: list[list[float]]
     class_names: list[str]
@@ -72,9 +67,10 @@ class Description(_Denoiser):
     codec: NotRequired[_Codec | None]
     guidance_range: NotRequired[tuple[float, float] | None]
     direction: NotRequired[Direction]
+    quantised: NotRequired[dict[str, str] | None]
 
 
-USUAL: JsonObject = {
+DEFAULTS: Mapping[str, Any] = {
     "sampler": "ddim",
     "steps": 64,
     "codec": None,
@@ -82,52 +78,23 @@ USUAL: JsonObject = {
     "direction": "denoise",
     "quantised": None,
 }
-"""What is not said of a pipeline where it is so."""
+"""Values that a description leaves out."""
 
 
-class Describable(Protocol):
-    """The fields of a pipeline that its description holds."""
-
-    @property
-    def denoiser(self) -> Denoiser: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def times(self) -> tuple[Times, ...]: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def null(self) -> int | None: ...
-    @property
-    def clip(self) -> float | None: ...
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def codec(self) -> Codec | None: ...
-    @property
-    def guidance_range(self) -> tuple[float, float] | None: ...
-    @property
-    def direction(self) -> Direction: ...
-
-
-def describe(pipeline: Describable) -> JsonObject:
-    """Network, schedule, parameterisation and time of its denoiser, and how it is sampled."""
-    denoiser, codec = pipeline.denoiser, pipeline.codec
+def describe(pipeline: PipelineFields) -> Description:
+    """Describe a pipeline's network, schedule, parameterisation, time and sampling."""
+    denoiser, codec, scales = pipeline.denoiser, pipeline.codec, pipeline.guidance_range
     name, config = recipe(denoiser.net)
     schedule: Any = denoiser.schedule
-    rest = {
+    optional = {
         "sampler": pipeline.sampler,
         "steps": pipeline.steps,
         "codec": None if codec is None else {"scale": codec.scale, "factor": codec.factor},
-        "guidance_range": None
-        if pipeline.guidance_range is None
-        else list(pipeline.guidance_range),
+        "guidance_range": None if scales is None else list(scales),
         "direction": pipeline.direction,
         "quantised": getattr(denoiser.net, "quantised", None),
     }
-    return {
+    about = {
         "format": FORMAT,
         "net": {"build": name, "config": config},
         "schedule": {"name": _name_of(type(schedule), SCHEDULES), **asdict(schedule)},
@@ -138,63 +105,49 @@ def describe(pipeline: Describable) -> JsonObject:
         "class_names": list(pipeline.class_names),
         "null": pipeline.null,
         "clip": pipeline.clip,
-        **{name: value for name, value in rest.items() if value != USUAL[name]},
+        **{name: value for name, value in optional.items() if value != DEFAULTS[name]},
     }
+    return cast(Description, about)
 
 
-def read_description(folder: Path) -> JsonObject:
-    """What FOLDER/pipeline.json says, without a look at the weights; `sha256` is theirs."""
-    return storage.read_about(folder / "pipeline", Description, format=FORMAT)
+def fields_from(about: Description, *, net: NetBuilder, source: str) -> PipelineArguments:
+    """The fields of the described pipeline, with fresh weights and without codec and text states.
 
-
-def codec_file(folder: Path) -> dict[str, str]:
-    """{"file": sha256 of FOLDER/codec.json}, which holds that of the codec's weights."""
-    path = folder / "codec.json"
-    return {"file": storage.checksum(path)} if path.exists() else {}
-
-
-def fields_from(
-    about: Mapping[str, Any], *, net: Callable[..., nn.Module] | str | None, source: str
-) -> JsonObject:
-    """The fields of the pipeline that `describe` told of, with fresh weights and no codec."""
-    _hold(about, source, validated, Description)
-    rest = USUAL | {name: about[name] for name in USUAL if name in about}
-    return {
-        "denoiser": denoiser_from(about, net=net, source=source),
-        "shape": tuple(about["shape"]),
-        "times": tuple(tuple(times) for times in about["times"]),
-        "class_names": tuple(about["class_names"]),
-        "null": about["null"],
-        "clip": about["clip"],
-        "sampler": rest["sampler"],
-        "steps": rest["steps"],
-        "guidance_range": None if rest["guidance_range"] is None else tuple(rest["guidance_range"]),
-        "direction": rest["direction"],
-    }
-
-
-def denoiser_from(
-    about: Mapping[str, Any],
-    *,
-    net: Callable[..., nn.Module] | str | None = None,
-    source: str = "this description",
-) -> Denoiser:
-    """The denoiser that `describe` told of, with fresh weights."""
-    _hold(about, source, validated_partly, _Denoiser)
+    net     builds a user's own network
+    source  names the description in an error
+    """
+    _check(validated, about, Description, source)
     if about["format"] != FORMAT:
         raise CheckpointError(
             f"{source} has format {about['format']} and this halfstep reads {FORMAT}: use the "
             "version that wrote it"
         )
+    options: dict[str, Any] = {**DEFAULTS, **about}
+    scales = options["guidance_range"]
+    return {
+        "denoiser": _denoiser(about, net, source),
+        "shape": tuple(about["shape"]),
+        "times": tuple(tuple(times) for times in about["times"]),
+        "class_names": tuple(about["class_names"]),
+        "null": about["null"],
+        "clip": about["clip"],
+        "sampler": options["sampler"],
+        "steps": options["steps"],
+        "guidance_range": None if scales is None else tuple(scales),
+        "direction": options["direction"],
+    }
+
+
+def _denoiser(about: Description, builder: NetBuilder, source: str) -> Denoiser:
     if about["parameterisation"] not in PARAMETERISATIONS:
         with as_checkpoint_error(source):
             raise unknown("parameterisation", about["parameterisation"], PARAMETERISATIONS)
-    made = _net(about["net"]["build"], about["net"]["config"], net, source)
-    if about.get("quantised") is not None:
-        made = quantise_like(made, about["quantised"])
+    net = _net(about["net"]["build"], about["net"]["config"], builder, source)
+    if (quantised := about.get("quantised")) is not None:
+        net = quantise_like(net, quantised)
     with as_checkpoint_error(source):
         return Denoiser(
-            made,
+            net,
             schedule_from(about["schedule"]),
             PARAMETERISATIONS[about["parameterisation"]],
             time=NetTime(**about["time"]),
@@ -203,37 +156,32 @@ def denoiser_from(
 
 @contextmanager
 def as_checkpoint_error(source: str) -> Iterator[None]:
-    """What a constructor refuses is the fault of the file that says it."""
+    """Turn a `ConfigError` into a `CheckpointError` that names the file with the wrong value."""
     try:
         yield
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from None
 
 
-def _net(
-    name: str,
-    config: NetConfig,
-    own: Callable[..., nn.Module] | str | None,
-    source: str,
-) -> nn.Module:
-    """A file never names code that is run: a network of the user's own is built by the user's word."""
-    if own is None:
+def _net(name: str, config: NetConfig, builder: NetBuilder, source: str) -> nn.Module:
+    """Build the described network; code named in a file is not run, only that of `builder`."""
+    if builder is None:
         if ":" in name:
             raise CheckpointError(
                 f"this pipeline's network is built by '{name}', which is not halfstep's: say so with "
                 f"net='{name}' (command line: --net {name})"
             )
-        return _built(name, config, source)
-    if isinstance(own, str):
-        return build(own, config)
-    built = own(**config)
-    built.recipe = name, dict(config)  # type: ignore[assignment]  # so that it can be saved again
-    built.made_by = own  # type: ignore[assignment]
-    return built
+        return _built_in(name, config, source)
+    if isinstance(builder, str):
+        return build(builder, config)
+    net = builder(**config)
+    net.recipe = name, dict(config)  # type: ignore[assignment]  # so that it can be saved again
+    net.made_by = builder  # type: ignore[assignment]
+    return net
 
 
-def _built(name: str, config: NetConfig, source: str) -> nn.Module:
-    """One of halfstep's own networks: what a constructor raises is the fault of its file."""
+def _built_in(name: str, config: NetConfig, source: str) -> nn.Module:
+    """Build one of halfstep's networks; any error of its constructor is one of the file."""
     try:
         with as_checkpoint_error(source):
             return build(name, config)
@@ -247,18 +195,16 @@ def _built(name: str, config: NetConfig, source: str) -> nn.Module:
         ) from error
 
 
-def _hold(
-    about: Mapping[str, Any], source: str, hold: Callable[[Mapping[str, Any], Any], Any], kind: Any
-) -> None:
+def _check(validator: Callable[[Any, Any], Any], value: object, schema: Any, source: str) -> None:
     try:
-        hold(about, kind)
-    except SchemaError as wrong:
-        raise CheckpointError(f"{source} is damaged: {wrong}") from None
+        validator(value, schema)
+    except SchemaError as error:
+        raise CheckpointError(f"{source} is damaged: {error}") from None
 
 
-def schedule_from(about: Mapping[str, Any]) -> Schedule:
-    """The schedule that `{"name": ..., **fields}` describes."""
-    _hold(about, "the schedule", validated_partly, _Schedule)
+def schedule_from(about: JsonObject) -> Schedule:
+    """Build the schedule that `{"name": ..., **fields}` describes."""
+    _check(validated_partly, about, _Schedule, "the schedule")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k != "name"}
     if about["name"] not in SCHEDULES:
         raise unknown("schedule", about["name"], SCHEDULES)
@@ -278,8 +224,8 @@ def schedule_from(about: Mapping[str, Any]) -> Schedule:
     return schedule
 
 
-def _name_of(value: object, names: Mapping[str, object]) -> str:
-    for name, one in names.items():
-        if one == value:
+def _name_of(value: object, registry: Mapping[str, Any]) -> str:
+    for name, entry in registry.items():
+        if entry == value:
             return name
-    raise ConfigError(f"{value!r} is not one that can be saved: use one of {', '.join(names)}")
+    raise ConfigError(f"{value!r} is not one that can be saved: use one of {', '.join(registry)}")

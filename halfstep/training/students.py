@@ -6,7 +6,7 @@ from pathlib import Path
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.description import read_description
+from halfstep.pipeline.saving import read_description
 from halfstep.training.gate_record import GateRecord
 
 ANY = 2**31

@@ -28,7 +28,7 @@ from halfstep.models.classifiers.checkpoint import classifier_in
 from halfstep.models.compression.int8 import quantise
 from halfstep.models.compression.magnitude_pruning import check_share, sparsify
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.description import read_description
+from halfstep.pipeline.saving import read_description
 from halfstep.progress import Progress, SILENT
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder

@@ -183,10 +183,14 @@ MUTANTS = (
         ('"sampler": stage.sampler', '"sampler": "ddim"'),
     ),
     *of(
-        "pipeline/pipeline",
+        "pipeline/conditioning",
         "training/guided_runs",
         ("low <= guidance_scale <= high", "low < guidance_scale <= high"),
         ("low <= guidance_scale <= high", "low <= guidance_scale < high"),
+    ),
+    *of(
+        "pipeline/pipeline",
+        "training/guided_runs",
         (
             "guidance_scale=None if self.guidance_range is None else guidance_scale",
             "guidance_scale=None",
@@ -195,7 +199,7 @@ MUTANTS = (
     *of(
         "pipeline/description",
         "training/guided_runs",
-        ('else tuple(rest["guidance_range"])', 'else tuple(rest["guidance_range"][::-1])'),
+        ("else tuple(scales)", "else tuple(scales[::-1])"),
     ),
     *of(
         "training/ema",
@@ -405,12 +409,16 @@ MUTANTS = (
         ),
     ),
     *of(
-        "pipeline/pipeline",
+        "pipeline/fields",
         "pipeline/pipeline",
         ("            checked(times)", "            pass"),
         ("check_sampler(self.sampler)", "pass"),
         ("self.times and self.sampler in SAMPLER_PRESETS", "False"),
         ("self.null >= rows", "self.null > rows"),
+    ),
+    *of(
+        "pipeline/pipeline",
+        "pipeline/pipeline",
         (
             'height, width = validate("height", height, Count), validate("width", width, Count)',
             "pass",

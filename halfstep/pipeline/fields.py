@@ -1,0 +1,94 @@
+"""The fields of a pipeline, checked, and what follows from them alone."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from halfstep.config.validate import Count, CountOrNone, NotNegative, Validated
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
+from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
+from halfstep.errors import ConfigError
+from halfstep.models.codec import Codec, Texts
+from halfstep.pipeline.samplers import check_sampler, check_student, student_grid, teacher_grid
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineFields(Validated):
+    """The fields of a `Pipeline`, which documents them."""
+
+    denoiser: Denoiser
+    shape: tuple[Count, ...]
+    times: tuple[Times, ...] = ()
+    class_names: tuple[str, ...] = ()
+    null: CountOrNone | None = None
+    clip: Annotated[float, Gt(0)] | None = None
+    sampler: str = "ddim"
+    steps: Annotated[Steps, Ge(1)] = 64
+    codec: Codec | None = None
+    empty: Tensor | None = None
+    texts: Texts | None = None
+    guidance_range: tuple[NotNegative, NotNegative] | None = None
+    direction: Direction = "denoise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shape:
+            raise ConfigError(
+                "a sample has at least one axis, got shape (): write for example (2,)"
+            )
+        if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
+            raise ConfigError(
+                f"guidance_range is the lowest scale and the highest, got {self.guidance_range}: write "
+                "them in order"
+            )
+        for times in self.times:
+            checked(times)
+        check_sampler(self.sampler)
+        if self.times and self.sampler in SAMPLER_PRESETS:
+            raise ConfigError(
+                f"'{self.sampler}' has a grid of its own and so has a student: write sampler='ddim'"
+            )
+        rows = getattr(self.denoiser.net, "num_classes", None)
+        if self.null is not None and rows is not None and self.null >= rows:
+            raise ConfigError(
+                f"null is the label of no class, below the network's num_classes = {rows}, got {self.null}: "
+                f"write for example null={rows - 1}"
+            )
+
+    @property
+    def reference_sampler(self) -> str:
+        """The sampler that students are measured against: a teacher's DDIM, or a student's sampler."""
+        return self.sampler if self.times else "ddim"
+
+    def grid(self, steps: int | None = None, sampler: str | None = None) -> Times:
+        """The grid of `steps` steps; `ConfigError` lists a student's grids if none has as many.
+
+        sampler  to use on the grid, by default the pipeline's
+        """
+        sampler = sampler or self.sampler
+        if self.times:
+            check_student(sampler, self.sampler, self.direction)
+        check_sampler(sampler)
+        return self._times(steps, sampler)
+
+    def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
+        schedule = self.denoiser.schedule
+        if self.times:
+            times = student_grid(self.times, self.sampler, steps, sampler)
+        else:
+            times = teacher_grid(self.steps if steps is None else steps, sampler, schedule)
+        return on_schedule(times, schedule)
+
+    @property
+    def unconditional(self) -> int | Tensor | None:
+        """The null label, or the states of the empty text; None if it has neither."""
+        return self.null if self.empty is None else self.empty
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its network; the CPU if that has no parameters."""
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))

@@ -1,0 +1,93 @@
+"""Save a pipeline to a folder, and load its fields."""
+
+from pathlib import Path
+from typing import cast, TypedDict
+
+import torch
+
+from halfstep import files, storage
+from halfstep.errors import CheckpointError
+from halfstep.models.codec import Codec
+from halfstep.models.compression.int8 import load_plain_tensors, plain_tensors
+from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
+from halfstep.pipeline.description import (
+    describe,
+    Description,
+    fields_from,
+    FORMAT,
+    NetBuilder,
+    PipelineArguments,
+)
+from halfstep.pipeline.fields import PipelineFields
+
+
+class SavedDescription(Description):
+    """A description with the sha256 of the weights beside it."""
+
+    sha256: str
+
+
+class _CodecFile(TypedDict, total=False):
+    file: str
+
+
+def read_description(folder: Path) -> SavedDescription:
+    """The content of FOLDER/pipeline.json; the weights are not read."""
+    about = storage.read_about(folder / "pipeline", Description, format=FORMAT)
+    return cast(SavedDescription, about)
+
+
+def save_pipeline(pipeline: PipelineFields, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write FOLDER/pipeline.safetensors and FOLDER/pipeline.json, and the codec's files."""
+    refuse_wrapped(pipeline.denoiser)
+    refuse_changed_net(pipeline.denoiser.net)
+    about = describe(pipeline)
+    folder = files.make_folder(folder)
+    if pipeline.codec is not None:
+        pipeline.codec.save(folder)
+    tensors = plain_tensors(pipeline.denoiser)
+    if dtype is not None:
+        tensors = storage.rounded(tensors, dtype)
+    if pipeline.empty is not None:
+        tensors["empty"] = pipeline.empty
+    if codec := about.get("codec"):
+        about["codec"] = {**codec, **_codec_file(folder)}
+    storage.save(folder / "pipeline", tensors, about)
+
+
+def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
+    """The fields of the pipeline that `save_pipeline` wrote.
+
+    net  builds a user's own network
+    """
+    stem = folder / "pipeline"
+    if not stem.with_suffix(".json").exists():
+        raise CheckpointError(f"'{folder}' holds no pipeline: it has no pipeline.json")
+    tensors, content = storage.load(stem, Description, format=FORMAT)
+    about = cast(Description, content)
+    fields = fields_from(about, net=net, source=f"'{stem}.json'")
+    fields |= {"empty": tensors.pop("empty", None), "codec": _load_codec(folder, about)}
+    load = storage.load_into if about.get("quantised") is None else load_plain_tensors
+    load(fields["denoiser"], tensors, f"'{stem}.safetensors'")
+    fields["denoiser"].eval()
+    return fields
+
+
+def _load_codec(folder: Path, about: Description) -> Codec | None:
+    codec = about.get("codec")
+    if codec is None:
+        return None
+    from halfstep.models.autoencoder.kl import load_codec  # imports diffusers
+
+    if _codec_file(folder).get("file") != codec.get("file"):
+        raise CheckpointError(
+            f"the codec in '{folder}' is not the one that this pipeline was saved with: copy its own "
+            "codec.json and codec.safetensors back"
+        )
+    return load_codec(folder)
+
+
+def _codec_file(folder: Path) -> _CodecFile:
+    """The sha256 of FOLDER/codec.json, which holds that of the codec's weights; {} without a file."""
+    path = folder / "codec.json"
+    return {"file": storage.checksum(path)} if path.exists() else {}
