@@ -85,7 +85,7 @@ def tables(text):
     return Tables(text).found
 
 
-def can_drop(cell, *numbers):
+def says(cell, *numbers):
     """Whether a cell has these numbers in this order and no others, each within half of its last digit."""
     shown = NUMBER.findall(cell)
     if len(shown) != len(numbers):
