@@ -33,6 +33,8 @@ FLOOR = {
 BESIDE = {
     "cli/commands": {"console"},
     "data/latents": {"sources"},
+    "diffusion/samplers": {"schedules"},
+    "diffusion/schedules": set(),
     "evaluation/features": set(),
     "evaluation/metrics": set(),
     "methods/classifiers": {"losses"},

@@ -13,7 +13,7 @@ from halfstep.diffusion.samplers import (
     inpainting,
     noised,
     sample as sample_by,
-    scheduled,
+    sample_with_scheduler,
 )
 from halfstep.diffusion.schedules import Cosine
 from halfstep.diffusion.time_grids import uniform
@@ -276,7 +276,9 @@ def test_noise_is_floats(dtype):
     generators = [seeded(), seeded()]
     walks = [
         lambda: sample_by(TEACHER, noise, uniform(2)),
-        lambda: scheduled(TEACHER, noise, uniform(2), "DDIMScheduler", generators=generators),
+        lambda: sample_with_scheduler(
+            TEACHER, noise, uniform(2), "DDIMScheduler", generators=generators
+        ),
     ]
     for walk in walks:
         with pytest.raises(ConfigError, match="floats"):

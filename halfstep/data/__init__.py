@@ -93,20 +93,20 @@ def refuse_other_shape(
     place = Path(spec).expanduser()
     if not spec or spec in WHOLE or spec.partition(":")[0] in BELOW or not place.is_dir():
         return
-    found: list[Any] = []
+    actual: list[Any] = []
     if is_latents(place):
-        found = list(read_about(place)["latent"])
+        actual = list(read_about(place)["latent"])
     elif len(shape) != 3 or shape[0] not in (1, 3) or channels not in (None, shape[0]):
-        found = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
+        actual = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
     else:
         from halfstep.data.sources.image_folder import side_of
 
         side = size or side_of(place)
-        found = [shape[0], side, side] if side else list(shape)
-    if found != list(shape):
+        actual = [shape[0], side, side] if side else list(shape)
+    if actual != list(shape):
         raise ConfigError(
             f"the network makes samples of shape {list(shape)} and '{spec}' has "
-            f"[{', '.join(map(str, found))}]: give data of that shape (--size, --channels)"
+            f"[{', '.join(map(str, actual))}]: give data of that shape (--size, --channels)"
         )
 
 

@@ -22,7 +22,7 @@ from halfstep.rng import Draw, key
 
 Parameters = dict[str, Tensor]
 """What was drawn for some images, one row each."""
-Look = Callable[[Tensor], Tensor]
+ImagesOf = Callable[[Tensor], Tensor]
 """Rows of the data set, int64 [B], to their images as they lie."""
 
 STEPS = {
@@ -85,7 +85,9 @@ class Augmentation(Validated):
         """A view of each of these rows, int64 [B]; None where every draw is another."""
         return draw.integers(self.views).to(rows.device) if self.views else None
 
-    def viewed(self, x0: Tensor, ids: Tensor, views: Tensor, *, look: Look, rows: int) -> Tensor:
+    def viewed(
+        self, x0: Tensor, ids: Tensor, views: Tensor, *, images_of: ImagesOf, rows: int
+    ) -> Tensor:
         """Images in these views; view 0 is as it lies.
 
         x0    float [B, C, H, W] in [-1, 1]
@@ -95,16 +97,16 @@ class Augmentation(Validated):
         if not len(changed):
             return x0
         drawn = self._drawn_once(x0.shape, ids[changed].tolist(), views[changed].tolist())
-        seen = _applied(self.steps, x0[changed], drawn, look, rows)
-        return x0.index_copy(0, changed, seen)
+        augmented = _applied(self.steps, x0[changed], drawn, images_of, rows)
+        return x0.index_copy(0, changed, augmented)
 
-    def fresh(self, x0: Tensor, draw: Draw, *, look: Look, rows: int) -> Tensor:
+    def fresh(self, x0: Tensor, draw: Draw, *, images_of: ImagesOf, rows: int) -> Tensor:
         """Images in views that nobody sees again."""
         device = draw.generator.device
         seed = int(torch.randint(2**31, (), generator=draw.generator, device=device))
-        of_all = _parameters(self.steps, tuple(x0.shape[2:]), seed, draw.whole)
-        drawn = [{k: v[draw.rows] for k, v in of.items()} for of in of_all]
-        return _applied(self.steps, x0, drawn, look, rows)
+        whole = _parameters(self.steps, tuple(x0.shape[2:]), seed, draw.whole)
+        drawn = [{k: v[draw.rows] for k, v in parameters.items()} for parameters in whole]
+        return _applied(self.steps, x0, drawn, images_of, rows)
 
     def _drawn_once(self, shape: torch.Size, ids: list[int], views: list[int]) -> list[Parameters]:
         """The parameters of these rows in these views, gathered from their blocks."""
@@ -114,9 +116,11 @@ class Augmentation(Validated):
         order, parts = list[int](), list[tuple[Parameters, ...]]()
         for (view, block), places in groups.items():
             seed = key(self.seed, view, block)
-            of_block = _kept_parameters(self.steps, tuple(shape[2:]), seed)
+            of_block = _cached_parameters(self.steps, tuple(shape[2:]), seed)
             at = torch.tensor([ids[place] % BLOCK for place in places])
-            parts.append(tuple({k: v[at] for k, v in of.items()} for of in of_block))
+            parts.append(
+                tuple({k: v[at] for k, v in parameters.items()} for parameters in of_block)
+            )
             order += places
         back = torch.tensor(order).argsort()
         return [
@@ -126,24 +130,24 @@ class Augmentation(Validated):
 
 
 def _applied(
-    steps: tuple[str, ...], x: Tensor, drawn: list[Parameters], look: Look, rows: int
+    steps: tuple[str, ...], x: Tensor, drawn: list[Parameters], images_of: ImagesOf, rows: int
 ) -> Tensor:
     size = tuple(x.shape[2:])
-    for step, of in zip(steps, drawn, strict=True):
+    for step, drawn_here in zip(steps, drawn, strict=True):
         if step == "mixup":
-            other = look((of["other"] * rows).long())
-            share = of["share"].to(x.device, x.dtype)[:, None, None, None]
+            other = images_of((drawn_here["other"] * rows).long())
+            share = drawn_here["share"].to(x.device, x.dtype)[:, None, None, None]
             x = share * x + (1 - share) * other
             continue
         canvas = _canvas(step, x)
-        given = {name: value.to(x.device) for name, value in of.items()}
-        given["forward_input_shape"] = torch.tensor(canvas.shape)
-        x = _module(step, size)(canvas, params=given).to(x.dtype)
+        parameters = {name: value.to(x.device) for name, value in drawn_here.items()}
+        parameters["forward_input_shape"] = torch.tensor(canvas.shape)
+        x = _module(step, size)(canvas, params=parameters).to(x.dtype)
     return x
 
 
 @lru_cache(maxsize=512)
-def _kept_parameters(
+def _cached_parameters(
     steps: tuple[str, ...], size: tuple[int, ...], seed: int
 ) -> tuple[Parameters, ...]:
     """Of one block of images: some hundred bytes an image and step."""
@@ -154,11 +158,11 @@ def _parameters(
     steps: tuple[str, ...], size: tuple[int, ...], seed: int, count: int
 ) -> list[Parameters]:
     """What kornia draws for so many images of this size, from this seed alone."""
-    found = list[Parameters]()
+    parameters = list[Parameters]()
     with _seeded(seed):
         for step in steps:
             if step == "mixup":
-                found.append(
+                parameters.append(
                     {
                         "other": torch.rand(count, dtype=torch.float64),
                         "share": torch.rand(count, dtype=torch.float64),
@@ -166,10 +170,10 @@ def _parameters(
                 )
                 continue
             canvas = _canvas(step, torch.zeros(1, 1, *size)).shape
-            of = _module(step, size).forward_parameters((count, *canvas[1:]))
-            of.pop("forward_input_shape")
-            found.append(of)
-    return found
+            drawn = _module(step, size).forward_parameters((count, *canvas[1:]))
+            drawn.pop("forward_input_shape")
+            parameters.append(drawn)
+    return parameters
 
 
 @contextmanager

@@ -117,14 +117,14 @@ class Dataset:
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
         """These rows as training sees them: augmented, or with `flip` half of them, at random, mirrored."""
-        if (how := self.augmentation) is None:
+        if (augmentation := self.augmentation) is None:
             return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
         rows = rows.to(self.values.device)
-        if (views := how.choose(rows, draw)) is not None:
+        if (views := augmentation.choose(rows, draw)) is not None:
             return self.viewed(rows, views)
-        found = self.batch(rows)
-        x0 = how.fresh(found.x0, draw, look=self._look, rows=len(self))
-        return Batch(x0, self._mixed(found.cond, torch.ones_like(rows)), found.ids)
+        batch = self.batch(rows)
+        x0 = augmentation.fresh(batch.x0, draw, images_of=self._images_of, rows=len(self))
+        return Batch(x0, self._mixed(batch.cond, torch.ones_like(rows)), batch.ids)
 
     def viewed(self, rows: Tensor, views: Tensor) -> Batch:
         """These rows in these views, of which there are `self.views`; view 0 is as they lie.
@@ -137,12 +137,14 @@ class Dataset:
                 f"{'no two alike' if self.views is None else self.views}: give the augmentation a number "
                 "of views"
             )
-        if (how := self.augmentation) is None:
+        if (augmentation := self.augmentation) is None:
             return self.batch(rows, views > 0 if self.flip else None)
-        found = self.batch(rows)
-        views = views.to(found.x0.device)
-        x0 = how.viewed(found.x0, rows.to(views.device), views, look=self._look, rows=len(self))
-        return replace(found, x0=x0, cond=self._mixed(found.cond, views), views=views)
+        batch = self.batch(rows)
+        views = views.to(batch.x0.device)
+        x0 = augmentation.viewed(
+            batch.x0, rows.to(views.device), views, images_of=self._images_of, rows=len(self)
+        )
+        return replace(batch, x0=x0, cond=self._mixed(batch.cond, views), views=views)
 
     def labelled(self, count: int, *, seed: int = 0, rest: bool = True) -> "Dataset":
         """The same with labels for `count` samples of each class, chosen by the seed.
@@ -178,7 +180,7 @@ class Dataset:
             self, values=self.values[rows.to(self.values.device)], labels=labels, names=names
         )
 
-    def _look(self, rows: Tensor) -> Tensor:
+    def _images_of(self, rows: Tensor) -> Tensor:
         return self.batch(rows).x0
 
     def _mixed(self, cond: Cond | None, views: Tensor) -> Cond | None:

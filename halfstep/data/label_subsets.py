@@ -71,13 +71,13 @@ def confident_rows(
         )
     if repeat and per_class is None:
         raise ConfigError("classes are repeated up to a number: give per_class, too")
-    sure, label = probabilities.detach().cpu().double().max(1)
-    found = list[Tensor]()
+    confidence, label = probabilities.detach().cpu().double().max(1)
+    chosen = list[Tensor]()
     for k in range(probabilities.shape[1]):
-        rows = ((label == k) & (sure >= threshold)).nonzero()[:, 0]
-        rows = rows[sure[rows].argsort(descending=True, stable=True)]
+        rows = ((label == k) & (confidence >= threshold)).nonzero()[:, 0]
+        rows = rows[confidence[rows].argsort(descending=True, stable=True)]
         if per_class is not None:
             times = -(-per_class // max(len(rows), 1)) if repeat else 1
             rows = rows.repeat(times)[:per_class]
-        found.append(rows)
-    return torch.cat(found)
+        chosen.append(rows)
+    return torch.cat(chosen)

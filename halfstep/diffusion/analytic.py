@@ -1,7 +1,7 @@
-"""Teachers with exact answers, for tests of halfstep and of your own method.
+"""Exact teachers in closed form, for tests of halfstep and of your own method.
 
-Data is a Gaussian or a mixture of Gaussians, so the best denoiser, its guided form and (for one
-Gaussian) the exact flow are known in closed form for every schedule.
+The data are a Gaussian or a mixture of Gaussians, so the optimal denoiser, its guided form and (for one
+Gaussian) the probability flow are known in closed form for every schedule.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from halfstep.diffusion.schedules import Schedule
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data: sum_k weight_k N(mean_k, std_k^2 I) over vectors of `len(means[0])` numbers.
+    """The distribution sum_k weight_k N(mean_k, std_k^2 I) over vectors of `len(means[0])` values.
 
-    A `Cond` label k chooses component k alone; the label `len(means)`, or no condition, means them all.
+    The `Cond` label k selects component k; the label `len(means)`, or no condition, selects all.
     """
 
     means: tuple[tuple[float, ...], ...] = ((-0.6, 0.3), (0.5, 0.4), (0.1, -0.7))
@@ -82,9 +82,9 @@ def mixture_teacher(
     data: Mixture | None = None,
     parameterisation: Parameterisation | None = None,
 ) -> Denoiser:
-    """The exact denoiser of a mixture; with `Guided` around it, the exact guided one.
+    """The exact denoiser of a mixture; in `Guided`, the exact guided denoiser.
 
-    Runs in the dtype of x (float64 for exactness).  x float [B, ...] with D numbers a sample.
+    Runs in the dtype of x (float64 for exactness).  x is float [B, ...] with D values per sample.
     """
     reads = parameterisation or V()
     net = _Posterior(data or Mixture(), schedule, reads)
@@ -97,7 +97,7 @@ def gaussian_teacher(
     std: float = 0.5,
     parameterisation: Parameterisation | None = None,
 ) -> Denoiser:
-    """The exact denoiser of data ~ N(mean, std^2) in every number; `gaussian_flow` has its samples."""
+    """The exact denoiser of data ~ N(mean, std^2) in every value; its samples are `gaussian_flow`."""
     data = Mixture(means=((mean,),), stds=(std,), weights=(1.0,))
     return mixture_teacher(schedule, data, parameterisation)
 
@@ -105,7 +105,7 @@ def gaussian_teacher(
 def gaussian_flow(
     schedule: Schedule, x: Tensor, t: float, s: float, mean: float = 0.3, std: float = 0.5
 ) -> Tensor:
-    """Where the probability-flow ODE takes x from time t to time s, in closed form."""
-    here, there = (schedule.at(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
-    spread, wanted = ((a.alpha**2 * std**2 + a.sigma**2).sqrt() for a in (here, there))
-    return there.alpha * mean + wanted / spread * (x - here.alpha * mean)
+    """The probability-flow ODE's map of x from time t to time s, in closed form."""
+    level_t, level_s = (schedule.at(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
+    spread_t, spread_s = ((a.alpha**2 * std**2 + a.sigma**2).sqrt() for a in (level_t, level_s))
+    return level_s.alpha * mean + spread_s / spread_t * (x - level_t.alpha * mean)

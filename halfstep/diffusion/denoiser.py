@@ -1,4 +1,4 @@
-"""Denoiser: a network, its noise schedule and its parameterisation, as one thing."""
+"""Denoiser: a network with its noise schedule and its parameterisation."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from halfstep.errors import ConfigError
 
 
 class Denoises(Protocol):
-    """What a sampler and a distillation ask of a teacher."""
+    """The interface that samplers and distillation targets use."""
 
     @property
     def schedule(self) -> Schedule: ...
@@ -27,7 +27,7 @@ class Denoises(Protocol):
 
 
 class Teacher(Denoises, Protocol):
-    """What a method asks of what it distils: `Denoiser`, `Guided` and `ClassifierGuided` all are one."""
+    """The interface that methods distil from, of `Denoiser`, `Guided` and `ClassifierGuided`."""
 
     @property
     def parameterisation(self) -> Parameterisation: ...
@@ -43,28 +43,28 @@ class Teacher(Denoises, Protocol):
     def freeze(self) -> Self: ...
 
 
-Told = Annotated[float, Ge(-(2**24)), Le(2**24)]
-"""Beyond that float32 counts in steps of more than 1."""
+TimeFactor = Annotated[float, Ge(-(2**24)), Le(2**24)]
+"""A factor within the range in which float32 represents every whole number."""
 
 
 @dataclass(frozen=True)
 class NetTime(Validated):
-    """How a network wants its time: `scale * t + offset`, or the same of the log-SNR (within +-20).
+    """The time input of a network: `scale * t + offset`, or the same of the log-SNR (within +-20).
 
     A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n).
     The official U-ViT: scale 999 (continuous), or 1000 and offset 0 (discrete, labels 1 to 1000).
     """
 
     of: Literal["t", "logsnr"] = "t"
-    scale: Told = 1000.0
-    offset: Told = 0.0
+    scale: TimeFactor = 1000.0
+    offset: TimeFactor = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if abs(self.scale) < 2**-24:
             raise ConfigError(
-                f"a network that is told {self.scale:g} times the time is told nothing of it: write a scale "
-                "such as 1000"
+                f"a network that receives {self.scale:g} times the time does not see it: write a scale such "
+                "as 1000"
             )
 
     def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
@@ -73,9 +73,9 @@ class NetTime(Validated):
 
 
 def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
-    """The level of every sample, computed in t's dtype, in x's dtype and shaped to broadcast over it.
+    """The level of every sample, computed in t's dtype, returned in x's dtype and broadcastable to x.
 
-    t  float [B] in [0, 1]; anything else of shape raises `ConfigError`
+    t  float [B] in [0, 1]; another shape raises `ConfigError`
     """
     if t.shape != x.shape[:1]:
         raise ConfigError(
@@ -86,16 +86,16 @@ def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
 
 
 class Denoiser(nn.Module):
-    """Maps (x_t, t, cond) to a `Prediction`.
+    """A network that maps (x_t, t, cond) to a `Prediction`.
 
     x_t   float [B, ...]   noisy data
     t     float [B]        time in [0, 1]; 0 is data, 1 is noise.  float64 keeps the level exact
-    cond  `Cond` or None   what the network is conditioned on
+    cond  `Cond` or None   the condition
 
     net               any module called as net(x_t, time, cond), with x_t's channels out (twice for X0AndEps)
-    schedule          levels of t
-    parameterisation  what the network puts out
-    time              how the network wants its time
+    schedule          the noise schedule
+    parameterisation  the meaning of the network's output
+    time              the network's time input
     autocast          dtype in which the network alone runs (bfloat16, float16), or None
     """
 
@@ -125,7 +125,7 @@ class Denoiser(nn.Module):
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
 
     def ask(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """What the network answers, unread: asked in its own dtype, or under autocast, and told its time."""
+        """The network's raw output, computed in its own dtype or under autocast."""
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
@@ -138,77 +138,75 @@ class Denoiser(nn.Module):
         return out
 
     def _check_output(self, out: object, x_t: Tensor) -> None:
-        """Refuse what would not be read as meant: torch broadcasts, and cuts, what does not fit."""
+        """`ConfigError` for an output of another shape, which torch would broadcast or cut."""
         reads = self.parameterisation.outputs
-        wanted = [len(x_t), *(reads * channels for channels in x_t.shape[1:2]), *x_t.shape[2:]]
-        found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        if found != wanted:
+        expected = [len(x_t), *(reads * channels for channels in x_t.shape[1:2]), *x_t.shape[2:]]
+        actual = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        if actual != expected:
             raise ConfigError(
-                f"the network answers {found} for samples of {list(x_t.shape)}, and the "
-                f"parameterisation reads {wanted}: give another of the two, or a network that returns a "
+                f"the network answers {actual} for samples of {list(x_t.shape)}, and the "
+                f"parameterisation reads {expected}: give another of the two, or a network that returns a "
                 "tensor of that shape"
             )
 
     @property
     def unguided(self) -> "Denoiser":
-        """The denoiser itself: nothing guides it from outside."""
+        """The denoiser without guidance: itself."""
         return self
 
     @property
     def guided(self) -> bool:
-        """Whether guidance changes its predictions from outside: never."""
+        """Whether guidance changes the predictions: never."""
         return False
 
     def trainable_copy(self) -> "Denoiser":
-        """A trainable copy; what training leaves as it is (`not_trained`) stays so in it."""
+        """A trainable copy; parameters that are `not_trained` stay so in it."""
         if getattr(self.net, "quantised", None):
-            raise ConfigError(
-                "this network is int8 and cannot be trained: give the one that it was made from"
-            )
+            raise ConfigError("this network is int8 and cannot be trained: give its float original")
         student = copy.deepcopy(self).train()
         thaw(student.net)
         return student
 
     def freeze(self) -> "Denoiser":
-        """Itself, in evaluation mode and without gradients."""
-        self.net._held = not_trained(self.net)  # type: ignore[assignment]  # no module: names
+        """Switch to evaluation mode and turn gradients off, in place; returns itself."""
+        self.net._frozen_before = not_trained(self.net)  # type: ignore[assignment]  # no module: names
         return self.eval().requires_grad_(False)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """`torch.compile` of the network alone, in place: levels and times are cheap, and change."""
+        """Compile the network alone with `torch.compile`, in place: levels are cheap, and change."""
         self.net.compile(*args, **options)
 
 
 def not_trained(net: nn.Module) -> frozenset[str]:
-    """The parameters that training leaves as they are: those with requires_grad=False.
+    """The names of the parameters that training leaves unchanged: those with requires_grad=False.
 
-    Of a network that `Denoiser.freeze` froze as a whole those that had it before.
+    For a network frozen by `Denoiser.freeze`, those that had it before.
     """
     names = frozenset(name for name, p in net.named_parameters() if not p.requires_grad)
     if any(p.requires_grad for p in net.parameters()):
         return names
-    before: frozenset[str] = getattr(net, "_held", names)
+    before: frozenset[str] = getattr(net, "_frozen_before", names)
     return before
 
 
 def freeze_alike(
-    net: nn.Module, old: nn.Module, named: Callable[[str], str | None] = lambda name: name
+    net: nn.Module, old: nn.Module, old_name: Callable[[str], str | None] = lambda name: name
 ) -> None:
-    """Let training leave those parameters of a copy as they are that it leaves so in the old network.
+    """Freeze the parameters of a copy that are frozen in the old network.
 
-    named  what a parameter of the copy is called in the old one; what has no equal there is left alone
+    old_name  what a parameter of the copy is called in the old one; what has no equal there is left alone
     """
-    theirs, frozen = dict(old.named_parameters()), not_trained(old)
+    old_parameters, frozen = dict(old.named_parameters()), not_trained(old)
     for name, parameter in net.named_parameters():
-        if (before := named(name)) in theirs:
+        if (before := old_name(name)) in old_parameters:
             parameter.requires_grad_(before not in frozen)
 
 
 def thaw(net: nn.Module) -> None:
-    """Undo `Denoiser.freeze`: gradients for all parameters but those that had none before."""
+    """Undo `Denoiser.freeze`: gradients for all parameters except those without gradients before."""
     before = not_trained(net)
     for name, parameter in net.named_parameters():
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(name not in before)
-    if hasattr(net, "_held"):
-        del net._held
+    if hasattr(net, "_frozen_before"):
+        del net._frozen_before

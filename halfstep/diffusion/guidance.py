@@ -1,4 +1,4 @@
-"""Guidance as a denoiser: classifier-free (Ho & Salimans 2022), by a classifier (Dhariwal & Nichol 2021)."""
+"""Denoisers with guidance: classifier-free (Ho & Salimans 2022), classifier (Dhariwal & Nichol 2021)."""
 
 from typing import Self, TypeVar
 
@@ -16,14 +16,14 @@ S = TypeVar("S", float, float | Tensor)
 
 
 def _scale(scale: S) -> S:
-    """A guidance scale, or one a sample; `ConfigError` unless all are finite."""
-    for one in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
-        validate("scale", one, float)
+    """A guidance scale, or one per sample; `ConfigError` unless all are finite."""
+    for value in [scale] if not isinstance(scale, Tensor) else [float(scale.abs().sum())]:
+        validate("scale", value, float)
     return scale
 
 
 class _GuidedDenoiser(nn.Module):
-    """A denoiser with guidance around it: its schedule and network are the denoiser's."""
+    """A denoiser with guidance around it; schedule and parameterisation are the denoiser's."""
 
     denoiser: Denoiser
 
@@ -41,24 +41,24 @@ class _GuidedDenoiser(nn.Module):
         return self.denoiser
 
     def trainable_copy(self) -> Denoiser:
-        """A trainable copy of the denoiser inside: what a student starts from."""
+        """A trainable copy of the denoiser inside, from which a student starts."""
         return self.denoiser.trainable_copy()
 
     def freeze(self) -> Self:
-        """Itself, in evaluation mode, the denoiser without gradients.
+        """Switch to evaluation mode and freeze the denoiser, in place; returns itself.
 
-        The parameters of a classifier are the caller's and stay as they are: gradients are taken of x alone.
+        A classifier's parameters are the caller's and stay as they are: gradients are taken of x alone.
         """
         self.denoiser.freeze()
         return self.eval()
 
 
 class Guided(_GuidedDenoiser):
-    """Classifier-free guidance as a denoiser: both branches in one batched forward.
+    """A denoiser with classifier-free guidance: both branches in one batched forward.
 
     scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
-           A float, or float [B] for a scale a sample.  At scale 1 the null branch is not evaluated
-    null   what stands for "no condition": a label, or the states of the empty text, [tokens, D]
+           A float, or float [B] for one scale per sample.  At scale 1 the null branch is not evaluated
+    null   the null label, or the states of the empty text, [tokens, D]
     """
 
     def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
@@ -120,23 +120,25 @@ class ClassifierGuided(_GuidedDenoiser):
     def _gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """grad_x log p(label | x_t), whether or not the caller takes gradients."""
         with torch.inference_mode(False), torch.enable_grad():
-            # What inference mode made has no gradients for ever: copies have.
+            # Tensors made in inference mode never have gradients: copies do.
             x, t, label = (v.clone() if v.is_inference() else v for v in (x_t, t, label))
             x = x.detach().requires_grad_(True)
-            own = {
+            tensors = {
                 **dict(self.classifier.named_parameters()),
                 **dict(self.classifier.named_buffers()),
             }
-            made = {name: value.clone() for name, value in own.items() if value.is_inference()}
-            if made:
-                logits: Tensor = torch.func.functional_call(self.classifier, made, (x, t))
+            copies = {
+                name: value.clone() for name, value in tensors.items() if value.is_inference()
+            }
+            if copies:
+                logits: Tensor = torch.func.functional_call(self.classifier, copies, (x, t))
             else:
                 logits = self.classifier(x, t)
-            chosen = logits.log_softmax(-1).gather(1, label[:, None])
-            if not chosen.requires_grad:
+            log_p = logits.log_softmax(-1).gather(1, label[:, None])
+            if not log_p.requires_grad:
                 raise ConfigError(
-                    "classifier guidance needs the gradient of the classifier's answer, and this one "
-                    "answers without: leave no_grad, inference_mode and detach out of its forward"
+                    "classifier guidance needs the gradient of the classifier's logits, and these have none: "
+                    "leave no_grad, inference_mode and detach out of its forward"
                 )
-            (gradient,) = torch.autograd.grad(chosen.sum(), x)
+            (gradient,) = torch.autograd.grad(log_p.sum(), x)
         return gradient

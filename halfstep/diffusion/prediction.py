@@ -1,7 +1,7 @@
-"""What a network predicts, and how to read it.
+"""Predictions, and the parameterisations of network outputs that are decoded into them.
 
-Whatever the network was trained to output, the rest of halfstep sees a `Prediction`: the pair
-(x0, eps) with `level.mix(x0, eps) == x_t`.  No sampler and no loss asks "is this an eps model?".
+Samplers and losses see only a `Prediction`, the pair (x0, eps) with `level.mix(x0, eps) == x_t`, whether the
+network outputs x0, eps, v or a velocity.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from halfstep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Prediction:
-    """The clean image and the noise that a network sees in x_t: `level.mix(x0, eps) == x_t`."""
+    """The clean image and the noise predicted from x_t: `level.mix(x0, eps) == x_t`."""
 
     x0: Tensor
     eps: Tensor
@@ -24,7 +24,7 @@ class Prediction:
     @classmethod
     def from_x0(cls, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """eps = (x_t - alpha x0) / sigma.  Refused where sigma = 0."""
-        if _told((level.sigma == 0).any()):
+        if _is_true((level.sigma == 0).any()):
             raise ConfigError(
                 "an x0 output says nothing about eps at sigma = 0: start above t = 0, or use a "
                 "network that predicts v"
@@ -34,7 +34,7 @@ class Prediction:
     @classmethod
     def from_eps(cls, eps: Tensor, x_t: Tensor, level: Level) -> "Prediction":
         """x0 = (x_t - sigma eps) / alpha.  Refused where alpha = 0."""
-        if _told((level.alpha == 0).any()):
+        if _is_true((level.alpha == 0).any()):
             raise ConfigError(
                 "an eps output says nothing about x0 at alpha = 0: start below t = 1, or turn the "
                 "network into one that predicts v (halfstep distill reparameterise)"
@@ -51,16 +51,16 @@ class Prediction:
         return Prediction.from_x0(self.x0.clamp(-bound, bound), x_t, level)
 
 
-def _told(found: Tensor) -> bool:
-    """What a 0-dimensional tensor says; a program that torch.export traces cannot ask, and was checked."""
-    return not torch.compiler.is_exporting() and bool(found)
+def _is_true(condition: Tensor) -> bool:
+    """The value of a 0-dimensional bool tensor; False while torch.export traces, where it is unknown."""
+    return not torch.compiler.is_exporting() and bool(condition)
 
 
 class Parameterisation(Protocol):
-    """`decode` reads a network's output; `encode` makes what it is trained on.  Exact inverses."""
+    """A network's output: `decode` reads it as a prediction, and `encode`, the exact inverse, writes it."""
 
     outputs: ClassVar[int]
-    """How many times the channels of x the network puts out."""
+    """Output channels per channel of x."""
     blind_to_data: ClassVar[bool]
     """Whether the output says nothing about x0 as the SNR goes to 0."""
     blind_to_noise: ClassVar[bool]

@@ -1,6 +1,6 @@
-"""Where a sampler stops on its way from noise to data.  A grid is a tuple of times, noise first.
+"""Time grids: the times of a sampler's steps, as a tuple with noise first.
 
-Teacher, student, sampler and export are handed ONE grid; halving it is `times[::2]`.
+Teacher, student, sampler and export share ONE grid; halving it is `times[::2]`.
 """
 
 from itertools import pairwise
@@ -15,14 +15,14 @@ from halfstep.errors import ConfigError, unknown
 
 Times = tuple[float, ...]
 Direction = Literal["denoise", "invert"]
-"""Which way a grid is taken: from noise to data, or from data to noise."""
+"""The direction of sampling on a grid: from noise to data, or from data to noise."""
 MOST = 1_000_000
-"""Steps of a walk: a quarter of an hour for one sample of a network of a millisecond, and nothing gained."""
+"""The largest number of sampling steps: a quarter of an hour per sample at a millisecond per call."""
 Steps = Annotated[int, Le(MOST)]
 
 
 def checked(times: Times) -> Times:
-    """The grid itself; raises `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
+    """The grid itself; `ConfigError` unless 1 >= t[0] > t[1] > ... > t[N] >= 0 with N >= 1."""
     finite = all(is_valid(t, float) for t in times)
     falling = finite and _falls(times)
     if len(times) < 2 or not falling or times[0] > 1 or times[-1] < 0:
@@ -41,7 +41,7 @@ def _falls(times: Times) -> bool:
 def on_schedule(times: Times, schedule: Schedule) -> Times:
     """The grid itself; `ConfigError` unless the schedule has a level at every one of its times.
 
-    Asked before the first of them is used: a walk, or a run, that would fail at its last time fails now.
+    Called before sampling or training, so that an error at the last time is found at once.
     """
     level = schedule.at(torch.tensor(times, dtype=torch.float64))
     if not bool((level.alpha.isfinite() & level.sigma.isfinite()).all()):
@@ -55,16 +55,16 @@ def on_schedule(times: Times, schedule: Schedule) -> Times:
 def _counted(steps: int) -> int:
     steps = validate("steps", steps, int)
     if steps < 1:
-        raise ConfigError(f"a walk takes at least one step, asked for {steps}: write steps=1")
+        raise ConfigError(f"sampling takes at least one step, got {steps}: write steps=1")
     if steps > MOST:
         raise ConfigError(
-            f"a walk takes at most {MOST:,} steps, asked for {shown(steps)}: write for example steps=64"
+            f"sampling takes at most {MOST:,} steps, got {shown(steps)}: write for example steps=64"
         )
     return steps
 
 
 def _falling(start: float, end: float) -> tuple[float, float]:
-    """Where a grid starts and ends, held to what they may be."""
+    """The start and the end of a grid; `ConfigError` unless 1 >= start > end >= 0."""
     start, end = validate("start", start, Share), validate("end", end, Share)
     if start <= end:
         raise ConfigError(
@@ -88,7 +88,7 @@ def uniform_landing(steps: int, *, start: float = 1.0, end: float = 1e-3) -> Tim
 
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:
-    """diffusers' 'trailing' spacing on a table of `levels`: times that lie on the table, then 0."""
+    """diffusers' 'trailing' spacing: times on a table of `levels`, then 0."""
     levels = validate("levels", levels, Count)
     if _counted(steps) > levels:
         raise ConfigError(f"a table of {levels} has no {steps} steps: write at most {levels}")
@@ -111,7 +111,7 @@ def karras(
 
 
 def _spaced(steps: int, schedule: Schedule, start: float, end: float, power: float) -> Times:
-    """`power` 0 is the limit: equal steps of log(sigma / alpha)."""
+    """Equal steps of (sigma / alpha)^power, then 0; power 0 is the limit, log(sigma / alpha)."""
     ends = _ends(schedule, start, end)
     share = torch.arange(_counted(steps), dtype=torch.float64) / max(steps - 1, 1)
     if power:
@@ -141,18 +141,15 @@ def _ends(schedule: Schedule, start: float, end: float) -> torch.Tensor:
 
 
 def orders(steps: int) -> list[int]:
-    """The orders of a single-step solver that makes `steps` calls: threes, then a tail of 2, 1 or both.
-
-    (Lu et al. 2022a, DPM-Solver-fast.)
-    """
-    threes, rest = divmod(_counted(steps), 3)
-    return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
+    """The orders of a single-step solver of `steps` calls: threes, then 2, 1 or both (Lu et al. 2022a)."""
+    threes, remainder = divmod(_counted(steps), 3)
+    return [3] * threes + [remainder] if remainder else [3] * (threes - 1) + [2, 1]
 
 
 def fast(steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-4) -> Times:
-    """DPM-Solver-fast's (Lu et al. 2022a): a group for each of `orders`, equally long in log-SNR.
+    """DPM-Solver-fast's grid (Lu et al. 2022a): one group for each of `orders`, equally long in log-SNR.
 
-    Each group is divided equally by its order.  It ends at `end`, not at 0.
+    Each group is divided equally by its order.  The grid ends at `end`, not at 0.
     """
     groups, ends = orders(steps), _ends(schedule, start, end)
     places = [k + j / order for k, order in enumerate(groups) for j in range(order)]
@@ -165,7 +162,7 @@ GRIDS = ("uniform", "trailing", "logsnr", "karras")
 
 
 def grid(name: str, steps: int, schedule: Schedule) -> Times:
-    """The grid of that name: one of `GRIDS`, on this schedule."""
+    """The grid of this name, one of `GRIDS`, on this schedule."""
     if name == "uniform":
         return uniform(steps)
     if name == "trailing":

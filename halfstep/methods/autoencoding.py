@@ -23,9 +23,9 @@ class Autoencoding(Validated):
     updates: Updates = 3_000
     """Optimiser updates."""
     error: Literal["absolute", "squared"] = "absolute"
-    """What is summed over the values of an image; squared is best for PSNR."""
+    """The error summed over the values of an image; squared is best for PSNR."""
     kl_weight: NotNegative = 1e-6
-    """Weight, beside that sum, on the latent's divergence from unit noise."""
+    """Weight of the latent's divergence from unit noise, relative to that sum."""
 
     def stages(self, model: KLCodec) -> Iterator[Stage]:
         """One stage, whose student is the model itself."""
@@ -38,8 +38,8 @@ class Autoencoding(Validated):
 class Autoencode(Objective):
     """(error(x, decoded z) + kl_weight KL(q(z | x) || N(0, I))) / values of x, with z drawn from q.
 
-    Kingma & Welling 2014, eq. 7, with the weight of Rombach et al. 2022, section G; both terms are sums
-    over an image, and divided together, so that the loss does not grow with its size.
+    Kingma & Welling 2014, eq. 7, with the weight of Rombach et al. 2022, section G.  Both terms are sums over
+    an image, divided by its number of values, so that the loss does not grow with its size.
     """
 
     channels: int
@@ -61,7 +61,7 @@ class Autoencode(Objective):
 def divergence(moments: Tensor) -> Tensor:
     """KL(q || N(0, I)) in nats, [B], of moments [B, 2 c, h, w] (Kingma & Welling 2014, appendix B).
 
-    The log-variance is clamped as where a latent is drawn.
+    The log-variance is clamped as in drawing a latent.
     """
     mean, log_variance = moments.chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)

@@ -246,12 +246,11 @@ def refuse_student(teacher: PipelineLike) -> None:
 
 def refuse_other_sampler(teacher: PipelineLike, stage: StagePlan) -> None:
     """`ConfigError` for a student as the teacher of students for another sampler or direction."""
-    own, wanted = (teacher.sampler, teacher.direction), (stage.sampler, stage.direction)
-    if teacher.times and own != wanted:
+    if teacher.times and (teacher.sampler, teacher.direction) != (stage.sampler, stage.direction):
         raise ConfigError(
-            f"this teacher is a student for sampler '{own[0]}' and direction '{own[1]}', and its students "
-            f"would be for '{wanted[0]}' and '{wanted[1]}', where a step is another: give the teacher that "
-            "it was distilled from"
+            f"this teacher is a student for sampler '{teacher.sampler}' and direction '{teacher.direction}', "
+            f"and its students would be for '{stage.sampler}' and '{stage.direction}', with other steps: "
+            "give the teacher that it was distilled from"
         )
 
 

@@ -19,7 +19,7 @@ from halfstep.diffusion.samplers import (
     Fresh,
     PREFIX,
     sample,
-    scheduled,
+    sample_with_scheduler,
     Step,
     STEPS,
     stochastic,
@@ -152,13 +152,13 @@ def sampler_fn(
     variance: float,
     around: Callable[[Step], Step] = lambda step: step,
 ) -> Callable[..., Tensor]:
-    """`sample` or `scheduled`, told how to step; its noise depends on (seed, image) alone.
+    """`sample` or `sample_with_scheduler`, told how to step; its noise depends on (seed, image) alone.
 
     around  what each of `sample`'s steps becomes
     """
     if sampler.startswith(PREFIX):
         own = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
-        return partial(scheduled, name=sampler.removeprefix(PREFIX), generators=own)
+        return partial(sample_with_scheduler, name=sampler.removeprefix(PREFIX), generators=own)
     step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
     return partial(sample, step=around(step))
 

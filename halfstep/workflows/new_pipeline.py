@@ -5,7 +5,7 @@ from typing import Literal
 
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Dataset, Latents
-from halfstep.diffusion.denoiser import Denoiser, NetTime, Told
+from halfstep.diffusion.denoiser import Denoiser, NetTime, TimeFactor
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError
 from halfstep.models import build, infer_config
@@ -37,9 +37,9 @@ class NetworkOptions(Validated):
     """The schedule's own options, as NAME VALUE pairs: kind scaled_linear zero_snr true."""
     time_of: Literal["t", "logsnr"] = "t"
     """What the network is told of the time."""
-    time_scale: Told = 1000.0
+    time_scale: TimeFactor = 1000.0
     """Factor on it."""
-    time_offset: Told = 0.0
+    time_offset: TimeFactor = 0.0
     """Added to it: a diffusers network on a table of 1000 has -1."""
     sampling_clip: NotNegative = 1.0
     """Clip predicted images to +- this when sampling; 0 leaves them. Points and latents never are."""

@@ -131,7 +131,7 @@ def test_features_that_are_no_numbers_are_refused(bad):
         "from halfstep.evaluation import frechet_distance as f\n"
         "import torch; assert f(torch.eye(4), torch.eye(4)) < 1e-9",
         "from halfstep.models import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
-        "from halfstep.diffusion.samplers.diffusers_schedulers import fitting; assert fitting()",
+        "from halfstep.diffusion.samplers import supported_schedulers; assert supported_schedulers()",
     ],
     ids=["distances", "networks", "schedulers"],
 )

@@ -440,7 +440,7 @@ MUTANTS = (
             "refuse_many(len(files), (channels, size, size))",
             "refuse_many(len(files), (size, size))",
         ),
-        ("refuse_many(len(files), got.shape)", "pass"),
+        ("refuse_many(len(files), pixels.shape)", "pass"),
         ("(count, *shape)", "shape"),
     ),
     *of(
@@ -495,7 +495,7 @@ MUTANTS = (
     *of(
         "methods/classifiers/recipes",
         "methods/classifiers/knowledge_edges",
-        ("if not is_valid(value, takes.annotation):", "if False:"),
+        ("if not is_valid(value, parameter.annotation):", "if False:"),
     ),
     *of(
         "cli/console/run_plan",

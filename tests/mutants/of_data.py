@@ -89,7 +89,7 @@ MUTANTS = (
     *of(
         "data/sources/arrays",
         "data/data_kinds",
-        ("wanted > there", "wanted > 2 * there"),
+        ("expected > actual", "expected > 2 * actual"),
         ("math.prod(shape) * dtype.itemsize", "math.prod(shape)"),
         ("for key in values + labels:", "for key in values:"),
     ),
@@ -120,7 +120,7 @@ MUTANTS = (
     *of(
         "data/label_subsets",
         "data/label_subsets",
-        ("(sure >= threshold)", "(sure > threshold)"),
+        ("(confidence >= threshold)", "(confidence > threshold)"),
         ("descending=True", "descending=False"),
     ),
 )

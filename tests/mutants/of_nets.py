@@ -124,7 +124,9 @@ MUTANTS = (
         ("encoder_hidden_states.shape[2] != width", "encoder_hidden_states.shape[2] < width"),
     ),
     *of(
-        "diffusion/denoiser", "models/diffusers_config", ("if found != wanted:", "if found == []:")
+        "diffusion/denoiser",
+        "models/diffusers_config",
+        ("if actual != expected:", "if actual == []:"),
     ),
     *of(
         "models/uvit/model",
@@ -262,7 +264,7 @@ MUTANTS = (
         "diffusion/denoiser",
         "copies",
         ("requires_grad_(before not in frozen)", "requires_grad_(True)"),
-        ("(before := named(name)) in theirs:", "before := named(name):"),
+        ("(before := old_name(name)) in old_parameters:", "before := old_name(name):"),
     ),
     *of(
         "diffusion/guidance",

@@ -44,21 +44,21 @@ def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
 
 
 def _from_table(folder: Path, table: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
+    captions_of: dict[str, list[str]] = {}
     names = [_key(file.relative_to(folder).as_posix()) for file in files]
     for number, line in enumerate(_lines(table), start=1):
         if line:
             name, captions = _entry(f"line {number} of {table}", line)
-            found.setdefault(_key(name), []).extend(captions)
-    if strange := [Path(name) for name in found.keys() - set(names)]:
+            captions_of.setdefault(_key(name), []).extend(captions)
+    if strange := [Path(name) for name in captions_of.keys() - set(names)]:
         raise DataError(
             f"{table} has captions for {len(strange)} images that are not there: "
             f"{_some(folder, strange)}; remove those lines, or write file_name as the path below "
             "its folder"
         )
-    bare = [file for file, name in zip(files, names, strict=True) if name not in found]
-    _refuse_bare(folder, bare, len(files), f"add them to {TABLE}")
-    return [tuple(found[name]) for name in names]
+    uncaptioned = [file for file, name in zip(files, names, strict=True) if name not in captions_of]
+    _refuse_uncaptioned(folder, uncaptioned, len(files), f"add them to {TABLE}")
+    return [tuple(captions_of[name]) for name in names]
 
 
 def _entry(where: str, line: str) -> tuple[str, list[str]]:
@@ -67,13 +67,13 @@ def _entry(where: str, line: str) -> tuple[str, list[str]]:
         entry = from_json(line, Any, where, error=DataError)
     except DataError as damaged:
         raise DataError(f"{damaged}; mend or remove the line") from None
-    wanted = 'write {"file_name": "a.png", "text": "a cat"}'
+    example = 'write {"file_name": "a.png", "text": "a cat"}'
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise DataError(f"{where} names no image: {wanted}")
-    given = [key for key in KEYS if key in entry]
-    if len(given) != 1:
-        raise DataError(f"{where} has {' and '.join(given) or 'no text'}: {wanted}")
-    return entry["file_name"], list(_captions(where, entry[given[0]]))
+        raise DataError(f"{where} names no image: {example}")
+    keys = [key for key in KEYS if key in entry]
+    if len(keys) != 1:
+        raise DataError(f"{where} has {' and '.join(keys) or 'no text'}: {example}")
+    return entry["file_name"], list(_captions(where, entry[keys[0]]))
 
 
 def _captions(where: str, value: Any) -> Iterator[str]:
@@ -105,15 +105,15 @@ def _from_texts(
             f"{len(strange)} files of captions in {folder} have no image: {_some(folder, strange)}; "
             "remove them, or name each after its image"
         )
-    bare = [file for stem, file in owners.items() if stem not in beside]
-    _refuse_bare(folder, bare, len(files), "write a .txt beside each")
-    found = {stem: tuple(filter(None, _lines(path))) for stem, path in beside.items()}
-    if empty := [beside[stem] for stem, captions in found.items() if not captions]:
+    uncaptioned = [file for stem, file in owners.items() if stem not in beside]
+    _refuse_uncaptioned(folder, uncaptioned, len(files), "write a .txt beside each")
+    captions_of = {stem: tuple(filter(None, _lines(path))) for stem, path in beside.items()}
+    if empty := [beside[stem] for stem, captions in captions_of.items() if not captions]:
         raise DataError(
             f"{len(empty)} files of captions in {folder} are empty: {_some(folder, empty)}; write a "
             "caption into each"
         )
-    return [found[file.with_suffix("")] for file in files]
+    return [captions_of[file.with_suffix("")] for file in files]
 
 
 def _beside(files: Sequence[Path]) -> dict[Path, Path]:
@@ -142,11 +142,10 @@ def _key(name: str) -> str:
     return normalize("NFC", str(PurePosixPath(name)))
 
 
-def _refuse_bare(folder: Path, bare: Sequence[Path], images: int, instead: str) -> None:
-    if bare:
+def _refuse_uncaptioned(folder: Path, files: Sequence[Path], images: int, remedy: str) -> None:
+    if files:
         raise DataError(
-            f"{len(bare)} of {images} images in {folder} have no caption: {_some(folder, bare)}; "
-            f"{instead}"
+            f"{len(files)} of {images} images in {folder} have no caption: {_some(folder, files)}; {remedy}"
         )
 
 

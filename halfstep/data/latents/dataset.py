@@ -225,9 +225,9 @@ def open_latents(
     entries = [*about["shards"], *about["contexts"], *about["others"]]
     if verify is not False:
         verify_files(folder, entries, progress, anew=verify is True)
-    found = _latents(folder, about)
+    latents = _latents(folder, about)
     digest = hashlib.sha256(" ".join(entry["sha256"] for entry in entries).encode())
-    return replace(found, source=digest.hexdigest())
+    return replace(latents, source=digest.hexdigest())
 
 
 def read_about(folder: Path) -> About:

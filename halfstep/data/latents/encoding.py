@@ -20,7 +20,13 @@ from halfstep.batch import batches
 from halfstep.config.validate import Count, Validated
 from halfstep.data.latents.dataset import ABOUT, About, FORMAT, is_latents, read_about
 from halfstep.data.latents.image_stream import Images, ImagesDigest
-from halfstep.data.latents.resume import alone, check_asked, CODEC, of_others, same_images
+from halfstep.data.latents.resume import (
+    alone,
+    CODEC,
+    other_images,
+    refuse_other_identity,
+    same_images,
+)
 from halfstep.data.latents.shards import Entry, whole, written
 from halfstep.errors import ConfigError
 from halfstep.identity import sha256_of
@@ -113,20 +119,20 @@ class _Work:
 
     def run(self) -> bool:
         """Write whatever is missing, in order; whether anything was."""
-        about, worked = self._taken_up(), False
-        done = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
+        about, worked = self._resume(), False
+        entries = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
         self.progress.expect(len(self.images))
         for k, rows in enumerate(self._ranges()):
             for name, write in self._files(k):
-                if name in done and (self.out / name).exists():
+                if name in entries and (self.out / name).exists():
                     if write == self._moments:
                         self.progress.advance(len(rows))
                     continue
                 worked, about["complete"] = True, False
-                done[name] = write(self.out / name, rows, done.get(name))
-                files = sorted(done, key=lambda file: (len(file), file))
-                about["shards"] = [done[file] for file in files if file.startswith("shard")]
-                about["contexts"] = [done[file] for file in files if file.startswith("context")]
+                entries[name] = write(self.out / name, rows, entries.get(name))
+                files = sorted(entries, key=lambda file: (len(file), file))
+                about["shards"] = [entries[file] for file in files if file.startswith("shard")]
+                about["contexts"] = [entries[file] for file in files if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
         if worked or missing or not about["complete"]:
@@ -159,7 +165,7 @@ class _Work:
                 self.progress.advance(len(images))
             # Still under its temporary name: what was read last is compared as well.
             if before is not None and before["source"] != source.digest:
-                raise of_others(self.out, f"{path.name} was made of others than are there now")
+                raise other_images(self.out, f"{path.name} was made of others than are there now")
 
         shape = (len(rows), views, *self._latent(twice=True))
         entry = written(path, shape, dtype, encoded())
@@ -194,39 +200,41 @@ class _Work:
 
     # -- what is there already ---------------------------------------------------------------------
 
-    def _taken_up(self) -> About:
+    def _resume(self) -> About:
         """latents.json as it is, if it says of the same; else a new one, where there is nothing yet."""
-        asked = self._asked()
+        identity = self._identity()
         about = read_about(self.out) if is_latents(self.out) else None
         if about is None or not (about["shards"] or about["contexts"]):
             self._try_one()
             self.codec.save(self.out)
             rest: Any = {"shards": [], "contexts": [], "others": [], "complete": False}
-            fresh: Any = {
-                **asked,
+            about_new: Any = {
+                **identity,
                 "count": len(self.images),
                 "names": list(self.images.names),
                 **rest,
             }
-            storage.write_json(self.out / ABOUT, fresh)
-            begun: About = fresh
-            return begun
-        self._check_same(about, asked)
+            storage.write_json(self.out / ABOUT, about_new)
+            about_typed: About = about_new
+            return about_typed
+        self._check_same(about, identity)
         if not all((self.out / name).exists() for name in CODEC):
             self.codec.save(self.out)
         return about
 
-    def _check_same(self, about: About, asked: dict[str, Any]) -> None:
+    def _check_same(self, about: About, identity: dict[str, Any]) -> None:
         """Refuse what was made of others, and note new stamps of files with the same contents."""
-        check_asked(self.out, about, asked)
-        ranges, here = self._ranges(), len(self.images)
+        refuse_other_identity(self.out, about, identity)
+        ranges, count = self._ranges(), len(self.images)
         before = [entry.get("stamp") for entry in about["shards"]]
         for entry in [*about["shards"], *about["contexts"]]:
             k = int(Path(entry["file"]).stem.rpartition("-")[2])
             if k >= len(ranges) or not self._same(entry, ranges[k]):
-                raise of_others(self.out, f"{entry['file']} was made of others than are there now")
-        if about["complete"] and about["count"] != here:
-            raise of_others(self.out, f"{about['count']:,} there, {here:,} asked for")
+                raise other_images(
+                    self.out, f"{entry['file']} was made of others than are there now"
+                )
+        if about["complete"] and about["count"] != count:
+            raise other_images(self.out, f"{about['count']:,} there, {count:,} asked for")
         if [entry.get("stamp") for entry in about["shards"]] != before:
             storage.write_json(self.out / ABOUT, about)
 
@@ -240,16 +248,16 @@ class _Work:
     def _try_one(self) -> None:
         """Encode one image and the empty text: what cannot be leaves no folder that says it was begun."""
         image = next(iter(self.images.batches(range(1), 1))).to(self.device)
-        found, wanted = self.codec.moments(image).shape[1:], self._latent(twice=True)
-        if tuple(found) != wanted:
+        actual, expected = self.codec.moments(image).shape[1:], self._latent(twice=True)
+        if tuple(actual) != expected:
             raise ConfigError(
-                f"the codec makes moments of shape {list(found)} of one image, and its factor and "
-                f"channels say {list(wanted)}: mend the codec"
+                f"the codec makes moments of shape {list(actual)} of one image, and its factor and "
+                f"channels say {list(expected)}: mend the codec"
             )
         if self.captions is not None:
             self._encoded([""])
 
-    def _asked(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that must be the same when the folder is taken up again."""
         return {
             "format": FORMAT,

@@ -84,11 +84,11 @@ def stream(
         raise ConfigError(
             f"'{spec}' holds samples of shape {list(data.shape)}, not images: name images"
         )
-    return Held(data)
+    return ImagesInMemory(data)
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class ImagesInMemory:
     """The images of a data set in memory."""
 
     data: Dataset
@@ -164,8 +164,8 @@ class Folder:
             if isinstance(first, str):
                 raise _unreadable(folder, {files[0]: first})
             side = first.shape[-1]
-        known = None if labels is None else torch.tensor(labels)
-        return cls(folder, files, (channels, side, side), size, known, names)
+        class_labels = None if labels is None else torch.tensor(labels)
+        return cls(folder, files, (channels, side, side), size, class_labels, names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -205,8 +205,8 @@ class Folder:
                 content = opened.read()
         except OSError as error:
             return _File(error.strerror or "gone")
-        held: Any = io.BytesIO(content)  # what is hashed is what is decoded
-        image = folders.read(held, self.size, self.shape[0])
+        stream: Any = io.BytesIO(content)  # what is hashed is what is decoded
+        image = folders.read(stream, self.size, self.shape[0])
         return _File(image, hashlib.sha256(content).hexdigest(), stamp)
 
     def _checksum(self, file: Path) -> str:
@@ -224,18 +224,18 @@ class Folder:
 
     def _named(self, rows: range, of: Iterable[str]) -> str:
         """A name for these files, their labels, and what is known of each."""
-        found = hashlib.sha256()
-        for k, known in zip(rows, of, strict=True):
+        digest = hashlib.sha256()
+        for k, contents in zip(rows, of, strict=True):
             label = None if self.labels is None else int(self.labels[k])
             name = self.files[k].relative_to(self.folder).as_posix()
-            found.update(f"{name}\0{label}\0{known}\n".encode(errors="surrogateescape"))
-        return found.hexdigest()
+            digest.update(f"{name}\0{label}\0{contents}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
-    def _stacked(self, rows: range, got: Sequence[folders.Pixels | str]) -> Tensor:
-        faults = {self.files[k]: g for k, g in zip(rows, got, strict=True) if isinstance(g, str)}
+    def _stacked(self, rows: range, pixels: Sequence[folders.Pixels | str]) -> Tensor:
+        faults = {self.files[k]: p for k, p in zip(rows, pixels, strict=True) if isinstance(p, str)}
         if faults:
             raise _unreadable(self.folder, faults)
-        images = [g for g in got if not isinstance(g, str)]
+        images = [p for p in pixels if not isinstance(p, str)]
         for k, image in zip(rows, images, strict=True):
             if image.shape != self.shape:
                 raise ConfigError(
@@ -252,5 +252,5 @@ def _stamped(stat: os.stat_result) -> str:
 
 
 def _unreadable(folder: Path, faults: dict[Path, str]) -> DataError:
-    said = ", ".join(f"{file.relative_to(folder)} ({why})" for file, why in faults.items())
-    return DataError(f"in {folder} cannot be read as images: {said}; replace or remove them")
+    files = ", ".join(f"{file.relative_to(folder)} ({why})" for file, why in faults.items())
+    return DataError(f"in {folder} cannot be read as images: {files}; replace or remove them")

@@ -31,9 +31,9 @@ MADE_OF = {
 """What a key of latents.json is called in a refusal."""
 
 
-def check_asked(out: Path, about: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def refuse_other_identity(out: Path, about: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Refuse unless latents.json says what is asked for."""
-    for key, value in asked.items():
+    for key, value in identity.items():
         if about.get(key) != value:
             raise ConfigError(
                 f"'{out}' holds latents of another {MADE_OF[key]} ({about.get(key)} there, "
@@ -54,7 +54,7 @@ def same_images(entry: Entry, images: Images, rows: range) -> bool:
     return True
 
 
-def of_others(out: Path, what: str) -> ConfigError:
+def other_images(out: Path, what: str) -> ConfigError:
     """The refusal of other images or captions."""
     return ConfigError(
         f"'{out}' holds latents of other images or captions ({what}): choose another --out"

@@ -65,13 +65,13 @@ class Shards:
         rows = rows.to(self.parts[0].device)
         if len(self.parts) == 1:
             return self.parts[0][rows]
-        of = torch.bucketize(rows, self._ends, right=True)
-        found = self.parts[0].new_empty(len(rows), *self.shape)
-        for k in of.unique().tolist():
-            places = (of == k).nonzero()[:, 0]
+        shard_of = torch.bucketize(rows, self._ends, right=True)
+        gathered = self.parts[0].new_empty(len(rows), *self.shape)
+        for k in shard_of.unique().tolist():
+            places = (shard_of == k).nonzero()[:, 0]
             part = self.parts[k]
-            found[places] = part[rows[places] - (self._ends[k] - len(part))]
-        return found
+            gathered[places] = part[rows[places] - (self._ends[k] - len(part))]
+        return gathered
 
     def to(self, device: torch.device | str) -> "Shards":
         """Another device holds them as one; the files stay mapped on the CPU."""
@@ -111,13 +111,13 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"version {version}")
-            found = np.lib.format.read_array_header_1_0(file)
+            header = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
         length = math.prod(shape) * dtype.itemsize
         size = path.stat().st_size
-        wanted = np.dtype(str(dtype).removeprefix("torch."))
-        if found != (tuple(shape), False, wanted) or size != start + length:
-            raise ValueError(f"{size:,} bytes, of shape {list(found[0])} and {found[2]}")
+        expected = np.dtype(str(dtype).removeprefix("torch."))
+        if header != (tuple(shape), False, expected) or size != start + length:
+            raise ValueError(f"{size:,} bytes, of shape {list(header[0])} and {header[2]}")
         # Private to this process: nothing that is done to the tensor reaches the file.
         raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     except FileNotFoundError:
@@ -150,8 +150,8 @@ def verify(
         state = (*_state(path), entry["sha256"])  # before its bytes: they may change meanwhile
         if before.get(entry["file"]) == state:
             return state, True
-        found = storage.checksum(path, missing=f"is missing: {MEND}")
-        return state, found == entry["sha256"]
+        checksum = storage.checksum(path, missing=f"is missing: {MEND}")
+        return state, checksum == entry["sha256"]
 
     progress.expect(len(entries))
     with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
@@ -171,10 +171,10 @@ def verify(
 def _verified(folder: Path) -> dict[str, State]:
     """Of the files that were verified; {} where nobody remembers."""
     try:
-        found = storage.read_json(folder / VERIFIED, dict[str, State])
+        states = storage.read_json(folder / VERIFIED, dict[str, State])
     except CheckpointError:
         return {}
-    return {name: tuple(state) for name, state in found.items()}  # type: ignore[misc]  # json has lists
+    return {name: tuple(state) for name, state in states.items()}  # type: ignore[misc]  # json has lists
 
 
 def _remember(folder: Path, verified: dict[str, State]) -> None:

@@ -33,8 +33,8 @@ def load(file: Path, channels: int | None = None) -> Dataset:
     """
     values, labels = _read(file)
     try:
-        known = None if labels is None else torch.from_numpy(_whole(labels))
-        return Dataset(torch.from_numpy(_values(values, channels)), known)
+        class_labels = None if labels is None else torch.from_numpy(_whole(labels))
+        return Dataset(torch.from_numpy(_values(values, channels)), class_labels)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
 
@@ -97,13 +97,13 @@ def _refuse_false(stream: IO[bytes], size: int) -> None:
     """
     read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
     shape, _, dtype = read[read_magic(stream)](stream)
-    wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    if min(shape, default=0) < 0 or wanted > there:
+    expected, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if min(shape, default=0) < 0 or expected > actual:
         raise ValueError(
-            f"its header says {wanted:,} bytes of shape {list(shape)}, it has {there:,}"
+            f"its header says {expected:,} bytes of shape {list(shape)}, it has {actual:,}"
         )
-    if wanted > (most := memory()):
-        raise ValueError(f"its {wanted:,} bytes are more than the {most:,} of memory here")
+    if expected > (most := memory()):
+        raise ValueError(f"its {expected:,} bytes are more than the {most:,} of memory here")
 
 
 def _values(x: Array, channels: int | None) -> Array:
@@ -122,8 +122,8 @@ def _values(x: Array, channels: int | None) -> Array:
 
 
 def _channels_first(x: Array, channels: int | None) -> Array:
-    known = (1, 3) if channels is None else (channels,)
-    first, last = x.shape[1] in known, x.shape[3] in known
+    counts = (1, 3) if channels is None else (channels,)
+    first, last = x.shape[1] in counts, x.shape[3] in counts
     if first and last:
         raise DataError(
             f"shape {list(x.shape)} may be channels first or channels last: only one of axis 1 and "

@@ -77,20 +77,20 @@ def _from_folder(folder: Path, split: str) -> dict[str, bytes]:
 
 def _from_archive(archive: Path, split: str) -> dict[str, bytes]:
     """Reads the members it needs; nothing is written to disk."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
                 stream = tar.extractfile(member) if name in FILES[split] else None
                 if stream is not None:
-                    found[name] = stream.read()
+                    contents[name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {archive}: {error}; fetch it again") from None
-    missing = [name for name in FILES[split] if name not in found]
+    missing = [name for name in FILES[split] if name not in contents]
     if missing:
         raise DataError(f"{archive} lacks {', '.join(missing)}: fetch the binary version again")
-    return {name: found[name] for name in FILES[split]}
+    return {name: contents[name] for name in FILES[split]}
 
 
 def _decode(files: dict[str, bytes], place: Path) -> Dataset:
@@ -132,8 +132,8 @@ def _from_sheets(folder: Path, names: tuple[str, ...]) -> Dataset:
         raise DataError(f"{folder} lacks {', '.join(missing)}: unpack the package again")
     try:
         sheets = [np.asarray(Image.open(folder / name)) for name in names[:-1]]
-        told = (folder / names[-1]).read_bytes()
-        labels = torch.tensor(from_json(told, list[int], f"'{names[-1]}'", error=DataError))
+        text = (folder / names[-1]).read_bytes()
+        labels = torch.tensor(from_json(text, list[int], f"'{names[-1]}'", error=DataError))
         images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return Dataset(torch.from_numpy(np.ascontiguousarray(images)), labels, NAMES)
     except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:

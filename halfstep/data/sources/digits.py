@@ -13,5 +13,5 @@ def load() -> Dataset:
     pixels, labels = load_digits(return_X_y=True)  # pixels are whole numbers from 0 to 16
     images = np.round(pixels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
     names = tuple(str(digit) for digit in range(10))
-    known = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(torch.from_numpy(images), known, names, origin="digits")
+    class_labels = torch.from_numpy(labels.astype(np.int64))
+    return Dataset(torch.from_numpy(images), class_labels, names, origin="digits")

@@ -91,7 +91,7 @@ def refuse_many(count: int, shape: tuple[int, ...], *, size: int = 1) -> None:
 def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
     """Files, their labels, and the names of the classes."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if _seen(entry.name))
+        entries = sorted(entry for entry in folder.iterdir() if _visible(entry.name))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from None
     inside = {e.name: sorted(_below(e)) for e in _in_order([e for e in entries if e.is_dir()])}
@@ -135,11 +135,11 @@ def _below(folder: Path) -> Iterator[Path]:
         raise DataError(f"cannot list {error.filename}: {error.strerror}")
 
     for root, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if _seen(name)]
-        yield from (path for name in files if _seen(name) and _counts(path := Path(root, name)))
+        folders[:] = [name for name in folders if _visible(name)]
+        yield from (path for name in files if _visible(name) and _counts(path := Path(root, name)))
 
 
-def _seen(name: str) -> bool:
+def _visible(name: str) -> bool:
     small = name.lower()
     return not small.startswith(".") and small not in JUNK and not small.endswith(PREVIEWS)
 
@@ -162,8 +162,8 @@ def channels_of(files: list[Path]) -> int:
 
 def side_of(folder: Path) -> int | None:
     """Pixels a side of the first image as it would be read; None where it cannot be."""
-    found = read(listed(folder)[0][0], None, 1)
-    return None if isinstance(found, str) else int(found.shape[-1])
+    pixels = read(listed(folder)[0][0], None, 1)
+    return None if isinstance(pixels, str) else int(pixels.shape[-1])
 
 
 # -- their pixels ----------------------------------------------------------------------------------
@@ -179,21 +179,21 @@ def _read_all(
     progress.expect(len(files))
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        found = pool.map(partial(read, size=size, channels=channels), files)
-        for k, (file, got) in enumerate(zip(files, found, strict=True)):
-            if isinstance(got, str):
-                faults.append(f"{file.relative_to(folder)} ({got})")
+        results = pool.map(partial(read, size=size, channels=channels), files)
+        for k, (file, pixels) in enumerate(zip(files, results, strict=True)):
+            if isinstance(pixels, str):
+                faults.append(f"{file.relative_to(folder)} ({pixels})")
             else:
                 if values is None:
-                    refuse_many(len(files), got.shape)
-                    values = np.empty((len(files), *got.shape), np.uint8)
-                    first, side = file, got.shape[-1]
-                if got.shape == values.shape[1:]:
-                    values[k] = got
+                    refuse_many(len(files), pixels.shape)
+                    values = np.empty((len(files), *pixels.shape), np.uint8)
+                    first, side = file, pixels.shape[-1]
+                if pixels.shape == values.shape[1:]:
+                    values[k] = pixels
                 else:
                     odd = odd or (
                         f"{first.relative_to(folder)} gives {side} pixels a side and "
-                        f"{file.relative_to(folder)} {got.shape[-1]}"
+                        f"{file.relative_to(folder)} {pixels.shape[-1]}"
                     )
             progress.advance()
     finally:

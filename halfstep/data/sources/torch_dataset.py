@@ -53,8 +53,8 @@ def collected(data: object) -> Dataset:
         raise DataError(
             f"sample {k} of this torch Dataset has no label, and others have: give all one, -1 for none"
         )
-    known = None if label is None else torch.tensor(labels, dtype=torch.int64)
-    return Dataset(values, known, () if known is None else _names(data))
+    class_labels = None if label is None else torch.tensor(labels, dtype=torch.int64)
+    return Dataset(values, class_labels, () if class_labels is None else _names(data))
 
 
 def _length(data: Any) -> int:
@@ -84,10 +84,12 @@ def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
         or not isinstance(label, int | None)
         or isinstance(label, bool)
     ):
-        said = f"{_called(value)}" + (f" with the label {label!r}" if label is not None else "")
+        description = f"{_called(value)}" + (
+            f" with the label {label!r}" if label is not None else ""
+        )
         raise DataError(
-            f"sample {k} of this torch Dataset is {said}, expected a tensor or (tensor, whole number): add a "
-            f"transform, or {WRITE}"
+            f"sample {k} of this torch Dataset is {description}, expected a tensor or (tensor, whole "
+            f"number): add a transform, or {WRITE}"
         )
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise DataError(

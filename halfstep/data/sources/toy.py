@@ -17,5 +17,5 @@ def two_moons(samples: int = 10_000) -> Dataset:
     points = (points - points.mean(0)) / points.std(0)
     points /= np.abs(points).max()
     values = torch.from_numpy(points.astype(np.float32))
-    known = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(values, known, ("upper", "lower"), origin="two-moons")
+    class_labels = torch.from_numpy(labels.astype(np.int64))
+    return Dataset(values, class_labels, ("upper", "lower"), origin="two-moons")

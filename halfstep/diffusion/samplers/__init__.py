@@ -1,14 +1,15 @@
-"""One loop, many steps.  A step is a pure function of where the walk has been and where it goes.
+"""One sampling loop for many solver steps; a step is a pure function of the trajectory and its next time.
 
-`scheduled` is the other loop, in which one of diffusers' schedulers makes the steps.
+`sample_with_scheduler` is the other loop, in which one of diffusers' schedulers makes the steps.
 """
 
-from halfstep.diffusion.samplers.diffusers_schedulers import fitting, scheduled
+from halfstep.diffusion.samplers.diffusers_schedulers import sample_with_scheduler
 from halfstep.diffusion.samplers.editing import inpainting, noised
 from halfstep.diffusion.samplers.invert import encode
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS, SamplerPreset
 from halfstep.diffusion.samplers.registry import calls, PREFIX, STEPS
 from halfstep.diffusion.samplers.sample import noise_of, sample, start
+from halfstep.diffusion.samplers.scheduler_setup import supported_schedulers
 from halfstep.diffusion.samplers.sde import euler_maruyama, Fresh
 from halfstep.diffusion.samplers.singlestep import dpm_fast, dpmpp_3s
 from halfstep.diffusion.samplers.solvers import (
@@ -41,13 +42,13 @@ __all__ = [
     "dpmpp_3s",
     "encode",
     "euler_maruyama",
-    "fitting",
     "heun",
     "inpainting",
     "noise_of",
     "noised",
     "sample",
-    "scheduled",
+    "sample_with_scheduler",
     "start",
     "stochastic",
+    "supported_schedulers",
 ]

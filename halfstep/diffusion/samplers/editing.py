@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting: sampling that begins with an image, or repaints a part of one."""
+"""Image-to-image and inpainting: sampling that starts from an image, or repaints a part of one."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,17 @@ from halfstep.pixels import as_floats
 
 
 def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
-    """The noise with which `sample` begins at alpha x0 + sigma noise at time t.
-
-    SDEdit (Meng et al. 2022, Algorithm 1) from t onwards.
-    """
+    """The noise from which `sample` starts at alpha x0 + sigma noise (SDEdit: Meng et al. 2022, Alg. 1)."""
     t = validate("t", t, Share)
     level = schedule.at(torch.tensor(t, dtype=torch.float64))
     return noise_of(schedule, level.mix(as_floats(x0), noise), t)
 
 
 def inpainting(step: Step, mask: Tensor, x0: Tensor, noise: Tensor) -> Step:
-    """`step`, followed by a reset of the numbers outside the mask to x0, noised to the step's end.
+    """`step`, followed by a reset of the values outside the mask to x0, noised to the step's end.
 
-    The noise is always the one that sampling began with: a number outside the mask goes straight from it
-    to x0.  At t = 0 it is x0 itself, to the bit.
+    The noise is the one that sampling began with: a value outside the mask moves straight from it to x0.  At
+    t = 0 it is x0 itself, to the bit.
 
     mask  bool, as x0 or broadcastable to it: True where x0 is repainted, as in diffusers
     """

@@ -1,4 +1,4 @@
-"""The walk from data to noise, which the walk from noise to data undoes (Song et al. 2021, section 4.3)."""
+"""DDIM inversion: from data to the noise that sampling turns back into it (Song et al. 2021, section 4.3)."""
 
 from itertools import pairwise
 
@@ -25,28 +25,28 @@ def encode(
 ) -> Tensor:
     """Encode data as the noise that `sample` turns into it: DDIM steps from times[-1] to times[0].
 
-    x0        float [B, ...] data, taken for x at times[-1]
-    times     as `sample` takes them, noise first
-    progress  told of every step
+    x0        float [B, ...] data, taken as x at times[-1]
+    times     as for `sample`, noise first
+    progress  advances with every step
 
-    A walk that begins at t = 0 begins at `schedule.at(0)`.  Nothing is clipped: there the eps of a clipped
-    x0 would be the clipping, divided by sigma.
+    At t = 0 it starts from the level `schedule.at(0)`.  Nothing is clipped: the eps of a clipped x0 would be
+    the clipping error divided by sigma.
     """
     schedule, x0 = denoiser.schedule, as_floats(x0)
     on_schedule(checked(times), schedule)
     progress.expect(len(times) - 1)
     x = x0
-    for now, then in pairwise(reversed(times)):
-        t = torch.full(x.shape[:1], now, device=x.device, dtype=wide(x))
+    for t_from, t_to in pairwise(reversed(times)):
+        t = torch.full(x.shape[:1], t_from, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)
-        to = schedule.at(torch.tensor(then, dtype=torch.float64))
+        to = schedule.at(torch.tensor(t_to, dtype=torch.float64))
         x = to.mix(pred.x0, pred.eps).to(x0.dtype)
         progress.advance()
     return noise_of(schedule, x, times[0])
 
 
 def refuse_blind_to_noise(denoiser: Teacher, t: float) -> None:
-    """`ConfigError` for an x0 network of a walk that starts in data alone."""
+    """`ConfigError` for an x0 network where encoding starts at a level with almost no noise."""
     level = denoiser.schedule.at(torch.tensor(t, dtype=torch.float64))
     if denoiser.parameterisation.blind_to_noise and level.sigma < 0.1 * level.alpha:
         worse = float(level.alpha / level.sigma)

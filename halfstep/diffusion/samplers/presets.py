@@ -1,4 +1,4 @@
-"""The samplers that come with a grid of their own, by name: as U-ViT's results were published."""
+"""Samplers with their own time grid, by name, as in the published U-ViT results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from halfstep.diffusion.time_grids import fast, Times, uniform, uniform_landing
 
 @dataclass(frozen=True)
 class SamplerPreset:
-    """A grid and the step made for it, both of a number of network calls; one call a step."""
+    """A time grid and the step made for it, both functions of the number of network calls, one per step."""
 
     grid: Callable[[int, Schedule], Times]
     step: Callable[[int, Schedule, Fresh], Step]
 
 
 def _end(schedule: Schedule, smooth: float) -> float:
-    """Where a walk to above t = 0 ends: at a table's first level, at `smooth` where there is no table."""
+    """The last time of a grid that ends above 0: a table's first level, or `smooth` for other schedules."""
     levels: int | None = getattr(schedule, "levels", None)
     return 1 / levels if levels else smooth
 

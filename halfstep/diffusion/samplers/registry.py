@@ -1,17 +1,17 @@
-"""Samplers by name: the deterministic steps, and what each sampler costs."""
+"""Samplers by name: the deterministic steps, and the cost of every sampler."""
 
 from halfstep.diffusion.samplers.diffusers_schedulers import network_calls
 from halfstep.diffusion.samplers.solvers import ddim, dpmpp_2m, heun, Step
 
 PREFIX = "diffusers:"
-"""Of the samplers that are diffusers' schedulers; the name of the class follows."""
+"""The prefix of a sampler that is one of diffusers' schedulers; the class name follows it."""
 
 STEPS: dict[str, Step] = {"ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
-"""The deterministic steps; `ancestral` needs noise and is made by its function."""
+"""The deterministic steps; `ancestral` needs noise and is built by its function."""
 
 
 def calls(sampler: str, steps: int) -> int:
-    """How many network calls the named sampler makes in so many steps."""
+    """The number of network calls that the named sampler makes in `steps` steps."""
     if sampler.startswith(PREFIX):
         return network_calls(sampler.removeprefix(PREFIX), steps)
     return 2 * steps - 1 if sampler == "heun" else steps

@@ -1,4 +1,4 @@
-"""The walk from noise to data: one loop for every step."""
+"""Sampling from noise to data: one loop for every solver step."""
 
 from itertools import pairwise
 
@@ -20,16 +20,16 @@ def _time(t: float) -> Tensor:
 
 
 def start(schedule: Schedule, noise: Tensor, t: float = 1.0) -> Tensor:
-    """What a walk from time t starts from: unit noise if variance preserving, else sigma(t) * noise."""
+    """The x_t at which sampling starts: unit noise if variance preserving, else sigma(t) * noise."""
     if not noise.is_floating_point():
-        raise ConfigError(f"a walk begins with floats, got {noise.dtype}: give noise.float()")
+        raise ConfigError(f"sampling starts from floats, got {noise.dtype}: give noise.float()")
     if schedule.variance_preserving:
         return noise
     return schedule.at(_time(t)).sigma * noise
 
 
 def noise_of(schedule: Schedule, x: Tensor, t: float) -> Tensor:
-    """What `start` makes x of at time t."""
+    """The unit noise that `start` turns into x at time t."""
     if schedule.variance_preserving:
         return x
     return x / schedule.at(_time(t)).sigma
@@ -50,8 +50,8 @@ def sample(
 
     noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
     times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
-    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None leaves it
-    progress  told of every step
+    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip
+    progress  advances with every step
     """
     schedule, clip = denoiser.schedule, validate("clip", clip, Positive | None)
     history: list[ModelOutput] = []
@@ -63,18 +63,23 @@ def sample(
 
     on_schedule(checked(times), schedule)
     if times[0] == 0:
-        raise ConfigError("a walk to data cannot start at t = 0: it is there already")
+        raise ConfigError(
+            "sampling cannot start at t = 0, which is data already: start the grid higher"
+        )
     progress.expect(len(times) - 1)
-    x, here = start(schedule, noise, times[0]), TimePoint(0, times[0], schedule.at(_time(times[0])))
-    for k, (_, then) in enumerate(pairwise(times), start=1):
-        history = [*history[-2:], model_fn(x, here)]  # DPM-Solver-3 reads three
-        to = TimePoint(k, then, arriving(schedule, _time(then)))
+    x, current = (
+        start(schedule, noise, times[0]),
+        TimePoint(0, times[0], schedule.at(_time(times[0]))),
+    )
+    for k, (_, next_t) in enumerate(pairwise(times), start=1):
+        history = [*history[-2:], model_fn(x, current)]  # DPM-Solver-3 reads three
+        to = TimePoint(k, next_t, arriving(schedule, _time(next_t)))
         x = step(x, history, to, model_fn).to(noise.dtype)
-        here = to
+        current = to
         progress.advance()
     return x
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """float64 for times and coefficients, float32 where the device has none."""
+    """The dtype of times and coefficients: float64, or float32 on a device without it."""
     return torch.float32 if x.device.type == "mps" else torch.float64

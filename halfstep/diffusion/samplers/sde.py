@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from halfstep.diffusion.samplers.solvers import ModelFn, ModelOutput, Step, TimePoint
-from halfstep.diffusion.samplers.step_checks import answer, ASTRAY, astray, spread
+from halfstep.diffusion.samplers.step_checks import (
+    exact_prediction,
+    MAX_ERROR,
+    relative_error,
+    spread,
+)
 from halfstep.diffusion.schedules import Schedule
 from halfstep.errors import ConfigError
 
@@ -21,7 +26,7 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
     the official code does, and not the predicted x0.  For the grid `uniform_landing(steps)`.
 
     Raises `ConfigError` for a table of betas, which has corners and no g, for a start at alpha = 0, and for
-    a step that is too long for its drift: from the cosine's t = 1, where it is 34,600 in unit time, every.
+    a step that is too long for its drift, as every step from the cosine's t = 1 is (drift 34,600).
     """
     if hasattr(schedule, "levels"):
         raise ConfigError(
@@ -30,20 +35,20 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
         )
 
     def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
-        here, pred = history[-1].point, history[-1].pred
-        if here.level.alpha == 0:
+        current, pred = history[-1].point, history[-1].pred
+        if current.level.alpha == 0:
             raise ConfigError(
-                f"the reverse-time SDE cannot start at t = {here.t:g}, where alpha = 0 and its drift is "
+                f"the reverse-time SDE cannot start at t = {current.t:g}, where alpha = 0 and its drift is "
                 "infinite: start the grid below, for example at t = 0.999"
             )
-        f, g2 = _drift_and_diffusion(schedule, here.t)
-        passed = here.t - to.t
+        f, g2 = _drift_and_diffusion(schedule, current.t)
+        passed = current.t - to.t
         noise = (g2 * passed).sqrt() if to.t > 0 else torch.zeros_like(g2)
 
         def mean(x: Tensor, eps: Tensor) -> Tensor:
-            return x - (f * x + g2 / here.level.sigma * eps) * passed
+            return x - (f * x + g2 / current.level.sigma * eps) * passed
 
-        _refuse_too_long(here, to, mean, noise)
+        _refuse_too_long(current, to, mean, noise)
         if to.t == 0:
             return mean(x, pred.eps)
         return mean(x, pred.eps) + noise * fresh(x, to.step)
@@ -52,30 +57,30 @@ def euler_maruyama(schedule: Schedule, fresh: Fresh) -> Step:
 
 
 def _refuse_too_long(
-    here: TimePoint, to: TimePoint, mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor
+    current: TimePoint, to: TimePoint, mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor
 ) -> None:
-    """`ConfigError` for a step after which even an exact network would be shown x far too spread out."""
-    x = spread(here.level)
-    after = (mean(x, answer(x, here.level).eps) ** 2 + noise**2).sqrt()
-    if astray(after, spread(to.level), drawn=True) > ASTRAY - 1:
+    """`ConfigError` for a step after which x is far too spread out even with an exact network."""
+    x = spread(current.level)
+    after = (mean(x, exact_prediction(x, current.level).eps) ** 2 + noise**2).sqrt()
+    if relative_error(after, spread(to.level), drawn=True) > MAX_ERROR - 1:
         raise ConfigError(
-            f"euler-maruyama cannot step from t = {here.t:g} to {to.t:g}: its drift there is so strong that "
-            f"x would be {float(after / spread(to.level)):,.3g} times as spread out as it should be.  Take "
+            f"euler-maruyama cannot step from t = {current.t:g} to {to.t:g}: its drift is so strong that x "
+            f"would be {float(after / spread(to.level)):,.3g} times as spread out as it should be.  Take "
             "more steps, start the grid lower if it is the first, or write sampler='ancestral'"
         )
 
 
 def _drift_and_diffusion(schedule: Schedule, t: float) -> tuple[Tensor, Tensor]:
     """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 (Lu et al. 2022a, section 2.1), float64."""
-    with torch.inference_mode(False), torch.enable_grad():  # a walk has no gradients
+    with torch.inference_mode(False), torch.enable_grad():  # sampling runs without gradients
         time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
         level = schedule.at(time)
-        f, rise = (_slope(of, time) for of in (level.alpha.log(), level.sigma**2))
-    return f, rise - 2 * f * level.sigma.detach() ** 2
+        f, slope = (_slope(values, time) for values in (level.alpha.log(), level.sigma**2))
+    return f, slope - 2 * f * level.sigma.detach() ** 2
 
 
-def _slope(of: Tensor, time: Tensor) -> Tensor:
-    if not of.requires_grad:  # Karras' alpha, which is 1 at every time
-        return torch.zeros_like(of)
-    (slope,) = torch.autograd.grad(of, time, retain_graph=True)
+def _slope(values: Tensor, time: Tensor) -> Tensor:
+    if not values.requires_grad:  # Karras' alpha, which is 1 at every time
+        return torch.zeros_like(values)
+    (slope,) = torch.autograd.grad(values, time, retain_graph=True)
     return slope

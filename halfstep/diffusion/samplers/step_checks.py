@@ -1,7 +1,7 @@
-"""What a step would make of an exact network's answers: a walk that leads nowhere is refused before.
+"""Errors of solver steps with an exact network, to refuse diverging samplers before sampling.
 
-The data tried are normal, at 0 and of spread `SPREAD` in every number.  Their denoiser and their flow are
-linear, so that one number tells how far a step goes astray.
+The test data are N(0, SPREAD^2) in every value.  Their denoiser and flow are linear, so that one number is
+the error of a step.
 """
 
 from dataclasses import dataclass
@@ -15,41 +15,40 @@ from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import Level, Schedule
 
 SPREAD = 0.5
-"""Of the data that are tried: about what images in [-1, 1] have."""
-ASTRAY = 2.0
-"""Spreads from where the exact flow ends; whoever says the mean of the data, in one step, is one off."""
+"""Standard deviation of the test data, about that of images in [-1, 1]."""
+MAX_ERROR = 2.0
+"""The largest accepted distance from the exact end, in spreads; the mean of the data is at distance one."""
 
 
 def spread(level: Level) -> Tensor:
-    """Of x_t."""
+    """The standard deviation of x_t."""
     return (level.alpha**2 * SPREAD**2 + level.sigma**2).sqrt()
 
 
-def answer(x_t: Tensor, level: Level) -> Prediction:
-    """The exact denoiser's."""
+def exact_prediction(x_t: Tensor, level: Level) -> Prediction:
+    """The prediction of the exact denoiser."""
     share = x_t / spread(level) ** 2
     return Prediction(level.alpha * SPREAD**2 * share, level.sigma * share)
 
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact denoiser as a sampler asks it, on any schedule."""
+    """The exact denoiser of the test data on any schedule."""
 
     schedule: Schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        return answer(x_t, level_of(self.schedule, t, x_t))
+        return exact_prediction(x_t, level_of(self.schedule, t, x_t))
 
 
-def astray(got: Tensor, exact: Tensor, *, drawn: bool = False) -> float:
-    """How many spreads too far walks end, or steps lead: above `ASTRAY` they lead nowhere.
+def relative_error(end: Tensor, exact: Tensor, *, drawn: bool = False) -> float:
+    """The root mean square error of trajectory ends in units of the exact spread; inf unless all are finite.
 
-    drawn  the walk draws noise on its way: then where each ends is left to chance, and only how far
-           apart they end counts
+    drawn  the sampler draws noise, so that single ends are random: only their spread is compared
     """
-    wanted = _size(exact)
-    far = _size(got) - wanted if drawn else _size(got - exact)
-    return float(far / wanted) if bool(got.isfinite().all()) else torch.inf
+    expected = _size(exact)
+    error = _size(end) - expected if drawn else _size(end - exact)
+    return float(error / expected) if bool(end.isfinite().all()) else torch.inf
 
 
 def _size(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The stochastic N-step sampler: two steps towards data, one step of noise back (Meng et al. 2023).
 
-A network call spans two steps of the grid, so a student must be made for it: `methods.stochastic`.
+A network call spans two steps of the grid, so the student is trained for it: `methods.diffusion.stochastic`.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from halfstep.errors import ConfigError
 
 
 def stochastic(times: Times, schedule: Schedule, fresh: Fresh) -> Step:
-    """From t to s, the next time of the grid, by way of k, the one after it.  One call a step.
+    """The step from t to s, the next time of the grid, by way of k, the time after it.  One call a step.
 
     z_k = alpha_k x0 + sigma_k eps
     z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} noise  with  sigma_{s|k}^2 = (1 - SNR_s / SNR_k) sigma_s^2
-    The last step has nothing beyond it and is DDIM's.
+    The last step has no time beyond it and is DDIM's.
 
-    times  the grid that the walk is on, and no other
+    times  the grid that is sampled on
     """
 
     def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:
         if times[to.step : to.step + 1] != (to.t,):
             raise ConfigError(
-                f"this stochastic step was made for another grid, which is not at t = {to.t:g} after "
+                f"this stochastic step was built for another grid, which is not at t = {to.t:g} after "
                 f"{to.step} steps: give both the same times"
             )
         if to.step == len(times) - 1:

@@ -56,7 +56,7 @@ def report(
     """
     if isinstance(soft_weight, Linear) or isinstance(hard_weight, Linear):
         raise ConfigError(
-            "the weights of 'report' are divided by their sum, and so cannot change: write numbers, or take "
+            "the weights of 'report' are divided by their sum and cannot change: write numbers, or take "
             "'hinton'"
         )
     total = soft_weight + hard_weight
@@ -131,8 +131,8 @@ def standardised(
 ) -> Terms:
     """T^2 KL of logits less their mean over their deviation, and CE (Sun et al. 2024).
 
-    Where a row's logits are all alike, as those of a last layer of zeros, the first gradients are huge: let
-    the rate warm up.
+    Where a row's logits are all equal, as with a last layer of zeros, the first gradients are huge: warm the
+    learning rate up.
     """
     soft = SoftTargets(temperature=temperature, standardised=True, weight=soft_weight)
     return soft, HardLabels(weight=hard_weight)
@@ -164,20 +164,22 @@ RECIPES: dict[str, Callable[..., Terms]] = {
     "standardised": standardised,
     "features": features,
 }
-"""Wherever one is named, `package.module:function` may be, too: it returns terms."""
+"""Instead of a recipe's name, `package.module:function` names a function that returns terms."""
 
 
-def recipe(name: str, config: Mapping[str, Any]) -> Terms:
-    """The terms of that name with these options; `ConfigError` lists what there is."""
-    made = import_function(name, "recipe") if ":" in name else RECIPES.get(name)
-    if made is None:
+def recipe(name: str, config: Mapping[str, object]) -> Terms:
+    """The terms of the recipe of this name with these options; `ConfigError` lists the choices."""
+    function = import_function(name, "recipe") if ":" in name else RECIPES.get(name)
+    if function is None:
         raise unknown("recipe", name, RECIPES)
-    takes = signature(made).parameters
-    whatever = any(p.kind is Parameter.VAR_KEYWORD for p in takes.values())
+    parameters = signature(function).parameters
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
     for option in config:
-        if option not in takes and not whatever:
-            raise unknown(f"option of the recipe '{name}' called", option, takes)
-    terms = made(**{key: _value(key, value, takes.get(key)) for key, value in config.items()})
+        if option not in parameters and not takes_any:
+            raise unknown(f"option of the recipe '{name}' called", option, parameters)
+    terms = function(
+        **{key: _value(key, value, parameters.get(key)) for key, value in config.items()}
+    )
     if isinstance(terms, Term):
         return (terms,)
     if not isinstance(terms, tuple | list) or not all(isinstance(term, Term) for term in terms):
@@ -185,14 +187,16 @@ def recipe(name: str, config: Mapping[str, Any]) -> Terms:
     return tuple(terms)
 
 
-def _value(option: str, value: Any, takes: Parameter | None) -> Any:
-    """As a recipe takes it: weights that may change may be words, other numbers are numbers."""
-    if takes is None or takes.annotation not in (Weight, float):
-        own = option.endswith("weight") and isinstance(value, str)  # of a recipe of the user's
-        return parsed(value) if own else value
-    if takes.annotation is Weight and isinstance(value, str):
+def _value(option: str, value: Any, parameter: Parameter | None) -> Any:
+    """An option's value as a recipe takes it: a weight is parsed from text, another number is checked."""
+    if parameter is None or parameter.annotation not in (Weight, float):
+        is_weight = option.endswith("weight") and isinstance(
+            value, str
+        )  # of a recipe of the user's
+        return parsed(value) if is_weight else value
+    if parameter.annotation is Weight and isinstance(value, str):
         return parsed(value)
-    if not is_valid(value, takes.annotation):
-        steady = "" if takes.annotation is Weight else " that does not change"
+    if not is_valid(value, parameter.annotation):
+        steady = "" if parameter.annotation is Weight else " that does not change"
         raise ConfigError(f"{option} is a number, got {value!r}: write one{steady}")
     return value

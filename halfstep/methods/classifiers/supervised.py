@@ -1,13 +1,13 @@
-"""Train a classifier: cross-entropy with the true labels."""
+"""Supervised training of a classifier: cross-entropy with the true labels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.config import JsonObject
 from halfstep.config.validate import Smoothing, Updates, Validated
 from halfstep.data import Dataset
 from halfstep.errors import DataError
@@ -16,7 +16,7 @@ from halfstep.methods.losses import hard_labels
 from halfstep.rng import Draw, key
 
 LOGGED = 1_000
-"""Held-out samples, always the same ones, that the log asks about; `evaluation` asks about all."""
+"""Held-out samples, always the same, that the log measures; `evaluation` measures all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +31,18 @@ class Classification(Validated):
     def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
         """One stage, whose student is the model itself.
 
-        held_out  labelled data that is never trained on, whose accuracy the log has
+        held_out  labelled data that is never trained on; the log has its accuracy
         """
         objective = Classify(self.label_smoothing, held_out)
         yield Stage("classifier", model, objective, self.updates)
 
-    def describe(self) -> dict[str, Any]:
-        """What the result depends on, without what does nothing."""
+    def describe(self) -> JsonObject:
+        """The options that change the result, as JSON."""
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return {"updates": self.updates, **smoothing}
 
     def notes(self) -> Iterator[str]:
-        """What may be right, and should be known."""
+        """Warnings that do not stop the run."""
         if self.label_smoothing:
             yield (
                 "a classifier of smoothed labels is a poor teacher: it learns to find all the wrong classes "
@@ -52,7 +52,7 @@ class Classification(Validated):
 
 @dataclass(frozen=True, eq=False)
 class Classify(Objective):
-    """-log p(label | x0), or with smoothing the cross-entropy with a target that is partly uniform."""
+    """-log p(label | x0); with smoothing, the cross-entropy with a partly uniform target."""
 
     smoothing: float = 0.0
     held_out: Dataset | None = None
@@ -64,15 +64,15 @@ class Classify(Objective):
         )
 
     def measure(self, student: nn.Module, batch: Batch, draw: Draw) -> dict[str, float]:
-        """Accuracy and -log p of some held-out samples."""
+        """Accuracy and mean -log p on up to `LOGGED` held-out samples."""
         if self.held_out is None:
             return {}
         generator = torch.Generator().manual_seed(key(0))
         rows = torch.randperm(len(self.held_out), generator=generator)[:LOGGED]
         right, surprise = 0, 0.0
         for part in rows.split(256):
-            seen = self.held_out.batch(part).to(batch.x0.device)
-            logits, label = student(seen.x0), _labels(seen)
+            held_out = self.held_out.batch(part).to(batch.x0.device)
+            logits, label = student(held_out.x0), _labels(held_out)
             right += int((logits.argmax(1) == label).sum())
             surprise += float(hard_labels(student=logits, labels=label, reduction="none").sum())
         n = len(rows)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
 from halfstep.code_identity import options_of
+from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Smoothing, Validated
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods import losses
@@ -18,10 +19,10 @@ Temperature = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What terms compare.
+class LossInputs:
+    """The outputs and labels that terms compare.
 
-    student, teacher  logits float [B, classes]; teacher is None where no term asks it
+    student, teacher  logits float [B, classes]; teacher is None where no term uses it
     labels            int64 [B], -1 for a row without one; None where the data has none
     mine, theirs      features by key, the student's projected; empty where no term has pairs
     """
@@ -29,18 +30,18 @@ class Seen:
     student: Tensor
     teacher: Tensor | None = None
     labels: Tensor | None = None
-    mine: Mapping[str, Tensor] | None = None
-    theirs: Mapping[str, Tensor] | None = None
+    student_features: Mapping[str, Tensor] | None = None
+    teacher_features: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term(Validated):
-    """A named, weighted part of an objective; called with a `Seen` it gives one value a row, [B]."""
+    """A named, weighted part of an objective: called with `LossInputs`, it returns one value per row, [B]."""
 
     weight: Weight = 1.0
     """A number, or a `Linear` that changes while a stage is trained."""
     name: str = ""
-    """In the log; by default the term's own."""
+    """The name in the log; by default that of the kind of term."""
     called: ClassVar[str] = ""
     asks_teacher: ClassVar[bool] = True
 
@@ -49,14 +50,14 @@ class Term(Validated):
             object.__setattr__(self, "name", self.called)
         super().__post_init__()
         if "." in self.name:
-            raise ConfigError(f"'{self.name}' is no name of a term: leave the dot out")
+            raise ConfigError(f"'{self.name}' is not a term's name: leave the dot out")
         checked(self.weight, self.name)
 
-    def describe(self) -> dict[str, Any]:
-        """As JSON: what a run is continued with."""
+    def describe(self) -> JsonObject:
+        """The term as JSON, for resuming a run."""
         return {"loss": type(self).__name__, **options_of(self)}
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         raise NotImplementedError
 
 
@@ -69,11 +70,11 @@ class SoftTargets(Term):
     """kl: T^2 KL(teacher, student).  cross-entropy: the report's, without T^2; its floor is the teacher's
     entropy, so values at two temperatures cannot be compared."""
     standardised: bool = False
-    """Both logits less their mean, over their standard deviation (Sun et al. 2024)."""
+    """Subtract the mean from both logits and divide by their standard deviation (Sun et al. 2024)."""
     called: ClassVar[str] = "soft"
 
-    def __call__(self, seen: Seen) -> Tensor:
-        student, teacher = seen.student, answers(seen)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = inputs.student, teacher_logits(inputs)
         if self.standardised:
             student, teacher = losses.standardised(student), losses.standardised(teacher)
         loss = losses.soft_targets if self.form == "kl" else losses.soft_cross_entropy
@@ -90,9 +91,12 @@ class HardLabels(Term):
     called: ClassVar[str] = "hard"
     asks_teacher: ClassVar[bool] = False
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         return losses.hard_labels(
-            student=seen.student, labels=_labels(seen), smoothing=self.smoothing, reduction="none"
+            student=inputs.student,
+            labels=_labels(inputs),
+            smoothing=self.smoothing,
+            reduction="none",
         )
 
 
@@ -102,9 +106,9 @@ class HardDistillation(Term):
 
     called: ClassVar[str] = "teacher-label"
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         return losses.hard_distillation(
-            student=seen.student, teacher=answers(seen), reduction="none"
+            student=inputs.student, teacher=teacher_logits(inputs), reduction="none"
         )
 
 
@@ -115,16 +119,16 @@ class LogitMatch(Term):
     form: Literal["mean", "half-sum"] = "mean"
     called: ClassVar[str] = "logits"
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         loss = losses.logit_match if self.form == "mean" else losses.logit_half_sum
-        return loss(student=seen.student, teacher=answers(seen), reduction="none")
+        return loss(student=inputs.student, teacher=teacher_logits(inputs), reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoupled(Term):
-    """Decoupled distillation (Zhao et al. 2022): the target class and all others apart.
+    """Decoupled distillation (Zhao et al. 2022): separate losses for the target class and all others.
 
-    A row without a label has no target class: its whole divergence, T^2 KL, is what is left of it.
+    A row without a label has no target class: its value is the whole divergence, T^2 KL.
     """
 
     temperature: Temperature = 4.0
@@ -132,17 +136,17 @@ class Decoupled(Term):
     others_weight: NotNegative = 8.0
     called: ClassVar[str] = "decoupled"
 
-    def __call__(self, seen: Seen) -> Tensor:
-        labels, teacher = _labels(seen), answers(seen)
-        found = losses.decoupled(
-            student=seen.student, teacher=teacher, labels=labels.clamp(min=0),
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        labels, teacher = _labels(inputs), teacher_logits(inputs)
+        values = losses.decoupled(
+            student=inputs.student, teacher=teacher, labels=labels.clamp(min=0),
             temperature=self.temperature, target_weight=self.target_weight,
             others_weight=self.others_weight, reduction="none",
         )  # fmt: skip
         whole = losses.soft_targets(
-            student=seen.student, teacher=teacher, temperature=self.temperature, reduction="none"
+            student=inputs.student, teacher=teacher, temperature=self.temperature, reduction="none"
         )
-        return torch.where(labels < 0, whole, found)
+        return torch.where(labels < 0, whole, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +155,12 @@ class JensenShannon(Term):
 
     temperature: Temperature = 1.0
     teacher_share: Annotated[float, Gt(0), Lt(1)] = 0.5
-    """Of the teacher in the mixture; between 0 and 1."""
+    """Share of the teacher in the mixture; between 0 and 1."""
     called: ClassVar[str] = "jensen-shannon"
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         return losses.jensen_shannon(
-            student=seen.student, teacher=answers(seen), temperature=self.temperature,
+            student=inputs.student, teacher=teacher_logits(inputs), temperature=self.temperature,
             teacher_share=self.teacher_share, reduction="none",
         )  # fmt: skip
 
@@ -165,7 +169,7 @@ class JensenShannon(Term):
 class Dist(Term):
     """Correlations within rows and within classes (Huang et al. 2022).
 
-    That within classes is of the rows at hand: of a micro-batch, of one process.
+    The correlation within classes runs over the rows of a micro-batch in one process.
     """
 
     temperature: Temperature = 1.0
@@ -175,17 +179,17 @@ class Dist(Term):
     classes_weight: NotNegative = 1.0
     called: ClassVar[str] = "dist"
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         return losses.dist(
-            student=seen.student, teacher=answers(seen), temperature=self.temperature,
+            student=inputs.student, teacher=teacher_logits(inputs), temperature=self.temperature,
             inter_weight=self.rows_weight, intra_weight=self.classes_weight, form=self.form,
             reduction="none",
         )  # fmt: skip
 
 
 def distinct(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """The same, those of one name numbered: soft, soft2."""
-    found, taken = list[Term](), {term.name for term in terms}
+    """The terms with equal names numbered: soft, soft2."""
+    numbered, taken = list[Term](), {term.name for term in terms}
     used = set[str]()
     for term in terms:
         name, count = term.name, 1
@@ -193,21 +197,21 @@ def distinct(terms: tuple[Term, ...]) -> tuple[Term, ...]:
             count += 1
             name = f"{term.name}{count}"
         used.add(name)
-        found.append(replace(term, name=name))
-    return tuple(found)
+        numbered.append(replace(term, name=name))
+    return tuple(numbered)
 
 
-def answers(seen: Seen) -> Tensor:
+def teacher_logits(inputs: LossInputs) -> Tensor:
     """The teacher's logits."""
-    if seen.teacher is None:
-        raise ConfigError("this term asks a teacher, and there is none: give one")
-    return seen.teacher
+    if inputs.teacher is None:
+        raise ConfigError("this term needs a teacher: give one")
+    return inputs.teacher
 
 
-def _labels(seen: Seen) -> Tensor:
-    if seen.labels is None:
+def _labels(inputs: LossInputs) -> Tensor:
+    if inputs.labels is None:
         raise DataError(
-            "a term needs labels and this data has none: choose other data, or terms of the teacher "
-            "alone, such as those of patient-teacher"
+            "a term needs labels and this data has none: choose other data, or terms without labels, such as "
+            "those of patient-teacher"
         )
-    return seen.labels
+    return inputs.labels

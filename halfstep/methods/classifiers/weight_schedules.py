@@ -1,4 +1,4 @@
-"""Weights of terms, which may change while a stage is trained."""
+"""Weights of terms, constant or linear in the share of a stage's updates."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,17 +11,14 @@ from halfstep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Linear(Validated):
-    """A weight that goes from `start` to `stop` over the first `over` of a stage's updates, and stays.
-
-    A function of the share of updates done, and of nothing else.
-    """
+    """A weight that goes from `start` to `stop` over the first `over` of a stage's updates, then stays."""
 
     start: float
     stop: float
     over: Annotated[float, Gt(0), Le(1)] = 1.0
 
     def at(self, done: float) -> float:
-        """When this share of the updates is done."""
+        """The weight when this share of the updates is done."""
         share = min(done / self.over, 1.0)
         return self.start + (self.stop - self.start) * share
 
@@ -30,7 +27,7 @@ Weight = float | Linear
 
 
 def warmup(weight: float, over: float = 0.1) -> Linear:
-    """From 0 to the weight over the first `over` of the updates, as decoupled distillation's (Zhao 2022)."""
+    """A weight that rises from 0 over the first `over` of the updates (Zhao et al. 2022)."""
     return Linear(0.0, weight, over)
 
 
@@ -40,7 +37,7 @@ def weight_at(weight: Weight, done: float) -> float:
 
 
 def checked(weight: Weight, name: str) -> None:
-    """`ConfigError` for a weight that is negative or no number, at any time."""
+    """`ConfigError` for a weight that is negative or not a number at any time."""
     for value in (weight.start, weight.stop) if isinstance(weight, Linear) else (weight,):
         if not is_valid(value, float) or value < 0:
             raise ConfigError(
@@ -48,7 +45,7 @@ def checked(weight: Weight, name: str) -> None:
             )
 
 
-def never(weight: Weight) -> bool:
+def is_zero(weight: Weight) -> bool:
     """Whether a weight is 0 all the time."""
     return not any((weight.start, weight.stop) if isinstance(weight, Linear) else (weight,))
 
@@ -65,6 +62,6 @@ def parsed(text: str) -> Weight:
         raise
     except ValueError:
         raise ConfigError(
-            f"'{text}' is no weight: write a number, or 0.01..0 for one that changes over all updates, or "
+            f"'{text}' is not a weight: write a number, or 0.01..0 for one that changes over all updates, or "
             "0..1@0.2 over the first fifth of them"
         ) from None

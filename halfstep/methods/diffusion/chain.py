@@ -108,7 +108,7 @@ class ChainOptions(HalvingOptions, Shrink):
 
     def build(self) -> Chain:
         """The chain of these options."""
-        options = {one.name: getattr(self, one.name) for one in fields(Shrink)}
+        options = {option.name: getattr(self, option.name) for option in fields(Shrink)}
         return Chain(shrink=Shrink(**options), then=self._then())
 
     def _then(self) -> GuidedDistillation | Progressive:

@@ -122,10 +122,10 @@ class GuidedStage(Validated, Method):
             student.net = with_guidance(student.net, width=self.guidance_embed_dim)
             return student
         name, config = recipe(student.net) if not self.student_net else (self.student_net, {})
-        own = {key: literal(value) for key, value in self.student.items()}
+        changes = {key: literal(value) for key, value in self.student.items()}
         weight = next(iter(student.net.parameters()))
         with fork_rng(0):
-            options = {**config, **own, "guidance_embed_dim": self.guidance_embed_dim}
+            options = {**config, **changes, "guidance_embed_dim": self.guidance_embed_dim}
             net = build(name, options) if self.student_net else build_like(student.net, options)
         student.net = net.to(weight.device, weight.dtype)
         return student
@@ -185,7 +185,7 @@ class GuidedOptions(HalvingOptions, GuidedStage):
 
     def build(self) -> GuidedDistillation:
         """The method of these options."""
-        options = {one.name: getattr(self, one.name) for one in fields(GuidedStage)}
+        options = {option.name: getattr(self, option.name) for option in fields(GuidedStage)}
         return GuidedDistillation(**options, halving=self.halvings(self.weighting))
 
 
@@ -206,7 +206,7 @@ class MatchGuided(Objective):
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         with torch.no_grad():
             target: Prediction = Guided(self.teacher, scale, self.null)(x_t, t, batch.cond)
-        guess: Prediction = student(x_t, t, told(batch.cond, scale))
+        guess: Prediction = student(x_t, t, with_scale(batch.cond, scale))
         return self.weighting(*errors(guess, target))
 
     @torch.no_grad()
@@ -217,12 +217,12 @@ class MatchGuided(Objective):
         cond = batch.cond or Cond()
         null: Prediction = self.teacher(x_t, t, cond.dropped(self.null))
         label: Prediction = self.teacher(x_t, t, cond)
-        found = {}
+        error_by_scale = {}
         for scale in dict.fromkeys(torch.linspace(*self.guidance_range, 5).tolist()):
-            guess: Prediction = student(x_t, t, told(cond, torch.full_like(t, scale)))
+            guess: Prediction = student(x_t, t, with_scale(cond, torch.full_like(t, scale)))
             error = guess.x0 - null.toward(label, scale).x0
-            found[f"{scale:g}"] = float(error.square().mean().sqrt())
-        return {"x0_error_by_scale": found}
+            error_by_scale[f"{scale:g}"] = float(error.square().mean().sqrt())
+        return {"x0_error_by_scale": error_by_scale}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class AnyScale(Objective):
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
         scale = random_scales(draw, self.guidance_range)
-        return self.objective(student, replace(batch, cond=told(batch.cond, scale)), draw)
+        return self.objective(student, replace(batch, cond=with_scale(batch.cond, scale)), draw)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -258,6 +258,6 @@ def random_scales(draw: Draw, guidance_range: Range) -> Tensor:
     return low + (high - low) * draw.uniform()
 
 
-def told(cond: Cond | None, scale: Tensor) -> Cond:
+def with_scale(cond: Cond | None, scale: Tensor) -> Cond:
     """The condition, and the scale for the network."""
     return replace(cond or Cond(), guidance_scale=scale)

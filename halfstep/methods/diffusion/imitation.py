@@ -38,19 +38,19 @@ class Matched:
     projectors: tuple[nn.Module, ...] = ()
     """Of each pair, from the student's width to the teacher's; empty where they are the same."""
 
-    def errors(self, ours: list[Any], theirs: list[Any]) -> Tensor:
+    def errors(self, student_outputs: list[Any], teacher_outputs: list[Any]) -> Tensor:
         """The mean over blocks of each one's error, [B].
 
         A block of a U-Net puts out its features and what goes to the way up: the first counts.
         """
-        mine = [_features(out)[:, self.extras :] for out in ours]
+        features = [_features(out)[:, self.extras :] for out in student_outputs]
         if self.projectors:
-            mine = [_projected(p, x) for p, x in zip(self.projectors, mine, strict=True)]
-        found = [
+            features = [_projected(p, x) for p, x in zip(self.projectors, features, strict=True)]
+        errors = [
             feature_error(a, _features(b)[: len(a), self.extras :], mask=self.mask)
-            for a, b in zip(mine, theirs, strict=True)
+            for a, b in zip(features, teacher_outputs, strict=True)
         ]
-        return torch.stack(found).mean(0)
+        return torch.stack(errors).mean(0)
 
 
 def _features(out: Any) -> Tensor:
@@ -70,14 +70,14 @@ def feature_error(student: Tensor, teacher: Tensor, *, mask: float = 0.0) -> Ten
     another.  With `mask` both leave out where f_T is `mask` standard deviations of its sample or
     more away from its mean (TinyFusion, CVPR 2025).
     """
-    near = None
+    inliers = None
     if mask:
-        theirs = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
-        one = tuple(range(1, theirs.ndim))
-        mean, spread = theirs.mean(one, keepdim=True), theirs.std(one, correction=0, keepdim=True)
-        near = (theirs - mean).abs() < mask * spread
+        full = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+        axes = tuple(range(1, full.ndim))
+        mean, spread = full.mean(axes, keepdim=True), full.std(axes, correction=0, keepdim=True)
+        inliers = (full - mean).abs() < mask * spread
     return losses.feature_match(
-        student=student, teacher=teacher, normalise=True, mask=near, reduction="none"
+        student=student, teacher=teacher, normalise=True, mask=inliers, reduction="none"
     )
 
 
@@ -110,35 +110,37 @@ class Imitate(Objective):
     forwards = 4
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
-        guess, said, data, features = self._seen(student, batch, draw)
+        guess, prediction, data, features = self._compare(student, batch, draw)
         whole = self.output + self.denoising
-        target = mixed_target(said, data, share=self.denoising / whole)
+        target = mixed_target(prediction, data, share=self.denoising / whole)
         loss = whole * self.weighting(*errors(guess, target))
         if self.matched is None or features is None:
             return loss
         return loss + self.matched.weight * features.to(loss.dtype)
 
-    def _seen(
+    def _compare(
         self, student: Any, batch: Batch, draw: Draw
     ) -> tuple[Prediction, Prediction, Prediction, Tensor | None]:
         """What the student says, the teacher, the data, and how far the features are apart."""
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
-        theirs, ours = (self.matched.teacher, self.matched.student) if self.matched else ((), ())
-        with torch.no_grad(), capture_outputs(theirs) as wanted:
-            said = self.teacher(x_t, t, cond)
-        with capture_outputs(ours) as got:
+        teacher_blocks, student_blocks = (
+            (self.matched.teacher, self.matched.student) if self.matched else ((), ())
+        )
+        with torch.no_grad(), capture_outputs(teacher_blocks) as teacher_outputs:
+            prediction = self.teacher(x_t, t, cond)
+        with capture_outputs(student_blocks) as student_outputs:
             guess: Prediction = student(x_t, t, cond)
-        features = self.matched.errors(got, wanted) if self.matched else None
-        return guess, said, Prediction(batch.x0, eps), features
+        features = self.matched.errors(student_outputs, teacher_outputs) if self.matched else None
+        return guess, prediction, Prediction(batch.x0, eps), features
 
     @torch.no_grad()
     def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
         """Every term by name, before its weight."""
-        guess, said, data, features = self._seen(student, batch, draw)
+        guess, prediction, data, features = self._compare(student, batch, draw)
         terms = {
-            "output": self.weighting(*errors(guess, said)),
+            "output": self.weighting(*errors(guess, prediction)),
             "denoising": self.weighting(*errors(guess, data)),
         }
         if features is not None:

@@ -59,8 +59,8 @@ class Progressive(Validated, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ratio, rest = divmod(self.start, max(self.stop, 1))
-        if self.stop < 1 or rest or ratio < 2 or ratio & (ratio - 1):
+        ratio, remainder = divmod(self.start, max(self.stop, 1))
+        if self.stop < 1 or remainder or ratio < 2 or ratio & (ratio - 1):
             stop = max(self.stop, 1)
             raise ConfigError(
                 f"cannot halve from {self.start} to {self.stop} steps: start must be stop times a "
@@ -247,11 +247,11 @@ class Halve(Objective):
             self.times, *self.steps_from(2 * torch.arange(len(self.times) // 2))
         )
         for share in shares(self.teacher.schedule, t, t_mid, t_end):
-            if not bool((found := share.isfinite()).all()):
-                at = float(t[~found][0])
+            if not bool((finite := share.isfinite()).all()):
+                first = float(t[~finite][0])
                 raise ConfigError(
-                    f"two steps from t = {at:g} cannot be taught as one, as the schedule has the same level "
-                    "at both ends of a step, or none that is finite: give times where it differs"
+                    f"two steps from t = {first:g} cannot be taught as one, as the schedule's levels at the "
+                    "ends of a step are equal or not finite: give times where they differ"
                 )
 
 
@@ -304,13 +304,13 @@ def two_step_target(
           sigma > 0); None, as in the paper, leaves them
     """
 
-    def look(x: Tensor, t: Tensor) -> Prediction:
-        found = teacher(x, t, cond)
-        return found if clip is None else found.clipped(x, level_of(teacher.schedule, t, x), clip)
+    def teacher_prediction(x: Tensor, t: Tensor) -> Prediction:
+        pred = teacher(x, t, cond)
+        return pred if clip is None else pred.clipped(x, level_of(teacher.schedule, t, x), clip)
 
-    first = look(x_t, t)
+    first = teacher_prediction(x_t, t)
     x_mid = level_of(teacher.schedule, t_mid, x_t).mix(first.x0, first.eps)
-    second = look(x_mid, t_mid)
+    second = teacher_prediction(x_mid, t_mid)
     x_share, eps_share = shares(teacher.schedule, t, t_mid, t_end)
     shape = -1, *[1] * (x_t.ndim - 1)
     x0 = torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))
@@ -319,8 +319,8 @@ def two_step_target(
 
 def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
     """The second step's shares of the two-step x0 and of the two-step eps, in t's dtype, in [0, 1]."""
-    here, mid, end = schedule.at(t), schedule.at(t_mid), arriving(schedule, t_end)
+    start, mid, end = schedule.at(t), schedule.at(t_mid), arriving(schedule, t_end)
     second = end.alpha * mid.sigma - mid.alpha * end.sigma
-    both = end.alpha * here.sigma - here.alpha * end.sigma
-    x_share = here.sigma * second / (mid.sigma * both)
-    return x_share, here.alpha * second / (mid.alpha * both)
+    both = end.alpha * start.sigma - start.alpha * end.sigma
+    x_share = start.sigma * second / (mid.sigma * both)
+    return x_share, start.alpha * second / (mid.alpha * both)

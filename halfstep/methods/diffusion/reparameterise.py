@@ -113,7 +113,7 @@ class Match(Objective):
         blind = logsnr.exp() < self.readable
         # The teacher is asked where its own schedule has the same log-SNR, and only where it can be
         # read; a blind row is asked elsewhere and its answer thrown away.
-        theirs = self.teacher.schedule.time(logsnr.clamp(min=-10)).clamp(EDGE, 1)
-        pred = self.teacher(x_t, theirs, batch.cond)
+        teacher_t = self.teacher.schedule.time(logsnr.clamp(min=-10)).clamp(EDGE, 1)
+        pred = self.teacher(x_t, teacher_t, batch.cond)
         rows = blind.reshape(-1, *[1] * (x_t.ndim - 1))
         return Prediction(torch.where(rows, batch.x0, pred.x0), torch.where(rows, eps, pred.eps))

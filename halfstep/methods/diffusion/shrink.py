@@ -137,17 +137,17 @@ class Shrink(Validated, Method):
         progress: Progress = SILENT,
     ) -> Self:
         """The method with the pairs of blocks that are kept, scored on the data unless it names them."""
-        before = previous or {}
+        begun = previous or {}
         if not self.needs_data:
             return self
-        if before.get("depth") == self.depth and before.get("keep"):
-            return replace(self, keep=tuple(before["keep"]))
+        if begun.get("depth") == self.depth and begun.get("keep"):
+            return replace(self, keep=tuple(begun["keep"]))
         if data is None:
             return replace(self, choose="even")
-        worth = self.scores(teacher, data, progress=progress)
-        keep = best_pairs(worth, self.depth // 2)
-        kept = " ".join(map(str, keep))
-        progress.note(f"of {len(worth)} pairs of blocks, 0 the outermost, these stay: {kept}")
+        rises = self.scores(teacher, data, progress=progress)
+        keep = best_pairs(rises, self.depth // 2)
+        names = " ".join(map(str, keep))
+        progress.note(f"of {len(rises)} pairs of blocks, 0 the outermost, these stay: {names}")
         return replace(self, keep=keep)
 
     def scores(
@@ -191,7 +191,7 @@ class Shrink(Validated, Method):
             )
         levels_for(self.levels, teacher.denoiser.schedule)
         if self.needs_data:
-            replace(self, choose="even").kept(teacher.denoiser.unguided.net)
+            replace(self, choose="even").kept_pairs(teacher.denoiser.unguided.net)
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage], eta = self.plan(teacher), teacher.denoiser
@@ -221,10 +221,10 @@ class Shrink(Validated, Method):
         if self.student:
             student.net = self._built(student.net)
         else:
-            student.net = shallower(student.net, self.kept(student.net))
+            student.net = shallower(student.net, self.kept_pairs(student.net))
         return student
 
-    def kept(self, net: nn.Module) -> tuple[int, ...]:
+    def kept_pairs(self, net: nn.Module) -> tuple[int, ...]:
         """The pairs of this teacher's blocks that the student keeps."""
         pairs = pairs_of(net)
         if self.depth and not 2 <= self.depth < 2 * pairs:
@@ -250,11 +250,11 @@ class Shrink(Validated, Method):
     def _built(self, net: nn.Module) -> nn.Module:
         """A network of other options: fresh, but for what a U-Net takes over."""
         name, config = recipe(net)
-        own = {key: literal(value) for key, value in self.student.items()}
+        options = {key: literal(value) for key, value in self.student.items()}
         depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
         weight = next(iter(net.parameters()))
         with fork_rng(0):
-            new = build_like(net, {**config, **depth, **own}).to(weight.device, weight.dtype)
+            new = build_like(net, {**config, **depth, **options}).to(weight.device, weight.dtype)
         if _size(new) >= _size(net):
             raise ConfigError(
                 f"the student has {_size(new):,} parameters and its teacher {_size(net):,}: ask for fewer in "
@@ -265,8 +265,8 @@ class Shrink(Validated, Method):
         return new
 
     def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
-        theirs, net = teacher.unguided.net, student.net
-        pairs = self._compared(theirs, net) if comparable(theirs, net) else []
+        teacher_net, net = teacher.unguided.net, student.net
+        pairs = self._compared(teacher_net, net) if comparable(teacher_net, net) else []
         if self.feature_weight and not pairs:
             raise ConfigError(
                 "features are compared block by block, and this student's have other places, or its blocks "
@@ -280,25 +280,30 @@ class Shrink(Validated, Method):
                     "feature_weight a value, such as 0.1"
                 )
             return None
-        ours, old = tuple(block for block, *_ in pairs), tuple(block for _, _, block, _ in pairs)
-        narrower = any(width != wanted for _, width, _, wanted in pairs)
-        projectors = _projectors(pairs, theirs) if narrower else ()
-        return Matched(ours, old, extras_of(theirs), weight, self.mask, projectors)
+        student_blocks, teacher_blocks = (
+            tuple(block for block, *_ in pairs),
+            tuple(block for _, _, block, _ in pairs),
+        )
+        narrower = any(width != teacher_width for _, width, _, teacher_width in pairs)
+        projectors = _projectors(pairs, teacher_net) if narrower else ()
+        return Matched(
+            student_blocks, teacher_blocks, extras_of(teacher_net), weight, self.mask, projectors
+        )
 
-    def _compared(self, theirs: nn.Module, net: nn.Module) -> list[Pair]:
+    def _compared(self, teacher_net: nn.Module, net: nn.Module) -> list[Pair]:
         """Whose features are compared; nobody's where a U-Net has another number of blocks."""
-        ours, old = blocks_of(net), blocks_of(theirs)
-        places = list(range(len(old)))
-        if len(ours) != len(old):
-            if recipe(theirs)[0] != "uvit":
+        student_blocks, teacher_blocks = blocks_of(net), blocks_of(teacher_net)
+        places = list(range(len(teacher_blocks)))
+        if len(student_blocks) != len(teacher_blocks):
+            if recipe(teacher_net)[0] != "uvit":
                 return []
-            pairs = pairs_of(theirs)
+            pairs = pairs_of(teacher_net)
             keep = self.keep or evenly_spaced(pairs, pairs_of(net))
             places = matching_blocks(checked_pairs(keep, pairs), pairs)
-        wide, wanted = widths_of(net), widths_of(theirs)
+        widths, teacher_widths = widths_of(net), widths_of(teacher_net)
         return [
-            (block, width, old[k], wanted[k])
-            for block, width, k in zip(ours, wide, places, strict=True)
+            (block, width, teacher_blocks[k], teacher_widths[k])
+            for block, width, k in zip(student_blocks, widths, places, strict=True)
         ]
 
 
@@ -311,8 +316,11 @@ def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
         return [1, 1, width] if tokens else [1, width, 1, 1]
 
     with fork_rng(0):
-        made = [projector(shape(ours), shape(old)) for _, ours, _, old in pairs]
-    return tuple(one.to(weight.device, dtype) for one in made)
+        projectors = [
+            projector(shape(student_width), shape(teacher_width))
+            for _, student_width, _, teacher_width in pairs
+        ]
+    return tuple(projector_.to(weight.device, dtype) for projector_ in projectors)
 
 
 def _size(net: nn.Module) -> int:

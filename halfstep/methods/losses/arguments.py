@@ -92,7 +92,7 @@ def share(name: str, value: float) -> float:
     return value
 
 
-def reduced(values: Tensor, reduction: Reduction, *, kept: Tensor | None = None) -> Tensor:
+def reduced(values: Tensor, reduction: Reduction, *, counted: Tensor | None = None) -> Tensor:
     """The mean of [B] values, or they themselves; rows not `kept` are 0 and left out of the mean.
 
     With nothing kept the mean is 0.  Raises ConfigError for another reduction.
@@ -102,10 +102,10 @@ def reduced(values: Tensor, reduction: Reduction, *, kept: Tensor | None = None)
             f"reduction is '{reduction}': write 'batchmean', the mean over the batch, "
             "or 'none', one value a sample"
         )
-    if kept is None:
+    if counted is None:
         return values.mean() if reduction == "batchmean" else values
-    values = torch.where(kept, values, 0)
-    return values.sum() / kept.sum().clamp(min=1) if reduction == "batchmean" else values
+    values = torch.where(counted, values, 0)
+    return values.sum() / counted.sum().clamp(min=1) if reduction == "batchmean" else values
 
 
 def excluded(student: Tensor, teacher: Tensor) -> Tensor:
@@ -113,12 +113,12 @@ def excluded(student: Tensor, teacher: Tensor) -> Tensor:
     return student.isneginf() & teacher.isneginf()
 
 
-def mean_of(values: Tensor, kept: Tensor) -> Tensor:
+def mean_of(values: Tensor, counted: Tensor) -> Tensor:
     """The mean over the last dimension of those that are kept; the others must be 0.
 
     With all of them the same to the bit as `mean`; of none it is 0.
     """
-    count = kept.sum(-1)
+    count = counted.sum(-1)
     some = values.sum(-1) / count.clamp(min=1)
     return torch.where(count == values.shape[-1], values.mean(-1), some)
 

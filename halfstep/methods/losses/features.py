@@ -31,15 +31,15 @@ def feature_match(
             f"{list(teacher.shape)}: project the student's to the teacher's shape"
         )
     s, t = both("features", student, teacher)
-    kept = torch.ones_like(s, dtype=torch.bool) if mask is None else _spread(mask, s)
+    counted = torch.ones_like(s, dtype=torch.bool) if mask is None else _spread(mask, s)
     # Masked before it is squared: a nan that does not count has no gradient either.
-    error, energy = (torch.where(kept, x, 0).square().flatten(1) for x in (s - t, t))
-    count = kept.flatten(1).sum(-1)
+    error, energy = (torch.where(counted, x, 0).square().flatten(1) for x in (s - t, t))
+    count = counted.flatten(1).sum(-1)
     values = error.sum(-1) / count.clamp(min=1)
     if normalise:
         power = energy.sum(-1) / count.clamp(min=1)
         values = values / torch.where(power > 0, power, 1)
-    return reduced(values, reduction, kept=count > 0)
+    return reduced(values, reduction, counted=count > 0)
 
 
 def attention_transfer(

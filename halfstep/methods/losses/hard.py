@@ -32,7 +32,7 @@ def hard_labels(
     values = F.cross_entropy(
         full(student), y, reduction="none", ignore_index=NO_LABEL, label_smoothing=smoothing
     )
-    return reduced(values, reduction, kept=y != NO_LABEL)
+    return reduced(values, reduction, counted=y != NO_LABEL)
 
 
 def hard_distillation(

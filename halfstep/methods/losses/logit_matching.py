@@ -29,5 +29,5 @@ def logit_half_sum(
 
 def _squares(s: Tensor, t: Tensor) -> Tensor:
     """Squared errors, 0 where both are -inf."""
-    gone = excluded(s, t)
-    return (torch.where(gone, 0, s) - torch.where(gone, 0, t)).square()
+    both_excluded = excluded(s, t)
+    return (torch.where(both_excluded, 0, s) - torch.where(both_excluded, 0, t)).square()

@@ -55,10 +55,10 @@ def dist(
         )
     scale = positive("temperature", temperature)
     q, p = (s / scale).softmax(-1), (t / scale).softmax(-1)
-    kept = ~excluded(s, t)
+    counted = ~excluded(s, t)
     correlation, factor = (_with_eps, scale**2) if form == "code" else (_correlation, 1)
-    inter, columns = 1 - correlation(q, p, kept), 1 - correlation(q.T, p.T, kept.T)
-    some = kept.any(0)
+    inter, columns = 1 - correlation(q, p, counted), 1 - correlation(q.T, p.T, counted.T)
+    some = counted.any(0)
     intra = mean_of(torch.where(some, columns, 0), some)
     return reduced(factor * (a * inter + b * intra), reduction)
 
@@ -93,30 +93,30 @@ EXACT = "donot_use_mm_for_euclid_dist"
 """Near points' distances by subtraction: |a|^2 + |b|^2 - 2ab cancels."""
 
 
-def _correlation(x: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+def _correlation(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone.
 
     kept  bool [N, M]: what counts; both are 0 elsewhere
     """
-    return (_direction(x, kept) * _direction(y, kept)).sum(-1)
+    return (_direction(x, counted) * _direction(y, counted)).sum(-1)
 
 
-def _direction(x: Tensor, kept: Tensor) -> Tensor:
+def _direction(x: Tensor, counted: Tensor) -> Tensor:
     """Rows less their means, of length 1; 0 where only rounding is left of them."""
-    moved = _moved(x, kept)
+    moved = _moved(x, counted)
     norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
     flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(flat, 0, moved / torch.where(flat, 1, norm))
 
 
-def _moved(x: Tensor, kept: Tensor) -> Tensor:
+def _moved(x: Tensor, counted: Tensor) -> Tensor:
     """Rows less the means of what counts, 0 elsewhere."""
-    return torch.where(kept, x - mean_of(x, kept)[:, None], 0)
+    return torch.where(counted, x - mean_of(x, counted)[:, None], 0)
 
 
-def _with_eps(x: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+def _with_eps(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
     """The same as DIST's authors compute it."""
-    x, y = _moved(x, kept), _moved(y, kept)
+    x, y = _moved(x, counted), _moved(y, counted)
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
     return (x * y).sum(-1) / (norms + EPS)
 
@@ -130,8 +130,8 @@ def _rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         )
     s, t = (x.flatten(1) for x in both("embeddings", student, teacher))
     if s.shape == t.shape:
-        gone = excluded(s, t).any(0)
-        s, t = torch.where(gone, 0, s), torch.where(gone, 0, t)
+        both_excluded = excluded(s, t).any(0)
+        s, t = torch.where(both_excluded, 0, s), torch.where(both_excluded, 0, t)
     if bool(s.isneginf().any() | t.isneginf().any()):
         raise ConfigError(
             "a class that is excluded with -inf by one of student and teacher alone is infinitely far from "

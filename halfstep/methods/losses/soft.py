@@ -65,9 +65,9 @@ def jensen_shannon(
     if not is_valid(b, float) or not 0 < b < 1:
         raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
     p, q = log_softmax(t, temperature), log_softmax(s, temperature)
-    gone = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient
-    a, c = (torch.where(gone, 0, log_probability) for log_probability in (p, q))
-    m = torch.where(gone, -torch.inf, torch.logaddexp(a + log(b), c + log(1 - b)))
+    both_zero = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient
+    a, c = (torch.where(both_zero, 0, log_probability) for log_probability in (p, q))
+    m = torch.where(both_zero, -torch.inf, torch.logaddexp(a + log(b), c + log(1 - b)))
     return reduced(b * kl(p, m) + (1 - b) * kl(q, m), reduction)
 
 
@@ -83,14 +83,14 @@ def standardised(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
     if logits.shape[1] < 2:
         raise ConfigError("one class has no deviation: give logits of two classes or more")
     z = full(logits)
-    gone, moved = z.isneginf(), centred(z)
-    known = torch.where(gone, 0, z)
-    one_less = (~gone).sum(-1, keepdim=True) - 1
-    moved = torch.where(gone, 0, moved)
+    excluded, moved = z.isneginf(), centred(z)
+    finite = torch.where(excluded, 0, z)
+    one_less = (~excluded).sum(-1, keepdim=True) - 1
+    moved = torch.where(excluded, 0, moved)
     of_some = torch.linalg.vector_norm(moved, dim=-1, keepdim=True) / one_less.clamp(min=1).sqrt()
-    spread = torch.where(gone.any(-1, keepdim=True), of_some, known.std(-1, keepdim=True))
+    spread = torch.where(excluded.any(-1, keepdim=True), of_some, finite.std(-1, keepdim=True))
     scaled = moved / (spread + positive("eps", eps))
-    return torch.where(gone, -torch.inf, scaled)
+    return torch.where(excluded, -torch.inf, scaled)
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ def centred(logits: Tensor) -> Tensor:
     What a row excludes with -inf stays so, and does not count.
     """
     z = full(logits)
-    gone = z.isneginf()
-    return z - mean_of(torch.where(gone, 0, z), ~gone)[..., None]
+    excluded = z.isneginf()
+    return z - mean_of(torch.where(excluded, 0, z), ~excluded)[..., None]
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -110,12 +110,12 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     is of second order, which T^2 would blow up otherwise.  Where p = 0 a term is q, whatever r is.
     """
     p = log_p.exp()
-    gone = p == 0
+    zero = p == 0
     # Left out before they are multiplied: 0 * inf is nan, and so is its gradient.
-    r = torch.where(gone, 0, log_p) - torch.where(gone, 0, log_q)
+    r = torch.where(zero, 0, log_p) - torch.where(zero, 0, log_q)
     near = p * (r + torch.expm1(-r.clamp(-1, 1)))
     far = p * r - p + log_q.exp()
-    return torch.where((r.abs() < 1) & ~gone, near, far).sum(-1)
+    return torch.where((r.abs() < 1) & ~zero, near, far).sum(-1)
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -26,7 +26,7 @@ from halfstep.data import Dataset, load
 from halfstep.data.latents import shards
 from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Captions, Layout, write_latents
-from halfstep.data.latents.image_stream import AHEAD, Folder, Held, ImagesDigest, stream
+from halfstep.data.latents.image_stream import AHEAD, Folder, ImagesDigest, ImagesInMemory, stream
 from halfstep.data.latents.shards import Shards
 from halfstep.data.sources import image_folder as folders
 from halfstep.errors import CheckpointError, ConfigError, DataError, HalfstepError
@@ -79,7 +79,7 @@ def some_images(n=11, labels=True):
     values = np.random.default_rng(1).integers(0, 256, (n, 3, 4, 6), dtype=np.uint8)
     classes = torch.arange(n) % 3 if labels else None
     names = ("ape", "bee", "cow") if labels else ()
-    return Held(Dataset(torch.from_numpy(values), classes, names))
+    return ImagesInMemory(Dataset(torch.from_numpy(values), classes, names))
 
 
 def said(n=11):
@@ -463,7 +463,9 @@ def test_other_captions_do_not_belong_there(tmp_path):
 def test_more_images_than_were_finished_are_refused(tmp_path):
     encoded(tmp_path / "l", some_images(8))
     more = np.concatenate([some_images(8).data.values, some_images(11).data.values[8:]])
-    images = Held(Dataset(torch.from_numpy(more), torch.arange(11) % 3, ("ape", "bee", "cow")))
+    images = ImagesInMemory(
+        Dataset(torch.from_numpy(more), torch.arange(11) % 3, ("ape", "bee", "cow"))
+    )
     with refused(ConfigError, "other images or captions (8 there, 11 asked for)"):
         encoded(tmp_path / "l", images)
 
@@ -756,7 +758,9 @@ def test_a_folder_is_never_held_in_memory(tmp_path, monkeypatch):
 def test_other_sources_are_as_they_are_loaded(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 1, 4, 4), np.uint8))
     images = stream(str(tmp_path / "x.npy"))
-    assert isinstance(images, Held) and images.shape == (1, 4, 4) and images.labels is None
+    assert (
+        isinstance(images, ImagesInMemory) and images.shape == (1, 4, 4) and images.labels is None
+    )
     assert stream("digits").names[3] == "3"
     with refused(ConfigError, "'two-moons' holds samples of shape [2], not images"):
         stream("two-moons")

@@ -17,9 +17,9 @@ from halfstep.diffusion.samplers import (
     ddim,
     diffusers_schedulers,
     dpmpp_2m,
-    fitting,
     sample,
-    scheduled,
+    sample_with_scheduler,
+    supported_schedulers,
 )
 from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import karras, trailing, uniform, uniform_logsnr
@@ -55,7 +55,7 @@ def at_noise(schedule):
 
 def walk(denoiser, noise, times, name, **more):
     generators = [seeded(k) for k in range(len(noise))]
-    return scheduled(denoiser, noise, times, name, generators=generators, **more)
+    return sample_with_scheduler(denoiser, noise, times, name, generators=generators, **more)
 
 
 def some_noise(n=5, d=2):
@@ -63,7 +63,7 @@ def some_noise(n=5, d=2):
 
 
 def test_the_names_are_those_that_diffusers_has():
-    assert set(EVERY) <= set(fitting())
+    assert set(EVERY) <= set(supported_schedulers())
 
 
 def test_diffusers_is_imported_only_where_it_is_used():
@@ -277,7 +277,7 @@ def test_each_image_and_each_seed_has_noise_of_its_own(name):
     x = walk(teacher, noise, uniform(4), name)
     assert len({tuple(row.tolist()) for row in x}) == 3
     others = [seeded(k) for k in (0, 1, 9)]
-    y = scheduled(teacher, noise, uniform(4), name, generators=others)
+    y = sample_with_scheduler(teacher, noise, uniform(4), name, generators=others)
     assert torch.equal(x[:2], y[:2]) and not torch.equal(x[2], y[2])
 
 
@@ -349,7 +349,7 @@ def test_levels_that_float32_does_not_hold_are_refused():
 def test_one_generator_a_sample():
     teacher, noise = mixture_teacher(Cosine()), some_noise()
     with pytest.raises(ConfigError, match="one generator a sample, got 1 for 5"):
-        scheduled(teacher, noise, uniform(2), "DDPMScheduler", generators=[seeded()])
+        sample_with_scheduler(teacher, noise, uniform(2), "DDPMScheduler", generators=[seeded()])
 
 
 @pytest.mark.parametrize("begin", [1.0, 0.5, 0.2])

@@ -11,8 +11,15 @@ from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, mixture
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps, V
-from halfstep.diffusion.samplers import fitting, PREFIX, SAMPLER_PRESETS, scheduled, start, STEPS
-from halfstep.diffusion.samplers.step_checks import astray
+from halfstep.diffusion.samplers import (
+    PREFIX,
+    sample_with_scheduler,
+    SAMPLER_PRESETS,
+    start,
+    STEPS,
+    supported_schedulers,
+)
+from halfstep.diffusion.samplers.step_checks import relative_error
 from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
@@ -29,7 +36,7 @@ SCHEDULES = [
 ]  # fmt: skip
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 COUNTS = (1, 2, 4, 10)
-DIFFUSERS = [f"{PREFIX}{name}" for name in fitting()]
+DIFFUSERS = [f"{PREFIX}{name}" for name in supported_schedulers()]
 BEST_KNOWN = ("DDIM", "EulerDiscrete", "Heun", "PNDM", "DPMSolverMultistep", "UniPC", "SASolver")
 EACH = [
     name if any(word in name for word in BEST_KNOWN) else pytest.param(name, marks=pytest.mark.slow)
@@ -108,7 +115,7 @@ def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
 def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name, schedule, steps):
     teacher, noise = Counted(gaussian_teacher(schedule)), torch.ones(2, 1)
     with pytest.raises(ConfigError, match=f"'{name}' of diffusers leads nowhere in {steps} steps"):
-        scheduled(teacher, noise, uniform(steps), name, generators=[seeded(), seeded()])
+        sample_with_scheduler(teacher, noise, uniform(steps), name, generators=[seeded(), seeded()])
     assert teacher.calls == 0
     with pytest.raises(ConfigError, match="leads nowhere"):
         check_sampling(f"{PREFIX}{name}", uniform(steps), schedule)
@@ -162,10 +169,14 @@ def test_a_schedule_of_ones_own_is_tried_too():
     noise = torch.ones(1, 1)
     for schedule in (Unhashable(), type("Plain", (Unhashable,), {"__hash__": object.__hash__})()):
         teacher = gaussian_teacher(schedule)
-        x = scheduled(teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()])
+        x = sample_with_scheduler(
+            teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()]
+        )
         assert (x - MEAN - STD * 0.7).abs().max() < 0.5
         with pytest.raises(ConfigError, match="leads nowhere"):
-            scheduled(teacher, noise, uniform(4), "PNDMScheduler", generators=[seeded()])
+            sample_with_scheduler(
+                teacher, noise, uniform(4), "PNDMScheduler", generators=[seeded()]
+            )
 
 
 @pytest.mark.slow
@@ -189,11 +200,14 @@ def test_other_grids_ends_and_data(name, std):
 def test_how_far_astray():
     """In spreads; noise drawn on the way counts by how far apart it puts the ends, nan as endless."""
     exact = torch.tensor([1.0, -1.0])
-    assert astray(exact, exact) == 0 and astray(0 * exact, exact) == 1
-    assert astray(-exact, exact) == 2 and astray(-exact, exact, drawn=True) == 0
-    assert astray(8 * exact, 2 * exact) == 3 and astray(-8 * exact, 2 * exact, drawn=True) == 3
-    assert astray(torch.tensor([1.0, torch.nan]), exact) == torch.inf
-    assert astray(torch.tensor([1.0, torch.inf]), exact, drawn=True) == torch.inf
+    assert relative_error(exact, exact) == 0 and relative_error(0 * exact, exact) == 1
+    assert relative_error(-exact, exact) == 2 and relative_error(-exact, exact, drawn=True) == 0
+    assert (
+        relative_error(8 * exact, 2 * exact) == 3
+        and relative_error(-8 * exact, 2 * exact, drawn=True) == 3
+    )
+    assert relative_error(torch.tensor([1.0, torch.nan]), exact) == torch.inf
+    assert relative_error(torch.tensor([1.0, torch.inf]), exact, drawn=True) == torch.inf
 
 
 # --- inference mode -----------------------------------------------------------------------------------
@@ -242,7 +256,7 @@ def test_what_inference_mode_left_behind_can_be_trained_with():
     with torch.inference_mode():
         teacher = mixture_teacher(table)
         noise = torch.ones(2, 2)
-        scheduled(
+        sample_with_scheduler(
             teacher, noise, uniform(3), "DDIMScheduler", generators=[seeded(), seeded()],
             cond=Cond(label=torch.tensor([0, 1])),
         )  # fmt: skip

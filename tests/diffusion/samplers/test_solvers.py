@@ -20,7 +20,7 @@ from halfstep.diffusion.samplers import (
     noise_of,
     noised,
     sample,
-    scheduled,
+    sample_with_scheduler,
     start,
     STEPS,
     TimePoint,
@@ -413,7 +413,9 @@ def test_no_walk_clips_to_what_is_no_bound(clip):
     with pytest.raises(ConfigError, match="clip"):
         sample(teacher, noise, uniform(4), clip=clip)
     with pytest.raises(ConfigError, match="clip"):
-        scheduled(teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()], clip=clip)
+        sample_with_scheduler(
+            teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()], clip=clip
+        )
     assert teacher.calls == 0
 
 
