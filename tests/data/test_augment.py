@@ -90,7 +90,7 @@ def test_without_views_every_draw_is_another_and_has_no_name():
     first, second = drawn(of, ROWS, 0), drawn(of, ROWS, 1)
     assert first.views is None and of.views is None and torch.equal(first.ids, ROWS)
     assert not torch.equal(first.x0, second.x0)
-    with pytest.raises(DataError, match="no two alike: give the augmentation a number of views"):
+    with pytest.raises(DataError, match="number of views"):
         of.viewed(ROWS, torch.zeros_like(ROWS))
 
 
@@ -228,7 +228,7 @@ def test_augmentations_that_cannot_be(options, said):
 
 def test_kornia_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
-    with pytest.raises(ConfigError, match=r"not installed: run pip install 'halfstep\[augment\]'"):
+    with pytest.raises(ConfigError, match=r"halfstep\[augment\]"):
         Augmentation(steps=("flip",))
 
 
@@ -238,11 +238,11 @@ def test_only_images_are_augmented_and_flip_is_a_step():
         {"values": torch.zeros(4, 2)},
         {"values": torch.zeros(4, 1, 8, 8), "flip": True},
     ):
-        with pytest.raises(DataError, match="write flip=False, and flip among its steps"):
+        with pytest.raises(DataError, match="write flip=False"):
             Dataset(**options, augmentation=how)
     of = data(steps=("flip",), views=3)
     for view in (3, -1):
-        with pytest.raises(DataError, match="are asked for and there are 3"):
+        with pytest.raises(DataError, match="there are 3"):
             of.viewed(ROWS, torch.full_like(ROWS, view))
 
 

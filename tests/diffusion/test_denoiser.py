@@ -245,7 +245,7 @@ def test_guided_float32_stays_float32():
 @pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance_scale=torch.ones(2))])
 def test_guidance_without_labels_is_refused(cond):
     guided = Guided(Denoiser(Spy(), Cosine(), V()), 2.0, null=0)
-    with pytest.raises(ConfigError, match=r"guidance needs labels: give cond=Cond\(label=\.\.\.\)"):
+    with pytest.raises(ConfigError, match="needs labels: give cond="):
         guided(torch.ones(2, 3), torch.full((2,), 0.5), cond)
 
 
@@ -405,7 +405,7 @@ def test_classifier_guidance_refuses():
     pushed = ClassifierGuided(blind_teacher(schedule), ExactClassifier(schedule), 1.0)
     x = torch.ones(2, 2)
     for cond in (None, Cond()):
-        with pytest.raises(ConfigError, match="classifier guidance needs labels"):
+        with pytest.raises(ConfigError, match="needs labels"):
             pushed(x, torch.full((2,), 0.5), cond)
     with pytest.raises(ConfigError, match="alpha = 0"):
         pushed(x, torch.ones(2), Cond(label=torch.tensor([0, 1])))

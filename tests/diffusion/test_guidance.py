@@ -80,9 +80,9 @@ def test_the_embedding_reads_the_scale_minus_one_and_begins_at_zero():
 
 @pytest.mark.parametrize("features", [2, 3, 7, -4])
 def test_features_that_cannot_be(features):
-    with pytest.raises(ConfigError, match=f"got {features}: write an even number from 4"):
+    with pytest.raises(ConfigError, match=f"got {features}.*even"):
         GuidanceEmbedding(features, 5)
-    with pytest.raises(ConfigError, match="write an even number from 4"):
+    with pytest.raises(ConfigError, match="even number"):
         with_guidance(tiny("mlp", 3), width=features)
 
 
@@ -160,21 +160,19 @@ def test_a_recipe_rebuilds_it(name):
 @backbones
 def test_a_network_of_scales_refuses_to_do_without(name):
     net, batch = with_guidance(tiny(name, 3), width=12), data(name, 3)
-    with pytest.raises(
-        ConfigError, match=r"scale as an input: give cond=Cond\(guidance_scale=\.\.\.\)"
-    ):
+    with pytest.raises(ConfigError, match=r"Cond\(guidance_scale="):
         net(batch.x0, TIMES, batch.cond)
-    with pytest.raises(ConfigError, match="already: give the one it was made from"):
+    with pytest.raises(ConfigError, match="already"):
         with_guidance(net)
 
 
 def test_the_uvit_alone_refuses_too():
     batch = data("uvit", 3)
     plain = tiny("uvit", 3).model
-    with pytest.raises(ConfigError, match="takes no guidance scale and got some"):
+    with pytest.raises(ConfigError, match="no guidance scale"):
         plain(batch.x0, TIMES, batch.cond.label, guidance_scale=SCALES)
     guided = with_guidance(tiny("uvit", 3), width=12).model
-    with pytest.raises(ConfigError, match="takes its guidance scale as an input"):
+    with pytest.raises(ConfigError, match="as an input"):
         guided(batch.x0, TIMES, batch.cond.label)
 
 
@@ -213,7 +211,7 @@ def test_a_dit_with_checkpointing_is_refused():
     """What is computed again in the backward pass would not hear the scale."""
     net, batch = with_guidance(tiny("dit", 3), width=12), data("dit", 3)
     net.model.enable_gradient_checkpointing()
-    with pytest.raises(ConfigError, match="leave checkpointing off, or use a U-ViT"):
+    with pytest.raises(ConfigError, match="checkpointing"):
         net(batch.x0, TIMES, told(batch.cond))
 
 

@@ -328,13 +328,13 @@ def test_a_table_of_one_level():
 
 @pytest.mark.parametrize("t", [1e-9, 0.0001, 0.00099])
 def test_a_table_refuses_times_below_its_first_level(t):
-    with pytest.raises(ConfigError, match=r"between 0 and 1/1000 have no level.*grid='trailing'"):
+    with pytest.raises(ConfigError, match="between 0 and 1/1000"):
         BetaTable().at(torch.tensor([0.5, t]))
 
 
 @pytest.mark.parametrize("t", [0.9991, 0.9999999])
 def test_a_zero_snr_table_refuses_times_before_its_end(t):
-    with pytest.raises(ConfigError, match=r"between 0\.999 and 1 have no level.*zero-terminal"):
+    with pytest.raises(ConfigError, match="zero-terminal"):
         BetaTable(zero_snr=True).at(torch.tensor([0.5, t]))
     assert BetaTable().at(torch.tensor(t)).alpha > 0
 

@@ -124,7 +124,7 @@ def test_the_scale_brings_latents_to_unit_variance():
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf")])
 def test_latents_without_a_scale_are_refused(value):
-    with pytest.raises(DataError, match="which no scale brings to 1"):
+    with pytest.raises(DataError, match="no scale"):
         unit_scale(torch.full((3, 2, 1, 2), value))
 
 

@@ -647,7 +647,7 @@ MUTANTS = (
     ),
     *of(
         "cli/console/tables",
-        "diffusion/beta_tables",
+        "cli/tables",
         ("str(row.distance)", "str(row.rmse or row.distance)"),
         (
             "str(row.calls),\n            str(row.distances",
@@ -657,22 +657,22 @@ MUTANTS = (
     ),
     *of(
         "cli/console/tables",
-        "diffusion/beta_tables",
+        "cli/tables",
         ("big(line.multiply_adds)", "big(line.parameters)"),
     ),
-    *of("cli/console/tables", "diffusion/beta_tables", ("1000 * taken[b]", "taken[b]")),
+    *of("cli/console/tables", "cli/tables", ("1000 * taken[b]", "taken[b]")),
     *of(
         "cli/commands/compress",
-        "diffusion/beta_tables",
+        "cli/tables",
         ("1000 * row.seconds_per_image", "row.seconds_per_image"),
         ("{agreement.value:.2%}", "{row.scores.accuracy.value:.2%}"),
     ),
     *of(
         "cli/console/tables",
-        "diffusion/beta_tables",
+        "cli/tables",
         ("_cell(row.full), _cell(row.same)", "_cell(row.same), _cell(row.full)"),
     ),
-    *of("workflows/model_card", "diffusion/beta_tables", ("1000 * s:.3g", "s:.3g")),
+    *of("workflows/model_card", "cli/tables", ("1000 * s:.3g", "s:.3g")),
     *of(
         "files",
         "portability",

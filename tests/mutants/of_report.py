@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     *of(
         "cli/console/columns",
-        "diffusion/beta_tables",
+        "cli/tables",
         ("self.add_column(printable(head)", "self.add_column(head"),
         ("(printable(str(cell)) for cell in cells)", "map(str, cells)"),
     ),

@@ -177,7 +177,7 @@ def test_every_scheduler_lands_where_the_data_is_one_point(schedule, name):
         try:
             x = walk(teacher, some_noise(), times, name)
         except ConfigError as refused:
-            assert "leads nowhere" in str(refused)
+            assert "diverges" in str(refused)
             continue
         walked += 1
         assert (x - 0.3).abs().max() < 1e-5
@@ -311,7 +311,7 @@ def test_no_samples(pipeline):
         ("FlowMatchEulerDiscreteScheduler", "takes no table of betas: choose from.*DDIMScheduler"),
         ("EDMEulerScheduler", "takes no table of betas"),
         ("LCMScheduler", "samples consistency models"),
-        ("DDIMInverseScheduler", "walks from data to noise"),
+        ("DDIMInverseScheduler", "from data to noise"),
         ("CogVideoXDPMScheduler", "need more than the network's answer"),
     ],
 )
@@ -328,27 +328,27 @@ def test_a_sampler_that_is_none_is_told_of_these(pipeline):
 
 
 def test_a_grid_that_ends_above_0_is_refused():
-    with pytest.raises(ConfigError, match=r"this grid ends at 0\.2: end it at 0"):
+    with pytest.raises(ConfigError, match=r"ends at 0\.2"):
         walk(mixture_teacher(Cosine()), some_noise(), (1.0, 0.5, 0.2), "DDIMScheduler")
 
 
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), BetaTable(zero_snr=True)], ids=named)
 def test_eps_from_zero_snr_is_refused(schedule):
-    with pytest.raises(ConfigError, match=r"'PNDMScheduler' of diffusers works on eps.*alpha = 0"):
+    with pytest.raises(ConfigError, match="works on eps"):
         walk(mixture_teacher(schedule), some_noise(), uniform(4), "PNDMScheduler")
     teacher = mixture_teacher(schedule, parameterisation=Eps())
-    with pytest.raises(ConfigError, match="an eps output says nothing about x0"):
+    with pytest.raises(ConfigError, match="eps output"):
         walk(teacher, some_noise(), uniform(4), "DDIMScheduler")
 
 
 def test_levels_that_float32_does_not_hold_are_refused():
-    with pytest.raises(ConfigError, match=r"cannot walk on this grid of 2 steps.*float32"):
+    with pytest.raises(ConfigError, match=r"2 steps.*float32"):
         walk(mixture_teacher(Cosine()), some_noise(), uniform(2), "KDPM2AncestralDiscreteScheduler")
 
 
 def test_one_generator_a_sample():
     teacher, noise = mixture_teacher(Cosine()), some_noise()
-    with pytest.raises(ConfigError, match="one generator a sample, got 1 for 5"):
+    with pytest.raises(ConfigError, match="got 1 for 5"):
         sample_with_scheduler(teacher, noise, uniform(2), "DDPMScheduler", generators=[seeded()])
 
 
@@ -356,5 +356,5 @@ def test_one_generator_a_sample():
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_a_trial_knows_where_the_exact_flow_ends_from_wherever_it_begins(name, begin):
     times = uniform(100, start=begin)
-    assert diffusers_schedulers._tried(name, Cosine(), times) < 0.05
-    assert diffusers_schedulers._tried(name, VPLinear(), times) < 0.05
+    assert diffusers_schedulers._trial_error(name, Cosine(), times) < 0.05
+    assert diffusers_schedulers._trial_error(name, VPLinear(), times) < 0.05

@@ -102,9 +102,7 @@ def test_a_student_begins_at_a_time_of_its_grid(schedule, batch, first, images):
 def test_strengths_off_a_students_grid_are_refused(images):
     made = pipeline(times=(OWN, uniform(3)))
     for strength in (0.5, 0.61, 0.1):
-        with pytest.raises(
-            ConfigError, match=r"its 3-step grid and .*: write strength="
-        ) as refusal:
+        with pytest.raises(ConfigError, match="write strength=") as refusal:
             made.sample(5, images=images, strength=strength)
         advice = str(refusal.value).rpartition("=")[2].split(" or ")
         assert len(advice) == 3
@@ -315,9 +313,9 @@ def test_what_cannot_be_is_refused(more, said):
 def test_samplers_that_cannot(images, known):
     made = pipeline(VPLinear())
     for sampler in ("dpm-fast", "dpmpp-3s", "euler-maruyama"):
-        with pytest.raises(ConfigError, match=rf"'{sampler}' walks on a grid of its own.*'ddim'"):
+        with pytest.raises(ConfigError, match=f"'{sampler}'.*'ddim'"):
             made.sample(5, steps=4, sampler=sampler, images=images, strength=0.5)
-    with pytest.raises(ConfigError, match="nothing can be put back between them"):
+    with pytest.raises(ConfigError, match="put back"):
         made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, mask=~known)
 
 
@@ -360,7 +358,7 @@ def test_a_model_of_latents(images):
     inner = made.sample(5, images=pixels, mask=~some, latents=True)
     assert (inner - latents)[..., 0].abs().min() > 0
     torch.testing.assert_close(inner[..., 1], latents[..., 1], rtol=0, atol=1e-6)
-    with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape \[5, 3, 4, 6\]"):
+    with pytest.raises(ConfigError, match=r"\[3, 8, 12\]: got shape"):
         made.sample(5, images=images)
 
 

@@ -114,10 +114,10 @@ def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
 )
 def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name, schedule, steps):
     teacher, noise = Counted(gaussian_teacher(schedule)), torch.ones(2, 1)
-    with pytest.raises(ConfigError, match=f"'{name}' of diffusers leads nowhere in {steps} steps"):
+    with pytest.raises(ConfigError, match=f"'{name}' .*in {steps} steps"):
         sample_with_scheduler(teacher, noise, uniform(steps), name, generators=[seeded(), seeded()])
     assert teacher.calls == 0
-    with pytest.raises(ConfigError, match="leads nowhere"):
+    with pytest.raises(ConfigError, match="diverges"):
         check_sampling(f"{PREFIX}{name}", uniform(steps), schedule)
 
 
@@ -173,7 +173,7 @@ def test_a_schedule_of_ones_own_is_tried_too():
             teacher, noise, uniform(4), "DDIMScheduler", generators=[seeded()]
         )
         assert (x - MEAN - STD * 0.7).abs().max() < 0.5
-        with pytest.raises(ConfigError, match="leads nowhere"):
+        with pytest.raises(ConfigError, match="diverges"):
             sample_with_scheduler(
                 teacher, noise, uniform(4), "PNDMScheduler", generators=[seeded()]
             )

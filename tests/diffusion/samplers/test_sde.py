@@ -138,7 +138,7 @@ def test_the_grid():
     assert uniform_landing(1, start=0.8) == (0.8, 0.0)
     assert uniform_landing(3, start=0.9, end=0.1) == pytest.approx((0.9, 0.5, 0.1, 0.0), abs=1e-15)
     for n in (0, -2):
-        with pytest.raises(ConfigError, match=f"asked for {n}: write steps=1"):
+        with pytest.raises(ConfigError, match=f"got {n}: write steps=1"):
             uniform_landing(n)
 
 
@@ -176,7 +176,7 @@ def test_a_step_is_a_function_of_its_history():
 
 def test_a_start_without_signal_is_refused():
     step = euler_maruyama(RectifiedFlow(), fresh)
-    with pytest.raises(ConfigError, match=r"cannot start at t = 1, where alpha = 0.*t = 0.999"):
+    with pytest.raises(ConfigError, match="t = 1, where alpha = 0"):
         sample(mixture_teacher(RectifiedFlow()), torch.ones(2, 2), uniform(4), step)
 
 
@@ -241,7 +241,5 @@ def test_what_is_not_refused_shows_the_network_what_it_knows(schedule, times):
 
 
 def test_a_table_is_refused():
-    with pytest.raises(
-        ConfigError, match="a table of betas has corners: write sampler='ancestral'"
-    ):
+    with pytest.raises(ConfigError, match="table of betas"):
         euler_maruyama(BetaTable(), fresh)

@@ -113,7 +113,7 @@ def test_orders_spend_every_call():
 @pytest.mark.parametrize("steps", [0, -3])
 @pytest.mark.parametrize("make", [orders, dpmpp_3s, dpm_fast, lambda n: fast(n, Cosine())])
 def test_at_least_one_step(make, steps):
-    with pytest.raises(ConfigError, match=f"asked for {steps}: write steps=1"):
+    with pytest.raises(ConfigError, match=f"got {steps}: write steps=1"):
         make(steps)
 
 
@@ -153,7 +153,7 @@ def test_fast_grid_of_the_published_models():
         == 1 / 77
     )
     assert SAMPLER_PRESETS["dpmpp-3s"].grid(7, VPLinear()) == uniform(7, end=1e-3)
-    with pytest.raises(ConfigError, match=r"log-SNR at t = 1 or 0\.0001 is infinite"):
+    with pytest.raises(ConfigError, match=r"1 or 0\.0001 is infinite"):
         fast(6, RectifiedFlow())
 
 
@@ -349,9 +349,7 @@ def test_clipping_moves_the_whole_group(name):
 @every_step
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 def test_landing_on_data_is_refused(name, steps):
-    with pytest.raises(
-        ConfigError, match=rf"{name} cannot land on t = 0, where sigma = 0.*t = 0.001"
-    ):
+    with pytest.raises(ConfigError, match=f"{name} .*sigma = 0"):
         times = uniform(steps, start=0.8)
         sample(mixture_teacher(Cosine()), torch.ones(2, 2), times, STEPS[name](steps))
 
@@ -359,9 +357,7 @@ def test_landing_on_data_is_refused(name, steps):
 @every_step
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), BetaTable(zero_snr=True)], ids=named)
 def test_a_start_without_signal_is_refused(schedule, name):
-    with pytest.raises(
-        ConfigError, match=rf"{name} cannot start at t = 1, where alpha = 0.*t = 0.999"
-    ):
+    with pytest.raises(ConfigError, match=f"{name} .*alpha = 0"):
         sample(mixture_teacher(schedule), torch.ones(2, 2), uniform(5, end=0.2), STEPS[name](5))
     times = uniform(5, start=0.9, end=0.2)
     assert (
@@ -371,7 +367,7 @@ def test_a_start_without_signal_is_refused(schedule, name):
 
 @every_step
 def test_a_longer_grid_than_it_was_made_for_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"made for 4 steps.*write {name}\(len\(times\) - 1\)"):
+    with pytest.raises(ConfigError, match=f"write {name}\\(len"):
         times = uniform(5, start=0.9, end=0.1)
         sample(mixture_teacher(Cosine()), torch.ones(2, 2), times, STEPS[name](4))
 

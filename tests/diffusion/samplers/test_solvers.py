@@ -442,7 +442,7 @@ def test_clipping_recomputes_eps_on_the_way():
 
 def test_an_eps_teacher_from_zero_snr_is_refused():
     teacher = mixture_teacher(RectifiedFlow(), parameterisation=Eps())
-    with pytest.raises(ConfigError, match=r"alpha = 0: start below t = 1.*reparameterise"):
+    with pytest.raises(ConfigError, match="reparameterise"):
         sample(teacher, torch.ones(2, 2), uniform(4))
     x = sample(teacher, torch.ones(2, 2), uniform(4, start=0.99))
     assert bool(x.isfinite().all())
@@ -450,7 +450,7 @@ def test_an_eps_teacher_from_zero_snr_is_refused():
 
 @pytest.mark.parametrize("times", [(0.0,), (1.0,), (0.5, 1.0), (1.2, 0.0), (1.0, 0.5, 0.5)])
 def test_grids_are_checked(times):
-    with pytest.raises(ConfigError, match="a time grid falls"):
+    with pytest.raises(ConfigError, match="grid falls"):
         sample(mixture_teacher(Cosine()), torch.ones(2, 2), times)
 
 

@@ -150,17 +150,17 @@ def test_attention_is_finite_where_it_is_the_same_or_nothing(form):
 
 def test_refused():
     whole = {"student": made(5, 3, 4), "teacher": made(5, 3, 4)}
-    with pytest.raises(ConfigError, match="project the student's to the teacher's shape"):
+    with pytest.raises(ConfigError, match="project"):
         feature_match(student=made(5, 3, 4), teacher=made(5, 3, 6))
-    with pytest.raises(ConfigError, match=r"the mask is bool \[5, 4\]: give bool \[5, 3\]"):
+    with pytest.raises(ConfigError, match=r"give bool \[5, 3\]"):
         feature_match(**whole, mask=torch.ones(5, 4, dtype=torch.bool))
-    with pytest.raises(ConfigError, match=r"the mask is float32 \[5, 3\]"):
+    with pytest.raises(ConfigError, match="mask is float32"):
         feature_match(**whole, mask=torch.ones(5, 3))
-    with pytest.raises(ConfigError, match="the same positions, by pooling the larger"):
+    with pytest.raises(ConfigError, match="same positions"):
         attention_transfer(student=made(5, 3, 4), teacher=made(5, 6, 4), form="code")
-    with pytest.raises(ConfigError, match=r"give maps \[B, C, H, W\] or tokens"):
+    with pytest.raises(ConfigError, match="or tokens"):
         attention_transfer(student=made(5, 3), teacher=made(5, 3), form="code")
-    with pytest.raises(ConfigError, match="there is no form 'article'"):
+    with pytest.raises(ConfigError, match="form 'article'"):
         attention_transfer(**whole, form="article")
-    with pytest.raises(ConfigError, match="the student's features are int64"):
+    with pytest.raises(ConfigError, match="int64"):
         feature_match(student=made(5, 3).long(), teacher=made(5, 3))

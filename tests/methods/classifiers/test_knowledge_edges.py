@@ -49,11 +49,11 @@ def built(cls=Net, width=4):
 
 
 def test_whoever_changes_the_images_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="the teacher changes the images"):
+    with pytest.raises(ConfigError, match="teacher changes"):
         Teachers(InPlace(9))(torch.zeros(3, 3, 5, 4))
-    with pytest.raises(ConfigError, match="the teacher changes the images"):
+    with pytest.raises(ConfigError, match="teacher changes"):
         run(tmp_path / "a", teacher=[InPlace(9), Net(9)])
-    with pytest.raises(ConfigError, match="the student changes the images"):
+    with pytest.raises(ConfigError, match="student changes"):
         run(tmp_path / "b", teacher=None, student=built(InPlace))
     assert not list(tmp_path.iterdir())
 
@@ -91,17 +91,15 @@ def test_a_teacher_of_double_precision_is_kept_in_it(tmp_path):
 def test_other_classes_are_refused_by_name(tmp_path):
     data = pictures()
     other = replace(data, names=("a", "b", "c", "x"), values=data.values.flip(0))
-    with pytest.raises(ConfigError, match="a, b, c, d and the held-out data a, b, c, x"):
+    with pytest.raises(ConfigError, match="held-out data a, b, c, x"):
         held_out_dataset(other, data)
     held_out_dataset(replace(other, names=data.names), data)
     held_out_dataset(replace(other, names=()), data)  # numbers say nothing
     teacher = built()
     teacher.class_names = ("a", "b", "c", "x")
-    with pytest.raises(
-        ConfigError, match="the teacher has the classes a, b, c, x and the data a, b"
-    ):
+    with pytest.raises(ConfigError, match="a, b, c, x and the data"):
         run(tmp_path / "r", teacher=teacher)
-    with pytest.raises(ConfigError, match="a teacher has the classes"):
+    with pytest.raises(ConfigError, match="has the classes"):
         mine = built()
         mine.class_names = data.names
         Teachers(teacher, mine)
@@ -147,7 +145,7 @@ def test_a_student_of_images_without_labels_can_be_validated(cli, tmp_path):
 def test_scores_of_what_cannot_be_scored():
     net = Net(4)
     data = pictures()
-    with pytest.raises(DataError, match="labels up to 3 and the classifier knows 3"):
+    with pytest.raises(DataError, match="up to 3"):
         score_classifier(nn.Sequential(Net(4), nn.Linear(4, 3)), data)
     for parameter in net.parameters():
         parameter.data.fill_(float("nan"))
@@ -177,7 +175,7 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
     whole = build_classifier("features", {"channels": 1, "num_classes": 4, "size": 8})
     small = quantise(build_classifier("features", {"channels": 1, "num_classes": 4, "size": 8}))
     assert Teachers(small).digest != Teachers(whole).digest
-    with pytest.raises(ConfigError, match="int8 weights cannot be trained"):
+    with pytest.raises(ConfigError, match="int8 weights"):
         initialise(whole, small)
 
 
@@ -219,7 +217,7 @@ def test_terms_of_one_name_are_told_apart():
 
 
 def test_nothing_to_learn_is_refused(tmp_path):
-    with pytest.raises(DataError, match="none of these 75 images has a label"):
+    with pytest.raises(DataError, match="75 images"):
         data = pictures()
         classified(replace(data, labels=data.labels.clone().fill_(-1)))
     with pytest.raises(DataError, match="nothing to learn"):

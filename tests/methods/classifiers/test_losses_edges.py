@@ -271,23 +271,23 @@ def test_shapes_that_do_not_match_are_refused(name):
     ):
         value(name, made(), made(4))
     if name not in ("relational_distance", "relational_angle"):
-        with pytest.raises(ConfigError, match="the same rows and the same classes"):
+        with pytest.raises(ConfigError, match="same classes"):
             value(name, made(), made(num_classes=1))
-        with pytest.raises(ConfigError, match=r"logits are \[B, C\] and these are \[5, 3, 1\]"):
+        with pytest.raises(ConfigError, match=r"these are \[5, 3, 1\]"):
             value(name, made()[..., None], made()[..., None])
-        with pytest.raises(ConfigError, match="at least one row and one class"):
+        with pytest.raises(ConfigError, match="at least one row"):
             value(name, made(0), made(0))
-    with pytest.raises(ConfigError, match=r"the teacher's \w+ are int64: give them as floating"):
+    with pytest.raises(ConfigError, match="are int64"):
         value(name, made(), made().long())
 
 
 def test_too_few_of_them_are_refused():
-    with pytest.raises(ConfigError, match="one sample does not correlate with a batch"):
+    with pytest.raises(ConfigError, match="one sample"):
         value("dist", made(1), made(1))
     assert value("dist", made(1), made(1, seed=1), intra_weight=0.0) > 0
-    with pytest.raises(ConfigError, match="one class has no others"):
+    with pytest.raises(ConfigError, match="no others"):
         value("decoupled", made(num_classes=1), made(num_classes=1))
-    with pytest.raises(ConfigError, match="one class has no deviation"):
+    with pytest.raises(ConfigError, match="no deviation"):
         losses.standardised(made(num_classes=1))
 
 

@@ -246,9 +246,7 @@ def test_decoupled_leaves_such_a_row_its_whole_divergence():
 
 
 def test_what_needs_labels_refuses_data_that_has_none():
-    with pytest.raises(
-        DataError, match="needs labels and this data has none: choose other data, or terms"
-    ):
+    with pytest.raises(DataError, match="needs labels"):
         loss(hinton(), labels=None)
 
 
@@ -273,7 +271,7 @@ def test_a_weight_in_words(text, weight):
 
 @pytest.mark.parametrize("text", ["", "..", "1..", "a", "1@0.2", "1..2@x", "0..1@0.2@3"])
 def test_what_is_no_weight_is_refused(text):
-    with pytest.raises(ConfigError, match="is no weight: write a number, or"):
+    with pytest.raises(ConfigError, match="not a weight"):
         parsed(text)
 
 
@@ -322,7 +320,7 @@ def test_a_share_that_cannot_be(over):
     "terms", [(), hinton(soft_weight=0, hard_weight=0), (SoftTargets(weight=Linear(0, 0)),)]
 )
 def test_an_objective_of_nothing(terms):
-    with pytest.raises(ConfigError, match="all weights of the objective are 0"):
+    with pytest.raises(ConfigError, match="are 0"):
         KnowledgeDistillation(terms=terms)
 
 
@@ -335,7 +333,7 @@ def test_temperatures_that_cannot_be(temperature):
 def test_a_teacher_without_a_weight_is_noted():
     [left_out, loaded] = KnowledgeDistillation(terms=hinton(soft_weight=0.0)).notes()
     assert left_out == "the term 'soft' has the weight 0 and is left out"
-    assert "no term with a weight asks the teacher" in loaded
+    assert "uses the teacher" in loaded
     assert not list(KnowledgeDistillation().notes())
     assert not list(
         KnowledgeDistillation(terms=(HardLabels(), SoftTargets(weight=Linear(0, 1)))).notes()
@@ -345,33 +343,33 @@ def test_a_teacher_without_a_weight_is_noted():
 @pytest.mark.parametrize(
     "name, config, said",
     [
-        ("hintn", {}, "no recipe 'hintn': perhaps you meant 'hinton'"),
+        ("hintn", {}, "'hintn'"),
         (
             "hinton",
             {"temperaturex": 2},
-            "no option of the recipe 'hinton' called 'temperaturex': perhaps you",
+            "'temperaturex'",
         ),
         ("hinton", {"alpha": 0.1}, "'alpha'"),
-        ("hinton", {"temperature": "hot"}, "temperature is a number, got 'hot'"),
-        ("hinton", {"soft_weight": "some"}, "'some' is no weight"),
+        ("hinton", {"temperature": "hot"}, "'hot'"),
+        ("hinton", {"soft_weight": "some"}, "'some' is not a weight"),
         (
             "report",
             {"soft_weight": 0, "hard_weight": 0},
-            "divided by their sum, which must be above 0",
+            "above 0",
         ),
-        ("keras", {"alpha": 1.5}, "alpha of 'keras' is a share"),
+        ("keras", {"alpha": 1.5}, "'keras'"),
         ("tang", {"hard_share": -1}, "hard_share lies in"),
-        ("features", {}, "compares features and names none: give it pairs"),
+        ("features", {}, "no pairs"),
         (
             "features",
             {"pairs": ["hidden"]},
-            "pairs are names of a part of the student and one of the teacher",
+            "pairs name a part",
         ),
         ("nowhere:terms", {}, "cannot be imported"),
         (
             "tests.methods.classifiers.test_terms:nothing",
             {},
-            "returned None: return terms, in a tuple",
+            "returned None",
         ),
     ],
 )
@@ -412,18 +410,18 @@ def test_terms_are_described_as_json():
 
 @pytest.mark.parametrize("term", [FeatureMatch, AttentionTransfer])
 def test_features_need_pairs(term):
-    with pytest.raises(ConfigError, match="compares features and names none"):
+    with pytest.raises(ConfigError, match="no pairs"):
         term(pairs=())
 
 
 def test_a_teacher_of_other_classes():
-    with pytest.raises(ConfigError, match="both must give logits"):
+    with pytest.raises(ConfigError, match="same classes"):
         loss(hinton(), teacher=T[:, :4])
 
 
 def test_a_student_that_shares_its_teachers_weights():
     net = Says(S)
-    with pytest.raises(ConfigError, match="shares weights with its teacher"):
+    with pytest.raises(ConfigError, match="shares weights"):
         next(KnowledgeDistillation().stages(Teachers(net), net))
 
 

@@ -257,9 +257,7 @@ def test_nothing_to_drop(cond):
 
 
 def test_dropping_needs_a_null_label():
-    with pytest.raises(
-        ConfigError, match="drop_labels needs labelled data and a network with a null"
-    ):
+    with pytest.raises(ConfigError, match="drop_labels needs"):
         Denoising(drop_labels=0.1).check(DenoiserOnly(wobbly_teacher(Cosine(), V())))
     [stage] = Denoising(drop_labels=0.1).stages(
         DenoiserOnly(wobbly_teacher(Cosine(), V()), unconditional=0)
@@ -275,7 +273,7 @@ def test_refuses_a_share_that_is_none(share):
 
 
 def test_refuses_an_unknown_weighting():
-    with pytest.raises(ConfigError, match=r"no weighting 'SNR\+1'.*choose from constant, min-snr"):
+    with pytest.raises(ConfigError, match="no weighting 'SNR"):
         Denoising(weighting="SNR+1")
     for name in WEIGHTINGS:
         [stage] = Denoising(weighting=name).stages(DenoiserOnly(wobbly_teacher(Cosine(), V())))

@@ -108,7 +108,7 @@ def test_calls_and_kinds():
     assert got.shape == (0, 2) and teacher.calls == 3
     got = encode(teacher, torch.ones(2, 2, dtype=torch.float32), uniform(1))
     assert got.dtype == torch.float32 and not got.requires_grad
-    with pytest.raises(ConfigError, match="a time grid falls"):
+    with pytest.raises(ConfigError, match="grid falls"):
         encode(teacher, torch.ones(1, 2), (0.0, 1.0))
 
 
@@ -294,7 +294,7 @@ def test_a_trained_student_encodes_as_its_teacher():
 )
 def test_an_x0_teacher_is_refused(schedule, worse):
     teacher = wobbly_teacher(schedule, X0())
-    with pytest.raises(ConfigError, match=rf"from t = 0: .* its error times {worse}\.") as refusal:
+    with pytest.raises(ConfigError, match=f"times {worse}\\.") as refusal:
         Encoder(start=2).check(DenoiserOnly(teacher))
     assert "halfstep distill reparameterise" in str(refusal.value)
     Encoder(start=2, times=(1.0, 0.6, 0.3)).check(DenoiserOnly(teacher))
@@ -304,22 +304,22 @@ def test_an_x0_teacher_is_refused(schedule, worse):
 
 @pytest.mark.parametrize("weighting", ["constant", "min-snr"])
 def test_weights_that_forget_eps_are_refused(weighting):
-    with pytest.raises(ConfigError, match=r"leaves nothing of an eps error at t = 0.*'snr\+1'"):
+    with pytest.raises(ConfigError, match=r"eps error.*'snr\+1'"):
         Encoder(weighting=weighting)
     for good in ("snr+1", "truncated-snr", "snr"):
         assert Encoder(weighting=good).weighting == good
 
 
 def test_clipped_targets_are_refused():
-    with pytest.raises(ConfigError, match=r"an encoder starts at t = 0.* leave target_clip out"):
+    with pytest.raises(ConfigError, match="leave target_clip out"):
         Encoder(target_clip=1.0)
     assert Progressive(weighting="constant").weighting == "constant"
 
 
 def test_other_refusals_are_progressives():
-    with pytest.raises(ConfigError, match="start must be stop times a power of two"):
+    with pytest.raises(ConfigError, match="power of two"):
         Encoder(start=12, stop=4)
-    with pytest.raises(ConfigError, match=r"perhaps you meant 'snr\+1'"):
+    with pytest.raises(ConfigError, match=r"meant 'snr\+1'"):
         Encoder(weighting="snr1")
 
 
@@ -373,7 +373,7 @@ def test_seeds_noise_is_the_noise_by_default():
     made = pipeline()
     noise = sample_noise(4, range(3), (2,))
     assert torch.equal(made.sample(3, seed=4, steps=2), made.sample(3, steps=2, noise=noise))
-    with pytest.raises(ConfigError, match=r"3 samples need noise of shape \[3, 2\], got \[2, 2\]"):
+    with pytest.raises(ConfigError, match="noise of shape"):
         made.sample(3, noise=noise[:2])
 
 
@@ -381,16 +381,16 @@ def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
     x0 = torch.zeros(1, 2)
     for sampler in ("ddim", "stochastic"):
         made = pipeline(times=(uniform(4),), sampler=sampler)
-        with pytest.raises(ConfigError, match=r"from noise to data: .*halfstep distill encoder"):
+        with pytest.raises(ConfigError, match="halfstep distill encoder"):
             made.encode(x0)
     made = pipeline(times=(uniform(4), uniform(2)), direction="invert")
     for sampler in (None, "ddim", "stochastic"):
-        with pytest.raises(ConfigError, match=r"from data to noise: write encode\(images\)"):
+        with pytest.raises(ConfigError, match=r"write encode\(images\)"):
             made.sample(1, sampler=sampler)
     for steps, n in ((None, 2), (4, 4)):
         wanted = encode(made.denoiser, x0.float(), uniform(n))
         torch.testing.assert_close(made.encode(x0, steps=steps), wanted, rtol=0, atol=2e-5)
-    with pytest.raises(ConfigError, match="not distilled for 3 steps: it can take 2 or 4"):
+    with pytest.raises(ConfigError, match="it can take 2 or 4"):
         made.encode(x0, steps=3)
 
 
@@ -398,9 +398,9 @@ def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
 def test_a_pipeline_refuses(steps):
     with pytest.raises(ConfigError, match="steps"):
         pipeline().encode(torch.zeros(1, 2), steps=steps)
-    with pytest.raises(ConfigError, match="cannot encode from t = 0"):
+    with pytest.raises(ConfigError, match="cannot encode"):
         pipeline(X0()).encode(torch.zeros(1, 2))
-    with pytest.raises(ConfigError, match=r"size that this model makes, \[2\]: got shape \[1, 3\]"):
+    with pytest.raises(ConfigError, match=r"got shape \[1, 3\]"):
         pipeline().encode(torch.zeros(1, 3))
 
 
@@ -426,7 +426,7 @@ def test_latents_are_encoded_by_their_means():
     latents = sample_latents(moments, torch.zeros_like(moments[:, :1]), 3.0)
     wanted = encode(made.denoiser, latents, uniform(2))
     torch.testing.assert_close(made.encode(images, steps=2), wanted, rtol=0, atol=2e-5)
-    with pytest.raises(ConfigError, match=r"\[1, 4, 6\]: got shape \[3, 1, 4, 4\]"):
+    with pytest.raises(ConfigError, match=r"got shape \[3, 1, 4, 4\]"):
         made.encode(images[..., :4])
 
 

@@ -195,15 +195,15 @@ def test_training_moves_the_student_to_the_teacher():
 
 
 def test_refuses_two_outputs():
-    with pytest.raises(ConfigError, match="predicts both x0 and eps is readable at t = 1"):
+    with pytest.raises(ConfigError, match="both x0 and eps"):
         Reparameterise().check(DenoiserOnly(wobbly_teacher(Cosine(), X0AndEps())))
 
 
 def test_refuses_zero_snr_without_a_table():
-    with pytest.raises(ConfigError, match="zero_snr moves a diffusers table"):
+    with pytest.raises(ConfigError, match="zero_snr"):
         Reparameterise(zero_snr=True).check(DenoiserOnly(wobbly_teacher(Cosine(), Eps())))
 
 
 def test_refuses_an_unknown_weighting():
-    with pytest.raises(ConfigError, match=r"no weighting 'snr-1': perhaps you meant 'snr\+1'"):
+    with pytest.raises(ConfigError, match="no weighting 'snr-1'"):
         Reparameterise(weighting="snr-1")

@@ -361,10 +361,10 @@ def test_guided_teachers_are_not_drawn_to_the_data():
     scaled = teacher(guidance_range=(1.0, 3.0))
     with pytest.raises(ConfigError, match="write denoising=0"):
         Shrink(keep=(1,), denoising=0.1).check(scaled)
-    with pytest.raises(ConfigError, match="takes its guidance scale as an input already"):
+    with pytest.raises(ConfigError, match="as an input already"):
         replace(PLAN, shrink=Shrink(keep=(1,))).check(scaled)
     student = replace(teacher(), times=((1.0, 0.5, 0.0),))
-    with pytest.raises(ConfigError, match="is a student of 2 steps"):
+    with pytest.raises(ConfigError, match="student of 2"):
         Shrink(keep=(1,)).check(student)
 
 
@@ -372,14 +372,14 @@ def test_the_score_is_measured_on_data_and_kept():
     pipeline, told = teacher(depth=8), Ledger()
     nothing(pipeline.denoiser.net, 2)
     method = Shrink(depth=6, updates=1, denoising=0.0)
-    with pytest.raises(ConfigError, match="is found on data"):
+    with pytest.raises(ConfigError, match="on data"):
         next(method.stages(DenoiserOnly(pipeline.denoiser, NULL)))
     worth = method.scores(pipeline, data(), progress=told)
     assert told.steps == (1 + 4) * -(-min(512, len(data())) // 64)
     assert abs(worth[2]) < 1e-6 and min(worth) == worth[2]
     assert resolve(method, pipeline, data()).keep == (0, 1, 3)
     assert resolve(replace(method, choose="even"), pipeline, data()).keep == ()
-    even = replace(method, choose="even").kept(pipeline.denoiser.net)
+    even = replace(method, choose="even").kept_pairs(pipeline.denoiser.net)
     assert even == (0, 1, 2)
 
 
@@ -474,13 +474,13 @@ def test_a_begun_chain_keeps_them_too(tmp_path):
 
 def test_it_is_among_the_methods():
     assert METHODS["shrink"] is Shrink and METHODS["plan"] is Chain
-    with pytest.raises(ConfigError, match="vanishes at SNR 0"):
+    with pytest.raises(ConfigError, match="vanishes"):
         ChainOptions(depth=2, weighting="snr")
-    with pytest.raises(ConfigError, match="cannot halve from 6 to 4"):
+    with pytest.raises(ConfigError, match="from 6 to 4"):
         ChainOptions(depth=2, start=6, stop=4)
-    with pytest.raises(ConfigError, match="cannot halve from 4 to 4"):
+    with pytest.raises(ConfigError, match="from 4 to 4"):
         ChainOptions(depth=2, start=4, stop=4)
-    with pytest.raises(ConfigError, match="guided_updates is of the stage"):
+    with pytest.raises(ConfigError, match="guided_updates"):
         ChainOptions(depth=2, guided_updates=3)
 
 

@@ -163,7 +163,7 @@ def test_another_grid_is_refused():
         (uniform(8), uniform(4)),
         (uniform(2), uniform(3)),
     ]:
-        with pytest.raises(ConfigError, match=r"made for another grid.*give both the same times"):
+        with pytest.raises(ConfigError, match="another grid"):
             sample(teacher, z, walked, stochastic(made, Cosine(), fresh))
 
 
@@ -430,23 +430,23 @@ def test_options():
 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_from_two_steps_there_is_nothing_to_halve(stop):
-    with pytest.raises(ConfigError, match="from 2 steps nothing is left to halve: write start=4"):
+    with pytest.raises(ConfigError, match="write start=4"):
         Stochastic(start=2, stop=stop)
     assert Stochastic(start=4, stop=stop).counts == [2]
 
 
 def test_updates_are_those_of_the_halvings_there_are():
     assert Stochastic(start=8, stop=1, updates=(1, 2)).counts == [4, 2]
-    with pytest.raises(ConfigError, match=r"updates has 3 numbers for 2 halvings \(8 to 2\)"):
+    with pytest.raises(ConfigError, match="3 numbers for 2 halvings"):
         Stochastic(start=8, stop=1, updates=(1, 2, 3))
 
 
 def test_other_refusals_are_progressives():
-    with pytest.raises(ConfigError, match="start must be stop times a power of two"):
+    with pytest.raises(ConfigError, match="power of two"):
         Stochastic(start=12, stop=4)
-    with pytest.raises(ConfigError, match="vanishes at SNR 0"):
+    with pytest.raises(ConfigError, match="vanishes"):
         Stochastic(weighting="snr")
-    with pytest.raises(ConfigError, match="predicts eps and cannot be distilled from t = 1"):
+    with pytest.raises(ConfigError, match="predicts eps"):
         Stochastic(start=4).check(DenoiserOnly(wobbly_teacher(Cosine(), Eps())))
 
 
@@ -474,7 +474,7 @@ def test_a_student_of_ddim_is_refused_by_the_stochastic_sampler():
 )
 def test_a_stochastic_student_is_refused_by_every_other_sampler(sampler):
     made = pipeline(times=(uniform(4),), sampler="stochastic")
-    with pytest.raises(ConfigError, match=f"one call spans two.*'{sampler}' would.*='stochastic'"):
+    with pytest.raises(ConfigError, match=f"'{sampler}' would.*='stochastic'"):
         made.sample(1, sampler=sampler)
 
 
@@ -507,9 +507,9 @@ def test_the_student_of_two_steps_is_the_student_of_one():
     assert made.grid() == uniform(2) and made.grid(1) == (1.0, 0.0)
     z = sample_noise(0, range(3), (2,))
     torch.testing.assert_close(made.sample(3, steps=1), made.denoiser(z, torch.ones(3)).x0)
-    with pytest.raises(ConfigError, match="not distilled for 1 steps: it can take 4"):
+    with pytest.raises(ConfigError, match="it can take 4"):
         pipeline(times=(uniform(4),), sampler="stochastic").grid(1)
-    with pytest.raises(ConfigError, match="not distilled for 1 steps"):
+    with pytest.raises(ConfigError, match="not distilled"):
         pipeline(times=(uniform(2),)).grid(1)
 
 
@@ -543,7 +543,7 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
         said = r"student for sampler 'stochastic'.*'ddim'|would be asked at every time"
         with pytest.raises(ConfigError, match=said):
             distill(four, "two-moons", tmp_path / "u", method=other, training=few)
-    with pytest.raises(ConfigError, match=r"student for sampler 'ddim'.*'stochastic'"):
+    with pytest.raises(ConfigError, match=r"'ddim'.*'stochastic'"):
         plain = pipeline(times=(uniform(4),))
         distill(plain, "two-moons", tmp_path / "u", method=method, training=few)
     assert not (tmp_path / "u").exists()
