@@ -47,7 +47,7 @@ from halfstep.models.classifiers.ensemble import Teachers
 from halfstep.models.classifiers.registry import build_classifier, infer_classifier_config
 from halfstep.rng import key
 from halfstep.training import distill_classifier
-from halfstep.training.classifiers.logit_cache import kept_answers
+from halfstep.training.classifiers.logit_cache import cached_logits
 
 FIRST = {DIGITS: ("features", {}), FASHION: ("toy-teacher", {})}
 """The first teacher on each data: small, and trained on the labelled images that students have."""
@@ -130,7 +130,7 @@ def study(options, name, seed, experiment):
     teacher = Teachers(*(load_classifier(home / f"teacher-{w}") for w in experiment.teachers))
 
     def surely():
-        found = kept_answers(home / "answers" / "unlabelled", teacher, here.unlabelled)
+        found = cached_logits(home / "answers" / "unlabelled", teacher, here.unlabelled)
         return found.table[0].softmax(1)
 
     data = seen_by(experiment, here, seed, name, surely)
@@ -147,7 +147,7 @@ def study(options, name, seed, experiment):
         home / experiment.name,
         method=KnowledgeDistillation(terms=terms, updates=updates),
         training=training(options, seed, rate, "constant", experiment.weight_decay),
-        answers=home / "answers" / kept_as(experiment),
+        cache=home / "answers" / kept_as(experiment),
     )
     return accuracy(student, here.validation)
 

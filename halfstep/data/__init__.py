@@ -76,14 +76,20 @@ def as_data(data: DataLike, *, shape: tuple[int, ...] | None = None) -> Data:
         data, "training_batch"
     ):  # or what does as much
         return cast(Data, data)
-    if isinstance(data, str | os.PathLike):
-        spec = os.fspath(data)
-        if not isinstance(data, str) and not Path(data).is_absolute() and Path(data).exists():
-            spec = os.path.join(".", data)  # a place, whatever it is called
+    if (spec := spec_of(data)) is not None:
         if shape is not None:
             refuse_other_shape(spec, shape)
         return load(spec)
     return collected(data)
+
+
+def spec_of(data: DataLike) -> str | None:
+    """The name or place of data, as `load` takes it; None of data in memory."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    if not isinstance(data, str) and not Path(data).is_absolute() and Path(data).exists():
+        return os.path.join(".", data)  # a place, even if it is called as data by name
+    return os.fspath(data)
 
 
 def refuse_other_shape(

@@ -15,7 +15,7 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.identity import digest_of
 from halfstep.methods.base import student_name
-from halfstep.training.gate_record import read_gate, Tried, Verdict
+from halfstep.training.gate_record import DecisionRecord, read_gate, Verdict
 
 Measure = Callable[[Any, int], Interval]
 """The ratio of a student's distance over its teacher's at full steps, from so many samples."""
@@ -42,7 +42,7 @@ class Decision:
         return {**asdict(self), "ratio": self.ratio.to_json()}
 
     @classmethod
-    def from_json(cls, content: Tried) -> "Decision":
+    def from_json(cls, content: DecisionRecord) -> "Decision":
         made: dict[str, Any] = {**content, "ratio": Interval(**content["ratio"])}
         return cls(**made)
 

@@ -1,17 +1,16 @@
-"""A run: stages, options, data and a folder, carried out as a job says, by all its processes."""
+"""Run the stages of a method in a run folder, with all processes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
+from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
@@ -23,10 +22,11 @@ from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import IdentifiedGate
 from halfstep.training.loop import Loop
 from halfstep.training.progress import ProgressCallback
+from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.trainable import Check, checked, identity_of
 
-NEARBY = 2**31
+ON_DEVICE = 2**31
 """Bytes of data below which all of it is kept on the device."""
 
 
@@ -41,30 +41,30 @@ class RunOptions:
     from_previous: bool = False
     """Go on from the checkpoint before a damaged one."""
     callback: ProgressCallback = field(default_factory=ProgressCallback)
-    """Whoever shows progress."""
+    """Shows the progress."""
     gate: Callable[[Pipeline], bool] | None = None
     """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
-    alike: Mapping[str, Any] = field(default_factory=dict)
-    """What else all processes of the run must have been given: the options of a command."""
+    shared: JsonObject = field(default_factory=dict)
+    """Values that all processes must have in common, such as the options of a command."""
     rehearse: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
-    """Shown the stages instead of their training: nothing is written, and `Rehearsed` is raised."""
+    """Called with the stages instead of training them: nothing is written, and `Rehearsed` is raised."""
 
     def validated_on(self, held_out: Data | None) -> "RunOptions":
-        """The same, of processes that must have this held-out data alike."""
+        """The same options; all processes must have this held-out data."""
         if held_out is None:
             return self
-        return replace(self, alike={**self.alike, "held_out": held_out.fingerprint()[:16]})
+        return replace(self, shared={**self.shared, "held_out": held_out.fingerprint()[:16]})
 
 
 class Rehearsed(Exception):
-    """Ends a rehearsal where the run would begin to write: nothing was refused."""
+    """Ends a rehearsal before the first write: nothing was refused."""
 
 
 @fork_rng()
 def run_stages(
     command: str,
     stages: Iterable[Stage],
-    options: Mapping[str, Any],
+    options: JsonObject,
     data: Data,
     out: Path | str,
     training: TrainingConfig,
@@ -72,6 +72,7 @@ def run_stages(
     processes: Processes,
     *,
     plan: Sequence[StagePlan] = (),
+    source: str | None = None,
     write: Callable[[Stage, Path], None],
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
@@ -79,30 +80,38 @@ def run_stages(
 ) -> nn.Module:
     """Train these stages in the run folder `out`, and return the last student.
 
-    plan         of the method, which run.json has
-    write, read  how one lies on disk
-    gate         asked after each whether to go on
+    options      what the stages depend on besides `training` and the data, for run.json
+    plan         of the method, for run.json
+    source       the name of the data, for config.toml, unless a command writes that
+    write, read  save and load a stage's student
+    gate         called after each stage; False ends the run
     check        refuses a student that could not be read again; before there is a folder, or its stage begins
     """
     with processes.together():
-        asked = {**options, **asdict(training), "data": data.fingerprint()[:16], "flip": data.flip}
+        resolved = {
+            **options,
+            **asdict(training),
+            "data": data.fingerprint()[:16],
+            "flip": data.flip,
+        }
         if (augmentation := getattr(data, "augmentation", None)) is not None:
-            asked["augmentation"] = asdict(augmentation)
-        # What was typed first, then what came of it: a difference is named by its cause.
-        processes.agreed({**_of_all(job, command, out), **asdict(training), **asked})
+            resolved["augmentation"] = asdict(augmentation)
+        # Typed options before the values derived from them: a difference is named by its cause.
+        processes.compare({**_shared(job, command, out), **asdict(training), **resolved})
         refuse_batch(training, data, processes)
-        own, stages = _identified(checked(stages, data, training, processes, check))
-        asked |= own
+        identity, stages = _identified(checked(stages, data, training, processes, check))
+        resolved |= identity
         if job.rehearse is not None:
-            RunFolder.check_begin(Path(out), command, asked, extend=job.extend)
+            RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
             job.rehearse(stages, data, training, processes)
             raise Rehearsed
-        with _opened(command, asked, plan, out, job, processes) as run:
+        with _opened(command, resolved, plan, source, out, job, processes) as run:
             callback = job.callback if processes.first else ProgressCallback()
             for note in run.notes:
                 callback.note(note)
-            nearby, before = _nearby(data, processes.device), job.from_previous
-            loop = Loop(run, nearby, training, processes, write, read, callback, gate, before)
+            small = data.to(processes.device) if data.nbytes < ON_DEVICE else data
+            before = job.from_previous
+            loop = Loop(run, small, training, processes, write, read, callback, gate, before)
             student = loop.train(stages)
             processes.wait()
     return student
@@ -111,24 +120,27 @@ def run_stages(
 @contextmanager
 def _opened(
     command: str,
-    asked: Mapping[str, Any],
+    options: JsonObject,
     plan: Sequence[StagePlan],
+    source: str | None,
     out: Path | str,
     job: RunOptions,
     processes: Processes,
 ) -> Iterator[RunFolder]:
-    """The run's folder, which the first process opens, the only one that writes."""
+    """The run's folder, opened by the first process, the only one that writes."""
     opened = list[RunFolder]()
 
-    def take() -> None:
+    def begin() -> None:
         device = str(processes.device)
         run = RunFolder.begin(
-            Path(out), command, asked, plan=plan, device=device, processes=processes.world,
+            Path(out), command, options, plan=plan, device=device, processes=processes.world,
             extend=job.extend,
         )  # fmt: skip
         opened.append(run)
+        if source is not None and not (run.folder / "config.toml").exists():
+            write_config(run.folder, {"data": source})
 
-    processes.first_says(take)
+    processes.run_on_first(begin)
     run = opened[0] if opened else RunFolder(out)
     try:
         yield run
@@ -136,8 +148,8 @@ def _opened(
         run.close()
 
 
-def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
-    """What all processes of a run must have been given alike besides what it computes."""
+def _shared(job: RunOptions, command: str, out: Path | str) -> JsonObject:
+    """What all processes must have in common besides the options that run.json has."""
     gate = job.gate
     kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
     return {
@@ -147,13 +159,13 @@ def _of_all(job: RunOptions, command: str, out: Path | str) -> dict[str, Any]:
         "device": job.device,
         "extend": job.extend,
         "from_previous": job.from_previous,
-        **job.alike,
+        **job.shared,
         "gate": {"is": kind, **(gate.identity if isinstance(gate, IdentifiedGate) else {})},
     }
 
 
 def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> None:
-    """`ConfigError` for a batch that cannot be divided, or held: noise is drawn for all of it at once."""
+    """`ConfigError` for a batch that cannot be divided, or is too large: its noise is drawn at once."""
     processes.share(training.batch_size)
     instead = "write a smaller one, and more --updates"
     refuse_too_large(
@@ -161,18 +173,14 @@ def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> 
     )
 
 
-def _identified(stages: Iterator[Stage]) -> tuple[dict[str, Any], Iterator[Stage]]:
-    """`identity_of` the first stage, made now, and all of them: what is refused leaves no folder behind."""
+def _identified(stages: Iterator[Stage]) -> tuple[JsonObject, Iterator[Stage]]:
+    """`identity_of` the first stage, which is made before there is a folder, and all stages."""
     first = next(stages, None)
     return ({}, iter(())) if first is None else (identity_of(first), with_first(first, stages))
 
 
 def load_weights(module: nn.Module, stem: Path) -> None:
+    """Load STEM.safetensors into a module."""
     tensors, _ = storage.load(stem)
     tensors.pop("empty", None)  # a pipeline's states of the empty text, which no network holds
     storage.load_into(module, tensors, f"'{stem}.safetensors'")
-
-
-def _nearby(data: Data, device: torch.device) -> Data:
-    """On the device if it is small there; else rows travel as they are needed."""
-    return data.to(device) if data.nbytes < NEARBY else data

@@ -1,22 +1,23 @@
-"""What a stage needs to go on: weights, average, optimiser and where it stands, in one file."""
+"""Checkpoints of a stage: weights, average, optimiser and number of updates, in one file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import nn, Tensor
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
 from halfstep.training.ema import Average
 from halfstep.training.optimiser import Optimiser
 
 KEEP = 2
-"""The newest, and the one before it should the newest be damaged."""
+"""Checkpoints of a stage: the newest, and the one before it in case the newest is damaged."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-"""What the optimiser knows of each parameter; steps differ where a gradient was missing or skipped."""
+"""The optimiser's state of each parameter; steps differ where a gradient was missing or skipped."""
 
 
 @dataclass
@@ -31,44 +32,42 @@ class State:
     seconds: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {f"student.{name}": value for name, value in self.student.state_dict().items()}
-        named = {id(p): name for name, p in self.student.named_parameters()}
+        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        names = {id(p): name for name, p in self.student.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
             for moment, value in moments.items():
-                found[f"{moment}.{named[id(parameter)]}"] = value
+                tensors[f"{moment}.{names[id(parameter)]}"] = value
         if self.average is not None:
-            for (name, _), value in zip(
-                self.student.named_parameters(), self.average.values, strict=True
-            ):
-                found[f"average.{name}"] = value
-        return found
+            values = zip(self.student.named_parameters(), self.average.values, strict=True)
+            tensors |= {f"average.{name}": value for (name, _), value in values}
+        return tensors
 
-    def load(self, tensors: dict[str, Tensor], about: dict[str, Any], source: str) -> None:
+    def load(self, tensors: dict[str, Tensor], about: JsonObject, source: str) -> None:
         weights = {
             k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")
         }
         storage.load_into(self.student, weights, source)
         self.update, self.seconds = about["update"], about["seconds"]
-        known = {}
+        states = {}
         for k, (name, parameter) in enumerate(self.student.named_parameters()):
             if self.average is not None:
                 self.average.values[k].copy_(tensors[f"average.{name}"])
-            own = {
-                m: _beside(parameter, tensors[f"{m}.{name}"])
+            moments = {
+                m: _copy_like(parameter, tensors[f"{m}.{name}"])
                 for m in MOMENTS
                 if f"{m}.{name}" in tensors
             }
-            if own:
-                known[parameter] = own
-        self.optimiser.load(known)
+            if moments:
+                states[parameter] = moments
+        self.optimiser.load(states)
         if self.scaler is not None and about.get("scaler"):
             self.scaler.load_state_dict(about["scaler"])
 
 
-def _beside(parameter: nn.Parameter, moment: Tensor) -> Tensor:
-    """A copy that lies in memory as the parameter does (channels last, say), or other bits come of it.
+def _copy_like(parameter: nn.Parameter, moment: Tensor) -> Tensor:
+    """Copy a moment into the parameter's memory format (such as channels last), which affects the bits.
 
-    A copy, because a loaded tensor lies in the file, which would keep its place on the disk.
+    A loaded tensor itself lies in the file, which would keep its place on the disk.
     """
     if moment.shape != parameter.shape:  # the number of steps
         return moment.clone()
@@ -85,9 +84,9 @@ class _About(TypedDict):
 
 
 def write(folder: Path, stage: int, name: str, state: State, *, run: str = "") -> None:
-    """Save the state under its stage and update number, then forget all but the newest two.
+    """Save the state under its stage and update number, then remove all but the newest two.
 
-    run  the run's id, which `choose` asks for
+    run  the run's id, which `choose` compares
     """
     about = {
         "stage": stage,
@@ -103,19 +102,19 @@ def write(folder: Path, stage: int, name: str, state: State, *, run: str = "") -
 
 
 def stems(folder: Path, stage: int) -> list[Path]:
-    """The whole checkpoints of a stage, oldest first: those whose json, written last, is there."""
+    """The complete checkpoints of a stage, oldest first: those whose json, written last, exists."""
     return sorted(p.with_suffix("") for p in folder.glob(f"{stage:02d}-*.json"))
 
 
 def forget(folder: Path, stage: int, *, keep: int) -> None:
     """Remove all checkpoints of the stage but the newest `keep`."""
-    found = stems(folder, stage)
-    for stem in found[: len(found) - keep]:
+    checkpoints = stems(folder, stage)
+    for stem in checkpoints[: len(checkpoints) - keep]:
         remove(stem)
 
 
 def remove(stem: Path) -> None:
-    """The json first: without it the pair is not there."""
+    """Remove a checkpoint, its json first: without that it is not complete."""
     with files.writing(stem):
         stem.with_suffix(".json").unlink(missing_ok=True)
         stem.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -138,13 +137,13 @@ def choose(
     previous: bool = False,
     tell: Callable[[str], object] = str,
 ) -> str | None:
-    """The name of the stage's newest checkpoint, verified; None if there is none.
+    """The name of the stage's newest checkpoint, verified; None without checkpoints.
 
-    A damaged one, or one of another stage than `name` or another `run`, is named and refused; with
-    `previous` it is removed, `tell` hears of it, and the one before it is chosen.
+    `CheckpointError` for one that is damaged, or of another stage than `name` or another `run`; with
+    `previous` it is removed, `tell` is called with a sentence, and the one before it is chosen.
     """
-    while found := stems(folder, stage):
-        newest = found[-1]
+    while checkpoints := stems(folder, stage):
+        newest = checkpoints[-1]
         try:
             about = storage.verify(newest, _About)
             if newest.name != _name(about["stage"], about["update"]):
@@ -154,7 +153,8 @@ def choose(
                     f"'{newest}' is a checkpoint of another {'run' if name == about['name'] else 'stage'}"
                 )
         except CheckpointError as error:
-            older = f"update {int(found[-2].name[3:])}" if len(found) > 1 else "the stage's start"
+            has_older = len(checkpoints) > 1
+            older = f"update {int(checkpoints[-2].name[3:])}" if has_older else "the stage's start"
             if not previous:
                 raise CheckpointError(
                     f"{error}; add --from-previous to go on from {older} instead"

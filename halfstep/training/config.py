@@ -1,4 +1,4 @@
-"""How a stage is trained: the optimiser and its surroundings."""
+"""The options of training: optimiser, batch, averaging, checkpoints."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,20 +1,21 @@
 """Train a denoiser into a run folder, or distil one."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import ref
 
 import torch
 from torch import nn
 
 from halfstep.code_identity import options_of
+from halfstep.config import JsonObject
 from halfstep.config.validate import validate
-from halfstep.data import as_data, Data, DataLike
+from halfstep.data import as_data, Data, DataLike, spec_of
 from halfstep.diffusion.denoiser import Denoiser, thaw
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
@@ -58,10 +59,12 @@ def train(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    method, work = method or Denoising(), _Work.on(pipeline, training, job)
+    method, run = method or Denoising(), _PipelineRun.on(pipeline, training, job)
     options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
-    stages = _begun(stages_to_train(method, pipeline, work.denoiser(pipeline).trainable_copy()))
-    return work.run("train denoiser", stages, options, work.read(pipeline, data), out)
+    stages = stages_to_train(method, pipeline, run.denoiser(pipeline).trainable_copy())
+    stages = _with_first_made(stages)
+    read = run.read(pipeline, data)
+    return run.train("train denoiser", stages, options, read, out, source=spec_of(data))
 
 
 def distill(
@@ -78,34 +81,35 @@ def distill(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
 
-    gate  stops where it is no longer worth it, such as `halfstep.QualityGate()`: `RunFolder` has the best
-          student and what the gate decided
+    gate  ends the run when a student is too much worse, such as `halfstep.QualityGate()`: `RunFolder` has
+          the best student and the gate's decisions
     """
     method = validate("method", method, Method)
     method.check(teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
-    work = _Work.on(teacher, training, job)
-    held: Data | None = None
-    if method.needs_data:  # of all other methods the first stage is made before data are read
-        held = work.read(teacher, data)
-        method = resolve(method, teacher, held, out)
+    run = _PipelineRun.on(teacher, training, job)
+    read: Data | None = None
+    if method.needs_data:  # other methods make the first stage before data are read
+        read = run.read(teacher, data)
+        method = resolve(method, teacher, read, out)
     options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
     plan = method.plan(teacher)
-    with fork_rng(), _lent(teacher.denoiser.net):
-        stages = _begun(stages_of(method, teacher, work.denoiser(teacher).freeze()))
-        if held is None:
-            held = work.read(teacher, data)
+    with fork_rng(), _frozen(teacher.denoiser.net):
+        stages = _with_first_made(stages_of(method, teacher, run.denoiser(teacher).freeze()))
+        if read is None:
+            read = run.read(teacher, data)
         if gate is not None:
-            work = work.gated(gate, teacher, held, out, method)
-        del teacher  # from the second stage on nobody needs it
-        return work.run(f"distill {verb}", stages, options, held, out, plan)
+            run = run.gated(gate, teacher, read, out, method)
+        del teacher  # not needed from the second stage on
+        source = spec_of(data)
+        return run.train(f"distill {verb}", stages, options, read, out, plan, source=source)
 
 
 @contextmanager
-def _lent(net: nn.Module) -> Iterator[None]:
-    """The teacher's network, which is frozen meanwhile: whatever of it could be trained can afterwards.
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Around a run that freezes the teacher's network: afterwards its parameters are trainable again.
 
-    Held by nobody here.
+    No reference to the network is kept.
     """
     network, names = ref(net), [n for n, p in net.named_parameters() if p.requires_grad]
     del net
@@ -117,7 +121,7 @@ def _lent(net: nn.Module) -> Iterator[None]:
 
 
 def refuse_teacher(method: Method, teacher: Pipeline) -> None:
-    """`ConfigError` for a teacher that the method refuses, before data are read."""
+    """Raise the method's `ConfigError` for a teacher before data are read."""
     method.check(teacher)
     method = method.resolve(teacher, None)
     next(stages_of(method, teacher, copy(teacher.denoiser)))
@@ -131,9 +135,9 @@ def resolve(
     *,
     progress: Progress = SILENT,
 ) -> M:
-    """The method with all options decided that it leaves to the data.
+    """The method with the options filled in that depend on the data.
 
-    out  the folder of the run: one that was begun keeps the options it was begun with
+    out  the folder of the run: one that was begun keeps its options
     """
     if not method.needs_data:
         return method
@@ -144,17 +148,16 @@ def resolve(
 
 
 def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
-    """The method's stage for this pipeline, whose `denoiser` is to be trained; refused where that does not
-    take the pipeline's samples."""
+    """The method's stage, which trains `denoiser`; refused if that does not take the pipeline's samples."""
     model = replace(pipeline, denoiser=denoiser)
     method.check(model)
     return checked_on_start(method.stages(model), pipeline, DATA_DECIDE)
 
 
 def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
-    """The method's stages for this teacher, whose `denoiser` is on its device by now.
+    """The method's stages for this teacher, whose `denoiser` is on its device.
 
-    Students of one that takes its guidance scale as an input take it, too.
+    If the teacher takes the guidance scale as an input, so do its students.
     """
     stages = method.stages(replace(teacher, denoiser=denoiser))
     if method.builds_student:
@@ -165,12 +168,12 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What training and distilling a pipeline have in common; holds no weights."""
+class _PipelineRun:
+    """The run that trains or distils a pipeline; holds no weights."""
 
-    around: Callable[..., Pipeline]
-    """The pipeline around another denoiser."""
-    about: Mapping[str, Any]
+    rebuild: Callable[..., Pipeline]
+    """Builds the pipeline with another denoiser."""
+    description: JsonObject
     training: TrainingConfig
     job: RunOptions
     processes: Processes
@@ -178,76 +181,73 @@ class _Work:
     @classmethod
     def on(
         cls, pipeline: Pipeline, training: TrainingConfig | None, job: RunOptions | None
-    ) -> "_Work":
+    ) -> "_PipelineRun":
         refuse_wrapped(pipeline.denoiser)
         refuse_changed_net(pipeline.denoiser.net)
         training, job = training or TrainingConfig(), job or RunOptions()
-        processes = Processes(job.device)  # before what one of them alone might refuse
-        rest = {f.name: getattr(pipeline, f.name) for f in fields(pipeline) if f.name != "denoiser"}
-        # Described before it is trained: what could not be saved is refused now.
-        about = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
-        return cls(partial(Pipeline, **rest), about, training, job, processes)
+        processes = Processes(job.device)  # before any error that only one of them might raise
+        parts = {f.name: getattr(pipeline, f.name) for f in fields(pipeline)}
+        del parts["denoiser"]
+        # Described before it is trained: a pipeline that could not be saved is refused now.
+        description = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
+        return cls(partial(Pipeline, **parts), description, training, job, processes)
 
     def read(self, pipeline: Pipeline, data: DataLike) -> Data:
         """The data as the pipeline reads it."""
-        found = read_by(pipeline, as_data(data, shape=pipeline.shape))
-        for note in notes(pipeline, found) if self.processes.first else ():
+        read = read_by(pipeline, as_data(data, shape=pipeline.shape))
+        for note in notes(pipeline, read) if self.processes.first else ():
             self.job.callback.note(note)
-        return found
+        return read
 
     def gated(
         self, gate: GateConfig, teacher: Pipeline, data: Data, out: Path | str, method: Method
-    ) -> "_Work":
-        """The same, with this gate bound to it."""
+    ) -> "_PipelineRun":
+        """The same run, with this gate bound to it."""
         if self.job.gate is not None:
             raise ConfigError("this run has two gates: give gate, or job=RunOptions(gate=...)")
         bound = gate.bind(
-            teacher,
-            data,
-            out,
-            method,
-            device=self.job.device,
+            teacher, data, out, method, device=self.job.device,
             tell=self.job.callback.note if self.processes.first else str,
             rehearse=self.job.rehearse is not None,
-        )
+        )  # fmt: skip
         return replace(self, job=replace(self.job, gate=bound))
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
-        """The pipeline's, on the device and in the precision of this run; the same weights."""
+        """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
         denoiser = copy(pipeline.to(self.processes.device).denoiser)
         denoiser.autocast = AUTOCAST[self.training.precision]
         return denoiser
 
     def pipeline(self, stage: Stage) -> Pipeline:
-        """Around a stage's student, to be sampled on the stage's grid."""
-        changed: dict[str, Any] = {}
+        """The pipeline of a stage's student, which samples on the stage's grid."""
+        changes: JsonObject = {}
         if stage.times:
-            changed = {
-                "times": (stage.times,),
-                "sampler": stage.sampler,
-                "direction": stage.direction,
-            }
+            changes = {"times": (stage.times,), "sampler": stage.sampler}
+            changes["direction"] = stage.direction
         if stage.guidance_range is not None:
-            changed["guidance_range"] = stage.guidance_range
-        return self.around(denoiser=unwrap(stage.student), **changed)
+            changes["guidance_range"] = stage.guidance_range
+        return self.rebuild(denoiser=unwrap(stage.student), **changes)
 
-    def _ask(self, student: Pipeline) -> bool:
-        """The gate sees a student as it will be loaded: in float32, whatever it was trained in."""
+    def _passes_gate(self, student: Pipeline) -> bool:
+        """Call the gate with the student as it will be loaded, in float32."""
         if self.job.gate is None:
             return True
         denoiser = copy(student.denoiser)
         denoiser.autocast = None
         return self.job.gate(replace(student, denoiser=denoiser))
 
-    def run(
+    def train(
         self,
         command: str,
         stages: Iterable[Stage],
-        options: Mapping[str, Any],
+        options: JsonObject,
         data: Data,
         out: Path | str,
         plan: Sequence[StagePlan] = (),
+        *,
+        source: str | None,
     ) -> Pipeline:
+        """Train the stages; return the pipeline of the last student."""
         last: list[Pipeline] = []
 
         def read(stage: Stage, folder: Path) -> None:
@@ -257,23 +257,24 @@ class _Work:
         run_stages(
             command,
             checked_on_data(iter(stages), data, self.processes.device),
-            {**options, "pipeline": dict(self.about)},
+            {**options, "pipeline": self.description},
             data,
             out,
             self.training,
             self.job,
             self.processes,
             plan=plan,
+            source=source,
             write=lambda stage, folder: self.pipeline(stage).save(folder),
             read=read,
-            gate=lambda stage: self._ask(last[0]),
+            gate=lambda stage: self._passes_gate(last[0]),
             check=lambda student: refuse_changed_net(student.net),  # type: ignore[arg-type]
         )
         last[0].denoiser.eval().autocast = None  # as it is when it is loaded
         return last[0]
 
 
-def _begun(stages: Iterator[Stage]) -> Iterator[Stage]:
-    """The same stages, the first one made now: what a method refuses is said before data are read."""
+def _with_first_made(stages: Iterator[Stage]) -> Iterator[Stage]:
+    """The same stages; the first is made now, so that the method's errors come before data are read."""
     first = next(stages, None)
     return iter(()) if first is None else with_first(first, stages)

@@ -1,46 +1,47 @@
 """One process or many: the only file that imports accelerate.
 
-Under torchrun or `accelerate launch` the same command uses every process.  The batch is the whole
-batch, divided; draws are for the whole batch (`halfstep.rng.Draw`), so that the numbers are those of
-one process.  The first process alone decides and writes, and the others hear of it: no two can disagree.
+Under torchrun or `accelerate launch` the same command uses every process.  The batch is divided among the
+processes; random draws are for the whole batch (`halfstep.rng.Draw`), so that the numbers are those of one
+process.  Only the first process decides and writes, and sends its decisions to the others.
 """
 
 import atexit
 import gc
 import json
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import nn, Tensor
 
+from halfstep.config import JsonObject
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.quiet import quietly
-from halfstep.training.peers import Board, board, launched, refuse_others, versions
+from halfstep.training.peers import Board, board, launched, refuse_different, versions
 
 T = TypeVar("T")
 
 
 class Processes:
-    """The processes of this run, and this one's place among them."""
+    """The processes of this run, and the rank of this one."""
 
     def __init__(self, device: str = "auto"):
         self.rank, self.world = launched()
         self._accelerator: Any = None
         self._board: Board | None = None
         if self.world > 1:
-            if _parted:
+            if _failures:
                 raise HalfstepError(
                     "the processes of this program have parted, one of them having failed: start all of "
                     "them again"
                 )
             self._board = board()
             self._board.meet({**versions(), "device": "cpu" if _on_cpu(device) else device})
-            self._accelerator = _joined(self.world, device)
-            device_here = torch.device(self._accelerator.device)
-            self.device = torch.device("cpu") if device_here.type == "cpu" else device_here
+            self._accelerator = _join_group(self.world, device)
+            chosen = torch.device(self._accelerator.device)
+            self.device = torch.device("cpu") if chosen.type == "cpu" else chosen
         else:
             self.device = pick_device(device)
 
@@ -51,8 +52,8 @@ class Processes:
 
     def share(self, batch: int) -> slice:
         """This process's rows of a whole batch."""
-        each, rest = divmod(batch, self.world)
-        if rest:
+        each, remainder = divmod(batch, self.world)
+        if remainder:
             raise ConfigError(
                 f"a batch of {batch} cannot be divided among {self.world} processes: write for "
                 f"example --batch-size {max(each, 1) * self.world}"
@@ -60,19 +61,19 @@ class Processes:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def wrap(self, student: nn.Module) -> nn.Module:
-        """The student as it is to be called: it averages gradients over the processes."""
+        """Wrap the student so that its gradients are averaged over the processes."""
         if self._accelerator is None:
             return student
         wrapped: nn.Module = self._accelerator.prepare(student)
         return wrapped
 
     def unwrap(self) -> None:
-        """Let go of what was wrapped: accelerate would keep every stage's student to the end."""
+        """Free wrapped students, all of which accelerate would keep to the end."""
         if self._accelerator is not None:
             self._accelerator.free_memory()
 
     def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Inside it a backward leaves gradients to this process (all micro-batches but the last)."""
+        """Inside it a backward does not average gradients (all micro-batches but the last)."""
         if self._accelerator is None:
             return nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
@@ -83,7 +84,7 @@ class Processes:
         return self._reduced(value, torch.distributed.ReduceOp.SUM)
 
     def largest(self, value: Tensor) -> Tensor:
-        """The largest of all processes'."""
+        """The maximum over all processes."""
         return self._reduced(value, torch.distributed.ReduceOp.MAX)
 
     def _reduced(self, value: Tensor, how: Any) -> Tensor:
@@ -93,56 +94,56 @@ class Processes:
         torch.distributed.all_reduce(value, how)
         return value
 
-    def first_says(self, act: Callable[[], T]) -> T:
-        """What `act` gives the first process, which alone calls it; its failure is every process's."""
+    def run_on_first(self, act: Callable[[], T]) -> T:
+        """Call `act` on the first process only; all processes return its result or raise its error."""
         if self._accelerator is None:
             return act()
-        said: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         failure: Exception | None = None
         if self.first:
             try:
-                said[0] = act()
-            except Exception as error:  # told to the others, who would wait for ever, then raised
+                outcome[0] = act()
+            except Exception as error:  # sent to the others, which would wait for ever, then raised
                 failure, ours = error, isinstance(error, HalfstepError)
-                said[1] = error if ours else HalfstepError(f"the first process failed: {error}")
-        torch.distributed.broadcast_object_list(said, src=0)
+                outcome[1] = error if ours else HalfstepError(f"the first process failed: {error}")
+        torch.distributed.broadcast_object_list(outcome, src=0)
         if failure is not None:
             raise failure
-        if said[1] is not None:
-            raise said[1]
-        answer: T = said[0]
-        return answer
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
 
-    def agree(self, asked: bool, update: int, every: int) -> bool:
-        """Whether to stop after this update: any process may ask, all must answer alike.
+    def any_stops(self, stop: bool, update: int, every: int) -> bool:
+        """Whether any process asks to stop after this update; the same on all of them.
 
-        Several processes compare notes every few updates only, since that waits for the device.
+        Several processes compare every few updates only, since that waits for the device.
         """
         if self._accelerator is None:
-            return asked
+            return stop
         if update % every:
             return False
-        return bool(self.total(torch.tensor(float(asked), device=self.device)) > 0)
+        return bool(self.total(torch.tensor(float(stop), device=self.device)) > 0)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 
-    def agreed(self, word: Mapping[str, Any]) -> None:
-        """`ConfigError` on every process, unless all have the same word."""
+    def compare(self, values: JsonObject) -> None:
+        """`ConfigError` on every process, unless all have the same values."""
         if self._accelerator is None:
             return
-        words: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(words, json.dumps(word, default=str))
-        refuse_others([json.loads(each) for each in words])
+        texts: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(texts, json.dumps(values, default=str))
+        refuse_different([json.loads(text) for text in texts])
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around all that the processes do together: where one of them fails, all end with a sentence.
+        """Around the common work of the processes: if one of them fails, all end with a sentence.
 
-        A process that fails alone leaves the group, or the others would wait for it; one that finds
-        others gone raises `HalfstepError` with what they said.  Where all fail alike nothing is left.
+        A process that fails alone leaves the group, or the others would wait for it; a process that loses
+        the others raises `HalfstepError` with their reason.  If all fail, each raises its own error.
         """
         try:
             yield
@@ -150,10 +151,12 @@ class Processes:
             if self._board is None:
                 raise
             lost = self._lost(error)
-            said = str(error) if isinstance(error, HalfstepError) else repr(error)
-            alike = self._board.end(lost or said, cause=not lost, patience=0.0 if lost else None)
-            if lost or not alike:
-                _part(error, self._accelerator)
+            reason = str(error) if isinstance(error, HalfstepError) else repr(error)
+            all_end = self._board.end(
+                lost or reason, cause=not lost, patience=0.0 if lost else None
+            )
+            if lost or not all_end:
+                _leave_group(error, self._accelerator)
                 if self.first:  # which may keep the board
                     self._board.all_end()
             if lost:
@@ -161,7 +164,7 @@ class Processes:
             raise
 
     def _lost(self, error: BaseException) -> str:
-        """What became of the others, where a call to all of them ended in this error; else nothing."""
+        """Why the others are gone, if this error comes from a call to all of them; else empty."""
         text = str(error)
         of_group = (
             isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
@@ -169,34 +172,34 @@ class Processes:
         if not isinstance(error, RuntimeError) or not of_group or self._board is None:
             return ""
         late = "imed out" in text or "imeout" in text
-        rest = "no longer answers" if late else "is gone: it was killed, or its machine failed"
-        said = self._board.reason() or f"another process of this run {rest}"
-        return f"{said}; what was saved is untouched, and the same command goes on from there"
+        loss = "no longer answers" if late else "is gone: it was killed, or its machine failed"
+        reason = self._board.reason() or f"another process of this run {loss}"
+        return f"{reason}; what was saved is fork_rng, and the same command goes on from there"
 
 
-_parted = list[str]()
-"""Why this program's group is no more."""
+_failures = list[str]()
+"""Errors that ended the process group of this program."""
 
 
-def _part(error: BaseException, accelerator: Any) -> None:
-    """Leave the group for good: those who wait there for this process hear that it is gone."""
-    _parted.append(str(error))
+def _leave_group(error: BaseException, accelerator: Any) -> None:
+    """Leave the group for good, so that the processes that wait for this one get an error."""
+    _failures.append(str(error))
     if accelerator is None or torch.distributed.get_backend() != "gloo":
-        return  # NCCL would wait here for those who wait for it
-    # Its connections close with the last of all that holds the group: wrapped students in frames, too.
+        return  # NCCL would wait here for the processes that wait for this one
+    # Connections close with the last reference to the group: also those of wrapped students in frames.
     traceback.clear_frames(error.__traceback__)
     accelerator.free_memory()
-    _leave()
+    _destroy_group()
 
 
 def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
-def _joined(world: int, device: str) -> Any:
+def _join_group(world: int, device: str) -> Any:
     """The accelerator of all launched processes."""
-    # Before there is a group: its functions have the group of their import as a default, which would
-    # keep it, and with it threads that abort the process as it ends.
+    # Imported before there is a group: these functions keep the group of their import as a default, and
+    # with it threads that abort the process as it ends.
     import torch.distributed.nn.functional  # noqa: F401
 
     with quietly():
@@ -208,16 +211,16 @@ def _joined(world: int, device: str) -> Any:
             f"{world} processes were launched but accelerate sees {accelerator.num_processes}: launch "
             "with torchrun, and name no device but cpu"
         )
-    # Left when the program ends, since a second run in it needs the group, and a group cannot be
+    # Destroyed when the program ends, since a second run in it needs the group, and a group cannot be
     # joined twice; accelerate's own `end_training` aborts now and then.
-    atexit.unregister(_leave)
-    atexit.register(_leave)
+    atexit.unregister(_destroy_group)
+    atexit.register(_destroy_group)
     return accelerator
 
 
-def _leave() -> None:
+def _destroy_group() -> None:
     if torch.distributed.is_initialized():
-        gc.collect()  # wrapped students that nobody uses any more hold the group, and its threads
+        gc.collect()  # unused wrapped students hold the group, and its threads
         torch.distributed.destroy_process_group()
 
 

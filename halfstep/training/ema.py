@@ -7,8 +7,8 @@ from torch import nn, Tensor
 class Average:
     """values <- decay * values + (1 - decay) * weights; the first update copies.
 
-    Holds the parameters alone: buffers are the network's own.  In float32 at least: a share of 0.001 is
-    rounded away in half precision, and an average of it would stay where it is.
+    Averages parameters only, not buffers, in float32 at least: in half precision a change by a share of
+    0.001 would be rounded away.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -20,7 +20,7 @@ class Average:
 
     @torch.no_grad()
     def follow(self, module: nn.Module, update: int) -> None:
-        """Take in the weights after the update of this number, the first being 0."""
+        """Average in the weights after the update of this number, the first being 0."""
         pairs = zip(module.parameters(), self.values, strict=True)
         weights = [p.detach().to(value.dtype) for p, value in pairs]
         torch._foreach_lerp_(self.values, weights, 1.0 if update == 0 else 1 - self.decay)

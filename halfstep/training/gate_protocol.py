@@ -1,9 +1,10 @@
-"""Protocols of a gate: it sees each stage's student, and may end the run there."""
+"""Protocols of a gate: it is called with each stage's student, and may end the run there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.methods.base import Method
 from halfstep.pipeline import Pipeline
@@ -11,20 +12,20 @@ from halfstep.pipeline import Pipeline
 
 @runtime_checkable
 class IdentifiedGate(Protocol):
-    """A gate of a run whose processes are to answer by the same rule.
+    """A gate whose rule all processes of a run must have in common.
 
-    identity  what its answers depend on, which all processes of a run compare
+    identity  what its decisions depend on, which the processes compare
     """
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def identity(self) -> JsonObject: ...
 
     def __call__(self, student: Pipeline) -> bool:
         """Whether the run goes on after this student."""
 
 
 class GateConfig(Protocol):
-    """A gate as its options, such as `halfstep.QualityGate`: `distill` binds it to its run."""
+    """The options of a gate, such as `halfstep.QualityGate`: `distill` binds it to its run."""
 
     def bind(
         self,
@@ -39,6 +40,6 @@ class GateConfig(Protocol):
     ) -> Callable[[Pipeline], bool] | None:
         """The gate of one run; None lets every student pass.
 
-        tell      hears each decision in a sentence
+        tell      called with each decision in a sentence
         rehearse  nothing is trained: the gate only refuses what it cannot be bound to
         """

@@ -1,9 +1,10 @@
 """RUN/gate.json: what the gate of a run decided."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from halfstep import storage
+from halfstep.config import JsonObject
 
 Verdict = Literal["passed", "broken", "undecided"]
 
@@ -14,8 +15,8 @@ class _Ratio(TypedDict):
     high: float
 
 
-class Tried(TypedDict):
-    """A student that the gate looked at."""
+class DecisionRecord(TypedDict):
+    """The gate's decision on a student."""
 
     stage: str
     steps: int
@@ -26,16 +27,16 @@ class Tried(TypedDict):
 
 
 class GateRecord(TypedDict):
-    """What gate.json says."""
+    """Content of gate.json."""
 
     tolerance: float
     until: int | None
-    about: dict[str, Any]
+    about: JsonObject
     stopped: str | None
     best: str | None
-    decisions: list[Tried]
+    decisions: list[DecisionRecord]
 
 
 def read_gate(file: Path) -> GateRecord:
-    """What a gate wrote; `CheckpointError` where it is damaged."""
+    """Read a gate.json; `CheckpointError` where it is damaged."""
     return storage.read_json(file, GateRecord, mend="delete it, and the gate measures again")

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
 from halfstep.methods.base import Objective, Stage
@@ -18,29 +18,30 @@ from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.hooks import unwrap
 from halfstep.rng import Draw, key
 from halfstep.training import checkpoint
-from halfstep.training.batch_norm import take_anew
+from halfstep.training.batch_norm import update_batch_norm
 from halfstep.training.checkpoint import State
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
+from halfstep.training.metrics_log import RunCost
 from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
-from halfstep.training.progress import Leaving, ProgressCallback, Tally
+from halfstep.training.progress import ProgressCallback, StopOnBrokenPipe, Tally
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.signals import Asked, stopping
+from halfstep.training.signals import stopping, StopRequest
 from halfstep.training.update import update
 
-HELD_OUT = 64
-"""Samples of what an objective measures for the log."""
+MEASURED = 64
+"""Samples for the measures of an objective in the log."""
 
 
 @dataclass
 class Loop:
-    """What every stage of a run is trained with.
+    """Trains the stages of a run, one after another.
 
     write          writes a trained stage's student to a folder
     read           gives a stage's student the weights of that folder
-    gate           asked after each stage; False ends the run there
+    gate           called after each stage; False ends the run there
     from_previous  go on from the checkpoint before a damaged one
     """
 
@@ -57,30 +58,30 @@ class Loop:
     def train(self, stages: Iterable[Stage]) -> nn.Module:
         """Run every stage in order; return the last student.  Finished stages are read, not redone."""
         student: nn.Module | None = None
-        with stopping() as asked:
-            self.callback = Leaving(self.callback, asked)
+        with stopping() as request:
+            self.callback = StopOnBrokenPipe(self.callback, request)
             for index, stage in enumerate(stages):
                 stage.student.to(self.processes.device)
-                if not self.processes.first_says(partial(self._finished, stage, index)):
-                    self._fit(stage, index, asked)
+                if not self.processes.run_on_first(partial(self._finished, stage, index)):
+                    self._fit(stage, index, request)
                 with self._naming(stage):
                     self.read(stage, self.run.stage_folder(stage.name))
                 student = stage.student
-                # All ask, so that none waits long; the first one's word counts.
+                # All call the gate, so that none waits long; the first one's decision counts.
                 go_on = self.gate(stage)
-                if not self.processes.first_says(partial(bool, go_on)):
+                if not self.processes.run_on_first(partial(bool, go_on)):
                     break
         if student is None:
             raise ConfigError("this method has no stages")
         return student
 
     def _finished(self, stage: Stage, index: int) -> bool:
-        """Whether the stage is there with all its updates (`--extend` may have asked for more)."""
+        """Whether the stage is finished with all its updates (`--extend` may have added some)."""
         with self._naming(stage):
-            about = self.run.finished(stage.name)
-        if about is None:
+            record = self.run.finished(stage.name)
+        if record is None:
             return False
-        done = int(about["updates"])
+        done = int(record["updates"])
         if done < stage.updates and not checkpoint.stems(self.run.checkpoints, index):
             raise ConfigError(
                 f"{stage.name} was finished with {done:,} updates and only a run's last stage can be "
@@ -88,12 +89,12 @@ class Loop:
             )
         if done < stage.updates:
             return False
-        self._settle(stage, index)
+        self._after_finish(stage, index)
         return True
 
     @contextmanager
     def _naming(self, stage: Stage) -> Iterator[None]:
-        """Around reading a finished stage: what is damaged can be trained once more."""
+        """Around reading a finished stage: add to an error that the stage can be trained again."""
         try:
             yield
         except CheckpointError as error:
@@ -102,7 +103,7 @@ class Loop:
                 "stage again"
             ) from None
 
-    def _fit(self, stage: Stage, index: int, asked: Asked) -> None:
+    def _fit(self, stage: Stage, index: int, request: StopRequest) -> None:
         state = self._resume(stage, index)
         wrapped = self.processes.wrap(stage.student)
         tally = Tally(self.processes.device)
@@ -110,7 +111,8 @@ class Loop:
         self.callback.begin(stage, state.update)
         try:
             while state.update < stage.updates:
-                stop = self.processes.agree(asked.is_set(), state.update + 1, settings.log_every)
+                stop = request.is_set()
+                stop = self.processes.any_stops(stop, state.update + 1, settings.log_every)
                 rate = settings.rate_at(state.update, stage.updates)
                 self._update(stage, index, state, wrapped, tally, rate)
                 state.seconds = time.monotonic() - began
@@ -120,20 +122,20 @@ class Loop:
                 if state.update % settings.log_every == 0 or save:
                     self._report(stage, state, tally, rate)
                 if save:
-                    self._refuse_endless(stage, state)
-                    self.processes.first_says(partial(self._save, stage, index, state))
+                    self._refuse_non_finite(stage, state)
+                    self.processes.run_on_first(partial(self._save, stage, index, state))
                 if stop and not last:
                     raise Stopped(
                         f"stopped at update {state.update:,} of {stage.name}; run the same command "
                         "again to go on"
-                    ) from asked.cause
+                    ) from request.cause
         finally:
             self.callback.end(stage)
             self.processes.unwrap()
-        self.processes.first_says(partial(self._finish, stage, index, state))
+        self.processes.run_on_first(partial(self._finish, stage, index, state))
 
     def _resume(self, stage: Stage, index: int) -> State:
-        """The stage's state where it goes on, the same on every process."""
+        """The stage's state, from its newest checkpoint if it has one; the same on every process."""
         state, folder = self._state(stage), self.run.checkpoints
 
         def choose() -> str | None:
@@ -142,10 +144,11 @@ class Loop:
                 tell=self.callback.note,
             )  # fmt: skip
 
-        name = self.processes.first_says(choose)
+        name = self.processes.run_on_first(choose)
         if name is not None:
             checkpoint.restore(folder / name, state)
-        self.processes.first_says(partial(self.run.log_file.forget_after, stage.name, state.update))
+        forget = partial(self.run.log_file.forget_after, stage.name, state.update)
+        self.processes.run_on_first(forget)
         return state
 
     def _update(
@@ -175,7 +178,7 @@ class Loop:
         state.update += 1
 
     def _probe(self, objective: Objective, state: State, size: int) -> None:
-        """A forward and backward of so many samples, thrown away, beside all that an update keeps."""
+        """A forward and backward of so many samples, discarded, with the memory of an update in use."""
         student, device = state.student, self.processes.device
         parameters = [p for p in student.parameters() if p.requires_grad]
         for parameter in parameters:
@@ -209,7 +212,7 @@ class Loop:
         if bad < 0 and state.scaler is not None and state.scaler.get_scale() < 1:
             bad = state.update - 1  # every gradient is skipped, however small its loss is scaled
         if bad >= 0:
-            raise self._endless("loss or gradient is", bad, stage)
+            raise self._non_finite("loss or gradient is", bad, stage)
         self.callback.measure(loss)
         line = {
             "stage": stage.name,
@@ -218,18 +221,18 @@ class Loop:
             "norm": norm,
             "rate": rate,
         }
-        self.processes.first_says(lambda: self.run.log({**line, **self._held_out(stage, state)}))
+        self.processes.run_on_first(lambda: self.run.log({**line, **self._measures(stage, state)}))
 
-    def _endless(self, what: str, update: int, stage: Stage) -> NonFinite:
+    def _non_finite(self, subject: str, update: int, stage: Stage) -> NonFinite:
         norm = self.settings.max_grad_norm
         bound = f"--max-grad-norm (now {norm:g})" if norm else "add --max-grad-norm 1"
         return NonFinite(
-            f"{what} not finite at update {update:,} of {stage.name}: lower --learning-rate (now "
+            f"{subject} not finite at update {update:,} of {stage.name}: lower --learning-rate (now "
             f"{self.settings.learning_rate:g}) or {bound}, in "
             "another --out; what was saved is from before it"
         )
 
-    def _refuse_endless(self, stage: Stage, state: State) -> None:
+    def _refuse_non_finite(self, stage: Stage, state: State) -> None:
         """`NonFinite` for weights that no later loss would show, before they are saved."""
         weights = [p.detach() for p in state.student.parameters() if p.requires_grad]
         weights += [] if state.average is None else state.average.values
@@ -237,41 +240,40 @@ class Loop:
         for weight in weights:
             bad = bad + ~weight.isfinite().all()
         if self.processes.largest(bad):
-            raise self._endless("weights are", state.update - 1, stage)
+            raise self._non_finite("weights are", state.update - 1, stage)
 
-    def _held_out(self, stage: Stage, state: State) -> dict[str, Any]:
-        """What an objective measures with noise that training never sees: the same whenever it is asked."""
+    def _measures(self, stage: Stage, state: State) -> JsonObject:
+        """The objective's measures, always with the same samples and noise, which training never draws."""
         objective = stage.objective.at(state.update / stage.updates)
         generator = torch.Generator().manual_seed(key(self.settings.seed))
-        rows = torch.randperm(len(self.data), generator=generator)[:HELD_OUT]
+        rows = torch.randperm(len(self.data), generator=generator)[:MEASURED]
         generator = torch.Generator(self.processes.device).manual_seed(key(self.settings.seed))
         draw = Draw.all(generator, len(rows))
         batch = self.data.training_batch(rows, draw).to(self.processes.device)
         with torch.no_grad(), evaluating(state.student):
-            found = dict(objective.measure(state.student, batch, draw))
-        return found
+            return dict(objective.measure(state.student, batch, draw))
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
         self.run.check()
         checkpoint.write(self.run.checkpoints, index, stage.name, state, run=self.run.id)
 
     def _finish(self, stage: Stage, index: int, state: State) -> None:
-        """The averaged student becomes the stage's."""
+        """Give the student the averaged weights, and write the finished stage."""
         if state.average is not None:
             state.average.copy_to(stage.student)
             if stage.updates:
                 device, seed = self.processes.device, self.settings.seed
-                take_anew(stage, self.data, device, seed=seed, index=index)
-        about = {
+                update_batch_norm(stage, self.data, device, seed=seed, index=index)
+        cost: RunCost = {
             "updates": stage.updates,
             "seconds": state.seconds,
             "forwards": stage.updates * self.settings.batch_size * stage.objective.forwards,
         }
-        self.run.finish(stage.name, lambda folder: self.write(stage, folder), about)
-        self._settle(stage, index)
+        self.run.finish(stage.name, lambda folder: self.write(stage, folder), cost)
+        self._after_finish(stage, index)
 
-    def _settle(self, stage: Stage, index: int) -> None:
-        """What follows a finished stage, and may be done twice: only its last checkpoint is kept."""
+    def _after_finish(self, stage: Stage, index: int) -> None:
+        """Log a finished stage, and remove all but its last checkpoint; may be called twice."""
         self.run.log_finished(stage.name)
         checkpoint.forget(self.run.checkpoints, index, keep=1)
         checkpoint.forget(self.run.checkpoints, index - 1, keep=0)

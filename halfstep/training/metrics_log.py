@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
 from halfstep.schema import from_json, SchemaError, validated_partly
 
 
 class RunCost(TypedDict):
-    """Cost of all finished stages; a forward counts 1, a forward and backward 3."""
+    """Cost of finished stages; a forward counts 1, a forward and backward 3."""
 
     seconds: float
     forwards: float
@@ -33,10 +34,10 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lines: list[dict[str, Any]] | None = None
+        self._lines: list[JsonObject] | None = None
 
     @property
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[JsonObject]:
         """All whole lines; a last line that a crash cut short is left out."""
         if self._lines is None:
             self._lines = self._read()
@@ -45,11 +46,11 @@ class MetricsLog:
     @property
     def cost(self) -> RunCost | None:
         """The sum over all finished stages; None before the first one is finished."""
-        done = [line for line in self.lines if "forwards" in line]
-        if not done:
+        stages = [line for line in self.lines if "forwards" in line]
+        if not stages:
             return None
         seconds, forwards, updates = (
-            sum(line[key] for line in done) for key in ("seconds", "forwards", "updates")
+            sum(line[key] for line in stages) for key in ("seconds", "forwards", "updates")
         )
         return {"seconds": seconds, "forwards": forwards, "updates": updates}
 
@@ -64,13 +65,13 @@ class MetricsLog:
             if "loss" in line
         ]
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: JsonObject) -> None:
         """Append a line; a measure that is not finite is null there."""
         files.append(self.path, json.dumps(_finite(line)) + "\n")
         self._lines = None
 
     def has_stage(self, name: str) -> bool:
-        """Whether the line of this finished stage is there."""
+        """Whether there is a line for this finished stage."""
         return any(line["stage"] == name and "updates" in line for line in self.lines)
 
     def forget_after(self, stage: str, update: int) -> None:
@@ -88,11 +89,11 @@ class MetricsLog:
         if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
             self._write(self.lines)
 
-    def _write(self, lines: list[dict[str, Any]]) -> None:
+    def _write(self, lines: list[JsonObject]) -> None:
         storage.write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self._lines = None
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[JsonObject]:
         if not self.path.exists():
             return []
         with storage.reading(self.path):
@@ -100,28 +101,21 @@ class MetricsLog:
         return [_line(line, f"line {k} of '{self.path}'") for k, line in enumerate(whole, start=1)]
 
 
-class _Update(TypedDict):
-    """Every line of a stage's updates has these, besides the measures of its objective."""
+class _Update(LoggedLoss):
+    """The line of an update; it also has the measures of the stage's objective."""
 
-    stage: str
-    update: int
-    loss: float
     norm: float
-    rate: float
 
 
-class _FinishedStage(TypedDict):
+class _FinishedStage(RunCost):
     """The line of a finished stage."""
 
     stage: str
-    updates: int
-    seconds: float
-    forwards: float
 
 
-def _line(text: bytes, source: str) -> dict[str, Any]:
+def _line(text: bytes, source: str) -> JsonObject:
     try:
-        content = from_json(text, dict[str, Any], source)
+        content = from_json(text, JsonObject, source)
         return validated_partly(content, _FinishedStage if "updates" in content else _Update)
     except SchemaError as wrong:
         raise CheckpointError(f"{source} is damaged: {wrong}; mend or remove the line") from None

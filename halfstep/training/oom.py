@@ -1,4 +1,4 @@
-"""Running out of memory, turned into the largest micro-batch that fits."""
+"""Find the largest micro-batch that fits when memory runs out."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from halfstep.errors import ConfigError
 
 @contextmanager
 def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
-    """Around an update: out of memory raises `ConfigError` with the micro-batch that would have fitted.
+    """Around an update: running out of memory raises `ConfigError` with the micro-batch that fits.
 
     size     the micro-batch of the update
-    attempt  a forward and backward of so many samples, thrown away
+    attempt  a forward and backward of so many samples, discarded
     """
     try:
         yield

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from halfstep.methods.base import Stage
-from halfstep.training.signals import Asked
+from halfstep.training.signals import StopRequest
 
 
 class ProgressCallback:
-    """Called as a run goes on; each method does nothing until a subclass says what."""
+    """Called as a run goes on; the methods do nothing unless a subclass overrides them."""
 
     def begin(self, stage: Stage, update: int) -> None:
         """A stage begins, or goes on after so many updates."""
@@ -39,33 +39,33 @@ class Notes:
     def advance(self, steps: int = 1) -> None: ...
 
 
-class Leaving(ProgressCallback):
-    """A callback that prints for a reader who may leave, as `| head` does: the run is asked to stop then."""
+class StopOnBrokenPipe(ProgressCallback):
+    """A callback that asks the run to stop when its output is closed, as by `| head`."""
 
-    def __init__(self, callback: ProgressCallback, asked: Asked):
-        self._callback, self._asked = callback, asked
+    def __init__(self, callback: ProgressCallback, request: StopRequest):
+        self._callback, self._request = callback, request
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _call(self, method: Callable[[], None]) -> None:
         try:
-            tell()
+            method()
         except BrokenPipeError as error:
-            self._asked.cause = error
-            self._asked.set()
+            self._request.cause = error
+            self._request.set()
 
     def begin(self, stage: Stage, update: int) -> None:
-        self._tell(partial(self._callback.begin, stage, update))
+        self._call(partial(self._callback.begin, stage, update))
 
     def step(self, update: int, rate: float) -> None:
-        self._tell(partial(self._callback.step, update, rate))
+        self._call(partial(self._callback.step, update, rate))
 
     def measure(self, loss: float) -> None:
-        self._tell(partial(self._callback.measure, loss))
+        self._call(partial(self._callback.measure, loss))
 
     def end(self, stage: Stage) -> None:
-        self._tell(partial(self._callback.end, stage))
+        self._call(partial(self._callback.end, stage))
 
     def note(self, text: str) -> None:
-        self._tell(partial(self._callback.note, text))
+        self._call(partial(self._callback.note, text))
 
 
 class Tally:
@@ -79,7 +79,7 @@ class Tally:
         self.count = 0
 
     def add(self, loss: Tensor, norm: Tensor, update: int, *, scaled: bool) -> None:
-        """Take in an update.  Under loss scaling an infinite gradient is ordinary: it was skipped."""
+        """Add an update.  Under loss scaling an infinite gradient is ordinary: the update was skipped."""
         fine = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
         self.bad = torch.where((self.bad < 0) & ~fine, update, self.bad)
         self.losses += loss

@@ -1,18 +1,18 @@
 """RUN/config.toml: the options of a run's command, as `--config` reads them."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.config.toml import toml
 from halfstep.errors import CheckpointError
 from halfstep.schema import from_toml, SchemaError, validated_partly
 
 
 class RunConfig(TypedDict, total=False):
-    """What is read again of a run's own config.toml."""
+    """The options that halfstep reads from a run's own config.toml."""
 
     data: str
     size: int
@@ -24,14 +24,14 @@ class RunConfig(TypedDict, total=False):
     text: str
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """What FOLDER/config.toml says, which `write_config` wrote; {} where there is none."""
+def read_config(folder: Path) -> JsonObject:
+    """Content of FOLDER/config.toml, which `write_config` wrote; {} without the file."""
     path = folder / "config.toml"
     if not path.exists():
         return {}
     with storage.reading(path):
         text = path.read_bytes()
-    content = from_toml(text, dict[str, Any], f"'{path}'")
+    content = from_toml(text, JsonObject, f"'{path}'")
     try:
         body, mark, digest = text.rpartition(MARK.encode())
         if not mark or digest.strip() != _digest(body):
@@ -44,19 +44,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 MARK = "# checksum "
-"""Of the lines above, on the last line of a config.toml."""
+"""Begins the last line of a config.toml, which has the checksum of the lines above."""
 
 
 def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest().encode()
 
 
-def write_config(folder: Path, options: Mapping[str, Any]) -> None:
-    """FOLDER/config.toml: the same command with `--config` and it asks for the same run again.
+def write_config(folder: Path, options: JsonObject) -> None:
+    """Write FOLDER/config.toml, with which `--config` asks for the same run again.
 
     options  of the command, by name
 
-    The folder is there: a run whose folder went away does not get another.
+    The folder must exist: a run whose folder went away does not get another.
     """
     lines = [f"{name} = {toml(value)}" for name, value in options.items() if value is not None]
     text = "\n".join(lines) + "\n"

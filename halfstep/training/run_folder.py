@@ -1,10 +1,10 @@
 """The folder of a run: options, metrics, finished stages, checkpoints.
 
     RUN/run.json        command, resolved options, versions, and later changes of them
-    RUN/config.toml     the command's options as they were typed
+    RUN/config.toml     the command's options as they were typed; of a run from Python the data's name
     RUN/metrics.jsonl   one line every few updates
     RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
-    RUN/checkpoints/    where the present stage goes on
+    RUN/checkpoints/    the checkpoints of the present stage
     RUN/gate.json       the decisions of the run's gate
 
 The same command again goes on where it stopped.
@@ -12,14 +12,14 @@ The same command again goes on where it stopped.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.diffusion.time_grids import Times, uniform
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.folder_lock import FolderLock
@@ -29,7 +29,14 @@ from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
 from halfstep.training.run_config import read_config
-from halfstep.training.run_identity import Begun, compare, environment, recorded, take_up
+from halfstep.training.run_identity import (
+    compare,
+    environment,
+    new_record,
+    plan_record,
+    RunRecord,
+    RunRequest,
+)
 from halfstep.training.run_repair import refuse_foreign, remove_unfinished
 from halfstep.training.stage_record import read_stage_record, StageRecord, write_stage_record
 from halfstep.training.students import load_passed, load_with_steps
@@ -71,7 +78,7 @@ class RunFolder:
         cls,
         folder: Path,
         command: str,
-        options: Mapping[str, Any],
+        options: JsonObject,
         *,
         plan: Sequence[StagePlan] = (),
         device: str = "cpu",
@@ -83,7 +90,7 @@ class RunFolder:
         `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
         or threads since the run began: the weights are then not the same to the bit.
         """
-        run, request = cls(folder), {**_request(command, options), "plan": recorded(plan)}
+        run, request = cls(folder), _request(command, options, plan)
         try:
             refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +99,11 @@ class RunFolder:
             raise _no_folder(folder, error) from None
         try:
             before = run.about if run.exists else None
-            here = environment(device, processes)
-            about, changes = take_up(folder, before, request, here, extend=extend)
-            if about is not before:
-                storage.write_json(folder / "run.json", about)
-            run.about = about
+            now = environment(device, processes)
+            record, changes = new_record(folder, before, request, now, extend=extend)
+            if record is not before:
+                storage.write_json(folder / "run.json", record)
+            run.about = record
             run.notes = [*run._lock.notes, *changes]
             run.log_file.mend()
             remove_unfinished(folder)
@@ -107,14 +114,14 @@ class RunFolder:
 
     @classmethod
     def check_begin(
-        cls, folder: Path, command: str, options: Mapping[str, Any], *, extend: bool = False
+        cls, folder: Path, command: str, options: JsonObject, *, extend: bool = False
     ) -> None:
         """`ConfigError` where `begin` would refuse this folder; nothing is written."""
         run = cls(folder)
         try:
             refuse_foreign(folder)
-            held = os.path.lexists(folder / files.LOCK)
-            with FolderLock(folder) if held else nullcontext():
+            has_lock = os.path.lexists(folder / files.LOCK)
+            with FolderLock(folder) if has_lock else nullcontext():
                 if run.exists:
                     compare(folder, run.about, _request(command, options), extend=extend)
                 for stage in sorted(folder.glob("stages/[!.]*")):
@@ -128,13 +135,13 @@ class RunFolder:
         return (self.folder / "run.json").exists()
 
     @cached_property
-    def about(self) -> Begun:
+    def about(self) -> RunRecord:
         """Content of run.json: command, resolved options, environment and changes."""
-        return storage.read_json(self.folder / "run.json", Begun)
+        return storage.read_json(self.folder / "run.json", RunRecord)
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """The options that were typed, as config.toml has them; {} for a run begun from Python."""
+    def config(self) -> JsonObject:
+        """The options in config.toml: those of the command, or the data's name; {} without the file."""
         return read_config(self.folder)
 
     @cached_property
@@ -145,11 +152,11 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """Stands in the run's stages and checkpoints, and in no other run's."""
+        """The run's own id, which its stages and checkpoints have too."""
         return self.about["id"]
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """The options that the run was made with, resolved."""
         return self.about["options"]
 
@@ -159,7 +166,7 @@ class RunFolder:
         return tuple(self.about["plan"]["teacher_times"])
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[JsonObject]:
         """All whole lines of metrics.jsonl."""
         return self.log_file.lines
 
@@ -232,13 +239,8 @@ class RunFolder:
             return []
         return [replace(first, times=(self.teacher_times or uniform(full),))]
 
-    def finish(
-        self, name: str, write: Callable[[Path], None], cost: Mapping[str, int | float]
-    ) -> None:
-        """Let `write` fill a folder, then give it the stage's name: all or nothing.
-
-        cost  updates, seconds and forwards, for stage.json
-        """
+    def finish(self, name: str, write: Callable[[Path], None], cost: RunCost) -> None:
+        """Let `write` fill a folder, then give it the stage's name: all or nothing."""
         self.check()
         stages, final = files.subfolder(self.folder, "stages"), self.stage_folder(name)
         part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
@@ -247,7 +249,7 @@ class RunFolder:
             part.mkdir()
             write(part)
             write_stage_record(part, name, self.id, cost)
-            self._check_again(part)
+            self._check_written(part)
             if final.exists():
                 final.replace(old)
             part.replace(final)
@@ -256,13 +258,13 @@ class RunFolder:
         self._records.pop(name, None)
 
     def log_finished(self, name: str) -> None:
-        """See to it that metrics.jsonl has the line of a finished stage."""
+        """Add the line of a finished stage to metrics.jsonl, unless it is there."""
         if not self.log_file.has_stage(name):
             record = self.record(name)
             cost = {"updates": record["updates"], "seconds": record["seconds"]}
             self.log({"stage": name, **cost, "forwards": record["forwards"]})
 
-    def log(self, line: Mapping[str, Any]) -> None:
+    def log(self, line: JsonObject) -> None:
         """Add a line to metrics.jsonl; a measure that is not finite is null there."""
         self.check()
         self.log_file.add(line)
@@ -277,21 +279,22 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def _check_again(self, part: Path) -> None:
-        """As `check`; a folder that was made anew because of the part that was written, goes."""
+    def _check_written(self, part: Path) -> None:
+        """As `check`; also remove the folder, if writing the part has made it anew."""
         try:
             self.check()
         except CheckpointError:
             files.remove(part)
             with suppress(OSError):
-                part.parent.rmdir()  # which only empty folders suffer
+                part.parent.rmdir()  # fails unless the folder is empty
                 self.folder.rmdir()
             raise
 
 
-def _request(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A command and its options as run.json has them."""
-    return {"command": command, "options": json.loads(json.dumps(options))}
+def _request(command: str, options: JsonObject, plan: Sequence[StagePlan] = ()) -> RunRequest:
+    """A command, its options and its plan as run.json has them."""
+    plain = json.loads(json.dumps(options))
+    return {"command": command, "options": plain, "plan": plan_record(plan)}
 
 
 def _no_folder(folder: Path, error: OSError) -> ConfigError:

@@ -1,24 +1,27 @@
-"""What a run was begun with, against what is asked of it now."""
+"""The record of a run in run.json: its options and environment, compared when the run goes on."""
 
 import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.methods.base import StagePlan, teacher_times
 from halfstep.version import __version__
 
 EXTENDABLE = ("stop", "updates")
-"""What --extend may raise (or halve further)."""
+"""Options that --extend may raise (or halve further)."""
 ROUNDING = ("micro_batch_size",)
-"""What may change at any time, because out of memory asks for it: only sums are rounded otherwise."""
+"""Options that may change at any time, as when memory runs out: they only change the rounding of sums."""
+Environment = dict[str, str | int | None]
+"""Versions, device and threads."""
 
 
 class RecordedStage(TypedDict):
@@ -39,22 +42,27 @@ class RecordedPlan(TypedDict):
     teacher_times: list[float]
 
 
-class Begun(TypedDict):
-    """What run.json says: who began it, with what, and what changed since.
+class RunRequest(TypedDict):
+    """A run as it is asked for: the command, its resolved options and the plan of its method."""
+
+    command: str
+    options: JsonObject
+    plan: RecordedPlan
+
+
+class RunRecord(RunRequest):
+    """Content of run.json.
 
     id  stands in the run's stages and checkpoints, and in no other run's
     """
 
-    command: str
-    options: dict[str, Any]
     id: str
     argv: list[str]
-    environment: dict[str, str | int | None]
+    environment: Environment
     changes: list[str]
-    plan: RecordedPlan
 
 
-def recorded(plan: Sequence[StagePlan]) -> RecordedPlan:
+def plan_record(plan: Sequence[StagePlan]) -> RecordedPlan:
     """The plan as run.json has it."""
     return {
         "stages": [{"name": s.name, "steps": s.steps, "updates": s.updates} for s in plan],
@@ -62,35 +70,30 @@ def recorded(plan: Sequence[StagePlan]) -> RecordedPlan:
     }
 
 
-def take_up(
-    folder: Path,
-    before: Begun | None,
-    request: Mapping[str, Any],
-    here: Mapping[str, Any],
-    *,
-    extend: bool,
-) -> tuple[Begun, list[str]]:
+def new_record(
+    folder: Path, before: RunRecord | None, request: RunRequest, now: Environment, *, extend: bool
+) -> tuple[RunRecord, list[str]]:
     """The new content of run.json, `before` itself where nothing changed, and the changes in words.
 
-    before   content of run.json; None for a new run
-    request  command, options and plan
-    here     `environment`
+    before  content of run.json; None for a new run
+    now     `environment`
     """
     if before is None:
-        content = {"id": uuid.uuid4().hex, "argv": sys.argv, "environment": here, "changes": []}
-        return cast(Begun, {**request, **content}), []
+        return _record(request, uuid.uuid4().hex, now, []), []
     free, extended = compare(folder, before, request, extend=extend)
-    notes = [*free, *_changed(before["environment"], here)]
-    about = before
+    notes = [*free, *_environment_changes(before["environment"], now)]
+    record = before
     if notes or extended:
-        changes = [*before["changes"], *notes, *extended]
-        content = {"id": before["id"], "argv": sys.argv, "environment": here, "changes": changes}
-        about = cast(Begun, {**request, **content})
-    return about, [f"{note}: from here on not the same to the bit" for note in notes]
+        record = _record(request, before["id"], now, [*before["changes"], *notes, *extended])
+    return record, [f"{note}: from here on not the same to the bit" for note in notes]
+
+
+def _record(request: RunRequest, id: str, now: Environment, changes: list[str]) -> RunRecord:
+    return {**request, "id": id, "argv": sys.argv, "environment": now, "changes": changes}
 
 
 def compare(
-    folder: Path, before: Begun, request: Mapping[str, Any], *, extend: bool
+    folder: Path, before: RunRecord, request: RunRequest, *, extend: bool
 ) -> tuple[list[str], list[str]]:
     """Differences that are allowed, in words, and those that `extend` allows.
 
@@ -101,20 +104,20 @@ def compare(
             f"'{folder}' holds a run of '{before['command']}', not of '{request['command']}': "
             "choose another --out"
         )
-    old, new = _flat(before["options"]), _flat(request["options"])
+    old, new = dict(dotted(before["options"])), dict(dotted(request["options"]))
     free, extended = list[str](), list[str]()
     for name in sorted(old.keys() | new.keys()):
         was, now = old.get(name), new.get(name)
         if was == now:
             continue
         last = name.rpartition(".")[-1]
-        adds = last in EXTENDABLE and _adds(last, was, now)
+        extends = last in EXTENDABLE and _extends(last, was, now)
         if name in ROUNDING:
             free.append(f"{name} was {was}, now {now}")
-        elif adds and extend:
+        elif extends and extend:
             extended.append(f"{name} was {was}, now {now}")
         else:
-            hint = "add --extend, or " if adds else ""
+            hint = "add --extend, or " if extends else ""
             raise ConfigError(
                 f"'{folder}' was made with {name} = {was}, now it is {now}: {hint}choose another "
                 "--out, or delete the folder"
@@ -122,17 +125,17 @@ def compare(
     return free, extended
 
 
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All nesting made part of the names: pipeline.schedule."""
-    found = dict[str, Any]()
+def dotted(options: JsonObject, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its full name: pipeline.schedule.name."""
     for name, value in options.items():
-        inner = _flat(value) if isinstance(value, dict) else {"": value}
-        found.update({f"{name}.{key}" if key else name: each for key, each in inner.items()})
-    return found
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def _adds(name: str, was: Any, now: Any) -> bool:
-    """Whether an option asks for more of the same: nothing that is done would be undone."""
+def _extends(name: str, was: Any, now: Any) -> bool:
+    """Whether the new value only adds updates or halvings to those of the old one."""
     olds, news = (value if isinstance(value, list) else [value] for value in (was, now))
     if not all(isinstance(value, int) for value in (*olds, *news)):
         return False
@@ -141,7 +144,7 @@ def _adds(name: str, was: Any, now: Any) -> bool:
     return all(new >= old for old, new in zip(olds, news, strict=False))
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _environment_changes(before: Environment, now: Environment) -> list[str]:
     return [
         f"{name} was {before.get(name)}, now {now[name]}"
         for name in now
@@ -149,8 +152,8 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def environment(device: str, processes: int = 1) -> dict[str, Any]:
-    """What the bits of a result depend on besides the options."""
+def environment(device: str, processes: int = 1) -> Environment:
+    """Everything besides the options that the bits of a result depend on."""
     return {
         "halfstep": __version__,
         "commit": _commit(),
@@ -165,11 +168,11 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parents[1]
+    package = str(Path(__file__).parents[1])
     try:
-        asked = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        result = subprocess.run(
+            ["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Repair a run folder after a crash, and refuse folders of others."""
+"""Repair a run folder after a crash, and refuse folders with other content."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from halfstep import files
 from halfstep.errors import ConfigError
 from halfstep.training import checkpoint
 
-BEFORE = (files.LOCK, "run.json")
+FIRST_FILES = (files.LOCK, "run.json")
 """Files, whole or temporary, of a run that was killed before its first stage."""
-ALONE = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
+LOCKED_FILES = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
 """Files that only the process with the lock writes."""
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove half-written stages, checkpoints and files; a stage between its two names gets its own back."""
-    files.tidy(folder, *ALONE)
+    """Remove half-written stages, checkpoints and files, and finish the renaming of a stage."""
+    files.tidy(folder, *LOCKED_FILES)
     checkpoints, stages = folder / "checkpoints", folder / "stages"
     for place in (checkpoints, stages):
         files.refuse_link(place)
@@ -22,17 +22,17 @@ def remove_unfinished(folder: Path) -> None:
     with files.writing(stages):
         for old in stages.glob(".*.old"):
             final = stages / old.name[1 : -len(".old")]
-            if not final.exists():  # gone between the two renames
+            if not final.exists():  # killed between the two renames
                 old.replace(final)
-    for left in stages.glob(".*"):
-        files.remove(left)
+    for unfinished in stages.glob(".*"):
+        files.remove(unfinished)
 
 
 def refuse_foreign(folder: Path) -> None:
-    """`ConfigError` for a folder that has files and is not a run's."""
+    """`ConfigError` for a folder that has files but no run."""
     if folder.exists() and not (folder / "run.json").exists():
         names = [path.name for path in folder.iterdir()]
-        if strange := [name for name in names if not files.matches_names(name, *BEFORE)]:
+        if strange := [name for name in names if not files.matches_names(name, *FIRST_FILES)]:
             raise ConfigError(
                 f"'{folder}' is not empty and holds no run (it has '{min(strange)}'): choose another "
                 "--out"

@@ -1,4 +1,4 @@
-"""Ctrl-C, a preempted job's SIGTERM, a closed terminal: as a question the loop asks itself."""
+"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop, which the training loop checks."""
 
 import signal
 import threading
@@ -11,37 +11,37 @@ SIGNALS = [
 ]
 
 
-class Asked(threading.Event):
+class StopRequest(threading.Event):
     """Set once a run is to stop.
 
-    cause  the exception that says why, where there is one
+    cause  the exception that is the reason, if any
     """
 
     cause: BaseException | None = None
 
 
 @contextmanager
-def stopping() -> Iterator[Asked]:
+def stopping() -> Iterator[StopRequest]:
     """Ctrl-C, SIGTERM and SIGHUP ask to stop after the present update; a second Ctrl-C stops at once.
 
-    What the process was told to ignore (a script's background job Ctrl-C, nohup SIGHUP) stays ignored.
+    Signals that the process ignores (Ctrl-C in a script's background job, SIGHUP under nohup) stay ignored.
     """
-    asked = Asked()
+    request = StopRequest()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if request.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        request.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
     before = {n: signal.getsignal(n) for n in SIGNALS}
     before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, stop)
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

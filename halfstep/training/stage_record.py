@@ -1,35 +1,26 @@
 """RUN/stages/NAME/stage.json: the cost of a finished stage, its run, and checksums of the files beside it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 from halfstep import storage
 from halfstep.errors import CheckpointError
+from halfstep.training.metrics_log import RunCost
 
 
-class StageRecord(TypedDict):
+class StageRecord(RunCost):
     """Content of a stage.json.
 
     run    the id of the run that trained the stage
     files  sha256 of the other json files in the folder, by name
     """
 
-    updates: int
-    seconds: float
-    forwards: float
     run: str
     stage: str
     files: dict[str, str]
 
 
-def write_stage_record(
-    folder: Path, name: str, run_id: str, cost: Mapping[str, int | float]
-) -> None:
-    """Write FOLDER/stage.json over the json files that are there.
-
-    cost  updates, seconds and forwards
-    """
+def write_stage_record(folder: Path, name: str, run_id: str, cost: RunCost) -> None:
+    """Write FOLDER/stage.json with the checksums of the json files beside it."""
     sums = {path.name: storage.checksum(path) for path in sorted(folder.glob("*.json"))}
     storage.write_json(folder / "stage.json", {**cost, "run": run_id, "stage": name, "files": sums})
 
@@ -37,8 +28,8 @@ def write_stage_record(
 def read_stage_record(run: Path, name: str, run_id: str) -> StageRecord:
     """Read RUN/stages/NAME/stage.json; `CheckpointError` for a stage of another name or another run.
 
-    So is a folder with files of another stage: stage.json has the names and sha256 of all json files, and
-    those have the sha256 of the weights.
+    Files of another stage are refused too: stage.json has the names and sha256 of all json files, and those
+    have the sha256 of the weights.
     """
     folder = run / "stages" / name
     record = storage.read_json(folder / "stage.json", StageRecord)

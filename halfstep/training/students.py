@@ -1,4 +1,4 @@
-"""The students of a run, by their number of steps or by its gate."""
+"""Load a student of a run by its number of steps, or the one that passed the gate."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ from halfstep.pipeline.saving import read_description
 from halfstep.training.gate_record import GateRecord
 
 ANY = 2**31
-"""A teacher takes any number of steps, which counts as many."""
+"""Stands for any number of steps, of a teacher; larger than every number."""
 
 
 def load_with_steps(
     run: Path, stages: Sequence[Path], steps: int | None, *, net: str | None = None
 ) -> Pipeline:
-    """The pipeline of the first stage that takes so many steps; None: of the one that takes the fewest.
+    """The pipeline of the first stage for this number of steps; None for the one of the fewest steps.
 
-    `ConfigError` where no stage takes so many.
+    `ConfigError` if no stage has this number of steps.
     """
     takes = {folder: _steps_of(folder) for folder in stages}
     if steps is None:
@@ -34,8 +34,8 @@ def load_with_steps(
 
 
 def load_passed(run: Path, gate: GateRecord, *, net: str | None = None) -> Pipeline:
-    """The last student that passed the gate; `ConfigError` where none did, or its weights are others now."""
-    decisions = [one for one in gate["decisions"] if one["stage"] == gate["best"]]
+    """The last student that passed the gate; `ConfigError` if none did, or its weights have changed."""
+    decisions = [record for record in gate["decisions"] if record["stage"] == gate["best"]]
     if not decisions:
         raise ConfigError(
             f"no student of '{run}' passed its gate: say which one you mean with steps (command line: "
@@ -55,5 +55,5 @@ def _steps_of(folder: Path) -> list[int]:
     about = read_description(folder)
     counts = [len(times) - 1 for times in about["times"]]
     if about.get("sampler") == "stochastic" and 2 in counts:
-        counts.append(1)  # whose one call at t = 1 spans both
+        counts.append(1)  # one call at t = 1 spans both
     return counts or [ANY]

@@ -1,4 +1,4 @@
-"""Whether a stage's student can be trained, and saved so that it loads: asked before there is a folder."""
+"""Check, before there is a folder, that a stage's student can be trained, saved and loaded."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.code_identity import holds_user_code, identity, is_user_code, user_code
+from halfstep.code_identity import identity, user_code
+from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import not_trained
 from halfstep.errors import ConfigError
@@ -30,7 +31,7 @@ def checked(
     processes: Processes,
     check: Check,
 ) -> Iterator[Stage]:
-    """The same stages, each once its student is found to be one that can be trained.
+    """The same stages; each is refused unless its student can be trained.
 
     check  refuses a student that could not be loaded again
     """
@@ -47,12 +48,12 @@ def checked(
         yield stage
 
 
-def identity_of(stage: Stage) -> dict[str, Any]:
-    """What a run's result depends on besides its options: code of the user's own, frozen parameters."""
+def identity_of(stage: Stage) -> JsonObject:
+    """What a run's result depends on besides its options: the user's own code, and frozen parameters."""
     student = unwrap(stage.student)
-    own = {type(part) for part in student.modules() if is_user_code(type(part))}
-    found = user_code(*sorted(own, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
-    about: dict[str, Any] = {"network": found["code"]} if found else {}
+    classes = {type(part) for part in student.modules() if is_user_code(type(part))}
+    code = user_code(*sorted(classes, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
+    about: JsonObject = {"network": code["code"]} if code else {}
     if holds_user_code(stage.objective):
         about["objective"] = identity(stage.objective)
     if frozen := not_trained(student):
@@ -60,8 +61,8 @@ def identity_of(stage: Stage) -> dict[str, Any]:
     return about
 
 
-def code_of_net(net: nn.Module) -> dict[str, Any]:
-    """The function of a user's own that builds it; nothing for halfstep's."""
+def code_of_net(net: nn.Module) -> JsonObject:
+    """The user's own function that builds the network; nothing for halfstep's networks."""
     name = recipe(net)[0]
     made: Any = getattr(net, "made_by", None) or (import_function(name) if ":" in name else None)
     return {} if made is None else {"net code": identity(made)}
@@ -72,34 +73,13 @@ def _refuse_lone_row(
 ) -> None:
     """`ConfigError` where the smallest micro-batch is one row, and one row cannot be trained on.
 
-    A batch norm has no variance of it, and some losses compare rows.
+    A batch norm has no variance of one row, and some losses compare rows.
     """
     share = processes.share(training.batch_size)
     rows, micro = share.stop - share.start, training.micro_batch_size
     if min(part.stop - part.start for part in micro_batches(share, micro)) > 1:
         return
-    student, device = stage.student.to(processes.device), processes.device
-    kept = [(buffer, buffer.clone()) for buffer in student.buffers()]
-    objective, said = stage.objective.at(0.0), ""
-    draw = Draw.all(torch.Generator(device).manual_seed(0), 1)
-    with torch.no_grad(), fork_rng(0), evaluating(student):
-        to_train(student)
-        try:
-            objective(
-                student,
-                data.training_batch(torch.zeros(1, dtype=torch.long), draw).to(device),
-                draw,
-            )
-        except ConfigError as error:
-            said = str(error)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            said = "a batch norm has no variance of one row"
-        finally:
-            for buffer, value in kept:
-                buffer.copy_(value)
-    if not said:
+    if not (problem := _problem_of_one_row(stage, data, processes.device)):
         return
     if rows == 1:
         where, instead = "each process's share of it", f"batch_size={2 * processes.world}"
@@ -110,6 +90,28 @@ def _refuse_lone_row(
         where = f"the last of its micro-batches of {micro}"
         instead = f"micro_batch_size={fits}"
     raise ConfigError(
-        f"of a batch of {training.batch_size} {where} has one row, and {said}: write {instead} "
+        f"a batch of {training.batch_size} leaves one row to {where}, and {problem}: write {instead} "
         f"(command line: --{instead.replace('_', '-').replace('=', ' ')})"
     )
+
+
+def _problem_of_one_row(stage: Stage, data: Data, device: torch.device) -> str:
+    """Why the stage's objective cannot be computed on one row; empty if it can."""
+    student, objective = stage.student.to(device), stage.objective.at(0.0)
+    buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]
+    draw = Draw.all(torch.Generator(device).manual_seed(0), 1)
+    with torch.no_grad(), fork_rng(0), evaluating(student):
+        to_train(student)
+        try:
+            batch = data.training_batch(torch.zeros(1, dtype=torch.long), draw).to(device)
+            objective(student, batch, draw)
+        except ConfigError as error:
+            return str(error)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            return "a batch norm has no variance of one row"
+        finally:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    return ""

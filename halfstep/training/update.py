@@ -31,7 +31,7 @@ def update(
     slices = list(micro_batches(share, settings.micro_batch_size))
     losses = list[Tensor]()
     for k, rows in enumerate(slices):
-        # Dropout's; the 1 keeps it apart from the draws' own key, which ends there.
+        # For dropout; the 1 makes the key differ from that of the draws.
         torch.manual_seed(key(settings.seed, stage, state.update, 1 + processes.rank, k))
         generator = torch.Generator(processes.device)
         generator.manual_seed(key(settings.seed, stage, state.update))
@@ -39,7 +39,7 @@ def update(
         batch = data.training_batch(chosen[rows], draw).to(processes.device)
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):
-            # DDP averages over the processes: each one's share of the whole batch's mean, times world.
+            # DDP averages over the processes: the share of the whole batch's mean is multiplied by world.
             part = objective(student, batch, draw).sum() / settings.batch_size * processes.world
             (part if state.scaler is None else state.scaler.scale(part)).backward()
         losses.append(part.detach())
@@ -47,7 +47,7 @@ def update(
 
 
 def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float) -> Tensor:
-    """Clip, optimise, average; returns the gradient's norm without reading it."""
+    """Clip the gradient, update the weights and their average; returns the norm, still on the device."""
     optimiser, scaler = state.optimiser, state.scaler
     if scaler is not None:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]  # it has what a scaler reads

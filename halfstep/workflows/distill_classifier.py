@@ -27,7 +27,7 @@ from halfstep.training.classifiers.distillation import (
     refuse_unlabelled,
     taught_classes,
 )
-from halfstep.training.classifiers.logit_cache import check_folder, kept_answers, missing
+from halfstep.training.classifiers.logit_cache import cached_logits, check_folder, missing
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
@@ -106,17 +106,17 @@ class ClassifierDistillation:
         """Write the teacher's missing answers to the cache."""
         cache, device = self.config.recipe.cache, pick_device(self.config.folder.device)
         if cache is not None:
-            kept_answers(
+            cached_logits(
                 cache, self.teacher.to(device), self.data, device=device, progress=progress
             )
 
     def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the student into the run folder; returns it, in eval mode."""
         config, job = self.config, job or self.config.folder.job()
-        answers = None if job.rehearse else config.recipe.cache
+        cache = None if job.rehearse else config.recipe.cache
         return distill_classifier(
             self.teacher, self.student, self.data, config.folder.out, method=self.method,
-            training=config.training, job=job.validated_on(self.held_out), answers=answers,
+            training=config.training, job=job.validated_on(self.held_out), cache=cache,
         )  # fmt: skip
 
     def compare(self, student: nn.Module) -> ClassifierComparison | None:

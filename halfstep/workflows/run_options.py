@@ -19,7 +19,7 @@ def run_options_of(options: Any, **more: Any) -> RunOptions:
         device=folder.device,
         extend=folder.extend,
         from_previous=folder.from_previous,
-        alike=shared_options(options),
+        shared=shared_options(options),
         **more,
     )
 

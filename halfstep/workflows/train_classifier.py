@@ -23,8 +23,8 @@ from halfstep.schema import literals
 from halfstep.training import TrainingConfig
 from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.api import (
-    classified,
     held_out_dataset,
+    labelled_images,
     refuse_unfit,
     train_classifier,
 )
@@ -135,7 +135,7 @@ def training_images(
     data, held_out = split_held_out(data, images, dataset)
     if images.labels_per_class:
         data = data.labelled(images.labels_per_class, seed=seed, rest=False)
-    data = classified(augmented(data, images, seed))
+    data = labelled_images(augmented(data, images, seed))
     return data, None if held_out is None else held_out_dataset(held_out, data)
 
 

@@ -48,7 +48,7 @@ from halfstep.models.eval_mode import to_train
 from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
 from halfstep.training.api import run_stages
-from halfstep.training.batch_norm import AT_ONCE, take_anew
+from halfstep.training.batch_norm import AT_ONCE, update_batch_norm
 from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
 from halfstep.training.trainable import identity_of
@@ -699,17 +699,17 @@ def test_statistics_taken_anew_are_those_of_the_data(norm, n):
     net[0].running_mean.fill_(7)
     net[0].num_batches_tracked.fill_(1000)  # what was there before does not count
     state = torch.get_rng_state()
-    take_anew(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=3, index=0)
+    update_batch_norm(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=3, index=0)
     assert torch.equal(state, torch.get_rng_state())
     assert net[0].momentum == momentum and "forward" not in vars(net[0]) and net[0].training
     torch.testing.assert_close(net[0].running_mean, data.values.mean(0), atol=0.05, rtol=0)
     if n > 1:
         torch.testing.assert_close(net[0].running_var, data.values.var(0), atol=0.05, rtol=0)
     again = nn.Sequential(copy.deepcopy(norm), nn.Dropout(0.5))
-    take_anew(Stage("s", again, Shown(), 1), data, torch.device("cpu"), seed=3, index=0)
+    update_batch_norm(Stage("s", again, Shown(), 1), data, torch.device("cpu"), seed=3, index=0)
     assert torch.equal(again[0].running_mean, net[0].running_mean)
     other = nn.Sequential(copy.deepcopy(norm), nn.Dropout(0.5))
-    take_anew(Stage("s", other, Shown(), 1), data, torch.device("cpu"), seed=3, index=1)
+    update_batch_norm(Stage("s", other, Shown(), 1), data, torch.device("cpu"), seed=3, index=1)
     assert n == 1 or not torch.equal(other[0].running_var, net[0].running_var) or n == 640
 
 
@@ -718,7 +718,7 @@ def test_statistics_of_instance_norms_are_a_mean_over_all_batches():
     shades = torch.linspace(0, 255, 200)[:, None, None, None].expand(-1, 1, 8, 8)
     data = Dataset(shades.round().to(torch.uint8))
     net[0].running_mean.fill_(7)
-    take_anew(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=5, index=0)
+    update_batch_norm(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=5, index=0)
     seen = torch.cat([rows(5, 0, k, AT_ONCE, 200) for k in range(4)])
     assert set(seen.tolist()) == set(range(200))
     want = data.batch(seen).x0.mean((0, 2, 3))
@@ -889,5 +889,5 @@ def test_statistics_are_taken_of_other_draws_in_every_batch_and_stage():
     for index in (0, 1):
         net = nn.Sequential(nn.BatchNorm1d(2))
         stage = Stage("s", net, Drawn(), 1)
-        take_anew(stage, points(3 * AT_ONCE), torch.device("cpu"), seed=3, index=index)
+        update_batch_norm(stage, points(3 * AT_ONCE), torch.device("cpu"), seed=3, index=index)
     assert len(seeds) == len(set(seeds)) == 6

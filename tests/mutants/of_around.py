@@ -94,7 +94,7 @@ MUTANTS = (
     *of(
         "training/students",
         "training/run_folder",
-        ('one["stage"] == gate["best"]', 'one["stage"] != gate["best"]'),
+        ('record["stage"] == gate["best"]', 'record["stage"] != gate["best"]'),
         ('!= decisions[-1]["weights"]', '== ""'),
         ("return Pipeline.load(min(stages", "return Pipeline.load(max(stages"),
         ("if steps in takes[folder] or ANY", "if ANY"),
@@ -222,8 +222,8 @@ MUTANTS = (
         ("keeps_statistics(part) and part.training", "keeps_statistics(part)"),
         ("layer.momentum = momentum", "pass"),
         ("rows_of_update(seed, index, k,", "rows_of_update(seed, index, 0,"),
-        ("manual_seed(key(seed, index, k, APART))", "manual_seed(key(seed, 0, 0, APART))"),
-        ("-(-min(len(data), MOST) // AT_ONCE)", "1"),
+        ("manual_seed(key(seed, index, k, STREAM))", "manual_seed(key(seed, 0, 0, STREAM))"),
+        ("-(-min(len(data), MOST) // BATCH)", "1"),
     ),
     *of(
         "training/trainable",
@@ -283,14 +283,14 @@ MUTANTS = (
     *of(
         "training/checks/teacher",
         "training/checks",
-        ("if not got and seen != [wanted]", "if not got and seen == []"),
-        ("unwrap(first.student).trainable_copy(), first", "unwrap(first.student), first"),
+        ("if not problem and shapes != [expected]", "if not problem and shapes == []"),
+        ("unwrap(first.student).trainable_copy()", "unwrap(first.student)"),
     ),
     *of(
         "training/optimiser",
         "training/optimiser",
         ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
-        ("if id(p) not in chosen", "if id(p) in chosen"),
+        ("if id(p) not in matrices", "if id(p) in matrices"),
         ("isinstance(layer, nn.Linear)", "isinstance(layer, nn.Embedding)"),
     ),
     *of(
@@ -313,8 +313,8 @@ MUTANTS = (
     *of(
         "training/classifiers/logit_cache",
         "training/classifiers/distill_classifier",
-        ("if not torch.equal(now, kept):", "if not now.allclose(kept, rtol=1e-4):"),
-        ("self.table[batch.views.to(at), batch.ids", "self.table[0, batch.ids"),
+        ("if not torch.equal(now, cached):", "if not now.allclose(cached, rtol=1e-4):"),
+        ("self.table[batch.views.to(device), batch.ids", "self.table[0, batch.ids"),
     ),
     *of("report/plots/sizes", "cli/shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
     *of(
@@ -390,14 +390,14 @@ MUTANTS = (
     *of(
         "training/loop",
         "training/engine",
-        ("                    self._refuse_endless(stage, state)\n", ""),
+        ("                    self._refuse_non_finite(stage, state)\n", ""),
         ("weights += [] if state.average is None else state.average.values", "pass"),
         ("bad = bad + ~weight", "bad = ~weight"),
     ),
     *of(
         "training/api",
         "cli/folders",
-        ("RunFolder.check_begin(Path(out), command, asked, extend=job.extend)", "pass"),
+        ("RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)", "pass"),
     ),
     *of(
         "training/run_folder",
@@ -452,7 +452,7 @@ MUTANTS = (
     *of(
         "training/run_folder",
         "cli/folders",
-        ("held = os.path.lexists(folder / files.LOCK)", "held = False"),
+        ("has_lock = os.path.lexists(folder / files.LOCK)", "has_lock = False"),
         ("run.record(stage.name)\n", "pass\n"),
     ),
     *of("cli/console/progress", "cli/folders", ("if sys.stdout is not None else None", "")),
@@ -584,7 +584,7 @@ MUTANTS = (
         ("self._run, self._over = self._run + 1, False", "self._run, self._over = 1, False"),
         ('if self._store.check([self._key("ended")]):', "if False:"),
         ("if time.monotonic() > until:", "if False:"),
-        ('if said["cause"]:', "if True:"),
+        ('if message["cause"]:', "if True:"),
         ("if not self._over:", "if True:"),
         ("if not 0 <= rank < world:", "if not 0 <= rank <= world:"),
     ),
@@ -592,17 +592,17 @@ MUTANTS = (
         "training/distributed",
         "training/peers",
         ("cause=not lost", "cause=True"),
-        ("if lost or not alike:", "if lost:"),
-        ("if lost or not alike:", "if True:"),
+        ("if lost or not all_end:", "if lost:"),
+        ("if lost or not all_end:", "if True:"),
         ('late = "imed out" in text', 'late = "closed" in text'),
     ),
     *of(
         "training/api",
         "training/peers",
-        ("**_of_all(job, command, out), ", ""),
-        ("**asdict(training), **asked})", "**asked})"),
+        ("**_shared(job, command, out), ", ""),
+        ("**asdict(training), **resolved})", "**resolved})"),
         ("os.path.realpath(out)", "str(out)"),
-        ("        **job.alike,\n", ""),
+        ("        **job.shared,\n", ""),
         ("held_out.fingerprint()[:16]}", "0}"),
     ),
     *of(
@@ -695,5 +695,5 @@ MUTANTS = (
     *of("training/signals", "training/engine", ('"SIGTERM", "SIGHUP"', '"SIGTERM"')),
     *of("training/run_repair", "cli/folders", ("files.refuse_link(place)", "pass")),
     *of("training/run_folder", "cli/folders", ("self.folder.rmdir()", "pass")),
-    *of("training/progress", "cli/folders", ("self._asked.set()", "pass")),
+    *of("training/progress", "cli/folders", ("self._request.set()", "pass")),
 )

@@ -107,7 +107,7 @@ MUTANTS = (
         ('value.astype(value.dtype.newbyteorder("="))', "np.array(value)"),
     ),
     *of("models/classifiers/registry", "data/data_kinds", ("int(name) != k", "int(name) < k")),
-    *of("training/checks/data", "data/data_kinds", ("own.index(name) != k", "own.index(name) > k")),
+    *of("training/checks/data", "data/data_kinds", (") != k", ") > k")),
     *of("data/epoch_order", "data/data", ("[seed, stage, epoch]", "[seed, stage]")),
     *of(
         "data/augment",

@@ -58,7 +58,7 @@ def run(
     data=None,
     teacher=None,
     callback=None,
-    answers=None,
+    cache=None,
     updates=14,
     student=student,
     **changes,
@@ -73,7 +73,7 @@ def run(
         job=RunOptions(device="cpu")
         if callback is None
         else RunOptions(device="cpu", callback=callback),
-        answers=answers,
+        cache=cache,
     )
 
 

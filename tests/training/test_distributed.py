@@ -129,7 +129,7 @@ mine = job(gate=lambda student: rank == 1 or len(student.times[0]) > 9)
 halve(folder / "gated", job=mine, **four)
 found["touched"] = touched
 
-distributed._leave()  # what happens as the program ends
+distributed._destroy_group()  # what happens as the program ends
 tasks = Path("/proc/self/task").glob("*/comm")
 found["threads"] = sorted(path.read_text().strip() for path in tasks)
 Path(sys.argv[2]).with_name(f"found-{rank}.json").write_text(json.dumps(found))
@@ -323,8 +323,8 @@ class TestOneProcess:
         assert alone.share(7) == slice(0, 7)
         value = torch.tensor([1.5, -2.0])
         assert torch.equal(alone.total(value), value) and torch.equal(alone.largest(value), value)
-        assert alone.first_says(lambda: "word") == "word"
-        assert alone.agree(True, 3, 50) and not alone.agree(False, 50, 50)
+        assert alone.run_on_first(lambda: "word") == "word"
+        assert alone.any_stops(True, 3, 50) and not alone.any_stops(False, 50, 50)
 
     def test_a_share_is_a_part(self):
         three = Processes("cpu")

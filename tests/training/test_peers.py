@@ -21,14 +21,14 @@ from halfstep.models.classifiers.checkpoint import save_classifier
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training import distributed, peers
 from halfstep.training.distributed import Processes
-from halfstep.training.peers import Board, launched, refuse_others, versions
+from halfstep.training.peers import Board, launched, refuse_different, versions
 from halfstep.workflows.run_options import shared_options
 from tests.support.runs import halve, job, points, teacher
 
 
 def boards(world=2):
     store = HashStore()
-    return [Board(store, rank, world, parting=0.2) for rank in range(world)]
+    return [Board(store, rank, world, exit_seconds=0.2) for rank in range(world)]
 
 
 def at_once(*acts):
@@ -70,7 +70,7 @@ class TestDifferences:
     )  # fmt: skip
     def test_the_first_is_named_with_everyones_value(self, words, names):
         with pytest.raises(ConfigError) as caught:
-            refuse_others(words)
+            refuse_different(words)
         for name in names:
             assert name in str(caught.value)
         assert len(str(caught.value)) < 400
@@ -80,7 +80,7 @@ class TestDifferences:
         [{}, {"a": None}, {"a": float("nan")}, {"a": {"b": {}}, "c": [1, "x"]}, {"n": 10**400}],
     )
     def test_the_same_is_not_refused(self, word):
-        refuse_others([word, dict(word), dict(word)])
+        refuse_different([word, dict(word), dict(word)])
 
     def test_versions_are_of_what_computes(self):
         found = versions()
@@ -184,7 +184,7 @@ class TestMeeting:
 
             check = get = set
 
-        board = Board(Gone(), 1, 2, parting=0.2)
+        board = Board(Gone(), 1, 2, exit_seconds=0.2)
         with pytest.raises(HalfstepError, match="first process"):
             board.meet({})
         assert board.end("x") is False and board.all_end() is False and board.reason() == ""
@@ -202,7 +202,7 @@ class TestTogether:
         at_once(lambda: mine.meet({}), lambda: other.meet({}))
         processes, parted = Processes("cpu"), []
         processes.world, processes._board = 2, mine
-        monkeypatch.setattr(distributed, "_part", lambda *given: parted.append(given))
+        monkeypatch.setattr(distributed, "_leave_group", lambda *given: parted.append(given))
         return processes, other, parted
 
     def fail(self, processes, error):
@@ -256,7 +256,7 @@ class TestTogether:
     def test_no_run_begins_after_they_parted(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
-        monkeypatch.setattr(distributed, "_parted", ["damaged"])
+        monkeypatch.setattr(distributed, "_failures", ["damaged"])
         with pytest.raises(HalfstepError, match="parted"):
             Processes("cpu")
 
@@ -273,7 +273,7 @@ def word(monkeypatch, tmp_path):
         def keep(processes, found):
             raise Asked(found)
 
-        monkeypatch.setattr(Processes, "agreed", keep)
+        monkeypatch.setattr(Processes, "compare", keep)
         with pytest.raises(Asked) as caught:
             halve(changes.pop("out", tmp_path / "run"), **changes)
         assert not list(tmp_path.iterdir()), "nothing is made before all agree"
@@ -313,12 +313,12 @@ class TestTheWordOfARun:
             ({"job": job(from_previous=True)}, "from_previous"),
             ({"job": job(device="auto")}, "device"),
             ({"job": job(gate=gate())}, "gate"),
-            ({"job": job(alike={"validate": "0.2"})}, "validate"),
+            ({"job": job(shared={"validate": "0.2"})}, "validate"),
         ],
     )
     def test_another_is_refused_and_named(self, word, changes, named):
         with pytest.raises(ConfigError, match=rf"differ in {named}[.\w]*:"):
-            refuse_others([word(), word(**changes)])
+            refuse_different([word(), word(**changes)])
 
     @pytest.mark.parametrize(
         "options", [{"tolerance": 1.2}, {"until": 2}, {"samples": 100}, {"about": {"seed": 1}}]
@@ -326,12 +326,12 @@ class TestTheWordOfARun:
     def test_another_gate_is_refused(self, word, options):
         one, other = gate(), gate(**options)
         with pytest.raises(ConfigError, match="differ in gate"):
-            refuse_others([word(job=job(gate=one)), word(job=job(gate=other))])
+            refuse_different([word(job=job(gate=one)), word(job=job(gate=other))])
 
     def test_the_same_is_not(self, word, tmp_path):
         options = {"job": job(gate=gate(writes=False))}
         same = [word(job=job(gate=gate())), word(out=tmp_path / "x" / ".." / "run", **options)]
-        refuse_others(same)
+        refuse_different(same)
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def command(monkeypatch, tmp_path):
         raise Asked(found)
 
     def ask(verb, *words):
-        monkeypatch.setattr(Processes, "agreed", keep)
+        monkeypatch.setattr(Processes, "compare", keep)
         common = ["--out", "r", "--device", "cpu", "--batch-size", "4"]
         with pytest.raises(Asked) as caught:
             {"classifier": classifier, "knowledge": knowledge}[verb]([*words, *common])
@@ -384,7 +384,7 @@ class TestTheWordOfACommand:
         self, command, verb, rest, option, mine, theirs
     ):
         data = [] if option == "--data" else ["--data", "a/data.npz"]
-        refuse_others([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
+        refuse_different([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
 
     @pytest.mark.parametrize(
         "verb, rest, option, mine, theirs, named",
@@ -403,7 +403,7 @@ class TestTheWordOfACommand:
     ):
         data = [] if option == "--data" else ["--data", "a/data.npz"]
         with pytest.raises(ConfigError, match=rf"differ in {named}:"):
-            refuse_others([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
+            refuse_different([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
 
     def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self):
         typed = [
@@ -415,4 +415,4 @@ class TestTheWordOfACommand:
     def test_a_gate_says_what_it_measures_with(self, word):
         gates = [gate(about={"digest": k}) for k in range(2)]
         with pytest.raises(ConfigError, match=r"differ in gate.about.digest:"):
-            refuse_others([word(job=job(gate=one)) for one in gates])
+            refuse_different([word(job=job(gate=one)) for one in gates])

@@ -1,4 +1,4 @@
-"""What a network reads of the data: the rest is left out, and what does not fit is refused."""
+"""Reduce data to the parts that a network reads, and refuse data that does not fit it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +11,7 @@ from halfstep.pipeline.conditioning import same_states
 
 
 def read_by(pipeline: Pipeline, data: Data) -> Data:
-    """The data without what the pipeline does not read; refused unless the shapes agree."""
+    """The data with only the labels and texts that the pipeline reads; refused if it does not fit."""
     if tuple(data.shape) != tuple(pipeline.shape):
         raise ConfigError(
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
@@ -28,13 +28,10 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
             f"the network has {len(pipeline.class_names)} classes and the data has no labels: give data of "
             "those classes"
         )
-    if (
-        pipeline.class_names
-        and data.labels is not None
-        and (without := int((data.labels < 0).sum()))
-    ):
+    if pipeline.class_names and data.labels is not None and (data.labels < 0).any():
+        unlabelled = int((data.labels < 0).sum())
         raise ConfigError(
-            f"the network has classes and {without:,} of the data's samples have no label (-1): "
+            f"the network has classes and {unlabelled:,} of the data's samples have no label (-1): "
             "leave them out, or give data with labels"
         )
     if isinstance(data, Latents):
@@ -56,12 +53,12 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
     return data if pipeline.class_names else replace(data, labels=None, names=())
 
 
-def _refuse_other_numbers(own: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """A class that both know by name has one number."""
-    for k, name in enumerate(names):
-        if name in own and own.index(name) != k:
+def _refuse_other_numbers(class_names: tuple[str, ...], data_names: tuple[str, ...]) -> None:
+    """`ConfigError` if a class has another number in the data than in the network."""
+    for k, name in enumerate(data_names):
+        if name in class_names and (number := class_names.index(name)) != k:
             raise ConfigError(
-                f"class '{name}' is number {k} of the data and number {own.index(name)} of the network: give "
+                f"class '{name}' is number {k} of the data and number {number} of the network: give "
                 "data whose classes have the network's order"
             )
 
@@ -76,7 +73,7 @@ def _check_latents(pipeline: Pipeline, data: Latents) -> None:
 
 
 def notes(pipeline: Pipeline, data: Data) -> Iterator[str]:
-    """What may be right, and should be known."""
+    """Warnings that do not stop the run."""
     names = tuple(data.names)
     if pipeline.class_names and names and names != pipeline.class_names[: len(names)]:
         yield (

@@ -30,33 +30,32 @@ DATA_DECIDE = (
 
 
 def checked_on_start(
-    stages: Iterator[Stage], teacher: Pipeline, said: tuple[str, str] = AS_TEACHER
+    stages: Iterator[Stage], teacher: Pipeline, advice: tuple[str, str] = AS_TEACHER
 ) -> Iterator[Stage]:
-    """The same stages, after the first student was asked for a sample of the last class, and of none.
+    """The same stages, after the first student was called with the last class, and with no class.
 
-    `ConfigError` where it does not take what the teacher takes.
+    `ConfigError` if it does not take the teacher's samples and conditions.
 
-    said  what is wrong then, and what to write
+    advice  the error's two parts: what is wrong, and what to write
     """
     if (first := next(stages, None)) is None:
         return iter(())
-    _try(unwrap(first.student).trainable_copy(), first, teacher, said)  # type: ignore[operator]  # a Denoiser
+    student = unwrap(first.student).trainable_copy()  # type: ignore[operator]  # a Denoiser
+    _try(student, first, teacher, advice)
     return with_first(first, stages)
 
 
-def with_first(first: Stage, rest: Iterator[Stage]) -> Iterator[Stage]:
-    """The first stage, made before there is a folder, and the others; a stage that is over is let go."""
+def with_first(first: Stage, others: Iterator[Stage]) -> Iterator[Stage]:
+    """The first stage, made before there is a folder, and the others; each is freed after its use."""
     yield first
     del first  # or its student would stay in memory while all the others are trained
-    yield from rest
+    yield from others
 
 
 @torch.no_grad()
-def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, str]) -> None:
-    classes, guidance_range = (
-        len(teacher.class_names),
-        stage.guidance_range or teacher.guidance_range,
-    )
+def _try(student: Denoiser, stage: Stage, teacher: Pipeline, advice: tuple[str, str]) -> None:
+    classes = len(teacher.class_names)
+    guidance_range = stage.guidance_range or teacher.guidance_range
     student.eval().autocast = None
     # A table of labels that is too short lacks the last rows.
     labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
@@ -66,28 +65,27 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, said: tuple[str, st
         labels=labels, prompts=None, encoder_hidden_states=None, guidance_scale=guidance_range and
     guidance_range[0], )  # fmt: skip
     device = next(student.parameters(), torch.empty(0)).device
-    x, seen, got = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
-    wanted = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
-    student.net.register_forward_hook(lambda net, given, out: seen.append(list(out.shape)))
+    x, shapes, problem = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
+    expected = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
+    student.net.register_forward_hook(lambda net, args, out: shapes.append(list(out.shape)))
     try:
         student(x, torch.full((n,), 0.5, device=device), None if cond is None else cond.to(device))
     except ConfigError:
-        if seen in ([], [wanted]):
+        if shapes in ([], [expected]):
             raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-        got = str(error).splitlines()[0]
-    if not got and seen != [wanted]:
-        got = f"it answers in the shape {seen[0]} instead of {wanted}"
-    if got:
+        problem = str(error).splitlines()[0]
+    if not problem and shapes != [expected]:
+        problem = f"it answers in the shape {shapes[0]} instead of {expected}"
+    if problem:
         of = f" of {classes} class{'es' * (classes > 1)}" if classes else ""
-        raise ConfigError(f"{said[0]}, {list(teacher.shape)}{of} ({got}): {said[1]}")
+        raise ConfigError(f"{advice[0]}, {list(teacher.shape)}{of} ({problem}): {advice[1]}")
 
 
 def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
-    """The same stages, after the first student's network was asked about two samples of the data.
+    """The same stages, after the first student's network was called with two samples of the data.
 
-    A condition that it needs and does not get, or gets and does not read, is so refused before there is a
-    folder.
+    So a missing condition, or one that the network does not read, is refused before there is a folder.
     """
     if (first := next(stages, None)) is None:
         return iter(())
@@ -105,7 +103,7 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
 
 
 def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> None:
-    """`ConfigError` for settings that a classifier's training does not read, or cannot."""
+    """`ConfigError` for settings that the training of a classifier does not support."""
     if training.precision != "fp32":
         raise ConfigError(
             f"classifiers are distilled in fp32, and precision is '{training.precision}': leave it out"
@@ -117,9 +115,9 @@ def refuse_unread(training: TrainingConfig, method: KnowledgeDistillation) -> No
 
 
 def checked_on_first(stages: Iterator[Stage], data: Data, device: torch.device) -> Iterator[Stage]:
-    """The same stages, after the first one's objective was asked about two samples, which trains nothing.
+    """The same stages, after the first one's objective was computed on two samples, without training.
 
-    What teacher, student and data refuse of each other is so refused before there is a folder.
+    So teacher, student or data that do not fit each other are refused before there is a folder.
     """
     if (first := next(stages, None)) is None:
         return iter(())

@@ -3,13 +3,13 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from halfstep.code_identity import user_code
-from halfstep.data import as_data, DataLike, Dataset
+from halfstep.config import JsonObject
+from halfstep.data import as_data, DataLike, Dataset, spec_of
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.methods.classifiers.supervised import Classification
@@ -29,7 +29,7 @@ from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 
 SCALED_ON = 5_000
-"""Training images on which the scale of a feature network is taken."""
+"""Training images for the scale of a feature network's features."""
 
 
 @fork_rng()
@@ -48,45 +48,43 @@ def train_classifier(
     classifier  one from `build_classifier`, trained in place; or the name of one, which starts from weights
                 that depend on the seed alone
     data        labelled images; those without a label (-1) are left out
-    held_out    labelled images whose accuracy the log has; nothing is fitted to them
+    held_out    labelled images whose accuracy is logged; they are not trained on
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     `ConfigError` where the data cannot be classified, before there is a folder.
     """
-    method, training, job = (
-        method or Classification(),
-        training or TrainingConfig(),
-        job or RunOptions(),
-    )
+    method, training = method or Classification(), training or TrainingConfig()
+    job = job or RunOptions()
     processes = Processes(job.device)
-    seen = classified(data)
-    judged = None if held_out is None else held_out_dataset(held_out, seen)
-    net = (
-        fresh_classifier(classifier, seen, training) if isinstance(classifier, str) else classifier
-    )
+    images = labelled_images(data)
+    validation = None if held_out is None else held_out_dataset(held_out, images)
+    net = classifier
+    if isinstance(net, str):
+        net = fresh_classifier(net, images, training)
     refuse_changed_classifier(net)
-    refuse_unfit(net, seen)
-    net.class_names = seen.names  # type: ignore[assignment]
+    refuse_unfit(net, images)
+    net.class_names = images.names  # type: ignore[assignment]
     net.label_smoothing = method.label_smoothing  # type: ignore[assignment]
     for note in method.notes() if processes.first else ():
         job.callback.note(note)
     return run_stages(
         "train classifier",
-        method.stages(net, held_out=judged),
+        method.stages(net, held_out=validation),
         _options(method, net),
-        seen,
+        images,
         out,
         training,
-        job.validated_on(judged),
+        job.validated_on(validation),
         processes,
-        write=lambda stage, folder: save_classifier(_scaled(stage.student, seen), folder),
+        source=spec_of(data),
+        write=lambda stage, folder: save_classifier(_scaled(stage.student, images), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
         check=refuse_changed_classifier,
     ).eval()
 
 
-def _options(method: Classification, net: nn.Module) -> dict[str, Any]:
-    """What a run computes, data and training apart."""
+def _options(method: Classification, net: nn.Module) -> JsonObject:
+    """The options of a run that data and training do not have."""
     name, config, preprocessing = classifier_recipe(net)
     return {
         **method.describe(),
@@ -104,7 +102,7 @@ def read_classifier(classifier: nn.Module, folder: Path) -> None:
 
 
 def fresh_classifier(
-    name: str, data: Dataset, training: TrainingConfig, config: dict[str, Any] | None = None
+    name: str, data: Dataset, training: TrainingConfig, config: JsonObject | None = None
 ) -> nn.Module:
     """The named classifier for this data, with weights that depend on the seed alone."""
     options = {**infer_classifier_config(name, data.shape, data.num_classes), **(config or {})}
@@ -112,8 +110,8 @@ def fresh_classifier(
         return build_classifier(name, options)
 
 
-def classified(data: DataLike) -> Dataset:
-    """The labelled samples, once they are found to be images of two classes or more."""
+def labelled_images(data: DataLike) -> Dataset:
+    """The labelled samples of the data; refused unless they are images with labels."""
     data = as_data(data)
     if not isinstance(data, Dataset) or len(data.shape) != 3 or not data.num_classes:
         raise ConfigError(
@@ -131,55 +129,55 @@ def classified(data: DataLike) -> Dataset:
             f"none of these {len(data):,} images has a label, from which a classifier is trained: give "
             "labelled data"
         )
-    known = data.only((data.labels >= 0).nonzero()[:, 0])
-    return replace(known, augmentation=data.augmentation)
+    labelled = data.only((data.labels >= 0).nonzero()[:, 0])
+    return replace(labelled, augmentation=data.augmentation)
 
 
 def held_out_dataset(data: DataLike, trained: Dataset) -> Dataset:
-    """Held-out data, refused unless it is other data, and of the same classes if training has any."""
-    held = as_data(data)
-    if not isinstance(held, Dataset) or held.shape != trained.shape or not held.num_classes:
+    """The held-out images; refused if they are the training data or have other classes."""
+    images = as_data(data)
+    if not isinstance(images, Dataset) or images.shape != trained.shape or not images.num_classes:
         raise ConfigError(
             f"held-out data must be labelled images of shape {list(trained.shape)}, got "
-            f"{list(held.shape)}{'' if held.num_classes else ' without labels'}: give other data to "
+            f"{list(images.shape)}{'' if images.num_classes else ' without labels'}: give other data to "
             "validate on"
         )
     if trained.num_classes:
-        refuse_other_classes(trained.names, held.names, "the training data", "the held-out data")
-    if trained.num_classes and held.num_classes > trained.num_classes:
+        refuse_other_classes(trained.names, images.names, "the training data", "the held-out data")
+    if trained.num_classes and images.num_classes > trained.num_classes:
         raise ConfigError(
-            f"the held-out data has {held.num_classes} classes and the training data "
+            f"the held-out data has {images.num_classes} classes and the training data "
             f"{trained.num_classes}: give data of the same classes"
         )
-    if held.fingerprint() == trained.fingerprint():
+    if images.fingerprint() == trained.fingerprint():
         raise ConfigError(
             "the held-out data is the training data, on which accuracy says nothing: give other data to "
             "validate on, or a share of it, such as 0.15"
         )
-    labels = held.labels
-    if held.unlabelled and labels is not None:
-        held = held.only((labels >= 0).nonzero()[:, 0])
-    return replace(held, augmentation=None, flip=False)
+    labels = images.labels
+    if images.unlabelled and labels is not None:
+        images = images.only((labels >= 0).nonzero()[:, 0])
+    return replace(images, augmentation=None, flip=False)
 
 
 @torch.no_grad()
 def refuse_unfit(net: nn.Module, data: Dataset) -> None:
-    """Ask about two images: whatever does not fit is said before there is a folder."""
-    said = ""
+    """`ConfigError` if the network does not map two images of the data to logits of their classes."""
+    problem = ""
     example = data.batch(torch.arange(2) % len(data)).x0.to(_device(net))
     try:
         with evaluating(net):
-            found = net(example)
-        if found.ndim != 2 or len(found) != 2 or found.shape[1] < data.num_classes:
-            said = f"it answers in the shape {list(found.shape)}"
+            logits = net(example)
+        if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < data.num_classes:
+            problem = f"it answers in the shape {list(logits.shape)}"
     except ConfigError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        said = str(error).splitlines()[0]
-    if said:
+        problem = str(error).splitlines()[0]
+    if problem:
         raise ConfigError(
             f"this {type(net).__name__} does not map images [2, {', '.join(map(str, data.shape))}] to "
-            f"logits [2, {data.num_classes}] ({said}): build it for this data"
+            f"logits [2, {data.num_classes}] ({problem}): build it for this data"
         )
 
 
@@ -188,7 +186,7 @@ def _device(net: nn.Module) -> torch.device:
 
 
 def _scaled(trained: nn.Module, data: Dataset) -> nn.Module:
-    """A feature network with features of unit variance, as a copy: the run can still be extended."""
+    """A copy of a feature network with features of unit variance; the run itself can still be extended."""
     if not isinstance(trained, Classifier):
         return trained
     copied = copy.deepcopy(trained).to(data.values.device)

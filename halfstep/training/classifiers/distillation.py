@@ -1,14 +1,14 @@
-"""Teach a classifier what another one, or several, answer, into a run folder."""
+"""Distil a classifier from one teacher or several into a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from halfstep.code_identity import user_code
-from halfstep.data import as_data, Data, DataLike, Dataset
+from halfstep.config import JsonObject
+from halfstep.data import as_data, Data, DataLike, Dataset, spec_of
 from halfstep.errors import DataError
 from halfstep.identity import digest_of
 from halfstep.methods.base import Stage
@@ -26,7 +26,11 @@ from halfstep.rng import fork_rng, key
 from halfstep.training.api import run_stages, RunOptions
 from halfstep.training.checks.teacher import checked_on_first, refuse_unread
 from halfstep.training.classifiers.api import read_classifier
-from halfstep.training.classifiers.logit_cache import kept_answers, KeptAnswers, settle
+from halfstep.training.classifiers.logit_cache import (
+    cached_logits,
+    CachedLogits,
+    check_reproducible,
+)
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.progress import Notes
@@ -44,23 +48,20 @@ def distill_classifier(
     method: KnowledgeDistillation | None = None,
     training: TrainingConfig | None = None,
     job: RunOptions | None = None,
-    answers: Path | str | None = None,
+    cache: Path | str | None = None,
 ) -> nn.Module:
-    """Teach a classifier what another one, or several, answer; returns the student, trained in place.
+    """Distil a classifier from one teacher or several; returns the student, trained in place.
 
-    write, read  how a student lies on disk
-    answers      a folder that keeps the teacher's answers; None asks it every time
+    write, read  save and load a student
+    cache        a folder for the teacher's logits; None computes them every time
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    method, training, job = (
-        method or KnowledgeDistillation(),
-        training or TrainingConfig(),
-        job or RunOptions(),
-    )
+    method, training = method or KnowledgeDistillation(), training or TrainingConfig()
+    job = job or RunOptions()
     processes = Processes(job.device)
     teacher = teachers if isinstance(teachers, Teachers) else Teachers(*_listed(teachers))
-    data = as_data(data)
+    source, data = spec_of(data), as_data(data)
     for note in (*method.notes(), *_smoothed(method, teacher)) if processes.first else ():
         job.callback.note(note)
     refuse_unread(training, method)
@@ -70,8 +71,8 @@ def distill_classifier(
     _describe(student, method, teacher, data)
     options = _options(method, teacher, student)
     teacher.to(processes.device), student.to(processes.device)
-    kept = _answers(teacher, data, answers, processes, job) if method.asks_teacher else None
-    stages = _stages(method, teacher, student, data, kept, training.seed, processes.device)
+    logits = _logits(teacher, data, cache, processes, job) if method.asks_teacher else None
+    stages = _stages(method, teacher, student, data, logits, training.seed, processes.device)
     last = run_stages(
         "distill knowledge",
         checked_on_first(stages, data, processes.device),
@@ -81,6 +82,7 @@ def distill_classifier(
         training,
         job,
         processes,
+        source=source,
         write=lambda stage, folder: write(unwrap(stage.student), folder),
         read=lambda stage, folder: read(unwrap(stage.student), folder),
         check=check,
@@ -91,15 +93,13 @@ def distill_classifier(
 def _describe(
     student: nn.Module, method: KnowledgeDistillation, teacher: Teachers, data: Data
 ) -> None:
-    """Tell the student what its file says of it: its classes' names, and how smooth its labels were."""
+    """Set the attributes that the student's file holds: the names of its classes, and label smoothing."""
     student.class_names = taught_classes(teacher, data)  # type: ignore[assignment]
     student.label_smoothing = method.label_smoothing  # type: ignore[assignment]
 
 
-def _options(
-    method: KnowledgeDistillation, teacher: Teachers, student: nn.Module
-) -> dict[str, Any]:
-    """What a run computes, data and training apart."""
+def _options(method: KnowledgeDistillation, teacher: Teachers, student: nn.Module) -> JsonObject:
+    """The options of a run that data and training do not have."""
     return {
         **method.describe(),
         **user_code(type(method)),
@@ -108,19 +108,19 @@ def _options(
     }
 
 
-def _answers(
+def _logits(
     teacher: Teachers, data: Data, folder: Path | str | None, processes: Processes, job: RunOptions
-) -> KeptAnswers | None:
-    """What the teacher answered before, where a folder keeps it; settles how the teacher is asked."""
+) -> CachedLogits | None:
+    """The teacher's logits in the cache folder; also sets how many rows the teacher takes at a time."""
     device = processes.device
-    if not settle(teacher, data, device) and processes.first:
+    if not check_reproducible(teacher, data, device) and processes.first:
         job.callback.note(
             "the teacher's logits depend, in their last places, on where in a batch a sample is: it is asked "
             "one sample at a time, which is slower"
         )
     if folder is None:
         return None
-    return kept_answers(Path(folder), teacher, data, device=device, progress=Notes(job.callback))
+    return cached_logits(Path(folder), teacher, data, device=device, progress=Notes(job.callback))
 
 
 def _stages(
@@ -128,29 +128,29 @@ def _stages(
     teacher: Teachers,
     student: nn.Module,
     data: Data,
-    answers: KeptAnswers | None,
+    logits: CachedLogits | None,
     seed: int,
     device: torch.device,
 ) -> Iterator[Stage]:
     """The method's stages, with projectors that depend on the seed alone."""
     torch.manual_seed(key(seed, 1))
     example = data.batch(torch.arange(1)).x0.to(device)
-    return method.stages(teacher, student, example=example, answers=answers)
+    return method.stages(teacher, student, example=example, answers=logits)
 
 
 def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
-    """The names of a student's classes; `ConfigError` where teacher and data name others."""
-    mine = data.names if isinstance(data, Dataset) else ()
-    refuse_other_classes(teacher.class_names, mine, "the teacher", "the data")
-    return teacher.class_names or mine
+    """The names of a student's classes; `ConfigError` if those of teacher and data differ."""
+    names = data.names if isinstance(data, Dataset) else ()
+    refuse_other_classes(teacher.class_names, names, "the teacher", "the data")
+    return teacher.class_names or names
 
 
 def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
     """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
-    every = len(teacher.nets)
+    count = len(teacher.nets)
     for k, net in enumerate(teacher.nets if method.asks_teacher else ()):
         if share := label_smoothing(net):
-            which = "the teacher" if every == 1 else f"teacher {k + 1} of {every}"
+            which = "the teacher" if count == 1 else f"teacher {k + 1} of {count}"
             yield (
                 f"{which} was trained with label smoothing {share:g}, which takes away what it knows of the "
                 "wrong classes: one trained without teaches more"
@@ -158,7 +158,7 @@ def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]
 
 
 def refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
-    """`DataError` for data without labels where nothing else is learnt from."""
+    """`DataError` for data without labels if no term of the loss uses the teacher."""
     if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
         raise DataError(
             "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "

@@ -1,17 +1,17 @@
-"""A teacher's answers kept on the disk, one a sample and view, so that it is asked once and not every time.
+"""A cache of a teacher's logits on disk, computed once for each sample and view.
 
-    FOLDER/view-0000.safetensors   its logits for every sample seen so, [samples, classes] in float32 at least
-    FOLDER/view-0000.json          whose they are, of what data, and a checksum
+    FOLDER/view-0000.safetensors   logits of every sample in this view, [samples, classes] in float32 at least
+    FOLDER/view-0000.json          digests of teacher and data, and a checksum
 
-Training with them gives the weights that it gives without, to the bit: a teacher answers in padded blocks
-of one size (`Teachers.settled`), and before they are used some are compared with what it answers now.
+Training with the cache gives the same weights as without, to the bit: a teacher computes in padded blocks of
+one size, and some cached logits are compared with new ones before they are used.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, key
 
 OURS = (files.LOCK, "view-*.json", "view-*.safetensors")
-
+"""Names of the files of a cache."""
 
 _About = TypedDict(
     "_About",
@@ -43,8 +43,8 @@ _About = TypedDict(
 
 
 @dataclass(frozen=True, eq=False)
-class KeptAnswers:
-    """Called with a batch, the logits of its samples in its views: [B, classes] in float32 at least.
+class CachedLogits:
+    """Maps a batch to the logits of its samples and views, [B, classes] in float32 at least.
 
     table  [views, samples, classes]
     """
@@ -54,32 +54,32 @@ class KeptAnswers:
     def __call__(self, batch: Batch) -> Tensor:
         if batch.ids is None or batch.views is None:
             raise _unkeyed()
-        at = self.table.device
-        return self.table[batch.views.to(at), batch.ids.to(at)].to(batch.x0.device)
+        device = self.table.device
+        return self.table[batch.views.to(device), batch.ids.to(device)].to(batch.x0.device)
 
 
-def kept_answers(
+def cached_logits(
     folder: Path,
     teacher: Teachers,
     data: Data,
     *,
     device: torch.device | str = "cpu",
     progress: Progress = SILENT,
-) -> KeptAnswers:
-    """Those in the folder, after what is missing of them was asked and written.
+) -> CachedLogits:
+    """The logits in the folder; missing ones are computed and written first.
 
-    progress  told of every answer; those that are there already are done at once
+    progress  counts the samples and views; those in the folder advance it at once
 
-    `ConfigError` where a sample's views cannot be told apart, or the folder keeps what another teacher
-    answered or of other data; `CheckpointError` for damaged files.
+    `ConfigError` if the views of a sample cannot be told apart, or the folder has the logits of another
+    teacher or of other data; `CheckpointError` for damaged files.
     """
     if not isinstance(data, Dataset):
         raise _unkeyed()
     views = views_of(data)
-    settle(teacher, data, device)
-    about = {
+    check_reproducible(teacher, data, device)
+    about: _About = {
         "teacher": teacher.digest,
-        "data": replace(data, labels=None, names=()).fingerprint(),  # no teacher sees a label
+        "data": replace(data, labels=None, names=()).fingerprint(),  # whatever its labels
         "views": views,
         "augmentation": repr(data.augmentation or data.flip),
         "samples": len(data),
@@ -95,22 +95,22 @@ def kept_answers(
             if stem.with_suffix(".json").exists():
                 progress.advance(len(data))
             else:
-                found = _asked(teacher, data, view, device, progress)
-                storage.save(stem, {"logits": found}, about)
+                logits = _teacher_logits(teacher, data, view, device, progress)
+                storage.save(stem, {"logits": logits}, about)
             tables.append(_read(stem))
-    answers = KeptAnswers(torch.stack(tables).to(device))
-    _compare(answers, teacher, data, device, folder)
-    return answers
+    cache = CachedLogits(torch.stack(tables).to(device))
+    _compare(cache, teacher, data, device, folder)
+    return cache
 
 
-def settle(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
-    """Whether the teacher can be asked many rows at a time; if not, it is asked one by one from now on."""
-    some = data.batch(torch.arange(ROWS) % len(data)).x0
-    return teacher.is_reproducible(some.to(device))
+def check_reproducible(teacher: Teachers, data: Data, device: torch.device | str) -> bool:
+    """Whether logits are independent of the place in a batch; if not, the teacher computes one by one."""
+    images = data.batch(torch.arange(ROWS) % len(data)).x0
+    return teacher.is_reproducible(images.to(device))
 
 
 def missing(folder: Path, data: Data) -> int:
-    """How many of the views are not there yet."""
+    """The number of views that are not in the folder."""
     return sum(
         not _stem(folder, view).with_suffix(".json").exists() for view in range(views_of(data))
     )
@@ -121,7 +121,7 @@ def _stem(folder: Path, view: int) -> Path:
 
 
 def views_of(data: Data) -> int:
-    """How many views of each sample there are; `ConfigError` where nobody can count them."""
+    """The number of views of each sample; `ConfigError` for data with a new view at every draw."""
     if not isinstance(data, Dataset) or data.views is None:
         raise _unkeyed()
     return data.views
@@ -134,24 +134,24 @@ def _unkeyed() -> ConfigError:
     )
 
 
-def _asked(
+def _teacher_logits(
     teacher: Teachers, data: Dataset, view: int, device: torch.device | str, progress: Progress
 ) -> Tensor:
-    """What it answers for every sample in this view."""
-    found = list[Tensor]()
+    """The teacher's logits of every sample in this view."""
+    parts = list[Tensor]()
     for rows in torch.arange(len(data)).split(ROWS):
-        seen = data.viewed(rows, torch.full_like(rows, view))
-        found.append(_wide(teacher(seen.x0.to(device))).cpu())
+        batch = data.viewed(rows, torch.full_like(rows, view))
+        parts.append(_wide(teacher(batch.x0.to(device))).cpu())
         progress.advance(len(rows))
-    logits = torch.cat(found)
-    # -inf excludes a class, and is an answer; of all classes it is none.
+    logits = torch.cat(parts)
+    # -inf excludes a class, but not all of them.
     if not logits.amax(-1).isfinite().all() or logits.isnan().any():
         raise CheckpointError("the teacher answers with nan or infinity: give one that is trained")
     return logits
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """As losses take them."""
+    """The logits in the precision of the losses, float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -160,40 +160,41 @@ def _read(stem: Path) -> Tensor:
         tensors, _ = storage.load(stem, _About)
         return tensors["logits"]
     except (CheckpointError, KeyError) as error:
-        said = error if isinstance(error, CheckpointError) else f"'{stem}.safetensors' is no answer"
+        lacks = f"'{stem}.safetensors' has no logits"
+        reason = error if isinstance(error, CheckpointError) else lacks
         raise CheckpointError(
-            f"{said}; or delete it and its .json, and the same command asks the teacher again"
+            f"{reason}; or delete it and its .json, and the same command asks the teacher again"
         ) from None
 
 
-def _refuse_foreign(folder: Path, about: Mapping[str, Any]) -> None:
-    """What any of the files there say of themselves must be what this one would say."""
+def _refuse_foreign(folder: Path, about: Mapping[str, object]) -> None:
+    """`ConfigError` if a file in the folder is of another teacher or of other data."""
     for path in sorted(folder.glob("view-*.json")):
-        said = storage.read_about(path.with_suffix(""), _About)
-        other = [name for name in about if said[name] != about[name]]
-        if other:
+        before = storage.read_about(path.with_suffix(""), _About)
+        different = next((name for name in about if before[name] != about[name]), None)
+        if different is not None:
             raise ConfigError(
-                f"'{folder}' keeps answers with another {other[0]} ({_short(said[other[0]])}, now "
-                f"{_short(about[other[0]])}): choose another folder, or delete that one"
+                f"'{folder}' keeps answers with another {different} ({_short(before[different])}, now "
+                f"{_short(about[different])}): choose another folder, or delete that one"
             )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else str(value)
 
 
 def _compare(
-    answers: KeptAnswers, teacher: Teachers, data: Data, device: torch.device | str, folder: Path
+    cache: CachedLogits, teacher: Teachers, data: Data, device: torch.device | str, folder: Path
 ) -> None:
-    """Two batches as training draws them, against what is kept: the same bits, or nothing is kept."""
+    """`ConfigError` unless cached and new logits of two training batches are equal to the bit."""
     for size in (ROWS, 7):
         generator = torch.Generator().manual_seed(key(size))
         rows = torch.randint(len(data), (size,), generator=generator)
-        place = torch.Generator(torch.device(device)).manual_seed(key(size))
-        batch = data.training_batch(rows, Draw.all(place, size)).to(device)
-        now, kept = _wide(teacher(batch.x0)), answers(batch)
-        if not torch.equal(now, kept):
-            off = float((now - kept).nan_to_num().abs().max())
+        generator = torch.Generator(torch.device(device)).manual_seed(key(size))
+        batch = data.training_batch(rows, Draw.all(generator, size)).to(device)
+        now, cached = _wide(teacher(batch.x0)), cache(batch)
+        if not torch.equal(now, cached):
+            off = float((now - cached).nan_to_num().abs().max())
             raise ConfigError(
                 f"the teacher answers here by up to {off:.1g} other than what '{folder}' keeps of it "
                 "(another machine, device or version made it): choose another folder, or keep no answers"
@@ -201,7 +202,7 @@ def _compare(
 
 
 def check_folder(folder: Path) -> None:
-    """`ConfigError` where answers cannot be kept: the folder is of something else, or cannot be written."""
+    """`ConfigError` for a folder that cannot be written or holds other files."""
     files.check_writable(folder, "choose another folder")
     try:
         strange = [p.name for p in folder.iterdir() if not files.matches_names(p.name, *OURS)]
@@ -220,7 +221,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
-    """One process at a time: the others wait, and find the answers there."""
+    """Let one process at a time fill the cache; the others wait, and then read it."""
     check_folder(folder)
     files.make_folder(folder)
     with files.writing(folder):

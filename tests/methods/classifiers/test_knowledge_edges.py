@@ -29,8 +29,8 @@ from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import build_classifier, class_names
 from halfstep.models.compression.int8 import quantise
 from halfstep.training.api import RunOptions
-from halfstep.training.classifiers.api import classified, held_out_dataset, train_classifier
-from halfstep.training.classifiers.logit_cache import kept_answers
+from halfstep.training.classifiers.api import held_out_dataset, labelled_images, train_classifier
+from halfstep.training.classifiers.logit_cache import cached_logits
 from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
 from tests.support.runs import refused
@@ -61,15 +61,15 @@ def test_whoever_changes_the_images_is_refused(tmp_path):
 def test_the_answers_are_of_images_and_not_of_labels(tmp_path):
     """The same pictures with fewer labels, or none, take what was kept; others do not."""
     teacher, data = Teachers(*teachers()), pictures()
-    kept = kept_answers(tmp_path, teacher, data)
+    kept = cached_logits(tmp_path, teacher, data)
     fewer = replace(data, labels=data.labels.clone().fill_(-1))
     for other in (fewer, pictures(labels=False)):
         told = Ledger()
-        again = kept_answers(tmp_path, teacher, other, progress=told)
+        again = cached_logits(tmp_path, teacher, other, progress=told)
         assert torch.equal(again.table, kept.table)
         assert told.each == [len(data)]  # read, never asked
     with pytest.raises(ConfigError, match="another data"):
-        kept_answers(tmp_path, teacher, data.only(torch.arange(74)))
+        cached_logits(tmp_path, teacher, data.only(torch.arange(74)))
 
 
 def test_a_teacher_of_double_precision_is_kept_in_it(tmp_path):
@@ -78,10 +78,11 @@ def test_a_teacher_of_double_precision_is_kept_in_it(tmp_path):
             return super().forward(x).double() + 1e-9
 
     asked = run(tmp_path / "a", teacher=Double(9))
-    kept = run(tmp_path / "b", teacher=Double(9), answers=tmp_path / "kept")
+    kept = run(tmp_path / "b", teacher=Double(9), cache=tmp_path / "kept")
     assert same(asked, kept)
     assert (
-        kept_answers(tmp_path / "kept", Teachers(Double(9)), pictures()).table.dtype == torch.double
+        cached_logits(tmp_path / "kept", Teachers(Double(9)), pictures()).table.dtype
+        == torch.double
     )
 
 
@@ -219,7 +220,7 @@ def test_terms_of_one_name_are_told_apart():
 def test_nothing_to_learn_is_refused(tmp_path):
     with pytest.raises(DataError, match="75 images"):
         data = pictures()
-        classified(replace(data, labels=data.labels.clone().fill_(-1)))
+        labelled_images(replace(data, labels=data.labels.clone().fill_(-1)))
     with pytest.raises(DataError, match="nothing to learn"):
         run(tmp_path / "r", HardLabels(), data=pictures(labels=False))
     assert not (tmp_path / "r").exists()

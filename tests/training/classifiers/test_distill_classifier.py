@@ -20,7 +20,7 @@ from halfstep.models.classifiers.ensemble import ROWS, Teachers
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.distillation import distill_classifier
-from halfstep.training.classifiers.logit_cache import kept_answers, missing
+from halfstep.training.classifiers.logit_cache import cached_logits, missing
 from halfstep.training.run_folder import RunFolder
 from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
 from tests.support.progress import Ledger
@@ -64,8 +64,8 @@ def test_kept_answers_change_nothing(tmp_path, flip, count, micro):
         "micro_batch_size": micro,
     }
     asked = run(tmp_path / "a", **options)
-    kept = run(tmp_path / "b", **options, answers=tmp_path / "kept")
-    again = run(tmp_path / "c", **options, answers=tmp_path / "kept")
+    kept = run(tmp_path / "b", **options, cache=tmp_path / "kept")
+    again = run(tmp_path / "c", **options, cache=tmp_path / "kept")
     assert same(asked, kept) and same(asked, again)
     assert bits(tmp_path / "a") == bits(tmp_path / "b") == bits(tmp_path / "c")
     assert len(list((tmp_path / "kept").glob("view-*.safetensors"))) == 1 + flip
@@ -79,7 +79,7 @@ def test_kept_answers_and_a_resumed_run(tmp_path):
             run(
                 tmp_path / "b",
                 data=data,
-                answers=tmp_path / "kept",
+                cache=tmp_path / "kept",
                 callback=At("student", update, crash),
             )
     run(tmp_path / "b", data=data)  # the kept answers are no part of what a run is
@@ -91,7 +91,7 @@ def test_a_permuted_batch_has_its_answers_permuted(tmp_path):
     data, teacher = pictures(150, flip=True), Teachers(*teachers())
     for each in ([64, 64, 22] * 2, [150] * 2):  # what is there already is done at once
         told = Ledger()
-        kept = kept_answers(tmp_path / "kept", teacher, data, progress=told)
+        kept = cached_logits(tmp_path / "kept", teacher, data, progress=told)
         assert told.each == each and told.steps == 2 * 150
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     for rows in (order, order[:7], order[: ROWS + 1], order.flip(0)):
@@ -252,7 +252,7 @@ def test_a_teacher_with_no_weight_is_noted(tmp_path):
 def test_an_augmentation_without_views_is_refused(tmp_path):
     data = Anew(pictures().values)
     with pytest.raises(ConfigError, match="augmented anew at every draw, so"):
-        run(tmp_path / "r", *patient_teacher(), data=data, answers=tmp_path / "kept")
+        run(tmp_path / "r", *patient_teacher(), data=data, cache=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
@@ -265,37 +265,37 @@ def test_an_augmentation_without_views_is_refused(tmp_path):
     ],
 )
 def test_a_foreign_cache_is_refused(tmp_path, changed, said):
-    run(tmp_path / "a", answers=tmp_path / "kept", updates=1)
+    run(tmp_path / "a", cache=tmp_path / "kept", updates=1)
     before = everything(tmp_path / "kept")
     with pytest.raises(ConfigError, match=f"{said} .*choose another folder, or delete that one"):
-        run(tmp_path / "b", answers=tmp_path / "kept", updates=1, **changed)
+        run(tmp_path / "b", cache=tmp_path / "kept", updates=1, **changed)
     assert everything(tmp_path / "kept") == before and not (tmp_path / "b").exists()
 
 
 def test_a_damaged_cache_is_refused(tmp_path):
-    run(tmp_path / "a", answers=tmp_path / "kept", updates=1)
+    run(tmp_path / "a", cache=tmp_path / "kept", updates=1)
     path = tmp_path / "kept" / "view-0000.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3] + b"abc")
     with pytest.raises(CheckpointError, match="damaged: its checksum is not"):
-        run(tmp_path / "b", answers=tmp_path / "kept", updates=1)
+        run(tmp_path / "b", cache=tmp_path / "kept", updates=1)
     path.with_suffix(".json").unlink()
     assert missing(tmp_path / "kept", pictures()) == 1
-    run(tmp_path / "b", answers=tmp_path / "kept", updates=1)
+    run(tmp_path / "b", cache=tmp_path / "kept", updates=1)
     assert path.read_bytes() == whole
 
 
 def test_a_cache_with_other_bits_is_refused(tmp_path):
     """As another machine would have made it: right as a file, and a last place off."""
     data, teacher = pictures(), Teachers(*teachers())
-    kept_answers(tmp_path, teacher, data)
+    cached_logits(tmp_path, teacher, data)
     stem = tmp_path / "view-0000"
     tensors, about = storage.load(stem)
     storage.save(stem, {"logits": tensors["logits"] * (1 + 1e-6)}, about)
     with pytest.raises(
         ConfigError, match=r"answers here by up to .* other than what '.*' keeps of it"
     ):
-        kept_answers(tmp_path, teacher, data)
+        cached_logits(tmp_path, teacher, data)
 
 
 class Centred(nn.Module):
@@ -322,7 +322,7 @@ def test_a_teacher_whose_rounding_depends_on_the_place_is_asked_row_by_row(tmp_p
     callback = At("", 0, crash)
     asked = run(tmp_path / "a", teacher=[Placed()], callback=callback, updates=4)
     assert "one sample at a time" in callback.notes[0]
-    kept = run(tmp_path / "b", teacher=[Placed()], updates=4, answers=tmp_path / "kept")
+    kept = run(tmp_path / "b", teacher=[Placed()], updates=4, cache=tmp_path / "kept")
     assert same(asked, kept)
     assert not Teachers(Placed()).is_reproducible(torch.ones(ROWS, 3, 5, 4))
     assert Teachers(Fixed()).is_reproducible(torch.randn(ROWS, 3, 5, 4))
