@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfstep.code_identity import identity, user_code
+from halfstep.code_identity import holds_user_code, identity, is_user_code, user_code
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import not_trained

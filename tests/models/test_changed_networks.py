@@ -48,7 +48,7 @@ from halfstep.models.eval_mode import to_train
 from halfstep.models.with_guidance import with_guidance
 from halfstep.training import RunOptions
 from halfstep.training.api import run_stages
-from halfstep.training.batch_norm import AT_ONCE, update_batch_norm
+from halfstep.training.batch_norm import BATCH, update_batch_norm
 from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
 from halfstep.training.trainable import identity_of
@@ -719,7 +719,7 @@ def test_statistics_of_instance_norms_are_a_mean_over_all_batches():
     data = Dataset(shades.round().to(torch.uint8))
     net[0].running_mean.fill_(7)
     update_batch_norm(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=5, index=0)
-    seen = torch.cat([rows(5, 0, k, AT_ONCE, 200) for k in range(4)])
+    seen = torch.cat([rows(5, 0, k, BATCH, 200) for k in range(4)])
     assert set(seen.tolist()) == set(range(200))
     want = data.batch(seen).x0.mean((0, 2, 3))
     torch.testing.assert_close(net[0].running_mean, want, atol=1e-5, rtol=0)
@@ -889,5 +889,5 @@ def test_statistics_are_taken_of_other_draws_in_every_batch_and_stage():
     for index in (0, 1):
         net = nn.Sequential(nn.BatchNorm1d(2))
         stage = Stage("s", net, Drawn(), 1)
-        update_batch_norm(stage, points(3 * AT_ONCE), torch.device("cpu"), seed=3, index=index)
+        update_batch_norm(stage, points(3 * BATCH), torch.device("cpu"), seed=3, index=index)
     assert len(seeds) == len(set(seeds)) == 6
