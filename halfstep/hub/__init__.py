@@ -1,4 +1,4 @@
-"""Models that exist already: published weights of others, and the small ones that come with halfstep."""
+"""Trained models: published weights, and the small models bundled with halfstep."""
 
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.hub.uvit import load_published, PUBLISHED, Published

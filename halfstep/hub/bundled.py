@@ -1,4 +1,4 @@
-"""The models of handwritten digits that come with halfstep."""
+"""The models of handwritten digits bundled with halfstep."""
 
 from importlib.resources import as_file, files
 
@@ -7,19 +7,19 @@ from halfstep.pipeline import Pipeline
 
 
 def bundled_teacher() -> Pipeline:
-    """The teacher of digits; presets/digits.toml made it."""
+    """The teacher of digits, made by presets/digits.toml."""
     with as_file(files("halfstep") / "assets" / "digits-teacher") as folder:
         return Pipeline.load(folder)
 
 
 def bundled_students() -> list[Pipeline]:
-    """Its students for every guidance scale, the most steps first; presets/digits-guided.toml made them."""
+    """Its students of any guidance scale, most steps first, made by presets/digits-guided.toml."""
     with as_file(files("halfstep") / "assets" / "digits-guided") as folder:
         return [Pipeline.load(place) for place in sorted(folder.glob("*-steps"), reverse=True)]
 
 
 def bundled_cost(name: str) -> dict[str, float]:
-    """Seconds, forwards and updates that the training of a bundled model took.
+    """The training cost of a bundled model: seconds, forwards and updates.
 
     name  digits-teacher or digits-guided
     """

@@ -1,21 +1,21 @@
 """The published U-ViTs (Bao et al. 2023) by the official names of their configurations.
 
-An official file holds tensors and nothing else.  What they mean (which noise schedule, which time the
-network is told, which label means none, which scale the latents have) is known by the name alone, and
-two conventions exist: the networks that were trained on continuous times read 999 t, those on a table
-of 1000 levels read the number of the level, 1 to 1000.
+An official file holds only tensors.  Their meaning (the noise schedule, the network's time, the null label,
+the scale of the latents) follows from the name alone.  There are two conventions for the time: networks
+trained on continuous times read 999 t, those trained on a table of 1000 levels read the number of the
+level, 1 to 1000.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn, Tensor
 
 from halfstep import storage
-from halfstep.config import JsonObject
+from halfstep.config import JsonObject, NetConfig
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import Eps
 from halfstep.diffusion.schedules import BetaTable, Schedule, VPLinear
@@ -27,28 +27,28 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import TrainingConfig
 
 AVERAGED, RAW = "nnet_ema.pth", "nnet.pth"
-"""Files of weights in a folder of the official trainer; the raw ones sample far worse (FID 17 for 7)."""
+"""Weights in a folder of the official trainer; the raw ones sample far worse (FID 17 instead of 7)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published model, all but its weights.
+    """A published model without its weights.
 
     net       arguments of `UViT`
     size      side of the images in pixels
-    schedule  levels of t
-    time      what the network is told of t
-    classes   how many; 0: none
+    schedule  noise schedule
+    time      the network's time as a function of t
+    class_names  number of classes; 0: none
     null      the label that means no class, or None: the network cannot be guided by labels
-    scale     of the latents, or None: the network works on pixels
-    sampler   of the published numbers, with its `steps` and its `guidance_scale` (1 is off)
-    fid       as published, at those
+    scale     of the latents, or None for a model of pixels
+    sampler   of the published FID, with its `steps` and `guidance_scale` (1 is off)
+    fid       as published
     flip      mirror images in training
-    method    of training
-    training  how it is optimised
+    method    training method
+    training  options of the optimiser
     """
 
-    net: Mapping[str, Any]
+    net: NetConfig
     size: int
     schedule: Schedule
     time: NetTime
@@ -65,7 +65,7 @@ class Published:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a sample, before decoding."""
+        """The shape of a sample, before decoding."""
         side = self.net["img_size"]
         return self.net["in_chans"], side, side
 
@@ -81,7 +81,7 @@ class Published:
         codec: Path | str | None = None,
         text: Path | str | None = None,
     ) -> Pipeline:
-        """As `load_published`, for a configuration that has no name."""
+        """Load weights as `load_published` does, also for a configuration without a name."""
         decoder, texts = self._codec(codec), self._texts(text)
         return Pipeline(
             Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).eval(),
@@ -98,14 +98,14 @@ class Published:
     def _network(self, weights: Path | str) -> nn.Module:
         path = _averaged(Path(weights).expanduser())
         tensors, net = storage.read_state_dict(path), self.blank()
-        if (found := _shapes(tensors)) != _shapes(_model(net).state_dict()):
+        if (shapes := _shapes(tensors)) != _shapes(_model(net).state_dict()):
             for name, other in PUBLISHED.items():
-                if found == _shapes(_model(other.blank()).state_dict()):
+                if shapes == _shapes(_model(other.blank()).state_dict()):
                     raise CheckpointError(
                         f"'{path}' holds the weights of {name} and not of this configuration: write "
                         f"{name}, or give the file that belongs to this one"
                     )
-        # Not drawn at random first, and not shared with the file: copied into place once.
+        # Empty memory: the weights are not drawn first, and are copied from the file once.
         net.to_empty(device="cpu")
         storage.load_into(_model(net), tensors, f"'{path}'")
         return net
@@ -147,15 +147,15 @@ def load_published(
     codec: Path | str | None = None,
     text: Path | str | None = None,
 ) -> Pipeline:
-    """A published U-ViT from its official weights, to be sampled, evaluated, distilled and saved.
+    """Load a published U-ViT from its official weights.
 
-    name     of `PUBLISHED`
+    name     a key of `PUBLISHED`
     weights  an official .pth file, a .safetensors file of the same tensors, or a folder STEP.ckpt of
-             the official trainer, of which the averaged weights are taken
-    codec    of latents, for `load_codec`; without one they can be sampled and not decoded
-    text     folder of the text encoder, for `load_texts`: exactly if the model reads texts
+             the official trainer, whose averaged weights are read
+    codec    for `load_codec`; without one latents can be sampled but not decoded
+    text     folder of the text encoder, for `load_texts`: required if the model reads texts, else refused
 
-    Nothing in a file is executed.  `CheckpointError` names the configuration that weights belong to.
+    Nothing in a file is executed.  `CheckpointError` names the configuration that the weights belong to.
     """
     if name not in PUBLISHED:
         raise unknown("published model", name, PUBLISHED)
@@ -163,7 +163,7 @@ def load_published(
 
 
 def _averaged(path: Path) -> Path:
-    """The file to read: never the raw weights where there are averaged ones."""
+    """The file to read: the averaged weights if there are any."""
     if path.is_dir():
         if not (path / AVERAGED).is_file():
             raise CheckpointError(
@@ -190,12 +190,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in tensors.items()}
 
 
-def _net(img_size: int, patch_size: int, in_chans: int, **more: Any) -> JsonObject:
-    return {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, **more}
+def _net(img_size: int, patch_size: int, in_chans: int, size: NetConfig, **more: int) -> NetConfig:
+    images = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
+    return {**images, **size, **more}
 
 
 def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) -> TrainingConfig:
-    """Constant rate after the warm-up, decay of every weight, no clipping, averages without warm-up."""
+    """A constant learning rate after warm-up, weight decay, no gradient clipping, EMA without warm-up."""
     return TrainingConfig(
         batch_size=batch, learning_rate=rate, learning_rate_schedule="constant", warmup=warmup, betas=betas,
         weight_decay=0.03, max_grad_norm=0.0, ema=0.9999, precision="fp16", seed=1234,
@@ -203,72 +204,71 @@ def _training(batch: int, rate: float, betas: tuple[float, float], warmup: int) 
 
 
 def _method(updates: int, levels: int = 0, drop: float = 0.0) -> Denoising:
-    """The plain error of eps."""
+    """Denoising with the mean squared error of eps."""
     return Denoising(updates=updates, weighting="snr", levels=levels, drop_labels=drop)
 
 
 _S: JsonObject = {"embed_dim": 512, "depth": 12, "num_heads": 8}
-_M: JsonObject = {"embed_dim": 768, "depth": 16, "num_heads": 12, "use_checkpoint": True}
-_L: JsonObject = {"embed_dim": 1024, "depth": 20, "num_heads": 16, "use_checkpoint": True}
-_H: JsonObject = {
+_M: NetConfig = {"embed_dim": 768, "depth": 16, "num_heads": 12, "use_checkpoint": True}
+_L: NetConfig = {"embed_dim": 1024, "depth": 20, "num_heads": 16, "use_checkpoint": True}
+_H: NetConfig = {
     "embed_dim": 1152, "depth": 28, "num_heads": 16, "use_checkpoint": True, "conv": False,
 }  # fmt: skip
 _TEXT: JsonObject = {"clip_dim": 768, "num_clip_token": 77}
 
-_SDE: JsonObject = {"schedule": VPLinear(0.1, 20.0), "time": NetTime(scale=999.0)}
-_LEVELS: JsonObject = {
-    "schedule": BetaTable("scaled_linear", 1000, 0.00085, 0.012),
-    "time": NetTime(scale=1000.0),
-}
-_MARUYAMA: JsonObject = {**_SDE, "sampler": "euler-maruyama", "steps": 1000}
-_FAST: JsonObject = {**_SDE, "sampler": "dpm-fast", "steps": 50}
-_THIRD: JsonObject = {**_LEVELS, "sampler": "dpmpp-3s", "steps": 50}
-_LABELS: JsonObject = {"class_names": 1000, "null": 1000, "scale": 0.18215}
-_COCO: JsonObject = {"scale": 0.23010, "guidance_scale": 2.0, "flip": False}
+_sde = partial(Published, schedule=VPLinear(0.1, 20.0), time=NetTime(scale=999.0))
+_levels = partial(
+    Published,
+    schedule=BetaTable("scaled_linear", 1000, 0.00085, 0.012),
+    time=NetTime(scale=1000.0),
+    sampler="dpmpp-3s",
+    steps=50,
+)
+_maruyama = partial(_sde, sampler="euler-maruyama", steps=1000)
+_fast = partial(_sde, sampler="dpm-fast", steps=50)
+_fast_labelled = partial(_fast, class_names=1000, null=1000, scale=0.18215)
+_levels_labelled = partial(_levels, class_names=1000, null=1000, scale=0.18215)
+_coco = partial(_levels, scale=0.23010, guidance_scale=2.0, flip=False)
 
 PUBLISHED: dict[str, Published] = {
-    "cifar10_uvit_small": Published(
-        net=_net(32, 2, 3, **_S), size=32, fid=3.11, **_MARUYAMA,
+    "cifar10_uvit_small": _maruyama(
+        net=_net(32, 2, 3, _S), size=32, fid=3.11,
         method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.999), 2500),
     ),
-    "celeba64_uvit_small": Published(
-        net=_net(64, 4, 3, **_S), size=64, fid=2.87, **_MARUYAMA,
+    "celeba64_uvit_small": _maruyama(
+        net=_net(64, 4, 3, _S), size=64, fid=2.87,
         method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet64_uvit_mid": Published(
-        net=_net(64, 4, 3, **_M, num_classes=1000), size=64, class_names=1000, fid=5.85, **_FAST,
+    "imagenet64_uvit_mid": _fast(
+        net=_net(64, 4, 3, _M, num_classes=1000), size=64, class_names=1000, fid=5.85,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet64_uvit_large": Published(
-        net=_net(64, 4, 3, **_L, num_classes=1000), size=64, class_names=1000, fid=4.26, **_FAST,
+    "imagenet64_uvit_large": _fast(
+        net=_net(64, 4, 3, _L, num_classes=1000), size=64, class_names=1000, fid=4.26,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet256_uvit_large": Published(
-        net=_net(32, 2, 4, **_L, num_classes=1001), size=256, guidance_scale=1.4, fid=3.40,
-        **_LABELS, **_FAST,
+    "imagenet256_uvit_large": _fast_labelled(
+        net=_net(32, 2, 4, _L, num_classes=1001), size=256, guidance_scale=1.4, fid=3.40,
         method=_method(300_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet256_uvit_huge": Published(
-        net=_net(32, 2, 4, **_H, num_classes=1001), size=256, guidance_scale=1.4, fid=2.29,
-        **_LABELS, **_THIRD,
+    "imagenet256_uvit_huge": _levels_labelled(
+        net=_net(32, 2, 4, _H, num_classes=1001), size=256, guidance_scale=1.4, fid=2.29,
         method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet512_uvit_large": Published(
-        net=_net(64, 4, 4, **_L, num_classes=1001), size=512, guidance_scale=1.7, fid=4.67,
-        **_LABELS, **_FAST,
+    "imagenet512_uvit_large": _fast_labelled(
+        net=_net(64, 4, 4, _L, num_classes=1001), size=512, guidance_scale=1.7, fid=4.67,
         method=_method(500_000, drop=0.15), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
-    "imagenet512_uvit_huge": Published(
-        net=_net(64, 4, 4, **_H, num_classes=1001), size=512, guidance_scale=1.7, fid=4.05,
-        **_LABELS, **_THIRD,
+    "imagenet512_uvit_huge": _levels_labelled(
+        net=_net(64, 4, 4, _H, num_classes=1001), size=512, guidance_scale=1.7, fid=4.05,
         method=_method(500_000, 1000, 0.1), training=_training(1024, 2e-4, (0.99, 0.99), 5000),
     ),
-    "mscoco_uvit_small": Published(
-        net=_net(32, 2, 4, **_S, **_TEXT), size=256, fid=5.95, **_COCO, **_THIRD,
+    "mscoco_uvit_small": _coco(
+        net=_net(32, 2, 4, _S | _TEXT), size=256, fid=5.95,
         method=_method(1_000_000, 1000, 0.1), training=_training(256, 2e-4, (0.9, 0.9), 5000),
     ),
-    "mscoco_uvit_small_deep": Published(
-        net=_net(32, 2, 4, **{**_S, "depth": 16}, **_TEXT), size=256, fid=5.48, **_COCO, **_THIRD,
+    "mscoco_uvit_small_deep": _coco(
+        net=_net(32, 2, 4, _S | _TEXT, depth=16), size=256, fid=5.48,
         method=_method(1_000_000, 1000, 0.1), training=_training(256, 2e-4, (0.9, 0.9), 5000),
     ),
 }  # fmt: skip

@@ -1,87 +1,23 @@
 """Published models: what each name stands for, and what a file of official weights becomes."""
 
 import pickle
-from dataclasses import asdict, replace
-from math import exp
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from halfstep.batch import Cond
-from halfstep.cli.parse import parse
-from halfstep.data import Dataset, load
-from halfstep.data.latents.encoding import write_latents
-from halfstep.data.latents.image_stream import stream
 from halfstep.diffusion.guidance import Guided
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.hub.uvit import load_published, PUBLISHED
-from halfstep.models import infer_config, UViT
+from halfstep.models import UViT
 from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
-from halfstep.schema import literals
-from halfstep.workflows.new_pipeline import fresh_pipeline
-from halfstep.workflows.train_denoiser import TrainDenoiserConfig
-from tests.support.networks import CODEC
+from tests.support.published import DISCRETE, level_by_hand, NAMES, RECIPES
 
-# Read off the official repository (baofff/U-ViT ce55170, MIT), configuration by configuration.
-# channels, side, patch, width, depth, heads, label rows, final convolution, recomputes, tokens,
-# parameters, tensors
-NETWORKS = {
-    "cifar10_uvit_small": (3, 32, 2, 512, 12, 8, -1, True, False, 257, 44_255_328, 164),
-    "celeba64_uvit_small": (3, 64, 4, 512, 12, 8, -1, True, False, 257, 44_292_228, 164),
-    "imagenet64_uvit_mid": (3, 64, 4, 768, 16, 12, 1000, True, True, 258, 130_940_292, 213),
-    "imagenet64_uvit_large": (3, 64, 4, 1024, 20, 16, 1000, True, True, 258, 286_827_652, 261),
-    "imagenet256_uvit_large": (4, 32, 2, 1024, 20, 16, 1001, True, True, 258, 286_763_172, 261),
-    "imagenet256_uvit_huge": (4, 32, 2, 1152, 28, 16, 1001, False, True, 258, 500_832_016, 355),
-    "imagenet512_uvit_large": (4, 64, 4, 1024, 20, 16, 1001, True, True, 258, 286_861_524, 261),
-    "imagenet512_uvit_huge": (4, 64, 4, 1152, 28, 16, 1001, False, True, 258, 500_942_656, 355),
-    "mscoco_uvit_small": (4, 32, 2, 512, 12, 8, -1, True, False, 334, 44_692_644, 166),
-    "mscoco_uvit_small_deep": (4, 32, 2, 512, 16, 8, -1, True, False, 334, 58_345_636, 214),
-}
-# rate, betas, warm-up, batch, updates, p_uncond, sampler, its steps, their guidance s, FID
-RECIPES = {
-    "cifar10_uvit_small": (2e-4, (0.99, 0.999), 2500, 128, 500, 0, "euler-maruyama", 1000, 0, 3.11),
-    "celeba64_uvit_small": (2e-4, (0.99, 0.99), 5000, 128, 500, 0, "euler-maruyama", 1000, 0, 2.87),
-    "imagenet64_uvit_mid": (3e-4, (0.99, 0.99), 5000, 1024, 300, 0, "dpm-fast", 50, 0, 5.85),
-    "imagenet64_uvit_large": (3e-4, (0.99, 0.99), 5000, 1024, 300, 0, "dpm-fast", 50, 0, 4.26),
-    "imagenet256_uvit_large": (
-        2e-4,
-        (0.99, 0.99),
-        5000,
-        1024,
-        300,
-        0.15,
-        "dpm-fast",
-        50,
-        0.4,
-        3.40,
-    ),
-    "imagenet256_uvit_huge": (2e-4, (0.99, 0.99), 5000, 1024, 500, 0.1, "dpmpp-3s", 50, 0.4, 2.29),
-    "imagenet512_uvit_large": (
-        2e-4,
-        (0.99, 0.99),
-        5000,
-        1024,
-        500,
-        0.15,
-        "dpm-fast",
-        50,
-        0.7,
-        4.67,
-    ),
-    "imagenet512_uvit_huge": (2e-4, (0.99, 0.99), 5000, 1024, 500, 0.1, "dpmpp-3s", 50, 0.7, 4.05),
-    "mscoco_uvit_small": (2e-4, (0.9, 0.9), 5000, 256, 1000, 0.1, "dpmpp-3s", 50, 1.0, 5.95),
-    "mscoco_uvit_small_deep": (2e-4, (0.9, 0.9), 5000, 256, 1000, 0.1, "dpmpp-3s", 50, 1.0, 5.48),
-}
-NAMES = list(NETWORKS)
-TEXT = [name for name in NAMES if "coco" in name]
-PLAIN = [name for name in NAMES if name not in TEXT]
-DISCRETE = [name for name in NAMES if "huge" in name or "coco" in name]
-LATENT = [name for name in NAMES if "256" in name or "512" in name or "coco" in name]
 KINDS = ["cifar10_uvit_small", "imagenet64_uvit_mid", "imagenet256_uvit_large"]
 KINDS += ["imagenet512_uvit_huge"]
 
@@ -120,106 +56,23 @@ def hollow(path, name):
     return path
 
 
-# What the names stand for.
+def labels_for(published, x):
+    return torch.tensor([3, 6, 0][: len(x)]) if published.class_names else None
 
 
-def test_the_names_are_the_official_ones():
-    assert list(PUBLISHED) == NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_networks_are_the_published_ones(name):
-    published, wanted = PUBLISHED[name], NETWORKS[name]
-    model = published.blank().get_submodule("model")
-    assert all(p.is_meta for p in model.parameters())
-    tensors = model.state_dict()
-    net = {"num_classes": -1, "conv": True, "use_checkpoint": False, **published.net}
-    found = [
-        *[
-            net[k]
-            for k in ("in_chans", "img_size", "patch_size", "embed_dim", "depth", "num_heads")
-        ],
-        *[net[k] for k in ("num_classes", "conv", "use_checkpoint")],
-        tensors["pos_embed"].shape[1],
-        sum(value.numel() for value in tensors.values()),
-        len(tensors),
-    ]
-    assert found == list(wanted)
-    assert published.shape == (wanted[0], wanted[1], wanted[1])
-    assert [net.get("clip_dim"), net.get("num_clip_token")] == (
-        [768, 77] if name in TEXT else [None, None]
-    )
-    assert not {"mlp_time_embed", "qkv_bias", "qk_scale", "mlp_ratio", "skip"} & net.keys()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_recipes_are_the_published_ones(name):
-    published, training = PUBLISHED[name], PUBLISHED[name].training
-    rate, betas, warmup, batch, thousands, drop, sampler, steps, s, fid = RECIPES[name]
-    assert [training.learning_rate, training.betas, training.warmup] == [rate, betas, warmup]
-    assert [training.batch_size, published.method.updates] == [batch, 1000 * thousands]
-    assert [published.sampler, published.steps, published.fid] == [sampler, steps, fid]
-    assert published.guidance_scale == pytest.approx(1 + s)
-    assert [published.method.drop_labels, published.method.weighting] == [drop, "snr"]
-    assert published.method.levels == (1000 if name in DISCRETE else 0)
-    assert [training.weight_decay, training.max_grad_norm, training.ema] == [0.03, 0, 0.9999]
-    assert [training.optimiser, training.precision] == ["adamw", "fp16"]
-    rates = [training.rate_at(k, published.method.updates) for k in (0, 1, warmup, 10 * warmup)]
-    assert rates == pytest.approx([0, rate / warmup, rate, rate])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_labels_latents_and_sizes_are_the_published_ones(name):
-    published = PUBLISHED[name]
-    rows = NETWORKS[name][6]
-    assert published.class_names == (1000 if rows > 0 else 0)
-    assert published.null == (1000 if rows == 1001 else None)
-    scale = {True: 0.23010, False: 0.18215}[name in TEXT] if name in LATENT else None
-    assert published.scale == scale
-    assert published.size == NETWORKS[name][1] * (8 if name in LATENT else 1)
-    digits = "".join(filter(str.isdigit, name.split("_")[0].replace("cifar10", "32")))
-    assert published.size == int(digits or 256)
-    assert published.flip == (name not in TEXT)
-
-
-def level_by_hand(name, t):
-    """alpha of x_t at t, from the two forward processes as they are written down."""
-    if name not in DISCRETE:
-        return exp(-(0.1 * t + 9.95 * t**2)) ** 0.5
-    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
-    return float((1 - roots**2)[: round(1000 * t)].prod().sqrt())
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    """A folder of a small untrained codec, which says that its own scale is 1."""
+    folder = tmp_path_factory.mktemp("codec")
+    torch.manual_seed(0)
+    config = {"block_out_channels": (8, 16), "latent_channels": 4, "norm_num_groups": 4}
+    KLCodec.fresh(config).save(folder)
+    return folder
 
 
 def told_by_hand(name, t):
     """What the network reads at t: the number of the level from 1, or 999 t."""
     return 1000 * t if name in DISCRETE else 999 * t
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_forward_processes_are_the_published_ones(name):
-    times = torch.tensor([0.001, 0.002, 0.37, 0.5, 0.999, 1.0], dtype=torch.float64)
-    level = PUBLISHED[name].schedule.at(times)
-    alpha = torch.tensor([level_by_hand(name, float(t)) for t in times], dtype=torch.float64)
-    torch.testing.assert_close(level.alpha, alpha, rtol=1e-9, atol=0)
-    torch.testing.assert_close(level.sigma**2, 1 - alpha**2, rtol=1e-7, atol=0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_labels_of_the_times_are_the_published_ones(name):
-    published = PUBLISHED[name]
-    first, second, last = published.time(
-        torch.tensor([0.001, 0.98002, 1.0], dtype=torch.float64), published.schedule
-    ).tolist()
-    wanted = (1.0, 980.02, 1000.0) if name in DISCRETE else (0.999, 979.03998, 999.0)
-    assert (first, second, last) == pytest.approx(wanted, abs=1e-9)
-
-
-# What a file becomes.
-
-
-def asked(name, published, x, t):
-    """Labels, or nothing."""
-    return torch.tensor([3, 6, 0][: len(x)]) if published.class_names else None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -230,7 +83,7 @@ def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
     pipeline = published.pipeline(file)
     x = torch.randn(3, *published.shape, generator=torch.Generator().manual_seed(1))
     times = [0.001, 0.412, 0.999]
-    y = asked(name, published, x, times)
+    y = labels_for(published, x)
     told = torch.tensor([told_by_hand(name, t) for t in times])
     cond = None if y is None else Cond(y)
     got = pipeline.denoiser(x, torch.tensor(times, dtype=torch.float64), cond)
@@ -266,7 +119,7 @@ def test_the_published_guidance_is_theirs_plus_one(name, tmp_path):
 def test_where_there_is_no_null_class_guidance_is_refused(tmp_path):
     published = tiny("imagenet64_uvit_mid")
     pipeline = published.pipeline(saved(tmp_path, published)[1])
-    with pytest.raises(ConfigError, match="has no null class and cannot be guided"):
+    with pytest.raises(ConfigError, match="null class"):
         pipeline.sample(2, steps=2, sampler="ddim", guidance_scale=1.5)
 
 
@@ -297,20 +150,6 @@ def test_a_whole_published_network_loads_by_its_name(tmp_path):
         1000,
         (3, 32, 32),
     )
-
-
-# Latents and texts.
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    """A folder of a small untrained codec, which says that its own scale is 1."""
-    folder = tmp_path_factory.mktemp("codec")
-    torch.manual_seed(0)
-    KLCodec.fresh({"block_out_channels": (8, 16), "latent_channels": 4, "norm_num_groups": 4}).save(
-        folder
-    )
-    return folder
 
 
 @pytest.mark.parametrize("name", ["imagenet256_uvit_large", "imagenet512_uvit_huge"])
@@ -383,9 +222,7 @@ def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
 def test_an_encoder_of_another_width_is_refused(clip, tmp_path):
     published = tiny("mscoco_uvit_small_deep", clip_dim=28, num_clip_token=7)
     _, file = saved(tmp_path, published)
-    with pytest.raises(
-        ConfigError, match="has states of width 20 and this model reads 28: give the"
-    ):
+    with pytest.raises(ConfigError, match="width 20"):
         published.pipeline(file, text=clip)
 
 
@@ -434,17 +271,13 @@ def test_of_a_training_folder_the_averaged_weights_are_taken(tmp_path):
     folder = tmp_path / "500000.ckpt"
     folder.mkdir()
     _, raw = saved(folder, published, seed=1, name="nnet.pth")
-    with pytest.raises(
-        CheckpointError, match=r"500000.ckpt' has no nnet_ema.pth, which holds the av"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no nnet_ema.pth"):
         published.pipeline(folder)
     same(published.pipeline(raw), official(published, seed=1))  # alone, it is what there is
     averaged, file = saved(folder, published, seed=2, name="nnet_ema.pth")
     same(published.pipeline(folder), averaged)
     same(published.pipeline(file), averaged)
-    with pytest.raises(
-        CheckpointError, match=r"raw weights.*: give nnet_ema.pth, which lies beside"
-    ):
+    with pytest.raises(CheckpointError, match=r"raw weights"):
         published.pipeline(raw)
 
 
@@ -466,9 +299,7 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
         torch.save(held, tmp_path / "w.pth")
     else:
         (tmp_path / "w.pth").write_bytes(pickle.dumps(held, protocol=2))
-    with pytest.raises(
-        CheckpointError, match="cannot be read as tensors alone, and nothing else is"
-    ):
+    with pytest.raises(CheckpointError, match="tensors alone"):
         published.pipeline(tmp_path / "w.pth")
     assert not mark.exists()
 
@@ -477,7 +308,7 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\3\4 half a zip"])
 def test_a_file_that_is_none_is_one_sentence(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name}' cannot be read as tensors alone"):
+    with pytest.raises(CheckpointError, match=f"{name}' cannot be read"):
         tiny("cifar10_uvit_small").pipeline(tmp_path / name)
 
 
@@ -487,12 +318,12 @@ def test_a_file_that_is_none_is_one_sentence(name, content, tmp_path):
 )
 def test_what_is_no_state_dict_is_refused(held, tmp_path):
     torch.save(held, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="is no state dict of tensors by name"):
+    with pytest.raises(CheckpointError, match="no state dict"):
         tiny("cifar10_uvit_small").pipeline(tmp_path / "w.pth")
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no file of weights '.*gone.pth'"):
+    with pytest.raises(CheckpointError, match=r"gone.pth"):
         tiny("cifar10_uvit_small").pipeline(tmp_path / "gone.pth")
 
 
@@ -500,107 +331,32 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_under_a_wrong_name_the_right_one_is_told(name, tmp_path):
     file = hollow(tmp_path / "w.pth", name)
     other = tiny("imagenet64_uvit_mid")
-    with pytest.raises(
-        CheckpointError, match=f"holds the weights of {name} and not .* write {name},"
-    ):
+    with pytest.raises(CheckpointError, match=f"weights of {name}"):
         other.pipeline(file)
 
 
 def test_weights_of_no_published_network_are_refused_by_their_tensors(tmp_path):
     _, file = saved(tmp_path, tiny("cifar10_uvit_small"))
-    with pytest.raises(CheckpointError, match="does not fit this network: it lacks 96 tensors"):
+    with pytest.raises(CheckpointError, match="lacks 96 tensors"):
         load_published("cifar10_uvit_small", file)
     held = official(tiny("cifar10_uvit_small")).state_dict()
     del held["mid_block.attn.proj.bias"]
     torch.save(held, file)
-    with pytest.raises(CheckpointError, match=r"it lacks 1 tensors .mid_block.attn.proj.bias"):
+    with pytest.raises(CheckpointError, match=r"mid_block.attn.proj.bias"):
         tiny("cifar10_uvit_small").pipeline(file)
 
 
 def test_a_wrong_name_is_refused(tmp_path):
-    with pytest.raises(
-        ConfigError, match="perhaps you meant 'imagenet256_uvit_huge'; choose from c"
-    ):
+    with pytest.raises(ConfigError, match="imagenet256_uvit_huge"):
         load_published("imagenet256_uvit_hug", tmp_path / "w.pth")
 
 
 def test_what_a_model_does_not_have_is_refused(tmp_path):
     published = tiny("cifar10_uvit_small")
     _, file = saved(tmp_path, published)
-    with pytest.raises(
-        ConfigError, match="this model makes pixels and has no codec: leave codec out"
-    ):
+    with pytest.raises(ConfigError, match="leave codec out"):
         published.pipeline(file, codec=tmp_path)
-    with pytest.raises(ConfigError, match="this model reads no texts: leave text out"):
+    with pytest.raises(ConfigError, match="leave text out"):
         published.pipeline(file, text=tmp_path)
-    with pytest.raises(
-        ConfigError, match="reads texts: give the folder of their encoder, CLIP ViT"
-    ):
+    with pytest.raises(ConfigError, match="folder of their encoder"):
         load_published("mscoco_uvit_small", file)
-
-
-# Presets.
-
-
-def asked_by_preset(name):
-    words = ["--preset", f"published/{name}", "--data", "DATA", "--out", f"runs/{name}"]
-    return parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_presets_ask_for_the_published_recipes(name):
-    options, published = asked_by_preset(name), PUBLISHED[name]
-    assert options.method == published.method
-    assert options.training == published.training
-    # Of latents the mirror image is encoded beforehand.
-    assert options.dataset.flip == (published.flip and name not in LATENT)
-    assert options.dataset.size == (None if name in LATENT else published.size)
-    assert options.network.labels == bool(published.class_names)
-    assert options.network.texts == (name in TEXT)
-    text = Path(__file__).parents[2].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
-    assert f"# score     not run here; published FID {RECIPES[name][9]:.2f} (" in text
-    assert "Bao et al. 2023" in text
-
-
-@pytest.mark.parametrize("name", [name for name in LATENT if name not in TEXT])
-def test_the_presets_take_the_latents_that_they_are_for(name, tmp_path):
-    torch.manual_seed(0)
-    codec, published = KLCodec.fresh(CODEC, scale=0.18215), PUBLISHED[name]
-    pixels = np.zeros((2, published.size, published.size, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1]))
-    write_latents(stream(str(tmp_path / "images.npz")), codec, tmp_path / "latents")
-    source = replace(asked_by_preset(name).dataset, data=str(tmp_path / "latents"))
-    data = load(source.data, size=source.size, channels=source.channels, flip=source.flip)
-    assert data.shape == published.shape and data.flip == published.flip
-    with torch.device("meta"):
-        made = fresh_pipeline(asked_by_preset(name).network, data, True, seed=0)
-    assert made.codec.scale == published.scale and made.null == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_presets_ask_for_the_published_networks(name):
-    options, published = asked_by_preset(name), PUBLISHED[name]
-    text_shape = (77, 768) if name in TEXT else None
-    rows = published.net.get("num_classes")
-    fits = infer_config("uvit", published.shape, num_classes=rows, text_shape=text_shape)
-    assert fits.pop("out_chans") == published.net["in_chans"]
-    asked = literals(options.network.net_config)
-    assert not asked.keys() & fits.keys()  # what the data decides is left to it
-    assert asked | fits == published.net
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_training_by_a_preset_makes_what_published_weights_fit(name):
-    """The pipeline that `halfstep train denoiser` would begin with, on the data that it is for."""
-    options, published = asked_by_preset(name), PUBLISHED[name]
-    labels = torch.tensor([0, 999]) if published.class_names else None
-    data = Dataset(torch.zeros(2, *published.shape), labels)
-    with torch.device("meta"):
-        made = fresh_pipeline(options.network, data, options.method.drop_labels > 0, seed=0)
-    mine = {key: value.shape for key, value in made.denoiser.net.state_dict().items()}
-    assert mine == {key: value.shape for key, value in published.blank().state_dict().items()}
-    assert made.denoiser.schedule == published.schedule
-    assert asdict(made.denoiser.time) == asdict(published.time)
-    assert type(made.denoiser.parameterisation).__name__ == "Eps"
-    assert (made.null, made.clip, made.shape) == (published.null, None, published.shape)
-    assert made.class_names == tuple(map(str, range(published.class_names)))
