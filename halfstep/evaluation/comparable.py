@@ -1,4 +1,4 @@
-"""A distance that knows how it was measured, and refuses to be compared with one measured otherwise."""
+"""A metric value with its measurement settings, comparable only to values with the same settings."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from halfstep.evaluation.metrics.bootstrap import Interval
 
 @dataclass(frozen=True)
 class Measured:
-    """An interval, and everything that has to agree before it may be compared.
+    """An interval of a metric, and the settings that two comparable values share.
 
-    metric         such as frechet_distance
-    features       the name of the feature network
-    digest         of its weights; "" where they are not known, and then the name decides
-    preprocessing  in words
-    samples        how many were drawn
-    real           fingerprint of the real images (`statistics.fingerprint`)
-    real_samples   how many they are
-    floor          what perfect samples would score, where known; it is no condition
-    guidance_scale of the samples
+    metric          such as frechet_distance
+    features        name of the feature network
+    digest          sha256 of its weights; "" if unknown, and then names are compared
+    preprocessing   in words
+    samples         number of samples
+    real            fingerprint of the real images (`features.cache.fingerprint`)
+    real_samples    number of real images
+    floor           expected value for perfect samples, if known; not compared
+    guidance_scale  of the samples
     """
 
     interval: Interval
@@ -45,7 +45,7 @@ class Measured:
         real_samples: int,
         floor: float | None = None,
     ) -> "Measured":
-        """With the name, digest and preprocessing of these features."""
+        """A value measured with these features."""
         return cls(
             interval,
             metric,
@@ -65,33 +65,33 @@ class Measured:
         )
 
     def __lt__(self, other: "Measured") -> bool:
-        """By value alone: noise may have decided (see `surely_below`)."""
+        """Compare values alone, ignoring the intervals (see `surely_below`)."""
         self.check_comparable(other)
         return self.interval.value < other.interval.value
 
     def surely_below(self, other: "Measured") -> bool:
-        """Whether the intervals do not touch, this one the lower."""
+        """Whether this interval lies wholly below the other."""
         self.check_comparable(other)
         return self.interval.high < other.interval.low
 
     def over(self, other: "Measured") -> Interval:
-        """The ratio, between the least and the most that the two intervals allow.
+        """The ratio, with the least and the most that the two intervals allow as its interval.
 
         Wider than the interval of a ratio resampled in pairs (`basic_bootstrap`), which needs the
-        features themselves: for numbers that are all that is left, such as two runs' reports.
+        features: for values read from reports.
         """
         self.check_comparable(other)
         above, below = self.interval, other.interval
         if min(below.low, below.value) <= 0:
             raise ConfigError(
-                f"a ratio to {below} is none, for what it is taken to may be 0: take more "
-                "samples, or compare the two as they are"
+                f"a ratio to {below} is undefined, because that may be 0: take more samples, or compare "
+                "the two values themselves"
             )
         ends = [end / by for end in (above.low, above.high) for by in (below.low, below.high)]
         return Interval(above.value / below.value, min(ends), max(ends))
 
     def check_comparable(self, other: "Measured") -> None:
-        """`ConfigError` naming whatever differs in how the two were measured."""
+        """Raise `ConfigError` naming the settings in which the two measurements differ."""
         pairs = {
             "the metric": (self.metric, other.metric),
             "the features": (self.features, other.features),
@@ -102,12 +102,12 @@ class Measured:
             "the number of real images": (self.real_samples, other.real_samples),
             "the guidance scale": (self.guidance_scale, other.guidance_scale),
         }
-        # A classifier under another folder's name is the same features while its weights are.
+        # Equal weights are the same features, whatever folder they were loaded from.
         if self.digest and self.digest == other.digest:
             del pairs["the features"]
-        differ = [f"{what} ({a} against {b})" for what, (a, b) in pairs.items() if a != b]
+        differ = [f"{condition} ({a} against {b})" for condition, (a, b) in pairs.items() if a != b]
         if differ:
             raise ConfigError(
                 f"{self.metric} {self.interval} and {other.metric} {other.interval} cannot be "
-                f"compared, for they differ in {', '.join(differ)}: measure both in the same way"
+                f"compared, because they differ in {', '.join(differ)}: measure both in the same way"
             )

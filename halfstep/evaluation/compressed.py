@@ -1,4 +1,4 @@
-"""Students made smaller after training, int8 or pruned: their folders, and their rows in a report."""
+"""Compressed students (int8 or pruned): their folders, and their rows in a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,22 +19,22 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.saving import read_description
 
 VARIANTS, RECORD = "compressed", "compressed.json"
-"""Folder of the variants in a run, and the file in each that says which student it was made from."""
+"""Folder of the variants in a run, and the file in each that names its student."""
 
 
 class _Record(TypedDict):
     kind: str
     steps: int
     sha256: str
-    """Of the student's weights."""
+    """Digest of the student's weights."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A student made smaller.
+    """A compressed student.
 
-    steps  of the student that it was made from
-    kind   how, in words: "int8", "30 % of weights pruned"
+    steps  steps of the student
+    kind   the compression in words: "int8", "30 % of weights pruned"
     """
 
     pipeline: Pipeline
@@ -42,13 +42,13 @@ class Variant:
     kind: str
 
     @property
-    def way(self) -> SamplingSetup:
-        """Sampled as its student is."""
+    def sampling(self) -> SamplingSetup:
+        """The sampling setup, the same as its student's."""
         return self.pipeline, self.pipeline.sampler, self.steps
 
 
 def write_variant(folder: Path, variant: Variant, student: Path) -> None:
-    """Write a variant's pipeline into its folder, and which student it was made from.
+    """Write a variant's pipeline and the record of its student into a folder.
 
     student  the student's folder
     """
@@ -64,9 +64,9 @@ def write_variant(folder: Path, variant: Variant, student: Path) -> None:
 def read_variants(
     run: Path, *, net: str | None = None, student: Path | None = None
 ) -> list[Variant]:
-    """The variants in RUN/compressed; refused where their student has other weights by now.
+    """The variants in RUN/compressed; `ConfigError` if their student's weights have changed.
 
-    student  the student's folder, if it is none of the run's stages
+    student  the student's folder, if it is not a stage of the run
     """
     stages = [student] if student else list((run / "stages").glob("[!.]*"))
     current = {
@@ -86,32 +86,32 @@ def read_variants(
 
 
 def compressed(
-    one: Variant, samples: SampleSet, student: SampleSet, name: str, scorer: SampleScorer
+    variant: Variant, samples: SampleSet, student: SampleSet, name: str, scorer: SampleScorer
 ) -> Compressed:
-    """A variant, and its distance from its student's samples of the same noise.
+    """Measure a variant against its student's samples of the same noise.
 
     student, name  the student's samples, and the name of its row
     """
     return Compressed(
-        kind=one.kind,
+        kind=variant.kind,
         student=name,
-        bytes=size_of(one.pipeline.denoiser),
-        zeros=zeros(one.pipeline.denoiser),
+        bytes=size_of(variant.pipeline.denoiser),
+        zeros=zeros(variant.pipeline.denoiser),
         rmse=paired_rmse(student.images, samples.images),
         ratio=scorer.ratio(samples, student),
     )
 
 
 def as_trained(student: Pipeline, name: str) -> Compressed:
-    """The student itself, beside its variants."""
+    """The student itself, for comparison with its variants."""
     net = student.denoiser
     return Compressed(kind="as trained", student=name, bytes=size_of(net), zeros=zeros(net))
 
 
 def with_students_work(rows: Sequence[Row]) -> list[Row]:
-    """The rows, each variant with the multiply-adds of its student.
+    """Set the multiply-adds of each variant to its student's.
 
-    torch does not count multiply-adds in int8, and counts those with 0.
+    torch does not count int8 products, and counts products with 0.
     """
     work = {row.name: row.cost.multiply_adds for row in rows if row.cost}
     return [
@@ -123,10 +123,10 @@ def with_students_work(rows: Sequence[Row]) -> list[Row]:
 
 
 def zeros(net: nn.Module) -> float:
-    """The share of its parameters that is exactly 0; what is int8 is not looked into."""
+    """The share of parameters that are exactly 0, without int8 parameters."""
     return zero_share(p for p in net.parameters() if type(p) is nn.Parameter)
 
 
 def size_of(net: nn.Module) -> int:
-    """Bytes of its tensors as they are written, float32 or int8: a file is these and a short header."""
+    """Bytes of a network's tensors in a file, float32 or int8."""
     return sum(tensor.nbytes for tensor in plain_tensors(net).values())

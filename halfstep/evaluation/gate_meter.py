@@ -1,4 +1,4 @@
-"""Measure students for the quality gate: their ratio to the teacher, from as many samples as it takes."""
+"""Measure the ratio of a student's distance to its teacher's, for the quality gate."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 
 Showing = Callable[[str], AbstractContextManager[Progress]]
-"""Opens the progress of a piece of work, whose title it is given."""
+"""Open a progress display with this title."""
 
 
 def silent(title: str) -> AbstractContextManager[Progress]:
@@ -27,10 +27,10 @@ def silent(title: str) -> AbstractContextManager[Progress]:
 
 
 class TeacherSource:
-    """The teacher, on the device only while it is sampled: the device's memory belongs to training.
+    """The teacher, on the device only while it is sampled, to leave the memory to training.
 
-    load  reads the teacher again, so that no memory holds it in between; without, a copy of a teacher that
-          is trained from on a GPU waits in the CPU's memory
+    load  reads the teacher again each time; without it, a copy waits in the CPU's memory when the device
+          is a GPU
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class TeacherSource:
 class SampledNetwork:
     """A network that is compared with the teacher.
 
-    name  a number that no other has
-    make  the pipeline, on its device
+    name  a unique number
+    make  returns the pipeline, on its device
     """
 
     name: int
@@ -74,13 +74,13 @@ class SampledNetwork:
 
 
 class Comparison(Protocol):
-    """Compares students with their teacher at one guidance scale; keeps the teacher's samples."""
+    """Compare students with their teacher at one guidance scale; keeps the teacher's samples."""
 
     def teacher_work(self, n: int) -> int:
         """Steps that `draw_teacher` takes."""
 
     def draw_teacher(self, n: int, progress: Progress) -> None:
-        """Draw the teacher's samples that a ratio of n samples needs, and that there are not yet."""
+        """Draw the teacher's missing samples for a ratio of n samples."""
 
     def student_work(self, network: SampledNetwork, n: int) -> int:
         """Steps that `ratio` takes."""
@@ -91,12 +91,12 @@ class Comparison(Protocol):
 
 @dataclass
 class Meter:
-    """Measures students: the ratio that the gate holds against its tolerance.
+    """Measure the ratio that the gate compares with its tolerance.
 
     comparisons  one for each guidance scale; the largest ratio counts
-    full_steps   of the teacher
-    grid         where the steps lie of a network that has no grid of its own
-    samples      of the first look
+    full_steps   the teacher's full steps
+    grid         name of the time grid of a network that has none
+    samples      number of samples of the first measurement
     """
 
     comparisons: Sequence[Comparison]
@@ -125,26 +125,29 @@ class Meter:
 
     def _ratio(self, network: SampledNetwork, n: int) -> Interval:
         every = self.comparisons
-        with self.showing(f"judging {network.steps} steps, {n:,} samples") as shown:
-            work = (one.teacher_work(n) + one.student_work(network, n) for one in every)
+        with self.showing(f"measuring {network.steps} steps, {n:,} samples") as shown:
+            work = (
+                comparison.teacher_work(n) + comparison.student_work(network, n)
+                for comparison in every
+            )
             progress = expected(shown, sum(work))
-            for one in every:
-                one.draw_teacher(n, progress)
+            for comparison in every:
+                comparison.draw_teacher(n, progress)
             self.teacher.release()
-            ratios = [one.ratio(network, n, progress) for one in every]
+            ratios = [comparison.ratio(network, n, progress) for comparison in every]
         self.teacher.release()
         return largest(ratios)
 
 
 def largest(ratios: Iterable[Interval]) -> Interval:
-    """The largest of the ratios, each end by itself."""
+    """The elementwise maximum of some ratios: value, low and high."""
     ratios = list(ratios)
-    return Interval(*(max(getattr(one, end) for one in ratios) for end in ("value", "low", "high")))
+    return Interval(*(max(getattr(r, end) for r in ratios) for end in ("value", "low", "high")))
 
 
 @dataclass
 class AgainstData:
-    """Distances from the data, on the same noise; samples are added to those that were drawn before."""
+    """Compare Fréchet distances to the data, on the same noise; samples are added to those drawn before."""
 
     scorer: SampleScorer
     teacher: TeacherSource
@@ -157,44 +160,46 @@ class AgainstData:
 
     def draw_teacher(self, n: int, progress: Progress) -> None:
         if len(self._teachers) < n:
-            self._teachers = self._more(
+            self._teachers = self._extended(
                 self._teachers, self.teacher(), self.full_steps, n, progress
             )
 
     def student_work(self, network: SampledNetwork, n: int) -> int:
-        return self._work(self._drawn(network), network.steps, n)
+        return self._work(self._student_samples(network), network.steps, n)
 
     def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
-        drawn = self._drawn(network)
-        if len(drawn) < n:
-            drawn = self._more(drawn, network.make(), network.steps, n, progress)
-        self._students = network.name, drawn  # no other is measured again
-        return self.scorer.ratio(drawn.first(n), self._teachers.first(n))
+        samples = self._student_samples(network)
+        if len(samples) < n:
+            samples = self._extended(samples, network.make(), network.steps, n, progress)
+        self._students = network.name, samples  # no other is measured again
+        return self.scorer.ratio(samples.first(n), self._teachers.first(n))
 
-    def _drawn(self, network: SampledNetwork) -> SampleSet:
-        name, drawn = self._students
-        return drawn if name == network.name else NONE
+    def _student_samples(self, network: SampledNetwork) -> SampleSet:
+        name, samples = self._students
+        return samples if name == network.name else NONE
 
-    def _work(self, drawn: SampleSet, steps: int, n: int) -> int:
-        return steps * len(batches(range(len(drawn), n), self.scorer.batch))
+    def _work(self, samples: SampleSet, steps: int, n: int) -> int:
+        return steps * len(batches(range(len(samples), n), self.scorer.batch))
 
-    def _more(
-        self, drawn: SampleSet, pipeline: Pipeline, steps: int, n: int, progress: Progress
+    def _extended(
+        self, samples: SampleSet, pipeline: Pipeline, steps: int, n: int, progress: Progress
     ) -> SampleSet:
         sampler = pipeline.reference_sampler
-        return self.scorer.extend(drawn, pipeline, sampler, steps, n=n, progress=progress)
+        return self.scorer.extend(samples, pipeline, sampler, steps, n=n, progress=progress)
 
 
 @dataclass
 class AgainstTeacher:
-    """Distances from the guided teacher's samples at one scale, over those of its samples of other noise."""
+    """Compare Fréchet distances to the guided teacher's samples of other noise, at one guidance scale.
+
+    scorer     of this scale, with the gate's noise
+    reference  the teacher's samples of other noise
+    others     the teacher's samples of the gate's noise
+    """
 
     scorer: SampleScorer
-    """Of this scale and the gate's noise."""
     reference: Samples
-    """The teacher's, of other noise."""
     others: Samples
-    """The teacher's, of the gate's noise."""
     _features: dict[int, Tensor] = field(default_factory=dict)
     _reference: Tensor | None = None
 
@@ -213,9 +218,11 @@ class AgainstTeacher:
 
     def ratio(self, network: SampledNetwork, n: int, progress: Progress) -> Interval:
         student = network.make()
-        drawn = self.scorer.sample(student, student.sampler, network.steps, n=n, progress=progress)
+        samples = self.scorer.sample(
+            student, student.sampler, network.steps, n=n, progress=progress
+        )
         assert self._reference is not None
         strata = max(len(student.class_names), 1)
         return raw_frechet_ratio(
-            self._reference, drawn.features, self._features[n], block=self.scorer.n, strata=strata
+            self._reference, samples.features, self._features[n], block=self.scorer.n, strata=strata
         )

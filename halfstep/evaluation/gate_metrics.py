@@ -1,13 +1,13 @@
-"""Metrics of the quality gate: a student's ratio to its teacher, against the data or the guided teacher."""
+"""Metrics of the quality gate: compare a student with its teacher by the data, or by the guided teacher."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -30,18 +30,18 @@ from halfstep.evaluation.setups import Evaluation
 from halfstep.pipeline import Pipeline
 
 HIGHEST = 3.0
-"""The highest guidance scale of the gate by default: images of higher ones are seldom wanted."""
+"""The highest guidance scale of the gate by default."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a metric.
 
-    teacher     described, on its device
-    source      the teacher when it must be sampled
-    guidance_range  of scales that the students take as an input, or None
-    grid        where the steps lie of a network without a grid of its own
-    full_steps  of the teacher
+    teacher         the teacher, to be described
+    source          loads the teacher when it must be sampled
+    guidance_range  range of guidance scales that the students take as an input, or None
+    grid            name of the time grid of a network that has none
+    full_steps      the teacher's full steps
     """
 
     teacher: Pipeline
@@ -56,14 +56,14 @@ class Inputs:
     showing: Showing = silent
 
     def meter(self, comparisons: Sequence[Comparison]) -> Meter:
-        """A meter of these comparisons."""
+        """A meter that takes the largest ratio of these comparisons."""
         return Meter(
             comparisons, self.source, self.full_steps, self.grid, self.samples, self.showing
         )
 
     @property
     def captions(self) -> Callable[[Tensor], Tensor] | None:
-        """The texts of the samples, of latents that have them."""
+        """The function from sample numbers to captions, for latents with texts."""
         return captions_of(self.data, self.teacher) if isinstance(self.data, Latents) else None
 
 
@@ -71,12 +71,12 @@ class Inputs:
 class DataRatio:
     """The student's Fréchet distance from the data over its teacher's at full steps."""
 
-    def about(self, inputs: Inputs) -> dict[str, Any]:
-        """The part of RUN/gate.json that identifies it."""
+    def about(self, inputs: Inputs) -> JsonObject:
+        """Its part of `about` in RUN/gate.json."""
         return {"data": fingerprint(inputs.data)}
 
     def meter(self, inputs: Inputs) -> Meter:
-        """Measures students so."""
+        """A meter with this metric."""
         real: Data | Tensor = inputs.data
         if isinstance(real, Latents):
             with inputs.showing("decoding latents") as progress:
@@ -88,29 +88,30 @@ class DataRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedTeacherRatio(Validated):
-    """The student's Fréchet distance from its guided teacher's samples over that of the teacher's samples
-    of other noise, at the worst scale.
+    """The student's Fréchet distance to its guided teacher over the teacher's to itself, at the worst scale.
 
-    guidance_scales  to compare at; the ends of the students' range by default, the upper one 3 at most
+    guidance_scales  scales to compare at; by default both ends of the students' range, at most 3
+
+    All distances are to samples of the teacher from other noise.
     """
 
     guidance_scales: tuple[NotNegative, ...] = ()
 
     def chosen(self, guidance_range: tuple[float, float]) -> tuple[float, ...]:
-        """The scales for students of this range; `ConfigError` for one outside it."""
+        """The scales for students with this range; `ConfigError` for a scale outside it."""
         low, high = guidance_range
         return table_scales(
             guidance_range, self.guidance_scales or (low, max(low, min(high, HIGHEST)))
         )
 
-    def about(self, inputs: Inputs) -> dict[str, Any]:
-        """The part of RUN/gate.json that identifies it."""
+    def about(self, inputs: Inputs) -> JsonObject:
+        """Its part of `about` in RUN/gate.json."""
         return {"guidance_scales": list(self.chosen(_range(inputs)))}
 
     def meter(self, inputs: Inputs, *, cache: Path | None = None) -> Meter:
-        """Measures students so.  The teacher's samples are kept on disk.
+        """A meter with this metric, which caches the teacher's samples on disk.
 
-        cache  the folder, by default `cache_folder()`
+        cache  the cache folder, by default `cache_folder()`
         """
         empty = torch.empty(0)
         scorer = SampleScorer(
@@ -124,7 +125,7 @@ class GuidedTeacherRatio(Validated):
         name, cache = identity(inputs.teacher), cache or cache_folder()
 
         def samples(scale: float, seed: int) -> Samples:
-            # Images of the gate's noise are kept as well: `halfstep evaluate` compares pairs of them.
+            # Images of the gate's noise are cached as well: `halfstep evaluate` compares pairs of them.
             images = seed == scorer.seed
             at, steps = scorer.at(scale, seed), inputs.full_steps
             return Samples(inputs.source, name, "ddim", steps, at, images, cache)

@@ -1,6 +1,6 @@
-"""Students that take their guidance scale as an input, held against the guided teacher at each scale.
+"""Compare students that take the guidance scale as an input with the guided teacher at each scale.
 
-Not against the data: a distance to them would reward a student that guides too little.
+A distance to the data instead would reward a student that guides too little.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,23 +24,23 @@ from halfstep.evaluation.report_data import GuidedReference, GuidedRow, GuidedTa
 from halfstep.evaluation.row_metrics import bytes_of
 from halfstep.evaluation.sample_cache import chunks, identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
-from halfstep.evaluation.setups import Candidates, counted, Evaluation, steps_of
+from halfstep.evaluation.setups import Candidates, chosen_counts, Evaluation, plural, steps_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import draws_noise
 from halfstep.progress import expected, Progress, SILENT
 
 SCALES = (1.0, 1.3, 2.0, 3.0)
-"""Guidance scales of the table, as far as they lie in the student's range."""
+"""Default guidance scales of the table, those in the student's range."""
 FINE = 9
-"""Scales of the slider, besides those of the table."""
+"""Evenly spaced scales of the slider, besides those of the table."""
 
 
 @dataclass(frozen=True)
 class GuidedCandidates:
-    """The teacher, guided; and students, the one of the most steps first.
+    """The guided teacher and its students, most steps first.
 
-    steps, sampler  the teacher's at full steps
-    cache           where its samples are kept, such as `cache_folder()`
+    steps, sampler  full steps and sampler of the teacher
+    cache           folder to cache its samples in, such as `cache_folder()`
     """
 
     teacher: Pipeline
@@ -53,36 +53,41 @@ class GuidedCandidates:
         refuse_unguided(self.teacher)
 
     @property
-    def ways(self) -> list[SamplingSetup]:
-        """What is sampled: the teacher, then every student."""
+    def setups(self) -> list[SamplingSetup]:
+        """The sampling setups: the teacher, then every student."""
         students = [(s, s.sampler, len(s.times[0]) - 1) for s in self.students]
         return [(self.teacher, self.sampler, self.steps), *students]
 
     def at_scales(self, scorer: SampleScorer, scales: Sequence[float]) -> "list[AtScale]":
-        """What the table samples, the lowest scale first."""
-        teacher, (first, *rest) = identity(self.teacher), self.ways
+        """The samples of the table, lowest scale first."""
+        fingerprint, (teacher, *students) = identity(self.teacher), self.setups
         at_scales = []
         for scale in sorted(set(map(float, scales))):
             other, at = scorer.at(scale, scorer.seed + 1), scorer.at(scale, scorer.seed)
-            reference = self._samples(first, other, teacher, images=False)
-            samples = [self._samples(first, at, teacher)]
-            samples += [self._samples(way, at, None) for way in rest]
+            reference = self._samples(teacher, other, fingerprint, images=False)
+            samples = [self._samples(teacher, at, fingerprint)]
+            samples += [self._samples(setup, at, None) for setup in students]
             at_scales.append(AtScale(scale, reference, samples))
         return at_scales
 
     def _samples(
-        self, way: SamplingSetup, scorer: SampleScorer, who: str | None, *, images: bool = True
+        self,
+        setup: SamplingSetup,
+        scorer: SampleScorer,
+        fingerprint: str | None,
+        *,
+        images: bool = True,
     ) -> Samples:
-        pipeline, sampler, steps = way
-        return Samples(lambda: pipeline, who, sampler, steps, scorer, images, self.cache)
+        pipeline, sampler, steps = setup
+        return Samples(lambda: pipeline, fingerprint, sampler, steps, scorer, images, self.cache)
 
 
 @dataclass(frozen=True)
 class AtScale:
-    """What is sampled at one guidance scale.
+    """Samples at one guidance scale.
 
-    reference  the teacher's samples of other noise, with which all are compared
-    samples    those of all ways, of the same noise
+    reference  the teacher's samples of other noise, the reference of all distances
+    samples    samples of all setups, of the same noise
     """
 
     scale: float
@@ -92,14 +97,13 @@ class AtScale:
 
 @dataclass(frozen=True)
 class GuidedEvaluation:
-    """Compare every student with the guided teacher at every scale, and picture more scales.
+    """Compare every student with the guided teacher at every scale, and draw pictures at more scales.
 
-    shown  seeds of the slider
+    shown  number of seeds of the slider
 
-    `scorer.n` samples of each are drawn.  A distance is Fréchet's to the teacher's samples of other noise
-    (seed + 1) at the same scale, at full steps.  The teacher's own row is what a perfect student would
-    score, and `floor_ratio` a student's distance over it, resampled in pairs.  Images are held some at a
-    time, whatever n is.
+    `scorer.n` samples of each are drawn.  The distance is Fréchet's, to the teacher's samples of other noise
+    (seed + 1) at the same scale and full steps.  The teacher's own row is the score of a perfect student;
+    `floor_ratio` is a student's distance over it, resampled in pairs.  Memory does not grow with n.
     """
 
     candidates: GuidedCandidates
@@ -113,36 +117,36 @@ class GuidedEvaluation:
 
     @cached_property
     def _pictured(self) -> list[tuple[float, SamplingSetup]]:
-        """Scale and setup of each row of pictures; none of points."""
+        """Scale and setup of each row of pictures; empty for points."""
         if len(self.candidates.teacher.shape) != 3:
             return []
         students = self.candidates.students
         scales = students[0].guidance_range if students else None
         fine = list(self.scales) if scales is None else slider_scales(scales, self.scales)
-        return list(product(fine, self.candidates.ways))
+        return list(product(fine, self.candidates.setups))
 
     @property
     def steps(self) -> int:
-        """All steps of `measure`."""
+        """Total sampling steps of `measure`."""
         return self._table_steps + self._pictures_steps
 
     @property
     def _table_steps(self) -> int:
-        every = [one for at in self._at_scales for one in (at.reference, *at.samples)]
-        return sum(one.work(chunks(self.scorer.n)) for one in every)
+        every = [samples for at in self._at_scales for samples in (at.reference, *at.samples)]
+        return sum(samples.work(chunks(self.scorer.n)) for samples in every)
 
     @property
     def _pictures_steps(self) -> int:
-        return self.scorer.steps([way for _, way in self._pictured], range(self.shown))
+        return self.scorer.steps([setup for _, setup in self._pictured], range(self.shown))
 
     def measure(self, *, progress: Progress = SILENT) -> tuple[GuidedTable, Pictures]:
-        """The table, and the slider's arrays."""
+        """The table, and the pictures of the slider."""
         progress = expected(progress, self.steps)
         pictures = self.pictures(progress=progress)
         return self.table(progress=progress), pictures
 
     def table(self, *, progress: Progress = SILENT) -> GuidedTable:
-        """Every student at every scale."""
+        """The table of every student at every scale."""
         progress = expected(progress, self._table_steps)
         candidates, scorer, rows = self.candidates, self.scorer, list[GuidedRow]()
         for at in self._at_scales:
@@ -151,7 +155,7 @@ class GuidedEvaluation:
         return GuidedTable(reference, tuple(at.scale for at in self._at_scales), tuple(rows))
 
     def pictures(self, *, progress: Progress = SILENT) -> Pictures:
-        """`guided`, `guided_scales` and `guided_labels`; nothing of points."""
+        """The arrays `guided`, `guided_scales` and `guided_labels`; empty for points."""
         if not self._pictured:
             return {}
         progress = expected(progress, self._pictures_steps)
@@ -164,7 +168,7 @@ class GuidedEvaluation:
                 for scale, (pipeline, sampler, steps) in self._pictured
             ]
         )  # fmt: skip
-        first, *names = [_plural(steps) for _, _, steps in self.candidates.ways]
+        first, *names = [plural(steps) for _, _, steps in self.candidates.setups]
         scales = [scale for scale, _ in self._pictured[:: 1 + len(names)]]
         return {
             "guided": bytes_of(levels.unflatten(0, (len(scales), 1 + len(names)))),
@@ -181,20 +185,20 @@ def _rows(
     features, squares = _sampled(at.samples, scorer.n, progress)
     strata = 1 if scorer.captions else max(len(candidates.teacher.class_names), 1)
     knows_classes = scorer.features.head is not None
-    for k, (way, fake) in enumerate(zip(candidates.ways, features, strict=True)):
+    for k, (setup, fake) in enumerate(zip(candidates.setups, features, strict=True)):
         role: Literal["teacher", "student"] = "student" if k else "teacher"
         yield GuidedRow(
             guidance_scale=at.scale,
             role=role,
-            name=f"{role}, {_plural(way[2])}",
-            sampler=way[1],
-            steps=way[2],
-            calls=calls_of(*way, at.scale),
+            name=f"{role}, {plural(setup[2])}",
+            sampler=setup[1],
+            steps=setup[2],
+            calls=calls_of(*setup, at.scale),
             distance=raw_frechet_interval(reference, fake, strata=strata),
             floor_ratio=raw_frechet_ratio(reference, fake, features[0], strata=strata)
             if k
             else None,
-            rmse=root_mean(squares[k]) if k and not draws_noise(way[1]) else None,
+            rmse=root_mean(squares[k]) if k and not draws_noise(setup[1]) else None,
             data_distance=frechet_distance(scorer.real_features, fake),
             inception_score=inception_score(scorer.features.probabilities(fake))
             if knows_classes
@@ -205,13 +209,13 @@ def _rows(
 def _sampled(
     samples: Sequence[Samples], n: int, progress: Progress
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Features of every setup, and its squared errors to the first; the images of one chunk at a time."""
+    """Features of every setup and its squared errors against the first setup, chunk by chunk."""
     features: list[list[Tensor]] = [[] for _ in samples]
     squares: list[list[Tensor]] = [[] for _ in samples]
     for rows in chunks(n):
         first = None
-        for k, one in enumerate(samples):
-            chunk = one.chunk(rows, progress=progress)
+        for k, setup_samples in enumerate(samples):
+            chunk = setup_samples.chunk(rows, progress=progress)
             assert chunk.images is not None
             first = chunk.images if first is None else first
             features[k].append(chunk.features)
@@ -222,11 +226,11 @@ def _sampled(
 def guided_evaluation(
     candidates: Candidates, scorer: SampleScorer, config: Evaluation
 ) -> GuidedEvaluation | None:
-    """The comparison at every scale of students that take the scale as an input; None without them."""
-    students = {steps_of(one): one for one in candidates.students if one.guidance_range is not None}
+    """The comparison of students that take the scale as an input; None without such students."""
+    students = {steps_of(s): s for s in candidates.students if s.guidance_range is not None}
     if not students:
         return None
-    chosen = [students[count] for count in counted(students, config)]
+    chosen = [students[count] for count in chosen_counts(students, config)]
     guided = GuidedCandidates(
         candidates.teacher, chosen, config.full_steps, config.full_sampler, cache_folder()
     )
@@ -237,13 +241,13 @@ def guided_evaluation(
 def scales_of(
     config: Evaluation, teacher: Pipeline, students: Sequence[Pipeline]
 ) -> tuple[float, ...]:
-    """The guidance scales to evaluate at; `ConfigError` for those that these networks do not take."""
-    ranges = [one.guidance_range for one in students if one.guidance_range is not None]
+    """The guidance scales to evaluate; `ConfigError` for scales that these networks do not take."""
+    ranges = [student.guidance_range for student in students if student.guidance_range is not None]
     if ranges:
         return table_scales(ranges[0], config.guidance_scales)
     if len(config.guidance_scales) > 1:
         raise ConfigError(
-            f"these students take no guidance scale as an input, so they are judged at one, asked for "
+            f"students without a guidance scale as an input are evaluated at one scale, got "
             f"{len(config.guidance_scales)}: write --guidance-scales {config.guidance_scales[0]:g}"
         )
     if teacher.guidance_range is not None:  # evaluated alone
@@ -254,32 +258,28 @@ def scales_of(
 
 
 def table_scales(
-    guidance_range: tuple[float, float], asked: Sequence[float] = ()
+    guidance_range: tuple[float, float], scales: Sequence[float] = ()
 ) -> tuple[float, ...]:
-    """The scales of the table: those asked for, or 1, 1.3, 2 and 3 as far as they lie in the range."""
+    """The scales of the table; by default those of 1, 1.3, 2 and 3 in the range."""
     low, high = guidance_range
-    if outside := [scale for scale in asked if not low <= scale <= high]:
+    if outside := [scale for scale in scales if not low <= scale <= high]:
         raise ConfigError(
-            f"these students take guidance scales from {low:g} to {high:g}, asked for {outside[0]:g}: write "
+            f"these students take guidance scales from {low:g} to {high:g}, got {outside[0]:g}: write "
             f"{min(max(outside[0], low), high):g}"
         )
     inside = tuple(scale for scale in SCALES if low <= scale <= high)
-    return tuple(sorted(set(map(float, asked)))) or inside or (low, high)
+    return tuple(sorted(set(map(float, scales)))) or inside or (low, high)
 
 
 def slider_scales(guidance_range: tuple[float, float], table: Sequence[float]) -> list[float]:
-    """About nine over the range, and those of the table."""
+    """Nine scales over the range, and those of the table."""
     even = [round(float(x), 4) for x in np.linspace(*guidance_range, FINE)]
     return sorted({*even, *map(float, table)})
 
 
 def refuse_unguided(teacher: Pipeline) -> None:
-    """`ConfigError` for one that cannot be guided."""
+    """Raise `ConfigError` for a teacher that cannot be guided."""
     if teacher.guidance_range is None and teacher.unconditional is None:
         raise ConfigError(
             "this teacher has no null class and cannot be guided: write guidance_scale=1"
         )
-
-
-def _plural(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"

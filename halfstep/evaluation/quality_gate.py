@@ -1,4 +1,4 @@
-"""The quality gate of a distillation as its options: `halfstep.distill(..., gate=QualityGate())`."""
+"""Options of the quality gate of a distillation: `halfstep.distill(..., gate=QualityGate())`."""
 
 import os
 from collections.abc import Callable
@@ -26,26 +26,26 @@ from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
 
 MOST = 8
-"""The gate's last look, in first looks."""
+"""The largest number of samples of the gate, as a multiple of `samples`."""
 OF_HALVING, OF_OTHERS = 1.10, 2.0
-"""Default tolerances: of a method that only halves, and of one that begins with another network."""
+"""Default tolerances: for a method that only halves, and for one that begins with another network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityGate(Validated):
-    """Stop halving where it is no longer worth it.
+    """Stop halving when a student is surely worse than its teacher.
 
-    tolerance   the largest ratio that is accepted; 1.10 by default, 2.0 of a method that begins with a
-                guided or a smaller network
+    tolerance   the largest ratio that passes; default 1.10, or 2.0 for a method that begins with a guided
+                or a smaller network
     metric      `DataRatio`, or `GuidedTeacherRatio` for students that take a guidance scale as an input;
                 None chooses by the method
-    until       never stop before a student of so many steps: 1 goes all the way and only reports
-    full_steps  of the teacher; 0 is twice the method's start against the data, and the start, 64 at
-                least, against the guided teacher
+    until       never stop before a student of so many steps; 1 never stops and only reports
+    full_steps  the teacher's full steps; 0 is twice the method's start against the data, and the start, but
+                at least 64, against the guided teacher
     features    auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE,
                 package.module:function, or `Features`
-    samples     of the first look; up to eight times as many where they cannot tell
-    seed        of their noise
+    samples     number of samples of the first measurement; up to eight times as many if undecided
+    seed        seed of their noise
     """
 
     tolerance: NotNegative | None = None
@@ -62,7 +62,7 @@ class QualityGate(Validated):
             refuse_strict(self.tolerance)
 
     def full_steps_of(self, method: Method, teacher: Pipeline) -> int:
-        """The teacher's full steps; `ConfigError` for what cannot be, before data are read."""
+        """The teacher's full steps; `ConfigError` if the method or teacher does not allow them."""
         halvings = Halvings.of(method, teacher)
         if halvings is None:
             return self.full_steps or FULL_STEPS
@@ -70,9 +70,9 @@ class QualityGate(Validated):
         if isinstance(self._metric(halvings), GuidedTeacherRatio):
             full = self.full_steps or max(start, FULL_STEPS)
         else:
-            own = [len(times) - 1 for times in teacher.times]
-            full = self.full_steps or max(own, default=2 * start)
-            teacher.grid(full)  # a teacher that is a student itself has its own steps alone
+            step_counts = [len(times) - 1 for times in teacher.times]
+            full = self.full_steps or max(step_counts, default=2 * start)
+            teacher.grid(full)  # refuses other steps than those of a teacher that is a student
         if full < start:
             raise ConfigError(
                 f"full steps are the teacher's best, got --full {full} below --start {start}: "
@@ -94,13 +94,13 @@ class QualityGate(Validated):
         meter: Meter | None = None,
         rehearse: bool = False,
     ) -> Gate | None:
-        """The gate of a run, whose decisions lie in OUT/gate.json; None where nothing is halved.
+        """The gate of a run, which writes OUT/gate.json; None for a method without halvings.
 
-        load      reads the teacher again where it must be sampled; without, the gate keeps it
-        tell      hears each decision in a sentence
-        showing   opens the progress of each look
-        meter     one that has measured before, such as that of `fewest_start`
-        rehearse  looks at no student: refuses what the run would refuse
+        load      reads the teacher again when it must be sampled; without it, the gate keeps the teacher
+        tell      called with each decision as a sentence
+        showing   opens the progress display of each measurement
+        meter     reuse this meter, such as that of `fewest_start`
+        rehearse  measure nothing, only raise the errors that the run would raise
         """
         if (halvings := Halvings.of(method, teacher)) is None:
             return None
@@ -145,7 +145,7 @@ class QualityGate(Validated):
         load: Callable[[], Pipeline] | None = None,
         showing: Showing = silent,
     ) -> Meter:
-        """Measures students of this method; arguments as those of `bind`."""
+        """A meter for students of this method; arguments as in `bind`."""
         inputs = self._inputs(teacher, data, method, device, load, showing)
         return self._metric(Halvings.of(method, teacher)).meter(inputs)
 
@@ -167,15 +167,15 @@ class QualityGate(Validated):
         halvings, place = Halvings.of(method, teacher), pick_device(device)
         if halvings is None:
             raise ConfigError(
-                "this method halves nothing, which a gate measures: leave the gate out"
+                "a gate measures halvings, and this method has none: leave the gate out"
             )
         if halvings.direction == "invert":
             raise ConfigError(
-                "students that encode draw no samples, which a gate compares: leave the gate out"
+                "a gate compares samples, and students that encode draw none: leave the gate out"
             )
         full = self.full_steps_of(method, teacher)
         inputs = Inputs(
-            teacher.to(place),  # the kind of the device is a part of what its samples are kept by
+            teacher.to(place),  # the cache of its samples distinguishes kinds of device
             TeacherSource(teacher, place, load),
             data,
             self._features(data),
@@ -189,7 +189,7 @@ class QualityGate(Validated):
         factor = teacher.codec.factor if isinstance(data, Latents) and teacher.codec else 1
         channels, *sides = data.shape
         refuse_samples(MOST * self.samples, (channels, *(factor * side for side in sides)))
-        _ = inputs.captions  # refuses a teacher of texts that the data lack
+        _ = inputs.captions  # refuses a text-conditioned teacher with data that have no texts
         return inputs
 
     def _features(self, data: Data) -> Features:
@@ -202,18 +202,18 @@ class QualityGate(Validated):
 
 
 def _never(student: Any, samples: int) -> Interval:
-    raise AssertionError("a rehearsal looks at no student")
+    raise AssertionError("a rehearsal measures no student")
 
 
 @dataclass(frozen=True)
 class Halvings:
     """The halvings in the plan of a method.
 
-    start     steps that the first is sampled with
-    grid      name of the grid that they lie on
-    direction of the students
-    guidance_range  the range of guidance scales that the students take as an input, or None
-    alone     whether the method has no stage before them
+    start           the steps that the first one halves
+    grid            name of their time grid
+    direction       of the students
+    guidance_range  range of guidance scales that the students take as an input, or None
+    alone           whether the method has no other stages
     """
 
     start: int
@@ -224,7 +224,7 @@ class Halvings:
 
     @classmethod
     def of(cls, method: Method, teacher: Pipeline) -> "Halvings | None":
-        """Those of a method for this teacher; None where nothing is halved."""
+        """The halvings of a method for this teacher; None without any."""
         plan = method.plan(teacher)
         halved = [stage for stage in plan if stage.teacher_times]
         if not halved:
@@ -237,41 +237,41 @@ class Halvings:
 
 
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:
-    """Full steps of the teacher, at which `fewest_start` begins to look; refuses what cannot be."""
-    own = [len(times) - 1 for times in teacher.times]
-    full = gate.full_steps or max(own, default=FULL_STEPS)
-    teacher.grid(full)  # a teacher that is a student itself has its own steps alone
+    """The teacher's full steps, where `fewest_start` begins; `ConfigError` for options it does not allow."""
+    step_counts = [len(times) - 1 for times in teacher.times]
+    full = gate.full_steps or max(step_counts, default=FULL_STEPS)
+    teacher.grid(full)  # refuses other steps than those of a teacher that is a student
     if len(method.updates) > 1:
         raise ConfigError(
-            f"--start auto finds out how many halvings there are, and --updates has "
-            f"{len(method.updates)} numbers: give one for all"
+            f"--start auto chooses the number of halvings, and --updates has {len(method.updates)} numbers: "
+            "give one for all"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "--start auto is found by one process: begin the run with one, or give --start a number"
+            "--start auto needs a single process: begin the run with one, or give --start a number"
         )
     if method.times:
         raise ConfigError(
-            "--start auto chooses among grids, and times is one: leave one of them out"
+            "--start auto chooses the time grid, and so does times: leave one of them out"
         )
-    replace(method, start=full, updates=(0,))  # refuses what cannot be halved down to stop
+    replace(method, start=full, updates=(0,))  # refuses steps that do not halve down to stop
     return full
 
 
 def fewest_start(
     method: Progressive, meter: Meter, out: Path | str, *, tell: Callable[[str], object] = str
 ) -> Progressive:
-    """The method from the fewest steps in which the teacher is as good as at full steps (`--start auto`).
+    """The method, starting from the fewest steps at which the teacher is as good as at full steps.
 
-    A run that was begun keeps the start that it was begun with.
+    This is `--start auto`.  A resumed run keeps its start.
 
-    tell  hears the choice in a sentence
+    tell  called with the choice as a sentence
     """
     run = RunFolder(out)
     if run.exists:
         if run.about["command"] == "distill progressive":
             return replace(method, start=run.options["start"])
-        return method  # the folder of another run, which the run itself will refuse
+        return method  # the folder of another run: the run itself refuses it
     full, n = meter.full_steps, meter.samples
     steps = fewest_steps(meter.teacher_at, full, stop=method.stop, samples=n, most=MOST * n)
     why = "fewer would cost quality" if steps == full else f"they are as good as {full}"

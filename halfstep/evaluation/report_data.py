@@ -1,43 +1,35 @@
-"""The report of a run: RUN/report.json and RUN/report.npz as typed values, with one reader and one writer."""
+"""The report of a run as typed values; `report_files` reads and writes them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from sys import float_info
 from typing import Annotated, Any, Literal
-from zipfile import BadZipFile
-from zlib import error as BadStream
 
-import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.config.validate import Count
-from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.gate import Decision
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import Cost
 from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.metrics.fidelity import Fidelity
 from halfstep.evaluation.metrics.memorisation import Memorisation
-from halfstep.schema import build, plain, SchemaError, UNWRITTEN
+from halfstep.schema import UNWRITTEN
 
-FORMAT = 2
-REPORT, PICTURES = "report.json", "report.npz"
-MEND = "write halfstep evaluate again"
 Pictures = Mapping[str, NDArray[Any]]
 """Arrays by name: `grid` uint8 [rows, seeds, H, W, C], `worst` [pairs, 2, H, W, C], `guided`
 [scales, rows, seeds, H, W, C], with `grid_labels`, `worst_labels`, `guided_labels`, `guided_scales`."""
 Positive = Annotated[float, Ge(float_info.min)]
-"""A number drawn on a logarithmic axis."""
+"""A number for a logarithmic axis."""
 Sampled = Literal["teacher", "baseline", "student", "compressed", "other"]
 Encoded = Literal["teacher", "baseline", "student"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distances:
-    """Distances of samples to real data, and scores of samples; None where not measured."""
+    """Distances of samples to real data, and scores of samples; None if not measured."""
 
     frechet_distance: Interval
     frechet_unbiased: Interval | None = None
@@ -61,11 +53,11 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A network made smaller after training, or the student before it ("as trained").
+    """A compressed student, or the student itself ("as trained").
 
     student      name of the student's row
     bytes        of its tensors in a file
-    zeros        share of its parameters that is exactly 0
+    zeros        share of parameters that are exactly 0
     rmse, ratio  against the student's samples of the same noise: pixel error, ratio of Fréchet distances
     """
 
@@ -79,14 +71,12 @@ class Compressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Measurements of one way of sampling; None where not measured.
+    """Measurements of one sampling setup; None if not measured.
 
     role           teacher (at full steps), baseline (the teacher in fewer steps), student, compressed (a
-                   student made smaller after training) or other (a network of another size)
+                   compressed student) or other (a network of another size)
     ratio          Fréchet distance over the teacher's, paired
-    fidelity       error against the teacher's samples of the same noise
-    network        name of the network, of role other
-    student_ratio  of role other: the student's Fréchet distance over this one's, at as many steps
+    student_ratio  for role other: the student's Fréchet distance over this one's, at as many steps
     """
 
     role: Sampled
@@ -108,14 +98,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The way all rows were measured: numbers compare only where all of this is the same.
+    """The settings of all measurements; numbers with other settings are not comparable.
 
     digest          of the weights of the feature network
     data            fingerprint of the real data
-    real, real_few  numbers of real samples: of the Fréchet distance, of all other distances
-    floor           Fréchet distance that as many perfect samples would have
-    left_out        baselines that were not sampled, a sentence each
-    machine         that seconds were measured on
+    real, real_few  numbers of real samples: for the Fréchet distance, for all other distances
+    floor           expected Fréchet distance of as many perfect samples
+    left_out        a sentence for each baseline that was not sampled
     """
 
     features: str
@@ -134,7 +123,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class GuidedReference:
-    """Samples of the guided teacher that all guided rows are compared with."""
+    """Samples of the guided teacher, the reference of all guided rows."""
 
     samples: Count
     steps: Count
@@ -144,11 +133,11 @@ class GuidedReference:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedRow:
-    """Measurements of one way of sampling at one guidance scale.
+    """Measurements of one sampling setup at one guidance scale.
 
     distance       Fréchet distance to the guided teacher's samples of other noise
-    floor_ratio    of a student: its distance over the teacher's own, paired
-    rmse           of a student: pixel error against the teacher's samples of the same noise
+    floor_ratio    for a student: its distance over the teacher's own, paired
+    rmse           for a student: pixel error against the teacher's samples of the same noise
     data_distance  Fréchet distance to the real data
     """
 
@@ -167,7 +156,7 @@ class GuidedRow:
 
 @dataclass(frozen=True)
 class GuidedTable:
-    """Students that take the guidance scale as an input, against the guided teacher at each scale."""
+    """Students that take the guidance scale as an input, compared with the guided teacher at each scale."""
 
     reference: GuidedReference
     scales: tuple[float, ...]
@@ -178,9 +167,8 @@ class GuidedTable:
 class EncoderRow:
     """Reconstruction error of one encoder.
 
-    steps  of the encoder: its network calls
     full   root mean square error over all pixels, in [-1, 1], decoded at the teacher's full steps
-    same   the same, decoded in as many steps as were encoded; None where the teacher cannot
+    same   the same error, decoded in as many steps as encoded; None if the teacher cannot
     """
 
     name: str
@@ -194,9 +182,8 @@ class EncoderRow:
 class Reconstruction:
     """Images encoded to noise and decoded again.
 
-    data      their fingerprint
+    data      fingerprint of the images
     held_out  whether no network was trained on them
-    full      steps of the teacher
     """
 
     data: str
@@ -208,7 +195,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Origin of a run: the command, versions and machine; None where not known."""
+    """Origin of a run: the command, versions and machine; None if unknown."""
 
     command: str
     halfstep: str | None
@@ -228,7 +215,7 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class TrainingCosts:
-    """Cost of training the teacher, and of all stages of the run; None where not known."""
+    """Cost of training the teacher, and of all stages of the run; None if unknown."""
 
     teacher: TrainingCost | None
     halvings: TrainingCost | None
@@ -236,11 +223,11 @@ class TrainingCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class GateReport:
-    """The decisions of a run's gate, as RUN/gate.json has them."""
+    """The decisions of a run's gate, from RUN/gate.json."""
 
     tolerance: float
     until: int | None
-    about: dict[str, object]
+    about: JsonObject
     stopped: str | None
     best: str | None
     decisions: tuple[Decision, ...]
@@ -251,7 +238,7 @@ class RunSummary:
     """The run that was evaluated: folder name, options, decision of the gate, cost."""
 
     folder: str
-    config: dict[str, object] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     gate: GateReport | None = None
     cost: TrainingCosts | None = None
 
@@ -268,11 +255,10 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Every measurement of a run whose students sample; RUN/report.json, with RUN/report.npz as `pictures`.
+    """Every measurement of a run whose students sample: RUN/report.json, with RUN/report.npz as `pictures`.
 
-    rows      the teacher at full steps first
-    training  every logged update, over all stages
-    verdict   the result in one sentence
+    rows      first the teacher at full steps
+    training  every logged update of all stages
     """
 
     provenance: Provenance
@@ -312,66 +298,3 @@ class EncoderReport:
 
 
 AnyReport = Report | EncoderReport
-
-
-def save_report(report: AnyReport, folder: Path) -> None:
-    """Write FOLDER/report.json and FOLDER/report.npz."""
-    storage.write_json(folder / REPORT, {"format": FORMAT, **plain(report)})
-    with files.replacing(folder / PICTURES) as (part,), part.open("wb") as file:
-        np.savez_compressed(file, **report.pictures)  # type: ignore[arg-type]
-
-
-def read_report(folder: Path) -> AnyReport:
-    """The report that `save_report` wrote.
-
-    `ConfigError` where the run was not evaluated, `CheckpointError` where a file is damaged or was changed.
-    """
-    path = folder / REPORT
-    if not path.exists():
-        raise ConfigError(
-            f"'{folder}' was not evaluated yet (it has no {REPORT}): write halfstep evaluate {folder}"
-        )
-    content = storage.read_json(path, dict[str, object], format=FORMAT, mend=MEND)
-    return parse_report(content, f"'{path}'", read_pictures(folder))
-
-
-def parse_report(content: Mapping[str, object], source: str, pictures: Pictures) -> AnyReport:
-    """The report of a table as report.json has it; `source` names the file in a refusal."""
-    table = {name: value for name, value in content.items() if name != "format"}
-    try:
-        report: AnyReport
-        if "reconstruction" in table:
-            report = build(table, EncoderReport)
-        else:
-            report = build(table, Report)
-            _check_rows(report.rows)
-    except SchemaError as wrong:
-        raise CheckpointError(f"{source} is damaged: {wrong}; {MEND}") from None
-    return replace(report, pictures=pictures)
-
-
-def _check_rows(rows: tuple[Row, ...]) -> None:
-    """Refuse rows without a teacher, without a part that their role needs, or without a place on an axis."""
-    if not rows or rows[0].role != "teacher":
-        raise SchemaError("it has no rows that begin with the teacher")
-    for k, row in enumerate(rows):
-        if row.role == "compressed" and row.compressed is None:
-            raise SchemaError(f"it lacks rows[{k}].compressed")
-        if row.role == "other" and row.network is None:
-            raise SchemaError(f"it lacks rows[{k}].network")
-        if (value := row.distances.frechet_distance.value) < float_info.min:
-            raise SchemaError(f"rows[{k}].distances.frechet_distance is too small, got {value}")
-
-
-def read_pictures(folder: Path) -> Pictures:
-    """The arrays of FOLDER/report.npz; none where the file does not exist."""
-    path = folder / PICTURES
-    if not path.exists():
-        return {}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile, BadStream) as error:
-        raise CheckpointError(
-            f"'{path}' is damaged ({error}): write halfstep evaluate {folder} again"
-        ) from None

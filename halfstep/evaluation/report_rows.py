@@ -1,7 +1,6 @@
-"""Measure the rows of a report: teacher at full steps, undistilled teacher, students, other networks.
+"""Measure the rows of a report: teacher at full steps, baselines, students, other networks.
 
-All start from the same noise and are scored through the same features by the same number of samples; every
-number has an interval.
+All rows have the same noise, features and number of samples; every number has an interval.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row, shee
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import (
     Candidates,
-    counted,
+    chosen_counts,
     Evaluation,
     plural,
     Setup,
@@ -36,7 +35,7 @@ from halfstep.progress import expected, Progress, SILENT
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The teacher's rows, the way each was sampled, and the samples at full steps."""
+    """The teacher's rows, their setups, and the samples at full steps."""
 
     rows: Sequence[Row]
     setups: Sequence[Setup]
@@ -61,9 +60,9 @@ def teacher_rows(
     *,
     progress: Progress = SILENT,
 ) -> TeacherRows:
-    """The teacher at full steps, and with every baseline at not more calls than each of `counts`.
+    """Measure the teacher at full steps, and every baseline with at most as many calls as each of `counts`.
 
-    Needs no student, so it can be done while they are trained.
+    Needs no students, so it can run before they are trained.
     """
     setups = teacher_setups(teacher, counts, config)
     return _teacher_rows(setups, scorer, config, progress)
@@ -72,13 +71,13 @@ def teacher_rows(
 def _teacher_rows(
     setups: Sequence[Setup], scorer: SampleScorer, config: Evaluation, progress: Progress
 ) -> TeacherRows:
-    progress = expected(progress, scorer.steps(one.way for one in setups))
+    progress = expected(progress, scorer.steps(setup.sampling for setup in setups))
     first, *baselines = setups
-    full = scorer.sample(*first.way, progress=progress)
+    full = scorer.sample(*first.sampling, progress=progress)
     rows = [row(first, full, scorer, config.metrics)]
-    for one in baselines:
-        samples = scorer.sample(*one.way, progress=progress)
-        rows.append(row(one, samples, scorer, config.metrics, full))
+    for setup in baselines:
+        samples = scorer.sample(*setup.sampling, progress=progress)
+        rows.append(row(setup, samples, scorer, config.metrics, full))
     return TeacherRows(rows, setups, full)
 
 
@@ -92,18 +91,18 @@ def measure(
     guided: GuidedEvaluation | None = None,
     progress: Progress = SILENT,
 ) -> Measurements:
-    """Every number and picture of a report.
+    """Measure every number and picture of a report.
 
-    machine     that runs this, in words
-    of_teacher  the teacher's rows, where they were measured before
-    guided      the comparison at every guidance scale, of students that take theirs as an input
+    machine     description of this machine
+    of_teacher  the teacher's rows, if already measured
+    guided      the comparison at every guidance scale, for students that take the scale as an input
     """
-    counts = counted(map(steps_of, candidates.students), config)
+    counts = chosen_counts(map(steps_of, candidates.students), config)
     before = [] if of_teacher else teacher_setups(candidates.teacher, counts, config)
     after = student_setups(candidates, counts)
     setups = [*(of_teacher.setups if of_teacher else before), *after]
     timings = config.cost_rounds * len(TIMED) * len(setups)
-    sampling = scorer.steps(one.way for one in (*before, *after))
+    sampling = scorer.steps(setup.sampling for setup in (*before, *after))
     progress = expected(progress, sampling + timings + (guided.steps if guided else 0))
     of_teacher = of_teacher or _teacher_rows(before, scorer, config, progress)
     rows, images = _rows(candidates, of_teacher, after, scorer, config, progress)
@@ -126,34 +125,34 @@ def _rows(
     config: Evaluation,
     progress: Progress,
 ) -> tuple[list[Row], list[tuple[str, Tensor]]]:
-    """The teacher's rows and all others, and the images of teacher and students."""
-    (first, *rest), full = of_teacher.rows, of_teacher.full
+    """All rows, and the images of teacher and students."""
+    (teacher, *baselines), full = of_teacher.rows, of_teacher.full
     held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
-    rows = [replace(first, memorisation=memorisation_of(full, held_out, scorer)), *rest]
-    images, students = [(first.name, full.images)], dict[int, SampleSet]()
-    for one in setups:
-        pipeline, _, steps = one.way
-        samples = scorer.sample(*one.way, progress=progress)
-        measured = row(one, samples, scorer, config.metrics, full)
-        if one.role == "student":
+    rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
+    images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
+    for setup in setups:
+        pipeline, _, steps = setup.sampling
+        samples = scorer.sample(*setup.sampling, progress=progress)
+        result = row(setup, samples, scorer, config.metrics, full)
+        if setup.role == "student":
             smaller = candidates.variants_of(steps)
-            measured = replace(
-                measured,
+            result = replace(
+                result,
                 drift=drift_of(full, samples),
                 split=_split(candidates, steps, config),
                 memorisation=memorisation_of(samples, held_out, scorer),
-                compressed=as_trained(pipeline, one.name) if smaller else None,
+                compressed=as_trained(pipeline, setup.name) if smaller else None,
             )
             images.append((plural(steps), samples.images))
             students[steps] = samples
-        elif one.variant:
-            made = compressed(one.variant, samples, students[steps], one.student, scorer)
-            measured = replace(measured, compressed=made)
+        elif setup.variant:
+            made = compressed(setup.variant, samples, students[steps], setup.student, scorer)
+            result = replace(result, compressed=made)
         else:
             same = students.get(steps) if pipeline.times else None
             over = None if same is None else scorer.ratio(same, samples)
-            measured = replace(measured, network=one.network, student_ratio=over)
-        rows.append(measured)
+            result = replace(result, network=setup.network, student_ratio=over)
+        rows.append(result)
     return rows, images
 
 
@@ -164,12 +163,12 @@ def _with_cost(
     rounds: int,
     progress: Progress,
 ) -> list[Row]:
-    """The rows with their cost, all timed in turn."""
-    ways = [one.way for one in setups]
+    """The rows with their cost."""
+    ways = [one.sampling for one in setups]
     costs = cost(
         ways, batches=TIMED, rounds=rounds, guidance_scale=scorer.guidance_scale, progress=progress
     )
-    timed = [replace(one, cost=its) for one, its in zip(rows, costs, strict=True)]
+    timed = [replace(one, cost=setup_cost) for one, setup_cost in zip(rows, costs, strict=True)]
     return with_students_work(timed)
 
 
@@ -193,10 +192,9 @@ def _measurement(
 
 
 def _split(candidates: Candidates, count: int, config: Evaluation) -> Split | None:
-    """The cost of the coarser grid by itself, and the error that the student failed to learn.
+    """Split a student's error into the cost of the coarser grid and the error of learning.
 
-    None where the student does not halve a grid that is known by DDIM steps, and of latents that are
-    scored as images.
+    None if the student does not halve a known grid by DDIM steps, and for latents scored as images.
     """
     data, teacher = candidates.data, candidates.teacher
     students = {steps_of(s): s for s in candidates.students}
@@ -204,10 +202,10 @@ def _split(candidates: Candidates, count: int, config: Evaluation) -> Split | No
     finer = before.times[0] if before is not None else candidates.times
     if not config.split_samples or len(finer) - 1 != 2 * count:
         return None
-    own = students[count].sampler, students[count].direction
-    if own != ("ddim", "denoise") or tuple(data.shape) != tuple(teacher.shape):
+    kind = students[count].sampler, students[count].direction
+    if kind != ("ddim", "denoise") or tuple(data.shape) != tuple(teacher.shape):
         return None
-    n = max(config.split_samples, count)  # every time of the student's is visited
+    n = max(config.split_samples, count)  # each of the student's times needs an image
     batch = data.batch(torch.arange(n) % len(data))
     maker = before or candidates.first_teacher or teacher
     condition = batch.cond or Cond()

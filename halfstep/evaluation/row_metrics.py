@@ -1,4 +1,4 @@
-"""Score the samples of one row of the report, each number with an interval; and the pictures of all rows."""
+"""Metrics of one row of a report, with intervals, and the pictures of all rows."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -13,20 +13,20 @@ from halfstep.evaluation.metrics.cost import calls_of
 from halfstep.evaluation.metrics.distance_bootstrap import (
     frechet_interval,
     kernel_interval,
-    precision_recall_intervals,
     raw_frechet_interval,
 )
 from halfstep.evaluation.metrics.distances import inception_score
 from halfstep.evaluation.metrics.drift import Drift, drift
 from halfstep.evaluation.metrics.fidelity import fidelity, worst_pairs
 from halfstep.evaluation.metrics.memorisation import Memorisation, memorisation
+from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
 from halfstep.evaluation.report_data import Distances, Pictures, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import Setup
 from halfstep.pipeline.samplers import draws_noise
 
 ROWS_A_FEATURE = 10
-"""Samples a feature below which the interval of the true Fréchet distance means nothing."""
+"""Fewest samples per feature for a valid interval of the true Fréchet distance."""
 
 
 def row(
@@ -36,11 +36,11 @@ def row(
     metrics: Collection[str],
     full: SampleSet | None = None,
 ) -> Row:
-    """The scores of these samples; what only students have, and cost, is added later.
+    """The row of these samples, without cost and without the metrics of students alone.
 
     full  the teacher's samples at full steps, of the same noise
     """
-    _, sampler, steps = setup.way
+    _, sampler, steps = setup.sampling
     errors = None
     if full is not None and not draws_noise(sampler):
         errors = fidelity(full.images, samples.images, full.features, samples.features)
@@ -49,7 +49,7 @@ def row(
         name=setup.name,
         sampler=sampler,
         steps=steps,
-        calls=calls_of(*setup.way, scorer.guidance_scale),
+        calls=calls_of(*setup.sampling, scorer.guidance_scale),
         distances=_distances(samples, scorer, metrics),
         ratio=None if full is None else scorer.ratio(samples, full),
         fidelity=errors,
@@ -75,7 +75,7 @@ def _distances(samples: SampleSet, scorer: SampleScorer, metrics: Collection[str
 
 
 def drift_of(full: SampleSet, samples: SampleSet) -> tuple[Drift, ...] | None:
-    """Drift of images large and many enough; None for others, and for points, which have no colours."""
+    """Drift of a student's images; None for points, and for images too few or too small."""
     if samples.images.ndim != 4 or min(samples.images.shape[2:]) < 3 or len(samples) < 8:
         return None
     return drift(full.images, samples.images)
@@ -84,29 +84,29 @@ def drift_of(full: SampleSet, samples: SampleSet) -> tuple[Drift, ...] | None:
 def memorisation_of(
     samples: SampleSet, held_out: Tensor | None, scorer: SampleScorer
 ) -> Memorisation | None:
-    """Memorisation by distances in feature space; None without data that was held out."""
+    """Memorisation, by distances in feature space; None without held-out data."""
     if held_out is None:
         return None
     return memorisation(samples.features, scorer.real_features, held_out)
 
 
 def sheets(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
-    """The same seeds down the columns, and the worst pairs of the student of the fewest steps."""
+    """Pictures of a report: the same seeds in every column, and the worst pairs of the last student."""
     if images[0][1].ndim != 4:
         return {}
-    found = {
+    arrays = {
         "grid": np.stack([bytes_of(x[:shown]) for _, x in images]),
         "grid_labels": np.array([label for label, _ in images]),
     }
     if len(images) > 1:
         (_, full), (label, last) = images[0], images[-1]
         worst = worst_pairs(full, last, count=min(6, len(full)))
-        found["worst"] = np.stack([bytes_of(full[worst]), bytes_of(last[worst])], 1)
-        found["worst_labels"] = np.array([f"{label}, seed {k}" for k in worst])
-    return found
+        arrays["worst"] = np.stack([bytes_of(full[worst]), bytes_of(last[worst])], 1)
+        arrays["worst_labels"] = np.array([f"{label}, seed {k}" for k in worst])
+    return arrays
 
 
 def bytes_of(images: Tensor) -> NDArray[np.uint8]:
-    """[..., C, H, W] in [-1, 1] to uint8 [..., H, W, C]."""
+    """Convert images [..., C, H, W] in [-1, 1] to uint8 [..., H, W, C]."""
     levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return np.asarray(levels.movedim(-3, -1).contiguous().numpy())

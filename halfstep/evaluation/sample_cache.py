@@ -1,4 +1,4 @@
-"""Samples of a teacher, kept on disk: at 128 network calls each, nobody wants to draw them twice."""
+"""Cache of a teacher's samples on disk."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +10,7 @@ from torch import nn, Tensor
 
 from halfstep import files, storage
 from halfstep.batch import batches
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.identity import digest_of, sha256_of
@@ -18,14 +19,14 @@ from halfstep.progress import expected, Progress, SILENT
 from halfstep.version import __version__
 
 CHUNK = 1024
-"""Samples that are drawn, and kept, at a time."""
+"""Samples of a cache entry."""
 SMALL = 2**14
-"""Bytes of an image up to which it is kept beside its features: 32 x 32 in colour."""
+"""Largest image in bytes to cache beside its features: 32 x 32 in colour."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples from one number to another; no images where nobody wants them."""
+    """Consecutive samples: images, None if not wanted, and features."""
 
     images: Tensor | None
     features: Tensor
@@ -33,22 +34,22 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one way to sample, some at a time, from the cache where they are in it.
+    """Samples of one sampling setup, chunk by chunk, read from the cache if they are in it.
 
-    load      the pipeline, asked for only when something must be drawn
-    who       `identity` of the pipeline; None keeps nothing
-    steps     of its own sampler, or of `sampler`
-    scorer     features, noise, guidance scale
-    images    whether they are wanted beside the features: those above `SMALL` are drawn again each time
-    cache     the folder; None keeps nothing
+    load         loads the pipeline, called only when samples must be drawn
+    fingerprint  `identity` of the pipeline; None disables the cache
+    steps        steps of the sampler
+    scorer       features, noise, guidance scale
+    images       whether images are wanted beside the features; those above `SMALL` are never cached
+    cache        the cache folder; None disables the cache
 
-    An entry belongs to all that decides what is in it: weights and description of the pipeline, features,
-    scale, seed, sampler, steps, labels in turn, this version of halfstep.  One that is damaged is drawn
-    again; a cache that cannot be written is done without.
+    The key of an entry contains everything that decides its content: weights and description of the
+    pipeline, features, scale, seed, sampler, steps, labels, version of halfstep.  A damaged entry is drawn
+    again; a cache that cannot be written is skipped.
     """
 
     load: Callable[[], Pipeline]
-    who: str | None
+    fingerprint: str | None
     sampler: str
     steps: int
     scorer: SampleScorer
@@ -56,38 +57,38 @@ class Samples:
     cache: Path | None = None
 
     def chunk(self, rows: range, *, progress: Progress = SILENT) -> Chunk:
-        """These samples."""
+        """The samples of these numbers."""
         progress = expected(progress, self.work([rows]))
-        found = self._kept(rows)
-        if found is None:
-            found = self._drawn(rows, progress)
-            self._keep(rows, found)
+        chunk = self._load_chunk(rows)
+        if chunk is None:
+            chunk = self._draw_chunk(rows, progress)
+            self._save_chunk(rows, chunk)
         else:
             progress.advance(self.work([rows]))
-        return found
+        return chunk
 
     def features(self, n: int, *, progress: Progress = SILENT) -> Tensor:
-        """Of the first n, float64 [n, D]."""
+        """Features of the first n samples, float64 [n, D]."""
         parts = chunks(n)
         progress = expected(progress, self.work(parts))
         return torch.cat([self.chunk(rows, progress=progress).features for rows in parts])
 
     def work(self, parts: Sequence[range]) -> int:
-        """The steps of these chunks, those in the cache as if they were drawn."""
+        """Sampling steps of these chunks, counting cached ones as if they were drawn."""
         return self.steps * sum(len(batches(rows, self.scorer.batch)) for rows in parts)
 
-    def _drawn(self, rows: range, progress: Progress) -> Chunk:
-        way = self.load(), self.sampler, self.steps
-        images = self.scorer.draw(*way, rows, progress=progress)
+    def _draw_chunk(self, rows: range, progress: Progress) -> Chunk:
+        setup = self.load(), self.sampler, self.steps
+        images = self.scorer.draw(*setup, rows, progress=progress)
         features = self.scorer.features(images)
         return Chunk(images if self.images else None, features)
 
-    def _about(self, rows: range) -> dict[str, object] | None:
+    def _about(self, rows: range) -> JsonObject | None:
         scorer = self.scorer
-        if None in (self.who, self.cache) or not scorer.features.digest or scorer.captions:
+        if None in (self.fingerprint, self.cache) or not scorer.features.digest or scorer.captions:
             return None
         return {
-            "pipeline": self.who,
+            "pipeline": self.fingerprint,
             "features": scorer.features.digest,
             "preprocessing": scorer.features.preprocessing,
             "guidance_scale": float(scorer.guidance_scale),
@@ -100,29 +101,29 @@ class Samples:
             "halfstep": __version__,
         }
 
-    def _stem(self, about: dict[str, object]) -> Path:
+    def _stem(self, about: JsonObject) -> Path:
         assert self.cache is not None
         key = sha256_of((repr(sorted(about.items())),))
         return self.cache / f"samples-{key[:32]}"
 
-    def _kept(self, rows: range) -> Chunk | None:
+    def _load_chunk(self, rows: range) -> Chunk | None:
         if (about := self._about(rows)) is None:
             return None
-        with suppress(CheckpointError):  # none yet, or damaged
-            tensors, known = storage.load(self._stem(about))
-            if known == about:
+        with suppress(CheckpointError):  # missing or damaged
+            tensors, stored = storage.load(self._stem(about))
+            if stored == about:
                 return Chunk(tensors.get("images"), tensors["features"].double())
         return None
 
-    def _keep(self, rows: range, found: Chunk) -> None:
+    def _save_chunk(self, rows: range, chunk: Chunk) -> None:
         about = self._about(rows)
-        if about is None or (found.images is not None and found.images[0].nbytes > SMALL):
+        if about is None or (chunk.images is not None and chunk.images[0].nbytes > SMALL):
             return
-        short = found.features.float()  # as nearly every network computes
-        exact = torch.equal(short.double(), found.features)
-        tensors = {"features": short if exact else found.features}
-        if found.images is not None:
-            tensors["images"] = found.images
+        single = chunk.features.float()  # nearly every network computes in it
+        exact = torch.equal(single.double(), chunk.features)
+        tensors = {"features": single if exact else chunk.features}
+        if chunk.images is not None:
+            tensors["images"] = chunk.images
         stem = self._stem(about)
         with suppress(CheckpointError, OSError):
             files.make_folder(stem.parent)
@@ -130,16 +131,16 @@ class Samples:
 
 
 def chunks(n: int) -> list[range]:
-    """The numbers of n samples, some at a time, never one alone: pairs are compared two at least."""
+    """Split the numbers of n samples into chunks of at least two, as paired metrics need two."""
     lows = range(0, max(n - 1, 1), CHUNK)
     return [range(low, n if low == lows[-1] else low + CHUNK) for low in lows]
 
 
 def identity(pipeline: Pipeline) -> str | None:
-    """sha256 of all that decides a pipeline's samples; None where that cannot be said."""
+    """sha256 of everything that decides a pipeline's samples; None if that is unknown."""
     try:
         about = pipeline.describe()
-    except ConfigError:  # a network that nobody could build again
+    except ConfigError:  # a network without a recipe
         return None
     parts = [repr(about), digest_of(pipeline.denoiser)]
     parts.append(next(pipeline.denoiser.parameters(), torch.empty(0)).device.type)

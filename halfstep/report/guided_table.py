@@ -1,4 +1,4 @@
-"""What both pages know of a student that takes the guidance scale as an input."""
+"""The guided table and pictures, as both pages show them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ STUDENT = "student, "
 class GuidedView:
     """The guided table of a report as a page shows it: rows by guidance scale, decimals by column.
 
-    samples, steps  of the guided teacher that distances are to
+    samples, steps  number of samples and steps of the guided teacher, the reference of the distances
     """
 
     scales: Mapping[float, list[GuidedRow]]
@@ -26,17 +26,17 @@ class GuidedView:
     steps: int
 
     def row(self, scale: float, label: str) -> GuidedRow | None:
-        """The row of that way of sampling at a scale of the table, if it was measured."""
+        """The row of a setup at a scale of the table, if it was measured."""
         named = (row for row in self.scales[scale] if row.name.removeprefix(STUDENT) == label)
         return next(named, None)
 
     def nearest(self, scale: float) -> float:
-        """The scale of the table that is next to this one."""
-        return min(self.scales, key=lambda known: abs(known - scale))
+        """The nearest scale of the table."""
+        return min(self.scales, key=lambda measured: abs(measured - scale))
 
     @property
     def drawn(self) -> bool:
-        """Whether Inception scores were measured, to draw the distance to data over."""
+        """Whether Inception scores were measured, for the plot of distance to data over score."""
         return any(row.inception_score is not None for row in self.rows)
 
     @property
@@ -45,7 +45,7 @@ class GuidedView:
 
 
 def guided_view(guided: GuidedTable | None) -> GuidedView | None:
-    """The view of a guided run's table; None of another run's."""
+    """The view of a guided table; None without one."""
     if guided is None or not guided.rows:
         return None
     scales: dict[float, list[GuidedRow]] = {}
@@ -61,7 +61,7 @@ def guided_view(guided: GuidedTable | None) -> GuidedView | None:
 
 @dataclass(frozen=True)
 class GuidedPictures:
-    """The pictures of a guided run: uint8 [scales, ways, seeds, H, W, 1 or 3], the teacher's way first."""
+    """The pictures of a guided run: uint8 [scales, setups, seeds, H, W, 1 or 3], first the teacher's."""
 
     stack: NDArray[np.uint8]
     scales: list[float]
@@ -69,23 +69,20 @@ class GuidedPictures:
 
 
 def guided_pictures(pictures: Pictures) -> GuidedPictures | None:
-    """`guided`, `guided_scales` and `guided_labels` of report.npz; None without a student's.
-
-    Raises ConfigError for other shapes.
-    """
+    """The guided pictures of report.npz; None without a student's; `ConfigError` for other shapes."""
     if "guided" not in pictures:
         return None
     stack = pictures["guided"]
     if stack.ndim != 6 or stack.dtype != np.uint8 or stack.shape[-1] not in (1, 3):
         raise ConfigError(
-            f"'guided' is drawn from uint8 [scales, ways, seeds, H, W, 1 or 3], got {stack.dtype} "
-            f"{list(stack.shape)}: convert it with report.pictures.to_uint8"
+            f"'guided' must be uint8 [scales, setups, seeds, H, W, 1 or 3], got {stack.dtype} "
+            f"{list(stack.shape)}: convert it with halfstep.report.images.png.to_uint8"
         )
     scales = [float(x) for x in pictures.get("guided_scales", np.array([]))]
     labels = [str(x) for x in pictures.get("guided_labels", np.array([]))]
     if stack.shape[:2] != (len(scales), len(labels)):
         raise ConfigError(
-            f"'guided' has {stack.shape[0]} scales of {stack.shape[1]} ways, and there are {len(scales)} "
+            f"'guided' has {stack.shape[0]} scales of {stack.shape[1]} setups, but {len(scales)} "
             f"'guided_scales' and {len(labels)} 'guided_labels': write one for each"
         )
     return GuidedPictures(stack, scales, labels) if len(labels) > 1 and stack.size else None

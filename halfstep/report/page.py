@@ -1,8 +1,9 @@
-"""RUN/report.html: a report on one page that needs nothing else, for screen, phone and paper."""
+"""RUN/report.html: a report as one self-contained page, for screen, phone and paper."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -32,61 +33,56 @@ WORTH = {"better": "yes", "not better": "no", "undecided": "cannot tell", None: 
 
 
 def write(report: AnyReport, path: Path) -> Path:
-    """Write the page, self-contained and without scripts, and return its path.
+    """Write the page, without scripts, and return its path.
 
-    The same report gives the same bytes.  `DataError` for numbers that are not finite, `ConfigError` for a
-    page of 5 MB or more.
+    Deterministic to the byte.  `DataError` for numbers that are not finite, `ConfigError` for a page of 5 MB
+    or more.
     """
     instead = "give it fewer pictures or a shorter configuration"
     return write_page(path, render(report), limit=LIMIT, name="the report", instead=instead)
 
 
 def render(report: AnyReport) -> str:
-    """The page as text; what is None was not measured and is left out."""
+    """The page as text; values that are None are omitted."""
     refuse_not_finite(report)
-    parts: dict[str, object] = {
-        "report": report,
-        "figures": figures(report),
-        "sheets": sheets(report.pictures),
-        "config": list(_flat(report.run.config)),
-        "made": asdict(report.provenance),
-        "colours": COLOURS,
-        "words": words,
-        "dash": numbers.DASH,
-        "encoders": not isinstance(report, Report),
-        "guided": None,
-    }
-    if isinstance(report, Report):
-        parts |= _of_samples(report)
-    return template("page.html.j2").render(parts)
-
-
-def _of_samples(report: Report) -> dict[str, object]:
-    """The parts of a page about samples."""
+    page = partial(
+        template("page.html.j2").render,
+        report=report,
+        figures=figures(report),
+        sheets=sheets(report.pictures),
+        config=list(_flat(report.run.config)),
+        made=asdict(report.provenance),
+        colours=COLOURS,
+        words=words,
+        dash=numbers.DASH,
+    )
+    if not isinstance(report, Report):
+        return page(encoders=True, guided=None)
     students, rows = report.students, _rows(report)
     cautions = [caution for row in students if (caution := words.caution(report, row))]
     measured = [name for name in MEASURES if any(getattr(row.distances, name) for row in rows)]
-    return {
-        "full": report.teacher,
-        "students": students,
-        "rows": rows,
-        "alarms": _alarms(students),
-        "cautions": cautions,
-        "comparison": [_comparison(report, row) for row in students],
-        "places": {name: _places(rows, name) for name in MEASURES},
-        "measures": {name: MEASURES[name] for name in measured},
-        "guided": guided_view(report.guided),
-        "sizes": sizes(report),
-        "smaller": _smaller(report),
-        "compressed": _compressed(report),
-        "slider": guided_pictures(report.pictures) is not None,
-        "drift": _drift(students),
-        "cost": _cost(rows, report.teacher),
-    }
+    return page(
+        encoders=False,
+        full=report.teacher,
+        students=students,
+        rows=rows,
+        alarms=_alarms(students),
+        cautions=cautions,
+        comparison=[_comparison(report, row) for row in students],
+        places={name: _places(rows, name) for name in MEASURES},
+        measures={name: MEASURES[name] for name in measured},
+        guided=guided_view(report.guided),
+        sizes=sizes(report),
+        smaller=_smaller(report),
+        compressed=_compressed(report),
+        slider=guided_pictures(report.pictures) is not None,
+        drift=_drift(students),
+        cost=_cost(rows, report.teacher),
+    )
 
 
 def _smaller(report: Report) -> list[str]:
-    """Students over those of as many steps of another run, a sentence a run."""
+    """Sentences that compare the students with those of another network at as many steps."""
     by: dict[str, list[str]] = {}
     for row in report.rows:
         if row.student_ratio and row.network:
@@ -99,19 +95,18 @@ def _smaller(report: Report) -> list[str]:
 
 
 def refuse_not_finite(report: AnyReport) -> None:
-    """`DataError` for numbers that are not finite."""
+    """Raise `DataError` for numbers that are not finite."""
     for where, value in _flat(plain(report)):
         if isinstance(value, float) and not isfinite(value):
             raise DataError(
-                f"the report has {where} = {value}, which is no measurement: write None for what was not "
-                "measured"
+                f"the report has {where} = {value}, which is not finite: write None for what was not measured"
             )
 
 
 def _flat(tree: object, at: str = "") -> Iterator[tuple[str, object]]:
-    """(name, leaf) of nested dicts and lists, as in "rows[2].ratio.low".
+    """(name, value) of each leaf of nested dicts and lists, with names like "rows[2].ratio.low".
 
-    A list of plain values is a leaf as it is written in json, unless one of them is not finite.
+    A list of finite plain values is one leaf, written as JSON.
     """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
@@ -132,13 +127,13 @@ def _plain(x: object) -> bool:
 
 
 def _rows(report: Report) -> list[Row]:
-    """Teacher, baselines, students, and what was made of these after training."""
+    """The rows of teacher, baselines, students and compressed students."""
     baselines, compressed = report.rows_of("baseline"), report.rows_of("compressed")
     return [*report.rows_of("teacher"), *baselines, *report.students, *compressed]
 
 
 def _compressed(report: Report) -> list[Row]:
-    """Each student that was made smaller, and then its variants."""
+    """Each compressed student, followed by its variants."""
     variants = report.rows_of("compressed")
     rows = list[Row]()
     for student in report.students:
@@ -151,24 +146,24 @@ def _compressed(report: Report) -> list[Row]:
 
 
 def _alarms(students: Sequence[Row]) -> list[str]:
-    """One sentence a student that has drifted."""
+    """A sentence for each student with a drift alarm."""
     sentences = []
     for row in students:
-        if alarms := "; ".join(one.alarm for one in row.drift or () if one.alarm):
+        if alarms := "; ".join(drift.alarm for drift in row.drift or () if drift.alarm):
             sentences.append(f"Drift at {numbers.calls(row.calls)}: {alarms}.")
     return sentences
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student beside the best baseline at not more calls.
+    """A student and the best baseline with at most as many calls.
 
-    less_floor  ratio to the teacher with the sampling floor taken from both; None where the teacher's
+    less_floor  ratio to the teacher with the sampling floor subtracted from both; None if the teacher's
                 distance is not above the floor
     """
 
     row: Row
-    own: Interval
+    distance: Interval
     baseline: Row | None
     ratio: Interval | None
     difference: float
@@ -177,30 +172,30 @@ class Comparison:
 
 
 def _comparison(report: Report, row: Row) -> Comparison:
-    own, theirs = row.distances.frechet_distance, report.teacher.distances.frechet_distance
+    distance, teacher = row.distances.frechet_distance, report.teacher.distances.frechet_distance
     floor = report.measure.floor
-    above = theirs.value > floor
+    above = teacher.value > floor
     return Comparison(
         row=row,
-        own=own,
+        distance=distance,
         baseline=words.best_baseline(report, row.calls),
-        ratio=words.judged(report, row),
-        difference=own.value - theirs.value,
-        less_floor=(own.value - floor) / (theirs.value - floor) if above else None,
+        ratio=words.decisive_ratio(report, row),
+        difference=distance.value - teacher.value,
+        less_floor=(distance.value - floor) / (teacher.value - floor) if above else None,
         worth=WORTH[words.against_baseline(report, row)],
     )
 
 
 @dataclass(frozen=True)
 class DriftTable:
-    """Measures down, students across."""
+    """Drift by measure (rows) and student (columns)."""
 
     students: Sequence[Row]
     table: Mapping[str, Sequence[Drift | None]]
 
 
 def _drift(students: Sequence[Row]) -> DriftTable | None:
-    drifts = [(row, {one.measure: one for one in row.drift}) for row in students if row.drift]
+    drifts = [(row, {drift.measure: drift for drift in row.drift}) for row in students if row.drift]
     names = dict.fromkeys(name for _, by in drifts for name in by)
     table = {name: [by.get(name) for _, by in drifts] for name in names}
     return DriftTable([row for row, _ in drifts], table) if drifts else None
@@ -208,7 +203,7 @@ def _drift(students: Sequence[Row]) -> DriftTable | None:
 
 @dataclass(frozen=True)
 class CostLine:
-    """A row with its cost; how many times faster than the teacher at the largest batch."""
+    """A row with cost; `faster` is its speedup over the teacher at the largest batch."""
 
     row: Row
     faster: float | None
@@ -216,7 +211,12 @@ class CostLine:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The cost of sampling: students (with the teacher and their variants), baselines, batch sizes timed."""
+    """The cost of sampling.
+
+    students  students, their variants and the teacher
+    batches   batch sizes of the timings
+    timed     whether the teacher has a timing, to compute speedups
+    """
 
     students: Sequence[CostLine]
     baselines: Sequence[CostLine]
@@ -233,7 +233,7 @@ def _cost(rows: Sequence[Row], full: Row) -> CostTable | None:
     slow, students, baselines = time(full), list[CostLine](), list[CostLine]()
     for row in rows:
         if row.cost:
-            faster = slow / own if slow and (own := time(row)) else None
+            faster = slow / seconds if slow and (seconds := time(row)) else None
             (baselines if row.role == "baseline" else students).append(CostLine(row, faster))
     timed = slow is not None
     return CostTable(students, baselines, batches, timed) if students or baselines else None
@@ -241,4 +241,4 @@ def _cost(rows: Sequence[Row], full: Row) -> CostTable | None:
 
 def _places(rows: Sequence[Row], name: str) -> int:
     distances = (getattr(row.distances, name) for row in rows)
-    return numbers.places(one.value for one in distances if one)
+    return numbers.places(distance.value for distance in distances if distance)

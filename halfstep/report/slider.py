@@ -1,4 +1,4 @@
-"""RUN/slider.html: the same noise at every guidance scale and number of steps, moved by two sliders."""
+"""RUN/slider.html: samples of the same noise, with sliders for the guidance scale and the steps."""
 
 from base64 import b64encode
 from dataclasses import asdict, dataclass
@@ -22,9 +22,9 @@ from halfstep.report.words import numbers
 
 LIMIT = 8_000_000
 BUDGET = LIMIT - 400_000
-"""Bytes that all pictures of the page may take as text."""
+"""Largest size of all pictures of the page, as text."""
 STOPS = 11
-"""Up to so many scales are written under the slider; of more, those of the table."""
+"""Most labels under the slider; with more scales, only those of the table are labelled."""
 COLUMNS = {
     "calls": "network calls",
     "distance": "Fréchet distance to the guided teacher",
@@ -33,13 +33,13 @@ COLUMNS = {
 }
 TEACHER = "teacher, "
 NumberText = tuple[str, str]
-"""A number and its interval, as they are set."""
+"""A number and its interval as text."""
 
 
 def write(report: Report, path: Path) -> Path | None:
-    """Write the page of sliders, self-contained, and return its path; None where nothing is guided.
+    """Write the self-contained page of sliders and return its path; None for a run without guided students.
 
-    The same report gives the same bytes.  Raises as `page.write` does, for a page of 8 MB or more too.
+    Deterministic to the byte.  Raises as `page.write`, and for a page of 8 MB or more.
     """
     page = render(report)
     if page is None:
@@ -49,51 +49,56 @@ def write(report: Report, path: Path) -> Path | None:
 
 
 def render(report: Report) -> str | None:
-    """The page as text; None where nothing is guided."""
+    """The page as text; None for a run without guided students."""
     refuse_not_finite(report)
-    found, known = guided_pictures(report.pictures), guided_view(report.guided)
-    if found is None or known is None:
+    pictures, view = guided_pictures(report.pictures), guided_view(report.guided)
+    if pictures is None or view is None:
         return None
-    sprites, across = _sprites(found.stack)
-    data = _data(found, known, sprites)
-    at, way = _start(found, known)
+    sprites, across = _sprites(pictures.stack)
+    data = _data(pictures, view, sprites)
+    at, way = _start(pictures, view)
     near = data.near[at]
 
-    def one(k: int) -> dict[str, object]:
-        return {
-            "label": data.ways[k],
-            "source": sprites[at][k],
-            "made": data.made[at][k],
-            "numbers": data.numbers[near][k],
-        }
+    def panel(k: int) -> Panel:
+        return Panel(data.ways[k], sprites[at][k], data.made[at][k], data.numbers[near][k])
 
     script = template("slider.js.j2").render()
     digest = b64encode(sha256(script.encode()).digest()).decode("ascii")
     return template("slider.html.j2").render(
         folder=report.run.folder,
-        guided=known,
+        guided=view,
         data=asdict(data),
         columns=list(COLUMNS.items()),
-        student=one(way),
-        teacher=one(0),
+        student=panel(way),
+        teacher=panel(0),
         at=at,
         start=data.scales[at],
-        step_at=len(found.labels) - 1 - way,
-        between=found.scales[at] not in known.scales,
-        scale_stops=_scale_stops(found, known),
-        step_stops=[(label.split()[0], True) for label in reversed(found.labels[1:])],
+        step_at=len(pictures.labels) - 1 - way,
+        between=pictures.scales[at] not in view.scales,
+        scale_stops=_scale_stops(pictures, view),
+        step_stops=[(label.split()[0], True) for label in reversed(pictures.labels[1:])],
         pixelated=across <= SMALL,
         shown=across,
-        size=found.stack.shape[4],
+        size=pictures.stack.shape[4],
         colours=COLOURS,
-        script=Markup(script),  # its hash is in the page's policy; nothing of it comes from data
+        script=Markup(script),  # constant text, whose hash is in the page's policy
         hash=f"sha256-{digest}",
     )
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of the two pictures that the page shows first, with its numbers."""
+
+    label: str
+    source: str
+    made: str
+    numbers: list[NumberText]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SliderData:
-    """The text that the script shows: pictures by scale and way, numbers by scale of the table and way."""
+    """The data of the script: pictures by scale and setup, numbers by scale of the table and setup."""
 
     scales: list[str]
     measured: list[str]
@@ -106,39 +111,41 @@ class SliderData:
     seeds: int
 
 
-def _data(found: GuidedPictures, known: GuidedView, sprites: list[list[str]]) -> SliderData:
-    measured = list(known.scales)
+def _data(pictures: GuidedPictures, view: GuidedView, sprites: list[list[str]]) -> SliderData:
+    measured = list(view.scales)
     return SliderData(
-        scales=[f"{scale:g}" for scale in found.scales],
+        scales=[f"{scale:g}" for scale in pictures.scales],
         measured=[f"{scale:g}" for scale in measured],
-        near=[measured.index(known.nearest(scale)) for scale in found.scales],
-        ways=[label.removeprefix(TEACHER) for label in found.labels],
+        near=[measured.index(view.nearest(scale)) for scale in pictures.scales],
+        ways=[label.removeprefix(TEACHER) for label in pictures.labels],
         columns=list(COLUMNS),
-        numbers=[[_numbers(known, scale, label) for label in found.labels] for scale in measured],
-        made=[[_made(known, scale, label) for label in found.labels] for scale in found.scales],
+        numbers=[[_numbers(view, scale, label) for label in pictures.labels] for scale in measured],
+        made=[
+            [_made(view, scale, label) for label in pictures.labels] for scale in pictures.scales
+        ],
         sprites=sprites,
-        seeds=found.stack.shape[2],
+        seeds=pictures.stack.shape[2],
     )
 
 
-def _made(known: GuidedView, scale: float, label: str) -> str:
-    """The calls of that way at any scale: guidance costs the teacher twice as many, but not at scale 1."""
-    like = [at for at in known.scales if (at == 1) == (scale == 1)]
-    row = known.row(min(like, key=lambda at: abs(at - scale)), label) if like else None
+def _made(view: GuidedView, scale: float, label: str) -> str:
+    """The network calls of a setup at any scale; guidance doubles the teacher's, except at scale 1."""
+    like = [at for at in view.scales if (at == 1) == (scale == 1)]
+    row = view.row(min(like, key=lambda at: abs(at - scale)), label) if like else None
     return numbers.calls(row.calls) if row else ""
 
 
-def _numbers(known: GuidedView, scale: float, label: str) -> list[NumberText]:
-    """The columns of one row."""
-    row = known.row(scale, label)
+def _numbers(view: GuidedView, scale: float, label: str) -> list[NumberText]:
+    """The numbers of one setup at a scale of the table."""
+    row = view.row(scale, label)
     if row is None:
         return [(numbers.DASH, "")] * len(COLUMNS)
     floor = row.role == "teacher"
     return [
         (f"{row.calls:,}", ""),
-        _number(row.distance, known.places["distance"]),
+        _number(row.distance, view.places["distance"]),
         ("the floor", "") if floor else _number(row.floor_ratio, 2),
-        _number(row.rmse, known.places["rmse"]),
+        _number(row.rmse, view.places["rmse"]),
     ]
 
 
@@ -148,42 +155,45 @@ def _number(measured: Interval | None, decimals: int) -> NumberText:
     return numbers.figure(measured.value, decimals), numbers.ends(measured, decimals)
 
 
-def _start(found: GuidedPictures, known: GuidedView) -> tuple[int, int]:
-    """Where the sliders stand at first: a scale of the table, a student, both from the middle."""
-    measured = [k for k, scale in enumerate(found.scales) if scale in known.scales]
-    at = measured or list(range(len(found.scales)))
-    return at[len(at) // 2], len(found.labels) // 2
+def _start(pictures: GuidedPictures, view: GuidedView) -> tuple[int, int]:
+    """The initial positions of the sliders: the middle scale of the table, and the middle student."""
+    measured = [k for k, scale in enumerate(pictures.scales) if scale in view.scales]
+    at = measured or list(range(len(pictures.scales)))
+    return at[len(at) // 2], len(pictures.labels) // 2
 
 
-def _scale_stops(found: GuidedPictures, known: GuidedView) -> list[tuple[str, bool]]:
-    """What is written under the slider, and whether it was measured."""
-    many = len(found.scales) > STOPS
-    stops = [(f"{scale:g}", scale in known.scales) for scale in found.scales]
+def _scale_stops(pictures: GuidedPictures, view: GuidedView) -> list[tuple[str, bool]]:
+    """The labels under the slider, and whether each scale was measured."""
+    many = len(pictures.scales) > STOPS
+    stops = [(f"{scale:g}", scale in view.scales) for scale in pictures.scales]
     return [(text if strong or not many else "", strong) for text, strong in stops]
 
 
 def _sprites(stack: NDArray[np.uint8]) -> tuple[list[list[str]], int]:
-    """One picture a scale and way, of all its seeds, as data: addresses; how many pixels across each seed.
+    """One picture of all seeds for each scale and setup, as data: URLs, and the width of a seed in pixels.
 
-    Reduced by 2, 4, ... until they fit.  Raises ConfigError for more than can fit.
+    Reduced by 2, 4, ... until they fit.  `ConfigError` if they cannot fit.
     """
     by = max(1, 2 ** int(np.ceil(np.log2(stack.shape[4] / LARGEST))))
     while True:
-        done = [[_sprite(seeds, by) for seeds in ways] for ways in stack]
-        size, across = sum(len(one) for row in done for one in row), max(1, stack.shape[4] // by)
+        sprites = [[_sprite(seeds, by) for seeds in ways] for ways in stack]
+        size, across = (
+            sum(len(sprite) for row in sprites for sprite in row),
+            max(1, stack.shape[4] // by),
+        )
         if size <= BUDGET:
-            return done, across
+            return sprites, across
         if across < 16:
             raise ConfigError(
-                f"the page of sliders was given more pictures than fit into it ({size:,} bytes, at most "
-                f"{BUDGET:,}): give it fewer seeds, scales or students"
+                f"the pictures of the page of sliders take {size:,} bytes of at most {BUDGET:,}: give it "
+                "fewer seeds, scales or students"
             )
         by *= 2
 
 
 def _sprite(seeds: NDArray[np.uint8], by: int) -> str:
-    """All seeds side by side in rows, with nothing between them."""
-    tiles = [np.asarray(reduced(one, by)) for one in seeds]
+    """The pictures of all seeds in one sheet, as a data: URL."""
+    tiles = [np.asarray(reduced(picture, by)) for picture in seeds]
     tiles = [tile if tile.ndim == 3 else tile[..., None] for tile in tiles]
     height, width, channels = tiles[0].shape
     columns, gap = _columns(len(tiles)), max(1, width // 16)
@@ -192,12 +202,12 @@ def _sprite(seeds: NDArray[np.uint8], by: int) -> str:
         (rows * (height + gap) - gap, columns * (width + gap) - gap, channels + 1), np.uint8
     )
     for k, tile in enumerate(tiles):
-        top, left = (k // columns) * (height + gap), (k % columns) * (width + gap)
-        sheet[top : top + height, left : left + width, :-1] = tile
-        sheet[top : top + height, left : left + width, -1] = 255
+        y, x = (k // columns) * (height + gap), (k % columns) * (width + gap)
+        sheet[y : y + height, x : x + width, :-1] = tile
+        sheet[y : y + height, x : x + width, -1] = 255
     return png(Image.fromarray(sheet))
 
 
 def _columns(seeds: int) -> int:
-    """As square as can be: the most pixels for each in the width of a phone."""
+    """The number of columns of a nearly square sheet."""
     return max(1, int(np.ceil(np.sqrt(seeds))))

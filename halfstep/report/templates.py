@@ -1,4 +1,4 @@
-"""The templates of the pages, and how they write numbers and sentences."""
+"""The templates of the pages, with filters for numbers and sentences."""
 
 import re
 from functools import cache
@@ -12,12 +12,12 @@ from halfstep.report.words import numbers
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this folder; a name that it uses and is not given is an error."""
-    return _world().get_template(name)
+    """A template of this folder; an undefined name in it is an error."""
+    return _environment().get_template(name)
 
 
 def write_page(path: Path, page: str, *, limit: int, name: str, instead: str) -> Path:
-    """Write a page whole or not at all, and say where it is; `ConfigError` from `limit` bytes on."""
+    """Write a page atomically and return its path; `ConfigError` for `limit` bytes or more."""
     size = len(files.encoded(page, f"cannot write '{path}'"))
     if size >= limit:
         raise ConfigError(
@@ -29,8 +29,8 @@ def write_page(path: Path, page: str, *, limit: int, name: str, instead: str) ->
 
 
 @cache
-def _world() -> jinja2.Environment:
-    world = jinja2.Environment(
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("halfstep", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -38,12 +38,12 @@ def _world() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     for name in ("figure", "ends", "percent", "seconds", "big", "calls", "exact", "interval"):
-        world.filters[name] = getattr(numbers, name)
-    world.filters["typeset"] = _typeset
-    return world
+        environment.filters[name] = getattr(numbers, name)
+    environment.filters["typeset"] = _typeset
+    return environment
 
 
 def _typeset(text: str) -> str:
-    """A sentence written for the terminal, as it is set on paper."""
+    """Replace typewriter quotes and spaces of a sentence by typographic ones."""
     text = text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
     return re.sub(r"\(([^ ()]+) (to) ([^ ()]+)\)", "(\\1\N{NBSP}\\2\N{NBSP}\\3)", text)

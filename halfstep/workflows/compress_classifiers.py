@@ -17,6 +17,7 @@ from halfstep.evaluation.metrics.classification import score_classifier, Scores
 from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
 from halfstep.models.classifiers.registry import class_names, refuse_other_classes
 from halfstep.progress import Progress, SILENT
+from halfstep.schema import plain
 
 ROUNDS, BATCH = 50, 64
 ACCURACY = "accuracy.json"
@@ -90,7 +91,7 @@ def _save(out: Path, data: str, images: int, rows: Sequence[CompressedClassifier
     written = [
         {
             "kind": row.kind,
-            **row.scores.to_json(),
+            **plain(row.scores),
             "bytes": row.bytes,
             "zeros": row.zeros,
             "seconds_per_image": row.seconds_per_image,

@@ -11,7 +11,7 @@ from halfstep.data import Data, Latents
 from halfstep.evaluation.features.cache import fingerprint
 from halfstep.evaluation.metrics.reconstruction import Originals, reconstructions, sentence, spread
 from halfstep.evaluation.report_data import EncoderReport, Pictures, Reconstruction, RunSummary
-from halfstep.evaluation.setups import counted, Evaluation, steps_of
+from halfstep.evaluation.setups import chosen_counts, Evaluation, steps_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import to_uint8
@@ -34,7 +34,7 @@ def evaluate_encoders(
 ) -> EncoderReport:
     """The report of students that encode."""
     by_steps = {steps_of(student): student for student in students}
-    chosen = [by_steps[steps] for steps in counted(by_steps, config)]
+    chosen = [by_steps[steps] for steps in chosen_counts(by_steps, config)]
     images = data if held_out is None else held_out
     originals = _originals(images, teacher, min(config.samples, MOST))
     n = len(originals.images)

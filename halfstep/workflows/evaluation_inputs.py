@@ -11,7 +11,7 @@ from halfstep.data import Data, Latents, load
 from halfstep.data.latents.dataset import is_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants, Variant
-from halfstep.evaluation.setups import counted, Evaluation, FULL_STEPS, OtherSize, steps_of
+from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, OtherSize, steps_of
 from halfstep.identity import digest_of
 from halfstep.methods.base import student_name
 from halfstep.methods.diffusion.shrink import SHRUNK
@@ -133,7 +133,7 @@ class EvaluationInputs:
         if shrunk is not None:
             stages = {folder.name for folder in self.run.stages}
             halved = [k for k in map(steps_of, networks.students) if student_name(k) in stages]
-            for steps in [config.full_steps, *counted(halved, config)] if halved else FEW:
+            for steps in [config.full_steps, *chosen_counts(halved, config)] if halved else FEW:
                 others.append((SHRUNK, shrunk, steps))
             if not halved:
                 others += [("teacher, ddim", networks.teacher, steps) for steps in FEW]

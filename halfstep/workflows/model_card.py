@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from halfstep.evaluation.metrics.cost import calls_of, multiply_adds
-from halfstep.evaluation.report_data import Measurement, read_report, REPORT, Report, Row
+from halfstep.evaluation.report_data import Measurement, Report, Row
+from halfstep.evaluation.report_files import read_report, REPORT
 from halfstep.models.classifiers.registry import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.torch_export import Program

@@ -11,14 +11,13 @@ from halfstep.evaluation.report_data import (
     AnyReport,
     GateReport,
     Provenance,
-    read_report,
     Report,
     RunSummary,
-    save_report,
     TrainingCost,
     TrainingCosts,
     Update,
 )
+from halfstep.evaluation.report_files import read_report, save_report
 from halfstep.evaluation.report_rows import measure, TeacherRows
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Candidates, Evaluation

@@ -87,9 +87,9 @@ def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
     assert again["guided"] == found["guided"]
     assert sorted((folder / "cache").glob("samples-*")) == kept
     status, _, err = cli("evaluate", "s", *brief, "--guidance-scales", 1)
-    assert status == 2 and "from 2 to 5, asked for 1: write 2" in err
+    assert status == 2 and "from 2 to 5, got 1" in err
     status, _, err = cli("evaluate", "t", *brief, "--guidance-scales", 1, 2)
-    assert status == 2 and "judged at one, asked for 2" in err
+    assert status == 2 and "one scale, got 2" in err
     status, _, err = cli("evaluate", "plain", *brief, "--guidance-scales", 2)
     assert status == 2 and "no null class and cannot be guided" in err and err.count("\n") == 1
     assert cli("evaluate", "t", *brief, "--guidance-scales", 2)[0] == 0
@@ -179,7 +179,7 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
         (["--teacher", "t", "--tolerance", 0.5], "to be better than its teacher"),
         (
             ["--teacher", "t", "--guidance-scales", 6],
-            "guidance scales from 1 to 5, asked for 6: write",
+            "guidance scales from 1 to 5, got 6",
         ),
         (["--teacher", "t", "--full", 2], "got --full 2 below --start 4"),
     ],

@@ -9,7 +9,7 @@ import torch
 from halfstep import Pipeline, TrainingConfig
 from halfstep.cli import main
 from halfstep.data import load
-from halfstep.evaluation.report_data import read_report
+from halfstep.evaluation.report_files import read_report
 from halfstep.methods import DenoiserOnly, Shrink
 from halfstep.models.hooks import unwrap
 from halfstep.report.plots.sizes import on_front, sizes

@@ -6,7 +6,7 @@ import pytest
 
 from halfstep import storage
 from halfstep.errors import CheckpointError
-from halfstep.evaluation.report_data import read_report
+from halfstep.evaluation.report_files import read_report
 from halfstep.schema import plain
 from tests.support.evidence import evidence, guided, measured
 

@@ -301,14 +301,14 @@ MUTANTS = (
     *of(
         "report/guided_table",
         "report/slider",
-        ("abs(known - scale)", "(known - scale)"),
+        ("abs(measured - scale)", "(measured - scale)"),
         ("row.name.removeprefix(STUDENT) == label", "row.name == label"),
     ),
     *of(
         "report/slider",
         "report/slider",
         ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
-        ("len(found.labels) // 2", "1"),
+        ("len(pictures.labels) // 2", "1"),
     ),
     *of(
         "training/classifiers/logit_cache",
@@ -631,7 +631,7 @@ MUTANTS = (
         "evaluation/quality_gate",
         ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
         ("if rehearse:", "if False:"),
-        ("max(own, default=2 * start)", "2 * start"),
+        ("max(step_counts, default=2 * start)", "2 * start"),
         ("max(start, FULL_STEPS)", "start"),
     ),
     *of(

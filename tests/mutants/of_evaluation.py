@@ -47,18 +47,22 @@ MUTANTS = (
     *of(
         "evaluation/setups",
         "evaluation/report_rows evaluation/sample_sets",
-        ("way = teacher, config.full_sampler", 'way = teacher, "ddim"'),
+        ("sampling = teacher, config.full_sampler", 'sampling = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
-        ("if sampler in some else", "if sampler not in some else"),
-        ("found[sampler, where] =", "found[where, where] ="),
+        ("if sampler in sampled else", "if sampler not in sampled else"),
+        ("sentences[sampler, where] =", "sentences[where, where] ="),
     ),
     *of(
-        "evaluation/report_data",
+        "evaluation/report_files",
         "evaluation/report_data",
         ('row.role == "other" and row.network is None', "False"),
         ('row.role == "compressed" and row.compressed is None', "False"),
         ('rows[0].role != "teacher"', "False"),
         ("value) < float_info.min", "value) < -float_info.min"),
+    ),
+    *of(
+        "evaluation/report_data",
+        "evaluation/report_data",
         ("    update: Count", "    update: int"),
         ("    data_distance: Positive", "    data_distance: float"),
     ),
@@ -128,7 +132,7 @@ MUTANTS = (
         "evaluation/metrics/fidelity",
         ("20 * math.log10(PEAK", "10 * math.log10(PEAK"),
         ("PEAK = 2.0", "PEAK = 1.0"),
-        ("there.alpha.to(x0) * (guess.x0", "there.sigma.to(x0) * (guess.x0"),
+        ("level.alpha.to(x0) * (guess.x0", "level.sigma.to(x0) * (guess.x0"),
     ),
     *of(
         "evaluation/guided_comparison",
@@ -149,7 +153,7 @@ MUTANTS = (
     *of(
         "evaluation/metrics/bootstrap",
         "evaluation/guided_evaluation",
-        ("(n - 1 - own) // strata + 1", "n // strata + 1"),
+        ("(n - 1 - stratum) // strata + 1", "n // strata + 1"),
     ),
     *of(
         "evaluation/metrics/cost",
@@ -198,7 +202,7 @@ MUTANTS = (
         ),
         ("images[0], images[-1]", "images[0], images[1]"),
         ("x[:shown]", "x[-shown:]"),
-        ("calls=calls_of(*setup.way, scorer.guidance_scale)", "calls=steps"),
+        ("calls=calls_of(*setup.sampling, scorer.guidance_scale)", "calls=steps"),
         ("(images + 1) * 127.5", "(images + 1) * 127"),
     ),
     *of(
@@ -215,7 +219,7 @@ MUTANTS = (
     *of(
         "evaluation/gate",
         "evaluation/gate",
-        ("                break\n            found", "                continue\n            found"),
+        ("                break\n            best", "                continue\n            best"),
         ("d.steps > steps", "d.steps < steps"),
         ("if not student.times and student.guidance_range is None:", "if False:"),
         ("fewest = full\n", "fewest = full // 2\n"),
@@ -237,12 +241,19 @@ MUTANTS = (
         "evaluation/metrics/distance_bootstrap",
         "evaluation/metrics/intervals",
         ("key(seed, k) if k else seed", "seed"),
-        ("        if len(a) == size\n", ""),
+        ("if len(pair[0]) == size:", "if pair:"),
+        ("apart[:, 1] - apart[:, 0]", "apart[:, 0] - apart[:, 1]"),
+        (
+            "sum(distances[i] for distances, _ in parts)",
+            "max(distances[i] for distances, _ in parts)",
+        ),
+    ),
+    *of(
+        "evaluation/metrics/precision_recall_bootstrap",
+        "evaluation/metrics/intervals",
         ("apart = draws.mean(0) - draws\n", "apart = draws.mean(0) - draws[: len(draws) // 2]\n"),
         ("[: len(x) // 2]] = True", "[: len(x) // 4]] = True"),
-        ("apart[:, 1] - apart[:, 0]", "apart[:, 0] - apart[:, 1]"),
         ("outside.share(*everything[::-1])", "inside.share(*everything)"),
-        ("sum(found[i] for found, _ in parts)", "max(found[i] for found, _ in parts)"),
     ),
     *of(
         "evaluation/metrics/cost",
@@ -251,7 +262,7 @@ MUTANTS = (
         ("median(times) for", "min(times) for"),
         ("- began) / batch)", "- began))"),
         ("get_total_flops()) // 2", "get_total_flops())"),
-        ("held + sum(weights.values())", "held"),
+        ("peak + sum(weights.values())", "peak"),
     ),
     *of(
         "evaluation/metrics/fidelity",
@@ -262,13 +273,13 @@ MUTANTS = (
     *of(
         "evaluation/compressed",
         "models/compression/compression",
-        ("zeros=zeros(one.pipeline.denoiser)", "zeros=1 - zeros(one.pipeline.denoiser)"),
+        ("zeros=zeros(variant.pipeline.denoiser)", "zeros=1 - zeros(variant.pipeline.denoiser)"),
     ),
     *of(
         "evaluation/guided_comparison",
         "evaluation/guided_evaluation",
         ("root_mean(squares[k])", "root_mean(squares[1])"),
         ("frechet_distance(scorer.real_features, fake)", "frechet_distance(reference, fake)"),
-        ("calls=calls_of(*way, at.scale)", "calls=way[2]"),
+        ("calls=calls_of(*setup, at.scale)", "calls=setup[2]"),
     ),
 )

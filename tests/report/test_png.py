@@ -43,7 +43,7 @@ def test_channels_go_last():
 
 @pytest.mark.parametrize("shape", [(5, 2, 4, 6), (5, 4, 4, 6), (3, 4, 6), (5, 2), (1, 5, 3, 4, 6)])
 def test_what_is_no_picture_is_refused(shape):
-    with pytest.raises(ConfigError, match=r"pictures are made of images \[N, 1 or 3, H, W\]"):
+    with pytest.raises(ConfigError, match="pictures need"):
         to_uint8(torch.zeros(shape))
 
 

@@ -305,7 +305,7 @@ def test_a_long_training_stays_small_and_keeps_its_extremes():
     ]
     found = evidence() | {"training": lines}
     assert len(render(typed(found))) < 250_000
-    from halfstep.report.plots.curves import _pieces
+    from halfstep.report.plots.training import _pieces
 
     [(_, rows)] = _pieces(typed(found).training)
     assert len(rows) <= 160 and max(row[3] for row in rows) == 2.0

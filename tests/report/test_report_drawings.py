@@ -9,7 +9,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from halfstep.report.plots import svg
-from halfstep.report.plots.curves import quality, ReferenceLine, Series
+from halfstep.report.plots.axes import Series
+from halfstep.report.plots.curves import quality, ReferenceLine
 from halfstep.report.plots.figures import figures
 from halfstep.report.plots.svg import INK
 from tests.support.evidence import rows_of, typed
@@ -153,14 +154,14 @@ def test_axes_are_logarithmic_and_hold_all_of_it(axes):
 def test_a_single_point_has_a_line_of_its_interval():
     series = [Series("one", [(4.0, 0.5, 0.4, 0.7)], "student")]
     level = ReferenceLine("level", 0.6, 0.55, 0.65, "teacher")
-    [axis] = axes_of(lambda: quality(series, [level], what="what", alt="alt"))["quality"]
+    [axis] = axes_of(lambda: quality(series, [level], title="title", alt="alt"))["quality"]
     [line] = [c for c in axis.collections if isinstance(c, LineCollection)]
     near(line.get_segments()[0], [(4, 0.4), (4, 0.7)])
 
 
 def test_what_is_below_the_drawing_is_cut_at_its_edge():
     series = [Series("one", [(1.0, 0.5, -0.4, 0.7), (2.0, 0.8, 0.75, 0.9)], "student")]
-    [axis] = axes_of(lambda: quality(series, [], what="what", alt="alt"))["quality"]
+    [axis] = axes_of(lambda: quality(series, [], title="title", alt="alt"))["quality"]
     near(bands(axis)[INK["student"]], [[(1, 0.4, 0.7), (2, 0.75, 0.9)]])
 
 

@@ -248,11 +248,11 @@ def test_large_pictures_are_reduced_and_it_is_said():
 
 def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(slider, "BUDGET", 20_000)
-    with pytest.raises(ConfigError, match=r"more pictures than fit into it .* fewer seeds, scales"):
+    with pytest.raises(ConfigError, match="fewer seeds"):
         write(typed(guided(), guided_pictures()), tmp_path / "slider.html")
     monkeypatch.undo()
     monkeypatch.setattr(slider, "LIMIT", 30_000)
-    with pytest.raises(ConfigError, match="to stay under 30,000: give it fewer seeds, scales or"):
+    with pytest.raises(ConfigError, match="under 30,000"):
         write(typed(guided(), guided_pictures()), tmp_path / "slider.html")
     assert not list(tmp_path.iterdir())
 
@@ -260,10 +260,10 @@ def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"guided": np.zeros((8, 5, 10, 8, 8), np.uint8)}, "drawn from uint8 .* got uint8"),
-        ({"guided": np.zeros((8, 5, 10, 8, 8, 2), np.uint8)}, "drawn from uint8"),
+        ({"guided": np.zeros((8, 5, 10, 8, 8), np.uint8)}, "got uint8"),
+        ({"guided": np.zeros((8, 5, 10, 8, 8, 2), np.uint8)}, "must be uint8"),
         ({"guided": np.zeros((8, 5, 10, 8, 8, 1), np.float32)}, "got float32"),
-        ({"guided_scales": np.array([1.0, 2.0])}, "8 scales of 5 ways, and there are 2"),
+        ({"guided_scales": np.array([1.0, 2.0])}, "8 scales of 5 setups, but 2"),
         ({"guided_labels": np.array(["a"] * 4)}, "5 'guided_scales'|8 'guided_scales' and 4"),
     ],
 )
@@ -336,7 +336,7 @@ HARNESS = """<iframe id=f src=slider.html width={width} height=900 style="border
 onload = async () => {{ const d = f.contentDocument, get = id => d.getElementById(id), seen = [];
 const state = () => seen.push([get("student-picture").alt, get("teacher-picture").naturalWidth,
     get("student-distance").firstChild.textContent.trim(), get("teacher-calls").textContent.trim(),
-    get("between").hidden, get("near-said").textContent, get("scale").getAttribute("aria-valuetext")]);
+    get("between").hidden, get("near-text").textContent, get("scale").getAttribute("aria-valuetext")]);
 const move = async (id, at) => {{ get(id).value = at;
     get(id).dispatchEvent(new Event("input", {{bubbles: true}}));
     await new Promise(done => setTimeout(done, 100)); state() }};

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from sklearn.datasets import load_digits
 
-from halfstep.evaluation.report_data import parse_report, read_report
+from halfstep.evaluation.report_files import parse_report, read_report
 from halfstep.evaluation.report_rows import measure
 from halfstep.report.words.verdict import verdict
 from halfstep.schema import plain

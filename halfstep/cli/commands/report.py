@@ -8,7 +8,7 @@ from typing import Annotated
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
-from halfstep.evaluation.report_data import read_report, REPORT
+from halfstep.evaluation.report_files import read_report, REPORT
 from halfstep.workflows.report import write_report
 
 

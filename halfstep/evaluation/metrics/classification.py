@@ -1,4 +1,4 @@
-"""How good a classifier is, over a whole data set: never an average of batches, whose last is ragged."""
+"""Accuracy, likelihood, calibration and agreement of a classifier over a whole data set."""
 
 import math
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """Of all rows of a data set that have a label; agreement of all rows.
+    """Scores over all labelled rows of a data set; agreement over all rows.
 
-    accuracy     share right, with Wilson's interval
+    accuracy     share of correct answers, with Wilson's interval
     nll          mean of -log p(label), nats
     calibration  expected calibration error, in [0, 1]
-    rows         how many have a label
-    agreement    share on which another classifier says the same, or None without one
+    rows         number of labelled rows
+    agreement    share of rows with the same answer as the teacher; None without a teacher
     """
 
     accuracy: Interval
@@ -34,12 +34,6 @@ class Scores:
     calibration: float
     rows: int
     agreement: Interval | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Plain numbers."""
-        agreement = None if self.agreement is None else self.agreement.to_json()
-        rest = {"nll": self.nll, "calibration": self.calibration, "rows": self.rows}
-        return {"accuracy": self.accuracy.to_json(), **rest, "agreement": agreement}
 
 
 def score_classifier(
@@ -51,34 +45,34 @@ def score_classifier(
     level: float = 0.95,
     progress: Progress = SILENT,
 ) -> Scores:
-    """A classifier on all of the data, as it lies.
+    """Score a classifier on all of the data, without augmentation.
 
-    teacher   whose answers are compared
-    batch     images at once: the scores are the same with any
-    level     of the intervals
-    progress  told of every batch, of either classifier
+    teacher   classifier to compare answers with
+    batch     images at a time; does not change the scores
+    level     confidence level of the intervals
+    progress  advanced for every batch of either classifier
 
     `DataError` for data without any label.
     """
     parts = torch.arange(len(data)).split(batch)
     progress = expected(progress, len(parts) * (1 if teacher is None else 2))
     logits, labels = answers(classifier, data, batch=batch, progress=progress)
-    known = labels >= 0
-    if not known.any():
+    labelled = labels >= 0
+    if not labelled.any():
         raise DataError("accuracy needs labels, and this data has none: give labelled data")
     if not logits.isfinite().all():
         raise DataError("the classifier answers with nan or infinity: give one that is trained")
     if labels.max() >= logits.shape[1]:
         raise DataError(
-            f"the data has labels up to {int(labels.max())} and the classifier knows {logits.shape[1]} "
+            f"the data has labels up to {int(labels.max())} and the classifier has {logits.shape[1]} "
             "classes: give data of its classes"
         )
     agreement = None
     if teacher is not None:
-        theirs, _ = answers(teacher, data, batch=batch, progress=progress)
-        same = logits.argmax(1) == theirs.argmax(1)
+        teacher_logits, _ = answers(teacher, data, batch=batch, progress=progress)
+        same = logits.argmax(1) == teacher_logits.argmax(1)
         agreement = wilson(int(same.sum()), len(same), level=level)
-    logits, labels = logits[known], labels[known]
+    logits, labels = logits[labelled], labels[labelled]
     right = int((logits.argmax(1) == labels).sum())
     return Scores(
         wilson(right, len(labels), level=level),
@@ -99,7 +93,7 @@ def answers(
 ) -> tuple[Tensor, Tensor]:
     """Logits float64 [N, classes] and labels int64 [N] (-1: none) of all rows, on the CPU.
 
-    The classifier is asked in eval mode, and left in the mode that it was in.
+    The classifier runs in eval mode; its mode is restored.
     """
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     logits, labels = list[Tensor](), list[Tensor]()
@@ -107,19 +101,19 @@ def answers(
     progress.expect(len(parts))
     with evaluating(classifier):
         for rows in parts:
-            seen = data.batch(rows).to(device)
-            logits.append(classifier(seen.x0).cpu().double())
-            none = seen.cond is None or seen.cond.label is None
-            labels.append(torch.full_like(rows, -1) if none else seen.cond.label.cpu())  # type: ignore[union-attr]
+            images = data.batch(rows).to(device)
+            logits.append(classifier(images.x0).cpu().double())
+            none = images.cond is None or images.cond.label is None
+            labels.append(torch.full_like(rows, -1) if none else images.cond.label.cpu())  # type: ignore[union-attr]
             progress.advance()
     return torch.cat(logits), torch.cat(labels)
 
 
 def wilson(hits: int, rows: int, *, level: float = 0.95) -> Interval:
-    """A share with Wilson's interval (1927), which is sound also near 0 and 1."""
+    """A share with Wilson's interval (1927), valid also near 0 and 1."""
     if not 0 <= hits <= rows or rows < 1 or not 0 < level < 1:
         raise ConfigError(
-            f"{hits} of {rows} at level {level:g} is no share: hits are 0 to rows, the level in (0, 1)"
+            f"a share needs hits in 0 to rows and a level in (0, 1), got {hits} of {rows} at {level:g}"
         )
     z, share = NormalDist().inv_cdf((1 + level) / 2), hits / rows
     middle = (hits + z * z / 2) / (rows + z * z)
@@ -128,10 +122,10 @@ def wilson(hits: int, rows: int, *, level: float = 0.95) -> Interval:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): mean of |accuracy - confidence| of equal bins.
+    """Expected calibration error (Guo et al. 2017, eq. 3): mean |accuracy - confidence| over equal bins.
 
     probabilities  [N, classes]
-    labels         int64 [N], all known
+    labels         int64 [N], none missing
     """
     sure, guess = probabilities.double().max(1)
     bin_of = (sure * bins).ceil().long().clamp(1, bins) - 1  # (k / bins, (k + 1) / bins]

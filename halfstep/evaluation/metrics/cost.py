@@ -1,4 +1,4 @@
-"""Cost: network calls, seconds, memory, parameters and multiply-adds of ways to sample, side by side."""
+"""Cost of sampling: network calls, seconds, memory, parameters and multiply-adds."""
 
 import os
 import time
@@ -24,85 +24,85 @@ from halfstep.pipeline.samplers import check_sampling
 from halfstep.progress import Progress, SILENT
 
 GROUP = 4
-"""Steps of a single-step solver that has a group of three, and its tail."""
+"""Steps of a single-step solver that include a group of three and its tail."""
 SamplingSetup = tuple[Pipeline, str, int]
 """A pipeline, the name of a sampler, and how many steps."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way of sampling costs."""
+    """The cost of one sampling setup."""
 
     calls: Count
-    """Of the network, for a sample: Heun makes 2N - 1."""
+    """Network calls per sample: 2N - 1 for Heun."""
     seconds_per_sample: dict[int, Annotated[float, Ge(float_info.min)]]
-    """At each batch size, the median of all rounds; noise drawn and the sample brought back included."""
+    """Median over all rounds at each batch size, with the noise and the copy to the CPU."""
     peak_bytes: int | None
-    """Memory at the largest batch, weights included; None where it cannot be measured."""
+    """Peak memory at the largest batch, weights included; None if it cannot be measured."""
     parameters: Count
     multiply_adds: Annotated[int, Ge(0)]
-    """For a sample, of matrix products, convolutions and attention; what is elementwise is not counted."""
+    """Per sample, of matrix products, convolutions and attention, without elementwise operations."""
 
 
 def cost(
-    ways: Sequence[SamplingSetup],
+    setups: Sequence[SamplingSetup],
     *,
     batches: Sequence[int] = (1, 64),
     rounds: int = 5,
     guidance_scale: float = 1.0,
     progress: Progress = SILENT,
 ) -> list[Cost]:
-    """What each way costs, measured in one run.
+    """Measure the cost of each sampling setup in one run.
 
-    ways      (pipeline, sampler, steps), for example the teacher's and the students'
-    batches   sizes at which seconds are measured
-    rounds    in each, every way is timed once and in turn: what slows the machine down for a while
-              slows them all down, and the median leaves it out
-    guidance  the scale that all of them sample at
-    progress  told of every timing
+    setups          (pipeline, sampler, steps) of each, such as the teacher's and the students'
+    batches         batch sizes of the timings
+    rounds          each round times every setup once, so that a temporary slowdown affects all of them, and
+                    the median ignores it
+    guidance_scale  guidance scale of all setups
+    progress        advanced for every timing
 
-    Multiply-adds are those of one call of one sample, counted by torch, times the calls.
+    Multiply-adds are those of one call for one sample, counted by torch, times the calls.
     """
-    if not ways or not batches or min(batches) < 1 or rounds < 1:
+    if not setups or not batches or min(batches) < 1 or rounds < 1:
         raise ConfigError(
-            f"cost needs a way to sample, batches of at least 1 and a round, got {len(ways)} ways, "
-            f"batches {tuple(batches)} and {rounds} rounds: write for example batches=(1, 64), rounds=5"
+            f"cost needs a setup, batches of at least 1 and a round, got {len(setups)} setups, batches "
+            f"{tuple(batches)} and {rounds} rounds: write for example batches=(1, 64), rounds=5"
         )
-    for pipeline, sampler, steps in ways:
-        pipeline.grid(steps, sampler)  # refuses before the first second is spent
-    progress.expect(len(batches) * rounds * len(ways))
-    seconds = [_seconds(ways, batch, rounds, guidance_scale, progress) for batch in batches]
+    for pipeline, sampler, steps in setups:
+        pipeline.grid(steps, sampler)  # refuses before the first timing
+    progress.expect(len(batches) * rounds * len(setups))
+    seconds = [_seconds(setups, batch, rounds, guidance_scale, progress) for batch in batches]
     return [
         Cost(
             calls_of(pipeline, sampler, steps, guidance_scale),
-            {batch: found[k] for batch, found in zip(batches, seconds, strict=True)},
+            {batch: per_sample[k] for batch, per_sample in zip(batches, seconds, strict=True)},
             peak_bytes(pipeline, sampler, steps, batch=max(batches), guidance_scale=guidance_scale),
             sum(p.numel() for p in pipeline.denoiser.parameters()),
             multiply_adds(pipeline) * calls_of(pipeline, sampler, steps, guidance_scale),
         )
-        for k, (pipeline, sampler, steps) in enumerate(ways)
+        for k, (pipeline, sampler, steps) in enumerate(setups)
     ]
 
 
 def calls_of(pipeline: Pipeline, sampler: str, steps: int, guidance_scale: float = 1.0) -> int:
-    """Network calls a sample at this guidance scale: two a step where guidance comes from outside."""
+    """Network calls per sample; guidance outside the network costs two calls instead of one."""
     both = pipeline.guidance_range is None and guidance_scale != 1
     return calls(sampler, steps) * (2 if both else 1)
 
 
 def _seconds(
-    ways: Sequence[SamplingSetup],
+    setups: Sequence[SamplingSetup],
     batch: int,
     rounds: int,
     guidance_scale: float,
     progress: Progress,
 ) -> list[float]:
-    """Seconds a sample of each way: the ways in turn, so many rounds, the median."""
-    taken: list[list[float]] = [[] for _ in ways]
-    for pipeline, _, _ in ways:
+    """Seconds per sample of each setup: the median over rounds that time all setups in turn."""
+    taken: list[list[float]] = [[] for _ in setups]
+    for pipeline, _, _ in setups:
         _call(pipeline, batch)  # the first call of a shape chooses kernels and compiles
     for _ in range(rounds):
-        for (pipeline, sampler, steps), times in zip(ways, taken, strict=True):
+        for (pipeline, sampler, steps), times in zip(setups, taken, strict=True):
             began = time.perf_counter()
             # The samples come back to the CPU, so a GPU has finished when this returns.
             pipeline.sample(
@@ -115,7 +115,7 @@ def _seconds(
 
 @torch.no_grad()
 def _call(pipeline: Pipeline, batch: int) -> None:
-    """One call of the network, as the first of a walk is."""
+    """One network call, as the first of a sampler."""
     device = pipeline.device
     label = torch.zeros(batch, dtype=torch.int64, device=device)
     x = torch.zeros(batch, *pipeline.shape, device=device)
@@ -134,7 +134,7 @@ def _call(pipeline: Pipeline, batch: int) -> None:
 
 
 def multiply_adds(pipeline: Pipeline) -> int:
-    """Of one network call for one sample: half of what torch's flop counter finds."""
+    """Multiply-adds of one network call for one sample: half of torch's count of operations."""
     from torch.nn.attention import sdpa_kernel, SDPBackend
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -151,37 +151,37 @@ def multiply_adds(pipeline: Pipeline) -> int:
 def peak_bytes(
     pipeline: Pipeline, sampler: str, steps: int, *, batch: int, guidance_scale: float = 1.0
 ) -> int | None:
-    """The most memory that sampling a batch holds at once, weights included; None if it cannot be told.
+    """Peak memory of sampling a batch, weights included; None if it cannot be measured.
 
-    CUDA: torch's own peak, less what lay there before (other models).  CPU: the allocations and
-    releases that torch's profiler lists.  Of a walk of a few steps, within which it is reached: a walk
-    remembers no more than two answers of the network.
+    CUDA: torch's peak, less the memory allocated before (other models).  CPU: the allocations and releases
+    that torch's profiler lists.  Measured over a few steps, which reach the peak: a sampler keeps at most
+    two outputs of the network.
     """
-    short = _short(pipeline, sampler, steps)
+    short = _shortened(pipeline, sampler, steps)
 
-    def walk() -> Tensor:
+    def sample() -> Tensor:
         return short.sample(
             batch, steps=short.steps, sampler=sampler, guidance_scale=guidance_scale, batch=batch
         )
 
     device = pipeline.device
-    held = None
+    peak = None
     if device.type == "cuda":
-        held = _on_cuda(walk, device)
+        peak = _on_cuda(sample, device)
     elif device.type == "cpu":
-        held = _on_cpu(walk)
-    if held is None:
+        peak = _on_cpu(sample)
+    if peak is None:
         return None
     tensors = [*pipeline.denoiser.parameters(), *pipeline.denoiser.buffers()]
     tensors = list(apart({str(k): tensor for k, tensor in enumerate(tensors)}).values())
     weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return held + sum(weights.values())
+    return peak + sum(weights.values())
 
 
-def _short(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
-    """The pipeline for the first steps and the last; where the sampler makes its grid, for a short one.
+def _shortened(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
+    """The pipeline with only the first steps and the last, or few steps if the sampler makes the grid.
 
-    For as many as it needs where fewer would lead nowhere, and are refused.
+    With more steps where the sampler refuses fewer.
     """
     times = pipeline.grid(steps, sampler)
     if sampler in SAMPLER_PRESETS:
@@ -203,28 +203,28 @@ def _refused(pipeline: Pipeline, sampler: str, times: Times) -> bool:
     return False
 
 
-def _on_cuda(walk: Callable[[], Tensor], device: torch.device) -> int:
+def _on_cuda(sample: Callable[[], Tensor], device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    walk()
+    sample()
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _on_cpu(walk: Callable[[], Tensor]) -> int | None:
+def _on_cpu(sample: Callable[[], Tensor]) -> int | None:
     from torch.profiler import profile, ProfilerActivity
 
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        walk()
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        sample()
     try:
         # The public list leaves out the allocations that belong to an operation.
-        kineto: Any = found.profiler.kineto_results
+        kineto: Any = profiler.profiler.kineto_results
         events = [
             (event.start_ns(), event.nbytes())
             for event in kineto.events()
             if event.name() == "[memory]"
         ]
-    except AttributeError:  # not a public interface: it may go, and then nothing is known
+    except AttributeError:  # a private interface, which may change
         return None
     now = peak = 0
     for _, size in sorted(events, key=lambda event: event[0]):
@@ -235,7 +235,7 @@ def _on_cpu(walk: Callable[[], Tensor]) -> int | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The profiler's library writes to the terminal that it starts and stops; 6 is above all its levels."""
+    """Silence the profiler's library, which logs to the terminal; 6 is above all its levels."""
     name = "KINETO_LOG_LEVEL"
     before = os.environ.get(name)
     os.environ[name] = "6"

@@ -1,11 +1,11 @@
-"""Distances between two sets of features: pure functions, float64, nothing cached.
+"""Distances between two sets of features: pure functions in float64.
 
-Own formulas, which the tests hold against torchmetrics, scipy and scikit-learn.  The library's classes
-take images batch by batch and keep a state; its Fréchet distance takes seven times as long at 4
-dimensions, its KID wants two sets of one size, its Inception score shuffles with the global generator,
-and it has no precision and recall.
+Tested against torchmetrics, scipy and scikit-learn.  torchmetrics itself is not used: its classes take
+images batch by batch and keep a state, its Fréchet distance takes seven times as long at 4 dimensions, its
+KID needs two sets of one size, its Inception score shuffles with the global generator, and it has no
+precision and recall.
 
-Intervals for all of them are in `intervals`.
+Intervals are in `distance_bootstrap` and `precision_recall_bootstrap`.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
 
-# Rows of a matrix of all pairs that are held at once: 1024 x 50,000 in float64 are 400 MB.
+# Rows of a matrix of all pairs held in memory at once: 1024 x 50,000 in float64 are 400 MB.
 ROWS = 1024
 
 
@@ -26,8 +26,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     centred rows the last trace is the sum of the singular values of R1 R2': no covariance is formed, no
     root of a rounded eigenvalue is taken, and constant features or fewer rows than D cost no accuracy.
 
-    Biased upward: by about 1/n + 1/m, so compare only equal n and the same features, and see
-    `sampling_floor`.  At D = 2048 about 5 s of one core for 4,000 rows.
+    Biased upward by about 1/n + 1/m, so compare only equal n and the same features, and see
+    `sampling_floor`.  At D = 2048 about 5 s on one core for 4,000 rows.
     """
     real, fake = checked(real, fake)
     return frechet_of_factors(factor(real), factor(fake))
@@ -41,7 +41,7 @@ def factor(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frechet_of_factors(real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> float:
-    """The Fréchet distance of two sets, each as its `factor`: a set that stays is factored once."""
+    """The Fréchet distance of two sets, each given by its `factor`."""
     (mean, root), (other_mean, other_root) = real, fake
     spread = root.square().sum() + other_root.square().sum()
     shared = torch.linalg.svdvals(root @ other_root.T).sum()
@@ -60,19 +60,18 @@ def kernel_distance(
     """Squared maximum mean discrepancy under (x'y / D + 1)^3, KID (Binkowski et al. 2018, eq. 4).
 
     real, fake  features, float [n, D], [m, D], at least two rows each; symmetric in the two
-    biased      keep a row's kernel with itself: never negative, 0 for identical sets, too large by about
-                1/n + 1/m.  Without it (the published KID) the mean is right for every n, and what is
-                truly 0 comes out below 0 half of the time
-    subset      the published protocol: the mean over so many random `subsets` of this many rows of each
-                set (1000, and 100 of them).  None takes all rows at once, which has the same mean and
-                less noise
+    biased      include each row's kernel with itself: never negative, 0 for identical sets, too large by
+                about 1/n + 1/m.  The unbiased published KID has the right mean for every n, and is
+                negative half of the time if the true value is 0
+    subset      the published protocol: the mean over `subsets` random subsets of this many rows of each set
+                (100 of 1000).  None takes all rows at once: the same mean, less noise
     """
     real, fake = checked(real, fake)
     if subset is None:
         return float(kernel_form(real, fake, *(_ones(x) for x in (real, fake)), biased=biased))
     if not 2 <= subset <= min(len(real), len(fake)) or subsets < 1:
         raise ConfigError(
-            f"{subsets} subsets of {subset} rows cannot be taken of {len(real)} and {len(fake)}: write "
+            f"cannot take {subsets} subsets of {subset} rows from {len(real)} and {len(fake)}: write "
             f"at least 1 subset of 2 to {min(len(real), len(fake))} rows"
         )
     generator, total = torch.Generator().manual_seed(seed), 0.0
@@ -85,26 +84,26 @@ def kernel_distance(
 def kernel_form(
     real: Tensor, fake: Tensor, count: Tensor, other: Tensor, *, biased: bool = False
 ) -> Tensor:
-    """`kernel_distance` with every row counted so often, for many countings at once: [S].
+    """`kernel_distance` of weighted rows, for S sets of weights at once: [S].
 
-    count, other  how often each row counts, float [S, n], [S, m]
+    count, other  the weight of each row, float [S, n], [S, m]
 
-    Unbiased: no row meets itself, nor its own copies.
+    Unbiased: no row is compared with itself or its copies.
     """
 
     def within(x: Tensor, w: Tensor) -> Tensor:
         whole, among = _sums(x, x, w, w), w.sum(1).square()
         if biased:
             return whole / among
-        own = (x.square().sum(1) / x.shape[1] + 1) ** 3
-        return (whole - w.square() @ own) / (among - w.square().sum(1))
+        diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
+        return (whole - w.square() @ diagonal) / (among - w.square().sum(1))
 
     between = _sums(real, fake, count, other) / (count.sum(1) * other.sum(1))
     return within(real, count) + within(fake, other) - 2 * between
 
 
 def _sums(x: Tensor, y: Tensor, wx: Tensor, wy: Tensor) -> Tensor:
-    """The sum over all pairs of w_i w_j k(x_i, y_j), [S]."""
+    """Sum of w_i w_j k(x_i, y_j) over all pairs, [S]."""
     total = wx.new_zeros(len(wx))
     for part, w in zip(x.split(ROWS), wx.split(ROWS, 1), strict=True):
         total += ((w @ (part @ y.T / x.shape[1] + 1) ** 3) * wy).sum(1)
@@ -118,10 +117,10 @@ def _ones(x: Tensor) -> Tensor:
 def inception_score(probabilities: Tensor) -> float:
     """exp of the mean KL divergence of p(y | x) from their mean p(y) (Salimans et al. 2016, section 4).
 
-    probabilities  a classifier's, float [n, classes]: rows of numbers in [0, 1] that sum to 1
+    probabilities  float [n, classes] in [0, 1], each row sums to 1
 
-    From 1 (every sample alike, or none decided) to the number of classes.  Of all rows at once, not the
-    mean of ten splits, which is lower.  Biased downward, by about (classes - 1) / n of its logarithm.
+    From 1 (all samples alike, or all undecided) to the number of classes.  Computed over all rows, not as
+    the lower mean of ten splits.  Biased downward, by about (classes - 1) / n in its logarithm.
     """
     p = probabilities.double()
     if (
@@ -141,20 +140,19 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     """Improved precision and recall (Kynkäänniemi et al. 2019, eqs. 1 and 2), each in [0, 1].
 
     real, fake  features, float [n, D], [m, D], more than k rows each
-    k           a row's ball reaches as far as its k-th nearest neighbour in its own set
+    k           a row's ball reaches its k-th nearest neighbour in the same set
 
-    Precision is the share of the fake rows that lie in some real row's ball, recall the share of the
-    real rows in some fake row's.  Both depend on the number of rows, to which there is no limit worth
-    having: compare only equal n and m.
+    Precision is the share of fake rows inside the ball of some real row, recall the share of real rows
+    inside the ball of some fake row.  Both depend on the numbers of rows: compare only equal n and m.
     """
     real, fake = checked(real, fake, least=k + 1)
     if k < 1:
-        raise ConfigError(f"a ball needs a neighbour, k={k} has none: write 3")
+        raise ConfigError(f"precision and recall need a neighbour, got k={k}: write k=3")
     return _inside(real, fake, k), _inside(fake, real, k)
 
 
 def _inside(balls: Tensor, points: Tensor, k: int) -> float:
-    """The share of the points in some ball."""
+    """The share of points inside some ball."""
     hit = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for rows in torch.arange(len(balls), device=balls.device).split(ROWS):
         reach = nearest(balls, rows, k)[0][:, -1:]
@@ -163,25 +161,25 @@ def _inside(balls: Tensor, points: Tensor, k: int) -> float:
 
 
 def nearest(x: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest others of these rows of x: squared distances, ascending, and where: [rows, k]."""
+    """The k nearest other rows of these rows of x: squared distances, ascending, and row numbers."""
     near = square_distances(x[rows], x)
     near[torch.arange(len(rows), device=x.device), rows] = torch.inf
-    found = near.topk(k, largest=False)
-    return found.values, found.indices
+    neighbours = near.topk(k, largest=False)
+    return neighbours.values, neighbours.indices
 
 
 def square_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, [n, m], by one matrix product; what is 0 but for rounding is 0."""
+    """|x_i - y_j|^2, [n, m], by one matrix product; values at the level of rounding are 0."""
     scale = x.square().sum(1, keepdim=True) + y.square().sum(1)
     apart = scale - 2 * x @ y.T
     return apart.where(apart > 1e-12 * scale, 0.0)
 
 
 def sampling_floor(real: Tensor, n: int, *, splits: int = 8, seed: int = 0) -> float:
-    """What `frechet_distance` of n perfect samples to `real` is expected to be, from its bias alone.
+    """The expected `frechet_distance` of n perfect samples to `real`, which is its bias.
 
-    The mean distance between random halves of the real features, scaled by (1/n + 1/len(real)) over the
-    halves' own (2/h): the bias is that to first order.
+    The mean distance between random halves of the real features, scaled from the halves' (2/h) to
+    (1/n + 1/len(real)): the bias is proportional to that to first order.
     """
     if n < 1 or len(real) < 4:
         raise DataError(f"a floor needs n of at least 1 and 4 real rows, got {n} and {len(real)}")
@@ -195,7 +193,7 @@ def sampling_floor(real: Tensor, n: int, *, splits: int = 8, seed: int = 0) -> f
 
 
 def checked(real: Tensor, fake: Tensor, *, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Both in float64, or `DataError`: two sets [n, D] of one D, finite, with `least` rows each."""
+    """Both sets in float64; `DataError` unless they are finite, [n, D], with at least `least` rows."""
     if (
         real.ndim != 2
         or fake.ndim != 2
@@ -207,7 +205,5 @@ def checked(real: Tensor, fake: Tensor, *, least: int = 2) -> tuple[Tensor, Tens
             f"{list(real.shape)} and {list(fake.shape)}"
         )
     if not bool(real.isfinite().all() and fake.isfinite().all()):
-        raise DataError(
-            "some features are nan or infinite: the samples that they come from are, too"
-        )
+        raise DataError("some features are nan or infinite: check the samples")
     return real.double(), fake.double()

@@ -1,8 +1,7 @@
-"""Fidelity: does the same noise still give the same picture, and if not, where was it lost?
+"""Fidelity: the error of a student's images against its teacher's of the same noise, and its two parts.
 
-Progressive distillation is deterministic, so student and teacher can be compared pair by pair.  What
-differs has two sources: a coarser grid (`grid_cost`), and what a student failed to learn
-(`learning_error`).
+Progressive distillation is deterministic, so student and teacher are compared in pairs.  The error has two
+sources: the coarser grid (`grid_cost`), and imperfect training (`learning_error`).
 """
 
 import math
@@ -24,22 +23,22 @@ from halfstep.progress import expected, Progress, SILENT
 from halfstep.rng import sample_noise
 
 PEAK = 2.0
-"""From black to white, for images in [-1, 1]."""
+"""Range of pixels in [-1, 1]."""
 TINY = 2.0**-24
-"""Errors below this are float32's own: PSNR ends at 150.5 dB."""
+"""Rounding error of float32: PSNR is at most 150.5 dB."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Student against teacher, from the same noise."""
+    """Errors of a student against its teacher, from the same noise."""
 
     rmse: Interval
     """Root mean square over all pairs and pixels; pixels in [-1, 1]."""
     psnr: Interval
-    """20 log10(2 / rmse) in dB, at most 150.5.  Of the pooled error: a mean of each pair's own would be
-    infinite for one pair that agrees."""
+    """20 log10(2 / rmse) in dB, at most 150.5, of the pooled error: the mean over pairs is infinite if one
+    pair agrees."""
     feature_rmse: Interval
-    """Root mean square over the features, over that of the teacher's own features."""
+    """Root mean square error of the features, over the root mean square of the teacher's features."""
 
 
 def fidelity(
@@ -52,43 +51,43 @@ def fidelity(
     level: float = 0.95,
     seed: int = 0,
 ) -> Fidelity:
-    """How far the student's pictures are from the teacher's, row k of both from the same noise.
+    """Compare the student's images with the teacher's, row k of both from the same noise.
 
     images    float [N, ...] in [-1, 1]
     features  float [N, D] of the same images
 
-    Pairs are resampled whole, and on a log scale: an error is positive, and so are both its ends.
+    Pairs are resampled whole, on a log scale, so that both ends of an interval are positive.
     """
     if len(teacher_features) != len(teacher_images):
         raise ConfigError(
-            f"features belong to the images, got {len(teacher_features)} rows for "
-            f"{len(teacher_images)} images: give the features of these images"
+            f"got {len(teacher_features)} rows of features for {len(teacher_images)} images: give the "
+            "features of these images"
         )
     rmse = paired_rmse(teacher_images, student_images, resamples=resamples, level=level, seed=seed)
-    off = square_errors(teacher_features, student_features)
-    own = teacher_features.double().square().flatten(1).mean(1)
-    feature_rmse = _root(torch.stack([off, own], 1), resamples, level, seed)
+    errors = square_errors(teacher_features, student_features)
+    size = teacher_features.double().square().flatten(1).mean(1)
+    feature_rmse = _root(torch.stack([errors, size], 1), resamples, level, seed)
     return Fidelity(rmse, Interval(*map(_psnr, (rmse.value, rmse.high, rmse.low))), feature_rmse)
 
 
 def paired_rmse(
     a: Tensor, b: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Root mean square of a - b over all pairs and numbers, float [N, ...] both."""
+    """Root mean square of a - b over all pairs and pixels, both float [N, ...]."""
     return root_mean(square_errors(a, b), resamples=resamples, level=level, seed=seed)
 
 
 def root_mean(
     squares: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Root of the mean of what `square_errors` gave, some pairs at a time."""
+    """Root of the mean of the results of `square_errors`."""
     return _root(squares[:, None], resamples, level, seed)
 
 
 def worst_pairs(teacher_images: Tensor, student_images: Tensor, count: int = 8) -> list[int]:
-    """The pairs that differ most, the worst first: what an average hides."""
+    """The row numbers of the largest errors, worst first."""
     if count < 1:
-        raise ConfigError(f"asked for the {count} worst pairs: write count=8, or at least 1")
+        raise ConfigError(f"worst pairs need a count of at least 1, got {count}: write count=8")
     off = square_errors(teacher_images, student_images)
     return [int(k) for k in off.argsort(descending=True, stable=True)[:count]]
 
@@ -104,10 +103,10 @@ def grid_cost(
     batch: int = 256,
     progress: Progress = SILENT,
 ) -> Interval:
-    """What a grid half as fine costs by itself: the teacher's N DDIM steps against its own 2N.
+    """The error of a grid half as fine: the teacher's N DDIM steps against its 2N.
 
-    teacher  the undistilled teacher: nothing has been learned yet, so all of it is the grid's
-    times    the finer grid, 2N + 1 times; the coarser is every other one of them, as a student's is
+    teacher  the undistilled teacher, so that the error is the grid's alone
+    times    the finer grid, 2N + 1 times; the coarser has every other time, as a student's does
     """
     steps = _even(times) // 2
     both, counts = replace(teacher, times=(times, times[::2])), (steps, 2 * steps)
@@ -138,22 +137,22 @@ def learning_error(
     seed: int = 0,
     batch: int = 256,
 ) -> Interval:
-    """What a student failed to learn: where its one step lands, against where two teacher steps land.
+    """The error of one student step against two steps of its teacher.
 
-    student  one that takes `times[::2]`
-    teacher  the one that it was made from, sampled on `times`: the student of the halving BEFORE, and
-             only for the first halving the undistilled teacher (`Guided`, if that was distilled).
-             Against the first teacher, errors of all halvings so far would be mixed with the grid's
+    student  takes `times[::2]`
+    teacher  the network that the student was distilled from, on `times`: the student of the halving BEFORE,
+             or for the first halving the undistilled teacher (`Guided`, if that was distilled).  Against
+             the first teacher, errors of all halvings so far would mix with the grid's
     x0       clean data, float [n, ...] in [-1, 1]; `cond` its labels
 
-    Root mean square in the space of x, over states alpha x0 + sigma eps at the student's own times
-    (Salimans & Ho 2022, Algorithm 2).  Every time gets an equal share of the images, so n images cost
-    3n forwards whatever N is: give many more images than steps.  Nothing is clipped, as in training.
+    Root mean square in the space of x, over states alpha x0 + sigma eps at the student's times (Salimans &
+    Ho 2022, Algorithm 2).  Every time gets an equal share of the images, so n images cost 3n forwards for
+    any N: give many more images than steps.  Nothing is clipped, as in training.
     """
     steps, x0 = _even(times) // 2, as_floats(x0)
     if len(x0) < steps:
         raise ConfigError(
-            f"{len(x0)} images cannot visit all of the student's {steps} times: give at least {steps}"
+            f"the student has {steps} times and each needs an image, got {len(x0)}: give at least {steps}"
         )
     order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))
     place = 2 * (order * steps // len(x0))
@@ -162,13 +161,15 @@ def learning_error(
     for low in range(0, len(x0), batch):
         rows = slice(low, min(low + batch, len(x0)))
         noise = sample_noise(seed, range(len(x0))[rows], x0.shape[1:])
-        own = None if cond is None else cond[rows]
-        errors.append(_missed(student, teacher, times, place[rows], x0[rows], noise, own))
+        condition = None if cond is None else cond[rows]
+        errors.append(
+            _step_errors(student, teacher, times, place[rows], x0[rows], noise, condition)
+        )
     return _root(torch.cat(errors)[:, None], 200, 0.95, seed)
 
 
 @torch.no_grad()
-def _missed(
+def _step_errors(
     student: Denoiser,
     teacher: Denoises,
     times: Times,
@@ -177,7 +178,7 @@ def _missed(
     eps: Tensor,
     cond: Cond | None,
 ) -> Tensor:
-    """Mean squared distance of the two landings, [B], float64 on the CPU; i indexes `times`."""
+    """Mean squared distance of the two results, [B], float64 on the CPU; i indexes `times`."""
     device = next(student.parameters()).device
     x0, i = x0.to(device), i.to(device)
     cond = None if cond is None else cond.to(device)
@@ -185,18 +186,18 @@ def _missed(
     x_t = level_of(teacher.schedule, t, x0).mix(x0, eps.to(x0))
     target = two_step_target(teacher, x_t, t, t_mid, t_end, cond)
     guess = student(x_t, t, cond)
-    there = arriving(teacher.schedule, t_end.reshape(-1, *[1] * (x0.ndim - 1)))
-    missed = there.alpha.to(x0) * (guess.x0 - target.x0) + there.sigma.to(x0) * (
+    level = arriving(teacher.schedule, t_end.reshape(-1, *[1] * (x0.ndim - 1)))
+    missed = level.alpha.to(x0) * (guess.x0 - target.x0) + level.sigma.to(x0) * (
         guess.eps - target.eps
     )
-    return _finite(missed.cpu()).flatten(1).mean(1)  # Apple's GPUs have no float64
+    return _finite_squares(missed.cpu()).flatten(1).mean(1)  # Apple's GPUs have no float64
 
 
 def _even(times: Times) -> int:
     steps = len(checked(times)) - 1
     if steps % 2:
         raise ConfigError(
-            f"a grid of {steps} steps has no half: give the finer one, of an even number of steps"
+            f"a grid of {steps} steps cannot be halved: give the finer one, with an even number of steps"
         )
     return steps
 
@@ -209,20 +210,20 @@ def square_errors(a: Tensor, b: Tensor) -> Tensor:
             f"pairs need two sets of one shape [N, ...] with N at least 2, got {list(a.shape)} and "
             f"{list(b.shape)}: sample both with the same n and seed"
         )
-    return _finite(a.double() - b.double()).flatten(1).mean(1)
+    return _finite_squares(a.double() - b.double()).flatten(1).mean(1)
 
 
-def _finite(x: Tensor) -> Tensor:
+def _finite_squares(x: Tensor) -> Tensor:
     """x squared, in float64."""
     if not bool(x.isfinite().all()):
-        raise DataError("some values are nan or infinite: whatever made these samples has diverged")
+        raise DataError("some values are nan or infinite: the sampler of these images has diverged")
     return x.double().square()
 
 
 def _root(squares: Tensor, resamples: int, level: float, seed: int) -> Interval:
     """sqrt of the mean of the first column (over that of the second), rows resampled together.
 
-    On a log scale, so that the interval of PSNR is this one's, and neither leaves its range.
+    On a log scale, so that the interval of PSNR follows from this one, and neither leaves its range.
     """
     if not bool(squares[:, 0].any()):
         return Interval(0.0, 0.0, 0.0)
@@ -231,8 +232,8 @@ def _root(squares: Tensor, resamples: int, level: float, seed: int) -> Interval:
         mean = rows.mean(0).clamp(min=TINY**2)
         return float((mean[0] / (mean[1] if len(mean) == 2 else 1)).log() / 2)
 
-    found = basic_bootstrap(log_root, squares, resamples=resamples, level=level, seed=seed)
-    return Interval(*map(math.exp, (found.value, found.low, found.high)))
+    logs = basic_bootstrap(log_root, squares, resamples=resamples, level=level, seed=seed)
+    return Interval(*map(math.exp, (logs.value, logs.low, logs.high)))
 
 
 def _psnr(rmse: float) -> float:

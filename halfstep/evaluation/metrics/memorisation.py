@@ -1,4 +1,4 @@
-"""Memorisation: does a generator make new samples, or give back its training images?"""
+"""Memorisation: whether a generator reproduces its training images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
 from halfstep.pixels import as_floats
 
 COPY = 1 / 3
-"""A copy is this much nearer to one training image than to the next (Yoon et al. 2023)."""
+"""Largest ratio of the distances to the two nearest training images for a copy (Yoon et al. 2023)."""
 TOO_NEAR = 0.5
-"""Samples nearer to the training images than this much of what new images are, are not new."""
+"""Ratio of distances, samples over held-out images, below which the generator is flagged."""
 TOO_MANY = 0.01
-"""Share of copies, above that among held-out images, at which it is said."""
+"""Share of copies, in excess of held-out images, above which the generator is flagged."""
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Distances to the nearest training image."""
+    """Distances to the nearest training image, and the share of copies."""
 
     train: Interval
-    """Mean distance of the samples to the nearest training image."""
+    """Mean distance of samples to the nearest training image."""
     held_out: Interval
-    """The same of real images that were not trained on: what new images are like."""
+    """The same for held-out images, the reference for new images."""
     ratio: Interval
-    """The first over the second: about 1 for new images, 0 for copies.  Below 1 by itself is no proof,
-    as samples may be more typical than data are."""
+    """The first over the second: about 1 for new images, 0 for copies.  A ratio below 1 alone is no proof,
+    because samples may be more typical than data."""
     copies: Interval
-    """Share of samples three times nearer to one training image than to the next, less that share of the
-    held-out images.  About 0 for any generator that is honest, typical or not."""
+    """Share of samples three times nearer to one training image than to the next, less the same share of
+    held-out images.  About 0 for a generator without copies."""
     flag: str | None
-    """In words, if it memorises; else None."""
+    """A sentence if the generator memorises; else None."""
 
 
 def memorisation(
@@ -45,32 +45,31 @@ def memorisation(
     level: float = 0.95,
     seed: int = 0,
 ) -> Memorisation:
-    """Whether samples lie nearer to the training images than new images do.
+    """Measure whether samples lie nearer to the training images than new images do.
 
-    samples   of the generator, pixels or features, float [N, ...]
-    training  all that it was trained on, float [M, ...], M at least 2
-    held_out  real data that it was not trained on, float [K, ...]
+    samples   pixels or features, float [N, ...]
+    training  all training data, float [M, ...], M at least 2
+    held_out  real data not trained on, float [K, ...]
 
-    The intervals are those of the samples and of the held-out images; the training set is given.
-    Flagged where the ratio's interval lies below 1/2, or that of copies above 1 %: the second finds
-    a generator that copies now and then, and is d1 <= d2 / 3 of the nearest two training images (Yoon
-    et al., "Diffusion probabilistic models generalize when they fail to memorize", 2023).
+    The intervals resample samples and held-out images; the training set is fixed.  A generator is flagged if
+    the ratio's interval lies below 1/2, or that of copies above 1 %.  A copy has d1 <= d2 / 3 for its two
+    nearest training images (Yoon et al., "Diffusion probabilistic models generalize when they fail to
+    memorize", 2023), which detects a generator that copies rarely.
     """
-    of_samples, of_held = nearest(samples, training), nearest(held_out, training)
-    if float(of_held[:, 0].median()) == 0:
+    of_samples, of_held_out = nearest(samples, training), nearest(held_out, training)
+    if float(of_held_out[:, 0].median()) == 0:
         raise ConfigError(
-            "held_out lies in the training set: most of its images are training images, and what new "
-            "images are like cannot be told from them.  Give images that were not trained on"
+            "most images of held_out are training images: give images that were not trained on"
         )
 
     def interval(statistic: Callable[..., float], *sets: Tensor) -> Interval:
         return basic_bootstrap(statistic, *sets, resamples=resamples, level=level, seed=seed)
 
-    ratio = interval(lambda a, b: _mean(a) / _mean(b), of_samples, of_held)
-    copies = interval(lambda a, b: _copied(a) - _copied(b), of_samples, of_held)
+    ratio = interval(lambda a, b: _mean(a) / _mean(b), of_samples, of_held_out)
+    copies = interval(lambda a, b: _copied(a) - _copied(b), of_samples, of_held_out)
     return Memorisation(
         interval(_mean, of_samples),
-        interval(_mean, of_held),
+        interval(_mean, of_held_out),
         ratio,
         copies,
         _flag(ratio, copies),
@@ -81,26 +80,26 @@ def nearest(points: Tensor, among: Tensor, *, memory: int = 1 << 23) -> Tensor:
     """Euclidean distances of each point to the nearest two of `among`, float64 [N, 2].
 
     points, among  float [N, ...] and [M, ...]
-    memory         how many distances are held at once
+    memory         number of distances held in memory at once
 
-    Found through inner products; the two found are then subtracted, so that a copy is at 0 exactly.
+    The neighbours come from inner products, their distances from differences: exactly 0 for a copy.
     """
     a, b = (as_floats(x).flatten(1).double() for x in (points, among))
     if a.shape[1] != b.shape[1] or not len(a) or len(b) < 2:
         raise ConfigError(
-            f"nearest neighbours need points of one size and at least two to be near to, got "
+            f"nearest neighbours need points of one size, and at least two of them, got "
             f"{list(points.shape)} among {list(among.shape)}: give pixels or features of both"
         )
     if not bool(a.isfinite().all() and b.isfinite().all()):
-        raise DataError("some values are nan or infinite: whatever made these samples has diverged")
+        raise DataError("some values are nan or infinite: the sampler of these images has diverged")
     centre = b.mean(0)
     a, b = a - centre, b - centre
     size = b.square().sum(1)
-    found = []
+    distances = []
     for part in a.split(max(1, memory // len(b))):
         two = (size - 2 * part @ b.T).topk(2, largest=False).indices
-        found.append((part[:, None] - b[two]).norm(dim=2).sort(1).values)
-    return torch.cat(found)
+        distances.append((part[:, None] - b[two]).norm(dim=2).sort(1).values)
+    return torch.cat(distances)
 
 
 def _mean(distances: Tensor) -> float:

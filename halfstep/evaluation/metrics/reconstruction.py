@@ -1,4 +1,4 @@
-"""What encoding loses: images to noise by an encoder, and back by the teacher (Meng et al. 2023)."""
+"""Reconstruction error of images that are encoded to noise and decoded by the teacher (Meng et al. 2023)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.fidelity import paired_rmse
 from halfstep.evaluation.report_data import Encoded, EncoderRow
+from halfstep.evaluation.setups import plural, steps_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 
 
 @dataclass(frozen=True)
 class Originals:
-    """Images that are encoded and decoded again.
+    """Images to encode and decode again.
 
-    images   float [n, C, H, W] in [-1, 1], or as the model's own samples are
-    labels   one an image, of a model of classes
-    encoder_hidden_states  the states of their texts, of a model that reads texts
+    images                 float [n, C, H, W], in the range of the model's samples
+    labels                 one per image, for a class-conditional model
+    encoder_hidden_states  encoded texts, for a text-conditioned model
     """
 
     images: Tensor
@@ -31,17 +32,17 @@ class Originals:
 
     @classmethod
     def of(cls, x0: Tensor, cond: Cond | None, teacher: Pipeline) -> "Originals":
-        """With what the teacher reads of the condition; `DataError` where that is not there."""
-        said = cond or Cond()
-        labels, encoder_hidden_states = said.label, said.encoder_hidden_states
+        """Images with the conditions that the teacher needs; `DataError` if one is missing."""
+        condition = cond or Cond()
+        labels, encoder_hidden_states = condition.label, condition.encoder_hidden_states
         if teacher.class_names and labels is None:
             raise DataError(
                 f"the teacher has {len(teacher.class_names)} classes and these images have no labels: give "
-                "images with labels"
+                "labelled images"
             )
         if teacher.empty is not None and encoder_hidden_states is None:
             raise DataError(
-                "the teacher reads texts and these images have none: give latents with texts"
+                "the teacher is conditioned on texts and these images have none: give latents with texts"
             )
         return cls(
             x0,
@@ -60,7 +61,7 @@ def reconstructed(
     batch: int = 256,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """The images, encoded in `steps` and decoded in `back` DDIM steps; float32, as they were given."""
+    """Encode images in `steps` and decode them in `back` DDIM steps; float32."""
     parts = batches(range(len(originals.images)), batch)
     progress = expected(progress, (steps + back) * len(parts))
     noise = encoder.encode(
@@ -87,99 +88,93 @@ def reconstructions(
     batch: int = 256,
     progress: Progress = SILENT,
 ) -> tuple[list[EncoderRow], list[tuple[str, Tensor]]]:
-    """Every way to encode, and what came back of it at full steps.
+    """The reconstruction error of every encoder, and its images decoded at full steps.
 
-    The teacher at full steps; then for each student, from most steps to fewest, the teacher in as many
-    steps and the student.  All are decoded by the teacher.
+    The teacher at full steps; then for each student, most steps first, the teacher in as many steps and the
+    student.  The teacher decodes all.
     """
-    found, pictures = list[EncoderRow](), list[tuple[str, Tensor]]()
-    every = [(*way, _back(teacher, way[-1], full)) for way in ways(teacher, students, full)]
-    steps_of_all = sum(steps + back for *_, steps, backs in every for back in backs)
+    rows, pictures = list[EncoderRow](), list[tuple[str, Tensor]]()
+    plan = [
+        (*encoder, _back(teacher, encoder[-1], full))
+        for encoder in encoders(teacher, students, full)
+    ]
+    steps_of_all = sum(steps + back for *_, steps, backs in plan for back in backs)
     parts = batches(range(len(originals.images)), batch)
     progress = expected(progress, steps_of_all * len(parts))
-    for name, role, encoder, steps, backs in every:
+    for name, role, encoder, steps, backs in plan:
         again = partial(
             reconstructed, encoder, teacher, originals, steps=steps, batch=batch, progress=progress
         )
-        x, *rest = [again(back=back) for back in backs]
+        x, *others = [again(back=back) for back in backs]
         error = paired_rmse(originals.images, x)
         same: Interval | None = error
         if steps != full:
-            same = paired_rmse(originals.images, rest[0]) if rest else None
-        found.append(EncoderRow(name, role, steps, error, same))
+            same = paired_rmse(originals.images, others[0]) if others else None
+        rows.append(EncoderRow(name, role, steps, error, same))
         pictures.append((name, x))
-    return found, pictures
+    return rows, pictures
 
 
-def ways(
+def encoders(
     teacher: Pipeline, students: Sequence[Pipeline], full: int
 ) -> list[tuple[str, Encoded, Pipeline, int]]:
-    """(name, role, encoder, steps) of every row."""
-    found: list[tuple[str, Encoded, Pipeline, int]] = [
-        (f"teacher, {_plural(full)}", "teacher", teacher, full)
+    """(name, role, encoder, steps) of each row."""
+    rows: list[tuple[str, Encoded, Pipeline, int]] = [
+        (f"teacher, {plural(full)}", "teacher", teacher, full)
     ]
-    for student in sorted(students, key=_steps, reverse=True):
+    for student in sorted(students, key=steps_of, reverse=True):
         if student.direction != "invert":
             raise ConfigError(
-                "this student was distilled to walk from noise to data and cannot encode: evaluate it by "
-                "its samples"
+                "this student was distilled to sample and cannot encode: evaluate its samples"
             )
-        steps = _steps(student)
+        steps = steps_of(student)
         if steps != full and takes(teacher, steps):
-            found.append((f"teacher, {_plural(steps)}", "baseline", teacher, steps))
-        found.append((f"student, {_plural(steps)}", "student", student, steps))
-    return found
+            rows.append((f"teacher, {plural(steps)}", "baseline", teacher, steps))
+        rows.append((f"student, {plural(steps)}", "student", student, steps))
+    return rows
 
 
 def _back(teacher: Pipeline, steps: int, full: int) -> list[int]:
-    """In how many steps the teacher decodes what was encoded in `steps`: its full ones, and as many."""
+    """The teacher's decoding step counts for encodings of `steps`: full steps, and as many."""
     return [full, steps] if steps != full and takes(teacher, steps) else [full]
 
 
 def takes(teacher: Pipeline, steps: int) -> bool:
-    """Whether the decoder walks in so many steps: a teacher that is a student has its own."""
+    """Whether the teacher can sample in so many steps; one that is a student has its own."""
     return not teacher.times or steps in {len(times) - 1 for times in teacher.times}
 
 
 def sentence(rows: Sequence[EncoderRow]) -> str:
-    """What was found: the student of the fewest steps against the teacher."""
+    """The result as a sentence: the student of the fewest steps against the teacher."""
     full = rows[0]
     students = [row for row in rows if row.role == "student"]
     if not students:
         return (
-            f"Encoded and decoded in {_plural(full.steps)}, images come back within a root mean square of "
+            f"Encoded and decoded in {plural(full.steps)}, images come back within a root mean square of "
             f"{full.full}."
         )
     last = students[-1]
-    plain = next((r for r in rows if r.role == "baseline" and r.steps == last.steps), None)
-    own = f", in its {last.steps} within {_value(plain)}" if plain else ""
+    baseline = next((r for r in rows if r.role == "baseline" and r.steps == last.steps), None)
+    baseline_text = f", in its {last.steps} within {_value(baseline)}" if baseline else ""
     return (
-        f"Encoded in {_plural(last.steps)} and decoded in the teacher's {full.steps}, images come back "
+        f"Encoded in {plural(last.steps)} and decoded in the teacher's {full.steps}, images come back "
         f"within a root mean square of {last.full}; encoded in the teacher's {full.steps} they come back "
-        f"within {_value(full)}{own}."
+        f"within {_value(full)}{baseline_text}."
     )
 
 
 def _value(row: EncoderRow) -> str:
-    """Without its interval."""
+    """The error at full steps without its interval."""
     return str(row.full).split(" ")[0]
 
 
 def spread(count: int, n: int) -> Tensor:
-    """At most n row numbers, all along `count`: folders go class by class."""
+    """At most n row numbers, evenly spaced over `count`, because folders are ordered by class."""
     n = min(count, n)
     return torch.arange(n) * count // n
 
 
 def _scale(pipeline: Pipeline) -> float:
-    """No guidance, or as little as the network takes."""
+    """The guidance scale nearest to 1 that the network takes."""
     low, high = pipeline.guidance_range or (1.0, 1.0)
     return min(max(1.0, low), high)
-
-
-def _steps(student: Pipeline) -> int:
-    return min(len(times) - 1 for times in student.times)
-
-
-def _plural(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -1,4 +1,4 @@
-"""Pictures for the page: PNG files inside it, small enough together to be mailed."""
+"""Pictures of a page as PNG data: URLs, within a budget of bytes."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from PIL import Image
 from halfstep.errors import ConfigError
 
 BUDGET = 3_200_000
-"""Bytes that all pictures of a page may take as text."""
+"""Largest size of all pictures of a page, as text."""
 LARGEST = 256
-"""Pixels across that a picture is reduced to, at the most."""
+"""Largest width of a picture; wider ones are reduced."""
 SMALL = 64
-"""Up to so many pixels across, a picture is drawn with its pixels as squares."""
+"""Largest width of a picture that is shown with square pixels."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures that belong together: a row of the grid, or a pair.  `sources` are data: addresses."""
+    """A row of pictures: a row of the grid, or a pair.  `sources` are data: URLs."""
 
     label: str
     sources: Sequence[str]
@@ -31,7 +31,7 @@ class Strip:
 class Sheet:
     """Strips of equal length.
 
-    shown, size  pixels across, on the page and as drawn by the model
+    shown, size  width of a picture in pixels, on the page and in the data
     """
 
     strips: Sequence[Strip]
@@ -48,27 +48,27 @@ class Sheet:
 
 
 def sheets(pictures: Mapping[str, NDArray[np.generic]]) -> dict[str, Sheet]:
-    """The sheets `grid` and `worst` of a report.npz, those that it has, together within `BUDGET`.
+    """The sheets `grid` and `worst` of a report.npz, if present, together within `BUDGET`.
 
     pictures  `grid` uint8 [R, K, H, W, C] and `worst` uint8 [M, 2, H, W, C], C 1 or 3, with
               `grid_labels` [R] and `worst_labels` [M]
 
-    Larger pictures are reduced by 2, 4, ... until they fit.  Raises ConfigError for other shapes, and for
-    more pictures than can fit.
+    Larger pictures are reduced by 2, 4, ... until they fit.  `ConfigError` for other shapes, and if they
+    cannot fit.
     """
-    found = {
+    stacks = {
         name: _checked(name, pictures)
         for name in ("grid", "worst")
         if name in pictures and pictures[name].size
     }
     by = 1
     while True:
-        done = {name: _sheet(*parts, by) for name, parts in found.items()}
-        if all(sheet.shown <= LARGEST for sheet in done.values()) and _bytes(done) <= BUDGET:
-            return done
-        if any(sheet.shown < 16 for sheet in done.values()):
+        result = {name: _sheet(*parts, by) for name, parts in stacks.items()}
+        if all(sheet.shown <= LARGEST for sheet in result.values()) and _bytes(result) <= BUDGET:
+            return result
+        if any(sheet.shown < 16 for sheet in result.values()):
             raise ConfigError(
-                f"the report was given more pictures than fit into its page ({_bytes(done):,} bytes, at "
+                f"the report was given more pictures than fit into its page ({_bytes(result):,} bytes, at "
                 f"most {BUDGET:,}): give it fewer rows or columns"
             )
         by *= 2
@@ -80,8 +80,8 @@ def _checked(
     stack, labels = pictures[name], [str(x) for x in pictures.get(f"{name}_labels", np.array([]))]
     if stack.ndim != 5 or stack.dtype != np.uint8 or stack.shape[-1] not in (1, 3):
         raise ConfigError(
-            f"'{name}' is drawn from uint8 [rows, columns, H, W, 1 or 3], got {stack.dtype} "
-            f"{list(stack.shape)}: convert it with report.pictures.to_uint8"
+            f"'{name}' must be uint8 [rows, columns, H, W, 1 or 3], got {stack.dtype} "
+            f"{list(stack.shape)}: convert it with halfstep.report.images.png.to_uint8"
         )
     if len(labels) != len(stack):
         raise ConfigError(
@@ -93,7 +93,7 @@ def _checked(
 
 def _sheet(stack: NDArray[np.uint8], labels: Sequence[str], by: int) -> Sheet:
     strips = [
-        Strip(label, [png(reduced(one, by)) for one in row])
+        Strip(label, [png(reduced(picture, by)) for picture in row])
         for label, row in zip(labels, stack, strict=True)
     ]
     width = stack.shape[3]
@@ -101,7 +101,7 @@ def _sheet(stack: NDArray[np.uint8], labels: Sequence[str], by: int) -> Sheet:
 
 
 def reduced(picture: NDArray[np.uint8], by: int) -> Image.Image:
-    """A picture [H, W, 1 or 3], made smaller by means of squares."""
+    """A picture [H, W, 1 or 3], reduced by averaging squares of pixels."""
     image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
     if by == 1:
         return image
@@ -110,13 +110,16 @@ def reduced(picture: NDArray[np.uint8], by: int) -> Image.Image:
 
 
 def png(image: Image.Image) -> str:
-    """A data: address of the picture, without loss."""
+    """A lossless data: URL of the picture."""
     file = BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + b64encode(file.getvalue()).decode("ascii")
 
 
-def _bytes(done: Mapping[str, Sheet]) -> int:
+def _bytes(sheets: Mapping[str, Sheet]) -> int:
     return sum(
-        len(one) for sheet in done.values() for strip in sheet.strips for one in strip.sources
+        len(source)
+        for sheet in sheets.values()
+        for strip in sheet.strips
+        for source in strip.sources
     )

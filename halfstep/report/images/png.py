@@ -1,4 +1,4 @@
-"""Images as PNG files, grids of the same seeds, curves of quality against network calls."""
+"""PNG files: images, grids of the same seeds, curves of quality against network calls."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +21,20 @@ STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """float [N, C, H, W] in [-1, 1], C 1 or 3, as uint8 [N, H, W, C], rounded and clipped; or uint8."""
+    """Convert images [N, C, H, W], C 1 or 3, float in [-1, 1] or uint8, to uint8 [N, H, W, C]."""
     images = as_floats(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(
-            f"pictures are made of images [N, 1 or 3, H, W], got {list(images.shape)}: write --npz for "
-            "other data"
+            f"pictures need images [N, 1 or 3, H, W], got {list(images.shape)}: write --npz for other data"
         )
     if not bool(images.isfinite().all()):
-        raise DataError("some pixels are nan or infinite: whatever drew these images has diverged")
+        raise DataError("some pixels are nan or infinite: the sampler of these images has diverged")
     scaled = ((images + 1) * 127.5).round().clamp(0, 255)
     return np.asarray(scaled.permute(0, 2, 3, 1).byte().numpy())
 
 
 def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
-    """One PNG an image, named by its number."""
+    """Write one PNG per image, named by its number."""
     files.make_folder(folder)
     paths = [folder / f"{first + k:06d}.png" for k in range(len(images))]
     for path, pixels in zip(paths, to_uint8(images), strict=True):
@@ -44,7 +43,7 @@ def save_images(images: Tensor, folder: Path, *, first: int = 0) -> list[Path]:
 
 
 def tile(images: Tensor, *, columns: int, gap: int = 1) -> NDArray[np.uint8]:
-    """Images side by side, uint8 [H, W, C], on white."""
+    """Arrange images in rows on white, uint8 [H, W, C]."""
     if columns < 1 or not len(images):
         raise ConfigError(
             f"a sheet needs an image and a column, got {len(images)} and {columns}: write columns=1"
@@ -62,7 +61,7 @@ def tile(images: Tensor, *, columns: int, gap: int = 1) -> NDArray[np.uint8]:
 
 
 def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int = 4) -> None:
-    """A sheet of images, each pixel `scale` pixels wide."""
+    """Write a sheet of images, each pixel enlarged `scale` times."""
     sheet = tile(images, columns=columns or max(1, round(len(images) ** 0.5)))
     _save(sheet.repeat(scale, 0).repeat(scale, 1), path)
 
@@ -70,7 +69,7 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: 
 def save_over(
     above: Tensor, below: Tensor, path: Path, *, columns: int | None = None, scale: int = 4
 ) -> None:
-    """A sheet of pairs, each of `above` over its own of `below`; 16 columns at most by default."""
+    """Write a sheet of pairs, images of `above` over those of `below`; 16 columns at most by default."""
     if above.shape != below.shape:
         raise ConfigError(
             f"pairs need images of one shape, got {list(above.shape)} over {list(below.shape)}"
@@ -89,10 +88,10 @@ def same_seeds(
     *,
     heads: tuple[str, str] = ("distilled", "the teacher, not distilled"),
 ) -> None:
-    """One row a number of steps, the same seeds down the columns; students left, the teacher right.
+    """Draw one row per number of steps, with the same seeds in every column.
 
-    teacher  (label, images at full steps), shown above both
-    rows     (label, the student's images, the undistilled teacher's at as many calls)
+    teacher  (label, images at full steps), shown above both halves
+    rows     (label, the student's images, left, the undistilled teacher's at as many calls, right)
     """
     n = len(teacher[1])
     figure = _figure(0.46 * 2 * n + 2.2, 0.56 * (len(rows) + 1) + 0.7)
@@ -123,11 +122,11 @@ def quality_curve(
     floor: float,
     ylabel: str = "Fréchet distance",
 ) -> None:
-    """Distance against network calls, both axes logarithmic.
+    """Draw distance against network calls, both axes logarithmic.
 
     curves  (name, calls, distances, colour)
-    full    (name, distance) of the teacher at full steps: a line
-    floor   what perfect samples would score: a line
+    full    (name, distance) of the teacher at full steps, a line
+    floor   the sampling floor, a line
     """
     figure = _figure(6.4, 4.0)
     axis = figure.subplots()
@@ -147,7 +146,7 @@ def quality_curve(
 
 
 def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
-    """2-D samples side by side, one panel a cloud, on the same axes."""
+    """Draw sets of 2-D samples in one panel each, on the same axes."""
     figure = _figure(2.6 * len(clouds), 2.9)
     panels = figure.subplots(1, len(clouds), squeeze=False)[0]
     for axis, (name, points) in zip(panels, clouds, strict=True):

@@ -1,4 +1,4 @@
-"""Quality against cost where networks of several sizes were measured: the table, the front, two drawings."""
+"""Quality against cost of networks of several sizes: table, Pareto front, two plots."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from matplotlib.ticker import NullFormatter
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import Cost
 from halfstep.evaluation.report_data import Report, Row
-from halfstep.report.plots.curves import curve, log_ticks, Series
+from halfstep.report.plots.axes import curve, log_y, Series
 from halfstep.report.plots.svg import drawn_twice, INK
 from halfstep.report.words.numbers import big, figure, places, seconds
 from halfstep.report.words.verdict import SAMPLERS
 
-LOOKS = {  # as the page has them elsewhere: colour, marker, line
+STYLES = {  # colour, marker and line, as in the other plots
     "teacher, DDIM": ("ddim", "s", "-"),
     "teacher, DPM-Solver++(2M)": ("solver", "^", "-"),
     "teacher, Heun": ("heun", "D", "-"),
@@ -28,7 +28,7 @@ SPARE = (("other", "v", "-"), ("teacher", "h", "-"), ("muted", "v", "--"))
 
 @dataclass(frozen=True)
 class Line:
-    """One way of sampling: what it costs and what it gives."""
+    """Cost and quality of one sampling setup."""
 
     role: str
     name: str
@@ -37,21 +37,21 @@ class Line:
     steps: int
     calls: int
     multiply_adds: float
-    """Of a sample: those of one call times the calls."""
+    """Per sample: those of one call times the calls."""
     seconds: float | None
-    """A sample, in the largest batch that was timed."""
+    """Per sample, in the largest batch of the timings."""
     frechet: Interval
     front: bool
-    """Whether nothing has a lower distance for as few multiply-adds, or the same for fewer."""
+    """Whether the row is on the Pareto front of distance and multiply-adds."""
 
 
 def sizes(report: Report) -> list[Line]:
-    """The table of networks of several sizes, the cheapest sample first; empty where there is one size."""
+    """The table of networks of several sizes, cheapest first; empty for a single size."""
     timed = [(row, row.cost) for row in report.rows if row.cost]
     if len({cost.parameters for _, cost in timed}) < 2:
         return []
     if report.guided and all(row.role != "other" for row, _ in timed):
-        return []  # an input more makes no other size
+        return []  # the sizes differ only by the input for the guidance scale
     points = [(cost.multiply_adds, row.distances.frechet_distance.value) for row, cost in timed]
     lines = [
         _line(row, cost, front=on_front(point, points))
@@ -61,7 +61,7 @@ def sizes(report: Report) -> list[Line]:
 
 
 def on_front(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
-    """Whether no other point is at most as large in both numbers and smaller in one."""
+    """Whether a point is Pareto optimal: no other is at most as large in both and smaller in one."""
     return not any(
         other != point and other[0] <= point[0] and other[1] <= point[1] for other in points
     )
@@ -84,7 +84,7 @@ def _line(row: Row, cost: Cost, *, front: bool) -> Line:
 
 
 def _network(row: Row) -> str:
-    """The curve that a row is a point of."""
+    """The name of the curve of a row."""
     if row.role == "student":
         return "students of this run"
     if row.role in ("teacher", "baseline"):
@@ -94,35 +94,37 @@ def _network(row: Row) -> str:
 
 
 def series_of(lines: Sequence[Line], at: str) -> list[Series]:
-    """A curve a network, over `multiply_adds` or `seconds`."""
+    """A curve for each network, over `multiply_adds` or `seconds`."""
     by: dict[str, list[Line]] = {}
     for line in lines:
         if getattr(line, at):
             by.setdefault(line.network, []).append(line)
-    found, spare = list[Series](), cycle(SPARE)
-    for name, own in sorted(by.items(), key=lambda pair: pair[1][0].role != "student"):
+    series, spare = list[Series](), cycle(SPARE)
+    for name, network_lines in sorted(by.items(), key=lambda pair: pair[1][0].role != "student"):
         points = sorted(
-            (float(getattr(one, at)), one.frechet.value, one.frechet.low, one.frechet.high)
-            for one in own
+            (float(getattr(line, at)), line.frechet.value, line.frechet.low, line.frechet.high)
+            for line in network_lines
         )
-        if own[0].role == "student":
-            found.append(Series(name, points, "student", strong=True))
+        if network_lines[0].role == "student":
+            series.append(Series(name, points, "student", strong=True))
         else:
-            colour, marker, dash = LOOKS.get(name) or next(spare)
-            found.append(Series(name, points, colour, marker, dash))
-    return found
+            colour, marker, dash = STYLES.get(name) or next(spare)
+            series.append(Series(name, points, colour, marker, dash))
+    return series
 
 
 def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | None:
-    """The picture of the table over `multiply_adds` or `seconds`, in words too; None without a point."""
+    """The plot of the table over `multiply_adds` or `seconds`, and its curves; None without a point."""
     series = series_of(lines, at)
     if not series:
         return None
-    what = {"multiply_adds": "multiply-adds a sample", "seconds": "seconds a sample"}[at]
+    label = {"multiply_adds": "multiply-adds a sample", "seconds": "seconds a sample"}[at]
     words = big if at == "multiply_adds" else seconds
-    alt = f"Fréchet distance against {what}, both axes logarithmic. {' '.join(_spoken(series, words))}"
+    alt = f"Fréchet distance against {label}, both axes logarithmic. {' '.join(_alt_text(series, words))}"
     front = sorted(
-        (getattr(one, at), one.frechet.value) for one in lines if one.front and getattr(one, at)
+        (getattr(line, at), line.frechet.value)
+        for line in lines
+        if line.front and getattr(line, at)
     )
 
     def draw(axis: Axes) -> None:
@@ -131,27 +133,22 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
         if at == "multiply_adds" and len(front) > 1:
             x, y = zip(*front, strict=True)
             axis.step(x, y, where="post", color=INK["muted"], linewidth=1, linestyle=":")
-        for one in sorted(series, key=lambda s: s.strong):
-            curve(axis, one, bottom)
-        axis.set_yscale("log")
-        axis.set_ylim(bottom, top)
-        _cost_axis(axis, [p[0] for s in series for p in s.points], words, what)
-        log_ticks(axis, bottom, top)
-        axis.set_title(
-            "Fréchet distance, lower is better", loc="left", color=INK["muted"], fontsize=11.5
-        )
+        for line in sorted(series, key=lambda s: s.strong):
+            curve(axis, line, bottom)
+        log_y(axis, bottom, top, "Fréchet distance, lower is better")
+        _cost_axis(axis, [p[0] for s in series for p in s.points], words, label)
 
     return drawn_twice(f"sizes-{at.replace('_', '-')}", draw, alt), series
 
 
-def _spoken(series: Sequence[Series], words: Callable[[float], str]) -> Iterator[str]:
-    for one in series:
-        decimals = places(y for _, y, _, _ in one.points)
-        points = ", ".join(f"{figure(y, decimals)} at {words(x)}" for x, y, _, _ in one.points)
-        yield f"{one.name}: {points}."
+def _alt_text(series: Sequence[Series], words: Callable[[float], str]) -> Iterator[str]:
+    for item in series:
+        decimals = places(y for _, y, _, _ in item.points)
+        points = ", ".join(f"{figure(y, decimals)} at {words(x)}" for x, y, _, _ in item.points)
+        yield f"{item.name}: {points}."
 
 
-def _cost_axis(axis: Axes, at: Sequence[float], words: Callable[[float], str], what: str) -> None:
+def _cost_axis(axis: Axes, at: Sequence[float], words: Callable[[float], str], label: str) -> None:
     low, high = min(at) / 1.3, max(at) * 1.3
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [10.0**p for p in powers if low <= 10.0**p <= high]
@@ -161,4 +158,4 @@ def _cost_axis(axis: Axes, at: Sequence[float], words: Callable[[float], str], w
     axis.set_xlim(low, high)
     axis.set_xticks(ticks, [words(tick).replace(".00", "").replace(".0 ", " ") for tick in ticks])
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel(what)
+    axis.set_xlabel(label)

@@ -1,4 +1,4 @@
-"""Drawings as parts of a page: the same bytes every time, in the page's own colours and font."""
+"""Plots as inline SVG, deterministic to the byte, in the page's colours and font."""
 
 import re
 import warnings
@@ -56,11 +56,11 @@ def drawn_twice(
     heights: tuple[float, float] = (WIDE[1], NARROW[1]),
     panels: int = 1,
 ) -> Markup:
-    """The drawing for a desk and for a phone; the page shows one of them.
+    """Draw a plot for wide and for narrow screens; the page shows one of them.
 
-    name     starts the ids inside, so that drawings of one page do not share any
+    name     prefix of the ids inside, to make them unique in a page
     draw     called with the axes, one or an upper and a lower one
-    alt      what it shows, in words
+    alt      alternative text
     heights  of both, in inches of 72 units
     """
     parts = []
@@ -77,14 +77,14 @@ def drawn_twice(
 
 @contextmanager
 def _house_style() -> Iterator[None]:
-    """A glyph that matplotlib's font lacks is no matter: the reader's browser draws the text."""
+    """Set the style, and ignore glyphs missing from matplotlib's font: the browser draws the text."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def _inline(figure: Figure, name: str, kind: str, alt: str) -> Markup:
-    """Own ids, the page's colours and font, no size but the shape; what matplotlib escaped stays so."""
+    """The figure as inline SVG with unique ids, the page's colours and font, and no fixed size."""
     file = StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)

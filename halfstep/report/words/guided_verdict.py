@@ -1,4 +1,4 @@
-"""The verdict of a guided run: each student's distance from the guided teacher, at its worst scale."""
+"""The verdict of a guided run: each student's distance to the guided teacher, at its worst scale."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from halfstep.report.words.numbers import ratio
 
 
 def guided_verdict(guided: GuidedTable) -> str:
-    """The result in one sentence: each student at the scale where it is farthest from the guided teacher.
+    """The result in one sentence: each student at the scale of its largest ratio.
 
-    Distances are to the guided teacher's samples of other noise, over the teacher's own.
+    Ratios are distances to the guided teacher's samples of other noise, over the teacher's own.
     """
     teacher = max(row.calls for row in guided.rows if row.role == "teacher")
     over, n = _range(guided.scales), guided.reference.samples
@@ -17,17 +17,17 @@ def guided_verdict(guided: GuidedTable) -> str:
         (_calls(row.calls), ratio(row.floor_ratio)) for row in _worst(guided) if row.floor_ratio
     ]
     if not parts:
-        return "No student was measured, so nothing can be said of what was kept."
-    (calls, first), *rest = parts
+        return "No student was measured, so there is no verdict."
+    (calls, first), *others = parts
     text = (
         f"At {calls} instead of {teacher:,} the student is at most {first} times as far from the guided "
         "teacher as the teacher from itself"
     )
-    return f"{text}{''.join(f', at {calls} {times}' for calls, times in rest)} ({over}, {n:,} samples)."
+    return f"{text}{''.join(f', at {calls} {times}' for calls, times in others)} ({over}, {n:,} samples)."
 
 
 def _worst(guided: GuidedTable) -> list[GuidedRow]:
-    """Every student's row of the largest ratio, the most calls first."""
+    """Each student's row of the largest ratio, most calls first."""
     worst: dict[int, GuidedRow] = {}
     for row in guided.rows:
         if row.floor_ratio is None:

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: so many decimals as they are worth, a true minus, units."""
+"""Format numbers: significant decimals, a true minus, units."""
 
 from collections.abc import Iterable
 from math import floor, log10
@@ -7,46 +7,46 @@ from statistics import median
 from halfstep.evaluation.metrics.bootstrap import Interval
 
 ALMOST = 0.9995
-"""From here on three digits round up to the next unit: to 1.00 ms and not to 1,000 µs."""
+"""From this value on, three digits round up to the next unit: to 1.00 ms, not 1,000 µs."""
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def figure(value: float, places: int) -> str:
-    """A number with so many decimals and a true minus; no "-0.00"."""
+    """A number with so many decimals and a true minus, without "-0.00"."""
     text = f"{value:,.{places}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", MINUS)
 
 
 def places(values: Iterable[float], *, digits: int = 3) -> int:
-    """The decimals that give the middling one of these values so many digits, 0 to 6."""
+    """The number of decimals, 0 to 6, that gives the median of these values so many digits."""
     sizes = [abs(value) for value in values if value]
     return min(max(digits - 1 - floor(log10(median(sizes))), 0), 6) if sizes else digits
 
 
 def interval(measured: Interval, decimals: int) -> str:
-    """As in "1.03 (1.01 to 1.06)"."""
+    """Such as "1.03 (1.01 to 1.06)"."""
     return f"{figure(measured.value, decimals)} ({ends(measured, decimals)})"
 
 
 def ends(measured: Interval, decimals: int) -> str:
-    """As in "1.01 to 1.06"."""
+    """Such as "1.01 to 1.06"."""
     return f"{figure(measured.low, decimals)} to {figure(measured.high, decimals)}"
 
 
 def ratio(measured: Interval, limit: float | None = None) -> str:
-    """Two decimals; a third where rounding would hide on which side of the limit an end lies."""
+    """An interval with two decimals, or three if rounding would hide the side of the limit."""
     shown = {figure(x, 2) for x in (measured.value, measured.low, measured.high) if x != limit}
     return interval(measured, 3 if limit is not None and figure(limit, 2) in shown else 2)
 
 
 def exact(limit: float) -> str:
-    """A limit as it was given, with at least two decimals."""
+    """A limit with all its decimals, at least two."""
     text = f"{limit:g}"
     return text if len(text.partition(".")[2]) > 2 else f"{limit:.2f}"
 
 
 def percent(value: float) -> str:
-    """A change, as in "+1.2 %"."""
+    """A change, such as "+1.2 %"."""
     text = figure(100 * value, 1)
     return f"{'' if text.startswith(MINUS) or text == '0.0' else '+'}{text} %"
 
@@ -56,7 +56,7 @@ def calls(n: int) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration in the unit that a reader would use."""
+    """A duration in a suitable unit."""
     if value is None:
         return DASH
     units = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
@@ -65,7 +65,7 @@ def seconds(value: float | None) -> str:
 
 
 def big(value: float | None, unit: str = "") -> str:
-    """A count or a size, as in 1.15 M or 52.0 MB."""
+    """A count or a size, such as 1.15 M or 52.0 MB."""
     if value is None:
         return DASH
     prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -75,5 +75,5 @@ def big(value: float | None, unit: str = "") -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, and whole numbers above."""
+    """Three digits, or a whole number."""
     return f"{value:,.{2 if value < 10 * ALMOST else 1 if value < 100 * ALMOST else 0}f}"

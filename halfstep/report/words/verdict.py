@@ -1,6 +1,5 @@
-"""The verdict: one sentence that says what was kept, from the rows of a report."""
+"""The verdict: the result of a report in one sentence."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from halfstep.evaluation.gate import decide, Decision
@@ -24,8 +23,8 @@ SAMPLERS = {
 def verdict(report: Report) -> str:
     """The result in one sentence.
 
-    A student is within the tolerance when its whole interval is, outside it when its whole interval is,
-    and undecided otherwise.  Where the gate looked at more samples than the report, its ratio counts.
+    A student passes or fails if its whole interval lies on one side of the tolerance, and is undecided
+    otherwise.  The gate's ratio counts if it was measured with more samples than the report's.
     """
     full, students = report.teacher, report.students
     if not students:
@@ -33,7 +32,7 @@ def verdict(report: Report) -> str:
             f"No student was measured; the Fréchet distance of the teacher at {calls(full.calls)} is "
             f"{_distance(full)}."
         )
-    ratios = [(row, ratio) for row in students if (ratio := judged(report, row))]
+    ratios = [(row, ratio) for row in students if (ratio := decisive_ratio(report, row))]
     if not ratios:
         row = students[-1]
         return (
@@ -47,35 +46,36 @@ def verdict(report: Report) -> str:
 
 
 def tolerance(report: Report) -> float | None:
-    """The tolerance of the run's gate; None without one.
+    """The tolerance of the run's gate; None without a gate.
 
-    None of a guided run too: its gate compares with the guided teacher, not with the data.
+    None for a guided run too, whose gate compares with the guided teacher instead of the data.
     """
     gate = report.run.gate
     return None if gate is None or "guidance_scales" in gate.about else gate.tolerance
 
 
 def best_baseline(report: Report, limit: int) -> Row | None:
-    """The undistilled teacher that comes nearest to the data in not more than `limit` network calls."""
+    """The baseline nearest to the data with at most `limit` network calls."""
     fitting = [row for row in report.rows_of("baseline") if row.calls <= limit]
     return min(
         fitting, key=lambda row: (row.distances.frechet_distance.value, row.calls), default=None
     )
 
 
-def judged(report: Report, row: Row) -> Interval | None:
-    """The student's Fréchet distance over its teacher's: the gate's where that saw more samples."""
-    more = [one for one in _looks(report, row) if one.samples > report.measure.samples]
-    best = max(more, key=lambda one: one.samples, default=None)
+def decisive_ratio(report: Report, row: Row) -> Interval | None:
+    """The student's Fréchet distance over its teacher's; the gate's if measured with more samples."""
+    decisions = _gate_decisions(report, row)
+    more = [decision for decision in decisions if decision.samples > report.measure.samples]
+    best = max(more, key=lambda decision: decision.samples, default=None)
     return best.ratio if best else row.ratio
 
 
-def _looks(report: Report, row: Row) -> list[Decision]:
-    """The gate's measurements of this student, if it measured as the report did."""
+def _gate_decisions(report: Report, row: Row) -> list[Decision]:
+    """The gate's decisions on this student, if the gate has the report's settings."""
     gate, how, full = report.run.gate, report.measure, report.teacher
-    if gate is None or full.sampler != "ddim":  # the gate's own full steps are DDIM's
+    if gate is None or full.sampler != "ddim":  # the gate's full steps are DDIM's
         return []
-    same: Mapping[str, object] = {
+    same = {
         "features": how.features,
         "digest": how.digest,
         "preprocessing": how.preprocessing,
@@ -86,28 +86,31 @@ def _looks(report: Report, row: Row) -> list[Decision]:
     }
     if any(gate.about.get(name) != value for name, value in same.items()):
         return []
-    return [one for one in gate.decisions if one.steps == row.steps]
+    return [decision for decision in gate.decisions if decision.steps == row.steps]
 
 
 def against_baseline(report: Report, student: Row) -> Standing | None:
-    """Whether it comes nearer to the data than the best baseline at not more calls; None without one.
+    """Whether a student is nearer to the data than the best baseline with at most as many calls.
 
-    Intervals decide between "better" and "undecided": those of the ratios to the teacher, which are paired
-    and so narrower, where both were measured.
+    None without such a baseline.  Intervals decide between "better" and "undecided": those of the paired,
+    and so narrower, ratios to the teacher if both were measured.
     """
     other = best_baseline(report, student.calls)
     if other is None:
         return None
-    mine, theirs = student.distances.frechet_distance, other.distances.frechet_distance
-    if mine.value >= theirs.value:
+    distance, baseline_distance = (
+        student.distances.frechet_distance,
+        other.distances.frechet_distance,
+    )
+    if distance.value >= baseline_distance.value:
         return "not better"
     if student.ratio and other.ratio:
-        mine, theirs = student.ratio, other.ratio
-    return "better" if mine.high < theirs.low else "undecided"
+        distance, baseline_distance = student.ratio, other.ratio
+    return "better" if distance.high < baseline_distance.low else "undecided"
 
 
 def caution(report: Report, student: Row) -> str | None:
-    """A sentence where the student does not surely beat the best baseline at not more calls."""
+    """A sentence if the student does not surely beat the best baseline; else None."""
     standing, other = against_baseline(report, student), best_baseline(report, student.calls)
     if other is None or standing not in ("not better", "undecided"):
         return None
@@ -125,12 +128,12 @@ def caution(report: Report, student: Row) -> str | None:
 
 
 def sampler(row: Row) -> str:
-    """A sampler's name as its paper writes it."""
+    """A sampler's name as in its paper."""
     return SAMPLERS.get(row.sampler, row.sampler)
 
 
 Ratios = list[tuple[Row, Interval]]
-"""Students with their ratios to the teacher, most network calls first."""
+"""Students with their ratios to the teacher, most calls first."""
 
 
 def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
@@ -146,7 +149,7 @@ def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
             f"teacher's, within the tolerance of {exact(limit)}"
         )
         fewer = [pair for pair in ratios if pair[0].calls < best.calls]
-        rest = _next(report, *fewer[0], limit) if fewer else ""
+        clause = _next(report, *fewer[0], limit) if fewer else ""
     elif by["undecided"]:
         best, ratio = by["undecided"][0]
         text = (
@@ -154,7 +157,7 @@ def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
             f"{_keep(best)} the quality of {full.calls}: Fréchet distance "
             f"{shown(ratio, limit)} times the teacher's, the tolerance is {exact(limit)}"
         )
-        rest = _next(report, *by["broken"][0], limit) if by["broken"] else ""
+        clause = _next(report, *by["broken"][0], limit) if by["broken"] else ""
     else:
         best, ratio = min(ratios, key=lambda pair: pair[1].value)
         return (
@@ -162,7 +165,7 @@ def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
             f"the best of them, at {calls(best.calls)}, has {shown(ratio, limit)} times the teacher's "
             f"Fréchet distance{_but(report, best)}."
         )
-    return text + rest + _but(report, best) + "."
+    return text + clause + _but(report, best) + "."
 
 
 def _next(report: Report, row: Row, ratio: Interval, limit: float) -> str:
@@ -187,7 +190,7 @@ def _without_tolerance(report: Report, ratios: Ratios) -> str:
 
 
 def _but(report: Report, student: Row) -> str:
-    """The clause that takes it back where a baseline is as good."""
+    """The clause on a baseline that is as good as the student; empty without one."""
     other = best_baseline(report, student.calls)
     if other is None or against_baseline(report, student) != "not better":
         return ""
@@ -198,14 +201,14 @@ def _but(report: Report, student: Row) -> str:
 
 
 def _versus(a: Row, b: Row) -> str:
-    one, other = (row.distances.frechet_distance.value for row in (a, b))
-    decimals = places([one, other])
-    return f"{figure(one, decimals)} against {figure(other, decimals)}"
+    first, second = (row.distances.frechet_distance.value for row in (a, b))
+    decimals = places([first, second])
+    return f"{figure(first, decimals)} against {figure(second, decimals)}"
 
 
 def _samples(report: Report, row: Row) -> str:
-    """How many samples decided on this row."""
-    looks = [one.samples for one in _looks(report, row)]
+    """The number of samples that decided on this row."""
+    looks = [decision.samples for decision in _gate_decisions(report, row)]
     return f"{max([report.measure.samples, *looks]):,} samples"
 
 

@@ -176,7 +176,7 @@ def test_probabilities_are_the_classifiers_own(tmp_path):
 
 
 def test_features_without_classes_have_no_probabilities():
-    with pytest.raises(ConfigError, match="know no classes"):
+    with pytest.raises(ConfigError, match="no classes"):
         Features("themselves", lambda x: x).probabilities(torch.zeros(3, 4))
 
 
@@ -512,7 +512,7 @@ def test_weights_of_something_else_are_refused(stand_in, tmp_path):
     with pytest.raises(CheckpointError, match="1 tensors that are not those of the FID's"):
         features(f"inception:{tmp_path / 'other.pth'}")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="as weights"):
         features(f"inception:{tmp_path / 'text.pth'}")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="besides tensors by name"):
@@ -528,7 +528,7 @@ def test_a_file_that_would_run_something_is_refused_before_any_library_reads_it(
     stand_in, tmp_path, capsys
 ):
     torch.save({"a": Runs()}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match="as weights"):
         features(f"inception:{tmp_path / 'bad.pth'}")
     assert not capsys.readouterr().out
 

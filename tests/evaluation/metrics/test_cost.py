@@ -13,7 +13,7 @@ from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine, Karras, VPLinear
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
-from halfstep.evaluation.metrics.cost import _short, Cost, cost, multiply_adds, peak_bytes
+from halfstep.evaluation.metrics.cost import _shortened, Cost, cost, multiply_adds, peak_bytes
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.schema import build as built, plain
@@ -174,7 +174,7 @@ def test_a_sampler_is_timed_on_its_own_grid(sampler):
 def test_memory_is_that_of_the_shortest_walk_that_leads_somewhere(schedule, sampler, few):
     """4 steps, or twice as many until it is not refused."""
     made = Pipeline(Denoiser(Net(), schedule, V()), SHAPE)
-    assert [_short(made, sampler, steps).steps for steps in (64, few)] == [few, few]
+    assert [_shortened(made, sampler, steps).steps for steps in (64, few)] == [few, few]
 
 
 def test_memory_of_a_scheduler_is_that_of_a_walk_that_it_takes():
@@ -222,7 +222,7 @@ def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
     for options in ({"batches": ()}, {"batches": (0,)}, {"rounds": 0}):
         with pytest.raises(ConfigError, match="rounds=5"):
             cost([(student, "ddim", 4)], **options)
-    with pytest.raises(ConfigError, match="0 ways"):
+    with pytest.raises(ConfigError, match="0 setups"):
         cost([])
     assert told == []
 

@@ -99,7 +99,7 @@ def test_duplicates_among_the_data_itself_are_no_memorisation():
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ConfigError, match="held_out lies in the training set"):
+    with pytest.raises(ConfigError, match="held_out are training"):
         memorisation(drawn(50, 1), TRAINING, TRAINING[:90])
     with pytest.raises(ConfigError, match="points of one size"):
         nearest(drawn(5, 1)[..., :3], TRAINING)

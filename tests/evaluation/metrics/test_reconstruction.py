@@ -16,12 +16,12 @@ from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.reconstruction import (
+    encoders,
     Originals,
     reconstructed,
     reconstructions,
     sentence,
     spread,
-    ways,
 )
 from halfstep.evaluation.report_data import (
     EncoderReport,
@@ -105,15 +105,15 @@ def test_the_rows():
 
 def test_one_step_and_a_teacher_with_its_own_steps():
     x = torch.randn(2, 3, generator=seeded())
-    named = [name for name, *_ in ways(gaussian(), [encoder(1)], 2)]
+    named = [name for name, *_ in encoders(gaussian(), [encoder(1)], 2)]
     assert named == ["teacher, 2 steps", "teacher, 1 step", "student, 1 step"]
     own = gaussian(times=(uniform(2),))
-    assert [w[:2] for w in ways(own, [encoder(2), encoder(1)], 2)][1:] == [
+    assert [w[:2] for w in encoders(own, [encoder(2), encoder(1)], 2)][1:] == [
         ("student, 2 steps", "student"),
         ("student, 1 step", "student"),
     ]
-    with pytest.raises(ConfigError, match="cannot encode: evaluate it by its samples"):
-        ways(gaussian(), [gaussian(times=(uniform(2),))], 4)
+    with pytest.raises(ConfigError, match="cannot encode"):
+        encoders(gaussian(), [gaussian(times=(uniform(2),))], 4)
     with pytest.raises(ConfigError, match="encode with its teacher, or with a student made for it"):
         reconstructions(own, [], Originals(x), full=2)
 
@@ -141,7 +141,7 @@ def test_what_the_teacher_reads():
     assert Originals.of(x, cond, teacher).labels == [1, 0]
     with pytest.raises(DataError, match="has 2 classes and these images have no labels"):
         Originals.of(x, None, teacher)
-    with pytest.raises(DataError, match="reads texts and these images have none"):
+    with pytest.raises(DataError, match="conditioned on texts"):
         Originals.of(x, None, gaussian(empty=torch.zeros(2, 4)))
 
 
