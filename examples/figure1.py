@@ -1,7 +1,7 @@
-"""Figure 1 of Salimans & Ho 2022, redrawn from a real run: two moons, 64 steps distilled into one.
+"""Draw Figure 1 of Salimans & Ho 2022 from a real run: two moons, 64 steps distilled into one.
 
-From the same noise, on the left the teacher's path in 64 DDIM steps and in 4; on the right the student's
-4 steps, and the 1 step that was distilled from them.
+All paths start from the same noise. Left: the teacher in 64 DDIM steps and in 4. Right: the student in 4
+steps, and in the 1 step that was distilled from them.
 
     python examples/figure1.py --out runs/figure1
 """
@@ -25,22 +25,22 @@ from halfstep.rng import sample_noise
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Figure 1 of Salimans & Ho 2022, from a real run on two moons."""
+    """Draw Figure 1 of Salimans & Ho 2022 from a real run on two moons."""
 
     out: Path = Path("runs/figure1")
-    """Folder for the runs and figure1.png; the same command again goes on where it stopped."""
+    """Folder for the runs and figure1.png; the same command again continues the runs."""
     updates: int = 2000
     """Updates of the teacher."""
     halving: int = 300
-    """Updates of each halving from 64 steps to 1, twice that for the last two."""
+    """Updates of each halving from 64 steps to 1; twice that for the last two."""
     seed: int = 0
-    """Of the noise that is drawn."""
+    """Seed of the noise."""
     points: int = 9
-    """Paths drawn."""
+    """Number of paths."""
 
 
-def recorded(step: Step, path: list[Tensor]) -> Step:
-    """The step, which leaves in `path` every x that it reaches."""
+def recording(step: Step, path: list[Tensor]) -> Step:
+    """A step that appends each x to `path`."""
 
     def record(
         x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn
@@ -51,41 +51,37 @@ def recorded(step: Step, path: list[Tensor]) -> Step:
     return record
 
 
-def visited(pipeline: Pipeline, noise: Tensor, steps: int) -> Tensor:
-    """Where a DDIM walk passes, noise first: float [steps + 1, B, 2]."""
+def ddim_path(pipeline: Pipeline, noise: Tensor, steps: int) -> Tensor:
+    """The points of DDIM sampling, noise first: float [steps + 1, B, 2]."""
     path = [noise]
-    halfstep.sample(pipeline.denoiser, noise, pipeline.grid(steps), recorded(ddim, path))
+    halfstep.sample(pipeline.denoiser, noise, pipeline.grid(steps), recording(ddim, path))
     return torch.stack(path)
 
 
-def trained(options: Options) -> tuple[Pipeline, Pipeline, Pipeline]:
-    """A teacher of two moons, its student of four steps, and the last one, of one step."""
+def train_models(options: Options) -> tuple[Pipeline, Pipeline, Pipeline]:
+    """Train a teacher of two moons; return it, its four-step student and its one-step student."""
     torch.manual_seed(0)
     blank = Pipeline(Denoiser(halfstep.build("mlp", {"width": 128}), Cosine(), V()), shape=(2,))
-    how, method = (
-        TrainingConfig(batch_size=512, learning_rate=2e-3, ema=0.99),
-        Denoising(updates=options.updates),
-    )
+    training = TrainingConfig(batch_size=512, learning_rate=2e-3, ema=0.99)
+    method = Denoising(updates=options.updates)
     folder = options.out / "teacher"
-    teacher = halfstep.train(blank, "two-moons", folder, method=method, training=how)
-    how, halving = (
-        TrainingConfig(batch_size=512, learning_rate=1e-3),
-        Progressive(start=64, updates=(options.halving,)),
-    )
+    teacher = halfstep.train(blank, "two-moons", folder, method=method, training=training)
+    training = TrainingConfig(batch_size=512, learning_rate=1e-3)
+    halving = Progressive(start=64, updates=(options.halving,))
     folder = options.out / "student"
-    last = halfstep.distill(teacher, "two-moons", folder, method=halving, training=how)
+    last = halfstep.distill(teacher, "two-moons", folder, method=halving, training=training)
     return teacher, Pipeline.load(folder / "stages" / "0004-steps"), last
 
 
 def main(options: Options) -> Path:
-    """Train, distil, draw."""
-    teacher, student, last = trained(options)
+    """Train and distil the models, and draw the figure; returns its path."""
+    teacher, student, last = train_models(options)
     noise = sample_noise(options.seed, range(options.points), (2,))
-    fine = visited(teacher, noise, 64)
-    coarse, four, one = (visited(p, noise, n) for p, n in ((teacher, 4), (student, 4), (last, 1)))
+    fine = ddim_path(teacher, noise, 64)
+    coarse, four, one = (ddim_path(p, noise, n) for p, n in ((teacher, 4), (student, 4), (last, 1)))
     for name, path in (("4 DDIM steps", coarse), ("4 distilled", four), ("1 distilled", one)):
-        apart = float((path[-1] - fine[-1]).square().sum(1).mean().sqrt())
-        print(f"{name:<13} end {apart:.3f} from the 64 steps (root mean square)")
+        distance = float((path[-1] - fine[-1]).square().sum(1).mean().sqrt())
+        print(f"{name:<13} end {distance:.3f} from the 64 steps (root mean square)")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, title in ((left, "the teacher"), (right, "the student")):
@@ -102,10 +98,10 @@ def main(options: Options) -> Path:
 
 
 def backdrop(axis: Axes, fine: Tensor) -> None:
-    """The data, the fine paths and the noise that they start from."""
+    """Draw the data, the fine paths and their noise."""
     data = halfstep.load_data("two-moons").values[:3000]
     axis.scatter(*data.T, s=3, color="#e3e3e3", linewidths=0)
-    axis.plot(*fine.unbind(-1), color="#a8a8a8", lw=1.2, label=_once("64 DDIM steps", fine))
+    axis.plot(*fine.unbind(-1), color="#a8a8a8", lw=1.2, label=_labels("64 DDIM steps", fine))
     axis.plot(*fine[0].T, "o", mfc="white", mec=TEACHER, ms=7, zorder=5, label="noise")
     axis.set_aspect("equal")
     axis.axis("off")
@@ -113,7 +109,7 @@ def backdrop(axis: Axes, fine: Tensor) -> None:
 
 def steps(axis: Axes, path: Tensor, colour: str, label: str) -> None:
     style = {"color": colour, "lw": 1.3, "ms": 4, "marker": "o"}
-    axis.plot(*path.unbind(-1), label=_once(label, path), **style)
+    axis.plot(*path.unbind(-1), label=_labels(label, path), **style)
 
 
 def arrows(axis: Axes, path: Tensor) -> None:
@@ -123,8 +119,8 @@ def arrows(axis: Axes, path: Tensor) -> None:
     axis.plot([], [], color=STUDENT, lw=1.8, label="1 step, distilled from those")
 
 
-def _once(label: str, path: Tensor) -> list[str]:
-    """One line a sample, of which the legend names the first."""
+def _labels(label: str, path: Tensor) -> list[str]:
+    """A label for each sample's line; the legend shows only the first."""
     return [label, *["_"] * (path.shape[1] - 1)]
 
 

@@ -1,7 +1,7 @@
-"""One student for a range of guidance scales, against students each trained for one scale.
+"""Compare one student for a range of guidance scales with students trained for one scale each.
 
 The ablation of Meng et al. 2023, on handwritten digits: the same teacher, the same updates for every
-student, and each held against the guided teacher at its scale.  One student for the range costs one
+student, each compared with the guided teacher at its scale. The student for the range costs one
 training, the others one each.
 
     python examples/guided_ablation.py --out runs/guided-ablation
@@ -23,24 +23,24 @@ from halfstep.hub import bundled_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """One student for every scale, against one student a scale."""
+    """Compare one student for every scale with one student for each scale."""
 
     out: Path = Path("runs/guided-ablation")
-    """Folder for the runs and results.json; the same command again goes on where it stopped."""
+    """Folder for the runs and results.json; the same command again continues the runs."""
     scales: tuple[float, ...] = (1.0, 2.0, 3.0)
-    """Guidance scales: the range goes from the lowest to the highest."""
+    """Guidance scales; the range goes from the lowest to the highest."""
     updates: int = 1000
-    """Of the first stage."""
+    """Updates of the first stage."""
     halving_updates: tuple[int, ...] = (100, 150, 200, 250, 250, 250)
-    """Of each halving, 64 steps to 1."""
+    """Updates of each halving, from 64 steps to 1."""
     n: int = 2000
-    """Samples a distance."""
+    """Samples for each distance."""
     quick: bool = False
-    """Tiny numbers: to see that it runs."""
+    """Use tiny numbers, as a test."""
 
 
 def main(options: Options) -> list[dict[str, float]]:
-    """Train all students and judge them; a row for every scale and number of steps."""
+    """Train and evaluate all students; a row for every scale and number of steps."""
     if options.quick:
         options = replace(options, scales=(1.0, 3.0), updates=2, halving_updates=(1,), n=32)
     data, teacher = halfstep.load_data("digits"), bundled_teacher()
@@ -49,9 +49,9 @@ def main(options: Options) -> list[dict[str, float]]:
     ranged = _students(options, teacher, (low, high))
     rows = []
     for scale in options.scales:
-        own = _students(options, teacher, (scale, scale))
+        single = _students(options, teacher, (scale, scale))
         for_range = _distances(teacher, ranged, scorer, scale)
-        for_one = _distances(teacher, own, scorer, scale)
+        for_one = _distances(teacher, single, scorer, scale)
         rows += [
             {
                 "guidance_scale": scale,
@@ -69,7 +69,7 @@ def main(options: Options) -> list[dict[str, float]]:
 def _students(
     options: Options, teacher: Pipeline, guidance_range: tuple[float, float]
 ) -> list[Pipeline]:
-    """Those of 8 steps and fewer, for these scales."""
+    """Distil students for these scales; return those of 8 steps and fewer."""
     out = options.out / f"{guidance_range[0]:g}-{guidance_range[1]:g}"
     method = GuidedDistillation(
         guidance_range=guidance_range,
@@ -92,7 +92,7 @@ def _students(
 def _distances(
     teacher: Pipeline, students: list[Pipeline], scorer: SampleScorer, scale: float
 ) -> dict[int, float]:
-    """By steps: the Fréchet distance to the guided teacher over the teacher's own."""
+    """Fréchet distance to the guided teacher over the teacher's own, by steps."""
     candidates = GuidedCandidates(teacher, students, cache=cache_folder())
     rows = GuidedEvaluation(candidates, scorer, [scale]).table().rows
     return {row.steps: row.floor_ratio.value for row in rows if row.role == "student"}

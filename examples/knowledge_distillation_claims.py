@@ -1,6 +1,6 @@
-"""What rows of accuracies say of a report's claims: means, paired differences, verdicts, a page, a picture.
+"""Test a report's claims on rows of accuracies: means, paired differences, verdicts, a page, a picture.
 
-A row is {"data", "experiment", "seed", "accuracy"}; see knowledge_distillation_report.py, which makes them.
+knowledge_distillation_report.py makes the rows, {"data", "experiment", "seed", "accuracy"}.
 """
 
 import math
@@ -14,11 +14,11 @@ from scipy.stats import t as student_t
 from halfstep.report.images.png import DDIM, STUDENT, TEACHER
 
 MARGIN = 0.01
-"""The smallest difference of accuracies that matters to anybody: a point."""
+"""The smallest relevant difference of accuracies: one point."""
 HOLDS, FAILS, OPEN, UNMEASURED = "holds", "does not hold", "cannot be told", "was not measured"
 NOTE = (
-    "The report's numbers are of the last 38 images of its validation set (74 % are 28 of 38, and 71 % are "
-    "27), on photographs of flowers: no yardstick, and beside ours only to show what was said."
+    "The report's numbers come from the last 38 images of its validation set (74 % are 28 of 38, and 71 % "
+    "are 27), photographs of flowers. They are shown for reference and cannot be compared with ours."
 )
 
 
@@ -26,7 +26,7 @@ NOTE = (
 class Estimate:
     """A mean over seeds.
 
-    error      standard error of the mean; nan of one seed
+    error      standard error of the mean; nan for one seed
     low, high  95 % interval of Student's t
     """
 
@@ -37,12 +37,13 @@ class Estimate:
     seeds: int
 
     @property
-    def apart(self) -> bool:
-        """Whether it is further than two standard errors from 0."""
+    def significant(self) -> bool:
+        """Whether the mean is further than two standard errors from 0."""
         return abs(self.mean) > 2 * self.error
 
 
 def estimate(values):
+    """Mean over seeds, with its standard error and interval."""
     n, mean = len(values), fmean(values)
     if n < 2:
         return Estimate(mean, math.nan, math.nan, math.nan, n)
@@ -51,30 +52,30 @@ def estimate(values):
     return Estimate(mean, error, mean - half, mean + half, n)
 
 
-def ahead_of(rows, a, b):
-    """a's accuracy less b's, seed by seed; None where no seed has both."""
-    found = {(row["experiment"], row["seed"]): row["accuracy"] for row in rows}
-    seeds = sorted({seed for _, seed in found})
-    both = [s for s in seeds if (a, s) in found and (b, s) in found]
-    return estimate([found[a, s] - found[b, s] for s in both]) if both else None
+def paired_difference(rows, a, b):
+    """Accuracy of `a` less that of `b`, seed by seed; None if no seed has both."""
+    accuracy = {(row["experiment"], row["seed"]): row["accuracy"] for row in rows}
+    seeds = sorted({seed for _, seed in accuracy})
+    both = [s for s in seeds if (a, s) in accuracy and (b, s) in accuracy]
+    return estimate([accuracy[a, s] - accuracy[b, s] for s in both]) if both else None
 
 
 def surely_above(differences):
-    """Every one is above 0 by two standard errors; refuted by any that is as far below."""
-    if any(d.apart and d.mean < 0 for d in differences):
+    """Holds if all are two standard errors above 0; refuted by one as far below."""
+    if any(d.significant and d.mean < 0 for d in differences):
         return FAILS
-    return HOLDS if all(d.apart and d.mean > 0 for d in differences) else OPEN
+    return HOLDS if all(d.significant and d.mean > 0 for d in differences) else OPEN
 
 
 def no_better(differences):
-    """None gains a point, with two standard errors to spare; refuted by any that gains for sure."""
-    if any(d.apart and d.mean > 0 for d in differences):
+    """Holds if all are two standard errors below a gain of a point; refuted by one that is surely above 0."""
+    if any(d.significant and d.mean > 0 for d in differences):
         return FAILS
     return HOLDS if all(d.mean + 2 * d.error < MARGIN for d in differences) else OPEN
 
 
 def alike(differences):
-    """None differs by a point, with two standard errors to spare; refuted by any that does for sure."""
+    """Holds if all are two standard errors within a point of 0; refuted by one that is surely beyond."""
     if any(abs(d.mean) - 2 * d.error > MARGIN for d in differences):
         return FAILS
     return HOLDS if all(abs(d.mean) + 2 * d.error < MARGIN for d in differences) else OPEN
@@ -82,9 +83,9 @@ def alike(differences):
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said, what it says of which differences (first less second), and the report's number."""
+    """A claim: its text, a rule for differences (first less second) of pairs, and the report's number."""
 
-    says: str
+    text: str
     rule: Callable
     pairs: tuple
     report: str
@@ -119,7 +120,7 @@ CLAIMS = [
           tuple((f"soft, a {part} of the labels", f"scratch, a {part} of the labels")
                 for part in ("tenth", "quarter")), "advice, not measured"),
 ]  # fmt: skip
-BESIDE = [
+OTHER_PAIRS = [
     ("toy, soft", "toy, scratch"),
     ("toy, soft, T = 0.5", "toy, scratch"),
     ("scratch", "scratch, a tenth of the rate"),
@@ -134,67 +135,69 @@ BESIDE = [
     ("weighted, longer", "scratch, longer"),
     ("patient teacher", "weighted, longer"),
 ]
-"""Pairs that no claim is about, and that should be known."""
+"""Further pairs of interest, without a claim."""
 
 
 def result(rows, data):
-    """All that is said of one data set, as JSON."""
+    """All results of one data set, as JSON."""
     rows = [row for row in rows if row["data"] == data]
     names = list(dict.fromkeys(row["experiment"] for row in rows))
     scores = {n: [row["accuracy"] for row in rows if row["experiment"] == n] for n in names}
-    pairs = dict.fromkeys([pair for claim in CLAIMS for pair in claim.pairs] + BESIDE)
-    seen = {pair: ahead_of(rows, *pair) for pair in pairs}
+    pairs = dict.fromkeys([pair for claim in CLAIMS for pair in claim.pairs] + OTHER_PAIRS)
+    differences = {pair: paired_difference(rows, *pair) for pair in pairs}
     return {
         "data": data,
         "accuracies": {name: asdict(estimate(values)) for name, values in scores.items()},
         "differences": [
-            {"of": a, "less": b, **asdict(d), "beyond two standard errors": d.apart}
-            for (a, b), d in seen.items()
+            {"of": a, "less": b, **asdict(d), "beyond two standard errors": d.significant}
+            for (a, b), d in differences.items()
             if d is not None
         ],
         "claims": [
-            {"claim": c.says, "verdict": verdict(c, seen), "report": c.report} for c in CLAIMS
+            {"claim": c.text, "verdict": verdict(c, differences), "report": c.report}
+            for c in CLAIMS
         ],
     }
 
 
-def verdict(claim, seen):
-    """Of one claim, from the differences of its pairs."""
-    differences = [seen[pair] for pair in claim.pairs]
+def verdict(claim, by_pair):
+    """The verdict on one claim, from the differences of its pairs."""
+    differences = [by_pair[pair] for pair in claim.pairs]
     if any(d is None or d.seeds < 3 for d in differences):
         return UNMEASURED
     return claim.rule(differences)
 
 
-def page(found):
+def page(results):
     """The tables of one data set, in Markdown; accuracies and differences in percent."""
-    lines = [f"## {found['data']}", "", "| experiment | accuracy, % | 95 % interval | seeds |"]
+    lines = [f"## {results['data']}", "", "| experiment | accuracy, % | 95 % interval | seeds |"]
     lines += ["|---|---:|---:|---:|"]
-    for name, one in found["accuracies"].items():
-        lines.append(f"| {name} | {said(one)} | {between(one)} | {one['seeds']} |")
+    for name, mean in results["accuracies"].items():
+        seeds = mean["seeds"]
+        lines.append(f"| {name} | {mean_and_error(mean)} | {interval(mean)} | {seeds} |")
     lines += ["", "| difference, seed by seed | points | 95 % interval | beyond 2 SE |"]
     lines += ["|---|---:|---:|---|"]
-    for one in found["differences"]:
-        beyond = "yes" if one["beyond two standard errors"] else "no"
-        lines.append(
-            f"| {one['of']} less {one['less']} | {said(one)} | {between(one)} | {beyond} |"
-        )
+    for d in results["differences"]:
+        beyond = "yes" if d["beyond two standard errors"] else "no"
+        pair = f"{d['of']} less {d['less']}"
+        lines.append(f"| {pair} | {mean_and_error(d)} | {interval(d)} | {beyond} |")
     lines += ["", "| the report's claim | here | the report's number |", "|---|---|---|"]
-    lines += [f"| {c['claim']} | {c['verdict']} | {c['report']} |" for c in found["claims"]]
+    lines += [f"| {c['claim']} | {c['verdict']} | {c['report']} |" for c in results["claims"]]
     return "\n".join([*lines, "", NOTE, ""])
 
 
-def said(one):
-    """Mean ± standard error."""
-    return f"{100 * one['mean']:.2f} ± {100 * one['error']:.2f}"
+def mean_and_error(value):
+    """Mean ± standard error, in percent."""
+    return f"{100 * value['mean']:.2f} ± {100 * value['error']:.2f}"
 
 
-def between(one):
-    return f"{100 * one['low']:.2f} to {100 * one['high']:.2f}"
+def interval(value):
+    """The 95 % interval, in percent."""
+    return f"{100 * value['low']:.2f} to {100 * value['high']:.2f}"
 
 
-def drawn(rows, names, path):
-    """A point a seed, a bar at their mean, a panel for each data set."""
+def draw(rows, names, path):
+    """Draw a panel for each data set: a point for each seed, a bar at their mean."""
     figure = Figure(figsize=(5.2 * len(names) + 2.4, 8.4), layout="constrained")
     order = list(dict.fromkeys(row["experiment"] for row in rows))
     for axis, name in zip(

@@ -1,4 +1,4 @@
-"""The experiments of knowledge_distillation_report.py, and the data that each seed has for them."""
+"""The experiments of knowledge_distillation_report.py, and their data for each seed."""
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,21 +12,22 @@ from halfstep.rng import key
 
 DIGITS, FASHION = "digits", "fashion-mnist"
 HELD_OUT = 1000
-"""Of the 1,797 digits; Fashion-MNIST has its test images."""
+"""Validation images of the 1,797 digits; Fashion-MNIST has test images."""
 STEPS = {DIGITS: ("crop",), FASHION: ("flip", "crop")}
-"""Augmentation: mirrored digits are none."""
+"""Augmentation; mirrored digits would be no digits."""
 VIEWS = 8
-"""Of each augmented image, so that the teacher's answers can be kept."""
+"""Views of each augmented image, so that the teacher's logits can be cached."""
 SURE = 0.8
-"""The teacher's confidence in an unlabelled image that passes the filter."""
+"""Least confidence of the teacher in an unlabelled image that passes the filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A student, what it learns and from whom.
+    """A student, its loss, its teachers and its data.
 
-    of    the labelled images it has: all, or a share of them
-    more  what it sees besides: images without labels, all of them or those that pass a filter
+    learns  name of the recipe
+    of      share of the labelled images
+    more    unlabelled images in addition: all, sure or balanced
     """
 
     name: str
@@ -84,12 +85,12 @@ EXPERIMENTS = [
     Experiment(name="soft, second teacher", **soft(), teachers=("second",)),
     Experiment(name="soft, both teachers", **soft(), teachers=("first", "second")),
 ]
-"""In the order they are run in: what most is compared with comes first."""
+"""Experiments in the order of their runs; the most important ones come first."""
 
 
 @dataclass(frozen=True)
-class World:
-    """What a seed has: images with labels, images whose labels are hidden, and all that is validated on."""
+class SeedData:
+    """The data of a seed: images with labels, images whose labels are hidden, and validation images."""
 
     labelled: Dataset
     unlabelled: Dataset | None
@@ -98,7 +99,7 @@ class World:
 
 @lru_cache(maxsize=4)
 def sources(name, spec):
-    """(Images to learn from, images to validate on)."""
+    """(Training images, validation images)."""
     if name == FASHION:
         return halfstep.load_data(spec), halfstep.load_data(spec, split="test")
     whole = halfstep.load_data(DIGITS)
@@ -106,33 +107,33 @@ def sources(name, spec):
     return whole.only(rows[:-HELD_OUT]), whole.only(rows[-HELD_OUT:])
 
 
-def world(name, seed, options):
-    """The seed's choice of labelled images, as many of each class, and of unlabelled ones."""
-    learnt, validation = sources(name, options.data)
+def seed_data(name, seed, options):
+    """The seed's labelled images, equally many of each class, and its unlabelled ones."""
+    train_images, validation = sources(name, options.data)
     if options.full:
-        return World(learnt, None, validation)
-    wanted = options.labels if name == FASHION else options.labels // 10
-    marked = learnt.labelled(wanted // learnt.num_classes, seed=seed)
-    rest = (marked.labels < 0).nonzero()[:, 0]
-    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(key(seed, 1)))
-    unlabelled = marked.only(rest[order[: options.unlabelled]])
-    return World(marked.only((marked.labels >= 0).nonzero()[:, 0]), unlabelled, validation)
+        return SeedData(train_images, None, validation)
+    count = options.labels if name == FASHION else options.labels // 10
+    images = train_images.labelled(count // train_images.num_classes, seed=seed)
+    hidden = (images.labels < 0).nonzero()[:, 0]
+    order = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(key(seed, 1)))
+    unlabelled = images.only(hidden[order[: options.unlabelled]])
+    return SeedData(images.only((images.labels >= 0).nonzero()[:, 0]), unlabelled, validation)
 
 
-def seen_by(experiment, here, seed, name, surely):
-    """The data that an experiment's student is trained on.
+def training_data(experiment, images, seed, name, probabilities):
+    """The training data of an experiment's student.
 
-    surely  the teacher's probabilities of the unlabelled images, once they are asked for
+    probabilities  a function of no arguments: the teacher's probabilities of the unlabelled images
     """
-    data, more = here.labelled, here.unlabelled
+    data, more = images.labelled, images.unlabelled
     if experiment.of < 1:
         each = max(1, round(len(data) / data.num_classes * experiment.of))
         data = data.labelled(each, seed=seed, rest=False)
     if experiment.more:
         rows = torch.arange(len(more))
         if experiment.more != "all":
-            rows = passing(surely(), even=experiment.more == "balanced")
-        if len(rows):  # a poor teacher may be sure of none
+            rows = filter_rows(probabilities(), even=experiment.more == "balanced")
+        if len(rows):  # a poor teacher may be confident in no image
             more = more.only(rows)
             both = torch.cat([data.values, more.values]), torch.cat([data.labels, more.labels])
             data = Dataset(*both, data.names)
@@ -142,8 +143,8 @@ def seen_by(experiment, here, seed, name, surely):
     return replace(data, augmentation=Augmentation(steps=steps, views=VIEWS, seed=seed))
 
 
-def passing(probabilities, *, even):
-    """Rows of which the teacher is sure; `even`: the surest, of each class as many as of its rarest."""
+def filter_rows(probabilities, *, even):
+    """Rows where the teacher is confident; `even`: the most confident, equally many of each class."""
     rows = confident_rows(probabilities, threshold=SURE)
     if not even or not len(rows):
         return rows

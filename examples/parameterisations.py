@@ -1,8 +1,8 @@
-"""What should a network predict, and how should its errors be weighed?
+"""Compare parameterisations, loss weights and terminal SNRs.
 
 The ablation of Salimans & Ho 2022, Table 1, on handwritten digits: output x weight x sampler, then zero
-against non-zero terminal SNR; each as a teacher, and as a 4-step and a 1-step student where halfstep
-lets it be one.  One seed.  docs/results/parameterisations.md has the table of a full run.
+against non-zero terminal SNR; each as a teacher, and, unless halfstep refuses it, as a 4-step and a 1-step
+student. One seed. docs/results/parameterisations.md has the table of a full run.
 
     python examples/parameterisations.py --out runs/parameterisations
 """
@@ -22,7 +22,7 @@ from halfstep.evaluation import digits_features, SampleScorer
 from halfstep.models import infer_config
 
 OUTPUTS, WEIGHTS = ("x0-and-eps", "x0", "eps", "v"), ("snr", "truncated-snr", "snr+1", "constant")
-# Stable Diffusion's table of betas ends at alpha^2 = 0.0047; one cosine is cut off where it does.
+# Stable Diffusion's table of betas ends at alpha^2 = 0.0047; cosine-cut ends at the same level.
 STABLE = {"kind": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ENDS = {
     "cosine": Cosine(),
@@ -38,67 +38,72 @@ COLUMNS = ("schedule", "output", "weight", "ddim", "ancestral", "4 steps", "1 st
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The ablation of Salimans & Ho 2022, Table 1, on handwritten digits."""
+    """Repeat the ablation of Salimans & Ho 2022, Table 1, on handwritten digits."""
 
     out: Path = Path("runs/parameterisations")
-    """Folder for the runs and results.json; the same command again goes on where it stopped."""
+    """Folder for the runs and results.json; the same command again continues the runs."""
     updates: int = 400
     """Updates of each teacher."""
     halving: int = 50
-    """Updates of each halving, twice that for the last two: 8 steps to 4, 2, 1."""
+    """Updates of each halving from 8 steps to 4, 2, 1; twice that for the last two."""
     steps: int = 16
-    """Sampler steps of a teacher."""
+    """Sampler steps of the teachers."""
     n: int = 1000
-    """Samples a distance."""
+    """Samples for each distance."""
     batch: int = 64
-    """Images an update."""
+    """Images per update."""
     quick: bool = False
-    """Tiny numbers and a few rows: to see that it runs."""
+    """Use tiny numbers and a few rows, as a test."""
 
 
 def main(options: Options) -> list[dict[str, object]]:
-    """Fill the table, row by row."""
+    """Compute and print the table, row by row."""
     rows, results, data = ROWS, [], halfstep.load_data("digits")
     if options.quick:
         options = Options(out=options.out, updates=2, halving=1, steps=2, n=64, batch=8)
         rows = [ROWS[4], ROWS[6], ROWS[9], ROWS[-1]]
-    judge = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
+    scorer = SampleScorer(digits_features(), data.batch(torch.arange(len(data))).x0, n=options.n)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        results.append(dict(zip(COLUMNS, (*row, *scores(row, data, judge, options)), strict=False)))
-        print(f"| {' | '.join(shown(results[-1].get(name, '')) for name in COLUMNS)} |", flush=True)
-        text = json.dumps({"floor": judge.floor, "rows": results}, indent=2)
+        results.append(
+            dict(zip(COLUMNS, (*row, *scores(row, data, scorer, options)), strict=False))
+        )
+        print(
+            f"| {' | '.join(formatted(results[-1].get(name, '')) for name in COLUMNS)} |",
+            flush=True,
+        )
+        text = json.dumps({"floor": scorer.floor, "rows": results}, indent=2)
         (options.out / "results.json").write_text(text + "\n")
-    print(f"\nsampling floor {judge.floor:.2f}; n = {options.n}; {options.out / 'results.json'}")
+    print(f"\nsampling floor {scorer.floor:.2f}; n = {options.n}; {options.out / 'results.json'}")
     return results
 
 
-def scores(row, data, judge, options):
-    """The distances of a teacher with both samplers and of two students, or why there is none."""
+def scores(row, data, scorer, options):
+    """Distances of a teacher with both samplers and of two students; a refusal ends them with its reason."""
     schedule, output, weight = row
-    out, found = options.out / "-".join(row), []
-    how = TrainingConfig(
+    out, row_scores = options.out / "-".join(row), []
+    training = TrainingConfig(
         batch_size=options.batch, learning_rate=2e-3, warmup=50, ema=0.98, save_every=10_000
     )
     try:
         method = Denoising(updates=options.updates, weighting=weight)
         teacher = blank(ENDS[schedule], PARAMETERISATIONS[output], data)
-        teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=how)
-        found.append(judge.teacher(teacher, options.steps))
-        found.append(judge.row(teacher, "ancestral", options.steps))
+        teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=training)
+        row_scores.append(scorer.teacher(teacher, options.steps))
+        row_scores.append(scorer.row(teacher, "ancestral", options.steps))
         method = Progressive(start=8, updates=(options.halving,), weighting=weight)
-        how = replace(how, warmup=0, learning_rate=1e-3)
-        last = halfstep.distill(teacher, data, out / "student", method=method, training=how)
+        training = replace(training, warmup=0, learning_rate=1e-3)
+        last = halfstep.distill(teacher, data, out / "student", method=method, training=training)
         four = Pipeline.load(out / "student" / "stages" / "0004-steps")
-        found += [judge.row(four, "ddim", 4), judge.row(last, "ddim", 1)]
+        row_scores += [scorer.row(four, "ddim", 4), scorer.row(last, "ddim", 1)]
     except (ConfigError, NonFinite) as error:
-        return *(each.frechet_distance for each in found), reason(error)
-    return tuple(each.frechet_distance for each in found)
+        return *(each.frechet_distance for each in row_scores), reason(error)
+    return tuple(each.frechet_distance for each in row_scores)
 
 
 def blank(schedule, output, data):
-    """An untrained class-conditional U-ViT of 0.27 million parameters, always with the same weights."""
+    """A class-conditional U-ViT of 0.27 million parameters, untrained, always with the same weights."""
     torch.manual_seed(0)
     sides = infer_config("uvit", data.shape, outputs=output.outputs, num_classes=data.num_classes)
     size = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
@@ -107,11 +112,11 @@ def blank(schedule, output, data):
 
 
 def reason(error):
-    """halfstep's own words, up to the first colon or full stop."""
+    """The error message up to the first colon or full stop."""
     return f"refused: {str(error).split(':')[0].split('.  ')[0]}"
 
 
-def shown(value):
+def formatted(value):
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 

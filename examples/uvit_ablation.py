@@ -1,8 +1,8 @@
-"""Is the CNN needed?  U-ViT without its long skips, without its last convolution, and a U-Net instead.
+"""Is the CNN needed? Compare U-ViT, U-ViT without long skips or without the last convolution, and a U-Net.
 
 The question of Bao et al. 2023 (section 3.1, Figure 2), on handwritten digits and with three seeds each:
-as a teacher of 64 DDIM steps, and as a student of 4.  The U-Net is diffusers', as wide as makes it cost
-what the U-ViT costs.  docs/results/uvit-ablation.md has the table of a full run.
+as a teacher of 64 DDIM steps, and as a student of 4. The U-Net is that of diffusers, with a width at which
+it costs as much as the U-ViT. docs/results/uvit-ablation.md has the table of a full run.
 
     python examples/uvit_ablation.py --out runs/uvit-ablation
 """
@@ -38,65 +38,67 @@ HEADS = ("network", "multiply-adds", "parameters", "teacher, 64 steps", "student
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """U-ViT without its parts, and a U-Net instead of it, as a teacher and as a student."""
+    """Compare U-ViT, U-ViT without some parts and a U-Net, as teachers and as students."""
 
     out: Path = Path("runs/uvit-ablation")
-    """Folder for the runs, results.json and the picture; the same command again goes on where it stopped."""
+    """Folder for the runs, results.json and the picture; the same command again continues the runs."""
     data: str = "digits"
     """digits, or fashion-mnist:FOLDER (padded to 32 x 32; for a GPU)."""
     features: str = ""
-    """What the distance looks through; by default digits for digits, else efficientnet-lite0."""
+    """Features of the distance; by default digits for digits, else efficientnet-lite0."""
     seeds: int = 3
-    """Runs of each network."""
+    """Number of runs of each network."""
     updates: int = 2000
     """Updates of each teacher."""
     halving: int = 250
-    """Updates of each halving: 32 steps to 16, 8, 4."""
+    """Updates of each halving from 32 steps to 16, 8, 4."""
     rate: float = 1e-3
-    """Learning rate of all of them."""
+    """Learning rate of all trainings."""
     batch: int = 128
-    """Images an update."""
+    """Images per update."""
     width: int = 64
-    """Of the U-ViT's tokens."""
+    """Width of the U-ViT's tokens."""
     depth: int = 4
-    """Of the U-ViT: its blocks beside the middle one."""
+    """Blocks of the U-ViT, without the middle one."""
     steps: int = 64
-    """DDIM steps of a teacher."""
+    """DDIM steps of the teachers."""
     n: int = 2000
-    """Samples a distance."""
+    """Samples for each distance."""
     quick: bool = False
-    """Tiny numbers, one seed: to see that it runs."""
+    """Use tiny numbers and one seed, as a test."""
 
 
 def main(options: Options) -> list[dict[str, object]]:
-    """Train, distil and judge every network, seed by seed; the table, and what can be read off it."""
+    """Train, distil and evaluate every network, seed by seed; print the table and the comparisons."""
     if options.quick:
         tiny = {"seeds": 1, "updates": 2, "halving": 1, "batch": 8, "width": 16, "depth": 2}
         options = replace(options, **tiny, steps=2, n=64)
     size = 32 if options.data.startswith("fashion-mnist") else None
     data = halfstep.load_data(options.data, size=size)
-    seen = features(options.features or ("efficientnet-lite0" if size else "digits"))
-    known = data_features(seen, data, cache=cache_folder())
-    judge = SampleScorer(seen, data.batch(torch.arange(len(data))).x0, known, n=options.n)
-    rows = [described(name, data, options) for name in VARIANTS]
+    extractor = features(options.features or ("efficientnet-lite0" if size else "digits"))
+    real_features = data_features(extractor, data, cache=cache_folder())
+    scorer = SampleScorer(
+        extractor, data.batch(torch.arange(len(data))).x0, real_features, n=options.n
+    )
+    rows = [new_row(name, data, options) for name in VARIANTS]
     for seed, row in product(range(options.seeds), rows):
-        for score, found in zip(SCORES, scores(row, seed, data, judge, options), strict=True):
-            row[score].append(found)
+        for score, distance in zip(SCORES, scores(row, seed, data, scorer, options), strict=True):
+            row[score].append(distance)
         print(
             f"seed {seed}: {row['network']} {' '.join(f'{row[s][-1]:.3f}' for s in SCORES)}",
             flush=True,
         )
-        text = json.dumps({"floor": judge.floor, "n": options.n, "rows": rows}, indent=2)
+        text = json.dumps({"floor": scorer.floor, "n": options.n, "rows": rows}, indent=2)
         (options.out / "results.json").write_text(text + "\n")
-    print(f"\n{table(rows)}\n\nsampling floor {judge.floor:.3f}; n = {options.n}")
+    print(f"\n{table(rows)}\n\nsampling floor {scorer.floor:.3f}; n = {options.n}")
     if options.seeds > 1:
         print(verdict(rows))
-    drawn(rows, judge.floor, options.out / "uvit-ablation.png")
+    draw(rows, scorer.floor, options.out / "uvit-ablation.png")
     return rows
 
 
-def described(name, data, options):
-    """A row before anything is trained: what the network costs.  Refuses what cannot be built."""
+def new_row(name, data, options):
+    """A row with the network's cost, before training. Refuses a network that cannot be built."""
     options.out.mkdir(parents=True, exist_ok=True)
     net, config = network(name, data, options)
     pipeline = blank(net, config, 0, data)
@@ -111,28 +113,30 @@ def network(name, data, options):
     size = {"patch_size": patch, "embed_dim": options.width, "depth": options.depth, "num_heads": 4}
     if VARIANTS[name] is not None:
         return "uvit", {**size, **VARIANTS[name]}
-    return "unet", equal(multiply_adds(blank("uvit", size, 0, data)), patch.bit_length(), data)
+    return "unet", matching_unet(
+        multiply_adds(blank("uvit", size, 0, data)), patch.bit_length(), data
+    )
 
 
-def equal(cost, levels, data):
-    """The U-Net nearest to so many multiply-adds, of those twice as wide below as at the top or nearly so.
+def matching_unet(cost, levels, data):
+    """Config of the U-Net nearest to `cost` multiply-adds, about twice as wide below as at the top.
 
-    Its lowest resolution is that of the U-ViT's tokens, and has the attention, in four heads.
+    Its lowest resolution is that of the U-ViT's tokens; only there it has attention, with four heads.
     """
-    configs, found = [], []
+    configs, all_costs = [], []
     for top in range(8, 257, 4):
         costs = []
         for below in range(2 * top - 4, 2 * top + 5, 4):
             configs.append(unet(top, below, levels))
             costs.append(multiply_adds(blank("unet", configs[-1], 0, data)))
-        found += costs
+        all_costs += costs
         if min(costs) > cost:
             break
-    return min(zip(found, configs, strict=True), key=lambda pair: abs(pair[0] - cost))[1]
+    return min(zip(all_costs, configs, strict=True), key=lambda pair: abs(pair[0] - cost))[1]
 
 
 def unet(top, below, levels):
-    """diffusers' U-Net with a residual block a level (two on the way up)."""
+    """Config of diffusers' U-Net with one residual block in each level (two on the way up)."""
     plain = levels - 1
     return {
         "block_out_channels": [top, *[below] * plain],
@@ -152,20 +156,20 @@ def blank(net, config, seed, data):
     return Pipeline(denoiser, data.shape, class_names=data.names, clip=1.0)
 
 
-def scores(row, seed, data, judge, options):
-    """The Frechet distances of the teacher at its many steps and of the student at 4."""
+def scores(row, seed, data, scorer, options):
+    """Fréchet distances of the teacher at full steps and of the student at 4."""
     out = options.out / row["network"].lower().replace(" ", "-") / f"seed-{seed}"
-    how = TrainingConfig(
+    training = TrainingConfig(
         batch_size=options.batch, learning_rate=options.rate, warmup=50, ema=0.995, seed=seed
     )
     teacher = blank(row["net"], row["config"], seed, data)
     method = Denoising(updates=options.updates)
-    teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=how)
+    teacher = halfstep.train(teacher, data, out / "teacher", method=method, training=training)
     method = Progressive(start=32, stop=4, updates=(options.halving,))
-    how = replace(how, warmup=25, betas=(0.9, 0.99), ema=0.98)
-    student = halfstep.distill(teacher, data, out / "student", method=method, training=how)
-    ways = (teacher, options.steps), (student, 4)
-    return [judge.distance(judge.sample(pipeline, "ddim", steps)) for pipeline, steps in ways]
+    training = replace(training, warmup=25, betas=(0.9, 0.99), ema=0.98)
+    student = halfstep.distill(teacher, data, out / "student", method=method, training=training)
+    setups = (teacher, options.steps), (student, 4)
+    return [scorer.distance(scorer.sample(pipeline, "ddim", steps)) for pipeline, steps in setups]
 
 
 def table(rows):
@@ -184,26 +188,28 @@ def spread(values):
 
 
 def verdict(rows):
-    """Each network against the whole U-ViT: apart only if all seeds of one are below all seeds of the other.
+    """Compare each network with the full U-ViT: different only if no seeds overlap.
 
-    Of networks that do not differ, three seeds a side fall so by chance once in ten.
+    With three seeds each, matching_unet networks differ so by chance once in ten times.
     """
     lines = []
     for row, score in product(rows[1:], SCORES):
         ours, other = rows[0][score], row[score]
         if max(other) < min(ours):
-            said = "better with every seed"
+            difference = "better with every seed"
         elif min(other) > max(ours):
-            said = "worse with every seed"
+            difference = "worse with every seed"
         else:
-            said = "within the spread over seeds"
+            difference = "within the spread over seeds"
         ratio = fmean(other) / fmean(ours)
-        lines.append(f"{row['network']}, {score}: {ratio:.2f} of the {FULL}'s distance, {said}")
+        lines.append(
+            f"{row['network']}, {score}: {ratio:.2f} of the {FULL}'s distance, {difference}"
+        )
     return "\n".join(lines)
 
 
-def drawn(rows, floor, path):
-    """A point a seed, a bar at their mean."""
+def draw(rows, floor, path):
+    """Draw a point for each seed and a bar at their mean."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, score, title, colour in zip(
@@ -219,8 +225,8 @@ def drawn(rows, floor, path):
         axis.set_xlabel("Fréchet distance")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    said = axes[0].get_legend_handles_labels()
-    figure.legend(*said, frameon=False, fontsize=9, loc="outside lower right")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=9, loc="outside lower right")
     figure.savefig(path, dpi=140)
 
 

@@ -36,9 +36,9 @@ def points():
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_recorded_walk_is_the_walk(figure1, points, steps):
+def test_a_path_ends_where_sampling_does(figure1, points, steps):
     noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
-    path = figure1.visited(points, noise, steps)
+    path = figure1.ddim_path(points, noise, steps)
     assert path.shape == (steps + 1, 3, 2)
     assert torch.equal(path[0], noise)
     assert torch.equal(path[-1], halfstep.sample(points.denoiser, noise, points.grid(steps)))
@@ -46,7 +46,7 @@ def test_a_recorded_walk_is_the_walk(figure1, points, steps):
 
 def test_a_recorded_step_is_the_step(figure1, points):
     noise, path = torch.randn(3, 2, generator=torch.Generator().manual_seed(2)), []
-    end = halfstep.sample(points.denoiser, noise, points.grid(4), figure1.recorded(heun, path))
+    end = halfstep.sample(points.denoiser, noise, points.grid(4), figure1.recording(heun, path))
     assert torch.equal(end, halfstep.sample(points.denoiser, noise, points.grid(4), heun))
     assert len(path) == 4
     assert not torch.equal(end, halfstep.sample(points.denoiser, noise, points.grid(4), ddim))

@@ -27,7 +27,7 @@ claims, report = (
     imported("knowledge_distillation_report"),
 )
 experiments = imported("knowledge_distillation_experiments")
-SAID = {claim.says: claim for claim in claims.CLAIMS}
+CLAIMS = {claim.text: claim for claim in claims.CLAIMS}
 
 
 def rows(data="digits", **accuracies):
@@ -49,18 +49,18 @@ def test_an_estimate_is_students():
     assert one.error == pytest.approx(0.1 * math.sqrt(2.5) / math.sqrt(5))
     half = 2.7764451051977987 * one.error  # of four degrees of freedom
     assert (one.low, one.high) == pytest.approx((0.7 - half, 0.7 + half))
-    assert one.apart
+    assert one.significant
     assert math.isnan(claims.estimate([0.5]).error)
-    assert not claims.estimate([0.5]).apart
+    assert not claims.estimate([0.5]).significant
 
 
 def test_differences_are_seed_by_seed_and_of_shared_seeds():
     found = rows(soft=[0.9, 0.5, 0.7], scratch=[0.8, 0.4])
-    difference = claims.ahead_of(found, "soft", "scratch")
+    difference = claims.paired_difference(found, "soft", "scratch")
     assert difference.seeds == 2
     assert difference.mean == pytest.approx(0.1)
     assert difference.error == pytest.approx(0, abs=1e-12)  # 0.2 apart, and yet the same difference
-    assert claims.ahead_of(found, "soft", "weighted") is None
+    assert claims.paired_difference(found, "soft", "weighted") is None
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_claim_of_many_pairs_falls_with_one_of_them(best, verdict):
 def test_every_pair_that_is_compared_is_an_experiment():
     names = {one.name for one in experiments.EXPERIMENTS}
     assert len(names) == len(experiments.EXPERIMENTS)
-    pairs = [pair for claim in claims.CLAIMS for pair in claim.pairs] + claims.BESIDE
+    pairs = [pair for claim in claims.CLAIMS for pair in claim.pairs] + claims.OTHER_PAIRS
     assert {name for pair in pairs for name in pair} == names
 
 
@@ -145,7 +145,7 @@ def test_what_is_compared_differs_in_one_thing():
         "soft targets beat training from scratch",
         "with few labels soft targets help, too",
     ):
-        for a, b in SAID[claim].pairs:
+        for a, b in CLAIMS[claim].pairs:
             assert {**vars(known[a]), **dict.fromkeys(("name", "learns", "config"))} == {
                 **vars(known[b]), **dict.fromkeys(("name", "learns", "config"))
             }  # fmt: skip
@@ -153,7 +153,7 @@ def test_what_is_compared_differs_in_one_thing():
 
 def test_each_seed_has_its_own_labels_and_all_have_one_validation_set():
     options = report.Options(labels=500, unlabelled=300)
-    first, second = (experiments.world("digits", seed, options) for seed in (0, 1))
+    first, second = (experiments.seed_data("digits", seed, options) for seed in (0, 1))
     assert len(first.labelled) == 50
     assert first.labelled.labels.bincount().tolist() == [5] * 10
     assert len(first.unlabelled) == 300
@@ -172,10 +172,10 @@ def test_the_filter_keeps_what_is_sure_and_balances_by_the_rarest():
     p = torch.full((6, 3), 0.0)
     p[torch.arange(6), classes] = sure
     p[:, 2] = 1 - sure
-    assert sorted(experiments.passing(p, even=False).tolist()) == [0, 1, 3, 4, 5]
-    assert sorted(experiments.passing(p, even=True).tolist()) == [0, 3, 4, 5]
+    assert sorted(experiments.filter_rows(p, even=False).tolist()) == [0, 1, 3, 4, 5]
+    assert sorted(experiments.filter_rows(p, even=True).tolist()) == [0, 3, 4, 5]
     unsure = torch.full((6, 3), 1 / 3)
-    assert experiments.passing(unsure, even=True).tolist() == []
+    assert experiments.filter_rows(unsure, even=True).tolist() == []
 
 
 def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
