@@ -92,7 +92,7 @@ def test_what_samples_are_made_of_is_finite():
         ({"halving_updates": 100}, "halving_updates is a list, a whole number each, got 100"),
         ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 10000"),
         ({"student": {"guidance_embed_dim": "0"}}, "option of the method"),
-        ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is of the halvings"),
+        ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is for halvings"),
     ],
 )
 def test_options_of_another_kind(options, said):

@@ -148,9 +148,13 @@ MUTANTS = (
         ("eta = student", "pass"),
         ("self.updates_for(halving, steps)", "self.updates_for(0, steps)"),
         ("2 if steps <= 2 else 1", "2 if steps < 2 else 1"),
-        ("level.alpha < 0.1 * level.sigma", "level.alpha <= 0 * level.sigma"),
         ("if vanishes(WEIGHTINGS", "if not vanishes(WEIGHTINGS"),
         ("stop * 2 ** max(1, ratio", "stop * 2 ** max(0, ratio"),
+    ),
+    *of(
+        "methods/diffusion/halving_checks",
+        "methods/diffusion/progressive",
+        ("level.alpha < 0.1 * level.sigma", "level.alpha <= 0 * level.sigma"),
     ),
     *of(
         "methods/diffusion/reparameterise",
@@ -250,6 +254,10 @@ MUTANTS = (
         ("share=self.denoising / whole", "share=self.output / whole"),
         ("torch.lerp(teacher.eps, data.eps, share)", "torch.lerp(data.eps, teacher.eps, share)"),
         ("loss = whole * self", "loss = self"),
+    ),
+    *of(
+        "methods/diffusion/block_features",
+        "methods/diffusion/shrink",
         ("normalise=True, mask=inliers", "normalise=False, mask=inliers"),
         ("normalise=True, mask=inliers", "normalise=True, mask=None"),
         ("inliers = (full - mean)", "inliers = (student - mean)"),
@@ -259,11 +267,15 @@ MUTANTS = (
         "methods/diffusion/shrink",
         "methods/diffusion/shrink",
         ("0.0 if guided else 0.1", "0.1"),
-        ("if narrower else ()", "if not narrower else ()"),
         (
             "projector(shape(student_width), shape(teacher_width))",
             "projector(shape(teacher_width), shape(teacher_width))",
         ),
+    ),
+    *of(
+        "methods/diffusion/block_features",
+        "methods/diffusion/shrink",
+        ("if narrower else ()", "if not narrower else ()"),
     ),
     *of(
         "methods/base",
@@ -277,13 +289,13 @@ MUTANTS = (
     ),
     *of("methods/base", "cli/guided", ("names.index(name) + 1 :", "names.index(name) :")),
     *of(
-        "methods/diffusion/progressive",
+        "methods/diffusion/halving_checks",
         "training/checks",
         ("for grid in teacher.times):", "for grid in teacher.times[:1]):"),
         ("len(a) == len(b) and all(", "all("),
     ),
     *of(
-        "methods/diffusion/progressive",
+        "methods/diffusion/halving_checks",
         "models/guided_edges",
         ("if clip and clip != teacher.clip:", "if clip and teacher.clip is None:"),
     ),

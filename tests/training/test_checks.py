@@ -63,7 +63,7 @@ MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance_
     ],
 )
 def test_a_student_is_halved_on_its_own_grid(method, tmp_path):
-    said = r"a student of 4 steps, .* walk on another, of \d steps: write start=4 and the grid"
+    said = r"a student of 4 steps, .* sampled on another, of \d steps: write start=4 and the grid"
     refused(said, method, student(), tmp_path)
 
 

@@ -31,8 +31,9 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
+from halfstep.methods.diffusion.halving_checks import check_weighting, refuse_blind
 from halfstep.methods.diffusion.halving_options import HalvingOptions
-from halfstep.methods.diffusion.progressive import check_weighting, Progressive, refuse_blind
+from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.models import build, build_like, recipe
 from halfstep.models.guidance_embedding import check_features
 from halfstep.models.with_guidance import with_guidance

@@ -1,4 +1,4 @@
-"""Options of the halvings in a method that begins with another stage, flat: for a command line and TOML."""
+"""Flat options, for the command line and TOML, of the halvings in a method that begins with another stage."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,7 +6,8 @@ from typing import Literal
 from halfstep.config.validate import NotNegative, Updates
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.diffusion.progressive import check_updates, Progressive
+from halfstep.methods.diffusion.halving_checks import check_updates
+from halfstep.methods.diffusion.progressive import Progressive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,13 @@ class HalvingOptions:
             times=self.times,
             target_clip=self.target_clip,
         )
-        check_updates(self.halving_updates, halving, name="halving_updates")
+        check_updates(self.halving_updates, self.start, halving.counts, name="halving_updates")
         return replace(halving, updates=self.halving_updates)
 
     def _refuse_unused(self) -> None:
         for name in ("times", "target_clip"):
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} is of the halvings, and from {self.start} to {self.stop} steps there are none: "
+                    f"{name} is for halvings, and start={self.start}, stop={self.stop} halves nothing: "
                     "leave it out"
                 )

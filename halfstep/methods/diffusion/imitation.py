@@ -8,77 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 
 from halfstep.batch import Batch
 from halfstep.diffusion.denoiser import level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting
 from halfstep.diffusion.prediction import Prediction
-from halfstep.methods import losses
 from halfstep.methods.base import errors, Objective, random_times
+from halfstep.methods.diffusion.block_features import Matched
 from halfstep.methods.diffusion.denoising import some_unlabelled
 from halfstep.models.hooks import capture_outputs
 from halfstep.rng import Draw
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Blocks of a student, and those of its teacher whose output each is to put out.
-
-    extras  tokens before the patches, which are not compared
-    weight  of the mean over all blocks
-    mask    standard deviations beyond which a feature is left out; 0 keeps all
-    """
-
-    student: tuple[nn.Module, ...]
-    teacher: tuple[nn.Module, ...]
-    extras: int
-    weight: float
-    mask: float = 0.0
-    projectors: tuple[nn.Module, ...] = ()
-    """Of each pair, from the student's width to the teacher's; empty where they are the same."""
-
-    def errors(self, student_outputs: list[Any], teacher_outputs: list[Any]) -> Tensor:
-        """The mean over blocks of each one's error, [B].
-
-        A block of a U-Net puts out its features and what goes to the way up: the first counts.
-        """
-        features = [_features(out)[:, self.extras :] for out in student_outputs]
-        if self.projectors:
-            features = [_projected(p, x) for p, x in zip(self.projectors, features, strict=True)]
-        errors = [
-            feature_error(a, _features(b)[: len(a), self.extras :], mask=self.mask)
-            for a, b in zip(features, teacher_outputs, strict=True)
-        ]
-        return torch.stack(errors).mean(0)
-
-
-def _features(out: Any) -> Tensor:
-    features: Tensor = out[0] if isinstance(out, tuple) else out
-    return features
-
-
-def _projected(projector: nn.Module, features: Tensor) -> Tensor:
-    out: Tensor = projector(features.to(next(projector.parameters()).dtype))
-    return out
-
-
-def feature_error(student: Tensor, teacher: Tensor, *, mask: float = 0.0) -> Tensor:
-    """mean((f_S - f_T)^2) / mean(f_T^2) of each sample, [B] in float32 at least.
-
-    Divided by the teacher's energy, as LAPTOP-Diff does, a block of large features counts no more than
-    another.  With `mask` both leave out where f_T is `mask` standard deviations of its sample or
-    more away from its mean (TinyFusion, CVPR 2025).
-    """
-    inliers = None
-    if mask:
-        full = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
-        axes = tuple(range(1, full.ndim))
-        mean, spread = full.mean(axes, keepdim=True), full.std(axes, correction=0, keepdim=True)
-        inliers = (full - mean).abs() < mask * spread
-    return losses.feature_match(
-        student=student, teacher=teacher, normalise=True, mask=inliers, reduction="none"
-    )
 
 
 def mixed_target(teacher: Prediction, data: Prediction, *, share: float) -> Prediction:

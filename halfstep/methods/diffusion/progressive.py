@@ -15,11 +15,11 @@ from torch import Tensor
 from halfstep.batch import Batch, Cond
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
-from halfstep.diffusion.loss_weighting import truncated_snr, vanishes, Weighting, WEIGHTINGS
+from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
 from halfstep.diffusion.time_grids import checked, Direction, grid, Steps, Times
-from halfstep.errors import ConfigError, unknown
+from halfstep.errors import ConfigError
 from halfstep.methods.base import (
     errors,
     Method,
@@ -29,10 +29,14 @@ from halfstep.methods.base import (
     StagePlan,
     student_name,
 )
+from halfstep.methods.diffusion.halving_checks import (
+    check_updates,
+    check_weighting,
+    refuse_blind,
+    refuse_other_clip,
+    refuse_other_grid,
+)
 from halfstep.rng import Draw
-
-SAME = 1e-6
-"""How far apart two times are that count as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ class Progressive(Validated, Method):
                 f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
                 f" with stop={stop}{self._reachable()}"
             )
-        check_updates(self.updates, self)
+        check_updates(self.updates, self.start, self.counts)
         if self.times and len(checked(self.times)) != self.start + 1:
             raise ConfigError(
                 f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
@@ -116,10 +120,10 @@ class Progressive(Validated, Method):
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that is not sampled so, or a grid that cannot be halved."""
-        _refuse_other_clip(teacher, self.target_clip)
+        refuse_other_clip(teacher, self.target_clip)
         super().check(teacher)
         plan, denoiser = self.plan(teacher), teacher.denoiser
-        _refuse_other_grid(teacher, plan[0].teacher_times)
+        refuse_other_grid(teacher, plan[0].teacher_times)
         self.refuse(denoiser, plan[0].teacher_times)
         for stage in plan:
             self.objective(denoiser, stage.teacher_times).look_ahead()
@@ -152,62 +156,6 @@ class Progressive(Validated, Method):
         if len(self.updates) > 1:
             return self.updates[halving]
         return self.updates[0] * (2 if steps <= 2 else 1)
-
-
-def check_updates(updates: tuple[int, ...], halving: Progressive, *, name: str = "updates") -> None:
-    """`ConfigError` unless this option has one number, or one for each halving."""
-    counts = halving.counts
-    if len(updates) not in (1, len(counts)):
-        raise ConfigError(
-            f"{name} has {len(updates)} numbers for {len(counts)} halvings "
-            f"({halving.start} to {min(counts)}): give one for all, or one each"
-        )
-
-
-def check_weighting(weighting: str) -> None:
-    """`ConfigError` for a weighting that is unknown, or that vanishes where sampling starts."""
-    if weighting not in WEIGHTINGS:
-        raise unknown("weighting", weighting, WEIGHTINGS)
-    if vanishes(WEIGHTINGS[weighting]):
-        raise ConfigError(
-            f"the weight '{weighting}' vanishes at SNR 0, where a distilled walk starts: "
-            "write weighting='truncated-snr' or 'snr+1'"
-        )
-
-
-def _refuse_other_clip(teacher: PipelineLike, clip: float) -> None:
-    if clip and clip != teacher.clip:
-        bounds = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
-        raise ConfigError(
-            f"target_clip {clip:g} teaches what a sampler makes that clips images to [-{clip:g}, {clip:g}], "
-            f"and this teacher's {bounds}: write target_clip={teacher.clip or 0:g}"
-        )
-
-
-def _refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
-    """A student answers at the times of its own grid alone."""
-    if teacher.times and not any(_same(times, grid) for grid in teacher.times):
-        counts = " or ".join(str(len(grid) - 1) for grid in teacher.times)
-        raise ConfigError(
-            f"this teacher is a student of {counts} steps, which answers at the times of its own grid "
-            f"alone, and it would walk on another, of {len(times) - 1} steps: write start={counts} and the "
-            "grid it was made with, or its times (they are in pipeline.json)"
-        )
-
-
-def _same(a: Times, b: Times) -> bool:
-    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
-
-
-def refuse_blind(teacher: Teacher, t: float) -> None:
-    """Refuse a teacher whose output says nothing about the data at t, where the walk starts."""
-    level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
-    if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
-        raise ConfigError(
-            f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
-            f"{float(level.alpha):.2g}: eps says nothing about the data there.  Turn it into a v teacher "
-            "first with 'halfstep distill reparameterise', or give times that start lower"
-        )
 
 
 @dataclass(frozen=True)

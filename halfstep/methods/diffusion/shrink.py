@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import nn
 
 from halfstep.config.validate import CountOrNone, NotNegative, Share, Updates, Validated
@@ -26,29 +25,26 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
+from halfstep.methods.diffusion.block_features import block_pairs, Matched, matched
 from halfstep.methods.diffusion.block_scores import scores
 from halfstep.methods.diffusion.guided import AnyScale
-from halfstep.methods.diffusion.imitation import Imitate, Matched
+from halfstep.methods.diffusion.imitation import Imitate
 from halfstep.models import build_like, recipe
 from halfstep.models.compression.block_pruning import (
     best_pairs,
     checked_pairs,
     evenly_spaced,
-    matching_blocks,
     pairs_of,
     shallower,
 )
-from halfstep.models.compression.blocks import blocks_of, comparable, extras_of, widths_of
 from halfstep.models.compression.unet_transfer import transfer_weights
-from halfstep.models.hooks import Projected, projector
+from halfstep.models.hooks import Projected
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
 from halfstep.schema import literal
 
 SHRUNK = "shrunk"
 """The stage's name."""
-Pair = tuple[nn.Module, int, nn.Module, int]
-"""A block of the student and its width, the teacher's and its."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +192,14 @@ class Shrink(Validated, Method):
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage], eta = self.plan(teacher), teacher.denoiser
         student = self.initial_student(eta)
-        matched = self._matched(eta, student)
-        objective = self.objective(eta.freeze(), teacher, matched)
-        projected = matched and matched.projectors
-        learner = Projected(student, projected) if projected else student
+        features = self._features(eta, student)
+        objective = self.objective(eta.freeze(), teacher, features)
+        projectors = features and features.projectors
+        learner = Projected(student, projectors) if projectors else student
         yield stage.stage(learner, objective)
 
     def objective(
-        self, frozen: Teacher, teacher: PipelineLike, matched: Matched | None = None
+        self, frozen: Teacher, teacher: PipelineLike, features: Matched | None = None
     ) -> Imitate:
         """The loss of a student of this teacher, whose denoiser is frozen."""
         null = teacher.unconditional
@@ -212,7 +208,7 @@ class Shrink(Validated, Method):
         denoising = self.denoising if self.denoising is not None else (0.0 if guided else 0.1)
         levels = levels_for(self.levels, frozen.schedule)
         return Imitate(
-            frozen, WEIGHTINGS[self.weighting], self.output, denoising, matched, levels, drop, null
+            frozen, WEIGHTINGS[self.weighting], self.output, denoising, features, levels, drop, null
         )
 
     def initial_student(self, teacher: Teacher) -> Denoiser:
@@ -264,63 +260,23 @@ class Shrink(Validated, Method):
             transfer_weights(new, net)
         return new
 
-    def _matched(self, teacher: Teacher, student: Denoiser) -> Matched | None:
-        teacher_net, net = teacher.unguided.net, student.net
-        pairs = self._compared(teacher_net, net) if comparable(teacher_net, net) else []
+    def _features(self, teacher: Teacher, student: Denoiser) -> Matched | None:
+        teacher_net = teacher.unguided.net
+        pairs = block_pairs(student.net, teacher_net, self.keep)
         if self.feature_weight and not pairs:
             raise ConfigError(
-                "features are compared block by block, and this student's have other places, or its blocks "
-                "another number, than its teacher's: write feature_weight=0"
+                "features are compared block by block, and this student's blocks differ in place or number "
+                "from its teacher's: write feature_weight=0"
             )
         weight = self.feature_weight if self.feature_weight is not None else 0.1 * bool(pairs)
-        if not weight:
-            if self.mask:
-                raise ConfigError(
-                    "mask leaves out features, and this student's are not compared: write mask=0, or give "
-                    "feature_weight a value, such as 0.1"
-                )
-            return None
-        student_blocks, teacher_blocks = (
-            tuple(block for block, *_ in pairs),
-            tuple(block for _, _, block, _ in pairs),
-        )
-        narrower = any(width != teacher_width for _, width, _, teacher_width in pairs)
-        projectors = _projectors(pairs, teacher_net) if narrower else ()
-        return Matched(
-            student_blocks, teacher_blocks, extras_of(teacher_net), weight, self.mask, projectors
-        )
-
-    def _compared(self, teacher_net: nn.Module, net: nn.Module) -> list[Pair]:
-        """Whose features are compared; nobody's where a U-Net has another number of blocks."""
-        student_blocks, teacher_blocks = blocks_of(net), blocks_of(teacher_net)
-        places = list(range(len(teacher_blocks)))
-        if len(student_blocks) != len(teacher_blocks):
-            if recipe(teacher_net)[0] != "uvit":
-                return []
-            pairs = pairs_of(teacher_net)
-            keep = self.keep or evenly_spaced(pairs, pairs_of(net))
-            places = matching_blocks(checked_pairs(keep, pairs), pairs)
-        widths, teacher_widths = widths_of(net), widths_of(teacher_net)
-        return [
-            (block, width, teacher_blocks[k], teacher_widths[k])
-            for block, width, k in zip(student_blocks, widths, places, strict=True)
-        ]
-
-
-def _projectors(pairs: list[Pair], teacher: nn.Module) -> tuple[nn.Module, ...]:
-    """A linear map of channels for each pair, the same in every run."""
-    weight, tokens = next(teacher.parameters()), recipe(teacher)[0] == "uvit"
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-
-    def shape(width: int) -> list[int]:
-        return [1, 1, width] if tokens else [1, width, 1, 1]
-
-    with fork_rng(0):
-        projectors = [
-            projector(shape(student_width), shape(teacher_width))
-            for _, student_width, _, teacher_width in pairs
-        ]
-    return tuple(projector_.to(weight.device, dtype) for projector_ in projectors)
+        if weight:
+            return matched(pairs, teacher_net, weight, self.mask)
+        if self.mask:
+            raise ConfigError(
+                "mask leaves out features, and this student's are not compared: write mask=0, or give "
+                "feature_weight a value, such as 0.1"
+            )
+        return None
 
 
 def _size(net: nn.Module) -> int:

@@ -17,9 +17,10 @@ from halfstep.diffusion.schedules import BetaTable, Cosine, Level
 from halfstep.errors import ConfigError
 from halfstep.methods import Chain, DenoiserOnly, GuidedDistillation, METHODS, Progressive, Shrink
 from halfstep.methods.base import errors
+from halfstep.methods.diffusion.block_features import feature_error, Matched
 from halfstep.methods.diffusion.chain import ChainOptions
 from halfstep.methods.diffusion.guided import AnyScale
-from halfstep.methods.diffusion.imitation import feature_error, Matched, mixed_target
+from halfstep.methods.diffusion.imitation import mixed_target
 from halfstep.models import build, recipe
 from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline

@@ -1,0 +1,72 @@
+"""Checks of options and teachers, for methods that halve the number of sampling steps."""
+
+from collections.abc import Sequence
+
+import torch
+
+from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.loss_weighting import vanishes, WEIGHTINGS
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError, unknown
+from halfstep.methods.base import PipelineLike
+
+SAME = 1e-6
+"""Times closer than this are equal."""
+
+
+def check_updates(
+    updates: Sequence[int], start: int, counts: Sequence[int], *, name: str = "updates"
+) -> None:
+    """`ConfigError` unless the option has one number, or one for each halving from `start` to `counts`."""
+    if len(updates) not in (1, len(counts)):
+        raise ConfigError(
+            f"{name} has {len(updates)} numbers for {len(counts)} halvings "
+            f"({start} to {min(counts)}): give one for all, or one each"
+        )
+
+
+def check_weighting(weighting: str) -> None:
+    """`ConfigError` for an unknown weighting, and for one that vanishes where sampling starts."""
+    if weighting not in WEIGHTINGS:
+        raise unknown("weighting", weighting, WEIGHTINGS)
+    if vanishes(WEIGHTINGS[weighting]):
+        raise ConfigError(
+            f"the weight '{weighting}' vanishes at SNR 0, where sampling starts: "
+            "write weighting='truncated-snr' or 'snr+1'"
+        )
+
+
+def refuse_other_clip(teacher: PipelineLike, clip: float) -> None:
+    """`ConfigError` unless targets are clipped as the teacher's pipeline clips."""
+    if clip and clip != teacher.clip:
+        bounds = "clips nothing" if teacher.clip is None else f"clips to {teacher.clip:g}"
+        raise ConfigError(
+            f"target_clip {clip:g} is for a sampler that clips images to [-{clip:g}, {clip:g}], and this "
+            f"teacher's {bounds}: write target_clip={teacher.clip or 0:g}"
+        )
+
+
+def refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
+    """`ConfigError` for a student as the teacher on a grid that is not its own."""
+    if teacher.times and not any(_same(times, grid) for grid in teacher.times):
+        counts = " or ".join(str(len(grid) - 1) for grid in teacher.times)
+        raise ConfigError(
+            f"this teacher is a student of {counts} steps, trained on its own grid alone, and would be "
+            f"sampled on another, of {len(times) - 1} steps: write start={counts} and the grid it was made "
+            "with, or its times (they are in pipeline.json)"
+        )
+
+
+def _same(a: Times, b: Times) -> bool:
+    return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
+
+
+def refuse_blind(teacher: Teacher, t: float) -> None:
+    """`ConfigError` for a teacher of eps that starts at t with almost no signal."""
+    level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
+    if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
+        raise ConfigError(
+            f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
+            f"{float(level.alpha):.2g}: eps says nothing about the data there.  Turn it into a v teacher "
+            "first with 'halfstep distill reparameterise', or give times that start lower"
+        )
