@@ -73,8 +73,8 @@ NEEDED |= {FeatureMatch: ("pairs",)}
         (lambda: Classification(label_smoothing=None), "label_smoothing is a number, got None"),
         (lambda: SoftTargets(weight="1"), "weight is a number or a Linear, got '1'"),
         (lambda: SoftTargets(form="kll"), "there is no form 'kll': perhaps you meant 'kl'"),
-        (lambda: FeatureMatch(pairs=(("a",),)), "names of a part of the student and one"),
-        (lambda: FeatureMatch(pairs=("ab", "cd")), "names of a part of the student and one"),
+        (lambda: FeatureMatch(pairs=(("a",),)), "pairs name a part"),
+        (lambda: FeatureMatch(pairs=("ab", "cd")), "pairs name a part"),
         (lambda: FeatureMatch(pairs=("a", "b")), r'write for example \[\["hidden", "hidden"\]\]' ),
     ],
 )  # fmt: skip

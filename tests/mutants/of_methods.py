@@ -148,13 +148,13 @@ MUTANTS = (
         ("eta = student", "pass"),
         ("self.updates_for(halving, steps)", "self.updates_for(0, steps)"),
         ("2 if steps <= 2 else 1", "2 if steps < 2 else 1"),
-        ("if vanishes(WEIGHTINGS", "if not vanishes(WEIGHTINGS"),
         ("stop * 2 ** max(1, ratio", "stop * 2 ** max(0, ratio"),
     ),
     *of(
         "methods/diffusion/halving_checks",
         "methods/diffusion/progressive",
         ("level.alpha < 0.1 * level.sigma", "level.alpha <= 0 * level.sigma"),
+        ("if vanishes(WEIGHTINGS", "if not vanishes(WEIGHTINGS"),
     ),
     *of(
         "methods/diffusion/reparameterise",
@@ -267,15 +267,12 @@ MUTANTS = (
         "methods/diffusion/shrink",
         "methods/diffusion/shrink",
         ("0.0 if guided else 0.1", "0.1"),
-        (
-            "projector(shape(student_width), shape(teacher_width))",
-            "projector(shape(teacher_width), shape(teacher_width))",
-        ),
     ),
     *of(
         "methods/diffusion/block_features",
         "methods/diffusion/shrink",
         ("if narrower else ()", "if not narrower else ()"),
+        ("projector(shape(p.student_width)", "projector(shape(p.teacher_width)"),
     ),
     *of(
         "methods/base",

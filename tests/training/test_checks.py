@@ -45,7 +45,7 @@ def test_a_student_is_not_asked_between_its_times(method, tmp_path):
 )
 def test_a_teacher_of_scales_is_not_guided_again(options, tmp_path):
     first = replace(teacher_of(config={**MLP_OF_SCALES}), guidance_range=(1.0, 4.0))
-    said = "as an input already: give the one it was made from, or halve it with 'halfstep distill prog"
+    said = "as an input already"
     refused(said, replace(SMALL, **options), first, tmp_path)
 
 
@@ -63,7 +63,7 @@ MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance_
     ],
 )
 def test_a_student_is_halved_on_its_own_grid(method, tmp_path):
-    said = r"a student of 4 steps, .* sampled on another, of \d steps: write start=4 and the grid"
+    said = "sampled on another"
     refused(said, method, student(), tmp_path)
 
 

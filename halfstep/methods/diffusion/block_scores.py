@@ -1,4 +1,4 @@
-"""Scores of a U-ViT's blocks: by how much a loss on the data rises without each pair."""
+"""Scores of a U-ViT's pairs of blocks: the rise of a loss on the data without each pair."""
 
 import torch
 from torch import nn
@@ -11,15 +11,15 @@ from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, key
 
 ROWS, BATCH = 512, 64
-"""Samples that blocks are scored on, and how many at a time."""
+"""The number of samples for scoring, and the batch size."""
 
 
 def scores(
     objective: Objective, denoiser: Denoiser, data: Data, *, progress: Progress = SILENT
 ) -> list[float]:
-    """By how much the objective's loss rises without each pair of blocks, the outermost first.
+    """The rise of the objective's loss without each pair of blocks, the outermost first.
 
-    On up to 512 samples spread over the data, with the same noise for all.
+    The loss is that of up to 512 samples spread over the data, with the same noise for all pairs.
     """
     device = next(denoiser.parameters()).device
     count = min(ROWS, len(data))
@@ -40,12 +40,6 @@ def scores(
 
 
 def _around(denoiser: Denoiser, net: nn.Module) -> Denoiser:
-    """The same denoiser with another network."""
-    other = Denoiser(
-        net,
-        denoiser.schedule,
-        denoiser.parameterisation,
-        time=denoiser.time,
-        autocast=denoiser.autocast,
-    )
-    return other.freeze()
+    """The denoiser with another network, frozen."""
+    schedule, reads = denoiser.schedule, denoiser.parameterisation
+    return Denoiser(net, schedule, reads, time=denoiser.time, autocast=denoiser.autocast).freeze()

@@ -1,8 +1,8 @@
 """A chain of methods: a smaller network, then any guidance scale in one call, then fewer steps.
 
-In this order: a small network that is distilled to few steps directly loses more than one that was first
-distilled at every time (EdgeFusion 2024 found so of text-to-image models).  Each stage's student is the
-next one's teacher.
+In this order, because a small network distilled directly to few steps loses more than one that was first
+distilled at every time (EdgeFusion 2024, for text-to-image models).  Each stage's student is the teacher of
+the next.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ class Chain(Validated, Method):
         return self.shrink.plan(teacher) + self.then.plan(teacher)
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that one of them refuses: all are asked before the first is trained."""
+        """`ConfigError` for a teacher that any of the methods refuses, before the first is trained."""
         self.shrink.check(teacher)
         self.then.check(teacher)
 
@@ -51,7 +51,7 @@ class Chain(Validated, Method):
         )
         del teacher
         yield first
-        del first  # with the teacher, which nobody needs from here on
+        del first  # with the teacher, which is not needed any more
         later = self.then.stages(small)
         del small
         yield from later
@@ -85,7 +85,7 @@ class Chain(Validated, Method):
 
     @classmethod
     def options(cls) -> type:
-        """The options of all its parts, flat."""
+        """The flat options of all parts."""
         return ChainOptions
 
 
@@ -96,7 +96,7 @@ class ChainOptions(HalvingOptions, Shrink):
     stop: Steps = 4
     """Steps the last student takes."""
     guidance_range: tuple[NotNegative, NotNegative] | None = None
-    """Lowest and highest guidance scale that the students take as an input; without, no stage of it."""
+    """Lowest and highest guidance scale that the students take as an input; without it, no such stage."""
     guided_updates: Updates = 10_000
     """Updates of the stage that learns the guided network."""
     guidance_embed_dim: int = 256
@@ -129,6 +129,6 @@ class ChainOptions(HalvingOptions, Shrink):
         for name in ("guided_updates", "guidance_embed_dim"):
             if getattr(self, name) != getattr(ChainOptions, name):
                 raise ConfigError(
-                    f"{name} is of the stage that learns guidance, and there is none: give "
-                    f"guidance_range, such as (1, 3), or leave {name} out"
+                    f"{name} is for the stage that learns guidance, which needs a guidance_range: give "
+                    f"one, such as (1, 3), or leave {name} out"
                 )

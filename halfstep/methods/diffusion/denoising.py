@@ -49,7 +49,7 @@ class Denoising(Validated, Method):
         return [StagePlan("teacher", self.updates)]
 
     def check(self, model: PipelineLike) -> None:
-        """`ConfigError` for a model that could not be trained so."""
+        """`ConfigError` for a model that cannot be trained with these options."""
         if self.drop_labels and model.unconditional is None:
             raise ConfigError(
                 "drop_labels needs labelled data and a network with a null class, or texts"
@@ -59,8 +59,8 @@ class Denoising(Validated, Method):
         end = denoiser.schedule.at(torch.ones((), dtype=torch.float64))
         if levels and denoiser.parameterisation.blind_to_data and end.alpha == 0:
             raise ConfigError(
-                "eps says nothing about the data at t = 1 of a zero-terminal-SNR schedule, which is one "
-                "of the times it would be trained at: write predicts='v'"
+                "eps does not determine the data at t = 1 of a zero-terminal-SNR schedule, one of the "
+                "training times: write predicts='v'"
             )
 
     def stages(self, model: PipelineLike) -> Iterator[Stage]:
@@ -94,7 +94,7 @@ class Denoise(Objective):
 def some_unlabelled(
     cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
 ) -> Cond | None:
-    """The condition with nothing said for that share of samples, where there is something to say."""
+    """The condition, dropped for this share of samples; unchanged without a condition or a null."""
     if not drop or null is None or cond is None or not cond.can_drop(null):
         return cond
     return cond.dropped(null, draw.uniform() < drop)

@@ -1,8 +1,8 @@
 """The encoder: progressive distillation run towards noise (Meng et al. 2023).
 
-From t to t + 1 / N in one DDIM step, what the teacher does in two.  With kappa = sigma / alpha the target
-is eps~ = [(kappa_m - kappa_t) eps_1 + (kappa_e - kappa_m) eps_2] / (kappa_e - kappa_t): `two_step_target` on
-the grid read backwards.
+One DDIM step from t to t + 1 / N replaces two of the teacher's.  With kappa = sigma / alpha the target is
+eps~ = [(kappa_m - kappa_t) eps_1 + (kappa_e - kappa_m) eps_2] / (kappa_e - kappa_t): `two_step_target` on
+the reversed grid.
 """
 
 from dataclasses import dataclass
@@ -30,19 +30,19 @@ class Encoder(Progressive):
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if self.target_clip:
             raise ConfigError(
-                "an encoder starts at t = 0, where the eps of a clipped image would be the clipping divided "
-                "by no noise: leave target_clip out"
+                "an encoder starts at t = 0, where the eps of a clipped image would be the clipping error "
+                "divided by no noise: leave target_clip out"
             )
         if forgets_eps(WEIGHTINGS[self.weighting]):
             raise ConfigError(
-                f"the weight '{self.weighting}' leaves nothing of an eps error at t = 0, where an encoder "
-                "starts: write weighting='snr+1', 'truncated-snr' or 'snr'"
+                f"the weight '{self.weighting}' ignores an eps error at t = 0, where an encoder starts: "
+                "write weighting='snr+1', 'truncated-snr' or 'snr'"
             )
 
     def refuse(self, teacher: Teacher, times: Times) -> None:
-        """`ConfigError` for a teacher that cannot be encoded with on this grid."""
+        """`ConfigError` for a teacher that cannot encode on this grid."""
         refuse_blind_to_noise(teacher, times[-1])
 
     def objective(self, teacher: Teacher, times: Times) -> Halve:
-        """What the student of a teacher on this grid learns: t = i / N, i ~ {0, ..., N - 1}."""
+        """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}."""
         return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])

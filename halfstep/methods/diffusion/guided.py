@@ -1,4 +1,4 @@
-"""Distillation of guided models: one call where guidance needs two, then fewer and fewer steps.
+"""Distillation of guided models: one call a step where guidance needs two, then fewer steps.
 
 Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, sections 3.1 and 3.2.  Names follow
 the paper, except w = scale - 1.
@@ -46,8 +46,8 @@ class GuidedStage(Validated, Method):
     """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
 
     guidance_range: tuple[NotNegative, NotNegative] = (1.0, 5.0)
-    """Lowest and highest guidance scale that the student takes as an input; 1 is off.  Both the same is a
-    student for that scale alone."""
+    """Lowest and highest guidance scale that the student takes as an input; 1 is no guidance.  Two equal
+    scales give a student for that scale alone."""
     updates: Updates = 10_000
     """Optimiser updates of the first stage, which learns the guided teacher at every time."""
     weighting: str = "truncated-snr"
@@ -58,18 +58,18 @@ class GuidedStage(Validated, Method):
     guidance_embed_dim: int = 256
     """Number of Fourier features of the scale: even."""
     student_net: str = ""
-    """A student of another kind: uvit, unet, dit, mlp or package.module:function, with all of its options
-    in `student`. It begins untrained."""
+    """Another network for the student: uvit, unet, dit, mlp or package.module:function, with all of its
+    options in `student`. It starts untrained."""
     student: dict[str, str] = field(default_factory=dict)
-    """Options of a smaller student, as NAME VALUE pairs: embed_dim 64 depth 4. The others are as the
-    teacher's, and it begins untrained; without any it is the teacher and a scale, to begin with."""
+    """Options of a smaller student, as NAME VALUE pairs: embed_dim 64 depth 4. Other options are the
+    teacher's, and it starts untrained; by default it starts as the teacher with a scale as an input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.guidance_range
         if not low <= high:
             raise ConfigError(
-                f"guidance_range is the lowest scale and the highest, got {low:g} and {high:g}: write for "
+                f"guidance_range is the lowest and the highest scale, got {low:g} and {high:g}: write for "
                 "example 1 and 5, or one scale twice"
             )
         if "guidance_embed_dim" in self.student:
@@ -84,13 +84,13 @@ class GuidedStage(Validated, Method):
         return [StagePlan("guided", self.updates, guidance_range=self.guidance_range)]
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that cannot be guided, or takes its scale already."""
+        """`ConfigError` for a teacher that cannot be guided, or already takes its scale as an input."""
         super().check(teacher)
         refuse_student(teacher)
         if teacher.unconditional is None:
             raise ConfigError(
-                "guidance leads away from a null class, and this teacher has none: train it with labels "
-                "and drop_labels (command line: --labels --drop-labels 0.1)"
+                "guidance needs a null class, and this teacher has none: train it with labels and "
+                "drop_labels (command line: --labels --drop-labels 0.1)"
             )
         levels_for(self.levels, teacher.denoiser.schedule)
         self._check_start(teacher)
@@ -108,7 +108,7 @@ class GuidedStage(Validated, Method):
 
     @property
     def builds_student(self) -> bool:
-        """Whether it begins as a network of other options."""
+        """Whether the student is built with other options than the teacher."""
         return bool(self.student or self.student_net)
 
     def summary(self) -> str:
@@ -117,7 +117,7 @@ class GuidedStage(Validated, Method):
         return f"guidance {low:g} to {high:g} in one call a step"
 
     def initial_student(self, teacher: Denoiser) -> Denoiser:
-        """The student as it begins: the conditional teacher to the bit, or a network of its own."""
+        """The untrained student: the conditional teacher to the bit, or a new network."""
         student = teacher.trainable_copy()
         if not self.student and not self.student_net:
             student.net = with_guidance(student.net, width=self.guidance_embed_dim)
@@ -159,7 +159,7 @@ class GuidedDistillation(GuidedStage):
         del teacher
         eta = DenoiserOnly(cast(Denoiser, first.student))
         yield first
-        del first  # and with it the teacher: the student is the teacher from here on
+        del first  # and the teacher with it: the student is the teacher from now on
         halvings = self.halving.stages(eta) if self.halving else iter(())
         del eta
         for stage in halvings:
@@ -172,7 +172,7 @@ class GuidedDistillation(GuidedStage):
 
     @classmethod
     def options(cls) -> type:
-        """Its options and those of the halving, flat."""
+        """The flat options of both stages."""
         return GuidedOptions
 
 
@@ -212,7 +212,7 @@ class MatchGuided(Objective):
 
     @torch.no_grad()
     def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
-        """The root mean square error of x0 by guidance scale, at five scales of the range, or its one."""
+        """The root mean square error of x0 by guidance scale, at five scales of the range."""
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = batch.cond or Cond()
@@ -228,7 +228,7 @@ class MatchGuided(Objective):
 
 @dataclass(frozen=True)
 class AnyScale(Objective):
-    """An objective of networks that take their guidance scale as an input: one is drawn a sample."""
+    """An objective for networks that take their guidance scale as an input, drawn for each sample."""
 
     objective: Objective
     guidance_range: Range
@@ -247,7 +247,7 @@ class AnyScale(Objective):
 
 
 def at_any_scale(stage: Stage, guidance_range: Range) -> Stage:
-    """The stage of a teacher, and so of a student, that takes a scale of this range as an input."""
+    """The stage with a teacher and a student that take a scale of this range as an input."""
     return replace(
         stage, objective=AnyScale(stage.objective, guidance_range), guidance_range=guidance_range
     )
@@ -260,5 +260,5 @@ def random_scales(draw: Draw, guidance_range: Range) -> Tensor:
 
 
 def with_scale(cond: Cond | None, scale: Tensor) -> Cond:
-    """The condition, and the scale for the network."""
+    """The condition with the guidance scale for the network."""
     return replace(cond or Cond(), guidance_scale=scale)

@@ -1,7 +1,7 @@
-"""What a smaller student learns of its teacher at a time: its prediction, the data, its features.
+"""The loss of a smaller student: the teacher's prediction, the data and the teacher's features.
 
-Output and denoising are one regression onto a mixed target; a feature's error is over the teacher's energy
-(LAPTOP-Diff 2024), and outliers may be left out (TinyFusion, CVPR 2025).
+Output and denoising are one regression onto a mixed target; a feature's error is divided by the teacher's
+energy (LAPTOP-Diff 2024), and outliers may be left out (TinyFusion, CVPR 2025).
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ def mixed_target(teacher: Prediction, data: Prediction, *, share: float) -> Pred
 
 @dataclass(frozen=True)
 class Imitate(Objective):
-    """(output + denoising) weight ||f - mixed||^2 + features, of one noise, time and label for both.
+    """(output + denoising) weight ||f - mixed||^2 + features, with one noise, time and label for both.
 
-    drop, null  share of samples that lose their label, and what stands for none
+    drop, null  share of samples that get the null label, and that label
     """
 
     teacher: Teacher
@@ -61,7 +61,7 @@ class Imitate(Objective):
     def _compare(
         self, student: Any, batch: Batch, draw: Draw
     ) -> tuple[Prediction, Prediction, Prediction, Tensor | None]:
-        """What the student says, the teacher, the data, and how far the features are apart."""
+        """The student's prediction, the teacher's, the data, and the error of the features."""
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         cond = some_unlabelled(batch.cond, draw, self.drop, self.null)

@@ -57,7 +57,7 @@ class Progressive(Validated, Method):
     """A grid given as start + 1 times, noise first; overrides `grid`."""
     target_clip: NotNegative = 0.0
     """Clip the teacher's images to [-target_clip, target_clip] at every step of a target. Guided pixels
-    need it, for a student that is clipped as well. 0 does not clip (the paper)."""
+    need it, for a student that is clipped too. 0 does not clip (the paper)."""
     sampler: ClassVar[str] = "ddim"
     direction: ClassVar[Direction] = "denoise"
 
@@ -84,7 +84,7 @@ class Progressive(Validated, Method):
 
     @property
     def counts(self) -> list[int]:
-        """Steps of the students, the most first."""
+        """The students' numbers of steps, the largest first."""
         return [self.start // 2**k for k in range(1, (self.start // self.stop).bit_length())]
 
     def _reachable(self) -> str:
@@ -94,7 +94,7 @@ class Progressive(Validated, Method):
         if odd == self.start or self.start < 2:
             return ""
         halves = [self.start // 2**k for k in range(1, (self.start // odd).bit_length())]
-        return f"; from {self.start} one can stop at {', '.join(map(str, halves))}"
+        return f"; {self.start} steps can stop at {', '.join(map(str, halves))}"
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage for each halving: N -> N / 2 steps on every other time of the grid."""
@@ -119,7 +119,7 @@ class Progressive(Validated, Method):
         return self.times or grid(self.grid, self.start, schedule)
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that is not sampled so, or a grid that cannot be halved."""
+        """`ConfigError` for a teacher that is sampled otherwise, or a grid that cannot be halved."""
         refuse_other_clip(teacher, self.target_clip)
         super().check(teacher)
         plan, denoiser = self.plan(teacher), teacher.denoiser
@@ -148,11 +148,11 @@ class Progressive(Validated, Method):
         refuse_blind(teacher, times[0])
 
     def objective(self, teacher: Teacher, times: Times) -> "Halve":
-        """What the student of a teacher on this grid learns."""
+        """The objective of the student of a teacher on this grid."""
         return Halve(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
 
     def updates_for(self, halving: int, steps: int) -> int:
-        """Updates of the halving that ends at so many steps: the paper doubles the last two."""
+        """The updates of the halving that ends at `steps`: the paper doubles the last two."""
         if len(self.updates) > 1:
             return self.updates[halving]
         return self.updates[0] * (2 if steps <= 2 else 1)
@@ -160,7 +160,7 @@ class Progressive(Validated, Method):
 
 @dataclass(frozen=True)
 class Halve(Objective):
-    """Teach the student to do in one DDIM step what the teacher does in two."""
+    """Match the student's one DDIM step to the teacher's two."""
 
     teacher: Denoises
     times: Times
@@ -181,16 +181,16 @@ class Halve(Objective):
         return self.weighting(*errors(guess, target))
 
     def places(self, draw: Draw) -> tuple[Tensor, ...]:
-        """t, t_mid and t_end: where the student's step begins, and the teacher's two lead."""
+        """t, t_mid and t_end: the start of the student's step and the ends of the teacher's two."""
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
         return on_grid(self.times, *self.steps_from(i))
 
     def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
-        """Where on the grid the student's step from place i begins, and the teacher's two lead."""
+        """The grid indices of the start of the student's step and the ends of the teacher's two."""
         return i, i + 1, i + 2
 
     def look_ahead(self) -> None:
-        """`ConfigError` where one of the steps that may be drawn has no target."""
+        """`ConfigError` if a step of the grid has no target."""
         t, t_mid, t_end = on_grid(
             self.times, *self.steps_from(2 * torch.arange(len(self.times) // 2))
         )
@@ -206,8 +206,8 @@ class Halve(Objective):
 def forgiven(guess: Prediction, target: Prediction, clip: float) -> Prediction:
     """The guess without its errors beyond [-clip, clip], which a sampler that clips never sees.
 
-    Where the target lies on the bound and the guess behind it, the two clip to the same pixel and the
-    guess is the target; everywhere else it is itself, and keeps its gradient.
+    Where the target lies on the bound and the guess beyond it, both clip to the same pixel, and the guess is
+    replaced by the target; elsewhere it is unchanged and keeps its gradient.
     """
     same = guess.x0.clamp(-clip, clip) == target.x0
     return Prediction(
@@ -245,11 +245,11 @@ def two_step_target(
     x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t) with rho = alpha / sigma, and
     eps~ the same with rho = sigma / alpha.
 
-    t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is one step alone.
-    Whoever ends at t_end = 0 lands on clean data: x~ = x_2.  Never differentiated.
+    t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is a single step.
+    At t_end = 0 the step ends in clean data: x~ = x_2.  Never differentiated.
 
-    clip  the teacher's steps are those of a sampler that clips images to [-clip, clip] (which needs
-          sigma > 0); None, as in the paper, leaves them
+    clip  clip the images of the teacher's steps to [-clip, clip] (which needs sigma > 0); None, as in the
+          paper, does not clip
     """
 
     def teacher_prediction(x: Tensor, t: Tensor) -> Prediction:
@@ -266,7 +266,7 @@ def two_step_target(
 
 
 def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
-    """The second step's shares of the two-step x0 and of the two-step eps, in t's dtype, in [0, 1]."""
+    """The second step's shares in the two-step x0 and the two-step eps, in [0, 1] and t's dtype."""
     start, mid, end = schedule.at(t), schedule.at(t_mid), arriving(schedule, t_end)
     second = end.alpha * mid.sigma - mid.alpha * end.sigma
     both = end.alpha * start.sigma - start.alpha * end.sigma

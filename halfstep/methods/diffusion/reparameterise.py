@@ -1,8 +1,8 @@
-"""Turn an eps teacher into a v teacher, which can be distilled from pure noise.
+"""Reparameterisation: an eps teacher becomes a v teacher, which can be distilled from pure noise.
 
-eps says nothing about the data at SNR 0, so few-step students need v (Salimans & Ho 2022, section 4;
-Meng et al. 2023, section 4 for latent models).  The student learns the teacher's own prediction where
-the teacher can be read, and the data where it cannot.
+eps does not determine the data at SNR 0, so few-step students need v (Salimans & Ho 2022, section 4;
+Meng et al. 2023, section 4 for latent models).  The student learns the teacher's prediction where that
+determines the data, and the data elsewhere.
 """
 
 from collections.abc import Iterator
@@ -53,8 +53,8 @@ class Reparameterise(Validated, Method):
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if vanishes(WEIGHTINGS[self.weighting]):
             raise ConfigError(
-                f"the weight '{self.weighting}' vanishes at SNR 0, which is what v is learnt for: "
-                "write weighting='snr+1' or 'truncated-snr'"
+                f"the weight '{self.weighting}' vanishes at SNR 0, for which v is learnt: write "
+                "weighting='snr+1' or 'truncated-snr'"
             )
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
@@ -67,10 +67,10 @@ class Reparameterise(Validated, Method):
         refuse_student(teacher)
         if teacher.denoiser.parameterisation.outputs != V.outputs:
             raise ConfigError(
-                "a teacher that predicts both x0 and eps is readable at t = 1 as it is"
+                "a teacher that predicts both x0 and eps needs no reparameterisation: distil it as it is"
             )
         if self.zero_snr and not isinstance(teacher.denoiser.schedule, BetaTable):
-            raise ConfigError("zero_snr moves a diffusers table; this teacher's schedule is none")
+            raise ConfigError("zero_snr needs a table of betas: this teacher has another schedule")
         levels_for(0, self._schedule(teacher.denoiser))
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
@@ -111,8 +111,8 @@ class Match(Objective):
     def _target(self, batch: Batch, x_t: Tensor, t: Tensor, eps: Tensor) -> Prediction:
         logsnr = self.schedule.at(t).logsnr
         blind = logsnr.exp() < self.readable
-        # The teacher is asked where its own schedule has the same log-SNR, and only where it can be
-        # read; a blind row is asked elsewhere and its answer thrown away.
+        # The teacher is evaluated where its own schedule has the same log-SNR; a blind row at another time,
+        # and its prediction is thrown away.
         teacher_t = self.teacher.schedule.time(logsnr.clamp(min=-10)).clamp(EDGE, 1)
         pred = self.teacher(x_t, teacher_t, batch.cond)
         rows = blind.reshape(-1, *[1] * (x_t.ndim - 1))

@@ -1,8 +1,8 @@
-"""Smaller students: the teacher's prediction, the data and the teacher's features, all at once.
+"""Smaller students, trained on the teacher's prediction, the data and the teacher's features at once.
 
 Output and feature distillation with a denoising loss, as in BK-SDM (Kim et al., ECCV 2024) and LAPTOP-Diff
-(Zhang et al. 2024), which divides each feature's error by the teacher's own energy.  The student sees the
-noise, the time and the dropped label that the teacher sees.
+(Zhang et al. 2024), which divides each feature's error by the teacher's energy.  Student and teacher get the
+same noise, time and dropped label.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ from halfstep.rng import fork_rng
 from halfstep.schema import literal
 
 SHRUNK = "shrunk"
-"""The stage's name."""
+"""The name of the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +52,18 @@ class Shrink(Validated, Method):
     """A smaller network that predicts what its teacher predicts, at every time."""
 
     depth: CountOrNone = 0
-    """Blocks beside the middle one that a U-ViT student keeps, with the teacher's weights: even, fewer
-    than the teacher has; 0 says nothing."""
+    """Blocks besides the middle one that a U-ViT student keeps, with the teacher's weights: an even number,
+    fewer than the teacher's; 0 is unset."""
     keep: tuple[int, ...] = ()
-    """Which pairs of blocks it keeps, 0 (outermost) to depth / 2 - 1 of the teacher; by default `choose`
-    says."""
+    """The pairs of blocks to keep, 0 (outermost) to depth / 2 - 1 of the teacher; by default `choose`
+    chooses them."""
     choose: Literal["score", "even"] = "score"
-    """Which pairs are kept: score, those without which this loss rises most, on the data; even, evenly
-    spread."""
+    """How to choose the pairs of blocks to keep. score: those whose removal raises the loss most on the
+    data. even: evenly spaced."""
     student: dict[str, str] = field(default_factory=dict)
     """Other options of the student, as NAME VALUE pairs: embed_dim 32 num_heads 2; layers_per_block 1.
-    The rest are as the teacher's. A U-Net starts from the teacher's weights where shapes agree, any other
-    untrained."""
+    The others are the teacher's. A U-Net starts from the teacher's weights where shapes agree, other networks
+    start untrained."""
     updates: Updates = 10_000
     """Optimiser updates."""
     weighting: str = "truncated-snr"
@@ -76,14 +76,14 @@ class Shrink(Validated, Method):
     """Weight of the error to the data; 0.1 by default, and 0 for a guided teacher, whose images are not
     the data's."""
     feature_weight: NotNegative | None = None
-    """Weight of the mean error of the blocks' outputs, each over the energy of the teacher's. The default
-    is 0.1, and 0 for a student whose blocks have no counterpart. A narrower student's go through a linear
-    map that is trained with it."""
+    """Weight of the mean error of the blocks' outputs, each divided by the energy of the teacher's. The
+    default is 0.1, and 0 for a student whose blocks have no counterpart. A narrower student's features pass
+    a linear map that is trained with it."""
     mask: NotNegative = 0.0
-    """Leave out features so many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
+    """Leave out features this many standard deviations from their mean (TinyFusion: 2); 0 keeps all."""
     drop_labels: Share | None = None
-    """Share of samples that both see without their label, for guidance; 0.1 by default where the teacher
-    has a null class or an empty text."""
+    """Share of samples without their label for both networks, for guidance; 0.1 by default where the
+    teacher has a null class or an empty text."""
 
     gated: ClassVar[bool] = False
 
@@ -93,8 +93,8 @@ class Shrink(Validated, Method):
             raise unknown("weighting", self.weighting, WEIGHTINGS)
         if self.output == 0 and self.denoising == 0:
             raise ConfigError(
-                "output and denoising are both 0, so the student would put out nothing in particular: give "
-                "one of them a weight, such as output=0.9"
+                "output and denoising are both 0, so the student's output would not be trained: give one of "
+                "them a weight, such as output=0.9"
             )
         self._refuse_two_ways()
 
@@ -111,17 +111,17 @@ class Shrink(Validated, Method):
             )
         if "depth" in self.student and (self.keep or self.depth):
             raise ConfigError(
-                "depth is given twice: leave it out of student (there, a student begins untrained)"
+                "depth is given twice: leave it out of student (where it makes a student start untrained)"
             )
         if not (self.keep or self.depth or self.student):
             raise ConfigError(
-                "nothing says how the student is smaller: give depth or keep for a U-ViT, or options of the "
+                "the student is not smaller: give depth or keep for a U-ViT, or options of the "
                 "student (command line: --depth 2, --keep 0 4, --student embed_dim 32)"
             )
 
     @property
     def needs_data(self) -> bool:
-        """Whether the data decide which pairs of blocks are kept."""
+        """Whether the pairs of blocks to keep are chosen by their scores on the data."""
         return bool(self.depth and not self.keep and not self.student and self.choose == "score")
 
     def resolve(
@@ -132,12 +132,12 @@ class Shrink(Validated, Method):
         previous: Mapping[str, Any] | None = None,
         progress: Progress = SILENT,
     ) -> Self:
-        """The method with the pairs of blocks that are kept, scored on the data unless it names them."""
-        begun = previous or {}
+        """The method with the pairs of blocks to keep, scored on the data unless they are named."""
+        options = previous or {}
         if not self.needs_data:
             return self
-        if begun.get("depth") == self.depth and begun.get("keep"):
-            return replace(self, keep=tuple(begun["keep"]))
+        if options.get("depth") == self.depth and options.get("keep"):
+            return replace(self, keep=tuple(options["keep"]))
         if data is None:
             return replace(self, choose="even")
         rises = self.scores(teacher, data, progress=progress)
@@ -149,7 +149,7 @@ class Shrink(Validated, Method):
     def scores(
         self, teacher: PipelineLike, data: Data, *, progress: Progress = SILENT
     ) -> list[float]:
-        """By how much the loss rises without each pair of the teacher's blocks, the outermost first."""
+        """The rise of the loss without each pair of the teacher's blocks, the outermost first."""
         denoiser = teacher.denoiser.trainable_copy().freeze()
         objective: Objective = self.objective(denoiser, teacher)
         if teacher.guidance_range is not None:
@@ -158,7 +158,7 @@ class Shrink(Validated, Method):
 
     @property
     def builds_student(self) -> bool:
-        """Whether the student is built of other options."""
+        """Whether the student is built with other options than the teacher."""
         return bool(self.student)
 
     def summary(self) -> str:
@@ -173,7 +173,7 @@ class Shrink(Validated, Method):
         return [StagePlan(SHRUNK, self.updates)]
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that is not asked at every time, or has other blocks."""
+        """`ConfigError` for a student as the teacher, and for options that do not fit it."""
         super().check(teacher)
         refuse_student(teacher)
         if self.drop_labels and teacher.unconditional is None:
@@ -182,8 +182,8 @@ class Shrink(Validated, Method):
             )
         if self.denoising and _is_guided(teacher):
             raise ConfigError(
-                "a guided teacher's images are not the data's, and denoising would pull the student back to "
-                "them: write denoising=0"
+                "a guided teacher's images are not the data's, to which denoising would pull the student: "
+                "write denoising=0"
             )
         levels_for(self.levels, teacher.denoiser.schedule)
         if self.needs_data:
@@ -201,7 +201,7 @@ class Shrink(Validated, Method):
     def objective(
         self, frozen: Teacher, teacher: PipelineLike, features: Matched | None = None
     ) -> Imitate:
-        """The loss of a student of this teacher, whose denoiser is frozen."""
+        """The loss of a student of this teacher with the frozen denoiser."""
         null = teacher.unconditional
         drop = self.drop_labels if self.drop_labels is not None else 0.1 * (null is not None)
         guided = _is_guided(teacher)
@@ -212,7 +212,7 @@ class Shrink(Validated, Method):
         )
 
     def initial_student(self, teacher: Teacher) -> Denoiser:
-        """The student as it begins."""
+        """The student before training."""
         student = teacher.trainable_copy()
         if self.student:
             student.net = self._built(student.net)
@@ -233,8 +233,8 @@ class Shrink(Validated, Method):
             )
         if self.needs_data:
             raise ConfigError(
-                "which pairs of blocks are worth least is found on data: write choose='even' or keep=(0,), "
-                "or take method.resolve(teacher, data)"
+                "the pairs of blocks are scored on data: call method.resolve(teacher, data), or write "
+                "choose='even' or keep=(0,)"
             )
         keep = checked_pairs(self.keep or evenly_spaced(pairs, self.depth // 2), pairs)
         if len(keep) == pairs:
@@ -244,7 +244,7 @@ class Shrink(Validated, Method):
         return keep
 
     def _built(self, net: nn.Module) -> nn.Module:
-        """A network of other options: fresh, but for what a U-Net takes over."""
+        """A new network of other options; a U-Net takes over the teacher's weights where shapes agree."""
         name, config = recipe(net)
         options = {key: literal(value) for key, value in self.student.items()}
         depth = {"depth": 2 * len(self.keep) or self.depth} if self.keep or self.depth else {}
@@ -284,5 +284,5 @@ def _size(net: nn.Module) -> int:
 
 
 def _is_guided(teacher: PipelineLike) -> bool:
-    """Whether it predicts something else than the data's denoising: from outside, or by a scale as input."""
+    """Whether guidance, from outside or by a scale as an input, changes the teacher's predictions."""
     return teacher.guidance_range is not None or teacher.denoiser.guided

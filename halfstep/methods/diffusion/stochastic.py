@@ -1,7 +1,7 @@
 """The student of the stochastic N-step sampler: one prediction spans two steps of its grid.
 
 Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, Algorithm 3.  It is progressive
-distillation with jumps of 2 / N, but for the last step, t = 1 / N, which has 1 / N before it alone.
+distillation with jumps of 2 / N, except for the last step, t = 1 / N, which has only 1 / N left.
 """
 
 from dataclasses import dataclass
@@ -28,28 +28,28 @@ class Stochastic(Progressive):
     def __post_init__(self) -> None:
         if self.start == 2:
             raise ConfigError(
-                "the stochastic sampler spans 2 steps with one call, so from 2 steps nothing is left to "
-                "halve: write start=4 or more"
+                "the stochastic sampler spans 2 steps with one call, so 2 steps cannot be halved: write "
+                "start=4 or more"
             )
         super().__post_init__()
 
     @property
     def counts(self) -> list[int]:
-        """Steps of the students, the most first; from 2 to 1 there is nothing to learn."""
+        """The students' numbers of steps, the largest first, without 1, which equals 2."""
         return [steps for steps in super().counts if steps > 1]
 
     def objective(self, teacher: Teacher, times: Times) -> "HalveJumps":
-        """What the student of a teacher on this grid learns."""
+        """The objective of the student of a teacher on this grid."""
         return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
 
 
 @dataclass(frozen=True)
 class HalveJumps(Halve):
-    """Teach the student to do in one jump what the teacher does in two, each two steps of its grid long."""
+    """Match the student's one jump to the teacher's two, each two steps of the teacher's grid long."""
 
     def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
-        """Where on the grid the student's jump from place i begins, and the teacher's two lead."""
+        """The grid indices of the start of the student's jump and the ends of the teacher's two."""
         end = len(self.times) - 1
-        # i = 1 has one step of 1 / N before it: the first of the two has no length.
+        # i = 1 has one step of 1 / N left: the first of the two has no length.
         mid = i + 2 * (i + 2 < end)
         return i, mid, (i + 4).clamp(max=end)

@@ -1,8 +1,8 @@
 """Losses of knowledge distillation: pure functions of logits or features, in float32 inside.
 
-All arguments are named, so that student and teacher cannot change places.  The teacher gets no
+All arguments are keyword-only, so that student and teacher cannot change places.  The teacher gets no
 gradient.  `reduction` is "batchmean", the mean over the batch of sums over classes, or "none", one
-value a sample.
+value per sample.
 """
 
 from halfstep.methods.losses.arguments import NO_LABEL, Reduction

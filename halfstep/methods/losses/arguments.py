@@ -1,4 +1,4 @@
-"""What every loss does with its arguments: check them, read them in float32, reduce what came out."""
+"""Checks, conversion and reduction of the arguments that all losses share."""
 
 from typing import get_args, Literal
 
@@ -19,7 +19,7 @@ def full(x: Tensor) -> Tensor:
 
 
 def both(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The two in one dtype of at least float32, the teacher's without a gradient; ConfigError."""
+    """Both in one dtype of at least float32, the teacher's without a gradient; ConfigError for integers."""
     for who, x in (("student", student), ("teacher", teacher)):
         if not x.is_floating_point():
             raise ConfigError(f"the {who}'s {name} are {_kind(x)}: give them as floating point")
@@ -28,7 +28,7 @@ def both(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B, C] of both, as `both`; ConfigError unless they are of one shape."""
+    """Logits [B, C] of both, converted by `both`; ConfigError unless their shapes agree."""
     if student.shape != teacher.shape:
         raise ConfigError(
             f"the student's logits are {_shape(student)} and the teacher's {_shape(teacher)}: "
@@ -39,7 +39,7 @@ def logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows(logits: Tensor) -> None:
-    """ConfigError unless they are [B, C] with at least one row and one class."""
+    """ConfigError unless logits are [B, C] with at least one row and one class."""
     if logits.ndim != 2:
         raise ConfigError(
             f"logits are [B, C] and these are {_shape(logits)}: "
@@ -65,8 +65,8 @@ def labels_of(labels: Tensor, logits: Tensor, *, all_given: bool = False) -> Ten
         )
     if all_given and low == NO_LABEL:
         raise DataError(
-            "this loss needs every row's label and some rows have none: "
-            "label them, or take soft_targets for them"
+            "this loss needs a label for every row, and some rows have none: "
+            "label them, or use soft_targets for them"
         )
     return labels.long()
 
@@ -93,14 +93,14 @@ def share(name: str, value: float) -> float:
 
 
 def reduced(values: Tensor, reduction: Reduction, *, counted: Tensor | None = None) -> Tensor:
-    """The mean of [B] values, or they themselves; rows not `kept` are 0 and left out of the mean.
+    """The mean of [B] values, or the values; rows that are not `counted` are 0 and left out of the mean.
 
-    With nothing kept the mean is 0.  Raises ConfigError for another reduction.
+    Without counted rows the mean is 0.  Raises ConfigError for another reduction.
     """
     if reduction not in get_args(Reduction):
         raise ConfigError(
             f"reduction is '{reduction}': write 'batchmean', the mean over the batch, "
-            "or 'none', one value a sample"
+            "or 'none', one value per sample"
         )
     if counted is None:
         return values.mean() if reduction == "batchmean" else values
@@ -109,14 +109,14 @@ def reduced(values: Tensor, reduction: Reduction, *, counted: Tensor | None = No
 
 
 def excluded(student: Tensor, teacher: Tensor) -> Tensor:
-    """Where both exclude a class with -inf, which then counts 0; bool, of their shape."""
+    """Where both exclude a class with -inf, which then counts 0; bool, of the logits' shape."""
     return student.isneginf() & teacher.isneginf()
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean over the last dimension of those that are kept; the others must be 0.
+    """The mean over the last dimension of the `counted` values; the others must be 0.
 
-    With all of them the same to the bit as `mean`; of none it is 0.
+    With all counted it equals `mean` to the bit; with none it is 0.
     """
     count = counted.sum(-1)
     some = values.sum(-1) / count.clamp(min=1)

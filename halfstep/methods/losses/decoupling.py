@@ -27,15 +27,15 @@ def decoupled(
 ) -> Tensor:
     """T^2 (target_weight TCKD + others_weight NCKD) (Zhao et al. 2022, eq. 7).
 
-    TCKD compares the target with all the rest, NCKD the other classes among themselves; KL is TCKD +
+    TCKD compares the target with all others, NCKD the others among themselves; KL is TCKD +
     (1 - p_target) NCKD.  Takes logits [B, C], and every row's label.  Classes that both exclude with
-    -inf count 0, and where the teacher excludes all the others there is no NCKD.  Raises ConfigError,
-    also for fewer than two classes, and DataError for labels out of range or missing.
+    -inf count 0, and where the teacher excludes all others NCKD is 0.  Raises ConfigError, also for
+    fewer than two classes, and DataError for labels out of range or missing.
     """
     a, b = weight("target_weight", target_weight), weight("others_weight", others_weight)
     s, t = logits(student, teacher)
     if s.shape[1] < 2:
-        raise ConfigError("one class has no others: decoupled needs logits of two classes or more")
+        raise ConfigError("decoupled compares other classes: give logits of two classes or more")
     y = labels_of(labels, student, all_given=True)
     scale = positive("temperature", temperature)
     (binary_s, others_s, _), (binary_t, others_t, sure) = _split(s / scale, y), _split(t / scale, y)
@@ -47,8 +47,8 @@ def decoupled(
 def _split(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of (target, rest), [B, 2], and of the others among themselves, [B, C - 1].
 
-    The rest is a logsumexp: the sum of its probabilities underflows, and its logarithm is -inf.  Third,
-    where all the others are excluded, [B]: among themselves they are then taken for equal.
+    The rest is a logsumexp, because the sum of its probabilities underflows.  The third output, [B], is True
+    where all others are excluded; they then count as equal.
     """
     y = y[:, None]
     column = torch.arange(z.shape[1] - 1, device=z.device)

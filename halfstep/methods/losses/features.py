@@ -17,12 +17,12 @@ def feature_match(
     mask: Tensor | None = None,
     reduction: Reduction = "batchmean",
 ) -> Tensor:
-    """The squared error of features, mean over all of a sample's (FitNets: Romero et al. 2015, eq. 3).
+    """The squared error of features, mean over a sample's features (FitNets: Romero et al. 2015, eq. 3).
 
-    Both of one shape: project the student's before.  `normalise` divides by the teacher's mean square
-    of the same sample, so that layers of any scale count alike (a teacher that is all 0 divides by 1).
+    Shapes must agree: project the student's first.  `normalise` divides by the teacher's mean square of
+    the same sample, so that layers of any scale count alike (a teacher that is all 0 divides by 1).
     `mask` is bool, True where a feature counts: of positions ([B, N] or [B, H, W]; [B] for vectors)
-    or of single features (their own shape).  A sample with nothing left gives 0 and is left out of
+    or of single features (their shape).  A sample without counted features gives 0 and is left out of
     the mean.  Raises ConfigError.
     """
     if student.shape != teacher.shape or student.ndim < 2 or not student.numel():
@@ -47,9 +47,8 @@ def attention_transfer(
 ) -> Tensor:
     """The difference of two attention maps, each the mean square over channels, of length 1.
 
-    Zagoruyko & Komodakis 2017: form="paper" is eq. 2, the length of the difference; "code" is what
-    the authors run, the mean square of it.  Channels may differ in number, positions may not.  Raises
-    ConfigError.
+    Zagoruyko & Komodakis 2017: form="paper" is eq. 2, the length of the difference; "code" is the authors'
+    code, its mean square.  Channels may differ in number, positions may not.  Raises ConfigError.
     """
     check_form(form)
     s, t = both("features", student, teacher)

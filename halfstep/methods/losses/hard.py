@@ -1,4 +1,4 @@
-"""Losses with one right class: the true label, or the teacher's choice."""
+"""Cross-entropy losses with one target class: the true label, or the teacher's most probable class."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,8 +21,8 @@ def hard_labels(
 ) -> Tensor:
     """Cross-entropy with the true labels, at temperature 1.
 
-    `labels` are int64 [B]; a row of label -1 gives 0 and is left out of the mean, and without any
-    label the loss is 0.  `smoothing` is the share of the target spread over all classes (Szegedy et
+    `labels` are int64 [B]; a row of label -1 gives 0 and is left out of the mean, and without labels
+    the loss is 0.  `smoothing` is the share of the target spread over all classes (Szegedy et
     al. 2016).  Takes logits [B, C].  Raises ConfigError, and DataError for labels out of range.
     """
     rows(student)
@@ -38,9 +38,9 @@ def hard_labels(
 def hard_distillation(
     *, student: Tensor, teacher: Tensor, reduction: Reduction = "batchmean"
 ) -> Tensor:
-    """Cross-entropy with the class that the teacher finds likeliest (DeiT: Touvron et al. 2021, eq. 3).
+    """Cross-entropy with the teacher's most probable class (DeiT: Touvron et al. 2021, eq. 3).
 
-    Takes logits [B, C]; of equal ones the first counts.  Raises ConfigError.
+    Takes logits [B, C]; the first of equal maxima counts.  Raises ConfigError.
     """
     s, t = logits(student, teacher)
     return reduced(F.cross_entropy(s, t.argmax(-1), reduction="none"), reduction)

@@ -1,4 +1,4 @@
-"""Logits matched as they are, by their squared error."""
+"""Squared errors of logits."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from halfstep.methods.losses.arguments import excluded, logits, mean_of, reduced
 def logit_match(*, student: Tensor, teacher: Tensor, reduction: Reduction = "batchmean") -> Tensor:
     """The squared error of logits [B, C], mean over classes.
 
-    Unlike a softmax it sees a constant added to all logits; `centred` takes it away.  Classes that
+    Unlike a softmax it depends on a constant added to all logits, which `centred` removes.  Classes that
     both exclude with -inf are not counted.  Raises ConfigError.
     """
     s, t = logits(student, teacher)

@@ -1,4 +1,4 @@
-"""Soft and hard targets together, in each convention by its own name."""
+"""Mixtures of soft and hard targets, one function for each convention."""
 
 from torch import Tensor
 

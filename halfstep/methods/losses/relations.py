@@ -1,6 +1,6 @@
-"""Losses that compare how things relate to each other: within a row, and across the batch.
+"""Losses on relations between classes and between samples, within a row and across the batch.
 
-They depend on which samples share a batch.  "none" gives [B] whose mean is the "batchmean".
+They depend on which samples share a batch.  "none" gives [B] with the mean "batchmean".
 """
 
 from typing import get_args, Literal
@@ -23,7 +23,7 @@ from halfstep.methods.losses.arguments import (
 
 Form = Literal["paper", "code"]
 EPS = 1e-8
-"""What the authors of DIST add to the product of two norms."""
+"""The constant that the authors of DIST add to the product of two norms."""
 
 
 def dist(
@@ -39,10 +39,10 @@ def dist(
     """inter_weight (1 - correlation of rows) + intra_weight (1 - of columns) (Huang et al. 2022, eq. 10).
 
     Pearson's correlation of softmax probabilities: a row is one sample's classes, a column one class
-    over the batch.  form="code" is what the authors run: times T^2, and 1e-8 added to the product of
-    the norms, so that rare classes count little.  With "none" every sample has its own row's term and
-    the whole batch's column term.  Two samples correlate by 1 or -1; what does not vary correlates by
-    0, and gives no gradient.  What both exclude with -inf counts in no row and no column.  Takes
+    over the batch.  form="code" is the authors' code: times T^2, and 1e-8 added to the product of the
+    norms, so that rare classes count little.  With "none" every sample has its own row's term and the
+    whole batch's column term.  Two samples correlate by 1 or -1; a constant row or column correlates by
+    0, without a gradient.  Classes that both exclude with -inf count in no row and no column.  Takes
     logits [B, C].  Raises ConfigError, also for one sample.
     """
     a, b = weight("inter_weight", inter_weight), weight("intra_weight", intra_weight)
@@ -50,8 +50,8 @@ def dist(
     check_form(form)
     if b and len(s) < 2:
         raise ConfigError(
-            "one sample does not correlate with a batch: give two or more (also in a batch's last part), or "
-            "intra_weight=0 (classes_weight=0 of the term)"
+            "one sample has no correlation over the batch: give two or more (also in a batch's last "
+            "part), or intra_weight=0 (classes_weight=0 of the term)"
         )
     scale = positive("temperature", temperature)
     q, p = (s / scale).softmax(-1), (t / scale).softmax(-1)
@@ -90,19 +90,19 @@ def relational_angle(
 
 
 EXACT = "donot_use_mm_for_euclid_dist"
-"""Near points' distances by subtraction: |a|^2 + |b|^2 - 2ab cancels."""
+"""Compute distances by subtraction: |a|^2 + |b|^2 - 2ab cancels for near points."""
 
 
 def _correlation(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two [N, M], [N]; 0 where one varies by rounding alone.
 
-    kept  bool [N, M]: what counts; both are 0 elsewhere
+    kept  bool [N, M]: the values that count; both are 0 elsewhere
     """
     return (_direction(x, counted) * _direction(y, counted)).sum(-1)
 
 
 def _direction(x: Tensor, counted: Tensor) -> Tensor:
-    """Rows less their means, of length 1; 0 where only rounding is left of them."""
+    """Rows less their means, of length 1; 0 for rows that are constant up to rounding."""
     moved = _moved(x, counted)
     norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
     flat = norm <= 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -110,19 +110,19 @@ def _direction(x: Tensor, counted: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor, counted: Tensor) -> Tensor:
-    """Rows less the means of what counts, 0 elsewhere."""
+    """Rows less the means of their counted values, 0 elsewhere."""
     return torch.where(counted, x - mean_of(x, counted)[:, None], 0)
 
 
 def _with_eps(x: Tensor, y: Tensor, counted: Tensor) -> Tensor:
-    """The same as DIST's authors compute it."""
+    """Pearson's correlation of the rows as DIST's authors compute it."""
     x, y = _moved(x, counted), _moved(y, counted)
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
     return (x * y).sum(-1) / (norms + EPS)
 
 
 def _rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings of both as [B, D]; ConfigError unless they are of the same samples."""
+    """Embeddings of both as [B, D]; ConfigError unless their numbers of samples agree."""
     if min(student.ndim, teacher.ndim) < 2 or len(student) != len(teacher) or not len(student):
         raise ConfigError(
             f"the student's embeddings are {list(student.shape)} and the teacher's "
@@ -134,14 +134,14 @@ def _rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         s, t = torch.where(both_excluded, 0, s), torch.where(both_excluded, 0, t)
     if bool(s.isneginf().any() | t.isneginf().any()):
         raise ConfigError(
-            "a class that is excluded with -inf by one of student and teacher alone is infinitely far from "
-            "all others, and distances compare nothing: exclude it in both, or in neither"
+            "a class excluded with -inf by only one of student and teacher is infinitely far from all "
+            "others: exclude it in both, or in neither"
         )
     return s, t
 
 
 def _over_mean(distances: Tensor) -> Tensor:
-    """Distances [B, B] over their mean between different samples; 0 where all samples are one."""
+    """Distances [B, B] over their mean between different samples; 0 where all samples are equal."""
     pairs = max(len(distances) * (len(distances) - 1), 1)
     mean = distances.sum() / pairs
     return distances / torch.where(mean > 0, mean, 1)
@@ -158,6 +158,6 @@ def _cosines(x: Tensor) -> Tensor:
 
 
 def check_form(form: str) -> None:
-    """ConfigError unless it is a form of which there are two."""
+    """ConfigError unless `form` is "paper" or "code"."""
     if form not in get_args(Form):
         raise unknown("form", form, get_args(Form))

@@ -24,10 +24,9 @@ def soft_targets(
     """T^2 KL(teacher || student) at temperature T (Hinton et al. 2015, section 2).
 
     With T^2 the gradient keeps its size as T grows, and becomes that of half the mean squared error
-    of centred logits.  Takes logits [B, C]: probabilities look like logits and give a wrong number
-    without an error.  The teacher may exclude a class with -inf, and one that both exclude counts 0; a
-    student that excludes one in which the teacher sees mass is infinitely wrong.  In float32 T up to
-    1e4 is sound.  Raises ConfigError.
+    of centred logits.  Takes logits [B, C]; probabilities would give a wrong number without an error.
+    The teacher may exclude a class with -inf; a class that both exclude counts 0, and one that only the
+    student excludes makes the loss infinite.  In float32 T may be up to 1e4.  Raises ConfigError.
     """
     s, t = logits(student, teacher)
     values = kl(log_softmax(t, temperature), log_softmax(s, temperature))
@@ -37,10 +36,10 @@ def soft_targets(
 def soft_cross_entropy(
     *, student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "batchmean"
 ) -> Tensor:
-    """-sum p_T log q_T, without T^2: the report's form, KL plus the teacher's own entropy.
+    """-sum p_T log q_T, without T^2: the report's form, KL plus the teacher's entropy.
 
-    Its lowest value is that entropy, not 0, so values at different temperatures do not compare.
-    Takes logits [B, C].  Raises ConfigError.
+    The minimum is that entropy, not 0, so values at different temperatures cannot be compared.  Takes
+    logits [B, C].  Raises ConfigError.
     """
     s, t = logits(student, teacher)
     p, log_q = log_softmax(t, temperature).exp(), log_softmax(s, temperature)
@@ -65,7 +64,7 @@ def jensen_shannon(
     if not is_valid(b, float) or not 0 < b < 1:
         raise ConfigError(f"teacher_share is {b}: give a number between 0 and 1, neither of them")
     p, q = log_softmax(t, temperature), log_softmax(s, temperature)
-    both_zero = p.isneginf() & q.isneginf()  # of whose mixture logaddexp has no gradient
+    both_zero = p.isneginf() & q.isneginf()  # where logaddexp has no gradient
     a, c = (torch.where(both_zero, 0, log_probability) for log_probability in (p, q))
     m = torch.where(both_zero, -torch.inf, torch.logaddexp(a + log(b), c + log(1 - b)))
     return reduced(b * kl(p, m) + (1 - b) * kl(q, m), reduction)
@@ -74,10 +73,9 @@ def jensen_shannon(
 def standardised(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Logits with mean 0 and deviation 1 over the classes of each row (Sun et al. 2024, eq. 9).
 
-    A transform, for the student's and the teacher's before any loss: what is left does not change
-    when logits are scaled or shifted.  The deviation is the unbiased one, `eps` is added to it.  What
-    a row excludes with -inf stays so, and counts in neither.  Raises ConfigError for fewer than two
-    classes.
+    A transform of the student's and the teacher's logits before any loss, invariant to scaling and shifts
+    of them.  The deviation is unbiased, and `eps` is added to it.  Classes excluded with -inf stay so and
+    do not count.  Raises ConfigError for fewer than two classes.
     """
     rows(logits)
     if logits.shape[1] < 2:
@@ -96,7 +94,7 @@ def standardised(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
 def centred(logits: Tensor) -> Tensor:
     """Logits with mean 0 over the classes of each row: the same softmax, comparable by square.
 
-    What a row excludes with -inf stays so, and does not count.
+    Classes excluded with -inf stay so and do not count.
     """
     z = full(logits)
     excluded = z.isneginf()
@@ -106,12 +104,12 @@ def centred(logits: Tensor) -> Tensor:
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of [..., C] log-probabilities, [...].
 
-    Summed as p r - p + q with r = log p - log q: no term is negative, and where r is small its error
-    is of second order, which T^2 would blow up otherwise.  Where p = 0 a term is q, whatever r is.
+    Summed as p r - p + q with r = log p - log q: no term is negative, and for small r the error is of
+    second order, where T^2 would amplify one of first order.  Where p = 0 a term is q for any r.
     """
     p = log_p.exp()
     zero = p == 0
-    # Left out before they are multiplied: 0 * inf is nan, and so is its gradient.
+    # Masked before the product: 0 * inf is nan, and so is its gradient.
     r = torch.where(zero, 0, log_p) - torch.where(zero, 0, log_q)
     near = p * (r + torch.expm1(-r.clamp(-1, 1)))
     far = p * r - p + log_q.exp()

@@ -227,7 +227,7 @@ REFUSED = [
     ({"name": "decoupled", "temperature": float("inf")}, "temperature is inf"),
     ({"name": "soft_targets", "reduction": "mean"}, "write 'batchmean', the mean over the batch"),
     ({"name": "feature_match", "reduction": "sum"}, "reduction is 'sum'"),
-    ({"name": "hard_labels", "reduction": "batch"}, "or 'none', one value a sample"),
+    ({"name": "hard_labels", "reduction": "batch"}, "one value per sample"),
     ({"name": "hinton_mixture", "soft_weight": -0.1}, "soft_weight is -0.1: give a finite number"),
     ({"name": "hinton_mixture", "hard_weight": float("nan")}, "hard_weight is nan"),
     ({"name": "report_mixture", "soft_weight": float("inf")}, "soft_weight is inf"),
@@ -285,7 +285,7 @@ def test_too_few_of_them_are_refused():
     with pytest.raises(ConfigError, match="one sample"):
         value("dist", made(1), made(1))
     assert value("dist", made(1), made(1, seed=1), intra_weight=0.0) > 0
-    with pytest.raises(ConfigError, match="no others"):
+    with pytest.raises(ConfigError, match="two classes"):
         value("decoupled", made(num_classes=1), made(num_classes=1))
     with pytest.raises(ConfigError, match="no deviation"):
         losses.standardised(made(num_classes=1))

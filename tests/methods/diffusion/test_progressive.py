@@ -736,7 +736,7 @@ def test_says_what_can_be_reached():
         Progressive(start=1000, stop=1)
     with pytest.raises(ConfigError) as refusal:
         Progressive(start=7, stop=1)
-    assert "one can stop" not in str(refusal.value)
+    assert "can stop at" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("updates", [(), (1, 2), (1, 2, 3, 4), (-1,), (5, -1, 5)])

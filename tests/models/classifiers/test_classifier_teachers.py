@@ -209,7 +209,7 @@ def test_several_teachers_have_no_features():
 
 def test_kept_answers_have_no_features():
     method = KnowledgeDistillation(terms=(FeatureMatch(pairs=(("conv", "conv"),)),))
-    with pytest.raises(ConfigError, match="kept answers are logits alone"):
+    with pytest.raises(ConfigError, match="logits only"):
         next(
             method.stages(
                 Teachers(Net(seed=1)), Net(), example=images(1), answers=lambda batch: None

@@ -197,7 +197,7 @@ class Anew(Dataset):
     "options, error, said",
     [
         ({"data": pictures(labels=False)}, DataError, "needs labels and this data has none"),
-        ({"teacher": [Fixed()]}, ConfigError, "both must give logits"),
+        ({"teacher": [Fixed()]}, ConfigError, "same classes"),
         ({"precision": "bf16"}, ConfigError, "precision is 'bf16': leave it out"),
         ({"terms": CHANGING, "compile": True}, ConfigError, "leave compile out"),
         ({"terms": CHANGING, "teacher": teachers()}, ConfigError, "no features in common"),
