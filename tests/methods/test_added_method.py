@@ -72,7 +72,7 @@ def test_it_runs_from_the_command_line(registered, tmp_path, capsys):
     assert re.search(r"^0001-steps +3", capsys.readouterr().out, re.MULTILINE)
     assert main(["distill", "one-shot", *words, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "Teach a student where the teacher's whole walk ends" in said and "--steps 1" in said
+    assert "Train a one-step student" in said and "--steps 1" in said
     begun = json.loads((out / "run.json").read_text())
     assert begun["command"] == "distill one-shot" and begun["options"]["steps"] == 4
     assert begun["plan"]["stages"][0]["name"] == "0001-steps" and "\ngate " in said
