@@ -7,12 +7,13 @@ from halfstep.evaluation.gate import Gate
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
 from halfstep.evaluation.report_data import Report, Row
-from halfstep.evaluation.report_rows import measure
+from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.sample_sets import SampleScorer, Score
 from halfstep.evaluation.setups import Candidates, Evaluation
 
 __all__ = [
     "Candidates",
+    "Comparison",
     "Evaluation",
     "Features",
     "Gate",
@@ -27,6 +28,5 @@ __all__ = [
     "data_features",
     "digits_features",
     "frechet_distance",
-    "measure",
     "sampling_floor",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.evaluation.compressed import as_trained, compressed, with_students_work
 from halfstep.evaluation.features.cache import fingerprint
-from halfstep.evaluation.guided_comparison import GuidedEvaluation
+from halfstep.evaluation.guided_comparison import guided_evaluation, GuidedEvaluation
 from halfstep.evaluation.metrics.cost import cost
 from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error
 from halfstep.evaluation.report_data import GuidedTable, Measurement, Pictures, Row, Split
@@ -81,147 +81,147 @@ def _teacher_rows(
     return TeacherRows(rows, setups, full)
 
 
-def measure(
-    candidates: Candidates,
-    scorer: SampleScorer,
-    config: Evaluation,
-    *,
-    machine: str = "",
-    of_teacher: TeacherRows | None = None,
-    guided: GuidedEvaluation | None = None,
-    progress: Progress = SILENT,
-) -> Measurements:
-    """Measure every number and picture of a report.
+@dataclass(frozen=True)
+class Comparison:
+    """The networks to compare, the scorer of their samples, and the measurements to make."""
 
-    machine     description of this machine
-    of_teacher  the teacher's rows, if already measured
-    guided      the comparison at every guidance scale, for students that take the scale as an input
-    """
-    counts = chosen_counts(map(steps_of, candidates.students), config)
-    before = [] if of_teacher else teacher_setups(candidates.teacher, counts, config)
-    after = student_setups(candidates, counts)
-    setups = [*(of_teacher.setups if of_teacher else before), *after]
-    timings = config.cost_rounds * len(TIMED) * len(setups)
-    sampling = scorer.steps(setup.sampling for setup in (*before, *after))
-    progress = expected(progress, sampling + timings + (guided.steps if guided else 0))
-    of_teacher = of_teacher or _teacher_rows(before, scorer, config, progress)
-    rows, images = _rows(candidates, of_teacher, after, scorer, config, progress)
-    if config.cost_rounds:
-        rows = _with_cost(rows, setups, scorer, config.cost_rounds, progress)
-    pictures = sheets(images, config.shown)
-    table = None
-    if guided:
-        table, sliders = guided.measure(progress=progress)
-        pictures = {**pictures, **sliders}
-    how = _measurement(candidates, scorer, config, machine)
-    return Measurements(how, tuple(rows), table, pictures)
+    candidates: Candidates
+    scorer: SampleScorer
+    config: Evaluation
 
+    def guided(self) -> GuidedEvaluation | None:
+        """The comparison at every guidance scale; None without students that take the scale as an input."""
+        return guided_evaluation(self.candidates, self.scorer, self.config)
 
-def _rows(
-    candidates: Candidates,
-    of_teacher: TeacherRows,
-    setups: Sequence[Setup],
-    scorer: SampleScorer,
-    config: Evaluation,
-    progress: Progress,
-) -> tuple[list[Row], list[tuple[str, Tensor]]]:
-    """All rows, and the images of teacher and students."""
-    (teacher, *baselines), full = of_teacher.rows, of_teacher.full
-    held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
-    rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
-    images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
-    for setup in setups:
-        pipeline, _, steps = setup.sampling
-        samples = scorer.sample(*setup.sampling, progress=progress)
-        result = row(setup, samples, scorer, config.metrics, full)
-        if setup.role == "student":
-            smaller = candidates.variants_of(steps)
-            result = replace(
-                result,
-                drift=drift_of(full, samples),
-                split=_split(candidates, steps, config),
-                memorisation=memorisation_of(samples, held_out, scorer),
-                compressed=as_trained(pipeline, setup.name) if smaller else None,
-            )
-            images.append((plural(steps), samples.images))
-            students[steps] = samples
-        elif setup.variant:
-            made = compressed(setup.variant, samples, students[steps], setup.student, scorer)
-            result = replace(result, compressed=made)
-        else:
-            same = students.get(steps) if pipeline.times else None
-            over = None if same is None else scorer.ratio(same, samples)
-            result = replace(result, network=setup.network, student_ratio=over)
-        rows.append(result)
-    return rows, images
+    def measure(
+        self,
+        *,
+        machine: str = "",
+        of_teacher: TeacherRows | None = None,
+        guided: GuidedEvaluation | None = None,
+        progress: Progress = SILENT,
+    ) -> Measurements:
+        """Measure every number and picture of a report.
 
+        machine     description of this machine
+        of_teacher  the teacher's rows, if already measured
+        guided      the comparison at every guidance scale, if the report has one
+        """
+        candidates, scorer, config = self.candidates, self.scorer, self.config
+        counts = chosen_counts(map(steps_of, candidates.students), config)
+        before = [] if of_teacher else teacher_setups(candidates.teacher, counts, config)
+        after = student_setups(candidates, counts)
+        setups = [*(of_teacher.setups if of_teacher else before), *after]
+        timings = config.cost_rounds * len(TIMED) * len(setups)
+        sampling = scorer.steps(setup.sampling for setup in (*before, *after))
+        progress = expected(progress, sampling + timings + (guided.steps if guided else 0))
+        of_teacher = of_teacher or _teacher_rows(before, scorer, config, progress)
+        rows, images = self._rows(of_teacher, after, progress)
+        if config.cost_rounds:
+            rows = self._with_cost(rows, setups, progress)
+        pictures = sheets(images, config.shown)
+        table = None
+        if guided:
+            table, sliders = guided.measure(progress=progress)
+            pictures = {**pictures, **sliders}
+        return Measurements(self._measurement(machine), tuple(rows), table, pictures)
 
-def _with_cost(
-    rows: Sequence[Row],
-    setups: Sequence[Setup],
-    scorer: SampleScorer,
-    rounds: int,
-    progress: Progress,
-) -> list[Row]:
-    """The rows with their cost."""
-    ways = [one.sampling for one in setups]
-    costs = cost(
-        ways, batches=TIMED, rounds=rounds, guidance_scale=scorer.guidance_scale, progress=progress
-    )
-    timed = [replace(one, cost=setup_cost) for one, setup_cost in zip(rows, costs, strict=True)]
-    return with_students_work(timed)
+    def _rows(
+        self, of_teacher: TeacherRows, setups: Sequence[Setup], progress: Progress
+    ) -> tuple[list[Row], list[tuple[str, Tensor]]]:
+        """All rows, and the images of teacher and students."""
+        candidates, scorer = self.candidates, self.scorer
+        (teacher, *baselines), full = of_teacher.rows, of_teacher.full
+        held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
+        rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
+        images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
+        for setup in setups:
+            pipeline, _, steps = setup.sampling
+            samples = scorer.sample(*setup.sampling, progress=progress)
+            result = row(setup, samples, scorer, self.config.metrics, full)
+            if setup.role == "student":
+                smaller = candidates.variants_of(steps)
+                result = replace(
+                    result,
+                    drift=drift_of(full, samples),
+                    split=self._split(steps),
+                    memorisation=memorisation_of(samples, held_out, scorer),
+                    compressed=as_trained(pipeline, setup.name) if smaller else None,
+                )
+                images.append((plural(steps), samples.images))
+                students[steps] = samples
+            elif setup.variant:
+                made = compressed(setup.variant, samples, students[steps], setup.student, scorer)
+                result = replace(result, compressed=made)
+            else:
+                same = students.get(steps) if pipeline.times else None
+                over = None if same is None else scorer.ratio(same, samples)
+                result = replace(result, network=setup.network, student_ratio=over)
+            rows.append(result)
+        return rows, images
 
+    def _with_cost(
+        self, rows: Sequence[Row], setups: Sequence[Setup], progress: Progress
+    ) -> list[Row]:
+        """The rows with their cost."""
+        ways = [one.sampling for one in setups]
+        costs = cost(
+            ways, batches=TIMED, rounds=self.config.cost_rounds,
+            guidance_scale=self.scorer.guidance_scale, progress=progress,
+        )  # fmt: skip
+        timed = [replace(one, cost=setup_cost) for one, setup_cost in zip(rows, costs, strict=True)]
+        return with_students_work(timed)
 
-def _measurement(
-    candidates: Candidates, scorer: SampleScorer, config: Evaluation, machine: str
-) -> Measurement:
-    return Measurement(
-        features=scorer.features.name,
-        preprocessing=scorer.features.preprocessing,
-        digest=scorer.features.digest,
-        data=fingerprint(candidates.data),
-        samples=config.samples,
-        real=len(scorer.real),
-        real_few=len(scorer.real_few),
-        seed=config.seed,
-        guidance_scale=scorer.guidance_scale,
-        floor=scorer.floor,
-        left_out=tuple(candidates.left_out(config)),
-        machine=machine,
-    )
+    def _measurement(self, machine: str) -> Measurement:
+        """How everything was measured."""
+        candidates, scorer, config = self.candidates, self.scorer, self.config
+        return Measurement(
+            features=scorer.features.name,
+            preprocessing=scorer.features.preprocessing,
+            digest=scorer.features.digest,
+            data=fingerprint(candidates.data),
+            samples=config.samples,
+            real=len(scorer.real),
+            real_few=len(scorer.real_few),
+            seed=config.seed,
+            guidance_scale=scorer.guidance_scale,
+            floor=scorer.floor,
+            left_out=tuple(candidates.left_out(config)),
+            machine=machine,
+        )
 
+    def _split(self, count: int) -> Split | None:
+        """Split a student's error into the cost of the coarser grid and the error of learning.
 
-def _split(candidates: Candidates, count: int, config: Evaluation) -> Split | None:
-    """Split a student's error into the cost of the coarser grid and the error of learning.
-
-    None if the student does not halve a known grid by DDIM steps, and for latents scored as images.
-    """
-    data, teacher = candidates.data, candidates.teacher
-    students = {steps_of(s): s for s in candidates.students}
-    before = students.get(2 * count)
-    finer = before.times[0] if before is not None else candidates.times
-    if not config.split_samples or len(finer) - 1 != 2 * count:
-        return None
-    kind = students[count].sampler, students[count].direction
-    if kind != ("ddim", "denoise") or tuple(data.shape) != tuple(teacher.shape):
-        return None
-    n = max(config.split_samples, count)  # each of the student's times needs an image
-    batch = data.batch(torch.arange(n) % len(data))
-    maker = before or candidates.first_teacher or teacher
-    condition = batch.cond or Cond()
-    takes_scale = maker.guidance_range is not None
-    condition = replace(
-        condition,
-        label=condition.label if teacher.class_names else None,
-        encoder_hidden_states=condition.encoder_hidden_states
-        if teacher.empty is not None
-        else None,
-        guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
-    )
-    grid = grid_cost(
-        teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale
-    )
-    learning = learning_error(
-        students[count].denoiser, maker.denoiser, finer, batch.x0, cond=condition
-    )
-    return Split(grid, learning)
+        None if the student does not halve a known grid by DDIM steps, and for latents scored as images.
+        """
+        candidates, config = self.candidates, self.config
+        data, teacher = candidates.data, candidates.teacher
+        students = {steps_of(s): s for s in candidates.students}
+        before = students.get(2 * count)
+        finer = before.times[0] if before is not None else candidates.times
+        if not config.split_samples or len(finer) - 1 != 2 * count:
+            return None
+        kind = students[count].sampler, students[count].direction
+        if kind != ("ddim", "denoise") or tuple(data.shape) != tuple(teacher.shape):
+            return None
+        n = max(config.split_samples, count)  # each of the student's times needs an image
+        batch = data.batch(torch.arange(n) % len(data))
+        maker = before or candidates.first_teacher or teacher
+        condition = batch.cond or Cond()
+        takes_scale = maker.guidance_range is not None
+        condition = replace(
+            condition,
+            label=condition.label if teacher.class_names else None,
+            encoder_hidden_states=condition.encoder_hidden_states
+            if teacher.empty is not None
+            else None,
+            guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
+        )
+        grid = grid_cost(
+            teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale
+        )
+        learning = learning_error(
+            students[count].denoiser, maker.denoiser, finer, batch.x0, cond=condition
+        )
+        return Split(grid, learning)

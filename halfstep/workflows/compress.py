@@ -22,6 +22,7 @@ from halfstep.evaluation.compressed import (
     zeros,
 )
 from halfstep.evaluation.report_data import AnyReport, RunSummary
+from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.scorer import features_for, scorer_for
 from halfstep.evaluation.setups import Candidates, Evaluation, FULL_STEPS
 from halfstep.models.classifiers.checkpoint import classifier_in
@@ -268,8 +269,10 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
     for one in (teacher, student, *(variant.pipeline for variant in variants)):
         one.to(device)
     report = report_on(
-        Candidates(teacher, [student], data, variants=variants),
-        scorer_for(features, data, evaluation), evaluation,
+        Comparison(
+            Candidates(teacher, [student], data, variants=variants),
+            scorer_for(features, data, evaluation), evaluation,
+        ),
         provenance=provenance(environment(str(device)), []),
         run=RunSummary(folder=files.name_of(config.out)), guided=False, progress=progress,
     )  # fmt: skip

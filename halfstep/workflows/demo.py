@@ -14,7 +14,7 @@ from halfstep.config.validate import Seed, Validated
 from halfstep.data import Data, load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.report_data import Report, Row, RunSummary, TrainingCost, TrainingCosts
-from halfstep.evaluation.report_rows import teacher_rows, TeacherRows
+from halfstep.evaluation.report_rows import Comparison, teacher_rows, TeacherRows
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import SampleCount
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
@@ -125,9 +125,11 @@ class Demo:
         config, run = self.config, self.config.folder / "distill"
         report = write_demo_report(
             config,
-            Candidates(self.teacher, students, self.data, teacher_times(self.plan)),
-            self.scorer,
-            self.evaluation,
+            Comparison(
+                Candidates(self.teacher, students, self.data, teacher_times(self.plan)),
+                self.scorer,
+                self.evaluation,
+            ),
             options={**flat(self.preset), "seed": config.seed},
             cost=TrainingCosts(_teacher_cost(config), training_cost(run)),
             run=run,
@@ -189,9 +191,7 @@ def distill_students(
 
 def write_demo_report(
     config: DemoConfig,
-    candidates: Candidates,
-    scorer: SampleScorer,
-    evaluation: Evaluation,
+    comparison: Comparison,
     *,
     options: dict[str, object],
     cost: TrainingCosts,
@@ -205,9 +205,7 @@ def write_demo_report(
     run      the run whose logged updates the report has
     """
     report = report_on(
-        candidates,
-        scorer,
-        evaluation,
+        comparison,
         provenance=provenance(environment(str(pick_device(config.device))), sys.argv),
         run=RunSummary(folder=config.folder.name, config=options, cost=cost),
         training=updates_of(run),

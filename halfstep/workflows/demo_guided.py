@@ -10,6 +10,7 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, digits_features, Evaluation
 from halfstep.evaluation.guided_comparison import SCALES
 from halfstep.evaluation.report_data import Report, TrainingCost, TrainingCosts
+from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
 from halfstep.methods.base import StagePlan
@@ -85,9 +86,11 @@ class GuidedDemo:
         cost = training_cost(run) if config.from_scratch else TrainingCost(**bundled_cost(PRESET))
         report = write_demo_report(
             config,
-            Candidates(self.teacher, students, self.data),
-            scorer_for(digits_features(), self.data, evaluation),
-            evaluation,
+            Comparison(
+                Candidates(self.teacher, students, self.data),
+                scorer_for(digits_features(), self.data, evaluation),
+                evaluation,
+            ),
             options=flat(self.preset),
             cost=TrainingCosts(TrainingCost(**bundled_cost("digits-teacher")), cost),
             run=run,

@@ -12,6 +12,7 @@ from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.guided_comparison import scales_of
 from halfstep.evaluation.report_data import AnyReport
+from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.scorer import captions_of, features_for, real_images, scorer_for
 from halfstep.evaluation.setups import (
     Candidates,
@@ -120,10 +121,9 @@ def _sample_report(
     progress.note(f"features {network.name} ({network.preprocessing})")
     for sentence in candidates.left_out(config):
         progress.note(sentence)
+    scorer = scorer_for(network, real, config, captions=captions_of(data, teacher))
     return report_on(
-        candidates,
-        scorer_for(network, real, config, captions=captions_of(data, teacher)),
-        config,
+        Comparison(candidates, scorer, config),
         provenance=provenance_of(inputs.run),
         run=summary_of(inputs.run, teacher=inputs.teacher_folder),
         training=updates_of(inputs.run.folder),

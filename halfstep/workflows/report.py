@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfstep import files
-from halfstep.evaluation.guided_comparison import guided_evaluation
 from halfstep.evaluation.report_data import (
     AnyReport,
     GateReport,
@@ -18,9 +17,7 @@ from halfstep.evaluation.report_data import (
     Update,
 )
 from halfstep.evaluation.report_files import read_report, save_report
-from halfstep.evaluation.report_rows import measure, TeacherRows
-from halfstep.evaluation.sample_sets import SampleScorer
-from halfstep.evaluation.setups import Candidates, Evaluation
+from halfstep.evaluation.report_rows import Comparison, TeacherRows
 from halfstep.progress import Progress, SILENT
 from halfstep.report.words.guided_verdict import guided_verdict
 from halfstep.report.words.verdict import verdict
@@ -55,9 +52,7 @@ def save(report: AnyReport, folder: Path) -> None:
 
 
 def report_on(
-    candidates: Candidates,
-    scorer: SampleScorer,
-    config: Evaluation,
+    comparison: Comparison,
     *,
     provenance: Provenance,
     run: RunSummary,
@@ -66,16 +61,15 @@ def report_on(
     guided: bool = True,
     progress: Progress = SILENT,
 ) -> Report:
-    """Measure all candidates, and compose their report.
+    """Measure a comparison, and compose its report.
 
     provenance, run, training  parts of the report that are not measured
     of_teacher                 the teacher's rows, where they were measured before
     guided                     compare students that take a guidance scale with the guided teacher too
     """
-    at_scales = guided_evaluation(candidates, scorer, config) if guided else None
-    parts = measure(
-        candidates, scorer, config, machine=machine(str(candidates.teacher.device)),
-        of_teacher=of_teacher, guided=at_scales, progress=progress,
+    parts = comparison.measure(
+        machine=machine(str(comparison.candidates.teacher.device)), of_teacher=of_teacher,
+        guided=comparison.guided() if guided else None, progress=progress,
     )  # fmt: skip
     report = Report(
         provenance=provenance,

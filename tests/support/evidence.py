@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from halfstep.evaluation.report_files import parse_report, read_report
-from halfstep.evaluation.report_rows import measure
+from halfstep.evaluation.report_rows import Comparison
 from halfstep.report.words.verdict import verdict
 from halfstep.schema import plain
 
@@ -109,8 +109,8 @@ def read_back(folder):
 
 
 def gather(*arguments, **options):
-    """`measure`, as tables, and its pictures."""
-    parts = measure(*arguments, **options)
+    """A comparison, measured, as tables, and its pictures."""
+    parts = Comparison(*arguments).measure(**options)
     rows, guided = [plain(row) for row in parts.rows], plain(parts.guided)
     return {"measure": plain(parts.measure), "rows": rows, "guided": guided}, parts.pictures
 
