@@ -1,6 +1,6 @@
-"""Networks: whatever is called as net(x, t, cond).  `build` makes one from a name and a config.
+"""Networks, called as net(x, t, cond).  `build` makes one from a name and a config.
 
-diffusers is imported when one of its models, of which the U-ViT is one, is built, and not before.
+diffusers is imported only when one of its models, such as the U-ViT, is built.
 """
 
 import json
@@ -80,60 +80,61 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "unet-condition": unet_condition,
     "mlp": _mlp,
 }
-"""Names of networks.  Wherever one is written, `package.module:function` may be, too."""
+"""Networks by name.  `package.module:function` is accepted wherever a name is."""
 LATER = {
     "clip_dim": (None,),
     "num_clip_token": (77,),
     "attention": ("auto",),
     "guidance_embed_dim": (0,),
 }
-"""Arguments that came after the first runs, with what those were made with: not told, so that such a run
-can go on."""
+"""Arguments added after the first runs, with the defaults that are left out of a recipe, so that such a run
+can be resumed."""
 
 
 def build(name: str, config: NetConfig) -> nn.Module:
-    """The named network, which remembers how it was made: `recipe(net)` gives (name, config).
+    """Build the named network, which remembers its recipe: `recipe(net)` is (name, config).
 
-    name    one of `NETS`, or `package.module:function`: a function of the user's that is called
-            with the config's entries and returns a module called as net(x, t, cond)
-    config  its arguments; what JSON cannot hold is refused, because it could not be saved.  Of a net of
-            diffusers `dict(model.config)` will do
+    name    one of `NETS`, or `package.module:function`: a user's function that takes the config as
+            arguments and returns a module called as net(x, t, cond)
+    config  its arguments; values that JSON cannot hold are refused, as they could not be saved.  For a
+            network of diffusers `dict(model.config)` is accepted
     """
-    config = dict(config) if ":" in name else from_diffusers_config(name, config)
-    kept = plain_config(name, config)
-    net = (
-        user_function(name)(**config)
-        if ":" in name
-        else build_within_limits(name, _named(name), config)
-    )
+    is_users = ":" in name
+    config = dict(config) if is_users else from_diffusers_config(name, config)
+    saved_config = plain_config(name, config)
+    net = user_function(name)(**config) if is_users else _build_named(name, config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
     _refuse_diffusers(name, type(net))
-    if name in ("uvit", "mlp"):  # with its defaults: a later version may have others
+    if name in ("uvit", "mlp"):  # with all defaults: a later version may have others
         full: Any = net.model.config  # type: ignore[union-attr]
-        kept = plain_config(
+        saved_config = plain_config(
             name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)}
         )
-    net.recipe = name, kept  # type: ignore[assignment]
+    net.recipe = name, saved_config  # type: ignore[assignment]
     return net
+
+
+def _build_named(name: str, config: NetConfig) -> nn.Module:
+    return build_within_limits(name, _named(name), config)
 
 
 def recipe(net: nn.Module) -> tuple[str, JsonObject]:
     """The name and config that `build` made this network from."""
-    found = getattr(net, "recipe", None)
-    if found is None:
+    made_from = getattr(net, "recipe", None)
+    if made_from is None:
         raise ConfigError(
             f"this {type(net).__name__} was not made by halfstep.models.build, so nobody could "
             "rebuild it from a file: build it with build('package.module:function', config)"
         )
-    name, config = found
+    name, config = made_from
     return name, dict(config)
 
 
 def build_like(net: nn.Module, config: NetConfig) -> nn.Module:
-    """A fresh network by the function that made this one, of this config.
+    """Build a fresh network of this config by the function that made `net`.
 
-    One that was given as a function is built by that function: the name beside it came from a file.
+    A network that was loaded with a function is built by it: the recipe's name came from a file.
     """
     made: Callable[..., nn.Module] | None = getattr(net, "made_by", None)
     if made is None:
@@ -144,9 +145,9 @@ def build_like(net: nn.Module, config: NetConfig) -> nn.Module:
 
 
 def copy_recipe(new: nn.Module, net: nn.Module, config: NetConfig) -> None:
-    """Let a network remember that it was made as this one, of this config.
+    """Give a network the recipe of `net`, with this config.
 
-    The name alone would not do: where it came from a file, what it names would be imported.
+    The function that made `net` is copied too: a name from a file must not be imported.
     """
     name = recipe(net)[0]
     new.recipe = name, plain_config(name, config)  # type: ignore[assignment]
@@ -162,7 +163,7 @@ def infer_config(
     num_classes: int | None = None,
     text_shape: tuple[int, int] | None = None,
 ) -> JsonObject:
-    """The part of the named net's config that the data decides.
+    """Infer the part of the named net's config that the data determines.
 
     shape        of one sample: (C, H, W), or (D,) for points
     outputs      how many times the channels of x come out (`Parameterisation.outputs`)
@@ -174,8 +175,8 @@ def infer_config(
         return conditions if text_shape is None else conditions | {"text_shape": list(text_shape)}
     _named(name)
     conditions |= _text_sides(name, text_shape)
-    if len(shape) != (wanted := 1 if name == "mlp" else 3):
-        kind = "points, shape [D]" if wanted == 1 else "images, shape [C, H, W]"
+    if len(shape) != (1 if name == "mlp" else 3):
+        kind = "points, shape [D]" if name == "mlp" else "images, shape [C, H, W]"
         raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
     if name == "mlp":
         return {"dim": shape[0], "out_dim": outputs * shape[0], **conditions}
@@ -187,7 +188,7 @@ def infer_config(
     if name == "dit" and height != width:
         raise ConfigError(f"the net 'dit' is for square images, and a sample is {list(shape)}")
     sides = {"sample_size": size, "in_channels": channels, "out_channels": outputs * channels}
-    if outputs > 1:  # or it would be taken for a network that learned its variances
+    if outputs > 1:  # without it the network would seem to have learned variances
         sides["outputs"] = outputs
     return sides | conditions
 
@@ -198,7 +199,7 @@ def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]
     tokens, width = text_shape
     if name == "uvit":
         return {"clip_dim": width, "num_clip_token": tokens}
-    if name == "unet-condition":  # it takes any number of them
+    if name == "unet-condition":  # it takes any number of tokens
         return {"cross_attention_dim": width}
     raise ConfigError(
         f"the net '{name}' reads no texts, and the data has some: choose 'uvit' or 'unet-condition'"
@@ -206,31 +207,31 @@ def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]
 
 
 def _named(name: str) -> Callable[..., nn.Module]:
-    if (ours := _ours(name)) is not None:
-        raise ConfigError(f"diffusers' {name} is the net '{ours}' here: write '{ours}'")
+    if (net := _net_of_class(name)) is not None:
+        raise ConfigError(f"diffusers' {name} is the net '{net}' here: write '{net}'")
     if name not in NETS:
         raise unknown("net", name, NETS)
     return NETS[name]
 
 
-def _ours(kind: str) -> str | None:
-    """The net that a class of diffusers is here."""
-    return next((net for net, own in CLASSES.items() if own == kind), None)
+def _net_of_class(class_name: str) -> str | None:
+    """The name in `NETS` of a diffusers class."""
+    return next((net for net, name in CLASSES.items() if name == class_name), None)
 
 
 def _refuse_diffusers(name: str, kind: Any) -> None:
-    """`ConfigError` for a class of diffusers: none is called as net(x, t, cond)."""
+    """`ConfigError` for a class of diffusers, which is not called as net(x, t, cond)."""
     if getattr(kind, "__module__", "").partition(".")[0] != "diffusers":
         return
-    ours = _ours(kind.__name__)
+    net = _net_of_class(kind.__name__)
     raise ConfigError(
         f"'{name}' is diffusers' {kind.__name__}, which is not called as net(x, t, cond): "
-        f"{f'write build({ours!r}, config)' if ours else WRAP}"
+        f"{f'write build({net!r}, config)' if net else WRAP}"
     )
 
 
 def user_function(name: str) -> Callable[..., nn.Module]:
-    """The user's function, with its arguments checked before it is called."""
+    """Import a user's function, with its arguments checked before it is called."""
     function = import_function(name)
     _refuse_diffusers(name, function)
 
@@ -248,7 +249,7 @@ def user_function(name: str) -> Callable[..., nn.Module]:
 
 
 def import_function(name: str, what: str = "net") -> Callable[..., Any]:
-    """What package.module:function names; refused in a sentence about this `what` where there is none."""
+    """Import package.module:function; an error names it as this `what`."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise ConfigError(f"the {what} '{name}' names no function: write package.module:function")
@@ -256,7 +257,7 @@ def import_function(name: str, what: str = "net") -> Callable[..., Any]:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
-            raise  # the user's module was found; something that it imports was not
+            raise  # the user's module exists; a module that it imports does not
         raise ConfigError(
             f"the {what} '{name}' cannot be imported: there is no module '{error.name}' (write "
             "package.module:function, and set PYTHONPATH to the folder that holds it)"
@@ -272,7 +273,7 @@ _VARIADIC = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
 def plain_config(name: str, config: NetConfig) -> JsonObject:
-    """The config as JSON will give it back; refused where it could not be."""
+    """The config as JSON returns it; `ConfigError` for values that JSON cannot hold."""
     for key, value in config.items():
         try:
             json.dumps(value)

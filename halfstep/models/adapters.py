@@ -1,7 +1,7 @@
-"""Networks of other signatures behind the one call that halfstep makes: net(x, t, cond).
+"""Adapters of networks with other signatures to halfstep's call, net(x, t, cond).
 
-Any module called as net(x, t, cond) is a network of halfstep; one that is called otherwise needs
-three lines:
+Any module called as net(x, t, cond) is a network of halfstep; a module with another signature needs three
+lines:
 
     class Mine(Adapter):
         def forward(self, x, t, cond=None):
@@ -39,7 +39,7 @@ NO_TEXT = "this network reads text states: give cond=Cond(encoder_hidden_states=
 
 
 class Adapter(nn.Module):
-    """Holds a network as `model`, so that its weights are named `model.` and their own names.
+    """Wraps a network as `model`; its weights have the prefix `model.`.
 
     num_classes  rows of the network's label embedding, or None if it takes no labels
     reads        the conditions it reads; any other is refused, because it would change nothing
@@ -47,14 +47,14 @@ class Adapter(nn.Module):
 
     reads: tuple[str, ...] = ("label",)
     outputs: int | None = None
-    """Of a network of diffusers: how often its config says that x's channels come out, 0 if it does not."""
+    """Outputs per channel of x in the config of a diffusers network; 0 if the config does not say."""
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__()
         self.model, self.num_classes = model, num_classes
 
     def refuse_outputs(self, reads: int) -> None:
-        """`ConfigError` for a parameterisation that reads so many times x's channels, and not those."""
+        """`ConfigError` unless the network puts out `reads` channels per channel of x."""
         if self.outputs is None:
             return
         config = cast(Any, self.model).config
@@ -62,7 +62,7 @@ class Adapter(nn.Module):
         refuse_other_outputs(reads, channels, int(config["out_channels"]), self.outputs)
 
     def scale(self, cond: Cond | None, x: Tensor) -> Tensor | None:
-        """The guidance scales for the network, refused unless there are some exactly if it takes some."""
+        """The guidance scales for the network; `ConfigError` if they are missing or not read."""
         self._refuse_unread(cond)
         scale = None if cond is None else cond.guidance_scale
         if scale is None and "guidance_scale" in self.reads:
@@ -71,7 +71,7 @@ class Adapter(nn.Module):
         return scale
 
     def label(self, cond: Cond | None) -> Tensor | None:
-        """The labels for the network, refused unless there are some exactly if it takes some."""
+        """The labels for the network; `ConfigError` if they are missing or not read."""
         self._refuse_unread(cond)
         label = None if cond is None else cond.label
         if label is None and self.num_classes is not None:
@@ -87,8 +87,8 @@ class Adapter(nn.Module):
         return label
 
     def _refuse_unread(self, cond: Cond | None) -> None:
-        given = {} if cond is None else {f.name: getattr(cond, f.name) for f in fields(cond)}
-        for name, value in given.items():
+        conditions = {} if cond is None else {f.name: getattr(cond, f.name) for f in fields(cond)}
+        for name, value in conditions.items():
             if name != "label" and isinstance(value, Tensor) and name not in self.reads:
                 raise ConfigError(
                     f"this network reads no {name}: give cond without it, or a network whose `reads` names it"
@@ -96,7 +96,7 @@ class Adapter(nn.Module):
 
 
 class UViTNet(Adapter):
-    """Around `halfstep.models.uvit.model.UViT`: labels if it has classes, or text states if it reads them."""
+    """Adapter of `halfstep.models.uvit.model.UViT`, which reads labels or text states."""
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
@@ -118,10 +118,10 @@ class UViTNet(Adapter):
 
 
 class TimeAdapter(Adapter):
-    """Around a network that has no input for the guidance scale: it is added to its time embedding.
+    """Adapter that adds the guidance scale to the time embedding of a network without such an input.
 
-    width     of that embedding
-    guidance  number of features of the scale, 0 if it takes none
+    width     of the time embedding
+    guidance_embed_dim  number of features of the scale, 0 if it takes none
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class TimeAdapter(Adapter):
         self.reads = ("label", "guidance_scale") if guidance_embed_dim else ("label",)
 
     def added(self, cond: Cond | None, x: Tensor) -> Tensor | None:
-        """What the guidance scale adds to the time embedding; None if it is not read."""
+        """The embedding of the guidance scale, to add to the time embedding; None if it is not read."""
         scale = self.scale(cond, x)
         return None if self.guidance is None else self.guidance(scale)
 
 
 class UNetNet(TimeAdapter):
-    """Around diffusers' `UNet2DModel`."""
+    """Adapter of diffusers' `UNet2DModel`."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         label = self.label(cond)
@@ -153,10 +153,10 @@ class UNetNet(TimeAdapter):
 
 
 class DiTNet(TimeAdapter):
-    """Around diffusers' `DiTTransformer2DModel`, which always takes a label: 0 without classes.
+    """Adapter of diffusers' `DiTTransformer2DModel`, which always takes a label: 0 without classes.
 
-    diffusers' DiT drops a tenth of the labels in training by itself; that is switched off, because
-    dropping labels is the method's business.
+    diffusers' DiT drops a tenth of the labels in training; that is switched off, because the method drops
+    labels.
     """
 
     def __init__(
@@ -169,9 +169,7 @@ class DiTNet(TimeAdapter):
     ):
         super().__init__(model, num_classes, width=width, guidance_embed_dim=guidance_embed_dim)
         for module in model.modules():
-            if hasattr(
-                module, "embedding_table"
-            ):  # its LabelEmbedding, without importing diffusers
+            if hasattr(module, "embedding_table"):  # its LabelEmbedding
                 module.dropout_prob = 0.0  # type: ignore[assignment]
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -179,21 +177,21 @@ class DiTNet(TimeAdapter):
         if label is None:
             label = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         added, model = self.added(cond, x), cast(Any, self.model)
-        if added is not None and model.gradient_checkpointing:  # what is recomputed would lack it
+        if added is not None and model.gradient_checkpointing:  # the recomputation would lack it
             raise ConfigError(
                 "diffusers' DiT has no input for the guidance scale that gradient checkpointing would "
                 "keep: leave checkpointing off, or use a U-ViT"
             )
-        # Every block embeds the time by itself.
+        # Every block has a time embedding.
         with adding(added, [block.norm1.emb for block in model.transformer_blocks]):
             out: Tensor = model(x, t, label, return_dict=False)[0]
         return out
 
 
 class UNetConditionNet(Adapter):
-    """Around diffusers' `UNet2DConditionModel`: text states, and labels if it has classes.
+    """Adapter of diffusers' `UNet2DConditionModel`, which reads text states, and labels if it has classes.
 
-    It has an input for the guidance scale: `timestep_cond`, features that its own layer takes in.
+    Its input `timestep_cond` takes the features of the guidance scale.
     """
 
     def __init__(
@@ -242,9 +240,9 @@ class UNetConditionNet(Adapter):
 def unet(
     *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> UNetNet:
-    """`UNet2DModel` of these arguments.
+    """Build a `UNet2DModel` from these arguments.
 
-    outputs  how many times x's channels come out: 2 for `X0AndEps`; 0: out_channels, or as many as go in
+    outputs  channels out per channel of x: 2 for `X0AndEps`; 0: out_channels, or in_channels
     """
     with quietly():
         from diffusers.models.unets.unet_2d import UNet2DModel
@@ -259,7 +257,7 @@ def unet(
 def unet_condition(
     *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> UNetConditionNet:
-    """`UNet2DConditionModel` of these arguments; `outputs` is as in `unet`."""
+    """Build a `UNet2DConditionModel` from these arguments; `outputs` is as in `unet`."""
     with quietly():
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -275,7 +273,7 @@ def unet_condition(
 def dit(
     *, num_classes: int | None = None, guidance_embed_dim: int = 0, outputs: int = 0, **config: Any
 ) -> DiTNet:
-    """`DiTTransformer2DModel` of these arguments; `outputs` is as in `unet`."""
+    """Build a `DiTTransformer2DModel` from these arguments; `outputs` is as in `unet`."""
     with quietly():
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
@@ -289,7 +287,7 @@ def dit(
 def _diffusers(
     name: str, model: Any, config: JsonObject, num_classes: int | None, outputs: int
 ) -> nn.Module:
-    """A diffusers model of this config, where halfstep's num_classes stands for its own option."""
+    """Build a diffusers model from a config with halfstep's num_classes in place of its own option."""
     known = signature(model.__init__).parameters
     refuse_unknown(name, config, {*known, *OURS} - {"self", LABELS[name]})
     refuse_other_conditions(name, {**config, "num_classes": num_classes})
@@ -302,12 +300,12 @@ def _diffusers(
         )
     # diffusers' table of a DiT has one row more than num_embeds_ada_norm, for the null class.
     rows = (num_classes or 1) - 1 if name == "dit" else num_classes
-    built: nn.Module = model(**{"out_channels": out, **config, LABELS[name]: rows})
-    return built
+    net: nn.Module = model(**{"out_channels": out, **config, LABELS[name]: rows})
+    return net
 
 
 def refuse_unknown(name: str, config: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a config with keys that the named net does not have."""
+    """`ConfigError` for a config with keys that the named net does not have."""
     for key in config:
         if key not in (names := set(known)):
             raise unknown(f"option of the net '{name}' called", key, names)

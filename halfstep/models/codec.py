@@ -1,4 +1,4 @@
-"""What stands between data and a model: an image codec for latent diffusion, an encoder of texts."""
+"""Protocols of the image codec of latent diffusion, and of the text encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """Images to latents and back (Rombach et al. 2022), as a variational autoencoder does it.
+    """Maps images to latents and back (Rombach et al. 2022), as a variational autoencoder.
 
-    scale     factor on the latents, which brings them near unit variance
-    factor    pixels of an image to a side of its latent
+    scale     factor on the latents, for unit variance
+    factor    side of an image in pixels per side of its latent
     channels  of a latent
     """
 
@@ -26,22 +26,22 @@ class Codec(Protocol):
     def channels(self) -> int: ...
 
     def moments(self, images: Tensor) -> Tensor:
-        """Mean, then log-variance, without `scale`: [B, C, H, W] in [-1, 1] to [B, 2 c, h, w]."""
+        """Mean and log-variance, without `scale`: [B, C, H, W] in [-1, 1] to [B, 2 c, h, w]."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] from latents that carry `scale`."""
 
     def save(self, folder: Path) -> None:
-        """Write it into the folder, whence `halfstep.models.autoencoder.kl.load_codec` reads it."""
+        """Write it into the folder, for `halfstep.models.autoencoder.kl.load_codec`."""
 
     def digest(self) -> str:
-        """sha256 of what it computes: caches belong to one codec."""
+        """sha256 of the weights, the key of caches."""
 
 
 class Texts(Protocol):
-    """Texts to the states that a network attends to.
+    """Maps texts to the states that a network attends to.
 
-    tokens  states of a text, whatever its length
+    tokens  states of each text
     width   of a state
     """
 
@@ -56,7 +56,7 @@ class Texts(Protocol):
 
 
 def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
-    """A latent from its moments: (mean + exp(log-variance / 2) noise) scale.
+    """Sample latents from their moments: (mean + exp(log-variance / 2) noise) scale.
 
     The log-variance is clamped to [-30, 20], as in the official implementation.
 

@@ -1,7 +1,7 @@
-"""Configs of diffusers' networks: `dict(model.config)` in halfstep's words, and what halfstep does not run.
+"""Configs of diffusers' networks: translated to halfstep's, and refused where halfstep cannot run them.
 
 Networks are called as net(x, t, cond): one that needs other conditions is refused when it is built, and
-one whose output is something else than a parameterisation reads when its denoiser is made.
+one whose outputs the parameterisation does not read when its denoiser is made.
 """
 
 from inspect import signature
@@ -15,20 +15,20 @@ CLASSES = {
     "unet-condition": "UNet2DConditionModel",
     "dit": "DiTTransformer2DModel",
 }
-"""diffusers' class of each net."""
+"""The diffusers class of each net."""
 LABELS = {
     "unet": "num_class_embeds",
     "unet-condition": "num_class_embeds",
     "dit": "num_embeds_ada_norm",
 }
-"""What diffusers calls the classes that halfstep calls num_classes; a DiT has one more, for none."""
+"""diffusers' option for halfstep's num_classes; a DiT adds a null class to it."""
 RUN = {
     "class_embed_type": (None,),
     "addition_embed_type": (None, "text"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "time_embedding_type": ("positional", "fourier"),
 }
-"""Options that say what else a network reads, and their values that need nothing else."""
+"""Options for further conditions of a network, with the values that need none."""
 NEEDS = {
     "text_time": "pooled text states and sizes, as SDXL does",
     "text_image": "the states of an image",
@@ -44,7 +44,7 @@ NEEDS = {
     "learned": "whole numbers as times",
 }
 OURS = ("num_classes", "guidance_embed_dim", "outputs")
-"""Options of halfstep's own."""
+"""Options that halfstep adds."""
 WRAP = (
     "write a function of your own that gives it what it needs, package.module:function "
     "(docs/how-to/own-network.md)"
@@ -52,48 +52,47 @@ WRAP = (
 
 
 def from_diffusers_config(name: str, config: NetConfig) -> JsonObject:
-    """The config of a net of diffusers, as `dict(model.config)` has it, in the words of `build`.
+    """Translate the config of a diffusers network, `dict(model.config)`, to the options of `build`.
 
-    What diffusers keeps for itself (keys that begin with _) is left out, and None is not given.
+    diffusers' private keys, which begin with _, are left out.
     """
-    given = dict(config)
-    made, kind = given.get("_class_name"), CLASSES.get(name)
-    if made is not None and kind is not None and made != kind:
-        there = next((net for net, own in CLASSES.items() if own == made), None)
-        instead = (
-            f"write build('{there}', config)" if there else f"choose from {', '.join(CLASSES)}"
-        )
+    class_name, expected = config.get("_class_name"), CLASSES.get(name)
+    if class_name is not None and expected is not None and class_name != expected:
+        net = next((net for net, each in CLASSES.items() if each == class_name), None)
+        instead = f"write build('{net}', config)" if net else f"choose from {', '.join(CLASSES)}"
         raise ConfigError(
-            f"this config is of a {made}, and the net '{name}' is a {kind}: {instead}"
+            f"this config is of a {class_name}, and the net '{name}' is a {expected}: {instead}"
         )
-    given = {key: value for key, value in given.items() if not key.startswith("_")}
-    if kind is None:
-        return given
-    if len(given) < len(config):  # a model's own, which keeps what its class does not know
-        known, nothing = _known(name), (None, False)
-        given = {k: v for k, v in given.items() if k in known or not any(v is n for n in nothing)}
-    if "out_channels" in given and given["out_channels"] is None:
-        del given["out_channels"]
-    rows = given.pop(LABELS[name], None)
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    if expected is None:
+        return options
+    if len(options) < len(
+        config
+    ):  # from a model, which also keeps options that its class does not have
+        known, off = _known(name), (None, False)
+        options = {k: v for k, v in options.items() if k in known or not any(v is x for x in off)}
+    if "out_channels" in options and options["out_channels"] is None:
+        del options["out_channels"]
+    rows = options.pop(LABELS[name], None)
     if rows is not None and not (name == "dit" and rows == 0):
-        _same(given, "num_classes", LABELS[name], rows + (name == "dit"), rows)
-    features = given.pop("time_cond_proj_dim", None) if name == "unet-condition" else None
+        _translate(options, "num_classes", rows + (name == "dit"), LABELS[name], rows)
+    features = options.pop("time_cond_proj_dim", None) if name == "unet-condition" else None
     if features is not None:
-        _same(given, "guidance_embed_dim", "time_cond_proj_dim", features, features)
-    return given
+        _translate(options, "guidance_embed_dim", features, "time_cond_proj_dim", features)
+    return options
 
 
-def _same(config: JsonObject, ours: str, theirs: str, value: Any, said: Any) -> None:
-    """Give the option the value that diffusers' one says; `ConfigError` where it has another."""
-    if config.get(ours) not in (None, 0, value):
+def _translate(options: JsonObject, name: str, value: Any, theirs: str, their_value: Any) -> None:
+    """Set halfstep's option from diffusers'; `ConfigError` if it has another value."""
+    if options.get(name) not in (None, 0, value):
         raise ConfigError(
-            f"{theirs}={said!r} is {ours}={value!r} here, and {ours} is {config[ours]!r}: give one of them"
+            f"{theirs}={their_value!r} is {name}={value!r} here, and {name} is {options[name]!r}: give one"
         )
-    config[ours] = value
+    options[name] = value
 
 
 def refuse_other_conditions(name: str, config: NetConfig) -> None:
-    """`ConfigError` for a network that reads what `Cond` does not say."""
+    """`ConfigError` for a network that needs conditions which `Cond` does not have."""
     for key, runs in RUN.items():
         if (value := config.get(key, runs[0])) not in runs:
             raise ConfigError(
@@ -103,16 +102,17 @@ def refuse_other_conditions(name: str, config: NetConfig) -> None:
     classes = config.get("num_classes")
     if isinstance(classes, int) and classes < 1:
         raise ConfigError(
-            f"num_classes is the number of labels, null label included, got {classes}: leave it out where "
-            "there are none"
+            f"num_classes is the number of labels, null label included, got {classes}: leave it out for a "
+            "network without labels"
         )
 
 
 def refuse_other_outputs(reads: int, channels: int, out: int, outputs: int) -> None:
-    """`ConfigError` unless so many channels out for those of x are what is read.
+    """`ConfigError` unless the network puts out the channels that the parameterisation reads.
 
-    reads    how many times x's channels a parameterisation reads
-    outputs  how many times the config says that they come out, or 0 if it does not
+    reads    channels that the parameterisation reads per channel of x
+    channels, out  channels of the network, in and out
+    outputs  channels out per channel of x by the config, or 0 if it does not say
     """
     if not outputs and out == 2 * channels:
         raise ConfigError(
@@ -129,7 +129,7 @@ def refuse_other_outputs(reads: int, channels: int, out: int, outputs: int) -> N
 
 
 def _known(name: str) -> set[str]:
-    """What halfstep and diffusers call the options of this net."""
+    """The options of this net, halfstep's and diffusers'."""
     import diffusers  # here, as it takes seconds
 
     return {*signature(getattr(diffusers, CLASSES[name]).__init__).parameters, *OURS}

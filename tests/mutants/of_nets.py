@@ -112,7 +112,7 @@ MUTANTS = (
         "models/diffusers_config",
         ("not outputs and out == 2 * channels", "not outputs and out == 3 * channels"),
         ("out != reads * channels", "out < reads * channels"),
-        ('rows + (name == "dit"), rows', "rows, rows"),
+        ('rows + (name == "dit"), LABELS', "rows, LABELS"),
         ('if rows is not None and not (name == "dit" and rows == 0):', "if rows is not None:"),
         ("not in (None, 0, value)", "not in (None, 0)"),
     ),
