@@ -1,4 +1,4 @@
-"""The modes of a network's parts: to train it, and in eval mode for a while."""
+"""Train and eval mode of a network's parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn, Tensor
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """All of it in eval mode; afterwards every part is in the mode that it was in, also after an error."""
+    """Put a network in eval mode; afterwards restore the mode of every part, also after an error."""
     modes = [(part, part.training) for part in net.modules()]
     net.eval()
     try:
@@ -19,15 +19,15 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def keeps_statistics(part: nn.Module) -> bool:
-    """Whether a layer has running statistics, of which training makes others: as batch norm does."""
+    """Whether a layer has running statistics that training updates, as batch norm has."""
     has = hasattr(part, "momentum") and hasattr(part, "reset_running_stats")
     return has and isinstance(getattr(part, "running_mean", None), Tensor)
 
 
 def to_train(net: nn.Module) -> None:
-    """All of it in train mode, but frozen layers that keep statistics, which do not change then either.
+    """Put a network in train mode, except frozen layers with running statistics, which then stay too.
 
-    A layer without weights of its own is frozen if what it is a part of is.
+    A layer without weights is frozen if the module around it is.
     """
     net.train()
     for part, frozen in _frozen(net, False):
@@ -37,7 +37,7 @@ def to_train(net: nn.Module) -> None:
 
 def _frozen(part: nn.Module, around: bool) -> Iterator[tuple[nn.Module, bool]]:
     weights = [p.requires_grad for p in part.parameters()]
-    own = not any(weights) if weights else around
-    yield part, own
+    frozen = not any(weights) if weights else around
+    yield part, frozen
     for child in part.children():
-        yield from _frozen(child, own)
+        yield from _frozen(child, frozen)

@@ -1,7 +1,7 @@
-"""The guidance scale as an input of a network: its features, their embedding, and where it is added.
+"""The guidance scale as an input of a network: its Fourier features and their embedding.
 
-Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, section 3.1: Fourier features of w,
-then taken in as the time is.  w = scale - 1, as in diffusers.
+Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, section 3.1: Fourier features of w are
+embedded like the time.  w = scale - 1, as in diffusers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ NO_SCALE = "this network takes its guidance scale as an input: give cond=Cond(gu
 def guidance_features(w: Tensor, width: int) -> Tensor:
     """sin(1000 w f_k), then cos(1000 w f_k), with f_k = 10000^(-k / (width / 2 - 1)).
 
-    diffusers' `get_guidance_scale_embedding`, in w's dtype and float32 at least.
+    As diffusers' `get_guidance_scale_embedding`, in w's dtype, at least float32.
 
     w      float [B], guidance scale - 1
     width  even, 4 or more
@@ -32,7 +32,7 @@ def guidance_features(w: Tensor, width: int) -> Tensor:
 
 
 class GuidanceEmbedding(nn.Module):
-    """Maps guidance scales [B] to [B, width].  Its last layer starts at zero: nothing is added yet."""
+    """Maps guidance scales [B] to [B, width].  Its last layer starts at zero, so that nothing is added."""
 
     def __init__(self, features: int, width: int):
         super().__init__()
@@ -51,7 +51,7 @@ class GuidanceEmbedding(nn.Module):
 
 
 def check_scales(scale: Tensor | None, x: Tensor) -> None:
-    """Refuse scales that are not one a sample of x."""
+    """`ConfigError` unless there is one scale per sample of x."""
     if scale is not None and scale.shape != x.shape[:1]:
         raise ConfigError(
             f"guidance_scale must have one scale per sample: expected shape [{len(x)}], got "
@@ -60,7 +60,7 @@ def check_scales(scale: Tensor | None, x: Tensor) -> None:
 
 
 def check_features(features: int) -> None:
-    """Refuse a number of features that there cannot be."""
+    """`ConfigError` for an invalid number of features."""
     if not is_valid(features, int) or not 4 <= features <= 2**16 or features % 2:
         raise ConfigError(
             "guidance_embed_dim is the number of features of the scale, a sine and a cosine each, got "
@@ -70,14 +70,14 @@ def check_features(features: int) -> None:
 
 @contextmanager
 def adding(value: Tensor | None, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts these modules put out `value` more; None adds nothing.
+    """Add `value` to the outputs of these modules during the block; None adds nothing.
 
-    For networks of others, whose time embedding takes no second input.
+    For networks whose time embedding takes no second input.
     """
     with ExitStack() as stack:
         if value is not None:
 
-            def add(module: nn.Module, given: object, out: Tensor) -> Tensor:
+            def add(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
                 return out + value.to(out.dtype)
 
             for module in modules:

@@ -1,7 +1,7 @@
-"""What the parts of a network put out, and a student that is trained on it.
+"""Capture the outputs of a network's parts with hooks, and train a student on them.
 
-Hooks sit on module objects and only during a forward: names that a wrapper changes do not matter, nothing
-is left behind on the network, and a part that runs twice has the last word.
+Hooks are on the module objects, and only during a forward: names that a wrapper changes do not matter,
+nothing is left on the network, and of a part that runs twice the last output counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from halfstep.models.eval_mode import evaluating
 def forward_with_features(
     net: nn.Module, names: Sequence[str], x: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """net(x), and what the parts of these names put out on the way."""
-    with capture_outputs([net.get_submodule(name) for name in names]) as found:
+    """net(x), and the outputs of the named parts."""
+    with capture_outputs([net.get_submodule(name) for name in names]) as outputs:
         logits: Tensor = net(x)
-    seen = dict(zip(names, found, strict=True))
-    for name, out in seen.items():
+    features = dict(zip(names, outputs, strict=True))
+    for name, out in features.items():
         if out is None:
             raise ConfigError(
                 f"the part '{name}' did not run: name one that the network's forward calls"
@@ -32,57 +32,60 @@ def forward_with_features(
             raise ConfigError(
                 f"the part '{name}' puts out a {type(out).__name__}: name one that puts out a tensor"
             )
-    return logits, seen
+    return logits, features
 
 
 @contextmanager
-def unchanged(x: Tensor, whose: str) -> Iterator[None]:
-    """`ConfigError` if x is another afterwards: others read the same images."""
+def unchanged(x: Tensor, owner: str) -> Iterator[None]:
+    """`ConfigError` if the block changes x in place, which other networks read too.
+
+    owner  of the network in the error, as "teacher"
+    """
     before = x._version
     yield
     if x._version != before:
         raise ConfigError(
-            f"the {whose} changes the images that it is given, which others read after it: let its first "
+            f"the {owner} changes its input images in place, and others read them after it: let its first "
             "layer work on a copy (x = x - 0.5 instead of x.sub_(0.5), inplace=False)"
         )
 
 
 @contextmanager
 def capture_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """While it lasts, a list of what each of these modules put out last; None for one that did not run.
+    """A list of each module's last output during the block; None for a module that did not run.
 
-    The last: gradient checkpointing runs a block again.
+    The last one, as gradient checkpointing runs a block again.
     """
-    found: list[Any] = [None] * len(modules)
+    outputs: list[Any] = [None] * len(modules)
     with ExitStack() as hooks:
         for k, module in enumerate(modules):
 
-            def keep(module: nn.Module, given: object, out: Any, k: int = k) -> None:
-                found[k] = out
+            def keep(module: nn.Module, inputs: object, out: Any, k: int = k) -> None:
+                outputs[k] = out
 
             hooks.callback(module.register_forward_hook(keep).remove)
-        yield found
+        yield outputs
 
 
-def check_parts(net: nn.Module, names: Sequence[str], whose: str) -> None:
-    """`ConfigError` unless the network has parts of these names, which the error lists."""
-    there = [name for name, _ in net.named_modules() if name]
+def check_parts(net: nn.Module, names: Sequence[str], owner: str) -> None:
+    """`ConfigError` unless the network has parts of these names; the error lists its parts."""
+    parts = [name for name, _ in net.named_modules() if name]
     for name in names:
-        if name not in there:
-            near = get_close_matches(name, there, n=1)
+        if name not in parts:
+            near = get_close_matches(name, parts, n=1)
             hint = f"perhaps you meant '{near[0]}'; " if near else ""
             raise ConfigError(
-                f"the {whose} has no part '{name}': {hint}it has {', '.join(there[:20])}"
-                f"{', ...' if len(there) > 20 else ''}"
+                f"the {owner} has no part '{name}': {hint}it has {', '.join(parts[:20])}"
+                f"{', ...' if len(parts) > 20 else ''}"
             )
 
 
 class FeatureExtractor(nn.Module):
-    """A student, and projections of what its parts put out: (logits, {key: features}).
+    """A student that also returns projected features of its parts: (logits, {key: features}).
 
     watch       the part's name for each key
-    projectors  for some of the keys: a module that brings the student's features to the teacher's width.
-                Trained and checkpointed with the student, and no part of what is exported, `net`.
+    projectors  for some of the keys: a module from the student's features to the teacher's width.  They are
+                trained and checkpointed with the student; only `net` is exported.
     """
 
     def __init__(
@@ -93,46 +96,47 @@ class FeatureExtractor(nn.Module):
         self.projectors = nn.ModuleDict(dict(projectors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, seen = forward_with_features(self.net, list(dict.fromkeys(self.watch.values())), x)
-        found = {key: seen[name] for key, name in self.watch.items()}
+        names = list(dict.fromkeys(self.watch.values()))
+        logits, outputs = forward_with_features(self.net, names, x)
+        features = {key: outputs[name] for key, name in self.watch.items()}
         for key, projector in self.projectors.items():
-            found[key] = projector(found[key])
-        return logits, found
+            features[key] = projector(features[key])
+        return logits, features
 
 
 class Projected(nn.Module):
-    """A student beside the projectors of its features; called, it is the student.
+    """A student with the projectors of its features; a call runs the student alone.
 
-    Trained and checkpointed with it, they are no part of what is saved, `net`.
+    The projectors are trained and checkpointed with it; only `net` is exported.
     """
 
     def __init__(self, net: nn.Module, projectors: Sequence[nn.Module]):
         super().__init__()
         self.net, self.projectors = net, nn.ModuleList(projectors)
 
-    def forward(self, *given: Any) -> Any:
-        return self.net(*given)
+    def forward(self, *inputs: Any) -> Any:
+        return self.net(*inputs)
 
 
 def unwrap(student: nn.Module) -> nn.Module:
-    """The student itself, without what it was only trained with."""
+    """The student without the projectors of its training."""
     return student.net if isinstance(student, FeatureExtractor | Projected) else student
 
 
 @torch.no_grad()
 def shapes(net: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[int, ...]]:
-    """Of what the parts put out for x, which leaves no trace in the network (nor in its statistics)."""
+    """The shapes of the parts' outputs for x, found in eval mode so that no statistics change."""
     with evaluating(net):
         return {
             name: tuple(out.shape) for name, out in forward_with_features(net, names, x)[1].items()
         }
 
 
-def projector(mine: Sequence[int], theirs: Sequence[int]) -> nn.Module:
-    """A linear map of channels, from features of this shape to those: a 1 x 1 convolution for images.
+def projector(source: Sequence[int], target: Sequence[int]) -> nn.Module:
+    """A linear map of channels between features of two shapes: a 1 x 1 convolution for images.
 
-    mine, theirs  [B, D], [B, tokens, D] or [B, channels, H, W]
+    source, target  [B, D], [B, tokens, D] or [B, channels, H, W]
     """
-    if len(mine) == 4:
-        return nn.Conv2d(mine[1], theirs[1], 1)
-    return nn.Linear(mine[-1], theirs[-1])
+    if len(source) == 4:
+        return nn.Conv2d(source[1], target[1], 1)
+    return nn.Linear(source[-1], target[-1])

@@ -1,4 +1,4 @@
-"""Sizes that no network can have, refused before one is built."""
+"""Refuse impossible sizes of a network before it is built."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,15 +15,15 @@ N = TypeVar("N", bound=nn.Module)
 MAY_BE_ZERO = frozenset(
     {"guidance_embed_dim", "outputs", "freq_shift", "downsample_padding", "qk_scale"}
 )
-"""Whole numbers that say no size, beside all that have `dropout` or `eps` in their names."""
+"""Whole numbers that are not sizes, like all options with `dropout` or `eps` in their names."""
 LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_block")
 MOST_LAYERS = 1_000
 
 
 def build_within_limits(name: str, make: Callable[..., N], config: NetConfig) -> N:
-    """One of halfstep's own networks; whatever it cannot be made from is the user's to mend: `ConfigError`.
+    """Build one of halfstep's networks; any error of its config becomes a `ConfigError`.
 
-    It is made without memory first, which draws nothing, to see how much it would take.
+    It is first built on the meta device, which draws nothing, to find its size.
     """
     refuse_sizes(name, config)
     try:
@@ -33,21 +33,21 @@ def build_within_limits(name: str, make: Callable[..., N], config: NetConfig) ->
         return make(**config)
     except HalfstepError:
         raise
-    except Exception as error:  # torch, numpy and Python have many kinds for sizes that cannot be
-        given = ", ".join(f"{key} = {value}" for key, value in config.items())
+    except Exception as error:  # torch, numpy and Python raise many kinds for impossible sizes
+        options = ", ".join(f"{key} = {value}" for key, value in config.items())
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"'{name}' cannot be built from {given}: {reason}") from error
+        raise ConfigError(f"'{name}' cannot be built from {options}: {reason}") from error
 
 
 def refuse_sizes(name: str, config: NetConfig) -> None:
-    """`ConfigError` for a number that is not finite, a size below 1, and layers that would never end."""
+    """`ConfigError` for a number that is not finite, a size below 1, and too many layers."""
     for key, value in config.items():
         for number in numbers(value):
             if not is_valid(number, float):
                 raise ConfigError(
                     f"{key} of '{name}' is a finite number, got {shown(number)}: write another"
                 )
-            if number <= 0 and not _may_be_none(name, key, number):
+            if number <= 0 and not _is_no_size(name, key, number):
                 raise ConfigError(
                     f"{key} of '{name}' is a size, and must be above 0, got {number}: write for example 4"
                 )
@@ -58,8 +58,8 @@ def refuse_sizes(name: str, config: NetConfig) -> None:
                 )
 
 
-def _may_be_none(name: str, key: str, number: float) -> bool:
-    """Whether a number is no size: a share, an offset, or labels that there are none of."""
+def _is_no_size(name: str, key: str, number: float) -> bool:
+    """Whether a number may be 0: a share, an offset, or the number of labels."""
     if name == "uvit" and key == "num_classes":
         return number >= -1
     return number == 0 and (key in MAY_BE_ZERO or "dropout" in key or "eps" in key)

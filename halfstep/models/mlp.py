@@ -1,4 +1,4 @@
-"""A small network for points: enough to learn two moons in seconds."""
+"""A small residual MLP for points, which learns two moons in seconds."""
 
 from math import pi
 
@@ -12,7 +12,7 @@ from halfstep.models.guidance_embedding import GuidanceEmbedding
 from halfstep.models.time_embedding import sinusoid
 
 WAVES = (1.0, 2.0, 4.0)
-"""Half periods a unit length: without them a small network smooths over what is fine in the data."""
+"""Half periods per unit length: without them a small network smooths over fine structure."""
 
 
 class Residual(nn.Module):
@@ -20,18 +20,18 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
-        self.told = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, about: Tensor) -> Tensor:
-        hidden = F.silu(self.fc1(self.norm(h)) + self.told(about))
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        hidden = F.silu(self.fc1(self.norm(h)) + self.condition(condition))
         return h + self.fc2(hidden)  # type: ignore[no-any-return]
 
 
 class ResidualMLP(nn.Module):
     """Maps (x [B, dim], t [B], label int64 [B] or None, guidance scale [B] or None) to [B, out_dim].
 
-    t is in the range of a table of 1000 levels, as for images.  guidance is the number of features of
-    the scale, 0 if it takes none.
+    t is in the range of a table of 1000 levels, as for images.  guidance_embed_dim is the number of features
+    of the scale, 0 if it takes none.
     """
 
     def __init__(
@@ -67,26 +67,26 @@ class ResidualMLP(nn.Module):
         label: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor:
-        about = self.time(sinusoid(t, self.width).to(x.dtype))
+        condition = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
-            about = about + self.label(label)
+            condition = condition + self.label(label)
         if self.guidance is not None:
-            about = about + self.guidance(guidance_scale)
-        about, h = F.silu(about), self.enter(_waves(x))
+            condition = condition + self.guidance(guidance_scale)
+        condition, h = F.silu(condition), self.enter(_waves(x))
         for block in self.blocks:
-            h = block(h, about)
+            h = block(h, condition)
         out: Tensor = self.leave(self.norm(h))
         return out
 
 
 def _waves(x: Tensor) -> Tensor:
-    """x, and sines and cosines of it: [B, dim] -> [B, dim (1 + 2 len(WAVES))]."""
+    """x with its sines and cosines: [B, dim] to [B, dim (1 + 2 len(WAVES))]."""
     angles = [x * (pi * k) for k in WAVES]
     return torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], dim=-1)
 
 
 class MLPNet(Adapter):
-    """Around `ResidualMLP`."""
+    """Adapter of `ResidualMLP`."""
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)

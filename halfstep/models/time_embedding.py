@@ -1,4 +1,4 @@
-"""Times as sines and cosines."""
+"""The sinusoidal embedding of times."""
 
 from math import log
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 def sinusoid(t: Tensor, width: int) -> Tensor:
     """cos(t f_i), then sin(t f_i), with f_i = 10000^(-i / (width // 2)); float32 [B, width].
 
-    Always computed in float32, whatever t is: at t = 1000 bfloat16 would be off by more than 1.
+    Computed in float32 for any dtype of t: at t = 1000 bfloat16 would be off by more than 1.
     An odd width gets one zero column.
     """
     half = width // 2

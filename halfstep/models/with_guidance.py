@@ -1,4 +1,4 @@
-"""A network that takes its guidance scale as an input, made from one that does not."""
+"""Make a network that takes its guidance scale as an input from one that does not."""
 
 from torch import nn
 
@@ -12,10 +12,10 @@ from halfstep.rng import fork_rng
 def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Module:
     """A copy of a conditional network that also reads `Cond.guidance_scale` (Meng et al. 2023, section 3.1).
 
-    It answers as the network does, whatever the scale, to the bit: what is new ends in zeros.  It is as
-    `build` makes it with the config's entry `guidance_embed_dim`, so that it can be saved.
+    Its outputs are the network's to the bit at any scale, as the new layers end in zeros.  It is what `build`
+    makes from the config with `guidance_embed_dim`, so that it can be saved.
 
-    net    made by `build`; one of your own takes an argument `guidance_embed_dim`, the number of features
+    net    made by `build`; your own function takes an argument `guidance_embed_dim`, the number of features
     width  number of Fourier features of w = scale - 1: even
     seed   of the new weights
     """
@@ -30,12 +30,12 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
         new = build_like(net, {**config, "guidance_embed_dim": width}).to(
             weight.device, weight.dtype
         )
-    lacking, strange = new.load_state_dict(net.state_dict(), strict=False)
-    if strange or not lacking:
+    missing, unexpected = new.load_state_dict(net.state_dict(), strict=False)
+    if unexpected or not missing:
         raise ConfigError(
-            f"the net '{name}' with guidance_embed_dim={width} is not itself and something more: its weights "
-            f"{'lack ' + strange[0] if strange else 'are the same'}; let its argument guidance_embed_dim "
-            "add layers"
+            f"the net '{name}' with guidance_embed_dim={width} does not extend itself: its weights "
+            f"{'lack ' + unexpected[0] if unexpected else 'are the same'}; let its argument "
+            "guidance_embed_dim add layers"
         )
     freeze_alike(new, net)
     new.train(net.training)

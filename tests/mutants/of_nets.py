@@ -91,7 +91,7 @@ MUTANTS = (
     *of(
         "models/with_guidance",
         "diffusion/guidance",
-        ("if strange or not lacking", "if strange"),
+        ("if unexpected or not missing", "if unexpected"),
         ("fork_rng(seed)", "fork_rng(0)"),
         ("new.train(net.training)", "new.train(True)"),
         ("            weight.device, weight.dtype\n", "            weight.device\n"),
@@ -136,7 +136,7 @@ MUTANTS = (
     *of(
         "models/mlp",
         "diffusion/guidance",
-        ("about = about + self.guidance(guidance_scale)", "about = self.guidance(guidance_scale)"),
+        ("condition + self.guidance(guidance_scale)", "self.guidance(guidance_scale)"),
     ),
     *of(
         "models/classifiers/cnns",
@@ -215,12 +215,12 @@ MUTANTS = (
         "models/changed_networks",
         ("if frozen and keeps", "if keeps"),
         ("not any(weights) if weights else around", "not any(weights)"),
-        ("yield from _frozen(child, own)", "yield from _frozen(child, False)"),
+        ("yield from _frozen(child, frozen)", "yield from _frozen(child, False)"),
     ),
     *of(
         "models/rebuild",
         "models/changed_networks",
-        ("for name, one in shared.items() if name != one", "for name, one in ()"),
+        ("for name, source in shared.items() if name != source", "for name, source in ()"),
         ("return tensors, parts, settings, hooks,", "return tensors, {}, settings, hooks,"),
         ("return tensors, parts, settings, hooks,", "return tensors, parts, {}, hooks,"),
         ("return tensors, parts, settings, hooks,", "return tensors, parts, settings, {},"),
@@ -229,8 +229,8 @@ MUTANTS = (
         ("*part._forward_pre_hooks.values()", ""),
         ("name: identity(value)", "name: value"),
         (' if "forward" in vars(part) else ""', ' if None else ""'),
-        ("both if own[name] != other[name]", "both if own is other"),
-        ("other.keys() - own.keys()", "own.keys() - own.keys()"),
+        ("b.keys() if a[name] != b[name]", "b.keys() if a is b"),
+        ("b.keys() - a.keys()", "a.keys() - a.keys()"),
     ),
     *of(
         "models/compression/block_pruning",
