@@ -239,6 +239,20 @@ def checksum(path: Path, *, missing: str = "does not exist") -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def link(file: Path, path: Path, sha256: str) -> bool:
+    """Hard-link a file of this sha256 to `path`; False if the file system cannot, or the file has changed."""
+    part = files.temporary_path(path)
+    try:
+        os.link(file, part)
+        same = checksum(part) == sha256
+        if same:
+            part.replace(path)
+        part.unlink(missing_ok=True)  # renaming between two links of one file does nothing
+    except (OSError, CheckpointError):
+        return False
+    return same
+
+
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     """safetensors' `save_file`, with its error for a full disk turned into `OSError`."""
     try:

@@ -1,6 +1,6 @@
-"""Texts to the states that a network attends to: CLIP text models and T5 encoders of transformers.
+"""Text encoders: CLIP text models and T5 encoders of transformers.
 
-transformers is imported when an encoder is loaded, and not before.
+transformers is imported only when an encoder is loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ MODELS = {
     "clip_text_model": "CLIPTextModel",
     "t5": "T5EncoderModel",
 }
-"""The class that reads it, by the `model_type` of config.json."""
+"""The class of transformers, by the `model_type` of config.json."""
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 MOST_LAYERS = 512
 
@@ -36,7 +36,7 @@ class _Layers(TypedDict, total=False):
 
 
 class _Config(_Layers, total=False):
-    """What is known of config.json; transformers looks at the rest."""
+    """The checked keys of config.json; transformers checks the others."""
 
     model_type: str
     text_config: JsonObject
@@ -47,18 +47,18 @@ class _Index(TypedDict, total=False):
 
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
-"""One of these makes a tokenizer."""
+"""Files of which a tokenizer needs one."""
 BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextEncoder:
-    """A frozen encoder with its tokenizer; `load_texts` makes it.  It is a `Texts`.
+    """A frozen text encoder with its tokenizer, made by `load_texts`; it is a `Texts`.
 
-    tokens  states of a text, whatever its length: shorter texts are padded, longer ones cut
-    masked  padding is hidden from the text, and its own states are zero (T5); otherwise it is
-            encoded like text, with the tokenizer's padding token (CLIP)
-    files   what it was read from, for `digest`
+    tokens  states of each text: shorter texts are padded, longer ones cut
+    masked  whether padding is masked and its states are zero (T5), or encoded like text, with the
+            tokenizer's padding token (CLIP)
+    files   that it was read from, for `digest`
     """
 
     model: Any
@@ -69,11 +69,11 @@ class TextEncoder:
 
     @property
     def width(self) -> int:
-        """Of a state."""
+        """The width of a state."""
         return int(self.model.config.hidden_size)
 
     def digest(self) -> str:
-        """sha256 of weights, config, tokenizer and `tokens`: a key for states kept on disk."""
+        """sha256 of weights, config, tokenizer and `tokens`: the key of cached states."""
         return sha256_of(
             (f"{self.tokens} tokens", *(f"{p.name} {checksum(p)}" for p in self.files))
         )
@@ -82,17 +82,16 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """The last hidden states, after the final norm: float32 [B, tokens, width].
 
-        A longer text loses its end; `cut` says which do.  For a network that attends without a mask
-        to a CLIP, padding is part of the text, as in U-ViT (Bao et al. 2023, text-to-image), and the
-        states are those of a call without a mask.  A T5 was never trained to read padding, which
-        would change a text's states with `tokens`: it is masked, and its own states are set to zero,
-        so that every padded place says the same to the network, for every text.
+        Texts longer than `tokens` lose their end (see `cut`).  A CLIP encodes padding as part of the text,
+        without a mask, as in U-ViT (Bao et al. 2023, text-to-image).  A T5 was never trained on padding,
+        which would make a text's states depend on `tokens`: its padding is masked, and the states of
+        padding are set to zero.
         """
         _check_list(texts)
         device = self.model.device
         if not texts:
             return torch.zeros(0, self.tokens, self.width, device=device)
-        read = self.tokenizer(
+        tokenized = self.tokenizer(
             list(texts),
             padding="max_length",
             max_length=self.tokens,
@@ -100,37 +99,36 @@ class TextEncoder:
             return_attention_mask=True,
             return_tensors="pt",
         ).to(device)
-        mask = read["attention_mask"] if self.masked else None
-        states: Tensor = self.model(
-            read["input_ids"], attention_mask=mask
-        ).last_hidden_state.float()
+        mask = tokenized["attention_mask"] if self.masked else None
+        output = self.model(tokenized["input_ids"], attention_mask=mask)
+        states: Tensor = output.last_hidden_state.float()
         return states if mask is None else states.masked_fill(mask[..., None] == 0, 0)
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Which of the texts are longer than `tokens`, start and end included: their indices."""
+        """The indices of the texts that are longer than `tokens`, start and end included."""
         _check_list(texts)
         if not texts:
             return []
-        read = self.tokenizer(list(texts), padding=False, truncation=False, verbose=False)
-        return [k for k, ids in enumerate(read["input_ids"]) if len(ids) > self.tokens]
+        tokenized = self.tokenizer(list(texts), padding=False, truncation=False, verbose=False)
+        return [k for k, ids in enumerate(tokenized["input_ids"]) if len(ids) > self.tokens]
 
 
 def load_texts(
     folder: Path | str, *, tokens: int = 77, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """The CLIP text model or T5 encoder of a folder, in float32; `halfstep[text]` must be installed.
+    """Load a CLIP text model or T5 encoder from a folder, in float32; needs `halfstep[text]`.
 
-    folder   what transformers' `save_pretrained` writes (config.json, model.safetensors and the
-             tokenizer's files; a whole CLIP or T5 serves too), or a pipeline of diffusers, of which
-             `text_encoder` and `tokenizer` are read; nothing is downloaded and no pickle opened
-    tokens   states of a text, at least 2; a CLIP has a most (77)
+    folder   of transformers' `save_pretrained` (config.json, model.safetensors and the tokenizer's files;
+             also a whole CLIP or T5), or of a diffusers pipeline with `text_encoder` and `tokenizer`;
+             nothing is downloaded and no pickle is opened
+    tokens   states of a text, at least 2; at most 77 for a CLIP
     """
     model_folder, tokenizer_folder = _places(Path(folder).expanduser())
     kind, weights = _kind(model_folder), _weights(model_folder)
     if tokens < 2:
         raise ConfigError(f"a text has a start and an end, got tokens={tokens}: write tokens=77")
     transformers = _transformers()
-    with _quiet(transformers), _told(model_folder, "text model"):
+    with _quiet(transformers), _reading(model_folder, "text model"):
         model, missed = getattr(transformers, MODELS[kind]).from_pretrained(
             model_folder,
             use_safetensors=True,
@@ -138,23 +136,23 @@ def load_texts(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    with _quiet(transformers), _told(tokenizer_folder, "tokenizer"):
+    with _quiet(transformers), _reading(tokenizer_folder, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             tokenizer_folder, local_files_only=True, trust_remote_code=False
         )
     _check_whole(model_folder, missed["missing_keys"])
     _check_pair(model.config, tokenizer, tokens, tokenizer_folder)
-    read = [tokenizer_folder / name for name in (*VOCABULARY, *BESIDE)]
-    files = [model_folder / "config.json", *weights, *filter(Path.is_file, read)]
+    tokenizer_files = [tokenizer_folder / name for name in (*VOCABULARY, *BESIDE)]
+    files = [model_folder / "config.json", *weights, *filter(Path.is_file, tokenizer_files)]
     model = model.eval().requires_grad_(False).to(device)
-    found = TextEncoder(model, tokenizer, tokens, masked=kind == "t5", files=tuple(files))
-    with _told(model_folder, "text model"):  # whatever a strange config does, it does it now
-        states = found.encode([""])
+    encoder = TextEncoder(model, tokenizer, tokens, masked=kind == "t5", files=tuple(files))
+    with _reading(model_folder, "text model"):  # a wrong config fails here
+        states = encoder.encode([""])
     if not bool(states.isfinite().all()):
         raise CheckpointError(
             f"the text model in '{model_folder}' gives states that are not finite"
         )
-    return found
+    return encoder
 
 
 # -- the folder ------------------------------------------------------------------------------------
@@ -194,7 +192,7 @@ def _kind(folder: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be: text_config.{wrong}") from None
     for part in (config, inner):
         for name in _Layers.__annotations__:
-            if part.get(name, 0) > MOST_LAYERS:  # they would take for ever to build
+            if part.get(name, 0) > MOST_LAYERS:  # building them would never end
                 raise CheckpointError(
                     f"'{path}' says {name} = {part[name]}, and {MOST_LAYERS} is the most that is built"
                 )
@@ -243,7 +241,7 @@ def _transformers() -> Any:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No bars, and no report of the tensors of the vision model or the decoder that are not read."""
+    """Hide progress bars, and the report of unread tensors (of a vision model or a decoder)."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -257,19 +255,19 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _told(folder: Path, what: str) -> Iterator[None]:
-    """What transformers and its readers raise, of many kinds, in one sentence."""
+def _reading(folder: Path, what: str) -> Iterator[None]:
+    """Turn any error of transformers and its readers into one sentence."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"the {what} in '{folder}' cannot be read: {said}") from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"the {what} in '{folder}' cannot be read: {reason}") from error
 
 
 def _check_whole(folder: Path, missing: Sequence[str]) -> None:
-    """transformers would draw them at random."""
+    """Refuse missing tensors, which transformers would draw at random."""
     if names := sorted(missing):
         raise CheckpointError(
             f"'{folder}' lacks {len(names)} tensors of its text model ({', '.join(names[:3])}"
@@ -281,7 +279,7 @@ def _check_pair(config: Any, tokenizer: Any, tokens: int, folder: Path) -> None:
     most = getattr(config, "max_position_embeddings", None)
     if most is not None and tokens > most:
         raise ConfigError(
-            f"this CLIP has {most} positions, asked for tokens={tokens}: write tokens={most}"
+            f"this CLIP has {most} positions, got tokens={tokens}: write tokens={most}"
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
@@ -291,7 +289,7 @@ def _check_pair(config: Any, tokenizer: Any, tokens: int, folder: Path) -> None:
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in '{folder}' knows {len(tokenizer)} tokens and the model "
-            f"{config.vocab_size}: put the tokenizer there that belongs to it"
+            f"{config.vocab_size}: put its own tokenizer there"
         )
 
 

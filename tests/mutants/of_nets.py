@@ -43,12 +43,12 @@ MUTANTS = (
         ),
         ("latents[0, 0].numel() * self.factor**2", "latents[0, 0].numel() * self.factor"),
         ("sample_latents(moments, noise, 1.0)", "sample_latents(moments, noise, self.scale)"),
-        ("self._home.digest == digest and", ""),
+        ("self._saved.digest == digest and", ""),
     ),
     *of(
         "models/autoencoder/checkpoints",
         "models/autoencoder/autoencoder",
-        ("levels - 1 - int(found[1])", "int(found[1])"),
+        ("levels - 1 - int(match[1])", "int(match[1])"),
         ('"mid_block.resnets.1": "mid.block_2"', '"mid_block.resnets.1": "mid.block_1"'),
     ),
     *of(

@@ -1,4 +1,4 @@
-"""Autoencoders as others write them: files of the latent diffusion code, folders of diffusers."""
+"""Autoencoder checkpoints of the latent diffusion code and of diffusers."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 
 class _Config(TypedDict, total=False):
-    """What is known of config.json; diffusers looks at the rest."""
+    """The checked keys of config.json; diffusers checks the others."""
 
     _class_name: str
     scaling_factor: float
@@ -39,18 +39,18 @@ LDM = {
     "conv_shortcut": "nin_shortcut",
     "conv_norm_out": "norm_out",
 }
-"""diffusers' names, and those of the latent diffusion code, replaced in this order."""
+"""diffusers' names and those of the latent diffusion code, in the order of replacement."""
 OLD = {
     "mid_block.attentions.0.query": "mid_block.attentions.0.to_q",
     "mid_block.attentions.0.key": "mid_block.attentions.0.to_k",
     "mid_block.attentions.0.value": "mid_block.attentions.0.to_v",
     "mid_block.attentions.0.proj_attn": "mid_block.attentions.0.to_out.0",
 }
-"""Names in files that diffusers wrote before 2023, and today's."""
+"""Names in diffusers' files before 2023, and today's."""
 
 
 def read_diffusers(folder: Path) -> tuple[JsonObject, dict[str, Tensor]]:
-    """The config and the weights, in today's names, of an `AutoencoderKL` that diffusers saved."""
+    """Read the config and the weights, under today's names, of an `AutoencoderKL` that diffusers saved."""
     config, weights = (
         storage.read_unsealed_json(folder / "config.json", _Config),
         folder / DIFFUSERS,
@@ -69,9 +69,31 @@ def read_diffusers(folder: Path) -> tuple[JsonObject, dict[str, Tensor]]:
     return about, {_replaced(name, OLD): value for name, value in tensors.items()}
 
 
+def from_ldm_names(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], levels: int, source: str
+) -> dict[str, Tensor]:
+    """Rename a state dict of the latent diffusion code to diffusers' names.
+
+    state   the codec's own state dict
+    levels  of the decoder
+    source  names the file in an error
+    """
+    names = {ldm_name(name, levels): name for name in state}
+    if missing := sorted(names.keys() - tensors.keys()):
+        raise CheckpointError(
+            f"{source} is not this autoencoder: it lacks {len(missing)} tensors "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
+        )
+    renamed = {names.get(name, name): value for name, value in tensors.items()}
+    for name in renamed.keys() & state.keys():
+        if state[name].ndim == 2 and renamed[name].shape[2:] == (1, 1):
+            renamed[name] = renamed[name][:, :, 0, 0]  # attention as 1 x 1 convolutions
+    return renamed
+
+
 def ldm_name(name: str, levels: int) -> str:
-    """What the latent diffusion code calls this tensor; it counts the decoder's levels from the image up."""
-    name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
+    """The tensor's name in the latent diffusion code, which counts the decoder's levels from the image."""
+    name = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
     return _replaced(name, LDM)
 
 

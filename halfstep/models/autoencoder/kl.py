@@ -1,6 +1,5 @@
-"""Images to latents and back: diffusers' `AutoencoderKL` as a codec, and the files that one comes in."""
+"""The KL autoencoder as a codec, saved and loaded with its files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid, shown
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.identity import digest_of
-from halfstep.models.autoencoder.checkpoints import ldm_name, read_diffusers
+from halfstep.models.autoencoder.checkpoints import from_ldm_names, read_diffusers
 from halfstep.models.codec import sample_latents
 from halfstep.models.limits import build_within_limits
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
@@ -24,26 +23,30 @@ from halfstep.pixels import as_floats, in_range
 from halfstep.quiet import quietly
 
 OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-"""The autoencoder of the official U-ViT, which is Stable Diffusion 1's."""
+"""The config of Stable Diffusion 1's autoencoder, which the official U-ViT uses."""
 OFFICIAL_SCALE = 0.18215
 PIXELS = 2**20
-"""Of the images that are encoded or decoded at once, unless told otherwise."""
+"""Pixels of a batch by default."""
 
 
 class _About(TypedDict):
-    """What codec.json says."""
+    """The content of codec.json."""
 
     config: JsonObject
     scale: float
 
 
 @dataclass(frozen=True)
-class _Home:
-    """A file of ours, its sha256, and the digest of the weights in it."""
+class _SavedFile:
+    """A file of weights, its sha256, and the digest of its weights."""
 
     file: Path
     sha256: str
     digest: str
+
+    def link(self, stem: Path) -> bool:
+        """Hard-link it as STEM.safetensors; False if the file system cannot, or the file has changed."""
+        return storage.link(self.file, stem.with_suffix(".safetensors"), self.sha256)
 
 
 class KLCodec(nn.Module):
@@ -51,9 +54,9 @@ class KLCodec(nn.Module):
 
     model     diffusers' `AutoencoderKL`
     scale     factor on the latents
-    autocast  dtype in which the network alone runs (bfloat16, float16), or None
+    autocast  dtype of the network's computation (bfloat16, float16), or None
 
-    Results come in the dtype of the argument, whatever the weights are in; of uint8 images in float32.
+    Results have the dtype of the argument, for any dtype of the weights; float32 for uint8 images.
     """
 
     def __init__(self, model: Any, scale: float = 1.0):
@@ -61,11 +64,11 @@ class KLCodec(nn.Module):
         self.model: Any = model
         self.scale: float = _positive(scale)
         self.autocast: torch.dtype | None = None
-        self._home: _Home | None = None
+        self._saved: _SavedFile | None = None
 
     @classmethod
     def fresh(cls, config: NetConfig, scale: float = 1.0) -> "KLCodec":
-        """An untrained one, of `AutoencoderKL`'s arguments but the scale; `ConfigError` if there is none."""
+        """Build an untrained codec from `AutoencoderKL`'s arguments without the scale."""
         with quietly():
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -79,14 +82,16 @@ class KLCodec(nn.Module):
                     f"a codec with {name} = {config[name]} shifts its latents, and halfstep only scales "
                     "them: give one without"
                 )
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
-        def model(**given: Any) -> Any:
-            levels = len(given.get("block_out_channels", (64,)))
-            return AutoencoderKL(**{name: (kind,) * levels for name, kind in types.items()} | given)
+        def model(**options: Any) -> Any:
+            levels = len(options.get("block_out_channels", (64,)))
+            return AutoencoderKL(
+                **{name: (kind,) * levels for name, kind in types.items()} | options
+            )
 
-        return cls(build_within_limits("codec", model, given), scale)
+        return cls(build_within_limits("codec", model, options), scale)
 
     @classmethod
     def from_ldm(
@@ -97,25 +102,16 @@ class KLCodec(nn.Module):
         scale: float = OFFICIAL_SCALE,
         source: str = "this state dict",
     ) -> "KLCodec":
-        """From a state dict in the names of the latent diffusion code, strictly (official U-ViT files)."""
+        """Load a state dict of the latent diffusion code strictly, as in official U-ViT files."""
         codec = cls._empty(config, scale)
-        mine = codec.model.state_dict()
-        names = {ldm_name(name, len(config["block_out_channels"])): name for name in mine}
-        if missing := sorted(names.keys() - tensors.keys()):
-            raise CheckpointError(
-                f"{source} is not this autoencoder: it lacks {len(missing)} tensors "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
-            )
-        renamed = {names.get(name, name): value for name, value in tensors.items()}
-        for name in renamed.keys() & mine.keys():
-            if mine[name].ndim == 2 and renamed[name].shape[2:] == (1, 1):
-                renamed[name] = renamed[name][:, :, 0, 0]  # attention, there as 1 x 1 convolutions
+        levels = len(config["block_out_channels"])
+        renamed = from_ldm_names(tensors, codec.model.state_dict(), levels, source)
         storage.load_into(codec.model, renamed, source)
         return codec
 
     @classmethod
     def _empty(cls, config: NetConfig, scale: float) -> "KLCodec":
-        """With memory for weights that are about to be read: none is drawn."""
+        """Build a codec with uninitialised memory for weights to be loaded."""
         with torch.device("meta"):
             codec = cls.fresh(config, scale)
         codec.model.to_empty(device="cpu")
@@ -123,23 +119,23 @@ class KLCodec(nn.Module):
 
     @property
     def config(self) -> JsonObject:
-        """What `fresh` makes the same from; all of it, so that a library's defaults can change."""
-        found = {k: v for k, v in dict(self.model.config).items() if not k.startswith("_")}
-        found.pop("scaling_factor")
-        return found
+        """The full config for `fresh`, so that diffusers' defaults may change."""
+        config = {k: v for k, v in dict(self.model.config).items() if not k.startswith("_")}
+        config.pop("scaling_factor")
+        return config
 
     @property
     def factor(self) -> int:
-        """Pixels of an image to a side of its latent."""
+        """The side of an image in pixels per side of its latent."""
         return int(2 ** (len(self.config["block_out_channels"]) - 1))
 
     @property
     def channels(self) -> int:
-        """Of a latent."""
+        """Channels of a latent."""
         return int(self.config["latent_channels"])
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments, and what is decoded from a latent drawn from them: not clamped, as training wants it.
+        """Moments, and the images decoded from latents sampled from them, unclamped, for training.
 
         noise  [B, channels, H / factor, W / factor]
         """
@@ -150,7 +146,7 @@ class KLCodec(nn.Module):
 
     @torch.no_grad()
     def moments(self, images: Tensor, *, batch: int | None = None) -> Tensor:
-        """Mean, then log-variance, without `scale`: [B, C, H, W] in [-1, 1], or uint8, to [B, 2 c, h, w].
+        """Mean and log-variance, without `scale`: [B, C, H, W] in [-1, 1], or uint8, to [B, 2 c, h, w].
 
         batch  images at once; None is about a million pixels
         """
@@ -165,11 +161,8 @@ class KLCodec(nn.Module):
 
         batch  images at once; None is about a million pixels
         """
-        if (
-            latents.ndim != 4
-            or latents.shape[1] != self.channels
-            or not latents.is_floating_point()
-        ):
+        wrong_shape = latents.ndim != 4 or latents.shape[1] != self.channels
+        if wrong_shape or not latents.is_floating_point():
             raise ConfigError(
                 f"this codec decodes latents [B, {self.channels}, h, w] and got {latents.dtype} "
                 f"{list(latents.shape)}: give what it encoded, as floats"
@@ -180,24 +173,19 @@ class KLCodec(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision(images):
-            found: Tensor = self.model.encode(images.to(self._dtype)).latent_dist.parameters
-        return found
+            moments: Tensor = self.model.encode(images.to(self.model.dtype)).latent_dist.parameters
+        return moments
 
     def _decode(self, latents: Tensor) -> Tensor:
         with self._precision(latents):
-            found: Tensor = self.model.decode(latents.to(self._dtype)).sample
-        return found
+            images: Tensor = self.model.decode(latents.to(self.model.dtype)).sample
+        return images
 
     def _precision(self, x: Tensor) -> Any:
         return torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext()
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        found: torch.dtype = self.model.dtype
-        return found
-
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse images of a shape [B, C, H, W] that it cannot encode."""
+        """`ConfigError` for images of a shape [B, C, H, W] that it cannot encode."""
         channels = self.config["in_channels"]
         if len(shape) != 4 or shape[1] != channels:
             raise ConfigError(
@@ -206,54 +194,54 @@ class KLCodec(nn.Module):
             )
         if any(side % self.factor for side in shape[2:]):
             raise ConfigError(
-                f"this codec makes {self.factor} x {self.factor} pixels one of a latent, and images of "
+                f"this codec maps {self.factor} x {self.factor} pixels to one of a latent, and images of "
                 f"{shape[2]} x {shape[3]} do not divide so: resize them (--size)"
             )
 
     def refuse_changed(self) -> None:
-        """`ConfigError` where `fresh` would no longer make it from its config."""
+        """`ConfigError` if `fresh` would no longer make it from its config."""
         refuse_wrapped(self)
         name = "AutoencoderKL"
         refuse_changed(self.model, lambda: KLCodec.fresh(self.config).model, name, draws=False)
 
     def digest(self) -> str:
-        """sha256 of the weights, with their names, types and shapes."""
+        """sha256 of the weights, with their names, dtypes and shapes."""
         return digest_of(self.model)
 
     def save(self, folder: Path | str) -> None:
         """Write folder/codec.safetensors and folder/codec.json.
 
-        Where the weights are those of a folder it was read from or saved to, the file gets a second name
-        (a hard link) if the file system can: many stages then do not cost many copies.
+        Weights that were loaded from a folder, or saved to one, are hard-linked if the file system can, so
+        that many stages share one copy.
         """
         self.refuse_changed()
         stem, about = Path(folder) / "codec", {"config": self.config, "scale": self.scale}
         files.make_folder(stem.parent)
         digest = self.digest()
-        if self._home is not None and self._home.digest == digest and _link(self._home, stem):
-            storage.write_json(stem.with_suffix(".json"), {**about, "sha256": self._home.sha256})
+        if self._saved is not None and self._saved.digest == digest and self._saved.link(stem):
+            storage.write_json(stem.with_suffix(".json"), {**about, "sha256": self._saved.sha256})
         else:
             storage.save(stem, self.model.state_dict(), about)
-            self._home = _home(stem, digest)
+            self._saved = _saved_file(stem, digest)
 
     def read(self, folder: Path) -> "KLCodec":
-        """Take up the weights and the scale of a folder of ours, strictly; returns itself."""
+        """Load the weights and the scale from a folder of `save`, strictly; returns itself."""
         stem = folder / "codec"
         tensors, about = storage.load(stem, _About)
         storage.load_into(self.model, tensors, f"'{stem}.safetensors'")
-        self.scale, self._home = _positive(about["scale"]), _home(stem, self.digest())
+        self.scale, self._saved = _positive(about["scale"]), _saved_file(stem, self.digest())
         return self
 
 
 def load_codec(
     path: Path | str, *, scale: float | None = None, config: NetConfig = OFFICIAL
 ) -> KLCodec:
-    """A codec from disk, strictly; nothing that is read can run.
+    """Load a codec from disk, strictly; nothing in a file can run.
 
     path    a folder that a codec was saved to, or the run that trained it; a diffusers folder (config.json
             and diffusion_pytorch_model.safetensors); or an official U-ViT file (autoencoder_kl.pth)
-    scale   another factor on the latents than the one that comes with it (official files: 0.18215)
-    config  of a file, which does not say
+    scale   replaces the saved factor on the latents (official files: 0.18215)
+    config  of an official file, which has none
 
     `CheckpointError` for anything else.
     """
@@ -294,7 +282,7 @@ def _from_folder(place: Path) -> KLCodec:
 def _from_diffusers(folder: Path) -> KLCodec:
     config, tensors = read_diffusers(folder)
     scale = config.pop("scaling_factor", OFFICIAL_SCALE)  # diffusers' own default
-    if config.get("layers_per_block", 0) > len(tensors):  # it would take for ever to build
+    if config.get("layers_per_block", 0) > len(tensors):  # building it would never end
         raise CheckpointError(f"'{folder}' has no weights for {config['layers_per_block']} layers")
     codec = KLCodec._empty(config, scale)
     storage.load_into(codec.model, tensors, f"the weights in '{folder}'")
@@ -307,21 +295,6 @@ def _at_once(batch: int | None, pixels: int) -> int:
     return batch or max(1, PIXELS // pixels)
 
 
-def _home(stem: Path, digest: str) -> _Home:
+def _saved_file(stem: Path, digest: str) -> _SavedFile:
     sha256 = storage.read_about(stem, _About)["sha256"]
-    return _Home(stem.with_suffix(".safetensors").resolve(), sha256, digest)
-
-
-def _link(home: _Home, stem: Path) -> bool:
-    """Give a file a second name; False where it cannot be, or the file is no longer what it was."""
-    final = stem.with_suffix(".safetensors")
-    part = files.temporary_path(final)
-    try:
-        os.link(home.file, part)
-        same = storage.checksum(part) == home.sha256
-        if same:
-            part.replace(final)
-        part.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-    except (OSError, CheckpointError):
-        return False
-    return same
+    return _SavedFile(stem.with_suffix(".safetensors").resolve(), sha256, digest)

@@ -1,6 +1,6 @@
-"""The block of a U-ViT, and attention in the forms that one can be built with.
+"""The transformer block of a U-ViT, and its forms of attention.
 
-None of them casts q, k and v to float32, as the official default does.
+None of them casts q, k and v to float32, unlike the official default.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Mix = Callable[[Tensor, float | None], Tensor]
 
 
 def sdpa(qkv: Tensor, scale: float | None) -> Tensor:
-    """PyTorch's fused kernels: no [N, N] weights are kept."""
+    """PyTorch's fused kernels, without [N, N] weights in memory."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
@@ -35,7 +35,7 @@ def explicit(qkv: Tensor, scale: float | None) -> Tensor:
 
 
 def xformers(qkv: Tensor, scale: float | None) -> Tensor:
-    """The memory-efficient kernels of the package of that name."""
+    """The memory-efficient kernels of the package xformers."""
     from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
 
     mixed: Tensor = memory_efficient_attention(*qkv.unbind(2), scale=scale)
@@ -43,11 +43,10 @@ def xformers(qkv: Tensor, scale: float | None) -> Tensor:
 
 
 def auto(qkv: Tensor, scale: float | None) -> Tensor:
-    """`explicit` for bfloat16 on a CPU, whose fused backward is slower than it; else `sdpa`.
+    """`explicit` for bfloat16 on a CPU, where the fused backward is slower; else `sdpa`.
 
-    How many times as fast the whole network is as one whose attention is `sdpa` on q, k and v in
-    float32 (S/2, 4 images, one thread of an AVX512-BF16 CPU that others were using too), by
-    `python -m benchmarks.uvit --device cpu`:
+    Speed of the whole network relative to `sdpa` on q, k and v in float32 (S/2, 4 images, one thread of a
+    shared AVX512-BF16 CPU), by `python -m benchmarks.uvit --device cpu`:
 
                                          sdpa    explicit
         float32, forward                 0.99        0.97
@@ -59,7 +58,7 @@ def auto(qkv: Tensor, scale: float | None) -> Tensor:
     `sdpa` in float32 and up to 12 times in float16, and 0.2 to 0.8 of it in bfloat16.  It rounds its
     weights to bfloat16, which `sdpa` does not.
     """
-    # Under autocast qkv, which a linear layer made, has autocast's dtype already.
+    # Under autocast, qkv comes from a linear layer in autocast's dtype.
     slow = qkv.device.type == "cpu" and qkv.dtype is torch.bfloat16
     return explicit(qkv, scale) if slow else sdpa(qkv, scale)
 
@@ -82,8 +81,8 @@ class Attention(nn.Module):
             raise unknown("attention", form, FORMS)
         if form == "xformers" and find_spec("xformers") is None:
             raise ConfigError(
-                "attention='xformers' was asked for and the package xformers is not installed: "
-                "install it, or write attention='auto'"
+                "attention='xformers' needs the package xformers, which is not installed: install it, or "
+                "write attention='auto'"
             )
         self.heads, self.scale, self.mix = heads, qk_scale, FORMS[form]
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
@@ -117,7 +116,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.skip_linear is not None:
-            assert skip is not None, "a block with a skip layer is given one by UViT.forward"
+            assert skip is not None, "UViT.forward gives a skip to a block with a skip layer"
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))

@@ -1,4 +1,4 @@
-"""What a U-ViT cannot be built as."""
+"""Validate the configuration of a U-ViT."""
 
 from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError
@@ -7,7 +7,7 @@ from halfstep.errors import ConfigError
 def refuse_sides(
     height: int, width: int, patch: int, embed_dim: int, depth: int, heads: int
 ) -> None:
-    """Refuse patches, depths and heads that do not come out even."""
+    """`ConfigError` for patches, depths and heads that do not divide evenly."""
     sizes = {"patch_size": patch, "embed_dim": embed_dim, "depth": depth, "num_heads": heads}
     for name, value in {"img_size": height, **sizes}.items():
         if not is_valid(value, int) or value < 1:
@@ -33,11 +33,11 @@ def refuse_sides(
 
 
 def refuse_conditions(num_classes: int, clip_dim: int | None, num_clip_token: int) -> None:
-    """Refuse texts and labels together, and states of no size."""
+    """`ConfigError` for texts and labels together, and for text states of size 0."""
     if clip_dim is not None and num_classes > 0:
         raise ConfigError(
-            f"clip_dim={clip_dim} and num_classes={num_classes} were given, and a U-ViT reads texts "
-            "or labels: leave one of the two out"
+            f"got clip_dim={clip_dim} and num_classes={num_classes}, and a U-ViT reads texts or labels: "
+            "leave one of the two out"
         )
     if clip_dim is not None and (clip_dim < 1 or num_clip_token < 1):
         raise ConfigError(

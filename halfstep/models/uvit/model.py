@@ -1,7 +1,7 @@
-"""U-ViT: a plain transformer with the long skips of a U-Net, and time and label or text as tokens.
+"""U-ViT: a transformer with a U-Net's long skips, and time, label or text as tokens.
 
 Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023.  Parameters have
-the names and shapes of the official implementation, so its weights load as they are.
+the names and shapes of the official implementation, so its weights load unchanged.
 """
 
 from collections.abc import Sequence
@@ -39,31 +39,31 @@ class PatchEmbed(nn.Module):
 
 @dataclass
 class UViTOutput(BaseOutput):
-    """What diffusers' pipelines read: `sample`, [B, out_chans, H, W]."""
+    """The output for diffusers' pipelines: `sample`, [B, out_chans, H, W]."""
 
     sample: Tensor
 
 
 class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Maps (x [B, C, H, W], timesteps, y int64 [B], encoder_hidden_states [B, tokens, clip_dim]) to
-    [B, out_chans, H, W]; y and context only where it was built for them.
+    """A U-ViT as a model of diffusers, with the official arguments.
 
-    A model of diffusers, with the official arguments.  `norm_layer` is not among them: it is a
-    callable and cannot be written to a file.  `img_size` may also be (H, W).
+    Maps (x [B, C, H, W], timesteps, y int64 [B], encoder_hidden_states [B, tokens, clip_dim]) to
+    [B, out_chans, H, W]; y and encoder_hidden_states only if it was built for them.  The official argument
+    `norm_layer` is missing: a callable cannot be written to a file.  `img_size` may also be (H, W).
 
     patch_size      side of the patches; divides img_size
-    depth           blocks beside the middle one, even: depth / 2 before it, depth / 2 after it
+    depth           blocks without the middle one, even: depth / 2 before it, depth / 2 after it
     qk_scale        factor on the attention logits (head_dim^-0.5 where None)
     mlp_time_embed  two linear layers on the time token
-    num_classes     rows of the label embedding; the last is the null class of a network trained
-                    with label dropping.  -1: no labels
+    num_classes     rows of the label embedding; with label dropping in training the last is the null
+                    class.  -1: no labels
     use_checkpoint  recompute each block in the backward pass: less memory, a third more work; the
                     same as calling enable_gradient_checkpointing()
     conv            a final 3x3 convolution
     skip            the long skips
     out_chans       channels out (in_chans where None)
-    clip_dim        width of the text states that it reads.  None: no text
-    num_clip_token  how many text states a sample has
+    clip_dim        width of its text states.  None: no text
+    num_clip_token  text states of a sample
     attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.models.uvit.attention.auto`
     guidance_embed_dim  features of the guidance scale, added to the time token; 0: it takes none
     """
@@ -142,10 +142,10 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         *,
         return_dict: bool = False,
     ) -> Tensor | UViTOutput:
-        """The output as a tensor, like the official one; as `UViTOutput` with return_dict=True.
+        """The output as a tensor, as the official one; as `UViTOutput` with return_dict=True.
 
-        timesteps  one time a sample, [B], or one for all of them
-        guidance   one scale a sample, [B], if it was built for it
+        timesteps       one time a sample, [B], or one for all
+        guidance_scale  one scale a sample, [B], if it was built for it
         """
         self._check(x, y, encoder_hidden_states)
         if guidance_scale is not None and self.guidance_embed is None:
@@ -183,17 +183,17 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """A copy for images of another size: a side, or (H, W).
 
         The position embedding of the patches is interpolated, bicubic on their grid (Dosovitskiy et
-        al. 2021, section 3.2); the other tokens keep theirs.  It
-        needs some training at its new size to be as good there.
+        al. 2021, section 3.2); the other tokens keep theirs.  The copy needs some training at the new size
+        to be as good there.
         """
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
         with torch.device("meta"):
             other: UViT = type(self)(**config | {"img_size": img_size})
         state = {name: value.detach().clone() for name, value in self.state_dict().items()}
         if other.grid != self.grid:
-            place = state["pos_embed"]
-            patches = _resampled(place[:, self.extras :], self.grid, other.grid)
-            state["pos_embed"] = torch.cat([place[:, : self.extras], patches], dim=1)
+            embedding = state["pos_embed"]
+            patches = _resampled(embedding[:, self.extras :], self.grid, other.grid)
+            state["pos_embed"] = torch.cat([embedding[:, : self.extras], patches], dim=1)
         other.load_state_dict(state, assign=True)
         freeze_alike(other, self)
         other.gradient_checkpointing = self.gradient_checkpointing
@@ -240,17 +240,11 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 "this U-ViT reads no text and got encoder_hidden_states: leave it out, or build it with "
                 "clip_dim"
             )
-        wanted = x.shape[0], *self.texts
-        if self.context_embed is not None and (
-            encoder_hidden_states is None or encoder_hidden_states.shape != wanted
-        ):
-            got = (
-                "none"
-                if encoder_hidden_states is None
-                else f"shape {list(encoder_hidden_states.shape)}"
-            )
+        expected = [x.shape[0], *self.texts]
+        actual = None if encoder_hidden_states is None else list(encoder_hidden_states.shape)
+        if self.context_embed is not None and actual != expected:
             raise ConfigError(
-                f"this U-ViT reads text states of shape {list(wanted)} and got {got}: give "
+                f"this U-ViT reads text states of shape {expected} and got shape {actual}: give "
                 "encoder_hidden_states of that shape, or build it with other clip_dim and num_clip_token"
             )
 
@@ -264,19 +258,18 @@ def _times(timesteps: Tensor | float, x: Tensor) -> Tensor:
             f"timesteps must have one time per sample, or be one for all: expected shape "
             f"[{len(x)}], got {list(timesteps.shape)}"
         )
-    return timesteps.to(x.device).expand(
-        x.shape[0]
-    )  # len(x) would fix the batch of a traced network
+    # x.shape[0], as len(x) would fix the batch of a traced network.
+    return timesteps.to(x.device).expand(x.shape[0])
 
 
-def _resampled(place: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """[1, h w, D] on one grid to the other's."""
-    rows = place.unflatten(1, grid).permute(0, 3, 1, 2)
-    # Antialiased: that kernel carries a parabola over exactly, and smooths where the grid shrinks.
-    # It does not exist in less than float32.
-    wide = rows.to(torch.promote_types(place.dtype, torch.float32))
+def _resampled(embedding: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Interpolate a position embedding [1, h w, D] from one grid to another."""
+    rows = embedding.unflatten(1, grid).permute(0, 3, 1, 2)
+    # Antialiased: the kernel preserves a parabola exactly, and smooths where the grid shrinks.
+    # It needs float32 at least.
+    wide = rows.to(torch.promote_types(embedding.dtype, torch.float32))
     resampled = F.interpolate(wide, to, mode="bicubic", antialias=True)
-    return resampled.to(place.dtype).flatten(2).transpose(1, 2)
+    return resampled.to(embedding.dtype).flatten(2).transpose(1, 2)
 
 
 def _recomputed(block: nn.Module, *inputs: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""A trained network for images of another size."""
+"""Resize a trained network to images of another size."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from halfstep.models.adapters import UNetConditionNet, UNetNet, UViTNet
 
 
 def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
-    """The network for images of (H, W): a U-ViT's position embedding is interpolated, a U-Net has none.
+    """The network for images of (H, W): a copy of a U-ViT with an interpolated position embedding.
 
-    Of a U-ViT it is a copy.  Any other network is refused.
+    A U-Net is returned as it is; any other network is refused.
     """
     if isinstance(net, UNetNet | UNetConditionNet):
         return net
