@@ -178,7 +178,7 @@ def test_a_pipeline_of_diffusers(folder, tmp_path):
         path.rename(pipe / name / path.name)
     texts = load_texts(pipe, tokens=6)
     assert torch.equal(texts.encode(TEXTS), states) and texts.digest() == digest
-    with pytest.raises(CheckpointError, match=r"there is no tokenizer in .*text_encoder'"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer in .*text_encoder'"):
         load_texts(pipe / "text_encoder")
 
 
@@ -207,7 +207,7 @@ def test_weights_in_shards(folder):
     assert torch.equal(texts.encode(TEXTS), states)
     assert set(shards) < set(texts.files)
     shards[1].unlink()
-    with pytest.raises(CheckpointError, match=f"lacks {shards[1].name}: fetch what is missing"):
+    with pytest.raises(CheckpointError, match=f"lacks {shards[1].name}"):
         load_texts(folder)
 
 
@@ -299,9 +299,7 @@ def test_tokens_that_cannot_be(clip_folder, tokens, said):
 def test_one_text_is_no_list(clip_folder):
     texts = load_texts(clip_folder, tokens=6)
     for read in (texts.encode, texts.cut):
-        with pytest.raises(
-            ConfigError, match=r"as a list, got the one text 'cat': write \['cat'\]"
-        ):
+        with pytest.raises(ConfigError, match=r"as a list, .* 'cat': write \['cat'\]"):
             read("cat")
 
 

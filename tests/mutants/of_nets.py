@@ -170,7 +170,7 @@ MUTANTS = (
     *of(
         "models/classifiers/registry",
         "methods/classifiers/knowledge_edges",
-        ("tuple(mine) != tuple(theirs)", "len(mine) != len(theirs)"),
+        ("tuple(first) != tuple(second)", "len(first) != len(second)"),
     ),
     *of(
         "models/guidance_embedding",

@@ -1,8 +1,8 @@
-"""A classifier on disk: FOLDER/classifier.json says how it is built, classifier.safetensors has its weights.
+"""Save and load a classifier: its recipe in FOLDER/classifier.json, its weights in classifier.safetensors.
 
     {"net": "cnn", "config": {...}, "preprocessing": {...}, "sha256": ...}
 
-A file never names code that is run: a classifier of the user's own loads when its function is named again.
+Code named in a file is not run: to load a user's own classifier its function must be named again.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class _Preprocessing(TypedDict, total=False):
 
 
 class _About(TypedDict):
-    """What classifier.json says."""
+    """The content of classifier.json."""
 
     net: str
     config: JsonObject
@@ -45,7 +45,7 @@ class _About(TypedDict):
 
 
 STAGE = Path("stages") / "classifier"
-"""Where a run of `halfstep train classifier` has it."""
+"""Its folder in a run of `halfstep train classifier`."""
 
 
 def save_classifier(
@@ -57,11 +57,7 @@ def save_classifier(
     """
     refuse_changed_classifier(classifier)
     name, config, preprocessing = classifier_recipe(classifier)
-    about: JsonObject = {
-        "net": name,
-        "config": config,
-        "preprocessing": preprocessing.to_json(),
-    }
+    about: JsonObject = {"net": name, "config": config, "preprocessing": preprocessing.to_json()}
     if names := class_names(classifier):
         about["class_names"] = list(names)
     if share := label_smoothing(classifier):
@@ -75,17 +71,17 @@ def save_classifier(
 
 
 def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
-    """A classifier in eval mode, from its folder or from the run that made it.
+    """Load a classifier in eval mode, from its folder or from the run that made it.
 
-    net  the function, package.module:function, that built a network of one's own: said again, because a
-         file does not name code that is run
+    net  the function, package.module:function, that builds a user's own network: code named in a file is
+         not run
 
-    `CheckpointError` if there is none, or it is damaged.
+    `CheckpointError` if it is missing or damaged.
     """
-    place = classifier_in(Path(folder).expanduser())
-    if place is None:
+    classifier_folder = classifier_in(Path(folder).expanduser())
+    if classifier_folder is None:
         raise CheckpointError(f"'{folder}' holds no classifier: it has no classifier.json")
-    stem = place / "classifier"
+    stem = classifier_folder / "classifier"
     tensors, about = storage.load(stem, _About)
     classifier = _built(stem, about, net)
     load_quantised(classifier, tensors, about, f"'{stem}.safetensors'")
@@ -98,20 +94,20 @@ def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
 
 
 def classifier_in(folder: Path) -> Path | None:
-    """Where classifier.json is: in this folder, or in the finished stage of this run, of any name.
+    """The folder of classifier.json: this one, or a finished stage of this run.
 
-    `CheckpointError` where a run has several, none of them called as ours.
+    `CheckpointError` if a run has several, none of them in the usual stage.
     """
     if (folder / "classifier.json").exists():
         return folder
     if (folder / STAGE / "classifier.json").exists():
         return folder / STAGE
-    found = sorted((folder / "stages").glob("*/classifier.json"))
-    if len(found) > 1:
+    stages = [path.parent for path in sorted((folder / "stages").glob("*/classifier.json"))]
+    if len(stages) > 1:
         raise CheckpointError(
-            f"'{folder}' holds {len(found)} classifiers: name one of them, for example '{found[-1].parent}'"
+            f"'{folder}' holds {len(stages)} classifiers: name one of them, for example '{stages[-1]}'"
         )
-    return found[0].parent if found else None
+    return stages[0] if stages else None
 
 
 def _built(stem: Path, about: JsonObject, net: str | None) -> nn.Module:
@@ -137,43 +133,45 @@ def _built(stem: Path, about: JsonObject, net: str | None) -> nn.Module:
 
 
 def initialise(classifier: nn.Module, source: nn.Module | Path | str) -> list[str]:
-    """Give a classifier trained weights, in place; returns the names of what starts afresh.
+    """Give a classifier trained weights, in place; returns the names of tensors that keep their values.
 
-    source  another classifier, or a file of its state dict (.safetensors, or what torch.save wrote), or
-            `imagenet` for EfficientNet-Lite0
+    source  another classifier, a file of its state dict (.safetensors, or of torch.save), or `imagenet` for
+            EfficientNet-Lite0
 
-    All names must be there, and all shapes equal, but for a last layer of another number of classes: that
-    stays as it is.  `CheckpointError` otherwise.
+    All names and shapes must agree, except a last layer for another number of classes, which is not
+    changed.  `CheckpointError` otherwise.
     """
-    mine = _inner(classifier)
+    net = _without_preprocessing(classifier)
     if any(quantised_entry(net) for net in (classifier, source) if isinstance(net, nn.Module)):
         raise ConfigError(
             "int8 weights cannot be trained: start from the classifier that they were made from"
         )
     if isinstance(source, nn.Module):
-        tensors, said = dict(_inner(source).state_dict()), f"this {type(source).__name__}"
+        tensors = dict(_without_preprocessing(source).state_dict())
+        source_name = f"this {type(source).__name__}"
     elif source == "imagenet":
-        if not isinstance(mine, Lite0Classifier):
+        if not isinstance(net, Lite0Classifier):
             raise ConfigError(
                 "the weights 'imagenet' are those of efficientnet-lite0: choose that network, or give a file"
             )
-        tensors, said = published_lite0(), "the package of efficientnet-lite0"
+        tensors, source_name = published_lite0(), "the package of efficientnet-lite0"
     else:
         path = Path(source).expanduser()
-        tensors, said = storage.read_state_dict(path), f"'{path}'"
-    own = mine.state_dict()
+        tensors, source_name = storage.read_state_dict(path), f"'{path}'"
+    state = net.state_dict()
     head = [
         name
         for name, value in tensors.items()
-        if name in own and value.shape != own[name].shape and value.shape[1:] == own[name].shape[1:]
+        if name in state
+        and value.shape != state[name].shape
+        and value.shape[1:] == state[name].shape[1:]
     ]
-    classes = {own[name].shape[0] for name in head}
+    classes = {state[name].shape[0] for name in head}
     if len(classes) == 1 and len(head) <= 2:  # the weight and the bias of one layer
-        tensors = {**tensors, **{name: own[name] for name in head}}
-    storage.load_into(mine, tensors, said)
+        tensors = {**tensors, **{name: state[name] for name in head}}
+    storage.load_into(net, tensors, source_name)
     return head
 
 
-def _inner(classifier: nn.Module) -> nn.Module:
-    """Without its preprocessing, which is no part of others' weights."""
+def _without_preprocessing(classifier: nn.Module) -> nn.Module:
     return classifier.model if isinstance(classifier, Prepared) else classifier

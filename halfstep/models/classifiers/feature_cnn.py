@@ -1,4 +1,4 @@
-"""A small image classifier, and the features that a Fréchet distance is taken on."""
+"""A small image classifier, whose features a Fréchet distance uses."""
 
 import torch
 from torch import nn, Tensor
@@ -14,11 +14,10 @@ GRID = 4
 class Classifier(nn.Module):
     """Maps images [B, channels, H, W] in [-1, 1], sides 8 and more, to logits [B, classes].
 
-    size  side of the images it is meant for: stride-2 convolutions bring it to a grid of 4 x 4, which is
-          read as it lies
+    size  side of its images: stride-2 convolutions reduce them to a grid of 4 x 4, which is flattened
 
-    No normalisation and no average over the image: both would make the features blind to contrast and
-    blur, and a distance on them would call a class's mean image a good sample (see LOG.md).
+    It has no normalisation and no average over the image: both would make the features blind to contrast and
+    blur, and a distance on them would rate a class's mean image as a good sample (see LOG.md).
     """
 
     def __init__(self, channels: int = 1, num_classes: int = 10, size: int = 8):
@@ -41,7 +40,7 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last linear layer reads, float [B, 32]."""
+        """The inputs of the last linear layer, float [B, 32]."""
         x = as_floats(x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ConfigError(
@@ -59,12 +58,12 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def unit_features(self, images: Tensor) -> "Classifier":
-        """Itself, its features scaled to a mean variance of 1 over these images; the logits stay.
+        """Scale its features to a mean variance of 1 over these images; the logits stay; returns itself.
 
         A distance on the features then has a scale that does not depend on how long it was trained.
         """
-        spread = torch.cat([self.features(part) for part in images.split(512)]).var(0).mean().sqrt()
-        self.hidden.weight.div_(spread)
-        self.hidden.bias.div_(spread)
-        self.head.weight.mul_(spread)
+        scale = torch.cat([self.features(part) for part in images.split(512)]).var(0).mean().sqrt()
+        self.hidden.weight.div_(scale)
+        self.hidden.bias.div_(scale)
+        self.head.weight.mul_(scale)
         return self

@@ -1,8 +1,7 @@
-"""What a classifier wants done to images before it sees them."""
+"""The preprocessing of a classifier's images."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 from torch import nn, Tensor
@@ -16,12 +15,12 @@ from halfstep.pixels import as_floats
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Validated):
-    """From halfstep's images, [-1, 1], to those that a network was trained on; the default does nothing.
+    """Maps images in [-1, 1] to the inputs that a network was trained on; the default does nothing.
 
-    resize  pixels a side, bicubic with antialias; 0 leaves the size
-    gray3   gray images are repeated in three channels
-    mean    of the pixels in [0, 1], one a channel (ImageNet's is .485 .456 .406): taken off
-    std     of them, divided by
+    resize  side in pixels, bicubic with antialias; 0 keeps the size
+    gray3   repeat gray images in three channels
+    mean    subtracted from pixels in [0, 1], one a channel (ImageNet's is .485 .456 .406)
+    std     the divisor after that, one a channel
     """
 
     resize: Annotated[int, Ge(0), Le(2**14)] = 0
@@ -33,12 +32,12 @@ class Preprocessing(Validated):
         super().__post_init__()
         if len(self.mean) != len(self.std):
             raise ConfigError(
-                f"preprocessing with mean {self.mean} and std {self.std} cannot be: the two are as many, one "
-                "number a channel (pixels in [0, 1])"
+                f"preprocessing with mean {self.mean} and std {self.std}: give as many of both, one number a "
+                "channel (pixels in [0, 1])"
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in [-1, 1], or uint8, to what the network reads."""
+        """Preprocess images [B, C, H, W], floats in [-1, 1] or uint8."""
         images = as_floats(images)
         if self.gray3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
@@ -55,20 +54,20 @@ class Preprocessing(Validated):
         return ((images + 1) / 2 - mean) / std
 
     def to_json(self) -> JsonObject:
-        """What differs from doing nothing."""
-        nothing = asdict(Preprocessing())
-        return {k: v for k, v in asdict(self).items() if v != nothing[k]}
+        """The fields that differ from their defaults."""
+        defaults = asdict(Preprocessing())
+        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> "Preprocessing":
-        """`ConfigError` names what there is not."""
-        if strange := sorted(set(said) - set(asdict(cls()))):
-            raise ConfigError(f"there is no preprocessing '{strange[0]}': write {asdict(cls())}")
-        return cls(**said)
+    def from_json(cls, fields: JsonObject) -> "Preprocessing":
+        """Build it from `to_json`; `ConfigError` names an unknown field."""
+        if unknown := sorted(set(fields) - set(asdict(cls()))):
+            raise ConfigError(f"there is no preprocessing '{unknown[0]}': write {asdict(cls())}")
+        return cls(**fields)
 
 
 class Prepared(nn.Module):
-    """A classifier, held as `model`, behind its own preprocessing."""
+    """A classifier with its preprocessing."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Classifiers by name: whatever maps images [B, C, H, W] in [-1, 1] to logits [B, classes]."""
+"""Classifiers by name; they map images [B, C, H, W] in [-1, 1] to logits [B, classes]."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,27 +36,27 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "toy-student": ToyStudent,
     "efficientnet-lite0": Lite0Classifier,
 }
-"""Names of classifiers.  Wherever one is written, `package.module:function` may be, too.
+"""Classifiers by name.  `package.module:function` is accepted wherever a name is.
 
-features            the one whose features distances look through: no normalisation (see `Classifier`)
-cnn                 a small residual network, good at 28 x 28
+features            gives the features of distances; it has no normalisation (see `Classifier`)
+cnn                 a small residual network for images of about 28 x 28
 shallow, deeper     the report's students
-toy-teacher, -student   the report's toy
-efficientnet-lite0  with ImageNet's weights, if asked, from the package that has them
+toy-teacher, toy-student  the report's toy example
+efficientnet-lite0  optionally with ImageNet's weights, from the package that has them
 """
 
 
 def build_classifier(
     name: str, config: NetConfig, *, preprocessing: Preprocessing | None = None
 ) -> nn.Module:
-    """The named classifier, which remembers how it was made: `classifier_recipe(net)` says it.
+    """Build the named classifier, which remembers its recipe: see `classifier_recipe(net)`.
 
-    name           one of `CLASSIFIERS`, or `package.module:function`: a function of the user's that is
-                   called with the config's entries and returns a module
-    config         its arguments; what JSON cannot hold is refused, because it could not be saved
-    preprocessing  what is done to images in [-1, 1] first
+    name           one of `CLASSIFIERS`, or `package.module:function`: a user's function that takes the
+                   config as arguments and returns a module
+    config         its arguments; values that JSON cannot hold are refused, as they could not be saved
+    preprocessing  of images in [-1, 1], before the network
     """
-    kept = plain_config(name, config)
+    saved_config = plain_config(name, config)
     if ":" in name:
         net = user_function(name)(**config)
     else:
@@ -64,69 +64,70 @@ def build_classifier(
         net = build_within_limits(name, CLASSIFIERS[name], config)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned {type(net).__name__}: return a torch.nn.Module")
-    before = preprocessing or Preprocessing()
-    if before != Preprocessing():
-        net = Prepared(net, before)
-    net.recipe = name, kept, before  # type: ignore[assignment]
+    preprocessing = preprocessing or Preprocessing()
+    if preprocessing != Preprocessing():
+        net = Prepared(net, preprocessing)
+    net.recipe = name, saved_config, preprocessing  # type: ignore[assignment]
     return net
 
 
 def classifier_recipe(net: nn.Module) -> tuple[str, JsonObject, Preprocessing]:
     """The name, config and preprocessing that `build_classifier` made this network from."""
-    found = getattr(net, "recipe", None)
-    if found is None and isinstance(net, Classifier):
+    recipe = getattr(net, "recipe", None)
+    if recipe is None and isinstance(net, Classifier):
         return "features", dict(net.config), Preprocessing()
-    if found is None or len(found) != 3:
+    if recipe is None or len(recipe) != 3:
         raise ConfigError(
             f"this {type(net).__name__} was not made by build_classifier, so nobody could rebuild it from "
             "a file: build it with build_classifier('package.module:function', config)"
         )
-    name, config, preprocessing = found
+    name, config, preprocessing = recipe
     return name, dict(config), preprocessing
 
 
 def refuse_changed_classifier(net: nn.Module) -> None:
     """`ConfigError` for a classifier that `build_classifier` would no longer make from its recipe."""
     refuse_wrapped(net)
-    name, config, before = classifier_recipe(net)
-    if getattr(net, "quantised", None):  # whose tensors are torchao's
+    name, config, preprocessing = classifier_recipe(net)
+    if getattr(net, "quantised", None):  # the tensors are torchao's
         return
-    fresh = partial(build_classifier, name, config, preprocessing=before)
+    fresh = partial(build_classifier, name, config, preprocessing=preprocessing)
     refuse_changed(net, fresh, name, draws=":" in name)
 
 
 def class_names(net: nn.Module) -> tuple[str, ...]:
-    """The names of its classes, in their order; () where nobody said them."""
+    """The names of its classes in order; () if they are unknown."""
     return tuple(getattr(net, "class_names", ()))
 
 
 def label_smoothing(net: nn.Module) -> float:
-    """The share of its labels that was spread over all classes when it was trained; 0 if nobody said so."""
+    """The label smoothing of its training; 0 if it is unknown."""
     return float(getattr(net, "label_smoothing", 0.0))
 
 
 def refuse_other_classes(
-    mine: Sequence[str], theirs: Sequence[str], whose: str, others: str
+    first: Sequence[str], second: Sequence[str], first_owner: str, second_owner: str
 ) -> None:
-    """`ConfigError` where both name their classes, and not the same in the same order.
+    """`ConfigError` if both sides name their classes, and not the same in the same order.
 
-    Numbers are no names: data without names has them.  But a class that is named after another number is
-    another: folders 1 to 10, or 0, 2 and 3, are not the labels 0 to 9, or 0 to 2.
+    Numbers in order count as no names, since data without names has them.  Other numbers are names: folders
+    1 to 10, or 0, 2 and 3, are not the labels 0 to 9, or 0 to 2.
     """
     named = [
-        names for names in (mine, theirs) if list(names) != [str(k) for k in range(len(names))]
+        names for names in (first, second) if list(names) != [str(k) for k in range(len(names))]
     ]
     if len(named) == 1:
         for k, name in enumerate(named[0]):
             if name.isascii() and name.isdecimal() and int(name) != k:
                 raise ConfigError(
-                    f"one of {whose} and {others} numbers its classes from 0 on, and the other calls class "
-                    f"{k} '{name}', which is not the same: give data of the same classes, or both with names"
+                    f"one of {first_owner} and {second_owner} numbers its classes from 0 on, and the other "
+                    f"calls class {k} '{name}', which is not the same: give data of the same classes, or "
+                    "both with names"
                 )
-    elif named and tuple(mine) != tuple(theirs):
+    elif named and tuple(first) != tuple(second):
         raise ConfigError(
-            f"{whose} has the classes {_listed(mine)} and {others} {_listed(theirs)}: class 0 of the one "
-            "would be taken for class 0 of the other; give data of the same classes"
+            f"{first_owner} has the classes {_listed(first)} and {second_owner} {_listed(second)}: class 0 "
+            "of the one would be taken for class 0 of the other; give data of the same classes"
         )
 
 
@@ -135,13 +136,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def infer_classifier_config(name: str, shape: Sequence[int], num_classes: int) -> JsonObject:
-    """The part of the named classifier's config that the data decides.
+    """Infer the part of the named classifier's config that the data determines.
 
-    shape    of one image, (C, H, W)
-    classes  how many there are
+    shape        of one image, (C, H, W)
+    num_classes  number of classes
 
-    A function of the user's is given those of channels, classes and size (a number, or [H, W]) that it
-    has as arguments.
+    A user's function gets those of channels, num_classes and size (a number, or [H, W]) that it takes.
     """
     if len(shape) != 3:
         raise ConfigError(
@@ -153,13 +153,13 @@ def infer_classifier_config(name: str, shape: Sequence[int], num_classes: int) -
         size = min(height, width)
     if name == "toy-teacher" and height != width:
         raise ConfigError(f"toy-teacher is for square images, and a sample is {list(shape)}")
-    fits = {"channels": channels, "num_classes": num_classes, "size": size}
-    takes = _parameters(name)
-    return {key: value for key, value in fits.items() if key in takes}
+    config = {"channels": channels, "num_classes": num_classes, "size": size}
+    parameters = _parameters(name)
+    return {key: value for key, value in config.items() if key in parameters}
 
 
 def example_shape(classifier: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of an image that a classifier reads; sides of 32 where any will do."""
+    """The shape (C, H, W) of an image that a classifier reads, with sides of 32 if it takes any."""
     _, config, _ = classifier_recipe(classifier)
     size = config.get("size", 32)
     height, width = (size, size) if isinstance(size, int) else size
@@ -167,7 +167,7 @@ def example_shape(classifier: nn.Module) -> tuple[int, int, int]:
 
 
 def _parameters(name: str) -> list[str]:
-    """The arguments that a named classifier or a function of the user's has."""
+    """The arguments of a named classifier, or of a user's function."""
     if ":" not in name and name not in CLASSIFIERS:
         raise unknown("classifier", name, CLASSIFIERS)
     function: Any = import_function(name) if ":" in name else CLASSIFIERS[name]

@@ -425,7 +425,7 @@ def test_fitting_gives_the_sides_of_text():
             {"attention": "flash"},
             "no attention 'flash': choose from auto, explicit, sdpa, xformers",
         ),
-        ({"attention": "xformers"}, "xformers is not installed: install it, or .*attention='auto'"),
+        ({"attention": "xformers"}, "package xformers"),
     ],
 )
 def test_uvit_refuses_to_be_built(change, says):
@@ -442,18 +442,18 @@ def test_uvit_refuses_other_inputs():
     for wrong in (t[:1], t[:, None], t[:4]):
         with pytest.raises(ConfigError, match=rf"shape \[5\], got \[{wrong.shape[0]}"):
             net(x, wrong)
-    with pytest.raises(ConfigError, match="has no classes and got labels"):
+    with pytest.raises(ConfigError, match="got labels"):
         net(x, t, y)
-    with pytest.raises(ConfigError, match="has 3 classes and got no labels"):
+    with pytest.raises(ConfigError, match="no labels"):
         labelled(x, t)
     with pytest.raises(ConfigError, match="one label per sample"):
         labelled(x, t, y[:1])
     text = UViT(**SMALL, clip_dim=6, num_clip_token=7)
-    with pytest.raises(ConfigError, match="reads no text and got encoder_hidden_states"):
+    with pytest.raises(ConfigError, match="reads no text"):
         net(x, t, None, torch.zeros(5, 7, 6))
-    with pytest.raises(ConfigError, match=r"states of shape \[5, 7, 6\] and got none"):
+    with pytest.raises(ConfigError, match=r"got shape None"):
         text(x, t)
     with pytest.raises(ConfigError, match=r"\[5, 7, 6\] and got shape \[5, 6, 7\]"):
         text(x, t, None, torch.zeros(5, 6, 7))
-    with pytest.raises(ConfigError, match="has no classes and got labels"):
+    with pytest.raises(ConfigError, match="got labels"):
         text(x, t, y, torch.zeros(5, 7, 6))
