@@ -1,4 +1,4 @@
-"""Images that samples are made of: the time at which sampling begins with them, and the part it repaints."""
+"""Images to edit: the time at which sampling starts from them, and the mask of the part to repaint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ from halfstep.pixels import as_floats, ends, in_range, refuse_no_tensor
 
 @dataclass(frozen=True)
 class ImageStart:
-    """As many images as samples, or None, which leaves sampling as it is.
+    """The images that sampling starts from, one a sample, or None for sampling from noise.
 
-    images    float32 [n, C, H, W], or as the model's own samples are
+    images    float32 [n, C, H, W], or in the shape of the model's samples
     mask      bool, as images: True where they are repainted; None repaints all
-    strength  the time at which sampling begins with them; 1 begins with noise alone
+    strength  the time at which sampling starts from them; 1 starts from noise alone
     """
 
     images: Tensor | None = None
@@ -40,10 +40,10 @@ class ImageStart:
         return replace(self, images=images, mask=mask)
 
     def of_model(self, codec: Codec | None) -> "ImageStart":
-        """The same in the model's own kind; a latent is repainted where any of its pixels is.
+        """The same in the model's space; a latent is repainted if any of its pixels is.
 
-        At strength 1 the pixels in the mask change nothing: the codec, each of whose latents depends on
-        pixels far around it, reads gray there.
+        At strength 1 the pixels in the mask change nothing: the codec, whose latents depend on pixels far
+        around them, reads gray there.
         """
         if codec is None or self.images is None:
             return self
@@ -57,12 +57,12 @@ class ImageStart:
         return replace(self, images=x0, mask=mask)
 
     def grid(self, times: Times, *, student: bool) -> Times:
-        """The part of the grid that is sampled; a teacher's may begin between two of its times."""
+        """The part of the grid that is sampled; a teacher may start between two of its times."""
         if self.strength == 1:
             return times
-        here = [k for k, t in enumerate(times[:-1]) if abs(t - self.strength) < 1e-6]
-        if here:
-            return times[here[0] :]
+        starts = [k for k, t in enumerate(times[:-1]) if abs(t - self.strength) < 1e-6]
+        if starts:
+            return times[starts[0] :]
         if student:
             raise ConfigError(
                 f"this student begins at a time of its {len(times) - 1}-step grid and {self.strength:g} is "
@@ -71,23 +71,23 @@ class ImageStart:
         return (self.strength, *(t for t in times if t < self.strength))
 
     def begin(self, schedule: Schedule, noise: Tensor, t: float) -> Tensor:
-        """The noise with which sampling begins at time t."""
+        """The noisy images that sampling starts from at time t."""
         if self.images is None or (self.strength == 1 and self.mask is None):
             return noise
-        begun = noised(schedule, self.images, noise, t)
+        noisy = noised(schedule, self.images, noise, t)
         if self.strength == 1 and self.mask is not None:
-            return torch.where(self.mask, noise, begun)
-        return begun
+            return torch.where(self.mask, noise, noisy)
+        return noisy
 
     def around(self, noise: Tensor) -> Callable[[Step], Step]:
-        """Turns a step into one that repaints the mask alone."""
+        """A wrapper of steps that repaints only the mask."""
         images, mask = self.images, self.mask
         if images is None or mask is None:
             return lambda step: step
         return lambda step: inpainting(step, mask, images, noise)
 
     def restore_unmasked(self, x: Tensor) -> Tensor:
-        """Samples with the pixels outside the mask to the bit, also where a codec decoded them."""
+        """Restore the pixels outside the mask to the bit, also after a codec's decoding."""
         if self.images is None or self.mask is None:
             return x
         return torch.where(self.mask, x, self.images)
@@ -95,7 +95,7 @@ class ImageStart:
 
 @torch.no_grad()
 def latents_of(codec: Codec | None, images: Tensor) -> Tensor:
-    """The means of the images' latents, scaled; the images themselves where there is no codec."""
+    """The means of the images' latents, scaled; the images themselves without a codec."""
     if codec is None:
         return images
     moments = codec.moments(images)
@@ -110,16 +110,16 @@ def image_start(
     mask: Tensor | None,
     strength: float,
 ) -> ImageStart:
-    """The images that samples are made of, checked.
+    """Check the images that sampling starts from.
 
-    shape  of one of the model's own samples
+    shape  of one of the model's samples
     """
     if not (is_valid(strength, float) and 0 < strength <= 1):
-        raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is all of the walk")
+        raise ConfigError(f"strength lies in (0, 1], got {shown(strength)}: 1 is the whole grid")
     if images is None:
         if mask is not None or strength != 1:
             raise ConfigError(
-                "strength and mask say what becomes of images, and there are none: give images, or leave "
+                "strength and mask are for editing images, and no images are given: give images, or leave "
                 "both out"
             )
         return ImageStart()
@@ -137,9 +137,9 @@ def image_start(
 
 
 def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Tensor) -> Tensor:
-    """n images of the size that the model makes, float32: of a model of pixels or points in [-1, 1].
+    """Read n images of the model's size as float32, in [-1, 1] for a model of pixels or points.
 
-    `DataError` for values of another kind or scale, `ConfigError` for another number or size.
+    `DataError` for values of another dtype or scale, `ConfigError` for another number or size.
     """
     images = as_floats(images)
     if codec is not None:
@@ -156,7 +156,7 @@ def read_images(n: int, shape: tuple[int, ...], codec: Codec | None, images: Ten
 
 
 def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
-    """`ConfigError` unless there is none, or as much as the walks take."""
+    """`ConfigError` for noise of another shape or dtype than n samples need."""
     if noise is None:
         return
     refuse_no_tensor("noise", noise)
@@ -165,9 +165,7 @@ def check_noise(noise: Tensor | None, n: int, shape: tuple[int, ...]) -> None:
             f"{n} samples need noise of shape {[n, *shape]}, got {list(noise.shape)}: `encode` returns it"
         )
     if not noise.is_floating_point():
-        raise ConfigError(
-            f"noise is floats, about as many below 0 as above, got {noise.dtype}: `encode` returns it"
-        )
+        raise ConfigError(f"noise is floats around 0, got {noise.dtype}: `encode` returns it")
     if not noise.isfinite().all():
         raise ConfigError("some of the noise is nan or infinite: give other noise")
 

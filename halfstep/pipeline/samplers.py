@@ -1,4 +1,4 @@
-"""Samplers by name."""
+"""Samplers by name: checks, grids, and the sampling function of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic")
 def check_counts(
     n: int, seed: int, batch: int, first: int, variance: float = 0.0, shape: tuple[int, ...] = ()
 ) -> None:
-    """`ConfigError` for numbers that cannot be, and for more samples of this shape than memory holds."""
+    """`ConfigError` for invalid counts, and for more samples of this shape than memory holds."""
     validate("n", n, CountOrNone)
     validate("batch", batch, Count)
     validate("first", first, CountOrNone)
@@ -49,25 +49,25 @@ def check_counts(
 
 def check_sampler(sampler: str) -> None:
     if sampler.startswith(PREFIX):
-        calls(sampler, 1)  # refuses a name that is none
+        calls(sampler, 1)  # refuses an unknown name
     elif sampler not in NAMES:
         raise unknown("sampler", sampler, [*NAMES, f"{PREFIX}NAME"])
 
 
-def check_student(sampler: str, own: str, direction: Direction) -> None:
-    """`ConfigError` for a sampler that a student of the sampler `own` cannot be sampled with."""
+def check_student(sampler: str, trained_for: str, direction: Direction) -> None:
+    """`ConfigError` for a sampler that a student distilled for another one cannot use."""
     if direction == "invert":
         raise ConfigError(
-            "this student was distilled to walk from data to noise: write encode(images), and sample with "
+            "this student was distilled to go from data to noise: write encode(images), and sample with "
             "its teacher or with another student"
         )
-    if sampler == "stochastic" and own != sampler:
+    if sampler == "stochastic" and trained_for != sampler:
         raise ConfigError(
             "the stochastic sampler spans two steps of the grid with one call, and this student was "
             "distilled for one: its images would have too little variance.  Write sampler='ddim', or "
             "distil a student for it (halfstep distill stochastic)"
         )
-    if own == "stochastic" and sampler != own:
+    if trained_for == "stochastic" and sampler != trained_for:
         raise ConfigError(
             "this student was distilled for the stochastic sampler, where one call spans two steps of the "
             f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
@@ -75,15 +75,15 @@ def check_student(sampler: str, own: str, direction: Direction) -> None:
 
 
 def check_sampling(sampler: str, times: Times, schedule: Schedule) -> None:
-    """`ConfigError` where the sampler cannot walk there, or would lead nowhere; asks no network."""
+    """`ConfigError` for a sampler that cannot use these times or this schedule; calls no network."""
     if sampler in SAMPLER_PRESETS or sampler.startswith(PREFIX):
-        go = sampler_fn(sampler, 0, range(1), (1,), times, schedule, 0.0)
-        go(_Blank(schedule), torch.zeros(1, 1), times)
+        draw = sampler_fn(sampler, 0, range(1), (1,), times, schedule, 0.0)
+        draw(_Blank(schedule), torch.zeros(1, 1), times)
 
 
 @dataclass(frozen=True)
 class _Blank:
-    """A denoiser that sees nothing, at once."""
+    """A denoiser that predicts zeros."""
 
     schedule: Schedule
 
@@ -92,15 +92,15 @@ class _Blank:
 
 
 def draws_noise(sampler: str) -> bool:
-    """Whether a walk draws noise on its way, so that two from the same first noise end apart."""
-    drawn = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # schedulers of diffusers
+    """Whether a sampler draws noise at its steps, so that samples do not follow from the first noise."""
+    stochastic_schedulers = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # of diffusers
     return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
-        sampler.startswith(PREFIX) and any(word in sampler for word in drawn)
+        sampler.startswith(PREFIX) and any(word in sampler for word in stochastic_schedulers)
     )
 
 
 def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
-    """The sampler's own grid of so many steps, or the uniform one."""
+    """The sampler's own grid of `steps` steps, or the uniform one."""
     validate("steps", steps, Count)
     return (
         SAMPLER_PRESETS[sampler].grid(steps, schedule)
@@ -109,17 +109,22 @@ def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
     )
 
 
-def student_grid(grids: tuple[Times, ...], own: str, steps: int | None, sampler: str) -> Times:
-    """A student's own grid of so many steps, by default the fewest; `ConfigError` lists what there is."""
+def student_grid(
+    grids: tuple[Times, ...], trained_for: str, steps: int | None, sampler: str
+) -> Times:
+    """A student's grid of `steps` steps, by default the fewest; `ConfigError` lists its grids.
+
+    trained_for  the sampler that the student was distilled for
+    """
     validate("steps", steps, Count | None)
     if sampler in SAMPLER_PRESETS:
         raise ConfigError(
-            f"'{sampler}' walks on a grid of its own, and a student on its own: write sampler='ddim'"
+            f"'{sampler}' has a grid of its own, and so has a student: write sampler='ddim'"
         )
     counts = {len(times) - 1: times for times in grids}
     if steps is None:
         return counts[min(counts)]
-    if own == "stochastic" and 2 in counts:  # whose one call at t = 1 spans both steps
+    if trained_for == "stochastic" and 2 in counts:  # its one call at t = 1 spans both steps
         counts.setdefault(1, counts[2][::2])
     if steps not in counts:
         raise ConfigError(
@@ -130,14 +135,14 @@ def student_grid(grids: tuple[Times, ...], own: str, steps: int | None, sampler:
 
 
 def check_edit(sampler: str, *, masked: bool) -> None:
-    """`ConfigError` for a sampler that cannot begin with an image, or cannot repaint a part of one."""
+    """`ConfigError` for a sampler that cannot start from an image, or cannot repaint a part of it."""
     if sampler in SAMPLER_PRESETS:
         raise ConfigError(
-            f"'{sampler}' walks on a grid of its own, which begins in noise: write sampler='ddim'"
+            f"'{sampler}' has a grid of its own, which begins in noise: write sampler='ddim'"
         )
     if masked and sampler.startswith(PREFIX):
         raise ConfigError(
-            f"the steps of '{sampler}' are diffusers', and nothing can be put back between them: write "
+            f"the steps of '{sampler}' are diffusers', between which pixels cannot be restored: write "
             "sampler='ddim'"
         )
 
@@ -152,13 +157,14 @@ def sampler_fn(
     variance: float,
     around: Callable[[Step], Step] = lambda step: step,
 ) -> Callable[..., Tensor]:
-    """`sample` or `sample_with_scheduler`, told how to step; its noise depends on (seed, image) alone.
+    """`sample` or `sample_with_scheduler` with this sampler; its noise depends only on (seed, image).
 
-    around  what each of `sample`'s steps becomes
+    around  wraps each of `sample`'s steps
     """
     if sampler.startswith(PREFIX):
-        own = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
-        return partial(sample_with_scheduler, name=sampler.removeprefix(PREFIX), generators=own)
+        generators = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
+        name = sampler.removeprefix(PREFIX)
+        return partial(sample_with_scheduler, name=name, generators=generators)
     step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
     return partial(sample, step=around(step))
 
@@ -174,7 +180,7 @@ def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance
 
 
 def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Fresh:
-    """Noise of a stochastic step: a function of (seed, image, step)."""
+    """The noise of a stochastic step, a function of (seed, image, step)."""
 
     def draw(like: Tensor, step: int) -> Tensor:
         return sample_noise(seed, ids, shape, step=step).to(like)

@@ -184,13 +184,13 @@ MUTANTS = (
         ("old = keep[j] if side", "old = j if side"),
         ("pairs - 1 - keep[len(keep) - 1 - j]", "pairs - 1 - keep[j]"),
         ("[following - 1 for", "[following for"),
-        ("key=lambda k: -worth[k]", "key=lambda k: worth[k]"),
+        ("key=lambda k: -scores[k]", "key=lambda k: scores[k]"),
     ),
     *of(
         "models/compression/unet_transfer",
         "models/compression/pruning",
         ("long if layer == short else layer", "layer"),
-        ("up = int(found[1]) + many - few", "up = int(found[1])"),
+        ("up = int(match[1]) + many - few", "up = int(match[1])"),
     ),
     *of(
         "models/compression/magnitude_pruning",

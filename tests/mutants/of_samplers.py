@@ -139,7 +139,7 @@ MUTANTS = (
     *of(
         "pipeline/samplers",
         "diffusion/samplers/presets",
-        ("or sampler.startswith(PREFIX):\n        go", "or False:\n        go"),
+        ("or sampler.startswith(PREFIX):\n        draw", "or False:\n        draw"),
     ),
     *of(
         "diffusion/samplers/sde",

@@ -1,7 +1,7 @@
-"""Shallower U-ViTs: a trained network without some of its pairs of blocks.
+"""Shallower U-ViTs: remove some of the pairs of blocks of a trained network.
 
-The long skips are a stack: in-block i hands its output to out-block n - 1 - i, where n = depth / 2.
-Those two are pair i.  Without a whole pair the rest stay aligned; without one of the two nothing would.
+The long skips are a stack: in-block i passes its output to out-block n - 1 - i, where n = depth / 2.
+Those two are pair i.  Removing a whole pair keeps the other skips aligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from halfstep.models import build_like, recipe
 
 
 def pairs_of(net: nn.Module) -> int:
-    """How many pairs of blocks a U-ViT has beside the middle one: half its depth."""
+    """The number of pairs of blocks of a U-ViT, half its depth."""
     name, config = recipe(net)
     if name != "uvit":
         raise ConfigError(
@@ -26,25 +26,25 @@ def pairs_of(net: nn.Module) -> int:
 
 
 def evenly_spaced(pairs: int, count: int) -> tuple[int, ...]:
-    """So many of the pairs 0 (outermost) to pairs - 1, as evenly spread as can be; the outermost is one."""
+    """`count` of the pairs 0 (outermost) to pairs - 1, evenly spaced, beginning with the outermost."""
     return tuple(k * pairs // count for k in range(count))
 
 
 def checked_pairs(keep: Sequence[int], pairs: int) -> tuple[int, ...]:
-    """The pairs in their order; refused unless each is one there is, once."""
+    """The pairs in order; `ConfigError` unless they exist and differ."""
     if not keep or sorted(set(keep)) != sorted(keep) or not 0 <= min(keep) <= max(keep) < pairs:
-        such = evenly_spaced(pairs, max(1, pairs // 2))
+        example = evenly_spaced(pairs, max(1, pairs // 2))
         raise ConfigError(
             f"keep names pairs of blocks, 0 (outermost) to {pairs - 1}, each once and at least one, got "
-            f"{' '.join(map(str, keep)) or 'none'}: write for example keep={such}"
+            f"{' '.join(map(str, keep)) or 'none'}: write for example keep={example}"
         )
     return tuple(sorted(keep))
 
 
 def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
-    """A copy of a U-ViT with these of its pairs of blocks alone; the others' weights are left out.
+    """A copy of a U-ViT with only these of its pairs of blocks.
 
-    In-block keep[j] becomes in-block j and out-block n - 1 - keep[j] out-block m - 1 - j, of m = len(keep).
+    In-block keep[j] becomes in-block j, and out-block n - 1 - keep[j] out-block m - 1 - j, with m = len(keep).
 
     net   made by `build`
     keep  0 is the outermost pair, next to the image
@@ -53,9 +53,9 @@ def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
     keep = checked_pairs(keep, pairs)
     with torch.device("meta"):
         new = build_like(net, {**recipe(net)[1], "depth": 2 * len(keep)})
-    theirs = net.state_dict()
-    own = {key: theirs[_before(key, keep, pairs)].detach().clone() for key in new.state_dict()}
-    new.load_state_dict(own, assign=True)
+    old = net.state_dict()
+    state = {key: old[_before(key, keep, pairs)].detach().clone() for key in new.state_dict()}
+    new.load_state_dict(state, assign=True)
     new.model.gradient_checkpointing = net.model.gradient_checkpointing  # type: ignore[union-attr]
     new.train(net.training)
     freeze_alike(new, net, lambda key: _before(key, keep, pairs))
@@ -63,7 +63,7 @@ def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
 
 
 def _before(key: str, keep: Sequence[int], pairs: int) -> str:
-    """The name that a tensor of the shallower network has in the deeper one."""
+    """The name in the deeper network of a tensor of the shallower one."""
     head, blocks, rest = key.partition("_blocks.")
     if not blocks:
         return key
@@ -75,34 +75,34 @@ def _before(key: str, keep: Sequence[int], pairs: int) -> str:
 
 
 def matching_blocks(keep: Sequence[int], pairs: int) -> list[int]:
-    """Whose output each block of the shallower network stands for, both counted in the order they run.
+    """For each block of the shallower network the block of the deeper one whose output it should match.
 
-    That of the last block before the next one that is kept: what a kept block was trained to read is what
-    it should go on reading.
+    Both are counted in the order they run.  It is the last block before the next kept one, so that a kept
+    block goes on reading what it was trained to read.
     """
-    places = [*keep, pairs, *(2 * pairs - k for k in reversed(keep))]
-    return [following - 1 for following in [*places[1:], 2 * pairs + 1]]
+    kept = [*keep, pairs, *(2 * pairs - k for k in reversed(keep))]
+    return [following - 1 for following in [*kept[1:], 2 * pairs + 1]]
 
 
 def pair_scores(net: nn.Module, loss: Callable[[nn.Module], float]) -> list[float]:
-    """For each pair of blocks by how much `loss` of the network rises without it: its worth.
+    """For each pair of blocks its score: how much `loss` of the network rises without it.
 
-    Nearly additive over pairs (LAPTOP-Diff 2024), so those of the least worth are left out together.
+    Scores are nearly additive over pairs (LAPTOP-Diff 2024), so those of the lowest are removed together.
     """
     pairs = pairs_of(net)
     if pairs < 2:
         raise ConfigError(
-            f"this U-ViT has {pairs} pair of blocks, and none can be left out: make it narrower instead "
+            f"this U-ViT has {pairs} pair of blocks, and none can be removed: make it narrower instead "
             "(command line: --student embed_dim 32)"
         )
     whole = loss(net)
     return [
-        loss(shallower(net, [k for k in range(pairs) if k != gone])) - whole
-        for gone in range(pairs)
+        loss(shallower(net, [k for k in range(pairs) if k != removed])) - whole
+        for removed in range(pairs)
     ]
 
 
-def best_pairs(worth: Sequence[float], count: int) -> tuple[int, ...]:
-    """The `count` pairs of the greatest worth, the outermost first."""
-    best = sorted(range(len(worth)), key=lambda k: -worth[k])[:count]
+def best_pairs(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The `count` pairs of the highest scores, the outermost first."""
+    best = sorted(range(len(scores)), key=lambda k: -scores[k])[:count]
     return tuple(sorted(best))

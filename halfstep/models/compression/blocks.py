@@ -1,4 +1,4 @@
-"""What a network's blocks put out: the features that a smaller student is compared in."""
+"""The blocks of a network, whose outputs are compared with those of a smaller student."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from halfstep.models import recipe
 
 
 def blocks_of(net: nn.Module) -> list[nn.Module]:
-    """Those of a U-ViT or of diffusers' `UNet2DModel`, in the order they run; none of other networks."""
+    """The blocks of a U-ViT or of diffusers' `UNet2DModel` in the order they run; [] for others."""
     kind, model = _kind(net), getattr(net, "model", None)
     sides: Any = {"uvit": ("in", "mid", "out"), "unet": ("down", "mid", "up")}.get(kind)
     if sides is None:
         return []
     first, middle, last = (f"{side}_block{'s' * (side != 'mid')}" for side in sides)
-    found = [*getattr(model, first), getattr(model, middle), *getattr(model, last)]
-    return [block for block in found if block is not None]
+    blocks = [*getattr(model, first), getattr(model, middle), *getattr(model, last)]
+    return [block for block in blocks if block is not None]
 
 
 def extras_of(net: nn.Module) -> int:
-    """Tokens before the patches, of time and label or text: a U-ViT's; what they say is not the image."""
+    """The number of a U-ViT's tokens before the patches, of time and label or text; 0 for others."""
     return int(net.model.extras) if _kind(net) == "uvit" else 0  # type: ignore[union-attr, arg-type]
 
 
 def widths_of(net: nn.Module) -> list[int]:
-    """How many channels each of `blocks_of` puts out."""
+    """The output channels of each of `blocks_of`."""
     if _kind(net) == "uvit":
         return [int(recipe(net)[1]["embed_dim"])] * len(blocks_of(net))
     if _kind(net) != "unet":
@@ -35,17 +35,14 @@ def widths_of(net: nn.Module) -> list[int]:
 
 
 def comparable(net: nn.Module, other: nn.Module) -> bool:
-    """Whether features of the two have the same places, block by block of a U-Net; widths may differ."""
+    """Whether the features of two networks have the same grids, block by block of a U-Net.
+
+    Their widths may differ.
+    """
     name, config = recipe(net)
     other_name, other_config = recipe(other)
     keys = {
-        "uvit": (
-            "patch_size",
-            "img_size",
-            "num_classes",
-            "clip_dim",
-            "num_clip_token",
-        ),
+        "uvit": ("patch_size", "img_size", "num_classes", "clip_dim", "num_clip_token"),
         "unet": ("sample_size",),
     }.get(name)
     if name != other_name or keys is None:

@@ -1,8 +1,8 @@
-"""Magnitude pruning, as torch.nn.utils.prune does it: the smallest weights become 0, and stay so.
+"""Magnitude pruning, as in torch.nn.utils.prune: the smallest weights become 0 and stay 0.
 
 Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", without the training
 that follows there.  Zeros take as much room and time as other numbers in a dense file and a dense product:
-what is measured is what a network does without.
+the quality of the pruned network is measured, not its speed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,13 +19,13 @@ KINDS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
 def sparsify(net: nn.Module, share: float, *, rows: bool = False) -> nn.Module:
-    """Itself, without a share of the weights of its wide linear and convolutional layers.
+    """Set a share of the weights of a network's wide linear and convolutional layers to 0; returns it.
 
-    share  in (0, 1): of all of them together the smallest by magnitude; with
-    rows   of each layer's own rows (output channels) those of the smallest L2 norm, rounded to whole rows
+    share  in (0, 1), of the smallest weights by magnitude over all layers
+    rows   in each layer instead the rows (output channels) of the smallest L2 norm, a whole number of them
 
-    Every layer keeps its largest weight, or row, however large the share: without it all that comes after
-    would read a constant.  `ConfigError` for a share that is none, and for a network without such layers.
+    Every layer keeps its largest weight, or row, at any share: without it the later layers would read a
+    constant.  `ConfigError` for an invalid share, and for a network without such layers.
     """
     check_share(share)
     layers = wide_layers(net, *KINDS)
@@ -51,25 +51,25 @@ def sparsify(net: nn.Module, share: float, *, rows: bool = False) -> nn.Module:
 
 
 def _weights(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """By name; one that several layers share is there once."""
-    found = dict[int, tuple[str, Tensor]]()
+    """The layers' weights by name; a weight shared by several layers is listed once."""
+    weights = dict[int, tuple[str, Tensor]]()
     for name, layer in layers.items():
         weight: Any = layer.weight
-        found.setdefault(id(weight), (name, weight))
-    return dict(found.values())
+        weights.setdefault(id(weight), (name, weight))
+    return dict(weights.values())
 
 
 def _of_all(weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """1 where a weight stays, 0 at this share of all of them, those of the least magnitude.
+    """Masks: 0 at this share of the weights, those of the least magnitude, 1 elsewhere.
 
-    The largest weight of each layer stays, whatever the share.  Weights are counted by rows, however they
-    lie in memory (channels last, say).
+    The largest weight of each layer stays at any share.  Ties are broken in row order, for any memory format
+    (such as channels last).
     """
     size = torch.cat([weight.detach().abs().reshape(-1) for weight in weights.values()])
-    kept = torch.ones_like(size)
-    kept[size.topk(round(share * len(size)), largest=False).indices] = 0
+    mask = torch.ones_like(size)
+    mask[size.topk(round(share * len(size)), largest=False).indices] = 0
     counts = [weight.numel() for weight in weights.values()]
-    parts = kept.split(counts)
+    parts = mask.split(counts)
     for part, sizes in zip(parts, size.split(counts), strict=True):
         part[sizes.argmax()] = 1
     pairs = zip(weights.items(), parts, strict=True)
@@ -77,18 +77,18 @@ def _of_all(weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
 
 
 def _of_rows(weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """1 for each row that stays, shaped to multiply the weight: of the largest norms, at least one."""
-    found = dict[str, Tensor]()
+    """Masks that multiply the weights: 1 for the rows of the largest norms, at least one, 0 for others."""
+    masks = dict[str, Tensor]()
     for name, weight in weights.items():
         norms = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
-        kept = torch.zeros_like(norms)
-        kept[norms.topk(max(len(norms) - round(share * len(norms)), 1)).indices] = 1
-        found[name] = kept.reshape(-1, *[1] * (weight.ndim - 1))
-    return found
+        mask = torch.zeros_like(norms)
+        mask[norms.topk(max(len(norms) - round(share * len(norms)), 1)).indices] = 1
+        masks[name] = mask.reshape(-1, *[1] * (weight.ndim - 1))
+    return masks
 
 
 def check_share(share: float) -> None:
-    """Refuse a share of weights that there cannot be."""
+    """`ConfigError` for a share of weights outside (0, 1)."""
     validate("the share of pruning", share, float)
     if not 0 < share < 1:
         raise ConfigError(

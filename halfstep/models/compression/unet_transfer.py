@@ -1,4 +1,4 @@
-"""Weights of a diffusers `UNet2DModel` for one of fewer layers or levels: whose layer becomes whose."""
+"""Transfer the weights of a diffusers `UNet2DModel` to one of fewer layers or levels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,56 +14,58 @@ LEVEL = re.compile(r"up_blocks\.(\d+)\.")
 
 
 def teacher_name(key: str, *, levels: Sequence[int], layers: Sequence[int]) -> str | None:
-    """What a tensor of the smaller U-Net is called in the larger; None where that has nothing like it.
+    """The name in the larger U-Net of a tensor of the smaller one; None if it has no counterpart.
 
-    Level k from the image stays level k, so up-blocks are counted from their end.  On the way down the
-    first layers are kept.  On the way up the first reads what comes from below and the last the skip of
-    the level above: they stay the first and the last (as BK-SDM's map of Stable Diffusion has it).
+    Level k from the image stays level k, so that up-blocks are counted from their end.  Down-blocks keep
+    their first layers.  In an up-block the first layer reads the level below and the last the skip of the
+    level above: they stay the first and the last (as in BK-SDM's map of Stable Diffusion).
 
-    levels, layers  how many (smaller, larger): lengths of block_out_channels, and layers_per_block
+    levels, layers  (smaller, larger): lengths of block_out_channels, and layers_per_block
     """
     (few, many), (short, long) = levels, layers
-    if found := LEVEL.search(key):
-        up = int(found[1]) + many - few
+    if match := LEVEL.search(key):
+        up = int(match[1]) + many - few
         if up < 0:
             return None
-        key = f"{key[: found.start(1)]}{up}{key[found.end(1) :]}"
-    if found := BLOCK.search(key):
-        layer = int(found[4])
-        layer = long if layer == short else layer  # the last on the way up, which has one more
-        key = f"{key[: found.start(4)]}{layer}{key[found.end(4) :]}"
+        key = f"{key[: match.start(1)]}{up}{key[match.end(1) :]}"
+    if match := BLOCK.search(key):
+        layer = int(match[4])
+        layer = (
+            long if layer == short else layer
+        )  # the last layer of an up-block, which has one more
+        key = f"{key[: match.start(4)]}{layer}{key[match.end(4) :]}"
     return key
 
 
 def transfer_weights(net: nn.Module, old: nn.Module) -> list[str]:
-    """Give a U-Net the weights of a larger one, module by module where all of its shapes agree.
+    """Copy weights of a larger U-Net, module by module where all shapes of a module agree.
 
-    net, old  `UNetNet`s; returns the names of the tensors that were copied
+    net, old  `UNetNet`s; returns the names of the copied tensors
     """
     new: Any = net
     larger: Any = old
-    levels = tuple(len(one.model.config["block_out_channels"]) for one in (new, larger))
-    layers = tuple(one.model.config["layers_per_block"] for one in (new, larger))
-    mine, theirs = net.state_dict(), old.state_dict()
-    named = {key: teacher_name(key, levels=levels, layers=layers) for key in mine}
-    fits = [key for key in mine if _fits(key, mine, named, theirs)]
+    levels = tuple(len(each.model.config["block_out_channels"]) for each in (new, larger))
+    layers = tuple(each.model.config["layers_per_block"] for each in (new, larger))
+    state, old_state = net.state_dict(), old.state_dict()
+    names = {key: teacher_name(key, levels=levels, layers=layers) for key in state}
+    copied = [key for key in state if _fits(key, state, names, old_state)]
     with torch.no_grad():
-        for key in fits:
-            mine[key].copy_(theirs[str(named[key])])
-    freeze_alike(net, old, {key: named[key] for key in fits}.get)  # what is taken over
-    return fits
+        for key in copied:
+            state[key].copy_(old_state[str(names[key])])
+    freeze_alike(net, old, {key: names[key] for key in copied}.get)
+    return copied
 
 
 def _fits(
     key: str,
-    mine: Mapping[str, Tensor],
-    named: Mapping[str, str | None],
-    theirs: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str | None],
+    old_state: Mapping[str, Tensor],
 ) -> bool:
-    """Whether the whole module has an equal: a weight of one network with a bias of another is neither's."""
+    """Whether the tensor's whole module has a counterpart, so that its weight and bias stay together."""
     owner = key.rpartition(".")[0]
-    module: Sequence[str] = [other for other in mine if other.rpartition(".")[0] == owner]
     return all(
-        (old := named[one]) in theirs and theirs[str(old)].shape == mine[one].shape
-        for one in module
+        (old := names[each]) in old_state and old_state[str(old)].shape == state[each].shape
+        for each in state
+        if each.rpartition(".")[0] == owner
     )
