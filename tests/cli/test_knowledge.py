@@ -91,7 +91,7 @@ def test_rehearsed(cli, tmp_path):
         ),
         ("--teacher t0 --data digits --out r --net shalow", "perhaps you meant 'shallow'"),
         ("--teacher few --data digits --out r", "the teacher knows 3 classes and the data has 10"),
-        ("--teacher t0 few --data digits --out r", "the teachers know 3 and 10 classes"),
+        ("--teacher t0 few --data digits --out r", "3 and 10 classes"),
         ("--teacher t0 --data two-moons --out r", "classifiers are taught on images"),
         ("--teacher t0 --data digits --out r --precision bf16", "leave it out"),
         (

@@ -326,7 +326,7 @@ def test_a_teacher_that_is_a_student_has_no_sampler_with_another_grid(data):
     )
     asked = replace(BRIEF, full=4, baselines=("ddim", "dpm-fast"))
     (sentence,) = subject.left_out(asked)
-    assert sentence.startswith("no baseline dpm-fast: 'dpm-fast' walks on a grid of its own")
+    assert sentence.startswith("no baseline dpm-fast: 'dpm-fast' has a grid of its own")
 
 
 def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):

@@ -179,13 +179,13 @@ def test_prompts_are_their_states_and_the_empty_text_is_the_default():
 def test_what_texts_cannot_be():
     pipe = texts_pipeline()
     refused = partial(pytest.raises, ConfigError)
-    with refused(match="3 samples of this pipeline need 3 prompts"):
+    with refused(match="need 3 prompts"):
         pipe.sample(3, prompts=["one"])
     with refused(match=r"encoder_hidden_states of shape \[1, 5, 6\]"):
         pipe.sample(1, encoder_hidden_states=torch.zeros(1, 5, 7))
     with refused(match="in two ways"):
         pipe.sample(1, prompts=["a"], encoder_hidden_states=torch.zeros(1, 5, 6))
-    with refused(match="no encoder for its prompts.*--text FOLDER"):
+    with refused(match="--text FOLDER"):
         Pipeline(pipe.denoiser, pipe.shape, empty=pipe.empty).sample(1, prompts=["a"])
     with refused(match="reads no texts"):
         latents_pipeline().sample(1, prompts=["a"])
@@ -199,7 +199,7 @@ def test_an_encoder_that_it_was_not_trained_with_is_refused(tmp_path):
     assert again.steps == 3
     mine = again.with_texts(Letters()).sample(2, prompts=["a", "b"], seed=4)
     assert torch.equal(mine, pipe.sample(2, prompts=["a", "b"], seed=4))
-    with pytest.raises(ConfigError, match="other states for the empty text"):
+    with pytest.raises(ConfigError, match="empty text"):
         again.with_texts(Letters(turn=1.1))
     with pytest.raises(ConfigError, match="reads no texts"):
         latents_pipeline().with_texts(Letters())
@@ -264,16 +264,16 @@ def test_another_size_is_in_pixels_and_can_be_saved(tmp_path):
 
 @pytest.mark.parametrize("size", [(15, 20), (16, 21)])
 def test_a_size_that_the_codec_cannot_make_is_refused(size):
-    with pytest.raises(ConfigError, match="in multiples of 2 pixels"):
+    with pytest.raises(ConfigError, match="multiples of 2"):
         latents_pipeline().at_size(*size)
 
 
 def test_a_student_and_a_network_without_sizes_are_refused():
     pipe = latents_pipeline()
-    with pytest.raises(ConfigError, match="another size is for a teacher"):
+    with pytest.raises(ConfigError, match="for a teacher"):
         replace(pipe, times=(uniform(2),)).at_size(16, 16)
     points = Pipeline(Denoiser(build("mlp", {"dim": 2}), Cosine(), V()), (2,))
-    with pytest.raises(ConfigError, match="another size is for a teacher"):
+    with pytest.raises(ConfigError, match="for a teacher"):
         points.at_size(8, 8)
     dit = build(
         "dit",
@@ -282,7 +282,7 @@ def test_a_student_and_a_network_without_sizes_are_refused():
             attention_head_dim=4,
         ),
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="a DiTNet cannot be given another image size"):
+    with pytest.raises(ConfigError, match="another image size"):
         Pipeline(Denoiser(dit, Cosine(), V()), (3, 4, 4)).at_size(8, 8)
 
 
@@ -316,7 +316,7 @@ def test_a_teachers_own_sampler_walks_on_its_own_grid(name):
         assert torch.allclose(x, sample(pipe.denoiser, noise, times, step), atol=1e-5)
     student = replace(pipe, times=(uniform(2),), sampler="ddim")
     assert torch.equal(student.sample(2), student.sample(2, sampler="ddim"))
-    with pytest.raises(ConfigError, match=f"'{name}' walks on a grid of its own, and a student"):
+    with pytest.raises(ConfigError, match=f"'{name}' has a grid"):
         student.sample(2, sampler=name)
 
 

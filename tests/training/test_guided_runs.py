@@ -333,9 +333,7 @@ def test_the_scale_is_an_input_and_every_step_one_call():
 @pytest.mark.parametrize("asked, write", [(0.9, "1"), (4.01, "4"), (1.0, "2")])
 def test_scales_outside_the_range_are_refused(asked, write):
     made = guided_pipeline((2.0, 4.0) if asked == 1 else (1.0, 4.0))
-    said = (
-        rf"takes guidance scales from .* to 4, asked for {asked:g}: write guidance_scale={write}$"
-    )
+    said = rf"got {asked:g}: write guidance_scale={write}$"
     with pytest.raises(ConfigError, match=said):
         made.sample(2, steps=1, guidance_scale=asked)
     made.sample(2, steps=1, guidance_scale=float(write))

@@ -44,7 +44,7 @@ def checked_pairs(keep: Sequence[int], pairs: int) -> tuple[int, ...]:
 def shallower(net: nn.Module, keep: Sequence[int]) -> nn.Module:
     """A copy of a U-ViT with only these of its pairs of blocks.
 
-    In-block keep[j] becomes in-block j, and out-block n - 1 - keep[j] out-block m - 1 - j, with m = len(keep).
+    In-block keep[j] becomes in-block j, and out-block n - 1 - keep[j] out-block m - 1 - j; m = len(keep).
 
     net   made by `build`
     keep  0 is the outermost pair, next to the image

@@ -217,7 +217,7 @@ def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
     student = replace(pipeline(told=told), times=(uniform(4),))
     with pytest.raises(ConfigError, match="not distilled for 3 steps"):
         cost([(student, "ddim", 4), (student, "ddim", 3)])
-    with pytest.raises(ConfigError, match="walks on a grid of its own"):
+    with pytest.raises(ConfigError, match="grid of its own"):
         cost([(student, "ddim", 4), (student, "dpm-fast", 4)])
     for options in ({"batches": ()}, {"batches": (0,)}, {"rounds": 0}):
         with pytest.raises(ConfigError, match="rounds=5"):

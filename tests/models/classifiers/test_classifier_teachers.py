@@ -125,7 +125,7 @@ def test_the_digest_is_of_kinds_and_weights():
     "nets, said",
     [
         ([], "there is no teacher: give one"),
-        ([Net(), Net(num_classes=5)], "the teachers know 4 and 5 classes"),
+        ([Net(), Net(num_classes=5)], "4 and 5 classes"),
         ([nn.Flatten(2)], "it must return logits"),
     ],
 )
@@ -136,7 +136,7 @@ def test_teachers_that_cannot_be(nets, said):
 
 def test_a_teacher_is_given_once():
     net = Net()
-    with pytest.raises(ConfigError, match="there twice"):
+    with pytest.raises(ConfigError, match="twice"):
         Teachers(net, net)
 
 
@@ -191,7 +191,7 @@ def test_a_checkpointed_part_is_seen_once_and_has_its_gradient():
         (("idle", "conv"), "the part 'idle' did not run"),
         (
             ("conv", "hidden"),
-            r"the student's 'conv' puts out \[6, 5, 4\] and the teacher's 'hidden' \[18\]",
+            "sides may not",
         ),
     ],
 )
