@@ -1,4 +1,4 @@
-"""The command line: one file a verb.  This one imports nothing heavy, so that help comes at once."""
+"""The command line: one file a verb.  This one imports nothing heavy, so that help is fast."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 PAGES = Path(__file__).parent / "help"
-"""The page of help of each command, which `make pages` writes from the declared options."""
+"""The help page of each command, which `make pages` writes from the declared options."""
 HELP = """\
 halfstep: how few steps can your diffusion model get away with, and what does it cost?
 
@@ -66,14 +66,14 @@ First time here?  halfstep demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.  What the user can mend is one line and status 2."""
+    """Run one command; returns the exit status.  An error that the user can mend is one line, status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         with warnings.catch_warnings():
-            # Pillow's, of pictures from 90 megapixels on; it refuses those of twice as many.
+            # Pillow warns of pictures from 90 megapixels on, and refuses those of twice as many.
             warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
             status = _dispatch(args)
-        _print("")  # what is left in the buffer
+        _print("")  # flushes the buffer
         return status
     except HalfstepError as error:
         _complain(error)
@@ -81,29 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         _complain(stopped)
-        left = stopped.__cause__
-        return _unread(left) if isinstance(left, BrokenPipeError) else 130
+        cause = stopped.__cause__
+        return _unread(cause) if isinstance(cause, BrokenPipeError) else 130
     except BrokenPipeError as error:
         return _unread(error)
     except KeyboardInterrupt:
         _complain("stopped at once; what was saved before is untouched")
         _tell_others(args, "it was stopped at once")
         return 130
-    except (Exception, SystemExit) as left:  # a fault of ours, or help was asked for
-        _tell_others(args, f"{type(left).__name__}: {left}")
+    except (Exception, SystemExit) as error:  # a bug
+        _tell_others(args, f"{type(error).__name__}: {error}")
         raise
 
 
-def _tell_others(args: list[str], said: str) -> None:
-    """Of several processes of a run the others would wait for one that refuses."""
+def _tell_others(args: list[str], reason: str) -> None:
+    """Tell the other processes of a run why this one ends; they would wait for it."""
     if args[:1] in (["train"], ["distill"], ["demo"]) and "WORLD_SIZE" in os.environ:
         from halfstep.training.peers import tell
 
-        tell(said)
+        tell(reason)
 
 
 def _print(text: str) -> None:
-    """Print where it goes at once; `BrokenPipeError` where nobody takes it."""
+    """Print without a buffer; `BrokenPipeError` if the output is closed."""
     try:
         print(text, end="", flush=True)
     except OSError as error:
@@ -111,16 +111,14 @@ def _print(text: str) -> None:
 
 
 def _complain(text: object) -> None:
-    """One line on stderr, where somebody reads that."""
+    """Print one line on stderr, if that is open."""
     with suppress(OSError):
         print(f"halfstep: {text}", file=sys.stderr, flush=True)
 
 
 def _unread(error: BrokenPipeError) -> int:
-    """The status of a command whose output nobody takes: it was read enough, or has no room."""
-    with suppress(
-        OSError, ValueError, TypeError
-    ):  # what is left in the buffer goes nowhere as we end
+    """The exit status of a command whose output is closed, as by `| head`, or whose disk is full."""
+    with suppress(OSError, ValueError, TypeError):  # Python flushes the buffer as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         _complain(f"cannot write what it prints: {error.strerror}")
@@ -135,58 +133,58 @@ def _dispatch(args: list[str]) -> int:
     if args[0] in ("-V", "--version"):
         _print(f"halfstep {__version__}\n")
         return 0
-    verb, rest = args[0], args[1:]
+    verb, *words = args
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     command, kinds = verb, VERBS[verb][1]
     if kinds:
-        if not rest or rest[0] in ("-h", "--help"):
+        if not words or words[0] in ("-h", "--help"):
             _print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}\n")
             return 0
-        if rest[0] not in kinds and not (verb == "distill" and _is_method(rest[0])):
-            raise unknown(f"'halfstep {verb}' called", rest[0], kinds)
-        command, rest = f"{verb} {rest[0]}", rest[1:]
+        if words[0] not in kinds and not (verb == "distill" and _is_method(words[0])):
+            raise unknown(f"'halfstep {verb}' called", words[0], kinds)
+        command, words = f"{verb} {words[0]}", words[1:]
     if (page := PAGES / f"{command.replace(' ', '-')}.txt").exists():
         text = page.read_text(encoding="utf-8")
-        if {"-h", "--help"} & set(rest):
+        if {"-h", "--help"} & set(words):
             _print(text)
             return 0
-        known = re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE)
-        refuse_unknown(known, rest, f"halfstep {command}")
+        names = re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE)
+        refuse_unknown(names, words, f"halfstep {command}")
     _quiet_threads(at_most=1 if verb == "demo" else None)
-    if "WORLD_SIZE" in os.environ:  # we say in a sentence that a process is gone, torch in C++
+    if "WORLD_SIZE" in os.environ:  # torch would log the loss of a process as a C++ trace
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    return _run(command, rest)
+    return _run(command, words)
 
 
 def _is_method(name: str) -> bool:
-    """Whether a method of this name is registered, which a page of help need not list."""
+    """Whether a method of this name is registered; it may have no help page."""
     _quiet_threads(at_most=None)  # before torch is imported
     from halfstep.methods import METHODS
 
     return name in METHODS
 
 
-def _run(command: str, rest: list[str]) -> int:
-    """Import the command's module, and with it torch, only now."""
+def _run(command: str, words: list[str]) -> int:
+    """Import the command's module, and with it torch, and run it."""
     verb, _, kind = command.partition(" ")
     is_method = verb == "distill" and kind != "knowledge"
     name = verb if is_method else MODULES.get(command, command.replace(" ", "_"))
     main = import_module(f"halfstep.cli.commands.{name}").main
-    status: int = main(kind, rest) if is_method else main(rest)
+    status: int = main(kind, words) if is_method else main(words)
     return status
 
 
 MODULES = {"distill knowledge": "distill_classifier"}
-"""The modules of halfstep.cli.commands that are not called as their command."""
+"""Modules of halfstep.cli.commands whose names differ from their commands'."""
 
 
 def _quiet_threads(at_most: int | None) -> None:
-    """OpenMP threads that wait by spinning cost up to 30 times on a shared CPU (see LOG.md).
+    """Let OpenMP threads sleep while they wait: spinning can take 30 times as long on a shared CPU (LOG.md).
 
-    Read once, when torch is imported; what is set by hand stays.
+    torch reads these variables once, when it is imported; variables set by hand stay.
 
-    at_most  threads a network can use: for the demo's small one a second thread costs more than it does
+    at_most  number of threads: the demo's small network is faster with one
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "OMP_NUM_THREADS" not in os.environ:
@@ -201,9 +199,9 @@ def _listing() -> str:
     lines = []
     for verb, (does, kinds) in VERBS.items():
         lines.append(f"  {verb:<9} {does}")
-        lines += [f"    {verb} {kind:<15} {what}" for kind, what in kinds.items()]
+        lines += [f"    {verb} {kind:<15} {text}" for kind, text in kinds.items()]
     return "\n".join(lines)
 
 
 def _kinds(kinds: dict[str, str]) -> str:
-    return "\n".join(f"  {kind:<15} {what}" for kind, what in kinds.items())
+    return "\n".join(f"  {kind:<15} {text}" for kind, text in kinds.items())

@@ -1,4 +1,4 @@
-"""Names of options: what may be typed, and our name for another tool's."""
+"""Names of options: refuse unknown ones, and suggest halfstep's name for another tool's."""
 
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -37,25 +37,25 @@ _OURS: dict[tuple[str, ...], str] = {
     ("labels",): "classes class-labels class-names",
     ("flip",): "random-flip horizontal-flip",
 }
-"""Our options, the first that a command has, for the names that other tools give them."""
-OTHER_NAMES = {theirs: ours for ours, names in _OURS.items() for theirs in names.split()}
+"""The names of other tools for halfstep's options; of several options the first that a command has."""
+OTHER_NAMES = {other: ours for ours, names in _OURS.items() for other in names.split()}
 
 
 def refuse_unknown(names: Collection[str], words: Sequence[str], command: str) -> None:
-    """Refuse an option that the command has not; `ConfigError` says which one is meant.
+    """Refuse an option that the command does not have; the `ConfigError` suggests one that it has.
 
-    names  of the command's options, as they are typed
+    names  names of the command's options, as they are typed
     """
-    known = {*names, "preset", "config", "help"}
+    valid = {*names, "preset", "config", "help"}
     for word in words:
         if word == "--":
             return
         name = word[2:].partition("=")[0].replace("_", "-")
-        if not word.startswith("--") or name in known or name.removeprefix("no-") in known:
+        if not word.startswith("--") or name in valid or name.removeprefix("no-") in valid:
             continue
         typed = word.partition("=")[0]
         name = name.removeprefix("no-")
-        ours = next((one for one in OTHER_NAMES.get(name, ()) if one in known), None)
+        ours = next((option for option in OTHER_NAMES.get(name, ()) if option in valid), None)
         if ours:
             raise ConfigError(
                 f"there is no option {typed}: here it is --{ours}; see {command} --help"

@@ -59,11 +59,11 @@ class CompressConfig(Validated):
     out: Path | None = None
     """Folder for the variants of a student without a run, or of a classifier."""
     teacher: Path | None = None
-    """The teacher, if the run does not know it or it was moved."""
+    """The teacher's folder, if the run does not name it or it was moved."""
     data: str | None = None
-    """The data, if not those of the run; of a classifier those that it is evaluated on."""
+    """The data, if not those of the run; for a classifier, labelled images to evaluate it on."""
     verify: bool = False
-    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+    """For latents: compare the checksums of all files first, not only of those written since."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     features: str = "auto"
@@ -71,7 +71,7 @@ class CompressConfig(Validated):
     device: str = "auto"
     """auto, or one by name."""
     evaluate: bool = True
-    """Evaluate them at once; halfstep evaluate RUN does it, too."""
+    """Evaluate the variants at once; halfstep evaluate RUN also does it."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -84,11 +84,11 @@ class CompressConfig(Validated):
         if self.int8:
             yield "int8", "int8", quantise(copy.deepcopy(net))
         for rows, shares in ((False, self.prune), (True, self.prune_rows)):
-            what = "rows" if rows else "weights"
+            parts = "rows" if rows else "weights"
             for share in shares:
                 percent = f"{100 * share:g}"
                 smaller = sparsify(copy.deepcopy(net), share, rows=rows)
-                yield f"{what}-{percent}", f"{percent} % of {what} pruned", smaller
+                yield f"{parts}-{percent}", f"{percent} % of {parts} pruned", smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +147,13 @@ def compress(
     prune       shares of the weights to set to 0, the smallest of the whole network
     prune_rows  shares of each layer's rows to set to 0, those of the smallest norm
     steps       of the students of a run; by default the one that passed its gate, or of the fewest steps
-    out         folder for the variants of what is no run
-    teacher     the teacher's folder, if the run does not know it or it was moved
+    out         folder for the variants of a student without a run, or of a classifier
+    teacher     the teacher's folder, if the run does not name it or it was moved
     data        the data, if not the run's
     verify      of latents: compare the checksums of all files first
     net         package.module:function that builds a network of your own
     features    as `evaluate` has it
-    evaluate    evaluate the variants at once; `halfstep.evaluate` does it, too
+    evaluate    evaluate the variants at once; `halfstep.evaluate` also does it
     evaluation  measurements, and how many samples they take
 
     `ConfigError` for students and options that do not go together, before anything is written.
@@ -166,9 +166,7 @@ def compress(
     )  # fmt: skip
     if not (int8 or config.prune or config.prune_rows):
         raise ConfigError("nothing says how: write --int8, --prune 0.3 0.5 or --prune-rows 0.3")
-    instead = (
-        "choose another --out" if config.out else "copy the run to where variants can lie in it"
-    )
+    instead = "choose another --out" if config.out else "copy the run to where it can be written"
     files.check_writable(config.out or config.run, instead)
     classifier = classifier_in(config.run)
     if classifier is not None:
@@ -229,15 +227,8 @@ def _write_variants(
         denoiser = copy.copy(student.denoiser)
         denoiser._modules = {**student.denoiser._modules, "net": smaller}
         write_variant(folder, Variant(replace(student, denoiser=denoiser), steps, kind), stage)
-        written.append(
-            CompressedStudent(
-                folder=folder,
-                kind=kind,
-                bytes=size_of(smaller),
-                original_bytes=size_of(net),
-                zeros=zeros(smaller),
-            )
-        )
+        sizes = {"bytes": size_of(smaller), "original_bytes": size_of(net)}
+        written.append(CompressedStudent(folder=folder, kind=kind, **sizes, zeros=zeros(smaller)))
     return written
 
 
@@ -259,15 +250,13 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
     features = features_for(config.features, data)
     written = _write_variants(config, student, config.run, files.make_folder(config.out))
     device, evaluation = pick_device(config.device), config.evaluation
-    scale = evaluation.guidance_scales or (
-        (1.0,) if student.guidance_range is None else student.guidance_range[:1]
-    )
+    scale = evaluation.guidance_scales or (student.guidance_range or (1.0,))[:1]
     evaluation = replace(
         evaluation, full=evaluation.full or teacher.steps, guidance_scales=scale, split_samples=0
     )
     variants = read_variants(config.out, net=config.net, student=config.run)
-    for one in (teacher, student, *(variant.pipeline for variant in variants)):
-        one.to(device)
+    for pipeline in (teacher, student, *(variant.pipeline for variant in variants)):
+        pipeline.to(device)
     report = report_on(
         Comparison(
             Candidates(teacher, [student], data, variants=variants),
@@ -281,7 +270,7 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
 
 
 def _refuse_for_classifiers(config: CompressConfig) -> None:
-    """Refuse options that say how samples are evaluated."""
+    """Refuse options of the evaluation of samples."""
     default = CompressConfig(run=config.run)
     names = ("steps", "teacher", "verify", "features", "device", "evaluate")
     changed = [name for name in names if getattr(config, name) != getattr(default, name)]

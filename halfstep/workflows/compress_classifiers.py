@@ -27,7 +27,7 @@ Variants = Callable[[nn.Module], Iterator[tuple[str, str, nn.Module]]]
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedClassifier:
-    """A classifier, or a smaller variant of it, and how good it is.
+    """A classifier, or a smaller variant of it, with its accuracy, size and speed.
 
     kind               "as trained", "int8" or "30 % of weights pruned"
     scores             accuracy on the labelled images, and agreement with the classifier as trained
@@ -56,7 +56,7 @@ def compress_classifier(
 
     folder    the classifier's own folder
     variants  maps the classifier to its variants
-    data      labelled images, all of which count
+    data      labelled images; all are used
     net       package.module:function that builds a network of your own
     """
     original = load_classifier(folder, net=net)
@@ -73,16 +73,17 @@ def compress_classifier(
         nets[kind] = load_classifier(out / name, net=net)
     progress.expect(len(nets))
     scores = list[Scores]()
-    for one in nets.values():
-        scores.append(score_classifier(one, images, teacher=original))
+    for classifier in nets.values():
+        scores.append(score_classifier(classifier, images, teacher=original))
         progress.advance()
     seconds = _seconds_per_image(list(nets.values()), images)
     rows = tuple(
         CompressedClassifier(
-            kind=kind, scores=score, bytes=size_of(one), zeros=zeros(one), seconds_per_image=taken
+            kind=kind, scores=score, bytes=size_of(classifier), zeros=zeros(classifier),
+            seconds_per_image=taken,
         )
-        for (kind, one), score, taken in zip(nets.items(), scores, seconds, strict=True)
-    )
+        for (kind, classifier), score, taken in zip(nets.items(), scores, seconds, strict=True)
+    )  # fmt: skip
     _save(out, data, len(images), rows)
     return rows
 
@@ -103,7 +104,7 @@ def _save(out: Path, data: str, images: int, rows: Sequence[CompressedClassifier
 
 @torch.no_grad()
 def _seconds_per_image(nets: Sequence[nn.Module], images: Dataset) -> list[float]:
-    """Seconds in a batch of 64: of all in turn, the median of the rounds, after one to warm up."""
+    """Seconds an image in a batch of 64: the median over rounds of all in turn, after one to warm up."""
     x = images.batch(torch.arange(BATCH) % len(images)).x0
     taken: list[list[float]] = [[] for _ in nets]
     for _ in range(1 + ROUNDS):

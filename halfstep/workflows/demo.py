@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.config.fields import build, flat
 from halfstep.config.preset_files import preset
 from halfstep.config.toml import from_file
@@ -51,13 +52,12 @@ class DemoConfig(Validated):
     out: Path | None = None
     """Folder for the run, results.json and the pictures: runs/demo, or runs/demo-guided."""
     quick: bool = False
-    """A tenth of the updates, and with --guided of the samples: a look at the machinery, not at the
-    quality."""
+    """A tenth of the updates, and with --guided of the samples: shows the machinery, not the quality."""
     from_scratch: bool = False
-    """Train the teacher first, instead of taking the one that comes with halfstep; with --guided distil
-    the student, instead of taking that one."""
+    """Train the teacher first, instead of the one that comes with halfstep; with --guided distil the
+    students, instead of the ones that come with halfstep."""
     seed: Seed = 0
-    """Of training; the scores always use the same noise."""
+    """Seed of training; the scores always use the same noise."""
     n: SampleCount | None = None
     """Samples per score: 2,000 by default, with --guided 1,000, each 128 calls of the guided teacher."""
     device: str = "auto"
@@ -86,7 +86,7 @@ class DistillPreset(Generic[M]):
 
 @dataclass(frozen=True)
 class Demo:
-    """A teacher that is ready to be distilled; of its students nothing is written yet."""
+    """A teacher that is ready to be distilled; no student is written yet."""
 
     config: DemoConfig
     data: Data
@@ -120,7 +120,7 @@ class Demo:
     ) -> Report:
         """Score the students; write report, pictures and numbers into OUT.
 
-        rows  of the teacher
+        rows  the teacher's rows
         """
         config, run = self.config, self.config.folder / "distill"
         report = write_demo_report(
@@ -142,7 +142,7 @@ class Demo:
 
 
 def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None) -> Demo:
-    """Load the data and the teacher, which is trained into OUT/teacher where the config asks for that.
+    """Load the data and the teacher; with `from_scratch`, train the teacher into OUT/teacher.
 
     `ConfigError` for a folder that cannot be written.
     """
@@ -162,9 +162,9 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     return Demo(config, data, teacher, made, evaluation, scorer)
 
 
-def load_preset(kind: type[T], name: str, **more: Any) -> T:
-    """The options of a preset that comes with halfstep, and more of them by name."""
-    built: T = build(kind, from_file(kind, preset(name)) | more)
+def load_preset(kind: type[T], name: str, **changes: Any) -> T:
+    """The options of a preset that comes with halfstep, with changes by name."""
+    built: T = build(kind, from_file(kind, preset(name)) | changes)
     return built
 
 
@@ -193,7 +193,7 @@ def write_demo_report(
     config: DemoConfig,
     comparison: Comparison,
     *,
-    options: dict[str, object],
+    options: JsonObject,
     cost: TrainingCosts,
     run: Path,
     of_teacher: TeacherRows | None = None,
@@ -201,8 +201,8 @@ def write_demo_report(
 ) -> Report:
     """Measure, and write OUT/report.json, report.html and, of a guided run, slider.html.
 
-    options  of the training, which the report has
-    run      the run whose logged updates the report has
+    options  options of the training, for the report
+    run      the run whose logged updates the report shows
     """
     report = report_on(
         comparison,
@@ -216,8 +216,8 @@ def write_demo_report(
     return report
 
 
-def common_results(report: Report) -> dict[str, Any]:
-    """The entries that results.json of both demos ends with."""
+def common_results(report: Report) -> JsonObject:
+    """The entries of results.json that both demos have."""
     measure = report.measure
     cost = plain(report.run.cost)
     return {"samples": measure.samples, "features": measure.features, "cost": cost}
@@ -242,7 +242,7 @@ def _teacher_cost(config: DemoConfig) -> TrainingCost | None:
     return TrainingCost(**bundled_cost("digits-teacher"))
 
 
-def _results(report: Report) -> dict[str, Any]:
+def _results(report: Report) -> JsonObject:
     """The numbers of results.json."""
     return {
         "teacher": _numbers(report.teacher),

@@ -1,9 +1,9 @@
 """The guided demo: one student for every guidance scale, compared with the guided teacher."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.data import Data, load
 from halfstep.errors import ConfigError
@@ -37,7 +37,7 @@ MOST_STEPS = 8
 
 @dataclass(frozen=True)
 class GuidedDemo:
-    """Students for every guidance scale, where they are bundled, or a teacher that is ready for them."""
+    """The bundled students for every guidance scale, or a teacher that is ready to be distilled."""
 
     config: DemoConfig
     data: Data
@@ -58,8 +58,8 @@ class GuidedDemo:
         """The bundled students, or those distilled into OUT/distill; of 8 steps and fewer."""
         if not self.config.from_scratch:
             return bundled_students()
-        made = distill_students(self.teacher, self.data, self.preset, self.config, callback)
-        return [one for one in made if one.times and len(one.times[0]) - 1 <= MOST_STEPS]
+        students = distill_students(self.teacher, self.data, self.preset, self.config, callback)
+        return [s for s in students if s.times and len(s.times[0]) - 1 <= MOST_STEPS]
 
     @property
     def evaluation(self) -> Evaluation:
@@ -80,7 +80,7 @@ class GuidedDemo:
         for pipeline in (self.teacher, *students):
             pipeline.to(pick_device(config.device))
         files.make_folder(out)
-        counts = tuple(len(one.times[0]) - 1 for one in students)
+        counts = tuple(len(student.times[0]) - 1 for student in students)
         evaluation = replace(self.evaluation, counts=counts)
         run = out / "distill" if config.from_scratch else out
         cost = training_cost(run) if config.from_scratch else TrainingCost(**bundled_cost(PRESET))
@@ -121,7 +121,7 @@ def prepare_guided_demo(config: DemoConfig) -> GuidedDemo:
     return GuidedDemo(config, data, teacher, replace(loaded, method=method, training=training))
 
 
-def _results(report: Report) -> dict[str, Any]:
+def _results(report: Report) -> JsonObject:
     """The numbers of results.json: `guided` has a row for every guidance scale and number of steps."""
     assert report.guided is not None
     rows = report.guided.rows

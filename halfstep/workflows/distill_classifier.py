@@ -38,13 +38,13 @@ class ClassifierTeacherOptions(Validated):
     """Teachers and student."""
 
     teacher: tuple[Path, ...] = ()
-    """Folders of classifiers, or of their runs; several answer as the mean of their probabilities."""
+    """Folders of classifiers, or of their runs; several teach the mean of their probabilities."""
     teacher_net: str | None = None
     """package.module:function, if a teacher's network is one of your own."""
     net: str = "shallow"
     """The student: features, cnn, shallow, deeper, toy-student, ..., or package.module:function."""
     net_config: dict[str, str] = field(default_factory=dict)
-    """Its own options, as NAME VALUE pairs."""
+    """The student's own options, as NAME VALUE pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class RecipeOptions(Validated):
     """hinton, report, keras, deit-hard, patient-teacher, logits, tang, decoupled, dist, standardised,
     features, or package.module:function of your own."""
     recipe_config: dict[str, str] = field(default_factory=dict)
-    """Its own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
+    """The recipe's own options, as NAME VALUE pairs: temperature 4 soft_weight 0.9 hard_weight 0.1..0."""
     updates: Updates = 5_000
     """Optimiser updates."""
     cache: Path | None = None
-    """A folder that keeps the teacher's logits, so that they are computed once for each sample and view."""
+    """A folder for the teacher's logits, so that they are computed once for each sample and view."""
     unlabelled: bool = False
-    """Of --labels-per-class: keep the other images, without their labels."""
+    """With --labels-per-class: keep the other images, without their labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +98,12 @@ class ClassifierDistillation:
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether answers of the teacher are missing from the cache."""
+        """Whether logits of the teacher are missing from the cache."""
         cache = self.config.recipe.cache
         return cache is not None and self.method.asks_teacher and bool(missing(cache, self.data))
 
     def fill_cache(self, *, progress: Progress = SILENT) -> None:
-        """Write the teacher's missing answers to the cache."""
+        """Write the teacher's missing logits to the cache."""
         cache, device = self.config.recipe.cache, pick_device(self.config.folder.device)
         if cache is not None:
             cached_logits(
@@ -120,9 +120,9 @@ class ClassifierDistillation:
         )  # fmt: skip
 
     def compare(self, student: nn.Module) -> ClassifierComparison | None:
-        """Score student and teacher on the held-out data; without any, on the images of the training.
+        """Score student and teacher on the held-out data; without any, on the training images.
 
-        None where the images have no labels.
+        None if the images have no labels.
         """
         data = self.held_out or replace(self.data, augmentation=None, flip=False)
         if data.unlabelled == len(data):
@@ -136,9 +136,9 @@ def prepare_distillation(
 ) -> ClassifierDistillation:
     """Load the teacher, read the data and build the student.
 
-    progress  of reading the data
+    progress  progress of reading the data
 
-    `ConfigError` where folder, teacher, data, student and recipe do not go together.
+    `ConfigError` if folder, teacher, data, student and recipe do not go together.
     """
     config.folder.check()
     if config.recipe.cache is not None:
@@ -157,11 +157,11 @@ def prepare_distillation(
 def distillation_images(
     data: Data, config: DistillClassifierConfig
 ) -> tuple[Dataset, Dataset | None]:
-    """The images for training, unlabelled and mixed ones among them, and the held-out ones."""
+    """The images for training, which may be unlabelled or mixed, and the held-out ones."""
     images, unlabelled = config.images, config.recipe.unlabelled
     if unlabelled and not images.labels_per_class:
         raise ConfigError(
-            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that, too"
+            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that too"
         )
     if not isinstance(data, Dataset) or len(data.shape) != 3:
         raise ConfigError(
@@ -192,7 +192,7 @@ def new_student(
     options: ClassifierTeacherOptions, teacher: Teachers, data: Dataset, seed: int
 ) -> nn.Module:
     """A student of the teacher's classes, with weights that depend on the seed alone."""
-    classes = teacher(_one(data)).shape[1]
+    classes = _class_count(teacher, data)
     if data.num_classes > classes:
         raise ConfigError(
             f"the teacher knows {classes} classes and the data has {data.num_classes}: give data of those "
@@ -203,18 +203,20 @@ def new_student(
         return build_classifier(options.net, {**fits, **literals(options.net_config)})
 
 
-def _refuse_other_classes(teacher: Teachers, data: Dataset, held: Dataset | None) -> None:
-    """`ConfigError` for images, held-out ones too, of classes that the teacher does not know."""
+def _refuse_other_classes(teacher: Teachers, data: Dataset, held_out: Dataset | None) -> None:
+    """`ConfigError` for training or held-out images of classes that the teacher does not know."""
     taught_classes(teacher, data)
-    if held is None:
+    if held_out is None:
         return
-    taught_classes(teacher, held)
-    if held.num_classes > (known := teacher(_one(data)).shape[1]):
+    taught_classes(teacher, held_out)
+    if held_out.num_classes > (classes := _class_count(teacher, data)):
         raise ConfigError(
-            f"the teacher knows {known} classes and the held-out data has {held.num_classes}: validate on "
-            "data of its classes"
+            f"the teacher knows {classes} classes and the held-out data has {held_out.num_classes}: validate "
+            "on data of its classes"
         )
 
 
-def _one(data: Data) -> torch.Tensor:
-    return data.batch(torch.arange(1)).x0
+def _class_count(teacher: Teachers, data: Dataset) -> int:
+    """The number of the teacher's logits."""
+    count: int = teacher(data.batch(torch.arange(1)).x0).shape[1]
+    return count

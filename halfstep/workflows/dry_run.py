@@ -13,16 +13,18 @@ from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 
 FIRST, TIMED = 2, 3
-"""Samples of the first pass, and passes whose median counts."""
+"""Samples of the first pass, and number of passes for the median."""
 PATIENCE, LONG = 2.0, 8.0
-"""Seconds that timing takes after the first pass; and those of a first pass that are believed."""
+"""Seconds for timing after the first pass; a first pass that takes longer than LONG is the only one."""
 
 
 def seconds_per_update(
     stage: Stage, data: Data, training: TrainingConfig, device: torch.device
 ) -> tuple[float, int]:
-    """Seconds of an update, and of how many samples at a time they were found: forward and backward of
-    as many as take a moment, at most a micro-batch, times the samples of an update."""
+    """Seconds of an update, and the number of samples that were timed together.
+
+    The time is that of a forward and backward, scaled to the samples of an update.
+    """
     size = training.micro_batch_size or training.batch_size
     student = stage.student
     for module in (student, *stage.objective.networks):
@@ -43,7 +45,7 @@ def seconds_per_update(
 
 
 def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:
-    """A CPU takes many times as long in fp16, too long to be timed with a large network."""
+    """Use fp32 on a CPU, where fp16 takes many times as long, too long for timing a large network."""
     if is_slow(module, device):
         module.autocast = None  # type: ignore[assignment]  # not a module
 
@@ -53,26 +55,25 @@ def is_slow(module: torch.nn.Module, device: torch.device) -> bool:
 
 
 def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
-    """How many samples were timed at once, and the seconds that they took: more and more of them, up to
-    `most`, while there is time; a first pass that is long decides by itself."""
+    """The largest number of samples, at most `most`, that is timed within PATIENCE, and its seconds."""
     count = min(FIRST, most)
-    took = timed(count)  # which also chooses kernels: a short one is not believed
-    if took > LONG:
-        return count, took
-    again = [timed(count)]
-    spent = again[0]
-    while count < most and spent + 4 * again[0] < PATIENCE:
+    seconds = timed(count)  # includes the choice of kernels, so that a short time is not used
+    if seconds > LONG:
+        return count, seconds
+    passes = [timed(count)]
+    spent = passes[0]
+    while count < most and spent + 4 * passes[0] < PATIENCE:
         count = min(2 * count, most)
-        again = [timed(count)]
-        spent += again[0]
-    while len(again) < TIMED and spent + again[0] < PATIENCE:
-        again.append(timed(count))
-        spent += again[-1]
-    return count, median(again)
+        passes = [timed(count)]
+        spent += passes[0]
+    while len(passes) < TIMED and spent + passes[0] < PATIENCE:
+        passes.append(timed(count))
+        spent += passes[-1]
+    return count, median(passes)
 
 
 def training_bytes(stage: Stage, training: TrainingConfig) -> int:
-    """Bytes: student, gradient, two moments, the average if there is one, and the teacher."""
+    """Bytes of student, gradient, two moments, the average if there is one, and the teacher."""
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
     return size * (4 + bool(training.ema)) + sum(
         p.numel() * p.element_size()

@@ -1,4 +1,4 @@
-"""Encode images as the noise that a model makes them of."""
+"""Encode images as noise, from which a model makes them again."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,25 +23,25 @@ from halfstep.workflows.noise_file import NoiseFile, stem
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(Validated):
-    """Turn images into the noise that a model makes them of; `halfstep sample --noise` turns it back."""
+    """Encode images as noise; `halfstep sample --noise` makes the images again."""
 
     pipeline: Annotated[Path | None, POSITIONAL] = None
     """A teacher's folder, an encoder's (halfstep distill encoder), or the run that made it."""
     official: Official = field(default_factory=Official)
     images: str
-    """A picture, a folder of them, or data by name: all that --data is elsewhere, but no latents."""
+    """A picture, a folder of pictures, or data by name as for --data, but no latents."""
     out: Path
-    """NAME.safetensors: the noise.  NAME.json says how it was made, NAME.png shows it."""
+    """NAME.safetensors: the noise.  NAME.json describes its origin, NAME.png shows it."""
     n: Count = 16
-    """How many, at most."""
+    """Number of images, at most."""
     first: CountOrNone = 0
     """Number of the first image."""
     steps: int | None = None
-    """Steps; an encoder's own by default, else 64."""
+    """Sampler steps; an encoder's own by default, else 64."""
     labels: str = ""
     """Labels of the images in turn, such as 3,8; by default those of the data."""
     prompt: tuple[str, ...] = ()
-    """Texts of the images, in turn, for a model that reads them."""
+    """Texts of the images, in turn, for a model that reads texts."""
     guidance_scale: float = 1.0
     """Guidance scale, 1 is off."""
     batch_size: CountOrNone = 0
@@ -58,7 +58,7 @@ class EncodedImages:
 
     path     NAME.safetensors, with NAME.json beside it
     noise    float32 [n, ...]
-    picture  NAME.png, the images above their noise; None where these cannot be shown so
+    picture  NAME.png, the images above their noise; None if these cannot be shown so
     """
 
     path: Path
@@ -110,7 +110,7 @@ class EncodeJob:
         picture = None
         if self.images.shape == noise.shape and sample_kind(self.pipeline) == "images":
             picture = config.out.with_suffix(".png")
-            save_over(self.images, noise / 3, picture)  # nearly all of it lies within 3
+            save_over(self.images, noise / 3, picture)  # nearly all values are within 3
         return EncodedImages(config.out, noise, picture)
 
 
@@ -136,7 +136,7 @@ def prepare_encode(config: EncodeConfig, *, progress: Progress = SILENT) -> Enco
 def _images(
     config: EncodeConfig, pipeline: Pipeline, progress: Progress
 ) -> tuple[Tensor, list[int] | None]:
-    """The images, and the labels that the model reads with them."""
+    """The images, and their labels for the model."""
     classes = parse_classes(config.labels)
     if classes and config.prompt:
         raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")

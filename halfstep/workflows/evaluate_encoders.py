@@ -19,7 +19,7 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.report import provenance_of, updates_of
 
 MOST = 512
-"""Images that are encoded and decoded: their error is then known to 2 %."""
+"""Images that are encoded and decoded: enough to know their error to 2 %."""
 
 
 def evaluate_encoders(
@@ -69,7 +69,7 @@ def _originals(data: Data, teacher: Pipeline, n: int) -> Originals:
 
 
 def _sheet(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
-    """The same images down the columns."""
+    """A grid with the same images in each row."""
     first = images[0][1]
     if first.ndim != 4 or first.shape[1] not in (1, 3):
         return {}

@@ -30,7 +30,7 @@ from halfstep.workflows.model_card import batch_sizes, classifier_card, pipeline
 
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPARED = 8
-"""Samples that the written student and the original both draw."""
+"""Samples of the written student that are compared with the original's."""
 PROGRAM = "student.pt2"
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -48,9 +48,9 @@ class ExportConfig(Validated):
     steps: Count | None = None
     """Steps of the student of a run; by default the one that passed its gate, or of the fewest steps."""
     dtype: DType = "float32"
-    """Of the weights in the file: half as large in the other two, and read back as float32."""
+    """Type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32."""
     format: Format = "pipeline"
-    """torch-export writes student.pt2: one step of DDIM as a program that needs torch alone."""
+    """torch-export writes student.pt2: one step of DDIM as a program that needs only torch."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
 
@@ -65,8 +65,8 @@ class Exported:
     """A student that was written, read again and compared with the original.
 
     files       the files in the folder, by name
-    compared    samples that both drew of the same noise; of a classifier, inputs that both read
-    difference  root of the mean squared difference of these; 0 where they are equal to the bit
+    compared    samples that both drew from the same noise; of a classifier, inputs that both read
+    difference  root of the mean squared difference of these; 0 if they are equal to the bit
     batch       batch sizes of a program, in words; None of other formats
     """
 
@@ -90,8 +90,8 @@ def export(
     run     a run, one of its stages, a pipeline's folder, or a classifier's
     out     a new folder
     steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
-    dtype   of the weights in the file: float16 and bfloat16 are half as large, and read back as float32
-    format  pipeline, for `Pipeline.load`, or torch-export: student.pt2, which needs torch alone
+    dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32
+    format  pipeline, for `Pipeline.load`, or torch-export: student.pt2, which needs only torch
     net     package.module:function that builds a network of your own
 
     The folder is read again and draws eight samples, which in float32 are the student's own to the bit.
@@ -110,7 +110,7 @@ def export(
 
 @contextmanager
 def _emptied_on_error(folder: Path) -> Iterator[None]:
-    """While a new folder is filled: after an error it is empty, or not there, as before."""
+    """Around filling a new folder: after an error it is empty, or removed, as before."""
     existed = folder.exists()
     try:
         yield
@@ -192,7 +192,7 @@ def _scale(pipeline: Pipeline) -> float:
 
 
 def _samples(pipeline: Pipeline, steps: int | None = None) -> Tensor:
-    """Samples; of a student that encodes, the noise of some images."""
+    """Samples of a pipeline; of a student that encodes, the noise of some images."""
     if pipeline.direction == "invert":
         images = sample_noise(0, range(COMPARED), pipeline.shape).clamp(-1, 1)
         return replace(pipeline, codec=None).encode(images, guidance_scale=_scale(pipeline))
@@ -200,7 +200,7 @@ def _samples(pipeline: Pipeline, steps: int | None = None) -> Tensor:
 
 
 def _compare(original: Tensor, written: Tensor, *, exact: bool) -> Exported:
-    """How far what was written is from the original; `CheckpointError` unless equal, if that is `exact`."""
+    """Compare with the original; `CheckpointError` for any difference if they should be `exact`."""
     if torch.equal(original, written):
         difference = 0.0
     elif exact:

@@ -1,4 +1,4 @@
-"""The images, the mask and the noise that `encode` and `sample` begin with."""
+"""The images, the mask and the noise that `encode` and `sample` start from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from halfstep.pipeline.image_inputs import ImageStart
 from halfstep.progress import Progress, SILENT
 from halfstep.workflows.noise_file import NoiseFile
 
-EDGES = (48, 207)
-"""Between these a pixel is neither black nor white."""
+GRAY = (48, 207)
+"""Pixels between these are neither black nor white."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,9 @@ class ImageSource:
         return len(self.data)
 
     def rows(self, numbers: Sequence[int]) -> tuple[Tensor, list[int] | None]:
-        """The images of these numbers, in turn where there are fewer, and their labels."""
-        at = torch.tensor(numbers, dtype=torch.int64) % len(self)
-        return self.data.batch(at).x0, None if self.labels is None else self.labels[at].tolist()
+        """The images of these numbers, repeated if there are fewer, and their labels."""
+        rows = torch.tensor(numbers, dtype=torch.int64) % len(self)
+        return self.data.batch(rows).x0, None if self.labels is None else self.labels[rows].tolist()
 
 
 def load_images(
@@ -67,7 +67,7 @@ def load_images(
 
 
 def sample_shape(pipeline: Pipeline) -> tuple[int, ...]:
-    """The shape of one sample as it is written; where there is a codec, of an image."""
+    """The shape of one sample as it is written; with a codec, of a decoded image."""
     return pipeline.shape if pipeline.codec is None else tuple(pipeline.sample(0).shape[1:])
 
 
@@ -93,7 +93,7 @@ def parse_classes(text: str) -> list[int]:
 def load_mask(path: Path, pipeline: Pipeline, images: str) -> Tensor:
     """bool [1, 1, H, W], True where the picture is white; cropped and resized as the images are.
 
-    images  the name or place of the images: of one picture the mask has the proportions
+    images  the name or place of the images; the mask of one picture must have its proportions
     """
     shape = sample_shape(pipeline)
     if len(shape) != 3:
@@ -109,20 +109,20 @@ def _refuse_mask(path: Path, images: Path) -> None:
     """Refuse a mask that is not black and white, or would be cropped elsewhere than its picture."""
     with Image.open(path) as opened:
         gray, (width, height) = np.asarray(opened.convert("L")), opened.size
-    if ((gray > EDGES[0]) & (gray < EDGES[1])).mean() > 0.25:  # some at edges is smoothing
+    if ((gray > GRAY[0]) & (gray < GRAY[1])).mean() > 0.25:  # some at edges is smoothing
         raise DataError(
             f"{path} is gray, and a mask is black and white: save it white where pixels are repainted, "
             "black elsewhere"
         )
-    one, wanted = is_picture(images), (1, 1)
-    if one:
+    expected, images_are = (1, 1), "images are cropped to squares"
+    if is_picture(images):
         with Image.open(images) as opened:
-            wanted = opened.size
-    if abs(width * wanted[1] - height * wanted[0]) > max(width * wanted[1], 1) / 50:
+            expected = opened.size
+        images_are = f"its picture {expected[0]} x {expected[1]}"
+    if abs(width * expected[1] - height * expected[0]) > max(width * expected[1], 1) / 50:
         raise DataError(
-            f"{path} is {width} x {height} and "
-            + (f"its picture {wanted[0]} x {wanted[1]}" if one else "images are cropped to squares")
-            + ": give a mask of the same proportions, so that both are cropped alike"
+            f"{path} is {width} x {height} and {images_are}: give a mask of the same proportions, so that "
+            "both are cropped alike"
         )
 
 
@@ -154,49 +154,51 @@ def _has_transparency(path: Path) -> bool:
 
 
 def _labels(spec: str, data: Dataset, pipeline: Pipeline) -> Tensor | None:
-    """Classes by name where both have names, else by number."""
+    """The model's labels of the images: by class name if the data has names, else by number."""
     if data.labels is None or not pipeline.class_names:
         return None
-    names, own = data.names, pipeline.class_names
+    names, class_names = data.names, pipeline.class_names
     if not names:
-        if data.num_classes > len(own):
+        if data.num_classes > len(class_names):
             raise ConfigError(
-                f"'{spec}' has {data.num_classes} classes and this model {len(own)}: say by --labels which "
-                "of the model's these images are"
+                f"'{spec}' has {data.num_classes} classes and this model {len(class_names)}: say by --labels "
+                "which of the model's these images are"
             )
         return data.labels
     used = sorted(set(data.labels.tolist()))
-    if strange := [names[label] for label in used if names[label] not in own]:
+    if strange := [names[label] for label in used if names[label] not in class_names]:
+        listed = f"{', '.join(class_names[:12])}{', ...' if len(class_names) > 12 else ''}"
         raise ConfigError(
-            f"'{spec}' has images of '{strange[0]}', which is no class of this model "
-            f"({', '.join(own[:12])}{', ...' if len(own) > 12 else ''}): say by --labels which they are"
+            f"'{spec}' has images of '{strange[0]}', which is no class of this model ({listed}): say by "
+            "--labels which they are"
         )
-    return torch.tensor([own.index(name) if name in own else -1 for name in names])[data.labels]
+    return torch.tensor([class_names.index(n) if n in class_names else -1 for n in names])[
+        data.labels
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions:
-    """The images or the noise that samples are made of, if not of a seed's noise."""
+    """The images or the noise that samples start from, instead of a seed's noise."""
 
     noise: Path | None = None
-    """Noise that halfstep encode wrote: decode it, as the classes it was encoded as or as --labels."""
+    """Noise that halfstep encode wrote, decoded with the classes it was encoded with, or --labels."""
     images: str | None = None
-    """A picture, a folder or data, in turn: begin with them (--strength), or repaint a part (--mask)."""
+    """A picture, a folder or data: start from these images (--strength), or repaint a part (--mask)."""
     strength: float | None = None
-    """Time at which sampling begins with its image, in (0, 1]: 0.3 changes little, 1 all of it."""
+    """Time at which sampling starts from its image, in (0, 1]: 0.3 changes little, 1 all of it."""
     mask: Path | None = None
-    """A picture that is white where the images are repainted; the pixels at black are kept, to the bit."""
+    """A picture that is white where the images are repainted; pixels at black are kept, to the bit."""
 
     def load(
         self, pipeline: Pipeline, *, n: int | None, first: int, classed: bool, guidance_scale: float,
         progress: Progress = SILENT,
     ) -> "SampleStart":  # fmt: skip
-        """Read what the options name.
+        """Read the noise, or the images and the mask.
 
-        n         number of samples, or None for the default
-        first     number of the first image
-        classed   the classes are chosen, so that those of the data do not count
-        guidance  guidance scale of the samples
+        n        number of samples, or None for the default
+        first    number of the first image
+        classed  the classes are chosen, so that those of the data do not count
         """
         if self.noise is not None:
             if self.images or self.strength is not None or self.mask or first:
@@ -226,7 +228,7 @@ class StartOptions:
 
 @dataclass(frozen=True, eq=False)
 class SampleStart:
-    """What samples begin with, as `Pipeline.sample` takes it.
+    """The arguments of `Pipeline.sample` that samples start from.
 
     originals  images that are shown above the samples
     """

@@ -27,7 +27,7 @@ class LatentsConfig(Validated):
     data: str
     """A folder of images, cifar10:FOLDER, fashion-mnist:FOLDER, digits, or a .npy or .npz file."""
     codec: Path
-    """What `halfstep train codec` made, a diffusers folder, or an official autoencoder .pth file."""
+    """The run of `halfstep train codec`, a diffusers folder, or an official autoencoder .pth file."""
     out: Path
     """Folder for the latents; the same command again goes on where it stopped."""
     size: Count | None = None
@@ -38,13 +38,13 @@ class LatentsConfig(Validated):
     scale: Annotated[float, Gt(0)] | None = None
     """Factor on latents, if not the codec's own; the official text models have 0.2301."""
     text: Path | None = None
-    """Encode captions as well, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
+    """Also encode captions, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
     tokens: Annotated[int, Ge(2), Le(2**16)] = 77
-    """States of a caption."""
+    """Tokens of a caption."""
     batch_size: Count = 64
     """Images at a time."""
     verify: bool = False
-    """Compare the checksums of all files that are there."""
+    """Compare the checksums of all files of the folder."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), or one by name."""
 
@@ -54,7 +54,7 @@ class EncodedData:
     """A finished folder of latents.
 
     latents   the data in it
-    encoded   False where the folder was finished before
+    encoded   False if the folder was finished before
     spread    standard deviation of the scaled latents
     """
 
@@ -74,7 +74,7 @@ class LatentsJob:
     device: torch.device
 
     def run(self, progress: Progress = SILENT) -> EncodedData:
-        """Encode all that is not encoded yet."""
+        """Encode the images that are not encoded yet."""
         config = self.config
         encoded = write_latents(
             self.images, self.codec, config.out, layout=config.layout, captions=self.captions,
@@ -104,9 +104,7 @@ def _check_places(config: LatentsConfig) -> None:
     place, out = Path(config.data).expanduser(), config.out.expanduser()
     check_writable(config.out, "choose another --out")
     if config.data and is_latents(place):
-        raise ConfigError(
-            f"'{place}' holds latents already: name the images they are to be made of"
-        )
+        raise ConfigError(f"'{place}' holds latents already: name the images to encode")
     if config.data and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise ConfigError(f"'{out}' lies in the folder of the images: choose another --out")
 
@@ -114,7 +112,7 @@ def _check_places(config: LatentsConfig) -> None:
 def _captions(
     config: LatentsConfig, images: Images, device: torch.device, progress: Progress
 ) -> Captions | None:
-    """The captions that lie with the images, and their encoder."""
+    """The captions in the folder of the images, and their encoder."""
     if config.text is None:
         return None
     if not isinstance(images, Folder):

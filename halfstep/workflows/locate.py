@@ -1,10 +1,9 @@
 """Find a pipeline: in its own folder, in the run that made it, or in a file of published weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
+from halfstep.config import JsonObject
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.codec import Codec
@@ -19,14 +18,14 @@ class Official:
     model: str | None = None
     """A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights."""
     weights: Path | None = None
-    """Its weights: an official .pth file, or the folder N.ckpt of its trainer."""
+    """Weights of the published model: an official .pth file, or the folder N.ckpt of its trainer."""
     codec: Path | None = None
-    """The autoencoder of a latent model: an official .pth file, a diffusers folder, or one of halfstep's."""
+    """Autoencoder of a latent model: an official .pth file, a diffusers folder, or one of halfstep's."""
     text: Path | None = None
-    """The encoder of texts of a model that reads them, as transformers saves it."""
+    """Text encoder of a model that reads texts, as transformers saves it."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Official":
+    def from_config(cls, config: JsonObject) -> "Official":
         """The published model that a run's config.toml names, if any."""
         named = {f.name: config[f.name] for f in fields(cls) if f.name in config}
         places = {name: Path(value) for name, value in named.items() if name != "model"}
@@ -50,7 +49,7 @@ class Official:
         from halfstep.hub import PUBLISHED
 
         scale = PUBLISHED[self.model].scale
-        if scale is None:  # of pixels, which latents will not fit
+        if scale is None:  # a model of pixels, which latents do not fit
             return pipeline
         return replace(pipeline, codec=codec_of(data, scale=scale))
 
@@ -78,7 +77,7 @@ def chosen_pipeline(
 ) -> Pipeline:
     """The pipeline in a folder, as `locate_pipeline` finds it, or a published one.
 
-    asks  how a refusal begins: "halfstep sample needs the folder of a pipeline"
+    asks  the beginning of an error: "halfstep sample needs the folder of a pipeline"
     """
     if (official.model is None) == (folder is None):
         raise ConfigError(

@@ -111,10 +111,8 @@ def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[s
         f"- Guidance: {_guidance(pipeline)}",
         f"- Classes: {_class_list(pipeline.class_names)}",
     ]
-    adds, parameters = (
-        multiply_adds(pipeline),
-        sum(p.numel() for p in pipeline.denoiser.parameters()),
-    )
+    adds = multiply_adds(pipeline)
+    parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
     for count in counts:
         calls = calls_of(pipeline, sampler, count)
         lines.append(
@@ -135,18 +133,15 @@ def _guidance(pipeline: Pipeline) -> str:
 
 
 def _class_list(classes: Sequence[str]) -> str:
-    return (
-        f"{len(classes)} ({', '.join(map(plain, classes[:12]))}{', ...' * (len(classes) > 12)})"
-        if classes
-        else "none"
-    )
+    if not classes:
+        return "none"
+    return f"{len(classes)} ({', '.join(map(plain, classes[:12]))}{', ...' * (len(classes) > 12)})"
 
 
 def plain(text: object) -> str:
-    """A name from a file as Markdown shows it: one line, no marks, links or HTML, no control character.
+    """A name from a file as plain text in Markdown: one line, no markup, no control characters.
 
-    All but letters, digits and the plainest signs become the numbers by which HTML calls them, which Markdown
-    reads as text.
+    All but letters, digits and a few signs become numeric HTML references, which Markdown reads as text.
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return "".join(c if c.isalnum() or c in PLAIN else f"&#{ord(c)};" for c in line)
@@ -162,7 +157,7 @@ def _sample_call(pipeline: Pipeline) -> str:
 
 
 def _measured(source: Path, steps: int) -> list[str]:
-    """The measurements of a student of so many steps in the report of its run."""
+    """The measurements of the student with these steps in the report of its run."""
     run = _run_of(source.resolve())
     if run is None or not (run / REPORT).exists():
         return []
@@ -175,7 +170,7 @@ def _measured(source: Path, steps: int) -> list[str]:
 
 
 def _run_of(source: Path) -> Path | None:
-    """The folder itself, or the run whose stage it is; None of a pipeline outside a run."""
+    """The run of a folder: itself, or the one whose stage it is; None for a pipeline outside a run."""
     if not (source / "pipeline.json").exists():
         return source
     run = source.parent.parent

@@ -28,29 +28,29 @@ class NetworkOptions(Validated):
     texts: bool = False
     """Condition on the states of the data's texts."""
     predicts: Literal["x0", "eps", "v", "velocity", "x0-and-eps"] = "v"
-    """What the network puts out."""
+    """Output of the network."""
     noise_schedule: Literal["cosine", "vp-linear", "rectified-flow", "karras", "beta-table"] = (
         "cosine"
     )
-    """Levels of signal and noise; table is diffusers' table of betas."""
+    """Noise schedule; beta-table is diffusers' table of betas."""
     schedule_config: dict[str, str] = field(default_factory=dict)
     """The schedule's own options, as NAME VALUE pairs: kind scaled_linear zero_snr true."""
     time_of: Literal["t", "logsnr"] = "t"
-    """What the network is told of the time."""
+    """The network's time input."""
     time_scale: TimeFactor = 1000.0
-    """Factor on it."""
+    """Factor on the time input."""
     time_offset: TimeFactor = 0.0
-    """Added to it: a diffusers network on a table of 1000 has -1."""
+    """Offset added to the time input: a diffusers network on a table of 1000 has -1."""
     sampling_clip: NotNegative = 1.0
-    """Clip predicted images to +- this when sampling; 0 leaves them. Points and latents never are."""
+    """Clip predicted images to +- this when sampling; 0 is off. Points and latents are never clipped."""
 
 
 def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int) -> Pipeline:
     """A pipeline that fits the data, with weights that depend on the seed alone.
 
-    guided  labels are sometimes left out, so that the network needs a row for no label
+    guided  labels are sometimes dropped, so that the network needs an embedding for no label
 
-    `ConfigError` where the data has no labels or texts and the network should read them.
+    `ConfigError` if the network should read labels or texts that the data does not have.
     """
     if network.labels and not data.num_classes:
         raise ConfigError("--labels needs labelled data, and this has no labels: leave it out")

@@ -1,14 +1,14 @@
 """A file of the noise that images were encoded to: NAME.safetensors with NAME.json beside it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from halfstep import files, storage
+from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.schema import SchemaError, validated_partly
 
@@ -16,7 +16,7 @@ KIND, FORMAT = "noise", 1
 
 
 class _About(TypedDict):
-    """How it was made."""
+    """Content of NAME.json."""
 
     kind: str
     format: int
@@ -36,17 +36,17 @@ class NoiseFile:
 
     noise   float32 [n, ...]
     images  float32 [n, ...] that were encoded
-    labels  int64 [n] that they were encoded as, of the encoder's classes; None where it has none
-    about   how it was made: pipeline, weights, images, steps, guidance, classes
+    labels  int64 [n] that they were encoded with, of the encoder's classes; None if it has none
+    about   origin of the noise: pipeline, weights, images, steps, guidance scale, classes
     """
 
     noise: Tensor
     images: Tensor
     labels: Tensor | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: JsonObject = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """All or nothing, under the path with either ending."""
+        """Write both files, all or nothing; `path` may have either ending."""
         tensors = {"noise": self.noise, "images": self.images}
         if self.labels is not None:
             tensors["labels"] = self.labels
@@ -55,7 +55,7 @@ class NoiseFile:
 
     @classmethod
     def load(cls, path: Path) -> "NoiseFile":
-        """Strictly: a file that is damaged, or another kind, is a `CheckpointError`."""
+        """Read both files; `CheckpointError` for a damaged file, or one of another kind."""
         place = stem(path)
         if not place.with_suffix(".json").exists():
             raise CheckpointError(

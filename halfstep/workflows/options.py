@@ -12,7 +12,7 @@ from halfstep.training.api import RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions(Validated):
-    """The folder of a run, and how the run is carried out."""
+    """The folder of a run, and the options of running it."""
 
     out: Path
     """The run's folder; the same command again goes on where it stopped."""
@@ -23,14 +23,14 @@ class FolderOptions(Validated):
     from_previous: bool = False
     """Go on from the checkpoint before a damaged one."""
     dry_run: bool = False
-    """Print stages, updates, memory and time, and stop."""
+    """Print stages, updates, memory and time, without training."""
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, before anything is read."""
         check_writable(self.out, "choose another --out")
 
     def job(self) -> RunOptions:
-        """How to carry out the run, without a terminal."""
+        """The options of the run, without a terminal."""
         return RunOptions(device=self.device, extend=self.extend, from_previous=self.from_previous)
 
 
@@ -48,7 +48,7 @@ class DataOptions(Validated):
     flip: bool = False
     """Mirror half of the images, at random."""
     verify: bool = False
-    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+    """For latents: compare the checksums of all files first, not only of those written since."""
 
     def load(self, progress: Progress = SILENT) -> Data:
         """Read the data."""

@@ -1,7 +1,7 @@
 """Compose, write and render the report of a run."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from halfstep.report.words.guided_verdict import guided_verdict
 from halfstep.report.words.verdict import verdict
 from halfstep.schema import build
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.run_identity import environment
+from halfstep.training.run_identity import Environment, environment
 
 
 def write_report(report: AnyReport | Path | str, out: Path | str | None = None) -> Path:
@@ -64,8 +64,8 @@ def report_on(
     """Measure a comparison, and compose its report.
 
     provenance, run, training  parts of the report that are not measured
-    of_teacher                 the teacher's rows, where they were measured before
-    guided                     compare students that take a guidance scale with the guided teacher too
+    of_teacher                 the teacher's rows, if they were measured before
+    guided                     also compare students that take a guidance scale with the guided teacher
     """
     parts = comparison.measure(
         machine=machine(str(comparison.candidates.teacher.device)), of_teacher=of_teacher,
@@ -85,7 +85,7 @@ def report_on(
 
 
 def provenance_of(run: RunFolder) -> Provenance:
-    """Origin of a run."""
+    """The origin of a run."""
     return provenance(run.about["environment"], run.about["argv"])
 
 
@@ -115,8 +115,8 @@ def machine(device: str) -> str:
     return provenance(environment(device), []).machine
 
 
-def provenance(environment: Mapping[str, object], argv: Sequence[str]) -> Provenance:
-    """Origin of a run that was begun by this command, with these versions, on this machine."""
+def provenance(environment: Environment, argv: Sequence[str]) -> Provenance:
+    """The origin of a run that was begun by this command, with these versions, on this machine."""
     threads = environment.get("threads")
     parts = (environment.get("processor"), environment.get("device"))
     words = ", ".join([str(part) for part in parts if part])

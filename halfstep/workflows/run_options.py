@@ -1,19 +1,20 @@
-"""How the options of a command want its run carried out."""
+"""The `RunOptions` of a command: device, folder, and the options that its processes compare."""
 
 from pathlib import Path
 from typing import Any
 
+from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.evaluation.features.registry import BELOW
 from halfstep.training.api import RunOptions
 from halfstep.workflows.options import FolderOptions
 
 PLACES = ("data", "validate", "init")
-"""Options of text that name a place, or a share of the data, whose fingerprint is compared."""
+"""Text options that name a place, or a share of the data: its fingerprint is compared instead."""
 
 
 def run_options_of(options: Any, **more: Any) -> RunOptions:
-    """How the options of a command want its run carried out."""
+    """The `RunOptions` of a command's options, with more of them by name."""
     folder: FolderOptions = options.folder
     return RunOptions(
         device=folder.device,
@@ -24,8 +25,8 @@ def run_options_of(options: Any, **more: Any) -> RunOptions:
     )
 
 
-def shared_options(options: Any) -> dict[str, Any]:
-    """All options but places, of which what lies there counts."""
+def shared_options(options: Any) -> JsonObject:
+    """All options but places: the content of a place is compared instead of its name."""
     return {
         name: _kind(value) if name == "features" else value
         for name, value in flat(options).items()
@@ -34,7 +35,7 @@ def shared_options(options: Any) -> dict[str, Any]:
 
 
 def _kind(features: Any) -> Any:
-    """classifier of classifier:FOLDER; whatever names no place is as it is."""
+    """classifier for classifier:FOLDER; other features as they are."""
     kind = str(features).partition(":")[0]
     return kind if kind in BELOW else features
 

@@ -21,7 +21,7 @@ from halfstep.workflows.locate import chosen_pipeline, Official
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Validated):
-    """Draw images: one PNG a seed, and a grid of them; or the grid alone, where --out is a PNG."""
+    """Draw images: one PNG a sample, and a grid of them; or only the grid, if --out is a PNG."""
 
     pipeline: Annotated[Path | None, POSITIONAL] = None
     """A teacher's or student's folder, or the run that made it."""
@@ -29,33 +29,33 @@ class SampleConfig(Validated):
     out: Path
     """Folder for the images, or a .png for a grid of them."""
     n: Count | None = None
-    """How many; 16 by default, or all that --noise holds."""
+    """Number of samples; 16 by default, or all of --noise."""
     first: CountOrNone = 0
-    """Number of the first: image k of a seed is always the same."""
+    """Number of the first sample: sample k of a seed is always the same."""
     seed: int = 0
-    """The seed."""
+    """Seed of the noise."""
     steps: int | None = None
     """Sampler steps; a student's own by default, a published model's as published, else 64."""
     sampler: str | None = None
     """ddim, heun, dpmpp-2m, ancestral, stochastic, dpmpp-3s, dpm-fast, euler-maruyama, or diffusers:NAME
     for a scheduler of diffusers. By default that of the student or published model, else ddim."""
     variance: Share = 0.0
-    """Of the ancestral sampler: 0 is the small, 1 the large."""
+    """Variance of the ancestral sampler: 0 is the small, 1 the large."""
     labels: str = ""
     """Labels of the samples in turn, such as 207,360; all classes by default."""
     per_class: CountOrNone = 0
-    """So many of each class, side by side, instead of --n."""
+    """Samples of each class, side by side, instead of --n."""
     start: StartOptions = field(default_factory=StartOptions)
     prompt: tuple[str, ...] = ()
-    """Texts, in turn, for a model that reads them; so many of each with --per-class."""
+    """Texts, in turn, for a model that reads texts; --per-class samples of each."""
     guidance_scale: float = 1.0
     """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
     size: tuple[Count, Count] | None = None
-    """Height and width in pixels, if not those it was trained for."""
+    """Height and width in pixels, if not those of the training."""
     batch_size: CountOrNone = 0
     """Images at a time; 0 is 256, and 8 where there is a codec."""
     npz: bool = False
-    """Write samples.npz as well: float32 [n, ...], images in [-1, 1]."""
+    """Also write samples.npz: float32 [n, ...], images in [-1, 1]."""
     device: str = "auto"
     """auto, or one by name."""
     net: str | None = None
@@ -67,8 +67,8 @@ class Sampled:
     """Samples that were drawn and written.
 
     samples  float32 [n, ...], images in [-1, 1]
-    images   one PNG a sample; none where a grid alone was asked for, or samples are no images
-    grid     the PNG with all of them; None where samples cannot be shown
+    images   one PNG a sample; empty if only a grid was written, or samples are no images
+    grid     the PNG with all samples; None if samples cannot be shown
     npz      the file of numbers, if asked for
     """
 
@@ -80,9 +80,9 @@ class Sampled:
 
 @dataclass(frozen=True, eq=False)
 class SampleJob:
-    """All that samples are made of, read and checked; nothing is drawn yet.
+    """Pipeline and inputs of the samples, read and checked; nothing is drawn yet.
 
-    start  what sampling begins with
+    start  images or noise that sampling starts from
     steps  sampler steps of a sample
     """
 
@@ -94,7 +94,7 @@ class SampleJob:
     prompts: list[str] | None
 
     def run(self, progress: Progress = SILENT) -> Sampled:
-        """Draw the samples and write them; `NonFinite` where sampling diverges."""
+        """Draw the samples and write them; `NonFinite` if sampling diverges."""
         config, start = self.config, self.start
         samples = self.pipeline.sample(
             start.n, seed=config.seed, steps=config.steps, sampler=config.sampler, labels=self.labels,
@@ -194,5 +194,5 @@ def _batch(config: SampleConfig, pipeline: Pipeline) -> int:
 
 
 def _is_sheet(out: Path) -> bool:
-    """Whether all samples go into one picture."""
+    """Whether all samples are written as one picture."""
     return out.suffix.lower() == ".png"

@@ -31,7 +31,7 @@ from halfstep.training.classifiers.api import (
 from halfstep.workflows.options import DataOptions, FolderOptions
 
 WITH_TEST = ("fashion-mnist", "cifar10")
-"""Sources that have test images apart."""
+"""Sources that have separate test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,20 @@ class ClassifierOptions(Validated):
     """The network, and the weights that it starts from."""
 
     net: str | None = None
-    """features (the default: what distances look through), cnn, shallow, deeper, toy-teacher, toy-student,
-    efficientnet-lite0, or package.module:function of your own."""
+    """features (the default: a network for Fréchet distances), cnn, shallow, deeper, toy-teacher,
+    toy-student, efficientnet-lite0, or package.module:function of your own."""
     net_config: dict[str, str] = field(default_factory=dict)
     """The network's own options, as NAME VALUE pairs: width 16 depth 2."""
     init: str | None = None
     """Start from these weights: the folder of a classifier or of its run, a file of weights, or imagenet for
     efficientnet-lite0."""
     resize: CountOrNone = 0
-    """Give the network images of this side; 0 leaves them. efficientnet-lite0 resizes by itself."""
+    """Resize images to this side; 0 leaves them. efficientnet-lite0 resizes by itself."""
     mean: tuple[float, ...] = ()
-    """Taken off pixels in [0, 1], one number a channel, before the network: ImageNet's 0.485 0.456 0.406."""
+    """Mean of pixels in [0, 1], one number a channel, subtracted first: ImageNet's 0.485 0.456 0.406."""
     std: tuple[float, ...] = ()
-    """And divided by: ImageNet's 0.229 0.224 0.225. Without the two pixels are in [-1, 1]."""
+    """Standard deviation, divided by next: ImageNet's 0.229 0.224 0.225. Without both, pixels are in
+    [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class ImageOptions(Validated):
     """Augmentation, labels and held-out data."""
 
     augment: tuple[str, ...] = ()
-    """Any of mixup, flip, crop, zoom, report, in their order: random views of the images."""
+    """Random views of the images: any of mixup, flip, crop, zoom, report, in this order."""
     views: CountOrNone = 0
-    """Number of views of an image, itself included; 0: another one every time."""
+    """Number of views of an image, itself included; 0 is a new one every time."""
     labels_per_class: CountOrNone = 0
-    """Train with so many labelled images of each class; 0 is all."""
+    """Number of labelled images of each class to train with; 0 is all."""
     validate: str | None = None
-    """Data for the accuracy, as for --data, never trained on; or a share of the data, such as 0.15."""
+    """Held-out data for the accuracy, as for --data; or a share of the data, such as 0.15."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class TrainClassifierConfig:
 class ClassifierRun:
     """A classifier that is ready for training; nothing is written yet.
 
-    fresh  names of tensors without trained weights, where the others start from some
+    fresh  names of tensors with random weights, if the others start from trained ones
     """
 
     config: TrainClassifierConfig
@@ -102,7 +103,7 @@ class ClassifierRun:
         )  # fmt: skip
 
     def score(self, net: nn.Module, *, progress: Progress = SILENT) -> Scores:
-        """Scores on the held-out data; without any, on the images of the training, as they are."""
+        """Scores on the held-out data; without any, on the training images without augmentation."""
         data = self.held_out or replace(self.data, augmentation=None, flip=False)
         return score_classifier(net, data, progress=progress)
 
@@ -112,9 +113,9 @@ def prepare_classifier(
 ) -> ClassifierRun:
     """Read the data and build the classifier.
 
-    progress  of reading the data
+    progress  progress of reading the data
 
-    `ConfigError` where the folder cannot be written, or the data are no labelled images that fit.
+    `ConfigError` if the folder cannot be written, or the data are not labelled images that fit.
     """
     config.folder.check()
     data = config.dataset.load(progress)
@@ -142,7 +143,7 @@ def training_images(
 def split_held_out(
     data: Dataset, images: ImageOptions, dataset: DataOptions
 ) -> tuple[Dataset, Data | None]:
-    """The data without the share that is held out, and the held-out data, None where none is asked for."""
+    """The data for training, and the held-out data; None without the option `validate`."""
     if images.validate is None:
         return data, None
     share = share_of(images.validate)
@@ -154,7 +155,7 @@ def split_held_out(
 
 
 def augmented(data: Dataset, images: ImageOptions, seed: int) -> Dataset:
-    """The data with the augmentation that the options name."""
+    """The data with the augmentation of the options."""
     if images.augment:
         steps = Augmentation(steps=images.augment, views=images.views, seed=seed)
         return replace(data, augmentation=steps)
@@ -167,7 +168,7 @@ def augmented(data: Dataset, images: ImageOptions, seed: int) -> Dataset:
 
 
 def share_of(text: str) -> float | None:
-    """The number in (0, 1), if it is one."""
+    """The text as a number in (0, 1); None if it is no number."""
     try:
         value = float(text)
     except ValueError:
@@ -182,7 +183,7 @@ def share_of(text: str) -> float | None:
 def new_classifier(
     options: ClassifierOptions, data: Dataset, seed: int
 ) -> tuple[nn.Module, list[str]]:
-    """The network, and the names of its fresh tensors where the others start from trained weights."""
+    """The network, and the names of its random tensors if the others start from trained weights."""
     init, name, config = options.init, options.net or "features", literals(options.net_config)
     before = Preprocessing(
         resize=options.resize,
@@ -193,12 +194,12 @@ def new_classifier(
     source: nn.Module | str | None = init
     if init is not None and Path(init).expanduser().is_dir():
         source = load_classifier(init, net=options.net)
-        theirs, config_of_init, prepared = classifier_recipe(source)
-        if options.net not in (None, theirs):
+        name, config_of_init, prepared = classifier_recipe(source)
+        if options.net not in (None, name):
             raise ConfigError(
-                f"'{init}' holds a {theirs}, and --net asks for {options.net}: leave --net out"
+                f"'{init}' holds a {name}, and --net asks for {options.net}: leave --net out"
             )
-        name, config = theirs, {**config_of_init, **config}
+        config = {**config_of_init, **config}
         before = prepared if before == Preprocessing() else before
         fits = infer_classifier_config(name, data.shape, data.num_classes)
         config["num_classes"] = fits.get("num_classes", config.get("num_classes"))

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import gcd
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le
@@ -27,13 +27,14 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import run_stages, RunOptions
 from halfstep.training.denoisers import AUTOCAST
 from halfstep.training.distributed import Processes
+from halfstep.training.peers import launched
 from halfstep.workflows.options import DataOptions, FolderOptions
 
 SCALED, SCORED, SHOWN = 5_000, 1_000, 12
 """Images for the scale (Rombach et al. 2022, section D.1), for the error, and in the picture."""
 LOG_VARIANCE = -6.0
 """Log variance of the latents when a codec's training begins."""
-AT_ONCE = 250
+BATCH = 250
 """Images encoded together, for all three."""
 
 
@@ -42,11 +43,11 @@ class CodecOptions(Validated):
     """The network."""
 
     factor: Annotated[int, Ge(1), Le(2**10)] = 2
-    """Pixels of an image to a side of its latent: a power of 2."""
+    """Side of an image over the side of its latent: a power of 2."""
     latent_channels: Count = 4
     """Channels of a latent."""
     width: Count = 32
-    """Channels at full size; twice as many at half of it, four times from there on."""
+    """Channels at full size; twice as many at half the size, four times as many below."""
     codec_config: dict[str, str] = field(default_factory=dict)
     """Other options of diffusers' AutoencoderKL, as NAME VALUE pairs: layers_per_block 2."""
 
@@ -68,7 +69,7 @@ class TrainedCodec:
 
     psnr      mean over the reconstructed images, in dB
     images    number of reconstructed images
-    held_out  whether they are test images; else the images of the training
+    held_out  whether they are test images; else training images
     picture   file with originals above, reconstructions below
     """
 
@@ -118,14 +119,15 @@ class CodecRun:
         return net
 
     def reconstruct(self) -> TrainedCodec:
-        """Write OUT/codec, and reconstruct images: their error, and a picture of them."""
+        """Reconstruct images; the first process writes OUT/codec and a picture of them."""
         net, dataset, out = self.codec, self.config.dataset, self.config.folder.out
-        folder = files.subfolder(out, "codec")
-        net.save(folder)
+        folder, picture = out / "codec", out / "reconstructions.png"
         test = held_out_images(dataset)
         images, decoded = reconstructed(net, test or self.data, self.config.training.seed)
-        count, picture = min(SHOWN, len(images)), out / "reconstructions.png"
-        save_grid(torch.cat([images[:count], decoded[:count]]), picture, columns=count)
+        if launched()[0] == 0:
+            net.save(files.subfolder(out, "codec"))
+            count = min(SHOWN, len(images))
+            save_grid(torch.cat([images[:count], decoded[:count]]), picture, columns=count)
         error = float(psnr(images, decoded).mean())
         return TrainedCodec(net, folder, error, len(images), test is not None, picture)
 
@@ -133,9 +135,9 @@ class CodecRun:
 def prepare_codec(config: TrainCodecConfig, *, progress: Progress = SILENT) -> CodecRun:
     """Read the data and build a fresh codec for it.
 
-    progress  of reading the data
+    progress  progress of reading the data
 
-    `ConfigError` where the folder cannot be written, or the data has no images.
+    `ConfigError` if the folder cannot be written, or the data has no images.
     """
     config.folder.check()
     data = config.dataset.load(progress)
@@ -161,40 +163,40 @@ def fresh_codec(options: CodecOptions, data: Data, name: str, seed: int) -> KLCo
         raise ConfigError(
             f"factor is a power of 2, got {options.factor}: write for example --factor 2"
         )
-    config: dict[str, Any] = {
+    config = {
         "in_channels": data.shape[0],
         "out_channels": data.shape[0],
         "block_out_channels": [
             options.width * min(2**level, 4) for level in range(options.factor.bit_length())
         ],
         "latent_channels": options.latent_channels,
-        # Four channels to a group, as at full size; fewer would make the network blind to contrast.
+        # Four channels in a group, as at full size; with fewer the norm would remove the contrast.
         "norm_num_groups": max(1, gcd(options.width, 128) // 4),
-        "mid_block_add_attention": False,  # which costs more than it gives on a small image
+        "mid_block_add_attention": False,  # costs more than it gives on a small image
         **literals(options.codec_config),
     }
     with fork_rng(key(seed, 0)):
         net = KLCodec.fresh(config)
     net.check((1, *data.shape))
     with torch.no_grad():
-        # Latents of little noise: from noise as strong as the signal a short training hardly comes down.
+        # Little noise at first: a short training hardly reduces noise that is as strong as the signal.
         last = net.model.quant_conv or net.model.encoder.conv_out
         last.bias[net.channels :] = LOG_VARIANCE
     return net
 
 
 def held_out_images(dataset: DataOptions) -> Data | None:
-    """Images for reconstruction that no training reads; None where the data has no test images."""
+    """Test images for reconstruction; None if the data has none."""
     if dataset.data.partition(":")[0] in BELOW:
-        with suppress(DataError):  # the archive with the others alone
+        with suppress(DataError):  # the archive has training images only
             return load(dataset.data, size=dataset.size, channels=dataset.channels, split="test")
     return None
 
 
 def encoded(net: KLCodec, data: Data, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Up to so many images, from all over the data, with a latent of each, drawn and unscaled."""
+    """At most `count` images, evenly spread over the data, with a latent of each, drawn and unscaled."""
     device, count = next(net.parameters()).device, min(count, len(data))
-    for rows in (torch.arange(count) * len(data) // count).split(AT_ONCE):
+    for rows in (torch.arange(count) * len(data) // count).split(BATCH):
         images = data.batch(rows).x0.to(device)
         moments = net.moments(images)
         noise = sample_noise(seed, rows.tolist(), (net.channels, *moments.shape[2:])).to(device)
@@ -202,7 +204,7 @@ def encoded(net: KLCodec, data: Data, count: int, seed: int) -> Iterator[tuple[T
 
 
 def reconstructed(net: KLCodec, data: Data, seed: int) -> tuple[Tensor, Tensor]:
-    """Images, and what comes back of them from drawn latents."""
+    """Images, and their reconstructions from drawn latents."""
     pairs = [
         (images.cpu(), net.decode(latents * net.scale).cpu())
         for images, latents in encoded(net, data, SCORED, seed)

@@ -44,9 +44,9 @@ class DenoiserRun:
 def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT) -> DenoiserRun:
     """Read the data and build a fresh network for it.
 
-    progress  of reading the data
+    progress  progress of reading the data
 
-    `ConfigError` where the folder cannot be written, or the network does not fit the data.
+    `ConfigError` if the folder cannot be written, or the network does not fit the data.
     """
     config.folder.check()
     data, method = config.dataset.load(progress), config.method

@@ -288,7 +288,9 @@ def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
         jobs.append(replace(job, callback=jobs[0].callback))
     rehearsed, run = jobs
     assert replace(rehearsed, rehearse=None) == run
-    assert run.extend and run.from_previous and run.device == "cpu" and run.alike["batch_size"] == 8
+    assert (
+        run.extend and run.from_previous and run.device == "cpu" and run.shared["batch_size"] == 8
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ MUTANTS = (
         "workflows/images",
         "cli/encode",
         ("> 127", "< 127"),
-        ("own.index(name) if", "names.index(name) if"),
+        ("class_names.index(n) if", "names.index(n) if"),
         ("range(first, first + n)", "range(n)"),
     ),
     *of(
@@ -66,12 +66,12 @@ MUTANTS = (
         ),
         ("takes - len(current)", "takes"),
         ("if words:\n        raise", "if False:\n        raise"),
-        ("current = current if room else rest", "current = current"),
+        ("current = current if room else unnamed", "current = current"),
     ),
     *of(
         "cli/names",
         "cli/help",
-        ("if one in known), None)", "), None)"),
+        ("if option in valid), None)", "), None)"),
     ),
     *of(
         "training/run_folder",
@@ -377,7 +377,11 @@ MUTANTS = (
         "evaluation/sizes",
         ("            _validate_all(inner)\n", "            pass\n"),
     ),
-    *of("cli/parse", "evaluation/sizes", ("if Path in _members", "if False and Path in _members")),
+    *of(
+        "cli/parse",
+        "evaluation/sizes",
+        ("if Path in (option.type,", "if False and Path in (option.type,"),
+    ),
     *of("capacity", "evaluation/sizes", ("needed > memory()", "needed >= 2 * memory()")),
     *of(
         "models/limits",

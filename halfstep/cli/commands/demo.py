@@ -1,4 +1,4 @@
-"""`halfstep demo`: the main job on real data, from end to end, with pictures and scores."""
+"""`halfstep demo`: distil handwritten digits, with pictures and scores."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from halfstep.workflows.demo import DemoConfig, prepare_demo
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run it; print the table and the files."""
+    """Run the demo; print the table and the files."""
     console = terminal()
     config = parse(DemoConfig, argv, prog="halfstep demo")
     if config.guided:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     say(console, "updates", updates_on(updates, training, config.device))
     with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
         students, rows = demo.distill(callback=bars)
-    with counting(console, f"judging, {config.samples:,} samples a row") as progress:
+    with counting(console, f"evaluating, {config.samples:,} samples a row") as progress:
         report = demo.evaluate(students, rows, progress=progress)
     print_demo(console, report)
     say(console, "verdict", report.verdict)

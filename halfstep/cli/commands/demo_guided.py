@@ -24,8 +24,7 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
     with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
         students = demo.students(callback=bars)
-    what = f"judging, {demo.evaluation.samples:,} samples a row"
-    with counting(console, what) as progress:
+    with counting(console, f"evaluating, {demo.evaluation.samples:,} samples a row") as progress:
         report = demo.evaluate(students, progress=progress)
     assert report.guided is not None
     print_guided(console, report.guided)

@@ -1,4 +1,4 @@
-"""`halfstep distill METHOD`: one verb for every method there is."""
+"""`halfstep distill METHOD`, for every registered method."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,7 +11,13 @@ from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
 from halfstep.cli.console.progress import counting, loading, say, terminal
-from halfstep.cli.console.run_lines import describe, describe_data, own_net, run_context, updates_on
+from halfstep.cli.console.run_lines import (
+    describe,
+    describe_data,
+    net_option,
+    run_context,
+    updates_on,
+)
 from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
 from halfstep.data import Data, refuse_other_shape
@@ -54,13 +60,13 @@ class Distill(Generic[M]):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillGated(Distill[M]):
-    """Make a student that needs fewer steps, until it is no longer worth it."""
+    """Make a student that needs fewer steps, until a quality gate ends the run."""
 
     gate: GateOptions = field(default_factory=GateOptions)
 
 
 def main(name: str, argv: Sequence[str]) -> int:
-    """Distil with the named method; say where the students are."""
+    """Distil with the named method; print the folders of the students."""
     console, kind, args = terminal(), METHODS[name], list(argv)
     prog = f"halfstep distill {name}"
     auto = kind is Progressive and auto_start(args)
@@ -82,7 +88,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
 
     def work(job: RunOptions) -> Pipeline:
-        # Given away: from the second stage on nobody needs the teacher, nor its memory.
+        # `pop` keeps no reference: from the second stage on the teacher's memory is free.
         return distil_pipeline(
             teachers.pop(), data, folder.out, method=method, training=training, job=job
         )
@@ -95,24 +101,21 @@ def main(name: str, argv: Sequence[str]) -> int:
     say(console, "data", describe_data(options.dataset, data))
     say(console, "plan", method.summary())
     say(console, "updates", updates_on(updates, training, folder.device))
-    carried = run_context(
-        folder,
-        options,
-        console,
+    context = run_context(
+        folder, options, console, gate=gate,
         updates_after=lambda stage: updates_after(plan, stage.name),
-        gate=gate,
-    )
-    with carried as job:
+    )  # fmt: skip
+    with context as job:
         student = work(job)
     best = gate.best.steps if gate and gate.best else None
-    _say_where(console, folder, student, own_net(options.teacher.net), best)
+    _print(console, folder, student, net_option(options.teacher.net), best)
     return 0
 
 
 def _resolve(
     console: Console, method: Method, teacher: Pipeline, data: Data, folder: FolderOptions
 ) -> Method:
-    """The method with the options decided that it leaves to the data."""
+    """The method with the options filled in that depend on the data."""
     if not method.needs_data:
         return method
     teacher.to(pick_device(folder.device))
@@ -127,7 +130,7 @@ def options_for(name: str) -> Any:
 
 
 def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
-    """Refuse what data need not say; full steps of the teacher where --start auto looks for its start."""
+    """Refuse options before data are read; return the teacher's full steps for --start auto."""
     dataset = options.dataset
     if auto and options.folder.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
@@ -143,10 +146,10 @@ def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool)
     return None
 
 
-def _say_where(
-    console: Console, folder: FolderOptions, student: Pipeline, own: str, best: int | None
+def _print(
+    console: Console, folder: FolderOptions, student: Pipeline, net: str, best: int | None
 ) -> None:
-    """The folders of the students, and the command that shows what the best draws, else the last one.
+    """Print the students' folders, and the commands that sample and evaluate the best or the last one.
 
     best  steps of the last student that passed the gate
     """
@@ -163,9 +166,9 @@ def _say_where(
         say(
             console,
             "look",
-            f"halfstep encode {out}{steps}{scale} --images DATA --out noise.safetensors{own}",
+            f"halfstep encode {out}{steps}{scale} --images DATA --out noise.safetensors{net}",
         )
     else:
-        say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{own}")
+        say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{net}")
     if student.times:
-        say(console, "judge", f"halfstep evaluate {out}{own}")
+        say(console, "evaluate", f"halfstep evaluate {out}{net}")

@@ -23,7 +23,7 @@ from halfstep.workflows.distill_classifier import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Distil a classifier; print where it is, and its accuracy beside its teacher's."""
+    """Distil a classifier; print its folder, and its accuracy and the teacher's."""
     console = terminal()
     config = parse(DistillClassifierConfig, argv, prog="halfstep distill knowledge")
     folder, networks = config.folder, config.networks
@@ -56,8 +56,8 @@ def _print(
     images = "what it was trained with"
     if config.images.validate is not None:
         images = f"{held_out_name(config.images)}, which it has not seen"
-    rest = "" if student.rows == count else f" ({student.rows:,} of them with a label)"
-    say(console, "on", f"{images}, all {count:,} images{rest}; 95 % intervals")
+    labelled = "" if student.rows == count else f" ({student.rows:,} of them with a label)"
+    say(console, "on", f"{images}, all {count:,} images{labelled}; 95 % intervals")
     say(console, "student", f"{percent(student.accuracy)} right")
     say(console, "teacher", f"{percent(comparison.teacher.accuracy)} right")
     if student.agreement is not None:

@@ -1,4 +1,4 @@
-"""`halfstep encode`: images to the noise that a model makes them of."""
+"""`halfstep encode`: encode images as noise."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from halfstep.workflows.encode import EncodeConfig, EncodeJob, prepare_encode
 
 
 def main(argv: Sequence[str]) -> int:
-    """Encode and write; print where, and the command that turns the noise back."""
+    """Encode and write; print the files, and the command that makes the images again."""
     console = terminal()
     config = parse(EncodeConfig, argv, prog="halfstep encode")
     with reading(console, config.images) as progress:
         job = prepare_encode(config, progress=progress)
     n, steps = len(job.images), job.steps
-    what = f"{n:,} image{'s' * (n > 1)} to noise in {steps} step{'s' * (steps > 1)}"
-    with counting(console, what) as progress:
+    title = f"{n:,} image{'s' * (n > 1)} to noise in {steps} step{'s' * (steps > 1)}"
+    with counting(console, title) as progress:
         encoded = job.run(progress)
     say(console, "noise", encoded.path)
     if encoded.picture is not None:

@@ -18,17 +18,16 @@ from halfstep.workflows import evaluate as workflow
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Judge a run's students: quality, fidelity, drift, cost, each with an interval, and a page of it."""
+    """Evaluate a run's students: quality, fidelity, drift and cost, with intervals, on one page."""
 
     run: Annotated[tuple[Path, ...], POSITIONAL] = ()
     """The run's folder."""
     beside: tuple[Path, ...] = ()
-    """Runs of the same teacher, such as its students of full size: in the table of sizes beside this
-    run's."""
+    """Runs of the same teacher, such as its students of full size, for the table of sizes."""
     compare: tuple[Path, ...] = ()
-    """Two runs that were evaluated, or more: set side by side."""
+    """Compare two or more runs that were evaluated."""
     teacher: Path | None = None
-    """Its teacher; the run knows, unless that was moved."""
+    """The teacher's folder, if it was moved."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     features: str = "auto"
@@ -37,7 +36,7 @@ class Evaluate:
     data: str | None = None
     """The data, if not those of the run."""
     verify: bool = False
-    """Of latents: compare the checksums of all files first, not of those alone that were written since."""
+    """For latents: compare the checksums of all files first, not only of those written since."""
     held_out: str | None = None
     """Data that no network was trained on, to measure memorisation."""
     device: str = "auto"
@@ -46,7 +45,7 @@ class Evaluate:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and write report.json, report.npz and report.html; or compare what was measured."""
+    """Evaluate a run and write report.json, report.npz and report.html; or compare evaluated runs."""
     console = terminal()
     options = parse(Evaluate, argv, prog="halfstep evaluate")
     if options.compare:

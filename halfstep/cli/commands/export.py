@@ -1,4 +1,4 @@
-"""`halfstep export`: write a student alone."""
+"""`halfstep export`: write a student into a folder of its own."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from halfstep.workflows.export import export, ExportConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write, and print how far the written student is from the original."""
+    """Write the student; print its files, and its difference from the original."""
     console = terminal()
     exported = export(**vars(parse(ExportConfig, argv, prog="halfstep export")))
-    of = f"on {exported.compared} of the same noise"
+    samples = f"on {exported.compared} samples of the same noise"
     if exported.difference == 0:
-        say(console, "the same", f"to the bit, {of}")
+        say(console, "the same", f"to the bit, {samples}")
     else:
-        say(console, "differs", f"by {exported.difference:.2e} (rms), {of}")
+        say(console, "differs", f"by {exported.difference:.2e} (rms), {samples}")
     if exported.batch is not None:
         say(console, "batch", exported.batch)
     for path in exported.files:

@@ -25,23 +25,23 @@ class GateOptions(Validated):
     """When to stop halving."""
 
     tolerance: NotNegative | None = None
-    """Stop where a student's ratio is surely above this. It is the student's Fréchet distance from the data
+    """Stop when a student's ratio is surely above this. It is the student's Fréchet distance from the data
     over the teacher's at full steps. With --guidance-range both are distances from the guided teacher's
-    samples, at the worst scale. By default 1.10, and 2 with --guidance-range or
-    a smaller network; 0 is no gate."""
+    samples, at the worst scale. By default 1.10, and 2 with --guidance-range or a smaller network; 0 is no
+    gate."""
     until: Count | None = None
-    """Never stop before a student of so many steps: 1 goes all the way and only reports."""
+    """Never stop before the student of this number of steps; with 1 the gate only reports."""
     full: Annotated[Steps, Ge(0)] = 0
     """Full steps of the teacher; 0 is twice --start. With --guidance-range, 0 is --start, and 64 at least.
-    With --start auto, which begins at the fewest steps that are as good, 0 is 64."""
+    With --start auto, which chooses the fewest steps of equal quality, 0 is 64."""
     guidance_scales: tuple[NotNegative, ...] = ()
-    """Guidance scales that students are compared at; the ends of --guidance-range by default, the upper one
-    3 at most."""
+    """Guidance scales for the comparison; by default the ends of --guidance-range, the upper one 3 at
+    most."""
     features: str = "auto"
     """Features of the distance: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
     inception:FILE or package.module:function."""
     samples: SampleCount = 2000
-    """Samples of the gate's first look; it takes up to eight times as many where it cannot tell."""
+    """Samples of the gate's first measurement; up to eight times as many if it cannot decide."""
     gate_seed: Seed = 0
     """Seed of the noise of the gate's samples."""
 
@@ -51,18 +51,13 @@ class GateOptions(Validated):
             refuse_strict(self.tolerance)
 
     def build(self) -> QualityGate:
-        """The gate of these options; of tolerance 0, what `--start auto` measures with."""
+        """The gate of these options; with tolerance 0, the gate that `--start auto` measures with."""
+        scales = self.guidance_scales
         return QualityGate(
-            tolerance=self.tolerance or None,
-            metric=GuidedTeacherRatio(guidance_scales=self.guidance_scales)
-            if self.guidance_scales
-            else None,
-            until=self.until,
-            full_steps=self.full,
-            features=self.features,
-            samples=self.samples,
-            seed=self.gate_seed,
-        )
+            tolerance=self.tolerance or None, until=self.until, full_steps=self.full,
+            metric=GuidedTeacherRatio(guidance_scales=scales) if scales else None,
+            features=self.features, samples=self.samples, seed=self.gate_seed,
+        )  # fmt: skip
 
 
 def bind_gate(
@@ -77,25 +72,21 @@ def bind_gate(
 ) -> tuple[Any, Method, Gate | None]:
     """The options and the method with the start that --start auto finds, and the gate.
 
-    full  steps of the teacher at which --start auto begins to look
+    full  steps of the teacher from which --start auto searches down
     """
-    wanted: GateOptions | None = getattr(options, "gate", None)
-    if wanted is None:
+    gate: GateOptions | None = getattr(options, "gate", None)
+    if gate is None:
         return options, method, None
-    folder, config, meter = options.folder, wanted.build(), None
-    shown: Any = {
-        "device": folder.device,
-        "load": load,
-        "showing": partial(counting, console),
-    }
+    folder, config, meter = options.folder, gate.build(), None
+    shown: Any = {"device": folder.device, "load": load, "showing": partial(counting, console)}
     if full is not None:
         config = replace(config, full_steps=full)
         halving = cast(Progressive, method)
         begin = replace(halving, start=full, updates=(0,))
         meter = config.meter(teacher, data, begin, **shown)
         method = fewest_start(halving, meter, folder.out, tell=partial(say, console, "start"))
-        options = replace(options, method=method, gate=replace(wanted, full=full))
-    if wanted.tolerance == 0:
+        options = replace(options, method=method, gate=replace(gate, full=full))
+    if gate.tolerance == 0:
         return options, method, None
     tell = partial(say, console, "gate")
     return options, method, config.bind(
@@ -105,7 +96,7 @@ def bind_gate(
 
 
 def auto_start(args: list[str]) -> bool:
-    """Whether `--start auto` is among the arguments; it is taken out."""
+    """Whether `--start auto` is among the arguments; it is removed."""
     for k, word in enumerate(args):
         if word == "--start=auto" or args[k : k + 2] == ["--start", "auto"]:
             del args[k : k + (1 if "=" in word else 2)]

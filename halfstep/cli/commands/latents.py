@@ -1,4 +1,4 @@
-"""`halfstep latents`: images encoded once, for a model that is trained on latents."""
+"""`halfstep latents`: encode images once, for a model that is trained on latents."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from halfstep.workflows.latents import EncodedData, LatentsConfig, prepare_laten
 
 
 def main(argv: Sequence[str]) -> int:
-    """Encode what is not encoded yet; print what the folder holds."""
+    """Encode the images that are not encoded yet; print the content of the folder."""
     console = terminal()
     config = parse(LatentsConfig, argv, prog="halfstep latents")
     with reading(console, config.data) as progress:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(console: Console, config: LatentsConfig, result: EncodedData) -> None:
-    """What the folder holds, and the command that trains on it."""
+    """Print the content of the folder, and the command that trains on it."""
     latents = result.latents
     classes = f", {latents.num_classes} classes" if latents.num_classes else ""
     views = " and of their mirror images" if latents.flip else ""

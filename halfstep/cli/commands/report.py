@@ -1,4 +1,4 @@
-"""`halfstep report RUN`: the evidence of a run on one page."""
+"""`halfstep report RUN`: write the report of a run as one page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from halfstep.workflows.report import write_report
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write RUN/report.html from what was measured (of a guided run RUN/slider.html too); measure it first
-    where it was not."""
+    """Write RUN/report.html, and for a guided run RUN/slider.html, from report.json; evaluate the run first
+    if it was not evaluated."""
 
     run: Annotated[Path, POSITIONAL]
     """The run's folder."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page; say where."""
+    """Write the page; print its path."""
     console = terminal()
     options = parse(Report, argv, prog="halfstep report")
     if not (options.run / REPORT).exists():

@@ -1,4 +1,4 @@
-"""`halfstep sample`: images from a teacher, a student, or a published model's weights."""
+"""`halfstep sample`: draw images from a teacher, a student or a published model."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from halfstep.workflows.sample import prepare_sample, SampleConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    """Sample and write; print where."""
+    """Draw samples and write them; print the files."""
     console = terminal()
     config = parse(SampleConfig, argv, prog="halfstep sample")
     with reading(console, config.start.images or "") as progress:
         job = prepare_sample(config, progress=progress)
-    what = f"{job.start.n:,} samples in {job.steps} step{'s' if job.steps > 1 else ''}"
-    with counting(console, what) as progress:
+    title = f"{job.start.n:,} samples in {job.steps} step{'s' if job.steps > 1 else ''}"
+    with counting(console, title) as progress:
         sampled = job.run(progress)
     if sampled.images:
         first, *_, last = sampled.images * 2

@@ -20,7 +20,7 @@ from halfstep.workflows.train_classifier import prepare_classifier, TrainClassif
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a classifier; print where it is, and its accuracy on data that it was not trained on."""
+    """Train a classifier; print its folder, and its accuracy on held-out data."""
     console = terminal()
     config = parse(TrainClassifierConfig, argv, prog="halfstep train classifier")
     folder, init = config.folder, config.classifier.init
@@ -31,13 +31,13 @@ def main(argv: Sequence[str]) -> int:
     net = prepared.net
     say(console, "network", f"{classifier_recipe(net)[0]}, {parameters_of(net)}")
     if init is not None:
-        rest = f"; afresh: {', '.join(prepared.fresh)}" if prepared.fresh else ""
-        say(console, "starts", f"from {init}{rest}")
+        fresh = f"; afresh: {', '.join(prepared.fresh)}" if prepared.fresh else ""
+        say(console, "starts", f"from {init}{fresh}")
     say(console, "data", describe_data(config.dataset, prepared.data))
     say(console, "updates", updates_on(config.method.updates, config.training, folder.device))
     with run_context(folder, config, console) as job:
         net = prepared.run(job)
-    with counting(console, "asking about all images") as progress:
+    with counting(console, "scoring all images") as progress:
         scores = prepared.score(net, progress=progress)
     if prepared.held_out is None:
         say(console, "accuracy", f"{scores.accuracy.value:.1%} on what it was trained with")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from halfstep.cli.console.progress import first_process, reading, say, terminal
+from halfstep.cli.console.progress import reading, say, terminal
 from halfstep.cli.console.run_lines import as_typed, describe_data, run_context, updates_on
 from halfstep.cli.console.run_plan import rehearse
 from halfstep.cli.parse import parse
@@ -13,7 +13,7 @@ from halfstep.workflows.train_codec import prepare_codec, TrainCodecConfig, Trai
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a codec; print where it is, and the error of its reconstructions."""
+    """Train a codec; print its folder, and the error of its reconstructions."""
     console = terminal()
     config = parse(TrainCodecConfig, argv, prog="halfstep train codec")
     folder = config.folder
@@ -28,13 +28,12 @@ def main(argv: Sequence[str]) -> int:
     say(console, "updates", updates_on(config.method.updates, config.training, folder.device))
     with run_context(folder, config, console) as job:
         prepared.train(job)
-    if first_process():
-        _print(console, config, prepared.reconstruct())
+    _print(console, config, prepared.reconstruct())
     return 0
 
 
 def _print(console: Console, config: TrainCodecConfig, result: TrainedCodec) -> None:
-    """The error of the reconstructions, the files, and the command that encodes the data."""
+    """Print the error of the reconstructions, the files, and the command that encodes the data."""
     held_out = "test images, which it was not trained on"
     images = held_out if result.held_out else "of the images that it was trained on"
     say(console, "psnr", f"{result.psnr:.2f} dB on {result.images:,} {images}")

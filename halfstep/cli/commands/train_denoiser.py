@@ -10,7 +10,7 @@ from halfstep.cli.console.run_lines import (
     as_typed,
     describe,
     describe_data,
-    own_net,
+    net_option,
     run_context,
     updates_on,
 )
@@ -20,7 +20,7 @@ from halfstep.workflows.train_denoiser import prepare_denoiser, TrainDenoiserCon
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a teacher; print where it is."""
+    """Train a teacher; print its folder."""
     console = terminal()
     config = parse(TrainDenoiserConfig, argv, prog="halfstep train denoiser")
     folder = config.folder
@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(console: Console, config: TrainDenoiserConfig) -> None:
-    """The teacher's place, and commands that sample and distil it."""
+    """Print the teacher's folder, and commands that sample and distil it."""
     folder = config.folder
-    out, net = shlex.quote(str(folder.out)), own_net(config.network.net)
+    out, net = shlex.quote(str(folder.out)), net_option(config.network.net)
     distil = f"halfstep distill progressive --teacher {out}{net} {as_typed(config.dataset)}"
     say(console, "teacher", folder.out / "stages" / "teacher")
     say(console, "look", f"halfstep sample {out} --out {out}/samples{net}")

@@ -1,1 +1,1 @@
-"""What commands print: progress, tables and lines."""
+"""The output of commands: progress, tables and lines."""

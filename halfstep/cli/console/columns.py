@@ -1,4 +1,4 @@
-"""Tables in the terminal: names from files are text in them, and no digit is lost."""
+"""Tables in the terminal, as wide as their numbers; names from files are printed as text."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from halfstep.errors import printable
 
 
 class Columns(Table):
-    """What rows are called to the left, numbers to the right."""
+    """A table with names aligned to the left, numbers to the right."""
 
     def __init__(self, *heads: str):
         super().__init__(box=None, pad_edge=False, collapse_padding=True)
@@ -17,12 +17,12 @@ class Columns(Table):
             self.add_column(printable(head), justify="right" if k else "left", no_wrap=True)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """With nothing in its cells that a terminal would obey."""
+        """Add a row without control characters."""
         super().add_row(*(printable(str(cell)) for cell in cells), **options)
 
 
 def print_wide(console: Console, table: Table) -> None:
-    """At its own width: lines that are longer than the terminal's lose no digit."""
+    """Print a table at its full width, even if the terminal is narrower."""
     width = console.width
     endless = console.options.update(width=10_000)
     console.width = max(width, console.measure(table, options=endless).maximum)

@@ -1,4 +1,4 @@
-"""What the terminal shows: a bar for what takes over two seconds, plain lines where nobody looks."""
+"""Progress in the terminal: bars, or plain lines if the output is no terminal."""
 
 import os
 import sys
@@ -24,26 +24,26 @@ from halfstep.workflows.options import DataOptions
 LINES = 20
 """Plain lines a stage at most."""
 FULL, MORE = 92, 112
-"""Columns from which there is room for updates a second, and for the time left in all."""
+"""Width of a terminal with room for updates a second, and for the time left in all."""
 
 
 def first_process() -> bool:
-    """Whether this process is the one that speaks and writes; the others are silent."""
+    """Whether this process is the one that prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class _Out:
-    """A stream of which every failure is that nobody reads it: a pipe, a terminal, a disk that is full."""
+    """A stream whose every failure (closed pipe or terminal, full disk) is a `BrokenPipeError`."""
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with _nobody_reads():
+        with _as_broken_pipe():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with _nobody_reads():
+        with _as_broken_pipe():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +51,7 @@ class _Out:
 
 
 @contextmanager
-def _nobody_reads() -> Iterator[None]:
+def _as_broken_pipe() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -61,40 +61,40 @@ def _nobody_reads() -> Iterator[None]:
 class Terminal(Console):
     """The console of a command.
 
-    gone  why nobody reads it any more: raised once where something is printed, after which all is silent
+    closed  the error of its closed output: raised once, after which the console is silent
     """
 
-    gone: BrokenPipeError | None = None
+    closed: BrokenPipeError | None = None
 
     def on_broken_pipe(self) -> None:
-        """Raise what rich caught; rich itself would end the process, whatever that is doing."""
+        """Raise the error that rich caught; rich itself would end the process."""
         self.quiet = True
         error = sys.exception()
-        self.gone = error if isinstance(error, BrokenPipeError) else BrokenPipeError()
-        if threading.current_thread() is threading.main_thread():  # and not the bar's own
-            raise self.gone
+        self.closed = error if isinstance(error, BrokenPipeError) else BrokenPipeError()
+        if threading.current_thread() is threading.main_thread():  # not in the bar's thread
+            raise self.closed
 
 
 def terminal() -> Terminal:
-    """The console of a command; letters that its encoding has not are printed as '?'."""
+    """The console of a command; characters that its encoding lacks are printed as '?'."""
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    out: Any = _Out(sys.stdout) if sys.stdout is not None else None  # closed: rich writes nowhere
+    out: Any = _Out(sys.stdout) if sys.stdout is not None else None  # None: rich writes nowhere
     return Terminal(file=out, quiet=not first_process(), highlight=False, markup=False, emoji=False)
 
 
 def say(console: Console, label: str, text: object) -> None:
-    """One line of what a command has to say; paths and names are printed as they are."""
+    """Print one line of a command's output, without markup."""
     console.print(f"{label:<10}{printable(str(text))}", markup=False, soft_wrap=True)
 
 
 def span(seconds: float) -> str:
     """75 -> '1 min 15 s'."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes} min {whole:02d} s" if minutes else f"{whole} s"
 
 
 def figure(loss: float | None) -> str:
@@ -104,24 +104,24 @@ def figure(loss: float | None) -> str:
     return f"{loss:.4f}" if abs(loss) >= 1e-3 or loss != loss else f"{loss:.1e}"
 
 
-class _Told(ProgressColumn):
-    """What `tell` says when the line is drawn."""
+class _FunctionColumn(ProgressColumn):
+    """A column with the text that a function returns for a task."""
 
-    def __init__(self, tell: Callable[[Task], str]):
+    def __init__(self, text_of: Callable[[Task], str]):
         super().__init__()
-        self.tell = tell
+        self.text_of = text_of
 
     def render(self, task: Task) -> Text:
-        return Text(self.tell(task), no_wrap=True, overflow="ellipsis")
+        return Text(self.text_of(task), no_wrap=True, overflow="ellipsis")
 
 
-def _bar(console: Console, tell: Callable[[Task], str]) -> rich_progress.Progress:
-    """A line: what, a bar, done of all, and what `tell` says; nothing where nobody looks."""
+def _bar(console: Console, text_of: Callable[[Task], str]) -> rich_progress.Progress:
+    """A line with name, bar, completed steps and a text; not shown if the console is no terminal."""
     return rich_progress.Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=_bar_width(console.width)),
-        _Told(lambda task: f"{int(task.completed):,}/{int(task.total or 0):,}"),
-        _Told(tell),
+        _FunctionColumn(lambda task: f"{int(task.completed):,}/{int(task.total or 0):,}"),
+        _FunctionColumn(text_of),
         console=console,
         refresh_per_second=4,
         disable=not console.is_terminal,
@@ -129,7 +129,7 @@ def _bar(console: Console, tell: Callable[[Task], str]) -> rich_progress.Progres
 
 
 def _bar_width(width: int) -> int:
-    """What the numbers beside it leave, at their longest."""
+    """The width that the numbers beside the bar leave."""
     numbers = 72 + 10 * (width >= FULL) + 20 * (width >= MORE)
     return max(4, min(24, width - numbers))
 
@@ -160,7 +160,7 @@ class Bars(ProgressCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the line as it is, and the terminal to others."""
+        """Stop drawing; the last line stays."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -172,15 +172,15 @@ class Bars(ProgressCallback):
         self._stage, self._first, self._update, self._shown = stage, update, update, update
         self._since, self._took = time.monotonic(), 0.0
         self._loss, self._rate, self._ahead = None, 0.0, self.updates_after(stage)
-        self._progress = _bar(self.console, self._told)
+        self._progress = _bar(self.console, lambda task: self._numbers(self.console.width))
         self._progress.start()
         self._task = self._progress.add_task(stage.name, total=stage.updates, completed=update)
 
     def step(self, update: int, rate: float) -> None:
         self._update, self._rate = update, rate
         self._took = time.monotonic() - self._since
-        if (gone := getattr(self.console, "gone", None)) is not None:
-            raise gone
+        if (error := getattr(self.console, "closed", None)) is not None:
+            raise error
         if self._progress is not None:
             self._progress.update(self._task, completed=update)
 
@@ -199,22 +199,19 @@ class Bars(ProgressCallback):
     def note(self, text: str) -> None:
         say(self.console, "note", text)
 
-    def _told(self, task: Task) -> str:
-        return self._numbers(self.console.width)
-
     def _numbers(self, width: int) -> str:
         """Loss, learning rate, updates a second and time left, as far as there is room."""
         parts = [f"loss {figure(self._loss)}", f"lr {self._rate:.1e}"]
-        done, left = self._update - self._first, self._stage.updates - self._update
+        done, remaining = self._update - self._first, self._stage.updates - self._update
         if done and width >= FULL:
             parts.append(f"{done / max(self._took, 1e-9):.1f}/s")
-        if not left:
+        if not remaining:
             parts.append(f"in {span(self._took)}")
         elif done:
             each = self._took / done
-            parts.append(f"{span(left * each)} left")
+            parts.append(f"{span(remaining * each)} left")
             if self._ahead and width >= MORE:
-                parts.append(f"{span((left + self._ahead) * each)} in all")
+                parts.append(f"{span((remaining + self._ahead) * each)} in all")
         return "  ".join(parts)
 
 
@@ -241,32 +238,32 @@ class _Line:
 
 
 @contextmanager
-def counting(console: Console, what: str, *, few: int = 0) -> Iterator[Progress]:
-    """A bar, whose total grows with what is expected.
+def counting(console: Console, title: str, *, few: int = 0) -> Iterator[Progress]:
+    """Show progress as a bar, whose total grows with the expected steps.
 
-    few  steps up to which nothing is shown
+    few  number of steps up to which nothing is shown
     """
 
-    def tell(task: Task) -> str:
+    def time_left(task: Task) -> str:
         if task.finished:
             return f"in {span(task.finished_time or 0)}"
         return "" if task.time_remaining is None else f"{span(task.time_remaining)} left"
 
     if not console.is_terminal and not few:
-        console.print(what, markup=False, soft_wrap=True)
-    bar = _bar(console, tell)
+        console.print(title, markup=False, soft_wrap=True)
+    bar = _bar(console, time_left)
     try:
-        yield _Line(console, bar, bar.add_task(what, total=None), few)
+        yield _Line(console, bar, bar.add_task(title, total=None), few)
     finally:
         bar.stop()
 
 
 def reading(console: Console, name: str) -> AbstractContextManager[Progress]:
-    """A bar while a large folder is read, and otherwise nothing but notes."""
+    """Show a bar while a large folder is read, and notes."""
     return counting(console, f"reading {name}", few=500)
 
 
 def loading(console: Console, dataset: DataOptions) -> Data:
-    """The data that the options name, with a bar while a large folder is read."""
+    """Load the data of the options, with a bar while a large folder is read."""
     with reading(console, dataset.data) as progress:
         return dataset.load(progress)

@@ -1,4 +1,4 @@
-"""What `train` and `distill` share: what a run is about, and how it is carried out."""
+"""The output that `train` and `distill` share, and the context of their runs."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -32,10 +32,10 @@ def run_context(
     updates_after: Callable[[Stage], int] = lambda s: 0,
     gate: Callable[[Pipeline], bool] | None = None,
 ) -> Iterator[RunOptions]:
-    """How the options want a run carried out: shown while it lasts, its options kept in its folder.
+    """The `RunOptions` of a run, which shows its progress and writes its options to config.toml.
 
-    updates_after  updates that are still to come after a stage
-    gate   asked after each stage whether to go on
+    updates_after  updates of the stages that follow a stage
+    gate           called after each stage; False ends the run
     """
 
     def keep() -> None:
@@ -65,7 +65,7 @@ def describe_data(dataset: DataOptions, data: Data) -> str:
 
 
 def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
-    """4,000 of 128 samples each, on cpu, 2 threads."""
+    """The updates and the device in words: 4,000 of 128 samples each, on cpu, 2 threads."""
     chosen = pick_device(device)
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if chosen.type == "cpu" else ""
@@ -73,7 +73,7 @@ def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
 
 
 def as_typed(dataset: DataOptions) -> str:
-    """The options that name this data, for a later command."""
+    """The options of this data, for a later command."""
     sides = [
         f"--{name} {value}" for name in ("size", "channels") if (value := getattr(dataset, name))
     ]
@@ -81,8 +81,8 @@ def as_typed(dataset: DataOptions) -> str:
     return " ".join([f"--data {shlex.quote(dataset.data)}", *sides, *flip])
 
 
-def own_net(net: str | None) -> str:
-    """The option that a later command needs to build a network of the user's own."""
+def net_option(net: str | None) -> str:
+    """The option that a later command needs for a network of the user's own."""
     return f" --net {shlex.quote(net)}" if net is not None and ":" in net else ""
 
 

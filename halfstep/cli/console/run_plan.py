@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, and what it would cost here."""
+"""`--dry-run`: print the plan of a run, and its cost on this machine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,7 +22,7 @@ from halfstep.workflows.run_options import run_options_of
 
 
 def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
-    """`work`, a run, up to where it would write: what it refuses is refused, and its plan is printed."""
+    """Start a run, with all its checks, print its plan, and stop before the first write."""
     plan = partial(print_plan, console)
     with suppress(Rehearsed):
         work(run_options_of(options, rehearse=plan))
@@ -36,7 +36,7 @@ def print_plan(
     training: TrainingConfig,
     processes: Processes,
 ) -> None:
-    """Stages, updates, memory and time; trains nothing."""
+    """Print stages, updates, memory and time."""
     first = next(stages)
     network = unwrap(first.student)
     slow = is_slow(network, processes.device)
@@ -54,7 +54,7 @@ def print_plan(
     say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
     size = training_bytes(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
-    place = f"{processes.device}, {torch.get_num_threads()} threads"
-    how = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
-    how += " in fp32; fp16 is far slower on a CPU" if slow else ""
-    say(console, "time", f"about {span(total)} on {place}: {how}")
+    device = f"{processes.device}, {torch.get_num_threads()} threads"
+    basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
+    basis += " in fp32; fp16 is far slower on a CPU" if slow else ""
+    say(console, "time", f"about {span(total)} on {device}: {basis}")

@@ -30,7 +30,7 @@ def print_report(console: Console, report: AnyReport) -> None:
 
 
 def print_rows(console: Console, report: Report) -> None:
-    """Every way of sampling, with intervals, and the floor under all of them."""
+    """Print a row for each network and sampler, with intervals, and the sampling floor."""
     table = Columns("", "calls", "Fréchet distance", "/ teacher", "rmse to teacher")
     for row in report.rows:
         table.add_row(
@@ -47,7 +47,7 @@ def print_rows(console: Console, report: Report) -> None:
 
 
 def print_guided(console: Console, guided: GuidedTable) -> None:
-    """The students against the guided teacher, a block for every scale."""
+    """Print the students against the guided teacher, a block for every scale."""
     table = Columns("", "guidance", "calls", "to guided teacher", "/ its own", "rmse")
     for row in guided.rows:
         table.add_row(
@@ -65,7 +65,7 @@ def print_guided(console: Console, guided: GuidedTable) -> None:
 
 
 def print_demo(console: Console, report: Report) -> None:
-    """The students of the demo, each above its teacher's samplers at about as many calls."""
+    """Print the students of the demo, each above the teacher's samplers at about as many calls."""
     full, floor = report.teacher.distances.frechet_distance.value, report.measure.floor
     table = Columns("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms")
 
@@ -101,7 +101,7 @@ def print_demo(console: Console, report: Report) -> None:
 
 
 def print_sizes(console: Console, report: Report) -> None:
-    """Quality against the cost of a sample, of networks of several sizes; nothing of one size alone."""
+    """Print quality and cost of a sample for networks of several sizes; nothing for a single size."""
     if not (lines := sizes(report)):
         return
     table = Columns(
@@ -126,7 +126,7 @@ def print_sizes(console: Console, report: Report) -> None:
 
 
 def print_compressed(console: Console, report: Report) -> None:
-    """The cost and loss of each variant beside its student."""
+    """Print size, speed and quality of each variant and its student."""
     rows = [(row, row.compressed) for row in report.rows if row.compressed]
     if not rows:
         return
@@ -148,7 +148,7 @@ def print_compressed(console: Console, report: Report) -> None:
 
 
 def reconstruction_table(reconstruction: Reconstruction) -> Columns:
-    """Every way to encode, with the reconstruction error."""
+    """The encoders, with their reconstruction errors."""
     table = Columns("", "calls", f"back in {reconstruction.full}", "back in as many")
     for row in reconstruction.rows:
         cells = (str(row.steps), _cell(row.full), _cell(row.same))
@@ -161,17 +161,17 @@ def _cell(interval: Interval | None) -> str:
 
 
 def compare(console: Console, folders: Sequence[Path]) -> int:
-    """Students of several runs at equal calls, the first run's the measure."""
+    """Print the students of several runs at equal calls, with ratios to the first run's."""
     if len(folders) < 2:
         raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
     reports = [_of_samples(folder) for folder in folders]
     teachers = [_measured(report, report.teacher) for report in reports]
-    for teacher in teachers:  # before anything is said, and where no two students meet
+    for teacher in teachers:
         teacher.check_comparable(teachers[0])
-    students = [{row.calls: _measured(one, row) for row in one.students} for one in reports]
+    students = [{row.calls: _measured(each, row) for row in each.students} for each in reports]
     table = Columns("calls", *map(str, folders))
-    for count in sorted({count for one in students for count in one}, reverse=True):
-        table.add_row(str(count), *_cells([one.get(count) for one in students]))
+    for calls in sorted(set().union(*students), reverse=True):
+        table.add_row(str(calls), *_cells([by_calls.get(calls) for by_calls in students]))
     table.add_row("teacher", *_cells(teachers))
     print_wide(console, table)
     say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
@@ -188,7 +188,7 @@ def _of_samples(folder: Path) -> Report:
 
 
 def _cells(cells: Sequence[Measured | None]) -> list[str]:
-    """The first as it is, each other with its ratio to the first, if that is surely above 0."""
+    """The distances, with their ratios to the first if that is surely above 0."""
     first, texts = cells[0], []
     for k, cell in enumerate(cells):
         if cell is None:
@@ -203,7 +203,7 @@ def _cells(cells: Sequence[Measured | None]) -> list[str]:
 
 
 def _measured(report: Report, row: Row) -> Measured:
-    """A row's distance, and how it was measured."""
+    """A row's distance, with its measurement."""
     how = report.measure
     return Measured(
         row.distances.frechet_distance,
