@@ -3,25 +3,23 @@
     python -m benchmarks.latents [--device cpu|cuda|auto] [--half] [--json]
 
 Latents of 4 x 32 x 32, as of ImageNet-256, lie in several memory-mapped shards; rows come in random
-order, so that a batch touches all of them.  'read' is `Latents.drawn` (gather of image or mirror image,
+order, so that a batch touches all of them.  'read' is `Latents.training_batch` (gather of image or mirror,
 fresh draw), 'step' is the denoising loss, its backward and the optimiser on a batch that is there
 already.  Both run in turn in one process; their ratio is taken within each turn.  Reading is held to at
 least 20 times what a step needs.  The files have just been written, so they come from memory and not
 from the disk.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import options_parser, prepare, Results, seconds
 from halfstep.batch import Batch
 from halfstep.data.epoch_order import rows
 from halfstep.data.latents.dataset import Latents
@@ -42,11 +40,11 @@ from halfstep.training.update import step
 SHAPE = (4, 32, 32)
 NET = dict(img_size=32, patch_size=2, in_chans=4, embed_dim=256, depth=8, num_heads=4)
 """A small U-ViT on the tokens of the large ones; larger ones need rows more slowly."""
-HELD_TO = 20
+LEAST_RATIO = 20
 
 
-def made(folder: Path, count: int, shard: int, *, half: bool) -> Latents:
-    """Latents of random moments: speed does not depend on what they are."""
+def write_random(folder: Path, count: int, shard: int, *, half: bool) -> Latents:
+    """Latents of random moments: their values do not change the speed."""
     dtype, parts = torch.float16 if half else torch.float32, list[Tensor]()
     for k, low in enumerate(range(0, count, shard)):
         shape = min(shard, count - low), 2, 2 * SHAPE[0], *SHAPE[1:]
@@ -77,86 +75,61 @@ class Bench:
     def read(self) -> Batch:
         chosen = rows(0, 0, self.reads, self.batch, len(self.latents))
         self.reads += 1
-        return self.latents.drawn(chosen, self.draw())
+        return self.latents.training_batch(chosen, self.draw())
 
     def step(self) -> None:
         self.objective(self.student, self.data, self.draw()).mean().backward()
         step(self.student, self.state, self.settings, rate=1e-4)
         self.state.update += 1
 
-    def seconds(self, work: Callable[[], object], repeats: int) -> float:
-        """Time of one `work`.  One CPU thread is timed by its own clock, which the neighbours on a
-        shared machine do not move; anything else by the wall clock."""
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.process_time if alone else time.perf_counter
-        self._wait()
-        begin = clock()
-        for _ in range(repeats):
-            work()
-        self._wait()
-        return (clock() - begin) / repeats
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def measure(bench: Bench, rounds: int) -> dict[str, float]:
-    """Rows a second that are read, and that a step needs; the median of their ratio."""
+    """Rows read in a second, rows that a step needs in a second, and the median of their ratio."""
+    device = bench.device
     for part in bench.latents.moments.parts:
-        part.sum()  # each page once
-    bench.seconds(bench.read, 2)
-    bench.seconds(bench.step, 1)
-    turns = [(bench.seconds(bench.read, 8), bench.seconds(bench.step, 1)) for _ in range(rounds)]
+        part.sum()  # reads each page once
+    seconds(bench.read, device, 2)
+    seconds(bench.step, device)
+    turns = [(seconds(bench.read, device, 8), seconds(bench.step, device)) for _ in range(rounds)]
     return {
         "read": bench.batch / statistics.median(read for read, _ in turns),
         "needed": bench.batch / statistics.median(needed for _, needed in turns),
         "ratio": statistics.median(needed / read for read, needed in turns),
-        "held_to": HELD_TO,
+        "held_to": LEAST_RATIO,
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: Results) -> str:
     """The results in three lines."""
     setting = "{device}, {threads} threads, torch {torch}, {dtype}, batches of {batch}"
     return (
-        f"{setting.format(**found)}, {found['shards']} shards of {found['shard']:,} images\n"
-        f"read {found['read']:,.0f} rows/s, a step needs {found['needed']:,.1f} rows/s\n"
-        f"ratio {found['ratio']:,.0f}, held to {found['held_to']}"
+        f"{setting.format(**results)}, {results['shards']} shards of {results['shard']:,} images\n"
+        f"read {results['read']:,.0f} rows/s, a step needs {results['needed']:,.1f} rows/s\n"
+        f"ratio {results['ratio']:,.0f}, held to {results['held_to']}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latents", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
-    parser.add_argument("--rounds", type=int, default=7, help="turns that are measured")
+    parser = options_parser("latents", __doc__, rounds=7)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--shard", type=int, default=256, help="images a shard")
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--half", action="store_true", help="float16 shards")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 is torch's choice")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if asked.device == "auto" else asked.device)
+    device, setting = prepare(options)
     with tempfile.TemporaryDirectory() as folder:
-        latents = made(Path(folder), asked.images, asked.shard, half=asked.half)
-        found = {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "dtype": "float16" if asked.half else "float32",
-            "batch": asked.batch,
-            "shard": asked.shard,
+        latents = write_random(Path(folder), options.images, options.shard, half=options.half)
+        results = {
+            **setting,
+            "dtype": "float16" if options.half else "float32",
+            "batch": options.batch,
+            "shard": options.shard,
             "shards": len(latents.moments.parts),
-            **measure(Bench(latents, device, asked.batch), asked.rounds),
+            **measure(Bench(latents, device, options.batch), options.rounds),
         }
         del latents
-    print(json.dumps(found, indent=1) if asked.json else table(found))
+    print(json.dumps(results, indent=1) if options.json else table(results))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Whether a change leaves every number as it was: record them before it, compare after it.
+"""Check that a change keeps every number: record them before it, and compare after it.
 
     python -m benchmarks.numbers NUMBERS.json [--against BEFORE.json]
 
-Recorded are the losses of the first updates of every method, samples of the shipped teacher and of its
-guided students under every sampler, and the report of a small run: numbers as they are, tensors by their
-sha256.  With --against what differs is printed, and the exit status is 1.  Two records can be compared
-where one machine with the same libraries made both.
+A record has the losses of the first updates of every method, samples of the shipped teacher and of its guided
+students with every sampler, and the report of a small run: numbers as they are, tensors by their sha256.
+With --against the differences are printed, and the exit status is 1.  Both records must be made on the same
+machine with the same libraries.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.timing import Results
 from halfstep.cli import main as halfstep
 from halfstep.errors import HalfstepError
 from halfstep.pipeline import Pipeline
@@ -56,7 +57,7 @@ RUNS = {
     "patient-teacher": "distill knowledge --teacher classification --data digits --net shallow "
     f"--recipe patient-teacher {FEW}",
 }
-"""What is typed; a teacher is an earlier one's folder."""
+"""The commands; a teacher is the folder of an earlier one."""
 SCHEDULERS = (
     "DDIM",
     "DDPM",
@@ -69,7 +70,7 @@ EVALUATE = "--samples 64 --full 16 --features digits --split-samples 0 --cost-ro
 
 
 def losses(folder: Path) -> list[float]:
-    """Of every line of metrics.jsonl, in order."""
+    """The losses of metrics.jsonl, in order."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if "loss" in line]
 
@@ -81,26 +82,26 @@ def digest(tensor: Tensor) -> str:
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """By stage, the bits of everything in its file."""
-    found = {}
+    """A digest of the tensors in the file of each stage."""
+    digests = {}
     for file in sorted(folder.glob("stages/*/*.safetensors")):
         tensors = load_file(file)
         parts = "".join(f"{name} {digest(tensors[name])}" for name in sorted(tensors))
-        found[file.parent.name] = hashlib.sha256(parts.encode()).hexdigest()[:16]
-    return found
+        digests[file.parent.name] = hashlib.sha256(parts.encode()).hexdigest()[:16]
+    return digests
 
 
-def typed(line: str) -> None:
-    """Run a command in silence; what it refuses ends the record."""
-    said = StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        status = halfstep(line.split())
+def run(command: str) -> None:
+    """Run a command without its output; its error ends the record."""
+    output = StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        status = halfstep(command.split())
     if status:
-        raise SystemExit(f"halfstep {line}: exit {status}\n{said.getvalue()[-2000:]}")
+        raise SystemExit(f"halfstep {command}: exit {status}\n{output.getvalue()[-2000:]}")
 
 
-def samples() -> Iterator[tuple[str, Any]]:
-    """Of the shipped models under every sampler: their bits, or the class of the refusal."""
+def samples() -> Iterator[tuple[str, str]]:
+    """Digests of samples of the shipped models with every sampler, or the class of the error."""
     with as_file(files("halfstep") / "assets") as assets:
         teacher = Pipeline.load(assets / "digits-teacher")
         for sampler in (*NAMES, *(f"diffusers:{name}Scheduler" for name in SCHEDULERS)):
@@ -120,7 +121,7 @@ def _drawn(pipeline: Pipeline, **options: Any) -> str:
 
 
 def measured(report: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number of a report but times and what names a machine or a moment."""
+    """The numbers of a report that do not depend on the machine or the time."""
     if isinstance(report, dict):
         for name, value in report.items():
             if not any(
@@ -134,21 +135,21 @@ def measured(report: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, report
 
 
-def recorded() -> dict[str, Any]:
-    """All of it, by name; the runs lie in the present folder."""
-    found: dict[str, Any] = {}
-    for name, line in RUNS.items():
+def record() -> Results:
+    """All numbers by name; the runs are written into the current folder."""
+    numbers = Results()
+    for name, command in RUNS.items():
         print(name, file=sys.stderr, flush=True)
-        typed(f"{line} --out {name}")
-        found[f"losses {name}"] = losses(Path(name))
-        found |= {f"weights {name}/{k}": value for k, value in weights(Path(name)).items()}
+        run(f"{command} --out {name}")
+        numbers[f"losses {name}"] = losses(Path(name))
+        numbers |= {f"weights {name}/{k}": value for k, value in weights(Path(name)).items()}
     print("samples", file=sys.stderr, flush=True)
-    found |= dict(samples())
+    numbers |= dict(samples())
     print("report", file=sys.stderr, flush=True)
-    typed(f"evaluate progressive {EVALUATE}")
+    run(f"evaluate progressive {EVALUATE}")
     report = json.loads(Path("progressive/report.json").read_text())
-    found |= {f"report {name}": value for name, value in measured(report)}
-    return found
+    numbers |= {f"report {name}": value for name, value in measured(report)}
+    return numbers
 
 
 RENAMED = {
@@ -158,10 +159,10 @@ RENAMED = {
         "clip": "max_grad_norm",
     }.items()
 }  # fmt: skip
-"""Names in an earlier record, and what they are now."""
+"""Names in an earlier record, with their present names."""
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Results, now: Results) -> list[str]:
     """A line for each name whose numbers are not the same; nan equals itself."""
     if not before.keys() & set(RENAMED.values()):
         before = {RENAMED.get(name, name): value for name, value in before.items()}
@@ -186,14 +187,14 @@ def main() -> int:
     out, against = options.out.resolve(), options.against and options.against.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        now = recorded()
+        now = record()
     out.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
     if against is None:
         print(f"{len(now)} numbers recorded")
         return 0
-    found = differences(json.loads(against.read_text(encoding="utf-8")), now)
-    print(*found, f"{len(found)} of {len(now)} differ", sep="\n")
-    return int(bool(found))
+    lines = differences(json.loads(against.read_text(encoding="utf-8")), now)
+    print(*lines, f"{len(lines)} of {len(now)} differ", sep="\n")
+    return int(bool(lines))
 
 
 if __name__ == "__main__":

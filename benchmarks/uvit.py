@@ -10,12 +10,10 @@ A training step is forward, backward and AdamW.  A GPU also gets compiled networ
 them to a CPU, and the share of the card's peak that each reaches.
 """
 
-import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +22,13 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import options_parser, prepare, Results, seconds, spread
+from halfstep.config import NetConfig
 from halfstep.models import UViT
 from halfstep.models.time_embedding import sinusoid
 
 S2 = dict(img_size=32, patch_size=2, in_chans=3, embed_dim=512, depth=12, num_heads=8)
-NETS: dict[str, tuple[dict[str, Any], int, int]] = {
+NETS: dict[str, tuple[NetConfig, int, int]] = {
     "S/2": (S2, 4, 128),
     "M/4": (S2 | dict(img_size=64, patch_size=4, embed_dim=768, depth=16, num_heads=12), 2, 64),
     "L/2": (S2 | dict(in_chans=4, embed_dim=1024, depth=20, num_heads=16), 1, 64),
@@ -140,23 +140,8 @@ class Bench:
         self.optimiser.step()
         self.optimiser.zero_grad()
 
-    def seconds(self, work: Callable[[], Any]) -> float:
-        """One CPU thread is timed by its own clock, which the neighbours do not move."""
-        alone = not self.gpu and torch.get_num_threads() == 1
-        clock, repeats = (time.process_time if alone else time.perf_counter), 10 if self.gpu else 1
-        self._wait()
-        begin = clock()
-        for _ in range(repeats):
-            work()
-        self._wait()
-        return (clock() - begin) / repeats
-
-    def _wait(self) -> None:
-        if self.gpu:
-            torch.cuda.synchronize(self.device)
-
     def operations(self) -> int:
-        """Of one forward of the batch, a multiply and an add each for itself; a step has 3 times."""
+        """Operations of a forward of the batch, multiplies and adds apart; a training step has 3 times."""
         with torch.device("meta"):
             net, x = UViT(**NETS[self.net][0]), torch.zeros(self.x.shape)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -164,42 +149,37 @@ class Bench:
         return counter.get_total_flops()
 
 
-def measure(bench: Bench, work: str, dtype: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds of the plain one, and how many times as fast the others are: by name."""
+def measure(bench: Bench, work: str, dtype: str, rounds: int) -> Results:
+    """Milliseconds of each network by name, and its speed relative to the plain one."""
     run = getattr(bench, work)
     names = list(bench.nets)
 
     def timed(name: str) -> float:
-        return bench.seconds(lambda: run(name, DTYPES[dtype]))
+        return seconds(lambda: run(name, DTYPES[dtype]), bench.device, 10 if bench.gpu else 1)
 
     turns = []
     for k in range(-1, rounds):  # the first is warm-up, with compilation
-        # Back and forth, so that a machine that gets slower or faster meanwhile favours none.
+        # In both orders, so that a machine that becomes slower or faster favours none.
         turn = {name: timed(name) for name in (names if k % 2 else names[::-1])}
         turns += [turn] if k >= 0 else []
         print(f"{dtype} {work}: {k + 1} of {rounds} turns", file=sys.stderr, flush=True)
-    ratios = {name: _spread([turn["plain"] / turn[name] for turn in turns]) for name in names}
-    ratios["auto to explicit"] = _spread([turn["explicit"] / turn["auto"] for turn in turns])
+    ratios = {name: spread([turn["plain"] / turn[name] for turn in turns]) for name in names}
+    ratios["auto to explicit"] = spread([turn["explicit"] / turn["auto"] for turn in turns])
     medians = {name: statistics.median(turn[name] for turn in turns) for name in names}
     result = {"work": work, "dtype": dtype, "ms": {n: 1000 * s for n, s in medians.items()}}
     if peak := _peak(bench.device, dtype):
-        done = bench.operations() * (1 if work == "forward" else 3)
-        result["share of peak"] = {name: done / s / peak for name, s in medians.items()}
+        operations = bench.operations() * (1 if work == "forward" else 3)
+        result["share of peak"] = {name: operations / s / peak for name, s in medians.items()}
     return result | {"times as fast": ratios}
-
-
-def _spread(ratios: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {"ratio": quartiles[1], "low": quartiles[0], "high": quartiles[2]}
 
 
 def _peak(device: torch.device, dtype: str) -> float | None:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [peaks for name, peaks in PEAKS.items() if name in card]
-    return known[0][list(DTYPES).index(dtype)] if known else None
+    peaks = next((peaks for name, peaks in PEAKS.items() if name in card), None)
+    return peaks[list(DTYPES).index(dtype)] if peaks else None
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: Results) -> str:
     """The results as a small table."""
     lines = [
         "{net}, {batch} images, {device}, {threads} threads, torch {torch}, {rounds} rounds".format(
@@ -211,10 +191,10 @@ def table(results: dict[str, Any]) -> str:
         first = f"{result['dtype']} {result['work'].replace('_', ' ')}"
         for name, row in result["times as fast"].items():
             ms = f"{result['ms'][name]:>9.1f}" if name in result["ms"] else " " * 9
-            spread = f"{row['low']:.3f} to {row['high']:.3f}"
+            quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
             share = result.get("share of peak", {}).get(name)
             lines.append(
-                f"{first:<20}{name:<18}{ms}{row['ratio']:>15.3f}   {spread:<16}"
+                f"{first:<20}{name:<18}{ms}{row['ratio']:>15.3f}   {quartiles:<16}"
                 + (f"{share:>8.1%}" if share else "")
             )
             first = ""
@@ -222,36 +202,26 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.uvit", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
+    parser = options_parser("uvit", __doc__, rounds=7)
     parser.add_argument("--net", choices=list(NETS), default="S/2")
-    parser.add_argument("--rounds", type=int, default=7, help="turns that are measured")
     parser.add_argument("--compile", action="store_true", help="compiled ones too; always on a GPU")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 is torch's choice")
     parser.add_argument("--batch", type=int, default=0, help="images; 0 is the net's own")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if asked.device == "auto" else asked.device)
-    bench = Bench(asked.net, device, asked.compile or device.type == "cuda", asked.batch)
+    device, setting = prepare(options)
+    bench = Bench(options.net, device, options.compile or device.type == "cuda", options.batch)
     results = {
-        "net": asked.net,
+        **setting,
+        "net": options.net,
         "batch": bench.batch,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "rounds": asked.rounds,
-        "torch": torch.__version__,
+        "rounds": options.rounds,
         "results": [
-            measure(bench, work, dtype, asked.rounds)
+            measure(bench, work, dtype, options.rounds)
             for dtype in DTYPES
             for work in ("forward", "training_step")
         ],
     }
-    print(json.dumps(results, indent=1) if asked.json else table(results))
+    print(json.dumps(results, indent=1) if options.json else table(results))
 
 
 if __name__ == "__main__":

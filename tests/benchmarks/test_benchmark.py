@@ -30,7 +30,7 @@ def test_all_three_make_the_same_network_calls(name, stage, work):
     them."""
     bench = Bench(name, torch.device("cpu"), batch=2, stage=stage)
     teacher, student, sizes = calls(bench.teacher.net, []), calls(bench.student.net, []), []
-    bench.teacher.net.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
+    bench.teacher.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
     getattr(bench, work)()
     assert student == [True] and not any(teacher)
     assert sizes == ([4] if stage == "guided" else [2, 2])
@@ -38,11 +38,11 @@ def test_all_three_make_the_same_network_calls(name, stage, work):
 
 def test_the_guided_stages_are_told_labels_and_scales():
     first = Bench("uvit", torch.device("cpu"), batch=3, stage="guided")
-    [(x, t, cond)] = first.taught
+    [(x, t, cond)] = first.teacher_inputs
     assert len(x) == len(t) == 6 and cond.guidance_scale is None
     assert cond.label.tolist() == [0, 1, 2, 10, 10, 10] and first.objective.null == 10
     assert (
-        first.asked[2].guidance_scale.tolist() == [1, 3, 5]
+        first.inputs[2].guidance_scale.tolist() == [1, 3, 5]
         and first.data.cond.guidance_scale is None
     )
     assert recipe(first.teacher.net)[1].get("guidance_embed_dim", 0) == 0
@@ -52,7 +52,8 @@ def test_the_guided_stages_are_told_labels_and_scales():
         == recipe(first.student.net)[1]["guidance_embed_dim"]
         == 256
     )
-    assert all(asked[2].guidance_scale.tolist() == [1, 3, 5] for asked in second.taught)
+    scales = [cond.guidance_scale.tolist() for _, _, cond in second.teacher_inputs]
+    assert scales == [[1, 3, 5]] * 2
     assert second.objective.objective.teacher is second.teacher
 
 
@@ -94,13 +95,13 @@ def test_ratios_are_printed_as_json_and_as_a_table(capsys):
 
 def test_bfloat16_casts_the_networks_alone():
     bench = Bench("uvit", torch.device("cpu"), torch.bfloat16, batch=2)
-    seen = []
+    dtypes = []
     bench.student.net.model.mid_block.mlp.fc1.register_forward_hook(
-        lambda module, inputs, out: seen.append(out.dtype)
+        lambda module, inputs, out: dtypes.append(out.dtype)
     )
     bench.floor()
     bench.update()
-    assert seen == [torch.bfloat16, torch.bfloat16]
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
     assert all(p.grad.dtype == torch.float32 for p in bench.student.parameters())
 
 

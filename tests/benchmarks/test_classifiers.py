@@ -29,6 +29,6 @@ def test_the_same_network_in_two_layouts(name):
 
 def test_what_it_prints(capsys):
     main(["--only", "shallow", "--rounds", "1", "--batch", "2", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["shallow"]["update ms"] > 0 and found["shallow"]["forward ratio"] > 0
-    assert "shallow" in table(found)
+    results = json.loads(capsys.readouterr().out)
+    assert results["shallow"]["update ms"] > 0 and results["shallow"]["forward ratio"] > 0
+    assert "shallow" in table(results)

@@ -11,8 +11,8 @@ from halfstep.methods import METHODS
 def test_a_changed_number_a_lost_one_and_a_new_one_are_differences():
     before = {"a": [1.0, float("nan")], "b": "x", "c": 2}
     assert differences(before, {"a": [1.0, float("nan")], "b": "x", "c": 2}) == []
-    found = differences(before, {"a": [1.0 + 2**-52, float("nan")], "b": "x", "d": 2})
-    assert [line.split(":")[0] for line in found] == ["a", "c", "d"]
+    lines = differences(before, {"a": [1.0 + 2**-52, float("nan")], "b": "x", "d": 2})
+    assert [line.split(":")[0] for line in lines] == ["a", "c", "d"]
 
 
 def test_a_digest_is_of_every_bit_and_of_the_shape():

@@ -49,17 +49,17 @@ def test_the_plain_one_upcasts_and_reads_the_official_names():
     assert list(net.state_dict()) != [] and set(net.state_dict()) == set(
         UViT(**config).state_dict()
     )
-    seen = []
+    dtypes = []
     original = torch.nn.functional.scaled_dot_product_attention
 
     def watched(q, k, v):
-        seen.extend(x.dtype for x in (q, k, v))
+        dtypes.extend(x.dtype for x in (q, k, v))
         return original(q, k, v)
 
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
         net(torch.zeros(2, 3, 8, 8), torch.zeros(2))
-    assert set(seen) == {torch.float32} and len(seen) == 3 * 3
+    assert set(dtypes) == {torch.float32} and len(dtypes) == 3 * 3
 
 
 def test_operations_are_two_for_each_multiply_add():
@@ -73,8 +73,8 @@ def test_ratios_are_printed_as_json_and_as_a_table(capsys):
     main(["--net", "tiny", "--rounds", "2", "--device", "cpu", "--json"])
     results = json.loads(capsys.readouterr().out)
     assert (results["device"], results["threads"], results["batch"]) == ("cpu", 1, 2)
-    done = {(row["dtype"], row["work"]) for row in results["results"]}
-    assert done == {(d, w) for d in ("fp32", "bf16") for w in ("forward", "training_step")}
+    works = {(row["dtype"], row["work"]) for row in results["results"]}
+    assert works == {(d, w) for d in ("fp32", "bf16") for w in ("forward", "training_step")}
     for row in results["results"]:
         assert set(row["times as fast"]) == {"plain", *FORMS, "auto to explicit"}
         assert row["times as fast"]["plain"] == {"ratio": 1, "low": 1, "high": 1}

@@ -468,7 +468,7 @@ def test_a_bar_in_a_thread_does_not_end_the_process():
     thread = Thread(target=console.print, args=("text",))
     thread.start()
     thread.join()
-    assert isinstance(console.gone, BrokenPipeError)
+    assert isinstance(console.closed, BrokenPipeError)
     console.print("nothing comes of it")
     bars = Bars(console)
     bars._since = 0.0
