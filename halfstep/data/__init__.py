@@ -1,4 +1,4 @@
-"""Data by name: `load` turns a few words into a `Dataset`; `rows` says what each update sees."""
+"""Data sets by name or place: `load` returns a `Dataset` or `Latents`; `rows` gives each update's samples."""
 
 import os
 from dataclasses import replace
@@ -19,10 +19,10 @@ from halfstep.progress import Progress, SILENT
 __all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load", "rows"]
 
 Data = Dataset | Latents
-"""What training reads: data in memory, or latents on the disk."""
+"""Training data: in memory, or latents on the disk."""
 
 DataLike = Data | str | os.PathLike[str] | torch.utils.data.Dataset[Any]
-"""What `as_data` makes data of."""
+"""The arguments that `as_data` accepts."""
 SPLITS = ("train", "test")
 WHOLE = ("digits", "two-moons")
 """Sources that need no files."""
@@ -41,7 +41,7 @@ def load(
     verify: bool = False,
     progress: Progress = SILENT,
 ) -> Data:
-    """The data of that name or place, checked; names win over places (write ./digits for a image_folder).
+    """The data of this name or place, checked; a name precedes a place (write ./digits for a folder).
 
     spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, an .npy or
                .npz file, or a folder of latents that `halfstep latents` wrote
@@ -50,9 +50,9 @@ def load(
     channels   1 or 3: converts a folder's images, tells channels first from last in an array;
                other sources must already have it
     flip       training mirrors images at random
-    split      train or test, for Fashion-MNIST and CIFAR-10; the others are whole
-    verify     compare the checksums of all files of latents, not of those alone that were written since
-    progress   told of every image of a image_folder, or every file of latents whose checksum is compared
+    split      train or test, for Fashion-MNIST and CIFAR-10; other data have no splits
+    verify     compare the checksums of all files of latents, not only of those written since the last time
+    progress   advances with every image of a folder, or every file of latents that is verified
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:
@@ -68,13 +68,11 @@ def load(
 
 
 def as_data(data: DataLike, *, shape: tuple[int, ...] | None = None) -> Data:
-    """Data as it is, by its name or place, or collected from a torch Dataset; `DataError` for the rest.
+    """Data itself, data by name or place, or a torch Dataset read into memory; `DataError` for others.
 
-    shape  of one sample, where another is refused: of a folder before it is read
+    shape  the expected shape of a sample, checked for a folder before it is read
     """
-    if isinstance(data, Dataset | Latents) or hasattr(
-        data, "training_batch"
-    ):  # or what does as much
+    if isinstance(data, Dataset | Latents) or hasattr(data, "training_batch"):
         return cast(Data, data)
     if (spec := spec_of(data)) is not None:
         if shape is not None:
@@ -95,7 +93,7 @@ def spec_of(data: DataLike) -> str | None:
 def refuse_other_shape(
     spec: str, shape: tuple[int, ...], *, size: int | None = None, channels: int | None = None
 ) -> None:
-    """`ConfigError` for a folder that has no samples of this shape, where that is seen before it is read."""
+    """`ConfigError` for a folder with samples of another shape, as far as is known before it is read."""
     place = Path(spec).expanduser()
     if not spec or spec in WHOLE or spec.partition(":")[0] in BELOW or not place.is_dir():
         return
@@ -119,11 +117,11 @@ def refuse_other_shape(
 def _refuse_options(
     place: Path, size: int | None, channels: int | None, flip: bool, split: str
 ) -> None:
-    """What latents cannot be read with."""
+    """`ConfigError` for options that latents do not have."""
     if size is not None or channels is not None or flip or split != "train":
         raise ConfigError(
-            f"'{place}' holds latents, which are as they were encoded (mirror images and all): leave out "
-            "size, channels, flip and split"
+            f"'{place}' holds latents, encoded with their size and mirror images: leave out size, channels, "
+            "flip and split"
         )
 
 
@@ -140,9 +138,7 @@ def _source(
             raise ConfigError(f"{name} is read from files: write {name}:FOLDER")
         return _named(name, _existing(below), size, split)
     if split != "train":
-        raise ConfigError(
-            f"{spec} has no split '{split}', it is one whole: leave split out, or name other data"
-        )
+        raise ConfigError(f"{spec} has no split '{split}': leave split out, or name other data")
     if spec == "digits":
         from halfstep.data.sources import digits
 
@@ -180,7 +176,9 @@ def _placed(
 
         return image_folder.load(place, size, channels, progress)
     if place.suffix.lower() not in (".npy", ".npz"):
-        raise DataError(f"{place} is no data set: give a folder of images, an .npy or an .npz file")
+        raise DataError(
+            f"{place} is not a data set: give a folder of images, an .npy or an .npz file"
+        )
     from halfstep.data.sources import arrays
 
     data = arrays.load(place, channels)
@@ -205,9 +203,9 @@ def _check_asked(data: Dataset, spec: str, size: int | None, channels: int | Non
         )
     has, height, width = data.shape
     if channels not in (None, has):
-        raise ConfigError(f"{spec} has {has} channels, asked for {channels}: write channels={has}")
+        raise ConfigError(f"{spec} has {has} channels, not {channels}: write channels={has}")
     if size is not None and not size == height == width:
         raise ConfigError(
-            f"{spec} has images of {height}x{width}, asked for size {size}: leave size out, or "
+            f"{spec} has images of {height}x{width}, not of size {size}: leave size out, or "
             "give a folder of images, which are resized"
         )

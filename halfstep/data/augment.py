@@ -1,4 +1,4 @@
-"""Augmentation: other views of the same images.  kornia draws and applies them (extra `augment`).
+"""Augmentation: random views of images, drawn and applied by kornia (extra `augment`).
 
 kornia was chosen by measurement (see LOG.md); it is imported when the first image is augmented.
 """
@@ -21,9 +21,9 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.rng import Draw, key
 
 Parameters = dict[str, Tensor]
-"""What was drawn for some images, one row each."""
+"""The random parameters of some images, one row each."""
 ImagesOf = Callable[[Tensor], Tensor]
-"""Rows of the data set, int64 [B], to their images as they lie."""
+"""A function from rows of the data set, int64 [B], to their original images."""
 
 STEPS = {
     "flip": "half of the images are mirrored left to right",
@@ -31,22 +31,21 @@ STEPS = {
     "zoom": "a random part of half the area or more, its sides 3 : 4 to 4 : 3, at the old size",
     "report": "enlarged from 224 to 230, with a black frame where it is not square; a random crop of 224 (of "
     "other sizes in proportion): what the report on knowledge distillation did after mirroring",
-    "mixup": "a share of another image, uniform in [0, 1) (Zhang et al. 2018 with alpha 1): it has no label",
+    "mixup": "a share of another image, uniform in [0, 1) (Zhang et al. 2018 with alpha 1), without a label",
 }
 BLOCK = 1024
-"""Images whose parameters are drawn in one go: the draw of an image depends on its block alone."""
+"""The number of images whose parameters are drawn together: an image's draw depends on its block alone."""
 BLACK = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Validated):
-    """How training sees an image.
+    """The random views of images that training uses.
 
     steps  names of `STEPS`, applied in this order; mixup comes first
-    views  how many views an image has: itself, and that number less one that are drawn once, functions of
-           (seed, row, view) and nothing else, so that a teacher's answers may be kept.  0: another one
-           every time, and nothing may be kept
-    seed   of the views
+    views  number of views of an image, itself included.  The others are functions of (seed, row, view) alone,
+           so that a teacher's logits can be cached.  0: a new view every time
+    seed   the seed of the views
 
     `ConfigError` for unknown steps, a single view, and where kornia is not installed.
     """
@@ -67,8 +66,8 @@ class Augmentation(Validated):
             )
         if self.views == 1:
             raise ConfigError(
-                f"an augmentation with {self.views} views shows nothing new: write 2 or more (the image "
-                "itself counts), or 0 for another one every time"
+                f"an augmentation with {self.views} views is the image itself: write 2 or more views, or "
+                "0 for a new one every time"
             )
         if find_spec("kornia") is None:
             raise ConfigError(
@@ -82,16 +81,16 @@ class Augmentation(Validated):
         return "mixup" in self.steps
 
     def choose(self, rows: Tensor, draw: Draw) -> Tensor | None:
-        """A view of each of these rows, int64 [B]; None where every draw is another."""
+        """A random view number for each of these rows, int64 [B]; None without a number of views."""
         return draw.integers(self.views).to(rows.device) if self.views else None
 
     def viewed(
         self, x0: Tensor, ids: Tensor, views: Tensor, *, images_of: ImagesOf, rows: int
     ) -> Tensor:
-        """Images in these views; view 0 is as it lies.
+        """Images in these views; view 0 is the original.
 
-        x0    float [B, C, H, W] in [-1, 1]
-        look  where images to mix with come from, of so many rows
+        x0               float [B, C, H, W] in [-1, 1]
+        images_of, rows  source of images for mixup, and its number of rows
         """
         changed = views.nonzero()[:, 0]
         if not len(changed):
@@ -101,7 +100,7 @@ class Augmentation(Validated):
         return x0.index_copy(0, changed, augmented)
 
     def fresh(self, x0: Tensor, draw: Draw, *, images_of: ImagesOf, rows: int) -> Tensor:
-        """Images in views that nobody sees again."""
+        """Images in new random views."""
         device = draw.generator.device
         seed = int(torch.randint(2**31, (), generator=draw.generator, device=device))
         whole = _parameters(self.steps, tuple(x0.shape[2:]), seed, draw.whole)
@@ -109,7 +108,7 @@ class Augmentation(Validated):
         return _applied(self.steps, x0, drawn, images_of, rows)
 
     def _drawn_once(self, shape: torch.Size, ids: list[int], views: list[int]) -> list[Parameters]:
-        """The parameters of these rows in these views, gathered from their blocks."""
+        """The parameters of these rows in these views, gathered from the blocks' cached draws."""
         groups = dict[tuple[int, int], list[int]]()
         for place, (row, view) in enumerate(zip(ids, views, strict=True)):
             groups.setdefault((view, row // BLOCK), []).append(place)
@@ -150,14 +149,14 @@ def _applied(
 def _cached_parameters(
     steps: tuple[str, ...], size: tuple[int, ...], seed: int
 ) -> tuple[Parameters, ...]:
-    """Of one block of images: some hundred bytes an image and step."""
+    """The cached parameters of one block of images, some hundred bytes per image and step."""
     return tuple(_parameters(steps, size, seed, BLOCK))
 
 
 def _parameters(
     steps: tuple[str, ...], size: tuple[int, ...], seed: int, count: int
 ) -> list[Parameters]:
-    """What kornia draws for so many images of this size, from this seed alone."""
+    """kornia's parameters for `count` images of this size, a function of the seed."""
     parameters = list[Parameters]()
     with _seeded(seed):
         for step in steps:
@@ -178,7 +177,7 @@ def _parameters(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """kornia draws from torch's own generator on the CPU: put back as it was, and no other one touched."""
+    """Seed torch's generator of the CPU, from which kornia draws, and restore its state afterwards."""
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -189,7 +188,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def _module(step: str, size: tuple[int, ...]) -> Any:
-    """kornia's, from a step's canvas to an image of this size."""
+    """kornia's module of a step, from the step's canvas to an image of this size."""
     from kornia import augmentation
 
     if step == "flip":
@@ -200,7 +199,7 @@ def _module(step: str, size: tuple[int, ...]) -> Any:
 
 
 def _canvas(step: str, x: Tensor) -> Tensor:
-    """What a step crops from."""
+    """The image that a step crops from, padded or enlarged."""
     height, width = x.shape[2:]
     if step == "crop":
         frame = math.ceil(max(height, width) / 8)

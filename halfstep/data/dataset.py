@@ -1,4 +1,4 @@
-"""Clean data with its labels: what every source becomes, and where batches come from."""
+"""Data sets in memory: values, labels and batches."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,14 +19,14 @@ from halfstep.rng import Draw, key
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Values and labels, one row a sample; refuses what cannot be trained on.
+    """Values and labels, one row per sample; `DataError` for values that cannot be trained on.
 
-    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]; of any range where they are
-             latents: [N, C, H, W], or more axes, with other channels than 1 or 3
-    labels   int64 [N], the class of each, -1 of a sample whose class is not known; or None
-    names    of the classes, or () where they have none
+    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]; latents, [N, C, H, W] or more
+             axes with other channels than 1 or 3, may have any range
+    labels   int64 [N], the class of each sample, -1 for an unknown class; or None
+    names    the names of the classes, or ()
     flip     `training_batch` mirrors images left to right at random
-    augmentation  or more than that: what `training_batch` does to images
+    augmentation  the random views of images in `training_batch`, instead of flip
     origin   name of the bundled data set: digits or two-moons
     """
 
@@ -49,13 +49,13 @@ class Dataset:
             )
         if self.augmentation is not None and (self.flip or not self.is_images):
             raise DataError(
-                f"an augmentation is for images, and mirrors them itself, got samples of shape "
-                f"{self.shape} and flip={self.flip}: write flip=False, and flip among its steps"
+                f"an augmentation is for images, and replaces flip, got samples of shape {self.shape} and "
+                f"flip={self.flip}: write flip=False, and flip among its steps"
             )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         return tuple(self.values.shape[1:])
 
     @cached_property
@@ -65,26 +65,26 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 0 without labels."""
+        """The number of classes; 0 without labels."""
         if self.labels is None:
             return 0
         return len(self.names) or int(self.labels.max()) + 1
 
     @property
     def unlabelled(self) -> int:
-        """How many samples have no label."""
+        """The number of samples without a label."""
         return len(self) if self.labels is None else int((self.labels < 0).sum())
 
     @property
     def views(self) -> int | None:
-        """How many views of a sample there are, itself included; None: each draw is another."""
+        """The number of views of a sample, itself included; None if every draw is new."""
         if self.augmentation is not None:
             return self.augmentation.views or None
         return 2 if self.flip else 1
 
     @property
     def nbytes(self) -> int:
-        """What `to` would move."""
+        """The number of bytes that `to` moves."""
         return self.values.nbytes
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class Dataset:
         return Batch(x0, cond, rows, views)
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
-        """These rows as training sees them: augmented, or with `flip` half of them, at random, mirrored."""
+        """These rows for training: augmented, or with `flip` a random half of them mirrored."""
         if (augmentation := self.augmentation) is None:
             return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
         rows = rows.to(self.values.device)
@@ -127,15 +127,15 @@ class Dataset:
         return Batch(x0, self._mixed(batch.cond, torch.ones_like(rows)), batch.ids)
 
     def viewed(self, rows: Tensor, views: Tensor) -> Batch:
-        """These rows in these views, of which there are `self.views`; view 0 is as they lie.
+        """These rows in these views, 0 to `self.views` - 1; view 0 is the original.
 
         rows, views  int64 [B]
         """
         if self.views is None or int(views.max()) >= self.views or int(views.min()) < 0:
             raise DataError(
-                f"views {int(views.min())} to {int(views.max())} are asked for and there are "
-                f"{'no two alike' if self.views is None else self.views}: give the augmentation a number "
-                "of views"
+                f"views {int(views.min())} to {int(views.max())} do not exist, there are "
+                f"{'new ones every time' if self.views is None else self.views}: give the augmentation a "
+                "number of views"
             )
         if (augmentation := self.augmentation) is None:
             return self.batch(rows, views > 0 if self.flip else None)
@@ -147,9 +147,9 @@ class Dataset:
         return replace(batch, x0=x0, cond=self._mixed(batch.cond, views), views=views)
 
     def labelled(self, count: int, *, seed: int = 0, rest: bool = True) -> "Dataset":
-        """The same with labels for `count` samples of each class, chosen by the seed.
+        """The data with labels for `count` samples of each class only, chosen by the seed.
 
-        rest  the others stay, without a label (-1); or they are left out
+        rest  keep the other samples, without a label (-1); or leave them out
         """
         if self.labels is None:
             raise DataError("this data has no labels to choose from: give labelled data")
@@ -162,7 +162,7 @@ class Dataset:
         return replace(self, labels=labels, names=names)
 
     def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
-        """Two parts that share no sample: the rest, and this share of all, chosen by the seed."""
+        """Two disjoint parts, chosen by the seed: the second has this share of the samples."""
         count = round(len(self) * validate("share", share, Share))
         if not 0 < count < len(self):
             raise DataError(
@@ -173,7 +173,7 @@ class Dataset:
         return self.only(order[count:].sort().values), self.only(order[:count].sort().values)
 
     def only(self, rows: Tensor) -> "Dataset":
-        """These samples, in this order; a row may be there more than once."""
+        """These samples in this order; rows may repeat."""
         labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
         names = () if labels is None else self.names or tuple(map(str, range(self.num_classes)))
         return replace(
@@ -184,7 +184,7 @@ class Dataset:
         return self.batch(rows).x0
 
     def _mixed(self, cond: Cond | None, views: Tensor) -> Cond | None:
-        """An image that another is mixed into is of neither class."""
+        """The condition without the labels of images that others are mixed into."""
         if cond is None or cond.label is None or self.augmentation is None:
             return cond
         if not self.augmentation.mixes:
@@ -226,7 +226,7 @@ def _bounded(values: Tensor) -> bool:
 
 
 def _may_be_latents(values: Tensor) -> bool:
-    """Whether values beyond [-1, 1] are no images that were forgotten to be scaled, or transposed."""
+    """Whether values beyond [-1, 1] are latents, and not unscaled or transposed images."""
     if values.ndim < 4 or values.shape[1] in (1, 3):
         return False
     last = values.shape[-1] in (1, 3) and values.shape[-1] != values.shape[-2]

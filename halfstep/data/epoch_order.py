@@ -1,4 +1,4 @@
-"""Which samples an update sees: a function of (seed, stage, update), never of the history."""
+"""The order of samples in training: a function of (seed, stage, update), never of the history."""
 
 from functools import lru_cache
 
@@ -17,10 +17,10 @@ def _permutation(seed: int, stage: int, epoch: int, n: int) -> NDArray[np.int64]
 
 
 def rows(seed: int, stage: int, update: int, batch: int, n: int) -> Tensor:
-    """The samples of this update, int64 [batch], from n.
+    """The rows of an update's batch, int64 [batch], out of n samples.
 
-    Positions update * batch and on of permutations of the n samples laid end to end, one for each
-    (seed, stage, epoch): every sample is seen once an epoch, and a batch may run across epochs.
+    They lie at positions update * batch and on in a sequence of permutations, one for each
+    (seed, stage, epoch): every sample occurs once an epoch, and a batch may span two epochs.
     """
     if min(seed, stage, update) < 0 or batch < 1 or n < 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which samples have a label, and which of a teacher's are believed."""
+"""Subsets of labels: some samples of each class, and a teacher's confident predictions."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.rng import key
 
 NONE = -1
-"""The label of a sample whose class is not known."""
+"""The label of a sample of unknown class."""
 
 
 def some_of_each(labels: Tensor, count: int, *, seed: int = 0) -> Tensor:
-    """Rows of `count` samples of each class, int64, sorted; those of fewer are among those of more.
+    """Sorted rows of `count` random samples of each class, int64; a smaller count gives a subset of them.
 
-    labels  int64 [N]; -1 is none
-    seed    which ones
+    labels  int64 [N]; -1 is no label
+    seed    chooses the samples
 
     `DataError` where a class has fewer.
     """
@@ -26,8 +26,8 @@ def some_of_each(labels: Tensor, count: int, *, seed: int = 0) -> Tensor:
         rows = (labels == label).nonzero()[:, 0].cpu()
         if len(rows) < count:
             raise DataError(
-                f"class {label} has {len(rows):,} labelled samples, asked for {count:,}: ask for "
-                f"{len(rows):,} a class at most"
+                f"class {label} has {len(rows):,} labelled samples, not {count:,}: write at most "
+                f"{len(rows):,} a class"
             )
         generator = torch.Generator().manual_seed(key(seed, label))
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
@@ -43,15 +43,15 @@ def confident_rows(
     per_class: int | None = None,
     repeat: bool = False,
 ) -> Tensor:
-    """Rows whose most probable class is at least so probable, the surest first in each class, int64.
+    """Rows with a confident prediction, class by class with the most confident first, int64.
 
-    probabilities  of the teacher, float [N, classes]
-    threshold      in [0, 1]
-    per_class      at most so many of each class; None: all
-    repeat         classes with fewer are repeated up to `per_class`, as Noisy Student balances them (Xie et
-                   al. 2020, arXiv 1911.04252, section 2)
+    probabilities  the teacher's, float [N, classes]
+    threshold      the least probability of the predicted class, in [0, 1]
+    per_class      the largest number of rows per class; None: all
+    repeat         repeat the rows of smaller classes up to `per_class`, as Noisy Student balances them (Xie
+                   et al. 2020, arXiv 1911.04252, section 2)
 
-    Classes of which no row is sure enough are left out.
+    Classes without a confident row are left out.
     """
     if (
         probabilities.ndim != 2
@@ -70,7 +70,7 @@ def confident_rows(
             f"{float(sums.max()):g}: write logits.softmax(1)"
         )
     if repeat and per_class is None:
-        raise ConfigError("classes are repeated up to a number: give per_class, too")
+        raise ConfigError("repeat needs the number of rows per class: give per_class, too")
     confidence, label = probabilities.detach().cpu().double().max(1)
     chosen = list[Tensor]()
     for k in range(probabilities.shape[1]):

@@ -108,7 +108,7 @@ def test_what_cannot_be_encoded(cli, tmp_path):
     (tmp_path / "gray").mkdir()
     (tmp_path / "gray.png").rename(tmp_path / "gray" / "0.png")
     refused(cli, *ENCODE[:-1], "photos/l", by=r"'photos/l' lies in the folder of the images")
-    refused(cli, *ENCODE, "--size", "7", by=r"2 pixels to a side .* 7x7 .* write --size 6")
+    refused(cli, *ENCODE, "--size", "7", by=r"7x7 .* write --size 6")
     refused(cli, "latents", "--data", "gray", "--codec", "codec", "--out", "l", by="3, H, W")
     refused(cli, *ENCODE[:1], *ENCODE[3:], by="needs --data")
     refused(cli, *ENCODE, "--codec", "nowhere", by="there is no codec 'nowhere'")

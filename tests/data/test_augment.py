@@ -217,7 +217,7 @@ def test_shares_of_mixup_are_uniform():
         ({"steps": ()}, "names each step once"),
         ({"steps": ("flip", "flip")}, "names each step once"),
         ({"steps": ("flip", "mixup")}, "mixup first"),
-        ({"steps": ("flip",), "views": 1}, "shows nothing new"),
+        ({"steps": ("flip",), "views": 1}, "the image itself"),
         ({"steps": ("flip",), "views": -2}, "views"),
     ],
 )

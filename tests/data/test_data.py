@@ -597,7 +597,7 @@ def test_arrays_have_their_own_size(tmp_path):
     with refused(ConfigError, "no split 'test'"):
         load(spec, split="test")
     (tmp_path / "a.zip").write_bytes(b"")
-    with refused(DataError, "a.zip", "no data set"):
+    with refused(DataError, "a.zip", "not a data set"):
         load(str(tmp_path / "a.zip"))
 
 

@@ -25,7 +25,7 @@ MUTANTS = (
     ),
     *of(
         "data/latents/shards",
-        "data/latents/latents",
+        "data/latents/verification",
         ("stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino", "stat.st_mtime_ns, 0, 0"),
         ("before, now = {} if anew else _verified(folder)", "before, now = _verified(folder)"),
     ),

@@ -17,7 +17,7 @@ MUTANTS = (
     ),
     *of(
         "data/latents/dataset",
-        "data/latents/latents",
+        "data/latents/reading",
         ("draw.uniform() < 0.5", "draw.uniform() < 0.4"),
         (
             "self.moments.rows(self.views * rows + view)",
@@ -31,10 +31,10 @@ MUTANTS = (
         ("chunk(2, dim=1)[0]", "chunk(2, dim=1)[1]"),
         ("self.offsets[rows + 1] - first", "self.offsets[rows + 1] - first - 1"),
     ),
-    *of("data/latents/shards", "data/latents/latents", ("right=True", "right=False")),
+    *of("data/latents/shards", "data/latents/reading", ("right=True", "right=False")),
     *of(
         "data/latents/encoding",
-        "data/latents/latents",
+        "data/latents/encoding data/latents/reading",
         ("images.flip(-1)", "images.flip(-2)"),
         ("torch.tensor([0, *itertools", "torch.tensor([1, *itertools"),
         ("codec.eval()", "codec.train()"),
@@ -57,12 +57,12 @@ MUTANTS = (
     ),
     *of(
         "data/latents/image_stream",
-        "data/latents/latents",
+        "data/latents/image_stream",
         ("return scaled(", "return torch.Tensor.float("),
     ),
     *of(
         "data/latents/resume",
-        "data/latents/latents",
+        "data/latents/image_stream",
         ('entry["source"] != images.digest(rows)', 'entry["source"] == images.digest(rows)'),
     ),
     *of(

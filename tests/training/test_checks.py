@@ -33,7 +33,7 @@ def test_a_network_of_classes_needs_labels(method, tmp_path):
 
 @pytest.mark.parametrize("method", [SMALL, Reparameterise(updates=2)])
 def test_a_student_is_not_asked_between_its_times(method, tmp_path):
-    said = "a student of 4 steps, which answers at the times of its own grid alone.* at every time"
+    said = "at every time"
     refused(said, method, student(), tmp_path)
     with pytest.raises(ConfigError, match=said):  # as --dry-run asks
         refuse_teacher(method, student())

@@ -1,1 +1,1 @@
-"""Latents: images encoded once, kept in shards and streamed."""
+"""Latents: images encoded once, stored in shards and streamed."""

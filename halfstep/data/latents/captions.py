@@ -1,9 +1,9 @@
 """Captions of a folder's images: one table, `metadata.jsonl`, or a .txt beside each image.
 
-`metadata.jsonl` lies in the folder itself, as Hugging Face's imagefolder has it: a line for each
-image, {"file_name": "sub/a.png", "text": "a cat"}, where the key may be `caption` too, the value a
-list of captions, and several lines may name one image.  In a .txt each line is a caption.  Both are
-UTF-8; blank lines and space around a caption do not count.
+`metadata.jsonl` lies in the folder itself, as in Hugging Face's imagefolder, with a line for each image,
+{"file_name": "sub/a.png", "text": "a cat"}.  The key may also be `caption`, the value a list of captions,
+and several lines may name one image.  In a .txt each line is a caption.  Both are UTF-8; blank lines and
+space around a caption are ignored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ KEYS = ("text", "caption")
 def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
     """The captions of each image, one or more, in the order of `files`.
 
-    Refuses an image without a caption, and a caption without its image.
+    `DataError` for an image without a caption, and for a caption without its image.
 
     files    the images: paths that begin with `folder`
     """
@@ -32,7 +32,7 @@ def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:
     if table.exists():
         if both := [path for stem, path in beside.items() if stem in stems]:
             raise DataError(
-                f"{folder} has captions twice, in {TABLE} and in {_some(folder, both)}: keep one"
+                f"{folder} has captions twice, in {TABLE} and in {_some(folder, both)}: delete one"
             )
         return _from_table(folder, table, files)
     if not stems & beside.keys():
@@ -52,9 +52,8 @@ def _from_table(folder: Path, table: Path, files: Sequence[Path]) -> list[tuple[
             captions_of.setdefault(_key(name), []).extend(captions)
     if strange := [Path(name) for name in captions_of.keys() - set(names)]:
         raise DataError(
-            f"{table} has captions for {len(strange)} images that are not there: "
-            f"{_some(folder, strange)}; remove those lines, or write file_name as the path below "
-            "its folder"
+            f"{table} has captions for {len(strange)} missing images: {_some(folder, strange)}; remove those "
+            "lines, or write file_name as the path below its folder"
         )
     uncaptioned = [file for file, name in zip(files, names, strict=True) if name not in captions_of]
     _refuse_uncaptioned(folder, uncaptioned, len(files), f"add them to {TABLE}")
@@ -127,7 +126,7 @@ def _beside(files: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Split at line ends alone: other separators (U+2028) may stand in a caption."""
+    """The lines of a file, split at line ends alone: a caption may contain other separators (U+2028)."""
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
@@ -138,7 +137,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _key(name: str) -> str:
-    """Composed, because some systems write the accents of a file's name apart from its letters."""
+    """A file name in composed form, because some systems separate accents from their letters."""
     return normalize("NFC", str(PurePosixPath(name)))
 
 
@@ -150,7 +149,7 @@ def _refuse_uncaptioned(folder: Path, files: Sequence[Path], images: int, remedy
 
 
 def _some(folder: Path, paths: Sequence[Path]) -> str:
-    """The first names, below the folder, and how many more there are."""
+    """The first names, below the folder, and the number of the others."""
     names = sorted(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

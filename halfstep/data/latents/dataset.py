@@ -1,7 +1,7 @@
-"""Latents that were encoded once, read from the disk as training needs them.
+"""Latents on the disk, encoded once and read as training needs them.
 
-    LATENTS/latents.json            what they were made of, checksums, whether they are complete
-    LATENTS/codec.safetensors, .json   the codec that made them
+    LATENTS/latents.json            their sources, checksums, and whether they are complete
+    LATENTS/codec.safetensors, .json   the codec that encoded them
     LATENTS/shard-00000.npy ...     moments [rows, views, 2 c, h, w]: of an image, and of its mirror image
     LATENTS/labels.npy              int64 [N], if there are classes
     LATENTS/verified.json           sizes, times of change and inodes of files whose checksums were compared
@@ -33,14 +33,14 @@ ABOUT = "latents.json"
 FORMAT = "halfstep latents 1"
 
 
-class _Text(TypedDict):
+class TextIdentity(TypedDict):
     tokens: int
     width: int
     digest: str
 
 
-class About(TypedDict):
-    """What latents.json says."""
+class Identity(TypedDict):
+    """The part of latents.json that must stay the same when encoding is resumed."""
 
     format: str
     codec: str
@@ -50,7 +50,12 @@ class About(TypedDict):
     dtype: Literal["float32", "float16"]
     views: Literal[1, 2]
     shard: int
-    text: _Text | None
+    text: TextIdentity | None
+
+
+class About(Identity):
+    """The contents of latents.json."""
+
     count: int
     names: list[str]
     shards: list[Entry]
@@ -63,17 +68,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int
 
 
 def is_latents(folder: Path) -> bool:
-    """Whether this is a folder of latents, complete or not."""
+    """Whether a folder holds latents, complete or not."""
     return (folder / ABOUT).is_file()
 
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """States of captions, several an image.
+    """Text encoder states of captions, several per image.
 
-    states   of all captions, [captions, tokens, width]
+    states   the states of all captions, [captions, tokens, width]
     offsets  int64 [N + 1]: image n has the captions from offsets[n] to offsets[n + 1]
-    null     of the empty text, float32 [tokens, width]
+    null     the states of the empty text, float32 [tokens, width]
     """
 
     states: Shards
@@ -81,9 +86,9 @@ class Contexts:
     null: Tensor
 
     def rows(self, rows: Tensor, chance: Tensor | None = None) -> Tensor:
-        """One caption of each image, float32 [B, tokens, width]: the first, or any.
+        """The states of one caption of each image, float32 [B, tokens, width]: the first, or a random one.
 
-        chance  [B] in [0, 1): picks among the image's captions
+        chance  [B] in [0, 1): chooses among the image's captions
         """
         rows = rows.to(self.offsets.device)
         first = self.offsets[rows]
@@ -100,15 +105,15 @@ class Contexts:
 class Latents:
     """Moments of images in a codec's latent space, read like a `Dataset`; `open_latents` makes it.
 
-    moments   of image n from row `views` n on: its own, and with `views` 2 its mirror image's;
-              unscaled [2 c, h, w], mean, then log-variance
+    moments   row `views` n has the moments of image n, and with `views` 2 the next row those of its mirror
+              image; unscaled [2 c, h, w], mean, then log-variance
     scale     factor on latents
-    labels    int64 [N], the class of each, or None
-    names     of the classes, or () where they have none
+    labels    int64 [N], the class of each image, or None
+    names     the names of the classes, or ()
     contexts  states of the images' captions, or None
-    source    names what the files hold
-    folder    where they lie, with the codec
-    codec     the digest of that codec, which is `Codec.digest`
+    source    digest of the files' checksums
+    folder    the folder of the latents and of the codec
+    codec     the codec's digest, `Codec.digest`
     """
 
     moments: Shards
@@ -127,18 +132,18 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one latent."""
+        """The shape of one latent."""
         twice, *sides = self.moments.shape
         return twice // 2, *sides
 
     @property
     def flip(self) -> bool:
-        """Whether `training_batch` takes mirror images as well."""
+        """Whether `training_batch` draws from mirror images too."""
         return self.views == 2
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 0 without labels."""
+        """The number of classes; 0 without labels."""
         if self.labels is None:
             return 0
         return len(self.names) or int(self.labels.max()) + 1
@@ -150,7 +155,7 @@ class Latents:
 
     @property
     def nbytes(self) -> int:
-        """What `to` would move."""
+        """The number of bytes that `to` moves."""
         return self.moments.nbytes + (self.contexts.states.nbytes if self.contexts else 0)
 
     def to(self, device: torch.device | str) -> "Latents":
@@ -162,7 +167,7 @@ class Latents:
         )
 
     def batch(self, rows: Tensor) -> Batch:
-        """The means of these images' latents, scaled, with labels and first captions; no chance in it.
+        """The means of these images' latents, scaled, with labels and first captions; deterministic.
 
         rows  int64 [B]
         """
@@ -173,9 +178,9 @@ class Latents:
         return Batch(mean * self.scale, cond, ids, torch.zeros_like(ids))
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
-        """Fresh latents of these images, as training sees them: each read draws anew.
+        """Latents of these images for training, drawn anew at each call.
 
-        Half of them, at random, are of the mirror image, and of several captions any is taken.
+        A random half is of mirror images, and the caption is a random one of the image's captions.
         """
         device, rows = draw.generator.device, rows.to(self.moments.parts[0].device)
         view = (draw.uniform() < 0.5).to(rows.device) if self.flip else 0
@@ -198,7 +203,7 @@ class Latents:
         return Cond(label=label, encoder_hidden_states=encoder_hidden_states)
 
     def fingerprint(self) -> str:
-        """sha256 of what is read (not of names): from checksums, so it costs nothing."""
+        """sha256 of the data (not of names), computed from the checksums."""
         read = f"{self.source} {self.scale!r} {self.views} {self.contexts is not None}"
         return sha256_of((read, self.labels))
 
@@ -211,9 +216,9 @@ def open_latents(
 ) -> Latents:
     """The latents of a folder, memory-mapped; `CheckpointError` names a file that is damaged.
 
-    verify    True compares all checksums, which reads every file, False none of them; None those of files
-              that were written since they were compared last
-    progress  told of every file that is verified
+    verify    True compares all checksums, which reads every file; False none; None only those of files that
+              were written since the last comparison
+    progress  advances with every verified file
     """
     folder = Path(folder).expanduser()
     about = read_about(folder)
@@ -231,13 +236,13 @@ def open_latents(
 
 
 def read_about(folder: Path) -> About:
-    """What latents.json says."""
+    """The contents of latents.json."""
     path = folder / ABOUT
     again = "encode the images again, into another folder"
     about = storage.read_json(path, About, format=FORMAT, mend=again)
     if about["complete"] and sum(entry["rows"] for entry in about["shards"]) != about["count"]:
         raise CheckpointError(
-            f"'{path}' is damaged: its shards are not of {about['count']:,} images; {again}"
+            f"'{path}' is damaged: its shards do not have {about['count']:,} images; {again}"
         )
     for entry in (*about["shards"], *about["contexts"], *about["others"]):
         if Path(entry["file"]).name != entry["file"]:

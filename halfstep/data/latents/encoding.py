@@ -1,9 +1,8 @@
-"""Images encoded once: `write_latents` fills a folder that `halfstep.data.latents.dataset` reads.
+"""Encoding of images: `write_latents` fills a folder that `halfstep.data.latents.dataset` reads.
 
-Every shard lies on the disk whole under a temporary name before it gets its own, and latents.json says
-of it after that: whatever ends the process, the same call goes on at the first shard that is missing.
-Batches are cut from each shard's start, so a resumed run puts the same images together as one that was
-left alone, and its files are the same to the bit.
+Every shard is written whole under a temporary name, then renamed, then entered in latents.json: after any
+interruption the same call goes on at the first missing shard.  Batches are cut from each shard's start, so a
+resumed run has the same batches as an uninterrupted one, and its files are the same to the bit.
 """
 
 import itertools
@@ -18,7 +17,15 @@ from torch import nn, Tensor
 from halfstep import storage
 from halfstep.batch import batches
 from halfstep.config.validate import Count, Validated
-from halfstep.data.latents.dataset import ABOUT, About, FORMAT, is_latents, read_about
+from halfstep.data.latents.dataset import (
+    ABOUT,
+    About,
+    FORMAT,
+    Identity,
+    is_latents,
+    read_about,
+    TextIdentity,
+)
 from halfstep.data.latents.image_stream import Images, ImagesDigest
 from halfstep.data.latents.resume import (
     alone,
@@ -34,26 +41,26 @@ from halfstep.models.codec import Codec, Texts
 from halfstep.progress import Progress, SILENT
 
 Write = Callable[[Path, range, Entry | None], Entry]
-"""Writes the file of these images, of which there was this entry when it was made before."""
+"""(path, rows, earlier entry) -> entry: writes the file of these images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout(Validated):
-    """How latents lie on the disk."""
+    """The layout of latents on the disk."""
 
     half: bool = False
     """float16 moments, half as large."""
     mirror: bool = True
-    """Encode each image's mirror image as well."""
+    """Encode each image's mirror image too."""
     shard: Count = 4096
-    """Images a file."""
+    """Images per file."""
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions of each image, and what reads them.
+    """Captions of each image, and the text encoder.
 
-    digest  names the encoder: others have another
+    digest  the encoder's digest
     """
 
     texts: Texts
@@ -61,15 +68,15 @@ class Captions:
     digest: str
 
     def chosen(self, rows: range) -> list[str]:
-        """All captions of these images; one without any has the empty text."""
+        """All captions of these images; the empty text for an image without any."""
         return [text for k in rows for text in self.of[k] or ("",)]
 
     def digest_of(self, rows: range) -> str:
-        """A name for these images' captions."""
+        """A digest of these images' captions."""
         return sha256_of(repr(tuple(self.of[k])) for k in rows)
 
     def offsets(self) -> Tensor:
-        """Where each image's captions begin among all, and their end; int64 [N + 1]."""
+        """The index of each image's first caption among all, and their number; int64 [N + 1]."""
         counts = [len(texts) or 1 for texts in self.of]
         return torch.tensor([0, *itertools.accumulate(counts)])
 
@@ -85,17 +92,17 @@ def write_latents(
     device: torch.device | str = "cpu",
     progress: Progress = SILENT,
 ) -> bool:
-    """Encode the images, and with `captions` those, into `out`; whether anything was left to do.
+    """Encode the images, and with `captions` their texts, into `out`; returns whether anything was missing.
 
     batch     images at a time
-    device    where codec and texts are, and compute
-    progress  told of every image; those that were encoded before are done at once
+    device    the device of codec and texts
+    progress  advances with every image, at once for those that were encoded before
     """
     if batch < 1:
         raise ConfigError(f"batch is at least 1, got {batch}: write --batch-size 64")
     if captions is not None and len(captions.of) != len(images):
         raise ConfigError(
-            f"{len(captions.of)} captions for {len(images)} images: give every image its own"
+            f"{len(captions.of)} captions for {len(images)} images: give every image its captions"
         )
     if isinstance(codec, nn.Module):
         codec.eval()
@@ -106,7 +113,7 @@ def write_latents(
 
 @dataclass(frozen=True)
 class _Work:
-    """What one call has to do."""
+    """One call of `write_latents`."""
 
     images: Images
     codec: Codec
@@ -118,7 +125,7 @@ class _Work:
     progress: Progress
 
     def run(self) -> bool:
-        """Write whatever is missing, in order; whether anything was."""
+        """Write the missing files in order; returns whether any was missing."""
         about, worked = self._resume(), False
         entries = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
         self.progress.expect(len(self.images))
@@ -145,13 +152,13 @@ class _Work:
         return batches(range(len(self.images)), self.layout.shard)
 
     def _files(self, k: int) -> list[tuple[str, Write]]:
-        """The files of shard k, and what writes them."""
+        """The files of shard k, and the functions that write them."""
         moments, states = f"shard-{k:05d}.npy", f"context-{k:05d}.npy"
         if self.captions is None:
             return [(moments, self._moments)]
         return [(moments, self._moments), (states, self._states)]
 
-    # -- what is written ---------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def _moments(self, path: Path, rows: range, before: Entry | None) -> Entry:
         views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
@@ -163,9 +170,9 @@ class _Work:
                 moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
                 yield _stored(moments, dtype, "moments", "leave --half out")
                 self.progress.advance(len(images))
-            # Still under its temporary name: what was read last is compared as well.
+            # The file still has its temporary name, so the last batch is compared too.
             if before is not None and before["source"] != source.digest:
-                raise other_images(self.out, f"{path.name} was made of others than are there now")
+                raise other_images(self.out, f"the images of {path.name} have changed")
 
         shape = (len(rows), views, *self._latent(twice=True))
         entry = written(path, shape, dtype, encoded())
@@ -188,7 +195,7 @@ class _Work:
         return _stored(states, torch.float16, "states of a text", "name another --text")
 
     def _complete(self, about: About) -> None:
-        """What belongs to all images, and the word that nothing is missing."""
+        """Write the files that belong to all images, and mark the folder as complete."""
         labels, others = self.images.labels, list[Entry]()
         if labels is not None:
             others.append(whole(self.out / "labels.npy", labels.long()))
@@ -198,84 +205,78 @@ class _Work:
         more = {"count": len(self.images), "names": list(self.images.names), "others": others}
         storage.write_json(self.out / ABOUT, {**about, **more, "complete": True})
 
-    # -- what is there already ---------------------------------------------------------------------
+    # -- resuming ----------------------------------------------------------------------------------
 
     def _resume(self) -> About:
-        """latents.json as it is, if it says of the same; else a new one, where there is nothing yet."""
+        """latents.json of the folder, if it has the same identity; a new one in a folder without shards."""
         identity = self._identity()
         about = read_about(self.out) if is_latents(self.out) else None
         if about is None or not (about["shards"] or about["contexts"]):
             self._try_one()
             self.codec.save(self.out)
-            rest: Any = {"shards": [], "contexts": [], "others": [], "complete": False}
-            about_new: Any = {
+            about = {
                 **identity,
-                "count": len(self.images),
-                "names": list(self.images.names),
-                **rest,
-            }
-            storage.write_json(self.out / ABOUT, about_new)
-            about_typed: About = about_new
-            return about_typed
+                "count": len(self.images), "names": list(self.images.names),
+                "shards": [], "contexts": [], "others": [], "complete": False,
+            }  # fmt: skip
+            storage.write_json(self.out / ABOUT, about)
+            return about
         self._check_same(about, identity)
         if not all((self.out / name).exists() for name in CODEC):
             self.codec.save(self.out)
         return about
 
-    def _check_same(self, about: About, identity: dict[str, Any]) -> None:
-        """Refuse what was made of others, and note new stamps of files with the same contents."""
+    def _check_same(self, about: About, identity: Identity) -> None:
+        """`ConfigError` for latents of other images; writes new stamps of files with the same contents."""
         refuse_other_identity(self.out, about, identity)
         ranges, count = self._ranges(), len(self.images)
         before = [entry.get("stamp") for entry in about["shards"]]
         for entry in [*about["shards"], *about["contexts"]]:
             k = int(Path(entry["file"]).stem.rpartition("-")[2])
             if k >= len(ranges) or not self._same(entry, ranges[k]):
-                raise other_images(
-                    self.out, f"{entry['file']} was made of others than are there now"
-                )
+                raise other_images(self.out, f"the images of {entry['file']} have changed")
         if about["complete"] and about["count"] != count:
-            raise other_images(self.out, f"{about['count']:,} there, {count:,} asked for")
+            raise other_images(self.out, f"it has {about['count']:,}, not {count:,}")
         if [entry.get("stamp") for entry in about["shards"]] != before:
             storage.write_json(self.out / ABOUT, about)
 
     def _same(self, entry: Entry, rows: range) -> bool:
-        """Whether a file was made of these images."""
+        """Whether a file was encoded from these images."""
         if entry["file"].startswith("shard"):
             return same_images(entry, self.images, rows)
         assert self.captions is not None
         return bool(entry["source"] == self.captions.digest_of(rows))
 
     def _try_one(self) -> None:
-        """Encode one image and the empty text: what cannot be leaves no folder that says it was begun."""
+        """Encode one image and the empty text, so that an error leaves no folder behind."""
         image = next(iter(self.images.batches(range(1), 1))).to(self.device)
         actual, expected = self.codec.moments(image).shape[1:], self._latent(twice=True)
         if tuple(actual) != expected:
             raise ConfigError(
-                f"the codec makes moments of shape {list(actual)} of one image, and its factor and "
-                f"channels say {list(expected)}: mend the codec"
+                f"the codec encodes one image to moments of shape {list(actual)}, and its factor and "
+                f"channels give {list(expected)}: mend the codec"
             )
         if self.captions is not None:
             self._encoded([""])
 
-    def _identity(self) -> dict[str, Any]:
-        """All that must be the same when the folder is taken up again."""
+    def _identity(self) -> Identity:
+        """The part of latents.json that must stay the same when encoding is resumed."""
+        latent: Any = list(self._latent())  # a list, as JSON has it
+        text: TextIdentity | None = None
+        if self.captions is not None:
+            texts = self.captions.texts
+            text = {"tokens": texts.tokens, "width": texts.width, "digest": self.captions.digest}
         return {
             "format": FORMAT,
             "codec": self.codec.digest(),
             "scale": self.codec.scale,
             "image": list(self.images.shape),
-            "latent": list(self._latent()),
+            "latent": latent,
             "dtype": "float16" if self.layout.half else "float32",
-            "views": 1 + self.layout.mirror,
+            "views": 2 if self.layout.mirror else 1,
             "shard": self.layout.shard,
-            "text": self._text(),
+            "text": text,
         }
-
-    def _text(self) -> dict[str, Any] | None:
-        if self.captions is None:
-            return None
-        texts = self.captions.texts
-        return {"tokens": texts.tokens, "width": texts.width, "digest": self.captions.digest}
 
     def _latent(self, *, twice: bool = False) -> tuple[int, ...]:
         """The shape of a latent, or of its moments."""
@@ -283,14 +284,14 @@ class _Work:
         if any(side % factor for side in sides):
             near = max(factor, min(sides) // factor * factor)
             raise ConfigError(
-                f"this codec takes {factor} pixels to a side of a latent, and images of "
-                f"{'x'.join(map(str, sides))} do not divide by that: write --size {near}"
+                f"this codec divides sides by {factor}, and images of {'x'.join(map(str, sides))} do not "
+                f"divide by that: write --size {near}"
             )
         return (1 + twice) * self.codec.channels, *(side // factor for side in sides)
 
 
 def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
-    """As it goes to the disk; refuses what does not fit there."""
+    """`x` on the CPU in the dtype of the file; `ConfigError` for nan and overflow."""
     x = x.to(dtype).cpu()
     if not x.isfinite().all():
         name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Images that are read as they are needed: what is encoded once need not fit into memory."""
+"""Streams of images, which need not fit into memory."""
 
 import hashlib
 import io
@@ -21,15 +21,15 @@ from halfstep.pixels import scaled
 from halfstep.progress import Progress, SILENT
 
 AHEAD = 2
-"""Batches that are read while one is encoded."""
+"""The number of batches that are read while one is encoded."""
 
 
 @dataclass
 class ImagesDigest:
-    """Names for some images; equal contents have an equal digest.
+    """Digests of some images.
 
     digest  of names, labels and contents
-    stamp   of names, labels, sizes and times of change: while it stays, nothing is read again
+    stamp   of names, labels, file sizes and times of change; while it stays equal, no file is read again
     """
 
     digest: str = ""
@@ -51,17 +51,17 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def digest(self, rows: range) -> str:
-        """`ImagesDigest.digest` of these images, which reads them all."""
+        """`ImagesDigest.digest` of these images; reads all of them."""
 
     def stamp(self, rows: range) -> str:
-        """`ImagesDigest.stamp` of these images, which reads none of a folder."""
+        """`ImagesDigest.stamp` of these images; reads no file of a folder."""
 
     def batches(
         self, rows: range, size: int, source: ImagesDigest | None = None
     ) -> Iterator[Tensor]:
         """These images, `size` at a time: float32 [B, C, H, W] in [-1, 1].
 
-        source  is filled after the last: names what was read
+        source  filled after the last batch with the digests of the images read
         """
 
 
@@ -72,7 +72,7 @@ def stream(
     channels: int | None = None,
     progress: Progress = SILENT,
 ) -> Images:
-    """The images of that name or place; a folder is never held in memory, the others are.
+    """The images of this name or place; a folder is streamed, and other data are held in memory.
 
     The options are those of `halfstep.data.load`.
     """
@@ -127,7 +127,7 @@ class ImagesInMemory:
 
 @dataclass(frozen=True)
 class _File:
-    """A file as it was read: its pixels or why there are none, its checksum and its stamp."""
+    """A file as read: its pixels or an error, its checksum and its stamp."""
 
     image: folders.Pixels | str
     sha256: str = ""
@@ -139,8 +139,8 @@ class Folder:
     """A folder of images, as `halfstep.data.sources.image_folder` reads them.
 
     files   in sorted order
-    shape   every image's
-    size    to which images are resized; None where all must have it
+    shape   the shape of every image
+    size    the size to which images are resized; None where all must have the shape
     """
 
     folder: Path
@@ -201,7 +201,7 @@ class Folder:
     def _read(self, file: Path) -> _File:
         try:
             with file.open("rb") as opened:
-                stamp = _stamped(os.fstat(opened.fileno()))  # before its bytes: they may change
+                stamp = _stamped(os.fstat(opened.fileno()))  # before the content, which may change
                 content = opened.read()
         except OSError as error:
             return _File(error.strerror or "gone")
@@ -223,7 +223,7 @@ class Folder:
             raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
 
     def _named(self, rows: range, of: Iterable[str]) -> str:
-        """A name for these files, their labels, and what is known of each."""
+        """A digest of the names and labels of these files with a text for each."""
         digest = hashlib.sha256()
         for k, contents in zip(rows, of, strict=True):
             label = None if self.labels is None else int(self.labels[k])

@@ -1,12 +1,11 @@
-"""Whether a folder of latents may be gone on with: nobody else works on it, and it is of the same."""
+"""Checks before encoding resumes in a folder: the same latents, and no other process at work."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from halfstep import files
-from halfstep.data.latents.dataset import ABOUT, is_latents
+from halfstep.data.latents.dataset import ABOUT, About, Identity, is_latents
 from halfstep.data.latents.image_stream import Images
 from halfstep.data.latents.shards import Entry
 from halfstep.errors import ConfigError
@@ -14,9 +13,9 @@ from halfstep.folder_lock import FolderLock
 
 CODEC = ("codec.safetensors", "codec.json")
 BEFORE = (files.LOCK, *CODEC, ABOUT)
-"""What is left, whole or as a temporary file, of a process that was killed before it wrote latents.json."""
+"""Files, whole or temporary, that a process killed before it wrote latents.json leaves behind."""
 ALONE = (*CODEC, ABOUT, "*.npy")
-"""What nobody writes but the process that holds the lock."""
+"""Files that only the process with the lock writes."""
 
 MADE_OF = {
     "codec": "codec",
@@ -28,23 +27,23 @@ MADE_OF = {
     "shard": "size of shards, --shard,",
     "text": "encoder of texts",
 }
-"""What a key of latents.json is called in a refusal."""
+"""The names of latents.json's keys in error messages."""
 
 
-def refuse_other_identity(out: Path, about: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse unless latents.json says what is asked for."""
+def refuse_other_identity(out: Path, about: About, identity: Identity) -> None:
+    """`ConfigError` unless latents.json has this identity."""
     for key, value in identity.items():
-        if about.get(key) != value:
+        if (actual := about.get(key)) != value:
             raise ConfigError(
-                f"'{out}' holds latents of another {MADE_OF[key]} ({about.get(key)} there, "
-                f"{value} asked for): choose another --out"
+                f"'{out}' holds latents of another {MADE_OF[key]} ({actual}, not {value}): choose another "
+                "--out"
             )
 
 
 def same_images(entry: Entry, images: Images, rows: range) -> bool:
-    """Whether a shard was made of these images; reads them only where their stamp is another.
+    """Whether a shard was encoded from these images; reads them only if their stamp has changed.
 
-    If it was, the entry gets the new stamp: files that were copied or touched are read once.
+    The entry then gets the new stamp, so that copied or touched files are read once.
     """
     stamp = images.stamp(rows)
     if entry.get("stamp") != stamp:
@@ -55,7 +54,7 @@ def same_images(entry: Entry, images: Images, rows: range) -> bool:
 
 
 def other_images(out: Path, what: str) -> ConfigError:
-    """The refusal of other images or captions."""
+    """The error for other images or captions."""
     return ConfigError(
         f"'{out}' holds latents of other images or captions ({what}): choose another --out"
     )
@@ -63,7 +62,7 @@ def other_images(out: Path, what: str) -> ConfigError:
 
 @contextmanager
 def alone(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it; `note` hears where that cannot be done."""
+    """Create the folder and lock it; `note` receives warnings where it cannot be locked."""
     try:
         if folder.exists() and not is_latents(folder):
             strange = [p.name for p in folder.iterdir() if not files.matches_names(p.name, *BEFORE)]

@@ -1,4 +1,4 @@
-"""Large arrays as .npy files of which each goes on where the one before ends, memory-mapped."""
+"""Large arrays in memory-mapped .npy files, one after the other."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from halfstep.progress import Progress
 
 
 class Entry(TypedDict):
-    """What latents.json says of a file: its name, rows and sha256, and of what it was made."""
+    """A file's entry in latents.json: its name, rows, sha256, and the digest and stamp of its images."""
 
     file: str
     rows: int
@@ -32,14 +32,14 @@ class Entry(TypedDict):
 
 
 State = tuple[int, int, int, int, str]
-"""Size, times of change of contents and of anything, inode and sha256 of a file that was verified."""
+"""Size, modification time, change time, inode and sha256 of a verified file."""
 VERIFIED = "verified.json"
 MEND = "run the same halfstep latents command again"
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Tensors of which each goes on where the one before ends: rows are counted across all."""
+    """Tensors that form one long tensor: rows are counted across all."""
 
     parts: tuple[Tensor, ...]
 
@@ -48,7 +48,7 @@ class Shards:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one row."""
+        """The shape of one row."""
         return tuple(self.parts[0].shape[1:])
 
     @property
@@ -61,7 +61,7 @@ class Shards:
         return lengths.cumsum(0)
 
     def rows(self, rows: Tensor) -> Tensor:
-        """These rows in their order, one gather a shard that has any of them; int64 [B]."""
+        """These rows, int64 [B], in their order, with one gather per shard."""
         rows = rows.to(self.parts[0].device)
         if len(self.parts) == 1:
             return self.parts[0][rows]
@@ -74,7 +74,7 @@ class Shards:
         return gathered
 
     def to(self, device: torch.device | str) -> "Shards":
-        """Another device holds them as one; the files stay mapped on the CPU."""
+        """The shards on another device, as one tensor; on the CPU the files stay mapped."""
         if self.parts[0].device == torch.device(device):
             return self
         return Shards((torch.cat([part.to(device) for part in self.parts]),))
@@ -84,7 +84,7 @@ class Shards:
 
 
 def written(path: Path, shape: Sequence[int], dtype: torch.dtype, parts: Iterable[Tensor]) -> Entry:
-    """An .npy file of these parts laid end to end; all or nothing."""
+    """Write an .npy file of these parts, one after the other, atomically."""
     head, digest = io.BytesIO(), hashlib.sha256()
     descr = np.lib.format.dtype_to_descr(np.dtype(str(dtype).removeprefix("torch.")))
     about = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
@@ -98,13 +98,14 @@ def written(path: Path, shape: Sequence[int], dtype: torch.dtype, parts: Iterabl
 
 
 def whole(path: Path, x: Tensor) -> Entry:
+    """Write an .npy file of one tensor, atomically."""
     return written(path, x.shape, x.dtype, [x])
 
 
 def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The array of an .npy file, memory-mapped, which keeps no file open.
+    """The array of an .npy file, memory-mapped, without an open file.
 
-    `CheckpointError` unless it has this shape and dtype, and the file the length that goes with them.
+    `CheckpointError` unless it has this shape and dtype, and the file the right length.
     """
     try:
         with path.open("rb") as file:
@@ -118,7 +119,7 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         expected = np.dtype(str(dtype).removeprefix("torch."))
         if header != (tuple(shape), False, expected) or size != start + length:
             raise ValueError(f"{size:,} bytes, of shape {list(header[0])} and {header[2]}")
-        # Private to this process: nothing that is done to the tensor reaches the file.
+        # Private to this process: changes of the tensor do not reach the file.
         raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' is missing: {MEND}") from None
@@ -137,24 +138,23 @@ def verify(
 ) -> None:
     """Compare checksums; `CheckpointError` names a file that is damaged.
 
-    Those of a file that was verified before, and was not written to since, are not computed again:
-    verified.json remembers, among the rest the time that no program can set.  A disk that forgets leaves
-    no such trace.
+    A file that was verified before and not written since is skipped: verified.json has its size, inode and
+    times, among them the change time, which programs cannot set.  Silent disk errors leave no such trace.
 
-    anew  of all files, whatever is remembered
+    anew  compare all files again
     """
     before, now = {} if anew else _verified(folder), dict[str, State]()
 
     def compare(entry: Entry) -> tuple[State, bool]:
         path = folder / entry["file"]
-        state = (*_state(path), entry["sha256"])  # before its bytes: they may change meanwhile
+        state = (*_state(path), entry["sha256"])  # before the content, which may change meanwhile
         if before.get(entry["file"]) == state:
             return state, True
         checksum = storage.checksum(path, missing=f"is missing: {MEND}")
         return state, checksum == entry["sha256"]
 
     progress.expect(len(entries))
-    with ThreadPoolExecutor(4) as pool:  # the hash lets go of Python's lock
+    with ThreadPoolExecutor(4) as pool:  # hashing releases Python's lock
         results = pool.map(compare, entries)
         for entry, (state, right) in zip(entries, results, strict=True):
             if not right:
@@ -169,7 +169,7 @@ def verify(
 
 
 def _verified(folder: Path) -> dict[str, State]:
-    """Of the files that were verified; {} where nobody remembers."""
+    """The states of the verified files; {} without a readable verified.json."""
     try:
         states = storage.read_json(folder / VERIFIED, dict[str, State])
     except CheckpointError:
@@ -178,7 +178,7 @@ def _verified(folder: Path) -> dict[str, State]:
 
 
 def _remember(folder: Path, verified: dict[str, State]) -> None:
-    """Not where the folder cannot be written: then every opening compares all checksums."""
+    """Write verified.json; in a read-only folder, every opening compares all checksums instead."""
     with suppress(CheckpointError):
         storage.write_json(folder / VERIFIED, verified)
 

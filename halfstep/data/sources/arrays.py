@@ -21,7 +21,7 @@ from halfstep.errors import DataError
 Array = NDArray[Any]
 
 VALUES, LABELS = ("images", "x", "arr_0"), ("labels", "y")
-"""The keys of an .npz read; others are left alone, but a second unnamed array is refused."""
+"""The keys that are read from an .npz; others are ignored, but a second unnamed array is refused."""
 
 
 def load(file: Path, channels: int | None = None) -> Dataset:
@@ -40,10 +40,7 @@ def load(file: Path, channels: int | None = None) -> Dataset:
 
 
 def check_classes(data: Dataset, file: Path) -> None:
-    """Labels without names must use every class from 0 on: then 1, 2, 3 or 10, 20 are mistakes.
-
-    Those of -1, which are none, do not count.
-    """
+    """`DataError` unless labels without names use every class from 0 on; -1 does not count."""
     if data.labels is None:
         return
     used = data.labels[data.labels >= 0].unique().tolist()
@@ -91,9 +88,9 @@ def _picked(arrays: Any, file: Path) -> tuple[Array, Array | None]:
 
 
 def _refuse_false(stream: IO[bytes], size: int) -> None:
-    """ValueError for an array that is larger than its file says, or than memory: asked before there is one.
+    """ValueError for an array whose header gives more bytes than the file or the memory has.
 
-    size  of the file
+    size  bytes of the file
     """
     read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
     shape, _, dtype = read[read_magic(stream)](stream)
@@ -117,7 +114,7 @@ def _values(x: Array, channels: int | None) -> Array:
         x = _channels_first(x, channels)
     if x.dtype.kind != "f":
         return np.ascontiguousarray(x)
-    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
         return np.ascontiguousarray(x, dtype=np.float32)
 
 
@@ -127,7 +124,7 @@ def _channels_first(x: Array, channels: int | None) -> Array:
     if first and last:
         raise DataError(
             f"shape {list(x.shape)} may be channels first or channels last: only one of axis 1 and "
-            "axis 3 may be 1 or 3 long, or say which with channels=1 or channels=3"
+            "axis 3 may be 1 or 3 long, or write channels=1 or channels=3"
         )
     return np.moveaxis(x, 3, 1) if last else x
 

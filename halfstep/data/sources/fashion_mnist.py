@@ -26,7 +26,7 @@ NAMES = (
 )
 STEMS = {"train": "train", "test": "t10k"}
 LAYOUTS = (".", "raw", "FashionMNIST/raw")
-"""Where below the folder the files may lie: torchvision makes FashionMNIST/raw."""
+"""Sub-folders that may hold the files: torchvision makes FashionMNIST/raw."""
 
 
 def load(folder: Path, split: str, size: int | None = None) -> Dataset:

@@ -1,11 +1,11 @@
-"""A folder of images, in any format Pillow reads.
+"""A folder of images, in any format that Pillow reads.
 
-Files below the folder are images, except hidden ones (a leading dot), those whose extension is in
-`ASIDE` (notes, tables, sidecars of other tools) and what systems leave behind (`JUNK`: thumbnails of a
-NAS, bins, previews): every other file must be readable, whatever its extension.  Where the folder has
-images in sub-folders, each sub-folder is a class, however deep its images lie.  Classes are sorted by
-code point, or where all names are whole numbers by these: '9' before '10', so that folders 0 to n - 1
-are those labels.  Links to folders are followed at the top only.
+Files below the folder are images, except hidden ones (a leading dot), those with an extension in `ASIDE`
+(notes, tables, sidecars of other tools) and system files (`JUNK`: thumbnails of a NAS, bins, previews):
+every other file must be readable, with any extension.  Where the folder has images in sub-folders, each
+sub-folder is a class, at any depth of its images.  Classes are sorted by code point, or by number where all
+names are whole numbers: '9' before '10', so that folders 0 to n - 1 are those labels.  Links to folders are
+followed at the top only.
 
 An image is turned as its EXIF says, put on white where transparent, brought to 8 bits (16-bit gray
 is scaled, not clipped), made gray or RGB, cropped to its central square and resized, up or down, by
@@ -61,7 +61,7 @@ def load(
 ) -> Dataset:
     """Every image of the folder, uint8 [N, C, size, size], in sorted order.
 
-    size       pixels a side; None keeps the images' own, which must then be equal
+    size       pixels a side; None keeps the images' sizes, which must be equal
     channels   1 (gray) or 3 (RGB); None is 1 where every image is gray
     """
     check_channels(channels)
@@ -74,13 +74,13 @@ def load(
 
 
 def check_channels(channels: int | None) -> None:
-    """Refuse what no image has."""
+    """`ConfigError` for other channels than 1 and 3."""
     if channels not in (None, 1, 3):
-        raise ConfigError(f"images have 1 channel or 3, asked for {channels}: write channels=3")
+        raise ConfigError(f"images have 1 channel or 3, not {channels}: write channels=3")
 
 
 def refuse_many(count: int, shape: tuple[int, ...], *, size: int = 1) -> None:
-    """`ConfigError` for more images of this shape, in values of `size` bytes, than all memory holds."""
+    """`ConfigError` for images that do not fit into memory, with `size` bytes per value."""
     what = f"{count:,} images of {shape[-1]} pixels a side"
     refuse_too_large(what, (count, *shape), "write a smaller size", size=size)
 
@@ -89,7 +89,7 @@ def refuse_many(count: int, shape: tuple[int, ...], *, size: int = 1) -> None:
 
 
 def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
-    """Files, their labels, and the names of the classes."""
+    """The files, their labels, and the names of the classes."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if _visible(entry.name))
     except OSError as error:
@@ -124,7 +124,7 @@ def listed(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]
 
 
 def _in_order(folders: list[Path]) -> list[Path]:
-    """Of classes: as they are, or by number where all names are numbers."""
+    """The classes' folders in order: by number where all names are numbers."""
     if all(folder.name.isascii() and folder.name.isdecimal() for folder in folders):
         return sorted(folders, key=lambda folder: int(folder.name))
     return folders
@@ -155,13 +155,13 @@ def channels_of(files: list[Path]) -> int:
             with Image.open(file) as image:
                 if image.mode not in GRAY:
                     return 3
-        except Exception:  # it is named when it is read
+        except Exception:  # the error is reported when the file is read
             continue
     return 1
 
 
 def side_of(folder: Path) -> int | None:
-    """Pixels a side of the first image as it would be read; None where it cannot be."""
+    """Pixels a side of the first image; None if it cannot be read."""
     pixels = read(listed(folder)[0][0], None, 1)
     return None if isinstance(pixels, str) else int(pixels.shape[-1])
 
@@ -172,7 +172,7 @@ def side_of(folder: Path) -> int | None:
 def _read_all(
     folder: Path, files: list[Path], size: int | None, channels: int, progress: Progress
 ) -> Pixels:
-    """uint8 [N, C, side, side].  Reads every file before it refuses: all faults are named."""
+    """All images, uint8 [N, C, side, side]; reads every file first, so that the error names all faults."""
     values: Pixels | None = None
     faults: list[str] = []
     odd: str | None = None
@@ -210,7 +210,7 @@ def _read_all(
 
 
 def read(file: Path, size: int | None, channels: int) -> Pixels | str:
-    """[C, side, side], or in a few words why there is none."""
+    """The pixels of a file, [C, side, side], or the reason why it cannot be read."""
     try:
         with Image.open(file) as opened:
             opened.load()
@@ -220,14 +220,14 @@ def read(file: Path, size: int | None, channels: int) -> Pixels | str:
         return "not an image"
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+    except Exception as error:  # Pillow's readers raise many types on damaged files
         return str(error).partition("\n")[0] or type(error).__name__
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
 
 
 def _opaque(image: Image.Image, kind: str | None) -> Image.Image:
-    """8 bits a channel, transparent parts on white."""
+    """The image in 8 bits a channel, transparent parts on white."""
     clear = "transparency" in image.info
     if image.mode.startswith("I"):
         if clear or (image.mode == "I" and kind not in ("PNG", "PPM")):

@@ -1,4 +1,4 @@
-"""Data that is neither a name nor halfstep's own: a torch Dataset is read once, others are refused."""
+"""torch Datasets, read once into memory; other objects are refused."""
 
 from contextlib import suppress
 from typing import Any
@@ -19,8 +19,8 @@ WRITE = "write halfstep.Dataset(values, labels) with uint8 images [N, C, H, W] o
 def collected(data: object) -> Dataset:
     """The samples of a torch Dataset, each a tensor or a pair (tensor, label), read once into memory.
 
-    `DataError` for whatever else is no data, and for samples that are others each time: training sees a
-    sample as often as it wants, and chance is a function of its seed (`Augmentation`).
+    `DataError` for other objects, and for samples that change between readings: random views are functions of
+    a seed (`Augmentation`).
     """
     if not isinstance(data, Theirs) or isinstance(data, IterableDataset):
         raise DataError(
@@ -51,7 +51,7 @@ def collected(data: object) -> Dataset:
     if len({label is None for label in labels}) > 1:
         k = labels.index(None)
         raise DataError(
-            f"sample {k} of this torch Dataset has no label, and others have: give all one, -1 for none"
+            f"sample {k} of this torch Dataset has no label, and others have: label all, with -1 for none"
         )
     class_labels = None if label is None else torch.tensor(labels, dtype=torch.int64)
     return Dataset(values, class_labels, () if class_labels is None else _names(data))
@@ -70,12 +70,12 @@ def _length(data: Any) -> int:
 
 
 def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
-    """Its value and its label."""
+    """The value and the label of sample k."""
     item = data[k]
     parts = item if isinstance(item, tuple | list) else (item,)
     value, label = parts[0] if len(parts) in (1, 2) else item, parts[1] if len(parts) == 2 else None
     if isinstance(value, np.ndarray):
-        with suppress(TypeError):  # torch has no such type: it is refused below
+        with suppress(TypeError):  # torch has no such dtype: refused below
             value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if isinstance(label, Tensor | np.ndarray | np.integer) and np.ndim(label) == 0:
         label = label.item()
@@ -105,14 +105,14 @@ def _sample(data: Any, k: int) -> tuple[Tensor, int | None]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two readings agree; nan, which `Dataset` refuses, is the same as nan."""
+    """Whether two readings agree; nan, which `Dataset` refuses, equals nan."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _names(data: Any) -> tuple[str, ...]:
-    """The classes' names where it says them as torchvision's do."""
+    """The names of the classes in an attribute `classes`, as torchvision has it."""
     names = getattr(data, "classes", ())
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return tuple(names)

@@ -7,7 +7,7 @@ from halfstep.data.dataset import Dataset
 
 
 def two_moons(samples: int = 10_000) -> Dataset:
-    """Two interleaved half circles, always the same points: float32 [samples, 2] and their moon.
+    """Two interleaved half circles, always the same points: float32 [samples, 2] with labels.
 
     Each axis has mean 0 and equal variance; the farthest coordinate is at distance 1.
     """
