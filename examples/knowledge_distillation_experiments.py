@@ -18,32 +18,34 @@ STEPS = {DIGITS: ("crop",), FASHION: ("flip", "crop")}
 VIEWS = 8
 """Views of each augmented image, so that the teacher's logits can be cached."""
 SURE = 0.8
-"""Least confidence of the teacher in an unlabelled image that passes the filter."""
+"""Least confidence of the teacher in a filtered unlabelled image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A student, its loss, its teachers and its data.
 
-    learns  name of the recipe
-    of      share of the labelled images
-    more    unlabelled images in addition: all, sure or balanced
+    recipe          name of the loss, and `config`, its options
+    rate_divisor    of the learning rate
+    updates_factor  on the number of updates
+    label_share     share of the labelled images
+    unlabelled      unlabelled images in addition: all, sure or balanced
     """
 
     name: str
-    learns: str = "report"
+    recipe: str = "report"
     config: dict[str, float] = field(default_factory=dict)
     student: str = "shallow"
     teachers: tuple[str, ...] = ("first",)
-    slower: float = 1.0
-    longer: int = 1
+    rate_divisor: float = 1.0
+    updates_factor: int = 1
     weight_decay: float = 0.0
     augmented: bool = False
-    of: float = 1.0
-    more: str = ""
+    label_share: float = 1.0
+    unlabelled: str = ""
 
 
-SCRATCH = {"learns": "hinton", "config": {"soft_weight": 0.0, "hard_weight": 1.0}}
+SCRATCH = {"recipe": "hinton", "config": {"soft_weight": 0.0, "hard_weight": 1.0}}
 
 
 def soft(temperature=5.0):
@@ -52,34 +54,34 @@ def soft(temperature=5.0):
 
 
 EXPERIMENTS = [
-    Experiment(name="toy, scratch", **SCRATCH, student="toy-student", longer=3),
-    Experiment(name="toy, soft", **soft(), student="toy-student", longer=3),
-    Experiment(name="toy, soft, T = 0.5", **soft(0.5), student="toy-student", longer=3),
+    Experiment(name="toy, scratch", **SCRATCH, student="toy-student", updates_factor=3),
+    Experiment(name="toy, soft", **soft(), student="toy-student", updates_factor=3),
+    Experiment(name="toy, soft, T = 0.5", **soft(0.5), student="toy-student", updates_factor=3),
     Experiment(name="scratch", **SCRATCH),
     Experiment(name="soft", **soft()),
     Experiment(name="weighted"),
-    Experiment(name="logits", learns="logits"),
-    Experiment(name="logits, deeper", learns="logits", student="deeper"),
+    Experiment(name="logits", recipe="logits"),
+    Experiment(name="logits, deeper", recipe="logits", student="deeper"),
     Experiment(name="weighted, augmented", augmented=True),
     Experiment(name="scratch, augmented", **SCRATCH, augmented=True),
-    Experiment(name="scratch, a tenth of the labels", **SCRATCH, of=0.1),
-    Experiment(name="soft, a tenth of the labels", **soft(), of=0.1),
+    Experiment(name="scratch, a tenth of the labels", **SCRATCH, label_share=0.1),
+    Experiment(name="soft, a tenth of the labels", **soft(), label_share=0.1),
     Experiment(name="soft, T = 1", **soft(1.0)),
     Experiment(name="soft, T = 2", **soft(2.0)),
     Experiment(name="soft, T = 20", **soft(20.0)),
     Experiment(name="weighted, weight decay", weight_decay=0.1),
-    Experiment(name="weighted, unlabelled too", more="all"),
-    Experiment(name="weighted, unlabelled, sure", more="sure"),
-    Experiment(name="weighted, unlabelled, sure, balanced", more="balanced"),
-    Experiment(name="scratch, a tenth of the rate", **SCRATCH, slower=10.0),
+    Experiment(name="weighted, unlabelled too", unlabelled="all"),
+    Experiment(name="weighted, unlabelled, sure", unlabelled="sure"),
+    Experiment(name="weighted, unlabelled, sure, balanced", unlabelled="balanced"),
+    Experiment(name="scratch, a tenth of the rate", **SCRATCH, rate_divisor=10.0),
     Experiment(name="scratch, deeper", **SCRATCH, student="deeper"),
-    Experiment(name="hinton", learns="hinton", config={"temperature": 5.0}),
-    Experiment(name="tang", learns="tang"),
-    Experiment(name="scratch, a quarter of the labels", **SCRATCH, of=0.25),
-    Experiment(name="soft, a quarter of the labels", **soft(), of=0.25),
-    Experiment(name="weighted, longer", longer=3),
-    Experiment(name="scratch, longer", **SCRATCH, longer=3),
-    Experiment(name="patient teacher", learns="patient-teacher", longer=3, augmented=True),
+    Experiment(name="hinton", recipe="hinton", config={"temperature": 5.0}),
+    Experiment(name="tang", recipe="tang"),
+    Experiment(name="scratch, a quarter of the labels", **SCRATCH, label_share=0.25),
+    Experiment(name="soft, a quarter of the labels", **soft(), label_share=0.25),
+    Experiment(name="weighted, longer", updates_factor=3),
+    Experiment(name="scratch, longer", **SCRATCH, updates_factor=3),
+    Experiment(name="patient teacher", recipe="patient-teacher", updates_factor=3, augmented=True),
     Experiment(name="weighted, deeper", student="deeper"),
     Experiment(name="weighted, augmented, deeper", student="deeper", augmented=True),
     Experiment(name="soft, second teacher", **soft(), teachers=("second",)),
@@ -125,21 +127,21 @@ def training_data(experiment, images, seed, name, probabilities):
 
     probabilities  a function of no arguments: the teacher's probabilities of the unlabelled images
     """
-    data, more = images.labelled, images.unlabelled
-    if experiment.of < 1:
-        each = max(1, round(len(data) / data.num_classes * experiment.of))
+    data, unlabelled = images.labelled, images.unlabelled
+    if experiment.label_share < 1:
+        each = max(1, round(len(data) / data.num_classes * experiment.label_share))
         data = data.labelled(each, seed=seed, rest=False)
-    if experiment.more:
-        rows = torch.arange(len(more))
-        if experiment.more != "all":
-            rows = filter_rows(probabilities(), even=experiment.more == "balanced")
+    if experiment.unlabelled:
+        rows = torch.arange(len(unlabelled))
+        if experiment.unlabelled != "all":
+            rows = filter_rows(probabilities(), even=experiment.unlabelled == "balanced")
         if len(rows):  # a poor teacher may be confident in no image
-            more = more.only(rows)
-            both = torch.cat([data.values, more.values]), torch.cat([data.labels, more.labels])
-            data = Dataset(*both, data.names)
+            unlabelled = unlabelled.only(rows)
+            values = torch.cat([data.values, unlabelled.values])
+            data = Dataset(values, torch.cat([data.labels, unlabelled.labels]), data.names)
     if not experiment.augmented:
         return data
-    steps = ("mixup",) * (experiment.learns == "patient-teacher") + STEPS[name]
+    steps = ("mixup",) * (experiment.recipe == "patient-teacher") + STEPS[name]
     return replace(data, augmentation=Augmentation(steps=steps, views=VIEWS, seed=seed))
 
 

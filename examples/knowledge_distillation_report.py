@@ -139,9 +139,9 @@ def train_student(options, name, seed, experiment):
     torch.manual_seed(key(seed, 3))
     config = infer_classifier_config(experiment.student, data.shape, data.num_classes)
     student = build_classifier(experiment.student, config)
-    terms = recipe(experiment.learns, experiment.config)
-    updates = options.updates * experiment.longer * (10 if options.full else 1)
-    rate = options.rate / experiment.slower
+    terms = recipe(experiment.recipe, experiment.config)
+    updates = options.updates * experiment.updates_factor * (10 if options.full else 1)
+    rate = options.rate / experiment.rate_divisor
     distill_classifier(
         teacher,
         student,
@@ -156,8 +156,8 @@ def train_student(options, name, seed, experiment):
 
 def cache_name(experiment):
     """Name of the teacher's cached logits; experiments with the same teachers and images share them."""
-    mixed = experiment.learns if experiment.augmented and "patient" in experiment.learns else ""
-    parts = [*experiment.teachers, f"{experiment.of:g}", experiment.more, mixed]
+    mixed = experiment.recipe if experiment.augmented and "patient" in experiment.recipe else ""
+    parts = [*experiment.teachers, f"{experiment.label_share:g}", experiment.unlabelled, mixed]
     return "-".join(filter(None, [*parts, "augmented" * experiment.augmented]))
 
 
@@ -236,7 +236,7 @@ def select_experiments(options, note):
         selected = [e for e in selected if "second" not in e.teachers]
     if options.full:
         note("experiments with unlabelled images are left out: with --full all images have labels")
-        selected = [e for e in selected if not e.more]
+        selected = [e for e in selected if not e.unlabelled]
     return selected
 
 

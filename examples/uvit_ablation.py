@@ -103,8 +103,8 @@ def new_row(name, data, options):
     net, config = network(name, data, options)
     pipeline = blank(net, config, 0, data)
     size = sum(p.numel() for p in pipeline.denoiser.parameters())
-    made = {"network": name, "net": net, "config": config, "parameters": size}
-    return {**made, "multiply_adds": multiply_adds(pipeline), **{score: [] for score in SCORES}}
+    costs = {"network": name, "net": net, "config": config, "parameters": size}
+    return {**costs, "multiply_adds": multiply_adds(pipeline), **{score: [] for score in SCORES}}
 
 
 def network(name, data, options):
@@ -121,7 +121,7 @@ def network(name, data, options):
 def matching_unet(cost, levels, data):
     """Config of the U-Net nearest to `cost` multiply-adds, about twice as wide below as at the top.
 
-    Its lowest resolution is that of the U-ViT's tokens; only there it has attention, with four heads.
+    Its lowest resolution is that of the U-ViT's tokens; its only attention is there, with four heads.
     """
     configs, all_costs = [], []
     for top in range(8, 257, 4):
@@ -190,7 +190,7 @@ def spread(values):
 def verdict(rows):
     """Compare each network with the full U-ViT: different only if no seeds overlap.
 
-    With three seeds each, matching_unet networks differ so by chance once in ten times.
+    With three seeds each, equal networks differ so by chance once in ten times.
     """
     lines = []
     for row, score in product(rows[1:], SCORES):

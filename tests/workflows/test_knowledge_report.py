@@ -146,8 +146,8 @@ def test_what_is_compared_differs_in_one_thing():
         "with few labels soft targets help, too",
     ):
         for a, b in CLAIMS[claim].pairs:
-            assert {**vars(known[a]), **dict.fromkeys(("name", "learns", "config"))} == {
-                **vars(known[b]), **dict.fromkeys(("name", "learns", "config"))
+            assert {**vars(known[a]), **dict.fromkeys(("name", "recipe", "config"))} == {
+                **vars(known[b]), **dict.fromkeys(("name", "recipe", "config"))
             }  # fmt: skip
 
 
