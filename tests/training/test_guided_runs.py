@@ -436,7 +436,7 @@ def test_a_student_for_one_scale(tmp_path):
     line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[0])
     assert list(line["x0_error_by_scale"]) == ["3"]
     assert student.sample(2, guidance_scale=3.0).shape == (2, 2)
-    with pytest.raises(ConfigError, match=r"from 3 to 3, asked for 1: write guidance_scale=3$"):
+    with pytest.raises(ConfigError, match=r"write guidance_scale=3$"):
         student.sample(2)
     assert Pipeline.load(tmp_path / "r" / "stages" / "guided").guidance_range == (3.0, 3.0)
 
