@@ -209,12 +209,12 @@ MUTANTS = (
     ),
     *of(
         "training/ema",
-        "models/changed_networks",
+        "training/batch_norm_statistics",
         ("torch.promote_types(p.dtype, torch.float32)", "p.dtype"),
     ),
     *of(
         "training/batch_norm",
-        "models/changed_networks",
+        "training/batch_norm_statistics",
         ("isinstance(layer, _BatchNorm) else 1 / (k + 1)", "isinstance(layer, nn.Module) else 1"),
         ("else 1 / (k + 1)", "else 1.0"),
         ("None if isinstance(layer, _BatchNorm)", "0.1 if isinstance(layer, _BatchNorm)"),
@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     *of(
         "training/trainable",
-        "models/changed_networks",
+        "training/batch_norm_statistics models/frozen_layers models/changed_networks",
         ("rows % m != 1", "rows % m == 1"),
         ("m > 1 and rows", "rows"),
         ("buffer.copy_(value)", "pass"),
@@ -236,7 +236,7 @@ MUTANTS = (
     ),
     *of(
         "code_identity",
-        "models/changed_networks",
+        "user_code",
         ("[value.__defaults__, value.__kwdefaults__, cells,", "[value.__kwdefaults__, cells,"),
         ("value.__kwdefaults__, cells,", "value.__kwdefaults__,"),
         ("_globals_of(value) if is_users else {}", "{}"),
@@ -414,7 +414,7 @@ MUTANTS = (
     ),
     *of(
         "pipeline/fields",
-        "pipeline/pipeline",
+        "pipeline/saving",
         ("            checked(times)", "            pass"),
         ("check_sampler(self.sampler)", "pass"),
         ("self.times and self.sampler in SAMPLER_PRESETS", "False"),

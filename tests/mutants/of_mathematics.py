@@ -140,14 +140,14 @@ MUTANTS = (
     ),
     *of(
         "rng",
-        "models/changed_networks",
+        "training/batch_norm_statistics",
         ("random.setstate(python_state)", "pass"),
         ("np.random.set_state(numpy_state)", "pass"),
         ("torch.set_rng_state(cpu_state)", "pass"),
     ),
     *of(
         "diffusion/denoiser",
-        "models/changed_networks",
+        "models/frozen_layers",
         (
             "self.net._frozen_before = not_trained(self.net)",
             "self.net._frozen_before = frozenset()",

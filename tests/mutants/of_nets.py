@@ -212,7 +212,7 @@ MUTANTS = (
     ),
     *of(
         "models/eval_mode",
-        "models/changed_networks",
+        "models/frozen_layers",
         ("if frozen and keeps", "if keeps"),
         ("not any(weights) if weights else around", "not any(weights)"),
         ("yield from _frozen(child, frozen)", "yield from _frozen(child, False)"),
@@ -234,17 +234,17 @@ MUTANTS = (
     ),
     *of(
         "models/compression/block_pruning",
-        "models/changed_networks",
+        "models/frozen_layers",
         ("freeze_alike(new, net, lambda key: _before(key, keep, pairs))", "freeze_alike(new, net)"),
     ),
     *of(
         "models/compression/unet_transfer",
-        "models/changed_networks",
+        "models/frozen_layers",
         ("freeze_alike(net, old,", "freeze_alike(net, net,"),
     ),
     *of(
         "models/with_guidance",
-        "models/changed_networks",
+        "models/frozen_layers",
         ("    freeze_alike(new, net)", "    pass"),
     ),
     *of("models/uvit/model", "copies", ("        freeze_alike(other, self)", "        pass")),
