@@ -14,6 +14,7 @@ from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import terminal
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.classification import Scores
+from halfstep.schema import plain
 from halfstep.workflows.compress_classifiers import CompressedClassifier
 from halfstep.workflows.model_card import _lines
 from tests.support.evidence import evidence, rows_of, typed
@@ -120,7 +121,7 @@ def test_compressed_classifiers(printed):
     ]
     found = printed(print_classifiers, rows)
     assert list(found) == ["", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"]
-    check(found["accuracy"], *(spread(row.scores.accuracy.to_json()) for row in rows))
+    check(found["accuracy"], *(spread(plain(row.scores.accuracy)) for row in rows))
     check(found["agrees"], *((row.scores.agreement.value,) for row in rows))
     check(found["bytes"], *((row.bytes,) for row in rows))
     check(found["zeros"], *((row.zeros,) for row in rows))
