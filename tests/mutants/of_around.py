@@ -374,18 +374,18 @@ MUTANTS = (
     ),
     *of(
         "config/fields",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         ("            _validate_all(inner)\n", "            pass\n"),
     ),
     *of(
         "cli/parse",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         ("if Path in (option.type,", "if False and Path in (option.type,"),
     ),
-    *of("capacity", "evaluation/sizes", ("needed > memory()", "needed >= 2 * memory()")),
+    *of("capacity", "sizes cli/sizes", ("needed > memory()", "needed >= 2 * memory()")),
     *of(
         "models/limits",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         ("    refuse_sizes(name, config)\n    try", "    try"),
         ('with torch.device("meta"):', 'with torch.device("cpu"):'),
         ("if number <= 0 and", "if number < 0 and"),
@@ -439,7 +439,7 @@ MUTANTS = (
     *of("folder_lock", "files", ("or not os.path.samestat(", "or os.path.samestat(")),
     *of(
         "data/sources/image_folder",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         (
             "refuse_many(len(files), (channels, size, size))",
             "refuse_many(len(files), (size, size))",
@@ -449,10 +449,10 @@ MUTANTS = (
     ),
     *of(
         "data/latents/image_stream",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         ("refuse_many(size, self.shape, size=4)", "refuse_many(size, self.shape)"),
     ),
-    *of("cli/__init__", "evaluation/sizes", ('"ignore", message=', '"always", message=')),
+    *of("cli/__init__", "cli/sizes", ('"ignore", message=', '"always", message=')),
     *of(
         "training/run_folder",
         "cli/folders",
@@ -473,12 +473,12 @@ MUTANTS = (
     *of("workflows/run_options", "cli/folders", ("        extend=folder.extend,\n", "")),
     *of(
         "training/api",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         ("(training.batch_size, *data.shape), instead", "(1, *data.shape), instead"),
     ),
     *of(
         "training/denoisers",
-        "evaluation/sizes",
+        "sizes cli/sizes",
         (
             "checked_on_start(method.stages(model), pipeline, DATA_DECIDE)",
             "method.stages(model)",

@@ -38,7 +38,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/cost",
-        "evaluation/metrics/cost evaluation/report_rows",
+        "evaluation/metrics/cost evaluation/setups",
         ("pipeline.grid(steps, sampler)  # refuses", "pipeline.grid(steps)  # refuses"),
         ("few = min(steps, GROUP)", "few = max(steps, GROUP)"),
         ("few = min(steps, 2 * few)", "few = steps"),
@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/setups",
-        "evaluation/report_rows evaluation/sample_sets",
+        "evaluation/setups cli/evaluate",
         ("sampling = teacher, config.full_sampler", 'sampling = teacher, "ddim"'),
         ("if refused is None", "if refused is not None"),
         ("if sampler in sampled else", "if sampler not in sampled else"),
@@ -162,7 +162,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/setups",
-        "evaluation/report_rows",
+        "evaluation/setups",
         ("calls(sampler, steps) <= count", "calls(sampler, steps) < count"),
     ),
     *of(
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/row_metrics",
-        "evaluation/report_rows",
+        "evaluation/report_rows evaluation/row_metrics",
         ("drift(full.images, samples.images)", "drift(samples.images, full.images)"),
         ("scorer.ratio(samples, full)", "scorer.ratio(full, samples)"),
         (
@@ -226,7 +226,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_sets",
-        "evaluation/report_rows evaluation/evaluation",
+        "evaluation/report_rows evaluation/row_metrics evaluation/evaluation",
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),
         (

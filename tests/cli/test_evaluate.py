@@ -1,4 +1,4 @@
-"""`halfstep evaluate`, `report`, and the gate in `distill progressive`: what is typed, what comes back."""
+"""`halfstep evaluate` and `halfstep report`: their files, their lines, their refusals."""
 
 import json
 import re
@@ -11,42 +11,20 @@ import numpy as np
 import pytest
 
 import halfstep
-from halfstep.cli import main
 from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import read_gate
 from halfstep.workflows.report import provenance
+from tests.support.commands import contents, halving, SHIPPED, TINY, type_command
 from tests.support.evidence import read_back
 from tests.support.runs import refused, rewritten
 
-TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
+pytestmark = pytest.mark.usefixtures("feature_cache")
 QUICK = ["--samples", 64, "--split-samples", 40, "--cost-rounds", 1, "--baselines", "ddim", "heun"]
 QUICK += ["--metrics", "frechet"]
 BRIEF = ["--samples", 64, "--split-samples", 0, "--cost-rounds", 0, "--baselines", "ddim"]
 BRIEF += ["--metrics", "frechet"]
-SHIPPED = Path(halfstep.__file__).parent / "assets" / "digits-teacher"
 DIGITS = ["--teacher", SHIPPED, "--data", "digits"]
-
-
-def typed(words):
-    return main([str(word) for word in words])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        patch.setenv("HALFSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def moons(tmp_path_factory):
-    """A run of a tiny teacher of two moons."""
-    out = tmp_path_factory.mktemp("moons") / "teacher"
-    assert typed(["train", "denoiser", *TINY, "--out", out, "--updates", 60]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +33,9 @@ def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp("digits") / "run"
     words = ["--start", 4, "--updates", 1, "--batch-size", 8, "--samples", 64, "--full", 8]
     words += ["--tolerance", 99]
-    assert typed(["distill", "progressive", *DIGITS, "--out", out, *words]) == 0
-    assert typed(["evaluate", out, *QUICK, "--shown", 5]) == 0
+    assert type_command(["distill", "progressive", *DIGITS, "--out", out, *words]) == 0
+    assert type_command(["evaluate", out, *QUICK, "--shown", 5]) == 0
     return out
-
-
-def halve(moons, out, *words):
-    start = ["--start", 8, "--updates", 5, "--samples", 64, "--save-every", 1]
-    return ["distill", "progressive", "--teacher", moons, "--data", "two-moons", *start,
-            "--out", out, *words]  # fmt: skip
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
 
 
 # evaluate.
@@ -138,7 +106,7 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
 def test_points_whose_teacher_was_moved(moons, cli):
     """A run says which teacher it needs; points are judged by their coordinates."""
     shutil.copytree(moons, "t")
-    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    assert cli(*halving("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     Path("t").rename("moved")
     kept = contents(Path("d"))
     got = cli("evaluate", "d", *BRIEF)
@@ -179,7 +147,7 @@ def test_a_teacher_is_judged_alone_at_64_steps(moons, cli):
 
 def test_without_a_gate_full_steps_are_those_that_the_halving_began_with(moons, cli):
     words = ["--start", 128, "--stop", 64, "--tolerance", 0]
-    assert cli(*halve(moons, "d", *words))[0] == 0
+    assert cli(*halving(moons, "d", *words))[0] == 0
     assert cli("evaluate", "d", *BRIEF, "--counts", 64)[0] == 0
     assert read_back(Path("d"))[0]["rows"][0]["name"] == "teacher, 128 steps"
 
@@ -197,7 +165,7 @@ def test_held_out_data_of_another_shape_is_refused_before_anything_is_sampled(
 def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
     own = ["--noise-schedule", "rectified-flow", "--updates", 3, "--out", "t"]
     assert cli("train", "denoiser", *TINY, *own)[0] == 0
-    assert cli(*halve("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
+    assert cli(*halving("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     words = ["--baselines", "ddim", "dpm-fast", "--metrics", "frechet", "--full", 8]
     status, out, err = cli("evaluate", "d", *BRIEF[:6], *words)
     assert status == 0, err
@@ -225,7 +193,7 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
     try:
         words = ["--net-config", "width", 3, "--data", "two-moons", "--updates", 3, "--out", "t"]
         assert cli("train", "denoiser", *net, *words)[0] == 0
-        status, out, err = cli(*halve("t", "d", *net, *features, "--stop", 4))
+        status, out, err = cli(*halving("t", "d", *net, *features, "--stop", 4))
         assert status == 0, err
         command = re.search(r"^judge +halfstep (.*)$", out, re.MULTILINE)[1]
         sys.path[:] = before
@@ -429,155 +397,3 @@ def test_a_comparison_needs_two_that_were_judged(two, moons, cli):
     assert refused(
         got, f"not evaluated yet (it has no report.json): write halfstep evaluate {moons}"
     )
-
-
-# The gate.
-
-
-def test_the_gate_stops_a_run_and_says_why(moons, cli):
-    """A teacher of one look at 16 steps: its students, hardly trained, are worse or better by luck."""
-    status, out, err = cli(*halve(moons, "d", "--tolerance", 1))
-    assert status == 0, err
-    kept = json.loads(Path("d/gate.json").read_text())
-    told = re.findall(r"^gate +(.*)$", out, re.MULTILINE)
-    assert len(told) == len(kept["decisions"]) >= 1
-    about = kept["about"]
-    assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 64)
-    stages = sorted((p.name for p in Path("d/stages").iterdir()), reverse=True)
-    assert stages == [one["stage"] for one in kept["decisions"]]
-    if kept["stopped"]:
-        assert kept["stopped"] == f"Stopped at {told[-1]}."
-    best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
-    assert best == ([f"d/stages/{kept['best']}"] if kept["best"] else [])
-
-
-@pytest.fixture(scope="module")
-def stopped(moons, tmp_path_factory):
-    """The student of 2 steps is spoilt on purpose, by a learning rate of 1; that of 4 steps is not."""
-    out = tmp_path_factory.mktemp("stopped") / "d"
-    words = ["--updates", 0, 20, 20, "--learning-rate", 1, "--max-grad-norm", 0, "--tolerance", 1.6]
-    assert typed([*halve(moons, out), *words]) == 0
-    return out
-
-
-def test_a_gate_that_stopped_keeps_the_best(stopped):
-    kept = json.loads((stopped / "gate.json").read_text())
-    assert [(one["steps"], one["verdict"]) for one in kept["decisions"]] == [
-        (4, "passed"), (2, "broken"),
-    ]  # fmt: skip
-    assert kept["stopped"].startswith("Stopped at 2 steps: ") and kept["best"] == "0004-steps"
-    assert not (stopped / "stages" / "0001-steps").exists()
-
-
-def test_the_same_command_again_measures_nothing_and_shows_the_best(stopped, cli, monkeypatch):
-    before = contents(stopped)
-    monkeypatch.setattr(Pipeline, "sample", None)
-    status, out, err = cli("distill", "progressive", "--config", stopped / "config.toml")
-    assert status == 0, err
-    assert "finished before" in out and not re.search(r"^gate ", out, re.MULTILINE)
-    assert f"best      {stopped}/stages/0004-steps" in out
-    assert f"look      halfstep sample {stopped} --steps 4 " in out
-    assert contents(stopped) == before
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--tolerance", 1.2], "tolerance 1.6 and now with 1.2"),
-        (["--full", 32], "full 16 and now with 32"),
-        (["--samples", 65], "samples 64 and now with 65"),
-        (["--gate-seed", 3], "seed 0 and now with 3"),
-    ],
-)
-def test_a_run_asked_otherwise_is_refused_and_untouched(words, said, stopped, cli):
-    before = contents(stopped)
-    got = cli("distill", "progressive", "--config", stopped / "config.toml", *words)
-    assert refused(got, said) and "delete" in got[2]
-    assert contents(stopped) == before
-
-
-def test_a_damaged_gate_is_refused(stopped, cli):
-    shutil.copytree(stopped, "d")
-    Path("d/gate.json").write_text('{"tolerance": 1.6}')
-    got = cli("distill", "progressive", "--config", "d/config.toml", "--out", "d")
-    assert refused(got, "d/gate.json' is damaged")
-
-
-def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
-    shutil.copytree(stopped, "d")
-    words = ["distill", "progressive", "--config", "d/config.toml", "--out", "d", "--until", 1]
-    status, out, err = cli(*words)
-    assert status == 0, err
-    assert re.findall(r"^gate +(\d+ step)", out, re.MULTILINE) == ["1 step"]
-    kept = json.loads(Path("d/gate.json").read_text())
-    assert kept["stopped"] is None and kept["best"] == "0004-steps"
-    assert [one["steps"] for one in kept["decisions"]] == [4, 2, 1]
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--tolerance", 0.5], "tolerance"),
-        (["--tolerance", -1], "tolerance"),
-        (["--until", 0], "until must be at least 1"),
-        (["--full", 4], "--full 4 below --start 8"),
-        (["--samples", 2], "samples must be at least 8"),
-        (["--features", "digitz"], "perhaps you meant 'digits'"),
-        (["--start", "auto", "--full", 12, "--stop", 2], "cannot halve from 12 to 2"),
-        (["--start", "auto", "--dry-run"], "give --start a number for --dry-run"),
-        (["--start", "auto", "--updates", 3, 4, 5], "--updates has 3 numbers: give one for all"),
-    ],
-)
-def test_a_gate_that_cannot_be_leaves_no_folder(words, said, moons, cli, tmp_path):
-    assert refused(cli(*halve(moons, "d"), *words), said)
-    assert not list(tmp_path.iterdir())
-
-
-def test_images_that_no_features_are_known_for_say_how_to_do_without(cli, tmp_path, monkeypatch):
-    from halfstep.evaluation import scorer
-
-    monkeypatch.setattr(scorer, "find_spec", lambda name: None)
-    np.save("x.npy", np.zeros((9, 1, 8, 8), np.float32))
-    words = ["--teacher", SHIPPED, "--data", "x.npy", "--out", "d", "--start", 4]
-    assert refused(
-        cli("distill", "progressive", *words), "--tolerance 0, which halves without a gate"
-    )
-    assert not Path("d").exists()
-
-
-def test_a_student_is_halved_further_with_its_own_steps_as_full(moons, cli):
-    """A student takes no other steps: --full is its own, not twice --start."""
-    assert cli(*halve(moons, "a", "--tolerance", 0, "--stop", 4))[0] == 0
-    words = ["--start", 4, "--stop", 2, "--tolerance", 99]
-    status, _, err = cli(*halve("a", "b"), *words)
-    assert status == 0, err
-    assert json.loads(Path("b/gate.json").read_text())["about"]["full"] == 4
-    assert refused(cli(*halve("a", "c"), *words, "--full", 16), "not distilled for 16 steps")
-
-
-# --start auto.
-
-
-def test_the_start_is_chosen_once(moons, cli, monkeypatch):
-    """This teacher, hardly trained, is no worse in few steps than in 64."""
-    words = ["distill", "progressive", "--teacher", moons, "--data", "two-moons", "--out", "d"]
-    words += ["--updates", 1, "--start", "auto", "--stop", 4, "--samples", 64, "--tolerance", 9]
-    status, out, err = cli(*words)
-    assert status == 0, err
-    start = int(re.search(r"^start +(\d+) steps: they are as good as 64$", out, re.MULTILINE)[1])
-    assert start in (8, 16, 32) and f"plan      {start} -> " in out
-    kept = tomllib.loads(Path("d/config.toml").read_text())
-    assert (kept["start"], kept["full"]) == (start, 64)
-    assert json.loads(Path("d/gate.json").read_text())["about"]["full"] == 64
-    before = contents(Path("d"))
-    monkeypatch.setattr(Pipeline, "sample", None)
-    for again in (words, ["distill", "progressive", "--config", "d/config.toml"]):
-        status, out, err = cli(*again)
-        assert status == 0 and "finished before" in out, err
-        assert contents(Path("d")) == before
-
-
-def test_auto_in_anothers_folder_is_refused(moons, cli):
-    shutil.copytree(moons, "t")
-    got = cli(*halve(moons, "t"), "--start", "auto")
-    assert refused(got, "holds a run of 'train denoiser'")

@@ -1,0 +1,26 @@
+"""Words of commands that several tests type, and the files that they leave."""
+
+from pathlib import Path
+
+import halfstep
+from halfstep.cli import main
+
+TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
+SHIPPED = Path(halfstep.__file__).parent / "assets" / "digits-teacher"
+
+
+def type_command(words):
+    """The exit status of a command."""
+    return main([str(word) for word in words])
+
+
+def halving(teacher, out, *words):
+    """Halve a teacher of two moons from 8 steps, hardly trained."""
+    start = ["--start", 8, "--updates", 5, "--samples", 64, "--save-every", 1]
+    return ["distill", "progressive", "--teacher", teacher, "--data", "two-moons", *start,
+            "--out", out, *words]  # fmt: skip
+
+
+def contents(folder):
+    """Name and bytes of each file in a folder."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
