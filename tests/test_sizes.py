@@ -163,7 +163,7 @@ def test_no_network_is_told_of_the_time_so(time):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("sample", "message"),
     [
         *(({"n": n}, "n ") for n in (10**12, 2**63, 10**400)),
         *(({"n": n}, "^n ") for n in (-1, 1.5, float("nan"))),
@@ -179,9 +179,9 @@ def test_no_network_is_told_of_the_time_so(time):
         *(({"strength": value}, "strength") for value in (float("nan"), 0, 1.5, float("-inf"))),
     ],
 )
-def test_no_samples_are_drawn_so(asked, said):
-    with pytest.raises(ConfigError, match=said):
-        small().sample(**{"n": 2, **asked})
+def test_no_samples_are_drawn_so(sample, message):
+    with pytest.raises(ConfigError, match=message):
+        small().sample(**{"n": 2, **sample})
 
 
 def test_the_last_samples_that_have_a_number():
@@ -321,12 +321,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(value)[:6])
-@pytest.mark.parametrize(("name", "asked"), [*GRIDS, *OTHERS])
-def test_arguments_of_functions_are_numbers(name, asked, value):
-    if asked is OTHERS[2][1] and value == "1":
+@pytest.mark.parametrize(("name", "function"), [*GRIDS, *OTHERS])
+def test_arguments_of_functions_are_numbers(name, function, value):
+    if function is OTHERS[2][1] and value == "1":
         pytest.skip("a tensor holds no words")
     with pytest.raises(ConfigError, match=name):
-        asked(value)
+        function(value)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, [4, 0], (4, [2, -8]), [[4, math.inf]]])

@@ -42,26 +42,26 @@ def digits(tmp_path_factory):
 
 
 def test_a_run_is_judged_into_three_files(digits):
-    found, pictures = read_back(digits)
-    assert [row["steps"] for row in found["rows"] if row["role"] == "student"] == [2, 1]
-    assert found["rows"][0]["name"] == "teacher, 8 steps"
-    assert all(row["split"] for row in found["rows"] if row["role"] == "student")
+    report, pictures = read_back(digits)
+    assert [row["steps"] for row in report["rows"] if row["role"] == "student"] == [2, 1]
+    assert report["rows"][0]["name"] == "teacher, 8 steps"
+    assert all(row["split"] for row in report["rows"] if row["role"] == "student")
     assert pictures["grid"].shape == (3, 5, 8, 8, 1)
-    assert found["run"]["folder"] == "run"
-    assert found["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
+    assert report["run"]["folder"] == "run"
+    assert report["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
     gate = read_gate(digits / "gate.json")
-    assert found["run"]["gate"] == gate and [one["steps"] for one in gate["decisions"]] == [2, 1]
-    assert found["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
-    assert found["measure"]["features"] == "digits" and found["measure"]["samples"] == 64
-    assert {line["stage"] for line in found["training"]} == {"0002-steps", "0001-steps"}
-    assert set(found["training"][0]) == {"stage", "update", "loss", "rate"}
-    assert found["provenance"]["command"] and found["provenance"]["torch"]
+    assert report["run"]["gate"] == gate and [one["steps"] for one in gate["decisions"]] == [2, 1]
+    assert report["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
+    assert report["measure"]["features"] == "digits" and report["measure"]["samples"] == 64
+    assert {line["stage"] for line in report["training"]} == {"0002-steps", "0001-steps"}
+    assert set(report["training"][0]) == {"stage", "update", "loss", "rate"}
+    assert report["provenance"]["command"] and report["provenance"]["torch"]
     page = (digits / "report.html").read_text()
     assert "0001-steps" in page and "student, 1 step" in page
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "argv, message",
     [
         (["/usr/bin/halfstep", "demo", "--out", "a b"], "halfstep demo --out 'a b'"),
         (["/x/halfstep/__main__.py", "demo"], "halfstep demo"),
@@ -69,19 +69,19 @@ def test_a_run_is_judged_into_three_files(digits):
         ([], "halfstep"),
     ],
 )
-def test_the_command_is_the_one_that_was_typed(argv, said):
-    assert provenance({}, argv).command == said
+def test_the_command_is_the_one_that_was_typed(argv, message):
+    assert provenance({}, argv).command == message
 
 
 def test_what_was_judged_is_what_the_students_draw(digits):
-    found, pictures = read_back(digits)
+    report, pictures = read_back(digits)
     student = Pipeline.load(digits / "stages" / "0002-steps")
     drawn = student.sample(5)[:, 0]
     levels = ((drawn + 1) * 127.5).clamp(0, 255).numpy()
     assert np.abs(pictures["grid"][1, ..., 0] - levels).max() <= 0.51
-    gate = found["run"]["gate"]
+    gate = report["run"]["gate"]
     first = next(one for one in gate["decisions"] if one["steps"] == 2)
-    row = next(row for row in found["rows"] if row["name"] == "student, 2 steps")
+    row = next(row for row in report["rows"] if row["name"] == "student, 2 steps")
     assert first["samples"] == 64 and row["ratio"] == pytest.approx(first["ratio"])
 
 
@@ -91,16 +91,16 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
     monkeypatch.setenv("COLUMNS", "60")
     status, out, err = cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)
     assert status == 0 and not err and "…" not in out
-    found, _ = read_back(Path("run"))
-    assert [row["name"] for row in found["rows"]] == [
+    report, _ = read_back(Path("run"))
+    assert [row["name"] for row in report["rows"]] == [
         "teacher, 4 steps", "teacher, ddim, 1 step", "student, 1 step",
     ]  # fmt: skip
-    for row in found["rows"]:
+    for row in report["rows"]:
         (line,) = (line for line in out.splitlines() if line.startswith(f"{row['name']} "))
         assert str(Interval(**row["distances"]["frechet_distance"])) in line
         assert row["role"] == "teacher" or str(Interval(**row["ratio"])) in line
-    assert f"verdict   {found['verdict']}" in out and "report    run/report.html" in out
-    assert f"{found['measure']['floor']:.3f} is what 64 perfect samples would score" in out
+    assert f"verdict   {report['verdict']}" in out and "report    run/report.html" in out
+    assert f"{report['measure']['floor']:.3f} is what 64 perfect samples would score" in out
 
 
 def test_points_whose_teacher_was_moved(moons, cli):
@@ -108,22 +108,22 @@ def test_points_whose_teacher_was_moved(moons, cli):
     shutil.copytree(moons, "t")
     assert cli(*halving("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     Path("t").rename("moved")
-    kept = contents(Path("d"))
-    got = cli("evaluate", "d", *BRIEF)
+    files = contents(Path("d"))
+    actual = cli("evaluate", "d", *BRIEF)
     assert refused(
-        got, "the teacher of 'd' is not at t: write halfstep evaluate d --teacher FOLDER"
+        actual, "the teacher of 'd' is not at t: write halfstep evaluate d --teacher FOLDER"
     )
-    got = cli("evaluate", "d", *BRIEF, "--teacher", "d")
-    assert refused(got, "'d' is not the teacher that 'd' was made from, its weights differ")
-    assert contents(Path("d")) == kept
+    actual = cli("evaluate", "d", *BRIEF, "--teacher", "d")
+    assert refused(actual, "'d' is not the teacher that 'd' was made from, its weights differ")
+    assert contents(Path("d")) == files
     status, out, err = cli("evaluate", "d", *BRIEF, "--teacher", "moved")
     assert status == 0, err
     assert "features coordinates (as they are)" in out
-    found, pictures = read_back(Path("d"))
-    assert pictures == {} and found["run"]["gate"] is None
-    assert found["rows"][0]["steps"] == 64  # there was no gate
-    assert found["measure"]["real"] == 10_000
-    assert found["run"]["cost"]["teacher"]["updates"] == 60
+    report, pictures = read_back(Path("d"))
+    assert pictures == {} and report["run"]["gate"] is None
+    assert report["rows"][0]["steps"] == 64  # there was no gate
+    assert report["measure"]["real"] == 10_000
+    assert report["run"]["cost"]["teacher"]["updates"] == 60
     Path("d/config.toml").unlink()
     assert refused(cli("evaluate", "d", *BRIEF), "does not say what it was trained on")
     assert refused(cli("evaluate", "d", "--data", "two-moons", *BRIEF), "is not named in it")
@@ -158,21 +158,23 @@ def test_held_out_data_of_another_shape_is_refused_before_anything_is_sampled(
     shutil.copytree(moons, "t")
     np.save("three.npy", np.zeros((40, 3), np.float32))
     monkeypatch.setattr(Pipeline, "sample", None)
-    got = cli("evaluate", "t", *BRIEF, "--held-out", "three.npy")
-    assert refused(got, "the held-out data has samples of shape [3] and the run's data [2]: give")
+    actual = cli("evaluate", "t", *BRIEF, "--held-out", "three.npy")
+    assert refused(
+        actual, "the held-out data has samples of shape [3] and the run's data [2]: give"
+    )
 
 
 def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
-    own = ["--noise-schedule", "rectified-flow", "--updates", 3, "--out", "t"]
-    assert cli("train", "denoiser", *TINY, *own)[0] == 0
+    options = ["--noise-schedule", "rectified-flow", "--updates", 3, "--out", "t"]
+    assert cli("train", "denoiser", *TINY, *options)[0] == 0
     assert cli(*halving("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     words = ["--baselines", "ddim", "dpm-fast", "--metrics", "frechet", "--full", 8]
     status, out, err = cli("evaluate", "d", *BRIEF[:6], *words)
     assert status == 0, err
     assert "no baseline dpm-fast: the log-SNR at t = 1 or 0.0001 is infinite" in out
     assert [row["sampler"] for row in read_back(Path("d"))[0]["rows"]] == ["ddim"] * 3
-    got = cli("evaluate", "d", *BRIEF, "--full-sampler", "dpmpp-3s")
-    assert refused(got, "dpmpp_3s cannot start at t = 1")
+    actual = cli("evaluate", "d", *BRIEF, "--full-sampler", "dpmpp-3s")
+    assert refused(actual, "dpmpp_3s cannot start at t = 1")
 
 
 def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path):
@@ -220,7 +222,7 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--counts", 3], "no student takes 3 steps: there are students of 2, 1"),
         (["--metrics", "kernl"], "perhaps you meant 'kernel'"),
@@ -234,26 +236,26 @@ def test_what_is_no_run_is_refused(cli, tmp_path):
         (["--sample", 3], "perhaps you meant --samples"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(words, said, digits, cli):
+def test_what_cannot_be_measured_is_refused(words, message, digits, cli):
     before = contents(digits)
     status, _, err = cli("evaluate", digits, *QUICK, *words)
     assert status == 2 and err.count("\n") == 1 and err.startswith("halfstep: "), err
-    assert said in err or words[0] == "--data", err
+    assert message in err or words[0] == "--data", err
     assert contents(digits) == before
 
 
 @pytest.mark.parametrize(
-    "name, text, said",
+    "name, text, message",
     [
         ("config.toml", "start = ", "config.toml' is not TOML"),
         ("gate.json", "{", "(char 1); delete it, and the gate measures again"),
         ("run.json", "[", "(char 1); copy it back, or make it again"),
     ],
 )
-def test_a_damaged_run_is_refused(name, text, said, digits, cli):
+def test_a_damaged_run_is_refused(name, text, message, digits, cli):
     shutil.copytree(digits, "run")
     Path("run", name).write_text(text)
-    assert refused(cli("evaluate", "run", *QUICK), said)
+    assert refused(cli("evaluate", "run", *QUICK), message)
 
 
 def test_a_gate_that_saw_other_weights_is_refused(digits, cli):
@@ -286,17 +288,17 @@ def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
     from halfstep.cli.commands import evaluate
 
     shutil.copytree(moons, "t")
-    asked, whole = [], evaluate.main
+    calls, whole = [], evaluate.main
     brief = [str(word) for word in (*BRIEF, "--full", 2)]
-    monkeypatch.setattr(evaluate, "main", lambda argv: asked.append(argv) or whole([*argv, *brief]))
+    monkeypatch.setattr(evaluate, "main", lambda argv: calls.append(argv) or whole([*argv, *brief]))
     status, out, err = cli("report", "t")
-    assert status == 0 and asked == [["t"]], err
+    assert status == 0 and calls == [["t"]], err
     assert "No student was measured" in out and Path("t/report.html").exists()
     assert [row["role"] for row in read_back(Path("t"))[0]["rows"]] == ["teacher"]
 
 
 @pytest.mark.parametrize(
-    "name, damage, said",
+    "name, damage, message",
     [
         ("report.json", b"{", "report.json' is damaged"),
         ("report.json", b"{}", "report.json' is damaged"),
@@ -305,14 +307,14 @@ def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
         ("report.npz", None, "report.npz' is damaged"),
     ],
 )
-def test_damaged_evidence_is_refused_with_what_to_type(name, damage, said, digits, cli):
+def test_damaged_evidence_is_refused_with_what_to_type(name, damage, message, digits, cli):
     shutil.copytree(digits, "run")
     path = Path("run", name)
     path.write_bytes(path.read_bytes()[:-300] if damage is None else damage)
-    got = cli("report", "run")
-    assert refused(got, said)
+    actual = cli("report", "run")
+    assert refused(actual, message)
     if name == "report.npz":
-        assert "halfstep evaluate run again" in got[2]
+        assert "halfstep evaluate run again" in actual[2]
 
 
 # --compare.
@@ -329,24 +331,24 @@ def two(digits, tmp_path):
 
 
 def test_two_runs_side_by_side(two, cli, monkeypatch):
-    def double(found):
-        for row in found["rows"]:
+    def double(report):
+        for row in report["rows"]:
             row["distances"]["frechet_distance"] = {"value": 0.8, "low": 0.6, "high": 1.0}
-        found["rows"] = [row for row in found["rows"] if row["name"] != "student, 2 steps"]
+        report["rows"] = [row for row in report["rows"] if row["name"] != "student, 2 steps"]
 
     rewritten(two, double)
-    rewritten(two.parents[1] / "a/report.json", lambda found: [
+    rewritten(two.parents[1] / "a/report.json", lambda report: [
         row["distances"].update(frechet_distance={"value": 0.4, "low": 0.3, "high": 0.5})
-        for row in found["rows"]
+        for row in report["rows"]
     ])  # fmt: skip
     monkeypatch.setenv("COLUMNS", "40")
     status, out, err = cli("evaluate", "--compare", "a", "b")
     assert status == 0 and not err
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["calls", "a", "b"]
-    own = ["0.40", "(0.30", "to", "0.50)"]
+    first = ["0.40", "(0.30", "to", "0.50)"]
     other = ["0.80", "(0.60", "to", "1.00)", "=", "2.0", "(1.2", "to", "3.3)", "x"]
-    assert lines[1:4] == [["2", *own, "-"], ["1", *own, *other], ["teacher", *own, *other]]
+    assert lines[1:4] == [["2", *first, "-"], ["1", *first, *other], ["teacher", *first, *other]]
     assert cli("evaluate", "a", "--compare", "b")[1] == out
     Path("b").rename("ev\x1b[31mil")
     out = cli("evaluate", "--compare", "a", "ev\x1b[31mil")[1]
@@ -354,7 +356,7 @@ def test_two_runs_side_by_side(two, cli, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "key, value, said",
+    "key, value, message",
     [
         ("features", "inception", "the features (digits against inception)"),
         ("samples", 2000, "the number of samples (64 against 2000)"),
@@ -363,29 +365,29 @@ def test_two_runs_side_by_side(two, cli, monkeypatch):
         ("real", 90, "the number of real images (1797 against 90)"),
     ],
 )
-def test_runs_that_were_measured_otherwise_are_not_compared(key, value, said, two, cli):
+def test_runs_that_were_measured_otherwise_are_not_compared(key, value, message, two, cli):
     """Even where no two of their students meet."""
 
-    def other(found):
-        found["measure"][key] = value
+    def other(report):
+        report["measure"][key] = value
         if key == "features":
-            found["measure"]["digest"] = "1" * 64
-        found["rows"] = [row for row in found["rows"] if row["role"] != "student"]
+            report["measure"]["digest"] = "1" * 64
+        report["rows"] = [row for row in report["rows"] if row["role"] != "student"]
 
     rewritten(two, other)
     status, out, err = cli("evaluate", "--compare", "a", "b")
     assert status == 2 and not out and "cannot be compared" in err, err
-    pair = re.search(r"\((\S+) against (\S+)\)", said)
-    assert said.split(" (")[0] in err and (pair is None or {*pair.groups()} <= set(
+    pair = re.search(r"\((\S+) against (\S+)\)", message)
+    assert message.split(" (")[0] in err and (pair is None or {*pair.groups()} <= set(
         re.findall(r"[\w.]+", err)
     )), err  # fmt: skip
 
 
 def test_what_may_be_0_has_no_ratio(two, cli):
     for path in (two, two.parents[1] / "a/report.json"):
-        rewritten(path, lambda found: [
+        rewritten(path, lambda report: [
             row["distances"].update(frechet_distance={"value": 0.1, "low": -0.1, "high": 0.2})
-            for row in found["rows"]
+            for row in report["rows"]
         ])  # fmt: skip
     status, out, _ = cli("evaluate", "--compare", "a", "b")
     assert status == 0 and "= ? x" in out
@@ -393,7 +395,7 @@ def test_what_may_be_0_has_no_ratio(two, cli):
 
 def test_a_comparison_needs_two_that_were_judged(two, moons, cli):
     assert refused(cli("evaluate", "--compare", "a"), "takes two runs or more")
-    got = cli("evaluate", "--compare", "a", moons)
+    actual = cli("evaluate", "--compare", "a", moons)
     assert refused(
-        got, f"not evaluated yet (it has no report.json): write halfstep evaluate {moons}"
+        actual, f"not evaluated yet (it has no report.json): write halfstep evaluate {moons}"
     )

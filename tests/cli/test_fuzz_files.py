@@ -33,8 +33,8 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.noise_file import NoiseFile
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
-from tests.evaluation.test_report_data import encoders, samples
 from tests.models.test_text_encoders import whole_clip
+from tests.support.evidence import encoder_report, full_report
 from tests.support.runs import At, Crash, crash, halve, job
 from tests.support.texts import clip
 
@@ -198,7 +198,7 @@ def world(tmp_path_factory):
     run("distill", "knowledge", "--teacher", at / "c", "--data", "digits", "--cache", at / "kept", *QUICK,
         "--out", at / "k")  # fmt: skip
     shutil.rmtree(at / "k")
-    for name, found in (("g", samples()), ("e", encoders())):
+    for name, found in (("g", full_report()), ("e", encoder_report())):
         (at / name).mkdir()
         storage.write_json(at / name / "report.json", found)
     clip(at / "clip", positions=77)

@@ -20,17 +20,17 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
     """A teacher of one look at 16 steps: its students, hardly trained, are worse or better by luck."""
     status, out, err = cli(*halving(moons, "d", "--tolerance", 1))
     assert status == 0, err
-    kept = json.loads(Path("d/gate.json").read_text())
-    told = re.findall(r"^gate +(.*)$", out, re.MULTILINE)
-    assert len(told) == len(kept["decisions"]) >= 1
-    about = kept["about"]
+    record = json.loads(Path("d/gate.json").read_text())
+    sentences = re.findall(r"^gate +(.*)$", out, re.MULTILINE)
+    assert len(sentences) == len(record["decisions"]) >= 1
+    about = record["about"]
     assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 64)
     stages = sorted((p.name for p in Path("d/stages").iterdir()), reverse=True)
-    assert stages == [one["stage"] for one in kept["decisions"]]
-    if kept["stopped"]:
-        assert kept["stopped"] == f"Stopped at {told[-1]}."
+    assert stages == [one["stage"] for one in record["decisions"]]
+    if record["stopped"]:
+        assert record["stopped"] == f"Stopped at {sentences[-1]}."
     best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
-    assert best == ([f"d/stages/{kept['best']}"] if kept["best"] else [])
+    assert best == ([f"d/stages/{record['best']}"] if record["best"] else [])
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def stopped(moons, tmp_path_factory):
 
 
 def test_a_gate_that_stopped_keeps_the_best(stopped):
-    kept = json.loads((stopped / "gate.json").read_text())
-    assert [(one["steps"], one["verdict"]) for one in kept["decisions"]] == [
+    record = json.loads((stopped / "gate.json").read_text())
+    assert [(one["steps"], one["verdict"]) for one in record["decisions"]] == [
         (4, "passed"), (2, "broken"),
     ]  # fmt: skip
-    assert kept["stopped"].startswith("Stopped at 2 steps: ") and kept["best"] == "0004-steps"
+    assert record["stopped"].startswith("Stopped at 2 steps: ") and record["best"] == "0004-steps"
     assert not (stopped / "stages" / "0001-steps").exists()
 
 
@@ -63,7 +63,7 @@ def test_the_same_command_again_measures_nothing_and_shows_the_best(stopped, cli
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--tolerance", 1.2], "tolerance 1.6 and now with 1.2"),
         (["--full", 32], "full 16 and now with 32"),
@@ -71,18 +71,18 @@ def test_the_same_command_again_measures_nothing_and_shows_the_best(stopped, cli
         (["--gate-seed", 3], "seed 0 and now with 3"),
     ],
 )
-def test_a_run_asked_otherwise_is_refused_and_untouched(words, said, stopped, cli):
+def test_a_run_asked_otherwise_is_refused_and_untouched(words, message, stopped, cli):
     before = contents(stopped)
-    got = cli("distill", "progressive", "--config", stopped / "config.toml", *words)
-    assert refused(got, said) and "delete" in got[2]
+    actual = cli("distill", "progressive", "--config", stopped / "config.toml", *words)
+    assert refused(actual, message) and "delete" in actual[2]
     assert contents(stopped) == before
 
 
 def test_a_damaged_gate_is_refused(stopped, cli):
     shutil.copytree(stopped, "d")
     Path("d/gate.json").write_text('{"tolerance": 1.6}')
-    got = cli("distill", "progressive", "--config", "d/config.toml", "--out", "d")
-    assert refused(got, "d/gate.json' is damaged")
+    actual = cli("distill", "progressive", "--config", "d/config.toml", "--out", "d")
+    assert refused(actual, "d/gate.json' is damaged")
 
 
 def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
@@ -91,13 +91,13 @@ def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
     status, out, err = cli(*words)
     assert status == 0, err
     assert re.findall(r"^gate +(\d+ step)", out, re.MULTILINE) == ["1 step"]
-    kept = json.loads(Path("d/gate.json").read_text())
-    assert kept["stopped"] is None and kept["best"] == "0004-steps"
-    assert [one["steps"] for one in kept["decisions"]] == [4, 2, 1]
+    record = json.loads(Path("d/gate.json").read_text())
+    assert record["stopped"] is None and record["best"] == "0004-steps"
+    assert [one["steps"] for one in record["decisions"]] == [4, 2, 1]
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--tolerance", 0.5], "tolerance"),
         (["--tolerance", -1], "tolerance"),
@@ -110,8 +110,8 @@ def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
         (["--start", "auto", "--updates", 3, 4, 5], "--updates has 3 numbers: give one for all"),
     ],
 )
-def test_a_gate_that_cannot_be_leaves_no_folder(words, said, moons, cli, tmp_path):
-    assert refused(cli(*halving(moons, "d"), *words), said)
+def test_a_gate_that_cannot_be_leaves_no_folder(words, message, moons, cli, tmp_path):
+    assert refused(cli(*halving(moons, "d"), *words), message)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,8 +148,8 @@ def test_the_start_is_chosen_once(moons, cli, monkeypatch):
     assert status == 0, err
     start = int(re.search(r"^start +(\d+) steps: they are as good as 64$", out, re.MULTILINE)[1])
     assert start in (8, 16, 32) and f"plan      {start} -> " in out
-    kept = tomllib.loads(Path("d/config.toml").read_text())
-    assert (kept["start"], kept["full"]) == (start, 64)
+    record = tomllib.loads(Path("d/config.toml").read_text())
+    assert (record["start"], record["full"]) == (start, 64)
     assert json.loads(Path("d/gate.json").read_text())["about"]["full"] == 64
     before = contents(Path("d"))
     monkeypatch.setattr(Pipeline, "sample", None)
@@ -161,5 +161,5 @@ def test_the_start_is_chosen_once(moons, cli, monkeypatch):
 
 def test_auto_in_anothers_folder_is_refused(moons, cli):
     shutil.copytree(moons, "t")
-    got = cli(*halving(moons, "t"), "--start", "auto")
-    assert refused(got, "holds a run of 'train denoiser'")
+    actual = cli(*halving(moons, "t"), "--start", "auto")
+    assert refused(actual, "holds a run of 'train denoiser'")

@@ -18,7 +18,7 @@ TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch-size 8 --
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         *((f"--sampling-clip {value}", "sampling_clip") for value in (-1, "nan", "inf", "1e400")),
         *((f"--time-scale {value}", "scale") for value in (0, "nan", "1e308")),
@@ -37,14 +37,14 @@ TRAIN = "train denoiser --data two-moons --net mlp --updates 1 --batch-size 8 --
         ("--out full", "full"),
     ],
 )  # fmt: skip
-def test_a_run_and_its_rehearsal_refuse_the_same(cli, tmp_path, words, said):
+def test_a_run_and_its_rehearsal_refuse_the_same(cli, tmp_path, words, message):
     (tmp_path / "file.txt").write_text("text")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("text")
     before = sorted(tmp_path.rglob("*"))
     out = [] if "--out" in words else ["--out", "r"]
     for more in ([], ["--dry-run"]):
-        assert refused(cli(*TRAIN.split(), *out, *words.split(), *more), said)
+        assert refused(cli(*TRAIN.split(), *out, *words.split(), *more), message)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -53,7 +53,7 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
     distill = (
         "distill progressive --teacher t --data two-moons --start 4 --stop 2 --updates 1 --out s"
     )
-    for words, said in (
+    for words, message in (
         ("--tolerance 0.5", "tolerance"),
         ("--tolerance nan", "tolerance"),
         ("--full 2", "--full"),
@@ -64,7 +64,7 @@ def test_a_gate_is_refused_by_a_rehearsal_too(cli):
         ("--gate-seed -1", "seed"),
     ):
         for more in ([], ["--dry-run"]):
-            assert refused(cli(*distill.split(), *words.split(), *more), said)
+            assert refused(cli(*distill.split(), *words.split(), *more), message)
 
 
 def test_a_command_s_batch_that_no_memory_holds(cli, tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_large_picture_is_read_without_a_warning_of_others(cli, tmp_path, monk
 
 def test_samples_that_no_memory_holds_are_not_drawn(cli, tmp_path):
     assert cli(*TRAIN.split(), "--out", "t")[0] == 0
-    for words, said in (
+    for words, message in (
         ("--n 999999999999", "n = "),
         ("--first 999999999999999999999", "first"),
         ("--steps 1000000000", "steps"),
@@ -99,7 +99,7 @@ def test_samples_that_no_memory_holds_are_not_drawn(cli, tmp_path):
         ("--per-class 5", "--per-class needs"),
         ("--seed -1", "seed"),
     ):
-        assert refused(cli("sample", "t", "--out", "s.png", *words.split()), said)
+        assert refused(cli("sample", "t", "--out", "s.png", *words.split()), message)
     (tmp_path / "text.txt").write_text("x")
     assert refused(cli("sample", "t", "--out", "text.txt"), "text.txt")
     assert not (tmp_path / "s.png").exists() and (tmp_path / "text.txt").read_text() == "x"

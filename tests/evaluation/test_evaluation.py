@@ -72,8 +72,8 @@ def test_two_gaussians_with_diagonal_covariances():
     """|m1 - m2|^2 + sum (s1 - s2)^2."""
     s1, s2 = torch.tensor([1.0, 2.0, 0.1, 5.0]), torch.tensor([3.0, 2.0, 0.4, 4.5])
     a, b = white(43, 4, 1) * s1 + 1, white(31, 4, 2) * s2 - 0.5
-    want = 4 * 1.5**2 + float((s1.double() - s2.double()).square().sum())
-    assert frechet_distance(a, b) == pytest.approx(want, abs=1e-6)
+    expected = 4 * 1.5**2 + float((s1.double() - s2.double()).square().sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
 
 
 def test_two_gaussians_that_are_turned_against_each_other():
@@ -84,8 +84,8 @@ def test_two_gaussians_that_are_turned_against_each_other():
     b = white(53, 2, 2) @ torch.linalg.cholesky(c2).T
     product = c1 @ c2
     root = math.sqrt(float(product.trace()) + 2 * math.sqrt(float(torch.linalg.det(product))))
-    want = float(c1.trace() + c2.trace()) - 2 * root
-    assert frechet_distance(a, b) == pytest.approx(want, abs=1e-9)
+    expected = float(c1.trace() + c2.trace()) - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("n, m, size", [(200, 301, 7), (64, 40, 33), (500, 500, 64), (2, 3, 1)])
@@ -138,10 +138,10 @@ def test_features_that_are_no_numbers_are_refused(bad):
 def test_libraries_behind_it_are_imported_in_silence_and_without_torchvision(code):
     """torchvision beside a CPU build of torch breaks it: nothing may pull it in.  torchao has a say."""
     code = "import sys; sys.modules['torchvision'] = None\n" + code  # importing it would raise
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert result.returncode == 0 and not result.stderr, result.stderr
 
 
 def test_only_imports_are_quiet(caplog):
@@ -271,67 +271,67 @@ def teacher():
 
 
 @pytest.fixture
-def judge():
+def scorer():
     real = 0.5 * torch.randn(80, 3, generator=seeded(8))
     return SampleScorer(Features("themselves", lambda x: x), real, n=40)
 
 
-def test_the_teacher_is_at_no_distance_from_itself(judge, teacher):
-    row = judge.teacher(teacher, 16)
+def test_the_teacher_is_at_no_distance_from_itself(scorer, teacher):
+    row = scorer.teacher(teacher, 16)
     assert (row.sampler, row.steps, row.calls) == ("ddim", 16, 16)
     assert row.rmse_to_teacher == row.feature_rmse_to_teacher == 0
     assert row.frechet_distance == pytest.approx(
-        frechet_distance(judge.real.double(), teacher.sample(40, steps=16).double()), abs=1e-9
+        frechet_distance(scorer.real.double(), teacher.sample(40, steps=16).double()), abs=1e-9
     )
     assert row.seconds_per_sample > 0
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun", "ancestral"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_the_calls_of_a_row_are_those_that_are_made(judge, teacher, sampler, steps):
-    judge.teacher(teacher, 4)
+def test_the_calls_of_a_row_are_those_that_are_made(scorer, teacher, sampler, steps):
+    scorer.teacher(teacher, 4)
     teacher.denoiser.net.samples = 0
-    row = judge.row(teacher, sampler, steps)
+    row = scorer.row(teacher, sampler, steps)
     assert teacher.denoiser.net.samples == 40 * row.calls
     assert row.calls == (2 * steps - 1 if sampler == "heun" else steps) == calls(sampler, steps)
 
 
-def test_every_row_is_of_the_same_noise(judge, teacher):
-    judge.teacher(teacher, 4)
-    row, student = judge.row(teacher, "ddim", 1), replace(teacher, times=(uniform(1),))
-    again = judge.row(student, "ddim", 1)
+def test_every_row_is_of_the_same_noise(scorer, teacher):
+    scorer.teacher(teacher, 4)
+    row, student = scorer.row(teacher, "ddim", 1), replace(teacher, times=(uniform(1),))
+    again = scorer.row(student, "ddim", 1)
     assert again.frechet_distance == row.frechet_distance
     assert again.rmse_to_teacher == row.rmse_to_teacher > 0
 
 
-def test_the_error_is_the_root_mean_square_over_pixels(judge, teacher):
-    judge.teacher(teacher, 8)
-    row = judge.row(teacher, "ddim", 2)
+def test_the_error_is_the_root_mean_square_over_pixels(scorer, teacher):
+    scorer.teacher(teacher, 8)
+    row = scorer.row(teacher, "ddim", 2)
     one, two = teacher.sample(40, steps=2), teacher.sample(40, steps=8)
-    want = float((one - two).double().square().mean().sqrt())
-    assert row.rmse_to_teacher == pytest.approx(want, rel=1e-12)
-    relative = want / float(two.double().square().mean().sqrt())
+    expected = float((one - two).double().square().mean().sqrt())
+    assert row.rmse_to_teacher == pytest.approx(expected, rel=1e-12)
+    relative = expected / float(two.double().square().mean().sqrt())
     assert row.feature_rmse_to_teacher == pytest.approx(relative, rel=1e-6)
 
 
-def test_a_row_without_a_teacher_is_refused(judge, teacher):
+def test_a_row_without_a_teacher_is_refused(scorer, teacher):
     with pytest.raises(ConfigError, match="call teacher"):
-        judge.row(teacher, "ddim", 2)
+        scorer.row(teacher, "ddim", 2)
 
 
 def test_progress_is_told_as_often_as_announced(teacher):
     real = torch.randn(20, 3, generator=seeded())
-    judge, of_teacher, of_row = (
+    scorer, of_teacher, of_row = (
         SampleScorer(Features("x", lambda x: x), real, n=300),
         Ledger(),
         Ledger(),
     )
-    judge.teacher(teacher, 4, progress=of_teacher)
-    judge.row(teacher, "heun", 3, progress=of_row)
+    scorer.teacher(teacher, 4, progress=of_teacher)
+    scorer.row(teacher, "heun", 3, progress=of_row)
     assert (of_teacher.steps, of_row.steps) == (2 * 4, 2 * 3)  # 300 samples are two batches
-    more, some = Ledger(), judge.sample(teacher, "ddim", 4, n=10)
-    judge.extend(some, teacher, "ddim", 4, progress=more)
-    judge.extend(some, teacher, "ddim", 4, n=5, progress=more)
+    more, some = Ledger(), scorer.sample(teacher, "ddim", 4, n=10)
+    scorer.extend(some, teacher, "ddim", 4, progress=more)
+    scorer.extend(some, teacher, "ddim", 4, n=5, progress=more)
     assert more.steps == 2 * 4  # of the 290 that are missing, and of none
 
 

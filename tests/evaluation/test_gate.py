@@ -15,7 +15,7 @@ from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import arriving, Cosine
 from halfstep.diffusion.time_grids import uniform
-from halfstep.errors import CheckpointError, ConfigError, DataError
+from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation import (
     Features,
     frechet_distance,
@@ -26,7 +26,6 @@ from halfstep.evaluation import (
 )
 from halfstep.evaluation.gate import decide, Decision, describe, fewest_steps, within
 from halfstep.evaluation.gate_meter import AgainstData, Meter, TeacherSource
-from halfstep.evaluation.metrics.bootstrap import quantiles, resampled_rows
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.methods import Progressive
 from halfstep.models import build
@@ -81,10 +80,12 @@ def law(steps):
     mean, std = 0.0, 1.0
     times = [torch.tensor(t, dtype=torch.float64) for t in uniform(steps)]
     for t, end in pairwise(times):
-        here, there = Cosine().at(t), arriving(Cosine(), end)
-        keep = here.alpha * STD**2 / (here.alpha**2 * STD**2 + here.sigma**2)
-        slope = there.alpha * keep + there.sigma * (1 - here.alpha * keep) / here.sigma
-        shift = (there.alpha - there.sigma * here.alpha / here.sigma) * (1 - keep * here.alpha)
+        level, next_level = Cosine().at(t), arriving(Cosine(), end)
+        keep = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
+        slope = next_level.alpha * keep + next_level.sigma * (1 - level.alpha * keep) / level.sigma
+        shift = (next_level.alpha - next_level.sigma * level.alpha / level.sigma) * (
+            1 - keep * level.alpha
+        )
         mean, std = float(slope * mean + shift * MEAN), float(slope * std)
     return mean, std
 
@@ -114,20 +115,20 @@ class Counting:
     """A measure that counts how often it is asked."""
 
     def __init__(self, measure):
-        self.measure, self.asked = measure, []
+        self.measure, self.measurements = measure, []
 
     def __call__(self, made, n):
-        self.asked.append((min(len(times) - 1 for times in made.times), n))
+        self.measurements.append((min(len(times) - 1 for times in made.times), n))
         return self.measure(made, n)
 
 
-def told(value, width=0.01):
+def constant_ratio(value, width=0.01):
     """A measure that always says the same of a student of so many steps."""
     values = value if isinstance(value, dict) else None
 
     def measure(made, n):
-        found = values[len(made.times[0]) - 1] if values else value
-        return Interval(found, found - width, found + width)
+        ratio = values[len(made.times[0]) - 1] if values else value
+        return Interval(ratio, ratio - width, ratio + width)
 
     return Counting(measure)
 
@@ -139,9 +140,9 @@ def test_the_loss_of_each_halving_is_the_known_one(meter):
     """What the tests below lean on: the closed form is what is sampled."""
     meter.comparisons[0].scorer.n = 2000  # one block, so that its floor hardly counts
     for steps in (32, 16, 8, 4, 2, 1):
-        got = meter.student(student(steps), 2000)
-        assert got.value == pytest.approx(loss(steps), rel=0.03)
-        assert got.low < got.value < got.high
+        measured = meter.student(student(steps), 2000)
+        assert measured.value == pytest.approx(loss(steps), rel=0.03)
+        assert measured.low < measured.value < measured.high
 
 
 @pytest.mark.parametrize("tolerance, last", [(1.04, None), (1.15, 32), (1.4, 16), (1.9, 8), (3, 4)])
@@ -159,9 +160,9 @@ def test_the_engine_stops_where_the_loss_is_too_much(tolerance, last, meter, tmp
     assert (gate.best.steps if gate.best else None) == last
     stages = {path.name for path in (tmp_path / "d" / "stages").iterdir()}
     assert stages == {decision.stage for decision in gate.decisions}
-    kept = json.loads((tmp_path / "d" / "gate.json").read_text())
-    assert kept["best"] == (f"{last:04d}-steps" if last else None)
-    assert kept["stopped"].startswith(f"Stopped at {(last or FULL) // 2} steps: ")
+    record = json.loads((tmp_path / "d" / "gate.json").read_text())
+    assert record["best"] == (f"{last:04d}-steps" if last else None)
+    assert record["stopped"].startswith(f"Stopped at {(last or FULL) // 2} steps: ")
 
 
 @pytest.mark.parametrize("gain, passes", [(1.0, True), (1.02, True), (0.9, False), (0.5, False)])
@@ -169,11 +170,11 @@ def test_a_student_that_was_spoilt_on_purpose(gain, passes, meter):
     """Its law is known: the same mean and deviation, both times the gain."""
     spoilt = Spoilt(**vars(student(32)), gain=gain)
     mean, std = law(32)
-    want = distance(gain * mean, gain * std) / distance(*law(FULL))
-    assert (want <= 1.1) == passes
+    expected = distance(gain * mean, gain * std) / distance(*law(FULL))
+    assert (expected <= 1.1) == passes
     gate = Gate(meter.student, 1.1, samples=400, most=3200)
     assert gate(spoilt) == passes
-    assert gate.decisions[0].ratio.value == pytest.approx(want, rel=0.05)
+    assert gate.decisions[0].ratio.value == pytest.approx(expected, rel=0.05)
     assert gate.decisions[0].verdict == ("passed" if passes else "broken")
 
 
@@ -205,12 +206,17 @@ def test_more_samples_are_added_to_those_there_are(meter, monkeypatch):
 
 
 def test_all_steps_of_a_look_are_expected_before_the_first(meter):
-    wanted = {(8, 300): 2 * (64 + 8), (8, 700): 2 * (64 + 8), (4, 300): 2 * 4, (2, 900): 64 + 4 * 2}
-    for (steps, n), count in wanted.items():
-        told = Ledger()
-        meter.showing = lambda title, told=told: nullcontext(told)
+    expected = {
+        (8, 300): 2 * (64 + 8),
+        (8, 700): 2 * (64 + 8),
+        (4, 300): 2 * 4,
+        (2, 900): 64 + 4 * 2,
+    }
+    for (steps, n), count in expected.items():
+        ledger = Ledger()
+        meter.showing = lambda title, ledger=ledger: nullcontext(ledger)
         meter.student(student(steps), n)
-        assert told.steps == count, (steps, n)
+        assert ledger.steps == count, (steps, n)
 
 
 # Noise does not decide.
@@ -246,10 +252,10 @@ def test_a_wrong_decision_is_rare(truth):
 
 def test_what_stays_undecided_is_decided_by_its_value_and_says_so():
     for value, goes_on in ((1.09, True), (1.11, False)):
-        measure, heard = told(value, 0.05), []
+        measure, heard = constant_ratio(value, 0.05), []
         gate = Gate(measure, 1.1, samples=100, most=350, tell=heard.append)
         assert gate(student(4)) == goes_on
-        assert [n for _, n in measure.asked] == [100, 200, 350]
+        assert [n for _, n in measure.measurements] == [100, 200, 350]
         (decision,) = gate.decisions
         assert (decision.verdict, decision.samples) == ("undecided", 350)
         assert within(decision, 1.1) == goes_on and (gate.best is not None) == goes_on
@@ -259,9 +265,9 @@ def test_what_stays_undecided_is_decided_by_its_value_and_says_so():
 
 def test_a_clear_student_costs_one_look():
     for value in (1.0, 1.2):
-        measure = told(value)
+        measure = constant_ratio(value)
         Gate(measure, 1.1, samples=100)(student(4))
-        assert measure.asked == [(4, 100)]
+        assert measure.measurements == [(4, 100)]
 
 
 @pytest.mark.parametrize(
@@ -300,12 +306,12 @@ VALUES = {16: 1.0, 8: 1.05, 4: 1.5, 2: 1.6, 1: 3.0}
 
 def test_a_resumed_run_keeps_its_decisions_without_measuring_again(tmp_path):
     heard = []
-    first = gate_in(tmp_path, told(VALUES), tell=heard.append)
+    first = gate_in(tmp_path, constant_ratio(VALUES), tell=heard.append)
     assert [first(student(k)) for k in (16, 8)] == [True, True] and len(heard) == 2
-    measure = told(VALUES)
+    measure = constant_ratio(VALUES)
     again = gate_in(tmp_path, measure, tell=heard.append)
     assert [again(student(k)) for k in (16, 8, 4)] == [True, True, False]
-    assert measure.asked == [(4, 100)] and len(heard) == 3
+    assert measure.measurements == [(4, 100)] and len(heard) == 3
     assert again.decisions[:2] == first.decisions and again.best == first.decisions[1]
     last, silent = gate_in(tmp_path, None), json.loads((tmp_path / "gate.json").read_text())
     assert [last(student(k)) for k in (16, 8, 4)] == [True, True, False]
@@ -314,18 +320,18 @@ def test_a_resumed_run_keeps_its_decisions_without_measuring_again(tmp_path):
 
 
 def test_a_student_that_was_trained_further_is_measured_again(tmp_path):
-    gate_in(tmp_path, told(VALUES))(student(8))
-    assert not gate_in(tmp_path, told(VALUES))(student(4))
-    measure = told(1.0)
+    gate_in(tmp_path, constant_ratio(VALUES))(student(8))
+    assert not gate_in(tmp_path, constant_ratio(VALUES))(student(4))
+    measure = constant_ratio(1.0)
     again = gate_in(tmp_path, measure)
     assert again(student(8)) and again(student(4, weight=1.0))
-    assert measure.asked == [(4, 100)]
+    assert measure.measurements == [(4, 100)]
     assert [d.steps for d in gate_in(tmp_path, None).decisions] == []  # read when it is first asked
     assert [(d.steps, d.verdict) for d in again.decisions] == [(8, "passed"), (4, "passed")]
 
 
 def test_what_follows_a_student_that_changed_is_forgotten(tmp_path):
-    gate = gate_in(tmp_path, told(VALUES), until=1)
+    gate = gate_in(tmp_path, constant_ratio(VALUES), until=1)
     for steps in (8, 4, 2):
         gate(student(steps))
     gate(student(4, weight=1.0))
@@ -343,16 +349,16 @@ def test_what_follows_a_student_that_changed_is_forgotten(tmp_path):
 )
 def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
     about = {"about": {"features": "a", "seed": 0}}
-    gate_in(tmp_path, told(VALUES), **about)(student(16))
+    gate_in(tmp_path, constant_ratio(VALUES), **about)(student(16))
     before = (tmp_path / "gate.json").read_bytes()
-    asked = {"tolerance": 1.1, **about, **changes}
-    measure = told(VALUES)
+    options = {"tolerance": 1.1, **about, **changes}
+    measure = constant_ratio(VALUES)
     with pytest.raises(ConfigError) as refused:
-        gate_in(tmp_path, measure, **asked)(student(16))
+        gate_in(tmp_path, measure, **options)(student(16))
     assert words in str(refused.value) and f"delete '{tmp_path / 'gate.json'}'" in str(
         refused.value
     )
-    assert not measure.asked and (tmp_path / "gate.json").read_bytes() == before
+    assert not measure.measurements and (tmp_path / "gate.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -365,18 +371,18 @@ def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
 def test_a_damaged_file_is_refused_with_a_sentence(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"damaged: .+; delete it, and the gate"):
-        gate_in(tmp_path, told(VALUES))(student(16))
+        gate_in(tmp_path, constant_ratio(VALUES))(student(16))
     assert (tmp_path / "gate.json").read_text() == text
 
 
 def test_only_the_first_process_writes(tmp_path):
-    gate = gate_in(tmp_path, told(VALUES), writes=False)
+    gate = gate_in(tmp_path, constant_ratio(VALUES), writes=False)
     assert gate(student(16)) and not list(tmp_path.iterdir())
 
 
 def test_a_gate_without_a_file_writes_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    gate = Gate(told(VALUES), 1.1)
+    gate = Gate(constant_ratio(VALUES), 1.1)
     assert [gate(student(k)) for k in (8, 4)] == [True, False]
     assert not list(tmp_path.iterdir())
 
@@ -385,26 +391,26 @@ def test_a_gate_without_a_file_writes_none(tmp_path, monkeypatch):
 
 
 def test_until_one_never_stops_and_reports_all(tmp_path):
-    gate = gate_in(tmp_path, told(VALUES), until=1)
+    gate = gate_in(tmp_path, constant_ratio(VALUES), until=1)
     assert all(gate(student(k)) for k in (16, 8, 4, 2, 1))
-    kept = json.loads((tmp_path / "gate.json").read_text())
-    assert kept["stopped"] is None and kept["best"] == "0008-steps" and kept["until"] == 1
-    assert [one["verdict"] for one in kept["decisions"]] == ["passed"] * 2 + ["broken"] * 3
+    record = json.loads((tmp_path / "gate.json").read_text())
+    assert record["stopped"] is None and record["best"] == "0008-steps" and record["until"] == 1
+    assert [one["verdict"] for one in record["decisions"]] == ["passed"] * 2 + ["broken"] * 3
 
 
 def test_until_some_steps_stops_there():
-    gate = Gate(told(VALUES), 1.02, until=4)
+    gate = Gate(constant_ratio(VALUES), 1.02, until=4)
     assert [gate(student(k)) for k in (16, 8, 4)] == [True, True, False]
     assert gate.to_json()["stopped"].startswith("Stopped at 4 steps")
     assert gate.best.steps == 16
-    assert Gate(told(1.0), 1.02, until=4)(student(2))  # while it holds, on it goes
+    assert Gate(constant_ratio(1.0), 1.02, until=4)(student(2))  # while it holds, on it goes
 
 
 def test_a_run_that_stopped_goes_on_when_until_says_so(tmp_path):
-    assert not gate_in(tmp_path, told(VALUES))(student(4))
-    measure = told(VALUES)
+    assert not gate_in(tmp_path, constant_ratio(VALUES))(student(4))
+    measure = constant_ratio(VALUES)
     gate = gate_in(tmp_path, measure, until=1)
-    assert gate(student(4)) and gate(student(2)) and measure.asked == [(2, 100)]
+    assert gate(student(4)) and gate(student(2)) and measure.measurements == [(2, 100)]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +425,7 @@ def test_a_run_that_stopped_goes_on_when_until_says_so(tmp_path):
 )
 def test_a_gate_that_cannot_be_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        Gate(told(1.0), **{"tolerance": 1.1, **options})
+        Gate(constant_ratio(1.0), **{"tolerance": 1.1, **options})
 
 
 # --start auto.
@@ -428,123 +434,35 @@ def test_a_gate_that_cannot_be_is_refused(options, words):
 @pytest.mark.parametrize("slack", [1.02, 1.1, 1.4, 1.9, 3, 9])
 def test_the_start_is_the_fewest_steps_that_cost_nothing(slack, meter):
     good = [steps for steps in (64, 32, 16, 8, 4, 2) if loss(steps) <= slack]
-    got = fewest_steps(meter.teacher_at, FULL, samples=400, most=3200, slack=slack)
-    assert got == min(good)
+    actual = fewest_steps(meter.teacher_at, FULL, samples=400, most=3200, slack=slack)
+    assert actual == min(good)
 
 
 @pytest.mark.parametrize(
-    "full, stop, want", [(64, 1, 2), (64, 4, 8), (48, 3, 6), (7, 1, 7), (12, 1, 3), (2, 1, 2)]
+    "full, stop, expected", [(64, 1, 2), (64, 4, 8), (48, 3, 6), (7, 1, 7), (12, 1, 3), (2, 1, 2)]
 )
-def test_it_leaves_a_halving_to_be_done(full, stop, want):
+def test_it_leaves_a_halving_to_be_done(full, stop, expected):
     """A start can be halved down to stop, once at least."""
     start = fewest_steps(lambda steps, n: Interval(1, 1, 1), full, stop=stop)
-    assert start == want
+    assert start == expected
 
 
 def test_what_cannot_be_told_gets_more_samples_and_counts_as_different():
-    asked = []
+    looks = []
 
     def ratio(steps, n):
-        asked.append((steps, n))
+        looks.append((steps, n))
         width = 0.1 if steps == 8 else 2 / n**0.5
         return Interval(1.0, 1 - width, 1 + width)
 
     assert fewest_steps(ratio, 32, samples=2000, most=12_000) == 16
-    assert asked == [(16, 2000), (16, 4000), (16, 8000), (16, 12_000), *asked[4:]]
-    assert [pair for pair in asked if pair[0] == 8] == [(8, 2000 * 2**k) for k in range(3)] + [
+    assert looks == [(16, 2000), (16, 4000), (16, 8000), (16, 12_000), *looks[4:]]
+    assert [pair for pair in looks if pair[0] == 8] == [(8, 2000 * 2**k) for k in range(3)] + [
         (8, 12_000)
     ]
 
 
-# The ratio that it asks for.
-
-
-def pairs(n, seed, size=4):
-    """Features of two samplers of the same noise, one worse than the other."""
-    z = torch.randn(n, size, generator=seeded(seed), dtype=torch.float64)
-    own = torch.randn(n, size, generator=seeded(10_000 + seed), dtype=torch.float64)
-    return 1.35 * z + 0.1 * own + 0.2, 1.2 * z + 0.12
-
-
-def resampled(real, over, under, resamples, level=0.95):
-    """Both distances, and their resamples [resamples, 2], by `frechet_distance` alone."""
-    draws = [
-        (frechet_distance(real, over[rows]), frechet_distance(real, under[rows]))
-        for (rows,) in resampled_rows([len(over)], resamples, level, 0)
-    ]
-    return frechet_distance(real, over), frechet_distance(real, under), np.array(draws)
-
-
-def test_the_ratio_spreads_as_its_distances_do():
-    real = torch.randn(300, 4, generator=seeded(1), dtype=torch.float64)
-    over, under = pairs(80, 0)
-    top, bottom, draws = resampled(real, over, under, 60, 0.9)
-    got = raw_frechet_ratio(real, over, under, resamples=60, level=0.9)
-    log = (draws[:, 0] - draws[:, 0].mean()) / top - (draws[:, 1] - draws[:, 1].mean()) / bottom
-    low, high = (top / bottom * np.exp(end) for end in quantiles(-log, 0.9))
-    assert got.value == pytest.approx(top / bottom, rel=1e-9)
-    assert (got.low, got.high) == pytest.approx((low, high), rel=1e-9)
-
-
-def test_the_short_cut_for_many_features_changes_little():
-    real = torch.randn(900, 40, generator=seeded(1), dtype=torch.float64)
-    over, under = pairs(700, 2, size=40)
-    full, short = (raw_frechet_ratio(real, over, under, exact=k) for k in (200, 24))
-    assert short.value == full.value
-    for end in ("low", "high"):
-        assert getattr(short, end) == pytest.approx(
-            getattr(full, end), abs=0.15 * (full.high - full.low)
-        )
-
-
-@pytest.mark.parametrize("n", [60, 300])
-def test_the_interval_covers_the_expected_ratio_at_that_n(n):
-    """And a percentile interval of resampled ratios does not at 60, for they lie too near to 1."""
-    trials, fewer = 80, 30
-    real = torch.randn(800, 4, generator=seeded(1), dtype=torch.float64)
-    sets = [pairs(n, seed) for seed in range(1, 501)]
-    truth = np.mean([frechet_distance(real, a) / frechet_distance(real, b) for a, b in sets])
-    found = [raw_frechet_ratio(real, *pair, resamples=39) for pair in sets[:trials]]
-    covered = np.mean([one.low <= truth <= one.high for one in found])
-    percentile = 0
-    for over, under in sets[:fewer]:
-        _, _, draws = resampled(real, over, under, 39)
-        low, high = quantiles(draws[:, 0] / draws[:, 1], 0.95)
-        percentile += low <= truth <= high
-    assert 0.9 <= covered <= 0.99, covered
-    assert n > 60 or percentile / fewer < 0.85, percentile / fewer
-
-
-def test_it_shrinks_with_n_and_is_1_without_width_for_equal_samples():
-    real = torch.randn(500, 4, generator=seeded(1), dtype=torch.float64)
-    widths = []
-    for n in (60, 960):
-        made = [torch.randn(n, 4, generator=seeded(k), dtype=torch.float64) for k in range(6)]
-        found = [raw_frechet_ratio(real, 1.5 * z + 0.2, 1.4 * z, resamples=79) for z in made]
-        widths.append(np.mean([one.high - one.low for one in found]))
-    assert widths[1] < 0.5 * widths[0]
-    over, _ = pairs(60, 3)
-    assert raw_frechet_ratio(real, over, over.clone()) == Interval(1.0, 1.0, 1.0)
-
-
-def test_pairs_make_it_narrow():
-    """The same noise in both, against noise of their own."""
-    real = torch.randn(500, 4, generator=seeded(1), dtype=torch.float64)
-    z, other = (torch.randn(200, 4, generator=seeded(k), dtype=torch.float64) for k in (5, 6))
-    paired = raw_frechet_ratio(real, 1.31 * z, 1.3 * z)
-    apart = raw_frechet_ratio(real, 1.31 * other, 1.3 * z)
-    assert paired.high - paired.low < 0.1 * (apart.high - apart.low)
-
-
-def test_ratios_that_mean_nothing_are_refused():
-    x = torch.randn(40, 4, generator=seeded(1), dtype=torch.float64)
-    constant = torch.zeros(40, 4)
-    with pytest.raises(DataError, match="over a distance of 0"):
-        raw_frechet_ratio(constant, x, constant)
-    with pytest.raises(DataError, match="same number of rows"):
-        raw_frechet_ratio(x, x, x[:30])
-    with pytest.raises(DataError, match="two sets"):
-        raw_frechet_ratio(x, x[:, :3], x)
+# The floor.
 
 
 def test_the_floor_is_in_both(real):
@@ -561,7 +479,7 @@ def test_the_floor_is_in_both(real):
 
 def test_a_student_after_one_that_broke_is_not_the_best():
     """Asked to go all the way, the gate goes on; what is kept is the last before the first failure."""
-    gate = Gate(told({8: 1.0, 4: 1.05, 2: 1.5, 1: 1.0}), 1.1, until=1)
+    gate = Gate(constant_ratio({8: 1.0, 4: 1.05, 2: 1.5, 1: 1.0}), 1.1, until=1)
     assert gate.best is None
     assert [gate(student(steps)) for steps in (8, 4, 2, 1)] == [True] * 4
     assert [d.verdict for d in gate.decisions] == ["passed", "passed", "broken", "passed"]
@@ -569,7 +487,7 @@ def test_a_student_after_one_that_broke_is_not_the_best():
 
 
 def test_a_smaller_network_that_is_no_student_yet_passes():
-    measure = told(9.0)
+    measure = constant_ratio(9.0)
     gate = Gate(measure, 1.1)
-    assert gate(teacher()) and not measure.asked and not gate.decisions
+    assert gate(teacher()) and not measure.measurements and not gate.decisions
     assert not gate(student(4))

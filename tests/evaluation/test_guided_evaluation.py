@@ -90,18 +90,20 @@ def real():
     return Mixture().draw(400, seeded(0), torch.float32)
 
 
-def judge(real, **options):
+def make_scorer(real, **options):
     return SampleScorer(FEATURES, real, **{"n": N, **options})
 
 
-def subject(*students, **options):
+def make_candidates(*students, **options):
     return GuidedCandidates(pipeline(), students or [student()], FULL, **options)
 
 
 @pytest.fixture(scope="module")
 def table(real):
     exact, stuck = student(), student(4, stuck=1.0)
-    return plain(GuidedEvaluation(subject(exact, stuck), judge(real), (3.0, 1.0)).table())
+    return plain(
+        GuidedEvaluation(make_candidates(exact, stuck), make_scorer(real), (3.0, 1.0)).table()
+    )
 
 
 def test_an_exact_student_is_as_far_from_the_teacher_as_the_teacher_from_itself(table):
@@ -137,26 +139,28 @@ def test_rows_are_in_order_and_say_what_they_cost(table):
 def test_the_numbers_are_those_of_the_samples(table, real):
     """By hand: the reference is of other noise, pairs of the same, and all of one scale."""
     made = student(4, stuck=1.0).sample(N, guidance_scale=3.0)
-    own = pipeline().sample(N, steps=FULL, guidance_scale=3.0)
+    teacher_images = pipeline().sample(N, steps=FULL, guidance_scale=3.0)
     reference = FEATURES(pipeline().sample(N, steps=FULL, guidance_scale=3.0, seed=1))
-    row, seen = table["rows"][-1], FEATURES(made)
-    assert row["distance"]["value"] == pytest.approx(frechet_distance(reference, seen))
-    ratio = raw_frechet_ratio(reference, seen, FEATURES(own), strata=3)
+    row, made_features = table["rows"][-1], FEATURES(made)
+    assert row["distance"]["value"] == pytest.approx(frechet_distance(reference, made_features))
+    ratio = raw_frechet_ratio(reference, made_features, FEATURES(teacher_images), strata=3)
     assert row["floor_ratio"] == pytest.approx(plain(ratio))
-    assert row["rmse"] == pytest.approx(plain(paired_rmse(own, made)))
-    assert row["data_distance"] == pytest.approx(frechet_distance(FEATURES(real), seen))
+    assert row["rmse"] == pytest.approx(plain(paired_rmse(teacher_images, made)))
+    assert row["data_distance"] == pytest.approx(frechet_distance(FEATURES(real), made_features))
 
 
 def test_the_interval_of_the_floor_is_as_wide_as_floors_differ():
     """Labels go in turn, so that the classes' shares are no noise: resampled, they would be most of it."""
-    own = 20 * torch.eye(8, dtype=torch.float64)[torch.arange(301) % 3]
-    seen = [own + torch.randn(301, 8, generator=seeded(k), dtype=own.dtype) for k in range(42)]
-    floors = torch.tensor([frechet_distance(seen[0], one) for one in seen[2:]])
-    found = raw_frechet_interval(seen[0], seen[1], strata=3)
-    plain = raw_frechet_interval(seen[0], seen[1])
+    classes = 20 * torch.eye(8, dtype=torch.float64)[torch.arange(301) % 3]
+    sets = [
+        classes + torch.randn(301, 8, generator=seeded(k), dtype=classes.dtype) for k in range(42)
+    ]
+    floors = torch.tensor([frechet_distance(sets[0], one) for one in sets[2:]])
+    interval = raw_frechet_interval(sets[0], sets[1], strata=3)
+    plain = raw_frechet_interval(sets[0], sets[1])
     spread = 4 * float(floors.std())
-    assert spread < 1.2 * (found.high - found.low) < 3 * spread
-    assert plain.high - plain.low > 2 * (found.high - found.low)
+    assert spread < 1.2 * (interval.high - interval.low) < 3 * spread
+    assert plain.high - plain.low > 2 * (interval.high - interval.low)
     for rows in resampled_rows([301, 7], 100, 0.95, 0, strata=3):
         assert [torch.equal(r % 3, torch.arange(len(r)) % 3) for r in rows] == [True, True]
         assert {len(r.unique()) < len(r) for r in rows[:1]} == {True} and int(rows[1].max()) <= 6
@@ -166,33 +170,35 @@ def test_the_interval_of_the_floor_is_as_wide_as_floors_differ():
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def draws(monkeypatch):
     """How many samples were drawn, of how many steps and at which scale."""
-    asked, sample = [], Pipeline.sample
+    draws, sample = [], Pipeline.sample
 
     def counted(self, n, **options):
-        asked.append((options["steps"], options["guidance_scale"], options["seed"], n))
+        draws.append((options["steps"], options["guidance_scale"], options["seed"], n))
         return sample(self, n, **options)
 
     monkeypatch.setattr(Pipeline, "sample", counted)
-    return asked
+    return draws
 
 
-def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked):
-    mine = judge(real, n=60)
-    kept = subject(student(2), cache=tmp_path)
-    uncached = plain(GuidedEvaluation(subject(student(2)), mine, (2.0,)).table())
-    first, wanted = (
-        plain(GuidedEvaluation(kept, mine, (2.0,)).table()),
+def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, draws):
+    scorer = make_scorer(real, n=60)
+    candidates = make_candidates(student(2), cache=tmp_path)
+    uncached = plain(GuidedEvaluation(make_candidates(student(2)), scorer, (2.0,)).table())
+    first, expected = (
+        plain(GuidedEvaluation(candidates, scorer, (2.0,)).table()),
         [(8, 2.0, 1, 60), (8, 2.0, 0, 60)],
     )
-    assert sorted(asked[3:]) == sorted([*wanted, (2, 2.0, 0, 60)])
-    asked.clear()
-    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first == uncached
-    assert asked == [(2, 2.0, 0, 60)]
+    assert sorted(draws[3:]) == sorted([*expected, (2, 2.0, 0, 60)])
+    draws.clear()
+    assert plain(GuidedEvaluation(candidates, scorer, (2.0,)).table()) == first == uncached
+    assert draws == [(2, 2.0, 0, 60)]
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert plain(GuidedEvaluation(kept, mine, (2.0,)).table()) == first  # damaged: drawn again
+    assert (
+        plain(GuidedEvaluation(candidates, scorer, (2.0,)).table()) == first
+    )  # damaged: drawn again
 
 
 @pytest.mark.parametrize(
@@ -206,13 +212,13 @@ def test_the_teachers_samples_are_kept_and_change_nothing(real, tmp_path, asked)
         lambda s, j: (replace(s, sampler="heun"), j),
     ],
 )
-def test_whatever_decides_the_samples_misses_the_cache(change, real, tmp_path, asked):
-    kept, mine = subject(student(2), cache=tmp_path), judge(real, n=60)
-    plain(GuidedEvaluation(kept, mine, (2.0,)).table())
-    asked.clear()
-    kept, mine = change(kept, mine)
-    plain(GuidedEvaluation(kept, mine, (2.0,)).table())
-    assert len(asked) == 3
+def test_whatever_decides_the_samples_misses_the_cache(change, real, tmp_path, draws):
+    candidates, scorer = make_candidates(student(2), cache=tmp_path), make_scorer(real, n=60)
+    plain(GuidedEvaluation(candidates, scorer, (2.0,)).table())
+    draws.clear()
+    candidates, scorer = change(candidates, scorer)
+    plain(GuidedEvaluation(candidates, scorer, (2.0,)).table())
+    assert len(draws) == 3
 
 
 def test_another_weight_is_another_pipeline_and_a_network_without_a_recipe_has_no_name():
@@ -233,23 +239,23 @@ def test_samples_come_some_at_a_time_and_never_one_alone():
 
 
 def test_all_steps_are_expected_before_the_first(real, tmp_path):
-    mine, kept = judge(real, n=300), subject(student(2), cache=tmp_path)
+    scorer, candidates = make_scorer(real, n=300), make_candidates(student(2), cache=tmp_path)
     steps = 2 * 2 * (FULL + FULL + 2)
     for calls in (steps, 2 * (1 + 1 + 2 * 2)):  # the second time what is kept is done at once
-        evidence, told = GuidedEvaluation(kept, mine, (1.0, 2.0)), Ledger()
-        found, pictures = evidence.measure(progress=told)
-        assert told.steps == evidence.steps == steps and pictures == {}
-        assert len(found.rows) == 4 and len(told.each) == calls
+        evidence, ledger = GuidedEvaluation(candidates, scorer, (1.0, 2.0)), Ledger()
+        table, pictures = evidence.measure(progress=ledger)
+        assert ledger.steps == evidence.steps == steps and pictures == {}
+        assert len(table.rows) == 4 and len(ledger.each) == calls
 
 
 def test_all_rows_and_the_table_are_expected_together(real):
-    mine, made, told = judge(real, n=60), student(2), Ledger()
-    guided = GuidedEvaluation(subject(made), mine, (1.0, 2.0))
-    asked = Evaluation(samples=60, full=FULL, baselines=(), split_samples=0, cost_rounds=1)
+    scorer, made, ledger = make_scorer(real, n=60), student(2), Ledger()
+    guided = GuidedEvaluation(make_candidates(made), scorer, (1.0, 2.0))
+    config = Evaluation(samples=60, full=FULL, baselines=(), split_samples=0, cost_rounds=1)
     whole = Candidates(pipeline(), [made], Dataset(real.clamp(-1, 1)))
-    found, _ = gather(whole, mine, asked, guided=guided, progress=told)
-    assert told.steps == (FULL + 2) + 2 * 2 + guided.steps
-    assert found["guided"] == plain(guided.table())
+    result, _ = gather(whole, scorer, config, guided=guided, progress=ledger)
+    assert ledger.steps == (FULL + 2) + 2 * 2 + guided.steps
+    assert result["guided"] == plain(guided.table())
 
 
 # Pictures.
@@ -274,18 +280,18 @@ def test_pictures_are_of_every_scale_way_and_seed():
     made = replace(teacher, times=(uniform(2),), guidance_range=RANGE)
     images = torch.rand(40, 3, 4, 6, generator=seeded(1)) * 2 - 1
     features = Features("five", lambda x: x.flatten(1)[:, :5], digest="f", head=lambda x: x)
-    kept = GuidedCandidates(teacher, [made], 4)
-    told, judge = Ledger(), SampleScorer(features, images, n=20, batch=3)
-    evidence = GuidedEvaluation(kept, judge, (1.3, 2.0), shown=5)
-    table, found = evidence.measure(progress=told)
+    candidates = GuidedCandidates(teacher, [made], 4)
+    ledger, scorer = Ledger(), SampleScorer(features, images, n=20, batch=3)
+    evidence = GuidedEvaluation(candidates, scorer, (1.3, 2.0), shown=5)
+    table, pictures = evidence.measure(progress=ledger)
     scales = slider_scales(RANGE, (1.3, 2.0))
-    assert found["guided_scales"].tolist() == scales and {1.0, 1.3, 2.0, 4.0} <= set(scales)
-    assert told.steps == 2 * 7 * (4 + 4 + 2) + len(scales) * 2 * (4 + 2)
-    assert found["guided"].shape == (len(scales), 2, 5, 4, 6, 3)
-    assert found["guided_labels"].tolist() == ["teacher, 4 steps", "2 steps"]
+    assert pictures["guided_scales"].tolist() == scales and {1.0, 1.3, 2.0, 4.0} <= set(scales)
+    assert ledger.steps == 2 * 7 * (4 + 4 + 2) + len(scales) * 2 * (4 + 2)
+    assert pictures["guided"].shape == (len(scales), 2, 5, 4, 6, 3)
+    assert pictures["guided_labels"].tolist() == ["teacher, 4 steps", "2 steps"]
     k = scales.index(1.3)
     levels = ((made.sample(5, guidance_scale=1.3).permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255)
-    assert np.abs(found["guided"][k, 1] - levels.numpy()).max() <= 0.51
+    assert np.abs(pictures["guided"][k, 1] - levels.numpy()).max() <= 0.51
     assert all(row.inception_score >= 1 for row in table.rows)
 
 
@@ -302,27 +308,30 @@ def test_the_scales_of_the_table_lie_in_the_range():
 
 def test_others_are_judged_at_one_scale_by_a_teacher_with_a_null_class():
     teacher, plain = pipeline(), replace(pipeline(), null=None)
-    asked = Evaluation(guidance_scales=(2.0,))
-    own = replace(teacher, times=(uniform(2),))
-    assert scales_of(asked, teacher, [own]) == (2.0,) and scales_of(Evaluation(), plain, []) == ()
+    config = Evaluation(guidance_scales=(2.0,))
+    unguided = replace(teacher, times=(uniform(2),))
+    assert (
+        scales_of(config, teacher, [unguided]) == (2.0,)
+        and scales_of(Evaluation(), plain, []) == ()
+    )
     assert scales_of(Evaluation(), teacher, [student()]) == (1.0, 1.3, 2.0, 3.0)
     with pytest.raises(ConfigError, match="one scale, got 2"):
-        scales_of(replace(asked, guidance_scales=(1.0, 2.0)), teacher, [own])
+        scales_of(replace(config, guidance_scales=(1.0, 2.0)), teacher, [unguided])
     with pytest.raises(ConfigError, match="no null class and cannot be guided"):
-        scales_of(asked, plain, [])
+        scales_of(config, plain, [])
     with pytest.raises(ConfigError, match="guidance"):
         Evaluation(guidance_scales=(-1.0,))
 
 
 def test_a_teacher_guided_from_outside_costs_two_calls_a_step_in_all_rows(real):
     assert calls_of(pipeline(), "heun", 4, 2.0) == 14 and calls_of(student(), "ddim", 8, 2.0) == 8
-    asked = Evaluation(samples=40, full=4, guidance_scales=(2.0,), baselines=("ddim",))
-    mine = judge(real, n=40, guidance_scale=2.0)
-    rows = teacher_rows(pipeline(), (4, 1), mine, asked).rows
+    config = Evaluation(samples=40, full=4, guidance_scales=(2.0,), baselines=("ddim",))
+    scorer = make_scorer(real, n=40, guidance_scale=2.0)
+    rows = teacher_rows(pipeline(), (4, 1), scorer, config).rows
     assert [(row.steps, row.calls) for row in rows] == [(4, 8), (2, 4)]
-    own = FEATURES(pipeline().sample(40, steps=2, guidance_scale=2.0))
+    features = FEATURES(pipeline().sample(40, steps=2, guidance_scale=2.0))
     distance = rows[1].distances.frechet_distance.value
-    assert distance == pytest.approx(frechet_distance(FEATURES(real), own))
+    assert distance == pytest.approx(frechet_distance(FEATURES(real), features))
 
 
 # The gate.
@@ -343,10 +352,10 @@ def looks(tmp_path):
 
 
 def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(looks, tmp_path):
-    begun = replace(student(stuck=1.0), times=())  # the first stage has no grid
+    first_stage = replace(student(stuck=1.0), times=())  # the first stage has no grid
     gate = Gate(looks.student, 2.0, samples=200, most=400, full=FULL)
     assert (
-        gate(begun)
+        gate(first_stage)
         and gate.decisions[0].stage == "guided"
         and gate.decisions[0].verdict == "broken"
     )
@@ -357,14 +366,14 @@ def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(loo
     assert alone.student(student(2, stuck=1.0), 200).value == gate.decisions[2].ratio.value
 
 
-def test_the_gate_draws_the_teacher_once(looks, asked, tmp_path):
-    told = Ledger()
-    looks.showing = lambda title: nullcontext(told)
+def test_the_gate_draws_the_teacher_once(looks, draws, tmp_path):
+    ledger = Ledger()
+    looks.showing = lambda title: nullcontext(ledger)
     exact = looks.student(student(), 200)
-    assert told.steps == 2 * 3 * FULL and exact.value == pytest.approx(1, abs=1e-3)
-    asked.clear()
+    assert ledger.steps == 2 * 3 * FULL and exact.value == pytest.approx(1, abs=1e-3)
+    draws.clear()
     looks.student(student(2), 200)
-    assert {steps for steps, *_ in asked} == {2} and told.done == 2 * 3 * FULL + 2 * 2
+    assert {steps for steps, *_ in draws} == {2} and ledger.done == 2 * 3 * FULL + 2 * 2
     fresh = meter(tmp_path, 1.0, 3.0)
-    asked.clear()
-    assert fresh.student(student(), 200) == exact and len(asked) == 2
+    draws.clear()
+    assert fresh.student(student(), 200) == exact and len(draws) == 2

@@ -201,10 +201,10 @@ def test_the_teacher_is_read_again_where_that_can_be_done():
     assert not made and source() is made[0] and source() is made[0]
     source.release()
     assert source() is made[1]
-    own = teacher()
-    source = TeacherSource(own)
+    pipeline = teacher()
+    source = TeacherSource(pipeline)
     source.release()
-    assert source() is own and source.device == torch.device("cpu")
+    assert source() is pipeline and source.device == torch.device("cpu")
 
 
 def test_the_start_is_chosen_from_python(tmp_path):

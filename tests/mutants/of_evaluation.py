@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/distance_bootstrap",
-        "evaluation/gate evaluation/metrics/intervals",
+        "evaluation/metrics/ratio_interval evaluation/metrics/intervals",
         ("(draws - draws.mean(0)) / measured", "draws - draws.mean(0)"),
         ("quantiles(measured[0] - apart, level)", "quantiles(draws[:, 0], level)"),
         ("np.arctan2(top, bottom)", "np.arctan2(bottom, top)"),

@@ -23,9 +23,9 @@ from tests.support.denoisers import seeded
 
 def test_pixels_are_rounded_and_clipped():
     values = torch.tensor([-1.0, 1.0, 0.0, -5.0, 5.0, 2 / 255 - 1, 2.9 / 255 - 1, 3.1 / 255 - 1])
-    got = to_uint8(values.reshape(1, 1, 2, 4))
-    assert got.shape == (1, 2, 4, 1) and got.dtype == np.uint8
-    assert got.flatten().tolist() == [0, 255, 128, 0, 255, 1, 1, 2]
+    actual = to_uint8(values.reshape(1, 1, 2, 4))
+    assert actual.shape == (1, 2, 4, 1) and actual.dtype == np.uint8
+    assert actual.flatten().tolist() == [0, 255, 128, 0, 255, 1, 1, 2]
 
 
 def test_every_byte_comes_back():
@@ -36,9 +36,9 @@ def test_every_byte_comes_back():
 def test_channels_go_last():
     images = torch.zeros(5, 3, 4, 6)
     images[2, 1, 3, 5] = 1
-    got = to_uint8(images)
-    assert got.shape == (5, 4, 6, 3)
-    assert got[2, 3, 5].tolist() == [128, 255, 128]
+    actual = to_uint8(images)
+    assert actual.shape == (5, 4, 6, 3)
+    assert actual[2, 3, 5].tolist() == [128, 255, 128]
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 4, 6), (5, 4, 4, 6), (3, 4, 6), (5, 2), (1, 5, 3, 4, 6)])
@@ -70,9 +70,9 @@ def test_tiles_lie_on_white_with_gaps():
     images = torch.stack([torch.full((1, 2, 3), value) for value in (-1.0, 0.0, 1.0)])
     sheet = tile(images, columns=2, gap=1)
     assert sheet.shape == (5, 7, 1)
-    want = np.full((5, 7), 255)
-    want[:2, :3], want[:2, 4:] = 0, 128
-    assert np.array_equal(sheet[..., 0], want)
+    expected = np.full((5, 7), 255)
+    expected[:2, :3], expected[:2, 4:] = 0, 128
+    assert np.array_equal(sheet[..., 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_a_grid_is_magnified_without_smoothing(channels, tmp_path):
     images = 2 * torch.rand(10, channels, 4, 6, generator=seeded()) - 1
     save_grid(images, tmp_path / "grid.png", scale=3)
     with Image.open(tmp_path / "grid.png") as picture:
-        got = np.asarray(picture).reshape(picture.height, picture.width, channels)
+        actual = np.asarray(picture).reshape(picture.height, picture.width, channels)
     small = tile(images, columns=3)  # the root of 10, rounded
-    assert np.array_equal(got, small.repeat(3, 0).repeat(3, 1))
+    assert np.array_equal(actual, small.repeat(3, 0).repeat(3, 1))
 
 
 def test_each_picture_stands_over_its_own(tmp_path):
@@ -104,9 +104,9 @@ def test_each_picture_stands_over_its_own(tmp_path):
     below = torch.linspace(0.2, 0.8, 3).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     save_over(above, below, tmp_path / "pairs.png", columns=2, scale=1)
     with Image.open(tmp_path / "pairs.png") as picture:
-        got = np.asarray(picture)[::3, ::3].tolist()
+        actual = np.asarray(picture)[::3, ::3].tolist()
     a, b = (to_uint8(x)[:, 0, 0, 0].tolist() for x in (above, below))
-    assert got == [a[:2], b[:2], [a[2], 255], [b[2], 255]]
+    assert actual == [a[:2], b[:2], [a[2], 255], [b[2], 255]]
 
 
 def opened(path):

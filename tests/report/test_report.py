@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from html import unescape
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import numpy as np
@@ -29,47 +28,11 @@ from halfstep.report.words.numbers import (
 )
 from tests.support.browser import needs_chromium, opened
 from tests.support.evidence import evidence, measured, pictures, rows_of, typed
+from tests.support.pages import Page
 
-VOID = {"meta", "link", "img", "br", "input", "col"}
 SECTIONS = [
     *("quality", "gate", "samples", "fidelity", "drift", "memorisation", "training", "cost", "made")
 ]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, text outside of style, and whether every tag is closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def said(self):
-        return re.sub(r"\s+", " ", " ".join(self.texts))
-
-    def of(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def ids(self):
-        return [attrs["id"] for _, attrs in self.tags if "id" in attrs]
 
 
 @pytest.fixture(scope="module")
@@ -83,33 +46,33 @@ def read(text):
 
 
 def page_of(change, shown=None):
-    found = evidence()
-    change(found)
-    return Page(render(typed(found, shown)))
+    content = evidence()
+    change(content)
+    return Page(render(typed(content, shown)))
 
 
-def verdict(found):
-    return words.verdict(typed(found))
+def verdict(content):
+    return words.verdict(typed(content))
 
 
-def caution(found, row):
-    report = typed(found)
+def caution(content, row):
+    report = typed(content)
     return words.caution(report, *(one for one in report.rows if one.name == row["name"]))
 
 
-def against_baseline(found, row):
-    report = typed(found)
+def against_baseline(content, row):
+    report = typed(content)
     return words.against_baseline(report, *(one for one in report.rows if one.name == row["name"]))
 
 
 def with_rows(**by_calls):
     """Evidence whose students have these ratios: c8=(value, half width)."""
-    found = evidence()
-    found["run"]["gate"]["decisions"] = []
-    for row in rows_of(found, "student"):
+    content = evidence()
+    content["run"]["gate"]["decisions"] = []
+    for row in rows_of(content, "student"):
         value, half = by_calls[f"c{row['calls']}"]
         row["ratio"] = {"value": value, "low": value - half, "high": value + half}
-    return found
+    return content
 
 
 # ---- the page
@@ -149,11 +112,13 @@ def test_every_section_and_figure_is_there(read):
 def test_links_and_labels_lead_somewhere(text, read):
     ids = read.ids()
     assert len(ids) == len(set(ids))
-    wanted = {attrs["href"][1:] for _, attrs in read.tags if attrs.get("href", "").startswith("#")}
-    wanted |= {attrs["aria-labelledby"] for _, attrs in read.tags if "aria-labelledby" in attrs}
-    wanted |= set(re.findall(r"url\(#([^)]+)\)", text))
-    assert wanted <= set(ids)
-    assert set(SECTIONS) <= wanted
+    expected = {
+        attrs["href"][1:] for _, attrs in read.tags if attrs.get("href", "").startswith("#")
+    }
+    expected |= {attrs["aria-labelledby"] for _, attrs in read.tags if "aria-labelledby" in attrs}
+    expected |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert expected <= set(ids)
+    assert set(SECTIONS) <= expected
 
 
 def test_headings_do_not_skip(read):
@@ -163,28 +128,28 @@ def test_headings_do_not_skip(read):
 
 
 def test_the_verdict_is_on_top_with_what_takes_it_back(read):
-    said = read.said
-    first = said.index("4 network calls keep the quality of 64: Fréchet distance 1.04")
-    worth = said.index("At 8 network calls the student does not beat")
-    assert first < worth < said.index("Alarm. Drift at 1 network call: fine detail +9 %")
-    assert said.index("fine detail +9 %") < said.index("How far 2,000 samples")
+    text = read.text
+    first = text.index("4 network calls keep the quality of 64: Fréchet distance 1.04")
+    worth = text.index("At 8 network calls the student does not beat")
+    assert first < worth < text.index("Alarm. Drift at 1 network call: fine detail +9 %")
+    assert text.index("fine detail +9 %") < text.index("How far 2,000 samples")
 
 
 def test_the_table_compares_at_equal_calls(read):
     report = typed(evidence())
-    found = [page._comparison(report, row) for row in report.students]
-    eight, four = found[0], found[1]
+    comparisons = [page._comparison(report, row) for row in report.students]
+    eight, four = comparisons[0], comparisons[1]
     assert eight.baseline.sampler == "dpmpp-2m" and eight.worth == "no"
     assert four.worth == "yes"
     assert eight.difference == pytest.approx(0.178 - 0.173)
     assert eight.less_floor == pytest.approx((0.178 - 0.096) / (0.173 - 0.096))
-    assert "0.178 0.172 to 0.184" in read.said and "+0.005" in read.said and "1.06" in read.said
+    assert "0.178 0.172 to 0.184" in read.text and "+0.005" in read.text and "1.06" in read.text
 
 
 def test_no_ratio_less_floor_where_the_teacher_is_below_it():
-    found = evidence()
-    found["measure"]["floor"] = 0.18
-    report = typed(found)
+    content = evidence()
+    content["measure"]["floor"] = 0.18
+    report = typed(content)
     assert {page._comparison(report, row).less_floor for row in report.students} == {None}
 
 
@@ -204,21 +169,21 @@ def test_what_comes_from_data_is_escaped():
     def bad(name):
         return f"<script>{name}('$x$')</script>\" onload=\"x 日本"
 
-    found, shown = evidence(), pictures()
-    found["run"] |= {
+    content, shown = evidence(), pictures()
+    content["run"] |= {
         "folder": bad("folder"),
         "config": {bad("key"): [bad("list")], "a": bad("value")},
     }
-    found["run"]["gate"] |= {"stopped": bad("stopped"), "best": bad("best")}
-    found["provenance"]["command"] = bad("command")
-    found["rows"][1] |= {"name": bad("name"), "sampler": bad("sampler")}
-    found["training"] = [{**line, "stage": bad("stage")} for line in found["training"]]
+    content["run"]["gate"] |= {"stopped": bad("stopped"), "best": bad("best")}
+    content["provenance"]["command"] = bad("command")
+    content["rows"][1] |= {"name": bad("name"), "sampler": bad("sampler")}
+    content["training"] = [{**line, "stage": bad("stage")} for line in content["training"]]
     shown["grid_labels"] = np.array([bad("label")] * 5)
-    text = render(typed(found, shown))
+    text = render(typed(content, shown))
     assert "<script" not in text
     read = Page(text)
     assert not [attrs for _, attrs in read.tags if any(key.startswith("on") for key in attrs)]
-    said = " ".join(read.texts) + " ".join(str(v) for _, a in read.tags for v in a.values())
+    everything = " ".join(read.texts) + " ".join(str(v) for _, a in read.tags for v in a.values())
     named = (
         "folder",
         "key",
@@ -232,44 +197,44 @@ def test_what_comes_from_data_is_escaped():
         "stage",
     )
     for name in (*named, "label"):
-        assert re.search(rf"<script>{name}\(.\$x\$", unescape(said)), name
+        assert re.search(rf"<script>{name}\(.\$x\$", unescape(everything)), name
 
 
 def test_without_what_was_not_measured():
-    def bare(found):
-        found["run"] = {"folder": "bare", "config": {}, "gate": None, "cost": None}
-        found["provenance"] |= dict.fromkeys(("torch", "commit"))
-        found["training"] = []
-        for row in found["rows"]:
+    def stripped(content):
+        content["run"] = {"folder": "bare", "config": {}, "gate": None, "cost": None}
+        content["provenance"] |= dict.fromkeys(("torch", "commit"))
+        content["training"] = []
+        for row in content["rows"]:
             distance = row["distances"]["frechet_distance"]
             row["distances"] = dict.fromkeys(row["distances"]) | {"frechet_distance": distance}
             row |= dict.fromkeys(("ratio", "fidelity", "split", "memorisation", "drift", "cost"))
 
-    read = page_of(bare)
+    read = page_of(stripped)
     assert [attrs["id"] for attrs in read.of("section")] == ["quality", "made"]
     assert [attrs["id"] for attrs in read.of("figure")] == ["figure-quality"]
-    assert "None" not in read.said and "not measured" not in read.said
-    assert "precision" not in read.said.replace("Inception score, precision and recall", "")
+    assert "None" not in read.text and "not measured" not in read.text
+    assert "precision" not in read.text.replace("Inception score, precision and recall", "")
 
 
 def test_only_a_teacher():
-    def change(found):
-        found["rows"] = found["rows"][:1]
+    def change(content):
+        content["rows"] = content["rows"][:1]
 
     read = page_of(change)
-    assert "No student was measured; the Fréchet distance of the teacher at 64" in read.said
-    assert "Baselines" not in read.said and not read.of("figure")[0].get("class")
+    assert "No student was measured; the Fréchet distance of the teacher at 64" in read.text
+    assert "Baselines" not in read.text and not read.of("figure")[0].get("class")
 
 
 def test_one_student_one_update_and_negative_ends():
-    def change(found):
-        found["rows"] = [found["rows"][0], rows_of(found, "student")[-1]]
-        found["rows"][1]["distances"]["frechet_distance"] |= {"low": -0.01}
-        found["training"] = found["training"][:1]
+    def change(content):
+        content["rows"] = [content["rows"][0], rows_of(content, "student")[-1]]
+        content["rows"][1]["distances"]["frechet_distance"] |= {"low": -0.01}
+        content["training"] = content["training"][:1]
 
     read = page_of(change)
     assert len(read.of("svg")) == 8
-    assert f"{MINUS}0.010 to" in read.said
+    assert f"{MINUS}0.010 to" in read.text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -292,10 +257,10 @@ def test_what_is_not_finite_is_refused_by_name(bad, tmp_path):
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path):
-    found = evidence()
-    found["run"]["config"]["long"] = "x" * 5_000_000
+    content = evidence()
+    content["run"]["config"]["long"] = "x" * 5_000_000
     with pytest.raises(ConfigError, match="under 5,000,000"):
-        write(typed(found), tmp_path / "report.html")
+        write(typed(content), tmp_path / "report.html")
 
 
 def test_a_long_training_stays_small_and_keeps_its_extremes():
@@ -303,11 +268,11 @@ def test_a_long_training_stays_small_and_keeps_its_extremes():
         {"stage": "0008-steps", "update": k, "loss": 1.0 + (k == 7000), "rate": 1e-3}
         for k in range(1, 20_001)
     ]
-    found = evidence() | {"training": lines}
-    assert len(render(typed(found))) < 250_000
+    content = evidence() | {"training": lines}
+    assert len(render(typed(content))) < 250_000
     from halfstep.report.plots.training import _pieces
 
-    [(_, rows)] = _pieces(typed(found).training)
+    [(_, rows)] = _pieces(typed(content).training)
     assert len(rows) <= 160 and max(row[3] for row in rows) == 2.0
     assert rows[-1][0] == 20_000
 
@@ -321,8 +286,8 @@ def test_large_pictures_are_reduced_and_it_is_said():
         "grid": rng.integers(0, 256, (5, 8, 256, 256, 3), dtype=np.uint8),
         "grid_labels": np.array(list("abcde")),
     }
-    done = grids.sheets(shown)["grid"]
-    assert (done.shown, done.size, done.columns, done.pixelated) == (128, 256, 8, False)
+    sheet = grids.sheets(shown)["grid"]
+    assert (sheet.shown, sheet.size, sheet.columns, sheet.pixelated) == (128, 256, 8, False)
     text = render(typed(evidence(), shown))
     assert len(text) < page.LIMIT and "Reduced from 256 to 128 pixels" in text
 
@@ -351,94 +316,94 @@ def test_more_pictures_than_fit_are_refused():
 
 
 def test_what_keeps_and_what_does_not():
-    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
-    assert verdict(found) == (
+    content = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    assert verdict(content) == (
         "4 network calls keep the quality of 64: Fréchet distance 1.03 (1.01 to 1.05) times the "
         "teacher's, within the tolerance of 1.10; 2 calls do not (1.21)."
     )
 
 
 def test_one_call_is_singular_and_the_last():
-    found = with_rows(c8=(1.0, 0.02), c4=(1.0, 0.02), c2=(1.0, 0.03), c1=(1.01, 0.03))
-    assert verdict(found) == (
+    content = with_rows(c8=(1.0, 0.02), c4=(1.0, 0.02), c2=(1.0, 0.03), c1=(1.01, 0.03))
+    assert verdict(content) == (
         "1 network call keeps the quality of 64: Fréchet distance 1.01 (0.98 to 1.04) times the "
         "teacher's, within the tolerance of 1.10."
     )
 
 
 def test_nothing_passes():
-    found = with_rows(c8=(1.22, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
-    assert verdict(found) == (
+    content = with_rows(c8=(1.22, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(content) == (
         "No student keeps the quality of 64 network calls within the tolerance of 1.10: the best of them, "
         "at 4 network calls, has 1.20 (1.18 to 1.22) times the teacher's Fréchet distance."
     )
 
 
 def test_intervals_that_cannot_tell():
-    found = with_rows(c8=(1.09, 0.04), c4=(1.11, 0.04), c2=(1.3, 0.03), c1=(1.4, 0.03))
-    assert verdict(found) == (
+    content = with_rows(c8=(1.09, 0.04), c4=(1.11, 0.04), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(content) == (
         "2,000 samples cannot tell whether 8 network calls keep the quality of 64: Fréchet distance 1.09 "
         "(1.05 to 1.13) times the teacher's, the tolerance is 1.10; 2 calls do not (1.30); but the "
         "undistilled teacher with DPM-Solver++(2M) is as good at 8 network calls (0.176 against 0.178), so "
         "that the student of 8 network calls is not worth having."
     )
-    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.11, 0.03), c1=(1.4, 0.03))
-    assert "; of 2 calls 2,000 samples cannot tell: 1.11 (1.08 to 1.14)." in verdict(found)
+    content = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.11, 0.03), c1=(1.4, 0.03))
+    assert "; of 2 calls 2,000 samples cannot tell: 1.11 (1.08 to 1.14)." in verdict(content)
 
 
 def test_the_gates_ratio_counts_where_it_saw_more():
-    found = with_rows(c8=(1.02, 0.02), c4=(1.09, 0.04), c2=(1.21, 0.03), c1=(1.4, 0.03))
-    assert verdict(found).startswith("8 network calls keep")
+    content = with_rows(c8=(1.02, 0.02), c4=(1.09, 0.04), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    assert verdict(content).startswith("8 network calls keep")
     more = {"stage": "0004-steps", "steps": 4, "ratio": measured(1.07, 0.02), "samples": 8000}
     more["weights"] = "9" * 64
-    found["run"]["gate"]["decisions"] = [more | {"verdict": "passed"}]
-    assert verdict(found).startswith(
+    content["run"]["gate"]["decisions"] = [more | {"verdict": "passed"}]
+    assert verdict(content).startswith(
         "4 network calls keep the quality of 64: Fréchet distance 1.07"
     )
-    found["run"]["gate"]["decisions"][0]["samples"] = 500
-    assert verdict(found).startswith("8 network calls keep")
+    content["run"]["gate"]["decisions"][0]["samples"] = 500
+    assert verdict(content).startswith("8 network calls keep")
 
 
 def test_a_baseline_that_is_better_is_said_at_once():
-    found = with_rows(c8=(1.02, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
-    assert verdict(found).endswith("so that the student of 8 network calls is not worth having.")
+    content = with_rows(c8=(1.02, 0.02), c4=(1.2, 0.02), c2=(1.3, 0.03), c1=(1.4, 0.03))
+    assert verdict(content).endswith("so that the student of 8 network calls is not worth having.")
 
 
 def test_without_a_gate():
-    found = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
-    found["run"]["gate"] = None
-    found["rows"] = [row for row in found["rows"] if row["role"] != "baseline"]
-    assert verdict(found) == (
+    content = with_rows(c8=(1.02, 0.02), c4=(1.03, 0.02), c2=(1.21, 0.03), c1=(1.4, 0.03))
+    content["run"]["gate"] = None
+    content["rows"] = [row for row in content["rows"] if row["role"] != "baseline"]
+    assert verdict(content) == (
         "8 network calls have 1.02 (1.00 to 1.04) times the Fréchet distance of the teacher's 64, 1 network "
         "call 1.40 (1.37 to 1.43) times; no tolerance was set."
     )
-    for row in found["rows"]:
+    for row in content["rows"]:
         row["ratio"] = None
-    assert verdict(found).startswith(
+    assert verdict(content).startswith(
         "Nothing is decided, as no ratio was measured: the Fréchet distance is"
     )
 
 
 def test_worth_is_decided_by_paired_ratios():
-    found = with_rows(c8=(1.0, 0.01), c4=(1.0, 0.01), c2=(1.0, 0.01), c1=(1.0, 0.01))
-    student = rows_of(found, "student")[0]
-    [solver] = [r for r in found["rows"] if r["sampler"] == "dpmpp-2m" and r["calls"] == 8]
-    assert against_baseline(found, student) == "not better"
+    content = with_rows(c8=(1.0, 0.01), c4=(1.0, 0.01), c2=(1.0, 0.01), c1=(1.0, 0.01))
+    student = rows_of(content, "student")[0]
+    [solver] = [r for r in content["rows"] if r["sampler"] == "dpmpp-2m" and r["calls"] == 8]
+    assert against_baseline(content, student) == "not better"
     solver["distances"]["frechet_distance"] = measured(0.181)
     solver["ratio"] = measured(1.05, 0.01)
-    assert against_baseline(found, student) == "better" and caution(found, student) is None
+    assert against_baseline(content, student) == "better" and caution(content, student) is None
     solver["ratio"] = None  # the distances' own intervals overlap
-    assert against_baseline(found, student) == "undecided"
-    assert "2,000 samples cannot tell whether the student beats" in caution(found, student)
-    found["rows"] = [row for row in found["rows"] if row["role"] != "baseline"]
-    assert against_baseline(found, student) is None and caution(found, student) is None
+    assert against_baseline(content, student) == "undecided"
+    assert "2,000 samples cannot tell whether the student beats" in caution(content, student)
+    content["rows"] = [row for row in content["rows"] if row["role"] != "baseline"]
+    assert against_baseline(content, student) is None and caution(content, student) is None
 
 
 def test_a_baseline_with_more_calls_does_not_count():
-    found = evidence()
-    heun = [row for row in found["rows"] if row["sampler"] == "heun" and row["calls"] == 7]
+    content = evidence()
+    heun = [row for row in content["rows"] if row["sampler"] == "heun" and row["calls"] == 7]
     heun[0]["distances"]["frechet_distance"] = measured(0.01)
-    standing = {row["calls"]: against_baseline(found, row) for row in rows_of(found, "student")}
+    standing = {row["calls"]: against_baseline(content, row) for row in rows_of(content, "student")}
     assert standing == {8: "not better", 4: "better", 2: "better", 1: "better"}
 
 

@@ -23,17 +23,17 @@ STUDENTS = rows_of(FOUND, "student")
 
 def drawn(make):
     """What this draws: the axes of each drawing for a desk, and its words, by its name."""
-    found = {}
+    figures_by_name = {}
 
-    def kept(figure, name, kind, alt):
+    def recorded(figure, name, kind, alt):
         if kind == "wide":
-            found[name.removesuffix("-wide")] = figure.axes, alt
+            figures_by_name[name.removesuffix("-wide")] = figure.axes, alt
         return svg.Markup("")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svg, "_inline", kept)
+        patch.setattr(svg, "_inline", recorded)
         make()
-    return found
+    return figures_by_name
 
 
 def axes_of(make):
@@ -52,25 +52,27 @@ def axes(everything):
 
 def curves(axis):
     """(x, y) of every line with more than two points or with a marker, by colour and marker."""
-    found = {}
+    lines = {}
     for line in axis.lines:
         key = to_hex(line.get_color()), line.get_marker()
         if line.get_marker() != "None":
-            assert key not in found
-            found[key] = list(zip(*map(np.ndarray.tolist, line.get_data()), strict=True))
-    return found
+            assert key not in lines
+            lines[key] = list(zip(*map(np.ndarray.tolist, line.get_data()), strict=True))
+    return lines
 
 
 def bands(axis):
     """(x, low, high) of every band between curves, by colour."""
-    found = {}
+    bands_by_colour = {}
     for band in axis.collections:
         if isinstance(band, PolyCollection):
             points = np.unique(band.get_paths()[0].vertices, axis=0)
             ends = {x: points[points[:, 0] == x, 1] for x in points[:, 0]}
             colour = to_hex(band.get_facecolor()[0])
-            found.setdefault(colour, []).append([(x, min(y), max(y)) for x, y in ends.items()])
-    return found
+            bands_by_colour.setdefault(colour, []).append(
+                [(x, min(y), max(y)) for x, y in ends.items()]
+            )
+    return bands_by_colour
 
 
 def levels(axis):
@@ -107,8 +109,8 @@ def band(axis, points):
     return [(x, max(low, bottom), high) for x, _, low, high in points]
 
 
-def near(got, want):
-    np.testing.assert_allclose(np.array(got, float), np.array(want, float), rtol=1e-12)
+def near(actual, expected):
+    np.testing.assert_allclose(np.array(actual, float), np.array(expected, float), rtol=1e-12)
 
 
 # ---- quality
@@ -116,17 +118,17 @@ def near(got, want):
 
 def test_distance_against_calls(axes):
     [axis] = axes["quality"]
-    own = by_calls(STUDENTS, frechet)
-    near(curves(axis)[INK["student"], "o"], [p[:2] for p in own])
-    near(bands(axis)[INK["student"]], [band(axis, own)])
+    students = by_calls(STUDENTS, frechet)
+    near(curves(axis)[INK["student"], "o"], [p[:2] for p in students])
+    near(bands(axis)[INK["student"]], [band(axis, students)])
     marks = {"ddim": ("ddim", "s"), "dpmpp-2m": ("solver", "^"), "heun": ("heun", "D")}
     for sampler, (colour, marker) in marks.items():
         rows = [
             row for row in FOUND["rows"] if (row["role"], row["sampler"]) == ("baseline", sampler)
         ]
-        want = by_calls(rows, frechet)
-        near(curves(axis)[INK[colour], marker], [p[:2] for p in want])
-        near(bands(axis)[INK[colour]], [band(axis, want)])
+        expected = by_calls(rows, frechet)
+        near(curves(axis)[INK[colour], marker], [p[:2] for p in expected])
+        near(bands(axis)[INK[colour]], [band(axis, expected)])
     assert len(curves(axis)) == len(bands(axis)) == 4
 
 
@@ -142,7 +144,9 @@ def test_axes_are_logarithmic_and_hold_all_of_it(axes):
     for name in ("quality", "fidelity", "sizes-multiply-adds", "sizes-seconds"):
         [axis] = axes[name]
         assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-        high = max(end for own in bands(axis).values() for band in own for *_, end in band)
+        high = max(
+            end for axis_bands in bands(axis).values() for band in axis_bands for *_, end in band
+        )
         bottom, top = axis.get_ylim()
         assert top == pytest.approx(1.2 * high)
         lowest = min(y for points in curves(axis).values() for _, y in points)
@@ -170,18 +174,20 @@ def test_what_is_below_the_drawing_is_cut_at_its_edge():
 
 def test_ratios_line_by_line(axes):
     [axis] = axes["ratios"]
-    seen = {one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000}
-    want = [spread(seen.get(row["steps"], row)["ratio"]) for row in STUDENTS]
+    decisions = {
+        one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000
+    }
+    expected = [spread(decisions.get(row["steps"], row)["ratio"]) for row in STUDENTS]
     dots = [line.get_data() for line in axis.lines if line.get_marker() == "o"]
-    near([(x[0], y[0]) for x, y in dots], [(value, k) for k, (value, _, _) in enumerate(want)])
+    near([(x[0], y[0]) for x, y in dots], [(value, k) for k, (value, _, _) in enumerate(expected)])
     spans = [
         line for line in axis.lines if list(line.get_ydata()) != [0, 1] and line.get_marker() != "o"
     ]
     spans += [
         line for line in axis.lines if list(line.get_ydata()) == [0, 1] and line.get_marker() != "o"
     ][2:]
-    near([line.get_xdata() for line in spans], [(low, high) for _, low, high in want])
-    near([line.get_ydata() for line in spans], [(k, k) for k in range(len(want))])
+    near([line.get_xdata() for line in spans], [(low, high) for _, low, high in expected])
+    near([line.get_ydata() for line in spans], [(k, k) for k in range(len(expected))])
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["24 calls", "13 calls", "8 calls", "3 calls"]
     upright = {
@@ -197,7 +203,7 @@ def test_ratios_line_by_line(axes):
     top, bottom = axis.get_ylim()[::-1]
     assert top < bottom  # the most calls on top
     low, high = axis.get_xlim()
-    assert low < min(x for w in want for x in w) and max(x for w in want for x in w) < high
+    assert low < min(x for w in expected for x in w) and max(x for w in expected for x in w) < high
 
 
 # ---- sizes
@@ -228,23 +234,23 @@ def test_quality_against_cost(axes, at):
             )
             == key
         ]
-        want = sorted((cost(row), *spread(frechet(row))) for row in rows)
-        near(curves(axis)[INK[look[0]], look[1]], [p[:2] for p in want])
-        near(bands(axis)[INK[look[0]]], [band(axis, want)])
-    want = sorted(
+        expected = sorted((cost(row), *spread(frechet(row))) for row in rows)
+        near(curves(axis)[INK[look[0]], look[1]], [p[:2] for p in expected])
+        near(bands(axis)[INK[look[0]]], [band(axis, expected)])
+    expected = sorted(
         (cost(row), frechet(row)["value"]) for row in FOUND["rows"] if row["role"] == "other"
     )
-    assert want in list(curves(axis).values())
+    assert expected in list(curves(axis).values())
 
 
 def test_the_front_goes_down_to_the_right(axes):
     [axis] = axes["sizes-multiply-adds"]
     points = sorted((row["cost"]["multiply_adds"], frechet(row)["value"]) for row in FOUND["rows"])
     lowest = list(accumulate((y for _, y in points), min))
-    want = [(x, y) for (x, y), least in zip(points, lowest, strict=True) if y == least]
+    expected = [(x, y) for (x, y), least in zip(points, lowest, strict=True) if y == least]
     [front] = [line for line in axis.lines if line.get_drawstyle() == "steps-post"]
-    near(np.transpose(front.get_data()), want)
-    assert len(want) > 2
+    near(np.transpose(front.get_data()), expected)
+    assert len(expected) > 2
     [axis] = axes["sizes-seconds"]
     assert all(line.get_drawstyle() == "default" for line in axis.lines)
 
@@ -263,16 +269,16 @@ def test_the_curves_of_guidance(axes):
         1: ("ddim", "v"),
     }
     for steps, (colour, marker) in looks.items():
-        own = [
+        scores = [
             (row["inception_score"], row["data_distance"]) for row in rows if row["steps"] == steps
         ]
-        near(curves(axis)[INK[colour], marker], own)
+        near(curves(axis)[INK[colour], marker], scores)
     assert axis.get_yscale() == "log" and axis.get_xscale() == "linear"
-    said = {tuple(text.xy): text.get_text() for text in axis.texts}
-    assert len(said) > 8
+    labels = {tuple(text.xy): text.get_text() for text in axis.texts}
+    assert len(labels) > 8
     for row in rows:
         at = row["inception_score"], row["data_distance"]
-        assert said.get(at, f"{row['guidance_scale']:g}") == f"{row['guidance_scale']:g}"
+        assert labels.get(at, f"{row['guidance_scale']:g}") == f"{row['guidance_scale']:g}"
 
 
 def test_errors_against_calls(axes):
@@ -284,9 +290,9 @@ def test_errors_against_calls(axes):
     }
     assert set(curves(axis)) == {(INK[colour], marker) for colour, marker in looks}
     for (colour, marker), (group, key) in looks.items():
-        want = by_calls(STUDENTS, lambda row, group=group, key=key: row[group][key])
-        near(curves(axis)[INK[colour], marker], [p[:2] for p in want])
-        near(bands(axis)[INK[colour]], [band(axis, want)])
+        expected = by_calls(STUDENTS, lambda row, group=group, key=key: row[group][key])
+        near(curves(axis)[INK[colour], marker], [p[:2] for p in expected])
+        near(bands(axis)[INK[colour]], [band(axis, expected)])
 
 
 def test_stages_follow_each_other_in_training():
@@ -310,8 +316,8 @@ def test_stages_follow_each_other_in_training():
     near(rates[1].get_data(), [(400, 500), (0.04, 0.02)])
     edges = [line.get_xdata()[0] for line in upper.lines if to_hex(line.get_color()) == INK["rule"]]
     assert edges == [300, 500]
-    said = {text.get_text(): text.get_position()[0] for text in upper.texts}
-    assert said == {"8": 150, "4": 400, "2": 550}
+    labels = {text.get_text(): text.get_position()[0] for text in upper.texts}
+    assert labels == {"8": 150, "4": 400, "2": 550}
     assert upper.get_xlim() == lower.get_xlim() == (0, 600)
     assert upper.get_yscale() == "log" and lower.get_yscale() == "linear"
 
@@ -324,21 +330,21 @@ def test_a_long_stage_is_drawn_by_means_and_ranges():
 
 
 def test_what_is_said_of_a_drawing_is_what_is_drawn(everything):
-    said = {name: words for name, (_, words) in everything.items()}
+    alt_texts = {name: words for name, (_, words) in everything.items()}
     for row in STUDENTS:
         value = f"{frechet(row)['value']:.2f} at {row['calls']}"
-        assert value in said["quality"], value
-        assert f"{row['fidelity']['rmse']['value']:.2f} at {row['calls']}" in said["fidelity"]
+        assert value in alt_texts["quality"], value
+        assert f"{row['fidelity']['rmse']['value']:.2f} at {row['calls']}" in alt_texts["fidelity"]
         assert (
             f"{frechet(row)['value']:.2f} at {row['cost']['multiply_adds'] / 1e9:.2f} G"
-            in said["sizes-multiply-adds"]
+            in alt_texts["sizes-multiply-adds"]
         )
         micro = row["cost"]["seconds_per_sample"]["64"] * 1e6
-        assert f"{frechet(row)['value']:.2f} at {micro:.2f} µs" in said["sizes-seconds"]
+        assert f"{frechet(row)['value']:.2f} at {micro:.2f} µs" in alt_texts["sizes-seconds"]
     for row in FOUND["guided"]["rows"]:
         scale = f"{row['guidance_scale']:g}"
         point = f"{row['data_distance']:.2f} at {row['inception_score']:.2f} for scale {scale}"
-        assert point in said["tradeoff"]
+        assert point in alt_texts["tradeoff"]
     ends = [line for line in FOUND["training"] if line["stage"] == "0008-steps"]
-    assert f"0008-steps {ends[-1]['loss']:.2g}" in said["training"]
-    assert "The tolerance is 1.10." in said["ratios"]
+    assert f"0008-steps {ends[-1]['loss']:.2g}" in alt_texts["training"]
+    assert "The tolerance is 1.10." in alt_texts["ratios"]

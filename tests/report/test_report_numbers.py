@@ -38,11 +38,11 @@ def under(row):
     return f"{row['name']} {SOLVERS[row['sampler']]}"
 
 
-def check(table, header, want):
+def check(table, header, expected):
     """The column has these numbers, row by row and in this order."""
-    assert list(table[header]) == list(want)
+    assert list(table[header]) == list(expected)
     for name, cell in table[header].items():
-        assert says(cell, *want[name]), (header, name, cell, want[name])
+        assert says(cell, *expected[name]), (header, name, cell, expected[name])
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_a_cell_is_read_as_its_numbers(cell, right, wrong):
 
 
 def test_no_two_measured_numbers_are_the_same():
-    found = [
+    intervals = [
         row["distances"][name]
         for row in ORDER
         for name in row["distances"]
         if row["distances"][name]
     ]
-    every = [x for interval in found for x in interval.values()]
+    every = [x for interval in intervals for x in interval.values()]
     assert len(set(every)) == len(every) == 3 * 5 * len(ORDER)
     assert len(ORDER) == 1 + 11 + 4 + 2
 
@@ -91,11 +91,13 @@ def test_students_beside_the_best_baseline(read):
         "calls", "student", "best baseline", "ratio to teacher", "difference",
         "ratio, floor taken from both", "worth having",
     ]  # fmt: skip
-    own = {f"{row['calls']}": row["distances"]["frechet_distance"] for row in STUDENTS}
-    check(table, "student", {calls: spread(one) for calls, one in own.items()})
-    theirs = FULL["distances"]["frechet_distance"]["value"]
-    check(table, "difference", {c: (one["value"] - theirs,) for c, one in own.items()})
-    less = {c: ((one["value"] - 0.5) / (theirs - 0.5),) for c, one in own.items()}
+    distances = {f"{row['calls']}": row["distances"]["frechet_distance"] for row in STUDENTS}
+    check(table, "student", {calls: spread(one) for calls, one in distances.items()})
+    teacher_distance = FULL["distances"]["frechet_distance"]["value"]
+    check(
+        table, "difference", {c: (one["value"] - teacher_distance,) for c, one in distances.items()}
+    )
+    less = {c: ((one["value"] - 0.5) / (teacher_distance - 0.5),) for c, one in distances.items()}
     check(table, "ratio, floor taken from both", less)
     looks = {
         one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000
@@ -117,7 +119,7 @@ def test_students_beside_the_best_baseline(read):
         assert says(number, rivals) and solver.startswith(SOLVERS[other["sampler"]])
         assert (f", {other['calls']} network call" in solver) == (other["calls"] != row["calls"])
         sure = row["ratio"]["high"] < other["ratio"]["low"]
-        worth = "no" if own[calls]["value"] >= rivals else "yes" if sure else "cannot tell"
+        worth = "no" if distances[calls]["value"] >= rivals else "yes" if sure else "cannot tell"
         assert table["worth having"][calls] == worth
     assert list(table["worth having"].values()) == ["yes", "cannot tell", "no", "no baseline"]
 
@@ -214,14 +216,14 @@ def test_memorisation(read):
 
 
 def test_what_training_cost(read):
-    table, own = read["Cost of training"], FOUND["run"]["cost"]
-    names = {"the teacher": own["teacher"], "all halvings": own["halvings"]}
+    table, costs = read["Cost of training"], FOUND["run"]["cost"]
+    names = {"the teacher": costs["teacher"], "all halvings": costs["halvings"]}
     for header, key in {"updates": "updates", "forwards": "forwards", "time": "seconds"}.items():
         check(table, header, {name: (one[key],) for name, one in names.items()})
 
 
 def test_what_sampling_costs(read):
-    theirs = FULL["cost"]["seconds_per_sample"]["64"]
+    teacher_seconds = FULL["cost"]["seconds_per_sample"]["64"]
     ours = {row["name"]: row["cost"] for row in (FULL, *STUDENTS, *VARIANTS)}
     others = {under(row): row["cost"] for row in BASELINES}
     for label, rows in {"Cost of sampling": ours, "Cost of sampling the baselines": others}.items():
@@ -229,7 +231,7 @@ def test_what_sampling_costs(read):
             "calls": lambda one: one["calls"],
             "batch of 1": lambda one: one["seconds_per_sample"]["1"],
             "batch of 64": lambda one: one["seconds_per_sample"]["64"],
-            "faster by": lambda one: theirs / one["seconds_per_sample"]["64"],
+            "faster by": lambda one: teacher_seconds / one["seconds_per_sample"]["64"],
             "peak memory": lambda one: one["peak_bytes"],
             "parameters": lambda one: one["parameters"],
             "multiply-adds": lambda one: one["multiply_adds"],
@@ -305,14 +307,14 @@ def test_the_curves_of_guidance_in_numbers(read):
 
 def test_the_two_that_are_shown_beside_each_other(slider):
     table = slider["What was measured of these two"]
-    own = {
+    row_by_role = {
         row["role"]: row
         for row in FOUND["guided"]["rows"]
         if row["guidance_scale"] == 2 and row["steps"] in (64, 4)
     }
     assert table.head == ["at guidance scale 2", "student", "guided teacher"]
     for who, header in (("student", "student"), ("teacher", "guided teacher")):
-        cells, row = table[header], own[who]
+        cells, row = table[header], row_by_role[who]
         assert says(cells["network calls"], row["calls"])
         assert says(cells["Fréchet distance to the guided teacher"], *spread(row["distance"]))
         assert says(cells["paired error (rms)"], *spread(row["rmse"]))
@@ -343,10 +345,10 @@ def test_reconstruction_errors():
             [("teacher", 64), ("baseline", 8), ("student", 8), ("student", 4)]
         )
     ]
-    found = {name: evidence()[name] for name in ("provenance", "run")}
-    found["reconstruction"] = {"images": 12_345, "held_out": True, "full": 64, "rows": rows}
-    found["reconstruction"]["data"] = "7" * 64
-    text = render(typed(found | {"training": [], "verdict": "said"}))
+    content = {name: evidence()[name] for name in ("provenance", "run")}
+    content["reconstruction"] = {"images": 12_345, "held_out": True, "full": 64, "rows": rows}
+    content["reconstruction"]["data"] = "7" * 64
+    text = render(typed(content | {"training": [], "verdict": "said"}))
     table = tables(text)["Reconstruction error"]
     assert table.head == ["encoded by", "calls", "decoded in 64 steps", "decoded in as many steps"]
     check(table, "calls", {row["name"]: (row["steps"],) for row in rows})
@@ -365,24 +367,24 @@ def test_every_picture_stands_in_its_row():
     strips = re.findall(
         r'<span class="name"[^>]*>([^<]*)</span>\n<div class="row">(.*?)</div>', text
     )
-    found = {
+    sources = {
         unescape(label): re.findall(r'src="data:image/png;base64,([^"]*)"', row)
         for label, row in strips
     }
     labels = [*shown["grid_labels"].tolist(), *shown["worst_labels"].tolist()]
-    assert [*found] == labels
+    assert [*sources] == labels
     for label, stack in zip(labels, [*shown["grid"], *shown["worst"]], strict=True):
-        drawn = [np.asarray(Image.open(BytesIO(b64decode(x)))) for x in found[label]]
+        drawn = [np.asarray(Image.open(BytesIO(b64decode(x)))) for x in sources[label]]
         assert len(drawn) == len(stack)
         assert all((a == b[..., 0]).all() for a, b in zip(drawn, stack, strict=True))
 
 
 def test_the_largest_batch_is_the_largest_number():
     """And not the last in the alphabet."""
-    found = different()
-    for row in found["rows"]:
+    content = different()
+    for row in content["rows"]:
         taken = row["cost"]["seconds_per_sample"]
         taken["8"] = taken.pop("1")
-    want = {row["cost"]["seconds_per_sample"]["64"] for row in found["rows"]}
-    assert {line.seconds for line in sizes(typed(found))} == want
-    assert page._cost(typed(found).rows, typed(found).teacher).batches == [8, 64]
+    expected = {row["cost"]["seconds_per_sample"]["64"] for row in content["rows"]}
+    assert {line.seconds for line in sizes(typed(content))} == expected
+    assert page._cost(typed(content).rows, typed(content).teacher).batches == [8, 64]

@@ -18,7 +18,6 @@ from halfstep.report import page, slider
 from halfstep.report.guided_table import guided_pictures as shown, guided_view
 from halfstep.report.slider import render, write
 from halfstep.report.words.numbers import DASH
-from tests.report.test_report import Page
 from tests.support.browser import needs_chromium, opened
 from tests.support.evidence import (
     evidence,
@@ -30,6 +29,7 @@ from tests.support.evidence import (
     TIMES,
     typed,
 )
+from tests.support.pages import Page
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,13 @@ def test_nothing_is_written_where_nothing_is_guided(tmp_path):
     alone |= {"guided": alone["guided"][:, :1], "guided_labels": alone["guided_labels"][:1]}
     empty = guided()
     empty["guided"]["rows"] = []
-    for found, drawn in (
+    for content, drawn in (
         (evidence(), guided_pictures()),
         (guided(), {}),
         (guided(), alone),
         (empty, guided_pictures()),
     ):
-        assert write(typed(found, drawn), tmp_path / "slider.html") is None
+        assert write(typed(content, drawn), tmp_path / "slider.html") is None
     assert not list(tmp_path.iterdir())
 
 
@@ -162,9 +162,9 @@ def test_the_numbers_are_those_of_the_nearest_row(text):
 
 
 def test_a_way_that_was_not_measured_has_pictures_only():
-    found = guided()
-    found["guided"]["rows"] = [row for row in found["guided"]["rows"] if row["steps"] != 2]
-    data, _ = scripts(render(typed(found, guided_pictures())))
+    content = guided()
+    content["guided"]["rows"] = [row for row in content["guided"]["rows"] if row["steps"] != 2]
+    data, _ = scripts(render(typed(content, guided_pictures())))
     assert data["made"][0][3:] == ["", "1 network call"]
     assert data["numbers"][0][3] == [[DASH, ""]] * 4 and data["numbers"][0][4][0] == ["1", ""]
 
@@ -179,11 +179,11 @@ def test_it_can_be_read_without_its_script(text, read):
         sources["student-picture"]["alt"] == "10 samples of the student, 4 steps, guidance scale 2"
     )
     assert next(a for a in read.of("div") if a.get("id") == "sliders")["hidden"] is None
-    assert "Without scripts nothing moves: these are the pictures at guidance scale 2." in read.said
-    assert "Teacher, teacher" not in read.said and "Teacher, 64 steps" in read.said
+    assert "Without scripts nothing moves: these are the pictures at guidance scale 2." in read.text
+    assert "Teacher, teacher" not in read.text and "Teacher, 64 steps" in read.text
     assert len(read.of("tbody")) == 1 + len(SCALES)
     for scale in SCALES:
-        assert f"guidance scale {scale:g} teacher, 64 steps" in read.said
+        assert f"guidance scale {scale:g} teacher, 64 steps" in read.text
 
 
 def test_sliders_have_names_and_what_they_stand_at(read):
@@ -216,17 +216,17 @@ def test_one_student_and_scales_that_are_not_in_the_table():
     text = render(typed(guided(), drawn))
     data, _ = scripts(text)
     assert (data["scales"], data["near"]) == (["1.15"], [0])
-    assert "numbers are of the nearest scale that was measured" in Page(text).said
+    assert "numbers are of the nearest scale that was measured" in Page(text).text
     assert 'id="between">' in text
 
 
 def test_what_comes_from_data_is_escaped():
-    found, drawn = guided(), guided_pictures()
+    content, drawn = guided(), guided_pictures()
     bad = "</script><script>alert(1)</script>"
-    found["run"]["folder"] = bad
-    found["guided"]["rows"][1]["name"] = bad
+    content["run"]["folder"] = bad
+    content["guided"]["rows"][1]["name"] = bad
     drawn["guided_labels"] = np.array(["teacher, 64 steps", bad, "<b>", "'", '"'])
-    text = render(typed(found, drawn))
+    text = render(typed(content, drawn))
     assert text.count("<script") == 2 and "alert(1)</" not in text
     assert scripts(text)[0]["ways"][1] == bad
 
@@ -258,7 +258,7 @@ def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"guided": np.zeros((8, 5, 10, 8, 8), np.uint8)}, "got uint8"),
         ({"guided": np.zeros((8, 5, 10, 8, 8, 2), np.uint8)}, "must be uint8"),
@@ -267,26 +267,26 @@ def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
         ({"guided_labels": np.array(["a"] * 4)}, "5 'guided_scales'|8 'guided_scales' and 4"),
     ],
 )
-def test_pictures_that_cannot_be_drawn_are_refused(change, said):
-    with pytest.raises(ConfigError, match=said):
+def test_pictures_that_cannot_be_drawn_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
         render(typed(guided(), guided_pictures() | change))
 
 
 def test_what_is_not_finite_is_refused_by_name(tmp_path):
-    found = typed(guided(), guided_pictures())
-    rows = list(found.guided.rows)
+    report = typed(guided(), guided_pictures())
+    rows = list(report.guided.rows)
     rows[3] = replace(rows[3], distance=replace(rows[3].distance, high=float("nan")))
-    found = replace(found, guided=replace(found.guided, rows=tuple(rows)))
+    report = replace(report, guided=replace(report.guided, rows=tuple(rows)))
     with pytest.raises(DataError, match=r"guided\.rows\[3\]\.distance\.high"):
-        write(found, tmp_path / "slider.html")
+        write(report, tmp_path / "slider.html")
 
 
 # ---- the report
 
 
 def test_the_command_draws_both_pages_again(tmp_path, capsys, text):
-    said = {"verdict": "As it was."}
-    storage.write_json(tmp_path / "report.json", guided() | said)
+    verdict = {"verdict": "As it was."}
+    storage.write_json(tmp_path / "report.json", guided() | verdict)
     np.savez(tmp_path / "report.npz", **guided_pictures())
     assert report([str(tmp_path)]) == 0
     assert (tmp_path / "slider.html").read_text(encoding="utf-8") == text
@@ -305,29 +305,31 @@ def test_the_report_has_a_section_and_is_else_the_same():
     assert without == plain and "guided" not in plain and "slider" not in plain
     read = Page(section)
     assert [a["href"] for a in read.of("a")] == ["slider.html"]
-    assert read.said.count("the floor") >= len(SCALES)
+    assert read.text.count("the floor") >= len(SCALES)
     for value in (TIMES[1] * 1.15, TIMES[8] * 1.05):
-        assert f"{value:.2f} {value * 0.97:.2f} to {value * 1.03:.2f}" in read.said
+        assert f"{value:.2f} {value * 0.97:.2f} to {value * 1.03:.2f}" in read.text
     assert "slider.html" not in page.render(typed(guided(), {}))
 
 
 def test_the_curve_has_a_line_for_each_and_its_scales():
     read = Page(page.render(typed(guided(), guided_pictures())))
     assert "figure-tradeoff" in read.ids()
-    said = [a["aria-label"] for a in read.of("svg") if "against Inception score" in a["aria-label"]]
-    assert len(said) == 2
+    labels = [
+        a["aria-label"] for a in read.of("svg") if "against Inception score" in a["aria-label"]
+    ]
+    assert len(labels) == 2
     for name in ("teacher, 64 steps", "student, 8 steps", "student, 1 step"):
-        assert f"{name}: " in said[0]
-    assert "teacher, 64 steps: 0.250 at 9.15 for scale 1, 0.280 at 9.22 for scale 1.3" in said[0]
+        assert f"{name}: " in labels[0]
+    assert "teacher, 64 steps: 0.250 at 9.15 for scale 1, 0.280 at 9.22 for scale 1.3" in labels[0]
 
 
 def test_the_curve_is_left_out_where_there_is_no_score():
-    found = guided()
-    for row in found["guided"]["rows"]:
+    content = guided()
+    for row in content["guided"]["rows"]:
         row["inception_score"] = None
-    read = Page(page.render(typed(found, {})))
+    read = Page(page.render(typed(content, {})))
     assert "figure-tradeoff" not in read.ids() and "guided" in read.ids()
-    assert "The curves in numbers" not in read.said and "None" not in read.said
+    assert "The curves in numbers" not in read.text and "None" not in read.text
 
 
 # ---- a browser
@@ -353,19 +355,19 @@ def test_a_browser_moves_the_sliders(width, tmp_path, text):
     (tmp_path / "frame.html").write_text(HARNESS.format(width=width))
     dom = opened(tmp_path / "frame.html", tmp_path / "profile")
     title = re.search("<title>(.*)</title>", dom)[1]
-    inner, wide, inside, seen = json.loads(title)
+    inner, wide, inside, shown = json.loads(title)
     assert wide <= inner <= width and inside == [True, True]
     name = "10 samples of the student, {}, guidance scale {}"
-    assert [one[0] for one in seen] == [
+    assert [one[0] for one in shown] == [
         name.format("4 steps", "2"),
         name.format("4 steps", "1"),
         name.format("8 steps", "1"),
         name.format("8 steps", "1.75"),
     ]
-    assert all(one[1] == 35 for one in seen)
+    assert all(one[1] == 35 for one in shown)
     far = [0.03 * 1.45 * 1.1, 0.06 * 1.45 * 1.05, 0.06 * 1.18 * 1.05, 0.03 * 1.18 * 1.1]
-    assert [float(one[2]) for one in seen] == pytest.approx(far, abs=6e-5)
-    assert [one[3] for one in seen] == ["128", "64", "64", "128"]
-    assert [one[4] for one in seen] == [True, True, True, False]
-    assert [one[5] for one in seen] == ["2", "1", "1", "2"]
-    assert [one[6] for one in seen] == ["2", "1", "1", "1.75"]
+    assert [float(one[2]) for one in shown] == pytest.approx(far, abs=6e-5)
+    assert [one[3] for one in shown] == ["128", "64", "64", "128"]
+    assert [one[4] for one in shown] == [True, True, True, False]
+    assert [one[5] for one in shown] == ["2", "1", "1", "2"]
+    assert [one[6] for one in shown] == ["2", "1", "1", "1.75"]

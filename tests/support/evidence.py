@@ -1,5 +1,6 @@
 """A report as `halfstep evaluate` would measure it on digits: a stand-in to try the page on."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -297,3 +298,27 @@ def guided_pictures(seeds=10):
         "guided_scales": np.array(FINE),
         "guided_labels": np.array(pictures()["grid_labels"]),
     }
+
+
+def full_report():
+    """The table of a guided run, with a row of every kind."""
+    content = guided() | {"verdict": "all was kept"}
+    last = content["rows"][-1]
+    small = {"kind": "int8", "student": last["name"], "bytes": 9, "zeros": 0.5} | dict.fromkeys(
+        ("rmse", "ratio"), measured(1.1)
+    )
+    last["compressed"] = small | {"kind": "as trained", "rmse": None, "ratio": None}
+    other = {"role": "other", "network": "n", "student_ratio": measured(0.9)}
+    content["rows"] += [
+        copy.deepcopy(last) | {"role": "compressed", "compressed": small},
+        copy.deepcopy(last) | {"compressed": None} | other,
+    ]
+    return content
+
+
+def encoder_report():
+    """The table of a run of encoders."""
+    content = {name: evidence()[name] for name in ("format", "provenance", "run", "training")}
+    row = {"name": "student", "role": "student", "steps": 3, "full": measured(0.1), "same": None}
+    reconstruction = {"data": "7" * 64, "images": 3, "held_out": False, "full": 64, "rows": [row]}
+    return content | {"verdict": "images come back", "reconstruction": reconstruction}

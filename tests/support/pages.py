@@ -181,3 +181,42 @@ def _fill(row, k, pool):
             measure["change"] = pool.three()
     else:
         row["drift"] = None
+
+
+VOID = {"meta", "link", "img", "br", "input", "col"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text outside of style, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.tags if "id" in attrs]

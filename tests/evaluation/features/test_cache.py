@@ -24,10 +24,10 @@ class Tallied(nn.Module):
 
     def __init__(self, gain=1.5):
         super().__init__()
-        self.gain, self.seen = nn.Parameter(torch.tensor(gain)), 0
+        self.gain, self.images_seen = nn.Parameter(torch.tensor(gain)), 0
 
     def forward(self, x):
-        self.seen += len(x)
+        self.images_seen += len(x)
         return self.gain * x.mean((2, 3))
 
 
@@ -47,22 +47,22 @@ def data():
 def test_a_second_reading_computes_nothing_and_gives_the_same(data, tmp_path):
     net = Tallied()
     first = data_features(through(net), data, cache=tmp_path)
-    assert net.seen == 37 and first.dtype == torch.float64
+    assert net.images_seen == 37 and first.dtype == torch.float64
     images = data.batch(torch.arange(37)).x0
     assert torch.equal(first, net(images).double())
-    net.seen = 0
+    net.images_seen = 0
     assert torch.equal(data_features(through(net), data, cache=tmp_path), first)
     assert torch.equal(data_features(through(net), images, cache=tmp_path), first)
-    assert net.seen == 0
+    assert net.images_seen == 0
 
 
 def test_without_a_folder_or_a_digest_nothing_is_kept(data, tmp_path):
     net = Tallied()
     nameless = Features("tallied", net)
     for features, cache in [(through(net), None), (nameless, tmp_path), (nameless, tmp_path)]:
-        net.seen = 0
+        net.images_seen = 0
         data_features(features, data, cache=cache)
-        assert net.seen == 37
+        assert net.images_seen == 37
     assert not list(tmp_path.iterdir())
 
 
@@ -96,22 +96,22 @@ def test_whatever_changes_is_computed_anew(change, data, tmp_path, monkeypatch):
         features = replace(features, preprocessing="otherwise")
     else:
         monkeypatch.setattr(feature_cache, "__version__", "0.0.0")
-    net.seen = 0
-    found = data_features(features, other, cache=tmp_path)
-    assert net.seen == len(other)
-    assert torch.equal(found, net(other.batch(torch.arange(len(other))).x0).double())
-    net.seen = 0
+    net.images_seen = 0
+    computed = data_features(features, other, cache=tmp_path)
+    assert net.images_seen == len(other)
+    assert torch.equal(computed, net(other.batch(torch.arange(len(other))).x0).double())
+    net.images_seen = 0
     data_features(features, other, cache=tmp_path)
-    assert net.seen == 0  # and that is kept beside the first
+    assert net.images_seen == 0  # and that is kept beside the first
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_labels_names_and_flips_are_no_content(data, tmp_path):
     net = Tallied()
     data_features(through(net), data, cache=tmp_path)
-    net.seen = 0
+    net.images_seen = 0
     data_features(through(net), replace(data, labels=None, flip=True), cache=tmp_path)
-    assert net.seen == 0
+    assert net.images_seen == 0
 
 
 @pytest.mark.parametrize("damage", ["weights", "json", "gone"])
@@ -127,10 +127,10 @@ def test_an_entry_that_is_damaged_is_computed_anew(damage, data, tmp_path):
         about.write_text("{")
     else:
         weights.unlink()
-    for seen in (37, 0):
-        net.seen = 0
+    for count in (37, 0):
+        net.images_seen = 0
         assert torch.equal(data_features(through(net), data, cache=tmp_path), first)
-        assert net.seen == seen
+        assert net.images_seen == count
 
 
 def test_an_entry_of_something_else_is_not_taken(data, tmp_path):
@@ -138,10 +138,10 @@ def test_an_entry_of_something_else_is_not_taken(data, tmp_path):
     net = Tallied()
     data_features(through(net), data, cache=tmp_path)
     [about] = tmp_path.glob("*.json")
-    rewritten(about, lambda said: said.update(data="another"))
-    net.seen = 0
+    rewritten(about, lambda message: message.update(data="another"))
+    net.images_seen = 0
     data_features(through(net), data, cache=tmp_path)
-    assert net.seen == 37
+    assert net.images_seen == 37
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(data, tmp_path):
@@ -223,14 +223,14 @@ COMPARISONS = [
 
 
 @pytest.mark.parametrize("compare", COMPARISONS)
-@pytest.mark.parametrize("change, said", DIFFERENCES)
-def test_what_differs_is_refused_and_named(change, said, compare):
+@pytest.mark.parametrize("change, message", DIFFERENCES)
+def test_what_differs_is_refused_and_named(change, message, compare):
     with pytest.raises(ConfigError, match="measure both in the same way") as refused:
         compare(measured(), measured(**change))
     text = str(refused.value)
-    sides = said[said.index("(") + 1 : -1].split(" against ")
-    assert said[: said.index(" (")] in text and all(side in text for side in sides)
-    others = [other[: other.index(" (")] for _, other in DIFFERENCES if other != said]
+    sides = message[message.index("(") + 1 : -1].split(" against ")
+    assert message[: message.index(" (")] in text and all(side in text for side in sides)
+    others = [other[: other.index(" (")] for _, other in DIFFERENCES if other != message]
     assert not any(f"{other} (" in text for other in others)
 
 

@@ -31,55 +31,58 @@ def net(num_classes=5, seed=0):
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, num_classes))
 
 
-def as_the_report_does(classifier, held, batch=64):
+def as_the_report_does(classifier, dataset, batch=64):
     """Its test_step: a metric that is made anew for every batch, so that the last one's value is printed."""
     with torch.no_grad():
-        for rows in torch.arange(len(held)).split(batch):
-            seen = held.batch(rows)
-            right = (classifier(seen.x0).argmax(1) == seen.cond.label).sum()
+        for rows in torch.arange(len(dataset)).split(batch):
+            images = dataset.batch(rows)
+            right = (classifier(images.x0).argmax(1) == images.cond.label).sum()
             value = float(right / len(rows))
     return value
 
 
 def test_the_reports_metric_is_that_of_the_last_38_images():
-    held, classifier = data(), net().eval()
-    assert len(held) == 8 * 64 + 38
-    theirs = as_the_report_does(classifier, held)
-    assert 38 * theirs == pytest.approx(round(38 * theirs), abs=1e-4)  # k / 38
-    found = score_classifier(classifier, held, batch=64).accuracy.value
-    assert 550 * found == pytest.approx(round(550 * found), abs=1e-9)  # k / 550
-    assert 38 * found != pytest.approx(round(38 * found), abs=1e-4)
-    logits, labels = answers(classifier, held)
-    assert theirs == pytest.approx((logits.argmax(1) == labels)[-38:].double().mean().item())
-    assert found == (logits.argmax(1) == labels).double().mean().item()
+    dataset, classifier = data(), net().eval()
+    assert len(dataset) == 8 * 64 + 38
+    reported = as_the_report_does(classifier, dataset)
+    assert 38 * reported == pytest.approx(round(38 * reported), abs=1e-4)  # k / 38
+    result = score_classifier(classifier, dataset, batch=64).accuracy.value
+    assert 550 * result == pytest.approx(round(550 * result), abs=1e-9)  # k / 550
+    assert 38 * result != pytest.approx(round(38 * result), abs=1e-4)
+    logits, labels = answers(classifier, dataset)
+    assert reported == pytest.approx((logits.argmax(1) == labels)[-38:].double().mean().item())
+    assert result == (logits.argmax(1) == labels).double().mean().item()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 549, 550, 9999])
 def test_no_score_depends_on_the_batch(batch):
-    held = data()
+    dataset = data()
     other = net(seed=1)
-    found = score_classifier(net(), held, teacher=other, batch=batch)
-    want = score_classifier(net(), held, teacher=other)
-    assert found.accuracy == want.accuracy and found.agreement == want.agreement
-    assert found.nll == pytest.approx(want.nll, rel=1e-6)
-    assert found.calibration == pytest.approx(want.calibration, abs=1e-6)
-    told, both = Ledger(), Ledger()
-    answers(net(), held, batch=batch, progress=told)
-    score_classifier(net(), held, teacher=other, batch=batch, progress=both)
-    assert both.steps == 2 * told.steps == 2 * -(-550 // batch)
+    scores = score_classifier(net(), dataset, teacher=other, batch=batch)
+    expected = score_classifier(net(), dataset, teacher=other)
+    assert scores.accuracy == expected.accuracy and scores.agreement == expected.agreement
+    assert scores.nll == pytest.approx(expected.nll, rel=1e-6)
+    assert scores.calibration == pytest.approx(expected.calibration, abs=1e-6)
+    ledger, both = Ledger(), Ledger()
+    answers(net(), dataset, batch=batch, progress=ledger)
+    score_classifier(net(), dataset, teacher=other, batch=batch, progress=both)
+    assert both.steps == 2 * ledger.steps == 2 * -(-550 // batch)
 
 
 def test_the_numbers_are_scikit_learns():
-    held, classifier = data(), net()
+    dataset, classifier = data(), net()
     classifier.train()
-    logits, labels = answers(classifier, held, batch=13)
+    logits, labels = answers(classifier, dataset, batch=13)
     assert classifier.training and classifier[1].training  # left as it was
-    found = score_classifier(classifier, held, teacher=net(seed=1))
-    assert found.nll == pytest.approx(log_loss(labels, logits.softmax(1)), rel=1e-9)
-    theirs = answers(net(seed=1), held)[0]
-    assert found.agreement.value == (logits.argmax(1) == theirs.argmax(1)).double().mean().item()
-    assert found.rows == 550
-    assert set(plain(found)) == {"accuracy", "nll", "calibration", "rows", "agreement"}
+    scores = score_classifier(classifier, dataset, teacher=net(seed=1))
+    assert scores.nll == pytest.approx(log_loss(labels, logits.softmax(1)), rel=1e-9)
+    teacher_logits = answers(net(seed=1), dataset)[0]
+    assert (
+        scores.agreement.value
+        == (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()
+    )
+    assert scores.rows == 550
+    assert set(plain(scores)) == {"accuracy", "nll", "calibration", "rows", "agreement"}
 
 
 def test_rows_without_a_label_count_for_agreement_alone():
@@ -87,17 +90,17 @@ def test_rows_without_a_label_count_for_agreement_alone():
     partly = labels.clone()
     partly[::3] = -1
     whole, some = (
-        score_classifier(net(), data(labels=given), teacher=net(seed=2))
-        for given in (labels, partly)
+        score_classifier(net(), data(labels=some_labels), teacher=net(seed=2))
+        for some_labels in (labels, partly)
     )
     assert some.rows == 366 and some.agreement == whole.agreement
     rows = partly >= 0
     logits, _ = answers(net(), data())
     assert some.accuracy.value == (logits.argmax(1) == labels)[rows].double().mean().item()
     assert score_classifier(net(), data()).agreement is None
-    for held in (Dataset(data().values), data(labels=torch.full((550,), -1))):
+    for dataset in (Dataset(data().values), data(labels=torch.full((550,), -1))):
         with pytest.raises(DataError, match="accuracy needs labels"):
-            score_classifier(net(), held)
+            score_classifier(net(), dataset)
 
 
 # Wilson's interval.
@@ -106,20 +109,20 @@ def test_rows_without_a_label_count_for_agreement_alone():
 @pytest.mark.parametrize("hits, low, high", [(28, 58, 85), (27, 55, 83), (32, 70, 93)])
 def test_the_reports_intervals(hits, low, high):
     """Section 0 of the specification: 74 %, 71 % and 84 % of 38 images."""
-    found = wilson(hits, 38)
-    assert found.value == hits / 38
-    assert (round(100 * found.low), round(100 * found.high)) == (low, high)
+    result = wilson(hits, 38)
+    assert result.value == hits / 38
+    assert (round(100 * result.low), round(100 * result.high)) == (low, high)
 
 
 @pytest.mark.parametrize("hits, rows", [(0, 5), (5, 5), (1, 38), (402, 550)])
 def test_wilsons_ends_solve_its_equation(hits, rows):
-    found, z = wilson(hits, rows), 1.959963984540054
-    for end in (found.low, found.high):
+    result, z = wilson(hits, rows), 1.959963984540054
+    for end in (result.low, result.high):
         deviation = z * math.sqrt(end * (1 - end) / rows)
         assert abs(hits / rows - end) == pytest.approx(deviation, abs=1e-12)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert 0 <= result.low <= result.value <= result.high <= 1
     wider = wilson(hits, rows, level=0.99)
-    assert wider.high - wider.low > found.high - found.low
+    assert wider.high - wider.low > result.high - result.low
 
 
 def test_shares_that_cannot_be():
@@ -136,8 +139,8 @@ def test_calibration_by_hand():
     sure = torch.tensor([0.75, 0.6, 0.9], dtype=torch.float64)
     probabilities = torch.stack([sure, 1 - sure], 1)
     labels = torch.tensor([1, 0, 0])
-    want = (2 / 3) * abs(0.5 - (0.75 + 0.6) / 2) + (1 / 3) * 0.1
-    assert calibration_error(probabilities, labels, bins=4) == pytest.approx(want, abs=1e-12)
+    expected = (2 / 3) * abs(0.5 - (0.75 + 0.6) / 2) + (1 / 3) * 0.1
+    assert calibration_error(probabilities, labels, bins=4) == pytest.approx(expected, abs=1e-12)
     whole = abs(2 / 3 - (0.75 + 0.6 + 0.9) / 3)
     assert calibration_error(probabilities, labels, bins=1) == pytest.approx(whole, abs=1e-12)
 

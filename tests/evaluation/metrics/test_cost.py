@@ -26,15 +26,15 @@ SHAPE = (3, 4, 6)
 class Net(nn.Module):
     """A convolution, and a linear layer over each row of pixels: counted by hand below."""
 
-    def __init__(self, wait=0.0, told=None, name=""):
+    def __init__(self, wait=0.0, log=None, name=""):
         super().__init__()
         self.conv, self.line = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(6, 7, bias=False)
         self.back = nn.Conv2d(5, 3, 1)
-        self.wait, self.told, self.name = wait, told, name
+        self.wait, self.log, self.name = wait, log, name
 
     def forward(self, x, t, cond=None):
-        if self.told is not None:
-            self.told.append((self.name, len(x)))
+        if self.log is not None:
+            self.log.append((self.name, len(x)))
         time.sleep(self.wait)
         hidden = self.conv(x)
         return self.back(hidden + self.line(hidden)[..., :6])
@@ -50,14 +50,14 @@ def pipeline(**options):
 
 def test_calls_parameters_and_multiply_adds_are_those_counted_by_hand():
     teacher = pipeline()
-    found = cost(
+    result = cost(
         [(teacher, "ddim", 4), (teacher, "heun", 4), (teacher, "dpmpp-2m", 1)],
         batches=(2,),
         rounds=1,
     )
-    assert [one.calls for one in found] == [4, 7, 1]
-    assert [one.parameters for one in found] == [PARAMETERS] * 3
-    assert [one.multiply_adds for one in found] == [n * MULTIPLY_ADDS for n in (4, 7, 1)]
+    assert [one.calls for one in result] == [4, 7, 1]
+    assert [one.parameters for one in result] == [PARAMETERS] * 3
+    assert [one.multiply_adds for one in result] == [n * MULTIPLY_ADDS for n in (4, 7, 1)]
 
 
 def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():
@@ -81,17 +81,17 @@ def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():
 
 
 def test_every_way_is_timed_once_a_round_and_in_turn():
-    told = []
-    ways = [(pipeline(told=told, name=n), "ddim", steps) for n, steps in (("a", 2), ("b", 1))]
+    log = []
+    ways = [(pipeline(log=log, name=n), "ddim", steps) for n, steps in (("a", 2), ("b", 1))]
     timed = Ledger()
     cost(ways, batches=(1, 5), rounds=3, progress=timed)
     assert timed.steps == 2 * 3 * 2
     once = [("a", 1), ("b", 1)], [("a", 1), ("a", 1), ("b", 1)]
     for k, size in ((0, 1), (1, 5)):
         begin = k * (2 + 3 * 3)
-        seen = told[begin : begin + 11]
-        wanted = once[0] + 3 * once[1]
-        assert seen == [(name, size) for name, _ in wanted]
+        batch_calls = log[begin : begin + 11]
+        expected = once[0] + 3 * once[1]
+        assert batch_calls == [(name, size) for name, _ in expected]
 
 
 def test_seconds_a_sample_are_those_spent_in_the_calls_over_the_batch():
@@ -111,8 +111,8 @@ class Wide(nn.Module):
         self.megabytes = megabytes
 
     def forward(self, x, t, cond=None):
-        held = torch.empty(len(x), self.megabytes, 250_000)
-        del held
+        buffer = torch.empty(len(x), self.megabytes, 250_000)
+        del buffer
         return x * 0.5
 
 
@@ -120,43 +120,43 @@ class Wide(nn.Module):
 def test_peak_memory_is_what_is_held_at_once_with_the_weights(megabytes, batch):
     wide = Pipeline(Denoiser(Wide(megabytes), Cosine(), V()), SHAPE)
     expected = (1 + megabytes * batch) * 1_000_000
-    found = peak_bytes(wide, "ddim", 2, batch=batch)
-    assert expected <= found < expected + 50_000
+    result = peak_bytes(wide, "ddim", 2, batch=batch)
+    assert expected <= result < expected + 50_000
 
 
 def test_peak_memory_is_reached_within_three_steps():
     """So a walk of many steps needs no more, and is not walked to be told."""
-    told = []
-    teacher = pipeline(told=told)
-    found = {steps: peak_bytes(teacher, "dpmpp-2m", steps, batch=64) for steps in (1, 2, 3, 4, 64)}
-    assert len(told) == 1 + 2 + 3 + 3 + 3
-    assert found[1] <= found[2] <= found[3]
-    assert found[3] == found[4] == found[64]
+    log = []
+    teacher = pipeline(log=log)
+    result = {steps: peak_bytes(teacher, "dpmpp-2m", steps, batch=64) for steps in (1, 2, 3, 4, 64)}
+    assert len(log) == 1 + 2 + 3 + 3 + 3
+    assert result[1] <= result[2] <= result[3]
+    assert result[3] == result[4] == result[64]
 
 
 class Watched(nn.Module):
     """Writes down the times that it is told."""
 
-    def __init__(self, told):
+    def __init__(self, log):
         super().__init__()
-        self.told = told
+        self.log = log
         self.line = nn.Linear(6, 6)
 
     def forward(self, x, t, cond=None):
-        self.told.append(float(t[0]))
+        self.log.append(float(t[0]))
         return self.line(x)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp-3s", "dpm-fast", "euler-maruyama"])
 def test_a_sampler_is_timed_on_its_own_grid(sampler):
-    told = []
-    teacher = Pipeline(Denoiser(Watched(told), VPLinear(), V(), time=NetTime(scale=1.0)), SHAPE)
-    (found,) = cost([(teacher, sampler, 7)], batches=(2,), rounds=1)
-    own = list(teacher.grid(7, sampler)[:-1])
-    assert told[1:8] == pytest.approx(own)  # after the first call, which warms up
+    log = []
+    teacher = Pipeline(Denoiser(Watched(log), VPLinear(), V(), time=NetTime(scale=1.0)), SHAPE)
+    (result,) = cost([(teacher, sampler, 7)], batches=(2,), rounds=1)
+    times = list(teacher.grid(7, sampler)[:-1])
+    assert log[1:8] == pytest.approx(times)  # after the first call, which warms up
     short = 7 if sampler == "euler-maruyama" else 4  # of which fewer would lead nowhere
-    assert told[8:-1] == pytest.approx(teacher.grid(short, sampler)[:-1])  # memory, then products
-    assert found.calls == 7 and found.multiply_adds == 7 * 3 * 4 * 6 * 6
+    assert log[8:-1] == pytest.approx(teacher.grid(short, sampler)[:-1])  # memory, then products
+    assert result.calls == 7 and result.multiply_adds == 7 * 3 * 4 * 6 * 6
     few, many = (peak_bytes(teacher, sampler, steps, batch=64) for steps in (short, 30))
     assert few == many
     if sampler != "euler-maruyama":
@@ -179,13 +179,13 @@ def test_memory_is_that_of_the_shortest_walk_that_leads_somewhere(schedule, samp
 
 def test_memory_of_a_scheduler_is_that_of_a_walk_that_it_takes():
     """The first steps of many, and the last, are a grid on which diffusers' PNDM goes astray."""
-    told = []
-    teacher = Pipeline(Denoiser(Watched(told), Cosine(), V(), time=NetTime(scale=1.0)), SHAPE)
+    log = []
+    teacher = Pipeline(Denoiser(Watched(log), Cosine(), V(), time=NetTime(scale=1.0)), SHAPE)
     assert peak_bytes(teacher, "diffusers:PNDMScheduler", 40, batch=2) > 0
-    assert len(told) == 41
-    told.clear()
+    assert len(log) == 41
+    log.clear()
     assert peak_bytes(teacher, "diffusers:DDIMScheduler", 40, batch=2) > 0
-    assert len(told) == 3
+    assert len(log) == 3
 
 
 def test_the_terminal_and_the_environment_are_left_alone(capfd):
@@ -213,8 +213,8 @@ def test_peak_memory_that_cannot_be_told_is_none(monkeypatch):
 
 
 def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
-    told = []
-    student = replace(pipeline(told=told), times=(uniform(4),))
+    log = []
+    student = replace(pipeline(log=log), times=(uniform(4),))
     with pytest.raises(ConfigError, match="not distilled for 3 steps"):
         cost([(student, "ddim", 4), (student, "ddim", 3)])
     with pytest.raises(ConfigError, match="grid of its own"):
@@ -224,21 +224,21 @@ def test_what_cannot_be_measured_is_refused_before_a_second_is_spent():
             cost([(student, "ddim", 4)], **options)
     with pytest.raises(ConfigError, match="0 setups"):
         cost([])
-    assert told == []
+    assert log == []
 
 
 def test_a_cost_is_written_and_read():
-    (found,) = cost([(pipeline(), "ddim", 1)], batches=(1, 3), rounds=1)
-    table = plain(found)
-    assert table["seconds_per_sample"].keys() == {"1", "3"} and built(table, Cost) == found
+    (result,) = cost([(pipeline(), "ddim", 1)], batches=(1, 3), rounds=1)
+    table = plain(result)
+    assert table["seconds_per_sample"].keys() == {"1", "3"} and built(table, Cost) == result
 
 
 @pytest.mark.gpu
 def test_peak_memory_on_a_gpu_leaves_out_what_lay_there_before():
     wide = Pipeline(Denoiser(Wide(3), Cosine(), V()), SHAPE).to("cuda")
     other = torch.zeros(10_000_000, device="cuda")
-    found = peak_bytes(wide, "ddim", 2, batch=2)
-    assert 7_000_000 <= found < 12_000_000
+    result = peak_bytes(wide, "ddim", 2, batch=2)
+    assert 7_000_000 <= result < 12_000_000
     assert len(other) == 10_000_000
     (both,) = cost([(pipeline().to("cuda"), "ddim", 2)], batches=(2,), rounds=1)
     assert both.multiply_adds == 2 * MULTIPLY_ADDS
@@ -251,10 +251,10 @@ def test_a_network_of_no_products_costs_none():
 
 def test_memory_is_that_of_the_largest_batch_and_time_the_median(monkeypatch):
     wide = Pipeline(Denoiser(Wide(2), Cosine(), V()), SHAPE)
-    [found] = cost([(wide, "ddim", 2)], batches=(3, 5, 1), rounds=1)
-    assert found.peak_bytes == peak_bytes(wide, "ddim", 2, batch=5)
-    assert found.peak_bytes > peak_bytes(wide, "ddim", 2, batch=3)
+    [result] = cost([(wide, "ddim", 2)], batches=(3, 5, 1), rounds=1)
+    assert result.peak_bytes == peak_bytes(wide, "ddim", 2, batch=5)
+    assert result.peak_bytes > peak_bytes(wide, "ddim", 2, batch=3)
     clock = iter([0, 8, 100, 102, 200, 212, 300, 303, 400, 405])  # rounds of 8, 2, 12, 3, 5 seconds
     monkeypatch.setattr("halfstep.evaluation.metrics.cost.time.perf_counter", lambda: next(clock))
-    [found] = cost([(pipeline(), "ddim", 1)], batches=(10,), rounds=5)
-    assert found.seconds_per_sample == {10: 0.5}
+    [result] = cost([(pipeline(), "ddim", 1)], batches=(10,), rounds=5)
+    assert result.seconds_per_sample == {10: 0.5}

@@ -24,13 +24,9 @@ from halfstep.evaluation.metrics.distances import (
     precision_recall,
     square_distances,
 )
-from tests.support.denoisers import seeded
+from tests.support.features import gaussian_kernel_distance, normal
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def normal(n, size, seed=0, dtype=torch.float64):
-    return torch.randn(n, size, generator=seeded(seed), dtype=dtype)
 
 
 class Given(nn.Module):
@@ -82,19 +78,19 @@ def test_kernel_distance_of_two_points():
     def k(x, y):
         return (float(x @ y) / 3 + 1) ** 3
 
-    want = k(p, p) + k(q, q) - 2 * k(p, q)
+    expected = k(p, p) + k(q, q) - 2 * k(p, q)
     for biased in (True, False):
-        got = kernel_distance(p.repeat(4, 1), q.repeat(7, 1), biased=biased)
-        assert got == pytest.approx(want, rel=1e-12)
+        actual = kernel_distance(p.repeat(4, 1), q.repeat(7, 1), biased=biased)
+        assert actual == pytest.approx(expected, rel=1e-12)
 
 
 def test_kernel_distance_of_identical_sets():
     x = normal(23, 6)
     assert abs(kernel_distance(x, x, biased=True)) < 1e-12
-    own = float((((x.square().sum(1) / 6) + 1) ** 3).mean())
-    others = float((((x @ x.T / 6) + 1) ** 3).sum() - 23 * own) / (23 * 22)
+    diagonal = float((((x.square().sum(1) / 6) + 1) ** 3).mean())
+    others = float((((x @ x.T / 6) + 1) ** 3).sum() - 23 * diagonal) / (23 * 22)
     # Without a row's kernel with itself two copies are nearer than chance: below 0 by just that.
-    assert kernel_distance(x, x) == pytest.approx(-2 / 23 * (own - others), rel=1e-9)
+    assert kernel_distance(x, x) == pytest.approx(-2 / 23 * (diagonal - others), rel=1e-9)
 
 
 @pytest.mark.parametrize("n, m, size", [(40, 40, 7), (15, 29, 3), (2, 3, 1)])
@@ -117,40 +113,19 @@ def test_kernel_distance_agrees_with_torchmetrics():
     assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-9)
 
 
-def gaussian_kernel_mean(m1, c1, m2, c2):
-    """E (x'y / D + 1)^3 of independent Gaussians, from their first three moments."""
-    size, moments = len(m1), []
-    for m, c in ((m1, c1), (m2, c2)):
-        second = c + torch.outer(m, m)
-        third = torch.einsum("i,jk->ijk", m, c)
-        third = third + third.permute(1, 0, 2) + third.permute(2, 1, 0)
-        moments.append((m, second, third + torch.einsum("i,j,k->ijk", m, m, m)))
-    s1, s2, s3 = (float((a * b).sum()) for a, b in zip(*moments, strict=True))
-    return 1 + 3 * s1 / size + 3 * s2 / size**2 + s3 / size**3
-
-
-def gaussian_kernel_distance(m1, c1, m2, c2):
-    a, b = (m1, c1), (m2, c2)
-    return (
-        gaussian_kernel_mean(*a, *a)
-        + gaussian_kernel_mean(*b, *b)
-        - 2 * gaussian_kernel_mean(*a, *b)
-    )
-
-
 def test_kernel_distance_of_two_gaussians_has_the_right_mean():
     """Unbiased at n = 12; the biased one is far off."""
     m1, m2 = torch.zeros(3), torch.tensor([0.6, -0.3, 0.2])
     s1, s2 = torch.tensor([1.0, 0.5, 1.2]), torch.tensor([0.7, 0.9, 1.0])
-    want = gaussian_kernel_distance(m1, s1.square().diag(), m2, s2.square().diag())
-    got = {True: [], False: []}
+    expected = gaussian_kernel_distance(m1, s1.square().diag(), m2, s2.square().diag())
+    actual = {True: [], False: []}
     for k in range(3000):
         a, b = normal(12, 3, 2 * k) * s1 + m1, normal(15, 3, 2 * k + 1) * s2 + m2
-        for biased, found in got.items():
-            found.append(kernel_distance(a, b, biased=biased))
-    error = np.std(got[False]) / math.sqrt(3000)
-    assert abs(np.mean(got[False]) - want) < 4 * error < 0.1 * want
-    assert np.mean(got[True]) > want + 10 * error
+        for biased, result in actual.items():
+            result.append(kernel_distance(a, b, biased=biased))
+    error = np.std(actual[False]) / math.sqrt(3000)
+    assert abs(np.mean(actual[False]) - expected) < 4 * error < 0.1 * expected
+    assert np.mean(actual[True]) > expected + 10 * error
 
 
 def test_subsets_are_the_published_protocol():
@@ -182,8 +157,10 @@ def test_inception_score_of_certain_and_of_undecided_samples():
 def test_inception_score_of_two_kinds():
     """(p, 1 - p) and (1 - p, p): log 2 less the entropy of p."""
     p = 0.9
-    want = math.exp(math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p))
-    assert inception_score(torch.tensor([[p, 1 - p], [1 - p, p]])) == pytest.approx(want, rel=1e-12)
+    expected = math.exp(math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert inception_score(torch.tensor([[p, 1 - p], [1 - p, p]])) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save", "ignore:std")
@@ -191,9 +168,9 @@ def test_inception_score_agrees_with_torchmetrics():
     logits = 2 * normal(61, 10)
     metric = InceptionScore(feature=Given(10), splits=1).set_dtype(torch.float64)
     metric.update(logits)
-    got = inception_score(logits.softmax(1))
-    assert got == pytest.approx(float(metric.compute()[0]), rel=1e-9)
-    assert 1.5 < got < 10
+    actual = inception_score(logits.softmax(1))
+    assert actual == pytest.approx(float(metric.compute()[0]), rel=1e-9)
+    assert 1.5 < actual < 10
 
 
 @pytest.mark.parametrize(
@@ -221,8 +198,8 @@ def second(real, fake, k):
     """Kynkäänniemi et al. 2019 by scikit-learn's brute force."""
 
     def inside(balls, points):
-        found = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(balls)
-        reach = found.kneighbors(balls)[0][:, k]
+        result = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(balls)
+        reach = result.kneighbors(balls)[0][:, k]
         apart = np.linalg.norm(np.asarray(balls)[:, None] - np.asarray(points)[None], axis=-1)
         return (apart <= reach[:, None]).any(0).mean()
 
@@ -232,10 +209,10 @@ def second(real, fake, k):
 @pytest.mark.parametrize("n, m, size, k", [(60, 45, 3, 3), (33, 90, 8, 1), (80, 80, 2, 5)])
 def test_precision_and_recall_agree_with_scikit_learn(n, m, size, k, small_chunks):
     real, fake = normal(n, size, 1) + 50, 0.8 * normal(m, size, 2) + 51
-    want = second(real, fake, k)
-    assert precision_recall(real, fake, k=k) == pytest.approx(want, abs=1e-12)
-    assert precision_recall(fake, real, k=k) == pytest.approx(want[::-1], abs=1e-12)
-    assert 0 < min(want) < 1
+    expected = second(real, fake, k)
+    assert precision_recall(real, fake, k=k) == pytest.approx(expected, abs=1e-12)
+    assert precision_recall(fake, real, k=k) == pytest.approx(expected[::-1], abs=1e-12)
+    assert 0 < min(expected) < 1
 
 
 def test_identical_distant_and_collapsed_sets():
@@ -253,8 +230,8 @@ def test_copies_are_at_no_distance():
     apart = square_distances(x, x[[3, 1, 1]])
     assert (apart == 0).nonzero().tolist() == [[1, 1], [1, 2], [3, 0]]
     assert precision_recall(x[:1].repeat(5, 1), x[:1].repeat(7, 1)) == (1, 1)
-    want = torch.cdist(x, x[[3, 1, 1]]).square()
-    assert torch.allclose(apart, want, atol=1e-5)
+    expected = torch.cdist(x, x[[3, 1, 1]]).square()
+    assert torch.allclose(apart, expected, atol=1e-5)
 
 
 def test_a_ball_needs_neighbours():

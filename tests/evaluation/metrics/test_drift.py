@@ -28,8 +28,8 @@ def changes(teacher, student, **options):
 
 def test_output_scaled_by_1_05_raises_the_alarms_of_contrast_and_saturation():
     teacher = pictures(300, seed=0)
-    found = drift(teacher, 1.05 * teacher)
-    assert [one.measure for one in found] == [
+    result = drift(teacher, 1.05 * teacher)
+    assert [one.measure for one in result] == [
         "brightness of red",
         "brightness of green",
         "brightness of blue",
@@ -37,11 +37,11 @@ def test_output_scaled_by_1_05_raises_the_alarms_of_contrast_and_saturation():
         "saturation",
         "fine detail",
     ]
-    assert alarms(found) == (
+    assert alarms(result) == (
         "contrast +5 %, outside ±3 %",
         "saturation +5 %, outside ±3 %",
     )
-    change = {one.measure: one.change.value for one in found}
+    change = {one.measure: one.change.value for one in result}
     assert change["contrast"] == pytest.approx(0.05, abs=1e-9)
     assert change["saturation"] == pytest.approx(0.05, abs=1e-9)
     assert abs(change["fine detail"]) < 1e-3  # a scale is no sharpness
@@ -49,8 +49,8 @@ def test_output_scaled_by_1_05_raises_the_alarms_of_contrast_and_saturation():
 
 def test_scaled_output_is_found_from_other_noise_too():
     """Noise that is not the teacher's leaves much more open, and the same two alarms."""
-    found = drift(pictures(10_000, seed=1), 1.08 * pictures(10_000, seed=2))
-    assert [alarm.split()[0] for alarm in alarms(found)] == ["contrast", "saturation"]
+    result = drift(pictures(10_000, seed=1), 1.08 * pictures(10_000, seed=2))
+    assert [alarm.split()[0] for alarm in alarms(result)] == ["contrast", "saturation"]
 
 
 @pytest.mark.parametrize("n", [8, 40, 400])
@@ -77,9 +77,9 @@ def test_a_student_on_the_limit_is_not_an_alarm_that_chance_raises():
     """3 % more contrast than the teacher, with other noise: half the values lie outside ±3 %."""
     outside, raised = 0, []
     for seed in range(40):
-        found = drift(pictures(100, 2 * seed), 1.03 * pictures(100, 2 * seed + 1))
-        outside += sum(abs(one.change.value) > 0.03 for one in found if one.measure == "contrast")
-        raised += alarms(found)
+        result = drift(pictures(100, 2 * seed), 1.03 * pictures(100, 2 * seed + 1))
+        outside += sum(abs(one.change.value) > 0.03 for one in result if one.measure == "contrast")
+        raised += alarms(result)
     assert 10 <= outside <= 38  # so the point alone would have raised many
     assert raised == []
 
@@ -87,8 +87,8 @@ def test_a_student_on_the_limit_is_not_an_alarm_that_chance_raises():
 def test_the_interval_covers_the_true_change():
     covered = 0
     for seed in range(200):
-        found = drift(pictures(80, 2 * seed), 1.04 * pictures(80, 2 * seed + 1))
-        change = next(one.change for one in found if one.measure == "saturation")
+        result = drift(pictures(80, 2 * seed), 1.04 * pictures(80, 2 * seed + 1))
+        change = next(one.change for one in result if one.measure == "saturation")
         covered += change.low <= 0.04 <= change.high
     assert 0.90 <= covered / 200 <= 0.985
 
@@ -108,11 +108,13 @@ def test_each_measure_answers_to_its_own_change_alone():
     teacher = pictures(200, 6)
     red = teacher.clone()
     red[:, 0] += 0.1
-    found = changes(teacher, red)
+    result = changes(teacher, red)
     # 0.1 of 2 is .05 of the range, on a mean of about .5
-    assert found["brightness of red"] == pytest.approx(0.05 / float((teacher[:, 0] + 1).mean() / 2))
-    assert found["brightness of green"] == found["brightness of blue"] == 0
-    assert abs(found["contrast"]) < 1e-12 and abs(found["fine detail"]) < 1e-12
+    assert result["brightness of red"] == pytest.approx(
+        0.05 / float((teacher[:, 0] + 1).mean() / 2)
+    )
+    assert result["brightness of green"] == result["brightness of blue"] == 0
+    assert abs(result["contrast"]) < 1e-12 and abs(result["fine detail"]) < 1e-12
     padded = F.pad(teacher, (1, 1, 1, 1), mode="replicate")
     soft = changes(teacher, F.avg_pool2d(padded, 3, stride=1))
     assert soft["fine detail"] < -0.3
@@ -123,17 +125,17 @@ def test_each_measure_answers_to_its_own_change_alone():
 
 def test_measures_of_images_known_by_hand():
     stripes = torch.tensor([-1.0, 1.0, 1.0, -1.0]).repeat(1, 1, 5, 1)  # columns 0 1 1 0 in [0, 1]
-    found = measures(stripes)
-    assert set(found) == {"brightness", "contrast", "fine detail"}
-    assert found["brightness"].item() == 0.5
-    assert found["contrast"].item() == 0.5
+    result = measures(stripes)
+    assert set(result) == {"brightness", "contrast", "fine detail"}
+    assert result["brightness"].item() == 0.5
+    assert result["contrast"].item() == 0.5
     # inside, 4 less 0 + 1 + 1 + 1 is 1, over 20 * .25
-    assert found["fine detail"].item() == pytest.approx(1 / 5, rel=1e-4)
+    assert result["fine detail"].item() == pytest.approx(1 / 5, rel=1e-4)
     red = torch.tensor([1.0, -1.0, 0.0])[:, None, None].expand(1, 3, 3, 4)
-    found = measures(red)
-    assert [found[f"brightness of {c}"].item() for c in ("red", "green", "blue")] == [1, 0, 0.5]
-    assert found["saturation"].item() == 1 and found["contrast"].item() == 0
-    assert found["fine detail"].item() == 0
+    result = measures(red)
+    assert [result[f"brightness of {c}"].item() for c in ("red", "green", "blue")] == [1, 0, 0.5]
+    assert result["saturation"].item() == 1 and result["contrast"].item() == 0
+    assert result["fine detail"].item() == 0
 
 
 def test_fine_detail_is_1_for_white_noise():
@@ -151,9 +153,9 @@ def test_a_teacher_without_colour_has_a_drift_that_is_finite():
     grey = pictures(50, 8)[:, :1].expand(50, 3, 8, 10)
     tint = grey.clone()
     tint[:, 2] += 0.2
-    found = {one.measure: one for one in drift(grey, tint)}
-    assert found["saturation"].change.value == pytest.approx(0.1 * 255)
-    assert found["saturation"].alarm == "saturation +2550 %, outside ±3 %"
+    result = {one.measure: one for one in drift(grey, tint)}
+    assert result["saturation"].change.value == pytest.approx(0.1 * 255)
+    assert result["saturation"].alarm == "saturation +2550 %, outside ±3 %"
     assert all(
         one.alarm is None for one in drift(torch.full_like(grey, -1), torch.full_like(grey, -1))
     )
@@ -161,10 +163,10 @@ def test_a_teacher_without_colour_has_a_drift_that_is_finite():
 
 def test_words_say_the_change_and_the_limit():
     teacher = pictures(100, 9)
-    found = {one.measure: one for one in drift(teacher, 0.88 * teacher, limit=0.015)}
-    assert found["saturation"].alarm == "saturation -12 %, outside ±1.5 %"
-    assert (found["contrast"].measure, found["contrast"].limit) == ("contrast", 0.015)
-    assert found["contrast"].alarm == "contrast -12 %, outside ±1.5 %"
+    result = {one.measure: one for one in drift(teacher, 0.88 * teacher, limit=0.015)}
+    assert result["saturation"].alarm == "saturation -12 %, outside ±1.5 %"
+    assert (result["contrast"].measure, result["contrast"].limit) == ("contrast", 0.015)
+    assert result["contrast"].alarm == "contrast -12 %, outside ±1.5 %"
     slight = {one.measure: one for one in drift(teacher, 1.034 * teacher)}
     assert slight["saturation"].alarm == "saturation +3.4 %, outside ±3 %"
 
@@ -173,10 +175,10 @@ def test_the_interval_is_that_of_a_mean_where_only_the_student_varies():
     """A constant teacher: the change is a mean, and its interval Student's own."""
     teacher = torch.zeros(16, 1, 3, 3, dtype=torch.float64)
     level = torch.randn(16, 1, 1, 1, generator=seeded(1), dtype=torch.float64) * 0.1
-    found = drift(teacher, teacher + level)[0].change
+    result = drift(teacher, teacher + level)[0].change
     spread = float(level.std()) / math.sqrt(16)  # 2.13145 is the .975 quantile of t with 15 degrees
-    assert found.value == pytest.approx(float(level.mean()))
-    assert found.high - found.value == pytest.approx(2.13145 * spread, rel=1e-5)
+    assert result.value == pytest.approx(float(level.mean()))
+    assert result.high - result.value == pytest.approx(2.13145 * spread, rel=1e-5)
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -52,33 +52,35 @@ def wobbly(schedule=None, reads=None):
 
 def test_a_constant_error_is_found_exactly_with_no_doubt_about_it():
     teacher, features = images(50), torch.randn(50, 7, generator=seeded(1)).double()
-    found = fidelity(teacher, teacher + 0.02, features, features * 1.25)
-    assert found.rmse.value == pytest.approx(0.02, rel=1e-9)
-    assert found.rmse.low == pytest.approx(found.rmse.high, rel=1e-9)
-    assert found.psnr.value == pytest.approx(40.0, abs=1e-9)  # 20 log10(2 / .02)
-    assert found.feature_rmse.value == pytest.approx(0.25, rel=1e-9)
-    assert found.feature_rmse.high - found.feature_rmse.low < 1e-9
+    result = fidelity(teacher, teacher + 0.02, features, features * 1.25)
+    assert result.rmse.value == pytest.approx(0.02, rel=1e-9)
+    assert result.rmse.low == pytest.approx(result.rmse.high, rel=1e-9)
+    assert result.psnr.value == pytest.approx(40.0, abs=1e-9)  # 20 log10(2 / .02)
+    assert result.feature_rmse.value == pytest.approx(0.25, rel=1e-9)
+    assert result.feature_rmse.high - result.feature_rmse.low < 1e-9
 
 
 def test_identical_pairs_have_no_error_and_the_psnr_that_float32_can_tell():
     teacher, features = images(9), torch.randn(9, 5, generator=seeded(1))
-    found = fidelity(teacher, teacher, features, features)
-    assert (found.rmse.value, found.rmse.low, found.rmse.high) == (0, 0, 0)
-    assert found.psnr.value == found.psnr.low == found.psnr.high == pytest.approx(150.515, abs=1e-3)
-    assert found.feature_rmse.value == 0
+    result = fidelity(teacher, teacher, features, features)
+    assert (result.rmse.value, result.rmse.low, result.rmse.high) == (0, 0, 0)
+    assert (
+        result.psnr.value == result.psnr.low == result.psnr.high == pytest.approx(150.515, abs=1e-3)
+    )
+    assert result.feature_rmse.value == 0
 
 
 def test_psnr_is_of_the_pooled_error_and_its_interval_that_of_the_rmse():
     teacher, features = images(40), torch.ones(40, 2)
     gain = torch.linspace(0, 0.3, 40).double()[:, None, None, None]
-    found = fidelity(teacher, teacher + gain, features, features)
-    assert found.rmse.value == pytest.approx(float(gain.square().mean().sqrt()), rel=1e-9)
-    assert 0 < found.rmse.low < found.rmse.value < found.rmse.high
-    assert found.psnr.low < found.psnr.value < found.psnr.high
+    result = fidelity(teacher, teacher + gain, features, features)
+    assert result.rmse.value == pytest.approx(float(gain.square().mean().sqrt()), rel=1e-9)
+    assert 0 < result.rmse.low < result.rmse.value < result.rmse.high
+    assert result.psnr.low < result.psnr.value < result.psnr.high
     for psnr, rmse in (
-        (found.psnr.low, found.rmse.high),
-        (found.psnr.value, found.rmse.value),
-        (found.psnr.high, found.rmse.low),
+        (result.psnr.low, result.rmse.high),
+        (result.psnr.value, result.rmse.value),
+        (result.psnr.high, result.rmse.low),
     ):
         assert psnr == pytest.approx(20 * math.log10(2 / rmse), abs=1e-9)
 
@@ -88,8 +90,8 @@ def test_the_interval_covers_the_true_error():
     covered = 0
     for seed in range(200):
         size = -0.1 * torch.rand(300, 1, generator=seeded(seed), dtype=torch.float64).log()
-        found = paired_rmse(torch.zeros(300, 2), size.expand(300, 2), seed=seed)
-        covered += found.low <= 0.1 * math.sqrt(2) <= found.high
+        result = paired_rmse(torch.zeros(300, 2), size.expand(300, 2), seed=seed)
+        covered += result.low <= 0.1 * math.sqrt(2) <= result.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
@@ -125,20 +127,20 @@ def test_what_is_no_pair_is_refused():
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_the_cost_of_a_grid_is_that_of_two_walks_from_the_same_noise(steps):
     denoiser, times = Denoiser(Off(Wobbly(), 0.0), Cosine(), V()), uniform(2 * steps)
-    found = grid_cost(Pipeline(denoiser, SHAPE), times, n=11, seed=5, batch=4)
+    result = grid_cost(Pipeline(denoiser, SHAPE), times, n=11, seed=5, batch=4)
     noise = sample_noise(5, range(11), SHAPE)
     fine, coarse = sample(denoiser, noise, times), sample(denoiser, noise, times[::2])
-    assert found.value == pytest.approx(float((fine - coarse).square().mean().sqrt()), rel=1e-5)
-    assert found.low < found.value < found.high
+    assert result.value == pytest.approx(float((fine - coarse).square().mean().sqrt()), rel=1e-5)
+    assert result.low < result.value < result.high
 
 
 def test_the_cost_of_a_grid_falls_with_the_steps_as_the_order_of_ddim_says():
     """Order 1: half the step, half the error, so that of N against 2N halves as N doubles."""
     teacher = Pipeline(Denoiser(Off(gaussian_teacher(Cosine()).net, 0.0), Cosine(), V()), SHAPE)
     teacher.denoiser.time = NetTime(scale=1.0)
-    found = [grid_cost(teacher, uniform(2 * n), n=20).value for n in (16, 32, 64)]
-    assert found[0] / found[1] == pytest.approx(2, rel=0.15)
-    assert found[1] / found[2] == pytest.approx(2, rel=0.1)
+    result = [grid_cost(teacher, uniform(2 * n), n=20).value for n in (16, 32, 64)]
+    assert result[0] / result[1] == pytest.approx(2, rel=0.15)
+    assert result[1] / result[2] == pytest.approx(2, rel=0.1)
 
 
 def test_a_grid_that_cannot_be_halved_is_refused():
@@ -193,10 +195,10 @@ def test_an_error_of_known_size_is_found_where_the_step_lands():
         student.net.off.fill_(0.03)
     here, end = (Cosine().at(torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.5))
     factor = end.alpha - end.sigma * here.alpha / here.sigma
-    wanted = 0.03 * math.sqrt((float(factor) ** 2 + 1) / 2)  # the last lands on x0 itself
-    found = learning_error(student, teacher, times, images(14), batch=3)
-    assert found.value == pytest.approx(wanted, rel=1e-6)
-    assert found.low < found.value < found.high
+    expected = 0.03 * math.sqrt((float(factor) ** 2 + 1) / 2)  # the last lands on x0 itself
+    result = learning_error(student, teacher, times, images(14), batch=3)
+    assert result.value == pytest.approx(expected, rel=1e-6)
+    assert result.low < result.value < result.high
 
 
 def test_a_student_untrained_fails_by_the_difference_of_one_step_and_two():
@@ -206,9 +208,9 @@ def test_a_student_untrained_fails_by_the_difference_of_one_step_and_two():
     noise = sample_noise(7, range(12), SHAPE).double()
     level = Cosine().at(torch.tensor(1.0, dtype=torch.float64))
     x_t = level.mix(x0, noise)
-    wanted = sample(teacher, x_t, times) - sample(teacher, x_t, times[::2])
-    found = learning_error(student, teacher, times, x0, seed=7)
-    assert found.value == pytest.approx(float(wanted.square().mean().sqrt()), rel=1e-9)
+    expected = sample(teacher, x_t, times) - sample(teacher, x_t, times[::2])
+    result = learning_error(student, teacher, times, x0, seed=7)
+    assert result.value == pytest.approx(float(expected.square().mean().sqrt()), rel=1e-9)
     truth = gaussian_flow(Cosine(), x_t, 1.0, 0.0)  # and two steps are nearer to the flow than one
     assert (sample(teacher, x_t, times) - truth).norm() < (
         sample(teacher, x_t, times[::2]) - truth
@@ -232,10 +234,10 @@ def test_learning_is_the_same_in_any_batches_and_told_the_labels():
 def test_every_time_of_the_student_is_visited():
     teacher, times = gaussian_teacher(Cosine()), uniform(8)
     student = Denoiser(Off(teacher.net, 0.0), Cosine(), V(), time=NetTime(scale=1.0))
-    seen = []
-    student.net.register_forward_pre_hook(lambda _, args: seen.extend(args[1].tolist()))
+    visited = []
+    student.net.register_forward_pre_hook(lambda _, args: visited.extend(args[1].tolist()))
     learning_error(student, teacher, times, images(11), batch=4)
-    assert {t: seen.count(t) in (2, 3) for t in seen} == {
+    assert {t: visited.count(t) in (2, 3) for t in visited} == {
         1.0: True,
         0.75: True,
         0.5: True,

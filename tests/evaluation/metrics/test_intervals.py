@@ -26,8 +26,8 @@ from halfstep.evaluation.metrics.distances import (
 )
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
 from halfstep.schema import plain
-from tests.evaluation.metrics.test_distances import gaussian_kernel_distance, normal
 from tests.support.denoisers import seeded
+from tests.support.features import gaussian_kernel_distance, normal
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -76,11 +76,11 @@ def test_an_interval_in_words_and_in_json():
 
 def test_the_interval_of_a_mean_is_the_textbook_one():
     x = normal(400, 1, 3)
-    got = basic_bootstrap(lambda a: float(a.mean()), x, resamples=1999)
+    actual = basic_bootstrap(lambda a: float(a.mean()), x, resamples=1999)
     half = 1.96 * float(x.std()) / 20
-    assert got.value == float(x.mean())
-    assert got.low == pytest.approx(got.value - half, abs=0.1 * half)
-    assert got.high == pytest.approx(got.value + half, abs=0.1 * half)
+    assert actual.value == float(x.mean())
+    assert actual.low == pytest.approx(actual.value - half, abs=0.1 * half)
+    assert actual.high == pytest.approx(actual.value + half, abs=0.1 * half)
     narrow = basic_bootstrap(lambda a: float(a.mean()), x, resamples=1999, level=0.5)
     assert narrow.high - narrow.low == pytest.approx(2 * half * 0.6745 / 1.96, rel=0.1)
 
@@ -88,28 +88,28 @@ def test_the_interval_of_a_mean_is_the_textbook_one():
 def test_the_ends_of_39_resamples_are_the_outermost():
     """(B + 1) p: each of 39 draws cuts off a fortieth, so the first and the last cut off 2.5 %."""
     draws = iter([10.0, *range(39)])
-    got = basic_bootstrap(lambda a: float(next(draws)), torch.zeros(3), resamples=39)
-    assert (got.value, got.low, got.high) == (10, 20 - 38, 20 - 0)
+    actual = basic_bootstrap(lambda a: float(next(draws)), torch.zeros(3), resamples=39)
+    assert (actual.value, actual.low, actual.high) == (10, 20 - 38, 20 - 0)
 
 
 def test_it_mirrors_a_skewed_statistic():
     """2v - q: what the resamples reach above the value, the interval reaches below it."""
     x = normal(60, 1, 1).exp()
-    got = basic_bootstrap(lambda a: float(a.square().mean()), x, resamples=999)
-    assert got.value - got.low > 1.1 * (got.high - got.value)
+    actual = basic_bootstrap(lambda a: float(a.square().mean()), x, resamples=999)
+    assert actual.value - actual.low > 1.1 * (actual.high - actual.value)
 
 
 def test_samples_of_a_tuple_are_drawn_together_and_others_apart():
-    x, seen = torch.arange(50.0)[:, None], []
+    x, samples = torch.arange(50.0)[:, None], []
 
     def look(a, b, c):
-        seen.append((bool((a == b).all()), bool((a == c).all()), a.unique().numel()))
+        samples.append((bool((a == b).all()), bool((a == c).all()), a.unique().numel()))
         return float(a.mean() - c.mean())
 
     basic_bootstrap(look, (x, x.clone()), x, resamples=39)
-    assert seen[0] == (True, True, 50)  # the samples as they are
-    assert all(pair and not apart for pair, apart, _ in seen[1:])
-    assert 28 < np.mean([distinct for *_, distinct in seen[1:]]) < 35  # 1 - 1/e of 50
+    assert samples[0] == (True, True, 50)  # the samples as they are
+    assert all(pair and not apart for pair, apart, _ in samples[1:])
+    assert 28 < np.mean([distinct for *_, distinct in samples[1:]]) < 35  # 1 - 1/e of 50
 
 
 def test_pairs_are_surer_than_strangers():
@@ -125,8 +125,8 @@ def test_pairs_are_surer_than_strangers():
 
 def test_it_repeats_itself():
     x = normal(30, 2)
-    got = [basic_bootstrap(inception_score, x.softmax(1), seed=s) for s in (1, 1, 2)]
-    assert got[0] == got[1] != got[2]
+    actual = [basic_bootstrap(inception_score, x.softmax(1), seed=s) for s in (1, 1, 2)]
+    assert actual[0] == actual[1] != actual[2]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_uneven_pairs_and_numbers_that_are_none_are_refused():
 def test_the_basic_interval_covers_at_4_dimensions_and_the_percentile_does_not():
     """250 rows of each, where the bias is about a standard deviation."""
     pair = Gaussians(4, shift=0.3, spread=0.25)
-    found = [
+    result = [
         basic_bootstrap(frechet_distance, *pair.draw(250, 250, k), resamples=59, seed=k)
         for k in range(200)
     ]
-    assert 0.9 <= share(found, pair.frechet) <= 0.98
-    assert share(map(mirrored, found), pair.frechet) < 0.85
+    assert 0.9 <= share(result, pair.frechet) <= 0.98
+    assert share(map(mirrored, result), pair.frechet) < 0.85
 
 
 @pytest.mark.parametrize(
@@ -177,21 +177,21 @@ def test_the_basic_interval_covers_at_4_dimensions_and_the_percentile_does_not()
 )
 def test_it_covers_at_any_dimension(size, n, spread, exact):
     pair = Gaussians(size, shift=0.5 * spread / 0.25, spread=spread)
-    found = [
+    result = [
         frechet_interval(*pair.draw(n, n, k), resamples=199, exact=exact, seed=k)
         for k in range(200)
     ]
-    assert 0.9 <= share(found, pair.frechet) <= 0.98
+    assert 0.9 <= share(result, pair.frechet) <= 0.98
     if size > 4:
-        assert share(map(mirrored, found), pair.frechet) < 0.5
+        assert share(map(mirrored, result), pair.frechet) < 0.5
 
 
 def test_computed_in_full_it_is_the_basic_bootstrap():
     a, b = Gaussians(5, 0.4, 0.3).draw(60, 80, 1)
-    want = basic_bootstrap(frechet_distance, a, b, seed=3)
-    for got in (frechet_interval(a, b, seed=3), frechet_interval(a, b, seed=3, exact=200)):
+    expected = basic_bootstrap(frechet_distance, a, b, seed=3)
+    for actual in (frechet_interval(a, b, seed=3), frechet_interval(a, b, seed=3, exact=200)):
         for field in ("value", "low", "high"):
-            assert getattr(got, field) == pytest.approx(getattr(want, field), rel=1e-9)
+            assert getattr(actual, field) == pytest.approx(getattr(expected, field), rel=1e-9)
 
 
 def test_a_few_exact_resamples_tell_almost_as_much():
@@ -242,7 +242,7 @@ def test_the_influence_is_the_derivative_by_a_rows_weight(n, m, size):
     x, y = a.numpy(), b.numpy()
     plain = weighed(x, np.ones(n)), weighed(y, np.ones(m))
     assert value == pytest.approx(distance(*plain), rel=1e-7)
-    for which, (rows, got) in enumerate(zip((x, y), influences, strict=True)):
+    for which, (rows, actual) in enumerate(zip((x, y), influences, strict=True)):
         for i in range(0, len(rows), 37):
             change = []
             for step in (1e-3, -1e-3):
@@ -251,8 +251,8 @@ def test_the_influence_is_the_derivative_by_a_rows_weight(n, m, size):
                 heavier = list(plain)
                 heavier[which] = weighed(rows, w)
                 change.append(distance(*heavier))
-            want = (change[0] - change[1]) / 2e-3 * len(rows)
-            assert float(got[i]) == pytest.approx(want, abs=0.01 * float(got.abs().max()))
+            expected = (change[0] - change[1]) / 2e-3 * len(rows)
+            assert float(actual[i]) == pytest.approx(expected, abs=0.01 * float(actual.abs().max()))
 
 
 # A ratio of two.
@@ -273,20 +273,20 @@ def test_a_ratio_of_equals_is_one_and_of_a_known_pair_is_near():
 
 
 def test_a_ratio_takes_the_bias_off_each_distance():
-    pair, seen = Gaussians(6, 1.0, 0.4), []
+    pair, samples = Gaussians(6, 1.0, 0.4), []
     real, fake = pair.draw(300, 400, 1)
     over = fake + 0.5 * pair.shift
 
     def both(r, s, t):
-        seen.append((frechet_distance(r, s), frechet_distance(r, t)))
+        samples.append((frechet_distance(r, s), frechet_distance(r, t)))
         return 0.0
 
     basic_bootstrap(both, real, (over, fake), seed=5)
-    (a, b), draws = seen[0], np.array(seen[1:])
+    (a, b), draws = samples[0], np.array(samples[1:])
     ratios = np.sort((2 * a - draws[:, 0]) / (2 * b - draws[:, 1]))
-    got = frechet_ratio(real, over, fake, seed=5)
-    assert got.value == pytest.approx(a / b, rel=1e-9)
-    assert ratios[4] <= got.low <= ratios[5] and ratios[194] <= got.high <= ratios[195]
+    actual = frechet_ratio(real, over, fake, seed=5)
+    assert actual.value == pytest.approx(a / b, rel=1e-9)
+    assert ratios[4] <= actual.low <= ratios[5] and ratios[194] <= actual.high <= ratios[195]
 
 
 def test_a_ratio_over_nothing_is_refused():
@@ -338,8 +338,8 @@ def test_a_counted_row_never_meets_its_copies():
     counts = [
         torch.bincount(at, minlength=len(x)).double()[None] for at, x in ((rows, a), (others, b))
     ]
-    want = within(a, rows) + within(b, others) - 2 * between
-    assert float(kernel_form(a, b, *counts)) == pytest.approx(want, rel=1e-9)
+    expected = within(a, rows) + within(b, others) - 2 * between
+    assert float(kernel_form(a, b, *counts)) == pytest.approx(expected, rel=1e-9)
     copies = kernel_distance(a[rows], b[others], biased=True)
     assert float(kernel_form(a, b, *counts, biased=True)) == pytest.approx(copies, rel=1e-9)
 
@@ -399,8 +399,8 @@ def test_halves_give_the_spread_and_copies_do_not():
 
 def test_precision_and_recall_stay_in_their_range_and_need_neighbours():
     x = normal(60, 2)
-    for got in precision_recall_intervals(x, x + 1e-9):
-        assert 0 <= got.low <= got.high <= 1
+    for actual in precision_recall_intervals(x, x + 1e-9):
+        assert 0 <= actual.low <= actual.high <= 1
     with pytest.raises(DataError, match="n at least 8"):
         precision_recall_intervals(x[:7], x)
     with pytest.raises(ConfigError, match="k=0"):
@@ -415,14 +415,14 @@ def test_the_raw_interval_covers_what_so_many_samples_score():
     real = 0.8 * normal(500, 8, 1)
     fakes = [0.7 * normal(120, 8, seed) + 0.1 for seed in range(2, 302)]
     usual = np.mean([frechet_distance(real, fake) for fake in fakes])
-    found = [raw_frechet_interval(real, fake, resamples=79) for fake in fakes[:120]]
-    assert 0.88 <= share(found, usual) <= 0.99
+    result = [raw_frechet_interval(real, fake, resamples=79) for fake in fakes[:120]]
+    assert 0.88 <= share(result, usual) <= 0.99
     shifted = [
         basic_bootstrap(lambda x: frechet_distance(real, x), fake, resamples=79)
         for fake in fakes[:60]
     ]
     assert share([mirrored(one) for one in shifted], usual) < 0.8
-    assert all(one.low < one.value < one.high for one in found)
+    assert all(one.low < one.value < one.high for one in result)
 
 
 def test_the_raw_interval_shrinks_with_the_samples():
@@ -452,10 +452,12 @@ def test_the_intervals_of_precision_and_recall_are_those_of_halves_one_by_one():
     for _ in range(resamples):
         a, b = (x[torch.randperm(len(x), generator=generator)[: len(x) // 2]] for x in (real, fake))
         draws.append(precision_recall(a, b, k=2))
-    found = precision_recall_intervals(real, fake, k=2, resamples=resamples, seed=7)
+    result = precision_recall_intervals(real, fake, k=2, resamples=resamples, seed=7)
     both = precision_recall(real, fake, k=2)
-    for value, own, one in zip(both, np.array(draws).T, found, strict=True):
-        apart = np.sort(own.mean() - own)  # of 39, the ends of a 95 % interval are the outermost
+    for value, values, one in zip(both, np.array(draws).T, result, strict=True):
+        apart = np.sort(
+            values.mean() - values
+        )  # of 39, the ends of a 95 % interval are the outermost
         ends = np.clip([value + apart[0], value + apart[-1]], 0, 1)
         assert one.value == value and [one.low, one.high] == pytest.approx(list(ends))
     assert both[0] != both[1]

@@ -60,24 +60,24 @@ def encoder(steps, **rest):
     return gaussian(times=(uniform(steps),), direction="invert", **rest)
 
 
-@pytest.mark.parametrize("steps, kept, within", [(16, 0.824, 5e-4), (1024, 0.997, 5e-4)])
-def test_on_a_gaussian(steps, kept, within):
+@pytest.mark.parametrize("steps, error, within", [(16, 0.824, 5e-4), (1024, 0.997, 5e-4)])
+def test_on_a_gaussian(steps, error, within):
     """distillation-checks.md 44: x comes back as 0.824 x at 16 steps, as 0.997 x at 1024."""
     x = 0.5 * torch.randn(5, 3, generator=seeded())
     [row], [(name, back)] = reconstructions(gaussian(), [], Originals(x), full=steps)
-    torch.testing.assert_close(back.double(), kept * x, rtol=0, atol=within * 2)
+    torch.testing.assert_close(back.double(), error * x, rtol=0, atol=within * 2)
     rms = float(x.square().mean().sqrt())
-    assert row.full.value == pytest.approx((1 - kept) * rms, abs=within * rms)
+    assert row.full.value == pytest.approx((1 - error) * rms, abs=within * rms)
     assert row.same == row.full and row.full.low <= row.full.value <= row.full.high
     assert name == row.name == f"teacher, {steps} steps" and row.role == "teacher"
 
 
 def test_the_rows():
     """The teacher in as many steps before each student; all decoded at full and at equal steps."""
-    x, told = 0.5 * torch.randn(7, 3, generator=seeded()), Ledger()
+    x, ledger = 0.5 * torch.randn(7, 3, generator=seeded()), Ledger()
     teacher, students = gaussian(), [encoder(4), encoder(8)]
     rows, pictures = reconstructions(
-        teacher, students, Originals(x), full=16, batch=3, progress=told
+        teacher, students, Originals(x), full=16, batch=3, progress=ledger
     )
     assert [(r.role, r.steps) for r in rows] == [
         ("teacher", 16), ("baseline", 8), ("student", 8), ("baseline", 4), ("student", 4),
@@ -86,20 +86,22 @@ def test_the_rows():
     reconstructed(encoder(4), teacher, Originals(x), steps=4, back=16, batch=3, progress=alone)
     assert alone.steps == 3 * (4 + 16)
     both = [(16, 16), *2 * [(8, 16), (8, 8)], *2 * [(4, 16), (4, 4)]]  # up, and down
-    assert told.steps == 3 * sum(map(sum, both))
+    assert ledger.steps == 3 * sum(map(sum, both))
     assert [name for name, _ in pictures] == [r.name for r in rows]
     for row in rows:  # students with the teacher's weights are the teacher in as many steps
         up = teacher.encode(x, steps=row.steps)
-        for back, found in ((16, row.full), (row.steps, row.same)):
+        for back, interval in ((16, row.full), (row.steps, row.same)):
             off = teacher.sample(7, steps=back, noise=up) - x
-            assert found.value == pytest.approx(float(off.square().mean().sqrt()), rel=1e-5)
+            assert interval.value == pytest.approx(float(off.square().mean().sqrt()), rel=1e-5)
     assert rows[1].full == rows[2].full and rows[3].same == rows[4].same
     assert rows[1].full != rows[1].same
-    said = sentence(rows)
-    assert said.startswith("Encoded in 4 steps and decoded in the teacher's 16, images come back")
+    verdict = sentence(rows)
+    assert verdict.startswith(
+        "Encoded in 4 steps and decoded in the teacher's 16, images come back"
+    )
     first, plain = (str(rows[k].full).split(" (")[0] for k in (0, 3))
-    assert f" of {rows[4].full}; encoded in the teacher's 16 they" in said
-    assert said.endswith(f"within {first}, in its 4 within {plain}.")
+    assert f" of {rows[4].full}; encoded in the teacher's 16 they" in verdict
+    assert verdict.endswith(f"within {first}, in its 4 within {plain}.")
     assert "in 16 steps, images" in sentence(rows[:1])
 
 
@@ -107,31 +109,31 @@ def test_one_step_and_a_teacher_with_its_own_steps():
     x = torch.randn(2, 3, generator=seeded())
     named = [name for name, *_ in encoders(gaussian(), [encoder(1)], 2)]
     assert named == ["teacher, 2 steps", "teacher, 1 step", "student, 1 step"]
-    own = gaussian(times=(uniform(2),))
-    assert [w[:2] for w in encoders(own, [encoder(2), encoder(1)], 2)][1:] == [
+    teacher = gaussian(times=(uniform(2),))
+    assert [w[:2] for w in encoders(teacher, [encoder(2), encoder(1)], 2)][1:] == [
         ("student, 2 steps", "student"),
         ("student, 1 step", "student"),
     ]
     with pytest.raises(ConfigError, match="cannot encode"):
         encoders(gaussian(), [gaussian(times=(uniform(2),))], 4)
     with pytest.raises(ConfigError, match="encode with its teacher, or with a student made for it"):
-        reconstructions(own, [], Originals(x), full=2)
+        reconstructions(teacher, [], Originals(x), full=2)
 
 
 def test_labels_and_guidance_go_both_ways():
     """Every row is told its own class, and a network that reads its scale gets the least that it takes."""
-    seen = []
+    conditions = []
 
     class Spy(Exact):
         def forward(self, x, t, cond=None):
-            seen.append((cond.label.tolist(), cond.guidance_scale.tolist()))
+            conditions.append((cond.label.tolist(), cond.guidance_scale.tolist()))
             return super().forward(x, t)
 
     net = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0)).freeze()
     both = Pipeline(net, (3,), class_names=("a", "b", "c"), guidance_range=(1.5, 4.0))
     x = torch.randn(3, 3, generator=seeded())
     reconstructed(both, both, Originals(x, [2, 0, 2]), steps=2, back=3)
-    assert seen == [([2, 0, 2], [1.5] * 3)] * 5
+    assert conditions == [([2, 0, 2], [1.5] * 3)] * 5
 
 
 def test_what_the_teacher_reads():
