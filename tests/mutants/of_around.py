@@ -486,7 +486,7 @@ MUTANTS = (
     ),
     *of(
         "models/classifiers/efficientnet",
-        "evaluation/features/features",
+        "evaluation/features/networks",
         ("if left == right and top == below:", "if left == right:"),
         ("if left == right and top == below:", "if top == below:"),
     ),
