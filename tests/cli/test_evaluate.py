@@ -178,7 +178,7 @@ def test_a_sampler_that_the_schedule_refuses_is_left_out_and_said(cli):
 
 
 def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path):
-    (tmp_path / "own_of_judging.py").write_text(
+    (tmp_path / "own_features.py").write_text(
         "import torch\nfrom torch import nn\n\n\n"
         "class Mine(nn.Module):\n"
         "    def __init__(self, width=2):\n"
@@ -189,7 +189,7 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
         "def seen():\n"
         "    return lambda x: torch.cat([x, x.prod(1, keepdim=True)], 1)\n"
     )
-    net, features = ["--net", "own_of_judging:Mine"], ["--features", "own_of_judging:seen"]
+    net, features = ["--net", "own_features:Mine"], ["--features", "own_features:seen"]
     sys.path[:] = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
     before = sys.path[:]
     try:
@@ -197,14 +197,14 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
         assert cli("train", "denoiser", *net, *words)[0] == 0
         status, out, err = cli(*halving("t", "d", *net, *features, "--stop", 4))
         assert status == 0, err
-        command = re.search(r"^judge +halfstep (.*)$", out, re.MULTILINE)[1]
+        command = re.search(r"^evaluate +halfstep (.*)$", out, re.MULTILINE)[1]
         sys.path[:] = before
-        sys.modules.pop("own_of_judging")
+        sys.modules.pop("own_features")
         status, out, err = cli(*command.split(), *features, *BRIEF)
         assert status == 0, err
-        assert "features own_of_judging:seen" in out
+        assert "features own_features:seen" in out
     finally:
-        sys.modules.pop("own_of_judging", None)
+        sys.modules.pop("own_features", None)
 
 
 # What cannot be judged is one sentence.
