@@ -14,7 +14,6 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from halfstep import methods, TrainingConfig
-from halfstep.cli.commands.gate_options import GateOptions
 from halfstep.config.validate import describe, is_valid, shown, validate, Validated
 from halfstep.data import Augmentation
 from halfstep.data.latents.encoding import Layout
@@ -159,7 +158,7 @@ ENDLESS = [
     torch.tensor(torch.inf),
 ]
 OPTIONS = [
-    *METHODS, *(Linear, NetTime, Evaluation, Augmentation, Layout, Preprocessing, GateOptions),
+    *METHODS, *(Linear, NetTime, Evaluation, Augmentation, Layout, Preprocessing),
     *(QualityGate, GuidedTeacherRatio, *SCHEDULES.values()), *(one for one in TERMS if isinstance(one, type)),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from tests.mutants.mutant import of
 MUTANTS = (
     *of(
         "workflows/compress",
-        "models/compression/compression",
+        "cli/compress",
         ("verify=config.verify, device", "device"),
         ("load(config.data, verify=config.verify,", "load(config.data, verify=False,"),
         ('"teacher", "verify",', '"teacher",'),
@@ -178,7 +178,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/compressed",
-        "models/compression/compression",
+        "cli/compress",
         ("paired_rmse(student.images, samples.images)", "paired_rmse(full.images, samples.images)"),
         ("scorer.ratio(samples, student)", "scorer.ratio(student, samples)"),
     ),
@@ -272,7 +272,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/compressed",
-        "models/compression/compression",
+        "cli/compress",
         ("zeros=zeros(variant.pipeline.denoiser)", "zeros=1 - zeros(variant.pipeline.denoiser)"),
     ),
     *of(

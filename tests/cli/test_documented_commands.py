@@ -1,0 +1,33 @@
+"""The commands in the documentation have only options that exist."""
+
+import shlex
+
+import pytest
+
+from halfstep.cli import main
+from tests.support.docs import blocks, named, PAGES
+
+
+def commands(page):
+    for text in blocks(page, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "halfstep" in words:
+                yield words[words.index("halfstep") + 1 :]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(commands(p))], ids=named)
+def test_commands_have_only_options_that_exist(page, capsys):
+    """Each command's verb is asked for its help, and every option it uses must be in it."""
+    for words in commands(page):
+        verb = words[: 2 if words and words[0] in ("train", "distill") else 1]
+        options = {w for w in words if w.startswith("--")} - {"--help", "--version"}
+        if not options:
+            continue
+        try:
+            assert main([*verb, "--help"]) == 0
+        except SystemExit as stop:
+            assert stop.code == 0, words
+        told = capsys.readouterr().out
+        for option in options:
+            assert option in told, f"{named(page)}: halfstep {' '.join(words)}: no {option}"
