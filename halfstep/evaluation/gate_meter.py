@@ -124,17 +124,14 @@ class Meter:
         return replace(pipeline, times=(times,))
 
     def _ratio(self, network: SampledNetwork, n: int) -> Interval:
-        every = self.comparisons
+        comparisons = self.comparisons
         with self.showing(f"measuring {network.steps} steps, {n:,} samples") as shown:
-            work = (
-                comparison.teacher_work(n) + comparison.student_work(network, n)
-                for comparison in every
-            )
-            progress = expected(shown, sum(work))
-            for comparison in every:
+            work = sum(c.teacher_work(n) + c.student_work(network, n) for c in comparisons)
+            progress = expected(shown, work)
+            for comparison in comparisons:
                 comparison.draw_teacher(n, progress)
             self.teacher.release()
-            ratios = [comparison.ratio(network, n, progress) for comparison in every]
+            ratios = [comparison.ratio(network, n, progress) for comparison in comparisons]
         self.teacher.release()
         return largest(ratios)
 

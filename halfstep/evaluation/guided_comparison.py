@@ -132,8 +132,8 @@ class GuidedEvaluation:
 
     @property
     def _table_steps(self) -> int:
-        every = [samples for at in self._at_scales for samples in (at.reference, *at.samples)]
-        return sum(samples.work(chunks(self.scorer.n)) for samples in every)
+        parts = chunks(self.scorer.n)
+        return sum(s.work(parts) for at in self._at_scales for s in (at.reference, *at.samples))
 
     @property
     def _pictures_steps(self) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data, Latents
 from halfstep.diffusion.time_grids import Direction, Steps
@@ -106,25 +107,13 @@ class QualityGate(Validated):
             return None
         metric = self._metric(halvings)
         inputs = self._inputs(teacher, data, method, device, load, showing)
-        about = {
-            "features": inputs.features.name,
-            "digest": inputs.features.digest,
-            "preprocessing": inputs.features.preprocessing,
-            **metric.about(inputs),
-            "samples": self.samples,
-            "full": inputs.full_steps,
-            "seed": self.seed,
-        }
-        if rehearse:
-            measure: Measure = _never
-        else:
-            measure = (meter or metric.meter(inputs)).student
-        usual = OF_HALVING if halvings.alone else OF_OTHERS
+        measure: Measure = _never if rehearse else (meter or metric.meter(inputs)).student
+        default = OF_HALVING if halvings.alone else OF_OTHERS
         gate = Gate(
             measure,
-            usual if self.tolerance is None else self.tolerance,
+            default if self.tolerance is None else self.tolerance,
             file=Path(out) / "gate.json",
-            about=about,
+            about=_about(metric, inputs),
             until=self.until,
             samples=self.samples,
             most=MOST * self.samples,
@@ -199,6 +188,19 @@ class QualityGate(Validated):
             return features_for(self.features, data)
         except ConfigError as error:
             raise ConfigError(f"{error}; or --tolerance 0, which halves without a gate") from None
+
+
+def _about(metric: DataRatio | GuidedTeacherRatio, inputs: Inputs) -> JsonObject:
+    """The settings of the measurements, as RUN/gate.json has them."""
+    return {
+        "features": inputs.features.name,
+        "digest": inputs.features.digest,
+        "preprocessing": inputs.features.preprocessing,
+        **metric.about(inputs),
+        "samples": inputs.samples,
+        "full": inputs.full_steps,
+        "seed": inputs.seed,
+    }
 
 
 def _never(student: Any, samples: int) -> Interval:

@@ -29,7 +29,7 @@ DIGITS = ["--teacher", SHIPPED, "--data", "digits"]
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """The shipped teacher of digits, 4 steps to 1, hardly trained, judged."""
+    """The shipped teacher of digits, 4 steps to 1, hardly trained, evaluated."""
     out = tmp_path_factory.mktemp("digits") / "run"
     words = ["--start", 4, "--updates", 1, "--batch-size", 8, "--samples", 64, "--full", 8]
     words += ["--tolerance", 99]
@@ -41,7 +41,7 @@ def digits(tmp_path_factory):
 # evaluate.
 
 
-def test_a_run_is_judged_into_three_files(digits):
+def test_a_run_is_evaluated_into_three_files(digits):
     report, pictures = read_back(digits)
     assert [row["steps"] for row in report["rows"] if row["role"] == "student"] == [2, 1]
     assert report["rows"][0]["name"] == "teacher, 8 steps"
@@ -73,7 +73,7 @@ def test_the_command_is_the_one_that_was_typed(argv, message):
     assert provenance({}, argv).command == message
 
 
-def test_what_was_judged_is_what_the_students_draw(digits):
+def test_what_was_evaluated_is_what_the_students_draw(digits):
     report, pictures = read_back(digits)
     student = Pipeline.load(digits / "stages" / "0002-steps")
     drawn = student.sample(5)[:, 0]
@@ -86,7 +86,7 @@ def test_what_was_judged_is_what_the_students_draw(digits):
 
 
 def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli, monkeypatch):
-    """Whatever the terminal; the full steps are the gate's unless others are asked for."""
+    """At any width of the terminal; the full steps are those of the gate by default."""
     shutil.copytree(digits, "run")
     monkeypatch.setenv("COLUMNS", "60")
     status, out, err = cli("evaluate", "run", *BRIEF, "--full", 4, "--counts", 1)
@@ -104,7 +104,7 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
 
 
 def test_points_whose_teacher_was_moved(moons, cli):
-    """A run says which teacher it needs; points are judged by their coordinates."""
+    """A run says which teacher it needs; features of points are their coordinates."""
     shutil.copytree(moons, "t")
     assert cli(*halving("t", "d", "--tolerance", 0, "--stop", 4))[0] == 0
     Path("t").rename("moved")
@@ -129,7 +129,7 @@ def test_points_whose_teacher_was_moved(moons, cli):
     assert refused(cli("evaluate", "d", "--data", "two-moons", *BRIEF), "is not named in it")
 
 
-def test_memorisation_is_judged_by_data_that_was_held_out(moons, cli):
+def test_memorisation_is_evaluated_by_data_that_was_held_out(moons, cli):
     points = halfstep.load_data("two-moons").values[:40]
     np.save("seen.npy", points.numpy())
     shutil.copytree(moons, "t")
@@ -138,7 +138,7 @@ def test_memorisation_is_judged_by_data_that_was_held_out(moons, cli):
     assert not Path("t/report.json").exists()
 
 
-def test_a_teacher_is_judged_alone_at_64_steps(moons, cli):
+def test_a_teacher_is_evaluated_alone_at_64_steps(moons, cli):
     shutil.copytree(moons, "t")
     status, _, err = cli("evaluate", "t", *BRIEF)
     assert status == 0 and not err, err
@@ -207,7 +207,7 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
         sys.modules.pop("own_features", None)
 
 
-# What cannot be judged is one sentence.
+# Refusals are one sentence.
 
 
 def test_what_is_no_run_is_refused(cli, tmp_path):
@@ -284,7 +284,7 @@ def test_a_report_is_written_again_to_the_same_bytes(digits, cli):
     assert "report    run/report.html" in out
 
 
-def test_a_teacher_that_was_not_judged_is_judged_first(moons, cli, monkeypatch):
+def test_a_teacher_that_was_not_evaluated_is_evaluated_first(moons, cli, monkeypatch):
     from halfstep.cli.commands import evaluate
 
     shutil.copytree(moons, "t")
@@ -393,7 +393,7 @@ def test_what_may_be_0_has_no_ratio(two, cli):
     assert status == 0 and "= ? x" in out
 
 
-def test_a_comparison_needs_two_that_were_judged(two, moons, cli):
+def test_a_comparison_needs_two_that_were_evaluated(two, moons, cli):
     assert refused(cli("evaluate", "--compare", "a"), "takes two runs or more")
     actual = cli("evaluate", "--compare", "a", moons)
     assert refused(

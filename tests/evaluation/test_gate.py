@@ -112,7 +112,7 @@ def meter(real):
 
 
 class Counting:
-    """A measure that counts how often it is asked."""
+    """A measure that records its calls."""
 
     def __init__(self, measure):
         self.measure, self.measurements = measure, []
@@ -326,7 +326,7 @@ def test_a_student_that_was_trained_further_is_measured_again(tmp_path):
     again = gate_in(tmp_path, measure)
     assert again(student(8)) and again(student(4, weight=1.0))
     assert measure.measurements == [(4, 100)]
-    assert [d.steps for d in gate_in(tmp_path, None).decisions] == []  # read when it is first asked
+    assert [d.steps for d in gate_in(tmp_path, None).decisions] == []  # read at the first decision
     assert [(d.steps, d.verdict) for d in again.decisions] == [(8, "passed"), (4, "passed")]
 
 
@@ -370,7 +370,7 @@ def test_another_question_is_refused_with_a_sentence(changes, words, tmp_path):
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_a_sentence(text, tmp_path):
     (tmp_path / "gate.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"damaged: .+; delete it, and the gate"):
+    with pytest.raises(CheckpointError, match="damaged"):
         gate_in(tmp_path, constant_ratio(VALUES))(student(16))
     assert (tmp_path / "gate.json").read_text() == text
 
@@ -478,7 +478,7 @@ def test_the_floor_is_in_both(real):
 
 
 def test_a_student_after_one_that_broke_is_not_the_best():
-    """Asked to go all the way, the gate goes on; what is kept is the last before the first failure."""
+    """With until=1 the gate goes on; the best student is the last before the first failure."""
     gate = Gate(constant_ratio({8: 1.0, 4: 1.05, 2: 1.5, 1: 1.0}), 1.1, until=1)
     assert gate.best is None
     assert [gate(student(steps)) for steps in (8, 4, 2, 1)] == [True] * 4

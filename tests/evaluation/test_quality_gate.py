@@ -115,7 +115,7 @@ def test_what_cannot_be_leaves_no_folder(tmp_path):
         QualityGate(full_steps=4),
         QualityGate(metric=GuidedTeacherRatio(guidance_scales=(2.0,))),
     ):
-        with pytest.raises(ConfigError, match=r"--full 8 or more|--guidance-scales"):
+        with pytest.raises(ConfigError, match=r"--full 8|--guidance-scales"):
             distilled(tmp_path / "run", gate)
         assert not (tmp_path / "run").exists()
 

@@ -142,7 +142,7 @@ def test_what_the_teacher_does_can_be_measured_before(measured, candidates, data
     before = teacher_rows(candidates.teacher, (4, 2, 1), scorer, config)
     ledger = Ledger()
     again, pictures = gather(candidates, scorer, config, of_teacher=before, progress=ledger)
-    assert ledger.steps == 4 + 2 + 1  # the teacher was not asked again
+    assert ledger.steps == 4 + 2 + 1  # the teacher is not sampled again
     for name in pictures:
         assert np.array_equal(pictures[name], measured[1][name])
     for first, second in zip(measured[0]["rows"], again["rows"], strict=True):

@@ -187,7 +187,7 @@ def test_full_steps_that_cannot_be_are_refused_without_a_network_call(data):
 def test_counts_are_sorted_and_there():
     assert chosen_counts([1, 4, 2], CONFIG) == [4, 2, 1]
     assert chosen_counts([1, 4, 2], replace(CONFIG, counts=(1, 4))) == [4, 1]
-    with pytest.raises(ConfigError, match="no student takes 3 or 8 steps: there are students of 4"):
+    with pytest.raises(ConfigError, match="no student takes 3 or 8 steps"):
         chosen_counts([4, 2], replace(CONFIG, counts=(8, 4, 3)))
     with pytest.raises(ConfigError, match="there are students of none"):
         chosen_counts([], replace(CONFIG, counts=(8,)))

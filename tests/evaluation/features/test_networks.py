@@ -247,7 +247,7 @@ def test_inception_is_given_eight_bits_in_three_channels(stand_in, tmp_path):
 
 def test_weights_of_something_else_are_refused(stand_in, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="1 tensors that are not those of the FID's"):
+    with pytest.raises(CheckpointError, match="1 tensors"):
         features(f"inception:{tmp_path / 'other.pth'}")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match="as weights"):
@@ -275,7 +275,7 @@ def test_a_file_that_would_run_something_is_refused_before_any_library_reads_it(
 def test_a_library_that_cannot_be_imported_is_named(error, stand_in, code, tmp_path):
     code("torch_fidelity.feature_extractor_inceptionv3", f"raise {error}")
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match="computed by torch-fidelity, which cannot be") as refused:
+    with pytest.raises(ConfigError, match="torch-fidelity, which cannot be imported") as refused:
         features(f"inception:{tmp_path / 'w.pth'}")
     assert "\n" not in str(refused.value) and "efficientnet-lite0" in str(refused.value)
 

@@ -125,7 +125,7 @@ def test_peak_memory_is_what_is_held_at_once_with_the_weights(megabytes, batch):
 
 
 def test_peak_memory_is_reached_within_three_steps():
-    """So a walk of many steps needs no more, and is not walked to be told."""
+    """So sampling in many steps needs no more, and is not measured."""
     log = []
     teacher = pipeline(log=log)
     result = {steps: peak_bytes(teacher, "dpmpp-2m", steps, batch=64) for steps in (1, 2, 3, 4, 64)}

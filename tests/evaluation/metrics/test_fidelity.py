@@ -144,9 +144,9 @@ def test_the_cost_of_a_grid_falls_with_the_steps_as_the_order_of_ddim_says():
 
 
 def test_a_grid_that_cannot_be_halved_is_refused():
-    with pytest.raises(ConfigError, match="grid of 3 steps cannot be halved"):
+    with pytest.raises(ConfigError, match="grid of 3 steps"):
         grid_cost(Pipeline(wobbly(), SHAPE), uniform(3))
-    with pytest.raises(ConfigError, match="grid of 5 steps cannot be halved"):
+    with pytest.raises(ConfigError, match="grid of 5 steps"):
         learning_error(wobbly(), wobbly(), uniform(5), images(6))
 
 

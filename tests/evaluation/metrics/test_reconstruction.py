@@ -116,7 +116,7 @@ def test_one_step_and_a_teacher_with_its_own_steps():
     ]
     with pytest.raises(ConfigError, match="cannot encode"):
         encoders(gaussian(), [gaussian(times=(uniform(2),))], 4)
-    with pytest.raises(ConfigError, match="encode with its teacher, or with a student made for it"):
+    with pytest.raises(ConfigError, match="encode with its teacher"):
         reconstructions(teacher, [], Originals(x), full=2)
 
 
@@ -141,7 +141,7 @@ def test_what_the_teacher_reads():
     assert Originals.of(x, cond, gaussian()).labels is None
     teacher = gaussian(class_names=("a", "b"))
     assert Originals.of(x, cond, teacher).labels == [1, 0]
-    with pytest.raises(DataError, match="has 2 classes and these images have no labels"):
+    with pytest.raises(DataError, match="no labels"):
         Originals.of(x, None, teacher)
     with pytest.raises(DataError, match="conditioned on texts"):
         Originals.of(x, None, gaussian(empty=torch.zeros(2, 4)))
