@@ -73,7 +73,7 @@ class SampledNetwork:
     steps: int
 
 
-class Comparison(Protocol):
+class TeacherComparison(Protocol):
     """Compare students with their teacher at one guidance scale; keeps the teacher's samples."""
 
     def teacher_work(self, n: int) -> int:
@@ -99,7 +99,7 @@ class Meter:
     samples      number of samples of the first measurement
     """
 
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[TeacherComparison]
     teacher: TeacherSource
     full_steps: int
     grid: str = "uniform"

@@ -16,10 +16,10 @@ from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.gate_meter import (
     AgainstData,
     AgainstTeacher,
-    Comparison,
     Meter,
     Showing,
     silent,
+    TeacherComparison,
     TeacherSource,
 )
 from halfstep.evaluation.guided_comparison import table_scales
@@ -55,7 +55,7 @@ class Inputs:
     seed: int
     showing: Showing = silent
 
-    def meter(self, comparisons: Sequence[Comparison]) -> Meter:
+    def meter(self, comparisons: Sequence[TeacherComparison]) -> Meter:
         """A meter that takes the largest ratio of these comparisons."""
         return Meter(
             comparisons, self.source, self.full_steps, self.grid, self.samples, self.showing

@@ -97,26 +97,26 @@ class Comparison:
         self,
         *,
         machine: str = "",
-        of_teacher: TeacherRows | None = None,
+        teacher_rows: TeacherRows | None = None,
         guided: GuidedEvaluation | None = None,
         progress: Progress = SILENT,
     ) -> Measurements:
         """Measure every number and picture of a report.
 
         machine     description of this machine
-        of_teacher  the teacher's rows, if already measured
+        teacher_rows  the teacher's rows, if already measured
         guided      the comparison at every guidance scale, if the report has one
         """
         candidates, scorer, config = self.candidates, self.scorer, self.config
         counts = chosen_counts(map(steps_of, candidates.students), config)
-        before = [] if of_teacher else teacher_setups(candidates.teacher, counts, config)
+        before = [] if teacher_rows else teacher_setups(candidates.teacher, counts, config)
         after = student_setups(candidates, counts)
-        setups = [*(of_teacher.setups if of_teacher else before), *after]
+        setups = [*(teacher_rows.setups if teacher_rows else before), *after]
         timings = config.cost_rounds * len(TIMED) * len(setups)
         sampling = scorer.steps(setup.sampling for setup in (*before, *after))
         progress = expected(progress, sampling + timings + (guided.steps if guided else 0))
-        of_teacher = of_teacher or _teacher_rows(before, scorer, config, progress)
-        rows, images = self._rows(of_teacher, after, progress)
+        teacher_rows = teacher_rows or _teacher_rows(before, scorer, config, progress)
+        rows, images = self._rows(teacher_rows, after, progress)
         if config.cost_rounds:
             rows = self._with_cost(rows, setups, progress)
         pictures = sheets(images, config.shown)
@@ -127,11 +127,11 @@ class Comparison:
         return Measurements(self._measurement(machine), tuple(rows), table, pictures)
 
     def _rows(
-        self, of_teacher: TeacherRows, setups: Sequence[Setup], progress: Progress
+        self, teacher_rows: TeacherRows, setups: Sequence[Setup], progress: Progress
     ) -> tuple[list[Row], list[tuple[str, Tensor]]]:
         """All rows, and the images of teacher and students."""
         candidates, scorer = self.candidates, self.scorer
-        (teacher, *baselines), full = of_teacher.rows, of_teacher.full
+        (teacher, *baselines), full = teacher_rows.rows, teacher_rows.full
         held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
         rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
         images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
@@ -164,16 +164,15 @@ class Comparison:
         self, rows: Sequence[Row], setups: Sequence[Setup], progress: Progress
     ) -> list[Row]:
         """The rows with their cost."""
-        ways = [one.sampling for one in setups]
         costs = cost(
-            ways, batches=TIMED, rounds=self.config.cost_rounds,
+            [setup.sampling for setup in setups], batches=TIMED, rounds=self.config.cost_rounds,
             guidance_scale=self.scorer.guidance_scale, progress=progress,
         )  # fmt: skip
-        timed = [replace(one, cost=setup_cost) for one, setup_cost in zip(rows, costs, strict=True)]
-        return with_students_work(timed)
+        timed = zip(rows, costs, strict=True)
+        return with_students_work([replace(row, cost=row_cost) for row, row_cost in timed])
 
     def _measurement(self, machine: str) -> Measurement:
-        """How everything was measured."""
+        """The settings of the measurements."""
         candidates, scorer, config = self.candidates, self.scorer, self.config
         return Measurement(
             features=scorer.features.name,

@@ -68,7 +68,7 @@ def render(report: AnyReport) -> str:
         rows=rows,
         alarms=_alarms(students),
         cautions=cautions,
-        comparison=[_comparison(report, row) for row in students],
+        comparison=[_student_line(report, row) for row in students],
         places={name: _places(rows, name) for name in MEASURES},
         measures={name: MEASURES[name] for name in measured},
         guided=guided_view(report.guided),
@@ -155,7 +155,7 @@ def _alarms(students: Sequence[Row]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudentLine:
     """A student and the best baseline with at most as many calls.
 
     less_floor  ratio to the teacher with the sampling floor subtracted from both; None if the teacher's
@@ -171,11 +171,11 @@ class Comparison:
     worth: str
 
 
-def _comparison(report: Report, row: Row) -> Comparison:
+def _student_line(report: Report, row: Row) -> StudentLine:
     distance, teacher = row.distances.frechet_distance, report.teacher.distances.frechet_distance
     floor = report.measure.floor
     above = teacher.value > floor
-    return Comparison(
+    return StudentLine(
         row=row,
         distance=distance,
         baseline=words.best_baseline(report, row.calls),

@@ -133,7 +133,7 @@ class Demo:
             options={**flat(self.preset), "seed": config.seed},
             cost=TrainingCosts(_teacher_cost(config), training_cost(run)),
             run=run,
-            of_teacher=rows,
+            teacher_rows=rows,
             progress=progress,
         )
         storage.write_json(config.folder / "results.json", _results(report))
@@ -196,7 +196,7 @@ def write_demo_report(
     options: JsonObject,
     cost: TrainingCosts,
     run: Path,
-    of_teacher: TeacherRows | None = None,
+    teacher_rows: TeacherRows | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Measure, and write OUT/report.json, report.html and, of a guided run, slider.html.
@@ -209,7 +209,7 @@ def write_demo_report(
         provenance=provenance(environment(str(pick_device(config.device))), sys.argv),
         run=RunSummary(folder=config.folder.name, config=options, cost=cost),
         training=updates_of(run),
-        of_teacher=of_teacher,
+        teacher_rows=teacher_rows,
         progress=progress,
     )
     save(report, config.folder)

@@ -57,18 +57,18 @@ def report_on(
     provenance: Provenance,
     run: RunSummary,
     training: Sequence[Update] = (),
-    of_teacher: TeacherRows | None = None,
+    teacher_rows: TeacherRows | None = None,
     guided: bool = True,
     progress: Progress = SILENT,
 ) -> Report:
     """Measure a comparison, and compose its report.
 
     provenance, run, training  parts of the report that are not measured
-    of_teacher                 the teacher's rows, if they were measured before
+    teacher_rows               the teacher's rows, if they were measured before
     guided                     also compare students that take a guidance scale with the guided teacher
     """
     parts = comparison.measure(
-        machine=machine(str(comparison.candidates.teacher.device)), of_teacher=of_teacher,
+        machine=machine(str(comparison.candidates.teacher.device)), teacher_rows=teacher_rows,
         guided=comparison.guided() if guided else None, progress=progress,
     )  # fmt: skip
     report = Report(

@@ -141,7 +141,7 @@ def test_what_the_teacher_does_can_be_measured_before(measured, candidates, data
     config = replace(CONFIG, cost_rounds=0, metrics=("frechet", "kernel"))
     before = teacher_rows(candidates.teacher, (4, 2, 1), scorer, config)
     ledger = Ledger()
-    again, pictures = gather(candidates, scorer, config, of_teacher=before, progress=ledger)
+    again, pictures = gather(candidates, scorer, config, teacher_rows=before, progress=ledger)
     assert ledger.steps == 4 + 2 + 1  # the teacher is not sampled again
     for name in pictures:
         assert np.array_equal(pictures[name], measured[1][name])

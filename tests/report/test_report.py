@@ -137,7 +137,7 @@ def test_the_verdict_is_on_top_with_what_takes_it_back(read):
 
 def test_the_table_compares_at_equal_calls(read):
     report = typed(evidence())
-    comparisons = [page._comparison(report, row) for row in report.students]
+    comparisons = [page._student_line(report, row) for row in report.students]
     eight, four = comparisons[0], comparisons[1]
     assert eight.baseline.sampler == "dpmpp-2m" and eight.worth == "no"
     assert four.worth == "yes"
@@ -150,7 +150,7 @@ def test_no_ratio_less_floor_where_the_teacher_is_below_it():
     content = evidence()
     content["measure"]["floor"] = 0.18
     report = typed(content)
-    assert {page._comparison(report, row).less_floor for row in report.students} == {None}
+    assert {page._student_line(report, row).less_floor for row in report.students} == {None}
 
 
 def test_the_pictures_come_back_bit_by_bit(read):
