@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     *of(
         "data/dataset",
-        "data/data",
+        "data/dataset",
         ("x0 = scaled(x0)", "x0 = x0.float()"),
         ("x0.flip(-1)", "x0.flip(-2)"),
     ),
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     *of("models/classifiers/registry", "data/data_kinds", ("int(name) != k", "int(name) < k")),
     *of("training/checks/data", "data/data_kinds", (") != k", ") > k")),
-    *of("data/epoch_order", "data/data", ("[seed, stage, epoch]", "[seed, stage]")),
+    *of("data/epoch_order", "data/epoch_order", ("[seed, stage, epoch]", "[seed, stage]")),
     *of(
         "data/augment",
         "data/augment",

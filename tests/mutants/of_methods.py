@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     *of(
         "methods/diffusion/stochastic",
-        "methods/diffusion/stochastic",
+        "methods/diffusion/stochastic methods/diffusion/stochastic_sampler",
         ("(i + 2 < end)", "(i + 4 < end)"),
         ("(i + 2 < end)", "(i + 2 <= end)"),
         ("mid = i + 2 *", "mid = i + 1 *"),
@@ -116,7 +116,8 @@ MUTANTS = (
     ),
     *of(
         "methods/diffusion/progressive",
-        "methods/diffusion/progressive",
+        "methods/diffusion/two_step_target methods/diffusion/exact_students "
+        "methods/diffusion/halve methods/diffusion/progressive",
         ("level_of(teacher.schedule, t_mid, x_t)", "level_of(teacher.schedule, t, x_t)"),
         ("second = teacher_prediction(x_mid, t_mid)", "second = teacher_prediction(x_mid, t)"),
         ("second = teacher_prediction(x_mid, t_mid", "second = teacher_prediction(x_t, t_mid"),

@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion/samplers/stochastic",
-        "methods/diffusion/stochastic",
+        "methods/diffusion/stochastic_sampler",
         ("if times[to.step : to.step + 1] != (to.t,):", "if to.step >= len(times):"),
         ("if to.step == len(times) - 1", "if to.step >= len(times) - 2"),
         ("times[to.step + 1], dtype", "times[to.step], dtype"),

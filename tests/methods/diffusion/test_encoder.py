@@ -22,23 +22,22 @@ from halfstep.models.codec import sample_latents
 from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 from halfstep.training import distill, TrainingConfig
-from tests.methods.diffusion.test_progressive import (
+from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
+from tests.support.progress import Ledger
+from tests.support.students import (
     Affine,
     Constants,
     draw_of,
+    ExactStudent,
     gaussian_data,
+    level_at,
+    random_pipeline,
     train,
 )
-from tests.support.denoisers import Counted, named, SCHEDULES, seeded, wobbly_teacher
-from tests.support.progress import Ledger
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 READS = [Eps(), V(), Velocity(), X0AndEps()]
-
-
-def at(schedule, t):
-    return schedule.at(torch.tensor(t, dtype=torch.float64))
 
 
 # --- the walk -----------------------------------------------------------------------------------------
@@ -50,7 +49,7 @@ def test_encode_then_decode(steps, wanted):
     teacher, times, one = gaussian_teacher(Cosine(), 0.0, 0.5), uniform(steps), torch.ones(1, 1)
 
     def factor(t, to):  # of one DDIM step of the exact denoiser
-        here, there = at(Cosine(), t), at(Cosine(), to)
+        here, there = level_at(Cosine(), t), level_at(Cosine(), to)
         spread = 0.25 * here.alpha**2 + here.sigma**2
         x0, eps = 0.25 * here.alpha / spread, here.sigma / spread
         return x0 if to == 0 else there.alpha * x0 + there.sigma * eps
@@ -83,7 +82,7 @@ def test_the_walk_by_hand(schedule):
     got = encode(teacher, x, times)
     for t, to in ((0.0, 0.25), (0.25, 0.6), (0.6, 0.97)):
         pred = teacher(x, torch.full((4,), t))
-        x = at(schedule, to).mix(pred.x0, pred.eps)
+        x = level_at(schedule, to).mix(pred.x0, pred.eps)
     torch.testing.assert_close(start(schedule, got, 0.97), x, rtol=1e-13, atol=1e-13)
 
 
@@ -129,7 +128,7 @@ def test_nothing_explodes_at_the_start(schedule, reads):
     assert bool(first.eps.isfinite().all()) and first.eps.abs().max() < 10
     torch.testing.assert_close(first.x0, x, rtol=2e-2, atol=2e-2)
     end = encode(teacher, x, tuple(0.5 * t for t in uniform(4)))
-    assert start(schedule, end, 0.5).abs().max() < 10 * (1 + at(schedule, 0.5).sigma)
+    assert start(schedule, end, 0.5).abs().max() < 10 * (1 + level_at(schedule, 0.5).sigma)
 
 
 # --- the target ---------------------------------------------------------------------------------------
@@ -179,18 +178,6 @@ def test_target_in_eps(schedule, reads, n):
 # --- exact students -----------------------------------------------------------------------------------
 
 
-class Composed:
-    """The student that is exactly its teacher's two-step target, towards noise."""
-
-    def __init__(self, teacher, times):
-        self.teacher, self.times, self.schedule = teacher, times, teacher.schedule
-
-    def __call__(self, x, t, cond=None):
-        k = self.times.index(t[0].item())
-        rest = (torch.full_like(t, self.times[k - j]) for j in (1, 2))
-        return two_step_target(self.teacher, x, t, *rest, cond)
-
-
 @every_schedule
 @pytest.mark.parametrize("reads", READS, ids=named)
 def test_exact_students_encode_as_their_teacher(schedule, reads):
@@ -199,7 +186,7 @@ def test_exact_students_encode_as_their_teacher(schedule, reads):
     x0 = torch.randn(3, 2, 5, generator=seeded())
     wanted, student = encode(teacher, x0, times), teacher
     while len(times) > 2:
-        student, times = Composed(student, times), times[::2]
+        student, times = ExactStudent(student, times, (-1, -2)), times[::2]
         torch.testing.assert_close(encode(student, x0, times), wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -209,7 +196,7 @@ def test_exact_students_to_the_very_end(times):
     x0 = Mixture().draw(9, seeded())
     wanted, student = encode(teacher, x0, times), teacher
     while len(times) > 2:
-        student, times = Composed(student, times), times[::2]
+        student, times = ExactStudent(student, times, (-1, -2)), times[::2]
         torch.testing.assert_close(encode(student, x0, times), wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -326,21 +313,9 @@ def test_other_refusals_are_progressives():
 # --- the pipeline -------------------------------------------------------------------------------------
 
 
-def pipeline(reads=None, **more):
-    torch.manual_seed(3)
-    config = {"dim": 2, "width": 16, "depth": 1}
-    if more.get("class_names"):
-        config["num_classes"] = len(more["class_names"]) + (more.get("null") is not None)
-    net = build("mlp", config)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return Pipeline(Denoiser(net.float(), Cosine(), reads or V()).freeze(), (2,), **more)
-
-
 @pytest.mark.parametrize("batch", [1, 2, 256])
 def test_a_pipeline_encodes_and_decodes(batch):
-    made, told = pipeline(class_names=("a", "b"), null=2), Ledger()
+    made, told = random_pipeline(class_names=("a", "b"), null=2), Ledger()
     x0 = Mixture().draw(5, seeded()).float()
     noise = made.encode(x0, steps=8, batch=batch, progress=told)
     assert noise.shape == (5, 2) and noise.dtype == torch.float32
@@ -360,7 +335,7 @@ def test_a_pipeline_encodes_and_decodes(batch):
 
 
 def test_encoding_takes_labels_and_guidance():
-    made = pipeline(class_names=("a", "b"), null=2)
+    made = random_pipeline(class_names=("a", "b"), null=2)
     x0 = torch.zeros(2, 2)
     plain = made.encode(x0, steps=2, labels=[1, 0])
     assert not torch.equal(plain, made.encode(x0, steps=2, labels=[0, 1]))
@@ -370,7 +345,7 @@ def test_encoding_takes_labels_and_guidance():
 
 
 def test_seeds_noise_is_the_noise_by_default():
-    made = pipeline()
+    made = random_pipeline()
     noise = sample_noise(4, range(3), (2,))
     assert torch.equal(made.sample(3, seed=4, steps=2), made.sample(3, steps=2, noise=noise))
     with pytest.raises(ConfigError, match="noise of shape"):
@@ -380,10 +355,10 @@ def test_seeds_noise_is_the_noise_by_default():
 def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
     x0 = torch.zeros(1, 2)
     for sampler in ("ddim", "stochastic"):
-        made = pipeline(times=(uniform(4),), sampler=sampler)
+        made = random_pipeline(times=(uniform(4),), sampler=sampler)
         with pytest.raises(ConfigError, match="halfstep distill encoder"):
             made.encode(x0)
-    made = pipeline(times=(uniform(4), uniform(2)), direction="invert")
+    made = random_pipeline(times=(uniform(4), uniform(2)), direction="invert")
     for sampler in (None, "ddim", "stochastic"):
         with pytest.raises(ConfigError, match=r"write encode\(images\)"):
             made.sample(1, sampler=sampler)
@@ -397,11 +372,11 @@ def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
 @pytest.mark.parametrize("steps", [0, -2])
 def test_a_pipeline_refuses(steps):
     with pytest.raises(ConfigError, match="steps"):
-        pipeline().encode(torch.zeros(1, 2), steps=steps)
+        random_pipeline().encode(torch.zeros(1, 2), steps=steps)
     with pytest.raises(ConfigError, match="cannot encode"):
-        pipeline(X0()).encode(torch.zeros(1, 2))
+        random_pipeline(X0()).encode(torch.zeros(1, 2))
     with pytest.raises(ConfigError, match=r"got shape \[1, 3\]"):
-        pipeline().encode(torch.zeros(1, 3))
+        random_pipeline().encode(torch.zeros(1, 3))
 
 
 class Halves:
@@ -433,7 +408,7 @@ def test_latents_are_encoded_by_their_means():
 def test_a_run_makes_encoders(tmp_path):
     few = TrainingConfig(batch_size=8, save_every=2, log_every=2)
     method = Encoder(start=8, stop=2, updates=(2,))
-    student = distill(pipeline(), "two-moons", tmp_path / "e", method=method, training=few)
+    student = distill(random_pipeline(), "two-moons", tmp_path / "e", method=method, training=few)
     assert student.direction == "invert" and student.times == (uniform(2),)
     back = Pipeline.load(tmp_path / "e" / "stages" / "0004-steps")
     assert back.direction == "invert" and back.times == (uniform(4),)
