@@ -33,10 +33,9 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.noise_file import NoiseFile
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
-from tests.models.test_text_encoders import whole_clip
 from tests.support.evidence import encoder_report, full_report
 from tests.support.runs import At, Crash, crash, halve, job
-from tests.support.texts import clip
+from tests.support.texts import clip, whole_clip
 
 pytestmark = pytest.mark.slow
 

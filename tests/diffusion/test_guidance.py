@@ -15,8 +15,7 @@ from halfstep.errors import ConfigError
 from halfstep.models import Adapter, build, recipe
 from halfstep.models.guidance_embedding import adding, guidance_features, GuidanceEmbedding
 from halfstep.models.with_guidance import with_guidance
-from tests.models.test_build import data, ROWS, tiny
-from tests.support.networks import TINY
+from tests.support.networks import data, ROWS, TINY, tiny
 
 backbones = pytest.mark.parametrize("name", TINY)
 TIMES = torch.tensor([10.0, 300.0, 300.0, 999.0])

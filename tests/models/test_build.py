@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Cond
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
@@ -18,29 +18,13 @@ from halfstep.methods.diffusion.progressive import Halve
 from halfstep.models import Adapter, build, Classifier, infer_config, NETS, recipe
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
-from tests.support.networks import TINY
+from tests.support.networks import data, ROWS, TINY, tiny
 
 # Every backbone through the one call
-
-ROWS = 4
-
-
-def data(name, num_classes):
-    shape = (ROWS, 2) if name == "mlp" else (ROWS, 3, 8, 8)
-    label = torch.arange(ROWS) % num_classes if num_classes else None
-    encoder_hidden_states = torch.randn(ROWS, 7, 12) if name == "unet-condition" else None
-    return Batch(
-        torch.randn(shape),
-        Cond(label, encoder_hidden_states) if num_classes or name == "unet-condition" else None,
-    )
 
 
 backbones = pytest.mark.parametrize("name", TINY)
 labels = pytest.mark.parametrize("num_classes", [None, 3], ids=["no labels", "labels"])
-
-
-def tiny(name, num_classes):
-    return build(name, TINY[name] | ({"num_classes": num_classes} if num_classes else {}))
 
 
 def test_every_net_is_tried():

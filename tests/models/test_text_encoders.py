@@ -9,13 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    CLIPConfig,
-    CLIPModel,
     CLIPTextModel,
-    T5Config,
     T5EncoderModel,
-    T5ForConditionalGeneration,
-    T5Tokenizer,
 )
 from transformers.utils import logging
 
@@ -26,17 +21,15 @@ from tests.support.texts import (
     A,
     CAT,
     clip,
-    clip_config,
     clip_tokenizer,
     END,
-    LETTERS,
-    lively,
+    PIECES,
     START,
+    t5,
+    whole_clip,
     WORDS,
 )
 
-PIECES = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁cat", *LETTERS]
-"""A T5's."""
 TEXTS = ["a cat", "", "a cat a cat", "cat", "a zebra"]
 
 
@@ -49,32 +42,6 @@ def clip_folder(tmp_path_factory):
 def folder(clip_folder, tmp_path):
     """A copy of the CLIP, to be damaged."""
     return shutil.copytree(clip_folder, tmp_path / "clip")
-
-
-def whole_clip(folder, weights=None):
-    """A tiny CLIP with its model of images, whose config has that of its text model within."""
-    vision = {"hidden_size": 16, "intermediate_size": 17, "num_hidden_layers": 1}
-    sides = {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    text = clip_config(11 if weights else 77).to_dict()
-    config = CLIPConfig(text_config=text, vision_config={**vision, **sides}, projection_dim=8)
-    whole = CLIPModel(config)
-    if weights:
-        whole.text_model.load_state_dict(weights)
-    whole.save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def t5(folder, *, seed=0):
-    """A tiny T5, whole as it is published, with its tokenizer."""
-    torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=len(PIECES) + 3, d_model=32, d_kv=5, d_ff=37, num_layers=2, num_heads=3
-    )
-    lively(T5ForConditionalGeneration(config)).save_pretrained(folder)
-    pieces = [(piece, -float(k > 2) * (3 - len(piece) / 4)) for k, piece in enumerate(PIECES)]
-    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

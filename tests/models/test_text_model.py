@@ -21,9 +21,8 @@ from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
 from halfstep.training import RunOptions, train, TrainingConfig
-from tests.models.test_text_encoders import t5
 from tests.support.denoisers import seeded
-from tests.support.texts import clip
+from tests.support.texts import clip, t5
 
 TOKENS = 6
 SAID = {"day": (225, ["a cat", "cat cat"]), "night": (30, ["a zebra", "zebra"])}

@@ -2,6 +2,9 @@
 
 import torch
 
+from halfstep.batch import Batch, Cond
+from halfstep.models import build
+
 UNET = {
     "sample_size": 8,
     "in_channels": 1,
@@ -69,3 +72,20 @@ CODEC = dict(
     layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
 )  # fmt: skip
+
+
+ROWS = 4
+
+
+def data(name, num_classes):
+    shape = (ROWS, 2) if name == "mlp" else (ROWS, 3, 8, 8)
+    label = torch.arange(ROWS) % num_classes if num_classes else None
+    encoder_hidden_states = torch.randn(ROWS, 7, 12) if name == "unet-condition" else None
+    return Batch(
+        torch.randn(shape),
+        Cond(label, encoder_hidden_states) if num_classes or name == "unet-condition" else None,
+    )
+
+
+def tiny(name, num_classes):
+    return build(name, TINY[name] | ({"num_classes": num_classes} if num_classes else {}))
