@@ -126,7 +126,7 @@ def _kind(part: nn.Module) -> str:
 
 
 def _difference(actual: Structure, fresh: Structure) -> str:
-    """The first difference in words; empty if there is none."""
+    """The first difference in words; empty where nothing differs."""
     kinds = ("tensor", "part", "setting", "forward hook", "shared weight")
     for kind, a, b in zip(kinds, actual, fresh, strict=True):
         for verb, names in (

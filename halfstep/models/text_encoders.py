@@ -47,7 +47,7 @@ class _Index(TypedDict, total=False):
 
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
-"""Files of which a tokenizer needs one."""
+"""A tokenizer needs one of these files."""
 BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 
 

@@ -68,7 +68,7 @@ class Processes:
         return wrapped
 
     def unwrap(self) -> None:
-        """Free wrapped students, all of which accelerate would keep to the end."""
+        """Free wrapped students, which accelerate would keep to the end."""
         if self._accelerator is not None:
             self._accelerator.free_memory()
 

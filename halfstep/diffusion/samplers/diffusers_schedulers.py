@@ -52,7 +52,7 @@ def sample_with_scheduler(
     times       1 >= falling to 0: the scheduler's steps.  Some schedulers evaluate between them as well
     generators  one per sample, for schedulers that draw noise: the noise does not depend on the batch
     clip        clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip
-    progress    advances with every step, some of which take several network calls
+    progress    advances with every step; a step may take several network calls
 
     A schedule that is not variance preserving is sampled as x_t / sqrt(alpha^2 + sigma^2), which is.
     Most schedulers compute in float32, and those of Euler's family on x_t / alpha.

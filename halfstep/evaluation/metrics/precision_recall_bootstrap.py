@@ -22,7 +22,7 @@ def precision_recall_intervals(
 
     In a bootstrap sample the nearest neighbours of a row are its copies: balls shrink and both numbers fall
     (by 0.1 at k = 3).  Resampling only which points were hit keeps the balls and gives two thirds of the
-    true spread, most of which comes from the balls.  Halves drawn without replacement have no copies: around
+    true spread: most of it comes from the balls.  Halves drawn without replacement have no copies: around
     its mean, the statistic of a random half varies as that of the whole (1/(n/2) - 1/n = 1/n; Politis,
     Romano & Wolf 1999, section 2.3), and somewhat more for neighbours, the safe side.  No bias is removed,
     because the numbers have a meaning only at their n.

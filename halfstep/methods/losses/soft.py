@@ -54,7 +54,9 @@ def jensen_shannon(
     teacher_share: float = 0.5,
     reduction: Reduction = "batchmean",
 ) -> Tensor:
-    """b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q (Lin 1991), b = `teacher_share`.
+    """Jensen-Shannon divergence of teacher and student (Lin 1991).
+
+    b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q, b = `teacher_share`.
 
     At b = 1/2 symmetric and at most ln 2.  No T^2 in it.  Takes logits [B, C].  Raises ConfigError,
     also unless 0 < b < 1.
