@@ -50,7 +50,9 @@ def test_a_run_is_evaluated_into_three_files(digits):
     assert report["run"]["folder"] == "run"
     assert report["run"]["config"] == tomllib.loads((digits / "config.toml").read_text())
     gate = read_gate(digits / "gate.json")
-    assert report["run"]["gate"] == gate and [one["steps"] for one in gate["decisions"]] == [2, 1]
+    assert report["run"]["gate"] == gate and [
+        decision["steps"] for decision in gate["decisions"]
+    ] == [2, 1]
     assert report["run"]["cost"]["halvings"]["updates"] == 4  # the last two are doubled
     assert report["measure"]["features"] == "digits" and report["measure"]["samples"] == 64
     assert {line["stage"] for line in report["training"]} == {"0002-steps", "0001-steps"}
@@ -80,7 +82,7 @@ def test_what_was_evaluated_is_what_the_students_draw(digits):
     levels = ((drawn + 1) * 127.5).clamp(0, 255).numpy()
     assert np.abs(pictures["grid"][1, ..., 0] - levels).max() <= 0.51
     gate = report["run"]["gate"]
-    first = next(one for one in gate["decisions"] if one["steps"] == 2)
+    first = next(decision for decision in gate["decisions"] if decision["steps"] == 2)
     row = next(row for row in report["rows"] if row["name"] == "student, 2 steps")
     assert first["samples"] == 64 and row["ratio"] == pytest.approx(first["ratio"])
 
@@ -262,8 +264,8 @@ def test_a_gate_that_saw_other_weights_is_refused(digits, cli):
     shutil.copytree(digits, "run")
 
     def another(gate):
-        for one in gate["decisions"]:
-            one["weights"] = "0" * 64
+        for decision in gate["decisions"]:
+            decision["weights"] = "0" * 64
 
     rewritten(Path("run/gate.json"), another)
     assert refused(cli("sample", "run", "--n", 1, "--out", "x"), "saw other weights of")

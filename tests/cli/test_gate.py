@@ -26,7 +26,7 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
     about = record["about"]
     assert (about["features"], about["full"], about["samples"]) == ("coordinates", 16, 64)
     stages = sorted((p.name for p in Path("d/stages").iterdir()), reverse=True)
-    assert stages == [one["stage"] for one in record["decisions"]]
+    assert stages == [decision["stage"] for decision in record["decisions"]]
     if record["stopped"]:
         assert record["stopped"] == f"Stopped at {sentences[-1]}."
     best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
@@ -44,7 +44,7 @@ def stopped(moons, tmp_path_factory):
 
 def test_a_gate_that_stopped_keeps_the_best(stopped):
     record = json.loads((stopped / "gate.json").read_text())
-    assert [(one["steps"], one["verdict"]) for one in record["decisions"]] == [
+    assert [(decision["steps"], decision["verdict"]) for decision in record["decisions"]] == [
         (4, "passed"), (2, "broken"),
     ]  # fmt: skip
     assert record["stopped"].startswith("Stopped at 2 steps: ") and record["best"] == "0004-steps"
@@ -93,7 +93,7 @@ def test_until_1_goes_on_where_it_was_stopped(stopped, cli):
     assert re.findall(r"^gate +(\d+ step)", out, re.MULTILINE) == ["1 step"]
     record = json.loads(Path("d/gate.json").read_text())
     assert record["stopped"] is None and record["best"] == "0004-steps"
-    assert [one["steps"] for one in record["decisions"]] == [4, 2, 1]
+    assert [decision["steps"] for decision in record["decisions"]] == [4, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,9 @@ def test_until_one_never_stops_and_reports_all(tmp_path):
     assert all(gate(student(k)) for k in (16, 8, 4, 2, 1))
     record = json.loads((tmp_path / "gate.json").read_text())
     assert record["stopped"] is None and record["best"] == "0008-steps" and record["until"] == 1
-    assert [one["verdict"] for one in record["decisions"]] == ["passed"] * 2 + ["broken"] * 3
+    assert [decision["verdict"] for decision in record["decisions"]] == ["passed"] * 2 + [
+        "broken"
+    ] * 3
 
 
 def test_until_some_steps_stops_there():

@@ -361,7 +361,7 @@ def test_the_gate_takes_the_worst_scale_and_the_first_stage_never_ends_a_run(loo
     )
     assert gate(student()) and gate.best.steps == FULL
     assert not gate(student(2, stuck=1.0)) and gate.best.steps == FULL
-    assert [one.stage for one in gate.decisions] == ["guided", "0008-steps", "0002-steps"]
+    assert [decision.stage for decision in gate.decisions] == ["guided", "0008-steps", "0002-steps"]
     alone = meter(tmp_path, 3.0)
     assert alone.student(student(2, stuck=1.0), 200).value == gate.decisions[2].ratio.value
 

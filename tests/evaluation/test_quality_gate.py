@@ -65,7 +65,7 @@ def test_a_run_is_gated_without_a_console(tmp_path, monkeypatch):
     out, callback = tmp_path / "run", Notes()
     student = distilled(out, QualityGate(tolerance=99, **FEW), callback)
     run = halfstep.RunFolder.open(out)
-    assert [one["steps"] for one in run.gate["decisions"]] == [4, 2] and run.gate[
+    assert [decision["steps"] for decision in run.gate["decisions"]] == [4, 2] and run.gate[
         "best"
     ] == "0002-steps"
     about = run.gate["about"]
@@ -89,7 +89,7 @@ def test_a_run_ends_at_the_first_student_that_is_too_far(tmp_path):
         gate=QualityGate(tolerance=1.6, features=features, **FEW), job=job(),
     )  # fmt: skip
     run = halfstep.RunFolder.open(out)
-    assert [one["verdict"] for one in run.gate["decisions"]] == ["passed", "broken"]
+    assert [decision["verdict"] for decision in run.gate["decisions"]] == ["passed", "broken"]
     assert len(run.student().times[0]) - 1 == 4
     assert not (out / "stages" / "0001-steps").exists()
 

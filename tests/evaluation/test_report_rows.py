@@ -121,12 +121,12 @@ def test_every_student_has_baselines_that_cost_no_more(measured):
 
 
 def test_all_steps_are_expected_before_the_first(candidates, data):
-    every = (
+    all_changes = (
         {"counts": (2, 1)},
         {"samples": 300, "baselines": ()},
         {"counts": (1,), "cost_rounds": 1},
     )
-    for changes in every:
+    for changes in all_changes:
         config, ledger = replace(BRIEF, **changes), Ledger()
         scorer = image_scorer(data)
         scorer.n = config.samples

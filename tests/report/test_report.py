@@ -57,12 +57,16 @@ def verdict(content):
 
 def caution(content, row):
     report = typed(content)
-    return words.caution(report, *(one for one in report.rows if one.name == row["name"]))
+    return words.caution(
+        report, *(candidate for candidate in report.rows if candidate.name == row["name"])
+    )
 
 
 def against_baseline(content, row):
     report = typed(content)
-    return words.against_baseline(report, *(one for one in report.rows if one.name == row["name"]))
+    return words.against_baseline(
+        report, *(candidate for candidate in report.rows if candidate.name == row["name"])
+    )
 
 
 def with_rows(**by_calls):

@@ -175,7 +175,9 @@ def test_what_is_below_the_drawing_is_cut_at_its_edge():
 def test_ratios_line_by_line(axes):
     [axis] = axes["ratios"]
     decisions = {
-        one["steps"]: one for one in FOUND["run"]["gate"]["decisions"] if one["samples"] > 2000
+        decision["steps"]: decision
+        for decision in FOUND["run"]["gate"]["decisions"]
+        if decision["samples"] > 2000
     }
     expected = [spread(decisions.get(row["steps"], row)["ratio"]) for row in STUDENTS]
     dots = [line.get_data() for line in axis.lines if line.get_marker() == "o"]

@@ -71,8 +71,8 @@ def test_no_two_measured_numbers_are_the_same():
         for name in row["distances"]
         if row["distances"][name]
     ]
-    every = [x for interval in intervals for x in interval.values()]
-    assert len(set(every)) == len(every) == 3 * 5 * len(ORDER)
+    numbers = [x for interval in intervals for x in interval.values()]
+    assert len(set(numbers)) == len(numbers) == 3 * 5 * len(ORDER)
     assert len(ORDER) == 1 + 11 + 4 + 2
 
 
@@ -143,9 +143,15 @@ def test_every_way_of_sampling_and_every_measure(read):
 
 def test_the_gate(read):
     table, tried = read["What the gate measured"], FOUND["run"]["gate"]["decisions"]
-    name = {one["steps"]: f"{one['steps']} steps {one['stage']}" for one in tried}
-    check(table, "ratio to teacher", {name[one["steps"]]: spread(one["ratio"]) for one in tried})
-    check(table, "samples", {name[one["steps"]]: (one["samples"],) for one in tried})
+    name = {
+        decision["steps"]: f"{decision['steps']} steps {decision['stage']}" for decision in tried
+    }
+    check(
+        table,
+        "ratio to teacher",
+        {name[decision["steps"]]: spread(decision["ratio"]) for decision in tried},
+    )
+    check(table, "samples", {name[decision["steps"]]: (decision["samples"],) for decision in tried})
     assert list(table["decision"].values()) == ["passed", "passed", "passed", "broken"]
     assert table.head[0] == "halved to"
 
@@ -194,11 +200,11 @@ def test_fidelity(read):
 
 def test_drift(read):
     table = read["Drift of each measure"]
-    names = [one["measure"] for one in STUDENTS[0]["drift"]]
+    names = [drift["measure"] for drift in STUDENTS[0]["drift"]]
     check(table, "limit", {name: (0.03,) for name in names})
     for row in STUDENTS:
         header = f"{row['calls']} call{'s' if row['calls'] > 1 else ''}"
-        check(table, header, {one["measure"]: spread(one["change"]) for one in row["drift"]})
+        check(table, header, {drift["measure"]: spread(drift["change"]) for drift in row["drift"]})
 
 
 def test_memorisation(read):
@@ -228,17 +234,17 @@ def test_what_sampling_costs(read):
     others = {under(row): row["cost"] for row in BASELINES}
     for label, rows in {"Cost of sampling": ours, "Cost of sampling the baselines": others}.items():
         columns = {
-            "calls": lambda one: one["calls"],
-            "batch of 1": lambda one: one["seconds_per_sample"]["1"],
-            "batch of 64": lambda one: one["seconds_per_sample"]["64"],
-            "faster by": lambda one: teacher_seconds / one["seconds_per_sample"]["64"],
-            "peak memory": lambda one: one["peak_bytes"],
-            "parameters": lambda one: one["parameters"],
-            "multiply-adds": lambda one: one["multiply_adds"],
+            "calls": lambda cost: cost["calls"],
+            "batch of 1": lambda cost: cost["seconds_per_sample"]["1"],
+            "batch of 64": lambda cost: cost["seconds_per_sample"]["64"],
+            "faster by": lambda cost: teacher_seconds / cost["seconds_per_sample"]["64"],
+            "peak memory": lambda cost: cost["peak_bytes"],
+            "parameters": lambda cost: cost["parameters"],
+            "multiply-adds": lambda cost: cost["multiply_adds"],
         }
         assert read[label].head == ["sampled by", *columns]
         for header, of in columns.items():
-            check(read[label], header, {name: (of(one),) for name, one in rows.items()})
+            check(read[label], header, {name: (of(cost),) for name, cost in rows.items()})
 
 
 def test_compressed(read):
@@ -313,8 +319,8 @@ def test_the_two_that_are_shown_beside_each_other(slider):
         if row["guidance_scale"] == 2 and row["steps"] in (64, 4)
     }
     assert table.head == ["at guidance scale 2", "student", "guided teacher"]
-    for who, header in (("student", "student"), ("teacher", "guided teacher")):
-        cells, row = table[header], row_by_role[who]
+    for role, header in (("student", "student"), ("teacher", "guided teacher")):
+        cells, row = table[header], row_by_role[role]
         assert says(cells["network calls"], row["calls"])
         assert says(cells["Fréchet distance to the guided teacher"], *spread(row["distance"]))
         assert says(cells["paired error (rms)"], *spread(row["rmse"]))

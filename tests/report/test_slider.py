@@ -356,16 +356,16 @@ def test_a_browser_moves_the_sliders(width, tmp_path, text):
     inner, wide, inside, shown = json.loads(title)
     assert wide <= inner <= width and inside == [True, True]
     name = "10 samples of the student, {}, guidance scale {}"
-    assert [one[0] for one in shown] == [
+    assert [state[0] for state in shown] == [
         name.format("4 steps", "2"),
         name.format("4 steps", "1"),
         name.format("8 steps", "1"),
         name.format("8 steps", "1.75"),
     ]
-    assert all(one[1] == 35 for one in shown)
+    assert all(state[1] == 35 for state in shown)
     far = [0.03 * 1.45 * 1.1, 0.06 * 1.45 * 1.05, 0.06 * 1.18 * 1.05, 0.03 * 1.18 * 1.1]
-    assert [float(one[2]) for one in shown] == pytest.approx(far, abs=6e-5)
-    assert [one[3] for one in shown] == ["128", "64", "64", "128"]
-    assert [one[4] for one in shown] == [True, True, True, False]
-    assert [one[5] for one in shown] == ["2", "1", "1", "2"]
-    assert [one[6] for one in shown] == ["2", "1", "1", "1.75"]
+    assert [float(state[2]) for state in shown] == pytest.approx(far, abs=6e-5)
+    assert [state[3] for state in shown] == ["128", "64", "64", "128"]
+    assert [state[4] for state in shown] == [True, True, True, False]
+    assert [state[5] for state in shown] == ["2", "1", "1", "2"]
+    assert [state[6] for state in shown] == ["2", "1", "1", "1.75"]

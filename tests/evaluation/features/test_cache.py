@@ -237,8 +237,8 @@ def test_what_differs_is_refused_and_named(change, message, compare):
 def test_everything_that_differs_is_named_at_once():
     with pytest.raises(ConfigError) as refused:
         measured().over(measured(samples=10, real="c", preprocessing="other"))
-    for what in ("the number of samples", "the real data", "the preprocessing"):
-        assert what in str(refused.value)
+    for condition in ("the number of samples", "the real data", "the preprocessing"):
+        assert condition in str(refused.value)
 
 
 def test_the_same_weights_under_another_name_are_the_same_features():

@@ -55,9 +55,9 @@ def test_calls_parameters_and_multiply_adds_are_those_counted_by_hand():
         batches=(2,),
         rounds=1,
     )
-    assert [one.calls for one in result] == [4, 7, 1]
-    assert [one.parameters for one in result] == [PARAMETERS] * 3
-    assert [one.multiply_adds for one in result] == [n * MULTIPLY_ADDS for n in (4, 7, 1)]
+    assert [row_cost.calls for row_cost in result] == [4, 7, 1]
+    assert [row_cost.parameters for row_cost in result] == [PARAMETERS] * 3
+    assert [row_cost.multiply_adds for row_cost in result] == [n * MULTIPLY_ADDS for n in (4, 7, 1)]
 
 
 def test_multiply_adds_of_a_uvit_counted_by_hand_with_its_attention():

@@ -23,13 +23,13 @@ def pictures(n, seed):
 
 
 def changes(teacher, student, **options):
-    return {one.measure: one.change.value for one in drift(teacher, student, **options)}
+    return {measure.measure: measure.change.value for measure in drift(teacher, student, **options)}
 
 
 def test_output_scaled_by_1_05_raises_the_alarms_of_contrast_and_saturation():
     teacher = pictures(300, seed=0)
     result = drift(teacher, 1.05 * teacher)
-    assert [one.measure for one in result] == [
+    assert [measure.measure for measure in result] == [
         "brightness of red",
         "brightness of green",
         "brightness of blue",
@@ -41,7 +41,7 @@ def test_output_scaled_by_1_05_raises_the_alarms_of_contrast_and_saturation():
         "contrast +5 %, outside ±3 %",
         "saturation +5 %, outside ±3 %",
     )
-    change = {one.measure: one.change.value for one in result}
+    change = {measure.measure: measure.change.value for measure in result}
     assert change["contrast"] == pytest.approx(0.05, abs=1e-9)
     assert change["saturation"] == pytest.approx(0.05, abs=1e-9)
     assert abs(change["fine detail"]) < 1e-3  # a scale is no sharpness
@@ -78,7 +78,9 @@ def test_a_student_on_the_limit_is_not_an_alarm_that_chance_raises():
     outside, raised = 0, []
     for seed in range(40):
         result = drift(pictures(100, 2 * seed), 1.03 * pictures(100, 2 * seed + 1))
-        outside += sum(abs(one.change.value) > 0.03 for one in result if one.measure == "contrast")
+        outside += sum(
+            abs(measure.change.value) > 0.03 for measure in result if measure.measure == "contrast"
+        )
         raised += alarms(result)
     assert 10 <= outside <= 38  # so the point alone would have raised many
     assert raised == []
@@ -88,7 +90,7 @@ def test_the_interval_covers_the_true_change():
     covered = 0
     for seed in range(200):
         result = drift(pictures(80, 2 * seed), 1.04 * pictures(80, 2 * seed + 1))
-        change = next(one.change for one in result if one.measure == "saturation")
+        change = next(measure.change for measure in result if measure.measure == "saturation")
         covered += change.low <= 0.04 <= change.high
     assert 0.90 <= covered / 200 <= 0.985
 
@@ -153,21 +155,22 @@ def test_a_teacher_without_colour_has_a_drift_that_is_finite():
     grey = pictures(50, 8)[:, :1].expand(50, 3, 8, 10)
     tint = grey.clone()
     tint[:, 2] += 0.2
-    result = {one.measure: one for one in drift(grey, tint)}
+    result = {measure.measure: measure for measure in drift(grey, tint)}
     assert result["saturation"].change.value == pytest.approx(0.1 * 255)
     assert result["saturation"].alarm == "saturation +2550 %, outside ±3 %"
     assert all(
-        one.alarm is None for one in drift(torch.full_like(grey, -1), torch.full_like(grey, -1))
+        measure.alarm is None
+        for measure in drift(torch.full_like(grey, -1), torch.full_like(grey, -1))
     )
 
 
 def test_words_say_the_change_and_the_limit():
     teacher = pictures(100, 9)
-    result = {one.measure: one for one in drift(teacher, 0.88 * teacher, limit=0.015)}
+    result = {measure.measure: measure for measure in drift(teacher, 0.88 * teacher, limit=0.015)}
     assert result["saturation"].alarm == "saturation -12 %, outside ±1.5 %"
     assert (result["contrast"].measure, result["contrast"].limit) == ("contrast", 0.015)
     assert result["contrast"].alarm == "contrast -12 %, outside ±1.5 %"
-    slight = {one.measure: one for one in drift(teacher, 1.034 * teacher)}
+    slight = {measure.measure: measure for measure in drift(teacher, 1.034 * teacher)}
     assert slight["saturation"].alarm == "saturation +3.4 %, outside ±3 %"
 
 

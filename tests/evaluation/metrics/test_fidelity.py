@@ -169,10 +169,10 @@ class Exact(torch.nn.Module):
                 for row, k in zip(x, at.tolist(), strict=True)
             ]
         )
-        here, there = (self._level(self.times[at + skip]) for skip in (0, 2))
+        level, end_level = (self._level(self.times[at + skip]) for skip in (0, 2))
         # landed = alpha_e x0 + sigma_e (x - alpha x0) / sigma
-        shrink = there[1] / here[1]
-        return (landed - shrink * x) / (there[0] - shrink * here[0]) + self.off
+        shrink = end_level[1] / level[1]
+        return (landed - shrink * x) / (end_level[0] - shrink * level[0]) + self.off
 
     def _level(self, t):
         level = self.teacher.schedule.at(t[:, None, None, None])

@@ -421,8 +421,8 @@ def test_the_raw_interval_covers_what_so_many_samples_score():
         basic_bootstrap(lambda x: frechet_distance(real, x), fake, resamples=79)
         for fake in fakes[:60]
     ]
-    assert share([mirrored(one) for one in shifted], usual) < 0.8
-    assert all(one.low < one.value < one.high for one in result)
+    assert share([mirrored(interval) for interval in shifted], usual) < 0.8
+    assert all(interval.low < interval.value < interval.high for interval in result)
 
 
 def test_the_raw_interval_shrinks_with_the_samples():
@@ -454,10 +454,12 @@ def test_the_intervals_of_precision_and_recall_are_those_of_halves_one_by_one():
         draws.append(precision_recall(a, b, k=2))
     result = precision_recall_intervals(real, fake, k=2, resamples=resamples, seed=7)
     both = precision_recall(real, fake, k=2)
-    for value, values, one in zip(both, np.array(draws).T, result, strict=True):
+    for value, values, interval in zip(both, np.array(draws).T, result, strict=True):
         apart = np.sort(
             values.mean() - values
         )  # of 39, the ends of a 95 % interval are the outermost
         ends = np.clip([value + apart[0], value + apart[-1]], 0, 1)
-        assert one.value == value and [one.low, one.high] == pytest.approx(list(ends))
+        assert interval.value == value and [interval.low, interval.high] == pytest.approx(
+            list(ends)
+        )
     assert both[0] != both[1]

@@ -60,7 +60,7 @@ def test_the_interval_covers_the_expected_ratio_at_that_n(n):
     sets = [pairs(n, seed) for seed in range(1, 501)]
     truth = np.mean([frechet_distance(real, a) / frechet_distance(real, b) for a, b in sets])
     intervals = [raw_frechet_ratio(real, *pair, resamples=39) for pair in sets[:trials]]
-    covered = np.mean([one.low <= truth <= one.high for one in intervals])
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
     percentile = 0
     for over, under in sets[:fewer]:
         _, _, draws = resampled(real, over, under, 39)
@@ -76,7 +76,7 @@ def test_it_shrinks_with_n_and_is_1_without_width_for_equal_samples():
     for n in (60, 960):
         made = [torch.randn(n, 4, generator=seeded(k), dtype=torch.float64) for k in range(6)]
         intervals = [raw_frechet_ratio(real, 1.5 * z + 0.2, 1.4 * z, resamples=79) for z in made]
-        widths.append(np.mean([one.high - one.low for one in intervals]))
+        widths.append(np.mean([interval.high - interval.low for interval in intervals]))
     assert widths[1] < 0.5 * widths[0]
     over, _ = pairs(60, 3)
     assert raw_frechet_ratio(real, over, over.clone()) == Interval(1.0, 1.0, 1.0)
