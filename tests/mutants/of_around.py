@@ -570,7 +570,7 @@ MUTANTS = (
     ),
     *of(
         "quiet",
-        "evaluation/evaluation",
+        "quiet",
         ("logging.disable(before)", "logging.disable(logging.NOTSET)"),
         ("max(before, logging.WARNING)", "logging.WARNING"),
         ("max(before, logging.WARNING)", "max(before, logging.ERROR)"),

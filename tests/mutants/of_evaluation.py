@@ -1,4 +1,4 @@
-"""Of what is measured."""
+"""Mutants of evaluation, and of the workflows around it."""
 
 from tests.mutants.mutant import of
 
@@ -81,7 +81,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/metrics/distances",
-        "evaluation/evaluation evaluation/metrics/distances",
+        "evaluation/metrics/frechet evaluation/metrics/distances",
         ("(1 / n + 1 / len(real))", "(1 / n)"),
         ("spread - 2 * shared", "spread - shared"),
         ("x.shape[1] + 1) ** 3) * wy", "x.shape[1] + 1) ** 2) * wy"),
@@ -226,7 +226,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_sets",
-        "evaluation/report_rows evaluation/row_metrics evaluation/evaluation",
+        "evaluation/report_rows evaluation/row_metrics evaluation/sample_sets",
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),
         (

@@ -1,4 +1,4 @@
-"""Of what the page says and draws: numbers under their headers, points at their places."""
+"""Mutants of the pages: numbers under their headers, points at their places."""
 
 from tests.mutants.mutant import of
 

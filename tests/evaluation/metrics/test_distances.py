@@ -1,6 +1,6 @@
 """KID, Inception score, precision and recall: closed forms and a second implementation of each.
 
-The Fréchet distance's own closed forms are in test_evaluation.
+The closed forms of the Fréchet distance are in test_frechet.
 """
 
 import math

@@ -1,0 +1,48 @@
+"""Libraries are imported in silence, and without torchvision."""
+
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from halfstep.quiet import quietly
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from halfstep.evaluation import frechet_distance as f\n"
+        "import torch; assert f(torch.eye(4), torch.eye(4)) < 1e-9",
+        "from halfstep.models import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
+        "from halfstep.diffusion.samplers import supported_schedulers; assert supported_schedulers()",
+    ],
+    ids=["distances", "networks", "schedulers"],
+)
+def test_libraries_behind_it_are_imported_in_silence_and_without_torchvision(code):
+    """torchvision beside a CPU build of torch breaks it: nothing may pull it in.  torchao has a say."""
+    code = "import sys; sys.modules['torchvision'] = None\n" + code  # importing it would raise
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def test_only_imports_are_quiet(caplog):
+    """What is said after them, and what the caller has turned off, stays as it was."""
+    with quietly():
+        logging.getLogger("a").warning("not shown")
+        logging.getLogger("a").error("an error")
+        warnings.warn("nor this", stacklevel=1)
+    logging.getLogger("a").warning("shown")
+    assert caplog.messages == ["an error", "shown"]
+    with pytest.warns(UserWarning, match="again"):
+        warnings.warn("again", stacklevel=1)
+    logging.disable(logging.ERROR)
+    try:
+        with quietly():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
