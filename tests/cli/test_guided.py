@@ -117,7 +117,7 @@ def test_the_gate_of_a_guided_run_and_of_a_stochastic_one(folder, cli, monkeypat
 
 def test_samples_are_of_the_scale_that_is_asked_for(folder, cli):
     status, _, err = cli("sample", "s", "--n", 3, "--out", "x")
-    assert status == 2 and "from 2 to 5, asked for 1: write guidance_scale=2" in err
+    assert status == 2 and "write guidance_scale=2" in err
     for scale in (2, 4.5):
         words = ["--guidance-scale", scale, "--n", 3, "--npz", "--out", f"x{scale}"]
         assert cli("sample", "s", *words)[0] == 0
@@ -133,7 +133,7 @@ def test_a_guided_student_is_halved_by_the_plain_method_and_keeps_its_range(fold
     student = Pipeline.load(folder / "h" / "stages" / "0002-steps")
     assert student.guidance_range == (2.0, 5.0) and len(student.times[0]) == 3
     status, _, err = cli("sample", "h", "--guidance-scale", 6, "--n", 2, "--out", "hx")
-    assert status == 2 and "from 2 to 5, asked for 6: write guidance_scale=5" in err
+    assert status == 2 and "write guidance_scale=5" in err
     status, _, err = cli("distill", "guided", "--config", "s/config.toml", "--guidance-range", 1, 5)
     assert status == 2 and "made with guidance_range = [2.0, 5.0], now it is" in err
 
@@ -173,7 +173,7 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
         (["--teacher", "s"], "takes its guidance scale as an input already"),
         (["--teacher", "s", "--dry-run"], "takes its guidance scale as an input already"),
         (["--teacher", "t", "--student-net", "mlp"], "takes no labels and got some"),
-        (["--teacher", "t", "--guidance-range", 5, 2], "lowest scale and the highest, got 5 and 2"),
+        (["--teacher", "t", "--guidance-range", 5, 2], "got 5 and 2"),
         (["--teacher", "t", "--guidance-range", 5], "--guidance-range"),
         (["--teacher", "t", "--student", "widt", 3], "perhaps you meant 'width'"),
         (["--teacher", "t", "--tolerance", 0.5], "to be better than its teacher"),
