@@ -31,27 +31,27 @@ MUTANTS = (
     ),
     *of(
         "training/stage_record",
-        "training/resume",
+        "training/damaged_runs",
         ('if record["run"] != run_id:', "if False:"),
         ('if record["stage"] != name:', "if False:"),
         ("!= sha256:", "== 0:"),
     ),
     *of(
         "training/checkpoint",
-        "training/resume",
+        "training/resume training/damaged_runs",
         ('name not in (None, about["name"])', "False"),
         ('run not in (None, about["run"])', "False"),
     ),
     *of(
         "config/toml",
-        "cli/cli",
+        "cli/options",
         ("if name not in typed:", "if True:"),
         ("before not in PLACES.get(name, ())", "before not in sum(PLACES.values(), ())"),
         ("for each in pair for text", "for each in pair[1:] for text"),
     ),
     *of(
         "config/fields",
-        "cli/cli",
+        "cli/cli cli/options",
         ("_validate_all(options)\n    return", "return"),
         ("return 0 if hint is bool else 1", "return 1"),
         ("words[::2], words[1::2], strict=True", "words[::2], words[1::2], strict=False"),
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     *of(
         "cli/parse",
-        "cli/cli",
+        "cli/cli cli/options",
         (
             "values |= from_file(kind, path, words)",
             "values = from_file(kind, path, words) | values",
@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     *of(
         "training/run_config",
-        "cli/cli",
+        "cli/options",
         ("if not mark or digest.strip() != _digest(body):", "if not mark:"),
     ),
     *of("workflows/noise_file", "cli/encode", ("and bool(noise.isfinite().all())", "")),
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     *of(
         "training/ema",
-        "training/engine",
+        "training/updates",
         ("1 - self.decay", "self.decay"),
         ("1.0 if update == 0", "1.0 if update == 1"),
     ),
@@ -276,7 +276,7 @@ MUTANTS = (
     ),
     *of(
         "training/config",
-        "training/engine",
+        "training/updates",
         ("(1 - update / updates)", "(1 + update / updates)"),
         ("min(update / self.warmup, 1.0)", "min(1 + update / self.warmup, 1.0)"),
     ),
@@ -393,7 +393,7 @@ MUTANTS = (
     ),
     *of(
         "training/loop",
-        "training/engine",
+        "training/limits",
         ("                    self._refuse_non_finite(stage, state)\n", ""),
         ("weights += [] if state.average is None else state.average.values", "pass"),
         ("bad = bad + ~weight", "bad = ~weight"),
@@ -528,7 +528,7 @@ MUTANTS = (
     ),
     *of(
         "training/checkpoint",
-        "training/resume",
+        "training/resume training/damaged_runs",
         ("if moment.shape != parameter.shape:", "if True:"),
         (
             'self.update, self.seconds = about["update"], about["seconds"]',
@@ -537,13 +537,13 @@ MUTANTS = (
     ),
     *of(
         "training/update",
-        "training/engine",
+        "training/updates",
         ("        scaler.unscale_(optimiser)", "        (optimiser)"),
         (".sum() / settings.batch_size * processes.world", ".mean() * processes.world"),
     ),
     *of(
         "training/loop",
-        "training/engine",
+        "training/engine training/updates",
         ("float(total) / max(tally.count, 1)", "float(total)"),
         ('"rate": rate,\n        }', '"rate": self.settings.learning_rate,\n        }'),
         ("stage.updates * self.settings.batch_size * stage", "stage.updates * stage"),
@@ -558,7 +558,7 @@ MUTANTS = (
     ),
     *of(
         "training/progress",
-        "training/engine",
+        "training/updates training/limits",
         ("torch.maximum(self.norms, ", "torch.minimum(self.norms, "),
         ("self.losses += loss", "self.losses = loss"),
     ),

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.schema import CHECKSUM
 from halfstep.training import distill, ProgressCallback, TrainingConfig
 from halfstep.training.api import RunOptions
+from halfstep.training.run_folder import RunFolder
 
 TRAINING = TrainingConfig(
     batch_size=6, learning_rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5
@@ -72,6 +75,23 @@ def teacher(width=8, seed=0, net="mlp"):
     torch.manual_seed(seed)
     config = {"dim": 3, "width": width, "depth": 1} if net == "mlp" else {"width": width}
     return Pipeline(Denoiser(build(net, config), Cosine(), V()), (3,))
+
+
+def doubled():
+    """The points in float64."""
+    return Doubled(points().values)
+
+
+def double_teacher():
+    """The teacher in float64."""
+    pipeline = teacher()
+    pipeline.denoiser.double()
+    return pipeline
+
+
+def losses(out):
+    """The losses of a run's metrics.jsonl."""
+    return [line["loss"] for line in RunFolder(out).metrics if "loss" in line]
 
 
 def forgetful(width=8):
@@ -186,3 +206,35 @@ def refused(got, words):
     assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
     assert words in err, err
     return True
+
+
+def weights_of(pipeline):
+    return {name: p.detach().clone() for name, p in pipeline.denoiser.named_parameters()}
+
+
+def furthest(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).detach().abs().max()) for name in a)
+
+
+class Explodes(torch.autograd.Function):
+    """Itself, with an infinite gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.inf
+
+
+def halted(out, stage, update, **options):
+    """A run that crashes after this update, before anything of it is saved."""
+    with pytest.raises(Crash):
+        halve(out, job=job(callback=At(stage, update, crash)), **options)
+
+
+def logged_lines(out):
+    """The lines of metrics.jsonl without their seconds."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(out).metrics]

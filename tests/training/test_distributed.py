@@ -22,7 +22,7 @@ from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.training.distributed import pick_device, Processes
 from halfstep.training.run_folder import RunFolder
-from tests.support.runs import bits, Doubled, everything, halve, points, teacher
+from tests.support.runs import bits, double_teacher, Doubled, doubled, everything, halve
 
 METHOD = Progressive(start=8, stop=4, updates=(20,))
 OPTIONS = {"batch_size": 12, "log_every": 1, "save_every": 8}
@@ -134,16 +134,6 @@ tasks = Path("/proc/self/task").glob("*/comm")
 found["threads"] = sorted(path.read_text().strip() for path in tasks)
 Path(sys.argv[2]).with_name(f"found-{rank}.json").write_text(json.dumps(found))
 '''
-
-
-def doubled():
-    return Doubled(points().values)
-
-
-def double_teacher():
-    pipeline = teacher()
-    pipeline.denoiser.double()
-    return pipeline
 
 
 def narrower(out):
