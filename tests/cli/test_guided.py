@@ -10,7 +10,7 @@ from halfstep.methods import DenoiserOnly, GuidedDistillation
 from halfstep.methods.base import updates_after
 from halfstep.models import recipe
 from halfstep.pipeline import Pipeline
-from tests.training.test_guided_runs import SMALL, teacher_of
+from tests.support.guided import SMALL, teacher_of
 
 NET = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 NET += ["--updates", "20"]

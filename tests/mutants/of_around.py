@@ -473,6 +473,11 @@ MUTANTS = (
     *of("workflows/run_options", "cli/folders", ("        extend=folder.extend,\n", "")),
     *of(
         "training/api",
+        "workflows/runs",
+        ("source is not None and not (run", "source is not None and (run"),
+    ),
+    *of(
+        "training/api",
         "sizes cli/sizes",
         ("(training.batch_size, *data.shape), instead", "(1, *data.shape), instead"),
     ),

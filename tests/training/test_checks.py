@@ -10,7 +10,7 @@ from halfstep.diffusion.time_grids import grid, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Encoder, Progressive, Reparameterise, Stochastic
 from halfstep.training.denoisers import refuse_teacher, stages_of
-from tests.training.test_guided_runs import points, run, SMALL, teacher_of
+from tests.support.guided import points, run, SMALL, teacher_of
 
 HALF = Progressive(start=4, stop=2, updates=(2,))
 

@@ -1,11 +1,7 @@
 """Two processes do what one does: the same losses, the same weights, one that writes, a clean end."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +9,11 @@ import torch
 
 import halfstep
 from halfstep import storage
-from halfstep.diffusion.denoiser import Denoiser
-from halfstep.diffusion.prediction import V
-from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
-from halfstep.methods import Progressive, Shrink
-from halfstep.models import build
-from halfstep.pipeline import Pipeline
 from halfstep.training.distributed import pick_device, Processes
 from halfstep.training.run_folder import RunFolder
-from tests.support.runs import bits, double_teacher, Doubled, doubled, everything, halve
-
-METHOD = Progressive(start=8, stop=4, updates=(20,))
-OPTIONS = {"batch_size": 12, "log_every": 1, "save_every": 8}
-CASES = {
-    "whole": {},
-    "micro": {"micro_batch_size": 4},
-    "clipped": {"max_grad_norm": 0.01, "weight_decay": 0.1},
-}
+from tests.support.processes import CASES, launched, METHOD, narrower, OPTIONS
+from tests.support.runs import bits, double_teacher, doubled, everything, halve
 
 SCRIPT = '''
 """Run by both processes: everything that needs two, in one launch."""
@@ -58,8 +41,8 @@ import torch
 
 import halfstep
 from halfstep.training import distributed, Stopped
-from tests.support.runs import At, halve, job, ProgressCallback
-from tests.training.test_distributed import CASES, double_teacher, doubled, METHOD, narrower, OPTIONS
+from tests.support.processes import CASES, METHOD, narrower, OPTIONS
+from tests.support.runs import double_teacher, doubled, halve, job, ProgressCallback
 
 
 def run(name, **options):
@@ -134,47 +117,6 @@ tasks = Path("/proc/self/task").glob("*/comm")
 found["threads"] = sorted(path.read_text().strip() for path in tasks)
 Path(sys.argv[2]).with_name(f"found-{rank}.json").write_text(json.dumps(found))
 '''
-
-
-def narrower(out):
-    """A student of half its teacher's width, whose features go through projectors: these are trained, too,
-    and called beside the network, which alone is wrapped."""
-    config = {
-        "img_size": 4,
-        "patch_size": 2,
-        "in_chans": 1,
-        "embed_dim": 8,
-        "depth": 2,
-        "num_heads": 2,
-    }
-    torch.manual_seed(0)
-    denoiser = Denoiser(build("uvit", config), Cosine(), V()).double()
-    images = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-    return halve(
-        out, method=Shrink(student={"embed_dim": "4"}, updates=20, mask=2.0),
-        pipeline=Pipeline(denoiser, (1, 4, 4)), data=Doubled(images), **OPTIONS,
-    )  # fmt: skip
-
-
-def launched(*arguments, processes=2, timeout=300):
-    """A command under torchrun, warnings being errors: its exit status, what it said."""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    environment["PYTHONWARNINGS"] = "error"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    with subprocess.Popen(
-        [*launcher, "--standalone", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        finally:
-            if process.poll() is None:  # it then ends its own two
-                process.send_signal(signal.SIGTERM)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -264,45 +206,6 @@ class TestTwoProcesses:
     def test_the_firsts_gate_counts(self, both):
         names = sorted(path.name for path in (both[1] / "gated" / "stages").iterdir())
         assert names == ["0008-steps", "0016-steps"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 5])
-def test_the_command_line(tmp_path, times):
-    from halfstep.cli import main
-
-    net = ["--net", "mlp", "--net-config", "width", "8", "depth", "1"]
-    common = ["--data", "two-moons", "--batch-size", "6", "--device", "auto"]
-    made = ["train", "denoiser", "--out", str(tmp_path / "t"), *net, *common, "--updates", "2"]
-    assert main(made) == 0
-    options = ["--teacher", str(tmp_path / "t"), "--start", "4", *common, "--updates", "10", "10"]
-    command = [
-        "distill",
-        "progressive",
-        *options,
-        "--save-every",
-        "4",
-        "--ema",
-        ".9",
-        "--tolerance",
-        "0",
-    ]
-    assert main([*command, "--out", str(tmp_path / "one")]) == 0
-    one = tmp_path / "one" / "stages"
-    for k in range(times):
-        out = tmp_path / f"two-{k}"
-        # The dashes: torchrun would take --start for its own --start-method.
-        status, said, err = launched("-m", "--", "halfstep", *command, "--out", str(out))
-        assert (status, err) == (0, ""), said + err
-        assert said.count("student ") == 2, "one process speaks"
-        for name in ("0002-steps", "0001-steps"):
-            theirs, about = storage.load(out / "stages" / name / "pipeline")
-            mine, expected = storage.load(one / name / "pipeline")
-            assert about == expected
-            assert max(float((theirs[n] - mine[n]).abs().max()) for n in mine) < 1e-5
-        assert bits(out) == bits(tmp_path / "two-0")
-    about = json.loads((out / "run.json").read_text())
-    assert about["environment"]["processes"] == 2 and about["environment"]["device"] == "cpu"
 
 
 class TestOneProcess:

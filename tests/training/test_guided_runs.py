@@ -8,7 +8,7 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.data import Dataset
-from halfstep.diffusion.analytic import Mixture, mixture_teacher
+from halfstep.diffusion.analytic import mixture_teacher
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import snr_plus_one, truncated_snr
@@ -23,33 +23,15 @@ from halfstep.methods.diffusion.progressive import Halve
 from halfstep.models import build, recipe
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw, sample_noise
-from halfstep.training import distill, TrainingConfig
 from halfstep.training.denoisers import stages_of
 from tests.support.denoisers import seeded
+from tests.support.guided import DATA, fit, labelled_points, MLP, NULL, rms, run, SMALL, teacher_of
 from tests.support.networks import TINY
-from tests.support.runs import job
-
-DATA, NULL = Mixture(), 3
-
 
 # --- training -----------------------------------------------------------------------------------------
 
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
-
-
-def fit(student, objective, *, updates, rate, rng):
-    """Adam on 256 samples of the mixture at a time."""
-    x, label = DATA.labelled(20_000, seeded(11), torch.float32)
-    optimiser = torch.optim.Adam(student.parameters(), betas=(0.9, 0.99))
-    for k in range(updates):
-        optimiser.param_groups[0]["lr"] = rate * min(1, (k + 1) / 20) * (1 - k / updates)
-        rows = torch.randint(len(x), (256,), generator=rng)
-        loss = objective(student, Batch(x[rows], Cond(label[rows])), Draw.all(rng, 256)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +43,6 @@ def trained():
     student = Denoiser(build("mlp", config), Cosine(), V())
     fit(student, MatchGuided(teacher, NULL, (1.0, 5.0)), updates=1000, rate=8e-3, rng=seeded())
     return teacher, student
-
-
-def rms(a, b):
-    return (a - b).square().mean().sqrt().item()
 
 
 @torch.no_grad()
@@ -115,49 +93,6 @@ def test_one_step_of_a_trained_student_is_the_walk_of_the_guided_teacher(trained
         told = Cond(label, guidance_scale=torch.full((2000,), scale))
         wanted = sample(Guided(teacher, scale, NULL), noise, uniform(8), cond=Cond(label))
         assert rms(sample(student, noise, times, cond=told), wanted) < 0.07, scale
-
-
-def labelled_points(n):
-    x, label = DATA.labelled(n, seeded(9), torch.float32)
-    return x, Cond(label)
-
-
-MLP = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4}
-
-
-def points(n=60):
-    x, label = DATA.labelled(n, seeded(1), torch.float32)
-    return Dataset(x.clamp(-1, 1), label, names=("a", "b", "c"))
-
-
-def teacher_of(name="mlp", config=None, shape=(2,), seed=0):
-    torch.manual_seed(seed)
-    net = build(name, config or MLP)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    denoiser = Denoiser(net, Cosine(), V())
-    return Pipeline(denoiser, shape, class_names=("a", "b", "c"), null=3)
-
-
-SMALL = GuidedDistillation(
-    guidance_range=(1.0, 4.0),
-    updates=5,
-    guidance_embed_dim=8,
-    halving=Progressive(start=8, stop=2, updates=(4,)),
-)
-TRAINING = TrainingConfig(batch_size=6, learning_rate=3e-3, save_every=3, log_every=4, seed=5)
-
-
-def run(out, method=SMALL, teacher=None, data=None, training=TRAINING, **options):
-    return distill(
-        teacher or teacher_of(),
-        data or points(),
-        out,
-        method=method,
-        training=training,
-        job=job(**options),
-    )
 
 
 def test_the_stages():
@@ -279,7 +214,7 @@ def test_a_student_that_takes_its_scale_is_halved_by_the_plain_method_too(tmp_pa
     assert stage == at_any_scale(replace(stage, objective=stage.objective.objective), (1.0, 4.0))
     student = run(tmp_path / "b", method=halving, teacher=first)
     assert student.guidance_range == (1.0, 4.0) and len(student.times[0]) == 3
-    with pytest.raises(ConfigError, match="as an input already: give the one it was made from"):
+    with pytest.raises(ConfigError, match="as an input already"):
         run(tmp_path / "c", teacher=first)
     assert not (tmp_path / "c").exists()
 
@@ -374,7 +309,7 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
     [
         (
             {"guidance_range": (5.0, 1.0)},
-            "lowest scale and the highest, got 5 and 1: write for example",
+            "got 5 and 1",
         ),
         ({"guidance_range": (-1.0, 2.0)}, "guidance_range"),
         ({"guidance_range": (1.0, float("inf"))}, "guidance_range"),
@@ -389,7 +324,7 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
         ({"weighting": "snr", "stop": 8}, "the weight 'snr' vanishes at SNR 0"),
         ({"weighting": "snr-1"}, "there is no weighting 'snr-1'"),
         ({"times": (1.0, 0.5, 0.0)}, "times has 3 entries, which is 2 steps"),
-        ({"times": (1.0, 0.5, 0.0), "start": 2}, "from 2 to 2 steps there are none: leave it out"),
+        ({"times": (1.0, 0.5, 0.0), "start": 2}, "halves nothing"),
         ({"guidance_embed_dim": 7}, "got 7: write an even number from 4"),
     ],
 )
@@ -436,7 +371,7 @@ def test_a_student_for_one_scale(tmp_path):
     line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[0])
     assert list(line["x0_error_by_scale"]) == ["3"]
     assert student.sample(2, guidance_scale=3.0).shape == (2, 2)
-    with pytest.raises(ConfigError, match=r"write guidance_scale=3$"):
+    with pytest.raises(ConfigError, match="write guidance_scale=3"):
         student.sample(2)
     assert Pipeline.load(tmp_path / "r" / "stages" / "guided").guidance_range == (3.0, 3.0)
 

@@ -3,63 +3,21 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from halfstep.data.latents.dataset import Contexts, Latents, open_latents, Shards
+from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import stream
-from halfstep.diffusion.denoiser import Denoiser
-from halfstep.diffusion.prediction import V
-from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.evaluation import scorer
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.setups import Evaluation
-from halfstep.models import build
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.training.checks.data import notes, read_by
+from tests.support.latent_runs import among_photos, CODEC, latents, N, pipeline, pixels
 from tests.support.progress import Ledger
-
-CODEC = dict(
-    in_channels=1, out_channels=1, latent_channels=2, block_out_channels=[4, 8], norm_num_groups=2,
-    layers_per_block=1, down_block_types=["DownEncoderBlock2D"] * 2,
-    up_block_types=["UpDecoderBlock2D"] * 2,
-)  # fmt: skip
-NET = dict(img_size=4, patch_size=2, in_chans=2, embed_dim=16, depth=2, num_heads=2)
-TOKENS, WIDTH, N = 3, 5, 40
-
-
-def pixels():
-    """Features of images that anyone can follow: the means of four quarters."""
-    return lambda x: torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2).flatten(1)
-
-
-def latents(*, texts=False, num_classes=2):
-    """N latents in the order of their classes, in three shards."""
-    generator = torch.Generator().manual_seed(0)
-    moments = torch.randn(2 * N, 4, 4, 4, generator=generator)
-    shards = Shards((moments[:20], moments[20:50], moments[50:]))
-    contexts = None
-    if texts:
-        states = torch.randn(N, TOKENS, WIDTH, generator=generator).half()
-        null = torch.linspace(-1, 1, TOKENS * WIDTH).reshape(TOKENS, WIDTH)
-        contexts = Contexts(Shards((states,)), torch.arange(N + 1), null)
-    labels = torch.arange(N) * num_classes // N
-    return Latents(shards, 2, 0.5, labels, tuple("abc"[:num_classes]), contexts)
-
-
-def pipeline(data, *, texts=False):
-    torch.manual_seed(0)
-    net = NET | (dict(clip_dim=WIDTH, num_clip_token=TOKENS) if texts else dict(num_classes=3))
-    denoiser = Denoiser(build("uvit", net), Cosine(), V()).freeze()
-    codec = KLCodec.fresh(CODEC, scale=0.5).eval().requires_grad_(False)
-    about = {"empty": data.null_context} if texts else {"class_names": ("a", "b"), "null": 2}
-    return Pipeline(denoiser, (2, 4, 4), codec=codec, steps=2, **about)
-
 
 # -- what is compared ------------------------------------------------------------------------------
 
@@ -149,28 +107,10 @@ def test_what_may_be_right_is_told():
     assert "taken for the network's (a, b, ...), number by number" in said
 
 
-# -- from the command line -------------------------------------------------------------------------
-
-
 @pytest.fixture
 def cli(cli, tmp_path, monkeypatch):
-    """Types a command in a folder with images, captions, a codec: what it printed; it must succeed."""
-    monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    for k in range(12):
-        place = tmp_path / "photos" / "ab"[k // 6] / f"{k}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(place)
-        place.with_suffix(".txt").write_text(["a cat", "a zebra"][k % 2])
-    torch.manual_seed(0)
-    KLCodec.fresh(CODEC, scale=0.5).save(tmp_path / "codec")
-
-    def run(*words):
-        status, out, err = cli(*words)
-        assert status == 0, err
-        return out
-
-    return run
+    """Types a command in a folder of photos and a codec; what it printed."""
+    return among_photos(cli, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("texts", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -187,7 +127,7 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
     net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
     cli("train", "denoiser", *few, said, "--drop-labels", "0.3", "--out", "t", *net)
-    look = ("--features", "tests.training.test_latent_runs:pixels")
+    look = ("--features", "tests.support.latent_runs:pixels")
     out = cli(
         "distill", "progressive", "--teacher", "t", "--out", "d", "--start", "4", *few, *look,
         "--samples", "16", "--until", "1",
@@ -216,7 +156,7 @@ def test_a_teacher_of_latents_is_judged_by_images_too(cli, tmp_path):
     few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
     net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
     cli("train", "denoiser", *few, "--out", "t", *net)
-    look = ("--features", "tests.training.test_latent_runs:pixels", "--data", "photos")
+    look = ("--features", "tests.support.latent_runs:pixels", "--data", "photos")
     quick = ("--samples", "16", "--baselines", "ddim", "--cost-rounds", "0", "--device", "cpu")
     cli("evaluate", "t", *look, *quick)
     assert (tmp_path / "t" / "report.html").exists()

@@ -3,26 +3,18 @@
 import dataclasses
 import threading
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.distributed import HashStore
 
-from halfstep.cli.commands.distill_classifier import main as knowledge
-from halfstep.cli.commands.gate_options import GateOptions
-from halfstep.cli.commands.train_classifier import main as classifier
 from halfstep.data import Dataset
 from halfstep.errors import ConfigError, DataError, HalfstepError, Stopped
-from halfstep.evaluation.gate import Gate
 from halfstep.methods import Progressive
-from halfstep.models.classifiers.checkpoint import save_classifier
-from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training import distributed, peers
 from halfstep.training.distributed import Processes
 from halfstep.training.peers import Board, launched, refuse_different, versions
-from halfstep.workflows.run_options import shared_options
+from tests.support.processes import ComparedError, gate
 from tests.support.runs import halve, job, points, teacher
 
 
@@ -261,20 +253,16 @@ class TestTogether:
             Processes("cpu")
 
 
-class Asked(Exception):
-    """The word is known; nothing more is done."""
-
-
 @pytest.fixture
 def word(monkeypatch, tmp_path):
     """What a process of a run comes with."""
 
     def ask(**changes):
         def keep(processes, found):
-            raise Asked(found)
+            raise ComparedError(found)
 
         monkeypatch.setattr(Processes, "compare", keep)
-        with pytest.raises(Asked) as caught:
+        with pytest.raises(ComparedError) as caught:
             halve(changes.pop("out", tmp_path / "run"), **changes)
         assert not list(tmp_path.iterdir()), "nothing is made before all agree"
         return caught.value.args[0]
@@ -284,10 +272,6 @@ def word(monkeypatch, tmp_path):
 
 def other_points():
     return Dataset(points().values.clone().index_fill_(0, torch.tensor([7]), 0.5))
-
-
-def gate(**options):
-    return Gate(lambda *given: None, options.pop("tolerance", 1.1), **options)
 
 
 class TestTheWordOfARun:
@@ -332,85 +316,6 @@ class TestTheWordOfARun:
         options = {"job": job(gate=gate(writes=False))}
         same = [word(job=job(gate=gate())), word(out=tmp_path / "x" / ".." / "run", **options)]
         refuse_different(same)
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path):
-    """What a process that was typed these words comes with; two places with the same things lie here."""
-    monkeypatch.chdir(tmp_path)
-    values = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(3)).byte()
-    for name, shift in (("data", 0), ("held", 1), ("other", 2)):
-        images, labels = (values + shift).numpy(), np.arange(40) % 2
-        for place in ("a", "b"):
-            Path(place).mkdir(exist_ok=True)
-            np.savez(Path(place, name), images=images, labels=labels)
-    for seed, net in enumerate(("start", "elsewhere")):
-        torch.manual_seed(seed)
-        net_of = build_classifier("cnn", {"channels": 1, "num_classes": 2, "width": 2})
-        for place in ("a", "b"):
-            save_classifier(net_of, Path(place, net))
-
-    def keep(processes, found):
-        raise Asked(found)
-
-    def ask(verb, *words):
-        monkeypatch.setattr(Processes, "compare", keep)
-        common = ["--out", "r", "--device", "cpu", "--batch-size", "4"]
-        with pytest.raises(Asked) as caught:
-            {"classifier": classifier, "knowledge": knowledge}[verb]([*words, *common])
-        return caught.value.args[0]
-
-    return ask
-
-
-TEACHER = ["--teacher", "a/start"]
-
-
-class TestTheWordOfACommand:
-    @pytest.mark.parametrize(
-        "verb, rest, option, mine, theirs",
-        [
-            ("classifier", [], "--data", "a/data.npz", "b/data.npz"),
-            ("classifier", [], "--validate", "a/held.npz", "b/held.npz"),
-            ("classifier", [], "--init", "a/start", "b/start"),
-            ("classifier", ["--net", "cnn", "--net-config", "width", "2"], "--init",
-             "a/start/classifier.safetensors", "b/start/classifier.safetensors"),
-            ("knowledge", TEACHER, "--data", "a/data.npz", "b/data.npz"),
-            ("knowledge", TEACHER, "--validate", "a/held.npz", "b/held.npz"),
-            ("knowledge", [], "--teacher", "a/start", "b/start"),
-        ],
-    )  # fmt: skip
-    def test_another_place_with_the_same_is_not_refused(
-        self, command, verb, rest, option, mine, theirs
-    ):
-        data = [] if option == "--data" else ["--data", "a/data.npz"]
-        refuse_different([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
-
-    @pytest.mark.parametrize(
-        "verb, rest, option, mine, theirs, named",
-        [
-            ("classifier", [], "--data", "a/data.npz", "a/other.npz", "data"),
-            ("classifier", [], "--validate", "a/held.npz", "a/other.npz", "held_out"),
-            ("classifier", [], "--validate", "0.2", "0.4", "held_out"),
-            ("classifier", [], "--init", "a/start", "a/elsewhere", "start"),
-            ("knowledge", TEACHER, "--validate", "a/held.npz", "a/other.npz", "held_out"),
-            ("knowledge", TEACHER, "--validate", "0.2", "0.4", "held_out"),
-            ("knowledge", [], "--teacher", "a/start", "a/elsewhere", "teacher"),
-        ],
-    )
-    def test_something_else_is_refused_and_named(
-        self, command, verb, rest, option, mine, theirs, named
-    ):
-        data = [] if option == "--data" else ["--data", "a/data.npz"]
-        with pytest.raises(ConfigError, match=rf"differ in {named}:"):
-            refuse_different([command(verb, *data, *rest, option, at) for at in (mine, theirs)])
-
-    def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self):
-        typed = [
-            shared_options(GateOptions(features=said))["features"]
-            for said in ("classifier:/a/x", "classifier:/b/x", "inception:/a/x", "a.b:make", "auto")
-        ]
-        assert typed == ["classifier", "classifier", "inception", "a.b:make", "auto"]
 
     def test_a_gate_says_what_it_measures_with(self, word):
         gates = [gate(about={"digest": k}) for k in range(2)]

@@ -17,16 +17,22 @@ from halfstep.models import build, recipe
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, TrainingConfig
 from tests.support.denoisers import seeded
+from tests.support.guided import DATA, fit, labelled_points, rms
+from tests.support.latent_runs import among_photos, latents, TOKENS, WIDTH
 from tests.support.networks import TINY
 from tests.support.runs import job
-from tests.training.test_guided_runs import DATA, fit, labelled_points, rms
-from tests.training.test_latent_runs import cli, latents, TOKENS, WIDTH  # noqa: F401
 
 NET = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
 
 
+@pytest.fixture
+def cli(cli, tmp_path, monkeypatch):
+    """Types a command in a folder of photos and a codec; what it printed."""
+    return among_photos(cli, tmp_path, monkeypatch)
+
+
 @pytest.fixture(params=["labels", "texts"])
-def said(request, cli, tmp_path):  # noqa: F811
+def said(request, cli, tmp_path):
     """A folder l of latents with labels or with captions, and an eps teacher t of them."""
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
     if request.param == "texts":
@@ -43,7 +49,7 @@ def said(request, cli, tmp_path):  # noqa: F811
     return request.param
 
 
-def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):  # noqa: F811
+def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):
     few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch-size", 4]
     few += ["--guidance-embed-dim", 8]
     steps = ["--start", 16, "--stop", 4, "--guidance-range", 1, 3, "--device", "cpu"]
@@ -67,7 +73,7 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
         assert student.empty.shape == (5, 32) and not student.class_names
 
 
-def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
+def test_it_ends_in_a_table(cli, tmp_path):
     pytest.importorskip("halfstep.evaluation.guided_comparison")
     cli("latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu")
     few = ("--data", "l", "--updates", 2, "--batch-size", 4, "--device", "cpu")
@@ -76,7 +82,7 @@ def test_it_ends_in_a_table(cli, tmp_path):  # noqa: F811
     cli("distill", "guided", "--teacher", "t", "--out", "g", *few, *steps, "--tolerance", 0)
     look = (
         "--features",
-        "tests.training.test_latent_runs:pixels",
+        "tests.support.latent_runs:pixels",
         "--samples",
         16,
         "--guidance-scales",

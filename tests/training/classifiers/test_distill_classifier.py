@@ -23,9 +23,9 @@ from halfstep.training.classifiers.distillation import distill_classifier
 from halfstep.training.classifiers.logit_cache import cached_logits, missing
 from halfstep.training.run_folder import RunFolder
 from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
+from tests.support.processes import launched
 from tests.support.progress import Ledger
 from tests.support.runs import At, bits, Crash, crash, everything
-from tests.training.test_distributed import launched
 
 CHANGING = (
     SoftTargets(weight=Linear(1, 0)),

@@ -27,7 +27,6 @@ import halfstep.workflows.train_denoiser, halfstep.training.loop as loop
 from halfstep.cli import main
 from halfstep.data import load
 from halfstep.errors import DataError
-from tests.training.test_failing_processes import AT, LONGEST, UPDATES
 
 COMMAND = (
     "train denoiser --data two-moons --net mlp --net-config width 8 depth 1 --batch-size 8 --device cpu "
@@ -155,7 +154,8 @@ Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 def happened(folder, *waves):
     """What each scenario ended in: both exit statuses and what both said."""
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    constants = f"AT, LONGEST, UPDATES = {AT}, {LONGEST}, {UPDATES}\n"
+    script.write_text(constants + SCRIPT)
     root = str(Path(__file__).parents[2])
     environment = {
         **os.environ,
