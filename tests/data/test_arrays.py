@@ -16,8 +16,8 @@ from tests.support.refusals import refused
 def test_either_order_of_channels(tmp_path, channels):
     first = pixels(5, channels, 4, 6)
     for array in (first, np.moveaxis(first, 1, -1)):
-        for asked in (None, channels):
-            data = load(npy(tmp_path, array), channels=asked)
+        for option in (None, channels):
+            data = load(npy(tmp_path, array), channels=option)
             assert torch.equal(data.values, torch.from_numpy(first)) and data.labels is None
 
 

@@ -55,9 +55,9 @@ def test_a_view_is_a_function_of_seed_row_and_view(steps, shape):
 @pytest.mark.parametrize("steps", EVERY, ids="-".join)
 def test_the_first_view_is_the_image_as_it_lies(steps):
     of, plain = data(steps=steps, views=3), data()
-    seen = of.viewed(ROWS, torch.zeros_like(ROWS))
-    assert torch.equal(seen.x0, plain.batch(ROWS).x0)
-    assert torch.equal(seen.cond.label, plain.batch(ROWS).cond.label)
+    views = of.viewed(ROWS, torch.zeros_like(ROWS))
+    assert torch.equal(views.x0, plain.batch(ROWS).x0)
+    assert torch.equal(views.cond.label, plain.batch(ROWS).cond.label)
     assert of.views == 3 and plain.views == 1
 
 
@@ -113,8 +113,8 @@ def test_no_two_blocks_of_rows_nor_views_are_drawn_alike():
 
     def mirrored(first, view):
         rows = torch.arange(first, first + 100)
-        seen = of.viewed(rows, torch.full_like(rows, view)).x0
-        return (seen != plain.batch(rows).x0).flatten(1).any(1)
+        views = of.viewed(rows, torch.full_like(rows, view)).x0
+        return (views != plain.batch(rows).x0).flatten(1).any(1)
 
     draws = [mirrored(first, view) for first in (0, augment.BLOCK) for view in (1, 2)]
     for one, other in itertools.combinations(draws, 2):
@@ -124,10 +124,10 @@ def test_no_two_blocks_of_rows_nor_views_are_drawn_alike():
 def test_flip_mirrors_half():
     of, plain = data(steps=("flip",), views=2), data()
     rows = torch.arange(N)
-    x, seen = plain.batch(rows).x0, of.viewed(rows, torch.ones_like(rows)).x0
-    mirrored = (seen == x.flip(-1)).flatten(1).all(1)
-    kept = (seen == x).flatten(1).all(1)
-    assert (mirrored ^ kept).all()
+    x, views = plain.batch(rows).x0, of.viewed(rows, torch.ones_like(rows)).x0
+    mirrored = (views == x.flip(-1)).flatten(1).all(1)
+    unchanged = (views == x).flatten(1).all(1)
+    assert (mirrored ^ unchanged).all()
     assert abs(mirrored.double().mean() - 0.5) < 5 * 0.5 / N**0.5
 
 
@@ -136,15 +136,15 @@ def test_crop_is_one_of_all_the_places_in_the_frame(shape, frame):
     of, plain = data(shape, n=40, steps=("crop",), views=60), data(shape, n=40)
     height, width = shape[1:]
     x = F.pad(plain.batch(torch.tensor([5])).x0[0], [frame] * 4, value=-1)
-    seen, places = views_of(of, 5, 60), set()
-    for image in seen:
-        here = [
+    views, places = views_of(of, 5, 60), set()
+    for image in views:
+        matches = [
             (i, j)
             for i, j in itertools.product(range(2 * frame + 1), repeat=2)
             if torch.equal(x[:, i : i + height, j : j + width], image)
         ]
-        assert len(here) == 1
-        places.add(here[0])
+        assert len(matches) == 1
+        places.add(matches[0])
     assert len(places) > 0.5 * min(59, (2 * frame + 1) ** 2)
 
 
@@ -156,13 +156,13 @@ def test_report_enlarges_by_230_to_224_and_crops():
     )[0]
     assert large.shape == (3, 230, 230)
     for image in views_of(of, 1, 6):
-        found = [
+        drawn = [
             (i, j)
             for i in range(7)
             for j in range(230 - 112 + 1)
             if torch.equal(large[:, i : i + 224, j : j + 112], image)
         ]
-        assert found
+        assert drawn
 
 
 def test_zoom_shows_half_or_more_of_the_image():
@@ -173,9 +173,9 @@ def test_zoom_shows_half_or_more_of_the_image():
     )
     values = image[None].repeat(4, 1, 1, 1)
     of = Dataset(values, augmentation=Augmentation(steps=("zoom",), views=80))
-    seen = views_of(of, 2, 80)
-    wide = (seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2))) / 2
-    high = (seen[:, 1].amax((1, 2)) - seen[:, 1].amin((1, 2))) / 2
+    views = views_of(of, 2, 80)
+    wide = (views[:, 0].amax((1, 2)) - views[:, 0].amin((1, 2))) / 2
+    high = (views[:, 1].amax((1, 2)) - views[:, 1].amin((1, 2))) / 2
     area, ratio = wide * high, wide / high
     assert area.min() > 0.42 and area.max() > 0.85 and area.min() < 0.65
     assert ratio.min() > 0.7 and ratio.max() < 1.43 and ratio.std() > 0.05
@@ -196,14 +196,14 @@ def test_mixup_is_a_convex_combination_and_has_no_label():
         assert best[0] < 1e-5 and -1e-5 <= best[1] <= 1
         shares.append(best[1])
     assert np.std(shares) > 0.05
-    seen = of.viewed(torch.tensor([7, 7, 8]), torch.tensor([0, 1, 4]))
-    assert seen.cond.label.tolist() == [7 % 3, -1, -1]
+    views = of.viewed(torch.tensor([7, 7, 8]), torch.tensor([0, 1, 4]))
+    assert views.cond.label.tolist() == [7 % 3, -1, -1]
     assert (drawn(data(n=60, steps=("mixup",)), torch.arange(5)).cond.label == -1).all()
 
 
 def test_shares_of_mixup_are_uniform():
-    found = augment._parameters(("mixup",), (4, 4), 3, 4000)[0]
-    for values in found.values():
+    drawn = augment._parameters(("mixup",), (4, 4), 3, 4000)[0]
+    for values in drawn.values():
         assert values.min() >= 0 and values.max() < 1 and abs(values.mean() - 0.5) < 0.025
 
 
@@ -211,7 +211,7 @@ def test_shares_of_mixup_are_uniform():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, words",
     [
         ({"steps": ("flipp",)}, "perhaps you meant 'flip'"),
         ({"steps": ()}, "names each step once"),
@@ -221,8 +221,8 @@ def test_shares_of_mixup_are_uniform():
         ({"steps": ("flip",), "views": -2}, "views"),
     ],
 )
-def test_augmentations_that_cannot_be(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_augmentations_that_cannot_be(options, words):
+    with pytest.raises(ConfigError, match=words):
         Augmentation(**options)
 
 
@@ -261,6 +261,6 @@ def test_mirror_images_are_two_views():
 def test_views_are_the_same_on_a_gpu():
     of = data((3, 8, 8), steps=("mixup", "flip", "crop"), views=4)
     views = torch.tensor([1, 2, 3, 0, 2, 3, 1])
-    here, there = of.viewed(ROWS, views), of.to("cuda").viewed(ROWS.cuda(), views.cuda())
-    assert there.x0.is_cuda
-    torch.testing.assert_close(there.x0.cpu(), here.x0, rtol=0, atol=1e-6)
+    on_cpu, on_gpu = of.viewed(ROWS, views), of.to("cuda").viewed(ROWS.cuda(), views.cuda())
+    assert on_gpu.x0.is_cuda
+    torch.testing.assert_close(on_gpu.x0.cpu(), on_cpu.x0, rtol=0, atol=1e-6)

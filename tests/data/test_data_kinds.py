@@ -141,9 +141,9 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
     ],
 )  # fmt: skip
 def test_torch_datasets_are_read_once(data, values, labels, names):
-    found = as_data(data)
-    assert torch.equal(found.values, values) and found.names == names
-    assert (found.labels is None) if labels is None else torch.equal(found.labels, labels)
+    dataset = as_data(data)
+    assert torch.equal(dataset.values, values) and dataset.names == names
+    assert (dataset.labels is None) if labels is None else torch.equal(dataset.labels, labels)
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,11 @@ def fresh(tmp_path):
 def test_torch_datasets_and_paths_are_trained_on(tmp_path):
     np.save(tmp_path / "points.npy", POINTS.numpy())
     method, training = Denoising(updates=2), TrainingConfig(batch_size=4)
-    found = [
+    students = [
         train(fresh(tmp_path), data, tmp_path / str(k), method=method, training=training)
         for k, data in enumerate([TensorDataset(POINTS), tmp_path / "points.npy"])
     ]
-    assert found[0].shape == found[1].shape == (2,)
+    assert students[0].shape == students[1].shape == (2,)
 
 
 @pytest.mark.parametrize("data", [None, POINTS, Endless(), [1, 2]])
@@ -313,15 +313,15 @@ def test_folders_of_numbers_are_the_numbered_labels(tmp_path):
         picture(tmp_path / "f" / str(c) / "0.png", 20 * c)
     images = np.stack([np.full((1, 8, 8), 20 * c, np.uint8) for c in range(12)])
     np.savez(tmp_path / "a.npz", images=images[::-1], labels=np.arange(12)[::-1])
-    held = held_out_dataset(tmp_path / "f", load(str(tmp_path / "a.npz")))
-    assert [int(x[0, 0, 0]) // 20 for x in held.values] == held.labels.tolist()
+    held_out = held_out_dataset(tmp_path / "f", load(str(tmp_path / "a.npz")))
+    assert [int(x[0, 0, 0]) // 20 for x in held_out.values] == held_out.labels.tolist()
 
 
 NUMBERED = ("0", "1", "2")
 
 
 @pytest.mark.parametrize(
-    "mine, theirs",
+    "names, other_names",
     [
         ((), ("1", "2", "3")),
         (NUMBERED, ("1", "2", "3")),
@@ -334,19 +334,19 @@ NUMBERED = ("0", "1", "2")
         (("00", "01"), ("cat", "dog")),
     ],
 )
-def test_classes_of_another_number_are_refused(mine, theirs):
-    for one, other in ((mine, theirs), (theirs, mine)):
+def test_classes_of_another_number_are_refused(names, other_names):
+    for one, other in ((names, other_names), (other_names, names)):
         with pytest.raises(ConfigError, match="class"):
             refuse_other_classes(one, other, "the training data", "the held-out data")
 
 
 @pytest.mark.parametrize(
-    "mine, theirs",
+    "names, other_names",
     [((), NUMBERED), (NUMBERED, ("0", "1")), (NUMBERED, ("00", "01", "02")), ((), ("cat", "dog")),
      (NUMBERED, ("cat", "dog", "pig")), ((), ()), (("cat",), ("cat",))],
 )  # fmt: skip
-def test_numbers_are_no_names(mine, theirs):
-    for one, other in ((mine, theirs), (theirs, mine)):
+def test_numbers_are_no_names(names, other_names):
+    for one, other in ((names, other_names), (other_names, names)):
         refuse_other_classes(one, other, "the training data", "the held-out data")
 
 
@@ -406,11 +406,11 @@ def test_headers_that_lie_are_refused_before_memory_is_taken(tmp_path, lie, kind
 def test_a_header_is_compared_with_its_file(tmp_path, count, descr, key):
     """Before numpy makes an array of it: it says how much its header claims, and how much there is."""
     lie = header(f"({count}, 1, 8, 8)", descr) + bytes(6 * 64)
-    held = io.BytesIO()
-    np.save(held, IMAGES.numpy())
+    stream = io.BytesIO()
+    np.save(stream, IMAGES.numpy())
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as arrays:
         for name in ("x", "y"):
-            arrays.writestr(f"{name}.npy", lie if name == key else held.getvalue())
+            arrays.writestr(f"{name}.npy", lie if name == key else stream.getvalue())
     with pytest.raises(DataError, match="header says"):
         load(str(tmp_path / "a.npz"))
 
@@ -424,10 +424,10 @@ def test_a_torch_dataset_larger_than_memory_is_refused(monkeypatch):
 
 
 def test_labels_that_lie_are_refused(tmp_path):
-    held = io.BytesIO()
-    np.save(held, IMAGES.numpy())
+    stream = io.BytesIO()
+    np.save(stream, IMAGES.numpy())
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as arrays:
-        arrays.writestr("x.npy", held.getvalue())
+        arrays.writestr("x.npy", stream.getvalue())
         arrays.writestr("y.npy", header("(1000000000000,)", "<i8"))
     with pytest.raises(DataError, match="cannot read"):
         load(str(tmp_path / "a.npz"))
@@ -444,11 +444,11 @@ def test_more_than_memory_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_arrays_in_any_order_are_read(tmp_path, method):
     pixels = np.asfortranarray(IMAGES.numpy())
-    held, labels = io.BytesIO(), io.BytesIO()
-    np.save(held, pixels)
+    stream, labels = io.BytesIO(), io.BytesIO()
+    np.save(stream, pixels)
     np.lib.format.write_array(labels, LABELS.numpy().astype(">i4"), version=(2, 0))
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as arrays:
-        arrays.writestr("x.npy", held.getvalue())
+        arrays.writestr("x.npy", stream.getvalue())
         arrays.writestr("y.npy", labels.getvalue())
     data = load(str(tmp_path / "a.npz"))
     assert torch.equal(data.values, IMAGES) and torch.equal(data.labels, LABELS)

@@ -32,8 +32,8 @@ def test_a_batch_holds_its_rows_in_their_order():
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (6, 3, 4, 6), (3, 3, 3, 3), (1, 1, 1, 2)])
 def test_flips_mirror_exactly_the_marked_rows(shape):
     data = Dataset(torch.from_numpy(pixels(*shape)), flip=True)
-    here, flips = torch.arange(shape[0]), torch.arange(shape[0]) % 2 == 0
-    plain, flipped = data.batch(here).x0, data.batch(here, flips).x0
+    all_rows, flips = torch.arange(shape[0]), torch.arange(shape[0]) % 2 == 0
+    plain, flipped = data.batch(all_rows).x0, data.batch(all_rows, flips).x0
     for k in range(shape[0]):
         mirrored = torch.stack(plain[k].unbind(-1)[::-1], -1)
         assert torch.equal(flipped[k], mirrored if flips[k] else plain[k])
@@ -112,11 +112,11 @@ def test_flips_that_cannot_be():
     points = torch.zeros(5, 2)
     with refused(DataError, "only images"):
         Dataset(points, flip=True)
-    here = torch.arange(5)
+    all_rows = torch.arange(5)
     for data, flips in [
         (Dataset(points), torch.ones(5, dtype=torch.bool)),
         (images(), torch.ones(4, dtype=torch.bool)),
         (images(), torch.ones(5)),
     ]:
         with refused(DataError, "flips are bool [5]"):
-            data.batch(here, flips)
+            data.batch(all_rows, flips)

@@ -23,9 +23,9 @@ def test_lossless_formats_are_exact(tmp_path):
     data = load(str(tmp_path))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert len(data) == len(files) and data.shape == (3, 7, 7) and data.labels is None
-    for name, got in zip(files, data.values, strict=True):
+    for name, actual in zip(files, data.values, strict=True):
         want = chw(gray).expand(3, 7, 7) if name[0] in "67" else chw(colour)
-        assert torch.equal(got, want), name
+        assert torch.equal(actual, want), name
 
 
 def test_lossy_formats_are_near(tmp_path):
@@ -34,10 +34,10 @@ def test_lossy_formats_are_near(tmp_path):
     save(tmp_path / "b.jpeg", np.stack([smooth, smooth // 2, 255 - smooth], -1), quality=95)
     if features.check("webp"):
         save(tmp_path / "c.webp", np.stack([smooth] * 3, -1), quality=95)
-    got = load(str(tmp_path)).values.int()
-    assert (got[0] - torch.from_numpy(smooth).int()).abs().max() <= 6
-    assert (got[1, 2] - (255 - torch.from_numpy(smooth).int())).abs().max() <= 20
-    assert (got[-1, 0] - torch.from_numpy(smooth).int()).abs().max() <= 20
+    actual = load(str(tmp_path)).values.int()
+    assert (actual[0] - torch.from_numpy(smooth).int()).abs().max() <= 6
+    assert (actual[1, 2] - (255 - torch.from_numpy(smooth).int())).abs().max() <= 20
+    assert (actual[-1, 0] - torch.from_numpy(smooth).int()).abs().max() <= 20
 
 
 def test_gray_stays_gray_unless_asked(tmp_path):
@@ -65,9 +65,9 @@ def test_palettes(tmp_path):
     picture.save(tmp_path / "c.png", transparency=bytes([255, 255, 0]))
     picture.save(tmp_path / "d.gif", transparency=0)
     table = [[10, 20, 30], [200, 100, 50], [0, 0, 255]]
-    for got, clear in zip(load(str(tmp_path)).values, (None, 1, 2, 0), strict=True):
+    for actual, clear in zip(load(str(tmp_path)).values, (None, 1, 2, 0), strict=True):
         shown = [[255] * 3 if k == clear else row for k, row in enumerate(table)]
-        assert torch.equal(got, chw(np.array(shown, np.uint8)[index]))
+        assert torch.equal(actual, chw(np.array(shown, np.uint8)[index]))
 
 
 def test_transparency_is_put_on_white(tmp_path):
@@ -76,13 +76,19 @@ def test_transparency_is_put_on_white(tmp_path):
     save(tmp_path / "a.png", np.dstack([colour, alpha]))
     save(tmp_path / "b.png", np.dstack([colour[..., 0], alpha]))  # gray with alpha
     expected = 255 + (colour.astype(float) - 255) * (alpha[..., None] / 255)
-    got = load(str(tmp_path)).values.double()
-    torch.testing.assert_close(got[0], torch.from_numpy(expected).permute(2, 0, 1), rtol=0, atol=1)
+    actual = load(str(tmp_path)).values.double()
     torch.testing.assert_close(
-        got[1], torch.from_numpy(expected[None, ..., 0]).expand(3, 4, 4), rtol=0, atol=1
+        actual[0], torch.from_numpy(expected).permute(2, 0, 1), rtol=0, atol=1
     )
-    assert got[0, :, 0].unique().tolist() == [255] and got[0, :, 3, 0].tolist() == [10, 20, 30]
-    assert torch.equal(load(str(tmp_path), channels=1).values[1, 0].double(), got[1, 0])
+    torch.testing.assert_close(
+        actual[1], torch.from_numpy(expected[None, ..., 0]).expand(3, 4, 4), rtol=0, atol=1
+    )
+    assert actual[0, :, 0].unique().tolist() == [255] and actual[0, :, 3, 0].tolist() == [
+        10,
+        20,
+        30,
+    ]
+    assert torch.equal(load(str(tmp_path), channels=1).values[1, 0].double(), actual[1, 0])
     save(tmp_path / "c.png", colour, transparency=(10, 20, 30))  # one colour is the transparent one
     assert load(str(tmp_path)).values[2].unique().tolist() == [255]
 
@@ -93,8 +99,8 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     save(tmp_path / "b.tiff", wide)
     save(tmp_path / "c.pgm", wide)
     data = load(str(tmp_path))
-    for got in data.values:
-        assert got[0].tolist() == [[0, 1, 128], [255, 1, 1], [0, 156, 255]]
+    for actual in data.values:
+        assert actual[0].tolist() == [[0, 1, 128], [255, 1, 1], [0, 156, 255]]
     assert torch.equal(load(str(tmp_path), channels=3).values[0, 2], data.values[0, 0])
 
 
@@ -128,25 +134,25 @@ def test_resizing_is_antialiased(tmp_path):
     stripes[:, ::2] = 255  # at every second pixel a nearest neighbour would see one colour only
     save(tmp_path / "a.png", stripes)
     save(tmp_path / "b.png", np.full((20, 30), 77, np.uint8))
-    got = load(str(tmp_path), size=16).values.int()
-    assert got.shape == (2, 1, 16, 16)
-    assert (got[0, 0, :, 2:-2] - 127).abs().max() <= 3
-    assert got[1].unique().tolist() == [77]
+    actual = load(str(tmp_path), size=16).values.int()
+    assert actual.shape == (2, 1, 16, 16)
+    assert (actual[0, 0, :, 2:-2] - 127).abs().max() <= 3
+    assert actual[1].unique().tolist() == [77]
     assert load(str(tmp_path), size=40).values[1].unique().tolist() == [77]
     with refused(ConfigError, "a.png", "64", "b.png", "20", "say size="):
         load(str(tmp_path))
 
 
 def test_sub_folders_are_classes_in_sorted_order(tmp_path):
-    kept = {}
+    arrays = {}
     for name in ("dog/2.png", "cat/b.png", "cat/a/deep.png", "Zebra/1.png"):
-        kept[name] = pixels(5, 5)
-        save(tmp_path / name, kept[name])
+        arrays[name] = pixels(5, 5)
+        save(tmp_path / name, arrays[name])
     data = load(str(tmp_path), flip=True)
     assert data.names == ("Zebra", "cat", "dog") and data.labels.tolist() == [0, 1, 1, 2]
     order = ("Zebra/1.png", "cat/a/deep.png", "cat/b.png", "dog/2.png")
-    for got, name in zip(data.values, order, strict=True):
-        assert torch.equal(got, chw(kept[name])), name
+    for actual, name in zip(data.values, order, strict=True):
+        assert torch.equal(actual, chw(arrays[name])), name
 
 
 def test_what_is_no_image_is_left_aside(tmp_path):
@@ -230,6 +236,6 @@ def test_splits_are_not_taken_for_classes(tmp_path):
 def test_progress_is_told(tmp_path):
     for k in range(4):
         save(tmp_path / f"{k}.png", pixels(5, 5))
-    told = Ledger()
-    load(str(tmp_path), progress=told)
-    assert told.steps == 4
+    ledger = Ledger()
+    load(str(tmp_path), progress=ledger)
+    assert ledger.steps == 4

@@ -28,8 +28,8 @@ def test_a_batch_knows_its_rows():
     part = batch[1:]
     assert part.ids.tolist() == [4, 0] and part.views.tolist() == [0, 0]
     assert part.cond.label.tolist() == [2, 2] and part.to("cpu").ids.tolist() == [4, 0]
-    bare = Batch(torch.zeros(3, 2))
-    assert bare[1:].ids is None and bare.to("cpu").views is None
+    plain = Batch(torch.zeros(3, 2))
+    assert plain[1:].ids is None and plain.to("cpu").views is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -42,13 +42,13 @@ def test_so_many_of_each_class_and_those_of_fewer_are_among_them(count):
 
 
 def test_the_rest_stay_without_a_label_or_go():
-    kept, alone = data().labelled(2, seed=1), data().labelled(2, seed=1, rest=False)
-    assert len(kept) == 12 and kept.unlabelled == 6 and kept.num_classes == 3
+    partly, alone = data().labelled(2, seed=1), data().labelled(2, seed=1, rest=False)
+    assert len(partly) == 12 and partly.unlabelled == 6 and partly.num_classes == 3
     assert len(alone) == 6 and alone.unlabelled == 0
-    known = (kept.labels >= 0).nonzero()[:, 0]
-    assert torch.equal(kept.labels[known], LABELS[known])
-    assert torch.equal(alone.values, kept.values[known]) and alone.names == ("0", "1", "2")
-    assert kept.fingerprint() != data().fingerprint()
+    rows = (partly.labels >= 0).nonzero()[:, 0]
+    assert torch.equal(partly.labels[rows], LABELS[rows])
+    assert torch.equal(alone.values, partly.values[rows]) and alone.names == ("0", "1", "2")
+    assert partly.fingerprint() != data().fingerprint()
     none = data(torch.full((3,), -1))
     assert none.num_classes == 0 and none.unlabelled == 3
     assert Dataset(torch.zeros(4, 2)).unlabelled == 4
@@ -66,14 +66,14 @@ def test_labels_that_there_are_not():
 
 
 def test_two_parts_share_nothing():
-    rest, held = data().apart(0.3)
-    assert len(held) == 4 and len(rest) == 8
-    together = torch.cat([rest.values, held.values])[:, 0, 0, 0]
+    first, second = data().apart(0.3)
+    assert len(second) == 4 and len(first) == 8
+    together = torch.cat([first.values, second.values])[:, 0, 0, 0]
     assert together.sort().values.tolist() == list(range(12))
-    for part in (rest, held):
+    for part in (first, second):
         assert torch.equal(part.labels, LABELS[part.values[:, 0, 0, 0].long()])
-    assert torch.equal(data().apart(0.3)[1].values, held.values)
-    assert not torch.equal(data().apart(0.3, seed=1)[1].values, held.values)
+    assert torch.equal(data().apart(0.3)[1].values, second.values)
+    assert not torch.equal(data().apart(0.3, seed=1)[1].values, second.values)
     for share in (0.01, 1.0):
         with pytest.raises(DataError, match="empty"):
             data().apart(share)

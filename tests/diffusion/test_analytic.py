@@ -110,7 +110,9 @@ def test_data_is_what_it_says():
     assert data.draw(3, seeded(), torch.float32).dtype == torch.float32
     share = label.bincount(minlength=3) / n
     for k, (mean, std, weight) in enumerate(zip(data.means, data.stds, data.weights, strict=True)):
-        mine = x[label == k]
+        points = x[label == k]
         assert abs(share[k] - weight) < 4 * (weight * (1 - weight) / n) ** 0.5
-        assert bool(((mine.mean(0) - torch.tensor(mean)).abs() < 4 * std / len(mine) ** 0.5).all())
-        assert bool(((mine.std(0) / std - 1).abs() < 4 / (2 * len(mine)) ** 0.5).all())
+        assert bool(
+            ((points.mean(0) - torch.tensor(mean)).abs() < 4 * std / len(points) ** 0.5).all()
+        )
+        assert bool(((points.std(0) / std - 1).abs() < 4 / (2 * len(points)) ** 0.5).all())

@@ -57,8 +57,8 @@ def test_every_sample_has_its_own_time(schedule, reads, shape):
 @pytest.mark.parametrize("shape", [(8, 1), (), (1,), (7,), (8, 3)])
 def test_one_time_per_sample(shape):
     denoiser = wobbly_teacher(Cosine(), V())
-    wanted = rf"one time per sample: expected shape \[8\], got \{list(shape)}"
-    with pytest.raises(ConfigError, match=wanted.replace("]", r"\]").replace(r"\\]", r"\]")):
+    expected = rf"one time per sample: expected shape \[8\], got \{list(shape)}"
+    with pytest.raises(ConfigError, match=expected.replace("]", r"\]").replace(r"\\]", r"\]")):
         denoiser(torch.randn(8, 3, 8, 8), torch.full(shape, 0.5))
 
 
@@ -73,7 +73,7 @@ def test_levels_keep_the_precision_of_t():
 
 
 @pytest.mark.parametrize(
-    "time, schedule, wanted",
+    "time, schedule, expected",
     [
         (None, Cosine(), [300.0, 500.0, 1000.0]),
         (NetTime(scale=999.0), Cosine(), [299.7, 499.5, 999.0]),
@@ -83,10 +83,10 @@ def test_levels_keep_the_precision_of_t():
         (NetTime(of="logsnr", scale=1.0), RectifiedFlow(), [1.6945957207744073, 0.0, -20.0]),
     ],
 )
-def test_how_the_network_wants_its_time(time, schedule, wanted):
+def test_how_the_network_wants_its_time(time, schedule, expected):
     spy = Spy()
     Denoiser(spy, schedule, V(), time=time)(torch.ones(3, 2), torch.tensor([0.3, 0.5, 1.0]))
-    torch.testing.assert_close(spy.seen[0][1], torch.tensor(wanted), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(spy.seen[0][1], torch.tensor(expected), rtol=1e-9, atol=1e-9)
 
 
 def test_the_clean_end_of_the_logsnr_is_bounded_too():
@@ -196,8 +196,8 @@ def test_guidance_is_one_batched_forward():
     cond = Cond(torch.tensor([4, 5, 6]), torch.ones(3, 2, 7), torch.tensor([1.0, 2.0, 3.0]))
     x, t = torch.randn(3, 2, generator=seeded()), torch.tensor([0.2, 0.5, 0.9])
     Guided(Denoiser(spy, Cosine(), V()), 2.0, null=9)(x, t, cond)
-    [(seen, time, both)] = spy.seen
-    assert torch.equal(seen, torch.cat([x, x])) and torch.equal(time, 1000 * torch.cat([t, t]))
+    [(x_seen, time, both)] = spy.seen
+    assert torch.equal(x_seen, torch.cat([x, x])) and torch.equal(time, 1000 * torch.cat([t, t]))
     assert both.label.tolist() == [4, 5, 6, 9, 9, 9]
     assert both.encoder_hidden_states.shape == (6, 2, 7) and both.guidance_scale.tolist() == [
         1,
@@ -218,7 +218,7 @@ def test_scale_one_is_off():
     for scale in (1, 1.0):
         pred = Guided(denoiser, scale, null=9)(x, t, cond)
         assert torch.equal(pred.x0, plain.x0) and torch.equal(pred.eps, plain.eps)
-    assert [len(seen) for seen, _, _ in spy.seen] == [3, 3, 3]
+    assert [len(x) for x, _, _ in spy.seen] == [3, 3, 3]
     assert all(c.label.tolist() == [1, 2, 0] for _, _, c in spy.seen)
 
 
@@ -301,9 +301,9 @@ def test_classifier_guidance_on_the_mixture(schedule, reads, scale):
     pushed = ClassifierGuided(blind_teacher(schedule, reads), ExactClassifier(schedule), scale)
     with torch.no_grad():  # as in `sample`
         pred = pushed(x, t, cond)
-    wanted = Guided(mixture_teacher(schedule, DATA), scale, null=3)(x, t, cond)
-    torch.testing.assert_close(pred.x0, wanted.x0, rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(pred.eps, wanted.eps, rtol=1e-7, atol=1e-8)
+    expected = Guided(mixture_teacher(schedule, DATA), scale, null=3)(x, t, cond)
+    torch.testing.assert_close(pred.x0, expected.x0, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(pred.eps, expected.eps, rtol=1e-7, atol=1e-8)
     if scale == 1:
         exact = mixture_teacher(schedule, DATA)(x, t, cond)
         torch.testing.assert_close(pred.x0, exact.x0, rtol=1e-7, atol=1e-8)
@@ -349,21 +349,21 @@ def test_classifier_guidance_in_every_mode_of_torch(schedule, frozen):
     pushed = timed(schedule).freeze() if frozen else timed(schedule).eval()
     x, label = torch.randn(6, 2, generator=seeded()), torch.tensor([0, 1, 2, 2, 1, 0])
     t = torch.linspace(0.1, 0.9, 6)
-    wanted = pushed(x, t, Cond(label=label))
-    assert (wanted.x0 - blind_teacher(schedule)(x, t).x0).abs().max() > 1e-3
+    expected = pushed(x, t, Cond(label=label))
+    assert (expected.x0 - blind_teacher(schedule)(x, t).x0).abs().max() > 1e-3
     with torch.no_grad():
-        found = [pushed(x, t, Cond(label=label))]
+        predictions = [pushed(x, t, Cond(label=label))]
     with torch.inference_mode():
-        found.append(pushed(x, t, Cond(label=label)))
-        found.append(pushed(x.clone(), t.clone(), Cond(label=label.clone())))
+        predictions.append(pushed(x, t, Cond(label=label)))
+        predictions.append(pushed(x.clone(), t.clone(), Cond(label=label.clone())))
         made = timed(schedule).eval()
         assert made.classifier.head.weight.is_inference()
-        found.append(made(x.clone(), t.clone(), Cond(label=label.clone())))
-        walk = sample(made, x.clone(), uniform(5, start=0.9), cond=Cond(label=label.clone()))
-    for pred in found:
-        assert torch.equal(pred.x0, wanted.x0) and torch.equal(pred.eps, wanted.eps)
-    assert torch.equal(walk, sample(pushed, x, uniform(5, start=0.9), cond=Cond(label=label)))
-    assert not frozen or not wanted.x0.requires_grad
+        predictions.append(made(x.clone(), t.clone(), Cond(label=label.clone())))
+        samples = sample(made, x.clone(), uniform(5, start=0.9), cond=Cond(label=label.clone()))
+    for pred in predictions:
+        assert torch.equal(pred.x0, expected.x0) and torch.equal(pred.eps, expected.eps)
+    assert torch.equal(samples, sample(pushed, x, uniform(5, start=0.9), cond=Cond(label=label)))
+    assert not frozen or not expected.x0.requires_grad
 
 
 @torch.inference_mode()
@@ -423,7 +423,7 @@ class Cut(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         (lambda x: x[:1], r"answers \[1, 2\] for samples of \[4, 2\].*reads \[4, 2\]"),
         (lambda x: x.mean(0), r"answers \[2\] for"),
@@ -433,10 +433,10 @@ class Cut(nn.Module):
         (lambda x: (x,), "answers a tuple for"),
     ],
 )
-def test_an_answer_of_another_shape_is_not_broadcast(change, said):
+def test_an_answer_of_another_shape_is_not_broadcast(change, words):
     x = torch.randn(4, 2, generator=seeded())
     teacher = Denoiser(Cut(change), Cosine(), V())
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=words):
         teacher(x, torch.full((4,), 0.5))
     with pytest.raises(ConfigError, match="the network answers"):
         Pipeline(teacher, (2,)).sample(4)

@@ -40,25 +40,25 @@ def told(cond, scale=SCALES):
 def test_features_of_the_specification():
     """distillation-checks.md 45."""
     w = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    wanted = [
+    expected = [
         [0.826879541, 0.65031686, 0.834463208, 0.099833417],
         [0.562379076, -0.759663071, -0.551063658, 0.995004165],
         [0.0, 0.0, 0.0, 0.0],
         [1.0, 1.0, 1.0, 1.0],
     ]
-    got = guidance_features(w, 8)
-    assert got.dtype == torch.float64
-    wanted = torch.tensor(wanted, dtype=torch.float64).reshape(2, 8)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=6e-10)
+    actual = guidance_features(w, 8)
+    assert actual.dtype == torch.float64
+    expected = torch.tensor(expected, dtype=torch.float64).reshape(2, 8)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=6e-10)
 
 
 @pytest.mark.parametrize("width", [4, 14, 256])
 def test_features_are_those_of_diffusers(width):
     w = torch.linspace(0, 14, 37, dtype=torch.float64)
     pipeline = LatentConsistencyModelPipeline
-    theirs = pipeline.get_guidance_scale_embedding(None, w, width, torch.float64)
+    expected_features = pipeline.get_guidance_scale_embedding(None, w, width, torch.float64)
     # Their frequencies are rounded to float32, and angles reach 14,000.
-    torch.testing.assert_close(guidance_features(w, width), theirs, rtol=0, atol=1e-3)
+    torch.testing.assert_close(guidance_features(w, width), expected_features, rtol=0, atol=1e-3)
 
 
 def test_features_are_never_of_less_than_float32():
@@ -72,8 +72,8 @@ def test_the_embedding_reads_the_scale_minus_one_and_begins_at_zero():
     assert embedding(SCALES).eq(0).all() and embedding(SCALES).shape == (ROWS, 5)
     shaken(embedding)
     hidden = embedding.enter(guidance_features(SCALES - 1, 6))
-    wanted = embedding.leave(hidden * torch.sigmoid(hidden))
-    torch.testing.assert_close(embedding(SCALES), wanted)
+    expected = embedding.leave(hidden * torch.sigmoid(hidden))
+    torch.testing.assert_close(embedding(SCALES), expected)
     assert (embedding(SCALES)[0] - embedding(SCALES)[1]).abs().max() > 1e-3
 
 
@@ -106,12 +106,12 @@ def test_adding_lasts_as_long_as_it_is_asked_for():
 def test_it_begins_as_the_conditional_network_to_the_bit(name):
     torch.manual_seed(0)
     net, batch = shaken(tiny(name, 3)), data(name, 3)
-    wanted = net(batch.x0, TIMES, batch.cond)
+    expected = net(batch.x0, TIMES, batch.cond)
     guided = with_guidance(net, width=12)
     for scale in (SCALES, SCALES.double(), SCALES.flip(0)):
-        assert torch.equal(guided(batch.x0, TIMES, told(batch.cond, scale)), wanted)
+        assert torch.equal(guided(batch.x0, TIMES, told(batch.cond, scale)), expected)
     shaken(guided)
-    assert torch.equal(net(batch.x0, TIMES, batch.cond), wanted)  # they share nothing
+    assert torch.equal(net(batch.x0, TIMES, batch.cond), expected)  # they share nothing
 
 
 @backbones
@@ -195,13 +195,15 @@ def test_new_weights_depend_on_the_seed_alone():
 
 def test_a_uvit_adds_it_to_the_time_token_alone():
     """Whatever is added, the label's token and the patches enter the first block as they were."""
-    net, batch, seen = shaken(with_guidance(tiny("uvit", 3), width=12)), data("uvit", 3), []
-    net.model.in_blocks[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    net, batch, inputs = shaken(with_guidance(tiny("uvit", 3), width=12)), data("uvit", 3), []
+    net.model.in_blocks[0].register_forward_pre_hook(
+        lambda module, arguments: inputs.append(arguments[0])
+    )
     with torch.no_grad():
         net(batch.x0, TIMES, told(batch.cond))
         net(batch.x0, TIMES, told(batch.cond, SCALES + 1))
         added = [net.model.guidance_embed(scale) for scale in (SCALES, SCALES + 1)]
-    difference = seen[1] - seen[0]
+    difference = inputs[1] - inputs[0]
     torch.testing.assert_close(difference[:, 1], added[1] - added[0], rtol=0, atol=1e-5)
     assert difference[:, [0, *range(2, difference.shape[1])]].eq(0).all()
 
@@ -235,10 +237,10 @@ def test_unet_condition_takes_features_of_w_where_diffusers_has_them():
     shaken(net).eval()
     features = guidance_features(SCALES - 1, 12)
     with torch.no_grad():
-        wanted = net.model(
+        expected = net.model(
             batch.x0, TIMES, batch.cond.encoder_hidden_states, timestep_cond=features
         )[0]
-        assert torch.equal(net(batch.x0, TIMES, told(batch.cond)), wanted)
+        assert torch.equal(net(batch.x0, TIMES, told(batch.cond)), expected)
     with pytest.raises(ConfigError, match="time_cond_proj_dim"):
         build(
             "unet-condition",

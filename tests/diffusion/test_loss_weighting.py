@@ -75,14 +75,14 @@ def toy_errors(reads, dtype=torch.float64):
 )
 def test_losses_of_the_official_code(reads, weighting, losses):
     """distillation-checks.md 27 to 31, one loss a sample."""
-    got = weighting(*toy_errors(reads))
+    actual = weighting(*toy_errors(reads))
     # At t = 1 the eps error is 4.5e-5 of the x0 error: the official difference form rounds there.
-    torch.testing.assert_close(got, torch.tensor(losses), rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual, torch.tensor(losses), rtol=1e-6, atol=0)
 
 
 def test_losses_in_float32():
-    got = truncated_snr(*toy_errors(X0(), torch.float32))
-    torch.testing.assert_close(got.double(), torch.tensor(X_TRUNCATED), rtol=1e-4, atol=0)
+    actual = truncated_snr(*toy_errors(X0(), torch.float32))
+    torch.testing.assert_close(actual.double(), torch.tensor(X_TRUNCATED), rtol=1e-4, atol=0)
 
 
 def test_identities():

@@ -72,8 +72,8 @@ def test_both_is_the_weighted_mean_of_its_halves(schedule):
     level = schedule.at(torch.linspace(0.05, 0.95, 5).reshape(-1, 1, 1, 1))
     pred = X0AndEps().decode(torch.cat([o_x, o_eps], 1), x, level)
     a2, s2 = level.alpha**2, level.sigma**2
-    wanted = (s2 * o_x + a2 * (x - level.sigma * o_eps) / level.alpha) / (a2 + s2)
-    torch.testing.assert_close(pred.x0, wanted, rtol=1e-12, atol=1e-12)
+    expected = (s2 * o_x + a2 * (x - level.sigma * o_eps) / level.alpha) / (a2 + s2)
+    torch.testing.assert_close(pred.x0, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(level.mix(pred.x0, pred.eps), x, rtol=1e-12, atol=1e-11)
 
 
@@ -173,10 +173,10 @@ def test_velocity_is_the_slope_of_the_straight_path():
 def test_v_is_the_derivative_along_the_angle():
     """On a circle alpha = cos, sigma = sin, v = d x_t / d angle (Salimans & Ho 2022, appendix D)."""
     x0, eps = torch.randn(2, 3, 4, generator=seeded())
-    here, h = Cosine().at(torch.tensor(0.3)), 1e-6
+    level, h = Cosine().at(torch.tensor(0.3)), 1e-6
     ahead, behind = (Cosine().at(torch.tensor(0.3 + k * h / Cosine().a)) for k in (1, -1))
     slope = (ahead.mix(x0, eps) - behind.mix(x0, eps)) / (2 * h)
-    out = V().encode(Prediction(x0, eps), here)
+    out = V().encode(Prediction(x0, eps), level)
     torch.testing.assert_close(out, slope, rtol=0, atol=1e-9)
 
 

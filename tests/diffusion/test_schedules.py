@@ -62,9 +62,9 @@ def test_cosine_logsnr(t, logsnr):
 )
 def test_cosine_levels(t, alpha, sigma):
     """distillation-checks.md 3 to 5; a pure cosine is 8e-6 away at t = 0.3."""
-    there = level(Cosine(), t)
-    assert there.alpha.item() == pytest.approx(alpha, rel=2e-9)
-    assert there.sigma.item() == pytest.approx(sigma, rel=2e-9)
+    at_t = level(Cosine(), t)
+    assert at_t.alpha.item() == pytest.approx(alpha, rel=2e-9)
+    assert at_t.sigma.item() == pytest.approx(sigma, rel=2e-9)
     assert abs(cos(pi * 0.3 / 2) - 0.890998280) > 8e-6
 
 
@@ -100,51 +100,51 @@ def test_vp_linear_is_the_integral_of_beta():
         for t in (0.0, 0.01, 0.4, 1.0):
             beta = [low + s * (high - low) for s in (0, t / 2, t)]
             log_alpha = -0.5 * t * (beta[0] + 4 * beta[1] + beta[2]) / 6
-            there = level(VPLinear(low, high), t)
-            assert there.alpha.log().item() == pytest.approx(log_alpha, rel=1e-12, abs=1e-15)
-            wanted = sqrt(max(0.0, 1 - 2.718281828459045 ** (2 * log_alpha)))
-            assert there.sigma.item() == pytest.approx(wanted, rel=1e-9)
+            at_t = level(VPLinear(low, high), t)
+            assert at_t.alpha.log().item() == pytest.approx(log_alpha, rel=1e-12, abs=1e-15)
+            expected = sqrt(max(0.0, 1 - 2.718281828459045 ** (2 * log_alpha)))
+            assert at_t.sigma.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_straight_is_a_line():
     t = torch.tensor([0.0, 0.25, 1.0])
-    there = RectifiedFlow().at(t)
-    assert there.alpha.tolist() == [1.0, 0.75, 0.0]
-    assert there.sigma.tolist() == [0.0, 0.25, 1.0]
-    assert there.logsnr[[0, 2]].tolist() == [inf, -inf]
+    at_t = RectifiedFlow().at(t)
+    assert at_t.alpha.tolist() == [1.0, 0.75, 0.0]
+    assert at_t.sigma.tolist() == [0.0, 0.25, 1.0]
+    assert at_t.logsnr[[0, 2]].tolist() == [inf, -inf]
 
 
 def test_karras_is_equation_5():
     schedule, n = Karras(sigma_min=0.01, sigma_max=50.0, rho=5.0), 18
     i = torch.arange(n)
-    wanted = (50 ** (1 / 5) + i / (n - 1) * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
-    there = schedule.at(1 - i / (n - 1))
-    torch.testing.assert_close(there.sigma, wanted, rtol=1e-12, atol=0)
-    assert there.alpha.tolist() == [1.0] * n
+    expected = (50 ** (1 / 5) + i / (n - 1) * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
+    at_t = schedule.at(1 - i / (n - 1))
+    torch.testing.assert_close(at_t.sigma, expected, rtol=1e-12, atol=0)
+    assert at_t.alpha.tolist() == [1.0] * n
     ends = Karras().at(torch.tensor([0.0, 1.0])).sigma
     torch.testing.assert_close(ends, torch.tensor([0.002, 80.0]), rtol=1e-12, atol=0)
 
 
 @every
 def test_variance_preserving_says_the_truth(schedule):
-    there = schedule.at(torch.linspace(0.01, 1, 40))
-    total = there.alpha**2 + there.sigma**2
+    at_t = schedule.at(torch.linspace(0.01, 1, 40))
+    total = at_t.alpha**2 + at_t.sigma**2
     assert bool(((total - 1).abs() < 1e-12).all()) == schedule.variance_preserving
 
 
 @every
 def test_logsnr_falls(schedule):
     t = torch.linspace(0.001, 1, 700)
-    there = schedule.at(t)
-    assert bool((there.logsnr.diff() < 0).all())
-    torch.testing.assert_close(there.logsnr, ((there.alpha / there.sigma) ** 2).log())
+    at_t = schedule.at(t)
+    assert bool((at_t.logsnr.diff() < 0).all())
+    torch.testing.assert_close(at_t.logsnr, ((at_t.alpha / at_t.sigma) ** 2).log())
 
 
 @every
 @given(t=st.floats(0.0005, 1.0))
 def test_time_inverts_at(schedule, t):
-    there = torch.tensor(t, dtype=torch.float64)
-    assert schedule.time(schedule.at(there).logsnr).item() == pytest.approx(t, rel=1e-9)
+    at_t = torch.tensor(t, dtype=torch.float64)
+    assert schedule.time(schedule.at(at_t).logsnr).item() == pytest.approx(t, rel=1e-9)
 
 
 @every
@@ -178,9 +178,9 @@ def test_time_of_pure_noise_is_one():
 @pytest.mark.parametrize("shape", [(), (1,), (5, 3, 1), (2, 0)])
 def test_shape_and_dtype_are_kept(schedule, dtype, shape):
     t = 0.1 + 0.9 * torch.rand(shape, generator=seeded(), dtype=dtype)
-    for there in (schedule.at(t), arriving(schedule, t)):
-        assert there.alpha.shape == there.sigma.shape == t.shape
-        assert there.alpha.dtype == there.sigma.dtype == dtype
+    for at_t in (schedule.at(t), arriving(schedule, t)):
+        assert at_t.alpha.shape == at_t.sigma.shape == t.shape
+        assert at_t.alpha.dtype == at_t.sigma.dtype == dtype
     back = schedule.time(schedule.at(t).logsnr)
     assert back.shape == t.shape and back.dtype == dtype
 
@@ -205,8 +205,8 @@ def test_float32_levels_are_those_of_float64(schedule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_farthest_cosine_has_signal_and_noise_at_its_ends(low, high, dtype):
     """Of one to -40 float32's alpha is below 0; of one from 40 float16's sigma is 0."""
-    there = Cosine(low, high).at(torch.tensor([0.0, 1.0], dtype=dtype))
-    assert bool((there.alpha > 0).all()) and bool((there.sigma > 0).all())
+    at_t = Cosine(low, high).at(torch.tensor([0.0, 1.0], dtype=dtype))
+    assert bool((at_t.alpha > 0).all()) and bool((at_t.sigma > 0).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -215,24 +215,24 @@ def test_the_farthest_cosine_has_signal_and_noise_at_its_ends(low, high, dtype):
 )
 def test_of_nan_comes_nan(schedule, dtype):
     t = torch.tensor([1.0, NAN], dtype=dtype)
-    there = schedule.at(t)
-    assert bool((there.alpha.isnan() | there.sigma.isnan())[1]) and not there.sigma[0].isnan()
+    at_t = schedule.at(t)
+    assert bool((at_t.alpha.isnan() | at_t.sigma.isnan())[1]) and not at_t.sigma[0].isnan()
     assert schedule.time(t).isnan().tolist() == [False, True]
 
 
 @every
 def test_whoever_arrives_at_zero_arrives_at_clean_data(schedule):
     t = torch.tensor([0.0, 0.4, 1.0])
-    there, plain = arriving(schedule, t), schedule.at(t)
-    assert (there.alpha[0].item(), there.sigma[0].item()) == (1.0, 0.0)
-    assert torch.equal(there.alpha[1:], plain.alpha[1:])
-    assert torch.equal(there.sigma[1:], plain.sigma[1:])
+    at_t, plain = arriving(schedule, t), schedule.at(t)
+    assert (at_t.alpha[0].item(), at_t.sigma[0].item()) == (1.0, 0.0)
+    assert torch.equal(at_t.alpha[1:], plain.alpha[1:])
+    assert torch.equal(at_t.sigma[1:], plain.sigma[1:])
 
 
 def test_mix():
-    there = Level(torch.tensor(0.8), torch.tensor(0.6))
-    assert there.mix(torch.tensor(2.0), torch.tensor(-1.0)).item() == pytest.approx(1.0)
-    assert there.logsnr.item() == pytest.approx(2 * log(0.8 / 0.6))
+    at_t = Level(torch.tensor(0.8), torch.tensor(0.6))
+    assert at_t.mix(torch.tensor(2.0), torch.tensor(-1.0)).item() == pytest.approx(1.0)
+    assert at_t.logsnr.item() == pytest.approx(2 * log(0.8 / 0.6))
 
 
 def test_names():
@@ -264,7 +264,7 @@ def test_table_is_that_of_diffusers(table, zero_snr):
 
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    theirs = DDIMScheduler(
+    scheduler = DDIMScheduler(
         num_train_timesteps=table.levels,
         beta_start=table.beta_start,
         beta_end=table.beta_end,
@@ -275,8 +275,8 @@ def test_table_is_that_of_diffusers(table, zero_snr):
     n = torch.arange(table.levels, dtype=torch.float64)
     ours = replace(table, zero_snr=zero_snr).at((n + 1) / table.levels)
     # diffusers multiplies a thousand float32 numbers.
-    torch.testing.assert_close(ours.alpha**2, theirs, rtol=1e-4, atol=2e-6)
-    torch.testing.assert_close(ours.sigma**2, 1 - theirs, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(ours.alpha**2, scheduler, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(ours.sigma**2, 1 - scheduler, rtol=1e-4, atol=2e-6)
 
 
 def test_zero_terminal_snr_is_exact_at_the_end():
@@ -285,8 +285,8 @@ def test_zero_terminal_snr_is_exact_at_the_end():
     t = torch.arange(1, 1001) / 1000
     was, now = plain.at(t), zero.at(t)
     assert (now.alpha[-1].item(), now.sigma[-1].item()) == (0.0, 1.0)
-    wanted = (was.alpha - was.alpha[-1]) / (was.alpha[0] - was.alpha[-1]) * was.alpha[0]
-    torch.testing.assert_close(now.alpha, wanted, rtol=1e-10, atol=1e-14)
+    expected = (was.alpha - was.alpha[-1]) / (was.alpha[0] - was.alpha[-1]) * was.alpha[0]
+    torch.testing.assert_close(now.alpha, expected, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(now.alpha[0], was.alpha[0], rtol=1e-13, atol=0)
 
 
@@ -295,8 +295,8 @@ def test_a_table_is_interpolated_in_logsnr():
     n = torch.arange(1, 10)
     ends = table.at(n / 10).logsnr, table.at((n + 1) / 10).logsnr
     for share in (0.25, 0.7):
-        there = table.at((n + share) / 10).logsnr
-        torch.testing.assert_close(there, torch.lerp(*ends, share), rtol=1e-11, atol=1e-12)
+        at_t = table.at((n + share) / 10).logsnr
+        torch.testing.assert_close(at_t, torch.lerp(*ends, share), rtol=1e-11, atol=1e-12)
 
 
 def test_a_table_is_clean_at_zero():
@@ -312,11 +312,11 @@ def test_every_level_of_a_zero_snr_table_can_be_read(levels, dtype):
     table = BetaTable(levels=levels, zero_snr=True, beta_end=0.02 if levels > 100 else 0.3)
     n = torch.arange(levels, dtype=dtype)
     for t in ((n + 1) / levels, (n + 1) * (1 / levels)):
-        there = table.at(t.clamp(max=1))
-        assert there.alpha[-1].item() == 0
-        assert bool((there.alpha[:-1] > 0).all()), there.alpha[-3:]
+        at_t = table.at(t.clamp(max=1))
+        assert at_t.alpha[-1].item() == 0
+        assert bool((at_t.alpha[:-1] > 0).all()), at_t.alpha[-3:]
         torch.testing.assert_close(
-            table.time(there.logsnr).double(), (n.double() + 1) / levels, rtol=0, atol=1e-4 / levels
+            table.time(at_t.logsnr).double(), (n.double() + 1) / levels, rtol=0, atol=1e-4 / levels
         )
 
 
@@ -368,14 +368,14 @@ def test_levels_in_half_precision_are_those_of_double(schedule, dtype):
     t = torch.linspace(0, 1, 101, dtype=torch.float64).to(dtype)
     if getattr(schedule, "zero_snr", False):  # of 100: bfloat16's times lie between its last levels
         t = torch.tensor([0.0, 0.25, 0.5, 0.99, 1.0]).to(dtype)
-        wanted = schedule.at(torch.tensor([0.0, 0.25, 0.5, 0.99, 1.0], dtype=torch.float64))
+        expected = schedule.at(torch.tensor([0.0, 0.25, 0.5, 0.99, 1.0], dtype=torch.float64))
     else:
-        wanted = schedule.at(t.double())
-    got = schedule.at(t)
-    for mine, theirs in ((got.alpha, wanted.alpha), (got.sigma, wanted.sigma)):
-        assert mine.dtype is dtype
-        torch.testing.assert_close(mine.double(), theirs, rtol=torch.finfo(dtype).eps, atol=2e-3)
-    back = schedule.time(wanted.logsnr.to(dtype))
+        expected = schedule.at(t.double())
+    actual = schedule.at(t)
+    for half, double in ((actual.alpha, expected.alpha), (actual.sigma, expected.sigma)):
+        assert half.dtype is dtype
+        torch.testing.assert_close(half.double(), double, rtol=torch.finfo(dtype).eps, atol=2e-3)
+    back = schedule.time(expected.logsnr.to(dtype))
     assert back.dtype is dtype and bool(((back >= 0) & (back <= 1)).all())
 
 
@@ -403,9 +403,9 @@ def test_levels_in_half_precision_are_those_of_double(schedule, dtype):
 )
 def test_time_inverts_at_at_the_ends(schedule, dtype, digits):
     for t in (0.0, 1.0):
-        there = schedule.at(torch.tensor(t, dtype=dtype))
-        found = schedule.time(there.logsnr)
-        assert found.dtype is dtype and found.item() == pytest.approx(t, abs=digits)
+        at_t = schedule.at(torch.tensor(t, dtype=dtype))
+        times = schedule.time(at_t.logsnr)
+        assert times.dtype is dtype and times.item() == pytest.approx(t, abs=digits)
     ends = {inf: 0.0, -inf: 1.0, 1e30: 0.0, -1e30: 1.0}
     if isinstance(schedule, BetaTable):  # nothing but clean data lies before its first level
         ends[1e30] = 1 / schedule.levels
@@ -469,6 +469,6 @@ def test_a_table_that_ends_without_signal_has_no_levels_before_its_end():
 
 @pytest.mark.parametrize("schedule", ALL, ids=named)
 def test_times_are_floating_point(schedule):
-    for asked in (schedule.at, schedule.time):
+    for function in (schedule.at, schedule.time):
         with pytest.raises(ConfigError, match="floating point"):
-            asked(torch.tensor([0, 1]))
+            function(torch.tensor([0, 1]))

@@ -31,8 +31,8 @@ def test_uniform():
 
 @given(half=st.integers(1, 600))
 def test_a_halved_uniform_grid_is_the_uniform_grid_of_half(half):
-    for mine, theirs in zip(uniform(2 * half)[::2], uniform(half), strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-15)
+    for t, s in zip(uniform(2 * half)[::2], uniform(half), strict=True):
+        assert t == pytest.approx(s, abs=1e-15)
 
 
 @given(power=st.integers(0, 12))
@@ -46,8 +46,8 @@ def test_trailing_is_that_of_diffusers(steps):
 
     scheduler = DDIMScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
-    theirs = [(n + 1) / 1000 for n in scheduler.timesteps.tolist()]
-    assert trailing(steps) == (*theirs, 0.0)
+    times = [(n + 1) / 1000 for n in scheduler.timesteps.tolist()]
+    assert trailing(steps) == (*times, 0.0)
 
 
 def test_trailing_lies_on_the_table():

@@ -97,7 +97,7 @@ def test_accents_may_be_written_either_way(tmp_path, forms):
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    "bad, words",
     [
         (
             "{",
@@ -135,13 +135,13 @@ def test_accents_may_be_written_either_way(tmp_path, forms):
         ),
     ],
 )
-def test_a_bad_line_is_named_by_its_number(tmp_path, bad, said):
+def test_a_bad_line_is_named_by_its_number(tmp_path, bad, words):
     files = images(tmp_path, ["a.png"])
     table(tmp_path, line("a.png", "good"), "", bad, line("a.png", "good"))
-    said = said.replace("LIKE", 'write {"file_name": "a.png", "text": "a cat"}')
-    said += "; mend or remove the line" * said.startswith("damaged")
-    verb = "is " if said.startswith("damaged") else "" if said.startswith("names") else "has "
-    refused(tmp_path, files, f"line 3 of FOLDER/metadata.jsonl {verb}{said}")
+    words = words.replace("LIKE", 'write {"file_name": "a.png", "text": "a cat"}')
+    words += "; mend or remove the line" * words.startswith("damaged")
+    verb = "is " if words.startswith("damaged") else "" if words.startswith("names") else "has "
+    refused(tmp_path, files, f"line 3 of FOLDER/metadata.jsonl {verb}{words}")
 
 
 def test_images_that_the_table_leaves_out(tmp_path):

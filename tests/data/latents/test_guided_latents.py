@@ -90,8 +90,8 @@ def test_it_ends_in_a_table(cli, tmp_path):
         2,
     )
     cli("evaluate", "g", *look, "--baselines", "ddim", "--cost-rounds", 0, "--device", "cpu")
-    found = json.loads((tmp_path / "g" / "report.json").read_text())["guided"]
-    rows = [(row["guidance_scale"], row["role"], row["steps"]) for row in found["rows"]]
+    guided = json.loads((tmp_path / "g" / "report.json").read_text())["guided"]
+    rows = [(row["guidance_scale"], row["role"], row["steps"]) for row in guided["rows"]]
     assert [row[1:] for row in rows if row[0] == 2][1:] == [("student", 8), ("student", 4)]
 
 
@@ -117,10 +117,10 @@ def test_texts_lead_away_from_the_empty_one(name, tmp_path):
     first = next(method.stages(DenoiserOnly(teacher.denoiser, teacher.unconditional)))
     batch = data.batch(torch.arange(3))
     t, scale = torch.tensor([0.2, 0.6, 1.0]), torch.tensor([1.0, 2.0, 4.0])
-    told = replace(batch.cond, guidance_scale=scale)
+    cond = replace(batch.cond, guidance_scale=scale)
     assert torch.equal(first.objective.null, data.null_context)
     assert torch.equal(
-        first.student(batch.x0, t, told).x0, teacher.denoiser(batch.x0, t, batch.cond).x0
+        first.student(batch.x0, t, cond).x0, teacher.denoiser(batch.x0, t, batch.cond).x0
     )
     student = distill(
         teacher,
@@ -157,7 +157,7 @@ def test_reparameterised_it_meets_the_exact_v_at_pure_noise():
     fit(student, stage.objective, updates=3000, rate=4e-3, rng=seeded())
     x, t = torch.randn(3000, 2, generator=seeded(4)), torch.ones(3000, dtype=torch.float64)
     _, cond = labelled_points(3000)
-    wanted = mixture_teacher(schedule)(x, t, cond).x0
-    assert torch.equal(wanted, torch.tensor(DATA.means)[cond.label])
+    expected = mixture_teacher(schedule)(x, t, cond).x0
+    assert torch.equal(expected, torch.tensor(DATA.means)[cond.label])
     with torch.no_grad():
-        assert rms(student(x, t, cond).x0, wanted) < 1e-2  # alpha = 0: minus v
+        assert rms(student(x, t, cond).x0, expected) < 1e-2  # alpha = 0: minus v

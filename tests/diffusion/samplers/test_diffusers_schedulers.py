@@ -53,7 +53,7 @@ def at_noise(schedule):
     return schedule.at(torch.ones((), dtype=torch.float64))
 
 
-def walk(denoiser, noise, times, name, **more):
+def sampled(denoiser, noise, times, name, **more):
     generators = [seeded(k) for k in range(len(noise))]
     return sample_with_scheduler(denoiser, noise, times, name, generators=generators, **more)
 
@@ -80,15 +80,15 @@ def test_diffusers_is_imported_only_where_it_is_used():
 def test_ddim_is_ours(schedule, times):
     """On every schedule and grid, steps that do not divide 1000 among them."""
     teacher, noise = mixture_teacher(schedule), some_noise()
-    got = walk(teacher, noise, times, "DDIMScheduler")
-    torch.testing.assert_close(got, sample(teacher, noise, times), rtol=0, atol=1e-12)
+    actual = sampled(teacher, noise, times, "DDIMScheduler")
+    torch.testing.assert_close(actual, sample(teacher, noise, times), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [64, 128])
 def test_ddim_is_ours_where_diffusers_own_table_would_round(steps):
     teacher, noise = mixture_teacher(BetaTable("scaled_linear")), some_noise()
-    got = walk(teacher, noise, uniform(steps), "DDIMScheduler")
-    torch.testing.assert_close(got, sample(teacher, noise, uniform(steps)), rtol=0, atol=1e-12)
+    actual = sampled(teacher, noise, uniform(steps), "DDIMScheduler")
+    torch.testing.assert_close(actual, sample(teacher, noise, uniform(steps)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
@@ -100,8 +100,8 @@ def test_grids_down_to_the_first_level_of_a_table(name):
         ddim if "DDIM" in name else dpmpp_2m,
     )
     for times in (uniform_logsnr(5, table), karras(4, table), trailing(7)):
-        got = walk(teacher, noise, times, name)
-        torch.testing.assert_close(got, sample(teacher, noise, times, step), rtol=0, atol=1e-5)
+        actual = sampled(teacher, noise, times, name)
+        torch.testing.assert_close(actual, sample(teacher, noise, times, step), rtol=0, atol=1e-5)
 
 
 @every_schedule
@@ -109,18 +109,18 @@ def test_grids_down_to_the_first_level_of_a_table(name):
 def test_dpm_solver_is_ours(schedule, times):
     """Where alpha(1) = 0 diffusers takes 2^-12 for it, so that the second step has a past."""
     teacher, noise = mixture_teacher(schedule), some_noise()
-    got = walk(teacher, noise, times, "DPMSolverMultistepScheduler")
+    actual = sampled(teacher, noise, times, "DPMSolverMultistepScheduler")
     singular = times[0] == 1 and at_noise(schedule).alpha == 0
-    wanted = sample(teacher, noise, times, dpmpp_2m)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=3e-3 if singular else 3e-6)
+    expected = sample(teacher, noise, times, dpmpp_2m)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=3e-3 if singular else 3e-6)
 
 
 @every_schedule
 def test_euler_is_ddim(schedule):
     """Euler in sigma / alpha; it has 7 digits of as much as 22026 times x."""
     teacher, noise = mixture_teacher(schedule), some_noise()
-    got = walk(teacher, noise, uniform(8), "EulerDiscreteScheduler")
-    torch.testing.assert_close(got, sample(teacher, noise, uniform(8)), rtol=0, atol=1e-3)
+    actual = sampled(teacher, noise, uniform(8), "EulerDiscreteScheduler")
+    torch.testing.assert_close(actual, sample(teacher, noise, uniform(8)), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
@@ -128,18 +128,18 @@ def test_clipping_is_ours(name):
     teacher, noise = wobbly_teacher(Cosine(), X0()), 3 * some_noise(5, 4)
     step = ddim if "DDIM" in name else dpmpp_2m
     for clip in (0.25, 1e6):
-        got = walk(teacher, noise, uniform(4), name, clip=clip)
-        wanted = sample(teacher, noise, uniform(4), step, clip=clip)
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-        assert (got.abs().max() <= 0.25 + 1e-6) == (clip == 0.25)
+        actual = sampled(teacher, noise, uniform(4), name, clip=clip)
+        expected = sample(teacher, noise, uniform(4), step, clip=clip)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        assert (actual.abs().max() <= 0.25 + 1e-6) == (clip == 0.25)
 
 
 def test_conditions_reach_the_network():
     teacher, noise = Guided(mixture_teacher(Cosine()), 1.5, 3), some_noise()
     cond = Cond(torch.tensor([0, 1, 2, 1, 0]))
-    got = walk(teacher, noise, uniform(4), "DDIMScheduler", cond=cond)
-    wanted = sample(teacher, noise, uniform(4), cond=cond)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    actual = sampled(teacher, noise, uniform(4), "DDIMScheduler", cond=cond)
+    expected = sample(teacher, noise, uniform(4), cond=cond)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 # --- the exact flow -----------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_schedulers_converge_to_the_exact_flow(schedule, name):
     exact = gaussian_flow(schedule, x, 1.0, 0.0)
 
     def error(steps):
-        return (walk(teacher, noise, uniform(steps), name) - exact).abs().mean().item()
+        return (sampled(teacher, noise, uniform(steps), name) - exact).abs().mean().item()
 
     few, many = error(24), error(96)
     assert few / many > (3.6 if name == "DDIMScheduler" else 8)
@@ -172,16 +172,16 @@ def test_schedulers_converge_to_the_exact_flow(schedule, name):
 def test_every_scheduler_lands_where_the_data_is_one_point(schedule, name):
     if name == "PNDMScheduler" and at_noise(schedule).alpha == 0:
         pytest.skip("works on eps")
-    teacher, walked = gaussian_teacher(schedule, mean=0.3, std=0.0), 0
+    teacher, tried = gaussian_teacher(schedule, mean=0.3, std=0.0), 0
     for times in (uniform(8), UNEVEN, uniform(20)):
         try:
-            x = walk(teacher, some_noise(), times, name)
+            x = sampled(teacher, some_noise(), times, name)
         except ConfigError as refused:
             assert "diverges" in str(refused)
             continue
-        walked += 1
+        tried += 1
         assert (x - 0.3).abs().max() < 1e-5
-    assert walked
+    assert tried
 
 
 class Recorded(Counted):
@@ -203,7 +203,7 @@ def test_the_network_is_asked_at_the_level_where_the_scheduler_is(schedule, name
     """Where the data is one point every call finds the eps of the start: on the grid and between."""
     times = tuple(0.9 * t for t in uniform(5))  # float32 and 2^-12 for alpha = 0 lose it near t = 1
     teacher = Recorded(gaussian_teacher(schedule, mean=0.3, std=0.0))
-    walk(teacher, some_noise(), times, name)
+    sampled(teacher, some_noise(), times, name)
     for eps in teacher.eps[1:]:
         torch.testing.assert_close(eps, teacher.eps[0], rtol=0, atol=2e-5)
 
@@ -211,7 +211,7 @@ def test_the_network_is_asked_at_the_level_where_the_scheduler_is(schedule, name
 @pytest.mark.parametrize("name", EACH)
 def test_one_step_is_the_predicted_x0(name):
     teacher, noise = mixture_teacher(Cosine()), some_noise()
-    x = walk(teacher, noise, uniform(1), name)
+    x = sampled(teacher, noise, uniform(1), name)
     torch.testing.assert_close(
         x, teacher(noise, torch.ones(5, dtype=torch.float64)).x0, rtol=0, atol=1e-6
     )
@@ -219,7 +219,7 @@ def test_one_step_is_the_predicted_x0(name):
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_noise_of_a_scheduler_makes_the_data(name):
-    x = walk(gaussian_teacher(VPLinear()), some_noise(400), uniform(60), name)
+    x = sampled(gaussian_teacher(VPLinear()), some_noise(400), uniform(60), name)
     assert abs(x.mean() - 0.3) < 4 * 0.5 / 800**0.5
     assert abs(x.std() / 0.5 - 1) < 0.15
 
@@ -230,12 +230,12 @@ def test_noise_of_a_scheduler_makes_the_data(name):
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_calls_are_those_made(name, steps):
-    counted, told = Counted(mixture_teacher(VPLinear())), Ledger()
-    walk(counted, some_noise(), uniform(steps), name, progress=told)
+    counted, ledger = Counted(mixture_teacher(VPLinear())), Ledger()
+    sampled(counted, some_noise(), uniform(steps), name, progress=ledger)
     assert counted.calls == calls(f"diffusers:{name}", steps)
-    assert told.steps == steps
-    walk(counted, some_noise()[:0], uniform(steps), name, progress=told)
-    assert told.steps == steps  # of no sample none
+    assert ledger.steps == steps
+    sampled(counted, some_noise()[:0], uniform(steps), name, progress=ledger)
+    assert ledger.steps == steps  # of no sample none
 
 
 @pytest.mark.parametrize("steps", [1, 2, 16])
@@ -274,7 +274,7 @@ def test_an_image_is_the_same_in_any_batch(pipeline, name):
 def test_each_image_and_each_seed_has_noise_of_its_own(name):
     """From one start, with generators that differ."""
     teacher, noise = gaussian_teacher(VPLinear()), torch.ones(3, 2, dtype=torch.float64)
-    x = walk(teacher, noise, uniform(4), name)
+    x = sampled(teacher, noise, uniform(4), name)
     assert len({tuple(row.tolist()) for row in x}) == 3
     others = [seeded(k) for k in (0, 1, 9)]
     y = sample_with_scheduler(teacher, noise, uniform(4), name, generators=others)
@@ -282,20 +282,20 @@ def test_each_image_and_each_seed_has_noise_of_its_own(name):
 
 
 def test_a_pipeline_samples_with_it(pipeline):
-    got = pipeline.sample(4, seed=0, steps=8, sampler="diffusers:DPMSolverMultistepScheduler")
-    own = pipeline.sample(4, seed=0, steps=8, sampler="dpmpp-2m")
-    torch.testing.assert_close(got, own, rtol=0, atol=2e-4)
+    actual = pipeline.sample(4, seed=0, steps=8, sampler="diffusers:DPMSolverMultistepScheduler")
+    ddim = pipeline.sample(4, seed=0, steps=8, sampler="dpmpp-2m")
+    torch.testing.assert_close(actual, ddim, rtol=0, atol=2e-4)
 
 
 def test_a_student_keeps_its_own_grid(pipeline):
     student = replace(pipeline, times=(UNEVEN,))
-    got = student.sample(4, sampler="diffusers:DDIMScheduler")
-    torch.testing.assert_close(got, student.sample(4), rtol=0, atol=1e-5)
+    actual = student.sample(4, sampler="diffusers:DDIMScheduler")
+    torch.testing.assert_close(actual, student.sample(4), rtol=0, atol=1e-5)
 
 
 def test_no_samples(pipeline):
     assert pipeline.sample(0, steps=2, sampler="diffusers:DDPMScheduler").shape == (0, 5)
-    x = walk(mixture_teacher(Cosine()), torch.empty(0, 2), uniform(3), "DDPMScheduler")
+    x = sampled(mixture_teacher(Cosine()), torch.empty(0, 2), uniform(3), "DDPMScheduler")
     assert x.shape == (0, 2)
 
 
@@ -303,7 +303,7 @@ def test_no_samples(pipeline):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, words",
     [
         ("UniPCMultistepSchedule", "perhaps you meant 'UniPCMultistepScheduler'"),
         ("SchedulerMixin", "there is no diffusers scheduler 'SchedulerMixin'.*choose from"),
@@ -315,10 +315,10 @@ def test_no_samples(pipeline):
         ("CogVideoXDPMScheduler", "need more than the network's answer"),
     ],
 )
-def test_names_that_cannot_be_are_refused(pipeline, name, said):
-    with pytest.raises(ConfigError, match=said):
+def test_names_that_cannot_be_are_refused(pipeline, name, words):
+    with pytest.raises(ConfigError, match=words):
         pipeline.sample(1, steps=2, sampler=f"diffusers:{name}")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=words):
         calls(f"diffusers:{name}", 2)
 
 
@@ -329,21 +329,23 @@ def test_a_sampler_that_is_none_is_told_of_these(pipeline):
 
 def test_a_grid_that_ends_above_0_is_refused():
     with pytest.raises(ConfigError, match=r"ends at 0\.2"):
-        walk(mixture_teacher(Cosine()), some_noise(), (1.0, 0.5, 0.2), "DDIMScheduler")
+        sampled(mixture_teacher(Cosine()), some_noise(), (1.0, 0.5, 0.2), "DDIMScheduler")
 
 
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), BetaTable(zero_snr=True)], ids=named)
 def test_eps_from_zero_snr_is_refused(schedule):
     with pytest.raises(ConfigError, match="works on eps"):
-        walk(mixture_teacher(schedule), some_noise(), uniform(4), "PNDMScheduler")
+        sampled(mixture_teacher(schedule), some_noise(), uniform(4), "PNDMScheduler")
     teacher = mixture_teacher(schedule, parameterisation=Eps())
     with pytest.raises(ConfigError, match="eps output"):
-        walk(teacher, some_noise(), uniform(4), "DDIMScheduler")
+        sampled(teacher, some_noise(), uniform(4), "DDIMScheduler")
 
 
 def test_levels_that_float32_does_not_hold_are_refused():
     with pytest.raises(ConfigError, match=r"2 steps.*float32"):
-        walk(mixture_teacher(Cosine()), some_noise(), uniform(2), "KDPM2AncestralDiscreteScheduler")
+        sampled(
+            mixture_teacher(Cosine()), some_noise(), uniform(2), "KDPM2AncestralDiscreteScheduler"
+        )
 
 
 def test_one_generator_a_sample():

@@ -64,9 +64,9 @@ def known():
 def test_noised_is_what_a_walk_begins_with(schedule, t):
     x0, z = torch.randn(2, 5, 3, generator=seeded())
     level = schedule.at(torch.tensor(t, dtype=torch.float64))
-    got = start(schedule, noised(schedule, x0, z, t), t)
-    torch.testing.assert_close(got, level.alpha * x0 + level.sigma * z, rtol=1e-5, atol=1e-6)
-    assert got.dtype == torch.float32
+    actual = start(schedule, noised(schedule, x0, z, t), t)
+    torch.testing.assert_close(actual, level.alpha * x0 + level.sigma * z, rtol=1e-5, atol=1e-6)
+    assert actual.dtype == torch.float32
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
@@ -92,11 +92,11 @@ def test_a_student_begins_at_a_time_of_its_grid(schedule, batch, first, images):
     for k, strength in ((1, 0.6), (2, 0.25)):
         z = sample_noise(7, range(first, 5), SHAPE)
         x = noised(schedule, images[first:], z, strength)
-        wanted = sample(made.denoiser, x, OWN[k:])
-        got = made.sample(
+        expected = sample(made.denoiser, x, OWN[k:])
+        actual = made.sample(
             5 - first, seed=7, batch=batch, first=first, images=images[first:], strength=strength
         )
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_strengths_off_a_students_grid_are_refused(images):
@@ -119,9 +119,9 @@ def test_a_teacher_begins_anywhere(images):
         (0.6, (0.6, 0.5, 0.25, 0.0)),
         (0.1, (0.1, 0.0)),
     ):
-        wanted = sample(made.denoiser, noised(Cosine(), images, z, strength), times)
-        got = made.sample(5, steps=4, images=images, strength=strength)
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+        expected = sample(made.denoiser, noised(Cosine(), images, z, strength), times)
+        actual = made.sample(5, steps=4, images=images, strength=strength)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     near = made.sample(5, steps=64, images=images, strength=0.001)
     assert (near - images).abs().max() < 0.05
 
@@ -135,8 +135,8 @@ def test_other_samplers_begin_with_an_image_too(sampler, images):
             "one", nn.Parameter(torch.zeros(1))
         )  # a pipeline asks its device
         made = Pipeline(denoiser, (1,))
-        got = made.sample(2, sampler=sampler, steps=8, images=torch.ones(2, 1), strength=0.5)
-        torch.testing.assert_close(got, torch.full((2, 1), 0.3), rtol=0, atol=2e-2)
+        actual = made.sample(2, sampler=sampler, steps=8, images=torch.ones(2, 1), strength=0.5)
+        torch.testing.assert_close(actual, torch.full((2, 1), 0.3), rtol=0, atol=2e-2)
 
 
 def test_stochastic_students_begin_within_their_grid(images):
@@ -148,9 +148,9 @@ def test_stochastic_students_begin_within_their_grid(images):
 
     z, times = sample_noise(0, ids, SHAPE), uniform(4)[1:]
     x = noised(Cosine(), images, z, 0.75)
-    wanted = sample(made.denoiser, x, times, stochastic(times, Cosine(), fresh))
-    got = made.sample(5, images=images, strength=0.75)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    expected = sample(made.denoiser, x, times, stochastic(times, Cosine(), fresh))
+    actual = made.sample(5, images=images, strength=0.75)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_sdedit_keeps_more_the_less_its_strength():
@@ -185,17 +185,17 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
     }[name]
     x0, z = torch.randn(2, 5, *SHAPE, generator=seeded())
     known = torch.rand(5, 1, 4, 6, generator=seeded(2)) < 0.5
-    teacher, seen = wobbly_teacher(schedule, V()), []
+    teacher, x0s = wobbly_teacher(schedule, V()), []
 
     def watched(x, visits: list[ModelOutput], to, look):
-        seen.append((x, visits[-1].point.level))
+        x0s.append((x, visits[-1].point.level))
         return inpainting(step, ~known, x0, z)(x, visits, to, look)
 
     x = sample(teacher, z, times, watched)
     assert torch.equal(x[known.expand_as(x)], x0[known.expand_as(x)])
-    for at, level in seen[1:]:
-        wanted = level.alpha * x0 + level.sigma * z
-        assert torch.equal(at[known.expand_as(x)], wanted[known.expand_as(x)])
+    for at, level in x0s[1:]:
+        expected = level.alpha * x0 + level.sigma * z
+        assert torch.equal(at[known.expand_as(x)], expected[known.expand_as(x)])
     free = sample(teacher, z, times, step)
     assert not torch.equal(x[~known.expand_as(x)], free[~known.expand_as(x)])
     none = sample(teacher, z, times, inpainting(step, torch.ones_like(known), x0, z))
@@ -207,12 +207,12 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
 @pytest.mark.parametrize("batch", [2, 256])
 def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, known):
     made = pipeline(schedule, times=(OWN,), clip=0.7)
-    got = made.sample(5, images=images, mask=~known, strength=strength, batch=batch)
-    assert got.shape == images.shape and got.dtype == torch.float32
+    actual = made.sample(5, images=images, mask=~known, strength=strength, batch=batch)
+    assert actual.shape == images.shape and actual.dtype == torch.float32
     where = known.expand_as(images)
-    assert torch.equal(got[where], images[where])
+    assert torch.equal(actual[where], images[where])
     free = made.sample(5, images=images, strength=strength, batch=batch)
-    assert (got - free)[~where].abs().max() > 1e-4
+    assert (actual - free)[~where].abs().max() > 1e-4
 
 
 def test_where_an_inpainting_walk_begins(images, known):
@@ -220,9 +220,9 @@ def test_where_an_inpainting_walk_begins(images, known):
     times = (0.7, 0.3, 0.0)  # the teacher of this student cannot be read at t = 1
     made, z = pipeline(times=(times,)), sample_noise(0, range(5), SHAPE)
     x = torch.where(known, noised(Cosine(), images, z, 0.7), z)
-    wanted = sample(made.denoiser, x, times, inpainting(ddim, ~known, images, z))
-    got = made.sample(5, images=images, mask=~known)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    expected = sample(made.denoiser, x, times, inpainting(ddim, ~known, images, z))
+    actual = made.sample(5, images=images, mask=~known)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_all_known_and_none_known(images):
@@ -242,9 +242,9 @@ def test_a_mask_is_true_where_pixels_are_repainted(strength, images):
     assert torch.equal(made.sample(5, images=images, strength=strength, mask=black), images)
     left = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
     left[..., :3] = True
-    got = made.sample(5, images=images, strength=strength, mask=left)
-    assert torch.equal(got[..., 3:], images[..., 3:])
-    assert (got - images)[..., :3].abs().amin((0, 1, 2)).min() > 0
+    actual = made.sample(5, images=images, strength=strength, mask=left)
+    assert torch.equal(actual[..., 3:], images[..., 3:])
+    assert (actual - images)[..., :3].abs().amin((0, 1, 2)).min() > 0
     step = inpainting(ddim, left, images, z)
     x = sample(made.denoiser, z, OWN, step)
     assert torch.equal(x[..., 3:], images[..., 3:]) and not torch.equal(x[..., :3], images[..., :3])
@@ -273,10 +273,10 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
 
 
 @pytest.mark.parametrize(
-    "more, said",
+    "more, words",
     [
-        ({"strength": 0.5}, r"there are none: give images, or leave both out"),
-        ({"mask": torch.ones(5, 1, 4, 6, dtype=torch.bool)}, "there are none"),
+        ({"strength": 0.5}, "give images"),
+        ({"mask": torch.ones(5, 1, 4, 6, dtype=torch.bool)}, "no images"),
         ({"strength": 0.0}, r"strength lies in \(0, 1\], got 0"),
         ({"strength": 1.2}, r"strength lies in \(0, 1\], got 1.2"),
         ({"images": torch.zeros(4, *SHAPE)}, r"\[3, 4, 6\]: got shape \[4, 3, 4, 6\]"),
@@ -305,8 +305,8 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
         ),
     ],
 )
-def test_what_cannot_be_is_refused(more, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_is_refused(more, words):
+    with pytest.raises(ConfigError, match=words):
         pipeline().sample(5, **more)
 
 
@@ -315,7 +315,7 @@ def test_samplers_that_cannot(images, known):
     for sampler in ("dpm-fast", "dpmpp-3s", "euler-maruyama"):
         with pytest.raises(ConfigError, match=f"'{sampler}'.*'ddim'"):
             made.sample(5, steps=4, sampler=sampler, images=images, strength=0.5)
-    with pytest.raises(ConfigError, match="put back"):
+    with pytest.raises(ConfigError, match="restored"):
         made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, mask=~known)
 
 
@@ -340,19 +340,19 @@ def test_a_model_of_latents(images):
     pixels = torch.rand(5, 3, 8, 12, generator=seeded(5)) * 2 - 1
     latents = 1.5 * nn.functional.avg_pool2d(pixels, 2)
     z = sample_noise(0, range(5), SHAPE)
-    wanted = sample(made.denoiser, noised(Cosine(), latents, z, 0.6), OWN[1:])
-    got = made.sample(5, images=pixels, strength=0.6, latents=True)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    expected = sample(made.denoiser, noised(Cosine(), latents, z, 0.6), OWN[1:])
+    actual = made.sample(5, images=pixels, strength=0.6, latents=True)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
     known = torch.zeros(5, 1, 8, 12, dtype=torch.bool)
     known[..., :5] = True  # two latents wide, and half of a third
-    got = made.sample(5, images=pixels, mask=~known)
+    actual = made.sample(5, images=pixels, mask=~known)
     where = known.expand_as(pixels)
-    assert torch.equal(got[where], pixels[where])
+    assert torch.equal(actual[where], pixels[where])
     inner = made.sample(5, images=pixels, mask=~known, latents=True)
     torch.testing.assert_close(inner[..., :2], latents[..., :2], rtol=0, atol=1e-6)
     assert (inner - latents)[..., 2:].abs().amin((0, 1, 2)).min() > 0
-    assert torch.equal(got[~where], Halves().decode(inner)[~where])
+    assert torch.equal(actual[~where], Halves().decode(inner)[~where])
     some = known.repeat(1, 3, 1, 1)
     some[:, 1, :, :2] = False  # one channel of the first column of latents
     inner = made.sample(5, images=pixels, mask=~some, latents=True)
@@ -368,8 +368,8 @@ class Leaky:
     scale, factor, channels = 0.7, 2, 3
 
     def moments(self, images):
-        seen = nn.functional.avg_pool2d(images, 5, stride=1, padding=2)
-        mean = nn.functional.avg_pool2d(seen - images.mean((1, 2, 3), keepdim=True), 2)
+        x0s = nn.functional.avg_pool2d(images, 5, stride=1, padding=2)
+        mean = nn.functional.avg_pool2d(x0s - images.mean((1, 2, 3), keepdim=True), 2)
         return torch.cat([mean, torch.zeros_like(mean)], 1)
 
     def decode(self, latents):
@@ -389,22 +389,22 @@ def test_hidden_pixels_change_nothing(name, codec):
     made, known = pipeline(times=(OWN,), codec=codec), masks()[name]
     if codec is None:
         known = known[..., :4, 3:9]
-    kept = torch.rand(5, *known.shape[1:], generator=seeded(6)) * 2 - 1
-    others = [torch.rand(kept.shape, generator=seeded(k)) * 2 - 1 for k in (7, 8)]
-    others += [torch.full_like(kept, v) for v in (-1.0, 0.0, 1.0)]
+    hidden = torch.rand(5, *known.shape[1:], generator=seeded(6)) * 2 - 1
+    others = [torch.rand(hidden.shape, generator=seeded(k)) * 2 - 1 for k in (7, 8)]
+    others += [torch.full_like(hidden, v) for v in (-1.0, 0.0, 1.0)]
     both = {}
     for latents in (False, True):
-        found = [
-            made.sample(5, images=torch.where(known, kept, x), mask=~known, latents=latents)
+        results = [
+            made.sample(5, images=torch.where(known, hidden, x), mask=~known, latents=latents)
             for x in others
         ]
-        assert all(torch.equal(found[0], one) for one in found[1:])
-        both[latents] = found[0]
-    where = known.expand_as(kept)
-    assert torch.equal(both[False][where], kept[where])
+        assert all(torch.equal(results[0], one) for one in results[1:])
+        both[latents] = results[0]
+    where = known.expand_as(hidden)
+    assert torch.equal(both[False][where], hidden[where])
     # Below strength 1 they are what the walk begins with.
     a, b = (
-        made.sample(5, images=torch.where(known, kept, x), mask=~known, strength=0.6)
+        made.sample(5, images=torch.where(known, hidden, x), mask=~known, strength=0.6)
         for x in others[:2]
     )
     assert not torch.allclose(a, b)
@@ -423,11 +423,13 @@ def test_what_is_kept_still_looks_like_the_image():
 
     codec = Blurred()
     made = pipeline(times=(OWN,), codec=codec)
-    got = made.sample(5, images=pixels, mask=~known, latents=True)
+    actual = made.sample(5, images=pixels, mask=~known, latents=True)
     whole = 0.7 * codec.moments(pixels)[:, :3]
     gray = 0.7 * codec.moments(torch.where(known, pixels, 0.0))[:, :3]
-    assert torch.equal(got[..., :3], whole[..., :3])
-    assert torch.equal(got[..., 3], gray[..., 3]) and not torch.equal(gray[..., 3], whole[..., 3])
+    assert torch.equal(actual[..., :3], whole[..., :3])
+    assert torch.equal(actual[..., 3], gray[..., 3]) and not torch.equal(
+        gray[..., 3], whole[..., 3]
+    )
     every = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     assert torch.equal(made.sample(5, images=pixels, mask=~every, latents=True), whole)
 
@@ -435,17 +437,17 @@ def test_what_is_kept_still_looks_like_the_image():
 def test_8_bits_come_back_to_the_bit(known):
     made = pipeline(times=(OWN,))
     pixels = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=seeded(3))
-    got = made.sample(5, images=pixels, mask=~known)
+    actual = made.sample(5, images=pixels, mask=~known)
     where = known.expand_as(pixels)
-    assert torch.equal(((got + 1) * 127.5).round()[where], pixels[where].float())
+    assert torch.equal(((actual + 1) * 127.5).round()[where], pixels[where].float())
 
 
 def test_a_table(images, known):
     """A teacher on a table begins at a level of it."""
     made = pipeline(BetaTable())
-    got = made.sample(5, steps=10, images=images, mask=~known, strength=0.55)
+    actual = made.sample(5, steps=10, images=images, mask=~known, strength=0.55)
     where = known.expand_as(images)
-    assert torch.equal(got[where], images[where]) and bool(got.isfinite().all())
+    assert torch.equal(actual[where], images[where]) and bool(actual.isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,13 @@ def off(name, schedule, times, *, std=STD, dtype=torch.float32):
     Of walks that draw noise only how far apart they end counts: one that has none left is 1 off, too.
     """
     noise = torch.randn(N, 1, generator=seeded(3), dtype=torch.float64)
-    go = sampler_fn(name, 0, range(N), (1,), times, schedule, 0.0)
-    got = go(gaussian_teacher(schedule, MEAN, std), noise.to(dtype), times).double()
+    sampler = sampler_fn(name, 0, range(N), (1,), times, schedule, 0.0)
+    actual = sampler(gaussian_teacher(schedule, MEAN, std), noise.to(dtype), times).double()
     if draws_noise(name):
-        return ((got - MEAN).square().mean().sqrt() / std - 1).abs().item()
-    begun = start(schedule, noise, times[0])
-    exact = gaussian_flow(schedule, begun, times[0], times[-1], MEAN, std)
-    return ((got - exact).square().mean().sqrt() / std).item()
+        return ((actual - MEAN).square().mean().sqrt() / std - 1).abs().item()
+    x_start = start(schedule, noise, times[0])
+    exact = gaussian_flow(schedule, x_start, times[0], times[-1], MEAN, std)
+    return ((actual - exact).square().mean().sqrt() / std).item()
 
 
 def refused(name, schedule, steps):
@@ -85,7 +85,7 @@ NOWHERE = {
 @pytest.mark.parametrize("name", [*NAMES, *EACH])
 @every_schedule
 def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
-    may = next((found for word, found in NOWHERE.items() if word in name), lambda s, n: False)
+    may = next((rule for word, rule in NOWHERE.items() if word in name), lambda s, n: False)
     for steps in COUNTS:
         if (name in SAMPLER_PRESETS and schedule in SINGULAR) or (
             "PNDM" in name and schedule in SINGULAR
@@ -122,7 +122,7 @@ def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name
 
 
 @pytest.mark.parametrize(
-    "name, schedule, wanted",
+    "name, schedule, expected",
     [
         ("dpm-fast", Cosine(), [2, 5, 6, 7, 8, 9]),
         ("dpm-fast", VPLinear(), [2]),
@@ -130,23 +130,23 @@ def test_schedulers_that_lead_nowhere_are_refused_before_a_network_is_asked(name
         ("euler-maruyama", VPLinear(), [*range(1, 7)]),
     ],
 )
-def test_the_steps_that_the_docs_say_are_refused(name, schedule, wanted):
+def test_the_steps_that_the_docs_say_are_refused(name, schedule, expected):
     """docs/how-to/choose-sampler-and-grid.md says these numbers."""
-    found = []
+    refused_steps = []
     for steps in range(1, 40):
         with suppress(ConfigError):
             check_sampling(name, teacher_grid(steps, name, schedule), schedule)
             continue
-        found.append(steps)
-    assert found == wanted
+        refused_steps.append(steps)
+    assert refused_steps == expected
 
 
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "PNDMScheduler"])
 def test_schedulers_that_lead_somewhere_are_not(name):
     """In more steps, from lower, or where alpha(1) is not near 0."""
-    walks = [(Cosine(), uniform(50)), (Cosine(), tuple(0.9 * t for t in uniform(6)))]
-    walks += [(VPLinear(), uniform(4)), (Karras(), uniform(6)), (BetaTable(), uniform(10))]
-    for schedule, times in walks:
+    grids = [(Cosine(), uniform(50)), (Cosine(), tuple(0.9 * t for t in uniform(6)))]
+    grids += [(VPLinear(), uniform(4)), (Karras(), uniform(6)), (BetaTable(), uniform(10))]
+    for schedule, times in grids:
         assert off(f"{PREFIX}{name}", schedule, times) < 1.3
 
 
@@ -184,7 +184,7 @@ def test_a_schedule_of_ones_own_is_tried_too():
 @pytest.mark.parametrize("std", [0.2, 0.5, 1.0])
 def test_other_grids_ends_and_data(name, std):
     """Whatever is walked ends near the solution, for data of other spreads as well."""
-    walked = 0
+    count = 0
     for schedule in (Cosine(-30.0, 30.0), VPLinear(0.1, 40.0), Karras(0.001, 1000.0), Cosine()):
         for steps in (3, 7, 20):
             for times in (uniform(steps), uniform_logsnr(steps, schedule), karras(steps, schedule)):
@@ -192,9 +192,9 @@ def test_other_grids_ends_and_data(name, std):
                     distance = off(name, schedule, times, std=std)
                 except HalfstepError:
                     continue
-                walked += 1
+                count += 1
                 assert distance < 8, (schedule, times)
-    assert walked > 5
+    assert count > 5
 
 
 def test_how_far_astray():
@@ -232,22 +232,22 @@ def test_inference_mode_gives_the_same_bits(name, schedule):
         made = Pipeline(**{**vars(made), "sampler": "stochastic"})
     else:
         made = pipeline(schedule)
-    wanted = made.sample(3, sampler=name, steps=24, guidance_scale=1.5)
+    expected = made.sample(3, sampler=name, steps=24, guidance_scale=1.5)
     with torch.inference_mode():
-        assert torch.equal(made.sample(3, sampler=name, steps=24, guidance_scale=1.5), wanted)
+        assert torch.equal(made.sample(3, sampler=name, steps=24, guidance_scale=1.5), expected)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 def test_encoding_in_inference_mode_gives_the_same_bits(schedule):
     made, x = pipeline(schedule), torch.rand(3, 2, generator=seeded()) * 2 - 1
-    wanted = made.encode(x, steps=6, guidance_scale=2.0)
+    expected = made.encode(x, steps=6, guidance_scale=2.0)
     edited = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
     with torch.inference_mode():
-        assert torch.equal(made.encode(x.clone(), steps=6, guidance_scale=2.0), wanted)
+        assert torch.equal(made.encode(x.clone(), steps=6, guidance_scale=2.0), expected)
         again = made.sample(3, images=x, mask=torch.tensor([[False, True]]), steps=5)
         assert torch.equal(again, edited)
         inside = pipeline(schedule)
-        assert torch.equal(inside.encode(x, steps=6, guidance_scale=2.0), wanted)
+        assert torch.equal(inside.encode(x, steps=6, guidance_scale=2.0), expected)
 
 
 def test_what_inference_mode_left_behind_can_be_trained_with():

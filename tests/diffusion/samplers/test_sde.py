@@ -52,8 +52,8 @@ def test_other_schedules_in_closed_form():
     exploding = Karras(sigma_min=0.01, sigma_max=50.0, rho=5.0)
     low, high = 0.01**0.2, 50**0.2
     f, g2 = _drift_and_diffusion(exploding, t)
-    wanted = 10 * (low + t * (high - low)) ** 9 * (high - low)
-    assert f.item() == 0 and g2.item() == pytest.approx(wanted, rel=1e-12)
+    expected = 10 * (low + t * (high - low)) ** 9 * (high - low)
+    assert f.item() == 0 and g2.item() == pytest.approx(expected, rel=1e-12)
 
 
 @every_schedule
@@ -65,12 +65,12 @@ def test_one_step_by_hand(schedule):
     f = (around.alpha[2] / around.alpha[0]).log() / (2 * tiny)
     sigma = around.sigma[1]
     g2 = (around.sigma[2] ** 2 - around.sigma[0] ** 2) / (2 * tiny) - 2 * f * sigma**2
-    begun = start(schedule, x, t)
-    score = -teacher(begun, torch.full((5,), t)).eps / sigma
-    mean = begun + (f * begun - g2 * score) * (s - t)
+    x_t = start(schedule, x, t)
+    score = -teacher(x_t, torch.full((5,), t)).eps / sigma
+    mean = x_t + (f * x_t - g2 * score) * (s - t)
     noise = (g2 * (t - s)).sqrt() * fresh(x, 1)
-    got = sample(teacher, x, (t, s), euler_maruyama(schedule, fresh))
-    torch.testing.assert_close(got, mean + noise, rtol=1e-7, atol=1e-7)
+    actual = sample(teacher, x, (t, s), euler_maruyama(schedule, fresh))
+    torch.testing.assert_close(actual, mean + noise, rtol=1e-7, atol=1e-7)
     still = sample(teacher, x, (t, s), euler_maruyama(schedule, silent))
     torch.testing.assert_close(still, mean, rtol=1e-7, atol=1e-7)
 
@@ -78,21 +78,21 @@ def test_one_step_by_hand(schedule):
 def test_the_last_step_is_the_mean():
     """Official: to t = 0 no noise, and neither the predicted x0."""
     teacher, x = gaussian_teacher(VPLinear()), torch.randn(5, 3, generator=seeded())
-    asked = []
+    steps = []
 
     def noise(like, step):
-        asked.append(step)
+        steps.append(step)
         return fresh(like, step)
 
-    got = sample(teacher, x, (0.1, 0.0), euler_maruyama(VPLinear(), noise))
+    actual = sample(teacher, x, (0.1, 0.0), euler_maruyama(VPLinear(), noise))
     level = VPLinear().at(torch.tensor(0.1))
     pred = teacher(x, torch.full((5,), 0.1))
     beta = 0.1 + 0.1 * 19.9
-    wanted = x + 0.1 * beta * (x / 2 - pred.eps / level.sigma)
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(got, pred.x0, atol=1e-3) and asked == []
+    expected = x + 0.1 * beta * (x / 2 - pred.eps / level.sigma)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(actual, pred.x0, atol=1e-3) and steps == []
     sample(teacher, x, uniform_landing(9), euler_maruyama(VPLinear(), noise))
-    assert asked == list(range(1, 9))
+    assert steps == list(range(1, 9))
 
 
 def test_the_marginal_converges():
@@ -131,8 +131,8 @@ def test_the_grid():
     """Official: linspace(1, 1e-3, n), then 0."""
     for n in (2, 5, 1000):
         times = uniform_landing(n)
-        wanted = [*torch.linspace(1, 1e-3, n).tolist(), 0.0]
-        assert times == pytest.approx(wanted, abs=1e-14)
+        expected = [*torch.linspace(1, 1e-3, n).tolist(), 0.0]
+        assert times == pytest.approx(expected, abs=1e-14)
         assert (times[0], times[-2], times[-1]) == (1.0, 1e-3, 0.0)
     assert uniform_landing(1) == (1.0, 0.0)
     assert uniform_landing(1, start=0.8) == (0.8, 0.0)
@@ -146,14 +146,14 @@ def test_the_grid():
 @pytest.mark.parametrize("steps", [24, 33])
 @pytest.mark.parametrize("shape", [(0, 2), (1, 1), (5, 1, 1, 1)])
 def test_calls_and_shapes(schedule, steps, shape):
-    walk = SAMPLER_PRESETS["euler-maruyama"]
+    preset = SAMPLER_PRESETS["euler-maruyama"]
     teacher = Counted(gaussian_teacher(schedule))
     if shape[-1] == 2:
         teacher = Counted(mixture_teacher(schedule))
     noise = torch.randn(shape, generator=seeded(), dtype=torch.float32)
-    assert len(walk.grid(steps, schedule)) == steps + 1
+    assert len(preset.grid(steps, schedule)) == steps + 1
     times = uniform_landing(steps, start=0.9)
-    x = sample(teacher, noise, times, walk.step(steps, schedule, fresh))
+    x = sample(teacher, noise, times, preset.step(steps, schedule, fresh))
     assert x.shape == noise.shape and x.dtype == torch.float32 and bool(x.isfinite().all())
     assert teacher.calls == steps == calls("euler-maruyama", steps)
 
@@ -162,16 +162,16 @@ def test_a_step_is_a_function_of_its_history():
     teacher, times = mixture_teacher(VPLinear()), uniform_landing(10)
     x = noise = torch.randn(5, 2, generator=seeded())
     for k, (t, s) in enumerate(pairwise(times)):
-        here, to = (
+        level, to = (
             TimePoint(j, v, VPLinear().at(torch.tensor(v))) for j, v in ((k, t), (k + 1, s))
         )
-        visit = ModelOutput(here, teacher(x, torch.full((5,), t)))
+        visit = ModelOutput(level, teacher(x, torch.full((5,), t)))
         x = euler_maruyama(VPLinear(), fresh)(x, [visit], to, None)
-    wanted = sample(teacher, noise, times, euler_maruyama(VPLinear(), fresh))
-    assert torch.equal(x, wanted)
+    expected = sample(teacher, noise, times, euler_maruyama(VPLinear(), fresh))
+    assert torch.equal(x, expected)
     with torch.inference_mode():
         again = sample(teacher, noise, times, euler_maruyama(VPLinear(), fresh))
-    assert torch.equal(again, wanted)
+    assert torch.equal(again, expected)
 
 
 def test_a_start_without_signal_is_refused():
@@ -182,18 +182,18 @@ def test_a_start_without_signal_is_refused():
 
 def spreads_shown(schedule, times, std=0.5):
     """Of x wherever the network is asked, over those of the marginals."""
-    teacher, found = gaussian_teacher(schedule, 0.0, std), []
+    teacher, spreads = gaussian_teacher(schedule, 0.0, std), []
 
     class Watched:
         def __call__(self, x, t, cond=None):
             level = schedule.at(t[0])
-            found.append((x.std() / (level.alpha**2 * std**2 + level.sigma**2).sqrt()).item())
+            spreads.append((x.std() / (level.alpha**2 * std**2 + level.sigma**2).sqrt()).item())
             return teacher(x, t, cond)
 
     Watched.schedule = schedule
     noise = torch.randn(2000, 1, generator=seeded(5))
     x = sample(Watched(), noise, times, euler_maruyama(schedule, fresh))
-    return [*found[1:], (x.std() / std).item()]
+    return [*spreads[1:], (x.std() / std).item()]
 
 
 def test_the_last_step_draws_no_noise_that_could_be_too_much():

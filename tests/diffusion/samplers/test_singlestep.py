@@ -72,15 +72,15 @@ class Official(nn.Module):
 @pytest.mark.parametrize("steps", TRAJECTORIES)
 def test_the_official_trajectory(steps, dtype):
     """dpm_solver_pp.py as U-ViT calls it: times to 0.02, output to 1e-4."""
-    net, walk = Official(), SAMPLER_PRESETS["dpmpp-3s"]
+    net, preset = Official(), SAMPLER_PRESETS["dpmpp-3s"]
     denoiser = Denoiser(net, SD, Eps(), time=NetTime(scale=1000.0))
     noise = torch.tensor(START, dtype=dtype).reshape(6, 1, 1, 1)
-    x = sample(denoiser, noise, walk.grid(steps, SD), walk.step(steps, SD, None))
+    x = sample(denoiser, noise, preset.grid(steps, SD), preset.step(steps, SD, None))
     assert x.dtype == dtype
-    wanted = [1000 - SPACING[steps] * k for k in range(steps)]
+    expected = [1000 - SPACING[steps] * k for k in range(steps)]
     if steps == 10:
-        assert wanted == pytest.approx(TIMES_OF_TEN)
-    assert net.labels == pytest.approx(wanted, abs=0.02)
+        assert expected == pytest.approx(TIMES_OF_TEN)
+    assert net.labels == pytest.approx(expected, abs=0.02)
     outputs = torch.tensor(TRAJECTORIES[steps], dtype=dtype)
     torch.testing.assert_close(x.flatten(), outputs, rtol=0, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_the_official_trajectory(steps, dtype):
 
 
 @pytest.mark.parametrize(
-    "steps, wanted",
+    "steps, expected",
     [
         (1, [1]),
         (2, [2]),
@@ -101,8 +101,8 @@ def test_the_official_trajectory(steps, dtype):
         (50, [3] * 16 + [2]),
     ],
 )
-def test_orders(steps, wanted):
-    assert orders(steps) == wanted
+def test_orders(steps, expected):
+    assert orders(steps) == expected
 
 
 def test_orders_spend_every_call():
@@ -133,8 +133,8 @@ def test_fast_grid(schedule, steps):
     gaps = schedule.at(torch.tensor(times)).logsnr.diff()
     ends = schedule.at(torch.tensor([0.95, 0.01])).logsnr
     outer = (ends[1] - ends[0]) / (steps // 3 + 1)
-    wanted = [1 / order for order in orders(steps) for _ in range(order)]
-    torch.testing.assert_close(gaps / outer, torch.tensor(wanted), rtol=1e-7, atol=0)
+    expected = [1 / order for order in orders(steps) for _ in range(order)]
+    torch.testing.assert_close(gaps / outer, torch.tensor(expected), rtol=1e-7, atol=0)
 
 
 def test_fast_grid_of_the_published_models():
@@ -213,13 +213,13 @@ def test_any_uneven_grid_is_walked_as_printed(schedule, name, steps):
     """Every group, with r1 and r2 of the grid's own points."""
     teacher, noise = mixture_teacher(schedule), torch.randn(5, 2, generator=seeded())
     times = (0.93, 0.8, 0.62, 0.5, 0.47, 0.3, 0.21, 0.15, 0.08)[: steps + 1]
-    got = sample(teacher, noise, times, STEPS[name](steps))
+    actual = sample(teacher, noise, times, STEPS[name](steps))
     x, done = start(schedule, noise, times[0]), 0
     for order in orders(steps):
         part = times[done : done + order + 1]
         x = as_printed(teacher, x, part, order, name)
         done += order
-    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(actual, x, rtol=1e-11, atol=1e-11)
 
 
 @every_schedule
@@ -230,10 +230,10 @@ def test_exact_where_the_data_is_one_point(schedule, name, steps):
     teacher = gaussian_teacher(schedule, mean=0.3, std=0.0)
     noise = torch.randn(5, 3, generator=seeded())
     times = uniform(steps, start=0.9, end=0.2)
-    got = sample(teacher, noise, times, STEPS[name](steps))
-    here, end = (schedule.at(torch.tensor(s)) for s in (0.9, 0.2))
-    eps = (start(schedule, noise, 0.9) - here.alpha * 0.3) / here.sigma
-    torch.testing.assert_close(got, end.mix(torch.tensor(0.3), eps), rtol=0, atol=1e-11)
+    actual = sample(teacher, noise, times, STEPS[name](steps))
+    level, end = (schedule.at(torch.tensor(s)) for s in (0.9, 0.2))
+    eps = (start(schedule, noise, 0.9) - level.alpha * 0.3) / level.sigma
+    torch.testing.assert_close(actual, end.mix(torch.tensor(0.3), eps), rtol=0, atol=1e-11)
 
 
 # --- order --------------------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ def test_ends_where_the_flow_ends(schedule, name):
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 16])
 def test_calls_and_shapes(name, steps):
     """One call a step, any shape of x, and the dtype kept."""
-    teacher, walk = Counted(gaussian_teacher(VPLinear())), SAMPLER_PRESETS[name.replace("_", "-")]
+    teacher, preset = Counted(gaussian_teacher(VPLinear())), SAMPLER_PRESETS[name.replace("_", "-")]
     noise = torch.randn(5, 1, 1, 1, generator=seeded(), dtype=torch.float32)
-    x = sample(teacher, noise, walk.grid(steps, VPLinear()), walk.step(steps, VPLinear(), None))
+    x = sample(teacher, noise, preset.grid(steps, VPLinear()), preset.step(steps, VPLinear(), None))
     assert x.shape == noise.shape and x.dtype == torch.float32 and bool(x.isfinite().all())
     assert teacher.calls == steps == calls(name.replace("_", "-"), steps)
 
@@ -317,18 +317,18 @@ def test_a_step_is_a_function_of_its_history(name):
     teacher, noise = mixture_teacher(VPLinear()), torch.randn(5, 2, generator=seeded())
     times = uniform(8, start=0.9, end=0.1)
     once = STEPS[name](8)
-    wanted = sample(teacher, noise, times, once)
-    assert torch.equal(sample(teacher, noise, times, once), wanted)  # nothing is kept in it
-    x, seen = noise, []
+    expected = sample(teacher, noise, times, once)
+    assert torch.equal(sample(teacher, noise, times, once), expected)  # nothing is kept in it
+    x, history_seen = noise, []
     for k in range(8):
-        here, to = (arriving(VPLinear(), torch.tensor(t)) for t in times[k : k + 2])
-        seen.append((TimePoint(k, times[k], here), teacher(x, torch.full((5,), times[k]))))
-        told = [
+        level, to = (arriving(VPLinear(), torch.tensor(t)) for t in times[k : k + 2])
+        history_seen.append((TimePoint(k, times[k], level), teacher(x, torch.full((5,), times[k]))))
+        outputs = [
             ModelOutput(TimePoint(p.step, p.t, p.level), Prediction(v.x0.clone(), v.eps.clone()))
-            for p, v in seen[-3:]
+            for p, v in history_seen[-3:]
         ]
-        x = STEPS[name](8)(x, told, TimePoint(k + 1, times[k + 1], to), None)
-    torch.testing.assert_close(x, wanted, rtol=0, atol=1e-13)
+        x = STEPS[name](8)(x, outputs, TimePoint(k + 1, times[k + 1], to), None)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-13)
 
 
 @every_step
@@ -375,10 +375,10 @@ def test_a_longer_grid_than_it_was_made_for_is_refused(name):
 def ended(name, schedule, times):
     """How many of the data's spreads the walk ends from where the flow does."""
     noise = torch.tensor([[1.0]])
-    begun = start(schedule, noise, times[0])
-    exact = gaussian_flow(schedule, begun, times[0], times[-1], 0.0)
-    got = sample(gaussian_teacher(schedule, 0.0), noise, times, STEPS[name](len(times) - 1))
-    return ((got - exact).abs() / exact.abs()).item()
+    x_start = start(schedule, noise, times[0])
+    exact = gaussian_flow(schedule, x_start, times[0], times[-1], 0.0)
+    actual = sample(gaussian_teacher(schedule, 0.0), noise, times, STEPS[name](len(times) - 1))
+    return ((actual - exact).abs() / exact.abs()).item()
 
 
 @pytest.mark.parametrize(
@@ -406,13 +406,13 @@ def test_a_group_too_long_for_its_order_is_refused_on_a_straight_schedule():
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), Karras(), SD], ids=named)
 @every_step
 def test_walks_that_are_not_refused_end_near_the_flow(schedule, name):
-    walk, walked = SAMPLER_PRESETS[name.replace("_", "-")], 0
+    preset, count = SAMPLER_PRESETS[name.replace("_", "-")], 0
     for steps in (1, 2, 3, 4, 5, 6, 8, 10, 20):
         try:
-            off = ended(name, schedule, walk.grid(steps, schedule))
+            off = ended(name, schedule, preset.grid(steps, schedule))
         except ConfigError:
             assert name == "dpm_fast" and steps in (2, 5, 6, 8)
             continue
-        walked += 1
+        count += 1
         assert off < (2 if steps < 10 else 0.6), steps
-    assert walked >= 5
+    assert count >= 5

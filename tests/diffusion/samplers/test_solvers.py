@@ -67,38 +67,38 @@ class ToyStudent(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "steps, wanted",
+    "steps, expected",
     [
         (1, [0.594703511, -0.250228223, 0.011478953, -0.793561219]),
         (4, [0.559802838, -0.214904039, 0.041735240, -0.659175877]),
         (16, [0.331134625, -0.160497379, 0.003112096, -0.464848131]),
     ],
 )
-def test_ddim_of_the_official_code(steps, wanted):
+def test_ddim_of_the_official_code(steps, expected):
     """distillation-checks.md 35: clipped, type x0."""
     student = Denoiser(ToyStudent(), Cosine(), X0(), time=NetTime(of="logsnr", scale=1.0))
     noise = torch.tensor([[1.3], [-0.4], [0.05], [-2.2]])
-    got = sample(student, noise, uniform(steps), clip=1.0)
-    torch.testing.assert_close(got.flatten(), torch.tensor(wanted), rtol=0, atol=6e-10)
+    actual = sample(student, noise, uniform(steps), clip=1.0)
+    torch.testing.assert_close(actual.flatten(), torch.tensor(expected), rtol=0, atol=6e-10)
 
 
 def test_clipped_step():
     """distillation-checks.md 14: from t = 0.75 to 0.5, clipped and not."""
-    z, here, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 1)
-    free = Prediction.from_x0(torch.tensor(1.4), z, here.level)
-    one = ddim(z, [ModelOutput(here, free)], to, None)
-    other = ddim(z, [ModelOutput(here, free.clipped(z, here.level))], to, None)
+    z, level_t, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 1)
+    free = Prediction.from_x0(torch.tensor(1.4), z, level_t.level)
+    one = ddim(z, [ModelOutput(level_t, free)], to, None)
+    other = ddim(z, [ModelOutput(level_t, free.clipped(z, level_t.level))], to, None)
     assert one.item() == pytest.approx(0.962559690, abs=6e-10)
     assert other.item() == pytest.approx(0.796881788, abs=6e-10)
 
 
 @pytest.mark.parametrize(
-    "variance, wanted", [(0.0, 0.414202546), (1.0, 0.707074678), (0.5, 0.541176618)]
+    "variance, expected", [(0.0, 0.414202546), (1.0, 0.707074678), (0.5, 0.541176618)]
 )
-def test_ancestral_step(variance, wanted):
+def test_ancestral_step(variance, expected):
     """distillation-checks.md 36: t = 0.75 to 0.5, x0 = 0.3, z = 0.5."""
-    z, here, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 7)
-    visit = ModelOutput(here, Prediction.from_x0(torch.tensor(0.3), z, here.level))
+    z, level_t, to = torch.tensor(0.5), point(Cosine(), 0.75), point(Cosine(), 0.5, 7)
+    visit = ModelOutput(level_t, Prediction.from_x0(torch.tensor(0.3), z, level_t.level))
     steps = []
 
     def noise(value, like, step):
@@ -110,7 +110,7 @@ def test_ancestral_step(variance, wanted):
         for value in (0.0, 1.0)
     )
     assert mean.item() == pytest.approx(0.334255593, abs=6e-10)
-    assert ((above - mean) ** 2).item() == pytest.approx(wanted, abs=1e-9)
+    assert ((above - mean) ** 2).item() == pytest.approx(expected, abs=1e-9)
     assert steps == [7, 7]
 
 
@@ -121,7 +121,7 @@ def test_ancestral_refuses(variance):
 
 
 @pytest.mark.parametrize(
-    "steps, wanted",
+    "steps, expected",
     [
         (1, 1.134998e-05),
         (2, 0.200002270),
@@ -131,16 +131,16 @@ def test_ancestral_refuses(variance):
         (1024, 0.499247552),
     ],
 )
-def test_ddim_on_gaussian_data(steps, wanted):
+def test_ddim_on_gaussian_data(steps, expected):
     """distillation-checks.md 37: std 0.5, exact denoiser, z = 1."""
-    got = sample(gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1), uniform(steps))
-    assert got.item() == pytest.approx(wanted, abs=6e-10)
+    actual = sample(gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1), uniform(steps))
+    assert actual.item() == pytest.approx(expected, abs=6e-10)
 
 
 @pytest.mark.slow
 def test_ddim_on_gaussian_data_in_8192_steps():
-    got = sample(gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1), uniform(8192))
-    assert got.item() == pytest.approx(0.499905881, abs=6e-10)
+    actual = sample(gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1), uniform(8192))
+    assert actual.item() == pytest.approx(0.499905881, abs=6e-10)
 
 
 # --- orders of convergence ----------------------------------------------------------------------------
@@ -153,19 +153,19 @@ SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]  # a table's levels h
 def test_the_reference_is_exact(schedule):
     """RK4 against the closed flow of one Gaussian: the reference of the next test is not at fault."""
     x = schedule.at(torch.tensor(0.9)).sigma * torch.randn(8, 2, generator=seeded())
-    got = fine_flow(gaussian_teacher(schedule), x, 0.9, 0.1)
-    torch.testing.assert_close(got, gaussian_flow(schedule, x, 0.9, 0.1), rtol=0, atol=1e-7)
+    actual = fine_flow(gaussian_teacher(schedule), x, 0.9, 0.1)
+    torch.testing.assert_close(actual, gaussian_flow(schedule, x, 0.9, 0.1), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
 def test_orders_on_the_mixture(schedule):
     """Halving the step divides the error by 2^order, for t in [0.1, 0.9] and 256 to 512 steps."""
     teacher, noise = mixture_teacher(schedule), torch.randn(64, 2, generator=seeded())
-    wanted = fine_flow(teacher, start(schedule, noise, 0.9), 0.9, 0.1)
+    expected = fine_flow(teacher, start(schedule, noise, 0.9), 0.9, 0.1)
 
     def error(step, n):
         times = tuple(0.1 + 0.8 * t for t in uniform(n))
-        return (sample(teacher, noise, times, step) - wanted).square().mean().sqrt()
+        return (sample(teacher, noise, times, step) - expected).square().mean().sqrt()
 
     for step, order in ((ddim, 1), (heun, 2), (dpmpp_2m, 2)):
         measured = torch.log2(error(step, 256) / error(step, 512)).item()
@@ -241,8 +241,8 @@ def test_exact_where_the_data_is_one_point(schedule, name, t):
     noise = torch.randn(5, 3, generator=seeded())
     times = (t, 0.6, 0.55, 0.2)
     x = sample(teacher, noise, times, STEPS[name])
-    begin, there, end = (schedule.at(torch.tensor(s)) for s in (t, t, 0.2))
-    eps = (start(schedule, noise, t) - begin.alpha * 0.3) / there.sigma
+    begin, level_mid, end = (schedule.at(torch.tensor(s)) for s in (t, t, 0.2))
+    eps = (start(schedule, noise, t) - begin.alpha * 0.3) / level_mid.sigma
     torch.testing.assert_close(x, end.mix(torch.tensor(0.3), eps), rtol=0, atol=1e-12)
 
 
@@ -252,14 +252,14 @@ def test_two_steps_of_heun(schedule):
     teacher, noise = mixture_teacher(schedule), torch.randn(5, 2, generator=seeded())
     t, s = 0.8, 0.5
     x = start(schedule, noise, t)
-    here, to = (schedule.at(torch.tensor(v)) for v in (t, s))
+    level_t, to = (schedule.at(torch.tensor(v)) for v in (t, s))
     one = teacher(x, torch.full((5,), t))
     landed = to.mix(one.x0, one.eps)
     mean = (one.x0 + teacher(landed, torch.full((5,), s)).x0) / 2
-    h = (to.logsnr - here.logsnr) / 2
-    wanted = to.sigma / here.sigma * x - to.alpha * torch.expm1(-h) * mean
-    got = sample(teacher, noise, (t, s), heun)
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    h = (to.logsnr - level_t.logsnr) / 2
+    expected = to.sigma / level_t.sigma * x - to.alpha * torch.expm1(-h) * mean
+    actual = sample(teacher, noise, (t, s), heun)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @every_schedule
@@ -276,9 +276,9 @@ def test_two_steps_of_dpmpp(schedule):
     h1, h2 = lam[1] - lam[0], lam[2] - lam[1]
     r = h1 / h2
     d = (1 + 1 / (2 * r)) * one.x0 - 1 / (2 * r) * zero.x0
-    wanted = levels[2].sigma / levels[1].sigma * x - levels[2].alpha * torch.expm1(-h2) * d
-    got = sample(teacher, noise, times, dpmpp_2m)
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    expected = levels[2].sigma / levels[1].sigma * x - levels[2].alpha * torch.expm1(-h2) * d
+    actual = sample(teacher, noise, times, dpmpp_2m)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_dpmpp_from_zero_snr_starts_without_history():
@@ -298,17 +298,17 @@ def test_ancestral_lands_on_the_forward_marginal(schedule, variance):
     """Data at one point: the small variance is the true posterior, so x is alpha x0 + sigma eps."""
     teacher = gaussian_teacher(schedule, mean=0.3, std=0.0)
     n, t, s = 20_000, 0.9, 0.5
-    here, to = (schedule.at(torch.tensor(v)) for v in (t, s))
-    x = here.mix(torch.tensor(0.3), torch.randn(n, 1, generator=seeded()))
-    noise = x / (1 if schedule.variance_preserving else here.sigma)
-    got = sample(teacher, noise, (t, s), ancestral(fresh(), variance=variance))
-    ratio = (here.logsnr - to.logsnr).exp()
-    spread = (1 - ratio) * to.sigma ** (2 - 2 * variance) * here.sigma ** (2 * variance)
+    level_t, to = (schedule.at(torch.tensor(v)) for v in (t, s))
+    x = level_t.mix(torch.tensor(0.3), torch.randn(n, 1, generator=seeded()))
+    noise = x / (1 if schedule.variance_preserving else level_t.sigma)
+    actual = sample(teacher, noise, (t, s), ancestral(fresh(), variance=variance))
+    ratio = (level_t.logsnr - to.logsnr).exp()
+    spread = (1 - ratio) * to.sigma ** (2 - 2 * variance) * level_t.sigma ** (2 * variance)
     std = (ratio * to.sigma**2 + spread).sqrt()
     if variance == 0:
         torch.testing.assert_close(std, to.sigma)
-    assert abs(got.mean() - to.alpha * 0.3) < 4 * std / n**0.5
-    assert abs(got.std() / std - 1) < 4 / (2 * n) ** 0.5
+    assert abs(actual.mean() - to.alpha * 0.3) < 4 * std / n**0.5
+    assert abs(actual.std() / std - 1) < 4 / (2 * n) ** 0.5
 
 
 def test_ancestral_keeps_the_data():
@@ -337,18 +337,18 @@ def test_calls_are_counted(name, steps):
 
 def test_the_network_is_asked_on_the_grid():
     """distillation-checks.md 50: at 1, 0.75, 0.5, 0.25 in that order, in float64, with the condition."""
-    seen = []
+    times_seen = []
 
     class Spy(nn.Module):
         def forward(self, x, t, cond=None):
-            seen.append((t, cond))
+            times_seen.append((t, cond))
             return x
 
     cond = Cond(label=torch.tensor([1, 2, 3]))
     denoiser = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
     sample(denoiser, torch.ones(3, 2), uniform(4), cond=cond)
-    assert [t.tolist() for t, _ in seen] == [[t] * 3 for t in (1.0, 0.75, 0.5, 0.25)]
-    assert all(c is cond for _, c in seen)
+    assert [t.tolist() for t, _ in times_seen] == [[t] * 3 for t in (1.0, 0.75, 0.5, 0.25)]
+    assert all(c is cond for _, c in times_seen)
 
 
 def test_steps_are_numbered_from_one():
@@ -436,8 +436,8 @@ def test_clipping_recomputes_eps_on_the_way():
     x = torch.full((1, 2), 2.0)
     level, to = (Cosine().at(torch.tensor(t)) for t in (1.0, 0.5))
     x0 = teacher(x, torch.ones(1)).x0.clamp(-0.1, 0.1)
-    wanted = to.mix(x0, (x - level.alpha * x0) / level.sigma)
-    torch.testing.assert_close(sample(teacher, x, (1.0, 0.5), clip=0.1), wanted)
+    expected = to.mix(x0, (x - level.alpha * x0) / level.sigma)
+    torch.testing.assert_close(sample(teacher, x, (1.0, 0.5), clip=0.1), expected)
 
 
 def test_an_eps_teacher_from_zero_snr_is_refused():
@@ -455,9 +455,9 @@ def test_grids_are_checked(times):
 
 
 def test_progress_is_told_of_every_step():
-    told = Ledger()
-    sample(mixture_teacher(Cosine()), torch.ones(1, 2), uniform(3), progress=told)
-    assert told.steps == 3
+    ledger = Ledger()
+    sample(mixture_teacher(Cosine()), torch.ones(1, 2), uniform(3), progress=ledger)
+    assert ledger.steps == 3
 
 
 def test_a_walk_in_two_halves():

@@ -65,23 +65,23 @@ def test_masked_positions_do_not_count(shape, positions):
     student, teacher = made(*shape).requires_grad_(), made(*shape, seed=1)
     mask = made(*positions, seed=2) > 0
     mask.view(5, -1)[0], mask.view(5, -1)[1] = True, False
-    kept = mask.unsqueeze(1 if len(shape) == 4 else -1).expand(shape)
+    counted = mask.unsqueeze(1 if len(shape) == 4 else -1).expand(shape)
     each = feature_match(student=student, teacher=teacher, mask=mask, reduction="none")
     relative = feature_match(
         student=student, teacher=teacher, mask=mask, normalise=True, reduction="none"
     )
     for k in range(5):
-        if kept[k].any():
-            error = F.mse_loss(student[k][kept[k]], teacher[k][kept[k]])
-            power = teacher[k][kept[k]].square().mean()
+        if counted[k].any():
+            error = F.mse_loss(student[k][counted[k]], teacher[k][counted[k]])
+            power = teacher[k][counted[k]].square().mean()
             torch.testing.assert_close(each[k], error)
             torch.testing.assert_close(relative[k], error / power)
     assert each[1] == 0 and relative[1] == 0
     whole = feature_match(student=student, teacher=teacher, mask=mask)
-    torch.testing.assert_close(whole, each.sum() / kept.flatten(1).any(1).sum())
+    torch.testing.assert_close(whole, each.sum() / counted.flatten(1).any(1).sum())
     whole.backward()
-    assert (student.grad[~kept] == 0).all() and student.grad.isfinite().all()
-    single = feature_match(student=student, teacher=teacher, mask=kept)
+    assert (student.grad[~counted] == 0).all() and student.grad.isfinite().all()
+    single = feature_match(student=student, teacher=teacher, mask=counted)
     assert single == whole
 
 
@@ -115,12 +115,12 @@ def test_attention_in_both_forms(shape, axis):
         flat = x.square().mean(axis).flatten(1)
         maps.append(flat / flat.square().sum(-1, keepdim=True).sqrt())
     apart = (maps[0] - maps[1]).square()
-    given = {"student": student, "teacher": teacher}
-    code, paper = (attention_transfer(**given, form=form) for form in ("code", "paper"))
+    both = {"student": student, "teacher": teacher}
+    code, paper = (attention_transfer(**both, form=form) for form in ("code", "paper"))
     assert float(code) == pytest.approx(float(apart.mean()), abs=1e-15)
     assert float(paper) == pytest.approx(float(apart.sum(-1).sqrt().mean()), abs=1e-15)
-    each = attention_transfer(**given, form="code", reduction="none")
-    length = attention_transfer(**given, form="paper", reduction="none")
+    each = attention_transfer(**both, form="code", reduction="none")
+    length = attention_transfer(**both, form="paper", reduction="none")
     torch.testing.assert_close(apart.shape[1] * each, length.square())
     code, paper = 0.010405825779210877, 0.2040178990109532
     assert 4 * code == pytest.approx(paper**2, abs=1e-15)

@@ -61,13 +61,13 @@ def test_whoever_changes_the_images_is_refused(tmp_path):
 def test_the_answers_are_of_images_and_not_of_labels(tmp_path):
     """The same pictures with fewer labels, or none, take what was kept; others do not."""
     teacher, data = Teachers(*teachers()), pictures()
-    kept = cached_logits(tmp_path, teacher, data)
+    cached = cached_logits(tmp_path, teacher, data)
     fewer = replace(data, labels=data.labels.clone().fill_(-1))
     for other in (fewer, pictures(labels=False)):
-        told = Ledger()
-        again = cached_logits(tmp_path, teacher, other, progress=told)
-        assert torch.equal(again.table, kept.table)
-        assert told.each == [len(data)]  # read, never asked
+        ledger = Ledger()
+        again = cached_logits(tmp_path, teacher, other, progress=ledger)
+        assert torch.equal(again.table, cached.table)
+        assert ledger.each == [len(data)]  # read, never asked
     with pytest.raises(ConfigError, match="another data"):
         cached_logits(tmp_path, teacher, data.only(torch.arange(74)))
 
@@ -77,9 +77,9 @@ def test_a_teacher_of_double_precision_is_kept_in_it(tmp_path):
         def forward(self, x):
             return super().forward(x).double() + 1e-9
 
-    asked = run(tmp_path / "a", teacher=Double(9))
-    kept = run(tmp_path / "b", teacher=Double(9), cache=tmp_path / "kept")
-    assert same(asked, kept)
+    plain = run(tmp_path / "a", teacher=Double(9))
+    cached = run(tmp_path / "b", teacher=Double(9), cache=tmp_path / "kept")
+    assert same(plain, cached)
     assert (
         cached_logits(tmp_path / "kept", Teachers(Double(9)), pictures()).table.dtype
         == torch.double
@@ -101,16 +101,16 @@ def test_other_classes_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="a, b, c, x and the data"):
         run(tmp_path / "r", teacher=teacher)
     with pytest.raises(ConfigError, match="has the classes"):
-        mine = built()
-        mine.class_names = data.names
-        Teachers(teacher, mine)
+        other_teacher = built()
+        other_teacher.class_names = data.names
+        Teachers(teacher, other_teacher)
     assert not (tmp_path / "r").exists()
 
 
 def test_a_classifier_keeps_the_names_of_its_classes(tmp_path):
     method, job = Classification(updates=2), RunOptions(device="cpu")
-    known = pictures().only(torch.arange(75)[torch.arange(75) % 3 > 0])
-    train_classifier(built(), known, tmp_path / "t", method=method, training=TRAINING, job=job)
+    labelled = pictures().only(torch.arange(75)[torch.arange(75) % 3 > 0])
+    train_classifier(built(), labelled, tmp_path / "t", method=method, training=TRAINING, job=job)
     net = f"{Net.__module__}:{Net.__name__}"
     teacher = load_classifier(tmp_path / "t", net=net)
     assert class_names(teacher) == tuple("abcd")
@@ -138,8 +138,8 @@ def test_a_student_of_images_without_labels_can_be_validated(cli, tmp_path):
     status, out, err = distilled("--validate", "apart", "--out", "r")
     assert status == 0, err
     assert "all 8 images" in out
-    said = distilled("--validate", "other", "--out", "x")
-    assert refused(said, "the teacher has the classes ant, bee and the data cat")
+    words = distilled("--validate", "other", "--out", "x")
+    assert refused(words, "the teacher has the classes ant, bee and the data cat")
     assert class_names(load_classifier(tmp_path / "r")) == ("ant", "bee")
 
 
@@ -184,7 +184,7 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "words"),
     [
         (lambda: SoftTargets(form="KL"), "perhaps you meant|choose from cross-entropy, kl"),
         (lambda: LogitMatch(form="MEAN"), "choose from half-sum, mean"),
@@ -207,8 +207,8 @@ def test_an_int8_teacher_teaches_and_is_no_start(tmp_path):
         (lambda: Classification(updates=-2), "updates must be"),
     ],
 )
-def test_what_was_mistyped_is_refused(made, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_was_mistyped_is_refused(made, words):
+    with pytest.raises(ConfigError, match=words):
         made()
 
 
@@ -227,17 +227,17 @@ def test_nothing_to_learn_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "words"),
     [
         (["--unlabelled"], "--labels-per-class"),
         (["--teacher", "t", "t"], "names a folder twice"),
     ],
 )
-def test_options_that_would_do_nothing(words, said, cli, tmp_path):
+def test_options_that_would_do_nothing(options, words, cli, tmp_path):
     save_classifier(build_classifier("features", {"channels": 1}), tmp_path / "t")
-    first = [] if "--teacher" in words else ["--teacher", "t"]
-    rest = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--out", "r"]
-    assert refused(cli("distill", "knowledge", *first, *words, *rest), said)
+    first = [] if "--teacher" in options else ["--teacher", "t"]
+    more = ["--data", "digits", "--net", "toy-student", "--updates", 1, "--out", "r"]
+    assert refused(cli("distill", "knowledge", *first, *options, *more), words)
     assert not (tmp_path / "r").exists()
 
 

@@ -41,10 +41,10 @@ ONLY_TARGET = {"target_weight": 1, "others_weight": 0}
 ONLY_OTHERS = {"target_weight": 0, "others_weight": 1}
 
 
-def gradient(loss, student=STUDENT, **given):
+def gradient(loss, student=STUDENT, **options):
     """The loss's gradient by the student's logits."""
     student = student.clone().requires_grad_()
-    loss(student=student, **given).backward()
+    loss(student=student, **options).backward()
     return student.grad
 
 
@@ -190,9 +190,9 @@ def test_f12_the_limit_holds_for_gradients_and_in_float32():
     far = gradient(soft_targets, teacher=TEACHER, temperature=1e6)
     torch.testing.assert_close(far, limit, rtol=0, atol=1e-6)
     for temperature, atol in ((100, 1e-5), (10_000, 1e-3)):
-        given = {"temperature": temperature}
-        small = soft_targets(student=STUDENT.float(), teacher=TEACHER.float(), **given)
-        whole = soft_targets(**ALL, **given)
+        options = {"temperature": temperature}
+        small = soft_targets(student=STUDENT.float(), teacher=TEACHER.float(), **options)
+        whole = soft_targets(**ALL, **options)
         assert float(small) == pytest.approx(float(whole), abs=atol)
 
 
@@ -209,8 +209,8 @@ def test_f17b_correlation_does_not_see_a_positive_affine_map_of_probabilities():
     p = STUDENT.softmax(-1)
     moved = (0.5 * p + 0.1).log()  # sums to 1 again
     for form in ("paper", "code"):
-        given = {"teacher": TEACHER, "intra_weight": 0, "form": form}
-        plain, mapped = dist(student=STUDENT, **given), dist(student=moved, **given)
+        options = {"teacher": TEACHER, "intra_weight": 0, "form": form}
+        plain, mapped = dist(student=STUDENT, **options), dist(student=moved, **options)
         assert float(plain) == pytest.approx(float(mapped), abs=1e-12 if form == "paper" else 1e-6)
 
 
@@ -232,8 +232,8 @@ def test_f23c_teachers_collapse_to_the_mean_of_their_probabilities():
 
 
 def test_f24b_jensen_shannon_is_symmetric_and_bounded():
-    there, back = jensen_shannon(**ALL), jensen_shannon(student=TEACHER, teacher=STUDENT)
-    assert float(there) == pytest.approx(float(back), abs=1e-12)
+    forward, back = jensen_shannon(**ALL), jensen_shannon(student=TEACHER, teacher=STUDENT)
+    assert float(forward) == pytest.approx(float(back), abs=1e-12)
     far = jensen_shannon(student=double([2000, 0]), teacher=double([0, 2000]))
     assert float(far) == pytest.approx(log(2), abs=1e-12)
 

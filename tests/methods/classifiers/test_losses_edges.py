@@ -37,12 +37,12 @@ OF_THE_BATCH = {"dist", "relational_angle", "relational_distance"}
 
 
 def test_every_loss_is_here_and_names_its_arguments():
-    found = {
+    functions = {
         name
         for name in losses.__all__
         if inspect.isfunction(getattr(losses, name)) and name not in ("centred", "standardised")
     }
-    assert found == set(GIVEN)
+    assert functions == set(GIVEN)
     for name in GIVEN:
         parameters = inspect.signature(getattr(losses, name)).parameters
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values()), name
@@ -55,12 +55,12 @@ def made(rows=B, num_classes=C, dtype=torch.float64, seed=0, scale=1.0):
 
 
 def value(name, student, teacher, **more):
-    given = {**GIVEN[name], **more}
-    if "labels" in given:
-        given["labels"] = given["labels"][: len(student)].clamp(max=student.shape[1] - 1)
+    arguments = {**GIVEN[name], **more}
+    if "labels" in arguments:
+        arguments["labels"] = arguments["labels"][: len(student)].clamp(max=student.shape[1] - 1)
     if name != "hard_labels":
-        given["teacher"] = teacher
-    return getattr(losses, name)(student=student, **given)
+        arguments["teacher"] = teacher
+    return getattr(losses, name)(student=student, **arguments)
 
 
 def finite(name, student, teacher, **more):
@@ -83,8 +83,8 @@ def test_extreme_logits(name, dtype):
     calm = made(dtype=dtype)
     for student in (high, far, -high, torch.full_like(high, 2000), calm):
         for teacher in (high, -high, calm):
-            given = {} if name not in ("decoupled", "dist") else {"temperature": 1.0}
-            loss, grad = finite(name, student, teacher, **given)
+            arguments = {} if name not in ("decoupled", "dist") else {"temperature": 1.0}
+            loss, grad = finite(name, student, teacher, **arguments)
             assert loss >= (-1e-6 if name == "dist" else 0)  # a correlation of 1 + rounding
             assert loss.dtype == (dtype if dtype == torch.float64 else torch.float32)
             assert grad.dtype == dtype
@@ -141,8 +141,8 @@ def test_none_gives_one_value_a_sample_and_batchmean_their_mean(name):
     assert each.shape == (B,)
     torch.testing.assert_close(each.mean(), value(name, student, teacher))
     order = torch.tensor([3, 1, 4, 0, 2])
-    given = {"labels": Y[order]} if "labels" in GIVEN[name] else {}
-    moved = value(name, student[order], teacher[order], reduction="none", **given)
+    arguments = {"labels": Y[order]} if "labels" in GIVEN[name] else {}
+    moved = value(name, student[order], teacher[order], reduction="none", **arguments)
     torch.testing.assert_close(moved, each[order])
     if name not in OF_THE_BATCH:
         alone = value(name, student[:1], teacher[:1], reduction="none")
@@ -172,8 +172,8 @@ def test_rows_without_a_label_lose_the_hard_term_alone():
     each, grad = finite("hard_labels", student, teacher, labels=some, reduction="none")
     assert (each[~labelled] == 0).all() and (grad[~labelled] == 0).all() and each[0] > 0
     soft = value("soft_targets", student, teacher)
-    given = {"labels": some, "soft_weight": 3.0, "hard_weight": 2.0}
-    mixed = value("hinton_mixture", student, teacher, **given)
+    arguments = {"labels": some, "soft_weight": 3.0, "hard_weight": 2.0}
+    mixed = value("hinton_mixture", student, teacher, **arguments)
     torch.testing.assert_close(mixed, 3 * soft + 2 * hard)
 
 
@@ -256,11 +256,11 @@ REFUSED = [
 def test_refused(case, says):
     case = dict(case)
     name = case.pop("name")
-    given = {**GIVEN[name], **case}
+    arguments = {**GIVEN[name], **case}
     if name != "hard_labels":
-        given["teacher"] = made(seed=1)
+        arguments["teacher"] = made(seed=1)
     with pytest.raises((ConfigError, DataError)) as refusal:
-        getattr(losses, name)(student=made(), **given)
+        getattr(losses, name)(student=made(), **arguments)
     assert says in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -347,17 +347,17 @@ def test_a_class_that_both_exclude_counts_nothing(name, place):
     if name in ("decoupled", "tang") and place < 4:
         return  # labels would name other classes
     value, gradient = with_gradient(loss, s, t)
-    found, slope = with_gradient(loss, wide(s, -math.inf), wide(t, -math.inf))
-    kept = [k for k in range(5) if k != place]
-    torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
-    torch.testing.assert_close(slope[:, kept], gradient, rtol=0, atol=1e-6)
+    masked, slope = with_gradient(loss, wide(s, -math.inf), wide(t, -math.inf))
+    others = [k for k in range(5) if k != place]
+    torch.testing.assert_close(masked, value, rtol=0, atol=1e-6)
+    torch.testing.assert_close(slope[:, others], gradient, rtol=0, atol=1e-6)
     assert (slope[:, place] == 0).all()
     if name in ("distance", "angle"):
         with pytest.raises(ConfigError, match="-inf"):
             loss(wide(s, 0.3), wide(t, -math.inf))
         return
-    found, slope = with_gradient(loss, wide(s, 0.3), wide(t, -math.inf))
-    assert found == math.inf if name in INFINITE else found.isfinite() and slope.isfinite().all()
+    masked, slope = with_gradient(loss, wide(s, 0.3), wide(t, -math.inf))
+    assert masked == math.inf if name in INFINITE else masked.isfinite() and slope.isfinite().all()
     assert not loss(wide(s, -math.inf), wide(t, 0.3)).isnan()
 
 
@@ -374,30 +374,32 @@ def test_a_student_that_excludes_what_its_teacher_sees_is_infinitely_wrong():
 
 def test_classes_excluded_in_some_rows_count_in_the_others():
     s, t = (torch.randn(6, 4, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    gone = torch.zeros(6, 4, dtype=torch.bool)
-    gone[2, 3] = gone[4, 0] = True
-    rows = [torch.arange(4)[~gone[k]] for k in range(6)]
+    excluded = torch.zeros(6, 4, dtype=torch.bool)
+    excluded[2, 3] = excluded[4, 0] = True
+    rows = [torch.arange(4)[~excluded[k]] for k in range(6)]
     for name in ("soft_targets", "jensen_shannon", "logit_match", "standardised"):
         loss = EXCLUDING[name]
-        each = [loss(s[k : k + 1, own], t[k : k + 1, own]) for k, own in enumerate(rows)]
-        found = loss(s.masked_fill(gone, -math.inf), t.masked_fill(gone, -math.inf))
-        torch.testing.assert_close(found, torch.stack(each).mean(), rtol=0, atol=1e-6)
+        each = [
+            loss(s[k : k + 1, columns], t[k : k + 1, columns]) for k, columns in enumerate(rows)
+        ]
+        masked = loss(s.masked_fill(excluded, -math.inf), t.masked_fill(excluded, -math.inf))
+        torch.testing.assert_close(masked, torch.stack(each).mean(), rtol=0, atol=1e-6)
     for name in ("dist, paper", "dist, code", "distance", "angle"):
-        found, slope = with_gradient(
-            EXCLUDING[name], s.masked_fill(gone, -math.inf), t.masked_fill(gone, -math.inf)
+        masked, slope = with_gradient(
+            EXCLUDING[name], s.masked_fill(excluded, -math.inf), t.masked_fill(excluded, -math.inf)
         )
-        assert found.isfinite() and slope.isfinite().all()
+        assert masked.isfinite() and slope.isfinite().all()
 
 
 def test_a_teacher_that_is_sure_has_nothing_to_say_of_the_others():
     s = torch.tensor([[1.0, 0.3, 2.0]])
     t = torch.tensor([[0.5, -math.inf, -math.inf]])
     options = {"labels": torch.tensor([0]), "temperature": 2.0}
-    found, slope = with_gradient(
+    value_of, slope = with_gradient(
         lambda s, t: losses.decoupled(student=s, teacher=t, **options), s, t
     )
     want = losses.soft_targets(student=s, teacher=t, temperature=2.0)
-    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(value_of, want)
     assert slope.isfinite().all()
     # Nor do its smallest probabilities, of which the other branch's gradient would be infinite.
     t, s = torch.tensor([[0.0, -95.0]]), torch.tensor([[0.0, 0.0]])

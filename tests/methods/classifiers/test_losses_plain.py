@@ -107,16 +107,16 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_value_and_gradient_are_the_plain_formulas(name):
-    given, plain = PLAIN[name]
+    arguments, plain = PLAIN[name]
     loss = getattr(losses, name)
     if name != "hard_labels":
-        given = {**given, "teacher": T}
+        arguments = {**arguments, "teacher": T}
     s = S.clone().requires_grad_()
     value = plain(s)
     value.backward()
-    torch.testing.assert_close(loss(student=S, **given), value.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(loss(student=S, **arguments), value.detach(), rtol=0, atol=1e-12)
     ours = S.clone().requires_grad_()
-    loss(student=ours, **given).backward()
+    loss(student=ours, **arguments).backward()
     torch.testing.assert_close(ours.grad, s.grad, rtol=0, atol=1e-12)
 
 

@@ -97,12 +97,12 @@ def test_report_normalises_its_weights():
 def test_report_has_hintons_gradient_with_its_soft_weight_over_t2(temperature):
     """F09: exactly, whatever the weights; the values differ by the teacher's entropy."""
     a, b = 0.9, 0.1
-    values, mine = loss(report(temperature=temperature, soft_weight=a, hard_weight=b))
+    values, slope = loss(report(temperature=temperature, soft_weight=a, hard_weight=b))
     same = hinton(
         temperature=temperature, soft_weight=a / temperature**2 / (a + b), hard_weight=b / (a + b)
     )
-    others, theirs = loss(same)
-    close(mine, theirs, 1e-15)
+    others, other_slope = loss(same)
+    close(slope, other_slope, 1e-15)
     p = (T / temperature).softmax(1)
     close(values - others, -a / (a + b) * (p * p.log()).sum(1))
 
@@ -123,14 +123,14 @@ def test_hinton_adds_its_weights_as_they_are():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7, 1.0])
 def test_keras_alpha_weighs_the_hard_term(alpha):
-    mine = loss(keras(temperature=3.0, alpha=alpha))
-    theirs = loss(hinton(temperature=3.0, soft_weight=1 - alpha, hard_weight=alpha))
+    keras_loss = loss(keras(temperature=3.0, alpha=alpha))
+    hinton_loss = loss(hinton(temperature=3.0, soft_weight=1 - alpha, hard_weight=alpha))
     by_hand = alpha * F.cross_entropy(S, Y, reduction="none") + (1 - alpha) * 9 * F.kl_div(
         (S / 3).log_softmax(1), (T / 3).softmax(1), reduction="none"
     ).sum(1)
-    for one, other in zip(mine, theirs, strict=True):
+    for one, other in zip(keras_loss, hinton_loss, strict=True):
         close(one, other, 0)
-    close(mine[0], by_hand)
+    close(keras_loss[0], by_hand)
 
 
 def test_deit_is_half_and_half():
@@ -200,9 +200,9 @@ def test_dist_weighs_rows_and_classes_each_by_its_own():
 
 def test_hard_labels_are_smoothed_as_asked():
     plain, _ = loss((HardLabels(),))
-    found, _ = loss((HardLabels(smoothing=0.2),))
-    close(found, F.cross_entropy(S, Y, label_smoothing=0.2, reduction="none"))
-    assert (found - plain).abs().min() > 0.01
+    values, _ = loss((HardLabels(smoothing=0.2),))
+    close(values, F.cross_entropy(S, Y, label_smoothing=0.2, reduction="none"))
+    assert (values - plain).abs().min() > 0.01
 
 
 def test_jensen_shannon_leans_towards_the_teacher_as_asked():
@@ -232,10 +232,10 @@ def test_a_row_without_a_label_loses_its_hard_term_alone(name):
     values, gradient = loss(terms, labels=some)
     whole, _ = loss(terms)
     soft = tuple(term for term in terms if term.asks_teacher)
-    alone, own = loss(soft)
+    alone, soft_slope = loss(soft)
     close(values[[0, 2]], whole[[0, 2]])
     close(values[1], alone[1])
-    close(gradient[1], own[1])
+    close(gradient[1], soft_slope[1])
 
 
 def test_decoupled_leaves_such_a_row_its_whole_divergence():
@@ -287,12 +287,12 @@ def test_what_is_logged_has_every_terms_name():
     net, teacher = Says(S), Teachers(Says(T))
     [stage] = KnowledgeDistillation(terms=terms).stages(teacher, net)
     batch = Batch(torch.arange(3.0)[:, None], Cond(torch.tensor([0, 1, -1])))
-    found = stage.objective.at(0.5).measure(net, batch, None)
-    assert found["weights"] == {"soft": 0.9, "hard": 0.1, "soft2": 0.5}
-    assert found["terms"].keys() == found["weights"].keys()
-    close(found["terms"]["hard"], F.cross_entropy(S[:2], Y[:2]))
-    assert found["agreement"] == pytest.approx(1 / 3)
-    json.dumps(found)
+    numbers = stage.objective.at(0.5).measure(net, batch, None)
+    assert numbers["weights"] == {"soft": 0.9, "hard": 0.1, "soft2": 0.5}
+    assert numbers["terms"].keys() == numbers["weights"].keys()
+    close(numbers["terms"]["hard"], F.cross_entropy(S[:2], Y[:2]))
+    assert numbers["agreement"] == pytest.approx(1 / 3)
+    json.dumps(numbers)
 
 
 # What cannot be.
@@ -341,7 +341,7 @@ def test_a_teacher_without_a_weight_is_noted():
 
 
 @pytest.mark.parametrize(
-    "name, config, said",
+    "name, config, words",
     [
         ("hintn", {}, "'hintn'"),
         (
@@ -373,8 +373,8 @@ def test_a_teacher_without_a_weight_is_noted():
         ),
     ],
 )
-def test_recipes_that_cannot_be(name, config, said):
-    with pytest.raises(ConfigError, match=said):
+def test_recipes_that_cannot_be(name, config, words):
+    with pytest.raises(ConfigError, match=words):
         recipe(name, config)
 
 
@@ -382,12 +382,12 @@ def nothing():
     return None
 
 
-def mine(temperature=1.0):
+def soft_recipe(temperature=1.0):
     return [SoftTargets(temperature=temperature)]
 
 
 def test_a_recipe_of_ones_own():
-    assert recipe("tests.methods.classifiers.test_terms:mine", {"temperature": 3.0}) == (
+    assert recipe("tests.methods.classifiers.test_terms:soft_recipe", {"temperature": 3.0}) == (
         SoftTargets(temperature=3.0),
     )
 
@@ -402,10 +402,13 @@ def test_terms_are_described_as_json():
     method = KnowledgeDistillation(
         terms=(*features(pairs=(("a", "b"),)), HardDistillation(weight=Linear(1, 0)))
     )
-    told = json.loads(json.dumps(method.describe()))
-    assert told["terms"] == ["soft", "hard", "features", "teacher-label"]
-    assert told["term soft"]["loss"] == "SoftTargets" and told["term soft"]["temperature"] == 4.0
-    assert told["term teacher-label"]["weight"] == {"start": 1, "stop": 0, "over": 1.0}
+    described = json.loads(json.dumps(method.describe()))
+    assert described["terms"] == ["soft", "hard", "features", "teacher-label"]
+    assert (
+        described["term soft"]["loss"] == "SoftTargets"
+        and described["term soft"]["temperature"] == 4.0
+    )
+    assert described["term teacher-label"]["weight"] == {"start": 1, "stop": 0, "over": 1.0}
 
 
 @pytest.mark.parametrize("term", [FeatureMatch, AttentionTransfer])
@@ -448,7 +451,9 @@ def test_every_term_has_a_sentence_and_a_name():
             yield each
             yield from kinds(each)
 
-    found = [kind for kind in kinds(Term) if kind.called and kind.__module__.startswith("halfstep")]
-    assert len(found) >= 10
-    assert len({kind.called for kind in found}) == len(found)
-    assert all(kind.__doc__ for kind in found)
+    classes = [
+        kind for kind in kinds(Term) if kind.called and kind.__module__.startswith("halfstep")
+    ]
+    assert len(classes) >= 10
+    assert len({kind.called for kind in classes}) == len(classes)
+    assert all(kind.__doc__ for kind in classes)

@@ -143,8 +143,8 @@ def test_training_reaches_the_closed_form():
         optimiser.step()
     t = torch.arange(1, 5) / 4
     x = torch.tensor([[-1.0, 0.2], [0.5, 1.4], [0.0, 1.0], [-0.7, 0.7]])
-    wanted = gaussian_teacher(Cosine())(x, t).x0
-    torch.testing.assert_close(student(x, t).x0.detach(), wanted, rtol=0, atol=0.03)
+    expected = gaussian_teacher(Cosine())(x, t).x0
+    torch.testing.assert_close(student(x, t).x0.detach(), expected, rtol=0, atol=0.03)
 
 
 def test_micro_batches_have_the_losses_of_the_batch():
@@ -196,7 +196,7 @@ def test_discrete_times_are_the_levels(levels):
 
 
 @pytest.mark.parametrize(
-    "levels, schedule, wanted",
+    "levels, schedule, expected",
     [
         (0, Cosine(), None),
         (7, Cosine(), 7),
@@ -204,9 +204,9 @@ def test_discrete_times_are_the_levels(levels):
         (10, BetaTable(levels=20), 10),
     ],
 )
-def test_which_levels(levels, schedule, wanted):
+def test_which_levels(levels, schedule, expected):
     [stage] = Denoising(levels=levels).stages(DenoiserOnly(wobbly_teacher(schedule, Eps())))
-    assert stage.objective.levels == wanted
+    assert stage.objective.levels == expected
     assert (stage.name, stage.times, stage.updates) == ("teacher", (), 100_000)
     assert stage.objective.forwards == 3
     loss = stage.objective(stage.student, Batch(torch.ones(50, 2)), draw_of(0, 50))
@@ -228,24 +228,24 @@ def dropped(share, seed, n, null=10, **fields):
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_share_of_dropped_labels(share):
     n = 20_000
-    cond, seen = dropped(share, 0, n)
-    gone = seen.label == 10
-    assert abs(gone.double().mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
-    assert torch.equal(seen.label[~gone], cond.label[~gone])
-    assert torch.equal(seen.label, dropped(share, 0, n)[1].label)
-    assert not torch.equal(seen.label, dropped(share, 1, n)[1].label)
+    cond, dropped_cond = dropped(share, 0, n)
+    is_null = dropped_cond.label == 10
+    assert abs(is_null.double().mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
+    assert torch.equal(dropped_cond.label[~is_null], cond.label[~is_null])
+    assert torch.equal(dropped_cond.label, dropped(share, 0, n)[1].label)
+    assert not torch.equal(dropped_cond.label, dropped(share, 1, n)[1].label)
 
 
 def test_all_and_none_dropped_and_nothing_else():
     extra = {"encoder_hidden_states": torch.ones(6, 2, 3), "guidance_scale": torch.arange(6.0)}
-    cond, seen = dropped(1.0, 0, 6, **extra)
-    assert seen.label.tolist() == [10] * 6
+    cond, dropped_cond = dropped(1.0, 0, 6, **extra)
+    assert dropped_cond.label.tolist() == [10] * 6
     assert (
-        seen.encoder_hidden_states is cond.encoder_hidden_states
-        and seen.guidance_scale is cond.guidance_scale
+        dropped_cond.encoder_hidden_states is cond.encoder_hidden_states
+        and dropped_cond.guidance_scale is cond.guidance_scale
     )
-    cond, seen = dropped(0.0, 0, 6, **extra)
-    assert seen is cond
+    cond, dropped_cond = dropped(0.0, 0, 6, **extra)
+    assert dropped_cond is cond
 
 
 @pytest.mark.parametrize("cond", [None, Cond(), Cond(guidance_scale=torch.ones(4))])

@@ -43,16 +43,16 @@ READS = [Eps(), V(), Velocity(), X0AndEps()]
 # --- the walk -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps, wanted", [(16, 0.824), (1024, 0.997)])
-def test_encode_then_decode(steps, wanted):
+@pytest.mark.parametrize("steps, expected", [(16, 0.824), (1024, 0.997)])
+def test_encode_then_decode(steps, expected):
     """On Gaussian data of spread 1/2, x comes back as x times the two exact maps."""
     teacher, times, one = gaussian_teacher(Cosine(), 0.0, 0.5), uniform(steps), torch.ones(1, 1)
 
     def factor(t, to):  # of one DDIM step of the exact denoiser
-        here, there = level_at(Cosine(), t), level_at(Cosine(), to)
-        spread = 0.25 * here.alpha**2 + here.sigma**2
-        x0, eps = 0.25 * here.alpha / spread, here.sigma / spread
-        return x0 if to == 0 else there.alpha * x0 + there.sigma * eps
+        level_t, level_s = level_at(Cosine(), t), level_at(Cosine(), to)
+        spread = 0.25 * level_t.alpha**2 + level_t.sigma**2
+        x0, eps = 0.25 * level_t.alpha / spread, level_t.sigma / spread
+        return x0 if to == 0 else level_s.alpha * x0 + level_s.sigma * eps
 
     up = torch.stack([factor(t, to) for t, to in pairwise(times[::-1])]).prod()
     down = torch.stack([factor(t, to) for t, to in pairwise(times)]).prod()
@@ -60,7 +60,7 @@ def test_encode_then_decode(steps, wanted):
     assert noise.item() == pytest.approx(up.item(), rel=1e-12)
     back = sample(teacher, noise, times).item()
     assert back == pytest.approx((up * down).item(), rel=1e-12)
-    assert back == pytest.approx(wanted, abs=5e-4)
+    assert back == pytest.approx(expected, abs=5e-4)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
@@ -79,34 +79,34 @@ def test_the_walk_by_hand(schedule):
     """Every level is `schedule.at`, t = 0 included, and the end is unit noise."""
     teacher, times = wobbly_teacher(schedule, V()), (0.97, 0.6, 0.25, 0.0)
     x = torch.randn(4, 2, 3, generator=seeded())
-    got = encode(teacher, x, times)
+    actual = encode(teacher, x, times)
     for t, to in ((0.0, 0.25), (0.25, 0.6), (0.6, 0.97)):
         pred = teacher(x, torch.full((4,), t))
         x = level_at(schedule, to).mix(pred.x0, pred.eps)
-    torch.testing.assert_close(start(schedule, got, 0.97), x, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(start(schedule, actual, 0.97), x, rtol=1e-13, atol=1e-13)
 
 
 def test_the_walk_asks_in_rising_order_with_the_condition():
-    seen, told = [], Ledger()
+    calls_seen, ledger = [], Ledger()
 
     class Spy(nn.Module):
         def forward(self, x, t, cond=None):
-            seen.append((t.tolist(), cond))
+            calls_seen.append((t.tolist(), cond))
             return x
 
     cond = Cond(label=torch.tensor([1, 2, 3]))
     spy = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
-    encode(spy, torch.ones(3, 2), uniform(4), cond=cond, progress=told)
-    assert [t for t, _ in seen] == [[t] * 3 for t in (0.0, 0.25, 0.5, 0.75)]
-    assert all(c is cond for _, c in seen) and told.steps == 4
+    encode(spy, torch.ones(3, 2), uniform(4), cond=cond, progress=ledger)
+    assert [t for t, _ in calls_seen] == [[t] * 3 for t in (0.0, 0.25, 0.5, 0.75)]
+    assert all(c is cond for _, c in calls_seen) and ledger.steps == 4
 
 
 def test_calls_and_kinds():
     teacher = Counted(mixture_teacher(Cosine()))
-    got = encode(teacher, torch.zeros(0, 2), uniform(3))
-    assert got.shape == (0, 2) and teacher.calls == 3
-    got = encode(teacher, torch.ones(2, 2, dtype=torch.float32), uniform(1))
-    assert got.dtype == torch.float32 and not got.requires_grad
+    actual = encode(teacher, torch.zeros(0, 2), uniform(3))
+    assert actual.shape == (0, 2) and teacher.calls == 3
+    actual = encode(teacher, torch.ones(2, 2, dtype=torch.float32), uniform(1))
+    assert actual.dtype == torch.float32 and not actual.requires_grad
     with pytest.raises(ConfigError, match="grid falls"):
         encode(teacher, torch.ones(1, 2), (0.0, 1.0))
 
@@ -145,9 +145,9 @@ def test_nothing_explodes_at_the_start(schedule, reads):
 )
 def test_target(t, z, x1, x2, z_next, x0):
     """distillation-checks.md 44, N = 4."""
-    here, mid, end = (torch.tensor([s]) for s in (t, t + 0.125, t + 0.25))
+    level_t, mid, end = (torch.tensor([s]) for s in (t, t + 0.125, t + 0.25))
     x_t = torch.tensor([[z]])
-    pred = two_step_target(Denoiser(Constants(x1, x2), Cosine(), X0()), x_t, here, mid, end)
+    pred = two_step_target(Denoiser(Constants(x1, x2), Cosine(), X0()), x_t, level_t, mid, end)
     assert pred.x0.item() == pytest.approx(x0, abs=6e-10)
     landed = level_of(Cosine(), end, x_t).mix(pred.x0, pred.eps)
     assert landed.item() == pytest.approx(z_next, abs=6e-10)
@@ -161,18 +161,18 @@ def test_target_in_eps(schedule, reads, n):
     teacher = wobbly_teacher(schedule, reads)
     rising = torch.tensor(uniform(2 * n, start=0.97)[::-1])
     t, mid, end = rising[0:-1:2], rising[1::2], rising[2::2]
-    here, middle, there = (level_of(schedule, s, torch.empty(n, 1, 1)) for s in (t, mid, end))
-    x = here.mix(*torch.randn(2, n, 2, 5, generator=seeded()))
-    got = two_step_target(teacher, x, t, mid, end)
+    level_t, middle, level_s = (level_of(schedule, s, torch.empty(n, 1, 1)) for s in (t, mid, end))
+    x = level_t.mix(*torch.randn(2, n, 2, 5, generator=seeded()))
+    actual = two_step_target(teacher, x, t, mid, end)
     first = teacher(x, t)
     x_mid = middle.mix(first.x0, first.eps)
     second = teacher(x_mid, mid)
-    kt, km, ke = (level.sigma / level.alpha for level in (here, middle, there))
-    wanted = ((km - kt) * first.eps + (ke - km) * second.eps) / (ke - kt)
-    torch.testing.assert_close(got.eps, wanted, rtol=1e-9, atol=1e-10)
-    two = there.mix(second.x0, second.eps)
-    torch.testing.assert_close(there.mix(got.x0, got.eps), two, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(here.mix(got.x0, got.eps), x, rtol=1e-10, atol=1e-10)
+    kt, km, ke = (level.sigma / level.alpha for level in (level_t, middle, level_s))
+    expected = ((km - kt) * first.eps + (ke - km) * second.eps) / (ke - kt)
+    torch.testing.assert_close(actual.eps, expected, rtol=1e-9, atol=1e-10)
+    two = level_s.mix(second.x0, second.eps)
+    torch.testing.assert_close(level_s.mix(actual.x0, actual.eps), two, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(level_t.mix(actual.x0, actual.eps), x, rtol=1e-10, atol=1e-10)
 
 
 # --- exact students -----------------------------------------------------------------------------------
@@ -184,27 +184,27 @@ def test_exact_students_encode_as_their_teacher(schedule, reads):
     """16 steps halved to 1, from t = 0 itself, with a nonlinear network as teacher."""
     teacher, times = wobbly_teacher(schedule, reads), uniform(16, start=0.98)
     x0 = torch.randn(3, 2, 5, generator=seeded())
-    wanted, student = encode(teacher, x0, times), teacher
+    expected, student = encode(teacher, x0, times), teacher
     while len(times) > 2:
         student, times = ExactStudent(student, times, (-1, -2)), times[::2]
-        torch.testing.assert_close(encode(student, x0, times), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(encode(student, x0, times), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("times", [uniform(16), karras(16, VPLinear())], ids=["uniform", "karras"])
 def test_exact_students_to_the_very_end(times):
     teacher = mixture_teacher(VPLinear())
     x0 = Mixture().draw(9, seeded())
-    wanted, student = encode(teacher, x0, times), teacher
+    expected, student = encode(teacher, x0, times), teacher
     while len(times) > 2:
         student, times = ExactStudent(student, times, (-1, -2)), times[::2]
-        torch.testing.assert_close(encode(student, x0, times), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(encode(student, x0, times), expected, rtol=1e-12, atol=1e-12)
 
 
 # --- the method ---------------------------------------------------------------------------------------
 
 
 def test_stages():
-    teacher, seen = wobbly_teacher(Cosine(), V()), []
+    teacher, stages = wobbly_teacher(Cosine(), V()), []
     for stage in Encoder(start=8, stop=1, updates=(10,)).stages(DenoiserOnly(teacher)):
         assert stage.direction == "invert" and stage.objective.teacher is teacher
         assert type(stage.objective) is Halve and stage.objective.times[0] == 0
@@ -212,8 +212,8 @@ def test_stages():
         assert stage.objective.weighting is snr_plus_one
         assert not teacher.training and stage.student.training
         teacher = stage.student
-        seen.append((stage.name, stage.updates))
-    assert seen == [("0004-steps", 10), ("0002-steps", 20), ("0001-steps", 20)]
+        stages.append((stage.name, stage.updates))
+    assert stages == [("0004-steps", 10), ("0002-steps", 20), ("0001-steps", 20)]
     assert METHODS["encoder"] is Encoder
 
 
@@ -232,12 +232,12 @@ def test_objective_by_hand(weighting):
     target = two_step_target(teacher, x_t, t, t + 0.125, t + 0.25)
     eps_err = (student(x_t, t).eps - target.eps).square().mean((1, 2))
     x_err = eps_err / Cosine().at(t).logsnr.exp()
-    wanted = {
+    expected = {
         "snr+1": x_err + eps_err,
         "truncated-snr": torch.maximum(x_err, eps_err),
         "snr": eps_err,
     }[weighting]
-    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-12)
     assert loss[t == 0].max() < 10
 
 
@@ -264,11 +264,11 @@ def test_a_trained_student_encodes_as_its_teacher():
     net = Affine(rising, torch.zeros(4), torch.zeros(4))
     student = Denoiser(net, Cosine(), Eps(), time=NetTime(scale=1.0))
     x0 = 0.3 + 0.5 * torch.randn(256, 1, generator=seeded(5))
-    wanted = encode(teacher, x0, times)
-    assert (encode(student, x0, times[::2]) - wanted).abs().max() > 0.5
+    expected = encode(teacher, x0, times)
+    assert (encode(student, x0, times[::2]) - expected).abs().max() > 0.5
     [stage] = Encoder(start=8, stop=4).stages(DenoiserOnly(teacher))
     train(student, stage.objective, gaussian_data, 500, 0.05)
-    torch.testing.assert_close(encode(student, x0, times[::2]), wanted, rtol=0, atol=5e-3)
+    torch.testing.assert_close(encode(student, x0, times[::2]), expected, rtol=0, atol=5e-3)
 
 
 # --- refusals -----------------------------------------------------------------------------------------
@@ -315,17 +315,17 @@ def test_other_refusals_are_progressives():
 
 @pytest.mark.parametrize("batch", [1, 2, 256])
 def test_a_pipeline_encodes_and_decodes(batch):
-    made, told = random_pipeline(class_names=("a", "b"), null=2), Ledger()
+    made, ledger = random_pipeline(class_names=("a", "b"), null=2), Ledger()
     x0 = Mixture().draw(5, seeded()).float()
-    noise = made.encode(x0, steps=8, batch=batch, progress=told)
+    noise = made.encode(x0, steps=8, batch=batch, progress=ledger)
     assert noise.shape == (5, 2) and noise.dtype == torch.float32
-    assert told.steps == 8 * -(-5 // batch)
+    assert ledger.steps == 8 * -(-5 // batch)
     cond = Cond(label=torch.arange(5) % 2)
-    wanted = encode(made.denoiser, x0, uniform(8), cond=cond)
-    torch.testing.assert_close(noise, wanted, rtol=0, atol=2e-5)
+    expected = encode(made.denoiser, x0, uniform(8), cond=cond)
+    torch.testing.assert_close(noise, expected, rtol=0, atol=2e-5)
     back = made.sample(5, steps=8, noise=noise, batch=batch)
-    wanted = sample(made.denoiser, noise, uniform(8), cond=cond)
-    torch.testing.assert_close(back, wanted, rtol=0, atol=2e-5)
+    expected = sample(made.denoiser, noise, uniform(8), cond=cond)
+    torch.testing.assert_close(back, expected, rtol=0, atol=2e-5)
     fine = made.sample(5, steps=400, noise=made.encode(x0, steps=400))
     assert (fine - x0).abs().mean() < 0.3 * (back - x0).abs().mean()
     other = made.sample(5, steps=8, noise=noise, labels=[1, 0, 1, 0, 1])
@@ -363,8 +363,8 @@ def test_a_student_that_samples_is_refused_and_one_that_encodes_too():
         with pytest.raises(ConfigError, match=r"write encode\(images\)"):
             made.sample(1, sampler=sampler)
     for steps, n in ((None, 2), (4, 4)):
-        wanted = encode(made.denoiser, x0.float(), uniform(n))
-        torch.testing.assert_close(made.encode(x0, steps=steps), wanted, rtol=0, atol=2e-5)
+        expected = encode(made.denoiser, x0.float(), uniform(n))
+        torch.testing.assert_close(made.encode(x0, steps=steps), expected, rtol=0, atol=2e-5)
     with pytest.raises(ConfigError, match="it can take 2 or 4"):
         made.encode(x0, steps=3)
 
@@ -399,8 +399,8 @@ def test_latents_are_encoded_by_their_means():
     images = torch.rand(3, 1, 4, 6, generator=seeded(), dtype=torch.float32)
     moments = Halves().moments(images)
     latents = sample_latents(moments, torch.zeros_like(moments[:, :1]), 3.0)
-    wanted = encode(made.denoiser, latents, uniform(2))
-    torch.testing.assert_close(made.encode(images, steps=2), wanted, rtol=0, atol=2e-5)
+    expected = encode(made.denoiser, latents, uniform(2))
+    torch.testing.assert_close(made.encode(images, steps=2), expected, rtol=0, atol=2e-5)
     with pytest.raises(ConfigError, match=r"got shape \[3, 1, 4, 4\]"):
         made.encode(images[..., :4])
 

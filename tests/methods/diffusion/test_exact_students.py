@@ -46,10 +46,10 @@ def test_exact_students_of_any_teacher_sample_what_it_samples(schedule, reads):
     """16 steps halved to 1, with a nonlinear network as teacher."""
     teacher, top = wobbly_teacher(schedule, reads), 0.9 if isinstance(reads, Eps) else 1.0
     times, noise = tuple(top * t for t in uniform(16)), torch.randn(3, 2, 5, generator=seeded())
-    wanted, student = sample(teacher, noise, times), teacher
+    expected, student = sample(teacher, noise, times), teacher
     while len(times) > 2:
         student, times = ExactStudent(student, times), times[::2]
-        torch.testing.assert_close(sample(student, noise, times), wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(sample(student, noise, times), expected, rtol=1e-11, atol=1e-11)
 
 
 @every_schedule
@@ -57,11 +57,11 @@ def test_exact_students_of_clipped_targets_sample_what_the_clipping_sampler_does
     """Without clipping anything themselves; the bound is such that the teacher meets it everywhere."""
     teacher, times, bound = wobbly_teacher(schedule, X0()), uniform(16), 0.3
     noise = torch.randn(3, 2, 5, generator=seeded())
-    wanted, student = sample(teacher, noise, times, clip=bound), teacher
-    assert (wanted - sample(teacher, noise, times).clamp(-bound, bound)).abs().max() > 1e-3
+    expected, student = sample(teacher, noise, times, clip=bound), teacher
+    assert (expected - sample(teacher, noise, times).clamp(-bound, bound)).abs().max() > 1e-3
     while len(times) > 2:
         student, times = ExactStudent(student, times, clip=bound), times[::2]
-        torch.testing.assert_close(sample(student, noise, times), wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(sample(student, noise, times), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_halving_learns_clipped_targets_where_it_is_told_to():
@@ -82,11 +82,11 @@ def test_errors_that_a_clipping_sampler_never_sees_cost_nothing():
     x_t, level = torch.full((1, 5), 0.1), Level(torch.tensor(0.6), torch.tensor(0.8))
     guess, target = (Prediction.from_x0(torch.tensor([x]), x_t, level) for x in (guess, target))
     guess.x0.requires_grad_()
-    found = forgiven(guess, target, 0.5)
-    missed = (found.x0 - target.x0)[0].tolist()
+    result = forgiven(guess, target, 0.5)
+    missed = (result.x0 - target.x0)[0].tolist()
     assert missed == pytest.approx([0, 0, -1.4, 0.3, 0.7])
-    assert (found.eps - target.eps)[0].tolist() == pytest.approx([-0.75 * miss for miss in missed])
-    found.x0.sum().backward()
+    assert (result.eps - target.eps)[0].tolist() == pytest.approx([-0.75 * miss for miss in missed])
+    result.x0.sum().backward()
     assert guess.x0.grad[0].tolist() == [0, 0, 1, 1, 1]  # a guess on the wrong side can come back
 
 
@@ -131,36 +131,36 @@ def test_invariant(schedule, name, steps):
     """distillation-checks.md 38: halved to one step, exact students sample what the teacher samples."""
     teacher, times = gaussian_teacher(schedule), grid_of(name, steps, schedule)
     noise = torch.randn(7, 1, generator=seeded())
-    wanted = sample(teacher, noise, times)
+    expected = sample(teacher, noise, times)
     samples = halve_to_the_end(teacher, times, noise, right)
     assert list(samples) == [steps // 2**k for k in range(1, steps.bit_length())]
-    for got in samples.values():
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    for actual in samples.values():
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     # and the same check rejects the wrong target
-    for n, got in halve_to_the_end(teacher, times, noise, mid_point).items():
-        assert (got - wanted).abs().max() > 1e-5, n
+    for n, actual in halve_to_the_end(teacher, times, noise, mid_point).items():
+        assert (actual - expected).abs().max() > 1e-5, n
 
 
-@pytest.mark.parametrize("steps, wanted", [(1024, 0.499247552), (16, 0.453926567)])
-def test_invariant_of_the_official_code(steps, wanted):
+@pytest.mark.parametrize("steps, expected", [(1024, 0.499247552), (16, 0.453926567)])
+def test_invariant_of_the_official_code(steps, expected):
     teacher, one = gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1)
-    for got in halve_to_the_end(teacher, uniform(steps), one, right).values():
-        assert got.item() == pytest.approx(wanted, abs=6e-10)
+    for actual in halve_to_the_end(teacher, uniform(steps), one, right).values():
+        assert actual.item() == pytest.approx(expected, abs=6e-10)
 
 
 def test_without_the_last_step_rule():
     """distillation-checks.md 38: what an implementation without the rule at i = 0 would give."""
     teacher, one = gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1)
-    got = halve_to_the_end(teacher, uniform(16), one, without_last_step_rule)
-    wanted = {8: 0.453922692, 4: 0.453915782, 2: 0.453905230, 1: 0.453889291}
-    assert {n: x.item() for n, x in got.items()} == pytest.approx(wanted, abs=6e-10)
+    actual = halve_to_the_end(teacher, uniform(16), one, without_last_step_rule)
+    expected = {8: 0.453922692, 4: 0.453915782, 2: 0.453905230, 1: 0.453889291}
+    assert {n: x.item() for n, x in actual.items()} == pytest.approx(expected, abs=6e-10)
 
 
 def test_wrong_target_detector():
     """distillation-checks.md 39: the mid-point mistake is seen, with the numbers it is known by."""
     teacher, one = gaussian_teacher(Cosine(), 0.0, 0.5), torch.ones(1, 1)
-    got = halve_to_the_end(teacher, uniform(1024), one, mid_point)
-    wanted = {512: 0.499974952, 64: 0.509288, 8: 0.558574, 4: 0.588851, 1: 0.615418}
-    for n, value in wanted.items():
-        assert got[n].item() == pytest.approx(value, abs=6e-7)
-        assert abs(got[n].item() - 0.499247552) > 1e-4
+    actual = halve_to_the_end(teacher, uniform(1024), one, mid_point)
+    expected = {512: 0.499974952, 64: 0.509288, 8: 0.558574, 4: 0.588851, 1: 0.615418}
+    for n, value in expected.items():
+        assert actual[n].item() == pytest.approx(value, abs=6e-7)
+        assert abs(actual[n].item() - 0.499247552) > 1e-4

@@ -83,8 +83,8 @@ def by_hand(x, t, label, w):
         likely.append(weight / spread * torch.exp(-away.square().sum(1) / (2 * spread)))
     posterior, likely = torch.stack(posterior), torch.stack(likely)
     mixed = (likely[..., None] * posterior).sum(0) / likely.sum(0)[:, None]
-    own = posterior[label, torch.arange(len(x))]
-    return (1 + w)[:, None] * own - w[:, None] * mixed
+    share = posterior[label, torch.arange(len(x))]
+    return (1 + w)[:, None] * share - w[:, None] * mixed
 
 
 @pytest.mark.parametrize("reads", [V(), X0(), Eps()], ids=named)
@@ -92,24 +92,24 @@ def test_the_objective_by_hand(reads):
     """Section 3.1 for every w: the student's x0 error against the closed form, whatever either reads."""
     n, batch = 57, labelled(57)
     teacher = mixture_teacher(Cosine(), parameterisation=reads)
-    seen = {}
+    inputs = {}
 
     def student(x, t, cond):
-        seen.update(x=x, t=t, cond=cond)
+        inputs.update(x=x, t=t, cond=cond)
         return Prediction(torch.zeros_like(x), torch.zeros_like(x))
 
     loss = MatchGuided(teacher, NULL, (1.5, 4.0), constant)(student, batch, draw_of(1, n))
-    w = seen["cond"].guidance_scale - 1
+    w = inputs["cond"].guidance_scale - 1
     assert 0.5 <= w.min() < 0.7 and 2.8 < w.max() <= 3
-    wanted = by_hand(seen["x"], seen["t"], batch.cond.label, w).square().mean(1)
-    torch.testing.assert_close(loss, wanted, rtol=1e-7, atol=1e-10)
-    assert seen["cond"].label is batch.cond.label and loss.shape == (n,)
+    expected = by_hand(inputs["x"], inputs["t"], batch.cond.label, w).square().mean(1)
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=1e-10)
+    assert inputs["cond"].label is batch.cond.label and loss.shape == (n,)
     # w first, then the time, then the noise: all three uniform or normal as they should be.
     draw = draw_of(1, n)
-    assert torch.equal(seen["cond"].guidance_scale, random_scales(draw, (1.5, 4.0)))
-    assert torch.equal(seen["t"], draw.uniform())
-    x_t = level_of(Cosine(), seen["t"], batch.x0).mix(batch.x0, draw.normal(batch.x0))
-    assert torch.equal(seen["x"], x_t)
+    assert torch.equal(inputs["cond"].guidance_scale, random_scales(draw, (1.5, 4.0)))
+    assert torch.equal(inputs["t"], draw.uniform())
+    x_t = level_of(Cosine(), inputs["t"], batch.x0).mix(batch.x0, draw.normal(batch.x0))
+    assert torch.equal(inputs["x"], x_t)
 
 
 def test_the_target_of_the_specification():
@@ -122,11 +122,11 @@ def test_the_target_of_the_specification():
     teacher = Denoiser(Labelled(), Cosine(), X0())
     x, t = torch.full((2, 1), 0.5), torch.full((2,), 0.3)
     scale = torch.tensor([3.0, 1.0])
-    got = Guided(teacher, scale, 1)(x, t, Cond(torch.zeros(2, dtype=torch.int64)))
-    v = V().encode(got, level_of(Cosine(), t, x))
-    values = [got.x0[0].item(), got.eps[0].item(), v[0].item()]
+    actual = Guided(teacher, scale, 1)(x, t, Cond(torch.zeros(2, dtype=torch.int64)))
+    v = V().encode(actual, level_of(Cosine(), t, x))
+    values = [actual.x0[0].item(), actual.eps[0].item(), v[0].item()]
     assert values == pytest.approx([1.0, -0.861217018, -1.221349562], abs=6e-10)
-    assert got.x0[1].item() == pytest.approx(0.4, abs=1e-12)
+    assert actual.x0[1].item() == pytest.approx(0.4, abs=1e-12)
 
 
 @pytest.mark.parametrize("weighting", [constant, truncated_snr, snr_plus_one])
@@ -166,7 +166,7 @@ def test_scales_are_uniform_and_one_a_sample():
 def test_both_branches_are_one_call_and_labels_are_not_dropped():
     inner = mixture_teacher(Cosine())
     calls = []
-    inner.net.register_forward_pre_hook(lambda net, given: calls.append(given))
+    inner.net.register_forward_pre_hook(lambda net, arguments: calls.append(arguments))
     batch = labelled(30)
     match = MatchGuided(inner, NULL, RANGE)
     student = Spy(ByScale(mixture_teacher(Cosine())))
@@ -209,9 +209,9 @@ def test_teacher_and_student_are_told_the_same_scale():
     objective, batch = AnyScale(Halve(teacher, uniform(4)), (2.0, 3.0)), labelled(11)
     assert objective.forwards == 5
     objective(student, batch, draw_of(5, 11))
-    told = [cond.guidance_scale for cond in (*teacher.conds, *student.conds)]
-    assert len(told) == 3 and all(torch.equal(scale, told[0]) for scale in told)
-    assert torch.equal(told[0], random_scales(draw_of(5, 11), (2.0, 3.0)))
+    scales = [cond.guidance_scale for cond in (*teacher.conds, *student.conds)]
+    assert len(scales) == 3 and all(torch.equal(scale, scales[0]) for scale in scales)
+    assert torch.equal(scales[0], random_scales(draw_of(5, 11), (2.0, 3.0)))
     assert all(cond.label is batch.cond.label for cond in (*teacher.conds, *student.conds))
     objective(lambda x, t, cond: student(x, t, replace(cond, label=batch.cond.label)),
               Batch(batch.x0, Cond(batch.cond.label)), draw_of(5, 11))  # fmt: skip
@@ -235,7 +235,7 @@ def test_exact_students_sample_what_the_guided_teacher_samples(scale, schedule):
     """Halved from 16 steps to 1, at every scale, to 1e-12 (of what guidance makes large)."""
     teacher, times, n = mixture_teacher(schedule), uniform(16), 12
     noise, label = torch.randn(n, 2, generator=seeded()), torch.arange(n) % 3
-    wanted = sample(Guided(teacher, scale, NULL), noise, times, cond=Cond(label))
+    expected = sample(Guided(teacher, scale, NULL), noise, times, cond=Cond(label))
     cond = Cond(label, guidance_scale=torch.full((n,), scale))
     student = ByScale(teacher)
     while len(times) > 2:
@@ -243,8 +243,8 @@ def test_exact_students_sample_what_the_guided_teacher_samples(scale, schedule):
         loss = AnyScale(halve, (scale, scale + 1))(student, labelled(6), draw_of(7, 6))
         assert loss.max() < 1e-20
         times = times[::2]
-        got = sample(student, noise, times, cond=cond)
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        actual = sample(student, noise, times, cond=cond)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     # and the same check tells one scale from another
     other = Cond(label, guidance_scale=torch.full((n,), scale + 0.1))
-    assert (sample(student, noise, times, cond=other) - wanted).abs().max() > 1e-3
+    assert (sample(student, noise, times, cond=other) - expected).abs().max() > 1e-3

@@ -55,11 +55,11 @@ def test_halve_by_hand(weighting, times):
     t, mid, end = points[2 * n], points[2 * n + 1], points[2 * n + 2]
     level = level_of(Cosine(), t, x0)
     x_t = level.alpha * x0 + level.sigma * z
-    wanted = without_last_step_rule(teacher, x_t, t, mid, end)
-    wanted = torch.where(
-        (end == 0).reshape(-1, 1, 1, 1), mid_point(teacher, x_t, t, mid, end), wanted
+    expected = without_last_step_rule(teacher, x_t, t, mid, end)
+    expected = torch.where(
+        (end == 0).reshape(-1, 1, 1, 1), mid_point(teacher, x_t, t, mid, end), expected
     )
-    x_err = (student(x_t, t).x0 - wanted).square().mean((1, 2, 3))
+    x_err = (student(x_t, t).x0 - expected).square().mean((1, 2, 3))
     snr = Cosine().at(t).logsnr.exp()
     weight = {constant: 1, truncated_snr: snr.clamp(min=1), snr_plus_one: snr + 1}[weighting]
     assert loss.shape == (b,)
@@ -68,18 +68,18 @@ def test_halve_by_hand(weighting, times):
 
 def test_halve_draws_every_time_of_the_student_and_no_other():
     """distillation-checks.md 50: t in {1/N, ..., 1}, never 0, all equally often."""
-    asked = []
+    times_seen = []
 
     class Spy(Wobbly):
         def forward(self, x, t, cond=None):
-            asked.append(t)
+            times_seen.append(t)
             return super().forward(x, t)
 
     teacher = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
     student = wobbly_teacher(Cosine(), V())
     n = 4000
     Halve(teacher, uniform(8))(student, Batch(torch.zeros(n, 1)), draw_of(0, n))
-    first, second = asked
+    first, second = times_seen
     values, counts = first.unique(return_counts=True)
     assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert bool(((counts / n - 0.25).abs() < 4 * (0.1875 / n) ** 0.5).all())
@@ -125,17 +125,17 @@ def test_micro_batches_have_the_losses_of_the_batch():
 
 
 def test_teacher_and_student_see_the_same_condition():
-    seen = []
+    conds = []
 
     class Spy(Wobbly):
         def forward(self, x, t, cond=None):
-            seen.append(cond)
+            conds.append(cond)
             return super().forward(x, t)
 
     spies = [Denoiser(Spy(), Cosine(), V()) for _ in range(2)]
     cond = Cond(label=torch.tensor([3, 1]))
     Halve(spies[0], uniform(2))(spies[1], Batch(torch.ones(2, 3), cond), draw_of(0, 2))
-    assert len(seen) == 3 and all(c is cond for c in seen)
+    assert len(conds) == 3 and all(c is cond for c in conds)
 
 
 def test_forwards():
@@ -155,18 +155,18 @@ def test_student_reaches_the_closed_form(schedule):
     teacher = gaussian_teacher(schedule).freeze()
     student = zero_student(uniform(4), schedule)
     noise = torch.randn(512, 2, generator=seeded(7))
-    wanted = sample(teacher, noise, uniform(8))
-    assert (sample(student, noise, uniform(4)) - wanted).abs().max() > 0.1
+    expected = sample(teacher, noise, uniform(8))
+    assert (sample(student, noise, uniform(4)) - expected).abs().max() > 0.1
     if schedule == Karras():  # x is 80 wide at t = 1: start where the answer is, up to a nudge
         exact = halved(teacher, uniform(8), right)
         with torch.no_grad():
             student.net.a.copy_(exact.net.a * 1.01)
             student.net.b.copy_(exact.net.b + 0.02)
-        assert (sample(student, noise, uniform(4)) - wanted).abs().max() > 0.01
+        assert (sample(student, noise, uniform(4)) - expected).abs().max() > 0.01
         train(student, Halve(teacher, uniform(8), constant), gaussian_data, 600, 2e-3)
     else:
         train(student, Halve(teacher, uniform(8)), gaussian_data, 500, 0.05)
-    torch.testing.assert_close(sample(student, noise, uniform(4)), wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(sample(student, noise, uniform(4)), expected, rtol=0, atol=1e-3)
 
 
 def test_sixteen_steps_to_one():
@@ -175,13 +175,13 @@ def test_sixteen_steps_to_one():
     exact = halved(gaussian_teacher(Cosine()), uniform(32), right)
     teacher.load_state_dict(exact.state_dict())
     noise = torch.randn(300, 2, generator=seeded(7))
-    wanted = sample(teacher, noise, uniform(16))
+    expected = sample(teacher, noise, uniform(16))
     untrained = sample(teacher, noise, uniform(1))
-    assert (untrained - wanted).abs().max() > 0.3
+    assert (untrained - expected).abs().max() > 0.3
     names = []
     for stage in Progressive(start=16, stop=1, updates=(250,)).stages(DenoiserOnly(teacher)):
         train(stage.student, stage.objective, gaussian_data, stage.updates, 0.05)
-        got = sample(stage.student, noise, stage.times)
-        torch.testing.assert_close(got, wanted, rtol=0, atol=5e-3)
+        actual = sample(stage.student, noise, stage.times)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=5e-3)
         names.append(stage.name)
     assert names == ["0008-steps", "0004-steps", "0002-steps", "0001-steps"]

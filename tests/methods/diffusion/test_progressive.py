@@ -40,7 +40,7 @@ every_reading = pytest.mark.parametrize("reads", READS, ids=named)
 
 
 def test_each_stage_teaches_the_next():
-    teacher, seen = wobbly_teacher(Cosine(), V()), []
+    teacher, names = wobbly_teacher(Cosine(), V()), []
     for stage in Progressive(start=16, stop=1, updates=(10,)).stages(DenoiserOnly(teacher)):
         assert stage.objective.teacher is teacher and stage.student is not teacher
         assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
@@ -51,8 +51,8 @@ def test_each_stage_teaches_the_next():
         with torch.no_grad():
             stage.student.net.gain += 1
         teacher = stage.student
-        seen.append((stage.name, len(stage.times) - 1, stage.updates))
-    assert seen == [
+        names.append((stage.name, len(stage.times) - 1, stage.updates))
+    assert names == [
         ("0008-steps", 8, 10),
         ("0004-steps", 4, 10),
         ("0002-steps", 2, 20),
@@ -131,10 +131,10 @@ def test_methods_by_name():
 def test_refuses_what_cannot_be_halved(start_, stop):
     with pytest.raises(ConfigError, match="power of two") as refusal:
         Progressive(start=start_, stop=stop)
-    said = str(refusal.value)
-    better = re.search(r"for example start=(\d+) with stop=(\d+)", said)
+    message = str(refusal.value)
+    better = re.search(r"for example start=(\d+) with stop=(\d+)", message)
     Progressive(start=int(better[1]), stop=int(better[2]))
-    if reachable := re.search(rf"from {start_} one can stop at ([\d, ]+)", said):
+    if reachable := re.search(rf"from {start_} one can stop at ([\d, ]+)", message):
         for other in reachable[1].split(", "):
             Progressive(start=start_, stop=int(other))
 

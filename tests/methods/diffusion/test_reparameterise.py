@@ -65,10 +65,12 @@ def test_target_by_hand(old, new, levels):
             torch.where(old.at(middle).logsnr < ratio.log(), middle, high),
             torch.where(old.at(middle).logsnr < ratio.log(), low, middle),
         )
-    theirs = teacher(x_t, high).x0
-    wanted = torch.where(blind.reshape(-1, 1, 1), x0, theirs)
-    got = student.denoiser(x_t, t).x0
-    torch.testing.assert_close(loss, (got - wanted).square().mean((1, 2)), rtol=1e-5, atol=1e-8)
+    teacher_x0 = teacher(x_t, high).x0
+    expected = torch.where(blind.reshape(-1, 1, 1), x0, teacher_x0)
+    actual = student.denoiser(x_t, t).x0
+    torch.testing.assert_close(
+        loss, (actual - expected).square().mean((1, 2)), rtol=1e-5, atol=1e-8
+    )
     eps = ((x_t - level.alpha * x0) / level.sigma).flatten()
     assert abs(eps.std() - 1) < 0.1
 
@@ -112,8 +114,8 @@ def test_the_eps_target_at_pure_noise_is_the_noise():
     at_noise = student.t == 1
     assert 0 < at_noise.sum() < 40
     guess = student.denoiser(student.x_t, student.t).eps
-    wanted = (guess - student.x_t).square().mean(1)
-    torch.testing.assert_close(loss[at_noise], wanted[at_noise], rtol=1e-12, atol=1e-14)
+    expected = (guess - student.x_t).square().mean(1)
+    torch.testing.assert_close(loss[at_noise], expected[at_noise], rtol=1e-12, atol=1e-14)
 
 
 def test_the_teacher_is_asked_once_and_never_differentiated():
@@ -160,8 +162,8 @@ def test_stage_on_a_table():
     [stage] = Reparameterise().stages(DenoiserOnly(teacher))
     assert stage.student.schedule == BetaTable(levels=40) and stage.objective.levels == 40
     [stage] = Reparameterise(zero_snr=True).stages(DenoiserOnly(teacher))
-    wanted = BetaTable(levels=40, zero_snr=True)
-    assert stage.student.schedule == stage.objective.schedule == wanted
+    expected = BetaTable(levels=40, zero_snr=True)
+    assert stage.student.schedule == stage.objective.schedule == expected
     assert stage.objective.teacher is teacher and teacher.schedule == BetaTable(levels=40)
     next(Progressive(start=2).stages(DenoiserOnly(stage.student)))
 
@@ -189,9 +191,9 @@ def test_training_moves_the_student_to_the_teacher():
         match(student, batch, Draw.all(rng, 256)).mean().backward()
         optimiser.step()
     x, t = torch.randn(4, 2, generator=seeded(3)), torch.arange(1, 5) / 4
-    got, wanted = student(x, t).x0.detach(), teacher(x, t.clamp(max=0.9)).x0
-    torch.testing.assert_close(got[:3], wanted[:3], rtol=0, atol=2e-3)
-    torch.testing.assert_close(got[3], torch.full((2,), 0.3), rtol=0, atol=0.1)
+    actual, expected = student(x, t).x0.detach(), teacher(x, t.clamp(max=0.9)).x0
+    torch.testing.assert_close(actual[:3], expected[:3], rtol=0, atol=2e-3)
+    torch.testing.assert_close(actual[3], torch.full((2,), 0.3), rtol=0, atol=0.1)
 
 
 def test_refuses_two_outputs():

@@ -66,8 +66,8 @@ def data(n=48):
 
 
 def batch(n=6, dtype=torch.float64):
-    found = data(n).batch(torch.arange(n))
-    return Batch(found.x0.to(dtype), found.cond)
+    images = data(n).batch(torch.arange(n))
+    return Batch(images.x0.to(dtype), images.cond)
 
 
 def draw(n=6, seed=1):
@@ -83,20 +83,20 @@ def test_output_and_denoising_are_one_regression(weighting):
     a, b, weigh = 0.9, 0.35, WEIGHTINGS[weighting]
     level = Level(torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64))
     x_t = torch.randn(5, 2, 3, generator=seeded(), dtype=torch.float64)
-    said, truth, guess = (
+    teacher_pred, truth, guess = (
         V().decode(torch.randn(5, 2, 3, generator=seeded(k), dtype=torch.float64), x_t, level)
         for k in (1, 2, 3)
     )
     out = torch.randn(5, 2, 3, generator=seeded(3), dtype=torch.float64, requires_grad=True)
     guess = V().decode(out, x_t, level)
-    two = a * weigh(*errors(guess, said)) + b * weigh(*errors(guess, truth))
-    mixed = mixed_target(said, truth, share=b / (a + b))
+    two = a * weigh(*errors(guess, teacher_pred)) + b * weigh(*errors(guess, truth))
+    mixed = mixed_target(teacher_pred, truth, share=b / (a + b))
     one = (a + b) * weigh(*errors(guess, mixed))
-    gap = a * b / (a + b) * weigh(*errors(said, truth))
+    gap = a * b / (a + b) * weigh(*errors(teacher_pred, truth))
     assert torch.allclose(two, one + gap, rtol=0, atol=1e-13)
     (ours,) = torch.autograd.grad(one.sum(), out, retain_graph=True)
-    (theirs,) = torch.autograd.grad(two.sum(), out)
-    assert torch.allclose(ours, theirs, rtol=0, atol=1e-13)
+    (slope_of_two,) = torch.autograd.grad(two.sum(), out)
+    assert torch.allclose(ours, slope_of_two, rtol=0, atol=1e-13)
     assert torch.allclose(level.mix(mixed.x0, mixed.eps), x_t, rtol=0, atol=1e-13)
 
 
@@ -114,9 +114,9 @@ def test_what_the_space_of_the_error_weighs():
 
 def test_features_count_alike_whatever_their_scale():
     f, g = (torch.randn(3, 5, 4, generator=seeded(k), dtype=torch.float64) for k in (1, 2))
-    found = feature_error(g, f)
-    assert torch.allclose(found, ((g - f) ** 2).mean((1, 2)) / (f**2).mean((1, 2)), rtol=1e-12)
-    assert torch.allclose(feature_error(30 * g, 30 * f), found, rtol=1e-12)
+    error = feature_error(g, f)
+    assert torch.allclose(error, ((g - f) ** 2).mean((1, 2)) / (f**2).mean((1, 2)), rtol=1e-12)
+    assert torch.allclose(feature_error(30 * g, 30 * f), error, rtol=1e-12)
     assert torch.equal(feature_error(f, f), torch.zeros(3, dtype=torch.float64))
     assert torch.allclose(feature_error(0 * f, f), torch.ones(3, dtype=torch.float64))
     assert feature_error(g.half(), f.half()).dtype == torch.float32
@@ -147,8 +147,8 @@ def test_a_student_that_is_the_teacher_loses_nothing_of_it(denoising):
     loss = stage.objective(stage.student, batch(), draw())
     if not denoising:
         assert loss.abs().max() < 1e-24
-    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
-    assert found["output"] < 1e-24 and found["features"] < 1e-24 and found["denoising"] > 0.01
+    terms = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    assert terms["output"] < 1e-24 and terms["features"] < 1e-24 and terms["denoising"] > 0.01
 
 
 def test_the_loss_is_what_it_says():
@@ -156,35 +156,41 @@ def test_the_loss_is_what_it_says():
     stage = imitating(
         pipeline, output=0.7, denoising=0.2, feature_weight=0.4, weighting="snr+1", drop_labels=0.0
     )
-    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    terms = stage.objective.measure(stage.student, batch(), draw())["terms"]
     loss = stage.objective(stage.student, batch(), draw()).detach()
     rng = draw()
     t, eps = rng.uniform(), rng.normal(batch().x0)
     x_t = level_of(Cosine(), t, batch().x0).mix(batch().x0, eps)
-    said = pipeline.denoiser(x_t, t, batch().cond)
-    gap = WEIGHTINGS["snr+1"](*errors(said, Prediction(batch().x0, eps))).mean()
-    terms = 0.7 * found["output"] + 0.2 * found["denoising"] + 0.4 * found["features"]
-    assert float(loss.mean() + 0.7 * 0.2 / 0.9 * gap) == pytest.approx(terms, rel=1e-9)
-    assert found["features"] > 0
+    teacher_pred = pipeline.denoiser(x_t, t, batch().cond)
+    gap = WEIGHTINGS["snr+1"](*errors(teacher_pred, Prediction(batch().x0, eps))).mean()
+    total = 0.7 * terms["output"] + 0.2 * terms["denoising"] + 0.4 * terms["features"]
+    assert float(loss.mean() + 0.7 * 0.2 / 0.9 * gap) == pytest.approx(total, rel=1e-9)
+    assert terms["features"] > 0
 
 
 def test_labels_are_dropped_for_both_and_for_as_many_as_asked():
-    pipeline, told = teacher(), []
-    pipeline.denoiser.net.register_forward_pre_hook(lambda net, given: told.append(given[2].label))
+    pipeline, labels = teacher(), []
+    pipeline.denoiser.net.register_forward_pre_hook(
+        lambda net, arguments: labels.append(arguments[2].label)
+    )
     stage = imitating(pipeline, drop_labels=0.5)
-    stage.student.net.register_forward_pre_hook(lambda net, given: told.append(given[2].label))
+    stage.student.net.register_forward_pre_hook(
+        lambda net, arguments: labels.append(arguments[2].label)
+    )
     stage.objective(stage.student, batch(40), draw(40))
-    assert torch.equal(told[0], told[-1]) and 5 < (told[0] == NULL).sum() < 35
+    assert torch.equal(labels[0], labels[-1]) and 5 < (labels[0] == NULL).sum() < 35
 
 
 def test_tokens_of_time_and_label_are_not_compared():
     matched = imitating(teacher()).objective.matched
-    ours, theirs = (torch.randn(3, 6, 8, generator=seeded(k), dtype=torch.float64) for k in (1, 2))
-    found, other = matched.errors([ours] * 3, [theirs] * 3), ours.clone()
+    student, teacher_out = (
+        torch.randn(3, 6, 8, generator=seeded(k), dtype=torch.float64) for k in (1, 2)
+    )
+    errors, other = matched.errors([student] * 3, [teacher_out] * 3), student.clone()
     other[:, :2] += 7
-    assert torch.equal(matched.errors([other] * 3, [theirs] * 3), found)
+    assert torch.equal(matched.errors([other] * 3, [teacher_out] * 3), errors)
     other[:, 2] += 7
-    assert not torch.equal(matched.errors([other] * 3, [theirs] * 3), found)
+    assert not torch.equal(matched.errors([other] * 3, [teacher_out] * 3), errors)
 
 
 def test_only_the_student_learns():
@@ -204,15 +210,15 @@ def test_guided_teachers_and_those_that_take_a_scale():
     guided = Guided(pipeline.denoiser.double(), 2.5, NULL)
     stage = next(Shrink(keep=(1,), drop_labels=0).stages(DenoiserOnly(guided, NULL)))
     assert stage.objective.denoising == 0  # the data are no guided images
-    found = stage.objective.measure(stage.student, batch(), draw())["terms"]
-    assert 0 < found["features"] < 10
+    terms = stage.objective.measure(stage.student, batch(), draw())["terms"]
+    assert 0 < terms["features"] < 10
     rng = draw()
     t, eps = rng.uniform(), rng.normal(batch().x0)
     x_t = level_of(Cosine(), t, batch().x0).mix(batch().x0, eps)
     with torch.no_grad():
-        said, guess = guided(x_t, t, batch().cond), stage.student(x_t, t, batch().cond)
-    assert found["output"] == pytest.approx(
-        float(WEIGHTINGS["truncated-snr"](*errors(guess, said)).mean()), rel=1e-9
+        guided_pred, guess = guided(x_t, t, batch().cond), stage.student(x_t, t, batch().cond)
+    assert terms["output"] == pytest.approx(
+        float(WEIGHTINGS["truncated-snr"](*errors(guess, guided_pred)).mean()), rel=1e-9
     )
     scaled = teacher(guidance_range=(1.0, 3.0))
     stage = next(stages_of(Shrink(keep=(1,)), scaled, scaled.denoiser.double()))
@@ -256,12 +262,12 @@ def test_features_of_a_narrower_student_are_compared_through_projectors(name, op
     assert projectors[0].weight.shape[1] == width
     assert set(map(id, projectors)) == set(map(id, stage.student.projectors))
     x = torch.randn(shape, dtype=torch.float64, generator=seeded())
-    seen = Batch(x, batch().cond if name == "uvit" else None)
+    inputs = Batch(x, batch().cond if name == "uvit" else None)
     for p in stage.student.projectors.parameters():
         p.data.zero_()
-    found = stage.objective.measure(stage.student, seen, draw(len(x)))["terms"]
-    assert found["features"] == pytest.approx(1)  # nothing, over the teacher's own energy
-    stage.objective(stage.student, seen, draw(len(x))).sum().backward()
+    terms = stage.objective.measure(stage.student, inputs, draw(len(x)))["terms"]
+    assert terms["features"] == pytest.approx(1)  # nothing, over the teacher's own energy
+    stage.objective(stage.student, inputs, draw(len(x))).sum().backward()
     assert all(p.grad is not None for p in stage.student.parameters())
     assert not any(p.grad is not None for p in old.parameters())
 
@@ -279,8 +285,8 @@ def test_projectors_are_trained_resumed_and_left_out_of_what_is_saved(tmp_path):
     made(tmp_path / "whole")
     with pytest.raises(Crash):
         made(tmp_path / "cut", callback=At("shrunk", 5, crash))
-    kept = sorted((tmp_path / "cut" / "checkpoints").glob("*.safetensors"))[-1]
-    assert any("projectors" in name for name in storage.load(kept.with_suffix(""))[0])
+    checkpoint_file = sorted((tmp_path / "cut" / "checkpoints").glob("*.safetensors"))[-1]
+    assert any("projectors" in name for name in storage.load(checkpoint_file.with_suffix(""))[0])
     made(tmp_path / "cut")
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
     saved = tmp_path / "whole" / "stages" / "shrunk"
@@ -370,14 +376,14 @@ def test_guided_teachers_are_not_drawn_to_the_data():
 
 
 def test_the_score_is_measured_on_data_and_kept():
-    pipeline, told = teacher(depth=8), Ledger()
+    pipeline, ledger = teacher(depth=8), Ledger()
     nothing(pipeline.denoiser.net, 2)
     method = Shrink(depth=6, updates=1, denoising=0.0)
     with pytest.raises(ConfigError, match="on data"):
         next(method.stages(DenoiserOnly(pipeline.denoiser, NULL)))
-    worth = method.scores(pipeline, data(), progress=told)
-    assert told.steps == (1 + 4) * -(-min(512, len(data())) // 64)
-    assert abs(worth[2]) < 1e-6 and min(worth) == worth[2]
+    rises = method.scores(pipeline, data(), progress=ledger)
+    assert ledger.steps == (1 + 4) * -(-min(512, len(data())) // 64)
+    assert abs(rises[2]) < 1e-6 and min(rises) == rises[2]
     assert resolve(method, pipeline, data()).keep == (0, 1, 3)
     assert resolve(replace(method, choose="even"), pipeline, data()).keep == ()
     even = replace(method, choose="even").kept_pairs(pipeline.denoiser.net)
@@ -388,18 +394,18 @@ def test_the_score_is_measured_on_rows_from_all_of_the_data(monkeypatch):
     """Data that lies class by class: the first rows would be of one class."""
     monkeypatch.setattr("halfstep.methods.diffusion.block_scores.ROWS", 6)
     monkeypatch.setattr("halfstep.methods.diffusion.block_scores.BATCH", 4)
-    whole, seen = data(), []
+    whole, rows_read = data(), []
 
     class Noted(type(whole)):
         def training_batch(self, rows, draw):
-            seen.append(rows.tolist())
+            rows_read.append(rows.tolist())
             return super().training_batch(rows, draw)
 
     noted, n = Noted(**vars(whole)), len(whole)
     Shrink(depth=6, updates=1, denoising=0.0).scores(teacher(depth=8), noted)
     spread = [k * n // 6 for k in range(6)]
     assert (
-        n > 12 and seen == [spread[:4], spread[4:]] * 5
+        n > 12 and rows_read == [spread[:4], spread[4:]] * 5
     )  # of the whole network, and without each pair
 
 
@@ -454,11 +460,11 @@ def whole(tmp_path_factory):
 def test_a_begun_run_keeps_the_pairs_it_was_begun_with(tmp_path):
     method = Shrink(depth=2, updates=2)
     run(tmp_path / "run", method)
-    kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
-    assert len(kept) == 1
-    other = {"keep": [1 - kept[0]]}  # as if the data had said so then
-    rewritten(tmp_path / "run/run.json", lambda begun: begun["options"].update(other))
-    assert resolve(method, teacher(), data(), tmp_path / "run").keep == (1 - kept[0],)
+    keep = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
+    assert len(keep) == 1
+    other = {"keep": [1 - keep[0]]}  # as if the data had said so then
+    rewritten(tmp_path / "run/run.json", lambda content: content["options"].update(other))
+    assert resolve(method, teacher(), data(), tmp_path / "run").keep == (1 - keep[0],)
 
 
 def test_a_begun_chain_keeps_them_too(tmp_path):
@@ -466,11 +472,11 @@ def test_a_begun_chain_keeps_them_too(tmp_path):
         shrink=Shrink(depth=2, updates=2), then=Progressive(start=2, stop=1, updates=(1,))
     )
     run(tmp_path / "run", chain)
-    kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["shrink"]["keep"]
-    other = {"keep": [1 - kept[0]]}
-    rewritten(tmp_path / "run/run.json", lambda begun: begun["options"]["shrink"].update(other))
+    keep = json.loads((tmp_path / "run/run.json").read_text())["options"]["shrink"]["keep"]
+    other = {"keep": [1 - keep[0]]}
+    rewritten(tmp_path / "run/run.json", lambda content: content["options"]["shrink"].update(other))
     resolved = resolve(chain, teacher(), data(), tmp_path / "run")
-    assert resolved.shrink.keep == (1 - kept[0],) and resolved.then == chain.then
+    assert resolved.shrink.keep == (1 - keep[0],) and resolved.then == chain.then
 
 
 def test_it_is_among_the_methods():
@@ -500,6 +506,6 @@ def test_a_chain_of_flat_options_is_its_parts():
 def test_features_of_a_guided_teacher_are_those_with_the_label():
     """A guided teacher asks with labels and without in one batch, those with first."""
     made = seeded()
-    ours, said, unsaid = (torch.randn(3, 5, 4, generator=made) for _ in range(3))
-    found = Matched((), (), 1, 1.0).errors([ours], [torch.cat([said, unsaid])])
-    torch.testing.assert_close(found, feature_error(ours[:, 1:], said[:, 1:]))
+    ours, labelled, unlabelled = (torch.randn(3, 5, 4, generator=made) for _ in range(3))
+    errors = Matched((), (), 1, 1.0).errors([ours], [torch.cat([labelled, unlabelled])])
+    torch.testing.assert_close(errors, feature_error(ours[:, 1:], labelled[:, 1:]))

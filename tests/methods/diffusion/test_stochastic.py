@@ -56,22 +56,22 @@ def test_objective_by_hand(weighting, times):
     for row in range(b):
         k = 2 * number[row].item()
         t = torch.tensor([times[k]])
-        here = level_of(Cosine(), t, x0[:1])
-        x_t = here.mix(x0[row : row + 1], z[row : row + 1])
+        level_t = level_of(Cosine(), t, x0[:1])
+        x_t = level_t.mix(x0[row : row + 1], z[row : row + 1])
         first = teacher(x_t, t)
         if k + 2 == 2 * n:  # i = 1: one step of the teacher
-            wanted = first.x0
+            expected = first.x0
         else:
             mid, end = (torch.tensor([times[k + j]]) for j in (2, 4))
-            middle, there = (level_of(Cosine(), s, x0[:1]) for s in (mid, end))
+            middle, level_s = (level_of(Cosine(), s, x0[:1]) for s in (mid, end))
             x_mid = middle.mix(first.x0, first.eps)
             second = teacher(x_mid, mid)
-            r = there.sigma / here.sigma
-            x_end = there.mix(second.x0, second.eps)
-            wanted = (x_end - r * x_t) / (there.alpha - r * here.alpha)
+            r = level_s.sigma / level_t.sigma
+            x_end = level_s.mix(second.x0, second.eps)
+            expected = (x_end - r * x_t) / (level_s.alpha - r * level_t.alpha)
             if k + 4 == 2 * n:  # i = 2
-                wanted = second.x0
-        x_err = (student(x_t, t).x0 - wanted).square().mean()
+                expected = second.x0
+        x_err = (student(x_t, t).x0 - expected).square().mean()
         snr = Cosine().at(t).logsnr.exp()
         weight = {constant: 1, truncated_snr: snr.clamp(min=1), snr_plus_one: snr + 1}[weighting]
         torch.testing.assert_close(loss[row], (weight * x_err).squeeze(), rtol=1e-9, atol=1e-12)
@@ -79,11 +79,11 @@ def test_objective_by_hand(weighting, times):
 
 def test_times_that_are_drawn():
     """t in {1/N, ..., 1}, all equally often; the second call at t - 1/N, and at t itself for t = 1/N."""
-    asked = []
+    times_seen = []
 
     class Spy(Wobbly):
         def forward(self, x, t, cond=None):
-            asked.append(t)
+            times_seen.append(t)
             return super().forward(x, t)
 
     teacher = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
@@ -91,12 +91,12 @@ def test_times_that_are_drawn():
     HalveJumps(teacher, uniform(8))(
         wobbly_teacher(Cosine(), V()), Batch(torch.zeros(n, 1)), draw_of(0, n)
     )
-    first, second = asked
+    first, second = times_seen
     values, counts = first.unique(return_counts=True)
     assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert bool(((counts / n - 0.25).abs() < 4 * (0.1875 / n) ** 0.5).all())
-    wanted = torch.where(first == 0.25, first, first - 0.25)
-    torch.testing.assert_close(second, wanted, rtol=0, atol=0)
+    expected = torch.where(first == 0.25, first, first - 0.25)
+    torch.testing.assert_close(second, expected, rtol=0, atol=0)
 
 
 @every_schedule
@@ -114,17 +114,17 @@ def test_the_objective_is_zero_for_the_exact_student_alone(schedule):
 
 
 def test_the_condition_goes_to_all_three_calls():
-    seen = []
+    conds = []
 
     class Spy(Wobbly):
         def forward(self, x, t, cond=None):
-            seen.append(cond)
+            conds.append(cond)
             return super().forward(x, t)
 
     spies = [Denoiser(Spy(), Cosine(), V()) for _ in range(2)]
     cond = Cond(label=torch.tensor([3, 1]))
     loss = HalveJumps(spies[0], uniform(4))(spies[1], Batch(torch.ones(2, 3), cond), draw_of(0, 2))
-    assert len(seen) == 3 and all(c is cond for c in seen)
+    assert len(conds) == 3 and all(c is cond for c in conds)
     loss.mean().backward()
     assert spies[0].net.gain.grad is None and spies[1].net.gain.grad is not None
     assert HalveJumps(spies[0], uniform(4)).forwards == 5
@@ -141,7 +141,7 @@ def test_micro_batches_have_the_losses_of_the_batch():
 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_stages_end_at_two_steps(stop):
-    teacher, seen = wobbly_teacher(Cosine(), V()), []
+    teacher, names = wobbly_teacher(Cosine(), V()), []
     method = Stochastic(start=16, stop=stop, updates=(10,))
     for stage in method.stages(DenoiserOnly(teacher)):
         assert stage.objective.teacher is teacher and stage.student is not teacher
@@ -149,8 +149,8 @@ def test_stages_end_at_two_steps(stop):
         assert torch.equal(stage.student.net.gain, teacher.net.gain)
         assert not teacher.training and stage.student.training
         teacher = stage.student
-        seen.append((stage.name, stage.updates))
-    assert seen == [("0008-steps", 10), ("0004-steps", 10), ("0002-steps", 20)]
+        names.append((stage.name, stage.updates))
+    assert names == [("0008-steps", 10), ("0004-steps", 10), ("0002-steps", 20)]
     assert method.counts == [8, 4, 2]
 
 
@@ -164,8 +164,10 @@ def test_options():
         DenoiserOnly(wobbly_teacher(VPLinear(), V()))
     )
     assert stage.objective.times == karras(4, VPLinear())
-    own = (0.9, 0.5, 0.44, 0.2, 0.0)
-    [stage] = Stochastic(start=4, times=own).stages(DenoiserOnly(wobbly_teacher(VPLinear(), V())))
+    grid_of_four = (0.9, 0.5, 0.44, 0.2, 0.0)
+    [stage] = Stochastic(start=4, times=grid_of_four).stages(
+        DenoiserOnly(wobbly_teacher(VPLinear(), V()))
+    )
     assert stage.times == (0.9, 0.44, 0.0)
 
 
@@ -223,11 +225,11 @@ def test_a_pipeline_samples_by_it(batch, first):
         return sample_noise(6, ids, (2,), step=step)
 
     z = sample_noise(6, ids, (2,))
-    wanted = sample(made.denoiser, z, uniform(4), stochastic(uniform(4), Cosine(), fresh))
-    got = made.sample(5 - first, seed=6, batch=batch, first=first)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
+    expected = sample(made.denoiser, z, uniform(4), stochastic(uniform(4), Cosine(), fresh))
+    actual = made.sample(5 - first, seed=6, batch=batch, first=first)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
     assert torch.equal(
-        got, made.sample(5 - first, seed=6, batch=batch, first=first, sampler="stochastic")
+        actual, made.sample(5 - first, seed=6, batch=batch, first=first, sampler="stochastic")
     )
 
 
@@ -269,8 +271,8 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
     )
     assert again.sampler == "stochastic"
     for other in (Progressive(start=4, updates=(1,)), Reparameterise(updates=1)):
-        said = r"student for sampler 'stochastic'.*'ddim'|would be asked at every time"
-        with pytest.raises(ConfigError, match=said):
+        words = r"student for sampler 'stochastic'.*'ddim'|would be asked at every time"
+        with pytest.raises(ConfigError, match=words):
             distill(four, "two-moons", tmp_path / "u", method=other, training=few)
     with pytest.raises(ConfigError, match=r"'ddim'.*'stochastic'"):
         plain = random_pipeline(times=(uniform(4),))
@@ -278,9 +280,9 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
     assert not (tmp_path / "u").exists()
 
 
-@pytest.mark.parametrize("asked, clip", [(0.0, None), (0.3, 0.3)])
-def test_targets_are_clipped_where_it_is_told_to(asked, clip):
-    (stage,) = Stochastic(start=4, stop=2, target_clip=asked).stages(
+@pytest.mark.parametrize("target_clip, clip", [(0.0, None), (0.3, 0.3)])
+def test_targets_are_clipped_where_it_is_told_to(target_clip, clip):
+    (stage,) = Stochastic(start=4, stop=2, target_clip=target_clip).stages(
         DenoiserOnly(wobbly_teacher(Cosine(), V()))
     )
     assert stage.objective.clip == clip

@@ -31,44 +31,44 @@ SMOOTH = [Cosine(), VPLinear(), RectifiedFlow(), Karras()]
 
 def test_the_walk_of_four_steps():
     """distillation-checks.md 41: where the network is asked, and the coefficients of every step."""
-    asked, numbers, here = [], [], Cosine()
+    times_seen, numbers, schedule = [], [], Cosine()
 
     class Spy(nn.Module):
         """Says x0 = 0, eps = 0, so that noise alone is left."""
 
         def forward(self, x, t, cond=None):
-            asked.append(t[0].item())
+            times_seen.append(t[0].item())
             return torch.zeros_like(x)
 
     def one(like, step):
         numbers.append(step)
         return torch.ones_like(like)
 
-    step = stochastic(uniform(4), here, one)
+    step = stochastic(uniform(4), schedule, one)
     zero = Prediction(torch.zeros(1, 1), torch.zeros(1, 1))
     unit = Prediction(torch.ones(1, 1), torch.zeros(1, 1))
-    wanted = [
+    expected = [
         # k, s, alpha_s / alpha_k, sigma_{s|k}
         (0.5, 0.75, 0.541225759, 0.840877326),
         (0.25, 0.5, 0.765374061, 0.643585694),
         (0.0, 0.25, 0.923870846, 0.382704402),
     ]
-    for number, (k, s, shrink, spread) in enumerate(wanted, start=1):
-        visit = ModelOutput(TimePoint(number - 1, s + 0.25, level_at(here, s + 0.25)), zero)
-        to = TimePoint(number, s, level_at(here, s))
-        jumped = arriving(here, torch.tensor(k))
+    for number, (k, s, shrink, spread) in enumerate(expected, start=1):
+        visit = ModelOutput(TimePoint(number - 1, s + 0.25, level_at(schedule, s + 0.25)), zero)
+        to = TimePoint(number, s, level_at(schedule, s))
+        jumped = arriving(schedule, torch.tensor(k))
         noise = step(torch.ones(1, 1), [visit], to, None).item()
         assert noise == pytest.approx(spread, abs=4e-9)
         mean = step(torch.ones(1, 1), [ModelOutput(visit.point, unit)], to, None).item() - noise
         assert mean / jumped.alpha.item() == pytest.approx(shrink, abs=4e-9)
         assert (shrink * jumped.sigma) ** 2 + noise**2 == pytest.approx(
-            level_at(here, s).sigma.item() ** 2
+            level_at(schedule, s).sigma.item() ** 2
         )
     assert numbers == [1, 1, 2, 2, 3, 3]
     numbers.clear()
-    spy = Denoiser(Spy(), here, X0(), time=NetTime(scale=1.0))
-    sample(spy, torch.ones(2, 3), uniform(4), stochastic(uniform(4), here, one))
-    assert asked == [1.0, 0.75, 0.5, 0.25]
+    spy = Denoiser(Spy(), schedule, X0(), time=NetTime(scale=1.0))
+    sample(spy, torch.ones(2, 3), uniform(4), stochastic(uniform(4), schedule, one))
+    assert times_seen == [1.0, 0.75, 0.5, 0.25]
     assert numbers == [1, 2, 3]  # the last step draws nothing
 
 
@@ -84,13 +84,13 @@ def test_noise_keeps_the_marginal(schedule, times):
         return noises.setdefault(step, torch.randn(like.shape, generator=seeded(step)))
 
     teacher = gaussian_teacher(schedule, 0.3, 0.0)
-    seen = []
+    conds = []
 
     class ProgressCallback:
         schedule = teacher.schedule
 
         def __call__(self, x, t, cond=None):
-            seen.append((x.clone(), t[0].item()))
+            conds.append((x.clone(), t[0].item()))
             return teacher(x, t, cond)
 
     z = torch.randn(6, 2, generator=seeded(99))
@@ -98,7 +98,7 @@ def test_noise_keeps_the_marginal(schedule, times):
     torch.testing.assert_close(x, torch.full_like(x, 0.3), rtol=0, atol=1e-12)
     eps = start(schedule, z) - level_at(schedule, 1.0).alpha * 0.3
     eps = eps / level_at(schedule, 1.0).sigma
-    for number, (x, t) in enumerate(seen[1:], start=1):
+    for number, (x, t) in enumerate(conds[1:], start=1):
         k, s = arriving(schedule, torch.tensor(times[number + 1])), level_at(schedule, t)
         share = (s.alpha * k.sigma / (s.sigma * k.alpha)) ** 2  # SNR_s / SNR_k
         assert 0 <= share < 1
@@ -109,7 +109,7 @@ def test_noise_keeps_the_marginal(schedule, times):
 def test_noise_of_a_spread_that_is_exact():
     """The spread is right near t = 0 too, where sigma_s and sigma_k differ little, in float32."""
     times = uniform(1024)
-    exact, got = (
+    exact, actual = (
         sample(
             wobbly_teacher(Cosine(), V()),
             torch.randn(3, 2, generator=seeded()).to(dtype),
@@ -118,8 +118,8 @@ def test_noise_of_a_spread_that_is_exact():
         )
         for dtype in (torch.float64, torch.float32)
     )
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-3)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -142,36 +142,41 @@ def test_one_step_is_ddim(schedule, batch):
 def test_another_grid_is_refused():
     teacher, z = gaussian_teacher(Cosine()), torch.ones(1, 1)
     fresh = lambda like, step: torch.zeros_like(like)  # noqa: E731
-    for made, walked in [
+    for made, sampled in [
         (uniform(4), uniform(8)),
         (uniform(8), uniform(4)),
         (uniform(2), uniform(3)),
     ]:
         with pytest.raises(ConfigError, match="another grid"):
-            sample(teacher, z, walked, stochastic(made, Cosine(), fresh))
+            sample(teacher, z, sampled, stochastic(made, Cosine(), fresh))
 
 
 class Jumps:
     """The perfect student: from t, it lands where the exact flow of Gaussian data of spread 1/2 lands.
 
     span    how many steps of the grid it jumps; at the last time there is one alone
-    landed  the level it takes itself to be at on arrival
+    arriving_level  the level it takes itself to be at on arrival
     """
 
-    def __init__(self, times, schedule, span, landed=arriving):
-        self.times, self.schedule, self.span, self.landed = times, schedule, span, landed
+    def __init__(self, times, schedule, span, arriving_level=arriving):
+        self.times, self.schedule, self.span, self.arriving_level = (
+            times,
+            schedule,
+            span,
+            arriving_level,
+        )
 
     def __call__(self, x, t, cond=None):
         k = self.times.index(t[0].item())
-        there = self.times[min(k + self.span, len(self.times) - 1)]
-        z = gaussian_flow(self.schedule, x, t[0].item(), there, 0.0, 0.5)
-        here, end = (
+        t_end = self.times[min(k + self.span, len(self.times) - 1)]
+        z = gaussian_flow(self.schedule, x, t[0].item(), t_end, 0.0, 0.5)
+        level, end = (
             level_at(self.schedule, t[0].item()),
-            self.landed(self.schedule, torch.tensor(there)),
+            self.arriving_level(self.schedule, torch.tensor(t_end)),
         )
-        r = end.sigma / here.sigma
-        x0 = (z - r * x) / (end.alpha - r * here.alpha)
-        return Prediction.from_x0(x0, x, here)
+        r = end.sigma / level.sigma
+        x0 = (z - r * x) / (end.alpha - r * level.alpha)
+        return Prediction.from_x0(x0, x, level)
 
 
 def variance(student, times):
@@ -192,9 +197,9 @@ def test_variance_of_perfect_students(steps, right, wrong):
     """
     times = uniform(steps)
     assert variance(Jumps(times, Cosine(), 2), times) == pytest.approx(0.25, abs=1e-8)
-    for span, wanted in ((2, right), (1, wrong)):
-        got = variance(Jumps(times, Cosine(), span, lambda s, t: s.at(t)), times)
-        assert got == pytest.approx(wanted, abs=2e-5)
+    for span, expected in ((2, right), (1, wrong)):
+        actual = variance(Jumps(times, Cosine(), span, lambda s, t: s.at(t)), times)
+        assert actual == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
@@ -205,8 +210,8 @@ def test_variance_on_every_schedule_and_grid(schedule, steps):
         first = level_at(schedule, times[0])
         noise = 1 if schedule.variance_preserving else first.sigma**2
         wrong = noise / (0.25 * first.alpha**2 + first.sigma**2)  # a walk starts from noise alone
-        got = variance(Jumps(times, schedule, 2), times)
-        assert 0.25 * min(1, wrong) - 1e-5 < got < 0.25 * max(1, wrong) + 1e-5
+        actual = variance(Jumps(times, schedule, 2), times)
+        assert 0.25 * min(1, wrong) - 1e-5 < actual < 0.25 * max(1, wrong) + 1e-5
     uneven = variance(Jumps(uniform(steps, start=top), schedule, 1), uniform(steps, start=top))
     assert uneven < 0.245
 
@@ -243,7 +248,7 @@ def test_exact_students_sample_what_their_teacher_would(schedule, start_):
     z = torch.randn(4, 3, generator=seeded(77))
     while len(times) > 3 and len(times) % 2:
         student, times = ExactStudent(student, times, (2, 4)), times[::2]
-        got = sample(student, z, times, stochastic(times, schedule, fresh))
+        actual = sample(student, z, times, stochastic(times, schedule, fresh))
         x = start(schedule, z)
         for number, (t, s) in enumerate(itertools.pairwise(times), start=1):
             k = times[min(number + 1, len(times) - 1)]
@@ -253,7 +258,7 @@ def test_exact_students_sample_what_their_teacher_would(schedule, start_):
                 far, near = arriving(schedule, torch.tensor(k)), level_at(schedule, s)
                 var = near.sigma**2 * -torch.expm1(near.logsnr - far.logsnr)
                 x = near.alpha / far.alpha * x + var.sqrt() * fresh(x, number)
-        torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(actual, x, rtol=1e-11, atol=1e-12)
 
 
 def test_trained_students_have_the_variance_of_exact_ones():

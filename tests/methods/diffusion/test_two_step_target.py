@@ -56,25 +56,25 @@ def test_target_of_the_official_code(case):
     assert pred.eps.item() == pytest.approx(eps, rel=1e-10, abs=6e-10)
     assert V().encode(pred, level).item() == pytest.approx(v, rel=1e-10, abs=6e-10)
     # The path between, by the conversions alone: what the table's z are.
-    here, middle, there = (Cosine().at(s) for s in (t, mid, end))
-    first = Prediction.from_x0(torch.tensor([[x1]]), x_t, here)
+    level_t, middle, level_s = (Cosine().at(s) for s in (t, mid, end))
+    first = Prediction.from_x0(torch.tensor([[x1]]), x_t, level_t)
     x_mid = middle.mix(first.x0, first.eps)
     second = Prediction.from_x0(torch.tensor([[x2]]), x_mid, middle)
     assert x_mid.item() == pytest.approx(z_mid, abs=6e-10)
-    x_end = there.mix(second.x0, second.eps)
+    x_end = level_s.mix(second.x0, second.eps)
     assert x_end.item() == pytest.approx(z_s, abs=6e-10)
-    r = there.sigma / here.sigma
-    formula = (x_end - r * x_t) / (there.alpha - r * here.alpha)
+    r = level_s.sigma / level_t.sigma
+    formula = (x_end - r * x_t) / (level_s.alpha - r * level_t.alpha)
     assert formula.item() == pytest.approx(FORMULA_ALONE.get((n, i), x0), rel=1e-7, abs=6e-10)
 
 
 def test_denominator_of_the_official_code():
     """distillation-checks.md 24."""
-    here, there = (Cosine().at(torch.tensor(t)) for t in (0.75, 0.5))
-    value = there.alpha - there.sigma / here.sigma * here.alpha
+    level_t, level_s = (Cosine().at(torch.tensor(t)) for t in (0.75, 0.5))
+    value = level_s.alpha - level_s.sigma / level_t.sigma * level_t.alpha
     assert value.item() == pytest.approx(0.414194757, abs=6e-10)
     assert value.item() == pytest.approx(
-        (torch.tensor(Cosine().a / 4).sin() / here.sigma).item(), rel=1e-12
+        (torch.tensor(Cosine().a / 4).sin() / level_t.sigma).item(), rel=1e-12
     )
 
 
@@ -86,14 +86,14 @@ def test_target_in_v_form(n):
     mid, end = t - 0.5 / n, t - 1 / n
     x = torch.randn(n, 3, 5, generator=seeded())
     pred = two_step_target(teacher, x, t, mid, end)
-    got = V().encode(pred, level_of(Cosine(), t, x))
+    actual = V().encode(pred, level_of(Cosine(), t, x))
     first = teacher(x, t)
     x_mid = level_of(Cosine(), mid, x).mix(first.x0, first.eps)
     second = teacher(x_mid, mid)
     v1 = V().encode(first, level_of(Cosine(), t, x))
     v2 = V().encode(second, level_of(Cosine(), mid, x))
-    wanted = v1 / 2 + v2 / d.cos() / 2 - d.tan() * x / 2
-    torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-10, atol=1e-10)
+    expected = v1 / 2 + v2 / d.cos() / 2 - d.tan() * x / 2
+    torch.testing.assert_close(actual[1:], expected[1:], rtol=1e-10, atol=1e-10)
 
 
 @every_schedule
@@ -119,12 +119,12 @@ def test_float32_target_at_4096_steps(schedule, reads):
     def target(dtype):
         return two_step_target(Denoiser(Fixed(), schedule, reads), x.to(dtype), t, mid, end)
 
-    exact, got = target(torch.float64), target(torch.float32)
-    assert got.x0.dtype == torch.float32
+    exact, actual = target(torch.float64), target(torch.float32)
+    assert actual.x0.dtype == torch.float32
     scale = exact.x0.abs().max(1, keepdim=True).values.clamp(min=1)
-    assert ((got.x0.double() - exact.x0) / scale).abs().max() < 1e-6
+    assert ((actual.x0.double() - exact.x0) / scale).abs().max() < 1e-6
     level = level_of(schedule, t, x)
-    back = level.mix(got.x0.double(), got.eps.double())
+    back = level.mix(actual.x0.double(), actual.eps.double())
     assert ((back - x) / x.abs().clamp(min=1)).abs().max() < 2e-6
 
 
@@ -153,20 +153,20 @@ def test_one_student_step_equals_two_teacher_steps(schedule, reads, n):
     for times in grids(schedule, n, top):
         points = torch.tensor(times)
         t, t_mid, t_end = points[0:-1:2], points[1::2], points[2::2]
-        here, mid = (level_of(schedule, s, torch.empty(n, 1, 1, 1)) for s in (t, t_mid))
+        level_t, mid = (level_of(schedule, s, torch.empty(n, 1, 1, 1)) for s in (t, t_mid))
         end = arriving(schedule, t_end.reshape(-1, 1, 1, 1))
         x0, eps = torch.randn(2, n, 2, 4, 3, generator=seeded())
-        x = here.mix(x0, eps)
+        x = level_t.mix(x0, eps)
 
-        got = two_step_target(teacher, x, t, t_mid, t_end)
+        actual = two_step_target(teacher, x, t, t_mid, t_end)
 
         first = teacher(x, t)
         x_mid = mid.mix(first.x0, first.eps)
         second = teacher(x_mid, t_mid)
         two = end.mix(second.x0, second.eps)
-        size = 1 + here.sigma * (first.eps.abs() + second.eps.abs())
-        assert (((end.mix(got.x0, got.eps) - two) / size).abs() < 1e-11).all()
-        assert (((here.mix(got.x0, got.eps) - x) / size).abs() < 1e-11).all()
+        size = 1 + level_t.sigma * (first.eps.abs() + second.eps.abs())
+        assert (((end.mix(actual.x0, actual.eps) - two) / size).abs() < 1e-11).all()
+        assert (((level_t.mix(actual.x0, actual.eps) - x) / size).abs() < 1e-11).all()
 
 
 @every_schedule
@@ -180,8 +180,8 @@ def test_shares_are_shares(schedule):
     assert x_share[-1].item() == 1
     assert schedule != RectifiedFlow() or eps_share[0].item() == 0
     rho = [level.alpha / level.sigma for level in map(schedule.at, (t, mid, end))]
-    wanted = (rho[2] - rho[1]) / (rho[2] - rho[0])
-    torch.testing.assert_close(x_share[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
+    expected = (rho[2] - rho[1]) / (rho[2] - rho[0])
+    torch.testing.assert_close(x_share[:-1], expected[:-1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (4, 2, 5, 4), (3, 3, 3, 3), (1, 7), (6, 2)])
