@@ -4,15 +4,19 @@ A new formula brings its mutants: add them to the file of its floor.  `python -m
 """
 
 from tests.mutants import (
-    of_around,
+    of_cli,
     of_data,
     of_evaluation,
+    of_ground,
     of_losses,
     of_mathematics,
     of_methods,
     of_nets,
+    of_pipeline,
     of_report,
     of_samplers,
+    of_training,
+    of_workflows,
 )
 from tests.mutants.mutant import Mutant, ROOT
 
@@ -26,7 +30,11 @@ FLOORS = (
     of_data,
     of_methods,
     of_evaluation,
+    of_pipeline,
+    of_training,
     of_report,
-    of_around,
+    of_workflows,
+    of_cli,
+    of_ground,
 )
 MUTANTS = tuple(mutant for floor in FLOORS for mutant in floor.MUTANTS)

@@ -123,4 +123,25 @@ MUTANTS = (
         ("(confidence >= threshold)", "(confidence > threshold)"),
         ("descending=True", "descending=False"),
     ),
+    *of(
+        "data/latents/shards",
+        "data/latents/verification",
+        ("stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino", "stat.st_mtime_ns, 0, 0"),
+        ("before, now = {} if anew else _verified(folder)", "before, now = _verified(folder)"),
+    ),
+    *of(
+        "data/sources/image_folder",
+        "sizes cli/sizes",
+        (
+            "refuse_many(len(files), (channels, size, size))",
+            "refuse_many(len(files), (size, size))",
+        ),
+        ("refuse_many(len(files), pixels.shape)", "pass"),
+        ("(count, *shape)", "shape"),
+    ),
+    *of(
+        "data/latents/image_stream",
+        "sizes cli/sizes",
+        ("refuse_many(size, self.shape, size=4)", "refuse_many(size, self.shape)"),
+    ),
 )

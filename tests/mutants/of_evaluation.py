@@ -282,4 +282,39 @@ MUTANTS = (
         ("frechet_distance(scorer.real_features, fake)", "frechet_distance(reference, fake)"),
         ("calls=calls_of(*setup, at.scale)", "calls=setup[2]"),
     ),
+    *of(
+        "evaluation/scorer",
+        "training/latent_runs",
+        ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
+    ),
+    *of(
+        "evaluation/gate_meter",
+        "evaluation/guided_evaluation",
+        ("Interval(*(max(getattr", "Interval(*(min(getattr"),
+    ),
+    *of(
+        "evaluation/row_metrics",
+        "models/guided_edges",
+        ("if full is not None and not draws_noise(sampler)", "if full is not None"),
+    ),
+    *of("evaluation/gate", "training/peers", ('"full", "about")', '"full")')),
+    *of(
+        "evaluation/quality_gate",
+        "cli/folders",
+        ("refuse_samples(MOST * self.samples,", "refuse_samples(self.samples,"),
+        ("        gate.read()\n", "        pass\n"),
+    ),
+    *of(
+        "evaluation/quality_gate",
+        "evaluation/quality_gate",
+        ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
+        ("_never if rehearse else", "_never if False else"),
+        ("max(step_counts, default=2 * start)", "2 * start"),
+        ("max(start, FULL_STEPS)", "start"),
+    ),
+    *of(
+        "evaluation/gate_meter",
+        "evaluation/quality_gate",
+        ("            self._teacher = None\n", "            pass\n"),
+    ),
 )

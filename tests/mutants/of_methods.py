@@ -314,4 +314,21 @@ MUTANTS = (
         ("        self.then.check(teacher)\n", ""),
         ('.get("shrink")', '.get("then")'),
     ),
+    *of(
+        "methods/classifiers/feature_terms",
+        "config/validate",
+        ("isinstance(pair, list | tuple) and [type", "[type"),
+        ("== [str, str]", "!= []"),
+    ),
+    *of(
+        "methods/classifiers/recipes",
+        "methods/classifiers/knowledge_edges",
+        ("if not is_valid(value, parameter.annotation):", "if False:"),
+    ),
+    *of(
+        "methods/diffusion/block_scores",
+        "methods/diffusion/shrink",
+        ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
+        ("return total / count", "return -total / count"),
+    ),
 )

@@ -290,4 +290,23 @@ MUTANTS = (
         ("clamp(-30, 20)", "clamp(-20, 20)"),
         ("* noise) * scale", "* noise) / scale"),
     ),
+    *of(
+        "models/limits",
+        "sizes cli/sizes",
+        ("    refuse_sizes(name, config)\n    try", "    try"),
+        ('with torch.device("meta"):', 'with torch.device("cpu"):'),
+        ("if number <= 0 and", "if number < 0 and"),
+        ("return number >= -1", "return True"),
+    ),
+    *of(
+        "models/classifiers/efficientnet",
+        "evaluation/features/networks",
+        ("if left == right and top == below:", "if left == right:"),
+        ("if left == right and top == below:", "if top == below:"),
+    ),
+    *of(
+        "models/memory_format",
+        "models/classifiers/cnns",
+        ("torch.channels_last", "torch.contiguous_format"),
+    ),
 )

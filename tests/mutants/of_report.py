@@ -212,4 +212,17 @@ MUTANTS = (
         ("(printable(str(cell)) for cell in cells)", "map(str, cells)"),
     ),
     *of("report/words/numbers", "report/report", ("ALMOST = 0.9995", "ALMOST = 1.0")),
+    *of(
+        "report/guided_table",
+        "report/slider",
+        ("abs(measured - scale)", "(measured - scale)"),
+        ("row.name.removeprefix(STUDENT) == label", "row.name == label"),
+    ),
+    *of(
+        "report/slider",
+        "report/slider",
+        ("(at == 1) == (scale == 1)", "(at > 0) == (scale > 0)"),
+        ("len(pictures.labels) // 2", "1"),
+    ),
+    *of("report/plots/sizes", "cli/shrink", ("other[1] <= point[1]", "other[1] < point[1]")),
 )
