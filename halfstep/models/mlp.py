@@ -20,10 +20,10 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
-        self.condition = nn.Linear(width, width)
+        self.told = nn.Linear(width, width)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        hidden = F.silu(self.fc1(self.norm(h)) + self.condition(condition))
+        hidden = F.silu(self.fc1(self.norm(h)) + self.told(condition))
         return h + self.fc2(hidden)  # type: ignore[no-any-return]
 
 
