@@ -247,7 +247,7 @@ def link(file: Path, path: Path, sha256: str) -> bool:
         same = checksum(part) == sha256
         if same:
             part.replace(path)
-        part.unlink(missing_ok=True)  # renaming between two links of one file does nothing
+        files.remove(part)  # renaming between two links of one file does nothing
     except (OSError, CheckpointError):
         return False
     return same

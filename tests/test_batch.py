@@ -189,11 +189,11 @@ def test_guidance_leads_away_from_a_branch_without_them():
     """v = 1 where it is heard and 0 where not: guided by s, it is s."""
     net, denoiser = hearing()
     x, t = torch.randn(3, 2), torch.full((3,), 0.4, dtype=torch.float64)
-    found = Guided(denoiser, 3.0, 9)(x, t, pooled(3))
+    prediction = Guided(denoiser, 3.0, 9)(x, t, pooled(3))
     assert net.heard[0].pooled.mean(1).tolist() == [1.0] * 3 + [0.0] * 3
     assert net.heard[0].label.tolist() == [0, 1, 2, 9, 9, 9]
     level = denoiser.level(t, x)
-    torch.testing.assert_close(V().encode(found, level), torch.full((3, 2), 3.0))
+    torch.testing.assert_close(V().encode(prediction, level), torch.full((3, 2), 3.0))
 
 
 def test_a_walk_hears_them():

@@ -202,13 +202,13 @@ print(json.dumps(identity(made_from(EVERYTHING)["f"])))
 
 
 def test_it_is_the_same_in_every_process():
-    def said(seed):
+    def printed(seed):
         env = {**os.environ, "PYTHONHASHSEED": str(seed)}
         command = [sys.executable, "-c", SCRIPT, str(1000 * seed)]
         return subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout
 
-    assert said(1) == said(2) == said(3)
-    assert " at 0x" not in said(1)
+    assert printed(1) == printed(2) == printed(3)
+    assert " at 0x" not in printed(1)
 
 
 def test_a_value_that_was_kept_makes_no_other():

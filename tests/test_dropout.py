@@ -13,7 +13,7 @@ from tests.support.runs import points
 
 def masks(rank, *, world=2, seed=0, stage=0, done=0):
     """What each micro-batch of a process drops, as a text; and its two seeds: dropout's and the noise's."""
-    found, seeds = [], []
+    patterns, seeds = [], []
     student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     processes = Processes("cpu")
     processes.rank, processes.world = rank, world
@@ -21,15 +21,15 @@ def masks(rank, *, world=2, seed=0, stage=0, done=0):
 
     def objective(student, batch, draw):
         dropped = student[1](torch.ones(64)) == 0
-        found.append("".join(str(int(zero)) for zero in dropped))
+        patterns.append("".join(str(int(zero)) for zero in dropped))
         seeds.append((torch.initial_seed(), draw.generator.initial_seed()))
         return student(batch.x0).square().mean(1)
 
     state = State(student, Optimiser(student, settings, fused=False), None, None, update=done)
     options = {"settings": settings, "processes": processes, "stage": stage, "rate": 0.0}
     update(objective, student, state, points(), **options)
-    assert len(found) == 2
-    return found, seeds
+    assert len(patterns) == 2
+    return patterns, seeds
 
 
 def test_it_is_another_on_every_process_and_in_every_micro_batch():
@@ -37,8 +37,8 @@ def test_it_is_another_on_every_process_and_in_every_micro_batch():
     every, seeds = [], []
     for case in cases:
         for rank in (0, 1):
-            found, both = masks(rank, **case)
-            every += found
+            patterns, both = masks(rank, **case)
+            every += patterns
             seeds += both
     assert len(every) == len(set(every)) == len(cases) * 4
     dropouts, noises = map(set, zip(*seeds, strict=True))

@@ -67,13 +67,13 @@ def test_the_ablation_refuses_what_cannot_be_distilled_and_scores_the_rest(tmp_p
     ablation = example("parameterisations")
     rows = ablation.main(ablation.Options(out=tmp_path, quick=True))
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
-    said = {(row["schedule"], row["output"], row["weight"]): row for row in rows}
-    distilled = said["cosine", "x0", "snr+1"]
+    by_case = {(row["schedule"], row["output"], row["weight"]): row for row in rows}
+    distilled = by_case["cosine", "x0", "snr+1"]
     assert all(math.isfinite(distilled[name]) for name in ablation.COLUMNS[3:])
-    assert "vanishes at SNR 0" in said["cosine", "x0", "snr"]["4 steps"]
-    assert "predicts eps" in said["cosine", "eps", "truncated-snr"]["4 steps"]
-    assert math.isfinite(said["cosine", "eps", "truncated-snr"]["ancestral"])
-    assert "at t = 1 of a zero" in said["table-zero-snr", "eps", "snr"]["ddim"]
+    assert "vanishes at SNR 0" in by_case["cosine", "x0", "snr"]["4 steps"]
+    assert "predicts eps" in by_case["cosine", "eps", "truncated-snr"]["4 steps"]
+    assert math.isfinite(by_case["cosine", "eps", "truncated-snr"]["ancestral"])
+    assert "at t = 1 of a zero" in by_case["table-zero-snr", "eps", "snr"]["ddim"]
     table = capsys.readouterr().out.splitlines()
     assert len([line for line in table if line.startswith("| ")]) == 1 + len(rows)
 
@@ -115,13 +115,13 @@ def test_the_uvit_ablation_scores_every_network_and_goes_on(uvit_ablation, tmp_p
     assert json.loads((options.out / "results.json").read_text())["rows"] == rows
     assert [row["network"] for row in rows] == list(uvit_ablation.VARIANTS)
     scores = {row["network"]: (*row["teacher"], *row["student"]) for row in rows}
-    assert all(len(found) == 2 and min(found) > 0 for found in scores.values())
+    assert all(len(values) == 2 and min(values) > 0 for values in scores.values())
     assert len(set(scores.values())) == len(rows)
     assert (options.out / "uvit-ablation.png").read_bytes().startswith(b"\x89PNG")
     stages = options.out / "no-long-skips" / "seed-0" / "student" / "stages"
     assert sorted(p.name for p in stages.iterdir()) == ["0004-steps", "0008-steps", "0016-steps"]
-    said = capsys.readouterr().out
-    assert len([line for line in said.splitlines() if line.startswith("| ")]) == 1 + len(rows)
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + len(rows)
 
     before = {p: at for p, at in written(options.out).items() if p.suffix == ".safetensors"}
     assert uvit_ablation.main(options) == rows
@@ -159,17 +159,17 @@ def test_the_uvit_ablation_reads_fashion_mnist(uvit_ablation, tmp_path):
 
 
 def test_networks_are_apart_only_where_no_seeds_overlap(uvit_ablation):
-    found = {"U-ViT": [2.0, 3.0], "over": [2.9, 9.0], "under": [0.1, 2.9]}
-    found |= {"above": [3.1, 4.9], "below": [0.5, 1.5]}
-    rows = [{"network": name, "teacher": v, "student": v[::-1]} for name, v in found.items()]
-    said = uvit_ablation.verdict(rows).splitlines()
-    assert said[::2] == [
+    scores = {"U-ViT": [2.0, 3.0], "over": [2.9, 9.0], "under": [0.1, 2.9]}
+    scores |= {"above": [3.1, 4.9], "below": [0.5, 1.5]}
+    rows = [{"network": name, "teacher": v, "student": v[::-1]} for name, v in scores.items()]
+    lines = uvit_ablation.verdict(rows).splitlines()
+    assert lines[::2] == [
         "over, teacher: 2.38 of the U-ViT's distance, within the spread over seeds",
         "under, teacher: 0.60 of the U-ViT's distance, within the spread over seeds",
         "above, teacher: 1.60 of the U-ViT's distance, worse with every seed",
         "below, teacher: 0.40 of the U-ViT's distance, better with every seed",
     ]
-    assert [line.replace("student", "teacher") for line in said[1::2]] == said[::2]
+    assert [line.replace("student", "teacher") for line in lines[1::2]] == lines[::2]
     assert uvit_ablation.spread([0.5, 1.5, 2.5]) == "1.500 ± 1.000"
     assert uvit_ablation.spread([0.5]) == "0.500"
 

@@ -170,8 +170,8 @@ def test_there_is_something_to_read():
     ],
 )
 def test_climbing_is_seen(home, source, sees):
-    [said] = climbs(home, source)
-    assert sees in said
+    [climb] = climbs(home, source)
+    assert sees in climb
 
 
 @pytest.mark.parametrize(

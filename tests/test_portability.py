@@ -223,9 +223,9 @@ def python(folder, program):
 def test_with_what_windows_has_every_module_loads_and_a_student_is_trained_alike(on_windows, here):
     folder, printed = on_windows
     assert printed[0] == "O_NOFOLLOW SIGHUP"  # asked for, and done without
-    found = sorted(folder.rglob("*.safetensors"))
-    assert len(found) > 3
-    for path in found:
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) > 3
+    for path in files:
         assert path.read_bytes() == (here[0] / path.relative_to(folder)).read_bytes()
     for path in folder.rglob("*.json*"):
         assert b"\r" not in path.read_bytes()
@@ -251,8 +251,8 @@ def test_text_files_are_opened_in_utf_8():
             if isinstance(call, ast.Call) and method_of(call) in TEXT:
                 modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
                 binary = any(isinstance(mode, str) and "b" in mode for mode in modes)
-                told = any(keyword.arg == "encoding" for keyword in call.keywords)
-                assert binary or told, (
+                has_encoding = any(keyword.arg == "encoding" for keyword in call.keywords)
+                assert binary or has_encoding, (
                     f"{path.relative_to(PACKAGE)}:{call.lineno} names no encoding"
                 )
 

@@ -23,12 +23,12 @@ def typed():
     tree = ast.parse(Path(halfstep.__file__).read_text())
     blocks = [node for node in tree.body if isinstance(node, ast.If)]
     assert [ast.unparse(block.test) for block in blocks] == ["TYPE_CHECKING"]
-    found = {}
+    imports = {}
     for node in blocks[0].body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            found[alias.asname or alias.name] = (node.module, alias.name)
-    return found
+            imports[alias.asname or alias.name] = (node.module, alias.name)
+    return imports
 
 
 def test_the_list_is_complete_sorted_and_short():
@@ -53,8 +53,8 @@ def test_every_name_is_documented(name):
     if inspect.isclass(thing):
         for member, value in vars(thing).items():
             if inspect.isfunction(value) and not member.startswith("_") and member not in TORCHS:
-                told = any(hasattr(protocol, member) for protocol in PROTOCOLS)
-                assert value.__doc__ or told, member
+                inherited = any(hasattr(protocol, member) for protocol in PROTOCOLS)
+                assert value.__doc__ or inherited, member
 
 
 TORCHS = {"forward", "to"}
@@ -107,8 +107,8 @@ def test_the_version_is_said_in_one_place():
     import tomllib
 
     project = tomllib.loads((Path(halfstep.__file__).parents[1] / "pyproject.toml").read_text())
-    said = project["tool"]["setuptools"]["dynamic"]["version"]
-    assert said == {"attr": "halfstep.version.__version__"}
+    version = project["tool"]["setuptools"]["dynamic"]["version"]
+    assert version == {"attr": "halfstep.version.__version__"}
     assert project["project"]["dynamic"] == ["version"]
     assert halfstep.__version__ == halfstep.version.__version__
 

@@ -68,9 +68,9 @@ def test_what_is_right_is_read():
     assert from_json(changed(maybe=None, rest=[{"any": None}]), Outer, "f")["maybe"] is None
 
 
-@pytest.mark.parametrize("change, said", CASES)
-def test_the_key_is_named(change, said):
-    with pytest.raises(CheckpointError, match=f"^'f' is damaged: .*{said}") as caught:
+@pytest.mark.parametrize("change, message", CASES)
+def test_the_key_is_named(change, message):
+    with pytest.raises(CheckpointError, match=f"^'f' is damaged: .*{message}") as caught:
         from_json(changed(**change), Outer, "'f'")
     assert len(str(caught.value)) < 200
 
@@ -141,8 +141,8 @@ def test_toml_names_the_key_of_a_number_of_any_size(digits):
     ids=range(12),
 )  # fmt: skip
 def test_what_was_typed_is_a_value_or_stays_text(text, value):
-    found = literal(text)
-    assert found == value and type(found) is type(value)
+    actual = literal(text)
+    assert actual == value and type(actual) is type(value)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "a": 1}}]'])
@@ -155,12 +155,12 @@ def test_a_key_twice_is_refused(text):
 
 
 def test_a_checksum_is_of_what_is_said_in_any_order(tmp_path):
-    path, said = tmp_path / "a.json", {"b": [1, 2.5], "a": {"1": "é", "x": None}}
-    storage.write_json(path, said)
-    assert storage.read_json(path, dict) == said
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(dict(reversed(content.items())), ensure_ascii=False), "utf-8")
-    assert storage.read_json(path, dict) == said
+    path, content = tmp_path / "a.json", {"b": [1, 2.5], "a": {"1": "é", "x": None}}
+    storage.write_json(path, content)
+    assert storage.read_json(path, dict) == content
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(written.items())), ensure_ascii=False), "utf-8")
+    assert storage.read_json(path, dict) == content
 
 
 @pytest.mark.parametrize(

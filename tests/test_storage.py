@@ -25,11 +25,11 @@ TENSORS = {
 }
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        assert torch.equal(found[name], value), name
+        assert actual[name].dtype == value.dtype and actual[name].shape == value.shape
+        assert torch.equal(actual[name], value), name
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -150,9 +150,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, room):
     with largest_file(room), pytest.raises(CheckpointError) as caught:
         storage.save(tmp_path / "a", big, {})
     assert everything(tmp_path) == before  # and no .part is left
-    said = str(caught.value)
-    assert said.startswith(f"cannot write '{tmp_path / 'a.safetensors'}'") and "\n" not in said
-    assert "File too large" in said and "make room and run the same command again" in said
+    message = str(caught.value)
+    assert (
+        message.startswith(f"cannot write '{tmp_path / 'a.safetensors'}'") and "\n" not in message
+    )
+    assert "File too large" in message and "make room and run the same command again" in message
     storage.save(tmp_path / "a", big, {})
     same(storage.load(tmp_path / "a")[0], big)
 
@@ -204,8 +206,8 @@ def test_checksum_is_of_the_bytes_on_the_disk(tmp_path):
     import hashlib
 
     storage.save(tmp_path / "a", TENSORS, {})
-    said = json.loads((tmp_path / "a.json").read_text())["sha256"]
-    assert said == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    recorded = json.loads((tmp_path / "a.json").read_text())["sha256"]
+    assert recorded == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

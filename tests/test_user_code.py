@@ -144,13 +144,16 @@ def test_of_halfsteps_own_and_installed_code_the_name_says_enough():
 
 def test_own_terms_networks_and_augmented_objectives_are_in_it(tmp_path):
     class Mine(SoftTargets):
-        def __call__(self, seen):
-            return super().__call__(seen) * 2
+        def __call__(self, inputs):
+            return super().__call__(inputs) * 2
 
     assert Mine().describe()["code"] and "code" not in SoftTargets().describe()
     stage = Stage("s", classifier(), Towards(1.0), 1)
-    found = identity_of(stage)
-    assert any("Named" in code for code in found["network"]) and "goal" in found["objective"]
+    identity_parts = identity_of(stage)
+    assert (
+        any("Named" in code for code in identity_parts["network"])
+        and "goal" in identity_parts["objective"]
+    )
     assert identity_of(Stage("s", nn.Linear(2, 2), Classification(), 1)) == {}
 
 

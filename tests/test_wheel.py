@@ -71,10 +71,10 @@ def test_the_wheel_is_small(wheel):
 def test_what_it_says_of_itself(wheel, names):
     (path,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     with zipfile.ZipFile(wheel) as archive:
-        said = archive.read(path).decode()
+        metadata = archive.read(path).decode()
         entry = archive.read(path.replace("METADATA", "entry_points.txt")).decode()
-    assert "License-Expression: Apache-2.0" in said and "Requires-Python: >=3.11" in said
-    needed = [line for line in said.splitlines() if line.startswith("Requires-Dist: ")]
+    assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     assert any(line.startswith("Requires-Dist: torch") for line in needed)
     assert not any("torchvision" in line or "timm" in line for line in needed)
     assert "halfstep = halfstep.cli:main" in entry

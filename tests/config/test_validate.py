@@ -48,7 +48,7 @@ NEEDED |= {FeatureMatch: ("pairs",)}
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         (lambda: Progressive(start="8"), "start is a whole number, got '8': write for example 1024"),
         (lambda: Progressive(start=8.0), "start is a whole number, got 8.0"),
@@ -77,8 +77,8 @@ NEEDED |= {FeatureMatch: ("pairs",)}
         (lambda: FeatureMatch(pairs=("a", "b")), r'write for example \[\["hidden", "hidden"\]\]' ),
     ],
 )  # fmt: skip
-def test_what_is_of_another_kind(made, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_of_another_kind(made, message):
+    with pytest.raises(ConfigError, match=message):
         made()
 
 
@@ -90,9 +90,9 @@ def test_what_is_of_the_kind():
 
 def test_lists_and_what_numpy_and_torch_have_become_pythons_own():
     times = np.linspace(1, 0, 9, dtype=np.float32)
-    found = Progressive(start=np.int64(8), updates=[np.int64(5)], times=times)
+    method = Progressive(start=np.int64(8), updates=[np.int64(5)], times=times)
     plain = Progressive(start=8, updates=(5,), times=tuple(times.tolist()))
-    assert found == plain and hash(found) == hash(plain) and type(found.start) is int
+    assert method == plain and hash(method) == hash(plain) and type(method.start) is int
     assert Progressive(start=8, times=torch.from_numpy(times)).times == plain.times
     settings = TrainingConfig(
         learning_rate=np.float32(0.5), seed=np.int64(3), ema=torch.tensor(0.5)
@@ -210,7 +210,7 @@ def test_within_bounds(given):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"share": 1}, "share must be at least 0 and below 1, got 1: write for example 0.5"),
         ({"share": -1e-9}, "share must be"),
@@ -221,8 +221,8 @@ def test_within_bounds(given):
         ({"either": 4}, "either must be at most 3"),
     ],
 )
-def test_out_of_bounds(given, said):
-    with pytest.raises(ConfigError, match=said):
+def test_out_of_bounds(given, message):
+    with pytest.raises(ConfigError, match=message):
         Bounded(**given)
 
 
@@ -251,9 +251,9 @@ Pairs = tuple[tuple[float, ...], ...]
 def test_numbers_within_are_finite_and_shown_short(value, hint):
     with pytest.raises(
         ConfigError, match=r"^times is .*, finite and of at most 64 bits, got "
-    ) as said:
+    ) as caught:
         validate("times", value, hint)
-    assert len(str(said.value)) < 200
+    assert len(str(caught.value)) < 200
 
 
 def test_no_name_is_a_number_of_many_digits():

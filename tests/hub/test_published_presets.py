@@ -67,9 +67,9 @@ def test_the_presets_ask_for_the_published_networks(name):
     rows = published.net.get("num_classes")
     fits = infer_config("uvit", published.shape, num_classes=rows, text_shape=text_shape)
     assert fits.pop("out_chans") == published.net["in_chans"]
-    asked = literals(options.network.net_config)
-    assert not asked.keys() & fits.keys()  # what the data decides is left to it
-    assert asked | fits == published.net
+    config = literals(options.network.net_config)
+    assert not config.keys() & fits.keys()  # what the data decides is left to it
+    assert config | fits == published.net
 
 
 @pytest.mark.parametrize("name", PLAIN)

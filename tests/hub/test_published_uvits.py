@@ -15,12 +15,12 @@ def test_the_names_are_the_official_ones():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_networks_are_the_published_ones(name):
-    published, wanted = PUBLISHED[name], NETWORKS[name]
+    published, expected = PUBLISHED[name], NETWORKS[name]
     model = published.blank().get_submodule("model")
     assert all(p.is_meta for p in model.parameters())
     tensors = model.state_dict()
     net = {"num_classes": -1, "conv": True, "use_checkpoint": False, **published.net}
-    found = [
+    actual = [
         *[
             net[k]
             for k in ("in_chans", "img_size", "patch_size", "embed_dim", "depth", "num_heads")
@@ -30,8 +30,8 @@ def test_the_networks_are_the_published_ones(name):
         sum(value.numel() for value in tensors.values()),
         len(tensors),
     ]
-    assert found == list(wanted)
-    assert published.shape == (wanted[0], wanted[1], wanted[1])
+    assert actual == list(expected)
+    assert published.shape == (expected[0], expected[1], expected[1])
     assert [net.get("clip_dim"), net.get("num_clip_token")] == (
         [768, 77] if name in TEXT else [None, None]
     )

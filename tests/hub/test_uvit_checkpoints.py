@@ -84,16 +84,21 @@ def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
     x = torch.randn(3, *published.shape, generator=torch.Generator().manual_seed(1))
     times = [0.001, 0.412, 0.999]
     y = labels_for(published, x)
-    told = torch.tensor([told_by_hand(name, t) for t in times])
+    times_read = torch.tensor([told_by_hand(name, t) for t in times])
     cond = None if y is None else Cond(y)
     got = pipeline.denoiser(x, torch.tensor(times, dtype=torch.float64), cond)
-    eps = model(x, told, y)
+    eps = model(x, times_read, y)
     torch.testing.assert_close(got.eps, eps, rtol=0, atol=1e-6)
     alpha = torch.tensor([level_by_hand(name, t) for t in times])[:, None, None, None]
     x0 = (x - (1 - alpha**2).sqrt() * eps) / alpha
     torch.testing.assert_close(got.x0, x0, rtol=2e-3, atol=2e-3)
     # The same network told a time that is off by one says something else: this test would see it.
-    for wrong in (told - 1, told + 1, told * (999 / 1000), told * (1000 / 999)):
+    for wrong in (
+        times_read - 1,
+        times_read + 1,
+        times_read * (999 / 1000),
+        times_read * (1000 / 999),
+    ):
         assert (model(x, wrong, y) - eps).abs().amax() > 1e-3
     assert pipeline.shape == published.shape and pipeline.clip is None
     assert pipeline.class_names == (tuple("0123456") if published.class_names else ())
@@ -111,8 +116,8 @@ def test_the_published_guidance_is_theirs_plus_one(name, tmp_path):
     guided = Guided(pipeline.denoiser, published.guidance_scale, pipeline.null)
     x, y = torch.randn(2, *published.shape), torch.tensor([5, 2])
     got = guided(x, torch.tensor([0.25, 0.875], dtype=torch.float64), Cond(y)).eps
-    told = torch.tensor([told_by_hand(name, t) for t in (0.25, 0.875)])
-    cond, uncond = model(x, told, y), model(x, told, torch.full_like(y, 7))
+    times_read = torch.tensor([told_by_hand(name, t) for t in (0.25, 0.875)])
+    cond, uncond = model(x, times_read, y), model(x, times_read, torch.full_like(y, 7))
     torch.testing.assert_close(got, cond + s * (cond - uncond), rtol=0, atol=1e-5)
 
 
@@ -200,16 +205,18 @@ def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
     assert (pipeline.class_names, pipeline.null) == ((), None)
     assert pipeline.codec.scale == 0.2301
     texts = load_texts(clip, tokens=7)
-    said, nothing = texts.encode(["a green train", "."]), texts.encode(["", ""])
-    assert (said - nothing).abs().amax((1, 2)).min() > 0.1
+    states, nothing = texts.encode(["a green train", "."]), texts.encode(["", ""])
+    assert (states - nothing).abs().amax((1, 2)).min() > 0.1
     x = torch.randn(2, *published.shape, generator=torch.Generator().manual_seed(3))
     times = [0.001, 0.75]
     guided = Guided(pipeline.denoiser, published.guidance_scale, pipeline.unconditional)
-    got = guided(x, torch.tensor(times, dtype=torch.float64), Cond(encoder_hidden_states=said)).eps
-    told = torch.tensor([1.0, 750.0])
+    got = guided(
+        x, torch.tensor(times, dtype=torch.float64), Cond(encoder_hidden_states=states)
+    ).eps
+    times_read = torch.tensor([1.0, 750.0])
     cond, uncond = (
-        model(x, told, encoder_hidden_states=said),
-        model(x, told, encoder_hidden_states=nothing),
+        model(x, times_read, encoder_hidden_states=states),
+        model(x, times_read, encoder_hidden_states=nothing),
     )
     torch.testing.assert_close(got, 2 * cond - uncond, rtol=0, atol=1e-5)
     drawn = pipeline.sample(2, steps=5, seed=2, prompts=["a train", "green"], guidance_scale=2.0)
@@ -230,10 +237,10 @@ def test_an_encoder_of_another_width_is_refused(clip, tmp_path):
 
 
 def same(pipeline, model):
-    found = pipeline.denoiser.net.model.state_dict()
-    assert found.keys() == model.state_dict().keys()
+    state = pipeline.denoiser.net.model.state_dict()
+    assert state.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0)
 
 
 def test_every_kind_of_file_is_read(tmp_path):

@@ -152,17 +152,17 @@ def test_a_recipe_rebuilds_the_net(name):
 def test_a_recipe_of_our_own_nets_keeps_the_defaults_it_was_built_with(name):
     net = tiny(name, None)
     config = net.model.config
-    told = recipe(net)[1]
-    assert told == {key: config[key] for key in config if key in told}
-    assert set(TINY[name]) < set(told)
+    config_of_net = recipe(net)[1]
+    assert config_of_net == {key: config[key] for key in config if key in config_of_net}
+    assert set(TINY[name]) < set(config_of_net)
     # What the first runs did not know is told where it is not what they were made with.
-    assert {key for key in config if key not in told and key[0] != "_"} == (
+    assert {key for key in config if key not in config_of_net and key[0] != "_"} == (
         {"guidance_embed_dim"}
         | ({"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set())
     )
     if name == "uvit":
         other = build(name, TINY[name] | {"attention": "sdpa", "num_clip_token": 5})
-        assert recipe(other)[1] == {**told, "attention": "sdpa", "num_clip_token": 5}
+        assert recipe(other)[1] == {**config_of_net, "attention": "sdpa", "num_clip_token": 5}
 
 
 @pytest.mark.parametrize("name", ["uvit", "unet", "dit", "unet-condition"])

@@ -78,14 +78,14 @@ def test_wrapped_networks_are_refused_before_there_is_a_folder(tmp_path, name):
 
 
 def test_compiling_takes_no_attribute_for_a_network(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(nn.Module, "compile", lambda net: seen.append(type(net).__name__))
+    compiled_types = []
+    monkeypatch.setattr(nn.Module, "compile", lambda net: compiled_types.append(type(net).__name__))
     training = TrainingConfig(batch_size=16, compile=True)
     classify(classifier(), tmp_path / "r", training)
     load_classifier(tmp_path / "r", net=f"{HERE}:plain")
     distill(pipeline(), points(), tmp_path / "s", method=HALVE, training=training)
     Pipeline.load(tmp_path / "s" / "stages" / "0001-steps")
-    assert seen == ["Named", "MLPNet", "MLPNet"]
+    assert compiled_types == ["Named", "MLPNet", "MLPNet"]
 
 
 # No longer what the recipe builds
@@ -168,13 +168,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("said", SETTINGS)
-def test_a_setting_or_a_hook_that_would_be_lost_is_refused(tmp_path, said):
+@pytest.mark.parametrize("message", SETTINGS)
+def test_a_setting_or_a_hook_that_would_be_lost_is_refused(tmp_path, message):
     """All shapes agree, and once it is loaded it is another network."""
     net = classifier("with_settings", pool=(2, 2))
     save_classifier(net, tmp_path / "fine")
-    SETTINGS[said](net)
-    with pytest.raises(ConfigError, match=f"no longer.*{said}"):
+    SETTINGS[message](net)
+    with pytest.raises(ConfigError, match=f"no longer.*{message}"):
         save_classifier(net, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 

@@ -32,7 +32,7 @@ def theirs(name, **options):
     )
 
 
-def told(name, **more):
+def condition(name, **more):
     encoder_hidden_states = torch.randn(ROWS, 5, 12) if name == "unet-condition" else None
     return Cond(encoder_hidden_states=encoder_hidden_states, **more)
 
@@ -48,7 +48,7 @@ def test_the_config_of_a_model_builds_it(name, private):
     }  # fmt: skip
     net = build(name, config).eval()
     net.model.load_state_dict(model.state_dict())
-    x, t, cond = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 300.0), told(name)
+    x, t, cond = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 300.0), condition(name)
     label = {"class_labels": torch.zeros(ROWS, dtype=torch.int64)} if name == "dit" else {}
     text = (
         {}
@@ -75,7 +75,10 @@ def test_classes_of_a_config_are_those_of_the_net(name, options, num_classes):
     net = build(name, dict(theirs(name, **options).config))
     assert net.num_classes == num_classes
     label = None if num_classes is None else torch.tensor([0, num_classes - 1])
-    assert net(torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), told(name, label=label)).shape[1] == 3
+    assert (
+        net(torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), condition(name, label=label)).shape[1]
+        == 3
+    )
 
 
 @kinds
@@ -83,7 +86,7 @@ def test_a_scale_is_added_to_a_config(name):
     config = dict(theirs(name, **({"num_embeds_ada_norm": 3} if name == "dit" else {})).config)
     net = build(name, {**config, "guidance_embed_dim": 8})
     label = torch.tensor([0, 1]) if name == "dit" else None
-    cond = told(name, label=label, guidance_scale=torch.ones(ROWS))
+    cond = condition(name, label=label, guidance_scale=torch.ones(ROWS))
     assert net(torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS), cond).shape == (ROWS, 3, 8, 8)
     assert recipe(with_guidance(build(name, config), width=8))[1]["guidance_embed_dim"] == 8
 
@@ -94,8 +97,8 @@ def test_a_scale_that_a_config_has_is_read():
     net = build("unet-condition", dict(model.config))
     x, t = torch.randn(ROWS, 3, 8, 8), torch.zeros(ROWS)
     with pytest.raises(ConfigError, match="guidance"):
-        net(x, t, told("unet-condition"))
-    assert net(x, t, told("unet-condition", guidance_scale=torch.ones(ROWS))).shape == x.shape
+        net(x, t, condition("unet-condition"))
+    assert net(x, t, condition("unet-condition", guidance_scale=torch.ones(ROWS))).shape == x.shape
     assert (
         recipe(build("unet-condition", dict(model.config) | {"guidance_embed_dim": 8}))[1][
             "guidance_embed_dim"
@@ -203,7 +206,7 @@ def test_x0_and_eps_are_read_where_the_config_says_so(name):
     config = TINY[name] | infer_config(name, (3, 8, 8), outputs=2)
     net = build(*recipe(build(name, config)))
     x, t = torch.randn(ROWS, 3, 8, 8), torch.full((ROWS,), 0.5)
-    assert Denoiser(net, Cosine(), X0AndEps())(x, t, told(name)).x0.shape == x.shape
+    assert Denoiser(net, Cosine(), X0AndEps())(x, t, condition(name)).x0.shape == x.shape
     with pytest.raises(ConfigError, match="parameterisation"):
         Denoiser(net, Cosine(), Eps())
 

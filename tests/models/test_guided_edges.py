@@ -81,7 +81,7 @@ def test_what_samples_are_made_of_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"guidance_range": 1},
@@ -95,8 +95,8 @@ def test_what_samples_are_made_of_is_finite():
         ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is for halvings"),
     ],
 )
-def test_options_of_another_kind(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_options_of_another_kind(options, message):
+    with pytest.raises(ConfigError, match=message):
         GuidedOptions(**{"guidance_range": (1, 3), **options})
 
 
@@ -106,15 +106,15 @@ def test_a_side_that_is_a_word():
 
 
 @pytest.mark.parametrize(
-    ("clip", "asked", "said"),
+    ("clip", "target_clip", "message"),
     [
         (None, 1.0, "clips nothing: write target_clip=0"),
         (1.0, 0.2, "clips to 1: write target_clip=1"),
     ],
 )
 @pytest.mark.parametrize("kind", ["guided", "plain"])
-def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tmp_path):
-    halving = {"start": 4, "stop": 2, "target_clip": asked}
+def test_targets_are_clipped_where_the_sampler_clips(clip, target_clip, message, kind, tmp_path):
+    halving = {"start": 4, "stop": 2, "target_clip": target_clip}
     method = (
         Progressive(**halving, updates=(1,))
         if kind == "plain"
@@ -122,7 +122,7 @@ def test_targets_are_clipped_where_the_sampler_clips(clip, asked, said, kind, tm
             guidance_range=(1, 2), updates=1, halving=Progressive(updates=(1,), **halving)
         )
     )
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         distill(
             teacher(clip), "digits", tmp_path / "r", method=method, job=RunOptions(device="cpu")
         )
@@ -187,10 +187,10 @@ def test_noise_is_decoded_at_the_scale_that_it_was_encoded_at(cli, tmp_path):
     ]
     status, out, err = cli("encode", *words)
     assert status == 0, err
-    told = " ".join(out.split())
+    printed = " ".join(out.split())
     assert (
         "halfstep sample t --noise q.safetensors --guidance-scale 3 --steps 4 --out back.png"
-        in told
+        in printed
     )
     status, out, _ = cli("sample", "t", "--noise", "q.safetensors", "--steps", 4, "--out", "b.png")
     assert status == 0 and "encoded at guidance 3 and is decoded at 1" in " ".join(out.split())
@@ -210,18 +210,18 @@ def test_noise_is_decoded_at_the_scale_that_it_was_encoded_at(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         (np.full((20, 40), 255), "40 x 20 and its picture 20 x 40"),
         (np.full((40, 20), 128), "is gray"),
     ],
 )
-def test_masks_that_lie_elsewhere_or_are_gray(mask, said, cli, tmp_path):
+def test_masks_that_lie_elsewhere_or_are_gray(mask, message, cli, tmp_path):
     teacher().save(tmp_path / "t")
     Image.fromarray(np.zeros((40, 20), np.uint8)).save(tmp_path / "tall.png")
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
     words = ["t", "--images", "tall.png", "--mask", "mask.png", "--labels", 3, "--steps", 2]
-    assert refused(cli("sample", *words, "--n", 1, "--out", "x.png"), said)
+    assert refused(cli("sample", *words, "--n", 1, "--out", "x.png"), message)
     ok = np.zeros((40, 20), np.uint8)
     ok[:20] = 255
     Image.fromarray(ok).save(tmp_path / "mask.png")

@@ -61,10 +61,10 @@ def test_clip_states_are_those_of_an_unmasked_call(clip_folder):
     """Its ids by hand, padded with its own token to `tokens`; the states are after the final norm."""
     ids = [[START, A, CAT, END, END, END, END], [START, END, END, END, END, END, END]]
     with torch.no_grad():
-        own = CLIPTextModel.from_pretrained(clip_folder)(torch.tensor(ids)).last_hidden_state
+        expected = CLIPTextModel.from_pretrained(clip_folder)(torch.tensor(ids)).last_hidden_state
     texts = load_texts(clip_folder, tokens=7)
     states = texts.encode(["A  cat", ""])
-    torch.testing.assert_close(states, own, rtol=0, atol=1e-6)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
     assert (states[0, 4:] - states[1, 4:]).abs().amax(1).min() > 1e-3, "padding has read the text"
 
 
@@ -75,8 +75,8 @@ def test_t5_states_are_those_of_the_text_alone_and_padding_is_zero(t5_folder, to
     states = load_texts(t5_folder, tokens=tokens).encode(["a cat", "", "a cat a cat cat"])
     for got, ids in zip(states, ([a, cat, end], [end], [a, cat, a, cat, cat, end]), strict=True):
         with torch.no_grad():
-            own = model(torch.tensor([ids])).last_hidden_state[0]
-        torch.testing.assert_close(got[: len(ids)], own, rtol=0, atol=2e-6)
+            expected = model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(got[: len(ids)], expected, rtol=0, atol=2e-6)
         assert torch.equal(got[len(ids) :], torch.zeros(tokens - len(ids), 32))
 
 
@@ -107,22 +107,22 @@ def test_weights_in_half_are_read_as_float32_whatever_the_default(folder):
     assert {p.dtype for p in texts.model.parameters()} == {torch.float32}
     ids = torch.tensor([[START, A, CAT, END, END, END, END]])
     with torch.no_grad():
-        own = model.float()(ids).last_hidden_state
-    torch.testing.assert_close(states, own, rtol=0, atol=1e-6)
+        expected = model.float()(ids).last_hidden_state
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5, 11])
 def test_a_longer_text_loses_its_end_and_is_told_of(clip_folder, tokens):
     """The end token stays; start and end count."""
     texts = load_texts(clip_folder, tokens=tokens)
-    said = ["cat " * n for n in (0, 1, 2, 3, 20)]
-    states = texts.encode(said)
+    captions = ["cat " * n for n in (0, 1, 2, 3, 20)]
+    states = texts.encode(captions)
     for k, n in enumerate((0, 1, 2, 3, 20)):
         ids = [START, *[CAT] * min(n, tokens - 2)] + [END] * (tokens - 1 - min(n, tokens - 2))
         with torch.no_grad():
-            own = texts.model(torch.tensor([ids])).last_hidden_state[0]
-        torch.testing.assert_close(states[k], own, rtol=0, atol=1e-6)
-    assert texts.cut(said) == [k for k, n in enumerate((0, 1, 2, 3, 20)) if n + 2 > tokens]
+            expected = texts.model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(states[k], expected, rtol=0, atol=1e-6)
+    assert texts.cut(captions) == [k for k, n in enumerate((0, 1, 2, 3, 20)) if n + 2 > tokens]
 
 
 def test_a_text_that_just_fits_a_t5(t5_folder):
@@ -184,9 +184,9 @@ def test_a_t5_with_a_sentencepiece_model_alone(t5_copy):
 
     import sentencepiece
 
-    model, said = io.BytesIO(), ["a cat sat on the mat", "the dog runs far", "birds fly away"]
+    model, sentences = io.BytesIO(), ["a cat sat on the mat", "the dog runs far", "birds fly away"]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(said * 20), model_writer=model, vocab_size=27, pad_id=0, eos_id=1,
+        sentence_iterator=iter(sentences * 20), model_writer=model, vocab_size=27, pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (t5_copy / "tokenizer.json").unlink()
@@ -195,9 +195,9 @@ def test_a_t5_with_a_sentencepiece_model_alone(t5_copy):
     texts = load_texts(t5_copy, tokens=9)
     ids = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("a cat")
     with torch.no_grad():
-        own = texts.model(torch.tensor([[*ids, 1]])).last_hidden_state[0]
+        expected = texts.model(torch.tensor([[*ids, 1]])).last_hidden_state[0]
     states = texts.encode(["a cat"])[0]
-    torch.testing.assert_close(states[: len(ids) + 1], own, rtol=0, atol=2e-6)
+    torch.testing.assert_close(states[: len(ids) + 1], expected, rtol=0, atol=2e-6)
     assert not states[len(ids) + 1 :].any()
 
 
@@ -252,14 +252,14 @@ def test_a_name_is_no_folder():
 
 
 @pytest.mark.parametrize(
-    "tokens, said",
+    "tokens, message",
     [
         (12, "write tokens=11"),
         (1, "a text has a start and an end, got tokens=1: write tokens=77"),
     ],
 )
-def test_tokens_that_cannot_be(clip_folder, tokens, said):
-    with pytest.raises(ConfigError, match=said):
+def test_tokens_that_cannot_be(clip_folder, tokens, message):
+    with pytest.raises(ConfigError, match=message):
         load_texts(clip_folder, tokens=tokens)
 
 
@@ -349,7 +349,7 @@ def text_config(value):
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         *(
             (text_config({name: wrong}), rf"text_config\.{name} must be a whole number, got ")
@@ -375,8 +375,8 @@ def text_config(value):
         (no_padding, "has no padding token: set pad_token"),
     ],
 )  # fmt: skip
-def test_a_folder_that_will_not_do(folder, damage, said):
+def test_a_folder_that_will_not_do(folder, damage, message):
     damage(folder)
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_texts(folder, tokens=6)
     assert "\n" not in str(caught.value)

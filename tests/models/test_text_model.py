@@ -94,9 +94,11 @@ def nearest(latents, data):
 
 def test_the_latents_hold_the_states_of_every_caption(made):
     texts, data, _ = made
-    said = [text for k in range(12) for text in SAID["day" if k % 2 else "night"][1][: 1 + k // 6]]
+    captions = [
+        text for k in range(12) for text in SAID["day" if k % 2 else "night"][1][: 1 + k // 6]
+    ]
     states = data.contexts.states.rows(torch.arange(18)).float()
-    torch.testing.assert_close(states, texts.encode(said), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(states, texts.encode(captions), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(data.null_context, texts.encode([""])[0], rtol=1e-3, atol=1e-3)
 
 

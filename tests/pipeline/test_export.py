@@ -44,8 +44,8 @@ def test_a_student_alone(cli, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "README.md", "pipeline.json", "pipeline.safetensors",
     }  # fmt: skip
-    own, again = Pipeline.load(STUDENT), Pipeline.load(tmp_path / "out")
-    assert torch.equal(own.sample(3, guidance_scale=2.5), again.sample(3, guidance_scale=2.5))
+    pipeline, again = Pipeline.load(STUDENT), Pipeline.load(tmp_path / "out")
+    assert torch.equal(pipeline.sample(3, guidance_scale=2.5), again.sample(3, guidance_scale=2.5))
 
 
 def test_the_same_from_python(tmp_path, capsys):
@@ -101,8 +101,8 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_in_the_readme_is_text(cli, tmp_path, name):
-    own = teacher_of_classes((name, "dog 2"))
-    own.save(tmp_path / "p")
+    pipeline = teacher_of_classes((name, "dog 2"))
+    pipeline.save(tmp_path / "p")
     for kind in ("pipeline", "torch-export"):
         assert cli("export", "p", "--out", kind, "--format", kind)[0] == 0
         text = (tmp_path / kind / "README.md").read_text()
@@ -137,8 +137,8 @@ def test_what_a_report_says_is_text_in_the_readme_too():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_the_size_differs_by_rounding(cli, tmp_path, dtype):
-    own = teacher()
-    replace(own, times=((1.0, 0.5, 0.0),)).save(tmp_path / "student")
+    pipeline = teacher()
+    replace(pipeline, times=((1.0, 0.5, 0.0),)).save(tmp_path / "student")
     status, out, _ = cli("export", "student", "--dtype", dtype, "--out", "half")
     assert status == 0 and "differs" in out
     sizes = [
@@ -166,12 +166,12 @@ def test_weights_that_half_cannot_hold_are_refused():
 
 def reported(folder):
     """What was measured of a student of 8 steps, in this folder."""
-    interval, found = {"value": 0.2, "low": 0.19, "high": 0.21}, evidence()
-    [row] = [row for row in found["rows"] if row["role"] == "student" and row["steps"] == 8]
+    interval, report = {"value": 0.2, "low": 0.19, "high": 0.21}, evidence()
+    [row] = [row for row in report["rows"] if row["role"] == "student" and row["steps"] == 8]
     row["distances"]["frechet_distance"] = row["ratio"] = interval
     row["cost"]["seconds_per_sample"] = {"1": 0.012, "64": 0.002}
-    found["measure"]["machine"] = "a machine"
-    storage.write_json(folder / "report.json", found | {"verdict": ""})
+    report["measure"]["machine"] = "a machine"
+    storage.write_json(folder / "report.json", report | {"verdict": ""})
 
 
 def test_a_stage_of_a_run_and_what_was_measured_of_it(cli, tmp_path, monkeypatch):
@@ -219,8 +219,8 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "out")
     names = {}
     exec(blocks(tmp_path / "out" / "README.md")[0], names)
-    own = load_classifier(ASSETS / "digits-classifier")
-    assert own.state_dict().keys() == names["classifier"].state_dict().keys()
+    pipeline = load_classifier(ASSETS / "digits-classifier")
+    assert pipeline.state_dict().keys() == names["classifier"].state_dict().keys()
 
 
 # As a program.
@@ -228,29 +228,31 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_program_draws_what_the_student_draws(n):
-    own = bundled_students()[1]
-    program = export_program(own)
+    pipeline = bundled_students()[1]
+    program = export_program(pipeline)
     assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance_scale")
     labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
-    drawn = run_program(program, sample_noise(7, range(n), own.shape), [labels, scales])
-    theirs = own.sample(n, seed=7, labels=labels.tolist(), guidance_scale=2.5)
+    drawn = run_program(program, sample_noise(7, range(n), pipeline.shape), [labels, scales])
+    theirs = pipeline.sample(n, seed=7, labels=labels.tolist(), guidance_scale=2.5)
     assert (drawn - theirs).abs().max() < 1e-5
 
 
 def test_a_teacher_is_a_program_of_so_many_steps():
-    own = bundled_teacher()
-    program = export_program(own, 3)
-    drawn = run_program(program, sample_noise(0, range(2), own.shape), [torch.tensor([4, 4])])
+    pipeline = bundled_teacher()
+    program = export_program(pipeline, 3)
+    drawn = run_program(program, sample_noise(0, range(2), pipeline.shape), [torch.tensor([4, 4])])
     assert program.steps == 3
-    assert (drawn - own.sample(2, steps=3, labels=[4, 4])).abs().max() < 1e-5
+    assert (drawn - pipeline.sample(2, steps=3, labels=[4, 4])).abs().max() < 1e-5
 
 
 def test_an_unclipped_program_of_points():
-    own = teacher()
-    program = export_program(own, 4)
-    noise = sample_noise(1, range(3), own.shape)
+    pipeline = teacher()
+    program = export_program(pipeline, 4)
+    noise = sample_noise(1, range(3), pipeline.shape)
     assert program.inputs == ("x", "step")
-    assert (run_program(program, noise, []) - own.sample(3, seed=1, steps=4)).abs().max() < 1e-5
+    assert (
+        run_program(program, noise, []) - pipeline.sample(3, seed=1, steps=4)
+    ).abs().max() < 1e-5
 
 
 class OneSize(torch.nn.Module):
@@ -265,11 +267,11 @@ class OneSize(torch.nn.Module):
 
 
 def test_a_network_of_one_size_is_for_batches_of_two():
-    own = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
-    program = export_program(own, 2)
+    pipeline = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
+    program = export_program(pipeline, 2)
     assert program.batch == (2, 2)
     noise = sample_noise(0, range(2), (3,))
-    assert (run_program(program, noise, []) - own.sample(2, steps=2)).abs().max() < 1e-5
+    assert (run_program(program, noise, []) - pipeline.sample(2, steps=2)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -288,15 +290,15 @@ def test_a_network_of_one_size_is_for_batches_of_two():
 )  # fmt: skip
 def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):
     torch.manual_seed(0)
-    own = Pipeline(
+    pipeline = Pipeline(
         Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
         class_names=("a", "b"), clip=1.0, guidance_range=(1.0, 2.0),
     )  # fmt: skip
-    program = export_program(own)
+    program = export_program(pipeline)
     assert program.batch == (1, most)
-    noise, scales = sample_noise(0, range(3), own.shape), torch.full((3,), 1.5)
+    noise, scales = sample_noise(0, range(3), pipeline.shape), torch.full((3,), 1.5)
     drawn = run_program(program, noise, [torch.tensor([0, 1, 0]), scales])
-    assert (drawn - own.sample(3, guidance_scale=1.5)).abs().max() < 1e-4
+    assert (drawn - pipeline.sample(3, guidance_scale=1.5)).abs().max() < 1e-4
 
 
 def test_a_program_needs_torch_alone(cli, tmp_path):
@@ -313,20 +315,20 @@ def test_a_program_needs_torch_alone(cli, tmp_path):
 
 
 def test_an_output_that_says_nothing_there_is_no_program():
-    own = Pipeline(Denoiser(OneSize(), RectifiedFlow(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
+    pipeline = Pipeline(Denoiser(OneSize(), RectifiedFlow(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
     with pytest.raises(ConfigError, match="alpha = 0"):
-        export_program(own)
+        export_program(pipeline)
 
 
 def test_what_ddim_does_not_walk_is_no_program():
-    own = teacher()
-    other = replace(own, times=((1.0, 0.5, 0.0),), sampler="stochastic")
+    pipeline = teacher()
+    other = replace(pipeline, times=((1.0, 0.5, 0.0),), sampler="stochastic")
     with pytest.raises(ConfigError, match="'stochastic'"):
         export_program(other)
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ([STUDENT, "--out", "full"], "there already"),
         ([STUDENT, "--format", "torch-export", "--dtype", "float16", "--out", "x"], "float32"),
@@ -334,8 +336,8 @@ def test_what_ddim_does_not_walk_is_no_program():
         (["nowhere", "--out", "x"], "nowhere"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(words, said, cli, tmp_path):
+def test_what_cannot_be_exported_is_refused(words, message, cli, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert refused(cli("export", *words), said)
+    assert refused(cli("export", *words), message)
     assert not (tmp_path / "x").exists()

@@ -112,10 +112,10 @@ def test_guidance_by_texts_is_the_mix_of_two_single_calls(scale):
     guided = Guided(pipe.denoiser, scale, pipe.empty)(
         x, t, Cond(encoder_hidden_states=encoder_hidden_states)
     )
-    said = pipe.denoiser(x, t, Cond(encoder_hidden_states=encoder_hidden_states))
+    conditional = pipe.denoiser(x, t, Cond(encoder_hidden_states=encoder_hidden_states))
     silent = pipe.denoiser(x, t, Cond(encoder_hidden_states=pipe.empty.expand(2, -1, -1)))
-    assert not torch.allclose(said.x0, silent.x0)
-    torch.testing.assert_close(guided.x0, silent.x0 + scale * (said.x0 - silent.x0))
+    assert not torch.allclose(conditional.x0, silent.x0)
+    torch.testing.assert_close(guided.x0, silent.x0 + scale * (conditional.x0 - silent.x0))
     with pytest.raises(
         ConfigError, match=r"guidance needs texts: give cond=Cond\(encoder_hidden_states=\.\.\.\)"
     ):
@@ -240,9 +240,9 @@ def test_a_codec_that_is_missing_is_an_error(tmp_path):
 def test_only_what_is_unusual_is_described():
     plain = Pipeline(Denoiser(build("mlp", {"dim": 2}), Cosine(), V()), (2,))
     assert {"sampler", "steps", "codec"}.isdisjoint(plain.describe())
-    told = latents_pipeline(sampler="heun").describe()
-    assert (told["sampler"], told["steps"]) == ("heun", 2)
-    assert told["codec"] == {"scale": 0.7, "factor": 2}
+    description = latents_pipeline(sampler="heun").describe()
+    assert (description["sampler"], description["steps"]) == ("heun", 2)
+    assert description["codec"] == {"scale": 0.7, "factor": 2}
 
 
 # -- another size ----------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_a_network_of_another_precision_can_be_sampled(dtype):
     assert (other - full).abs().max() < close * full.abs().max()
     # Times are not rounded: 999 t is told apart where bfloat16 has one number for both.
     x, times = torch.zeros(2, 3, 4, 6), torch.tensor([0.9000, 0.9010], dtype=torch.float64)
-    told = []
-    pipe.denoiser.net.register_forward_pre_hook(lambda net, given: told.append(given[1]))
+    times_read = []
+    pipe.denoiser.net.register_forward_pre_hook(lambda net, given: times_read.append(given[1]))
     pipe.denoiser(x, times)
-    assert told[0][1] - told[0][0] == pytest.approx(0.999, abs=1e-3)
+    assert times_read[0][1] - times_read[0][0] == pytest.approx(0.999, abs=1e-3)

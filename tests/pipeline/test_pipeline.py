@@ -94,7 +94,7 @@ def test_the_null_label_may_be_asked_for_where_there_is_one():
 
 
 @pytest.mark.parametrize(
-    "n, labels, said",
+    "n, labels, message",
     [
         (2, [0], "2 samples need 2 labels from 0 to 1, got 1"),
         (1, [0, 1], "1 samples need 1 labels from 0 to 1, got 2"),
@@ -103,9 +103,9 @@ def test_the_null_label_may_be_asked_for_where_there_is_one():
         (0, [1], "0 samples need 0 labels"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(n, labels, said):
+def test_labels_that_cannot_be_are_refused(n, labels, message):
     _, made = watched(class_names=("a", "b"))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         made.sample(n, steps=1, labels=labels)
 
 
@@ -137,7 +137,7 @@ def test_none_and_one(n):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"n": -1}, "n must be at least 0, got -1"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
@@ -148,8 +148,8 @@ def test_none_and_one(n):
         ({"sampler": "dimm"}, "perhaps you meant 'ddim'"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_sampled_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         pipeline("mlp").sample(**{"n": 1, **options})
 
 
@@ -165,7 +165,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers_and_floats_are_not():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"noise": np.zeros((2, 5))}, "tensor"),
         ({"noise": [[0.0] * 5] * 2}, "tensor"),
@@ -175,8 +175,8 @@ def test_whole_numbers_of_numpy_are_whole_numbers_and_floats_are_not():
         ({"images": torch.zeros(2, 5).numpy()}, "tensor"),
     ],
 )
-def test_only_tensors_are_taken_for_tensors(options, said):
-    with pytest.raises((ConfigError, DataError), match=said):
+def test_only_tensors_are_taken_for_tensors(options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
         pipeline("mlp").sample(2, **options)
 
 
@@ -206,16 +206,16 @@ def test_a_clip_bounds_images_and_none_does_not():
 
 
 def test_progress_is_told_every_step_of_every_batch():
-    told = Ledger()
-    pipeline("mlp").sample(7, steps=3, batch=2, progress=told)
-    assert told.steps == 3 * 4
+    ledger = Ledger()
+    pipeline("mlp").sample(7, steps=3, batch=2, progress=ledger)
+    assert ledger.steps == 3 * 4
     images = pipeline("mlp").sample(7, steps=3)
-    told = Ledger()  # half the walk
-    pipeline("mlp").sample(7, steps=4, batch=2, images=images, strength=0.5, progress=told)
-    assert told.steps == 2 * 4
-    told = Ledger()
-    pipeline("mlp").sample(0, steps=3, progress=told)
-    assert told.steps == 0
+    ledger = Ledger()  # half the walk
+    pipeline("mlp").sample(7, steps=4, batch=2, images=images, strength=0.5, progress=ledger)
+    assert ledger.steps == 2 * 4
+    ledger = Ledger()
+    pipeline("mlp").sample(0, steps=3, progress=ledger)
+    assert ledger.steps == 0
 
 
 def test_sampling_leaves_dropout_off_and_the_global_generator_alone():

@@ -81,7 +81,7 @@ def test_a_table_of_own_betas_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda t: t.pop("net.model.enter.weight"), "lacks 1 tensors (net.model.enter.weight)"),
         (lambda t: t.update(extra=torch.zeros(2)), "has besides 1 tensors (extra)"),
@@ -92,14 +92,14 @@ def test_a_table_of_own_betas_comes_back(tmp_path):
     ],
     ids=["missing", "extra", "misshaped"],
 )
-def test_loading_is_strict_and_names_tensors(change, said, tmp_path):
+def test_loading_is_strict_and_names_tensors(change, message, tmp_path):
     made = pipeline("mlp")
     tensors = {k: v.clone() for k, v in made.denoiser.state_dict().items()}
     change(tensors)
     storage.save(tmp_path / "pipeline", tensors, made.describe())
     with pytest.raises(CheckpointError) as error:
         Pipeline.load(tmp_path)
-    assert said in str(error.value) and str(tmp_path) in str(error.value)
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -121,7 +121,7 @@ def test_other_weights_of_the_same_shapes_are_damage_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda about: about.update(format=99), "has format 99 and this halfstep reads 1"),
         (lambda about: about.pop("format"), "lacks format"),
@@ -132,10 +132,10 @@ def test_other_weights_of_the_same_shapes_are_damage_too(tmp_path):
         (lambda about: about["net"].update(build="mpl"), "perhaps you meant 'mlp'"),
     ],
 )
-def test_an_odd_description_is_refused(change, said, tmp_path):
+def test_an_odd_description_is_refused(change, message, tmp_path):
     pipeline("mlp").save(tmp_path)
     rewritten(tmp_path / "pipeline.json", change)
-    with pytest.raises((CheckpointError, ConfigError), match=said):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         Pipeline.load(tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_a_folder_without_a_pipeline_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "about, said",
+    "about, message",
     [
         ({"name": "cosine", "logsnr_min": "low"}, "logsnr_min = 'low' cannot be"),
         ({"name": "beta-table", "levels": 10.5}, "levels = 10.5 cannot be"),
@@ -218,8 +218,8 @@ def test_a_folder_without_a_pipeline_is_named(tmp_path):
         ({"name": "beta-table", "kind": 3}, "kind = 3 cannot be"),
     ],
 )
-def test_options_of_a_schedule_have_their_types(about, said):
-    with pytest.raises(ConfigError, match=said):
+def test_options_of_a_schedule_have_their_types(about, message):
+    with pytest.raises(ConfigError, match=message):
         schedule_from(about)
 
 

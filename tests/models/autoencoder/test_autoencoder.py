@@ -53,12 +53,12 @@ def ldm_state(model):
     for level, up in enumerate(reversed(model.decoder.up_blocks)):
         pairs += ldm_level(f"decoder.up.{level}", up, "upsample", up.upsamplers)
     pairs += [("quant_conv", model.quant_conv), ("post_quant_conv", model.post_quant_conv)]
-    found = {}
+    state = {}
     for name, module in pairs:
         weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
-        found[f"{name}.weight"] = weight[:, :, None, None] if weight.ndim == 2 else weight
-        found[f"{name}.bias"] = bias
-    return found
+        state[f"{name}.weight"] = weight[:, :, None, None] if weight.ndim == 2 else weight
+        state[f"{name}.bias"] = bias
+    return state
 
 
 def ldm_half(name, net):
@@ -110,8 +110,8 @@ def test_a_latent_is_drawn_from_its_moments():
 
 def test_the_log_variance_is_clamped_at_both_ends():
     """Like the official code: from -30 to 20, each side at and just inside its end."""
-    given = torch.tensor([-99.0, -30, -29, 19, 20, 99], dtype=torch.float64).reshape(6, 1, 1, 1)
-    got = sample_latents(torch.cat([given * 0, given], 1), torch.ones_like(given), 1.0).flatten()
+    inputs = torch.tensor([-99.0, -30, -29, 19, 20, 99], dtype=torch.float64).reshape(6, 1, 1, 1)
+    got = sample_latents(torch.cat([inputs * 0, inputs], 1), torch.ones_like(inputs), 1.0).flatten()
     expected = [exp(-15), exp(-15), exp(-14.5), exp(9.5), exp(10), exp(10)]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
@@ -152,24 +152,24 @@ def test_training_sees_both_halves_and_no_clamp():
 @pytest.mark.parametrize("batch, calls", [(None, 1), (1, 5), (2, 3), (5, 1), (9, 1)])
 def test_batches_change_nothing(batch, calls):
     codec, x, z = made(), images(5), latents(5)
-    seen = []
+    sizes = []
     for half in (codec.model.encoder, codec.model.decoder):
-        half.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        half.register_forward_hook(lambda module, inputs, out: sizes.append(len(inputs[0])))
     whole = codec.moments(x), codec.decode(z)
-    seen.clear()
+    sizes.clear()
     parts = codec.moments(x, batch=batch), codec.decode(z, batch=batch)
-    assert len(seen) == 2 * calls and sum(seen) == 10
+    assert len(sizes) == 2 * calls and sum(sizes) == 10
     torch.testing.assert_close(parts, whole)
 
 
 def test_a_batch_is_of_a_million_pixels(monkeypatch):
     """Counted in pixels of the image, on both ways: here 2 images of 96."""
     monkeypatch.setattr(kl, "PIXELS", 200)
-    codec, seen = made(), []
+    codec, sizes = made(), []
     for half in (codec.model.encoder, codec.model.decoder):
-        half.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        half.register_forward_hook(lambda module, inputs, out: sizes.append(len(inputs[0])))
     codec.moments(images(5)), codec.decode(latents(5))
-    assert seen == [2, 2, 1] * 2
+    assert sizes == [2, 2, 1] * 2
     monkeypatch.setattr(kl, "PIXELS", 1)
     assert len(codec.decode(latents(2))) == 2
 
@@ -196,7 +196,7 @@ def test_autocast_runs_the_network_alone():
 
 
 @pytest.mark.parametrize(
-    "shape, said",
+    "shape, message",
     [
         ((2, 1, 8, 8), r"encodes images \[B, 3, H, W\] and got \[2, 1, 8, 8\]"),
         ((3, 8, 8), r"and got \[3, 8, 8\]"),
@@ -204,8 +204,8 @@ def test_autocast_runs_the_network_alone():
         ((2, 3, 6, 8), "images of 6 x 8"),
     ],
 )
-def test_images_that_it_cannot_encode_are_refused(shape, said):
-    with pytest.raises(ConfigError, match=said):
+def test_images_that_it_cannot_encode_are_refused(shape, message):
+    with pytest.raises(ConfigError, match=message):
         made().moments(torch.zeros(shape))
 
 
@@ -225,7 +225,7 @@ def test_a_batch_of_none_is_refused():
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ({"block_out_chanels": (4,)}, "perhaps you meant 'block_out_channels'"),
         ({"scaling_factor": 0.2}, "no option of a codec called 'scaling_factor'"),
@@ -238,8 +238,8 @@ def test_a_batch_of_none_is_refused():
         ({"latents_std": [2.0]}, "latents_std"),
     ],
 )
-def test_a_codec_that_cannot_be_built_is_refused(config, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_codec_that_cannot_be_built_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
         KLCodec.fresh(config)
 
 
@@ -278,18 +278,20 @@ def test_the_official_shape():
 def test_an_official_file_computes_the_same(tmp_path, config):
     codec = made(config, scale=0.18215)
     torch.save(ldm_state(codec.model), tmp_path / "autoencoder_kl.pth")
-    found = load_codec(tmp_path / "autoencoder_kl.pth", config=config)
-    same(found, codec)
-    assert not found.training and not any(weight.requires_grad for weight in found.parameters())
+    loaded = load_codec(tmp_path / "autoencoder_kl.pth", config=config)
+    same(loaded, codec)
+    assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
     assert load_codec(tmp_path / "autoencoder_kl.pth", config=config, scale=0.2301).scale == 0.2301
 
 
 def test_half_precision_files_load(tmp_path):
     state = {name: value.half() for name, value in ldm_state(made().model).items()}
     torch.save(state, tmp_path / "a.pth")
-    found = load_codec(tmp_path / "a.pth", config=CONFIG)
-    assert all(weight.dtype == torch.float32 for weight in found.parameters())
-    torch.testing.assert_close(found.moments(images()), made().moments(images()), rtol=0, atol=1e-2)
+    loaded = load_codec(tmp_path / "a.pth", config=CONFIG)
+    assert all(weight.dtype == torch.float32 for weight in loaded.parameters())
+    torch.testing.assert_close(
+        loaded.moments(images()), made().moments(images()), rtol=0, atol=1e-2
+    )
 
 
 def changed(state, change):
@@ -316,8 +318,8 @@ def test_a_file_that_does_not_fit_is_refused_by_names(tmp_path, change, named):
     torch.save(changed(ldm_state(made().model), change), tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as refused:
         load_codec(tmp_path / "a.pth", config=CONFIG)
-    said = str(refused.value)
-    assert f"{change} 1 tensors ({named})" in said and "a.pth" in said and "\n" not in said
+    message = str(refused.value)
+    assert f"{change} 1 tensors ({named})" in message and "a.pth" in message and "\n" not in message
 
 
 def test_another_architecture_is_refused(tmp_path):
@@ -363,9 +365,9 @@ def files(tmp_path):
 
 
 def test_strange_files_are_refused_in_one_sentence_and_never_run(tmp_path):
-    for said, content in list(files(tmp_path)):
+    for message, content in list(files(tmp_path)):
         (tmp_path / "a.pth").write_bytes(content)
-        with pytest.raises(CheckpointError, match=said) as refused:
+        with pytest.raises(CheckpointError, match=message) as refused:
             load_codec(tmp_path / "a.pth")
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "ran").exists()
@@ -378,10 +380,10 @@ def test_a_diffusers_folder_is_read(tmp_path):
     codec = made()
     codec.model.register_to_config(scaling_factor=0.31)
     codec.model.save_pretrained(tmp_path)
-    found = load_codec(tmp_path)
-    assert found.scale == 0.31 and load_codec(tmp_path, scale=0.5).scale == 0.5
+    loaded = load_codec(tmp_path)
+    assert loaded.scale == 0.31 and load_codec(tmp_path, scale=0.5).scale == 0.5
     codec.scale = 0.31
-    same(found, codec)
+    same(loaded, codec)
 
 
 def test_a_diffusers_folder_of_old_names_is_read(tmp_path):
@@ -433,11 +435,11 @@ def test_strange_folders_are_refused(tmp_path):
 def test_a_saved_codec_comes_back(tmp_path):
     made().save(tmp_path)
     before = torch.random.get_rng_state()
-    found = load_codec(str(tmp_path))
-    same(found, made())
+    loaded = load_codec(str(tmp_path))
+    same(loaded, made())
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert found.digest() == made().digest() != made(seed=1).digest()
-    assert found.config == made().config
+    assert loaded.digest() == made().digest() != made(seed=1).digest()
+    assert loaded.config == made().config
     assert load_codec(tmp_path, scale=2).scale == 2
     shutil.copytree(tmp_path, tmp_path / "stages" / "codec")
     for name in ("codec.json", "codec.safetensors"):
@@ -467,17 +469,17 @@ def test_many_stages_share_one_file(tmp_path):
     codec = made()
     for name in ("a", "b", "a", "b"):
         codec.save(tmp_path / name)
-    found = load_codec(tmp_path / "b", scale=3)
-    found.save(tmp_path / "c")
+    loaded = load_codec(tmp_path / "b", scale=3)
+    loaded.save(tmp_path / "c")
     assert inode(tmp_path / "a") == inode(tmp_path / "b") == inode(tmp_path / "c")
     assert load_codec(tmp_path / "c").scale == 3 and load_codec(tmp_path / "a").scale == 0.7
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"codec.json", "codec.safetensors"}
     with torch.no_grad():
-        found.model.quant_conv.bias += 1
-    found.save(tmp_path / "d")
+        loaded.model.quant_conv.bias += 1
+    loaded.save(tmp_path / "d")
     assert inode(tmp_path / "d") != inode(tmp_path / "a")
     same(load_codec(tmp_path / "a"), codec)
-    same(load_codec(tmp_path / "d"), found)
+    same(load_codec(tmp_path / "d"), loaded)
 
 
 def test_a_file_that_was_replaced_is_not_linked(tmp_path):
@@ -497,7 +499,7 @@ def test_where_there_are_no_links_there_are_copies(tmp_path, monkeypatch):
     codec = made()
     codec.save(tmp_path / "a")
 
-    def refuse(*given):
+    def refuse(*inputs):
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -518,19 +520,19 @@ def test_a_damaged_codec_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="damaged: its checksum"):
         load_codec(tmp_path)
     file.write_bytes(whole)
-    said = about.read_bytes()
+    original = about.read_bytes()
     for key in ("config", "scale"):
-        about.write_bytes(said)
-        rewritten(about, lambda found, key=key: found.update({key: None}))
+        about.write_bytes(original)
+        rewritten(about, lambda content, key=key: content.update({key: None}))
         with pytest.raises(CheckpointError, match=f"{key} must be"):
             load_codec(tmp_path)
     for value in (None, True, "x", [None], [4, "x"]):
-        about.write_bytes(said)
+        about.write_bytes(original)
         wrong = {"block_out_channels": value}
-        rewritten(about, lambda found, wrong=wrong: found["config"].update(wrong))
+        rewritten(about, lambda content, wrong=wrong: content["config"].update(wrong))
         with pytest.raises(ConfigError, match="block_out_channels"):
             load_codec(tmp_path)
-    about.write_bytes(said)
-    rewritten(about, lambda found: found["config"].update(latent_channels=6))
+    about.write_bytes(original)
+    rewritten(about, lambda content: content["config"].update(latent_channels=6))
     with pytest.raises(CheckpointError, match="does not fit this network: it has other shapes of"):
         load_codec(tmp_path)

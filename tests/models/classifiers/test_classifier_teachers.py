@@ -41,9 +41,9 @@ def images(n, seed=0):
 
 def test_two_teachers_are_fact_23():
     t = torch.tensor([[4, 1, 0, -1, -2], [-1, 4, 0, 0, 0]], dtype=torch.float64)
-    found = mean_of([t[:1], t[1:]])
-    assert found.softmax(-1)[0, 0].item() == pytest.approx(0.467288143648, abs=1e-7)
-    torch.testing.assert_close(found[0].exp().double(), t.softmax(-1).mean(0), rtol=0, atol=1e-7)
+    logits = mean_of([t[:1], t[1:]])
+    assert logits.softmax(-1)[0, 0].item() == pytest.approx(0.467288143648, abs=1e-7)
+    torch.testing.assert_close(logits[0].exp().double(), t.softmax(-1).mean(0), rtol=0, atol=1e-7)
 
 
 def test_the_mean_of_divergences_is_that_to_the_mean_and_a_constant():
@@ -60,10 +60,10 @@ def test_the_mean_of_divergences_is_that_to_the_mean_and_a_constant():
 
 def test_extreme_teachers_are_finite():
     t = torch.tensor([[2000.0, 0, -2000]])
-    found = mean_of([t, -t])
-    assert found.isfinite().all()
+    logits = mean_of([t, -t])
+    assert logits.isfinite().all()
     torch.testing.assert_close(
-        found, torch.tensor([[-math.log(2), -2000.0, -math.log(2)]]), atol=1, rtol=0
+        logits, torch.tensor([[-math.log(2), -2000.0, -math.log(2)]]), atol=1, rtol=0
     )
 
 
@@ -122,15 +122,15 @@ def test_the_digest_is_of_kinds_and_weights():
 
 
 @pytest.mark.parametrize(
-    "nets, said",
+    "nets, message",
     [
         ([], "there is no teacher: give one"),
         ([Net(), Net(num_classes=5)], "4 and 5 classes"),
         ([nn.Flatten(2)], "it must return logits"),
     ],
 )
-def test_teachers_that_cannot_be(nets, said):
-    with pytest.raises(ConfigError, match=said):
+def test_teachers_that_cannot_be(nets, message):
+    with pytest.raises(ConfigError, match=message):
         Teachers(*nets)(images(3))
 
 
@@ -145,10 +145,10 @@ def test_a_teacher_is_given_once():
 
 def test_watching_sees_and_leaves_nothing_behind():
     net, x = Net().eval(), images(3)
-    logits, seen = forward_with_features(net, ["conv", "blocks.0"], x)
+    logits, features = forward_with_features(net, ["conv", "blocks.0"], x)
     torch.testing.assert_close(logits, net(x))
-    torch.testing.assert_close(seen["conv"], net.conv(x))
-    assert seen["blocks.0"].shape == (3, 12)
+    torch.testing.assert_close(features["conv"], net.conv(x))
+    assert features["blocks.0"].shape == (3, 12)
     assert not any(part._forward_hooks for part in net.modules())
 
 
@@ -162,8 +162,8 @@ def test_a_part_that_runs_twice_has_the_last_word():
             return self.part(self.part(x))
 
     net, x = Twice(), torch.randn(3, 2)
-    out, seen = forward_with_features(net, ["part"], x)
-    assert torch.equal(seen["part"], out)
+    out, features = forward_with_features(net, ["part"], x)
+    assert torch.equal(features["part"], out)
 
 
 def test_a_checkpointed_part_is_seen_once_and_has_its_gradient():
@@ -174,14 +174,14 @@ def test_a_checkpointed_part_is_seen_once_and_has_its_gradient():
             return self.head(self.blocks(h))
 
     net, x = Checkpointed(), images(3)
-    _, seen = forward_with_features(net, ["hidden"], x)
-    before = seen["hidden"]
-    seen["hidden"].sum().backward()
-    assert seen["hidden"] is before and net.conv.weight.grad.abs().sum() > 0
+    _, features = forward_with_features(net, ["hidden"], x)
+    before = features["hidden"]
+    features["hidden"].sum().backward()
+    assert features["hidden"] is before and net.conv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
-    "pair, said",
+    "pair, message",
     [
         (("conw", "conv"), "the student has no part 'conw': perhaps you meant 'conv'"),
         (
@@ -195,9 +195,9 @@ def test_a_checkpointed_part_is_seen_once_and_has_its_gradient():
         ),
     ],
 )
-def test_parts_that_cannot_be_compared(pair, said):
+def test_parts_that_cannot_be_compared(pair, message):
     method = KnowledgeDistillation(terms=(FeatureMatch(pairs=(pair,)),))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         next(method.stages(Teachers(Net(9, seed=1)), Net(), example=images(1)))
 
 
@@ -271,13 +271,13 @@ def test_attention_and_relations_of_features():
     student.eval()
     _, mine = forward_with_features(student, ["conv", "hidden"], x)
     _, theirs = forward_with_features(teacher.nets[0], ["conv", "hidden"], x)
-    found = stage.objective(stage.student, Batch(x, Cond(torch.zeros(7, dtype=torch.int64))), None)
+    actual = stage.objective(stage.student, Batch(x, Cond(torch.zeros(7, dtype=torch.int64))), None)
     h = dict(student=mine["hidden"], teacher=theirs["hidden"])
     by_hand = (
         losses.attention_transfer(student=mine["conv"], teacher=theirs["conv"], form="paper")
         + 25 * losses.relational_distance(**h) + 50 * losses.relational_angle(**h)
     )  # fmt: skip
-    torch.testing.assert_close(found.mean(), by_hand)
+    torch.testing.assert_close(actual.mean(), by_hand)
     assert stage.objective.measure(stage.student, Batch(x), None)["terms"].keys() == {
         "attention", "relational", "angle",
     }  # fmt: skip

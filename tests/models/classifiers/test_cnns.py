@@ -61,13 +61,13 @@ def test_a_narrow_strided_convolution_does_not_lie_channels_last(width, lie):
 @pytest.mark.parametrize("name", ["shallow", "toy-teacher", "cnn", "efficientnet-lite0"])
 def test_convolutions_lie_channels_last_and_so_does_what_they_put_out(name):
     net, x = made(name, (1, 28, 28), 7), pictures(2, 1, 28, 28)
-    seen = []
+    strides = []
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             assert layer.weight.stride()[1] == 1
-            layer.register_forward_hook(lambda layer, given, out: seen.append(out.stride()[1]))
+            layer.register_forward_hook(lambda layer, given, out: strides.append(out.stride()[1]))
     net(x)
-    assert seen and set(seen) == {1}
+    assert strides and set(strides) == {1}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -128,11 +128,11 @@ def test_other_images_and_impossible_networks_are_refused():
 def test_preprocessing_is_imagenets():
     how = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), gray3=True)
     x = pictures(2, 1, 5, 6)
-    found = how(x)
+    actual = how(x)
     pixels = (x + 1) / 2
     for k in range(3):
         want = (pixels[:, 0] - how.mean[k]) / how.std[k]
-        torch.testing.assert_close(found[:, k], want)
+        torch.testing.assert_close(actual[:, k], want)
     assert Preprocessing(resize=7)(x).shape == (2, 1, 7, 7)
     assert torch.equal(Preprocessing()(x), x) and Preprocessing().to_json() == {}
     assert Preprocessing.from_json(json.loads(json.dumps(how.to_json()))) == how

@@ -84,10 +84,10 @@ def test_the_share_of_zeros_is_of_all_parameters():
     assert zero_share([]) == 0
 
 
-@pytest.mark.parametrize("share, said", [(0, "0.3"), (1, "0.3"), (-0.5, "0.3"), (30, "write for example 0.3"),
+@pytest.mark.parametrize("share, message", [(0, "0.3"), (1, "0.3"), (-0.5, "0.3"), (30, "example 0.3"),
                                          (float("nan"), "got nan")])  # fmt: skip
-def test_a_share_that_is_none_is_refused(share, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_share_that_is_none_is_refused(share, message):
+    with pytest.raises(ConfigError, match=message):
         sparsify(wide(), share)
 
 
@@ -102,19 +102,19 @@ def test_a_network_without_wide_layers_has_nothing_to_prune():
 
 @needs_torchao
 def test_int8_is_read_again_to_the_bit(tmp_path):
-    own = student()
-    small = with_net(own, quantise(copy.deepcopy(own.denoiser.net)))
+    original = student()
+    small = with_net(original, quantise(copy.deepcopy(original.denoiser.net)))
     small.save(tmp_path / "int8")
-    own.save(tmp_path / "float")
+    original.save(tmp_path / "float")
     again = Pipeline.load(tmp_path / "int8")
     drawn = small.sample(6, guidance_scale=2)
     assert torch.equal(again.sample(6, guidance_scale=2), drawn)
-    off = (drawn - own.sample(6, guidance_scale=2)).square().mean().sqrt()
+    off = (drawn - original.sample(6, guidance_scale=2)).square().mean().sqrt()
     assert 0 < off < 0.03
     sizes = [(tmp_path / n / "pipeline.safetensors").stat().st_size for n in ("int8", "float")]
     assert sizes[0] < 0.32 * sizes[1]
     assert again.describe()["quantised"]["kind"] == "int8-dynamic"
-    assert "quantised" not in own.describe()
+    assert "quantised" not in original.describe()
 
 
 @needs_torchao
@@ -129,19 +129,19 @@ def test_int8_rounds_each_row_to_255_levels():
 
 
 @needs_torchao
-@pytest.mark.parametrize("harm, said", [("shape", "other shapes"), ("name", "lacks")])
-def test_int8_is_read_strictly(tmp_path, harm, said):
+@pytest.mark.parametrize("harm, message", [("shape", "other shapes"), ("name", "lacks")])
+def test_int8_is_read_strictly(tmp_path, harm, message):
     from halfstep import storage
 
-    own = student()
-    with_net(own, quantise(copy.deepcopy(own.denoiser.net))).save(tmp_path)
+    original = student()
+    with_net(original, quantise(copy.deepcopy(original.denoiser.net))).save(tmp_path)
     tensors, about = storage.load(tmp_path / "pipeline")
     name = next(n for n in tensors if n.endswith("qdata"))
     value = tensors.pop(name)
     if harm == "shape":
         tensors[name] = value[:1].clone()
     storage.save(tmp_path / "pipeline", tensors, about)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         Pipeline.load(tmp_path)
 
 
@@ -154,39 +154,39 @@ def test_what_cannot_be_int8_is_refused():
         quantise(net)
     with pytest.raises(ConfigError, match="made from"):
         sparsify(net, 0.5)
-    own = student()
+    original = student()
     with pytest.raises(ConfigError, match="cannot be trained"):
-        with_net(own, quantise(copy.deepcopy(own.denoiser.net))).denoiser.trainable_copy()
+        with_net(original, quantise(copy.deepcopy(original.denoiser.net))).denoiser.trainable_copy()
 
 
 def test_int8_without_torchao_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr("halfstep.models.compression.int8.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install 'halfstep\\[int8\\]'"):
         quantise(nn.Linear(16, 16))
-    own = student()
-    own.denoiser.net.quantised = {"kind": "int8-dynamic", "torchao": "0.18.0"}
-    own.save(tmp_path)
+    original = student()
+    original.denoiser.net.quantised = {"kind": "int8-dynamic", "torchao": "0.18.0"}
+    original.save(tmp_path)
     with pytest.raises(ConfigError, match="halfstep\\[int8\\]"):
         Pipeline.load(tmp_path)
 
 
 def test_another_quantisation_is_refused(tmp_path):
-    own = student()
-    own.denoiser.net.quantised = {"kind": "int3"}
-    own.save(tmp_path)
+    original = student()
+    original.denoiser.net.quantised = {"kind": "int3"}
+    original.save(tmp_path)
     with pytest.raises(ConfigError, match="'int3'"):
         Pipeline.load(tmp_path)
 
 
 @needs_torchao
 def test_an_int8_classifier_is_read_again(tmp_path):
-    own = load_classifier(ASSETS / "digits-classifier").eval()
-    small = quantise(copy.deepcopy(own))
+    original = load_classifier(ASSETS / "digits-classifier").eval()
+    small = quantise(copy.deepcopy(original))
     save_classifier(small, tmp_path)
     x = torch.rand(5, 1, 8, 8) * 2 - 1
     with torch.no_grad():
         assert torch.equal(load_classifier(tmp_path).eval()(x), small(x))
-        assert not torch.equal(small(x), own(x))
+        assert not torch.equal(small(x), original(x))
 
 
 @pytest.mark.parametrize("name", ["cnn", "shallow", "deeper", "features", "toy-teacher"])
@@ -215,8 +215,8 @@ def test_no_layer_is_emptied(rows, share):
     for name, old in before.items():
         left = net.get_submodule(name).weight
         norms = old.flatten(1).norm(dim=1) if rows else old.abs().flatten()
-        kept = (left != 0).flatten(1).any(1) if rows else (left != 0).flatten()
-        assert kept.any() and kept[norms.argmax()]
+        nonzero = (left != 0).flatten(1).any(1) if rows else (left != 0).flatten()
+        assert nonzero.any() and nonzero[norms.argmax()]
 
 
 def test_a_share_of_which_nothing_is_pruned_is_refused():

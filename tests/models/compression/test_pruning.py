@@ -39,7 +39,7 @@ def unet(**changes):
     return build("unet", {**UNET, **changes}).double()
 
 
-def seen(net, n=3):
+def output(net, n=3):
     """The network's answer to noise, times and labels that are the same for all."""
     x = torch.randn(n, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t, label = torch.linspace(1, 900, n, dtype=torch.float64), torch.arange(n) % 3
@@ -52,22 +52,22 @@ def seen(net, n=3):
 @pytest.mark.parametrize("guidance_embed_dim", [0, 6])
 def test_pairs_that_do_nothing_can_go_and_nothing_changes(gone, guidance_embed_dim):
     net = uvit(guidance_embed_dim=guidance_embed_dim)
-    before = seen(net)
+    before = output(net)
     for pair in gone:
         nothing(net, pair)
     small = shallower(net, [k for k in range(4) if k not in gone])
-    assert (seen(net) - before).abs().max() > 1e-5  # they did something
-    assert (seen(small) - seen(net)).abs().max() < 1e-12
+    assert (output(net) - before).abs().max() > 1e-5  # they did something
+    assert (output(small) - output(net)).abs().max() < 1e-12
     assert recipe(small)[1]["depth"] == 8 - 2 * len(gone)
 
 
 def test_all_pairs_are_the_network_itself_and_its_own_copy():
     net = uvit()
     same = shallower(net, range(4))
-    assert torch.equal(seen(same), seen(net))
+    assert torch.equal(output(same), output(net))
     with torch.no_grad():
         same.model.mid_block.mlp.fc2.weight.zero_()
-    assert not torch.equal(seen(same), seen(net))
+    assert not torch.equal(output(same), output(net))
     assert all(p.requires_grad for p in same.parameters())
 
 
@@ -103,8 +103,8 @@ def test_patterns_and_partners():
 def test_the_worth_of_a_pair_is_what_its_absence_costs():
     net = uvit()
     nothing(net, 2)
-    wanted = seen(net)
-    worth = pair_scores(net, lambda other: float((seen(other) - wanted).square().mean()))
+    wanted = output(net)
+    worth = pair_scores(net, lambda other: float((output(other) - wanted).square().mean()))
     assert len(worth) == 4 and abs(worth[2]) < 1e-20 and min(worth[:2] + worth[3:]) > 1e-8
     assert 2 not in best_pairs(worth, 3)
     assert best_pairs([0.3, 0.1, 0.5, 0.2], 2) == (0, 2)
@@ -234,18 +234,18 @@ def test_widths_are_those_that_blocks_put_out():
         (unet(block_out_channels=[4, 8]), (1, 1, 8, 8)),
     ):
         cond = Cond(torch.zeros(1, dtype=torch.int64)) if x[1] == 2 else None
-        with torch.no_grad(), capture_outputs(blocks_of(net)) as found:
+        with torch.no_grad(), capture_outputs(blocks_of(net)) as captured:
             net.double()(torch.zeros(x, dtype=torch.float64), torch.ones(1), cond)
-        outs = [out[0] if isinstance(out, tuple) else out for out in found]
+        outs = [out[0] if isinstance(out, tuple) else out for out in captured]
         assert widths_of(net) == [out.shape[2 if out.ndim == 3 else 1] for out in outs]
 
 
 def test_features_are_seen_once_also_where_blocks_run_again():
     net = uvit(depth=4).train()
     blocks = blocks_of(net)
-    with capture_outputs(blocks) as found:
-        seen(net)
-    assert [list(x.shape) for x in found] == [[3, 8, 8]] * 5
+    with capture_outputs(blocks) as captured:
+        output(net)
+    assert [list(x.shape) for x in captured] == [[3, 8, 8]] * 5
     net.model.gradient_checkpointing = True
     x = torch.randn(3, 2, 4, 6, dtype=torch.float64)
     with capture_outputs(blocks) as again:

@@ -137,10 +137,10 @@ def test_uvit_of_an_oblong_image_and_of_other_channels_out():
     for block in (*net.in_blocks, net.mid_block, *net.out_blocks):
         nn.init.zeros_(block.attn.proj.weight)
     (gradient,) = torch.autograd.grad(net(x, t)[2, 1, 3, 4], x)
-    seen = gradient.abs().sum(1) > 0
+    affected = gradient.abs().sum(1) > 0
     want = torch.zeros(5, 4, 6, dtype=torch.bool)
     want[2, 2:4, 4:6] = True
-    assert torch.equal(seen, want)
+    assert torch.equal(affected, want)
 
 
 # Attention
@@ -167,17 +167,17 @@ def test_nothing_is_cast_up_and_auto_is_explicit_in_bfloat16_alone(attention, au
     net, (x, *more) = probe(SMALL, attention=attention)
     if not autocast:
         net, x = net.bfloat16(), x.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Seen() as seen:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Seen() as recorder:
         net(x, *more)
     fused = {("scaled_dot_product_attention", torch.bfloat16)}
-    assert (seen.calls == fused) == (attention == "sdpa")
-    assert {dtype for _, dtype in seen.calls} == {torch.bfloat16}
+    assert (recorder.calls == fused) == (attention == "sdpa")
+    assert {dtype for _, dtype in recorder.calls} == {torch.bfloat16}
     for dtype in (torch.float32, torch.float64):
         net, inputs = probe(SMALL, dtype, attention=attention)
-        with Seen() as seen:
+        with Seen() as recorder:
             net(*inputs)
         fused = {("scaled_dot_product_attention", dtype)}
-        assert (seen.calls == fused) == (attention != "explicit")
+        assert (recorder.calls == fused) == (attention != "explicit")
 
 
 @torch.no_grad()
@@ -221,15 +221,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(case, how):
     plain, runs = trained(net, inputs)
     assert len(runs) == len(set(runs)) and all(g is not None for g in plain)
     net, _ = probe(case["arguments"], use_checkpoint=how == "use_checkpoint")
-    asked = []
+    blocks = []
     if how == "enable":
         net.enable_gradient_checkpointing()
     elif how == "own function":
-        net.enable_gradient_checkpointing(lambda block, *a: (asked.append(block), block(*a))[1])
+        net.enable_gradient_checkpointing(lambda block, *a: (blocks.append(block), block(*a))[1])
     assert net.is_gradient_checkpointing
     saved, twice = trained(net, inputs)
     if how == "own function":
-        assert asked == [*net.in_blocks, net.mid_block, *net.out_blocks]
+        assert blocks == [*net.in_blocks, net.mid_block, *net.out_blocks]
     else:  # forwards, and backwards once more, block by block
         assert twice == runs + runs[::-1]
     for p, q in zip(plain, saved, strict=True):
