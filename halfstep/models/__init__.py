@@ -124,8 +124,8 @@ def recipe(net: nn.Module) -> tuple[str, JsonObject]:
     made_from = getattr(net, "recipe", None)
     if made_from is None:
         raise ConfigError(
-            f"this {type(net).__name__} was not made by halfstep.models.build, so nobody could "
-            "rebuild it from a file: build it with build('package.module:function', config)"
+            f"this {type(net).__name__} was not made by halfstep.models.build, so it could "
+            "not be rebuilt from a file: build it with build('package.module:function', config)"
         )
     name, config = made_from
     return name, dict(config)

@@ -107,13 +107,10 @@ class UViTNet(Adapter):
         self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        label, encoder_hidden_states = (
-            self.label(cond),
-            None if cond is None else cond.encoder_hidden_states,
-        )
-        if "encoder_hidden_states" in self.reads and encoder_hidden_states is None:
+        label, states = self.label(cond), None if cond is None else cond.encoder_hidden_states
+        if "encoder_hidden_states" in self.reads and states is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, encoder_hidden_states, self.scale(cond, x))
+        out: Tensor = self.model(x, t, label, states, self.scale(cond, x))
         return out
 
 
@@ -159,15 +156,8 @@ class DiTNet(TimeAdapter):
     labels.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        num_classes: int | None = None,
-        *,
-        width: int = 0,
-        guidance_embed_dim: int = 0,
-    ):
-        super().__init__(model, num_classes, width=width, guidance_embed_dim=guidance_embed_dim)
+    def __init__(self, model: nn.Module, num_classes: int | None = None, **guidance: int):
+        super().__init__(model, num_classes, **guidance)
         for module in model.modules():
             if hasattr(module, "embedding_table"):  # its LabelEmbedding
                 module.dropout_prob = 0.0  # type: ignore[assignment]
@@ -208,12 +198,9 @@ class UNetConditionNet(Adapter):
         if cond is None or cond.encoder_hidden_states is None:
             raise ConfigError(NO_TEXT)
         self._refuse_other_width(cond.encoder_hidden_states)
-        scale = self.scale(cond, x)
-        features = (
-            None
-            if scale is None
-            else guidance_features(scale - 1, self.guidance_embed_dim).to(x.dtype)
-        )
+        scale, features = self.scale(cond, x), None
+        if scale is not None:
+            features = guidance_features(scale - 1, self.guidance_embed_dim).to(x.dtype)
         out: Tensor = self.model(
             x,
             t,

@@ -242,12 +242,12 @@ def test_the_digest_names_the_states(folder):
 def test_without_transformers_one_sentence(clip_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     runpy.run_path(halfstep.models.text_encoders.__file__)  # imports without it
-    with pytest.raises(ConfigError, match=r"not installed: run pip install 'halfstep\[text\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'halfstep\[text\]'"):
         load_texts(clip_folder, tokens=6)
 
 
 def test_a_name_is_no_folder():
-    with pytest.raises(ConfigError, match=r"no folder 'openai/clip-vit.*hf download .*name its"):
+    with pytest.raises(ConfigError, match=r"no folder 'openai/clip-vit"):
         load_texts("openai/clip-vit-large-patch14")
 
 

@@ -233,7 +233,7 @@ def test_sampling_leaves_dropout_off_and_the_global_generator_alone():
 def test_a_student_takes_its_own_steps_only():
     made = pipeline("mlp", times=(uniform(8), uniform(2), (1.0, 0.7, 0.3, 0.1, 0.0)))
     assert made.grid() == uniform(2) and made.grid(4) == (1.0, 0.7, 0.3, 0.1, 0.0)
-    with pytest.raises(ConfigError, match="not distilled for 3 steps: it can take 2 or 4 or 8"):
+    with pytest.raises(ConfigError, match="2 or 4 or 8"):
         made.sample(1, steps=3)
 
 

@@ -78,7 +78,7 @@ def classifier_recipe(net: nn.Module) -> tuple[str, JsonObject, Preprocessing]:
         return "features", dict(net.config), Preprocessing()
     if recipe is None or len(recipe) != 3:
         raise ConfigError(
-            f"this {type(net).__name__} was not made by build_classifier, so nobody could rebuild it from "
+            f"this {type(net).__name__} was not made by build_classifier, so it could not be rebuilt from "
             "a file: build it with build_classifier('package.module:function', config)"
         )
     name, config, preprocessing = recipe

@@ -407,9 +407,7 @@ def test_a_diffusers_folder_of_old_names_is_read(tmp_path):
 def test_strange_folders_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="there is no codec"):
         load_codec(tmp_path / "none")
-    with pytest.raises(
-        CheckpointError, match=r"neither codec\.json nor config\.json; give the folder"
-    ):
+    with pytest.raises(CheckpointError, match=r"neither codec\.json"):
         load_codec(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="in the folder 'vae'"):
@@ -420,12 +418,10 @@ def test_strange_folders_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
         load_codec(tmp_path)
     weights.unlink()
-    with pytest.raises(
-        CheckpointError, match=r"lacks diffusion_pytorch_model\.safetensors: save it"
-    ):
+    with pytest.raises(CheckpointError, match=r"lacks diffusion_pytorch_model"):
         load_codec(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(CheckpointError, match="holds a UNet2DModel: give the folder of an Auto"):
+    with pytest.raises(CheckpointError, match="UNet2DModel"):
         load_codec(tmp_path)
 
 
@@ -534,5 +530,5 @@ def test_a_damaged_codec_is_refused(tmp_path):
             load_codec(tmp_path)
     about.write_bytes(original)
     rewritten(about, lambda content: content["config"].update(latent_channels=6))
-    with pytest.raises(CheckpointError, match="does not fit this network: it has other shapes of"):
+    with pytest.raises(CheckpointError, match="other shapes"):
         load_codec(tmp_path)

@@ -437,7 +437,7 @@ def test_uvit_refuses_other_inputs():
     x, t, y = torch.zeros(5, 3, 8, 8), torch.zeros(5), torch.zeros(5, dtype=torch.int64)
     net, labelled = UViT(**SMALL), UViT(**SMALL, num_classes=3)
     for wrong in (x[..., :6, :6], x[:, :2], x[0], x[..., None]):
-        with pytest.raises(ConfigError, match=r"built for images of shape \[3, 8, 8\].*resized"):
+        with pytest.raises(ConfigError, match="resized"):
             net(wrong, t)
     for wrong in (t[:1], t[:, None], t[:4]):
         with pytest.raises(ConfigError, match=rf"shape \[5\], got \[{wrong.shape[0]}"):
