@@ -62,22 +62,17 @@ def students(moons):
     "words", [[], ["--help"], ["--version"], ["train"], ["distill", "--help"], ["distil"]]
 )
 def test_help_comes_at_once(words):
-    """Under half a second of wall time, the best of three; nothing heavy is imported."""
+    """Half a second of processor time at most; nothing heavy is imported."""
     code = (
-        "import sys\nfrom halfstep.cli import main\n"
+        "import sys, time\nfrom halfstep.cli import main\n"
         f"main({words})\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'diffusers', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\n"
+        "print(time.process_time(), file=sys.stderr)"
     )
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
-        )
-        took.append(time.perf_counter() - began)
-        assert done.returncode == 0, done.stderr
-    assert min(took) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stderr.split()[-1]) < 0.5
 
 
 def test_the_module_is_the_command():
