@@ -46,16 +46,9 @@ class Measured:
         floor: float | None = None,
     ) -> "Measured":
         """A value measured with these features."""
+        name, digest, preprocessing = features.name, features.digest, features.preprocessing
         return cls(
-            interval,
-            metric,
-            features.name,
-            features.digest,
-            features.preprocessing,
-            samples,
-            real,
-            real_samples,
-            floor,
+            interval, metric, name, digest, preprocessing, samples, real, real_samples, floor
         )
 
     def __str__(self) -> str:

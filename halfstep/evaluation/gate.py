@@ -119,7 +119,7 @@ class Gate:
         self.read()
         if not student.times and student.guidance_range is None:
             return True
-        steps = min((len(times) - 1 for times in student.times), default=self.full)
+        steps = min(student.step_counts, default=self.full)
         stage = student_name(steps) if student.times else "guided"
         weights = digest_of(student.denoiser)
         recorded = next(

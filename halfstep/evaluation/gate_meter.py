@@ -110,7 +110,7 @@ class Meter:
         """A student's distance over its teacher's at full steps, from n samples."""
         if not student.times:
             student = self._on_grid(student, self.full_steps)
-        steps = min(len(times) - 1 for times in student.times)
+        steps = min(student.step_counts)
         return self._ratio(SampledNetwork(steps, lambda: student.to(self.teacher.device), steps), n)
 
     def teacher_at(self, steps: int, n: int) -> Interval:

@@ -115,13 +115,8 @@ class GuidedTeacherRatio(Validated):
         """
         empty = torch.empty(0)
         scorer = SampleScorer(
-            inputs.features,
-            empty,
-            empty[:, None],
-            inputs.samples,
-            inputs.seed,
-            captions=inputs.captions,
-        )
+            inputs.features, empty, empty[:, None], inputs.samples, inputs.seed, captions=inputs.captions
+        )  # fmt: skip
         name, cache = identity(inputs.teacher), cache or cache_folder()
 
         def samples(scale: float, seed: int) -> Samples:
@@ -130,16 +125,13 @@ class GuidedTeacherRatio(Validated):
             at, steps = scorer.at(scale, seed), inputs.full_steps
             return Samples(inputs.source, name, "ddim", steps, at, images, cache)
 
-        return inputs.meter(
-            [
-                AgainstTeacher(
-                    scorer.at(scale, scorer.seed),
-                    samples(scale, scorer.seed + 1),
-                    samples(scale, scorer.seed),
-                )
-                for scale in self.chosen(_range(inputs))
-            ]
-        )
+        def against(scale: float) -> AgainstTeacher:
+            seed = scorer.seed
+            return AgainstTeacher(
+                scorer.at(scale, seed), samples(scale, seed + 1), samples(scale, seed)
+            )
+
+        return inputs.meter([against(scale) for scale in self.chosen(_range(inputs))])
 
 
 def _range(inputs: Inputs) -> tuple[float, float]:

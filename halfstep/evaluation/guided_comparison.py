@@ -184,9 +184,11 @@ def _rows(
     reference = at.reference.features(scorer.n, progress=progress)
     features, squares = _sampled(at.samples, scorer.n, progress)
     strata = 1 if scorer.captions else max(len(candidates.teacher.class_names), 1)
-    knows_classes = scorer.features.head is not None
+    has_classes = scorer.features.head is not None
     for k, (setup, fake) in enumerate(zip(candidates.setups, features, strict=True)):
         role: Literal["teacher", "student"] = "student" if k else "teacher"
+        ratio = raw_frechet_ratio(reference, fake, features[0], strata=strata) if k else None
+        score = inception_score(scorer.features.probabilities(fake)) if has_classes else None
         yield GuidedRow(
             guidance_scale=at.scale,
             role=role,
@@ -195,14 +197,10 @@ def _rows(
             steps=setup[2],
             calls=calls_of(*setup, at.scale),
             distance=raw_frechet_interval(reference, fake, strata=strata),
-            floor_ratio=raw_frechet_ratio(reference, fake, features[0], strata=strata)
-            if k
-            else None,
+            floor_ratio=ratio,
             rmse=root_mean(squares[k]) if k and not draws_noise(setup[1]) else None,
             data_distance=frechet_distance(scorer.real_features, fake),
-            inception_score=inception_score(scorer.features.probabilities(fake))
-            if knows_classes
-            else None,
+            inception_score=score,
         )
 
 

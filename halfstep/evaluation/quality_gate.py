@@ -71,8 +71,7 @@ class QualityGate(Validated):
         if isinstance(self._metric(halvings), GuidedTeacherRatio):
             full = self.full_steps or max(start, FULL_STEPS)
         else:
-            step_counts = [len(times) - 1 for times in teacher.times]
-            full = self.full_steps or max(step_counts, default=2 * start)
+            full = self.full_steps or max(teacher.step_counts, default=2 * start)
             teacher.grid(full)  # refuses other steps than those of a teacher that is a student
         if full < start:
             raise ConfigError(
@@ -240,8 +239,7 @@ class Halvings:
 
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:
     """The teacher's full steps, where `fewest_start` begins; `ConfigError` for options it does not allow."""
-    step_counts = [len(times) - 1 for times in teacher.times]
-    full = gate.full_steps or max(step_counts, default=FULL_STEPS)
+    full = gate.full_steps or max(teacher.step_counts, default=FULL_STEPS)
     teacher.grid(full)  # refuses other steps than those of a teacher that is a student
     if len(method.updates) > 1:
         raise ConfigError(

@@ -149,22 +149,13 @@ class SampleScorer:
         """Draw the images of these sample numbers, a batch at a time to limit memory for captions."""
         parts = batches(rows, self.batch)
         progress = expected(progress, steps * len(parts))
-        images = [
-            pipeline.sample(
-                len(part),
-                first=part.start,
-                seed=self.seed,
-                steps=steps,
-                sampler=sampler,
-                guidance_scale=self.guidance_scale,
-                encoder_hidden_states=None
-                if self.captions is None
-                else self.captions(torch.tensor(part)),
-                batch=self.batch,
-                progress=progress,
-            )
-            for part in parts
-        ]
+        images = []
+        for part in parts:
+            states = None if self.captions is None else self.captions(torch.tensor(part))
+            images.append(pipeline.sample(
+                len(part), first=part.start, seed=self.seed, steps=steps, sampler=sampler, batch=self.batch,
+                guidance_scale=self.guidance_scale, encoder_hidden_states=states, progress=progress,
+            ))  # fmt: skip
         return torch.cat(images)
 
     def distance(self, samples: SampleSet) -> float:

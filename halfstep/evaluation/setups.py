@@ -182,15 +182,13 @@ def _baselines(
     teacher: Pipeline, counts: Sequence[int], config: Evaluation
 ) -> Iterator[tuple[tuple[str, int], str | None]]:
     """(sampler, steps) of each baseline, and the reason if it is refused."""
-    step_counts = {len(times) - 1 for times in teacher.times}
     each = calls_of(teacher, "ddim", 1, config.scale)
     samplings = [
         (sampler, most_steps(sampler, k // each)) for k in counts for sampler in config.baselines
     ]
     for sampler, steps in dict.fromkeys(samplings):
-        if steps is None or (
-            step_counts and steps not in step_counts and sampler not in SAMPLER_PRESETS
-        ):
+        grids = () if sampler in SAMPLER_PRESETS else teacher.step_counts
+        if steps is None or (grids and steps not in grids):
             continue
         try:
             refuse_sampler(teacher, sampler, steps)
@@ -223,7 +221,7 @@ def most_steps(sampler: str, count: int) -> int | None:
 
 def steps_of(student: Pipeline) -> int:
     """The fewest steps that a student takes."""
-    return min(len(times) - 1 for times in student.times)
+    return min(student.step_counts)
 
 
 def plural(steps: int) -> str:

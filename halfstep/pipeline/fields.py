@@ -60,6 +60,11 @@ class PipelineFields(Validated):
             )
 
     @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps of a student's grids; empty for a network without."""
+        return tuple(len(times) - 1 for times in self.times)
+
+    @property
     def reference_sampler(self) -> str:
         """The sampler that students are measured against: a teacher's DDIM, or a student's sampler."""
         return self.sampler if self.times else "ddim"

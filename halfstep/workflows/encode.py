@@ -128,7 +128,7 @@ def prepare_encode(config: EncodeConfig, *, progress: Progress = SILENT) -> Enco
         steps=config.steps, net=config.net,
     )  # fmt: skip
     images, labels = _images(config, pipeline, progress)
-    counts = [len(times) - 1 for times in pipeline.times] or [pipeline.steps]
+    counts = list(pipeline.step_counts) or [pipeline.steps]
     steps = config.steps or min(counts)
     return EncodeJob(pipeline.to(pick_device(config.device)), config, images, labels, steps)
 

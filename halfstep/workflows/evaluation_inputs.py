@@ -90,7 +90,7 @@ class EvaluationInputs:
         Without a gate 64, or the steps that the halving began with; a teacher's own, where it is a student.
         """
         if teacher.times:
-            return max(len(times) - 1 for times in teacher.times)
+            return max(teacher.step_counts)
         first = max(FULL_STEPS, len(self.run.teacher_times) - 1)
         return int(self.run.gate["about"].get("full", first)) if self.run.gate else first
 

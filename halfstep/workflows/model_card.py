@@ -102,7 +102,7 @@ def _weights(net: nn.Module, dtype: str) -> str:
 
 def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
     """Steps, guidance, classes, cost, and the measurements in the run's report."""
-    counts = [len(times) - 1 for times in pipeline.times] or [steps or pipeline.steps]
+    counts = list(pipeline.step_counts) or [steps or pipeline.steps]
     sampler, words = pipeline.sampler, " or ".join(map(str, counts))
     lines = [
         f"- Steps: {words}{'' if pipeline.times else ' (a teacher: any number)'}, sampler {plain(sampler)}",

@@ -309,7 +309,7 @@ MUTANTS = (
         "evaluation/quality_gate",
         ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
         ("_never if rehearse else", "_never if False else"),
-        ("max(step_counts, default=2 * start)", "2 * start"),
+        ("max(teacher.step_counts, default=2 * start)", "2 * start"),
         ("max(start, FULL_STEPS)", "start"),
     ),
     *of(

@@ -6,6 +6,7 @@ sources: the coarser grid (`grid_cost`), and imperfect training (`learning_error
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -111,19 +112,11 @@ def grid_cost(
     steps = _even(times) // 2
     both, counts = replace(teacher, times=(times, times[::2])), (steps, 2 * steps)
     progress = expected(progress, sum(counts) * len(batches(range(n), batch)))
-    coarse, fine = (
-        both.sample(
-            n,
-            seed=seed,
-            steps=k,
-            labels=labels,
-            guidance_scale=guidance_scale,
-            batch=batch,
-            latents=True,  # as `learning_error` measures
-            progress=progress,
-        )
-        for k in counts
-    )
+    draw = partial(
+        both.sample, n, seed=seed, labels=labels, guidance_scale=guidance_scale, batch=batch,
+        latents=True, progress=progress,  # latents, as `learning_error` measures
+    )  # fmt: skip
+    coarse, fine = (draw(steps=k) for k in counts)
     return paired_rmse(coarse, fine)
 
 

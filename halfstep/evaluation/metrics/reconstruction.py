@@ -141,7 +141,7 @@ def _back(teacher: Pipeline, steps: int, full: int) -> list[int]:
 
 def takes(teacher: Pipeline, steps: int) -> bool:
     """Whether the teacher can sample in so many steps; one that is a student has its own."""
-    return not teacher.times or steps in {len(times) - 1 for times in teacher.times}
+    return not teacher.times or steps in teacher.step_counts
 
 
 def sentence(rows: Sequence[EncoderRow]) -> str:

@@ -69,18 +69,11 @@ def on_front(point: tuple[float, float], points: Sequence[tuple[float, float]]) 
 
 def _line(row: Row, cost: Cost, *, front: bool) -> Line:
     taken = cost.seconds_per_sample
+    seconds = taken[max(taken)] if taken else None
     return Line(
-        row.role,
-        row.name,
-        _network(row),
-        cost.parameters,
-        row.steps,
-        row.calls,
-        cost.multiply_adds,
-        taken[max(taken)] if taken else None,
-        row.distances.frechet_distance,
-        front,
-    )
+        row.role, row.name, _network(row), cost.parameters, row.steps, row.calls, cost.multiply_adds,
+        seconds, row.distances.frechet_distance, front,
+    )  # fmt: skip
 
 
 def _network(row: Row) -> str:
