@@ -130,7 +130,7 @@ def training_data(experiment, images, seed, name, probabilities):
     data, unlabelled = images.labelled, images.unlabelled
     if experiment.label_share < 1:
         each = max(1, round(len(data) / data.num_classes * experiment.label_share))
-        data = data.labelled(each, seed=seed, rest=False)
+        data = data.labelled(each, seed=seed, keep_others=False)
     if experiment.unlabelled:
         rows = torch.arange(len(unlabelled))
         if experiment.unlabelled != "all":

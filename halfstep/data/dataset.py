@@ -146,15 +146,15 @@ class Dataset:
         )
         return replace(batch, x0=x0, cond=self._mixed(batch.cond, views), views=views)
 
-    def labelled(self, count: int, *, seed: int = 0, rest: bool = True) -> "Dataset":
+    def labelled(self, count: int, *, seed: int = 0, keep_others: bool = True) -> "Dataset":
         """The data with labels for `count` samples of each class only, chosen by the seed.
 
-        rest  keep the other samples, without a label (-1); or leave them out
+        keep_others  keep the other samples, without a label (-1); or leave them out
         """
         if self.labels is None:
             raise DataError("this data has no labels to choose from: give labelled data")
         rows = some_of_each(self.labels, count, seed=seed).to(self.labels.device)
-        if not rest:
+        if not keep_others:
             return self.only(rows)
         labels = torch.full_like(self.labels, NONE)
         labels[rows] = self.labels[rows]

@@ -120,11 +120,11 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         level = self.level(t, x_t)
-        out = self.ask(x_t, t, cond)
+        out = self.raw_output(x_t, t, cond)
         self._check_output(out, x_t)
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
 
-    def ask(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def raw_output(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The network's raw output, computed in its own dtype or under autocast."""
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()

@@ -47,12 +47,12 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 def vanishes(weighting: Weighting) -> bool:
-    """Whether an x0 error costs nothing at SNR 0, where the eps error is 0 whatever the x0 error."""
+    """Whether an x0 error costs nothing at SNR 0, where the eps error is always 0."""
     one = torch.ones(1)
     return float(weighting(one, 0 * one)) == 0.0
 
 
 def forgets_eps(weighting: Weighting) -> bool:
-    """Whether an eps error costs nothing at infinite SNR, where the x0 error is 0 whatever the eps error."""
+    """Whether an eps error costs nothing at infinite SNR, where the x0 error is always 0."""
     one = torch.ones(1)
     return float(weighting(0 * one, one)) == 0.0

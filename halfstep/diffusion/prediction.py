@@ -26,7 +26,7 @@ class Prediction:
         """eps = (x_t - alpha x0) / sigma.  Refused where sigma = 0."""
         if _is_true((level.sigma == 0).any()):
             raise ConfigError(
-                "an x0 output says nothing about eps at sigma = 0: start above t = 0, or use a "
+                "an x0 output does not determine eps at sigma = 0: start above t = 0, or use a "
                 "network that predicts v"
             )
         return cls(x0, (x_t - level.alpha * x0) / level.sigma)
@@ -36,7 +36,7 @@ class Prediction:
         """x0 = (x_t - sigma eps) / alpha.  Refused where alpha = 0."""
         if _is_true((level.alpha == 0).any()):
             raise ConfigError(
-                "an eps output says nothing about x0 at alpha = 0: start below t = 1, or turn the "
+                "an eps output does not determine x0 at alpha = 0: start below t = 1, or turn the "
                 "network into one that predicts v (halfstep distill reparameterise)"
             )
         return cls((x_t - level.sigma * eps) / level.alpha, eps)
@@ -62,9 +62,9 @@ class Parameterisation(Protocol):
     outputs: ClassVar[int]
     """Output channels per channel of x."""
     blind_to_data: ClassVar[bool]
-    """Whether the output says nothing about x0 as the SNR goes to 0."""
+    """Whether the output does not determine x0 as the SNR goes to 0."""
     blind_to_noise: ClassVar[bool]
-    """Whether the output says nothing about eps as the SNR goes to infinity."""
+    """Whether the output does not determine eps as the SNR goes to infinity."""
 
     def decode(self, out: Tensor, x_t: Tensor, level: Level) -> Prediction: ...
     def encode(self, pred: Prediction, level: Level) -> Tensor: ...

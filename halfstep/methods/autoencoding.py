@@ -28,7 +28,7 @@ class Autoencoding(Validated):
     """Weight of the latent's divergence from unit noise, relative to that sum."""
 
     def stages(self, model: KLCodec) -> Iterator[Stage]:
-        """One stage, whose student is the model itself."""
+        """One stage, with the model itself as the student."""
         model.refuse_changed()
         objective = Autoencode(model.channels, model.factor, self.error, self.kl_weight)
         yield Stage("codec", model, objective, self.updates)

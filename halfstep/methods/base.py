@@ -1,6 +1,6 @@
 """The parts of a method: a plan, its stages and their objectives, without optimiser or device."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch
+from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.prediction import Prediction
@@ -80,7 +81,7 @@ class Objective:
         """The objective when this share of its stage's updates is done, a function of `done` alone."""
         return self
 
-    def measure(self, student: Any, batch: Batch, draw: Draw) -> Mapping[str, Any]:
+    def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
         """Numbers for the log, by name."""
         return {}
 
@@ -198,7 +199,7 @@ class Method:
         teacher: PipelineLike,
         data: Data | None,
         *,
-        previous: Mapping[str, Any] | None = None,
+        previous: JsonObject | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The method with all options decided.

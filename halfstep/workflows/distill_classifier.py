@@ -97,10 +97,10 @@ class ClassifierDistillation:
     held_out: Dataset | None
 
     @property
-    def asks_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether logits of the teacher are missing from the cache."""
         cache = self.config.recipe.cache
-        return cache is not None and self.method.asks_teacher and bool(missing(cache, self.data))
+        return cache is not None and self.method.uses_teacher and bool(missing(cache, self.data))
 
     def fill_cache(self, *, progress: Progress = SILENT) -> None:
         """Write the teacher's missing logits to the cache."""
@@ -171,7 +171,9 @@ def distillation_images(
     data, held_out = split_held_out(data, images, config.dataset)
     held_out = None if held_out is None else held_out_dataset(held_out, data)
     if images.labels_per_class:
-        data = data.labelled(images.labels_per_class, seed=config.training.seed, rest=unlabelled)
+        data = data.labelled(
+            images.labels_per_class, seed=config.training.seed, keep_others=unlabelled
+        )
     return augmented(data, images, config.training.seed), held_out
 
 

@@ -135,7 +135,7 @@ def training_images(
     """The labelled images for training, augmented, and the held-out ones."""
     data, held_out = split_held_out(data, images, dataset)
     if images.labels_per_class:
-        data = data.labelled(images.labels_per_class, seed=seed, rest=False)
+        data = data.labelled(images.labels_per_class, seed=seed, keep_others=False)
     data = labelled_images(augmented(data, images, seed))
     return data, None if held_out is None else held_out_dataset(held_out, data)
 

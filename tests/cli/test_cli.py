@@ -360,7 +360,7 @@ def test_what_a_method_refuses_leaves_no_folder(option, cli, tmp_path):
         words += ["--tolerance", "0", "--out", "d"]
         refused = cli(*words)
     status, _, err = refused
-    assert status == 2 and ("drop_labels needs" in err or "eps says nothing" in err)
+    assert status == 2 and ("drop_labels needs" in err or "does not determine" in err)
     assert not (tmp_path / words[-1]).exists()
 
 

@@ -159,7 +159,7 @@ def test_torch_datasets_are_read_once(data, values, labels, names):
         (b"digits", "bytes"),
         (DataLoader(TensorDataset(POINTS)), "loader.dataset"),
         (Endless(), "Endless"),
-        (Uncounted(), "how many"),
+        (Uncounted(), "length"),
         (Pairs([]), "no samples"),
         (Pairs([lambda: torch.randn(2)]), "Augmentation"),
         (Pairs([{"image": IMAGES[0]}]), "dict"),

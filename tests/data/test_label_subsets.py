@@ -42,7 +42,7 @@ def test_so_many_of_each_class_and_those_of_fewer_are_among_them(count):
 
 
 def test_the_rest_stay_without_a_label_or_go():
-    partly, alone = data().labelled(2, seed=1), data().labelled(2, seed=1, rest=False)
+    partly, alone = data().labelled(2, seed=1), data().labelled(2, seed=1, keep_others=False)
     assert len(partly) == 12 and partly.unlabelled == 6 and partly.num_classes == 3
     assert len(alone) == 6 and alone.unlabelled == 0
     rows = (partly.labels >= 0).nonzero()[:, 0]

@@ -81,7 +81,7 @@ MUTANTS = (
     *of(
         "training/checks/teacher",
         "data/before_data",
-        ("student.ask(batch.x0, times, cond)", "student.net(batch.x0, times.float(), cond)"),
+        ("student.raw_output(batch.x0, times, cond)", "student.net(batch.x0, times.float(), cond)"),
         (
             "guidance_scale=first.guidance_range[0] * times)",
             "guidance_scale=first.guidance_range[0] * times.float())",

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     say(console, "data", describe_data(config.dataset, prepared.data))
     say(console, "learns", ", ".join(f"{t.name} {t.weight}" for t in prepared.method.live))
     say(console, "updates", updates_on(config.recipe.updates, config.training, folder.device))
-    if prepared.asks_teacher:
+    if prepared.uses_teacher:
         with counting(console, "asking the teacher") as progress:
             prepared.fill_cache(progress=progress)
     with run_context(folder, config, console) as job:

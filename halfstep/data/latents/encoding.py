@@ -290,10 +290,10 @@ class _Work:
         return (1 + twice) * self.codec.channels, *(side // factor for side in sides)
 
 
-def _stored(x: Tensor, dtype: torch.dtype, what: str, instead: str) -> Tensor:
+def _stored(x: Tensor, dtype: torch.dtype, name: str, remedy: str) -> Tensor:
     """`x` on the CPU in the dtype of the file; `ConfigError` for nan and overflow."""
     x = x.to(dtype).cpu()
     if not x.isfinite().all():
-        name = str(dtype).removeprefix("torch.")
-        raise ConfigError(f"some {what} are nan or too large for {name}: {instead}")
+        dtype_name = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"some {name} are nan or too large for {dtype_name}: {remedy}")
     return x

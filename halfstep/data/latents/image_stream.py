@@ -152,7 +152,7 @@ class Folder:
 
     @classmethod
     def open(cls, folder: Path, size: int | None, channels: int | None) -> "Folder":
-        """Lists the folder; without `size` the first image says it, and the others must agree."""
+        """The images of a folder; without `size` all must have the size of the first."""
         folders.check_channels(channels)
         if size is not None and size < 1:
             raise ConfigError(f"size is at least 1, got {size}: leave it out, or write size=256")

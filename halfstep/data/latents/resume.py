@@ -53,10 +53,10 @@ def same_images(entry: Entry, images: Images, rows: range) -> bool:
     return True
 
 
-def other_images(out: Path, what: str) -> ConfigError:
+def other_images(out: Path, detail: str) -> ConfigError:
     """The error for other images or captions."""
     return ConfigError(
-        f"'{out}' holds latents of other images or captions ({what}): choose another --out"
+        f"'{out}' holds latents of other images or captions ({detail}): choose another --out"
     )
 
 

@@ -46,7 +46,7 @@ JUNK = frozenset(
 )  # fmt: skip
 """Names, in small letters, of what no user has put there."""
 PREVIEWS = (".lrdata", ".photoslibrary")
-"""Ends of names of folders in which photo editors keep pictures of their own."""
+"""Endings of the names of folders in which photo editors keep previews."""
 SPLITS = frozenset({"train", "test", "val", "valid", "validation"})
 GRAY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 NAMED = 5
@@ -81,8 +81,8 @@ def check_channels(channels: int | None) -> None:
 
 def refuse_many(count: int, shape: tuple[int, ...], *, size: int = 1) -> None:
     """`ConfigError` for images that do not fit into memory, with `size` bytes per value."""
-    what = f"{count:,} images of {shape[-1]} pixels a side"
-    refuse_too_large(what, (count, *shape), "write a smaller size", size=size)
+    images = f"{count:,} images of {shape[-1]} pixels a side"
+    refuse_too_large(images, (count, *shape), "write a smaller size", size=size)
 
 
 # -- which files -----------------------------------------------------------------------------------

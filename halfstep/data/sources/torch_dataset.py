@@ -61,9 +61,7 @@ def _length(data: Any) -> int:
     try:
         count = len(data)
     except (TypeError, NotImplementedError):
-        raise DataError(
-            f"this torch Dataset does not say how many samples it has: {WRITE}"
-        ) from None
+        raise DataError(f"this torch Dataset has no length: {WRITE}") from None
     if count < 1:
         raise DataError(f"this torch Dataset has no samples: {WRITE}")
     return int(count)

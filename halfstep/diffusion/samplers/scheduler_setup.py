@@ -150,7 +150,7 @@ def _built(cls: Any, grid: Grid) -> Any:
         options["prediction_type"] = "epsilon"
         if exact_alphas2[-1] == 0:
             raise ConfigError(
-                f"'{cls.__name__}' of diffusers works on eps, which says nothing about x0 at alpha = 0: "
+                f"'{cls.__name__}' of diffusers works on eps, which does not determine x0 at alpha = 0: "
                 "start below t = 1, or write sampler='ddim'"
             )
     alphas2 = exact_alphas2.clone()

@@ -2,7 +2,7 @@
 
 One step of the papers, from s by way of s_1 and s_2 to t, is a group of up to three steps: the grid holds
 the inner points too, so that every step calls the network once.  The step number gives the place in the
-group.  A step starts from the group's anchor s, whose x is `level.mix(x0, eps)` of the prediction there.
+group.  A step starts from the group's anchor s, with x = `level.mix(x0, eps)` of the prediction there.
 """
 
 from collections.abc import Callable, Sequence

@@ -52,9 +52,9 @@ class KnowledgeDistillation(Validated):
         return max((getattr(term, "smoothing", 0.0) for term in self.live), default=0.0)
 
     @property
-    def asks_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether any term uses the teacher."""
-        return any(term.asks_teacher for term in self.live)
+        return any(term.uses_teacher for term in self.live)
 
     def describe(self) -> JsonObject:
         """The method as JSON, for resuming a run."""
@@ -66,7 +66,7 @@ class KnowledgeDistillation(Validated):
         for term in self.terms:
             if is_zero(term.weight):
                 yield f"the term '{term.name}' has the weight 0 and is left out"
-        if not self.asks_teacher:
+        if not self.uses_teacher:
             yield (
                 "no term with a weight uses the teacher: it is loaded, and the student learns from labels "
                 "alone"
@@ -115,8 +115,8 @@ class Distil(Objective):
 
     @property
     def forwards(self) -> int:
-        asks_teacher = self.answers is None and any(term.asks_teacher for term in self.terms)
-        return 3 + asks_teacher * len(self.teacher.nets)
+        uses_teacher = self.answers is None and any(term.uses_teacher for term in self.terms)
+        return 3 + uses_teacher * len(self.teacher.nets)
 
     def at(self, done: float) -> "Distil":
         """The objective with the weights at this share of updates."""
@@ -136,7 +136,7 @@ class Distil(Objective):
             output = student(batch.x0)
         logits, student_features = output if isinstance(output, tuple) else (output, {})
         teacher_logits, teacher_features = None, dict[str, Tensor]()
-        if any(term.asks_teacher for term in self.terms):
+        if any(term.uses_teacher for term in self.terms):
             if self.answers is not None:
                 teacher_logits = self.answers(batch)
             else:
@@ -220,6 +220,6 @@ def _refuse_other_classes(student: Tensor, teacher: Tensor) -> None:
 def _mean_of(term: Term, inputs: LossInputs) -> float:
     """The mean of a term, over labelled rows if it needs labels."""
     values = term(inputs)
-    if not term.asks_teacher and inputs.labels is not None:
+    if not term.uses_teacher and inputs.labels is not None:
         values = values[inputs.labels >= 0]
     return float(values.mean()) if len(values) else 0.0

@@ -14,7 +14,7 @@
     features         hinton's, and features matched in pairs           Romero et al. 2015
 
 The same words mean different mixtures: alpha weighs the hard term in Keras and the soft one in the report,
-whose 0.9 to 0.1 at T = 5 is 26 % soft in Hinton's units, for want of T^2.
+with 0.9 to 0.1 at T = 5, which without T^2 is 26 % soft in Hinton's units.
 """
 
 from collections.abc import Callable, Mapping

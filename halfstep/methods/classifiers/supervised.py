@@ -29,7 +29,7 @@ class Classification(Validated):
     """Share of the target spread over all classes (Szegedy et al. 2016); a teacher is better without."""
 
     def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
-        """One stage, whose student is the model itself.
+        """One stage, with the model itself as the student.
 
         held_out  labelled data that is never trained on; the log has its accuracy
         """

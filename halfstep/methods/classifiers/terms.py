@@ -43,7 +43,7 @@ class Term(Validated):
     name: str = ""
     """The name in the log; by default that of the kind of term."""
     called: ClassVar[str] = ""
-    asks_teacher: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -89,7 +89,7 @@ class HardLabels(Term):
 
     smoothing: Smoothing = 0.0
     called: ClassVar[str] = "hard"
-    asks_teacher: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         return losses.hard_labels(

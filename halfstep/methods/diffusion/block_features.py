@@ -104,8 +104,8 @@ def block_pairs(
         if recipe(teacher)[0] != "uvit":
             return []
         pairs = pairs_of(teacher)
-        kept = checked_pairs(keep or evenly_spaced(pairs, pairs_of(student)), pairs)
-        places = matching_blocks(kept, pairs)
+        keep = checked_pairs(keep or evenly_spaced(pairs, pairs_of(student)), pairs)
+        places = matching_blocks(keep, pairs)
     widths, teacher_widths = widths_of(student), widths_of(teacher)
     return [
         BlockPair(block, width, teacher_blocks[k], teacher_widths[k])

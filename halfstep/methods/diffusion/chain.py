@@ -5,10 +5,11 @@ distilled at every time (EdgeFusion 2024, for text-to-image models).  Each stage
 the next.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast, Self
+from typing import cast, Self
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser
@@ -66,7 +67,7 @@ class Chain(Validated, Method):
         teacher: PipelineLike,
         data: Data | None,
         *,
-        previous: Mapping[str, Any] | None = None,
+        previous: JsonObject | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The chain with the blocks that are kept: see `Shrink.resolve`."""

@@ -64,7 +64,7 @@ class Denoising(Validated, Method):
             )
 
     def stages(self, model: PipelineLike) -> Iterator[Stage]:
-        """One stage, whose student is the model's own denoiser."""
+        """One stage, with the model's denoiser as the student."""
         [stage], denoiser = self.plan(model), model.denoiser.unguided
         levels, weighting = levels_for(self.levels, denoiser.schedule), WEIGHTINGS[self.weighting]
         objective = Denoise(

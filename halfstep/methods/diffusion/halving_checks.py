@@ -67,6 +67,6 @@ def refuse_blind(teacher: Teacher, t: float) -> None:
     if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
         raise ConfigError(
             f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
-            f"{float(level.alpha):.2g}: eps says nothing about the data there.  Turn it into a v teacher "
+            f"{float(level.alpha):.2g}: eps does not determine the data there.  Turn it into a v teacher "
             "first with 'halfstep distill reparameterise', or give times that start lower"
         )

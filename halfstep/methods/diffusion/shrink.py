@@ -5,12 +5,13 @@ Output and feature distillation with a denoising loss, as in BK-SDM (Kim et al.,
 same noise, time and dropped label.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from torch import nn
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import CountOrNone, NotNegative, Share, Updates, Validated
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser, Teacher
@@ -129,7 +130,7 @@ class Shrink(Validated, Method):
         teacher: PipelineLike,
         data: Data | None,
         *,
-        previous: Mapping[str, Any] | None = None,
+        previous: JsonObject | None = None,
         progress: Progress = SILENT,
     ) -> Self:
         """The method with the pairs of blocks to keep, scored on the data unless they are named."""

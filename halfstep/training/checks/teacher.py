@@ -98,7 +98,7 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
         if first.guidance_range is not None:
             cond = replace(cond or Cond(), guidance_scale=first.guidance_range[0] * times)
         with torch.no_grad(), evaluating(student.to(device)):
-            student.ask(batch.x0, times, cond)
+            student.raw_output(batch.x0, times, cond)
     return with_first(first, stages)
 
 

@@ -71,7 +71,7 @@ def distill_classifier(
     _describe(student, method, teacher, data)
     options = _options(method, teacher, student)
     teacher.to(processes.device), student.to(processes.device)
-    logits = _logits(teacher, data, cache, processes, job) if method.asks_teacher else None
+    logits = _logits(teacher, data, cache, processes, job) if method.uses_teacher else None
     stages = _stages(method, teacher, student, data, logits, training.seed, processes.device)
     last = run_stages(
         "distill knowledge",
@@ -148,7 +148,7 @@ def taught_classes(teacher: Teachers, data: Data) -> tuple[str, ...]:
 def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]:
     """A note where a teacher's labels were smoothed (Mueller et al. 2019)."""
     count = len(teacher.nets)
-    for k, net in enumerate(teacher.nets if method.asks_teacher else ()):
+    for k, net in enumerate(teacher.nets if method.uses_teacher else ()):
         if share := label_smoothing(net):
             which = "the teacher" if count == 1 else f"teacher {k + 1} of {count}"
             yield (
@@ -159,7 +159,7 @@ def _smoothed(method: KnowledgeDistillation, teacher: Teachers) -> Iterator[str]
 
 def refuse_unlabelled(method: KnowledgeDistillation, data: Data) -> None:
     """`DataError` for data without labels if no term of the loss uses the teacher."""
-    if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.asks_teacher:
+    if isinstance(data, Dataset) and data.unlabelled == len(data) and not method.uses_teacher:
         raise DataError(
             "this data has no labels, and no term asks the teacher: there is nothing to learn; give labelled "
             "data, or a term of the teacher's answers"

@@ -231,7 +231,7 @@ def test_a_row_without_a_label_loses_its_hard_term_alone(name):
     some = torch.tensor([0, -1, 0])
     values, gradient = loss(terms, labels=some)
     whole, _ = loss(terms)
-    soft = tuple(term for term in terms if term.asks_teacher)
+    soft = tuple(term for term in terms if term.uses_teacher)
     alone, soft_slope = loss(soft)
     close(values[[0, 2]], whole[[0, 2]])
     close(values[1], alone[1])
