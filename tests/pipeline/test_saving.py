@@ -306,6 +306,11 @@ def test_what_cannot_be_a_pipeline_is_refused_also_where_a_file_says_it(field, v
         Pipeline.load(tmp_path)
 
 
+def test_a_student_takes_no_sampler_that_has_a_grid():
+    with pytest.raises(ConfigError, match="dpmpp-3s"):
+        pipeline("mlp", times=(uniform(2),), sampler="dpmpp-3s")
+
+
 @pytest.mark.parametrize(
     "change",
     [
