@@ -30,7 +30,7 @@ def shaken(net):
     return net
 
 
-def told(cond, scale=SCALES):
+def with_guidance_scale(cond, scale=SCALES):
     return Cond(cond.label, cond.encoder_hidden_states, scale)
 
 
@@ -109,7 +109,9 @@ def test_it_begins_as_the_conditional_network_to_the_bit(name):
     expected = net(batch.x0, TIMES, batch.cond)
     guided = with_guidance(net, width=12)
     for scale in (SCALES, SCALES.double(), SCALES.flip(0)):
-        assert torch.equal(guided(batch.x0, TIMES, told(batch.cond, scale)), expected)
+        assert torch.equal(
+            guided(batch.x0, TIMES, with_guidance_scale(batch.cond, scale)), expected
+        )
     shaken(guided)
     assert torch.equal(net(batch.x0, TIMES, batch.cond), expected)  # they share nothing
 
@@ -119,10 +121,15 @@ def test_it_begins_as_the_conditional_network_to_the_bit(name):
 def test_scales_are_heard_and_rows_do_not_mix(name):
     torch.manual_seed(0)
     net, batch = shaken(with_guidance(tiny(name, 3), width=12)), data(name, 3)
-    out = net(batch.x0, TIMES, told(batch.cond))
+    out = net(batch.x0, TIMES, with_guidance_scale(batch.cond))
     scale = SCALES.clone()
     scale[2] += 0.7
-    difference = (out - net(batch.x0, TIMES, told(batch.cond, scale))).flatten(1).abs().amax(1)
+    difference = (
+        (out - net(batch.x0, TIMES, with_guidance_scale(batch.cond, scale)))
+        .flatten(1)
+        .abs()
+        .amax(1)
+    )
     assert difference[2] > 1e-4 and difference[[0, 1, 3]].max() < 1e-6
 
 
@@ -139,7 +146,7 @@ def test_every_new_weight_learns(name):
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
-        net(batch.x0, TIMES, told(batch.cond)).square().mean().backward()
+        net(batch.x0, TIMES, with_guidance_scale(batch.cond)).square().mean().backward()
         optimiser.step()
     assert all(not torch.equal(before[key], net.state_dict()[key]) for key in new)
 
@@ -151,7 +158,7 @@ def test_a_recipe_rebuilds_it(name):
     again.load_state_dict(net.state_dict())
     assert recipe(again) == recipe(net) and recipe(net)[1]["guidance_embed_dim"] == 12
     batch = data(name, 3)
-    out = [n.eval()(batch.x0, TIMES, told(batch.cond)) for n in (net, again)]
+    out = [n.eval()(batch.x0, TIMES, with_guidance_scale(batch.cond)) for n in (net, again)]
     assert torch.equal(*out)
     assert "guidance_embed_dim" not in recipe(tiny(name, 3))[1]
 
@@ -194,14 +201,14 @@ def test_new_weights_depend_on_the_seed_alone():
 
 
 def test_a_uvit_adds_it_to_the_time_token_alone():
-    """Whatever is added, the label's token and the patches enter the first block as they were."""
+    """With any scale, the label's token and the patches enter the first block as they were."""
     net, batch, inputs = shaken(with_guidance(tiny("uvit", 3), width=12)), data("uvit", 3), []
     net.model.in_blocks[0].register_forward_pre_hook(
         lambda module, arguments: inputs.append(arguments[0])
     )
     with torch.no_grad():
-        net(batch.x0, TIMES, told(batch.cond))
-        net(batch.x0, TIMES, told(batch.cond, SCALES + 1))
+        net(batch.x0, TIMES, with_guidance_scale(batch.cond))
+        net(batch.x0, TIMES, with_guidance_scale(batch.cond, SCALES + 1))
         added = [net.model.guidance_embed(scale) for scale in (SCALES, SCALES + 1)]
     difference = inputs[1] - inputs[0]
     torch.testing.assert_close(difference[:, 1], added[1] - added[0], rtol=0, atol=1e-5)
@@ -213,7 +220,7 @@ def test_a_dit_with_checkpointing_is_refused():
     net, batch = with_guidance(tiny("dit", 3), width=12), data("dit", 3)
     net.model.enable_gradient_checkpointing()
     with pytest.raises(ConfigError, match="checkpointing"):
-        net(batch.x0, TIMES, told(batch.cond))
+        net(batch.x0, TIMES, with_guidance_scale(batch.cond))
 
 
 @pytest.mark.parametrize("name", ["uvit", "unet"])
@@ -223,7 +230,7 @@ def test_gradients_under_checkpointing_are_the_same(name):
     grads = []
     for _ in range(2):
         net.zero_grad()
-        net(batch.x0, TIMES, told(batch.cond)).square().mean().backward()
+        net(batch.x0, TIMES, with_guidance_scale(batch.cond)).square().mean().backward()
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
         net.model.enable_gradient_checkpointing()
     assert len(grads[0]) == len(grads[1])
@@ -240,7 +247,7 @@ def test_unet_condition_takes_features_of_w_where_diffusers_has_them():
         expected = net.model(
             batch.x0, TIMES, batch.cond.encoder_hidden_states, timestep_cond=features
         )[0]
-        assert torch.equal(net(batch.x0, TIMES, told(batch.cond)), expected)
+        assert torch.equal(net(batch.x0, TIMES, with_guidance_scale(batch.cond)), expected)
     with pytest.raises(ConfigError, match="time_cond_proj_dim"):
         build(
             "unet-condition",
@@ -259,7 +266,7 @@ class Own(Adapter):
         return out if self.scales is None else out + self.scales(self.scale(cond, x))
 
 
-def own(wide, guidance_embed_dim=0):
+def own_network(wide, guidance_embed_dim=0):
     net = Own(nn.Linear(wide, wide))
     net.scales = GuidanceEmbedding(guidance_embed_dim, wide) if guidance_embed_dim else None
     return net
@@ -276,11 +283,11 @@ def other(wide, guidance_embed_dim=0):
 
 
 def test_a_network_of_ones_own_with_an_argument_guidance():
-    net = build("tests.diffusion.test_guidance:own", {"wide": 3})
+    net = build("tests.diffusion.test_guidance:own_network", {"wide": 3})
     guided, x = with_guidance(net, width=4), torch.randn(ROWS, 3)
     assert torch.equal(guided(x, TIMES, Cond(guidance_scale=SCALES)), net(x, TIMES))
     assert recipe(guided) == (
-        "tests.diffusion.test_guidance:own",
+        "tests.diffusion.test_guidance:own_network",
         {"wide": 3, "guidance_embed_dim": 4},
     )
 

@@ -193,7 +193,7 @@ ENDS = [
 
 @pytest.mark.parametrize("schedule", [*ALL, *ENDS], ids=repr)
 def test_float32_levels_are_those_of_float64(schedule):
-    """Also at the ends, and never nan: whatever has signal and noise in float64 has both in float32."""
+    """Also at the ends, and never nan: signal and noise in float64 are not lost in float32."""
     t = torch.cat([torch.linspace(0.001, 1, 333), 1 - 2.0 ** -torch.arange(8.0, 25)])
     one, other = schedule.at(t.float()), schedule.at(t.float().double())
     torch.testing.assert_close(one.alpha.double(), other.alpha, rtol=2e-5, atol=2e-7)

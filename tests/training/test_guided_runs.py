@@ -146,8 +146,8 @@ def test_the_first_stage_alone():
         ({"student": {"width": 8}}, "mlp", {**MLP, "width": 8}),
         ({"student_net": "mlp"}, "mlp", {"dim": 2, "width": 64, "num_classes": None}),
         (
-            {"student_net": "tests.diffusion.test_guidance:own", "student": {"wide": "2"}},
-            "tests.diffusion.test_guidance:own",
+            {"student_net": "tests.diffusion.test_guidance:own_network", "student": {"wide": "2"}},
+            "tests.diffusion.test_guidance:own_network",
             {"wide": 2},
         ),
     ],

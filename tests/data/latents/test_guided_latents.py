@@ -32,7 +32,7 @@ def cli(cli, tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=["labels", "texts"])
-def said(request, cli, tmp_path):
+def condition(request, cli, tmp_path):
     """A folder l of latents with labels or with captions, and an eps teacher t of them."""
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
     if request.param == "texts":
@@ -49,7 +49,7 @@ def said(request, cli, tmp_path):
     return request.param
 
 
-def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys):
+def test_an_eps_teacher_of_latents_goes_from_16_to_4(condition, cli, tmp_path, capsys):
     few = ["--data", "l", "--updates", 2, "--halving-updates", 2, "--batch-size", 4]
     few += ["--guidance-embed-dim", 8]
     steps = ["--start", 16, "--stop", 4, "--guidance-range", 1, 3, "--device", "cpu"]
@@ -66,10 +66,10 @@ def test_an_eps_teacher_of_latents_goes_from_16_to_4(said, cli, tmp_path, capsys
     assert student.sample(2, guidance_scale=2.0, latents=True).shape == (2, 2, 4, 4)
     first = json.loads((tmp_path / "g" / "metrics.jsonl").read_text().splitlines()[0])
     assert list(first["x0_error_by_scale"]) == ["1", "1.5", "2", "2.5", "3"]
-    words = ["--text", "clip", "--prompt", "a cat"] if said == "texts" else ["--labels", "1"]
+    words = ["--text", "clip", "--prompt", "a cat"] if condition == "texts" else ["--labels", "1"]
     cli("sample", "g", "--steps", 4, "--guidance-scale", 2.5, "--n", 2, *words, "--out", "x")
     assert len(list((tmp_path / "x").glob("*.png"))) >= 1
-    if said == "texts":
+    if condition == "texts":
         assert student.empty.shape == (5, 32) and not student.class_names
 
 

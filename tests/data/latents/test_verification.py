@@ -119,7 +119,7 @@ def test_another_file_behind_an_old_date_is_found(tmp_path):
 
 
 def test_a_disk_that_forgets_is_found_on_demand(tmp_path, monkeypatch):
-    """Nothing was written as far as the system knows: only whoever reads all bytes can tell."""
+    """Nothing was written as far as the system knows: only reading all bytes shows it."""
     out = tmp_path / "l"
     encoded(out)
     open_latents(out)

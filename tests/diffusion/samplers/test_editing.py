@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting: where a walk begins, what it keeps, and to the bit what must be."""
+"""Image-to-image and inpainting: the start of sampling, and the pixels that are kept to the bit."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def images():
 
 
 @pytest.fixture
-def known():
+def fixed():
     return torch.rand(5, 1, 4, 6, generator=seeded(9)) < 0.4
 
 
@@ -74,7 +74,7 @@ def test_noised_is_what_a_walk_begins_with(schedule, t):
     "sampler", ["ddim", "heun", "dpmpp-2m", "ancestral", "stochastic", "diffusers:DDIMScheduler"]
 )
 def test_all_of_the_walk_is_sample(schedule, sampler, images):
-    """Strength 1, to the bit, whatever the image, for a teacher and for a student."""
+    """Strength 1, to the bit for any image, for a teacher and for a student."""
     for made in (pipeline(schedule), pipeline(schedule, times=(OWN,), sampler="stochastic")):
         if made.times and sampler != "stochastic":
             made = replace(made, times=(OWN,), sampler="ddim")
@@ -128,7 +128,7 @@ def test_a_teacher_begins_anywhere(images):
 
 @pytest.mark.parametrize("sampler", ["heun", "ancestral", "diffusers:DPMSolverMultistepScheduler"])
 def test_other_samplers_begin_with_an_image_too(sampler, images):
-    """With the exact denoiser of data at one point, every walk ends there, wherever it began."""
+    """With the exact denoiser of data at one point, sampling ends there from any start."""
     for schedule in (Cosine(), Karras()):
         denoiser = gaussian_teacher(schedule, 0.3, 0.0)
         denoiser.register_parameter(
@@ -184,44 +184,44 @@ def test_known_numbers_stay_known_at_every_step(schedule, name):
         "stochastic": stochastic(times, schedule, fresh),
     }[name]
     x0, z = torch.randn(2, 5, *SHAPE, generator=seeded())
-    known = torch.rand(5, 1, 4, 6, generator=seeded(2)) < 0.5
+    fixed = torch.rand(5, 1, 4, 6, generator=seeded(2)) < 0.5
     teacher, x0s = wobbly_teacher(schedule, V()), []
 
     def watched(x, visits: list[ModelOutput], to, look):
         x0s.append((x, visits[-1].point.level))
-        return inpainting(step, ~known, x0, z)(x, visits, to, look)
+        return inpainting(step, ~fixed, x0, z)(x, visits, to, look)
 
     x = sample(teacher, z, times, watched)
-    assert torch.equal(x[known.expand_as(x)], x0[known.expand_as(x)])
+    assert torch.equal(x[fixed.expand_as(x)], x0[fixed.expand_as(x)])
     for at, level in x0s[1:]:
         expected = level.alpha * x0 + level.sigma * z
-        assert torch.equal(at[known.expand_as(x)], expected[known.expand_as(x)])
+        assert torch.equal(at[fixed.expand_as(x)], expected[fixed.expand_as(x)])
     free = sample(teacher, z, times, step)
-    assert not torch.equal(x[~known.expand_as(x)], free[~known.expand_as(x)])
-    none = sample(teacher, z, times, inpainting(step, torch.ones_like(known), x0, z))
+    assert not torch.equal(x[~fixed.expand_as(x)], free[~fixed.expand_as(x)])
+    none = sample(teacher, z, times, inpainting(step, torch.ones_like(fixed), x0, z))
     assert torch.equal(none, free)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VPLinear(), RectifiedFlow(), Karras()], ids=named)
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("batch", [2, 256])
-def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, known):
+def test_a_pipeline_returns_known_pixels_to_the_bit(schedule, strength, batch, images, fixed):
     made = pipeline(schedule, times=(OWN,), clip=0.7)
-    actual = made.sample(5, images=images, mask=~known, strength=strength, batch=batch)
+    actual = made.sample(5, images=images, mask=~fixed, strength=strength, batch=batch)
     assert actual.shape == images.shape and actual.dtype == torch.float32
-    where = known.expand_as(images)
+    where = fixed.expand_as(images)
     assert torch.equal(actual[where], images[where])
     free = made.sample(5, images=images, strength=strength, batch=batch)
     assert (actual - free)[~where].abs().max() > 1e-4
 
 
-def test_where_an_inpainting_walk_begins(images, known):
+def test_where_an_inpainting_walk_begins(images, fixed):
     """At strength 1 from noise, but for what is known: alpha x0 + sigma noise from the first call on."""
     times = (0.7, 0.3, 0.0)  # the teacher of this student cannot be read at t = 1
     made, z = pipeline(times=(times,)), sample_noise(0, range(5), SHAPE)
-    x = torch.where(known, noised(Cosine(), images, z, 0.7), z)
-    expected = sample(made.denoiser, x, times, inpainting(ddim, ~known, images, z))
-    actual = made.sample(5, images=images, mask=~known)
+    x = torch.where(fixed, noised(Cosine(), images, z, 0.7), z)
+    expected = sample(made.denoiser, x, times, inpainting(ddim, ~fixed, images, z))
+    actual = made.sample(5, images=images, mask=~fixed)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
@@ -259,9 +259,9 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
     teacher = mixture_teacher(Cosine(), data)
     x0, label = data.labelled(800, seeded(), torch.float32)
     z = torch.randn(800, 2, generator=seeded(1))
-    known = torch.tensor([[True, False]])
+    fixed = torch.tensor([[True, False]])
     step = inpainting(
-        ancestral(lambda like, n: torch.randn(like.shape, generator=seeded(n))), ~known, x0, z
+        ancestral(lambda like, n: torch.randn(like.shape, generator=seeded(n))), ~fixed, x0, z
     )
     x = sample(teacher, z, uniform(64), step)
     assert torch.equal(x[:, 0], x0[:, 0])
@@ -310,13 +310,13 @@ def test_what_cannot_be_is_refused(more, words):
         pipeline().sample(5, **more)
 
 
-def test_samplers_that_cannot(images, known):
+def test_samplers_that_cannot(images, fixed):
     made = pipeline(VPLinear())
     for sampler in ("dpm-fast", "dpmpp-3s", "euler-maruyama"):
         with pytest.raises(ConfigError, match=f"'{sampler}'.*'ddim'"):
             made.sample(5, steps=4, sampler=sampler, images=images, strength=0.5)
     with pytest.raises(ConfigError, match="restored"):
-        made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, mask=~known)
+        made.sample(5, steps=4, sampler="diffusers:DDIMScheduler", images=images, mask=~fixed)
 
 
 # --- latents ------------------------------------------------------------------------------------------
@@ -344,16 +344,16 @@ def test_a_model_of_latents(images):
     actual = made.sample(5, images=pixels, strength=0.6, latents=True)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
-    known = torch.zeros(5, 1, 8, 12, dtype=torch.bool)
-    known[..., :5] = True  # two latents wide, and half of a third
-    actual = made.sample(5, images=pixels, mask=~known)
-    where = known.expand_as(pixels)
+    fixed = torch.zeros(5, 1, 8, 12, dtype=torch.bool)
+    fixed[..., :5] = True  # two latents wide, and half of a third
+    actual = made.sample(5, images=pixels, mask=~fixed)
+    where = fixed.expand_as(pixels)
     assert torch.equal(actual[where], pixels[where])
-    inner = made.sample(5, images=pixels, mask=~known, latents=True)
+    inner = made.sample(5, images=pixels, mask=~fixed, latents=True)
     torch.testing.assert_close(inner[..., :2], latents[..., :2], rtol=0, atol=1e-6)
     assert (inner - latents)[..., 2:].abs().amin((0, 1, 2)).min() > 0
     assert torch.equal(actual[~where], Halves().decode(inner)[~where])
-    some = known.repeat(1, 3, 1, 1)
+    some = fixed.repeat(1, 3, 1, 1)
     some[:, 1, :, :2] = False  # one channel of the first column of latents
     inner = made.sample(5, images=pixels, mask=~some, latents=True)
     assert (inner - latents)[..., 0].abs().min() > 0
@@ -385,26 +385,26 @@ def masks():
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("codec", [None, Leaky()], ids=["pixels", "latents"])
 def test_hidden_pixels_change_nothing(name, codec):
-    """From noise alone: whatever lies where nothing is known, the sample is the same to the bit."""
-    made, known = pipeline(times=(OWN,), codec=codec), masks()[name]
+    """From noise alone: hidden pixels do not change the sample, to the bit."""
+    made, fixed = pipeline(times=(OWN,), codec=codec), masks()[name]
     if codec is None:
-        known = known[..., :4, 3:9]
-    hidden = torch.rand(5, *known.shape[1:], generator=seeded(6)) * 2 - 1
+        fixed = fixed[..., :4, 3:9]
+    hidden = torch.rand(5, *fixed.shape[1:], generator=seeded(6)) * 2 - 1
     others = [torch.rand(hidden.shape, generator=seeded(k)) * 2 - 1 for k in (7, 8)]
     others += [torch.full_like(hidden, v) for v in (-1.0, 0.0, 1.0)]
     both = {}
     for latents in (False, True):
         results = [
-            made.sample(5, images=torch.where(known, hidden, x), mask=~known, latents=latents)
+            made.sample(5, images=torch.where(fixed, hidden, x), mask=~fixed, latents=latents)
             for x in others
         ]
         assert all(torch.equal(results[0], one) for one in results[1:])
         both[latents] = results[0]
-    where = known.expand_as(hidden)
+    where = fixed.expand_as(hidden)
     assert torch.equal(both[False][where], hidden[where])
-    # Below strength 1 they are what the walk begins with.
+    # Below strength 1 sampling starts from them.
     a, b = (
-        made.sample(5, images=torch.where(known, hidden, x), mask=~known, strength=0.6)
+        made.sample(5, images=torch.where(fixed, hidden, x), mask=~fixed, strength=0.6)
         for x in others[:2]
     )
     assert not torch.allclose(a, b)
@@ -413,8 +413,8 @@ def test_hidden_pixels_change_nothing(name, codec):
 def test_what_is_kept_still_looks_like_the_image():
     """A latent far from what is hidden is the image's own; near it, it is encoded beside gray."""
     pixels = torch.rand(5, 3, 8, 12, generator=seeded(5)) * 2 - 1
-    known = torch.ones(1, 1, 8, 12, dtype=torch.bool)
-    known[..., 8:] = False
+    fixed = torch.ones(1, 1, 8, 12, dtype=torch.bool)
+    fixed[..., 8:] = False
 
     class Blurred(Leaky):
         def moments(self, images):
@@ -423,9 +423,9 @@ def test_what_is_kept_still_looks_like_the_image():
 
     codec = Blurred()
     made = pipeline(times=(OWN,), codec=codec)
-    actual = made.sample(5, images=pixels, mask=~known, latents=True)
+    actual = made.sample(5, images=pixels, mask=~fixed, latents=True)
     whole = 0.7 * codec.moments(pixels)[:, :3]
-    gray = 0.7 * codec.moments(torch.where(known, pixels, 0.0))[:, :3]
+    gray = 0.7 * codec.moments(torch.where(fixed, pixels, 0.0))[:, :3]
     assert torch.equal(actual[..., :3], whole[..., :3])
     assert torch.equal(actual[..., 3], gray[..., 3]) and not torch.equal(
         gray[..., 3], whole[..., 3]
@@ -434,19 +434,19 @@ def test_what_is_kept_still_looks_like_the_image():
     assert torch.equal(made.sample(5, images=pixels, mask=~every, latents=True), whole)
 
 
-def test_8_bits_come_back_to_the_bit(known):
+def test_8_bits_come_back_to_the_bit(fixed):
     made = pipeline(times=(OWN,))
     pixels = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=seeded(3))
-    actual = made.sample(5, images=pixels, mask=~known)
-    where = known.expand_as(pixels)
+    actual = made.sample(5, images=pixels, mask=~fixed)
+    where = fixed.expand_as(pixels)
     assert torch.equal(((actual + 1) * 127.5).round()[where], pixels[where].float())
 
 
-def test_a_table(images, known):
+def test_a_table(images, fixed):
     """A teacher on a table begins at a level of it."""
     made = pipeline(BetaTable())
-    actual = made.sample(5, steps=10, images=images, mask=~known, strength=0.55)
-    where = known.expand_as(images)
+    actual = made.sample(5, steps=10, images=images, mask=~fixed, strength=0.55)
+    where = fixed.expand_as(images)
     assert torch.equal(actual[where], images[where]) and bool(actual.isfinite().all())
 
 
@@ -454,6 +454,6 @@ def test_a_table(images, known):
     "name, count", [("left", 12), ("one latent", 1), ("dots", 0), ("one channel", 0), ("none", 1)]
 )
 def test_a_latent_is_known_where_all_its_pixels_are(name, count):
-    known = masks()[name]
-    mask = ImageStart(torch.zeros(known.shape), ~known).of_model(Leaky()).mask
+    fixed = masks()[name]
+    mask = ImageStart(torch.zeros(fixed.shape), ~fixed).of_model(Leaky()).mask
     assert mask is not None and int((~mask)[0, 0].sum()) == count

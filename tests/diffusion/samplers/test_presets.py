@@ -45,9 +45,9 @@ EACH = [
 
 
 def off(name, schedule, times, *, std=STD, dtype=torch.float32):
-    """How far a walk ends from where it should, in spreads of the data.
+    """The distance of samples from the exact end, in spreads of the data.
 
-    Of walks that draw noise only how far apart they end counts: one that has none left is 1 off, too.
+    For samplers that draw noise, only the spread of the samples counts: without any it is 1 off, too.
     """
     noise = torch.randn(N, 1, generator=seeded(3), dtype=torch.float64)
     sampler = sampler_fn(name, 0, range(N), (1,), times, schedule, 0.0)
@@ -183,7 +183,7 @@ def test_a_schedule_of_ones_own_is_tried_too():
 @pytest.mark.parametrize("name", [*STEPS, "ancestral", "stochastic", *DIFFUSERS])
 @pytest.mark.parametrize("std", [0.2, 0.5, 1.0])
 def test_other_grids_ends_and_data(name, std):
-    """Whatever is walked ends near the solution, for data of other spreads as well."""
+    """Samples end near the solution, for data of other spreads as well."""
     count = 0
     for schedule in (Cosine(-30.0, 30.0), VPLinear(0.1, 40.0), Karras(0.001, 1000.0), Cosine()):
         for steps in (3, 7, 20):

@@ -96,7 +96,7 @@ def test_the_last_step_is_the_mean():
 
 
 def test_the_marginal_converges():
-    """Gaussian data: the walk is affine in its noise, so its mean and variance need no samples.
+    """Gaussian data: sampling is affine in its noise, so its mean and variance need no samples.
 
     The response to one unit of noise at each place in turn is exact, and the variance their squares' sum.
     """

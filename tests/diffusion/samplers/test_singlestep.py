@@ -226,7 +226,7 @@ def test_any_uneven_grid_is_walked_as_printed(schedule, name, steps):
 @every_step
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 11])
 def test_exact_where_the_data_is_one_point(schedule, name, steps):
-    """With a constant x0 and eps every group solves the flow exactly, whatever its length."""
+    """With a constant x0 and eps groups of any length solve the flow exactly."""
     teacher = gaussian_teacher(schedule, mean=0.3, std=0.0)
     noise = torch.randn(5, 3, generator=seeded())
     times = uniform(steps, start=0.9, end=0.2)
@@ -289,7 +289,7 @@ def test_ends_where_the_flow_ends(schedule, name):
     assert (x - exact).abs().max() < 2e-3
 
 
-# --- the walk -----------------------------------------------------------------------------------------
+# --- the loop -----------------------------------------------------------------------------------------
 
 
 @every_step
@@ -313,7 +313,7 @@ def test_no_sample_and_one(name, batch):
 
 @every_step
 def test_a_step_is_a_function_of_its_history(name):
-    """A loop of one's own, with a new step and new visits every time, walks the same."""
+    """A user's loop, with a new step and new outputs every time, gives the same samples."""
     teacher, noise = mixture_teacher(VPLinear()), torch.randn(5, 2, generator=seeded())
     times = uniform(8, start=0.9, end=0.1)
     once = STEPS[name](8)
@@ -333,7 +333,7 @@ def test_a_step_is_a_function_of_its_history(name):
 
 @every_step
 def test_clipping_moves_the_whole_group(name):
-    """A clipped prediction says where its x lies, so the anchor is where the walk was."""
+    """A clipped prediction says where its x lies, so the anchor is where sampling was."""
     teacher, noise = gaussian_teacher(Cosine()), torch.randn(5, 2, generator=seeded())
     times = uniform(5, start=0.9, end=0.1)
     free, wide, tight = (
@@ -373,7 +373,7 @@ def test_a_longer_grid_than_it_was_made_for_is_refused(name):
 
 
 def ended(name, schedule, times):
-    """How many of the data's spreads the walk ends from where the flow does."""
+    """The distance between the ends of sampling and of the flow, in spreads of the data."""
     noise = torch.tensor([[1.0]])
     x_start = start(schedule, noise, times[0])
     exact = gaussian_flow(schedule, x_start, times[0], times[-1], 0.0)

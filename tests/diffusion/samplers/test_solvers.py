@@ -236,7 +236,7 @@ def test_one_step_is_the_predicted_x0(schedule, name):
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("t", [1.0, 0.8])
 def test_exact_where_the_data_is_one_point(schedule, name, t):
-    """With a constant x0 every step solves the flow exactly, whatever its length."""
+    """With a constant x0 steps of any length solve the flow exactly."""
     teacher = gaussian_teacher(schedule, mean=0.3, std=0.0)
     noise = torch.randn(5, 3, generator=seeded())
     times = (t, 0.6, 0.55, 0.2)
@@ -312,7 +312,7 @@ def test_ancestral_lands_on_the_forward_marginal(schedule, variance):
 
 
 def test_ancestral_keeps_the_data():
-    """128 small steps on Gaussian data: mean and spread of the data, whatever the variance rule."""
+    """128 small steps on Gaussian data: mean and spread of the data, for both variance rules."""
     n = 4000
     for variance in (0.0, 1.0):
         step = ancestral(fresh(int(variance)), variance=variance)
@@ -323,7 +323,7 @@ def test_ancestral_keeps_the_data():
         assert abs(x.std() / 0.5 - 1) < 4 / (2 * n) ** 0.5 + 0.015
 
 
-# --- the walk -----------------------------------------------------------------------------------------
+# --- the loop -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 16])
@@ -352,7 +352,7 @@ def test_the_network_is_asked_on_the_grid():
 
 
 def test_steps_are_numbered_from_one():
-    """0 is the noise a walk starts from (`sample_noise`), so no step draws with it."""
+    """0 is the noise that sampling starts from (`sample_noise`), so no step draws with it."""
     numbers = []
 
     def noise(like, step):
@@ -461,7 +461,7 @@ def test_progress_is_told_of_every_step():
 
 
 def test_a_walk_in_two_halves():
-    """A walk may stop anywhere, and DDIM goes on from there as if it had not."""
+    """Sampling may stop anywhere, and DDIM continues from there as if it had not."""
     teacher, noise = mixture_teacher(Cosine()), torch.randn(5, 2, generator=seeded())
     middle = sample(teacher, noise, (1.0, 0.75, 0.5))
     end = sample(teacher, middle, (0.5, 0.25, 0.0))

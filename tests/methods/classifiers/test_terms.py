@@ -47,7 +47,7 @@ Y = torch.tensor([0, 1, 0])
 
 
 class Says(nn.Module):
-    """A classifier that answers with its own logits, whatever it sees."""
+    """A classifier with the same logits for every input."""
 
     def __init__(self, logits):
         super().__init__()
@@ -95,7 +95,7 @@ def test_report_normalises_its_weights():
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5, 5.0])
 def test_report_has_hintons_gradient_with_its_soft_weight_over_t2(temperature):
-    """F09: exactly, whatever the weights; the values differ by the teacher's entropy."""
+    """F09: exactly, for any weights; the values differ by the teacher's entropy."""
     a, b = 0.9, 0.1
     values, slope = loss(report(temperature=temperature, soft_weight=a, hard_weight=b))
     same = hinton(

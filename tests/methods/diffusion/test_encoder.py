@@ -40,7 +40,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 READS = [Eps(), V(), Velocity(), X0AndEps()]
 
 
-# --- the walk -----------------------------------------------------------------------------------------
+# --- the loop -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps, expected", [(16, 0.824), (1024, 0.997)])

@@ -89,7 +89,7 @@ def by_hand(x, t, label, w):
 
 @pytest.mark.parametrize("reads", [V(), X0(), Eps()], ids=named)
 def test_the_objective_by_hand(reads):
-    """Section 3.1 for every w: the student's x0 error against the closed form, whatever either reads."""
+    """Section 3.1 for every w: the student's x0 error against the closed form, for all parameterisations."""
     n, batch = 57, labelled(57)
     teacher = mixture_teacher(Cosine(), parameterisation=reads)
     inputs = {}

@@ -180,7 +180,7 @@ class Jumps:
 
 
 def variance(student, times):
-    """ExactRows: a linear walk of the basis of its noises, whose squares are summed."""
+    """The exact variance: sampling is linear, so the squares of its basis of noises are summed."""
     basis = torch.eye(len(times) - 1)[..., None]
     step = stochastic(times, student.schedule, lambda like, number: basis[number])
     return sample(student, basis[0], times, step).square().sum().item()
@@ -209,7 +209,7 @@ def test_variance_on_every_schedule_and_grid(schedule, steps):
     for times in (uniform(steps, start=top), karras(steps, schedule, start=top)):
         first = level_at(schedule, times[0])
         noise = 1 if schedule.variance_preserving else first.sigma**2
-        wrong = noise / (0.25 * first.alpha**2 + first.sigma**2)  # a walk starts from noise alone
+        wrong = noise / (0.25 * first.alpha**2 + first.sigma**2)  # sampling starts from noise alone
         actual = variance(Jumps(times, schedule, 2), times)
         assert 0.25 * min(1, wrong) - 1e-5 < actual < 0.25 * max(1, wrong) + 1e-5
     uneven = variance(Jumps(uniform(steps, start=top), schedule, 1), uniform(steps, start=top))
