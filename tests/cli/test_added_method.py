@@ -71,11 +71,11 @@ def test_it_runs_from_the_command_line(registered, tmp_path, capsys):
     assert main(["distill", "one-shot", *words, "--out", str(out), "--dry-run"]) == 0
     assert re.search(r"^0001-steps +3", capsys.readouterr().out, re.MULTILINE)
     assert main(["distill", "one-shot", *words, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "Train a one-step student" in said and "--steps 1" in said
+    output = capsys.readouterr().out
+    assert "Train a one-step student" in output and "--steps 1" in output
     begun = json.loads((out / "run.json").read_text())
     assert begun["command"] == "distill one-shot" and begun["options"]["steps"] == 4
-    assert begun["plan"]["stages"][0]["name"] == "0001-steps" and "\ngate " in said
+    assert begun["plan"]["stages"][0]["name"] == "0001-steps" and "\ngate " in output
     assert main(["distill", "one-shot", *words, "--out", str(out), "--stepz", "4"]) == 2
     assert "--steps" in capsys.readouterr().err
 

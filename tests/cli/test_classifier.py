@@ -60,24 +60,24 @@ def test_everything_at_once_and_again(cli, tmp_path):
     assert status == 0, err
     assert "note      a classifier of smoothed labels is a poor teacher" in out
     assert "digits, 90 samples" in out and "cnn, " in out
-    found = re.search(r"accuracy  ([\d.]+)% .* on the 20 % held out, all 359 images", out)
+    match = re.search(r"accuracy  ([\d.]+)% .* on the 20 % held out, all 359 images", out)
     net = load_classifier(tmp_path / "run")
     _, held = halfstep.load_data("digits").apart(0.2)
-    assert float(found[1]) == pytest.approx(
+    assert float(match[1]) == pytest.approx(
         100 * score_classifier(net, held).accuracy.value, abs=0.051
     )
     name, config, preprocessing = classifier_recipe(net)
     assert (name, config["width"], preprocessing.mean) == ("cnn", 4, (0.3,))
-    told = [line for line in lines(tmp_path / "run") if "held_out" in line]
-    assert [line["update"] for line in told] == [3, 6] and told[0]["held_out"] == 359
+    measured = [line for line in lines(tmp_path / "run") if "held_out" in line]
+    assert [line["update"] for line in measured] == [3, 6] and measured[0]["held_out"] == 359
     exact = score_classifier(net, held)
-    assert told[1]["held_out_accuracy"] == pytest.approx(exact.accuracy.value)
-    assert told[1]["held_out_nll"] == pytest.approx(exact.nll, rel=1e-4)
-    kept = options(tmp_path / "run")
-    assert kept["augmentation"] == {"steps": ["flip", "crop"], "views": 3, "seed": 0}
-    assert kept["label_smoothing"] == 0.1
+    assert measured[1]["held_out_accuracy"] == pytest.approx(exact.accuracy.value)
+    assert measured[1]["held_out_nll"] == pytest.approx(exact.nll, rel=1e-4)
+    before = options(tmp_path / "run")
+    assert before["augmentation"] == {"steps": ["flip", "crop"], "views": 3, "seed": 0}
+    assert before["label_smoothing"] == 0.1
     again, out, _ = cli(*words)
-    assert again == 0 and "this run was finished before" in out and found[0] in out
+    assert again == 0 and "this run was finished before" in out and match[0] in out
     status, _, err = cli(*words[:-2], "--views", 4, "--out", "run")
     assert status == 2 and "was made with augmentation.views = 3, now it is 4" in err.replace(
         "\n", " "
@@ -136,7 +136,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--augment", "mixup"], "mixed images have no label"),
         (["--augment", "flip", "--flip"], "write flip=False, and flip among its steps"),
@@ -144,7 +144,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--validate", 1.5], "is no share of the data"),
         (["--validate", "digits"], "the held-out data is the training data"),
         (["--validate", "two-moons"], "must be labelled images of shape [1, 8, 8]"),
-        (["--labels-per-class", 500], "178 labelled"),
+        (["--labels-per-class", 500], "500"),
         (["--label-smoothing", 1], "label_smoothing must be"),
         (["--net", "cnnn"], "perhaps you meant 'cnn'"),
         (["--net", "toy-teacher"], "too small for the toy's teacher"),
@@ -153,10 +153,10 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--net", "cnn", "--net-config", "widthh", 3], "perhaps you meant 'width'"),
     ],
 )
-def test_what_cannot_be_is_one_sentence_and_no_folder(cli, tmp_path, words, said):
+def test_what_cannot_be_is_one_sentence_and_no_folder(cli, tmp_path, words, message):
     status, _, err = cli(*words, "--out", "x")
     assert status == 2 and err.startswith("halfstep: ") and err.count("\n") == 1, err
-    assert said in err and not (tmp_path / "x").exists()
+    assert message in err and not (tmp_path / "x").exists()
 
 
 def test_a_rehearsal(cli, tmp_path):
@@ -254,31 +254,31 @@ def test_held_out_data_leaves_the_weights_alone(tmp_path):
 
 def test_the_log_asks_about_a_fixed_thousand():
     held = images(1003, 3)
-    seen = []
+    sizes = []
 
     def net(x):
-        seen.append(x)
+        sizes.append(x)
         return torch.eye(3)[torch.zeros(len(x), dtype=torch.int64)] * 5
 
-    found = Classify(held_out=held).measure(net, held.batch(torch.arange(2)), None)
-    first = torch.cat(seen)
-    assert found["held_out"] == 1000 == len(first)
-    seen.clear()
+    measures = Classify(held_out=held).measure(net, held.batch(torch.arange(2)), None)
+    first = torch.cat(sizes)
+    assert measures["held_out"] == 1000 == len(first)
+    sizes.clear()
     Classify(held_out=held).measure(net, held.batch(torch.arange(2)), None)
-    assert torch.equal(torch.cat(seen), first)
-    assert found["held_out_accuracy"] == pytest.approx(1 / 3, abs=0.01)
+    assert torch.equal(torch.cat(sizes), first)
+    assert measures["held_out_accuracy"] == pytest.approx(1 / 3, abs=0.01)
     assert Classify().measure(net, held.batch(torch.arange(2)), None) == {}
 
 
 def test_smoothing_is_torchs():
     label, logits = torch.tensor([0, 2, 1, -1]), torch.randn(4, 3, generator=seeded())
     batch = Dataset(torch.zeros(4, 1, 2, 2), label).batch(torch.arange(4))
-    found = Classify(smoothing=0.2)(lambda x: logits, batch, None)
+    loss = Classify(smoothing=0.2)(lambda x: logits, batch, None)
     want = torch.nn.functional.cross_entropy(
         logits[:3], label[:3], label_smoothing=0.2, reduction="none"
     )
-    torch.testing.assert_close(found[:3], want)
-    assert found[3] == 0
+    torch.testing.assert_close(loss[:3], want)
+    assert loss[3] == 0
 
 
 def test_the_shipped_digits_classifier_is_still_read():

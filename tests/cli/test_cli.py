@@ -113,7 +113,7 @@ def test_no_option_is_there_twice():
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ("distil", "no verb 'distil': perhaps you meant 'distill'"),
         ("train denoizer", "perhaps you meant 'denoiser'; choose from classifier, codec, denoiser"),
@@ -155,11 +155,11 @@ def test_no_option_is_there_twice():
         ("train denoiser --out x --data digits --net nowhere:make", "no module 'nowhere'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line_and_status_2(words, said, cli, tmp_path):
+def test_what_cannot_be_is_one_line_and_status_2(words, message, cli, tmp_path):
     status, _, err = cli(*words.split())
     assert status == 2
     assert err.startswith("halfstep: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    assert said.lower() in err.lower(), err
+    assert message.lower() in err.lower(), err
     assert "Traceback" not in err and "╭" not in err
     assert not list(tmp_path.iterdir())
 
@@ -207,12 +207,12 @@ def test_its_own_config_repeats_a_run(run, cli, request):
 
 
 def test_the_same_folder_with_other_options_is_refused_and_untouched(students, cli):
-    kept = (students / "config.toml").read_text()
+    before = (students / "config.toml").read_text()
     status, _, err = cli(
         "distill", "progressive", "--config", students / "config.toml", "--seed", "3"
     )
     assert status == 2 and "seed = 0, now it is 3" in err
-    assert (students / "config.toml").read_text() == kept
+    assert (students / "config.toml").read_text() == before
 
 
 def test_a_distillation_says_where_its_students_are(students, cli):
@@ -282,10 +282,10 @@ def test_what_is_no_picture_is_written_as_numbers(cli, tmp_path):
 )
 def test_a_rehearsal_prints_the_plan_and_writes_nothing(verb, moons, cli, tmp_path):
     """On labelled data and a network that takes no labels, as a run would do it."""
-    own = TINY if verb.startswith("train") else ["--data", "two-moons", "--teacher", moons]
+    options = TINY if verb.startswith("train") else ["--data", "two-moons", "--teacher", moons]
     halving = ["--start", 8, "--stop", 2] if verb.endswith("progressive") else []
     before = {path for path in moons.rglob("*")}
-    status, out, err = cli(*verb.split(), *own, *halving, "--out", "x", "--dry-run")
+    status, out, err = cli(*verb.split(), *options, *halving, "--out", "x", "--dry-run")
     assert status == 0 and not err
     assert not list(tmp_path.iterdir()) and {path for path in moons.rglob("*")} == before
     assert re.search(r"time +about .* on cpu", out) and re.search(r"memory +0\.\d MiB", out)

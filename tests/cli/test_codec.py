@@ -124,11 +124,11 @@ def test_a_killed_run_goes_on_to_the_bit(cli, tmp_path, monkeypatch, after):
     cli("--updates", 6, out="whole")
     forward, calls = KLCodec.forward, []
 
-    def dying(self, *given):
+    def dying(self, *args):
         calls.append(1)
         if len(calls) > after:
             raise Killed
-        return forward(self, *given)
+        return forward(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(KLCodec, "forward", dying)

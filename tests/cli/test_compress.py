@@ -55,26 +55,33 @@ def test_variants_stand_beside_their_student(run, cli):
         "compress", run, "--prune", 0.3, "--prune-rows", 0.125, "--steps", 2, *QUICK
     )
     assert status == 0 and "30 % of weights pruned" in out
-    found = json.loads((run / "report.json").read_text())
-    rows = [row for row in found["rows"] if row.get("compressed")]
+    report = json.loads((run / "report.json").read_text())
+    rows = [row for row in report["rows"] if row.get("compressed")]
     assert [row["name"] for row in rows] == [
         "student, 2 steps", "student, 2 steps, 12.5 % of rows pruned",
         "student, 2 steps, 30 % of weights pruned",
     ]  # fmt: skip
-    own, *made = rows
-    assert own["compressed"]["zeros"] == 0 and own["compressed"]["rmse"] is None
+    original, *made = rows
+    assert original["compressed"]["zeros"] == 0 and original["compressed"]["rmse"] is None
     for row in made:
-        told = row["compressed"]
-        assert row["role"] == "compressed" and row["calls"] == 2 and told["student"] == own["name"]
-        assert told["rmse"]["low"] > 0 and told["ratio"]["low"] <= told["ratio"]["value"]
-        assert told["bytes"] == own["compressed"]["bytes"]
+        compressed = row["compressed"]
+        assert (
+            row["role"] == "compressed"
+            and row["calls"] == 2
+            and compressed["student"] == original["name"]
+        )
+        assert (
+            compressed["rmse"]["low"] > 0
+            and compressed["ratio"]["low"] <= compressed["ratio"]["value"]
+        )
+        assert compressed["bytes"] == original["compressed"]["bytes"]
         assert row["cost"]["seconds_per_sample"].keys() == {"1", "64"}
-        assert row["cost"]["multiply_adds"] == own["cost"]["multiply_adds"]
+        assert row["cost"]["multiply_adds"] == original["cost"]["multiply_adds"]
         assert row["fidelity"] and row["ratio"]
-        far, near = (one["distances"]["frechet_distance"]["value"] for one in (row, own))
-        assert told["ratio"]["value"] == pytest.approx(far / near)
+        far, near = (one["distances"]["frechet_distance"]["value"] for one in (row, original))
+        assert compressed["ratio"]["value"] == pytest.approx(far / near)
     assert 0.1 < made[0]["compressed"]["zeros"] < 0.125 < made[1]["compressed"]["zeros"] < 0.3
-    [one] = [row for row in found["rows"] if row["role"] == "student" and row["steps"] == 1]
+    [one] = [row for row in report["rows"] if row["role"] == "student" and row["steps"] == 1]
     assert one["compressed"] is None
     page = (run / "report.html").read_text()
     assert 'id="compressed"' in page and "12.5 % of rows pruned" in page
@@ -95,8 +102,8 @@ def test_int8_stands_beside_its_student(run, cli, tmp_path):
             shutil.copy(run / name, tmp_path / "run")
     assert cli("compress", tmp_path / "run", "--int8", *QUICK)[0] == 0
     rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
-    own, small = [row["compressed"] for row in rows if row.get("compressed")]
-    assert small["kind"] == "int8" and small["bytes"] < 0.32 * own["bytes"]
+    original, small = [row["compressed"] for row in rows if row.get("compressed")]
+    assert small["kind"] == "int8" and small["bytes"] < 0.32 * original["bytes"]
     assert 0 < small["rmse"]["value"] < 0.05
 
 
@@ -146,10 +153,10 @@ def test_a_student_without_a_run_has_a_table_of_its_own(cli, tmp_path):
 
 def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
     """Of a run, of a student without one; of a classifier, which is judged by images, it is refused."""
-    asked = []
+    verified = []
 
-    def load(*given, verify, **options):
-        asked.append(verify)
+    def load(*args, verify, **options):
+        verified.append(verify)
         raise DataError("enough")
 
     for name in ("compress", "evaluation_inputs"):
@@ -160,7 +167,7 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
     for words in ([tmp_path / "run"], alone):
         for more in ([], ["--verify"]):
             assert refused(cli("compress", *words, "--prune", 0.5, *QUICK, *more), "enough")
-    assert asked == [False, True, False, True]
+    assert verified == [False, True, False, True]
     classifier = [ASSETS / "digits-classifier", *digits, "--out", "small", "--prune", 0.5]
     assert refused(cli("compress", *classifier, "--verify"), "--verify")
 
@@ -168,10 +175,10 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
 def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
     place, words = ASSETS / "digits-classifier", ["--prune", 0.2, 0.95, "--data", "digits"]
     assert cli("compress", place, *words, "--out", "small")[0] == 0
-    found = json.loads((tmp_path / "small" / "accuracy.json").read_text())
-    own, little, much = found["rows"]
-    assert found["images"] == 1797 and own["agreement"]["value"] == 1
-    assert own["accuracy"]["value"] > 0.95 > 0.6 > much["accuracy"]["value"]
+    scores = json.loads((tmp_path / "small" / "accuracy.json").read_text())
+    original, little, much = scores["rows"]
+    assert scores["images"] == 1797 and original["agreement"]["value"] == 1
+    assert original["accuracy"]["value"] > 0.95 > 0.6 > much["accuracy"]["value"]
     assert little["accuracy"]["low"] < little["accuracy"]["value"] < little["accuracy"]["high"]
     assert much["zeros"] > 0.9 and (tmp_path / "small" / "weights-20" / "classifier.json").exists()
 
@@ -195,8 +202,11 @@ def test_a_classifier_of_ones_own_and_images_some_of_which_have_no_label(cli, tm
     assert refused(cli("compress", *words), "--net compressible:build")
     status, _, err = cli("compress", *words, "--net", "compressible:build")
     assert status == 0, err
-    own, pruned = json.loads((tmp_path / "small" / "accuracy.json").read_text())["rows"]
-    assert own["rows"] == pruned["rows"] == int((~half).sum()) and own["agreement"]["value"] == 1
+    original, pruned = json.loads((tmp_path / "small" / "accuracy.json").read_text())["rows"]
+    assert (
+        original["rows"] == pruned["rows"] == int((~half).sum())
+        and original["agreement"]["value"] == 1
+    )
     assert pruned["zeros"] > 0.25
 
 
@@ -204,7 +214,7 @@ CLASSIFIER = [ASSETS / "digits-classifier", "--prune", 0.3, "--data", "digits", 
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["RUN"], "--prune 0.3 0.5"),
         (["RUN", "--prune", 3], "0.03"),
@@ -218,7 +228,7 @@ CLASSIFIER = [ASSETS / "digits-classifier", "--prune", 0.3, "--data", "digits", 
         (["nowhere", "--prune", 0.3], "nowhere"),
     ],
 )
-def test_what_cannot_be_compressed_is_refused(words, said, run, cli, tmp_path):
+def test_what_cannot_be_compressed_is_refused(words, message, run, cli, tmp_path):
     words = [run if word == "RUN" else word for word in words]
-    assert refused(cli("compress", *words), said)
+    assert refused(cli("compress", *words), message)
     assert not list(tmp_path.iterdir())

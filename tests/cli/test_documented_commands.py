@@ -28,6 +28,6 @@ def test_commands_have_only_options_that_exist(page, capsys):
             assert main([*verb, "--help"]) == 0
         except SystemExit as stop:
             assert stop.code == 0, words
-        told = capsys.readouterr().out
+        output = capsys.readouterr().out
         for option in options:
-            assert option in told, f"{named(page)}: halfstep {' '.join(words)}: no {option}"
+            assert option in output, f"{named(page)}: halfstep {' '.join(words)}: no {option}"

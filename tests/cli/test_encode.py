@@ -88,11 +88,11 @@ def test_encode_and_back(cli):
         "encode t --images digits --n 5 --first 3 --steps 4 --out a/n.safetensors"
     )
     assert status == 0 and not err and "halfstep sample t --noise a/n.safetensors" in out
-    found = NoiseFile.load(Path("a/n.safetensors"))
+    file = NoiseFile.load(Path("a/n.safetensors"))
     x, labels = digits(range(3, 8))
     want = Pipeline.load("t").encode(x, steps=4, labels=labels)
-    assert torch.equal(found.noise, want) and found.labels.tolist() == labels
-    assert torch.equal(found.images, x)
+    assert torch.equal(file.noise, want) and file.labels.tolist() == labels
+    assert torch.equal(file.images, x)
     about = json.loads(Path("a/n.json").read_text())
     assert about["steps"] == 4 and about["images"] == "digits" and about["first"] == 3
     assert (
@@ -131,8 +131,8 @@ def test_an_encoder_and_what_it_may_not(cli):
 def test_pictures_by_name_of_class(cli):
     """Classes go by name, so a folder may hold some of them; one picture has none."""
     assert cli("encode pets --images photos --steps 2 --out p.safetensors")[0] == 0
-    found = NoiseFile.load(Path("p.safetensors"))
-    assert found.labels.tolist() == [1, 1, 0] and found.images.shape == (3, 1, 8, 8)
+    file = NoiseFile.load(Path("p.safetensors"))
+    assert file.labels.tolist() == [1, 1, 0] and file.images.shape == (3, 1, 8, 8)
     status, _, err = cli("encode t --images photos --out x.safetensors")
     assert status == 2 and "images of 'cats', which is no class of this model (0, 1, 2" in err
     assert cli("encode t --images photos --labels 4,5 --steps 1 --out q.safetensors")[0] == 0
@@ -147,7 +147,7 @@ def test_pictures_by_name_of_class(cli):
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, message",
     [
         ("encode t --images digits --out x.png", "'x.png' is no name for noise: write for example"),
         ("encode t --images digits --n 0 --out x.safetensors", "n must be at least 1"),
@@ -167,9 +167,9 @@ def test_pictures_by_name_of_class(cli):
         ("sample t --images photos --strength .5 --out x", "'cats', which is no class of this"),
     ],
 )  # fmt: skip
-def test_one_sentence(cli, folder, line, said):
+def test_one_sentence(cli, folder, line, message):
     status, _, err = cli(line)
-    assert status == 2 and said in err and err.count("\n") == 1, err
+    assert status == 2 and message in err and err.count("\n") == 1, err
     assert not (folder / "x").exists() and not (folder / "x.safetensors").exists()
 
 
@@ -181,7 +181,7 @@ def test_noise_with_what_does_not_go_with_it(cli):
     assert status == 2 and "holds 2 of noise, asked for 3" in err
     good = storage.load(Path("n2"))
     about = {k: v for k, v in good[1].items() if k != "sha256"}
-    for tensors, changed, said in (
+    for tensors, changed, message in (
         ({"noise": good[0]["noise"]}, {}, "its tensors do not belong together"),
         (good[0] | {"more": torch.zeros(1)}, {}, "its tensors do not belong together"),
         (good[0] | {"noise": good[0]["noise"] * torch.nan}, {}, "do not belong together"),
@@ -190,7 +190,7 @@ def test_noise_with_what_does_not_go_with_it(cli):
     ):
         storage.save(Path("bad"), tensors, about | changed)
         status, _, err = cli("sample t --noise bad.safetensors --out x")
-        assert status == 2 and said in err, err
+        assert status == 2 and message in err, err
 
 
 def test_strength_one_is_sample(cli):
@@ -237,13 +237,13 @@ def test_a_run_of_encoders_is_judged(cli, folder):
     status, out, err = cli(line)
     assert status == 0, err
     assert "run: 2 encoders" in out and "student, 1 step" in out and "Fréchet" not in out
-    found = json.loads((folder / "run" / "report.json").read_text())
-    rows = found["reconstruction"]["rows"]
+    report = json.loads((folder / "run" / "report.json").read_text())
+    rows = report["reconstruction"]["rows"]
     assert [r["name"] for r in rows] == [
         "teacher, 4 steps", "teacher, 2 steps", "student, 2 steps", "teacher, 1 step",
         "student, 1 step",
     ]  # fmt: skip
-    assert found["verdict"].startswith("Encoded in 1 step and decoded in the teacher's 4")
+    assert report["verdict"].startswith("Encoded in 1 step and decoded in the teacher's 4")
     x, labels = digits(torch.arange(12).mul(1797).div(12, rounding_mode="floor").tolist())
     teacher = Pipeline.load("t")
     up = Pipeline.load("run/stages/0002-steps").encode(x, labels=labels)
@@ -258,8 +258,8 @@ def test_a_run_of_encoders_is_judged(cli, folder):
     assert status == 2 and "a run of encoders, which draw no samples to compare" in err
     np.savez("held.npz", images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.arange(4))
     assert cli(f"{line} --held-out held.npz --counts 2")[0] == 0
-    found = json.loads((folder / "run" / "report.json").read_text())["reconstruction"]
-    assert found["held_out"] and found["images"] == 4 and len(found["rows"]) == 3
+    report = json.loads((folder / "run" / "report.json").read_text())["reconstruction"]
+    assert report["held_out"] and report["images"] == 4 and len(report["rows"]) == 3
 
 
 def test_the_run_says_what_to_type(cli):

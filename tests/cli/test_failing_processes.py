@@ -170,11 +170,11 @@ def happened(folder, *waves):
     return json.loads((folder / "found.json").read_text())
 
 
-def one_sentence(said, *words):
+def one_sentence(message, *words):
     """Whether that was said, and nothing else."""
-    assert said.startswith("halfstep: ") and said.count("\n") == 1, said
+    assert message.startswith("halfstep: ") and message.count("\n") == 1, message
     for word in words:
-        assert word in said
+        assert word in message
     return True
 
 
@@ -193,33 +193,33 @@ def rest(tmp_path_factory):
 
 class TestQuick:
     def test_another_seed_is_refused_by_both_before_there_is_a_folder(self, quick):
-        found, folder = quick
-        assert found["differs"]["status"] == [2, 2]
-        first, second = found["differs"]["err"]
+        results, folder = quick
+        assert results["differs"]["status"] == [2, 2]
+        first, second = results["differs"]["err"]
         assert one_sentence(first, "seed", "0 in process 0", "5 in process 1") and first == second
         assert not (folder / "differs" / "run").exists()
 
     def test_who_refuses_before_the_group_is_there_is_not_waited_for(self, quick):
-        found, folder = quick
-        assert found["refuses"]["status"] == [2, 2]
-        assert one_sentence(found["refuses"]["err"][0], "process 1", "--learning-rate")
-        assert one_sentence(found["refuses"]["err"][1], "--learning-rate")
+        results, folder = quick
+        assert results["refuses"]["status"] == [2, 2]
+        assert one_sentence(results["refuses"]["err"][0], "process 1", "--learning-rate")
+        assert one_sentence(results["refuses"]["err"][1], "--learning-rate")
         assert not (folder / "refuses" / "run").exists()
 
     def test_one_that_is_killed_ends_the_other_in_a_sentence(self, quick):
-        found, _ = quick
-        assert found["killed"]["status"] == [2, -9]
-        assert one_sentence(found["killed"]["err"][0], "gone")
+        results, _ = quick
+        assert results["killed"]["status"] == [2, -9]
+        assert one_sentence(results["killed"]["err"][0], "gone")
 
     def test_why_one_failed_is_said_by_the_other_while_it_lives_on(self, quick):
-        found, folder = quick
-        assert found["fails"]["status"] == [2, 2]
-        assert one_sentence(found["fails"]["err"][0], "process 1", "image 7")
-        assert one_sentence(found["fails"]["err"][1], "image 7")
-        kept = sorted(
+        results, folder = quick
+        assert results["fails"]["status"] == [2, 2]
+        assert one_sentence(results["fails"]["err"][0], "process 1", "image 7")
+        assert one_sentence(results["fails"]["err"][1], "image 7")
+        checkpoints = sorted(
             path.stem for path in (folder / "fails" / "run" / "checkpoints").glob("*.json")
         )
-        assert kept[-1] == f"00-{AT - 1:08d}"
+        assert checkpoints[-1] == f"00-{AT - 1:08d}"
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ class TestRest:
     )
     def test_both_end_with_the_same_reason(self, rest, name, status, words):
         assert rest[0][name]["status"] == status
-        assert all(one_sentence(said, *words) for said in rest[0][name]["err"])
+        assert all(one_sentence(message, *words) for message in rest[0][name]["err"])
 
     @pytest.mark.parametrize(
         "who, name, again", [(1, "killed", "again"), (0, "first killed", "first again")]
@@ -242,10 +242,10 @@ class TestRest:
     def test_one_is_killed_and_the_same_command_goes_on_to_the_same_bits(
         self, rest, who, name, again
     ):
-        found, folder = rest
-        assert found[name]["status"][who] == -9 and found[name]["status"][1 - who] == 2
-        assert one_sentence(found[name]["err"][1 - who], "gone")
-        assert found["whole"] == found[again] == {"status": [0, 0], "err": ["", ""]}
+        results, folder = rest
+        assert results[name]["status"][who] == -9 and results[name]["status"][1 - who] == 2
+        assert one_sentence(results[name]["err"][1 - who], "gone")
+        assert results["whole"] == results[again] == {"status": [0, 0], "err": ["", ""]}
         lines = (folder / name / "run" / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == UPDATES + 1
         assert bits(folder / name / "run") == bits(folder / "whole" / "run") != {}

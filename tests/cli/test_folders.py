@@ -268,13 +268,13 @@ def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cl
     more.pop(more.index("--updates=9") + 1)
     other = words("classifier" if name == "train" else "train", made)
     other[other.index("--out") + 1] = typed[typed.index("--out") + 1]
-    for wrong, said in (
+    for wrong, message in (
         ([*typed, "--seed", "1"], "seed = 0"),
         (more, "--extend"),
         (other, "a run of"),
     ):
         rehearsed = cli(*wrong, "--dry-run")
-        assert refused(rehearsed, said) and rehearsed[2] == cli(*wrong)[2]
+        assert refused(rehearsed, message) and rehearsed[2] == cli(*wrong)[2]
     assert cli(*more, "--extend", "--dry-run")[0] == 0
     assert everything(tmp_path) == before
 
@@ -315,7 +315,7 @@ def linked(path):
 
 
 @pytest.mark.parametrize(
-    "how, more, said",
+    "how, more, message",
     [
         (lambda run: held(run), [], "another process"),
         (lambda run: damaged(run / "gate.json"), [], "gate.json"),
@@ -328,14 +328,14 @@ def linked(path):
     ],
 )
 def test_a_rehearsal_refuses_what_lies_in_the_folder_as_the_run_would(
-    how, more, said, made, cli, tmp_path
+    how, more, message, made, cli, tmp_path
 ):
     shutil.copytree(made / "student", tmp_path / "out")
     typed = [*words("distill", made), *more]
     with how(tmp_path / "out"):
         before = everything(tmp_path)
         rehearsed = cli(*typed, "--dry-run")
-        assert refused(rehearsed, said) and cli(*typed)[2].startswith(rehearsed[2].strip())
+        assert refused(rehearsed, message) and cli(*typed)[2].startswith(rehearsed[2].strip())
     assert everything(tmp_path) == before
 
 
@@ -488,8 +488,8 @@ def test_a_reader_who_has_read_enough(tmp_path):
             training.stdout.readline()
         training.stdout.close()
         assert training.wait(60) == 141
-        said = training.stderr.read().decode()
-    assert said.startswith("halfstep: stopped at update") and said.count("\n") == 1
+        errors = training.stderr.read().decode()
+    assert errors.startswith("halfstep: stopped at update") and errors.count("\n") == 1
     assert list((tmp_path / "run" / "checkpoints").glob("*.json"))
 
 

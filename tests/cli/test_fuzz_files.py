@@ -58,10 +58,10 @@ FEW = [
 
 def run(*words):
     """A command that must succeed."""
-    said = io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
         status = main([str(word) for word in words])
-    assert status == 0, said.getvalue()
+    assert status == 0, output.getvalue()
 
 
 def numbers(pipeline):
@@ -95,8 +95,8 @@ def latents_of(at):
 
 
 def noise_of(at):
-    found = NoiseFile.load(at / "noise.safetensors")
-    return found.noise.tolist(), dict(found.about)
+    file = NoiseFile.load(at / "noise.safetensors")
+    return file.noise.tolist(), dict(file.about)
 
 
 def answered(at):
@@ -197,9 +197,9 @@ def world(tmp_path_factory):
     run("distill", "knowledge", "--teacher", at / "c", "--data", "digits", "--cache", at / "kept", *QUICK,
         "--out", at / "k")  # fmt: skip
     shutil.rmtree(at / "k")
-    for name, found in (("g", full_report()), ("e", encoder_report())):
+    for name, report in (("g", full_report()), ("e", encoder_report())):
         (at / name).mkdir()
-        storage.write_json(at / name / "report.json", found)
+        storage.write_json(at / name / "report.json", report)
     clip(at / "clip", positions=77)
     whole_clip(at / "whole")
     (at / "images").mkdir()
@@ -341,41 +341,41 @@ def ways_of(name, file):
     """(what was done, the damaged bytes)."""
     text = file.read_text()
     if file.suffix == ".toml":
-        found = damaged_toml(text)
+        damages = damaged_toml(text)
     elif file.suffix == ".jsonl":
-        found = damaged_lines(text)
+        damages = damaged_lines(text)
     else:
-        found = damaged(text, ours=name not in SAME)
-    ways = list(found)
+        damages = damaged(text, ours=name not in SAME)
+    ways = list(damages)
     return random.Random(0).sample(ways, min(len(ways), MOST.get(name, len(ways))))
 
 
-def wrong_with(by, kept, done, same):
+def wrong_with(by, folder, done, same):
     """What is wrong with what came of it; None where it was refused in a sentence, or is right."""
     try:
-        found = by(kept)
+        result = by(folder)
     except HalfstepError as error:
         return None if "\n" not in str(error) and len(str(error)) < 1000 else f"{done}: {error}"
     except AssertionError as error:  # a command that was refused
         return None if "halfstep: " in str(error) else f"{done}: {error}"
     except Exception as error:
         return f"{done}: {type(error).__name__}: {error}"[:300]
-    return None if found == same or same is None else f"{done}: taken silently"
+    return None if result == same or same is None else f"{done}: taken silently"
 
 
 @pytest.mark.parametrize("name", READS)
 def test_no_traceback_and_no_silence(name, world, tmp_path):
     file, by = READS[name]
-    kept, top = tmp_path / "kept", Path(file).parts[0]
-    shutil.copytree(world, kept)
-    right, wrong = by(kept), []
+    copy, top = tmp_path / "kept", Path(file).parts[0]
+    shutil.copytree(world, copy)
+    right, wrong = by(copy), []
     for done, made in ways_of(name, world / file):
         for one in {top, "k"}:
-            shutil.rmtree(kept / one, ignore_errors=True)
+            shutil.rmtree(copy / one, ignore_errors=True)
         if (world / top).is_dir():
-            shutil.copytree(world / top, kept / top)
-        (kept / file).write_bytes(made)
+            shutil.copytree(world / top, copy / top)
+        (copy / file).write_bytes(made)
         free = name in SAME or done.endswith("sealed")
-        wrong.append(wrong_with(by, kept, done, None if free else right))
+        wrong.append(wrong_with(by, copy, done, None if free else right))
     wrong = [one for one in wrong if one]
     assert not wrong, "\n".join([f"{len(wrong)} wrong", *wrong[:20]])

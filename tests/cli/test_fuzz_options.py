@@ -187,9 +187,9 @@ def unwell(folder):
                 if array.dtype.kind == "f" and not np.isfinite(array).all():
                     yield f"{path.name}: {name} is not finite"
     for path in folder.rglob("*.json"):
-        found = list[str]()
-        json.loads(path.read_text(), parse_constant=found.append)
-        yield from (f"{path.name} says {word}" for word in found)
+        problems = list[str]()
+        json.loads(path.read_text(), parse_constant=problems.append)
+        yield from (f"{path.name} says {word}" for word in problems)
 
 
 def verdict(words, capsys):
@@ -211,12 +211,12 @@ def verdict(words, capsys):
         return f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     if status == 2:
-        one = said.startswith("halfstep: ") and said.count("\n") == 1
+        one = errors.startswith("halfstep: ") and errors.count("\n") == 1
         made = [path for path in Path().rglob("stages") if path.is_dir()]
-        return None if one and not made else f"said {said!r}, made {made}"
-    return ", ".join(unwell(Path())) or None if status == 0 else f"status {status}: {said!r}"
+        return None if one and not made else f"said {errors!r}, made {made}"
+    return ", ".join(unwell(Path())) or None if status == 0 else f"status {status}: {errors!r}"
 
 
 def fuzzed(verb, places, tmp_path, monkeypatch, capsys, **chosen):
@@ -229,8 +229,8 @@ def fuzzed(verb, places, tmp_path, monkeypatch, capsys, **chosen):
         if verb.copied and isinstance(first, Path):
             first = shutil.copytree(first, run)
         before = [] if first is None else [str(first)]
-        if said := verdict([*verb.words.split(), *before, *words], capsys):
-            wrong.append(f"{verb.words} {case}: {said[:400]}")
+        if problem := verdict([*verb.words.split(), *before, *words], capsys):
+            wrong.append(f"{verb.words} {case}: {problem[:400]}")
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(here)
         shutil.rmtree(run, ignore_errors=True)

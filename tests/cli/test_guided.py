@@ -53,8 +53,8 @@ def cli(cli, folder, monkeypatch):
 def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
     student = Pipeline.load(folder / "s" / "stages" / "0001-steps")
     assert student.guidance_range == (2.0, 5.0) and len(student.times[0]) == 2
-    told = json.loads((folder / "s" / "run.json").read_text())
-    assert told["command"] == "distill guided"
+    record = json.loads((folder / "s" / "run.json").read_text())
+    assert record["command"] == "distill guided"
     status, out, err = cli("distill", "guided", "--config", "s/config.toml")
     squeezed = " ".join(out.split())
     assert status == 0 and not err and "nothing was left to do" in squeezed
@@ -73,19 +73,19 @@ def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):
     brief += ["--split-samples", 40, "--baselines", "ddim"]
     status, out, err = cli("evaluate", "s", *brief)
     assert status == 0 and not err, err
-    found = json.loads((folder / "s" / "report.json").read_text())
-    assert found["guided"]["scales"] == [2.0, 3.0] and found["measure"]["guidance_scale"] == 2.0
-    assert [row["calls"] for row in found["guided"]["rows"]] == [8, 2, 1] * 2
-    assert [row["calls"] for row in found["rows"]] == [8, 2, 2, 1]  # no baseline in one call
-    assert found["rows"][0]["cost"]["calls"] == 8 and all(r["split"] for r in found["rows"][2:])
-    assert found["verdict"].startswith("At 2 calls instead of 8 the student is at most ")
-    assert found["verdict"] in " ".join(out.split()) and out.count("teacher, 4 steps") == 3
-    kept = sorted((folder / "cache").glob("samples-*"))
-    assert len(kept) == 8  # two files of own samples and reference, at two scales
+    report = json.loads((folder / "s" / "report.json").read_text())
+    assert report["guided"]["scales"] == [2.0, 3.0] and report["measure"]["guidance_scale"] == 2.0
+    assert [row["calls"] for row in report["guided"]["rows"]] == [8, 2, 1] * 2
+    assert [row["calls"] for row in report["rows"]] == [8, 2, 2, 1]  # no baseline in one call
+    assert report["rows"][0]["cost"]["calls"] == 8 and all(r["split"] for r in report["rows"][2:])
+    assert report["verdict"].startswith("At 2 calls instead of 8 the student is at most ")
+    assert report["verdict"] in " ".join(out.split()) and out.count("teacher, 4 steps") == 3
+    cached = sorted((folder / "cache").glob("samples-*"))
+    assert len(cached) == 8  # two files of own samples and reference, at two scales
     assert cli("evaluate", "s", *brief)[0] == 0
     again = json.loads((folder / "s" / "report.json").read_text())
-    assert again["guided"] == found["guided"]
-    assert sorted((folder / "cache").glob("samples-*")) == kept
+    assert again["guided"] == report["guided"]
+    assert sorted((folder / "cache").glob("samples-*")) == cached
     status, _, err = cli("evaluate", "s", *brief, "--guidance-scales", 1)
     assert status == 2 and "from 2 to 5, got 1" in err
     status, _, err = cli("evaluate", "t", *brief, "--guidance-scales", 1, 2)
@@ -167,7 +167,7 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--teacher", "plain"], "this teacher has none: train it with labels and drop_labels"),
         (["--teacher", "s"], "takes its guidance scale as an input already"),
@@ -184,9 +184,9 @@ def test_a_rehearsal_prints_all_stages(folder, cli):
         (["--teacher", "t", "--full", 2], "got --full 2 below --start 4"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, said, folder, cli):
+def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, message, folder, cli):
     status, _, err = cli("distill", "guided", *GUIDED, *words, "--out", "z")
-    assert status == 2 and said in err and err.count("\n") == 1
+    assert status == 2 and message in err and err.count("\n") == 1
     assert not (folder / "z").exists()
 
 

@@ -30,8 +30,8 @@ def shown(out, *more):
 
 def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = shown(tmp_path / "d", "--quick", "--n", "80")
-    rows = found["guided"]
+    results = shown(tmp_path / "d", "--quick", "--n", "80")
+    rows = results["guided"]
     assert [(row["guidance_scale"], row["steps"]) for row in rows] == [
         (scale, steps) for scale in SCALES for steps in COUNTS
     ]
@@ -41,11 +41,13 @@ def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch
         assert row["times_floor"] == pytest.approx(row["frechet_to_guided_teacher"] / row["floor"])
         assert 0 < row["rmse_to_guided_teacher"] < 0.15
     assert len({row["floor"] for row in rows}) == len(SCALES)
-    assert found["samples"] == found["reference"]["samples"] == 8
-    said = capsys.readouterr().out
-    assert "--from-scratch distils them" in said and "guidance 1 to 3 in one call a step" in said
-    told = json.loads((tmp_path / "d" / "report.json").read_text())["run"]
-    assert told["config"]["updates"] == 20_000 and told["cost"]["halvings"]["updates"] == 28_400
+    assert results["samples"] == results["reference"]["samples"] == 8
+    output = capsys.readouterr().out
+    assert (
+        "--from-scratch distils them" in output and "guidance 1 to 3 in one call a step" in output
+    )
+    run = json.loads((tmp_path / "d" / "report.json").read_text())["run"]
+    assert run["config"]["updates"] == 20_000 and run["cost"]["halvings"]["updates"] == 28_400
     page = (tmp_path / "d" / "slider.html").read_text()
     assert "128" in page and "http://" not in page and "https://" not in page
     assert "slider.html" in (tmp_path / "d" / "report.html").read_text()
@@ -58,8 +60,10 @@ def test_the_shipped_students_are_the_presets():
         assert one.guidance_range == (1.0, 3.0) and one.class_names == teacher.class_names
         assert one.times[0][0] == 1.0 and one.times[0][-1] == 0.0
     preset = tomllib.loads((files("halfstep.presets") / "digits-guided.toml").read_text())
-    asked = {key: preset[key] for key in ("guidance_range", "start", "updates", "halving_updates")}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
+    expected = {
+        key: preset[key] for key in ("guidance_range", "start", "updates", "halving_updates")
+    }
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in expected.items()}
     method = GuidedOptions(**options).build()
     assert bundled_cost("digits-guided")["updates"] == sum(
         stage.updates for stage in method.plan(teacher)
@@ -88,7 +92,7 @@ def test_its_own_folder():
 
 @pytest.mark.slow
 def test_from_scratch_distils_them(tmp_path):
-    found = shown(tmp_path / "d", "--quick", "--n", "320", "--from-scratch")
-    assert [row["steps"] for row in found["guided"]] == list(COUNTS) * len(SCALES)
+    results = shown(tmp_path / "d", "--quick", "--n", "320", "--from-scratch")
+    assert [row["steps"] for row in results["guided"]] == list(COUNTS) * len(SCALES)
     assert (tmp_path / "d" / "distill" / "stages" / "guided").is_dir()
-    assert found["cost"]["halvings"]["updates"] > 100
+    assert results["cost"]["halvings"]["updates"] > 100

@@ -80,7 +80,7 @@ def test_rehearsed(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ("--data digits --out r", "needs --teacher and the folder of a classifier"),
         ("--teacher nowhere --data digits --out r", "'nowhere' holds no classifier"),
@@ -102,9 +102,9 @@ def test_rehearsed(cli, tmp_path):
         ("--teacher t0 --data digits --out r --recipe features", "give it pairs of parts"),
     ],
 )
-def test_what_cannot_be(cli, tmp_path, words, said):
+def test_what_cannot_be(cli, tmp_path, words, message):
     status, _, err = cli(*words.split(), "--device", "cpu")
-    assert status == 2 and said in err and len(err.splitlines()) == 1
+    assert status == 2 and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "r").exists()
 
 
@@ -160,8 +160,8 @@ def test_a_smoothed_teacher_is_noted_and_so_is_its_export(cli, tmp_path):
     for k, teacher in enumerate(teachers):
         words = ["--teacher", teacher, "--data", "digits", *QUICK, "--out", f"of-{k}"]
         status, out, err = cli(*words)
-        said = "the teacher was trained with label smoothing 0.1, which takes away" in out + err
-        assert (status, said) == (0, teacher != "smooth-0.0"), out + err
+        noted = "the teacher was trained with label smoothing 0.1, which takes away" in out + err
+        assert (status, noted) == (0, teacher != "smooth-0.0"), out + err
     taught = load_classifier(tmp_path / "smooth-0.1")  # a start with a share of its own
     data, job = load("digits"), RunOptions(device="cpu")
     method = partial(KnowledgeDistillation, updates=0)

@@ -88,8 +88,8 @@ def test_a_file_s_numbers_below_0_are_values(tmp_path):
         "schedule_config = { logsnr_min = -7.5, logsnr_max = '-1e-3' }"
     )
     words = ["--data", "two-moons", "--out", "x", "--config", str(tmp_path / "a.toml")]
-    found = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
-    assert found.network.schedule_config == {"logsnr_min": "-7.5", "logsnr_max": "-1e-3"}
+    options = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser")
+    assert options.network.schedule_config == {"logsnr_min": "-7.5", "logsnr_max": "-1e-3"}
 
 
 def test_what_is_typed_is_run_and_wins_over_the_file(tmp_path, monkeypatch):
@@ -97,8 +97,8 @@ def test_what_is_typed_is_run_and_wins_over_the_file(tmp_path, monkeypatch):
         'net = "named_code:made"\nsampler = "diffusers:DDIMScheduler"\n'
     )
     words = ["p", "--config", str(tmp_path / "a.toml"), "--out", "x"]
-    found = parse(SampleConfig, [*words, "--net", "my_code:made"], prog="halfstep sample")
-    assert (found.net, found.sampler) == ("my_code:made", "diffusers:DDIMScheduler")
+    options = parse(SampleConfig, [*words, "--net", "my_code:made"], prog="halfstep sample")
+    assert (options.net, options.sampler) == ("my_code:made", "diffusers:DDIMScheduler")
     with pytest.raises(ConfigError, match="type --net named_code:made"):
         parse(SampleConfig, words, prog="halfstep sample")
 
@@ -113,8 +113,8 @@ def test_places_and_schedulers_are_no_code(line, tmp_path):
     (tmp_path / "a.toml").write_text(line)
     words = parse(Evaluate, ["run", "--config", str(tmp_path / "a.toml")], prog="halfstep evaluate")
     name, _, value = line.partition(" = ")
-    found = {**vars(words), **vars(words.evaluation)}[name]
-    assert (list(found) if isinstance(found, tuple) else str(found)) == json.loads(value)
+    parsed = {**vars(words), **vars(words.evaluation)}[name]
+    assert (list(parsed) if isinstance(parsed, tuple) else str(parsed)) == json.loads(value)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ('batch_size = "128"', 'batch_size = "128", and batch_size is a whole number'),
         ("batch_size = 12.5", "batch_size is a whole number"),
@@ -217,9 +217,9 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
         ("batch_size = 3\nbatch_size = 4", "is not TOML"),
     ],
 )
-def test_a_file_is_checked(text, said, tmp_path):
+def test_a_file_is_checked(text, message, tmp_path):
     (tmp_path / "o.toml").write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         from_file(Distill[Progressive], tmp_path / "o.toml")
 
 
@@ -252,8 +252,8 @@ def test_saved_options_come_back(words, tmp_path):
     code = ["--net", "a.b:make"] if "a.b:make" in words else []  # which is typed again
     words = ["--config", str(tmp_path / "config.toml"), *code]
     assert parse(TrainDenoiserConfig, words, prog="halfstep") == options
-    kept = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
-    assert kept.keys() == {name for name, value in flat(options).items() if value is not None}
+    saved = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
+    assert saved.keys() == {name for name, value in flat(options).items() if value is not None}
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -44,8 +44,8 @@ def played(console, updates, *, first=0, every=50, name="0008-steps", **more):
 )
 def test_where_nobody_looks_there_are_at_most_20_lines_a_stage(updates, first, every, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 7.0)  # a machine that is busy takes its time
-    said = played(shown(80, False), updates, first=first, every=every)
-    lines = said.splitlines()
+    text = played(shown(80, False), updates, first=first, every=every)
+    lines = text.splitlines()
     assert 1 <= len(lines) <= 21
     assert f"{updates:,}/{updates:,}  loss 0.0123  lr 3.0e-04" in lines[-1]
     assert "in 0 s" in lines[-1] and lines[0].startswith("0008-steps")
@@ -54,10 +54,10 @@ def test_where_nobody_looks_there_are_at_most_20_lines_a_stage(updates, first, e
 
 @pytest.mark.parametrize("width", [80, 92, 100, 112, 130])
 def test_a_bar_fits_on_its_line(width):
-    said = played(shown(width), 3, every=1, updates_after=lambda stage: 10**9)
-    for line in re.split(r"[\r\n]+", said):
+    text = played(shown(width), 3, every=1, updates_after=lambda stage: 10**9)
+    for line in re.split(r"[\r\n]+", text):
         assert len(line.rstrip()) <= width
-    last = said.rstrip().splitlines()[-1]
+    last = text.rstrip().splitlines()[-1]
     assert "0008-steps ━" in last and "3/3" in last and "loss 0.0123" in last and "in 0 s" in last
     assert ("/s" in last) == (width >= 92)
 
@@ -118,16 +118,16 @@ def test_what_is_said_is_printed_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "seconds, said",
+    "seconds, text",
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s"), (3599.6, "1 h 00 min"),
      (3725, "1 h 02 min"), (360_000, "100 h 00 min")],
 )  # fmt: skip
-def test_spans(seconds, said):
-    assert span(seconds) == said
+def test_spans(seconds, text):
+    assert span(seconds) == text
 
 
 @pytest.mark.parametrize(
-    "loss, said",
+    "loss, text",
     [
         (None, "------"),
         (0.01234, "0.0123"),
@@ -136,8 +136,8 @@ def test_spans(seconds, said):
         (float("nan"), "nan"),
     ],
 )
-def test_losses(loss, said):
-    assert figure(loss) == said
+def test_losses(loss, text):
+    assert figure(loss) == text
 
 
 @pytest.mark.parametrize("terminal", [True, False])

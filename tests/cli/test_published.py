@@ -45,11 +45,12 @@ def test_the_demonstration_of_the_official_repository(small, codec, tmp_path, ca
     name = "imagenet256_uvit_huge"
     tiny, weights = small(name)
     out = tmp_path / "sample.png"
-    asked = (
+    command = (
         f"sample --model {name} --weights {weights} --codec {codec} --labels 207,360 --per-class 2"
     )
     assert (
-        main([*asked.split(), *f"--steps 25 --guidance-scale 4 --seed 42 --out {out}".split()]) == 0
+        main([*command.split(), *f"--steps 25 --guidance-scale 4 --seed 42 --out {out}".split()])
+        == 0
     )
     assert "4 samples in 25 steps" in capsys.readouterr().out
     pipeline = tiny.pipeline(weights, codec=codec)
@@ -76,8 +77,10 @@ def test_the_demonstration_of_the_official_repository(small, codec, tmp_path, ca
 def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
     name = "celeba64_uvit_small"
     _, weights = small(name)
-    asked = f"sample --model {name} --weights {weights} --n 2 --steps 3 --size 32 48 --sampler ddim"
-    assert main([*asked.split(), "--out", str(tmp_path / "s"), "--npz"]) == 0
+    command = (
+        f"sample --model {name} --weights {weights} --n 2 --steps 3 --size 32 48 --sampler ddim"
+    )
+    assert main([*command.split(), "--out", str(tmp_path / "s"), "--npz"]) == 0
     assert np.load(tmp_path / "s" / "samples.npz")["images"].shape == (2, 3, 32, 48)
     assert "2 samples in 3 steps" in capsys.readouterr().out
     with Image.open(tmp_path / "s" / "000001.png") as picture:
@@ -85,7 +88,7 @@ def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("command", "message"),
     [
         ("--model cifar10_uvit_small --weights w --net a:b", "leave it out"),
         ("--model cifar10_uvit_small", "--model cifar10_uvit_small needs --weights"),
@@ -98,7 +101,7 @@ def test_a_model_of_pixels_at_another_size(small, tmp_path, capsys):
         ("run --text nowhere", "there is no folder 'nowhere'"),
     ],
 )
-def test_what_cannot_be_sampled(asked, said, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_sampled(command, message, tmp_path, monkeypatch, capsys):
     from halfstep.diffusion.denoiser import Denoiser
     from halfstep.diffusion.prediction import V
     from halfstep.diffusion.schedules import Cosine
@@ -111,7 +114,7 @@ def test_what_cannot_be_sampled(asked, said, tmp_path, monkeypatch, capsys):
     )
     Pipeline(Denoiser(net, Cosine(), V()), (1, 4, 4)).save(tmp_path / "run")
     (tmp_path / "w.pth").write_bytes(b"")
-    assert main(["sample", *asked.split(), "--out", "s"]) == 2
+    assert main(["sample", *command.split(), "--out", "s"]) == 2
     err = capsys.readouterr().err
-    assert said in err and err.startswith("halfstep: ") and err.count("\n") == 1, err
+    assert message in err and err.startswith("halfstep: ") and err.count("\n") == 1, err
     assert not (tmp_path / "s").exists()

@@ -109,21 +109,21 @@ class TestProcesses:
         assert logged_lines(out) == logged_lines(alone)
 
     @pytest.mark.parametrize(
-        "asked", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+        "stop_signal", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
     )
     def test_asked_to_stop_killed_and_alone_on_its_folder(
-        self, tmp_path, moons, alone, capfd, asked
+        self, tmp_path, moons, alone, capfd, stop_signal
     ):
         """Asked to stop it says so; killed it cannot; the same command ends at the same bits."""
-        out, seen = tmp_path / "r", []
-        for number in (asked, signal.SIGKILL):
+        out, newest_names = tmp_path / "r", []
+        for number in (stop_signal, signal.SIGKILL):
             with started(command(out, moons)) as process:
                 before = newest(out)
                 wait_for(process, lambda before=before: newest(out) != before)
                 capfd.readouterr()
                 assert main(command(out, moons)) == 2  # a second process
-                said = capfd.readouterr().err.strip().splitlines()
-                assert said == [
+                errors = capfd.readouterr().err.strip().splitlines()
+                assert errors == [
                     f"halfstep: another process is working on '{out}': wait for it, or choose another "
                     "--out"
                 ]
@@ -136,8 +136,8 @@ class TestProcesses:
                 assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
                 assert err.startswith("halfstep: stopped at update ")
                 assert err.endswith("run the same command again to go on\n")
-            seen.append(newest(out))
-        assert seen and newest(out) > seen[0]
+            newest_names.append(newest(out))
+        assert newest_names and newest(out) > newest_names[0]
         # The lock died with the process: this one goes on where it was, to the same bits.
         assert main(command(out, moons)) == 0
         assert bits(out) == bits(alone)

@@ -61,8 +61,8 @@ def test_shrinking_on_the_line(place, tmp_path, halfstep):
     assert status == 0, err
     assert "of 2 pairs of blocks, 0 the outermost" in out + err
     assert "shrink to depth 2" in out + err
-    kept = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
-    assert kept in ([0], [1])
+    keep = json.loads((tmp_path / "run/run.json").read_text())["options"]["keep"]
+    assert keep in ([0], [1])
     status, out, err = halfstep(words, *QUICK)
     assert status == 0 and "nothing was left to do" in out + err
     status, out, err = halfstep(
@@ -92,10 +92,10 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     [stage] = method.stages(DenoiserOnly(pipeline.denoiser, pipeline.null))
     student = unwrap(stage.student)
     student.autocast = torch.float16
-    seen = []
-    student.register_forward_pre_hook(lambda *_: seen.append(student.autocast))
+    dtypes = []
+    student.register_forward_pre_hook(lambda *_: dtypes.append(student.autocast))
     seconds_per_update(stage, load("digits"), TrainingConfig(batch_size=4), torch.device("cpu"))
-    assert seen and set(seen) == {None} and student is not stage.student
+    assert dtypes and set(dtypes) == {None} and student is not stage.student
 
 
 def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep):
@@ -103,13 +103,13 @@ def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep)
     words = (
         f"distill shrink --teacher {place} --data digits --student embed_dim 4 --out x --dry-run"
     )
-    said = []
+    networks = []
     for features in (0, 0.1):
         status, out, err = halfstep(words, f"--feature-weight {features} --precision fp16", *QUICK)
         assert status == 0, err
         assert "in fp32; fp16 is far slower on a CPU" in out
-        said += [line for line in out.splitlines() if line.startswith("network")]
-    assert said[0] == said[1] and "parameters" in said[0]
+        networks += [line for line in out.splitlines() if line.startswith("network")]
+    assert networks[0] == networks[1] and "parameters" in networks[0]
 
 
 def test_the_gate_looks_at_what_is_halved(plan):
@@ -120,10 +120,10 @@ def test_the_gate_looks_at_what_is_halved(plan):
 def test_evaluating_a_plan_shows_sizes_and_steps(plan, place, halfstep):
     status, out, err = halfstep(f"evaluate {plan} --device cpu --beside {plan}", *FEW)
     assert status == 0, err
-    found = json.loads((plan / "report.json").read_text())
-    others = [(row["network"], row["steps"]) for row in found["rows"] if row["role"] == "other"]
+    report = json.loads((plan / "report.json").read_text())
+    others = [(row["network"], row["steps"]) for row in report["rows"] if row["role"] == "other"]
     assert others == [("shrunk", 8), ("shrunk", 4), ("run", 4)]
-    over = found["rows"][-1]["student_ratio"]
+    over = report["rows"][-1]["student_ratio"]
     assert over["low"] == over["value"] == over["high"] == 1  # it is the student itself
     lines = sizes(read_report(plan))
     assert len({line.parameters for line in lines}) == 2 and any(line.front for line in lines)
@@ -143,8 +143,8 @@ def test_evaluating_what_was_only_shrunk(place, plan, tmp_path, halfstep):
     assert halfstep(words, *QUICK)[0] == 0
     status, _, err = halfstep(f"evaluate {out} --device cpu", *FEW)
     assert status == 0, err
-    found = json.loads((out / "report.json").read_text())
-    names = [row["name"] for row in found["rows"]]
+    report = json.loads((out / "report.json").read_text())
+    names = [row["name"] for row in report["rows"]]
     assert "student, 64 steps" in names and "teacher, ddim, 4 steps" in names
     assert "shrunk, 4 steps" in names
     rewritten(out / "run.json", lambda begun: begun["options"].update(teacher="another"))

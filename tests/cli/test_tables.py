@@ -34,11 +34,11 @@ def printed(monkeypatch):
     """What a function prints as a table."""
 
     def of(function, *arguments):
-        found = []
+        shown = []
         module = importlib.import_module(function.__module__)
-        monkeypatch.setattr(module, "print_wide", lambda console, table: found.append(table))
+        monkeypatch.setattr(module, "print_wide", lambda console, table: shown.append(table))
         function(Console(quiet=True), *arguments)
-        [table] = found
+        [table] = shown
         return columns(table)
 
     return of
@@ -51,53 +51,53 @@ def check(cells, *wanted):
 
 
 def test_every_way_of_sampling(printed):
-    found, rows = printed(tables.print_rows, REPORT), FOUND["rows"]
-    assert list(found) == ["", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"]
-    assert found[""] == [row["name"] for row in rows]
-    check(found["calls"], *((row["calls"],) for row in rows))
+    cells, rows = printed(tables.print_rows, REPORT), FOUND["rows"]
+    assert list(cells) == ["", "calls", "Fréchet distance", "/ teacher", "rmse to teacher"]
+    assert cells[""] == [row["name"] for row in rows]
+    check(cells["calls"], *((row["calls"],) for row in rows))
     check(
-        found["Fréchet distance"], *(spread(row["distances"]["frechet_distance"]) for row in rows)
+        cells["Fréchet distance"], *(spread(row["distances"]["frechet_distance"]) for row in rows)
     )
-    check(found["/ teacher"], *(spread(row["ratio"]) for row in rows))
-    check(found["rmse to teacher"], *(spread((row["fidelity"] or {}).get("rmse")) for row in rows))
+    check(cells["/ teacher"], *(spread(row["ratio"]) for row in rows))
+    check(cells["rmse to teacher"], *(spread((row["fidelity"] or {}).get("rmse")) for row in rows))
 
 
 def test_guided(printed):
-    found, rows = printed(tables.print_guided, REPORT.guided), FOUND["guided"]["rows"]
-    assert list(found) == ["", "guidance", "calls", "to guided teacher", "/ its own", "rmse"]
-    check(found["guidance"], *((row["guidance_scale"],) for row in rows))
-    check(found["calls"], *((row["calls"],) for row in rows))
-    check(found["to guided teacher"], *(spread(row["distance"]) for row in rows))
-    check(found["/ its own"], *(spread(row["floor_ratio"]) for row in rows))
-    check(found["rmse"], *(spread(row["rmse"]) for row in rows))
+    cells, rows = printed(tables.print_guided, REPORT.guided), FOUND["guided"]["rows"]
+    assert list(cells) == ["", "guidance", "calls", "to guided teacher", "/ its own", "rmse"]
+    check(cells["guidance"], *((row["guidance_scale"],) for row in rows))
+    check(cells["calls"], *((row["calls"],) for row in rows))
+    check(cells["to guided teacher"], *(spread(row["distance"]) for row in rows))
+    check(cells["/ its own"], *(spread(row["floor_ratio"]) for row in rows))
+    check(cells["rmse"], *(spread(row["rmse"]) for row in rows))
 
 
 def test_sizes(printed):
-    found = printed(tables.print_sizes, REPORT)
+    cells = printed(tables.print_sizes, REPORT)
     rows = sorted(FOUND["rows"], key=lambda row: (row["cost"]["multiply_adds"], row["name"]))
     heads = ["", "parameters", "calls", "multiply-adds", "a sample", "Fréchet distance", "best"]
-    assert list(found) == heads and found[""] == [row["name"] for row in rows]
-    check(found["parameters"], *((row["cost"]["parameters"],) for row in rows))
-    check(found["calls"], *((row["calls"],) for row in rows))
-    check(found["multiply-adds"], *((row["cost"]["multiply_adds"],) for row in rows))
-    check(found["a sample"], *((row["cost"]["seconds_per_sample"]["64"],) for row in rows))
+    assert list(cells) == heads and cells[""] == [row["name"] for row in rows]
+    check(cells["parameters"], *((row["cost"]["parameters"],) for row in rows))
+    check(cells["calls"], *((row["calls"],) for row in rows))
+    check(cells["multiply-adds"], *((row["cost"]["multiply_adds"],) for row in rows))
+    check(cells["a sample"], *((row["cost"]["seconds_per_sample"]["64"],) for row in rows))
     values = [row["distances"]["frechet_distance"]["value"] for row in rows]
-    check(found["Fréchet distance"], *((value,) for value in values))
-    assert found["best"] == ["yes" * (x == min(values[: k + 1])) for k, x in enumerate(values)]
+    check(cells["Fréchet distance"], *((value,) for value in values))
+    assert cells["best"] == ["yes" * (x == min(values[: k + 1])) for k, x in enumerate(values)]
 
 
 def test_compressed_students(printed):
-    found = printed(tables.print_compressed, REPORT)
+    cells = printed(tables.print_compressed, REPORT)
     rows = [row for row in FOUND["rows"] if row.get("compressed")]
-    assert found.pop("") == [row["name"] for row in rows] and len(found) == 6
-    own = [row["compressed"] for row in rows]
-    check(found["bytes"], *((one["bytes"],) for one in own))
-    check(found["zeros"], *((one["zeros"],) for one in own))
-    check(found["/ student"], *(spread(one["ratio"]) for one in own))
-    check(found["rmse to student"], *(spread(one["rmse"]) for one in own))
+    assert cells.pop("") == [row["name"] for row in rows] and len(cells) == 6
+    made = [row["compressed"] for row in rows]
+    check(cells["bytes"], *((one["bytes"],) for one in made))
+    check(cells["zeros"], *((one["zeros"],) for one in made))
+    check(cells["/ student"], *(spread(one["ratio"]) for one in made))
+    check(cells["rmse to student"], *(spread(one["rmse"]) for one in made))
     for batch in ("1", "64"):
         taken = [1000 * row["cost"]["seconds_per_sample"][batch] for row in rows]
-        check(found[f"ms, batch {batch}"], *((one,) for one in taken))
+        check(cells[f"ms, batch {batch}"], *((one,) for one in taken))
 
 
 def classifier(kind, *, accuracy, agreement, size, zeros, seconds):
@@ -119,26 +119,26 @@ def test_compressed_classifiers(printed):
         )
         for k in range(3)
     ]
-    found = printed(print_classifiers, rows)
-    assert list(found) == ["", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"]
-    check(found["accuracy"], *(spread(plain(row.scores.accuracy)) for row in rows))
-    check(found["agrees"], *((row.scores.agreement.value,) for row in rows))
-    check(found["bytes"], *((row.bytes,) for row in rows))
-    check(found["zeros"], *((row.zeros,) for row in rows))
-    check(found["ms, batch 64"], *((1000 * row.seconds_per_image,) for row in rows))
+    cells = printed(print_classifiers, rows)
+    assert list(cells) == ["", "accuracy", "agrees", "bytes", "zeros", "ms, batch 64"]
+    check(cells["accuracy"], *(spread(plain(row.scores.accuracy)) for row in rows))
+    check(cells["agrees"], *((row.scores.agreement.value,) for row in rows))
+    check(cells["bytes"], *((row.bytes,) for row in rows))
+    check(cells["zeros"], *((row.zeros,) for row in rows))
+    check(cells["ms, batch 64"], *((1000 * row.seconds_per_image,) for row in rows))
 
 
 def encoders(rows):
     """The report of a run of encoders."""
-    found = {name: evidence()[name] for name in ("provenance", "run", "training")}
-    found["reconstruction"] = {
+    parts = {name: evidence()[name] for name in ("provenance", "run", "training")}
+    parts["reconstruction"] = {
         "images": 1,
         "full": 64,
         "held_out": False,
         "rows": rows,
         "data": "7",
     }
-    return typed(found | {"verdict": "said"})
+    return typed(parts | {"verdict": "said"})
 
 
 def test_reconstructions():
@@ -155,11 +155,11 @@ def test_reconstructions():
             (2, {"value": 0.33, "low": 0.31, "high": 0.34}),
         )
     ]
-    found = columns(tables.reconstruction_table(encoders(rows).reconstruction))
-    heads = list(found)
-    check(found[heads[1]], *((row["steps"],) for row in rows))
-    check(found[heads[2]], *(spread(row["full"]) for row in rows))
-    check(found[heads[3]], *(spread(row["same"]) for row in rows))
+    cells = columns(tables.reconstruction_table(encoders(rows).reconstruction))
+    heads = list(cells)
+    check(cells[heads[1]], *((row["steps"],) for row in rows))
+    check(cells[heads[2]], *(spread(row["full"]) for row in rows))
+    check(cells[heads[3]], *(spread(row["same"]) for row in rows))
 
 
 def test_the_card_of_an_exported_student():
@@ -169,11 +169,11 @@ def test_the_card_of_an_exported_student():
     assert says(distance, *spread(row["distances"]["frechet_distance"]))
     assert says(ratio.removesuffix(" times the teacher's"), *spread(row["ratio"]))
     taken = [row["cost"]["seconds_per_sample"][batch] for batch in ("1", "64")]
-    for said, batch, seconds in zip(
+    for text, batch, seconds in zip(
         second.removesuffix(" (a machine)").split(", "), ("1", "64"), taken, strict=True
     ):
-        said, end = said.split(" at batch ")
-        assert says(said.removeprefix("- Seconds a sample: "), seconds) and end == batch
+        text, end = text.split(" at batch ")
+        assert says(text.removeprefix("- Seconds a sample: "), seconds) and end == batch
 
 
 EVIL = "ev\x1b[31mil"
@@ -188,16 +188,16 @@ def test_names_in_tables_are_text_in_the_terminal(capsys):
 
 
 def test_every_way_of_printing_a_table(capsys):
-    found = copy.deepcopy(FOUND)
-    for row in (*found["rows"], *found["guided"]["rows"]):
+    changed = copy.deepcopy(FOUND)
+    for row in (*changed["rows"], *changed["guided"]["rows"]):
         row["name"] += EVIL
         if row.get("compressed"):
             row["compressed"]["student"] += EVIL
     half = Interval(**spread_of(0.5))
     evil = classifier(EVIL, accuracy=half, agreement=half, size=1, zeros=0.5, seconds=1.0)
     encoder = {"role": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}
-    report = typed(found)
-    for function, told in (
+    report = typed(changed)
+    for function, expected in (
         (tables.print_rows, report),
         (tables.print_report, encoders([encoder])),
         (tables.print_guided, report.guided),
@@ -205,7 +205,7 @@ def test_every_way_of_printing_a_table(capsys):
         (tables.print_compressed, report),
         (print_classifiers, [evil]),
     ):
-        function(terminal(), told)
+        function(terminal(), expected)
         out = capsys.readouterr().out
         assert "\x1b" not in out and r"ev\x1b[31mil" in out, function
 

@@ -47,9 +47,9 @@ def test_the_command_line(tmp_path, times):
     for k in range(times):
         out = tmp_path / f"two-{k}"
         # The dashes: torchrun would take --start for its own --start-method.
-        status, said, err = launched("-m", "--", "halfstep", *command, "--out", str(out))
-        assert (status, err) == (0, ""), said + err
-        assert said.count("student ") == 2, "one process speaks"
+        status, output, err = launched("-m", "--", "halfstep", *command, "--out", str(out))
+        assert (status, err) == (0, ""), output + err
+        assert output.count("student ") == 2, "one process speaks"
         for name in ("0002-steps", "0001-steps"):
             theirs, about = storage.load(out / "stages" / name / "pipeline")
             mine, expected = storage.load(one / name / "pipeline")
@@ -76,8 +76,8 @@ def command(monkeypatch, tmp_path):
         for place in ("a", "b"):
             save_classifier(net_of, Path(place, net))
 
-    def keep(processes, found):
-        raise ComparedError(found)
+    def keep(processes, values):
+        raise ComparedError(values)
 
     def ask(verb, *words):
         monkeypatch.setattr(Processes, "compare", keep)
@@ -133,7 +133,13 @@ class TestTheWordOfACommand:
 
     def test_of_features_the_kind_is_compared_here_and_their_weights_by_the_gate(self):
         typed = [
-            shared_options(GateOptions(features=said))["features"]
-            for said in ("classifier:/a/x", "classifier:/b/x", "inception:/a/x", "a.b:make", "auto")
+            shared_options(GateOptions(features=features))["features"]
+            for features in (
+                "classifier:/a/x",
+                "classifier:/b/x",
+                "inception:/a/x",
+                "a.b:make",
+                "auto",
+            )
         ]
         assert typed == ["classifier", "classifier", "inception", "a.b:make", "auto"]

@@ -40,8 +40,8 @@ def pictures(n=75, flip=False, labels=True):
     """Not a multiple of the batch, nor of the block; every third has no label."""
     g = torch.Generator().manual_seed(2)
     values = torch.randint(0, 256, (n, 3, 5, 4), dtype=torch.uint8, generator=g)
-    found = torch.where(torch.arange(n) % 3 > 0, torch.arange(n) % 4, -1)
-    return Dataset(values, found if labels else None, tuple("abcd") if labels else (), flip)
+    classes = torch.where(torch.arange(n) % 3 > 0, torch.arange(n) % 4, -1)
+    return Dataset(values, classes if labels else None, tuple("abcd") if labels else (), flip)
 
 
 def student():

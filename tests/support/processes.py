@@ -72,4 +72,4 @@ class ComparedError(Exception):
 
 
 def gate(**options):
-    return Gate(lambda *given: None, options.pop("tolerance", 1.1), **options)
+    return Gate(lambda *args: None, options.pop("tolerance", 1.1), **options)

@@ -49,8 +49,8 @@ class Doubled(Dataset):
     """The same points in float64, for what has to agree to more than seven digits."""
 
     def batch(self, rows, flips=None):
-        found = super().batch(rows, flips)
-        return Batch(found.x0.double(), found.cond)
+        plain = super().batch(rows, flips)
+        return Batch(plain.x0.double(), plain.cond)
 
 
 class Forgetful(nn.Module):
@@ -190,14 +190,14 @@ def job(**options):
 
 def bits(out):
     """All weights of the finished stages: their paths and bytes."""
-    found = sorted((out / "stages").rglob("*.safetensors"))
-    return {str(path.relative_to(out)): path.read_bytes() for path in found}
+    paths = sorted((out / "stages").rglob("*.safetensors"))
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
 def everything(out):
     """Every file of a folder: its path and bytes."""
-    found = sorted(path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): path.read_bytes() for path in found}
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
 def refused(got, words):

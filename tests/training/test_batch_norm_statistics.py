@@ -100,9 +100,9 @@ def test_statistics_of_instance_norms_are_a_mean_over_all_batches():
     data = Dataset(shades.round().to(torch.uint8))
     net[0].running_mean.fill_(7)
     update_batch_norm(Stage("s", net, Shown(), 1), data, torch.device("cpu"), seed=5, index=0)
-    seen = torch.cat([rows(5, 0, k, BATCH, 200) for k in range(4)])
-    assert set(seen.tolist()) == set(range(200))
-    want = data.batch(seen).x0.mean((0, 2, 3))
+    drawn = torch.cat([rows(5, 0, k, BATCH, 200) for k in range(4)])
+    assert set(drawn.tolist()) == set(range(200))
+    want = data.batch(drawn).x0.mean((0, 2, 3))
     torch.testing.assert_close(net[0].running_mean, want, atol=1e-5, rtol=0)
     assert net[0].momentum == 0.3
 
@@ -148,9 +148,9 @@ def test_one_row_under_batch_norm_is_refused_before_there_is_a_folder(tmp_path, 
     with pytest.raises(ConfigError, match="one row"):
         distill(pipeline("points_net"), points(), tmp_path / "r", method=HALVE, training=training)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    with pytest.raises(ConfigError) as said:
+    with pytest.raises(ConfigError) as caught:
         classify(net, tmp_path / "r", training)
-    name, _, value = str(said.value).split("write ")[1].split(" ")[0].partition("=")
+    name, _, value = str(caught.value).split("write ")[1].split(" ")[0].partition("=")
     better = {"batch_size": batch, "micro_batch_size": micro, name: int(value)}
     classify(net, tmp_path / "r", TrainingConfig(**better))
 
@@ -185,9 +185,9 @@ class Drawing(Towards):
     fails: bool = False
 
     def __call__(self, student, batch, draw):
-        found = super().__call__(student, batch, draw)
+        loss = super().__call__(student, batch, draw)
         torch.rand(3), np.random.rand(3), random.random()
-        return found * (float("nan") if self.fails else 1)
+        return loss * (float("nan") if self.fails else 1)
 
 
 @dataclass(frozen=True)

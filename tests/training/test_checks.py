@@ -19,23 +19,23 @@ def student(**changes):
     return replace(teacher_of(), times=(uniform(4),), **changes)
 
 
-def refused(said, method, teacher, tmp_path, **options):
-    with pytest.raises(ConfigError, match=said):
+def refused(message, method, teacher, tmp_path, **options):
+    with pytest.raises(ConfigError, match=message):
         run(tmp_path / "r", method=method, teacher=teacher, **options)
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("method", [SMALL, HALF, Reparameterise(updates=2)])
 def test_a_network_of_classes_needs_labels(method, tmp_path):
-    said = "the network has 3 classes and the data has no labels: give data of those classes"
-    refused(said, method, teacher_of(), tmp_path, data=Dataset(points().values))
+    message = "the network has 3 classes and the data has no labels: give data of those classes"
+    refused(message, method, teacher_of(), tmp_path, data=Dataset(points().values))
 
 
 @pytest.mark.parametrize("method", [SMALL, Reparameterise(updates=2)])
 def test_a_student_is_not_asked_between_its_times(method, tmp_path):
-    said = "at every time"
-    refused(said, method, student(), tmp_path)
-    with pytest.raises(ConfigError, match=said):  # as --dry-run asks
+    message = "at every time"
+    refused(message, method, student(), tmp_path)
+    with pytest.raises(ConfigError, match=message):  # as --dry-run asks
         refuse_teacher(method, student())
 
 
@@ -45,8 +45,8 @@ def test_a_student_is_not_asked_between_its_times(method, tmp_path):
 )
 def test_a_teacher_of_scales_is_not_guided_again(options, tmp_path):
     first = replace(teacher_of(config={**MLP_OF_SCALES}), guidance_range=(1.0, 4.0))
-    said = "as an input already"
-    refused(said, replace(SMALL, **options), first, tmp_path)
+    message = "as an input already"
+    refused(message, replace(SMALL, **options), first, tmp_path)
 
 
 MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance_embed_dim": 8}
@@ -63,8 +63,8 @@ MLP_OF_SCALES = {"dim": 2, "width": 16, "depth": 1, "num_classes": 4, "guidance_
     ],
 )
 def test_a_student_is_halved_on_its_own_grid(method, tmp_path):
-    said = "sampled on another"
-    refused(said, method, student(), tmp_path)
+    message = "sampled on another"
+    refused(message, method, student(), tmp_path)
 
 
 def test_a_student_goes_on_with_its_own_times(tmp_path):
@@ -92,7 +92,7 @@ def test_students_of_other_walks_stay_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"dim": "2"}, "this network takes no labels and got some"),
         (
@@ -107,8 +107,8 @@ def test_students_of_other_walks_stay_refused(tmp_path):
         ),
     ],
 )
-def test_a_network_that_does_not_fit_leaves_no_folder(options, said, tmp_path):
-    refused(said, replace(SMALL, student_net="mlp", student=options), teacher_of(), tmp_path)
+def test_a_network_that_does_not_fit_leaves_no_folder(options, message, tmp_path):
+    refused(message, replace(SMALL, student_net="mlp", student=options), teacher_of(), tmp_path)
 
 
 def test_trying_it_changes_nothing(tmp_path):

@@ -132,9 +132,9 @@ class TestDamage:
         before = everything(out)
         with pytest.raises(CheckpointError) as caught:
             halve(out)
-        said = str(caught.value)
-        assert f"0004-steps/{name}' " in said and "\n" not in said
-        assert f"or delete '{out}/stages/0004-steps', and the same command trains" in said
+        message = str(caught.value)
+        assert f"0004-steps/{name}' " in message and "\n" not in message
+        assert f"or delete '{out}/stages/0004-steps', and the same command trains" in message
         assert everything(out) == before
         shutil.rmtree(out / "stages/0004-steps")
         halve(out)

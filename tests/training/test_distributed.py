@@ -139,7 +139,7 @@ def measured(out):
 
 class TestTwoProcesses:
     def test_there_are_two(self, both):
-        assert [found["rank"] for found in both[0]] == [0, 1]
+        assert [result["rank"] for result in both[0]] == [0, 1]
 
     @pytest.mark.parametrize("case", CASES)
     def test_losses_and_weights_are_those_of_one(self, both, tmp_path, case):
@@ -172,7 +172,7 @@ class TestTwoProcesses:
             assert (states[0][name] - states[1][name]).abs().max() < 1e-11, name
 
     def test_only_the_first_writes(self, both):
-        first, second = (found["touched"] for found in both[0])
+        first, second = (result["touched"] for result in both[0])
         assert second == [line for line in second if "pid-1" in line]
         assert any("metrics.jsonl" in line for line in first) and len(first) > 100
 
@@ -185,23 +185,26 @@ class TestTwoProcesses:
         assert first["went on"] == second["went on"] == first["weights"]["whole"]
 
     def test_what_the_first_refuses_all_refuse(self, both):
-        said = {found["refused"] for found in both[0]}
-        assert len(said) == 1
-        assert said.pop().startswith(
+        messages = {result["refused"] for result in both[0]}
+        assert len(messages) == 1
+        assert messages.pop().startswith(
             f"ConfigError: '{both[1]}/whole' was made with learning_rate = 0.003"
         )
-        said = {found["full"] for found in both[0]}
-        assert len(said) == 1 and "00-00000008.safetensors': No space left on device" in said.pop()
+        messages = {result["full"] for result in both[0]}
+        assert (
+            len(messages) == 1
+            and "00-00000008.safetensors': No space left on device" in messages.pop()
+        )
 
     def test_no_stages_student_is_kept_to_the_end(self, both):
-        for found in both[0]:
-            assert found["alive"] == [1, 2, 2, 2]
+        for result in both[0]:
+            assert result["alive"] == [1, 2, 2, 2]
 
     @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
     def test_no_thread_of_the_group_outlives_it(self, both):
         """One that does aborts a process now and then, as it ends: 2 of 66 command lines did."""
-        for found in both[0]:
-            assert not [name for name in found["threads"] if "gloo" in name]
+        for result in both[0]:
+            assert not [name for name in result["threads"] if "gloo" in name]
 
     def test_the_firsts_gate_counts(self, both):
         names = sorted(path.name for path in (both[1] / "gated" / "stages").iterdir())
@@ -232,12 +235,12 @@ class TestOneProcess:
 
     def test_accelerate_is_imported_in_one_place(self):
         package = Path(halfstep.__file__).parent
-        found = [
+        importing = [
             path.name
             for path in package.rglob("*.py")
             if re.search(r"^\s*(import|from) accelerate", path.read_text(), re.M)
         ]
-        assert found == ["distributed.py"]
+        assert importing == ["distributed.py"]
 
     @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "mps:3"])
     def test_a_device_that_cannot_be(self, name):

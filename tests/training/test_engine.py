@@ -31,22 +31,22 @@ from tests.support.runs import (
 
 class TestCheckpoints:
     def test_they_fall_on_update_numbers_and_two_are_kept(self, tmp_path):
-        out, seen = tmp_path / "r", []
+        out, listings = tmp_path / "r", []
 
         class Looking(ProgressCallback):
             def step(self, update, rate):
-                found = sorted(path.name for path in (out / "checkpoints").glob("*"))
-                seen.append([name for name in found if name.endswith(".json")])
-                assert len(found) == 2 * len(seen[-1])
+                names = sorted(path.name for path in (out / "checkpoints").glob("*"))
+                listings.append([name for name in names if name.endswith(".json")])
+                assert len(names) == 2 * len(listings[-1])
 
         halve(out, job=job(callback=Looking()))
         stage = [[], [], [], [3], [3], [3], [3, 6]]
         later = [[], [], [], [3], [3], [3], [3, 6], [3, 6], [3, 6], [6, 9], [6, 9], [6, 9]]
         later += [[9, 12], [9, 12]]
-        expected = [[f"00-{k:08d}.json" for k in found] for found in stage]
+        expected = [[f"00-{k:08d}.json" for k in names] for names in stage]
         # The first stage's last one stays until the second is finished.
         expected += [["00-00000007.json", *(f"01-{k:08d}.json" for k in f)] for f in later]
-        assert seen == expected
+        assert listings == expected
         left = sorted(path.name for path in (out / "checkpoints").iterdir())
         assert left == ["01-00000014.json", "01-00000014.safetensors"]
 
@@ -153,14 +153,14 @@ class TestJobs:
 
     def test_the_first_stages_seed_is_not_the_seconds(self, tmp_path):
         """Draws, batches and dropout depend on the stage: two stages of one objective differ."""
-        seen = []
+        draws = []
 
         def loss(error, call):
-            seen.append(error.detach().clone())
+            draws.append(error.detach().clone())
             return squares(error, call)
 
         halve(tmp_path / "r", method=own(loss, updates=1, stages=2), learning_rate=0.0)
-        assert not torch.equal(seen[0], seen[1])
+        assert not torch.equal(draws[0], draws[1])
 
     def test_a_teacher_is_trained_and_the_pipeline_left_as_it_was(self, tmp_path):
         pipeline = teacher()

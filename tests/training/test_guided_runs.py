@@ -65,18 +65,18 @@ def test_the_error_by_scale_that_the_log_has(trained):
     """The same by the objective itself, at five scales; 0 for the exact student."""
     teacher, student = trained
     match, batch = MatchGuided(teacher, NULL, (1.0, 5.0)), Batch(*labelled_points(2000))
-    found = match.measure(student, batch, Draw.all(seeded(3), 2000))["x0_error_by_scale"]
-    assert list(found) == ["1", "2", "3", "4", "5"] and 0.005 < max(found.values()) < 0.05
+    by_scale = match.measure(student, batch, Draw.all(seeded(3), 2000))["x0_error_by_scale"]
+    assert list(by_scale) == ["1", "2", "3", "4", "5"] and 0.005 < max(by_scale.values()) < 0.05
 
     def exact(x, t, cond):
         return Guided(teacher, cond.guidance_scale, NULL)(x, t, Cond(cond.label))
 
-    found = match.measure(exact, batch, Draw.all(seeded(3), 2000))["x0_error_by_scale"]
-    assert max(found.values()) < 1e-5
-    found = match.measure(lambda x, t, cond: teacher(x, t, Cond(cond.label)), batch,
+    by_scale = match.measure(exact, batch, Draw.all(seeded(3), 2000))["x0_error_by_scale"]
+    assert max(by_scale.values()) < 1e-5
+    by_scale = match.measure(lambda x, t, cond: teacher(x, t, Cond(cond.label)), batch,
                           Draw.all(seeded(3), 2000))["x0_error_by_scale"]  # fmt: skip
     # The plain teacher is wrong in proportion to w.
-    assert found["1"] < 1e-6 and found["5"] == pytest.approx(4 * found["2"], rel=1e-4)
+    assert by_scale["1"] < 1e-6 and by_scale["5"] == pytest.approx(4 * by_scale["2"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -90,9 +90,9 @@ def test_one_step_of_a_trained_student_is_the_walk_of_the_guided_teacher(trained
         fit(student, halve, updates=300, rate=2e-3, rng=rng)
     noise, label = torch.randn(2000, 2, generator=seeded(2)), torch.arange(2000) % 3
     for scale in (1.0, 2.0, 3.0, 4.0, 5.0):
-        told = Cond(label, guidance_scale=torch.full((2000,), scale))
+        cond = Cond(label, guidance_scale=torch.full((2000,), scale))
         wanted = sample(Guided(teacher, scale, NULL), noise, uniform(8), cond=Cond(label))
-        assert rms(sample(student, noise, times, cond=told), wanted) < 0.07, scale
+        assert rms(sample(student, noise, times, cond=cond), wanted) < 0.07, scale
 
 
 def test_the_stages():
@@ -113,8 +113,8 @@ def test_the_stages():
     # From the conditional teacher to the bit, whatever the scale.
     batch = Batch(torch.randn(5, 2), Cond(torch.tensor([0, 1, 2, 1, 0])))
     t = torch.linspace(0.1, 1, 5)
-    told = replace(batch.cond, guidance_scale=torch.linspace(1, 4, 5))
-    assert torch.equal(first.student(batch.x0, t, told).x0, teacher(batch.x0, t, batch.cond).x0)
+    cond = replace(batch.cond, guidance_scale=torch.linspace(1, 4, 5))
+    assert torch.equal(first.student(batch.x0, t, cond).x0, teacher(batch.x0, t, batch.cond).x0)
 
 
 def test_the_options_reach_the_stages():
@@ -158,9 +158,11 @@ def test_a_smaller_student_of_its_own(options, name, config):
     for state in (1, 2):
         torch.manual_seed(state)
         made.append(next(replace(SMALL, **options).stages(DenoiserOnly(teacher, 3))).student)
-    told = recipe(made[0].net)
+    build_recipe = recipe(made[0].net)
     assert (
-        told[0] == name and config.items() <= told[1].items() and told[1]["guidance_embed_dim"] == 8
+        build_recipe[0] == name
+        and config.items() <= build_recipe[1].items()
+        and build_recipe[1]["guidance_embed_dim"] == 8
     )
     first, second = (student.state_dict() for student in made)
     assert all(torch.equal(first[key], second[key]) for key in first)  # whatever the global state
@@ -184,12 +186,15 @@ def test_a_run_from_teacher_to_two_steps(tmp_path):
     assert torch.equal(*x)
     last = Pipeline.load(tmp_path / "r" / "stages" / "0002-steps")
     assert torch.equal(last.sample(5, guidance_scale=2.5), x[0])
-    told = json.loads((tmp_path / "r" / "run.json").read_text())
-    assert told["command"] == "distill guided" and told["options"]["guidance_range"] == [1.0, 4.0]
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["command"] == "distill guided" and record["options"]["guidance_range"] == [
+        1.0,
+        4.0,
+    ]
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     errors = [line.get("x0_error_by_scale") for line in lines if "loss" in line]
-    assert [None if found is None else list(found) for found in errors[:3]] == [
+    assert [None if by_scale is None else list(by_scale) for by_scale in errors[:3]] == [
         ["1", "1.75", "2.5", "3.25", "4"],
         ["1", "1.75", "2.5", "3.25", "4"],
         ["1", "1.75", "2.5", "3.25", "4"],
@@ -247,30 +252,30 @@ def guided_pipeline(guidance_range=(1.0, 4.0)):
 
 
 def test_the_scale_is_an_input_and_every_step_one_call():
-    made, seen = guided_pipeline(), []
-    made.denoiser.net.register_forward_pre_hook(lambda net, given: seen.append(given))
+    made, inputs = guided_pipeline(), []
+    made.denoiser.net.register_forward_pre_hook(lambda net, args: inputs.append(args))
     x = made.sample(5, steps=3, guidance_scale=2.5, seed=4, batch=3)
-    assert [len(x) for x, _, _ in seen] == [3, 3, 3, 2, 2, 2]
-    assert all(cond.guidance_scale.tolist() == [2.5] * len(x) for x, _, cond in seen)
-    assert torch.cat([cond.label for _, _, cond in seen[::3]]).tolist() == [0, 1, 2, 0, 1]
+    assert [len(x) for x, _, _ in inputs] == [3, 3, 3, 2, 2, 2]
+    assert all(cond.guidance_scale.tolist() == [2.5] * len(x) for x, _, cond in inputs)
+    assert torch.cat([cond.label for _, _, cond in inputs[::3]]).tolist() == [0, 1, 2, 0, 1]
     cond = Cond(torch.arange(5) % 3, guidance_scale=torch.full((5,), 2.5))
     wanted = sample(made.denoiser, sample_noise(4, range(5), (2,)), uniform(3), cond=cond)
     torch.testing.assert_close(x, wanted, rtol=0, atol=1e-6)
     made.sample(1, steps=1)
-    assert seen[-1][2].guidance_scale.tolist() == [1.0]
+    assert inputs[-1][2].guidance_scale.tolist() == [1.0]
     made.sample(1, steps=1, guidance_scale=2)
     assert (
-        seen[-1][2].guidance_scale.tolist() == [2.0]
-        and seen[-1][2].guidance_scale.is_floating_point()
+        inputs[-1][2].guidance_scale.tolist() == [2.0]
+        and inputs[-1][2].guidance_scale.is_floating_point()
     )
 
 
-@pytest.mark.parametrize("asked, write", [(0.9, "1"), (4.01, "4"), (1.0, "2")])
-def test_scales_outside_the_range_are_refused(asked, write):
-    made = guided_pipeline((2.0, 4.0) if asked == 1 else (1.0, 4.0))
-    said = rf"got {asked:g}: write guidance_scale={write}$"
-    with pytest.raises(ConfigError, match=said):
-        made.sample(2, steps=1, guidance_scale=asked)
+@pytest.mark.parametrize("scale, write", [(0.9, "1"), (4.01, "4"), (1.0, "2")])
+def test_scales_outside_the_range_are_refused(scale, write):
+    made = guided_pipeline((2.0, 4.0) if scale == 1 else (1.0, 4.0))
+    message = rf"got {scale:g}: write guidance_scale={write}$"
+    with pytest.raises(ConfigError, match=message):
+        made.sample(2, steps=1, guidance_scale=scale)
     made.sample(2, steps=1, guidance_scale=float(write))
     made.sample(2, steps=1, guidance_scale=4.0)
 
@@ -305,7 +310,7 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (
             {"guidance_range": (5.0, 1.0)},
@@ -328,8 +333,8 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
         ({"guidance_embed_dim": 7}, "got 7: write an even number from 4"),
     ],
 )
-def test_what_cannot_be_is_refused(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         GuidedOptions(**{"start": 8, "stop": 2, "halving_updates": (4,), **options})
 
 

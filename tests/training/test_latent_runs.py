@@ -26,13 +26,13 @@ def test_samples_are_compared_with_images_of_every_class(monkeypatch):
     data = latents()
     teacher = pipeline(data)
     monkeypatch.setattr(scorer, "MOST_DECODED", 10)
-    told = Ledger()
-    images = scorer.real_images(data, teacher, progress=told)
+    ledger = Ledger()
+    images = scorer.real_images(data, teacher, progress=ledger)
     rows = torch.arange(0, N, 4)
     assert data.batch(rows).cond.label.float().mean() == 0.5  # as many of either class
     assert images.shape == (10, 1, 8, 8)
     assert torch.allclose(images, teacher.codec.decode(data.batch(rows).x0), atol=1e-6)
-    assert told.notes == ["decoding 10 of 40 latents"] and told.steps == 1
+    assert ledger.notes == ["decoding 10 of 40 latents"] and ledger.steps == 1
     monkeypatch.setattr(scorer, "MOST_DECODED", 100)
     assert len(scorer.real_images(data, teacher)) == N
     with pytest.raises(ConfigError, match="no codec"):
@@ -45,16 +45,16 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     captions = scorer.captions_of(data, teacher)
     assert len({tuple(c.flatten().tolist()) for c in captions(torch.arange(N))}) == N
     assert torch.equal(captions(torch.tensor([3, N + 3]))[0], captions(torch.tensor([N + 3]))[0])
-    asked, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
+    evaluation, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
     real = scorer.real_images(data, teacher)
-    judge = scorer.scorer_for(see, real, asked, captions=captions)
-    seen = judge.sample(teacher, "ddim", 2)
+    judge = scorer.scorer_for(see, real, evaluation, captions=captions)
+    sampled = judge.sample(teacher, "ddim", 2)
     by_hand = teacher.sample(9, steps=2, encoder_hidden_states=captions(torch.arange(9)))
-    assert torch.allclose(seen.images, by_hand, atol=1e-5)
-    assert not torch.allclose(seen.images, teacher.sample(9, steps=2), atol=1e-4)
+    assert torch.allclose(sampled.images, by_hand, atol=1e-5)
+    assert not torch.allclose(sampled.images, teacher.sample(9, steps=2), atol=1e-4)
     judge.batch = 3  # whatever the batches are
     assert torch.allclose(judge.sample(teacher, "ddim", 2).images, by_hand, atol=1e-5)
-    more = judge.extend(seen.first(5), teacher, "ddim", 2)
+    more = judge.extend(sampled.first(5), teacher, "ddim", 2)
     assert torch.allclose(more.images, by_hand, atol=1e-5)
     assert scorer.captions_of(data, pipeline(latents())) is None
     with pytest.raises(ConfigError, match="conditioned on texts"):
@@ -66,11 +66,11 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
 
 def test_what_is_not_read_is_left_out():
     data, plain = latents(texts=True), pipeline(latents())
-    seen = read_by(plain, data)
-    assert seen.contexts is None and torch.equal(seen.labels, data.labels)
+    read = read_by(plain, data)
+    assert read.contexts is None and torch.equal(read.labels, data.labels)
     reader = pipeline(data, texts=True)
-    seen = read_by(reader, data)
-    assert seen.labels is None and seen.names == () and seen.contexts is data.contexts
+    read = read_by(reader, data)
+    assert read.labels is None and read.names == () and read.contexts is data.contexts
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_what_is_not_read_is_left_out():
         (dict(names=("a", "b", "c")), False, "the network has 2 classes and the data 3"),
     ],
 )
-def test_data_of_another_make_is_refused(change, texts, said):
+def test_data_of_another_make_is_refused(change, texts, message):
     data = latents(texts=texts)
     model = pipeline(data, texts=texts)
     if change == "other null":
         change = dict(contexts=replace(data.contexts, null=data.contexts.null.flip(0)))
     assert read_by(model, data) is not None
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_by(model, replace(data, **change))
 
 
@@ -101,10 +101,10 @@ def test_what_may_be_right_is_told():
     model = pipeline(data)
     assert list(notes(model, data)) == []
     assert list(notes(model, replace(data, codec=model.codec.digest()))) == []
-    [said] = notes(model, replace(data, codec="0" * 64))
-    assert "made by another codec than the network's" in said
-    [said] = notes(model, replace(data, names=("b", "a")))
-    assert "taken for the network's (a, b, ...), number by number" in said
+    [note] = notes(model, replace(data, codec="0" * 64))
+    assert "made by another codec than the network's" in note
+    [note] = notes(model, replace(data, names=("b", "a")))
+    assert "taken for the network's (a, b, ...), number by number" in note
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def cli(cli, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("texts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
-    said = "--texts" if texts else "--labels"
+    condition = "--texts" if texts else "--labels"
     encode = ["latents", "--data", "photos", "--codec", "codec", "--out", "l", "--device", "cpu"]
     if texts:
         pytest.importorskip("transformers")
@@ -126,7 +126,7 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     cli(*encode)
     few = ("--updates", "2", "--batch-size", "4", "--device", "cpu", "--data", "l")
     net = ("--net-config", "embed_dim", "16", "depth", "2", "num_heads", "2", "patch_size", "2")
-    cli("train", "denoiser", *few, said, "--drop-labels", "0.3", "--out", "t", *net)
+    cli("train", "denoiser", *few, condition, "--drop-labels", "0.3", "--out", "t", *net)
     look = ("--features", "tests.support.latent_runs:pixels")
     out = cli(
         "distill", "progressive", "--teacher", "t", "--out", "d", "--start", "4", *few, *look,
@@ -140,9 +140,9 @@ def test_latents_are_distilled_gated_judged_and_reported(cli, tmp_path, texts):
     quick = ("--samples", "16", "--baselines", "ddim", "--cost-rounds", "1", "--device", "cpu")
     out = cli("evaluate", "d", *look, *quick)
     assert "verdict" in out
-    found = json.loads((tmp_path / "d" / "report.json").read_text())
-    assert {row["role"] for row in found["rows"]} == {"teacher", "baseline", "student"}
-    assert found["measure"]["real"] == 12
+    report = json.loads((tmp_path / "d" / "report.json").read_text())
+    assert {row["role"] for row in report["rows"]} == {"teacher", "baseline", "student"}
+    assert report["measure"]["real"] == 12
     cli("report", "d")
     assert "</html>" in (tmp_path / "d" / "report.html").read_text()
 

@@ -49,9 +49,9 @@ class TestNonFinite:
         look = At("stage-0", at, lambda: before.update(everything(out)))
         with pytest.raises(NonFinite) as caught:
             halve(out, method=own(bad(at), updates=20), save_every=5, job=job(callback=look))
-        said = str(caught.value)
-        assert f"not finite at update {at} of stage-0" in said and "\n" not in said
-        assert "lower --learning-rate (now 0.003) or --max-grad-norm (now 1)" in said
+        message = str(caught.value)
+        assert f"not finite at update {at} of stage-0" in message and "\n" not in message
+        assert "lower --learning-rate (now 0.003) or --max-grad-norm (now 1)" in message
         checkpoints = {k: v for k, v in everything(out).items() if k.startswith("checkpoints")}
         assert checkpoints == {k: v for k, v in before.items() if k.startswith("checkpoints")}
         assert len(checkpoints) == 2 * (at // 5) and not (out / "stages").exists()
@@ -86,8 +86,10 @@ class TestNonFinite:
         with pytest.raises(NonFinite, match="weights"):
             halve(tmp_path / "r", method=own(squares, updates=8), save_every=save_every, ema=ema)
         assert not (tmp_path / "r" / "stages").exists()
-        kept = sorted(path.name for path in (tmp_path / "r").rglob("checkpoints/*.safetensors"))
-        assert len(kept) == (2 if save_every == 3 else 0)  # of updates 3 and 6
+        checkpoints = sorted(
+            path.name for path in (tmp_path / "r").rglob("checkpoints/*.safetensors")
+        )
+        assert len(checkpoints) == (2 if save_every == 3 else 0)  # of updates 3 and 6
 
     def test_averaged_weights_after_the_last_update(self, tmp_path, monkeypatch):
         def spoilt(average, module, update):
@@ -114,14 +116,14 @@ class TestNonFinite:
         assert (callback.begun, callback.ended) == (1, 1)
 
 
-def hungry(k, seen=None):
+def hungry(k, sizes=None):
     """An objective that has memory for k samples."""
 
     def loss(error, call):
         big = error * 2
-        if seen is not None:
-            assert all(ref() is None for ref in seen), "a failed attempt's tensors are still there"
-            seen.append(weakref.ref(big))
+        if sizes is not None:
+            assert all(ref() is None for ref in sizes), "a failed attempt's tensors are still there"
+            sizes.append(weakref.ref(big))
         if len(error) > k:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
         return squares(error, call)
@@ -134,12 +136,12 @@ class TestMemory:
     def test_the_largest_half_that_fits_is_named_and_works(self, tmp_path, k, fits):
         with pytest.raises(ConfigError) as caught:
             halve(tmp_path / "r", method=own(hungry(k, [])), batch_size=13)
-        said = str(caught.value)
-        assert said == (
+        message = str(caught.value)
+        assert message == (
             "out of memory with a micro-batch of 13 (CUDA out of memory. Tried to allocate 2 GiB.): "
             f"add --micro-batch-size {fits}"
         )
-        advice = int(re.search(r"--micro-batch-size (\d+)", said)[1])
+        advice = int(re.search(r"--micro-batch-size (\d+)", message)[1])
         callback = At("", 0, None)
         halve(
             tmp_path / "r",
@@ -209,7 +211,7 @@ class TestMemory:
     @pytest.mark.parametrize("ema", [0.0, 0.9])
     def test_teacher_student_average_and_no_fourth_copy(self, tmp_path, request, ema):
         """Live tensors of a shape that nothing else has, in every update of three halvings."""
-        seen, earlier = [], []
+        networks, earlier = [], []
 
         class Counting(ProgressCallback):
             def begin(self, stage, update):
@@ -219,7 +221,7 @@ class TestMemory:
             def step(self, update, rate):
                 live = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
                 places = {x.data_ptr() for x in live if x.shape == (37, 4)}
-                seen.append((self.name, len(places)))
+                networks.append((self.name, len(places)))
 
         def alive(student):
             gc.collect()
@@ -242,5 +244,5 @@ class TestMemory:
         )
         # Teacher, student, AdamW's two moments, and the average if there is one; gradients are gone.
         expected = 4 + bool(ema)
-        assert [count for _, count in seen[2:]] == [expected] * 4
+        assert [count for _, count in networks[2:]] == [expected] * 4
         assert len(earlier) == 3

@@ -61,13 +61,13 @@ def test_only_matrices_of_linear_layers_are_turned():
 
 def test_the_rest_moves_as_adamw_moves_it():
     ours, plain = Net(), Net()
-    found = trained(ours, Optimiser(ours, MUON, fused=True), updates=1)
+    weights = trained(ours, Optimiser(ours, MUON, fused=True), updates=1)
     adamw = torch.optim.AdamW(plain.parameters(), MUON.learning_rate, MUON.betas, weight_decay=0.3)
     want = trained(plain, adamw, updates=1)
-    for name in found:
+    for name in weights:
         if name != "linear.weight":
-            torch.testing.assert_close(found[name], want[name], rtol=1e-12, atol=1e-14)
-    assert (found["linear.weight"] - want["linear.weight"]).abs().max() > 1e-4
+            torch.testing.assert_close(weights[name], want[name], rtol=1e-12, atol=1e-14)
+    assert (weights["linear.weight"] - want["linear.weight"]).abs().max() > 1e-4
 
 
 def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
@@ -90,11 +90,11 @@ def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
 def test_adamw_alone_is_torchs():
     ours, plain = Net(), Net()
     settings = TrainingConfig(learning_rate=0.01, betas=(0.8, 0.95), weight_decay=0.3)
-    found = trained(ours, Optimiser(ours, settings, fused=True))
+    weights = trained(ours, Optimiser(ours, settings, fused=True))
     adamw = torch.optim.AdamW(plain.parameters(), 0.01, (0.8, 0.95), weight_decay=0.3)
     want = trained(plain, adamw)
-    for name in found:
-        torch.testing.assert_close(found[name], want[name], rtol=1e-12, atol=1e-14)
+    for name in weights:
+        torch.testing.assert_close(weights[name], want[name], rtol=1e-12, atol=1e-14)
 
 
 def test_a_network_of_matrices_alone_needs_no_adamw():

@@ -25,13 +25,13 @@ def boards(world=2):
 
 def at_once(*acts):
     """What each act, a thread of its own, returns or raises."""
-    found = [None] * len(acts)
+    results = [None] * len(acts)
 
     def run(k):
         try:
-            found[k] = acts[k]()
+            results[k] = acts[k]()
         except Exception as error:
-            found[k] = error
+            results[k] = error
 
     threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(acts))]
     for thread in threads:
@@ -39,7 +39,7 @@ def at_once(*acts):
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads), "one of them waits for ever"
-    return found
+    return results
 
 
 class TestDifferences:
@@ -75,24 +75,24 @@ class TestDifferences:
         refuse_different([word, dict(word), dict(word)])
 
     def test_versions_are_of_what_computes(self):
-        found = versions()
-        assert set(found) == {"halfstep", "torch", "diffusers", "numpy", "python"}
-        assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        names = versions()
+        assert set(names) == {"halfstep", "torch", "diffusers", "numpy", "python"}
+        assert names["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 class TestLaunched:
     @pytest.mark.parametrize(
-        "said, expected",
+        "environment, expected",
         [
             ({}, (0, 1)),
             ({"WORLD_SIZE": "1"}, (0, 1)),
             ({"WORLD_SIZE": "3", "RANK": "2"}, (2, 3)),
         ],
     )
-    def test_rank_and_world(self, monkeypatch, said, expected):
+    def test_rank_and_world(self, monkeypatch, environment, expected):
         for name in ("RANK", "WORLD_SIZE"):
             monkeypatch.delenv(name, raising=False)
-        for name, value in said.items():
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         assert launched() == expected
 
@@ -134,24 +134,26 @@ class TestMeeting:
 
     def test_all_refuse_where_one_comes_with_something_else(self):
         three = boards(3)
-        found = at_once(*(lambda b=b: b.meet({"torch": str(b.rank // 2)}) for b in three))
-        assert {type(error) for error in found} == {ConfigError}
-        assert len({str(error) for error in found}) == 1 and "torch" in str(found[0])
+        results = at_once(*(lambda b=b: b.meet({"torch": str(b.rank // 2)}) for b in three))
+        assert {type(error) for error in results} == {ConfigError}
+        assert len({str(error) for error in results}) == 1 and "torch" in str(results[0])
 
     def test_one_that_does_not_come_is_named(self):
         first, _, third = boards(3)
-        found = at_once(*(lambda b=b: b.meet({}, patience=0.1) for b in (first, third)))
-        for error in found:
+        results = at_once(*(lambda b=b: b.meet({}, patience=0.1) for b in (first, third)))
+        for error in results:
             assert type(error) is HalfstepError and "process 1 of 3" in str(error)
 
     def test_who_refuses_before_is_heard_with_its_sentence(self):
         first, second = boards()
-        found = at_once(
+        results = at_once(
             lambda: first.meet({}), lambda: second.end("--learning-rate takes a number", patience=0)
         )
-        assert type(found[0]) is HalfstepError
-        assert "process 1" in str(found[0]) and "--learning-rate takes a number" in str(found[0])
-        assert found[1] is False
+        assert type(results[0]) is HalfstepError
+        assert "process 1" in str(results[0]) and "--learning-rate takes a number" in str(
+            results[0]
+        )
+        assert results[1] is False
 
     def test_an_end_is_of_one_run(self):
         both = boards()
@@ -171,7 +173,7 @@ class TestMeeting:
 
     def test_a_board_that_is_gone(self):
         class Gone:
-            def set(self, *given):
+            def set(self, *args):
                 raise RuntimeError("Broken pipe")
 
             check = get = set
@@ -194,7 +196,7 @@ class TestTogether:
         at_once(lambda: mine.meet({}), lambda: other.meet({}))
         processes, parted = Processes("cpu"), []
         processes.world, processes._board = 2, mine
-        monkeypatch.setattr(distributed, "_leave_group", lambda *given: parted.append(given))
+        monkeypatch.setattr(distributed, "_leave_group", lambda *args: parted.append(args))
         return processes, other, parted
 
     def fail(self, processes, error):
@@ -258,8 +260,8 @@ def word(monkeypatch, tmp_path):
     """What a process of a run comes with."""
 
     def ask(**changes):
-        def keep(processes, found):
-            raise ComparedError(found)
+        def keep(processes, values):
+            raise ComparedError(values)
 
         monkeypatch.setattr(Processes, "compare", keep)
         with pytest.raises(ComparedError) as caught:

@@ -100,8 +100,8 @@ class TestMidStage:
         halted(tmp_path / "d", "0002-steps", 8)
         halted(tmp_path / "d", "0002-steps", 10)
         nine = "checkpoints/01-00000009.safetensors"
-        found = {out: (tmp_path / out / nine).read_bytes() for out in "bcd"}
-        assert found["b"] == found["c"] == found["d"]
+        files_of = {out: (tmp_path / out / nine).read_bytes() for out in "bcd"}
+        assert files_of["b"] == files_of["c"] == files_of["d"]
 
     def test_the_time_that_was_spent_is_remembered(self, tmp_path):
         def begun(**where):
@@ -122,12 +122,12 @@ class TestMidStage:
         standing = SimpleNamespace(monotonic=lambda: 1e6)
         monkeypatch.setattr("halfstep.training.loop.time", standing)
         halve(tmp_path / "r")
-        [found] = [
+        [seconds] = [
             x
             for x in RunFolder(tmp_path / "r").metrics
             if x["stage"] == "0002-steps" and "updates" in x
         ]
-        assert found["seconds"] == spent > 0
+        assert seconds["seconds"] == spent > 0
 
     def test_moments_lie_in_memory_as_their_weights_do(self, tmp_path):
         """Those of weights that lie channels last; otherwise sums over them are rounded otherwise."""
@@ -142,8 +142,8 @@ class TestMidStage:
         checkpoint.write(tmp_path, 0, "stage", one)
         checkpoint.restore(tmp_path / "00-00000000", other)
         for moment in ("exp_avg", "exp_avg_sq"):
-            kept, there = (s.optimiser.state[s.student.weight][moment] for s in (one, other))
-            assert torch.equal(kept, there) and kept.stride() == there.stride() != (18, 9, 3, 1)
+            before, there = (s.optimiser.state[s.student.weight][moment] for s in (one, other))
+            assert torch.equal(before, there) and before.stride() == there.stride() != (18, 9, 3, 1)
 
     def test_a_finished_run_is_returned_and_nothing_is_touched(self, tmp_path, whole):
         shutil.copytree(whole, tmp_path / "r")
@@ -205,9 +205,9 @@ class TestFullDisk:
                 halve(out, job=job(callback=look))
         finally:
             room[0].__exit__(None, None, None)
-        said = str(caught.value)
-        assert said.startswith(f"cannot write '{out}/checkpoints/01-00000006.safetensors': ")
-        assert "what was saved before is untouched" in said and "\n" not in said
+        message = str(caught.value)
+        assert message.startswith(f"cannot write '{out}/checkpoints/01-00000006.safetensors': ")
+        assert "what was saved before is untouched" in message and "\n" not in message
         assert before and everything(out / "checkpoints") == before
         halve(out)
         assert bits(out) == bits(whole) and logged_lines(out) == logged_lines(whole)
@@ -312,14 +312,14 @@ class TestTheSameFolder:
         assert resumed("0004-steps", 6) == []
         changes = {"threads": 7, "torch": "9.9"}
         after = "from here on not the same to the bit"
-        told = [f"torch was {torch.__version__}, now 9.9", "threads was 1, now 7"]
-        assert resumed("0004-steps", 7) == [f"{note}: {after}" for note in told]
+        expected_notes = [f"torch was {torch.__version__}, now 9.9", "threads was 1, now 7"]
+        assert resumed("0004-steps", 7) == [f"{note}: {after}" for note in expected_notes]
         assert resumed("0002-steps", 2) == []
         changes = {"threads": 7, "torch": "9.9", "commit": "abc", "processes": 2}
         more = "processes was 1, now 2"
         assert resumed("0002-steps", 4) == [f"{more}: {after}"]
         about = json.loads((out / "run.json").read_text())
-        assert about["changes"] == [*told, more]
+        assert about["changes"] == [*expected_notes, more]
         assert about["environment"]["threads"] == 7
 
     def test_threads_are_those_of_torch(self):
@@ -329,8 +329,8 @@ class TestTheSameFolder:
             assert asked.environment("cpu")["threads"] == 2
         finally:
             torch.set_num_threads(before)
-        found = asked.environment("cpu", 3)
-        assert found["torch"] == torch.__version__ and found["processes"] == 3
+        environment = asked.environment("cpu", 3)
+        assert environment["torch"] == torch.__version__ and environment["processes"] == 3
 
 
 class TestExtend:

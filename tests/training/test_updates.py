@@ -42,17 +42,17 @@ class TestAverage:
     def test_closed_form(self):
         net, decay, n = nn.Linear(3, 2).double(), 0.8, 9
         average = Average(net, decay)
-        seen = []
+        weights = []
         for update in range(n):
             with torch.no_grad():
                 for p in net.parameters():
                     p.normal_(generator=torch.Generator().manual_seed(update))
-            seen.append([p.detach().clone() for p in net.parameters()])
+            weights.append([p.detach().clone() for p in net.parameters()])
             average.follow(net, update)
         for k, value in enumerate(average.values):
-            expected = decay ** (n - 1) * seen[0][k]
+            expected = decay ** (n - 1) * weights[0][k]
             for update in range(1, n):
-                expected += (1 - decay) * decay ** (n - 1 - update) * seen[update][k]
+                expected += (1 - decay) * decay ** (n - 1 - update) * weights[update][k]
             assert (value - expected).abs().max() < 1e-15
         average.copy_to(net)
         assert all(torch.equal(p, v) for p, v in zip(net.parameters(), average.values, strict=True))
@@ -72,20 +72,20 @@ class TestAverage:
         from halfstep import storage
 
         halve(tmp_path / "r", method=ONE, save_every=100)
-        kept, _ = storage.load(tmp_path / "r" / "checkpoints" / "00-00000005")
+        tensors, _ = storage.load(tmp_path / "r" / "checkpoints" / "00-00000005")
         stage, _ = storage.load(tmp_path / "r" / "stages" / "0004-steps" / "pipeline")
         for name, value in stage.items():
-            assert torch.equal(value, kept[f"average.{name}"])
-            assert not torch.equal(value, kept[f"student.{name}"])
+            assert torch.equal(value, tensors[f"average.{name}"])
+            assert not torch.equal(value, tensors[f"student.{name}"])
 
     def test_off_it_is_nowhere(self, tmp_path):
         from halfstep import storage
 
         halve(tmp_path / "r", method=ONE, ema=0.0, save_every=100)
-        kept, _ = storage.load(tmp_path / "r" / "checkpoints" / "00-00000005")
+        tensors, _ = storage.load(tmp_path / "r" / "checkpoints" / "00-00000005")
         stage, _ = storage.load(tmp_path / "r" / "stages" / "0004-steps" / "pipeline")
-        assert not [name for name in kept if name.startswith("average.")]
-        assert all(torch.equal(value, kept[f"student.{name}"]) for name, value in stage.items())
+        assert not [name for name in tensors if name.startswith("average.")]
+        assert all(torch.equal(value, tensors[f"student.{name}"]) for name, value in stage.items())
 
 
 class TestRate:
@@ -110,8 +110,8 @@ class TestRate:
             log_every=1,
             learning_rate=0.6,
         )
-        found = [line["rate"] for line in RunFolder(tmp_path / "r").metrics if "rate" in line]
-        assert found == pytest.approx([0.6, 0.4, 0.2, 0.6, 0.3])
+        rates = [line["rate"] for line in RunFolder(tmp_path / "r").metrics if "rate" in line]
+        assert rates == pytest.approx([0.6, 0.4, 0.2, 0.6, 0.3])
 
     def test_at_rate_0_nothing_moves(self, tmp_path):
         pipeline = teacher()
@@ -150,17 +150,17 @@ class TestOptimiser:
             optimiser.step()
             expected.append((float(loss.detach()), float(norm)))
         lines = [line for line in RunFolder(tmp_path / "r").metrics if "loss" in line]
-        found = [value for line in lines for value in (line["loss"], line["norm"])]
-        assert found == pytest.approx([v for pair in expected for v in pair], rel=1e-12)
+        logged = [value for line in lines for value in (line["loss"], line["norm"])]
+        assert logged == pytest.approx([v for pair in expected for v in pair], rel=1e-12)
         assert furthest(weights_of(student), dict(net.named_parameters())) < 1e-14
 
     def test_clipping_bounds_the_gradient_and_reports_it_unclipped(self):
         net = nn.Linear(2, 1, bias=False).double()
-        seen = []
+        norms = []
 
         class Spy(torch.optim.SGD):
             def step(self, closure=None):
-                seen.append(net.weight.grad.clone())
+                norms.append(net.weight.grad.clone())
 
         net.weight.grad = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
         norm = step(
@@ -170,16 +170,16 @@ class TestOptimiser:
             1.0,
         )
         assert float(norm) == 5.0
-        assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5) and net.weight.grad is None
+        assert float(norms[0].norm()) == pytest.approx(0.5, rel=1e-5) and net.weight.grad is None
 
     def test_a_scaled_gradient_is_clipped_as_it_is(self):
         """The loss scaler's factor is taken out before the norm is measured and bounded."""
         net, scaler = nn.Linear(2, 1, bias=False), torch.amp.GradScaler("cpu", init_scale=1024.0)
-        seen = []
+        norms = []
 
         class Spy(torch.optim.SGD):
             def step(self, closure=None):
-                seen.append(net.weight.grad.clone())
+                norms.append(net.weight.grad.clone())
 
         scaler.scale(torch.ones(()))
         net.weight.grad = 1024 * torch.tensor([[3.0, 4.0]])
@@ -190,7 +190,7 @@ class TestOptimiser:
             1.0,
         )
         assert float(norm) == 5.0
-        assert float(seen[0].norm()) == pytest.approx(0.5, rel=1e-5)
+        assert float(norms[0].norm()) == pytest.approx(0.5, rel=1e-5)
 
     def test_the_loss_that_is_logged_is_the_mean_of_its_updates(self, tmp_path):
         """Reports fall on the updates 3, 4, 6 and 7: every three a checkpoint, every four a line."""
@@ -281,14 +281,14 @@ class TestPrecision:
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import
     def test_compiled(self, tmp_path):
         plain = halve(tmp_path / "a")
-        seen = []
+        calls = []
 
         class Looking(ProgressCallback):
             def begin(self, stage, update):
-                seen.append(stage.student.net._compiled_call_impl is not None)
+                calls.append(stage.student.net._compiled_call_impl is not None)
 
         compiled = halve(tmp_path / "b", compile=True, job=job(callback=Looking()))
-        assert seen == [True, True]
+        assert calls == [True, True]
         assert furthest(weights_of(plain), weights_of(compiled)) < 1e-4
         assert bits(tmp_path / "a").keys() == bits(tmp_path / "b").keys()
         loaded = Pipeline.load(tmp_path / "b" / "stages" / "0002-steps")

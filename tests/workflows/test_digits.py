@@ -12,12 +12,12 @@ HELD_TO = {8: 1.03, 4: 1.04, 2: 1.06, 1: 1.10}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    found = []
+    results = []
     for seed in (0, 1, 2):
         out = tmp_path_factory.mktemp(f"digits{seed}")
         assert main(["demo", "--seed", str(seed), "--out", str(out), "--device", "cpu"]) == 0
-        found.append(json.loads((out / "results.json").read_text()))
-    return found
+        results.append(json.loads((out / "results.json").read_text()))
+    return results
 
 
 def rows(result, name, **wanted):

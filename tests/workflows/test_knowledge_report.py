@@ -39,8 +39,8 @@ def rows(data="digits", **accuracies):
     ]
 
 
-def verdicts(found):
-    return {claim["claim"]: claim["verdict"] for claim in found["claims"]}
+def verdicts(result):
+    return {claim["claim"]: claim["verdict"] for claim in result["claims"]}
 
 
 def test_an_estimate_is_students():
@@ -55,12 +55,12 @@ def test_an_estimate_is_students():
 
 
 def test_differences_are_seed_by_seed_and_of_shared_seeds():
-    found = rows(soft=[0.9, 0.5, 0.7], scratch=[0.8, 0.4])
-    difference = claims.paired_difference(found, "soft", "scratch")
+    accuracies = rows(soft=[0.9, 0.5, 0.7], scratch=[0.8, 0.4])
+    difference = claims.paired_difference(accuracies, "soft", "scratch")
     assert difference.seeds == 2
     assert difference.mean == pytest.approx(0.1)
     assert difference.error == pytest.approx(0, abs=1e-12)  # 0.2 apart, and yet the same difference
-    assert claims.paired_difference(found, "soft", "weighted") is None
+    assert claims.paired_difference(accuracies, "soft", "weighted") is None
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_differences_are_seed_by_seed_and_of_shared_seeds():
     ],
 )
 def test_soft_beats_scratch_only_beyond_two_standard_errors(by, verdict):
-    found = rows(scratch=[0.7] * len(by), soft=[0.7 + gain for gain in by])
+    accuracies = rows(scratch=[0.7] * len(by), soft=[0.7 + gain for gain in by])
     assert (
-        verdicts(claims.result(found, "digits"))["soft targets beat training from scratch"]
+        verdicts(claims.result(accuracies, "digits"))["soft targets beat training from scratch"]
         == verdict
     )
-    other = claims.result(found, "fashion-mnist")  # has no rows
+    other = claims.result(accuracies, "fashion-mnist")  # has no rows
     assert set(verdicts(other).values()) == {"was not measured"}
 
 
@@ -92,9 +92,10 @@ def test_soft_beats_scratch_only_beyond_two_standard_errors(by, verdict):
     ],
 )
 def test_nothing_is_added_only_where_a_point_would_have_been_seen(by, verdict):
-    found = rows(soft=[0.7] * 3, weighted=[0.7 + gain for gain in by])
+    accuracies = rows(soft=[0.7] * 3, weighted=[0.7 + gain for gain in by])
     assert (
-        verdicts(claims.result(found, "digits"))["hard labels beside them add nothing"] == verdict
+        verdicts(claims.result(accuracies, "digits"))["hard labels beside them add nothing"]
+        == verdict
     )
 
 
@@ -108,11 +109,11 @@ def test_nothing_is_added_only_where_a_point_would_have_been_seen(by, verdict):
     ],
 )
 def test_temperatures_are_alike_only_within_a_point(by, verdict):
-    found = rows(soft=[0.7] * 3)
+    accuracies = rows(soft=[0.7] * 3)
     for temperature in (1, 2, 20):
         values = [0.7 + (gain if temperature == 20 else 0) for gain in by]
-        found += rows(**{f"soft,_T_=_{temperature}": values})
-    assert verdicts(claims.result(found, "digits"))["temperature barely matters"] == verdict
+        accuracies += rows(**{f"soft,_T_=_{temperature}": values})
+    assert verdicts(claims.result(accuracies, "digits"))["temperature barely matters"] == verdict
 
 
 @pytest.mark.parametrize(("best", "verdict"), [(0.9, "holds"), (0.65, "does not hold")])
@@ -120,15 +121,15 @@ def test_a_claim_of_many_pairs_falls_with_one_of_them(best, verdict):
     noise = [0.001, -0.001, 0.0]
     levels = {"soft": 0.7, "weighted": 0.6, "logits": 0.5, "logits, deeper": 0.55}
     levels["weighted, augmented"] = best
-    found = [
+    accuracies = [
         r
         for name, level in levels.items()
         for r in rows(**{name: [level + e for e in noise[:: 1 if name != "soft" else -1]]})
     ]
-    said = verdicts(claims.result(found, "digits"))
-    assert said["augmentation is best"] == verdict
-    assert said["matching logits is worst"] == "holds"
-    assert said["a deeper student helps it"] == "holds"
+    by_claim = verdicts(claims.result(accuracies, "digits"))
+    assert by_claim["augmentation is best"] == verdict
+    assert by_claim["matching logits is worst"] == "holds"
+    assert by_claim["a deeper student helps it"] == "holds"
 
 
 def test_every_pair_that_is_compared_is_an_experiment():
@@ -161,9 +162,9 @@ def test_each_seed_has_its_own_labels_and_all_have_one_validation_set():
     assert len(first.validation) == 1000
     assert torch.equal(first.validation.values, second.validation.values)
     assert not torch.equal(first.labelled.values, second.labelled.values)
-    own = {str(v.tolist()) for v in first.labelled.values}
+    first_images = {str(v.tolist()) for v in first.labelled.values}
     others = {str(v.tolist()) for v in first.unlabelled.values}
-    assert not own & others
+    assert not first_images & others
 
 
 def test_the_filter_keeps_what_is_sure_and_balances_by_the_rarest():
@@ -190,11 +191,11 @@ def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
     assert all(
         row["accuracy"] * 1000 == pytest.approx(round(row["accuracy"] * 1000)) for row in rows
     )
-    kept = sorted(path.name for path in (options.out / "digits" / "seed-0").iterdir())
-    assert kept == ["answers", "teacher-first"]  # students go once they are judged
-    said = json.loads((options.out / "report.json").read_text())["data"][0]
-    assert said["accuracies"]["toy, scratch"]["seeds"] == 2
-    assert set(verdicts(said).values()) == {"was not measured"}
+    names = sorted(path.name for path in (options.out / "digits" / "seed-0").iterdir())
+    assert names == ["answers", "teacher-first"]  # students go once they are judged
+    result = json.loads((options.out / "report.json").read_text())["data"][0]
+    assert result["accuracies"]["toy, scratch"]["seeds"] == 2
+    assert set(verdicts(result).values()) == {"was not measured"}
     assert "last 38 images" in (options.out / "report.md").read_text()
     assert (options.out / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -217,10 +218,10 @@ def test_all_of_it_runs_in_two_processes_on_fashion_mnist_too(tmp_path, idx_file
     command = [sys.executable, str(EXAMPLES / "knowledge_distillation_report.py"), "--quick"]
     place = f"fashion-mnist:{idx_files}"
     subprocess.run([*command, "--data", place, "--out", str(tmp_path / "runs")], check=True)
-    found = json.loads((tmp_path / "runs" / "report.json").read_text())["data"]
-    assert [one["data"] for one in found] == ["fashion-mnist", "digits"]
-    assert all(one["seeds"] == 2 for of in found for one in of["accuracies"].values())
-    assert len(found[0]["accuracies"]) >= 20
+    results = json.loads((tmp_path / "runs" / "report.json").read_text())["data"]
+    assert [one["data"] for one in results] == ["fashion-mnist", "digits"]
+    assert all(one["seeds"] == 2 for of in results for one in of["accuracies"].values())
+    assert len(results[0]["accuracies"]) >= 20
 
 
 @pytest.fixture

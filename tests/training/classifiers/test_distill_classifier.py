@@ -63,10 +63,10 @@ def test_kept_answers_change_nothing(tmp_path, flip, count, micro):
         "teacher": teachers()[:count],
         "micro_batch_size": micro,
     }
-    asked = run(tmp_path / "a", **options)
-    kept = run(tmp_path / "b", **options, cache=tmp_path / "kept")
+    plain = run(tmp_path / "a", **options)
+    cached = run(tmp_path / "b", **options, cache=tmp_path / "kept")
     again = run(tmp_path / "c", **options, cache=tmp_path / "kept")
-    assert same(asked, kept) and same(asked, again)
+    assert same(plain, cached) and same(plain, again)
     assert bits(tmp_path / "a") == bits(tmp_path / "b") == bits(tmp_path / "c")
     assert len(list((tmp_path / "kept").glob("view-*.safetensors"))) == 1 + flip
 
@@ -90,13 +90,13 @@ def test_kept_answers_and_a_resumed_run(tmp_path):
 def test_a_permuted_batch_has_its_answers_permuted(tmp_path):
     data, teacher = pictures(150, flip=True), Teachers(*teachers())
     for each in ([64, 64, 22] * 2, [150] * 2):  # what is there already is done at once
-        told = Ledger()
-        kept = cached_logits(tmp_path / "kept", teacher, data, progress=told)
-        assert told.each == each and told.steps == 2 * 150
+        ledger = Ledger()
+        cache = cached_logits(tmp_path / "kept", teacher, data, progress=ledger)
+        assert ledger.each == each and ledger.steps == 2 * 150
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     for rows in (order, order[:7], order[: ROWS + 1], order.flip(0)):
         batch = data.batch(rows, rows % 2 > 0)
-        assert torch.equal(kept(batch), teacher(batch.x0))
+        assert torch.equal(cache(batch), teacher(batch.x0))
 
 
 def test_a_teacher_that_was_in_train_mode_answers_the_same(tmp_path):
@@ -189,12 +189,12 @@ class Anew(Dataset):
         return None
 
     def training_batch(self, rows, draw):
-        found = super().training_batch(rows, draw)
-        return Batch(found.x0 + 0.1 * draw.normal(found.x0), found.cond, found.ids)
+        batch = super().training_batch(rows, draw)
+        return Batch(batch.x0 + 0.1 * draw.normal(batch.x0), batch.cond, batch.ids)
 
 
 @pytest.mark.parametrize(
-    "options, error, said",
+    "options, error, message",
     [
         ({"data": pictures(labels=False)}, DataError, "needs labels and this data has none"),
         ({"teacher": [Fixed()]}, ConfigError, "same classes"),
@@ -204,9 +204,9 @@ class Anew(Dataset):
         ({"terms": (AttentionTransfer(pairs=(("conv", "hidden"),)),)}, ConfigError, "give maps"),
     ],
 )
-def test_what_cannot_be_leaves_no_folder(tmp_path, options, error, said):
+def test_what_cannot_be_leaves_no_folder(tmp_path, options, error, message):
     terms = options.pop("terms", ())
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         run(tmp_path / "r", *terms, **options)
     assert not (tmp_path / "r").exists()
 
@@ -257,17 +257,17 @@ def test_an_augmentation_without_views_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    "changed, message",
     [
         ({"teacher": [Net(9, seed=3)]}, "another teacher"),
         ({"data": pictures(74)}, "another data"),
         ({"data": pictures(flip=True)}, "another views"),
     ],
 )
-def test_a_foreign_cache_is_refused(tmp_path, changed, said):
+def test_a_foreign_cache_is_refused(tmp_path, changed, message):
     run(tmp_path / "a", cache=tmp_path / "kept", updates=1)
     before = everything(tmp_path / "kept")
-    with pytest.raises(ConfigError, match=f"{said} .*choose another folder, or delete that one"):
+    with pytest.raises(ConfigError, match=f"{message} .*choose another folder, or delete that one"):
         run(tmp_path / "b", cache=tmp_path / "kept", updates=1, **changed)
     assert everything(tmp_path / "kept") == before and not (tmp_path / "b").exists()
 
@@ -320,10 +320,10 @@ class Placed(nn.Module):
 
 def test_a_teacher_whose_rounding_depends_on_the_place_is_asked_row_by_row(tmp_path):
     callback = At("", 0, crash)
-    asked = run(tmp_path / "a", teacher=[Placed()], callback=callback, updates=4)
+    plain = run(tmp_path / "a", teacher=[Placed()], callback=callback, updates=4)
     assert "one sample at a time" in callback.notes[0]
-    kept = run(tmp_path / "b", teacher=[Placed()], updates=4, cache=tmp_path / "kept")
-    assert same(asked, kept)
+    cached = run(tmp_path / "b", teacher=[Placed()], updates=4, cache=tmp_path / "kept")
+    assert same(plain, cached)
     assert not Teachers(Placed()).is_reproducible(torch.ones(ROWS, 3, 5, 4))
     assert Teachers(Fixed()).is_reproducible(torch.randn(ROWS, 3, 5, 4))
 
@@ -342,8 +342,8 @@ class Doubled(Dataset):
     """The same pictures in float64, for what has to agree to more than seven digits."""
 
     def batch(self, rows, flips=None):
-        found = super().batch(rows, flips)
-        return replace(found, x0=found.x0.double())
+        plain = super().batch(rows, flips)
+        return replace(plain, x0=plain.x0.double())
 
 
 def in_two(out):
@@ -352,11 +352,11 @@ def in_two(out):
     net = build_classifier(
         "tests.models.classifiers.test_classifier_teachers:Plain", {"width": 4}
     ).double()
-    found = distill_classifier(
+    student = distill_classifier(
         Net(9, seed=1).double(), net, Doubled(data.values, data.labels, data.names), out,
         method=KnowledgeDistillation(terms=terms, updates=6), training=TRAINING, job=RunOptions(device="cpu"),
     )  # fmt: skip
-    return found
+    return student
 
 
 @pytest.mark.slow
