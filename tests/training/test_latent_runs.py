@@ -74,7 +74,7 @@ def test_what_is_not_read_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("change", "texts", "said"),
+    ("change", "texts", "message"),
     [
         (
             dict(scale=1.0),
