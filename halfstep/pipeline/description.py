@@ -17,7 +17,7 @@ from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
 from halfstep.models.compression.int8 import quantise_like
-from halfstep.pipeline.fields import PipelineFields
+from halfstep.pipeline.base import PipelineFields
 from halfstep.schema import SchemaError, validated, validated_partly
 
 FORMAT = 1

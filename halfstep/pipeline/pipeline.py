@@ -24,7 +24,7 @@ from halfstep.pipeline.description import (
     fields_from,
     NetBuilder,
 )
-from halfstep.pipeline.fields import PipelineFields
+from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.image_inputs import check_noise, image_start, latents_of, read_images
 from halfstep.pipeline.samplers import check_counts, check_edit, sampler_fn
 from halfstep.pipeline.saving import load_fields, save_pipeline

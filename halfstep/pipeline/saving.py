@@ -18,7 +18,7 @@ from halfstep.pipeline.description import (
     NetBuilder,
     PipelineArguments,
 )
-from halfstep.pipeline.fields import PipelineFields
+from halfstep.pipeline.base import PipelineFields
 
 
 class SavedDescription(Description):

@@ -89,7 +89,7 @@ MUTANTS = (
         ('"SASolver", "DDPM", "LCM"', '"SASolver", "LCM"'),
     ),
     *of(
-        "pipeline/fields",
+        "pipeline/base",
         "pipeline/saving",
         ("            checked(times)", "            pass"),
         ("check_sampler(self.sampler)", "pass"),
