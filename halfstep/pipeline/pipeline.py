@@ -16,6 +16,7 @@ from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.models.uvit.resize import resized
+from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.conditioning import condition, guided, same_states
 from halfstep.pipeline.description import (
     as_checkpoint_error,
@@ -24,7 +25,6 @@ from halfstep.pipeline.description import (
     fields_from,
     NetBuilder,
 )
-from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.image_inputs import check_noise, image_start, latents_of, read_images
 from halfstep.pipeline.samplers import check_counts, check_edit, sampler_fn
 from halfstep.pipeline.saving import load_fields, save_pipeline

@@ -10,6 +10,7 @@ from halfstep.errors import CheckpointError
 from halfstep.models.codec import Codec
 from halfstep.models.compression.int8 import load_plain_tensors, plain_tensors
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
+from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.description import (
     describe,
     Description,
@@ -18,7 +19,6 @@ from halfstep.pipeline.description import (
     NetBuilder,
     PipelineArguments,
 )
-from halfstep.pipeline.base import PipelineFields
 
 
 class SavedDescription(Description):
