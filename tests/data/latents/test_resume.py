@@ -100,7 +100,7 @@ def test_a_batch_may_change_when_memory_runs_out(tmp_path):
 
 
 def started(out):
-    code = f"from tests.data.latents.test_latents import encode_slowly; encode_slowly({str(out)!r})"
+    code = f"from tests.support.latents import encode_slowly; encode_slowly({str(out)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
 
