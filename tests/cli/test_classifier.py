@@ -144,7 +144,7 @@ def test_a_network_of_ones_own(cli, tmp_path):
         (["--validate", 1.5], "is no share of the data"),
         (["--validate", "digits"], "the held-out data is the training data"),
         (["--validate", "two-moons"], "must be labelled images of shape [1, 8, 8]"),
-        (["--labels-per-class", 500], "500"),
+        (["--labels-per-class", 500], "178 labelled"),
         (["--label-smoothing", 1], "label_smoothing must be"),
         (["--net", "cnnn"], "perhaps you meant 'cnn'"),
         (["--net", "toy-teacher"], "too small for the toy's teacher"),
