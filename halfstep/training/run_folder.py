@@ -6,8 +6,6 @@
     RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
     RUN/checkpoints/    the checkpoints of the present stage
     RUN/gate.json       the decisions of the run's gate
-
-The same command again goes on where it stopped.
 """
 
 import json
@@ -87,8 +85,7 @@ class RunFolder:
     ) -> "RunFolder":
         """Make the folder, or go on with the run that is there if it was made with the same options.
 
-        `extend` allows more updates or further halvings.  `notes` names what changed in versions, device
-        or threads since the run began: the weights are then not the same to the bit.
+        `extend` allows more updates or halvings; `notes` has changes of versions, device and threads.
         """
         run, request = cls(folder), _request(command, options, plan)
         try:
@@ -234,8 +231,7 @@ class RunFolder:
         loaded = [Pipeline.load(folder, net=net) for folder in self.stages]
         if halved := [pipeline for pipeline in loaded if pipeline.times]:
             return halved
-        first = self.first_student(net=net)
-        if first is None:
+        if (first := self.first_student(net=net)) is None:
             return []
         return [replace(first, times=(self.teacher_times or uniform(full),))]
 
