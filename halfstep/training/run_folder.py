@@ -1,11 +1,11 @@
 """The folder of a run: options, metrics, finished stages, checkpoints.
 
-    RUN/run.json        command, resolved options, versions, and later changes of them
-    RUN/config.toml     the command's options as they were typed; of a run from Python the data's name
-    RUN/metrics.jsonl   one line every few updates
-    RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
-    RUN/checkpoints/    the checkpoints of the present stage
-    RUN/gate.json       the decisions of the run's gate
+RUN/run.json        command, resolved options, versions, and later changes of them
+RUN/config.toml     the command's options as they were typed; of a run from Python the data's name
+RUN/metrics.jsonl   one line every few updates
+RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
+RUN/checkpoints/    the checkpoints of the present stage
+RUN/gate.json       the decisions of the run's gate
 """
 
 import json
