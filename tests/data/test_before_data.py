@@ -66,6 +66,8 @@ LONG = Progressive(start=1024, stop=512, updates=(5,))
 )
 def test_a_grid_is_looked_up_before_data_are_read(method, tmp_path):
     with pytest.raises(ConfigError, match="level"):
+        method.check(teacher())
+    with pytest.raises(ConfigError, match="level"):
         distill(teacher(), NeverRead(), tmp_path / "r", method=method)
     assert not (tmp_path / "r").exists()
 
