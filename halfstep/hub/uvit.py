@@ -38,7 +38,7 @@ class Published:
     size      side of the images in pixels
     schedule  noise schedule
     time      the network's time as a function of t
-    class_names  number of classes; 0: none
+    num_classes  number of classes; 0: none
     null      the label that means no class, or None: the network cannot be guided by labels
     scale     of the latents, or None for a model of pixels
     sampler   of the published FID, with its `steps` and `guidance_scale` (1 is off)
@@ -52,7 +52,7 @@ class Published:
     size: int
     schedule: Schedule
     time: NetTime
-    class_names: int = 0
+    num_classes: int = 0
     null: int | None = None
     scale: float | None = None
     sampler: str
@@ -86,7 +86,7 @@ class Published:
         return Pipeline(
             Denoiser(self._network(weights), self.schedule, Eps(), time=self.time).eval(),
             self.shape,
-            class_names=tuple(map(str, range(self.class_names))),
+            class_names=tuple(map(str, range(self.num_classes))),
             null=self.null,
             codec=decoder,
             sampler=self.sampler,
@@ -226,8 +226,8 @@ _levels = partial(
 )
 _maruyama = partial(_sde, sampler="euler-maruyama", steps=1000)
 _fast = partial(_sde, sampler="dpm-fast", steps=50)
-_fast_labelled = partial(_fast, class_names=1000, null=1000, scale=0.18215)
-_levels_labelled = partial(_levels, class_names=1000, null=1000, scale=0.18215)
+_fast_labelled = partial(_fast, num_classes=1000, null=1000, scale=0.18215)
+_levels_labelled = partial(_levels, num_classes=1000, null=1000, scale=0.18215)
 _coco = partial(_levels, scale=0.23010, guidance_scale=2.0, flip=False)
 
 PUBLISHED: dict[str, Published] = {
@@ -240,11 +240,11 @@ PUBLISHED: dict[str, Published] = {
         method=_method(500_000), training=_training(128, 2e-4, (0.99, 0.99), 5000),
     ),
     "imagenet64_uvit_mid": _fast(
-        net=_net(64, 4, 3, _M, num_classes=1000), size=64, class_names=1000, fid=5.85,
+        net=_net(64, 4, 3, _M, num_classes=1000), size=64, num_classes=1000, fid=5.85,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
     "imagenet64_uvit_large": _fast(
-        net=_net(64, 4, 3, _L, num_classes=1000), size=64, class_names=1000, fid=4.26,
+        net=_net(64, 4, 3, _L, num_classes=1000), size=64, num_classes=1000, fid=4.26,
         method=_method(300_000), training=_training(1024, 3e-4, (0.99, 0.99), 5000),
     ),
     "imagenet256_uvit_large": _fast_labelled(

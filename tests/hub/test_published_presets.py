@@ -38,7 +38,7 @@ def test_the_presets_ask_for_the_published_recipes(name):
     # Of latents the mirror image is encoded beforehand.
     assert options.dataset.flip == (published.flip and name not in LATENT)
     assert options.dataset.size == (None if name in LATENT else published.size)
-    assert options.network.labels == bool(published.class_names)
+    assert options.network.labels == bool(published.num_classes)
     assert options.network.texts == (name in TEXT)
     text = Path(__file__).parents[2].joinpath(f"halfstep/presets/published/{name}.toml").read_text()
     assert f"# score     not run here; published FID {RECIPES[name][9]:.2f} (" in text
@@ -76,7 +76,7 @@ def test_the_presets_ask_for_the_published_networks(name):
 def test_training_by_a_preset_makes_what_published_weights_fit(name):
     """The pipeline that `halfstep train denoiser` would begin with, on the data that it is for."""
     options, published = preset_config(name), PUBLISHED[name]
-    labels = torch.tensor([0, 999]) if published.class_names else None
+    labels = torch.tensor([0, 999]) if published.num_classes else None
     data = Dataset(torch.zeros(2, *published.shape), labels)
     with torch.device("meta"):
         made = fresh_pipeline(options.network, data, options.method.drop_labels > 0, seed=0)
@@ -86,4 +86,4 @@ def test_training_by_a_preset_makes_what_published_weights_fit(name):
     assert asdict(made.denoiser.time) == asdict(published.time)
     assert type(made.denoiser.parameterisation).__name__ == "Eps"
     assert (made.null, made.clip, made.shape) == (published.null, None, published.shape)
-    assert made.class_names == tuple(map(str, range(published.class_names)))
+    assert made.class_names == tuple(map(str, range(published.num_classes)))

@@ -58,7 +58,7 @@ def test_the_recipes_are_the_published_ones(name):
 def test_labels_latents_and_sizes_are_the_published_ones(name):
     published = PUBLISHED[name]
     rows = NETWORKS[name][6]
-    assert published.class_names == (1000 if rows > 0 else 0)
+    assert published.num_classes == (1000 if rows > 0 else 0)
     assert published.null == (1000 if rows == 1001 else None)
     scale = {True: 0.23010, False: 0.18215}[name in TEXT] if name in LATENT else None
     assert published.scale == scale

@@ -27,11 +27,11 @@ def tiny(name, **more):
     published = PUBLISHED[name]
     net = {**published.net, "img_size": 12, "patch_size": 3, "embed_dim": 24, "depth": 4}
     net |= {"num_heads": 3, **more}
-    if not published.class_names:
+    if not published.num_classes:
         return replace(published, net=net)
     rows = 7 + (published.null is not None)
     null = None if published.null is None else 7
-    return replace(published, net={**net, "num_classes": rows}, class_names=7, null=null)
+    return replace(published, net={**net, "num_classes": rows}, num_classes=7, null=null)
 
 
 def official(published, seed=0):
@@ -57,7 +57,7 @@ def hollow(path, name):
 
 
 def labels_for(published, x):
-    return torch.tensor([3, 6, 0][: len(x)]) if published.class_names else None
+    return torch.tensor([3, 6, 0][: len(x)]) if published.num_classes else None
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_weights_read_as_the_official_code_reads_them(name, tmp_path):
     ):
         assert (model(x, wrong, y) - eps).abs().amax() > 1e-3
     assert pipeline.shape == published.shape and pipeline.clip is None
-    assert pipeline.class_names == (tuple("0123456") if published.class_names else ())
+    assert pipeline.class_names == (tuple("0123456") if published.num_classes else ())
     assert (pipeline.sampler, pipeline.steps) == (published.sampler, published.steps)
     assert all(
         p.requires_grad for p in pipeline.denoiser.parameters()

@@ -51,7 +51,7 @@ MUTANTS = (
         ("time=NetTime(scale=1000.0)", "time=NetTime(scale=1000.0, offset=-1.0)"),
         ("0.00085, 0.012)", "0.00085, 0.02)"),
         ("load_codec(Path(codec), scale=self.scale)", "load_codec(Path(codec))"),
-        ("(_levels, class_names=1000, null=1000", "(_levels, class_names=1000, null=999"),
+        ("(_levels, num_classes=1000, null=1000", "(_levels, num_classes=1000, null=999"),
         ("return path / AVERAGED", "return path / RAW"),
         ('texts.encode([""])', 'texts.encode(["."])'),
     ),
