@@ -132,9 +132,7 @@ class Progressive(Validated, Method):
         plan, eta = self.plan(teacher), teacher.denoiser
         del teacher
         for stage in plan:
-            student = (
-                eta.trainable_copy()
-            )  #                                            theta <- eta
+            student = eta.trainable_copy()  #                                  theta <- eta
             halve = self.objective(eta.freeze(), stage.teacher_times)
             yield stage.stage(student, halve)
             eta = student  #                                                   eta <- theta
