@@ -40,7 +40,7 @@ assets: install
 
 # What `halfstep VERB --help` prints, anew: after a change of an option or of its docstring.
 pages: install
-	$(BIN)/python -m tests.support.help_pages
+	$(BIN)/python -m tests.cli.help_pages
 
 mutants: install
 	$(BIN)/python -m tests.mutants

@@ -23,7 +23,7 @@ from halfstep.evaluation.features.registry import load_classifier
 from halfstep.methods import METHODS
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from tests.support.help_pages import KINDS
+from tests.cli.help_pages import KINDS
 
 COMMANDS = [
     f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]

@@ -15,7 +15,7 @@ from halfstep.evaluation import Interval
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import read_gate
 from halfstep.workflows.report import provenance
-from tests.support.commands import contents, halving, SHIPPED, TINY, type_command
+from tests.cli.commands import contents, halving, SHIPPED, TINY, type_command
 from tests.support.evidence import read_back
 from tests.support.runs import refused, rewritten
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from halfstep.pipeline import Pipeline
-from tests.support.commands import contents, halving, SHIPPED, type_command
+from tests.cli.commands import contents, halving, SHIPPED, type_command
 from tests.support.runs import refused
 
 pytestmark = pytest.mark.usefixtures("feature_cache")

@@ -12,7 +12,7 @@ from halfstep.cli.names import OTHER_NAMES, refuse_unknown
 from halfstep.cli.parse import parse
 from halfstep.config.fields import all_options, options_of
 from halfstep.errors import ConfigError
-from tests.support.help_pages import documented, EXAMPLES, KINDS, MATTER, page
+from tests.cli.help_pages import documented, EXAMPLES, KINDS, MATTER, page
 
 COMMANDS = sorted(KINDS)
 HEAVY = "{'torch', 'numpy', 'pydantic', 'rich', 'diffusers', 'matplotlib'}"

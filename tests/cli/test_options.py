@@ -20,7 +20,7 @@ from halfstep.training.run_config import read_config, write_config
 from halfstep.workflows.options import DataOptions
 from halfstep.workflows.sample import SampleConfig
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
-from tests.support.help_pages import KINDS
+from tests.cli.help_pages import KINDS
 
 CODE = "import pathlib\npathlib.Path('RAN').write_text('')\n\n\ndef made(**any):\n    raise SystemExit(9)\n"
 TYPED = {

@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     *of(
         "workflows/model_card",
-        "pipeline/export",
+        "cli/export",
         ('source.parent.name == "stages" and ', ""),
         (' and (run / "run.json").exists()', ""),
         ('if not (source / "pipeline.json").exists():', "if True:"),
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/sample_sets",
-        "training/latent_runs",
+        "cli/latent_runs",
         ("else self.captions(torch.tensor(part))", "else None"),
     ),
     *of(
@@ -284,7 +284,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/scorer",
-        "training/latent_runs",
+        "cli/latent_runs",
         ("torch.arange(count) * len(data) // count", "torch.arange(count)"),
     ),
     *of(
@@ -294,7 +294,7 @@ MUTANTS = (
     ),
     *of(
         "evaluation/row_metrics",
-        "models/guided_edges",
+        "cli/guided_edges",
         ("if full is not None and not draws_noise(sampler)", "if full is not None"),
     ),
     *of("evaluation/gate", "training/peers", ('"full", "about")', '"full")')),

@@ -294,7 +294,7 @@ MUTANTS = (
     ),
     *of(
         "methods/diffusion/halving_checks",
-        "models/guided_edges",
+        "cli/guided_edges",
         ("if clip and clip != teacher.clip:", "if clip and teacher.clip is None:"),
     ),
     *of(
@@ -322,7 +322,7 @@ MUTANTS = (
     ),
     *of(
         "methods/classifiers/recipes",
-        "methods/classifiers/knowledge_edges",
+        "cli/knowledge_edges",
         ("if not is_valid(value, parameter.annotation):", "if False:"),
     ),
     *of(

@@ -164,17 +164,17 @@ MUTANTS = (
     ),
     *of(
         "models/hooks",
-        "methods/classifiers/knowledge_edges",
+        "cli/knowledge_edges",
         ("if x._version != before:", "if x._version < before:"),
     ),
     *of(
         "models/classifiers/registry",
-        "methods/classifiers/knowledge_edges",
+        "cli/knowledge_edges",
         ("tuple(first) != tuple(second)", "len(first) != len(second)"),
     ),
     *of(
         "models/guidance_embedding",
-        "models/guided_edges",
+        "cli/guided_edges",
         ("scale.shape != x.shape[:1]", "scale.shape[:1] != x.shape[:1]"),
     ),
     *of("models/eval_mode", "models/build", ("part.training = mode", "part.training = True")),

@@ -76,14 +76,14 @@ MUTANTS = (
     ),
     *of(
         "pipeline/torch_export",
-        "pipeline/export",
+        "cli/export",
         ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
         ("prediction.clipped(x, start, self.clip)", "prediction.clipped(x, end, self.clip)"),
         ("return end.mix(", "return start.mix("),
     ),
     *of(
         "pipeline/samplers",
-        "models/guided_edges",
+        "cli/guided_edges",
         ('"ancestral", "stochastic", "euler-maruyama"', '"ancestral", "stochastic"'),
         ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
         ('"SASolver", "DDPM", "LCM"', '"SASolver", "LCM"'),

@@ -112,11 +112,11 @@ MUTANTS = (
     ),
     *of(
         "training/classifiers/logit_cache",
-        "methods/classifiers/knowledge_edges",
+        "cli/knowledge_edges",
         ("replace(data, labels=None, names=()).fingerprint()", "data.fingerprint()"),
         ("torch.promote_types(logits.dtype, torch.float32)", "torch.float32"),
     ),
-    *of("training/students", "models/guided_edges", ("counts.append(1)", "counts.append(2)")),
+    *of("training/students", "cli/guided_edges", ("counts.append(1)", "counts.append(2)")),
     *of(
         "training/loop",
         "training/limits",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from halfstep.cli import main
+from halfstep.workflows.demo import DemoConfig, prepare_demo
 
 HELD_TO = {8: 1.03, 4: 1.04, 2: 1.06, 1: 1.10}
 """Student's Fréchet distance over its teacher's at 64 steps, mean of three distillations."""
@@ -15,7 +15,8 @@ def runs(tmp_path_factory):
     results = []
     for seed in (0, 1, 2):
         out = tmp_path_factory.mktemp(f"digits{seed}")
-        assert main(["demo", "--seed", str(seed), "--out", str(out), "--device", "cpu"]) == 0
+        demo = prepare_demo(DemoConfig(out=out, seed=seed, device="cpu"))
+        demo.evaluate(*demo.distill())
         results.append(json.loads((out / "results.json").read_text()))
     return results
 
