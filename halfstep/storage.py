@@ -210,7 +210,7 @@ def read_unsealed_json(path: Path, schema: Any) -> JsonObject:
     try:
         return validated_partly(content, schema)
     except SchemaError as wrong:
-        raise CheckpointError(f"'{path}' cannot be: {wrong}; {mend}") from None
+        raise CheckpointError(f"'{path}' is invalid: {wrong}; {mend}") from None
 
 
 def _parsed(path: Path, mend: str) -> JsonObject:

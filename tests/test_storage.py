@@ -123,7 +123,7 @@ def test_what_is_no_json_of_ours_says_what_to_do(tmp_path, text):
 
 def test_a_json_of_others_of_another_kind_says_what_to_do(tmp_path):
     (tmp_path / "a.json").write_text('{"width": "x", "more": 1}')
-    with pytest.raises(CheckpointError, match=r"cannot be: width .*; copy it"):
+    with pytest.raises(CheckpointError, match=r"is invalid: width .*; copy it"):
         storage.read_unsealed_json(tmp_path / "a.json", Needs)
 
 

@@ -205,16 +205,18 @@ def _check_values(values: Tensor) -> None:
         return
     if values.dtype != torch.float32:
         raise DataError(
-            f"values are uint8 images or float32 in [-1, 1], got {values.dtype}: convert them"
+            f"values must be uint8 images or float32 in [-1, 1], got {values.dtype}: convert them"
         )
     low, high = (float(end) for end in torch.aminmax(values.detach()))
     if low != low or high != high:  # aminmax passes nan on
         raise DataError("some values are nan: remove those samples")
     if low == -inf or high == inf:
-        raise DataError(f"float values are finite, got {low:g} to {high:g}: remove those samples")
+        raise DataError(
+            f"float values must be finite, got {low:g} to {high:g}: remove those samples"
+        )
     if not (_bounded(values) or _may_be_latents(values)):
         raise DataError(
-            f"float values lie in [-1, 1], got {low:g} to {high:g}: scale them, for example "
+            f"float values must lie in [-1, 1], got {low:g} to {high:g}: scale them, for example "
             "x / 127.5 - 1 for pixels of 0 to 255; latents, of other channels than 1 or 3, may have any range"
         )
     refuse_halves(values, low, high)

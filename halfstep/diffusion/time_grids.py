@@ -55,7 +55,7 @@ def on_schedule(times: Times, schedule: Schedule) -> Times:
 def _counted(steps: int) -> int:
     steps = validate("steps", steps, int)
     if steps < 1:
-        raise ConfigError(f"sampling takes at least one step, got {steps}: write steps=1")
+        raise ConfigError(f"sampling needs at least one step, got {steps}: write steps=1")
     if steps > MOST:
         raise ConfigError(
             f"sampling takes at most {MOST:,} steps, got {shown(steps)}: write for example steps=64"

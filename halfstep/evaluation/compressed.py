@@ -11,7 +11,7 @@ from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.cost import SamplingSetup
 from halfstep.evaluation.metrics.fidelity import paired_rmse
-from halfstep.evaluation.report_data import Compressed, Row
+from halfstep.evaluation.report_data import CompressedRow, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.models.compression.int8 import plain_tensors
 from halfstep.models.compression.magnitude_pruning import zero_share
@@ -87,12 +87,12 @@ def read_variants(
 
 def compressed(
     variant: Variant, samples: SampleSet, student: SampleSet, name: str, scorer: SampleScorer
-) -> Compressed:
+) -> CompressedRow:
     """Measure a variant against its student's samples of the same noise.
 
     student, name  the student's samples, and the name of its row
     """
-    return Compressed(
+    return CompressedRow(
         kind=variant.kind,
         student=name,
         bytes=size_of(variant.pipeline.denoiser),
@@ -102,10 +102,10 @@ def compressed(
     )
 
 
-def as_trained(student: Pipeline, name: str) -> Compressed:
+def as_trained(student: Pipeline, name: str) -> CompressedRow:
     """The student itself, for comparison with its variants."""
     net = student.denoiser
-    return Compressed(kind="as trained", student=name, bytes=size_of(net), zeros=zeros(net))
+    return CompressedRow(kind="as trained", student=name, bytes=size_of(net), zeros=zeros(net))
 
 
 def with_students_work(rows: Sequence[Row]) -> list[Row]:

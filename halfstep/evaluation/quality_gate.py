@@ -92,7 +92,7 @@ class QualityGate(Validated):
         tell: Callable[[str], object] = str,
         showing: Showing = silent,
         meter: Meter | None = None,
-        rehearse: bool = False,
+        dry_run: bool = False,
     ) -> Gate | None:
         """The gate of a run, which writes OUT/gate.json; None for a method without halvings.
 
@@ -100,13 +100,13 @@ class QualityGate(Validated):
         tell      called with each decision as a sentence
         showing   opens the progress display of each measurement
         meter     reuse this meter, such as that of `fewest_start`
-        rehearse  measure nothing, only raise the errors that the run would raise
+        dry_run  measure nothing, only raise the errors that the run would raise
         """
         if (halvings := Halvings.of(method, teacher)) is None:
             return None
         metric = self._metric(halvings)
         inputs = self._inputs(teacher, data, method, device, load, showing)
-        measure: Measure = _never if rehearse else (meter or metric.meter(inputs)).student
+        measure: Measure = _never if dry_run else (meter or metric.meter(inputs)).student
         default = OF_HALVING if halvings.alone else OF_OTHERS
         gate = Gate(
             measure,

@@ -23,7 +23,7 @@ Pictures = Mapping[str, NDArray[Any]]
 [scales, rows, seeds, H, W, C], with `grid_labels`, `worst_labels`, `guided_labels`, `guided_scales`."""
 Positive = Annotated[float, Ge(float_info.min)]
 """A number for a logarithmic axis."""
-Sampled = Literal["teacher", "baseline", "student", "compressed", "other"]
+RowRole = Literal["teacher", "baseline", "student", "compressed", "other"]
 Encoded = Literal["teacher", "baseline", "student"]
 
 
@@ -52,7 +52,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compressed:
+class CompressedRow:
     """A compressed student, or the student itself ("as trained").
 
     student      name of the student's row
@@ -79,7 +79,7 @@ class Row:
     student_ratio  for role other: the student's Fréchet distance over this one's, at as many steps
     """
 
-    role: Sampled
+    role: RowRole
     name: str
     sampler: str
     steps: Count
@@ -91,7 +91,7 @@ class Row:
     memorisation: Memorisation | None = None
     drift: tuple[Drift, ...] | None = None
     cost: Cost | None = None
-    compressed: Compressed | None = None
+    compressed: CompressedRow | None = None
     network: str | None = None
     student_ratio: Interval | None = None
 
@@ -275,7 +275,7 @@ class Report:
         """The teacher at full steps."""
         return self.rows[0]
 
-    def rows_of(self, role: Sampled) -> list[Row]:
+    def rows_of(self, role: RowRole) -> list[Row]:
         """The rows of one role, most network calls first."""
         return sorted((row for row in self.rows if row.role == role), key=lambda row: -row.calls)
 

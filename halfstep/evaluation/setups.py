@@ -14,7 +14,7 @@ from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
-from halfstep.evaluation.report_data import Sampled
+from halfstep.evaluation.report_data import RowRole
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import check_sampling
 
@@ -132,7 +132,7 @@ class Setup:
     network           name of the network, for a network of another size
     """
 
-    role: Sampled
+    role: RowRole
     name: str
     sampling: SamplingSetup
     variant: Variant | None = None

@@ -189,7 +189,7 @@ def _kind(folder: Path) -> str:
     try:
         inner = validated_partly(config.get("text_config", {}), _Layers)
     except SchemaError as wrong:
-        raise CheckpointError(f"'{path}' cannot be: text_config.{wrong}") from None
+        raise CheckpointError(f"'{path}' is invalid: text_config.{wrong}") from None
     for part in (config, inner):
         for name in _Layers.__annotations__:
             if part.get(name, 0) > MOST_LAYERS:  # building them would never end

@@ -128,8 +128,8 @@ def image_start(
         refuse_no_tensor("mask", mask)
         if mask.dtype != torch.bool or not _fits(mask, images):
             raise ConfigError(
-                "mask says of every pixel whether it is repainted: expected bool "
-                f"{list(images.shape)}, or 1 where all are alike, got {str(mask.dtype)[6:]} "
+                "mask is true where a pixel is repainted: expected bool "
+                f"{list(images.shape)}, dimensions of size 1 are broadcast, got {str(mask.dtype)[6:]} "
                 f"{list(mask.shape)}: write for example mask > 0.5"
             )
         mask = mask.expand_as(images)

@@ -46,8 +46,8 @@ class RunOptions:
     """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
     shared: JsonObject = field(default_factory=dict)
     """Values that all processes must have in common, such as the options of a command."""
-    rehearse: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
-    """Called with the stages instead of training them: nothing is written, and `Rehearsed` is raised."""
+    dry_run: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
+    """Called with the stages instead of training them: nothing is written, and `DryRunFinished` is raised."""
 
     def validated_on(self, held_out: Data | None) -> "RunOptions":
         """The same options; all processes must have this held-out data."""
@@ -56,7 +56,7 @@ class RunOptions:
         return replace(self, shared={**self.shared, "held_out": held_out.fingerprint()[:16]})
 
 
-class Rehearsed(Exception):
+class DryRunFinished(Exception):
     """Ends a rehearsal before the first write: nothing was refused."""
 
 
@@ -101,10 +101,10 @@ def run_stages(
         refuse_batch(training, data, processes)
         identity, stages = _identified(checked(stages, data, training, processes, check))
         resolved |= identity
-        if job.rehearse is not None:
+        if job.dry_run is not None:
             RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
-            job.rehearse(stages, data, training, processes)
-            raise Rehearsed
+            job.dry_run(stages, data, training, processes)
+            raise DryRunFinished
         with _opened(command, resolved, plan, source, out, job, processes) as run:
             callback = job.callback if processes.first else ProgressCallback()
             for note in run.notes:
@@ -153,7 +153,7 @@ def _shared(job: RunOptions, command: str, out: Path | str) -> JsonObject:
     gate = job.gate
     kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
     return {
-        "dry_run": job.rehearse is not None,
+        "dry_run": job.dry_run is not None,
         "command": command,
         "out": os.path.realpath(out),
         "device": job.device,

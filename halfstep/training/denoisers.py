@@ -208,7 +208,7 @@ class _PipelineRun:
         bound = gate.bind(
             teacher, data, out, method, device=self.job.device,
             tell=self.job.callback.note if self.processes.first else str,
-            rehearse=self.job.rehearse is not None,
+            dry_run=self.job.dry_run is not None,
         )  # fmt: skip
         return replace(self, job=replace(self.job, gate=bound))
 

@@ -36,10 +36,10 @@ class GateConfig(Protocol):
         *,
         device: str = "auto",
         tell: Callable[[str], object] = str,
-        rehearse: bool = False,
+        dry_run: bool = False,
     ) -> Callable[[Pipeline], bool] | None:
         """The gate of one run; None lets every student pass.
 
         tell      called with each decision in a sentence
-        rehearse  nothing is trained: the gate only refuses what it cannot be bound to
+        dry_run  nothing is trained: the gate only refuses what it cannot be bound to
         """

@@ -65,7 +65,7 @@ class Board:
             messages = [self._get("came", k) for k in range(self.world)]
         except RuntimeError:  # the process that kept the board has ended
             raise HalfstepError(
-                "the first process of this run has ended: see what it said, and start all of them again"
+                "the first process of this run has ended: read its error message, and start all of them again"
             ) from None
         refuse_different(messages)
 
@@ -77,8 +77,8 @@ class Board:
             if time.monotonic() > until:
                 missing = [k for k in range(self.world) if not self._has(topic, k)]
                 raise HalfstepError(
-                    f"{_named(missing)} of {self.world} did not come within {patience:g} seconds: see what "
-                    "was said there, and start all of them again"
+                    f"{_named(missing)} of {self.world} did not come within {patience:g} seconds: read "
+                    "their error messages, and start all of them again"
                 )
             time.sleep(0.02)
 

@@ -35,14 +35,16 @@ def read_stage_record(run: Path, name: str, run_id: str) -> StageRecord:
     record = storage.read_json(folder / "stage.json", StageRecord)
     if record["run"] != run_id:
         raise CheckpointError(
-            f"'{folder}' is a stage of another run than '{run}': put its own there"
+            f"'{folder}' is a stage of another run than '{run}': copy the run's own stage back"
         )
     if record["stage"] != name:
-        raise CheckpointError(f"'{folder}' holds the stage '{record['stage']}': put its own there")
+        raise CheckpointError(
+            f"'{folder}' holds the stage '{record['stage']}': copy the run's own stage back"
+        )
     for file, sha256 in record["files"].items():
         if storage.checksum(folder / Path(file).name) != sha256:
             raise CheckpointError(
-                f"'{folder / file}' is not the one that was written with '{folder / 'stage.json'}': put its "
-                "own there"
+                f"'{folder / file}' is not the one that was written with '{folder / 'stage.json'}': copy "
+                "the run's own file back"
             )
     return record

@@ -165,7 +165,9 @@ def compress(
         features=features, device=device, evaluate=evaluate, evaluation=evaluation,
     )  # fmt: skip
     if not (int8 or config.prune or config.prune_rows):
-        raise ConfigError("nothing says how: write --int8, --prune 0.3 0.5 or --prune-rows 0.3")
+        raise ConfigError(
+            "no compression was chosen: write --int8, --prune 0.3 0.5 or --prune-rows 0.3"
+        )
     instead = "choose another --out" if config.out else "copy the run to where it can be written"
     files.check_writable(config.out or config.run, instead)
     classifier = classifier_in(config.run)
@@ -181,7 +183,7 @@ def _compress_classifier(
 ) -> tuple[CompressedClassifier, ...]:
     if config.out is None or config.data is None:
         raise ConfigError(
-            "a classifier is judged by labelled data: write --data DATA and --out FOLDER"
+            "a classifier is evaluated on labelled data: write --data DATA and --out FOLDER"
         )
     _refuse_for_classifiers(config)
     return compress_classifier(
@@ -282,7 +284,7 @@ def _refuse_for_classifiers(config: CompressConfig) -> None:
     if changed:
         option = "no-evaluate" if changed[0] == "evaluate" else changed[0].replace("_", "-")
         raise ConfigError(
-            f"--{option} is for students that sample, and this is a classifier, judged on the CPU by its "
+            f"--{option} is for students that sample, and this is a classifier, evaluated on the CPU by its "
             "accuracy: leave it out"
         )
 
@@ -290,6 +292,6 @@ def _refuse_for_classifiers(config: CompressConfig) -> None:
 def _refuse_encoder(student: Pipeline) -> None:
     if student.direction == "invert":
         raise ConfigError(
-            "this student encodes, and is judged by what it reconstructs, where there is no place for "
-            "variants: compress one that samples"
+            "this student encodes, and a report of encoders has no compressed variants: compress a student "
+            "that samples"
         )

@@ -113,7 +113,7 @@ class ClassifierDistillation:
     def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the student into the run folder; returns it, in eval mode."""
         config, job = self.config, job or self.config.folder.job()
-        cache = None if job.rehearse else config.recipe.cache
+        cache = None if job.dry_run else config.recipe.cache
         return distill_classifier(
             self.teacher, self.student, self.data, config.folder.out, method=self.method,
             training=config.training, job=job.validated_on(self.held_out), cache=cache,
@@ -181,7 +181,7 @@ def load_teachers(options: ClassifierTeacherOptions) -> Teachers:
     """The teachers in the folders that the options name."""
     if not options.teacher:
         raise ConfigError(
-            "halfstep distill knowledge needs --teacher and the folder of a classifier, or several"
+            "halfstep distill knowledge needs --teacher FOLDER [FOLDER ...], classifiers to learn from"
         )
     if len({folder.resolve() for folder in options.teacher}) < len(options.teacher):
         raise ConfigError("--teacher names a folder twice: give each teacher once")

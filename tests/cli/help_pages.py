@@ -153,19 +153,35 @@ EXAMPLES = {
 TEXT = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
 
+def first_options(command: str) -> list[str]:
+    """The options to begin with; of a method without a line in MATTER, those of every distillation."""
+    default = "teacher updates batch-size learning-rate device" if _is_method(command) else ""
+    return MATTER.get(command, default).split()
+
+
+def examples_of(command: str) -> list[str]:
+    """The examples at the end of a page; a method without its own has one of every distillation."""
+    if command in EXAMPLES or not _is_method(command):
+        return EXAMPLES[command]
+    return [f"halfstep {command} --teacher runs/teacher --data digits --out runs/student"]
+
+
+def _is_method(command: str) -> bool:
+    return command.removeprefix("distill ") in METHODS
+
+
 def page(command):
     """The page of a command, of 80 columns."""
     kind = KINDS[command]
     options = list(all_options(kind))
     lines = [_usage(command, options), "", *_wrapped(_about(command, kind)), ""]
-    if command in MATTER:
-        lines += _wrapped(f"Start with: {', '.join(f'--{n}' for n in MATTER[command].split())}")
-        lines.append("")
+    if first := first_options(command):
+        lines += [*_wrapped(f"Start with: {', '.join(f'--{name}' for name in first)}"), ""]
     for title, group in _groups(command, options):
         lines += [title, *(line for option in group for line in _described(option)), ""]
     lines += ["Files", *_files(command), ""]
     lines.append("Examples")
-    lines += [line for example in EXAMPLES[command] for line in _broken(example)]
+    lines += [line for example in examples_of(command) for line in _broken(example)]
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from halfstep import capacity, files
 from halfstep.cli import main
 from halfstep.cli.console.progress import Terminal, terminal
 from halfstep.cli.console.run_lines import run_context
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, DataError
 from halfstep.pipeline import Pipeline
@@ -280,14 +280,14 @@ def test_a_rehearsal_refuses_the_folder_that_the_run_would_refuse(name, made, cl
 
 
 def test_a_rehearsal_is_asked_all_that_the_run_is_asked():
-    """Several processes compare it, whether they rehearse or run."""
+    """Several processes compare it, whether they run or only print the plan."""
     words = [*TRAIN[2:], "--out", "r", "--extend", "--from-previous", "--device", "cpu"]
     options, jobs = parse(TrainDenoiserConfig, words, prog="halfstep train denoiser"), []
-    assert rehearse(terminal(), options, jobs.append) == 0
+    assert plan_only(terminal(), options, jobs.append) == 0
     with run_context(options.folder, options, terminal()) as job:
         jobs.append(replace(job, callback=jobs[0].callback))
     rehearsed, run = jobs
-    assert replace(rehearsed, rehearse=None) == run
+    assert replace(rehearsed, dry_run=None) == run
     assert (
         run.extend and run.from_previous and run.device == "cpu" and run.shared["batch_size"] == 8
     )

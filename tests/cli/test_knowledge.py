@@ -82,7 +82,7 @@ def test_rehearsed(cli, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--data digits --out r", "needs --teacher and the folder of a classifier"),
+        ("--data digits --out r", "needs --teacher FOLDER"),
         ("--teacher nowhere --data digits --out r", "'nowhere' holds no classifier"),
         ("--teacher t0 --data digits --out r --recipe hintn", "perhaps you meant 'hinton'"),
         (

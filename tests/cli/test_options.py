@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import halfstep
-from halfstep.cli.commands.distill import Distill
+from halfstep.cli.commands.distill import DistillOptions
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.parse import parse
 from halfstep.config.fields import flat
@@ -190,7 +190,7 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
     assert got.network.predicts == "eps" and got.folder.out == Path("a folder")
     assert got.network.sampling_clip == 2.0 and got.method.updates == 3
     file.write_text("updates = [3, 4, 5]\ntimes = []\nstart = 8")
-    got = asked(Distill[Progressive], "--teacher", "t", "--config", file)
+    got = asked(DistillOptions[Progressive], "--teacher", "t", "--config", file)
     assert got.method.updates == (3, 4, 5) and got.method.times == ()
 
 
@@ -220,7 +220,7 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
 def test_a_file_is_checked(text, message, tmp_path):
     (tmp_path / "o.toml").write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        from_file(Distill[Progressive], tmp_path / "o.toml")
+        from_file(DistillOptions[Progressive], tmp_path / "o.toml")
 
 
 def test_a_table_is_a_table(tmp_path):

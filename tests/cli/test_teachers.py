@@ -154,7 +154,7 @@ def test_a_run_that_took_the_codec_of_its_latents_is_judged_with_it(cli):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("", "halfstep distill reparameterise needs --teacher and its folder, or --model and --weights"),
+        ("", "halfstep distill reparameterise needs --teacher FOLDER, or --model and --weights"),
         (f"--teacher x --model {HUGE} --weights w.pth", "give one of the two"),
         (f"--model {HUGE}", f"--model {HUGE} needs --weights: give the official file"),
         (f"--model {HUGE}r --weights w.pth", f"perhaps you meant '{HUGE}'"),

@@ -96,12 +96,12 @@ def test_a_run_ends_at_the_first_student_that_is_too_far(tmp_path):
 
 def test_a_rehearsal_looks_at_no_student(tmp_path, monkeypatch):
     monkeypatch.setattr(Pipeline, "sample", None)
-    gate = bound(QualityGate(**FEW), HALVING, rehearse=True)
+    gate = bound(QualityGate(**FEW), HALVING, dry_run=True)
     student = replace(teacher(), times=(uniform(4),))
     with pytest.raises(AssertionError, match="rehearsal"):
         gate(student)
     with pytest.raises(ConfigError, match="perhaps you meant"):
-        bound(QualityGate(features="digitz"), HALVING, rehearse=True)
+        bound(QualityGate(features="digitz"), HALVING, dry_run=True)
 
 
 def test_two_gates_are_refused(tmp_path):
@@ -137,7 +137,7 @@ def test_the_method_decides_the_metric_and_the_tolerance():
         (replace(plain, then=narrow), 2.0, 64, "guidance_scales", [1.5, 2.0]),
     ]
     for method, tolerance, full, key, scales in kinds:
-        gate = bound(QualityGate(), method, pipeline=pipeline, data=digits, rehearse=True)
+        gate = bound(QualityGate(), method, pipeline=pipeline, data=digits, dry_run=True)
         assert (gate.tolerance, gate.about["full"], gate.about["features"]) == (
             tolerance,
             full,
@@ -148,10 +148,10 @@ def test_the_method_decides_the_metric_and_the_tolerance():
         ) == scales
         assert isinstance(gate, IdentifiedGate) and gate.identity["about"] == gate.about
     gate = QualityGate(tolerance=1.5, metric=DataRatio(), until=2, seed=3, **FEW)
-    gate = bound(gate, guided, pipeline=pipeline, data=digits, rehearse=True)
+    gate = bound(gate, guided, pipeline=pipeline, data=digits, dry_run=True)
     assert (gate.tolerance, gate.until, gate.most) == (1.5, 2, 128) and "data" in gate.about
     scales = QualityGate(metric=GuidedTeacherRatio(guidance_scales=(2.0, 1.0)))
-    gate = bound(scales, guided, pipeline=pipeline, data=digits, rehearse=True)
+    gate = bound(scales, guided, pipeline=pipeline, data=digits, dry_run=True)
     assert gate.about["guidance_scales"] == [1.0, 2.0]
 
 
@@ -163,7 +163,7 @@ def test_what_is_not_halved_has_no_gate():
 
 def test_a_teacher_that_is_a_student_has_its_own_full_steps():
     student = replace(teacher(), times=(uniform(8),))
-    assert bound(QualityGate(), HALVING, pipeline=student, rehearse=True).about["full"] == 8
+    assert bound(QualityGate(), HALVING, pipeline=student, dry_run=True).about["full"] == 8
     with pytest.raises(ConfigError, match="not distilled for 16 steps"):
         bound(QualityGate(full_steps=16), HALVING, pipeline=student)
 

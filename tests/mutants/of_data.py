@@ -13,7 +13,7 @@ MUTANTS = (
         "storage",
         "storage",
         ('f"{damaged}; {mend}"', 'f"{damaged}"'),
-        ("cannot be: {wrong}; {mend}", "cannot be: {wrong}"),
+        ("is invalid: {wrong}; {mend}", "cannot be: {wrong}"),
     ),
     *of(
         "data/latents/dataset",

@@ -308,7 +308,7 @@ MUTANTS = (
         "evaluation/quality_gate",
         "evaluation/quality_gate",
         ("OF_HALVING if halvings.alone else OF_OTHERS", "OF_HALVING"),
-        ("_never if rehearse else", "_never if False else"),
+        ("_never if dry_run else", "_never if False else"),
         ("max(teacher.step_counts, default=2 * start)", "2 * start"),
         ("max(start, FULL_STEPS)", "start"),
     ),

@@ -18,7 +18,7 @@ from halfstep.cli.console.run_lines import (
     run_context,
     updates_on,
 )
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
@@ -48,7 +48,7 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Generic[M]):
+class DistillOptions(Generic[M]):
     """Make a student that needs fewer steps."""
 
     folder: FolderOptions
@@ -59,7 +59,7 @@ class Distill(Generic[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillGated(Distill[M]):
+class GatedDistillOptions(DistillOptions[M]):
     """Make a student that needs fewer steps, until a quality gate ends the run."""
 
     gate: GateOptions = field(default_factory=GateOptions)
@@ -74,7 +74,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     options.folder.check()
     folder, training, method = options.folder, options.training, options.method.build()
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
-    asks = f"{prog} needs --teacher and its folder"
+    asks = f"{prog} needs --teacher FOLDER"
     find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
     teachers = [find()]
     full = _before_data(options, method, teachers[0], auto=auto)
@@ -94,7 +94,7 @@ def main(name: str, argv: Sequence[str]) -> int:
         )
 
     if folder.dry_run:
-        return rehearse(console, options, work)
+        return plan_only(console, options, work)
     plan = method.plan(teachers[0])
     updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
@@ -126,7 +126,7 @@ def _resolve(
 def options_for(name: str) -> Any:
     """The class of all options of `halfstep distill NAME`."""
     options = METHODS[name].options()
-    return DistillGated[options] if METHODS[name].gated else Distill[options]  # type: ignore[valid-type]
+    return GatedDistillOptions[options] if METHODS[name].gated else DistillOptions[options]  # type: ignore[valid-type]
 
 
 def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
@@ -137,7 +137,7 @@ def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool)
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
     refuse_other_shape(dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels)
-    if not isinstance(options, DistillGated) or not (auto or options.gate.tolerance != 0):
+    if not isinstance(options, GatedDistillOptions) or not (auto or options.gate.tolerance != 0):
         return None
     gate = options.gate
     if auto:

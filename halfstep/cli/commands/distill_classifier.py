@@ -12,7 +12,7 @@ from halfstep.cli.console.run_lines import (
     run_context,
     updates_on,
 )
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.workflows.distill_classifier import (
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     with reading(console, config.dataset.data) as progress:
         prepared = prepare_distillation(config, progress=progress)
     if folder.dry_run:
-        return rehearse(console, config, prepared.run)
+        return plan_only(console, config, prepared.run)
     folders = ", ".join(map(str, networks.teacher))
     say(console, "teacher", f"{folders}: {parameters_of(prepared.teacher)}")
     say(console, "student", f"{networks.net}: {parameters_of(prepared.student)}")

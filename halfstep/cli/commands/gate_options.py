@@ -91,7 +91,7 @@ def bind_gate(
     tell = partial(say, console, "gate")
     return options, method, config.bind(
         teacher, data, folder.out, method,
-        tell=tell, meter=meter, rehearse=folder.dry_run, **shown,
+        tell=tell, meter=meter, dry_run=folder.dry_run, **shown,
     )  # fmt: skip
 
 

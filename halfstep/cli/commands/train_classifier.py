@@ -12,7 +12,7 @@ from halfstep.cli.console.run_lines import (
     run_context,
     updates_on,
 )
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.evaluation.metrics.classification import Scores
 from halfstep.models.classifiers.registry import classifier_recipe
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     with reading(console, config.dataset.data) as progress:
         prepared = prepare_classifier(config, progress=progress)
     if folder.dry_run:
-        return rehearse(console, config, prepared.run)
+        return plan_only(console, config, prepared.run)
     net = prepared.net
     say(console, "network", f"{classifier_recipe(net)[0]}, {parameters_of(net)}")
     if init is not None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from halfstep.cli.console.progress import reading, say, terminal
 from halfstep.cli.console.run_lines import as_typed, describe_data, run_context, updates_on
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.workflows.train_codec import prepare_codec, TrainCodecConfig, TrainedCodec
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     with reading(console, config.dataset.data) as progress:
         prepared = prepare_codec(config, progress=progress)
     if folder.dry_run:
-        return rehearse(console, config, prepared.train)
+        return plan_only(console, config, prepared.train)
     parameters = sum(p.numel() for p in prepared.codec.parameters())
     latents = f"latents of shape {prepared.latent_shape}"
     say(console, "network", f"{parameters:,} parameters, {latents}")

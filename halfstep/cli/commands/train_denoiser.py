@@ -14,7 +14,7 @@ from halfstep.cli.console.run_lines import (
     run_context,
     updates_on,
 )
-from halfstep.cli.console.run_plan import rehearse
+from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.workflows.train_denoiser import prepare_denoiser, TrainDenoiserConfig
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     with reading(console, config.dataset.data) as progress:
         prepared = prepare_denoiser(config, progress=progress)
     if folder.dry_run:
-        return rehearse(console, config, prepared.run)
+        return plan_only(console, config, prepared.run)
     say(console, "network", describe(prepared.pipeline))
     say(console, "data", describe_data(config.dataset, prepared.data))
     say(console, "updates", updates_on(config.method.updates, config.training, folder.device))

@@ -15,17 +15,17 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.training import TrainingConfig
-from halfstep.training.api import Rehearsed, RunOptions
+from halfstep.training.api import DryRunFinished, RunOptions
 from halfstep.training.distributed import Processes
 from halfstep.workflows.dry_run import is_slow, seconds_per_update, training_bytes
 from halfstep.workflows.run_options import run_options_of
 
 
-def rehearse(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
+def plan_only(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """Start a run, with all its checks, print its plan, and stop before the first write."""
     plan = partial(print_plan, console)
-    with suppress(Rehearsed):
-        work(run_options_of(options, rehearse=plan))
+    with suppress(DryRunFinished):
+        work(run_options_of(options, dry_run=plan))
     return 0
 
 

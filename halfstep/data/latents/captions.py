@@ -85,7 +85,9 @@ def _captions(where: str, value: Any) -> Iterator[str]:
         if not caption.strip():
             raise DataError(f"{where} has an empty caption: write one, or remove it")
         if any("\ud800" <= letter <= "\udfff" for letter in caption):
-            raise DataError(f"{where} has a caption with half a character (\\ud800): mend it")
+            raise DataError(
+                f"{where} has a caption with an unpaired surrogate (\\ud800): correct it"
+            )
         yield caption.strip()
 
 

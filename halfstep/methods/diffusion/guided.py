@@ -42,7 +42,7 @@ from halfstep.schema import literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedStage(Validated, Method):
+class GuidedMatching(Validated, Method):
     """One student for a range of guidance scales, one call a step (Meng et al. 2023, section 3.1)."""
 
     guidance_range: tuple[NotNegative, NotNegative] = (1.0, 5.0)
@@ -133,7 +133,7 @@ class GuidedStage(Validated, Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedDistillation(GuidedStage):
+class GuidedDistillation(GuidedMatching):
     """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
 
     halving: Progressive | None = field(
@@ -177,7 +177,7 @@ class GuidedDistillation(GuidedStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedOptions(HalvingOptions, GuidedStage):
+class GuidedOptions(HalvingOptions, GuidedMatching):
     """Options of `GuidedDistillation`, flat."""
 
     def __post_init__(self) -> None:
@@ -186,7 +186,7 @@ class GuidedOptions(HalvingOptions, GuidedStage):
 
     def build(self) -> GuidedDistillation:
         """The method of these options."""
-        options = {option.name: getattr(self, option.name) for option in fields(GuidedStage)}
+        options = {option.name: getattr(self, option.name) for option in fields(GuidedMatching)}
         return GuidedDistillation(**options, halving=self.halvings(self.weighting))
 
 

@@ -196,8 +196,8 @@ class Halve(Objective):
             if not bool((finite := share.isfinite()).all()):
                 first = float(t[~finite][0])
                 raise ConfigError(
-                    f"two steps from t = {first:g} cannot be taught as one, as the schedule's levels at the "
-                    "ends of a step are equal or not finite: give times where they differ"
+                    f"two steps from t = {first:g} cannot be merged into one, as the schedule's levels at "
+                    "the ends of a step are equal or not finite: give times where they differ"
                 )
 
 

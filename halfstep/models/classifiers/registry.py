@@ -120,9 +120,8 @@ def refuse_other_classes(
         for k, name in enumerate(named[0]):
             if name.isascii() and name.isdecimal() and int(name) != k:
                 raise ConfigError(
-                    f"one of {first_owner} and {second_owner} numbers its classes from 0 on, and the other "
-                    f"calls class {k} '{name}', which is not the same: give data of the same classes, or "
-                    "both with names"
+                    f"class names of {first_owner} and {second_owner} differ: one calls class {k} "
+                    f"'{name}', and the other has numbers only: give both the same names"
                 )
     elif named and tuple(first) != tuple(second):
         raise ConfigError(

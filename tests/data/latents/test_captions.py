@@ -119,7 +119,7 @@ def test_accents_may_be_written_either_way(tmp_path, forms):
         ('{"file_name": "a.png", "text": ["b", ""]}', "an empty caption: write one, or remove it"),
         (
             r'{"file_name": "a.png", "text": "cat \ud83d"}',
-            r"a caption with half a character (\ud800): mend it",
+            r"a caption with an unpaired surrogate (\ud800): correct it",
         ),
         (
             '{"file_name": "a.png", "text": []}',
