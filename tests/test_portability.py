@@ -130,7 +130,7 @@ from pathlib import Path
 import torch
 
 import halfstep
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 
 torch.manual_seed(0)
 data = halfstep.Dataset(torch.rand(40, 2) * 2 - 1)

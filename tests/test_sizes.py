@@ -40,7 +40,7 @@ from halfstep.models.limits import refuse_sizes
 from halfstep.models.uvit.model import UViT
 from halfstep.pipeline import Pipeline
 from halfstep.training import train, TrainingConfig
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.train_codec import CodecOptions, fresh_codec
 from tests.support.runs import halve, points
 

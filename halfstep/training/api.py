@@ -1,186 +1,280 @@
-"""Run the stages of a method in a run folder, with all processes."""
+"""Train a denoiser into a run folder, or distil one."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+from weakref import ref
 
+import torch
 from torch import nn
 
-from halfstep import storage
-from halfstep.capacity import refuse_too_large
+from halfstep.code_identity import options_of
 from halfstep.config import JsonObject
-from halfstep.data import Data
-from halfstep.methods.base import Stage, StagePlan
-from halfstep.models.rebuild import refuse_wrapped
+from halfstep.config.validate import validate
+from halfstep.data import as_data, Data, DataLike, spec_of
+from halfstep.diffusion.denoiser import Denoiser, thaw
+from halfstep.errors import ConfigError
+from halfstep.identity import digest_of
+from halfstep.methods import Denoising, METHODS
+from halfstep.methods.base import Method, Stage, StagePlan
+from halfstep.methods.diffusion.guided import at_any_scale
+from halfstep.models.hooks import unwrap
+from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
-from halfstep.training.checks.teacher import with_first
+from halfstep.training.checks.data import notes, read_by
+from halfstep.training.checks.teacher import (
+    checked_on_data,
+    checked_on_start,
+    DATA_DECIDE,
+    with_first,
+)
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
-from halfstep.training.gate_protocol import IdentifiedGate
-from halfstep.training.loop import Loop
-from halfstep.training.progress import ProgressCallback
-from halfstep.training.run_config import write_config
+from halfstep.training.gate_protocol import GateConfig
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.trainable import Check, checked, identity_of
+from halfstep.training.stages import load_weights, run_stages, RunOptions
+from halfstep.training.trainable import code_of_net
 
-ON_DEVICE = 2**31
-"""Bytes of data below which all of it is kept on the device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is carried out, apart from what it computes."""
-
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU), or one by name."""
-    extend: bool = False
-    """Let this folder's run have more updates, or halve further."""
-    from_previous: bool = False
-    """Go on from the checkpoint before a damaged one."""
-    callback: ProgressCallback = field(default_factory=ProgressCallback)
-    """Shows the progress."""
-    gate: Callable[[Pipeline], bool] | None = None
-    """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
-    shared: JsonObject = field(default_factory=dict)
-    """Values that all processes must have in common, such as the options of a command."""
-    dry_run: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
-    """Called with the stages instead of training them: nothing is written, and `DryRunFinished` is raised."""
-
-    def validated_on(self, held_out: Data | None) -> "RunOptions":
-        """The same options; all processes must have this held-out data."""
-        if held_out is None:
-            return self
-        return replace(self, shared={**self.shared, "held_out": held_out.fingerprint()[:16]})
-
-
-class DryRunFinished(Exception):
-    """Ends a rehearsal before the first write: nothing was refused."""
+M = TypeVar("M", bound=Method)
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @fork_rng()
-def run_stages(
-    command: str,
-    stages: Iterable[Stage],
-    options: JsonObject,
-    data: Data,
+def train(
+    pipeline: Pipeline,
+    data: DataLike,
     out: Path | str,
-    training: TrainingConfig,
-    job: RunOptions,
-    processes: Processes,
     *,
-    plan: Sequence[StagePlan] = (),
-    source: str | None = None,
-    write: Callable[[Stage, Path], None],
-    read: Callable[[Stage, Path], None],
-    gate: Callable[[Stage], bool] = lambda stage: True,
-    check: Check = refuse_wrapped,
-) -> nn.Module:
-    """Train these stages in the run folder `out`, and return the last student.
+    method: Denoising | None = None,
+    training: TrainingConfig | None = None,
+    job: RunOptions | None = None,
+) -> Pipeline:
+    """Train a teacher from data into the run folder `out`; returns it and leaves `pipeline` as it is.
 
-    options      what the stages depend on besides `training` and the data, for run.json
-    plan         of the method, for run.json
-    source       the name of the data, for config.toml, unless a command writes that
-    write, read  save and load a stage's student
-    gate         called after each stage; False ends the run
-    check        refuses a student that could not be read again; before there is a folder, or its stage begins
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
-    with processes.together():
-        resolved = {
-            **options,
-            **asdict(training),
-            "data": data.fingerprint()[:16],
-            "flip": data.flip,
-        }
-        if (augmentation := getattr(data, "augmentation", None)) is not None:
-            resolved["augmentation"] = asdict(augmentation)
-        # Typed options before the values derived from them: a difference is named by its cause.
-        processes.compare({**_shared(job, command, out), **asdict(training), **resolved})
-        refuse_batch(training, data, processes)
-        identity, stages = _identified(checked(stages, data, training, processes, check))
-        resolved |= identity
-        if job.dry_run is not None:
-            RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
-            job.dry_run(stages, data, training, processes)
-            raise DryRunFinished
-        with _opened(command, resolved, plan, source, out, job, processes) as run:
-            callback = job.callback if processes.first else ProgressCallback()
-            for note in run.notes:
-                callback.note(note)
-            small = data.to(processes.device) if data.nbytes < ON_DEVICE else data
-            before = job.from_previous
-            loop = Loop(run, small, training, processes, write, read, callback, gate, before)
-            student = loop.train(stages)
-            processes.wait()
-    return student
+    method, run = method or Denoising(), _PipelineRun.on(pipeline, training, job)
+    options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
+    stages = stages_to_train(method, pipeline, run.denoiser(pipeline).trainable_copy())
+    stages = _with_first_made(stages)
+    read = run.read(pipeline, data)
+    return run.train("train denoiser", stages, options, read, out, source=spec_of(data))
+
+
+def distill(
+    teacher: Pipeline,
+    data: DataLike,
+    out: Path | str,
+    *,
+    method: Method,
+    training: TrainingConfig | None = None,
+    gate: GateConfig | None = None,
+    job: RunOptions | None = None,
+) -> Pipeline:
+    """Distil a teacher into the run folder `out`; returns the last student.
+
+    The same call again goes on where it stopped, to the bit, or returns what is finished.
+
+    gate  ends the run when a student is too much worse, such as `halfstep.QualityGate()`: `RunFolder` has
+          the best student and the gate's decisions
+    """
+    method = validate("method", method, Method)
+    method.check(teacher)
+    verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
+    run = _PipelineRun.on(teacher, training, job)
+    read: Data | None = None
+    if method.needs_data:  # other methods make the first stage before data are read
+        read = run.read(teacher, data)
+        method = resolve(method, teacher, read, out)
+    options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
+    plan = method.plan(teacher)
+    with fork_rng(), _frozen(teacher.denoiser.net):
+        stages = _with_first_made(stages_of(method, teacher, run.denoiser(teacher).freeze()))
+        if read is None:
+            read = run.read(teacher, data)
+        if gate is not None:
+            run = run.gated(gate, teacher, read, out, method)
+        del teacher  # not needed from the second stage on
+        source = spec_of(data)
+        return run.train(f"distill {verb}", stages, options, read, out, plan, source=source)
 
 
 @contextmanager
-def _opened(
-    command: str,
-    options: JsonObject,
-    plan: Sequence[StagePlan],
-    source: str | None,
-    out: Path | str,
-    job: RunOptions,
-    processes: Processes,
-) -> Iterator[RunFolder]:
-    """The run's folder, opened by the first process, the only one that writes."""
-    opened = list[RunFolder]()
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Around a run that freezes the teacher's network: afterwards its parameters are trainable again.
 
-    def begin() -> None:
-        device = str(processes.device)
-        run = RunFolder.begin(
-            Path(out), command, options, plan=plan, device=device, processes=processes.world,
-            extend=job.extend,
-        )  # fmt: skip
-        opened.append(run)
-        if source is not None and not (run.folder / "config.toml").exists():
-            write_config(run.folder, {"data": source})
-
-    processes.run_on_first(begin)
-    run = opened[0] if opened else RunFolder(out)
+    No reference to the network is kept.
+    """
+    network, names = ref(net), [n for n, p in net.named_parameters() if p.requires_grad]
+    del net
     try:
-        yield run
+        yield
     finally:
-        run.close()
+        if names and (back := network()) is not None:
+            thaw(back)
 
 
-def _shared(job: RunOptions, command: str, out: Path | str) -> JsonObject:
-    """What all processes must have in common besides the options that run.json has."""
-    gate = job.gate
-    kind = None if gate is None else f"{type(gate).__module__}.{type(gate).__qualname__}"
-    return {
-        "dry_run": job.dry_run is not None,
-        "command": command,
-        "out": os.path.realpath(out),
-        "device": job.device,
-        "extend": job.extend,
-        "from_previous": job.from_previous,
-        **job.shared,
-        "gate": {"is": kind, **(gate.identity if isinstance(gate, IdentifiedGate) else {})},
-    }
+def refuse_teacher(method: Method, teacher: Pipeline) -> None:
+    """Raise the method's `ConfigError` for a teacher before data are read."""
+    method.check(teacher)
+    method = method.resolve(teacher, None)
+    next(stages_of(method, teacher, copy(teacher.denoiser)))
 
 
-def refuse_batch(training: TrainingConfig, data: Data, processes: Processes) -> None:
-    """`ConfigError` for a batch that cannot be divided, or is too large: its noise is drawn at once."""
-    processes.share(training.batch_size)
-    instead = "write a smaller one, and more --updates"
-    refuse_too_large(
-        f"a batch of {training.batch_size:,}", (training.batch_size, *data.shape), instead
-    )
+def resolve(
+    method: M,
+    teacher: Pipeline,
+    data: Data,
+    out: Path | str | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> M:
+    """The method with the options filled in that depend on the data.
+
+    out  the folder of the run: one that was begun keeps its options
+    """
+    if not method.needs_data:
+        return method
+    method.check(teacher)
+    run = None if out is None else RunFolder(out)
+    previous = run.options if run is not None and run.exists else None
+    return method.resolve(teacher, read_by(teacher, data), previous=previous, progress=progress)
 
 
-def _identified(stages: Iterator[Stage]) -> tuple[JsonObject, Iterator[Stage]]:
-    """`identity_of` the first stage, which is made before there is a folder, and all stages."""
+def stages_to_train(method: Denoising, pipeline: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
+    """The method's stage, which trains `denoiser`; refused if that does not take the pipeline's samples."""
+    model = replace(pipeline, denoiser=denoiser)
+    method.check(model)
+    return checked_on_start(method.stages(model), pipeline, DATA_DECIDE)
+
+
+def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator[Stage]:
+    """The method's stages for this teacher, whose `denoiser` is on its device.
+
+    If the teacher takes the guidance scale as an input, so do its students.
+    """
+    stages = method.stages(replace(teacher, denoiser=denoiser))
+    if method.builds_student:
+        stages = checked_on_start(stages, teacher)
+    if (guidance_range := teacher.guidance_range) is None:
+        return stages
+    return (at_any_scale(stage, guidance_range) for stage in stages)
+
+
+@dataclass(frozen=True)
+class _PipelineRun:
+    """The run that trains or distils a pipeline; holds no weights."""
+
+    rebuild: Callable[..., Pipeline]
+    """Builds the pipeline with another denoiser."""
+    description: JsonObject
+    training: TrainingConfig
+    job: RunOptions
+    processes: Processes
+
+    @classmethod
+    def on(
+        cls, pipeline: Pipeline, training: TrainingConfig | None, job: RunOptions | None
+    ) -> "_PipelineRun":
+        refuse_wrapped(pipeline.denoiser)
+        refuse_changed_net(pipeline.denoiser.net)
+        training, job = training or TrainingConfig(), job or RunOptions()
+        processes = Processes(job.device)  # before any error that only one of them might raise
+        parts = {f.name: getattr(pipeline, f.name) for f in fields(pipeline)}
+        del parts["denoiser"]
+        # Described before it is trained: a pipeline that could not be saved is refused now.
+        description = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
+        return cls(partial(Pipeline, **parts), description, training, job, processes)
+
+    def read(self, pipeline: Pipeline, data: DataLike) -> Data:
+        """The data as the pipeline reads it."""
+        read = read_by(pipeline, as_data(data, shape=pipeline.shape))
+        for note in notes(pipeline, read) if self.processes.first else ():
+            self.job.callback.note(note)
+        return read
+
+    def gated(
+        self, gate: GateConfig, teacher: Pipeline, data: Data, out: Path | str, method: Method
+    ) -> "_PipelineRun":
+        """The same run, with this gate bound to it."""
+        if self.job.gate is not None:
+            raise ConfigError("this run has two gates: give gate, or job=RunOptions(gate=...)")
+        bound = gate.bind(
+            teacher, data, out, method, device=self.job.device,
+            tell=self.job.callback.note if self.processes.first else str,
+            dry_run=self.job.dry_run is not None,
+        )  # fmt: skip
+        return replace(self, job=replace(self.job, gate=bound))
+
+    def denoiser(self, pipeline: Pipeline) -> Denoiser:
+        """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
+        denoiser = copy(pipeline.to(self.processes.device).denoiser)
+        denoiser.autocast = AUTOCAST[self.training.precision]
+        return denoiser
+
+    def pipeline(self, stage: Stage) -> Pipeline:
+        """The pipeline of a stage's student, which samples on the stage's grid."""
+        changes: JsonObject = {}
+        if stage.times:
+            changes = {"times": (stage.times,), "sampler": stage.sampler}
+            changes["direction"] = stage.direction
+        if stage.guidance_range is not None:
+            changes["guidance_range"] = stage.guidance_range
+        return self.rebuild(denoiser=unwrap(stage.student), **changes)
+
+    def _passes_gate(self, student: Pipeline) -> bool:
+        """Call the gate with the student as it will be loaded, in float32."""
+        if self.job.gate is None:
+            return True
+        denoiser = copy(student.denoiser)
+        denoiser.autocast = None
+        return self.job.gate(replace(student, denoiser=denoiser))
+
+    def train(
+        self,
+        command: str,
+        stages: Iterable[Stage],
+        options: JsonObject,
+        data: Data,
+        out: Path | str,
+        plan: Sequence[StagePlan] = (),
+        *,
+        source: str | None,
+    ) -> Pipeline:
+        """Train the stages; return the pipeline of the last student."""
+        last: list[Pipeline] = []
+
+        def read(stage: Stage, folder: Path) -> None:
+            load_weights(unwrap(stage.student), folder / "pipeline")
+            last[:] = [self.pipeline(stage)]
+
+        run_stages(
+            command,
+            checked_on_data(iter(stages), data, self.processes.device),
+            {**options, "pipeline": self.description},
+            data,
+            out,
+            self.training,
+            self.job,
+            self.processes,
+            plan=plan,
+            source=source,
+            write=lambda stage, folder: self.pipeline(stage).save(folder),
+            read=read,
+            gate=lambda stage: self._passes_gate(last[0]),
+            check=lambda student: refuse_changed_net(student.net),  # type: ignore[arg-type]
+        )
+        last[0].denoiser.eval().autocast = None  # as it is when it is loaded
+        return last[0]
+
+
+def _with_first_made(stages: Iterator[Stage]) -> Iterator[Stage]:
+    """The same stages; the first is made now, so that the method's errors come before data are read."""
     first = next(stages, None)
-    return ({}, iter(())) if first is None else (identity_of(first), with_first(first, stages))
-
-
-def load_weights(module: nn.Module, stem: Path) -> None:
-    """Load STEM.safetensors into a module."""
-    tensors, _ = storage.load(stem)
-    tensors.pop("empty", None)  # a pipeline's states of the empty text, which no network holds
-    storage.load_into(module, tensors, f"'{stem}.safetensors'")
+    return iter(()) if first is None else with_first(first, stages)

@@ -26,10 +26,10 @@ from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
 from halfstep.schema import plain
 from halfstep.training import distill, train, TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_identity import environment
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.background import background
 from halfstep.workflows.new_pipeline import fresh_pipeline
 from halfstep.workflows.report import provenance, report_on, save, training_cost, updates_of

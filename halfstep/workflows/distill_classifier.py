@@ -19,7 +19,6 @@ from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.checks.teacher import refuse_unread
 from halfstep.training.classifiers.api import held_out_dataset
 from halfstep.training.classifiers.distillation import (
@@ -29,6 +28,7 @@ from halfstep.training.classifiers.distillation import (
 )
 from halfstep.training.classifiers.logit_cache import cached_logits, check_folder, missing
 from halfstep.training.distributed import pick_device
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
 

@@ -7,7 +7,7 @@ from halfstep.config.validate import Count, Validated
 from halfstep.data import Data, load
 from halfstep.files import check_writable
 from halfstep.progress import Progress, SILENT
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

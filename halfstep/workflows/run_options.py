@@ -6,7 +6,7 @@ from typing import Any
 from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.evaluation.features.registry import BELOW
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import FolderOptions
 
 PLACES = ("data", "validate", "init")

@@ -21,13 +21,13 @@ from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.api import (
     held_out_dataset,
     labelled_images,
     refuse_unfit,
     train_classifier,
 )
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 
 WITH_TEST = ("fashion-mnist", "cifar10")

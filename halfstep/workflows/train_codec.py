@@ -24,10 +24,10 @@ from halfstep.report.images.png import save_grid
 from halfstep.rng import fork_rng, key, sample_noise
 from halfstep.schema import literals
 from halfstep.training import TrainingConfig
-from halfstep.training.api import run_stages, RunOptions
-from halfstep.training.denoisers import AUTOCAST
+from halfstep.training.api import AUTOCAST
 from halfstep.training.distributed import Processes
 from halfstep.training.peers import launched
+from halfstep.training.stages import run_stages, RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 
 SCALED, SCORED, SHOWN = 5_000, 1_000, 12

@@ -7,8 +7,8 @@ from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training import TrainingConfig
-from halfstep.training.api import RunOptions
-from halfstep.training.denoisers import train
+from halfstep.training.api import train
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 

@@ -18,7 +18,7 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.classification import score_classifier
 from halfstep.methods.classifiers.supervised import Classification, Classify
 from halfstep.models.classifiers.registry import classifier_recipe
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 from tests.support.denoisers import seeded
 
 SMALL = [

@@ -22,7 +22,7 @@ from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.methods.diffusion.guided import GuidedOptions
 from halfstep.models import build
 from halfstep.pipeline.samplers import draws_noise, NAMES
-from halfstep.training.api import RunOptions
+from halfstep.training.stages import RunOptions
 from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher
 

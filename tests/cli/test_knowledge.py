@@ -14,8 +14,8 @@ from halfstep.methods.classifiers.terms import HardLabels, SoftTargets
 from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
 from halfstep.models.classifiers.registry import build_classifier, label_smoothing
 from halfstep.training import distill_classifier
-from halfstep.training.api import RunOptions
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.stages import RunOptions
 from tests.support.runs import everything, rewritten
 
 QUICK = [

@@ -28,9 +28,9 @@ from halfstep.models.classifiers.ensemble import Teachers
 from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import build_classifier, class_names
 from halfstep.models.compression.int8 import quantise
-from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.api import held_out_dataset, labelled_images, train_classifier
 from halfstep.training.classifiers.logit_cache import cached_logits
+from halfstep.training.stages import RunOptions
 from tests.support.classifiers import Net, pictures, run, same, teachers, TRAINING
 from tests.support.progress import Ledger
 from tests.support.runs import refused

@@ -25,8 +25,8 @@ from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.classifiers.checkpoint import save_classifier
 from halfstep.training import RunOptions
-from halfstep.training.api import run_stages
 from halfstep.training.distributed import Processes
+from halfstep.training.stages import run_stages
 from tests.support.user_networks import (
     classifier,
     classify,

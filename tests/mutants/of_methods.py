@@ -74,7 +74,7 @@ MUTANTS = (
         ("= levels or getattr(", "= getattr("),
     ),
     *of(
-        "training/denoisers",
+        "training/api",
         "data/before_data",
         ("checked_on_data(iter(stages), data, self.processes.device)", "stages"),
     ),

@@ -48,7 +48,7 @@ MUTANTS = (
         ("if not mark or digest.strip() != _digest(body):", "if not mark:"),
     ),
     *of(
-        "training/denoisers",
+        "training/api",
         "methods/diffusion/stochastic",
         ('"sampler": stage.sampler', '"sampler": "ddim"'),
     ),
@@ -125,7 +125,7 @@ MUTANTS = (
         ("bad = bad + ~weight", "bad = ~weight"),
     ),
     *of(
-        "training/api",
+        "training/stages",
         "cli/folders",
         ("RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)", "pass"),
     ),
@@ -145,17 +145,17 @@ MUTANTS = (
         ("run.record(stage.name)\n", "pass\n"),
     ),
     *of(
-        "training/api",
+        "training/stages",
         "workflows/runs",
         ("source is not None and not (run", "source is not None and (run"),
     ),
     *of(
-        "training/api",
+        "training/stages",
         "sizes cli/sizes",
         ("(training.batch_size, *data.shape), instead", "(1, *data.shape), instead"),
     ),
     *of(
-        "training/denoisers",
+        "training/api",
         "sizes cli/sizes",
         (
             "checked_on_start(method.stages(model), pipeline, DATA_DECIDE)",
@@ -234,7 +234,7 @@ MUTANTS = (
         ('late = "imed out" in text', 'late = "closed" in text'),
     ),
     *of(
-        "training/api",
+        "training/stages",
         "training/peers",
         ("**_shared(job, command, out), ", ""),
         ("**asdict(training), **resolved})", "**resolved})"),
@@ -243,7 +243,7 @@ MUTANTS = (
         ("held_out.fingerprint()[:16]}", "0}"),
     ),
     *of(
-        "training/denoisers",
+        "training/api",
         "evaluation/quality_gate",
         ("tell=self.job.callback.note if self.processes.first else str", "tell=str"),
         ("if self.job.gate is not None:\n            raise", "if False:\n            raise"),

@@ -10,8 +10,8 @@ from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.methods.classifiers.recipes import hinton
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.training import TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.distillation import distill_classifier
+from halfstep.training.stages import RunOptions
 
 
 class Net(nn.Module):

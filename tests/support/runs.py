@@ -20,8 +20,8 @@ from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.schema import CHECKSUM
 from halfstep.training import distill, ProgressCallback, TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.stages import RunOptions
 
 TRAINING = TrainingConfig(
     batch_size=6, learning_rate=3e-3, ema=0.9, save_every=3, log_every=4, seed=5

@@ -9,7 +9,7 @@ from halfstep.data import Dataset
 from halfstep.diffusion.time_grids import grid, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Encoder, Progressive, Reparameterise, Stochastic
-from halfstep.training.denoisers import refuse_teacher, stages_of
+from halfstep.training.api import refuse_teacher, stages_of
 from tests.support.guided import points, run, SMALL, teacher_of
 
 HALF = Progressive(start=4, stop=2, updates=(2,))

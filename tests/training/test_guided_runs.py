@@ -23,7 +23,7 @@ from halfstep.methods.diffusion.progressive import Halve
 from halfstep.models import build, recipe
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw, sample_noise
-from halfstep.training.denoisers import stages_of
+from halfstep.training.api import stages_of
 from tests.support.denoisers import seeded
 from tests.support.guided import DATA, fit, labelled_points, MLP, NULL, rms, run, SMALL, teacher_of
 from tests.support.networks import TINY

@@ -27,9 +27,9 @@ from halfstep.methods import Method, METHODS, Progressive
 from halfstep.methods.base import student_name, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
-from halfstep.training.api import RunOptions
-from halfstep.training.denoisers import refuse_teacher, resolve
+from halfstep.training.api import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.options import DataOptions, FolderOptions
 

@@ -15,9 +15,9 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import TrainingConfig
-from halfstep.training.api import RunOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_config import write_config
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.run_options import run_options_of
 from halfstep.workflows.train_classifier import ImageOptions, share_of

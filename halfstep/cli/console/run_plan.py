@@ -15,8 +15,8 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.training import TrainingConfig
-from halfstep.training.api import DryRunFinished, RunOptions
 from halfstep.training.distributed import Processes
+from halfstep.training.stages import DryRunFinished, RunOptions
 from halfstep.workflows.dry_run import is_slow, seconds_per_update, training_bytes
 from halfstep.workflows.run_options import run_options_of
 

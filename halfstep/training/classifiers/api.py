@@ -24,9 +24,9 @@ from halfstep.models.classifiers.registry import (
 )
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import fork_rng, key
-from halfstep.training.api import load_weights, run_stages, RunOptions
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
+from halfstep.training.stages import load_weights, run_stages, RunOptions
 
 SCALED_ON = 5_000
 """Training images for the scale of a feature network's features."""

@@ -23,7 +23,6 @@ from halfstep.models.classifiers.registry import (
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import fork_rng, key
-from halfstep.training.api import run_stages, RunOptions
 from halfstep.training.checks.teacher import checked_on_first, refuse_unread
 from halfstep.training.classifiers.api import read_classifier
 from halfstep.training.classifiers.logit_cache import (
@@ -34,6 +33,7 @@ from halfstep.training.classifiers.logit_cache import (
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.progress import Notes
+from halfstep.training.stages import run_stages, RunOptions
 
 
 @fork_rng()

@@ -26,7 +26,7 @@ from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw
 from halfstep.training import distill, TrainingConfig
-from halfstep.training.denoisers import resolve, stages_of
+from halfstep.training.api import resolve, stages_of
 from tests.support.denoisers import seeded
 from tests.support.networks import nothing, UNET
 from tests.support.progress import Ledger

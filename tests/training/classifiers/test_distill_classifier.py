@@ -18,10 +18,10 @@ from halfstep.methods.classifiers.weight_schedules import Linear
 from halfstep.models.classifiers.checkpoint import load_classifier
 from halfstep.models.classifiers.ensemble import ROWS, Teachers
 from halfstep.models.classifiers.registry import build_classifier
-from halfstep.training.api import RunOptions
 from halfstep.training.classifiers.distillation import distill_classifier
 from halfstep.training.classifiers.logit_cache import cached_logits, missing
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.stages import RunOptions
 from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
 from tests.support.processes import launched
 from tests.support.progress import Ledger
