@@ -8,20 +8,26 @@ from halfstep.errors import ConfigError
 _GUIDANCE = ("guidance-scale", "guidance-range", "guidance-scales")
 _OURS: dict[tuple[str, ...], str] = {
     ("learning-rate",): "lr rate",
-    ("learning-rate-schedule",): "lr-scheduler lr-schedule scheduler rate-schedule",
+    ("learning-rate-schedule",): "lr-scheduler lr-schedule rate-schedule",
+    ("learning-rate-schedule", "sampler"): "scheduler",
+    ("int8",): "quantize quantise",
     ("batch-size",): "bs batch train-batch-size per-device-train-batch-size eval-batch-size",
     ("micro-batch-size",): "micro-batch gradient-accumulation-steps accumulate",
     ("updates",): "max-steps max-train-steps num-train-steps train-steps iterations iters epochs "
     "num-epochs num-train-epochs",
     ("warmup",): "warmup-steps lr-warmup-steps",
     ("out",): "output-dir output output-path outdir out-dir o save-dir save-path logdir log-dir",
-    ("steps", "start", "full"): "num-inference-steps inference-steps sampling-steps nfe",
+    ("steps", "start", "full"): "num-inference-steps inference-steps sampling-steps num-steps nfe",
     _GUIDANCE: "guidance scales cfg cfg-scale guidance-weight w",
     ("max-grad-norm",): "clip clip-grad grad-clip gradient-clip gradient-clip-val max-norm",
-    ("seed",): "noise random-seed manual-seed",
-    ("data", "images"): "dataset dataset-name dataset-path data-dir data-path train-data-dir input",
+    ("noise-schedule", "seed"): "noise",
+    ("seed",): "random-seed manual-seed",
+    (
+        "data",
+        "images",
+    ): "data images dataset dataset-name dataset-path data-dir data-path train-data-dir input",
     ("size",): "resolution image-size img-size",
-    ("n", "samples"): "num-samples num-images num-images-per-prompt count",
+    ("n", "samples"): "num-samples num-images num-images-per-prompt count n samples",
     ("device",): "gpu gpus cuda accelerator",
     ("precision", "dtype"): "fp16 bf16 mixed-precision amp half torch-dtype",
     ("teacher", "model"): "checkpoint ckpt model-path teacher-path teacher-model-name-or-path "

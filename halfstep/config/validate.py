@@ -153,7 +153,7 @@ def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
 
 def _out_of_range(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
     bounds = list(_bounds(hint))
-    ends = " and ".join(ends_of(hint))
+    ends = " and ".join(dict.fromkeys(ends_of(hint)))
     each = "each of " if isinstance(value, list | tuple) else ""
     least = next((end for word, end in bounds if word == "at least"), None)
     instead = least if default in (MISSING, None, ()) else default

@@ -213,8 +213,8 @@ def describe(decision: Decision, tolerance: float) -> str:
         return f"{measured}, surely more than {tolerance:.2f}"
     side = "within" if within(decision, tolerance) else "more than"
     return (
-        f"{measured}; {decision.samples:,} samples cannot tell it from {tolerance:.2f}, its value is "
-        f"{side} it"
+        f"{measured}; still undecided with {decision.samples:,} samples, the value decides: {side} "
+        f"{tolerance:.2f}"
     )
 
 

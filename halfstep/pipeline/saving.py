@@ -62,7 +62,8 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     """
     stem = folder / "pipeline"
     if not stem.with_suffix(".json").exists():
-        raise CheckpointError(f"'{folder}' holds no pipeline: it has no pipeline.json")
+        run = "; of a run write RunFolder.open(folder).student()" * (folder / "run.json").exists()
+        raise CheckpointError(f"'{folder}' holds no pipeline: it has no pipeline.json{run}")
     tensors, content = storage.load(stem, Description, format=FORMAT)
     about = cast(Description, content)
     fields = fields_from(about, net=net, source=f"'{stem}.json'")

@@ -23,10 +23,10 @@ def load_with_steps(
     takes = {folder: _steps_of(folder) for folder in stages}
     if steps is None:
         return Pipeline.load(min(stages, key=lambda folder: takes[folder][0]), net=net)
-    for folder in stages:
-        if steps in takes[folder] or ANY in takes[folder]:
+    counts = sorted({count for each in takes.values() for count in each} - {ANY})
+    for folder in stages:  # a stage of every time stands for a student only where none was halved
+        if steps in takes[folder] or (not counts and ANY in takes[folder]):
             return Pipeline.load(folder, net=net)
-    counts = sorted({count for each in takes.values() for count in each})
     raise ConfigError(
         f"no student of '{run}' was distilled for {steps} steps: they take "
         f"{' or '.join(map(str, counts))}"

@@ -7,6 +7,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.data import Data, rows as rows_of_update
+from halfstep.errors import ConfigError
 from halfstep.methods.base import Objective
 from halfstep.rng import Draw, key
 from halfstep.training.checkpoint import State
@@ -40,10 +41,21 @@ def update(
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):
             # DDP averages over the processes: the share of the whole batch's mean is multiplied by world.
-            part = objective(student, batch, draw).sum() / settings.batch_size * processes.world
+            loss = objective(student, batch, draw)
+            refuse_other_shape(loss, len(batch.x0))
+            part = loss.sum() / settings.batch_size * processes.world
             (part if state.scaler is None else state.scaler.scale(part)).backward()
         losses.append(part.detach())
     return torch.stack(losses).sum(), step(student, state, settings, rate)
+
+
+def refuse_other_shape(loss: Tensor, size: int) -> None:
+    """`ConfigError` unless an objective returned one loss a sample."""
+    if loss.shape != (size,):
+        raise ConfigError(
+            f"the objective returned a loss of shape {list(loss.shape)} for a batch of {size}: return one "
+            f"loss a sample, shape [{size}]"
+        )
 
 
 def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfstep import files
+from halfstep.errors import ConfigError
 from halfstep.evaluation.report_data import (
     AnyReport,
     GateReport,
@@ -30,16 +31,21 @@ def write_report(report: AnyReport | Path | str, out: Path | str | None = None) 
     """Write report.html, and of a guided run slider.html; return the path of report.html.
 
     report  a report, or the folder of a run that was evaluated
-    out     the folder to write to; by default the run's
+    out     the folder to write to; a run's own by default, required with a report
 
-    `ConfigError` for a run that was not evaluated, `CheckpointError` for damaged files.
+    `ConfigError` for a run that was not evaluated, and for a report without `out`; `CheckpointError` for
+    damaged files.
     """
     from halfstep.report import page, slider  # which import matplotlib and jinja2
 
     if isinstance(report, Path | str):
         out = Path(report) if out is None else out
         report = read_report(Path(report))
-    folder = Path("." if out is None else out)
+    if out is None:
+        raise ConfigError(
+            "a report has no folder of its own: write write_report(report, out=FOLDER)"
+        )
+    folder = Path(out)
     if isinstance(report, Report):
         slider.write(report, folder / "slider.html")
     return page.write(report, folder / "report.html")

@@ -260,7 +260,7 @@ def test_what_stays_undecided_is_decided_by_its_value_and_says_so():
         assert (decision.verdict, decision.samples) == ("undecided", 350)
         assert within(decision, 1.1) == goes_on and (gate.best is not None) == goes_on
         side = "within" if goes_on else "more than"
-        assert f"350 samples cannot tell it from 1.10, its value is {side} it" in heard[0]
+        assert f"still undecided with 350 samples, the value decides: {side} 1.10" in heard[0]
 
 
 def test_a_clear_student_costs_one_look():

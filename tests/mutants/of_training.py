@@ -40,7 +40,8 @@ MUTANTS = (
         ('record["stage"] == gate["best"]', 'record["stage"] != gate["best"]'),
         ('!= decisions[-1]["weights"]', '== ""'),
         ("return Pipeline.load(min(stages", "return Pipeline.load(max(stages"),
-        ("if steps in takes[folder] or ANY", "if ANY"),
+        ("if steps in takes[folder] or (not counts", "if (not counts"),
+        ("(not counts and ANY", "(ANY"),
     ),
     *of(
         "training/run_config",

@@ -13,6 +13,7 @@ from PIL import Image
 
 from halfstep import storage, write_report
 from halfstep.errors import ConfigError, DataError
+from halfstep.evaluation.report_files import read_report
 from halfstep.report import page, slider
 from halfstep.report.guided_table import guided_pictures as shown, guided_view
 from halfstep.report.slider import render, write
@@ -290,6 +291,13 @@ def test_both_pages_are_drawn_from_the_files_of_a_report(tmp_path, text):
     assert write_report(tmp_path) == tmp_path / "report.html"
     assert (tmp_path / "slider.html").read_text(encoding="utf-8") == text
     assert 'href="slider.html"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_needs_a_folder(tmp_path):
+    storage.write_json(tmp_path / "report.json", guided() | {"verdict": "As it was."})
+    np.savez(tmp_path / "report.npz", **guided_pictures())
+    with pytest.raises(ConfigError, match="out=FOLDER"):
+        write_report(read_report(tmp_path))
 
 
 def test_the_report_has_a_section_and_is_else_the_same():

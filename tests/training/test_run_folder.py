@@ -49,6 +49,21 @@ def test_students_come_with_the_most_steps_first(run):
     assert opened.stage("nonsense") is None and opened.first_student() is None
 
 
+def test_a_stage_of_every_time_stands_for_no_halved_student(run, tmp_path):
+    """A guided run's first stage, asked for 1 step, would draw what no student draws."""
+    shutil.copytree(run, tmp_path / "r")
+    opened = RunFolder.open(tmp_path / "r")
+    first = opened.students()[0]
+    type(first)(first.denoiser, first.shape).save(tmp_path / "r" / "stages" / "guided")
+    (tmp_path / "r" / "run.json").unlink()  # which would refuse a stage that it did not make
+    assert len(opened.student(2).times[0]) == 3
+    with pytest.raises(ConfigError, match="they take 2 or 4"):
+        opened.student(1)
+    for stage in (tmp_path / "r" / "stages").glob("*-steps"):
+        shutil.rmtree(stage)
+    assert opened.student(1).times == ()
+
+
 @pytest.mark.parametrize("start, steps", [((1.0, 0.7, 0.4, 0.2, 0.0), 4), ((), 6)])
 def test_before_the_first_halving_the_first_student_is_seen_at_the_start(
     start, steps, run, tmp_path

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from halfstep.data import rows
-from halfstep.errors import NonFinite
+from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import DenoiserOnly, Progressive
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw, key
@@ -17,7 +17,7 @@ from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
 from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.update import micro_batches, step
+from halfstep.training.update import micro_batches, refuse_other_shape, step
 from tests.support.runs import (
     bits,
     double_teacher,
@@ -36,6 +36,13 @@ from tests.support.runs import (
 
 ONE = Progressive(start=8, stop=4, updates=(5,))
 """A single halving."""
+
+
+@pytest.mark.parametrize("shape", [(), (6, 1), (5,), (6, 2)])
+def test_an_objective_returns_one_loss_a_sample(shape):
+    with pytest.raises(ConfigError, match=r"return one loss a sample, shape \[6\]"):
+        refuse_other_shape(torch.zeros(shape), 6)
+    refuse_other_shape(torch.zeros(6), 6)
 
 
 class TestAverage:

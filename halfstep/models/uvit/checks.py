@@ -17,7 +17,7 @@ def refuse_sides(
     if height % patch or width % patch:
         raise ConfigError(
             f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
-            "choose img_size as a multiple of patch_size"
+            "choose a patch_size that divides it, such as 2 (command line: --net-config patch_size 2)"
         )
     if depth % 2:
         raise ConfigError(

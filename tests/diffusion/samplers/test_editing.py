@@ -286,7 +286,7 @@ def test_inpainting_of_a_mixture_respects_what_is_known():
         ),
         (
             {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(5, 1, 4, 6)},
-            r"expected bool \[5, 3, 4, 6\], or 1 where all are alike, got float32 \[5, 1, 4, 6\]",
+            r"expected bool \[5, 3, 4, 6\], dimensions of size 1 are broadcast, got float32 \[5, 1, 4, 6\]",
         ),
         (
             {"images": torch.zeros(5, *SHAPE), "mask": torch.ones(4, 6, dtype=torch.bool)},
