@@ -187,6 +187,8 @@ MUTANTS = (
         "training/updates",
         ("        scaler.unscale_(optimiser)", "        (optimiser)"),
         (".sum() / settings.batch_size * processes.world", ".mean() * processes.world"),
+        ("refuse_other_shape(loss, len(batch.x0))", "pass"),
+        ("loss.shape != (size,)", "loss.numel() != size"),
     ),
     *of(
         "training/loop",

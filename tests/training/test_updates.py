@@ -45,6 +45,11 @@ def test_an_objective_returns_one_loss_a_sample(shape):
     refuse_other_shape(torch.zeros(6), 6)
 
 
+def test_a_run_refuses_the_mean_of_a_batch(tmp_path):
+    with pytest.raises(ConfigError, match="one loss a sample"):
+        halve(tmp_path / "r", method=own(lambda error, k: squares(error, k).mean()))
+
+
 class TestAverage:
     def test_closed_form(self):
         net, decay, n = nn.Linear(3, 2).double(), 0.8, 9
