@@ -30,7 +30,8 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
     if record["stopped"]:
         assert record["stopped"] == f"Stopped at {sentences[-1]}."
     best = re.findall(r"^best +(.*)$", out, re.MULTILINE)
-    assert best == ([f"d/stages/{record['best']}"] if record["best"] else [])
+    kept = f"d/stages/{record['best']}" if record["best"] else "none passed the gate"
+    assert len(best) == 1 and best[0].startswith(kept)
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,12 @@ def main(name: str, argv: Sequence[str]) -> int:
     with context as job:
         student = work(job)
     best = gate.best.steps if gate and gate.best else None
+    if gate and best is None:
+        say(
+            console,
+            "best",
+            "none passed the gate: train longer (--updates), or halve without (--tolerance 0)",
+        )
     _print(console, folder, student, net_option(options.teacher.net), best)
     return 0
 
