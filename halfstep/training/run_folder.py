@@ -18,7 +18,7 @@ from pathlib import Path
 
 from halfstep import files, storage
 from halfstep.config import JsonObject
-from halfstep.diffusion.time_grids import Times, uniform
+from halfstep.diffusion.time_grids import Times
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.folder_lock import FolderLock
 from halfstep.methods.base import StagePlan
@@ -233,7 +233,7 @@ class RunFolder:
             return halved
         if (first := self.first_student(net=net)) is None:
             return []
-        return [replace(first, times=(self.teacher_times or uniform(full),))]
+        return [replace(first, times=(self.teacher_times or first.grid(full, "ddim"),))]
 
     def finish(self, name: str, write: Callable[[Path], None], cost: RunCost) -> None:
         """Let `write` fill a folder, then give it the stage's name: all or nothing."""

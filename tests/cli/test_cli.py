@@ -388,7 +388,7 @@ def test_a_folder_of_pictures_from_teacher_to_samples(pictures, cli, tmp_path):
     )  # fmt: skip
     assert status == 0, err
     assert "8 samples of shape [3, 8, 8], 2 classes" in out
-    assert "--size 8 --flip --out STUDENT" in out
+    assert "--size 8 --flip --start 64 --out t-student" in out
     status, _, err = cli(
         "distill", "progressive", "--teacher", "t", "--data", pictures, "--size", 8,
         "--start", 4, "--stop", 2, "--updates", 2, "--batch-size", 6, "--tolerance", 0, "--out", "d",
