@@ -363,7 +363,7 @@ def text_config(value):
         (no_json, "config.json' is damaged: it must be a table"),
         (deep, "config.json' is damaged: it is nested deeper"),
         (many_layers, "text_config|num_hidden_layers = 1000000000"),
-        (bad_type, "config.json' cannot be: model_type must be text"),
+        (bad_type, "config.json' is invalid: model_type must be text"),
         (no_end, "the text model in '.*' cannot be read"),
         (index_outside, "names a file outside: '../model.safetensors'"),
         (pickled, "has no model.safetensors, and pickles, .* are never opened: fetch that file"),
