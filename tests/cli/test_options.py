@@ -270,3 +270,8 @@ def test_every_preset_parses_for_its_own_command(name):
             value = {k: v if isinstance(v, str) else json.dumps(v) for k, v in value.items()}
         assert (list(got) if isinstance(value, list) else got) == value, key
     assert name in preset_names(f"halfstep {command[1]}")
+
+
+def test_a_value_after_an_equals_sign_is_all_that_an_option_takes():
+    got = parse(SampleConfig, ["--out", "s", "--n=4", "runs/x"], prog="halfstep sample")
+    assert (got.n, got.pipeline) == (4, Path("runs/x"))

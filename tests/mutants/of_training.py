@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     *of(
         "training/batch_norm",
-        "training/batch_norm_statistics",
+        "training/batch_norm_statistics models/frozen_layers",
         ("isinstance(layer, _BatchNorm) else 1 / (k + 1)", "isinstance(layer, nn.Module) else 1"),
         ("else 1 / (k + 1)", "else 1.0"),
         ("None if isinstance(layer, _BatchNorm)", "0.1 if isinstance(layer, _BatchNorm)"),
@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     *of(
         "training/stages",
-        "training/peers",
+        "training/peers cli/two_processes",
         ("**_shared(job, command, out), ", ""),
         ("**asdict(training), **resolved})", "**resolved})"),
         ("os.path.realpath(out)", "str(out)"),

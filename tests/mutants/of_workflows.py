@@ -29,7 +29,7 @@ MUTANTS = (
     ),
     *of(
         "workflows/run_options",
-        "training/peers",
+        "cli/two_processes",
         ('("data", "validate", "init")', '("validate", "init")'),
         ('("data", "validate", "init")', '("data", "init")'),
         ('("data", "validate", "init")', '("data", "validate")'),
@@ -38,7 +38,7 @@ MUTANTS = (
     ),
     *of(
         "workflows/distill_classifier",
-        "training/peers",
+        "cli/two_processes",
         ("job=job.validated_on(self.held_out)", "job=job"),
     ),
     *of("workflows/model_card", "cli/tables", ("1000 * s:.3g", "s:.3g")),
