@@ -30,10 +30,6 @@ if TYPE_CHECKING:
         VPLinear as VPLinear,
     )
     from halfstep.errors import HalfstepError as HalfstepError
-    from halfstep.evaluation.gate_metrics import (
-        DataRatio as DataRatio,
-        GuidedTeacherRatio as GuidedTeacherRatio,
-    )
     from halfstep.evaluation.quality_gate import QualityGate as QualityGate
     from halfstep.evaluation.setups import Evaluation as Evaluation
     from halfstep.hub import load_published as load_published
@@ -58,8 +54,6 @@ if TYPE_CHECKING:
     from halfstep.training import (
         distill as distill,
         distill_classifier as distill_classifier,
-        ProgressCallback as ProgressCallback,
-        RunOptions as RunOptions,
         train as train,
         train_classifier as train_classifier,
         TrainingConfig as TrainingConfig,
@@ -79,7 +73,6 @@ _HOME = {
     "ClassifierGuided": "diffusion.guidance",
     "Cond": "batch",
     "Cosine": "diffusion.schedules",
-    "DataRatio": "evaluation.gate_metrics",
     "Dataset": "data",
     "Denoiser": "diffusion.denoiser",
     "Denoising": "methods",
@@ -88,7 +81,6 @@ _HOME = {
     "Evaluation": "evaluation.setups",
     "Guided": "diffusion.guidance",
     "GuidedDistillation": "methods",
-    "GuidedTeacherRatio": "evaluation.gate_metrics",
     "HalfstepError": "errors",
     "Karras": "diffusion.schedules",
     "KnowledgeDistillation": "methods",
@@ -96,13 +88,11 @@ _HOME = {
     "NetTime": "diffusion.denoiser",
     "Pipeline": "pipeline",
     "Progress": "progress",
-    "ProgressCallback": "training",
     "Progressive": "methods",
     "QualityGate": "evaluation.quality_gate",
     "RectifiedFlow": "diffusion.schedules",
     "Reparameterise": "methods",
     "RunFolder": "training.run_folder",
-    "RunOptions": "training",
     "Shrink": "methods",
     "Stochastic": "methods",
     "TrainingConfig": "training",
@@ -136,7 +126,6 @@ __all__ = [
     "ClassifierGuided",
     "Cond",
     "Cosine",
-    "DataRatio",
     "Dataset",
     "Denoiser",
     "Denoising",
@@ -145,7 +134,6 @@ __all__ = [
     "Evaluation",
     "Guided",
     "GuidedDistillation",
-    "GuidedTeacherRatio",
     "HalfstepError",
     "Karras",
     "KnowledgeDistillation",
@@ -153,13 +141,11 @@ __all__ = [
     "NetTime",
     "Pipeline",
     "Progress",
-    "ProgressCallback",
     "Progressive",
     "QualityGate",
     "RectifiedFlow",
     "Reparameterise",
     "RunFolder",
-    "RunOptions",
     "Shrink",
     "Stochastic",
     "TrainingConfig",

@@ -1,4 +1,8 @@
-"""One thread for torch, and float64 on request."""
+"""One thread for torch, the same bits at every address, and float64 on request."""
+
+import os
+
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # before torch is imported, as the command does
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ from halfstep.diffusion.prediction import Parameterisation
 from halfstep.diffusion.schedules import Schedule
 from halfstep.methods import Method
 
-AT_MOST = 55
+AT_MOST = 50
 
 
 def typed():

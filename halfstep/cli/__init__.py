@@ -151,7 +151,7 @@ def _dispatch(args: list[str]) -> int:
             return 0
         names = re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE)
         refuse_unknown(names, words, f"halfstep {command}")
-    _quiet_threads(at_most=1 if verb == "demo" else None)
+    _set_threads(at_most=1 if verb == "demo" else None)
     if "WORLD_SIZE" in os.environ:  # torch would log the loss of a process as a C++ trace
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return _run(command, words)
@@ -159,7 +159,7 @@ def _dispatch(args: list[str]) -> int:
 
 def _is_method(name: str) -> bool:
     """Whether a method of this name is registered; it may have no help page."""
-    _quiet_threads(at_most=None)  # before torch is imported
+    _set_threads(at_most=None)  # before torch is imported
     from halfstep.methods import METHODS
 
     return name in METHODS
@@ -179,14 +179,16 @@ MODULES = {"distill knowledge": "distill_classifier"}
 """Modules of halfstep.cli.commands whose names differ from their commands'."""
 
 
-def _quiet_threads(at_most: int | None) -> None:
+def _set_threads(at_most: int | None) -> None:
     """Let OpenMP threads sleep while they wait: spinning can take 30 times as long on a shared CPU (LOG.md).
 
+    MKL rounds alike wherever numbers lie: weights that were saved and loaded give the same bits.
     torch reads these variables once, when it is imported; variables set by hand stay.
 
     at_most  number of threads: the demo's small network is faster with one
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if "OMP_NUM_THREADS" not in os.environ:
         import psutil
 

@@ -441,22 +441,27 @@ def test_a_classifier_is_trained_and_scored(cli, tmp_path):
 
 
 def test_threads_wait_quietly_unless_told_otherwise(monkeypatch):
-    from halfstep.cli import _quiet_threads
+    from halfstep.cli import _set_threads
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("OMP_NUM_THREADS", "x")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    _quiet_threads(at_most=None)
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.setenv("MKL_CBWR", "x")
+    monkeypatch.delenv("MKL_CBWR")
+    _set_threads(at_most=None)
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["MKL_CBWR"] == "AUTO,STRICT"
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    _set_threads(at_most=None)
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
     assert 1 <= int(os.environ["OMP_NUM_THREADS"]) <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize(("by_hand", "threads"), [(None, "1"), ("7", "7")])
 def test_the_demo_takes_one_thread_unless_told_otherwise(monkeypatch, by_hand, threads):
-    from halfstep.cli import _quiet_threads
+    from halfstep.cli import _set_threads
 
     monkeypatch.setenv("OMP_NUM_THREADS", by_hand or "x")
     if by_hand is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    _quiet_threads(at_most=1)
+    _set_threads(at_most=1)
     assert os.environ["OMP_NUM_THREADS"] == threads

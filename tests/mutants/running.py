@@ -32,6 +32,7 @@ class Place:
     def __init__(self, folder: Path):
         # Without bytecode: Python would take a mutant of the same size and second for the original.
         env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        env["MKL_CBWR"] = "AUTO,STRICT"  # as tests/conftest.py has it
         self.folder = folder
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER.read_text()],
