@@ -72,11 +72,11 @@ def evaluate(
     files.check_writable(folder, "copy the run to where the report can lie in it")
     networks = inputs.networks()
     config = replace(config, full=config.full or inputs.full_steps(networks.teacher))
-    place = pick_device(device)
+    target = pick_device(device)
     if networks.encode:
-        report: AnyReport = _encoder_report(inputs, networks, config, place, progress)
+        report: AnyReport = _encoder_report(inputs, networks, config, target, progress)
     else:
-        report = _sample_report(inputs, networks, config, features, place, progress)
+        report = _sample_report(inputs, networks, config, features, target, progress)
     save(report, folder)
     return report
 

@@ -22,7 +22,14 @@ from halfstep.methods import (
 )
 from halfstep.methods.diffusion.progressive import Halve, on_grid
 from halfstep.rng import Draw
-from tests.support.denoisers import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import (
+    Listening,
+    named,
+    READS,
+    SCHEDULES,
+    seeded,
+    wobbly_teacher,
+)
 from tests.support.students import (
     draw_of,
     gaussian_data,
@@ -68,18 +75,12 @@ def test_halve_by_hand(weighting, times):
 
 def test_halve_draws_every_time_of_the_student_and_no_other():
     """distillation-checks.md 50: t in {1/N, ..., 1}, never 0, all equally often."""
-    times_seen = []
-
-    class Spy(Wobbly):
-        def forward(self, x, t, cond=None):
-            times_seen.append(t)
-            return super().forward(x, t)
-
-    teacher = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
+    net = Listening()
+    teacher = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0))
     student = wobbly_teacher(Cosine(), V())
     n = 4000
     Halve(teacher, uniform(8))(student, Batch(torch.zeros(n, 1)), draw_of(0, n))
-    first, second = times_seen
+    first, second = net.times
     values, counts = first.unique(return_counts=True)
     assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert bool(((counts / n - 0.25).abs() < 4 * (0.1875 / n) ** 0.5).all())
@@ -125,17 +126,11 @@ def test_micro_batches_have_the_losses_of_the_batch():
 
 
 def test_teacher_and_student_see_the_same_condition():
-    conds = []
-
-    class Spy(Wobbly):
-        def forward(self, x, t, cond=None):
-            conds.append(cond)
-            return super().forward(x, t)
-
-    spies = [Denoiser(Spy(), Cosine(), V()) for _ in range(2)]
+    spies = [Denoiser(Listening(), Cosine(), V()) for _ in range(2)]
     cond = Cond(label=torch.tensor([3, 1]))
     Halve(spies[0], uniform(2))(spies[1], Batch(torch.ones(2, 3), cond), draw_of(0, 2))
-    assert len(conds) == 3 and all(c is cond for c in conds)
+    heard = [c for spy in spies for c in spy.net.conditions]
+    assert len(heard) == 3 and all(c is cond for c in heard)
 
 
 def test_forwards():

@@ -24,7 +24,7 @@ from halfstep.methods.diffusion.stochastic import HalveJumps
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw, sample_noise
 from halfstep.training import distill, TrainingConfig
-from tests.support.denoisers import named, SCHEDULES, seeded, Wobbly, wobbly_teacher
+from tests.support.denoisers import Listening, named, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import (
     draw_of,
     ExactRows,
@@ -79,19 +79,13 @@ def test_objective_by_hand(weighting, times):
 
 def test_times_that_are_drawn():
     """t in {1/N, ..., 1}, all equally often; the second call at t - 1/N, and at t itself for t = 1/N."""
-    times_seen = []
-
-    class Spy(Wobbly):
-        def forward(self, x, t, cond=None):
-            times_seen.append(t)
-            return super().forward(x, t)
-
-    teacher = Denoiser(Spy(), Cosine(), V(), time=NetTime(scale=1.0))
+    net = Listening()
+    teacher = Denoiser(net, Cosine(), V(), time=NetTime(scale=1.0))
     n = 4000
     HalveJumps(teacher, uniform(8))(
         wobbly_teacher(Cosine(), V()), Batch(torch.zeros(n, 1)), draw_of(0, n)
     )
-    first, second = times_seen
+    first, second = net.times
     values, counts = first.unique(return_counts=True)
     assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert bool(((counts / n - 0.25).abs() < 4 * (0.1875 / n) ** 0.5).all())
@@ -114,17 +108,11 @@ def test_the_objective_is_zero_for_the_exact_student_alone(schedule):
 
 
 def test_the_condition_goes_to_all_three_calls():
-    conds = []
-
-    class Spy(Wobbly):
-        def forward(self, x, t, cond=None):
-            conds.append(cond)
-            return super().forward(x, t)
-
-    spies = [Denoiser(Spy(), Cosine(), V()) for _ in range(2)]
+    spies = [Denoiser(Listening(), Cosine(), V()) for _ in range(2)]
     cond = Cond(label=torch.tensor([3, 1]))
     loss = HalveJumps(spies[0], uniform(4))(spies[1], Batch(torch.ones(2, 3), cond), draw_of(0, 2))
-    assert len(conds) == 3 and all(c is cond for c in conds)
+    heard = [c for spy in spies for c in spy.net.conditions]
+    assert len(heard) == 3 and all(c is cond for c in heard)
     loss.mean().backward()
     assert spies[0].net.gain.grad is None and spies[1].net.gain.grad is not None
     assert HalveJumps(spies[0], uniform(4)).forwards == 5
