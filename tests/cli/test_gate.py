@@ -34,6 +34,14 @@ def test_the_gate_stops_a_run_and_says_why(moons, cli):
     assert len(best) == 1 and best[0].startswith(kept)
 
 
+def test_a_run_in_which_nothing_passed_says_so(moons, cli, monkeypatch):
+    monkeypatch.setattr("halfstep.evaluation.gate.within", lambda decision, tolerance: False)
+    status, out, _ = cli(*halving(moons, "n", "--tolerance", 2))
+    assert status == 0 and re.search(
+        r"^best +none passed the gate: .*--tolerance 0", out, re.MULTILINE
+    )
+
+
 @pytest.fixture(scope="module")
 def stopped(moons, tmp_path_factory):
     """The student of 2 steps is spoilt on purpose, by a learning rate of 1; that of 4 steps is not."""

@@ -261,3 +261,8 @@ def test_no_name_is_a_number_of_many_digits():
         Progressive(grid=10**5000)
     with pytest.raises(ConfigError, match=r"updates is a list.*, got \(2.16609 or more,\)"):
         Progressive(updates=(10**5000,))
+
+
+def test_a_bound_of_all_items_is_said_once():
+    with pytest.raises(ConfigError, match=r"must be at least 0, got \(-1\.0, 4\.0\)"):
+        GuidedOptions(guidance_range=(-1.0, 4.0))

@@ -185,6 +185,12 @@ def test_without_the_student_before_there_is_no_split(data):
     gap = Candidates(pipeline(), students(4, 1), data, uniform(8))
     rows = rows_with(gather(gap, image_scorer(data), config), "student")
     assert [row["split"] is None for row in rows] == [False, True]
+    jumps = [replace(student, sampler="stochastic") for student in students(4)]
+    rows = rows_with(
+        gather(Candidates(pipeline(), jumps, data, uniform(8)), image_scorer(data), config),
+        "student",
+    )
+    assert [row["split"] for row in rows] == [None]  # its calls span two steps of the grid
     unknown = Candidates(pipeline(), students(4, 2), data)  # the teacher's grid is not known
     rows = rows_with(gather(unknown, image_scorer(data), config), "student")
     assert [row["split"] is None for row in rows] == [True, False]

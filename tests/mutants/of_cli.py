@@ -58,4 +58,6 @@ MUTANTS = (
         "cli/tables",
         ("_cell(row.full), _cell(row.same)", "_cell(row.same), _cell(row.full)"),
     ),
+    *of("cli/__init__", "cli/cli", ('"AUTO,STRICT"', '"AUTO"')),
+    *of("cli/commands/distill", "cli/gate", ("if gate and best is None", "if False")),
 )

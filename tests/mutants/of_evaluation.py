@@ -317,4 +317,7 @@ MUTANTS = (
         "evaluation/quality_gate",
         ("            self._teacher = None\n", "            pass\n"),
     ),
+    *of(
+        "evaluation/report_rows", "evaluation/report_rows", ('kind != ("ddim", "denoise")', "False")
+    ),
 )

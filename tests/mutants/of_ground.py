@@ -149,4 +149,5 @@ MUTANTS = (
         ("with suppress(OSError):  # a file system without modes", "if True:"),
         ("and not path.is_symlink():", "or False:"),
     ),
+    *of("config/validate", "config/validate", ("dict.fromkeys(ends_of(hint))", "ends_of(hint)")),
 )

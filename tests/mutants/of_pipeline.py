@@ -111,4 +111,18 @@ MUTANTS = (
         ('validate("batch", batch, Count)', "pass"),
     ),
     *of("pipeline/image_inputs", "pipeline/pipeline", ('refuse_no_tensor("noise", noise)', "pass")),
+    *of(
+        "pipeline/base",
+        "pipeline/pipeline",
+        ('return self.sampler if self.times else "ddim"', "return self.sampler"),
+        ('return self.sampler if self.times else "ddim"', 'return "ddim"'),
+    ),
+    *of("pipeline/saving", "pipeline/saving", ('* (folder / "run.json").exists()', "")),
+    *of(
+        "pipeline/torch_export",
+        "cli/export",
+        ('pipeline.direction == "invert" or ', ""),
+        (' or pipeline.reference_sampler != "ddim"', ""),
+        ("pipeline.reference_sampler", "pipeline.sampler"),
+    ),
 )

@@ -42,4 +42,15 @@ MUTANTS = (
         ("job=job.validated_on(self.held_out)", "job=job"),
     ),
     *of("workflows/model_card", "cli/tables", ("1000 * s:.3g", "s:.3g")),
+    *of(
+        "workflows/evaluation_inputs",
+        "workflows/evaluation_inputs",
+        ("data.shape[-1] * teacher.codec.factor", "data.shape[-1]"),
+        ('self.data is None and "data" not in', 'self.data is None and "data" in'),
+    ),
+    *of(
+        "workflows/report",
+        "report/slider",
+        ("    if out is None:\n        raise", "    if False:\n        raise"),
+    ),
 )

@@ -263,3 +263,9 @@ def test_a_truth_value_is_no_number(options):
     pipeline = Pipeline(Denoiser(net, Cosine(), V()), shape=(2,))
     with pytest.raises(ConfigError, match=next(iter(options))):
         pipeline.sample(**{"n": 1, "steps": 1, **options})
+
+
+def test_the_reference_is_a_teachers_ddim_and_a_students_own_sampler():
+    assert pipeline(sampler="dpm-fast").reference_sampler == "ddim"
+    assert pipeline(times=(uniform(4),), sampler="stochastic").reference_sampler == "stochastic"
+    assert pipeline(times=(uniform(4),)).reference_sampler == "ddim"

@@ -332,3 +332,11 @@ def test_every_parameterisation_has_a_name_on_disk():
         about = pipeline("mlp", reads=reads).describe()
         assert about["parameterisation"] == name
         assert from_description(json.loads(json.dumps(about))).denoiser.parameterisation == reads
+
+
+def test_the_folder_of_a_run_says_how_its_student_is_loaded(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no pipeline\.json$"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "run.json").touch()
+    with pytest.raises(CheckpointError, match=r"no pipeline\.json; .*student\(\)$"):
+        Pipeline.load(tmp_path)

@@ -1,0 +1,32 @@
+"""The networks and data of an evaluation: the size at which held-out images are read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from halfstep.errors import ConfigError
+from halfstep.workflows import evaluation_inputs
+from halfstep.workflows.evaluation_inputs import EvaluationInputs
+from tests.support.latent_runs import latents
+
+
+def inputs(held_out=None, **config):
+    """Inputs of a run with these options."""
+    run = SimpleNamespace(config=config, folder="r")
+    return EvaluationInputs(
+        run=run, data=None, teacher=None, held_out=held_out, beside=(), net=None, verify=False
+    )
+
+
+@pytest.mark.parametrize("factor, size", [(None, 5), (4, 16)])
+def test_held_out_images_have_the_size_that_the_codec_decodes_to(factor, size, monkeypatch):
+    monkeypatch.setattr(evaluation_inputs, "load", lambda spec, **options: (spec, options))
+    teacher = SimpleNamespace(codec=factor and SimpleNamespace(factor=factor), shape=(2, 4, 4))
+    read = inputs("photos", data="l", size=5, channels=3).unseen(latents(), teacher)
+    assert read == ("photos", {"size": size, "channels": 3})
+    assert inputs(data="l").unseen(latents(), teacher) is None
+
+
+def test_a_run_without_data_is_refused():
+    with pytest.raises(ConfigError, match="--data DATA"):
+        inputs()
