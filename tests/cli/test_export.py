@@ -25,7 +25,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.torch_export import export_program, run_program
 from halfstep.rng import sample_noise
 from halfstep.storage import rounded
-from halfstep.workflows.export import ExportConfig
+from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.model_card import plain
 from tests.support.evidence import evidence
 from tests.support.runs import refused, teacher

@@ -25,7 +25,7 @@ from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
-from halfstep.workflows.export import ExportConfig
+from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
 from halfstep.workflows.sample import SampleConfig
 from halfstep.workflows.train_classifier import TrainClassifierConfig

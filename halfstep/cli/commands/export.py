@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
-from halfstep.workflows.export import export, ExportConfig
+from halfstep.workflows.export import export
+from halfstep.workflows.exported import ExportConfig
 
 
 def main(argv: Sequence[str]) -> int:

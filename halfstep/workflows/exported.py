@@ -1,0 +1,89 @@
+"""The options, the result and the proof of an export: the same samples, drawn from what was written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from halfstep.config.fields import POSITIONAL
+from halfstep.config.validate import Count, Validated
+from halfstep.errors import CheckpointError
+from halfstep.pipeline import Pipeline
+from halfstep.rng import sample_noise
+
+DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPARED = 8
+"""Samples of the written student that are compared with the original's."""
+
+DType = Literal["float32", "float16", "bfloat16"]
+Format = Literal["pipeline", "torch-export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Validated):
+    """Write a student alone into a folder: its weights, how it is sampled, and a README."""
+
+    run: Annotated[Path, POSITIONAL]
+    """A run, one of its stages, a student's folder, or a classifier's."""
+    out: Path
+    """A new folder."""
+    steps: Count | None = None
+    """Steps of the student of a run; by default the one that passed its gate, or of the fewest steps."""
+    dtype: DType = "float32"
+    """Type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32."""
+    format: Format = "pipeline"
+    """torch-export writes student.pt2: one step of DDIM as a program that needs only torch."""
+    net: str | None = None
+    """package.module:function, if the network is one of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A student that was written, read again and compared with the original.
+
+    files       the files in the folder, by name
+    compared    samples that both drew from the same noise; of a classifier, inputs that both read
+    difference  root of the mean squared difference of these; 0 if they are equal to the bit
+    batch       batch sizes of a program, in words; None of other formats
+    """
+
+    files: tuple[Path, ...]
+    compared: int
+    difference: float
+    batch: str | None = None
+
+
+Writer = Callable[[Pipeline, ExportConfig], Exported]
+"""Writes a pipeline into config.out in one format, reads it again and compares the samples."""
+
+
+def student_samples(pipeline: Pipeline, steps: int | None = None) -> Tensor:
+    """Samples of a pipeline; of a student that encodes, the noise of some images."""
+    if pipeline.direction == "invert":
+        images = sample_noise(0, range(COMPARED), pipeline.shape).clamp(-1, 1)
+        return replace(pipeline, codec=None).encode(images, guidance_scale=lowest_scale(pipeline))
+    return pipeline.sample(
+        COMPARED, steps=steps, guidance_scale=lowest_scale(pipeline), latents=True
+    )
+
+
+def lowest_scale(pipeline: Pipeline) -> float:
+    """The guidance scale of the samples: the lowest that the student takes, else 1."""
+    return 1.0 if pipeline.guidance_range is None else pipeline.guidance_range[0]
+
+
+def compare(original: Tensor, written: Tensor, *, exact: bool) -> Exported:
+    """Compare with the original; `CheckpointError` for any difference if they should be `exact`."""
+    if torch.equal(original, written):
+        difference = 0.0
+    elif exact:
+        raise CheckpointError(
+            "what was written and read again gives other numbers than the student, so it was removed: the "
+            "disk or the network's own code changes them"
+        )
+    else:
+        difference = float((original - written).double().square().mean().sqrt())
+    return Exported(files=(), compared=len(original), difference=difference)
