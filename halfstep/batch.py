@@ -1,8 +1,8 @@
 """What a network is conditioned on, and a batch of training data."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ T = TypeVar("T", bound="Cond | Batch")
 Values = dict[str, Any]
 """Values of a dataclass's fields, by name."""
 BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale")
-"""The conditions that halfstep itself gives; a user's subclass may add others."""
+"""The fields that halfstep itself gives; a user's subclass may have others."""
 
 
 def batches(rows: range, size: int) -> list[range]:
@@ -29,6 +29,11 @@ class Cond:
     label     int64 [B]              class; -1 is none (a classifier's data only)
     encoder_hidden_states  float [B, tokens, D]  text states
     guidance_scale  float [B]        1 is off
+    added     other tensors by name, one row a sample, as a network of diffusers reads them:
+              pooled_projections, time_ids, encoder_attention_mask, ...
+
+    Tensors of `added` are sliced, joined and moved with the rest.  In the unconditional branch of guidance
+    those that the null condition names are replaced by its values, and the others stay.
 
     A subclass may add tensors, one row a sample: they are sliced, joined, moved and dropped with the rest.
     It may also add a number, a bool or a text that is the same for all samples.  In the unconditional
@@ -45,6 +50,7 @@ class Cond:
     label: Tensor | None = None
     encoder_hidden_states: Tensor | None = None
     guidance_scale: Tensor | None = None
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: slice) -> Self:
         """The conditions of these samples."""
@@ -54,22 +60,21 @@ class Cond:
     def to(self, device: torch.device | str) -> Self:
         return _each(self, lambda value: value.to(device))
 
-    def can_drop(self, unconditional: "int | Tensor") -> bool:
+    def can_drop(self, unconditional: "Null") -> bool:
         """Whether `dropped(unconditional)` would change anything."""
-        return self._droppable(unconditional) is not None or bool(self._added_nulls())
+        return bool(self._nulls(unconditional))
 
-    def dropped(self, unconditional: "int | Tensor", where: Tensor | None = None) -> Self:
+    def dropped(self, unconditional: "Null", where: Tensor | None = None) -> Self:
         """A copy without conditions: labels become the null label, text states those of the empty text.
 
-        unconditional  the null label, or the empty text's states, float [tokens, D]
+        unconditional  the null label; the empty text's states, float [tokens, D]; or a condition with the
+                       null values of all its tensors, in one row, or one row a sample
         where          bool [B]: only these samples are dropped
         """
-        name = "encoder_hidden_states" if isinstance(unconditional, Tensor) else "label"
-        if not self.can_drop(unconditional):
-            raise ConfigError(f"there is no {name} to leave out: give cond=Cond({name}=...)")
-        nulls = self._added_nulls()
-        if self._droppable(unconditional) is not None:
-            nulls[name] = unconditional
+        nulls = self._nulls(unconditional)
+        if not nulls:
+            names = " or ".join(null_values(unconditional))
+            raise ConfigError(f"there is no {names} to leave out: give cond=Cond({names}=...)")
         return _with(self, {name: _nulled(self, name, null, where) for name, null in nulls.items()})
 
     def cat(self, other: "Cond") -> Self:
@@ -77,15 +82,33 @@ class Cond:
         names = dict.fromkeys([*_values(self), *_values(other)])
         return _with(self, {name: _joined(name, self, other) for name in names})
 
-    def _droppable(self, unconditional: "int | Tensor") -> Tensor | None:
-        """The condition that `unconditional` replaces: text states if it is a tensor, else labels."""
-        return self.encoder_hidden_states if isinstance(unconditional, Tensor) else self.label
-
-    def _added_nulls(self) -> Values:
-        """The null value of each tensor that a subclass adds, unless it is None."""
-        nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in BUILT_IN}
+    def _nulls(self, unconditional: "Null") -> Values:
+        """The null value of each tensor that is dropped: a row, or one row a sample."""
+        nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in NAMED}
+        nulls |= null_values(unconditional)
         tensors = {name for name, value in _values(self).items() if isinstance(value, Tensor)}
         return {name: null for name, null in nulls.items() if name in tensors and null is not None}
+
+
+NAMED = (*BUILT_IN, "added")
+Null = int | Tensor | Cond
+"""A null condition: a label, the empty text's states [tokens, D], or a `Cond` of one row or one a sample."""
+
+
+def null_values(null: Null) -> Values:
+    """The values of a null condition, by the names of `Cond`."""
+    if isinstance(null, Cond):
+        values = _values(null)
+        return {name: value for name, value in values.items() if name != "guidance_scale"}
+    return {"encoder_hidden_states" if isinstance(null, Tensor) else "label": null}
+
+
+def null_rows(null: Null, rows: slice) -> Null:
+    """The null condition of these samples, if it has one row a sample."""
+    if not isinstance(null, Cond):
+        return null
+    tensors = [value for value in _values(null).values() if isinstance(value, Tensor)]
+    return null if not tensors or len(tensors[0]) == 1 else null[rows]
 
 
 @dataclass(frozen=True)
@@ -113,11 +136,18 @@ class Batch:
 
 def _values(item: "Cond | Batch") -> Values:
     """The fields that are not None; refuses types that may or may not have rows."""
-    values = {f.name: getattr(item, f.name) for f in fields(item)}
+    values = {f.name: getattr(item, f.name) for f in fields(item) if f.name != "added"}
+    added = item.added if isinstance(item, Cond) else {}
+    if twice := values.keys() & added.keys():
+        name = min(twice)
+        raise ConfigError(
+            f"{name} is a field of its own: give {name}=..., not added={{'{name}': ...}}"
+        )
+    values |= added
     values = {name: value for name, value in values.items() if value is not None}
     for name, value in values.items():
         rows = Tensor if isinstance(item, Cond) else Tensor | Cond
-        if not isinstance(value, rows | bool | int | float | str):
+        if not isinstance(value, Tensor if name in added else rows | bool | int | float | str):
             raise ConfigError(
                 f"{name} of a {type(item).__name__} is a {type(value).__name__}, which may or may not have "
                 "a row a sample: give a tensor, or a number or a text for all samples"
@@ -132,10 +162,12 @@ def _each(item: T, change: Callable[[Any], Any]) -> T:
 
 
 def _with(item: T, changed: Values) -> T:
-    """A copy with these fields, of the same subclass, without its constructor."""
-    new = copy.copy(item)
-    for name, value in changed.items():
-        object.__setattr__(new, name, value)
+    """A copy with these fields and added tensors, of the same subclass, without its constructor."""
+    new, names = copy.copy(item), {f.name for f in fields(item)}
+    if added := {name: value for name, value in changed.items() if name not in names}:
+        object.__setattr__(new, "added", {**item.added, **added})  # type: ignore[union-attr]
+    for name in changed.keys() & names:
+        object.__setattr__(new, name, changed[name])
     return new
 
 
@@ -155,7 +187,7 @@ def _refuse_other_rows(cond: Cond) -> None:
 
 def _nulled(cond: Cond, name: str, null: Any, where: Tensor | None) -> Tensor:
     """A field with `null` in place of its values."""
-    values: Tensor = getattr(cond, name)
+    values: Tensor = _values(cond)[name]
     try:
         nulls = torch.as_tensor(null).to(values).expand_as(values)
     except RuntimeError:
@@ -171,7 +203,7 @@ def _nulled(cond: Cond, name: str, null: Any, where: Tensor | None) -> Tensor:
 
 def _joined(name: str, first: Cond, second: Cond) -> Any:
     """A field of the first condition, then of the second."""
-    a, b = getattr(first, name, None), getattr(second, name, None)
+    a, b = _values(first).get(name), _values(second).get(name)
     if a is None or b is None:
         raise ConfigError(f"one of two conditions has no {name}: give it to both or neither")
     if isinstance(a, Tensor) and isinstance(b, Tensor):

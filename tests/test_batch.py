@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Batch, Cond, null_rows
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
@@ -250,3 +250,75 @@ def test_an_adapter_that_does_not_read_them_refuses_them():
     with pytest.raises(ConfigError, match="pooled"):
         net(x, t, pooled(3))
     assert Mine(nn.Linear(4, 2), 3)(x, t, pooled(3)).shape == (3, 2)
+
+
+def named(**changes):
+    """A condition as a network of SDXL reads it."""
+    tensors = {"text_embeds": POOLED, "time_ids": torch.tensor([[64, 32]] * 3)}
+    return Cond(encoder_hidden_states=torch.randn(3, 2, 5), added={**tensors, **changes})
+
+
+NULL = Cond(
+    encoder_hidden_states=torch.ones(1, 2, 5), added={"text_embeds": torch.full((1, 4), 9.0)}
+)
+
+
+def test_named_tensors_are_cut_joined_and_moved():
+    cond = named()
+    half, both = cond[1:], cond[:1].cat(cond[1:])
+    assert (
+        torch.equal(half.added["text_embeds"], POOLED[1:]) and len(half.encoder_hidden_states) == 2
+    )
+    assert torch.equal(both.added["text_embeds"], POOLED) and both.added["time_ids"].shape == (3, 2)
+    assert {value.device.type for value in cond.to("meta").added.values()} == {"meta"}
+    assert torch.equal(cond.added["text_embeds"], POOLED)  # the first is as before
+
+
+def test_named_tensors_become_what_the_null_condition_names():
+    cond = named()
+    none = cond.dropped(NULL)
+    assert bool((none.added["text_embeds"] == 9).all() and (none.encoder_hidden_states == 1).all())
+    assert torch.equal(none.added["time_ids"], cond.added["time_ids"])  # not named: as before
+    some = cond.dropped(NULL, torch.tensor([False, True, False]))
+    assert some.added["text_embeds"][:, 0].tolist() == [POOLED[0, 0], 9, POOLED[2, 0]]
+    assert torch.equal(some.encoder_hidden_states[0], cond.encoder_hidden_states[0])
+
+
+def test_a_null_condition_may_have_a_row_a_sample():
+    negative = Cond(encoder_hidden_states=torch.arange(30.0).reshape(3, 2, 5))
+    none = named().dropped(negative)
+    assert torch.equal(none.encoder_hidden_states, negative.encoder_hidden_states)
+    assert torch.equal(
+        null_rows(negative, slice(1, 2)).encoder_hidden_states, negative[1:2].encoder_hidden_states
+    )
+    assert null_rows(NULL, slice(1, 2)) is NULL and null_rows(3, slice(1, 2)) == 3
+    with pytest.raises(ConfigError, match="encoder_hidden_states"):
+        named().dropped(negative[:2])
+
+
+@pytest.mark.parametrize(
+    "wrong, word",
+    [({"label": POOLED}, "label"), ({"text_embeds": 3}, "text_embeds"), ({"text_embeds": POOLED[:2]}, "text_embeds")],
+)  # fmt: skip
+def test_named_tensors_that_are_none_are_refused_by_name(wrong, word):
+    with pytest.raises(ConfigError, match=word):
+        named(**wrong)[:1]
+
+
+def test_guidance_drops_all_that_the_null_names():
+    """At scale s each branch reads its own named tensors."""
+
+    class Reads(nn.Module):
+        def forward(self, x, t, cond=None):
+            return (
+                x * 0
+                + cond.added["text_embeds"].mean(1)[:, None]
+                + cond.encoder_hidden_states.mean((1, 2))[:, None]
+            )
+
+    denoiser, cond = Denoiser(Reads(), Cosine(), V()), named()
+    x, t = torch.randn(3, 2), torch.full((3,), 0.5)
+    guided = Guided(denoiser, 3.0, NULL)(x, t, cond)
+    expected = denoiser(x, t, cond.dropped(NULL)).toward(denoiser(x, t, cond), 3.0)
+    torch.testing.assert_close(guided.x0, expected.x0)
+    assert not torch.allclose(guided.x0, denoiser(x, t, cond).x0)

@@ -5,7 +5,7 @@ from typing import Self, TypeVar
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Cond
+from halfstep.batch import Cond, Null, null_values
 from halfstep.config.validate import validate
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.prediction import Parameterisation, Prediction
@@ -58,10 +58,10 @@ class Guided(_GuidedDenoiser):
 
     scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
            A float, or float [B] for one scale per sample.  At scale 1 the null branch is not evaluated
-    null   the null label, or the states of the empty text, [tokens, D]
+    null   the null label; the states of the empty text, [tokens, D]; or a `Cond` of one row, or one a sample
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: int | Tensor):
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Null):
         super().__init__()
         self.denoiser, self.scale, self.null = denoiser, _scale(scale), null
 
@@ -75,13 +75,10 @@ class Guided(_GuidedDenoiser):
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
         if cond is None or not cond.can_drop(self.null):
-            name, field = (
-                ("labels", "label")
-                if isinstance(self.null, int)
-                else ("texts", "encoder_hidden_states")
-            )
+            names = " and ".join(null_values(self.null))
             raise ConfigError(
-                f"guidance needs {name}: give cond=Cond({field}=...), or scale=1 without"
+                f"guidance needs a condition, and there is no {names}: give cond=Cond({names}=...), or "
+                "scale=1 without"
             )
         both: Prediction = self.denoiser(
             torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.dropped(self.null))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Batch
+from halfstep.batch import Batch, Null
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Teacher
@@ -39,7 +39,7 @@ class PipelineLike(Protocol):
     @property
     def denoiser(self) -> Teacher: ...
     @property
-    def unconditional(self) -> int | Tensor | None: ...
+    def unconditional(self) -> Null | None: ...
     @property
     def times(self) -> tuple[Times, ...]: ...
     @property
@@ -57,7 +57,7 @@ class DenoiserOnly:
     """A denoiser as a method's teacher, without a pipeline around it."""
 
     denoiser: Teacher
-    unconditional: int | Tensor | None = None
+    unconditional: Null | None = None
     times: tuple[Times, ...] = ()
     guidance_range: Range | None = None
     clip: float | None = None

@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from halfstep.batch import Null
 from halfstep.config.validate import Count, CountOrNone, NotNegative, Validated
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
@@ -89,7 +90,7 @@ class PipelineFields(Validated):
         return on_schedule(times, schedule)
 
     @property
-    def unconditional(self) -> int | Tensor | None:
+    def unconditional(self) -> Null | None:
         """The null label, or the states of the empty text; None if it has neither."""
         return self.null if self.empty is None else self.empty
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from halfstep.batch import Cond
+from halfstep.batch import Cond, Null
 from halfstep.config.validate import is_valid, shown
 from halfstep.diffusion.denoiser import Denoiser, Denoises
 from halfstep.diffusion.guidance import Guided
@@ -43,7 +43,7 @@ def guided(
     denoiser: Denoiser,
     guidance_scale: float,
     guidance_range: tuple[float, float] | None,
-    unconditional: int | Tensor | None,
+    unconditional: Null | None,
 ) -> Denoises:
     """The denoiser at this guidance scale: itself if it takes the scale as an input, or if it is 1.
 

@@ -64,7 +64,8 @@ class SamplingStep(nn.Module):
         self.reads.decode(zeros.expand(-1, self.reads.outputs), zeros, level)
 
     def forward(self, x: Tensor, step: Tensor, *conditions: Tensor) -> Tensor:
-        cond = Cond(**dict(zip(self.names, conditions, strict=True))) if self.names else None
+        named: dict[str, Any] = dict(zip(self.names, conditions, strict=True))
+        cond = Cond(**named) if named else None
         start, end = self._level("start", step, x), self._level("end", step, x)
         out = self.net(x, self.get_buffer("time")[step], cond)
         prediction = self.reads.decode(out, x, start)

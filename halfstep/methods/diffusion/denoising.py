@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Batch, Cond, Null
 from halfstep.config.validate import CountOrNone, Share, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.loss_weighting import Weighting, WEIGHTINGS
@@ -81,7 +81,7 @@ class Denoise(Objective):
     weighting: Weighting
     levels: int | None = None
     drop: float = 0.0
-    null: int | Tensor | None = None
+    null: Null | None = None
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
@@ -91,9 +91,7 @@ class Denoise(Objective):
         return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
 
 
-def some_unlabelled(
-    cond: Cond | None, draw: Draw, drop: float, null: int | Tensor | None
-) -> Cond | None:
+def some_unlabelled(cond: Cond | None, draw: Draw, drop: float, null: Null | None) -> Cond | None:
     """The condition, dropped for this share of samples; unchanged without a condition or a null."""
     if not drop or null is None or cond is None or not cond.can_drop(null):
         return cond

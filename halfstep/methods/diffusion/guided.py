@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Batch, Cond, Null
 from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.guidance import Guided
@@ -102,7 +102,7 @@ class GuidedMatching(Validated, Method):
         [stage, *_], denoiser = self.plan(teacher), teacher.denoiser.unguided
         levels = levels_for(self.levels, denoiser.schedule)
         student, weighting = self.initial_student(denoiser), WEIGHTINGS[self.weighting]
-        null = cast(int | Tensor, teacher.unconditional)
+        null = cast(Null, teacher.unconditional)
         match = MatchGuided(denoiser.freeze(), null, self.guidance_range, weighting, levels)
         yield stage.stage(student, match)
 
@@ -195,7 +195,7 @@ class MatchGuided(Objective):
     """weight * ||x0_hat(x_t, w) - [(1 + w) x0_c - w x0_null]||^2, w and t uniform (section 3.1)."""
 
     teacher: Denoiser
-    null: int | Tensor
+    null: Null
     guidance_range: Range
     weighting: Weighting = truncated_snr
     levels: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep.batch import Batch
+from halfstep.batch import Batch, Null
 from halfstep.diffusion.denoiser import level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting
 from halfstep.diffusion.prediction import Prediction
@@ -46,7 +46,7 @@ class Imitate(Objective):
     matched: Matched | None = None
     levels: int | None = None
     drop: float = 0.0
-    null: int | Tensor | None = None
+    null: Null | None = None
     forwards = 4
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
