@@ -298,8 +298,12 @@ def test_a_null_condition_may_have_a_row_a_sample():
 
 @pytest.mark.parametrize(
     "wrong, word",
-    [({"label": POOLED}, "label"), ({"text_embeds": 3}, "text_embeds"), ({"text_embeds": POOLED[:2]}, "text_embeds")],
-)  # fmt: skip
+    [
+        ({"label": POOLED}, "label"),
+        ({"text_embeds": 3}, "text_embeds"),
+        ({"text_embeds": POOLED[:2]}, "text_embeds"),
+    ],
+)
 def test_named_tensors_that_are_none_are_refused_by_name(wrong, word):
     with pytest.raises(ConfigError, match=word):
         named(**wrong)[:1]
