@@ -4,7 +4,7 @@ Teacher, student, sampler and export share ONE grid; halving it is `times[::2]`.
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, get_args, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -91,7 +91,9 @@ def trailing(steps: int, *, levels: int = 1000) -> Times:
     """diffusers' 'trailing' spacing: times on a table of `levels`, then 0."""
     levels = validate("levels", levels, Count)
     if _counted(steps) > levels:
-        raise ConfigError(f"a table of {levels} has no {steps} steps: write at most {levels}")
+        raise ConfigError(
+            f"a table of {levels} levels has no {steps} steps: write at most {levels}"
+        )
     return checked((*(round(levels - k * levels / steps) / levels for k in range(steps)), 0.0))
 
 
@@ -158,15 +160,24 @@ def fast(steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-
     return checked((start, *inner[1:], end))
 
 
-GRIDS = ("uniform", "trailing", "logsnr", "karras")
+GridName = Literal["auto", "uniform", "trailing", "logsnr", "karras"]
+GRIDS: tuple[str, ...] = get_args(GridName)
 
 
 def grid(name: str, steps: int, schedule: Schedule) -> Times:
-    """The grid of this name, one of `GRIDS`, on this schedule."""
+    """The grid of this name, one of `GRIDS`, on this schedule.
+
+    auto is `trailing` on a schedule with a table of levels, since a network that was trained on the entries
+    of a table alone has seen no time between them, and `uniform` on any other.  Where the steps divide the
+    levels both are the same grid.
+    """
+    levels = getattr(schedule, "levels", None)
+    if name == "auto":
+        name = "uniform" if levels is None else "trailing"
     if name == "uniform":
         return uniform(steps)
     if name == "trailing":
-        return trailing(steps, levels=getattr(schedule, "levels", 1000))
+        return trailing(steps, levels=levels or 1000)
     if name == "logsnr":
         return uniform_logsnr(steps, schedule)
     if name == "karras":

@@ -102,7 +102,7 @@ class Meter:
     comparisons: Sequence[TeacherComparison]
     teacher: TeacherSource
     full_steps: int
-    grid: str = "uniform"
+    grid: str = "auto"
     samples: int = 2000
     showing: Showing = silent
 

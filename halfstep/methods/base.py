@@ -131,7 +131,7 @@ class StagePlan:
     """The sampler of both grids."""
     direction: Direction = "denoise"
     """From noise to data, or "invert", from data to noise."""
-    grid: str = "uniform"
+    grid: str = "auto"
     """The name of the grid of these times, which also gives the times of other numbers of steps."""
 
     def __post_init__(self) -> None:

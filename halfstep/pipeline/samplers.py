@@ -26,7 +26,7 @@ from halfstep.diffusion.samplers import (
 )
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
 from halfstep.diffusion.schedules import Schedule
-from halfstep.diffusion.time_grids import Direction, Times, uniform
+from halfstep.diffusion.time_grids import Direction, grid, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.rng import key, sample_noise
 
@@ -100,12 +100,12 @@ def draws_noise(sampler: str) -> bool:
 
 
 def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
-    """The sampler's own grid of `steps` steps, or the uniform one."""
+    """The sampler's own grid of `steps` steps, or the schedule's ('auto' of `time_grids.grid`)."""
     validate("steps", steps, Count)
     return (
         SAMPLER_PRESETS[sampler].grid(steps, schedule)
         if sampler in SAMPLER_PRESETS
-        else uniform(steps)
+        else grid("auto", steps, schedule)
     )
 
 

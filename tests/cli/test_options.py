@@ -209,7 +209,7 @@ def test_every_type_of_option_comes_from_a_file(tmp_path):
         ("betas = 0.9", "betas is a list of 2, a number each"),
         ("updates = 100", "updates is a list, a whole number each"),
         ("updates = [100, 'x']", "updates is a list, a whole number each"),
-        ('grid = "unifrm"', "grid is one of uniform, trailing, logsnr, karras"),
+        ('grid = "unifrm"', "grid is one of auto, uniform, trailing, logsnr, karras"),
         ("size = 'big'", "size is a whole number"),
         ("bacth_size = 3", "called 'bacth_size': perhaps you meant 'batch_size'"),
         ("[training]\nbatch = 3", "no option in 'o.toml' called 'training'"),

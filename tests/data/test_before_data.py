@@ -54,6 +54,8 @@ LONG = Progressive(start=1024, stop=512, updates=(5,))
     [
         Progressive(start=1024, stop=512, updates=(5,)),
         Progressive(start=1024, stop=1, updates=(5,)),
+        Progressive(start=1024, stop=512, updates=(5,), grid="uniform"),
+        Progressive(start=1024, stop=512, updates=(5,), grid="trailing"),
         Progressive(start=4, stop=2, updates=(5,), times=(1.0, 0.5, 0.1, 0.05, 0.0005)),
         Stochastic(start=2048, stop=1024, updates=(5,)),
         Encoder(start=1024, stop=512, updates=(5,)),

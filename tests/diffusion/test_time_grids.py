@@ -60,6 +60,17 @@ def test_trailing_lies_on_the_table():
         BetaTable(levels=77).at(torch.tensor(times, dtype=torch.float64))
 
 
+@given(levels=st.integers(2, 3000), data=st.data())
+def test_a_halved_trailing_grid_is_the_trailing_grid_of_half_on_levels(levels, data):
+    """Students stay on levels, and where the steps divide the table the grid is the uniform one."""
+    half = data.draw(st.integers(1, levels // 2))
+    times = trailing(2 * half, levels=levels)
+    assert times[::2] == trailing(half, levels=levels)
+    assert all(t == round(t * levels) / levels for t in times)
+    if levels % (2 * half) == 0:
+        assert times == uniform(2 * half)
+
+
 @pytest.mark.parametrize("schedule", SMOOTH, ids=named)
 @pytest.mark.parametrize("start, end", [(1.0, 1e-3), (0.9, 0.05)])
 def test_uniform_logsnr(schedule, start, end):
@@ -106,6 +117,8 @@ def test_every_grid_falls_from_one_to_zero(name, schedule, steps):
 
 def test_grid_passes_the_schedule_on():
     assert grid("uniform", 5, Cosine()) == uniform(5)
+    assert grid("auto", 7, Cosine()) == uniform(7) != trailing(7)
+    assert grid("auto", 5, BetaTable(levels=77)) == trailing(5, levels=77) != uniform(5)
     assert grid("trailing", 5, BetaTable(levels=77)) == trailing(5, levels=77)
     assert grid("trailing", 5, Cosine()) == trailing(5, levels=1000)
     assert grid("logsnr", 5, VPLinear()) == uniform_logsnr(5, VPLinear())

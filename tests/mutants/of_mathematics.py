@@ -118,6 +118,8 @@ MUTANTS = (
         ("or times[0] > 1 or", "or times[0] >= 1 or"),
         ("times[-1] < 0", "times[-1] <= 0"),
         ("round(levels - k", "int(levels - 1 - k"),
+        ('"uniform" if levels is None else "trailing"', '"uniform"'),
+        ('"uniform" if levels is None else "trailing"', '"trailing"'),
         ("/ max(steps - 1, 1)", "/ max(steps, 1)"),
         ("power=1 / rho", "power=rho"),
         ("(-ends / 2 * power).exp()", "(-ends * power).exp()"),

@@ -10,8 +10,8 @@ from torch import nn
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.samplers import ancestral, sample
-from halfstep.diffusion.schedules import Cosine
-from halfstep.diffusion.time_grids import uniform
+from halfstep.diffusion.schedules import BetaTable, Cosine
+from halfstep.diffusion.time_grids import trailing, uniform
 from halfstep.errors import ConfigError, DataError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
@@ -240,6 +240,7 @@ def test_a_student_takes_its_own_steps_only():
 def test_a_teacher_takes_any_number_and_64_by_default():
     made = pipeline("mlp")
     assert made.grid() == uniform(64) and made.grid(3) == uniform(3)
+    assert pipeline("mlp", schedule=BetaTable()).grid() == trailing(64)
 
 
 def test_a_student_keeps_all_but_the_network(tmp_path):

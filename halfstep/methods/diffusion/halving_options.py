@@ -1,10 +1,9 @@
 """Flat options, for the command line and TOML, of the halvings in a method that begins with another stage."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from halfstep.config.validate import NotNegative, Updates
-from halfstep.diffusion.time_grids import Steps, Times
+from halfstep.diffusion.time_grids import GridName, Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.diffusion.halving_checks import check_updates
 from halfstep.methods.diffusion.progressive import Progressive
@@ -20,8 +19,9 @@ class HalvingOptions:
     """Steps the last student takes; as many as `start` halves nothing."""
     halving_updates: tuple[Updates, ...] = (10_000,)
     """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
-    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
-    """Where the teacher's steps lie; a student's lie on every other one of them."""
+    grid: GridName = "auto"
+    """Where the teacher's steps lie; a student's lie on every other one of them. auto: trailing on a table
+    of levels, and uniform on any other schedule."""
     times: Times = ()
     """A grid given as start + 1 times, noise first; overrides `grid`."""
     target_clip: NotNegative = 0.0

@@ -7,7 +7,7 @@ Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_en
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
-from halfstep.diffusion.time_grids import checked, Direction, grid, Steps, Times
+from halfstep.diffusion.time_grids import checked, Direction, grid, GridName, Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import (
     errors,
@@ -51,8 +51,9 @@ class Progressive(Validated, Method):
     """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
-    grid: Literal["uniform", "trailing", "logsnr", "karras"] = "uniform"
-    """Where the teacher's steps lie; a student's lie on every other one of them."""
+    grid: GridName = "auto"
+    """Where the teacher's steps lie; a student's lie on every other one of them. auto: trailing on a table
+    of levels, and uniform on any other schedule."""
     times: Times = ()
     """A grid given as start + 1 times, noise first; overrides `grid`."""
     target_clip: NotNegative = 0.0

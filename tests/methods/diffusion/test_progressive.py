@@ -19,13 +19,15 @@ from halfstep.diffusion.schedules import (
     RectifiedFlow,
     VPLinear,
 )
-from halfstep.diffusion.time_grids import grid, uniform
+from halfstep.diffusion.time_grids import grid, trailing, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import (
     DenoiserOnly,
+    Encoder,
     METHODS,
     Progressive,
     Reparameterise,
+    Stochastic,
 )
 from tests.support.denoisers import named, READS, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import (
@@ -82,7 +84,7 @@ def test_the_papers_updates():
     assert sum(method.updates_for(k, n) for k, n in enumerate(steps)) == 750_000
 
 
-@pytest.mark.parametrize("name", ["uniform", "trailing", "logsnr", "karras"])
+@pytest.mark.parametrize("name", ["auto", "uniform", "trailing", "logsnr", "karras"])
 def test_grids_by_name(name):
     schedule = VPLinear()
     [stage] = Progressive(start=6, stop=3, grid=name).stages(
@@ -90,6 +92,18 @@ def test_grids_by_name(name):
     )
     assert stage.objective.times == grid(name, 6, schedule)
     assert stage.times == grid(name, 6, schedule)[::2] and len(stage.times) == 4
+
+
+@pytest.mark.parametrize("kind", [Progressive, Stochastic, Encoder])
+def test_a_tables_students_stay_on_its_levels(kind):
+    """A network that was trained on the 1000 entries of a table is asked at no time between them."""
+    teacher = DenoiserOnly(wobbly_teacher(BetaTable(), V()))
+    for stage in kind(start=64, stop=4).plan(teacher):
+        for times in (stage.teacher_times, stage.times):
+            assert times == trailing(len(times) - 1)
+    [one] = kind(start=8, stop=4).plan(teacher)
+    assert one.teacher_times == uniform(8)  # 8 divides 1000
+    assert kind(start=8, stop=4).plan(DenoiserOnly(wobbly_teacher(Cosine(), V()))) == [one]
 
 
 def test_a_grid_of_ones_own():
