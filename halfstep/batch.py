@@ -60,6 +60,10 @@ class Cond:
     def to(self, device: torch.device | str) -> Self:
         return _each(self, lambda value: value.to(device))
 
+    def named(self) -> dict[str, Tensor]:
+        """Its tensors by name, those of `added` and of a subclass too."""
+        return {name: v for name, v in _values(self).items() if isinstance(v, Tensor)}
+
     def can_drop(self, unconditional: "Null") -> bool:
         """Whether `dropped(unconditional)` would change anything."""
         return bool(self._nulls(unconditional))
@@ -86,7 +90,7 @@ class Cond:
         """The null value of each tensor that is dropped: a row, or one row a sample."""
         nulls = {f.name: f.metadata.get("null", 0) for f in fields(self) if f.name not in NAMED}
         nulls |= null_values(unconditional)
-        tensors = {name for name, value in _values(self).items() if isinstance(value, Tensor)}
+        tensors = self.named()
         return {name: null for name, null in nulls.items() if name in tensors and null is not None}
 
 
@@ -107,7 +111,7 @@ def null_rows(null: Null, rows: slice) -> Null:
     """The null condition of these samples, if it has one row a sample."""
     if not isinstance(null, Cond):
         return null
-    tensors = [value for value in _values(null).values() if isinstance(value, Tensor)]
+    tensors = list(null.named().values())
     return null if not tensors or len(tensors[0]) == 1 else null[rows]
 
 

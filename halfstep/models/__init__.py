@@ -5,6 +5,7 @@ diffusers is imported only when one of its models, such as the U-ViT, is built.
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, TYPE_CHECKING
@@ -13,21 +14,23 @@ from torch import nn
 
 from halfstep.config import JsonObject, NetConfig
 from halfstep.errors import ConfigError, unknown
-from halfstep.models.adapters import (
-    Adapter,
-    dit,
-    DiTNet,
-    refuse_unknown,
-    unet,
-    unet_condition,
-    UNetConditionNet,
-    UNetNet,
-    UViTNet,
-)
+from halfstep.models.adapters import Adapter, UViTNet
 from halfstep.models.classifiers.feature_cnn import Classifier
-from halfstep.models.diffusers_config import CLASSES, from_diffusers_config, WRAP
-from halfstep.models.limits import build_within_limits
+from halfstep.models.diffusers_config import (
+    class_name_of,
+    CLASSES,
+    from_diffusers_config,
+    LABELS,
+    WRAP,
+)
+from halfstep.models.diffusers_net import (
+    diffusers_class,
+    diffusers_net,
+    DiffusersNet,
+)
+from halfstep.models.limits import build_within_limits, refuse_unknown
 from halfstep.models.mlp import MLPNet, ResidualMLP
+from halfstep.models.network_inputs import INPUTS, NetworkInputs
 from halfstep.schema import SchemaError, validated
 
 if TYPE_CHECKING:
@@ -37,11 +40,10 @@ __all__ = [
     "NETS",
     "Adapter",
     "Classifier",
-    "DiTNet",
+    "DiffusersNet",
     "MLPNet",
+    "NetworkInputs",
     "ResidualMLP",
-    "UNetConditionNet",
-    "UNetNet",
     "UViT",
     "UViTNet",
     "build",
@@ -75,12 +77,10 @@ def _mlp(**config: Any) -> MLPNet:
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "uvit": _uvit,
-    "unet": unet,
-    "dit": dit,
-    "unet-condition": unet_condition,
+    **{name: partial(diffusers_net, name, class_name) for name, class_name in CLASSES.items()},
     "mlp": _mlp,
 }
-"""Networks by name.  `package.module:function` is accepted wherever a name is."""
+"""Networks by name.  The name of a diffusers class, or `package.module:function`, is accepted as well."""
 LATER = {
     "clip_dim": (None,),
     "num_clip_token": (77,),
@@ -94,10 +94,12 @@ can be resumed."""
 def build(name: str, config: NetConfig) -> nn.Module:
     """Build the named network, which remembers its recipe: `recipe(net)` is (name, config).
 
-    name    one of `NETS`, or `package.module:function`: a user's function that takes the config as
-            arguments and returns a module called as net(x, t, cond)
+    name    one of `NETS`; the name of another class of diffusers, such as SD3Transformer2DModel; or
+            `package.module:function`: a user's function that takes the config as arguments and returns a
+            module called as net(x, t, cond)
     config  its arguments; values that JSON cannot hold are refused, as they could not be saved.  For a
-            network of diffusers `dict(model.config)` is accepted
+            network of diffusers `dict(model.config)` is accepted.  `inputs`, a mapping of the fields of
+            `NetworkInputs`, says how a class is called that halfstep does not know
     """
     is_users = ":" in name
     config = dict(config) if is_users else from_diffusers_config(name, config)
@@ -209,9 +211,11 @@ def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]
 def _named(name: str) -> Callable[..., nn.Module]:
     if (net := _net_of_class(name)) is not None:
         raise ConfigError(f"diffusers' {name} is the net '{net}' here: write '{net}'")
-    if name not in NETS:
-        raise unknown("net", name, NETS)
-    return NETS[name]
+    if name in NETS:
+        return NETS[name]
+    if class_name_of(name) is None or diffusers_class(name) is None:
+        raise unknown("net", name, [*NETS, *(INPUTS.keys() - LABELS.keys())])
+    return partial(diffusers_net, name, name)
 
 
 def _net_of_class(class_name: str) -> str | None:

@@ -17,20 +17,19 @@ CLASSES = {
 }
 """The diffusers class of each net."""
 LABELS = {
-    "unet": "num_class_embeds",
-    "unet-condition": "num_class_embeds",
-    "dit": "num_embeds_ada_norm",
+    "UNet2DModel": "num_class_embeds",
+    "UNet2DConditionModel": "num_class_embeds",
+    "DiTTransformer2DModel": "num_embeds_ada_norm",
 }
-"""diffusers' option for halfstep's num_classes; a DiT adds a null class to it."""
+"""The option of a diffusers class for halfstep's num_classes; a DiT adds a null class to it."""
 RUN = {
     "class_embed_type": (None,),
-    "addition_embed_type": (None, "text"),
+    "addition_embed_type": (None, "text", "text_time"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "time_embedding_type": ("positional", "fourier"),
 }
 """Options for further conditions of a network, with the values that need none."""
 NEEDS = {
-    "text_time": "pooled text states and sizes, as SDXL does",
     "text_image": "the states of an image",
     "image": "the states of an image",
     "image_hint": "the states of an image and a hint",
@@ -43,7 +42,7 @@ NEEDS = {
     "identity": "a vector a sample",
     "learned": "whole numbers as times",
 }
-OURS = ("num_classes", "guidance_embed_dim", "outputs")
+OURS = ("num_classes", "guidance_embed_dim", "outputs", "learned_sigma", "inputs")
 """Options that halfstep adds."""
 WRAP = (
     "write a function of your own that gives it what it needs, package.module:function "
@@ -64,22 +63,29 @@ def from_diffusers_config(name: str, config: NetConfig) -> JsonObject:
             f"this config is of a {class_name}, and the net '{name}' is a {expected}: {instead}"
         )
     options = {key: value for key, value in config.items() if not key.startswith("_")}
-    if expected is None:
+    if (class_name := expected or class_name_of(name)) is None:
         return options
     if len(options) < len(
         config
     ):  # from a model, which also keeps options that its class does not have
-        known, off = _known(name), (None, False)
+        known, off = _known(class_name), (None, False)
         options = {k: v for k, v in options.items() if k in known or not any(v is x for x in off)}
+    if (labels := LABELS.get(class_name)) is None:
+        return options
     if "out_channels" in options and options["out_channels"] is None:
         del options["out_channels"]
-    rows = options.pop(LABELS[name], None)
+    rows = options.pop(labels, None)
     if rows is not None and not (name == "dit" and rows == 0):
-        _translate(options, "num_classes", rows + (name == "dit"), LABELS[name], rows)
+        _translate(options, "num_classes", rows + (name == "dit"), labels, rows)
     features = options.pop("time_cond_proj_dim", None) if name == "unet-condition" else None
     if features is not None:
         _translate(options, "guidance_embed_dim", features, "time_cond_proj_dim", features)
     return options
+
+
+def class_name_of(name: str) -> str | None:
+    """The diffusers class of a net: of one of `CLASSES`, or of a net that is named as its class."""
+    return CLASSES.get(name, name if name[:1].isupper() and ":" not in name else None)
 
 
 def _translate(options: JsonObject, name: str, value: Any, theirs: str, their_value: Any) -> None:
@@ -128,8 +134,8 @@ def refuse_other_outputs(reads: int, channels: int, out: int, outputs: int) -> N
         )
 
 
-def _known(name: str) -> set[str]:
-    """The options of this net, halfstep's and diffusers'."""
+def _known(class_name: str) -> set[str]:
+    """The options of a diffusers class, and halfstep's."""
     import diffusers  # here, as it takes seconds
 
-    return {*signature(getattr(diffusers, CLASSES[name]).__init__).parameters, *OURS}
+    return {*signature(getattr(diffusers, class_name, dict).__init__).parameters, *OURS}

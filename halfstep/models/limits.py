@@ -1,6 +1,6 @@
 """Refuse impossible sizes of a network before it is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -9,11 +9,20 @@ from torch import nn
 from halfstep.capacity import refuse_too_large
 from halfstep.config import NetConfig
 from halfstep.config.validate import is_valid, numbers, shown
-from halfstep.errors import ConfigError, HalfstepError
+from halfstep.errors import ConfigError, HalfstepError, unknown
 
 N = TypeVar("N", bound=nn.Module)
 MAY_BE_ZERO = frozenset(
-    {"guidance_embed_dim", "outputs", "freq_shift", "downsample_padding", "qk_scale"}
+    {
+        "guidance_embed_dim",
+        "outputs",
+        "freq_shift",
+        "downsample_padding",
+        "qk_scale",
+        "dual_attention_layers",
+        "num_single_layers",
+        "inputs",
+    }
 )
 """Whole numbers that are not sizes, like all options with `dropout` or `eps` in their names."""
 LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_block")
@@ -63,3 +72,10 @@ def _is_no_size(name: str, key: str, number: float) -> bool:
     if name == "uvit" and key == "num_classes":
         return number >= -1
     return number == 0 and (key in MAY_BE_ZERO or "dropout" in key or "eps" in key)
+
+
+def refuse_unknown(name: str, config: Iterable[str], known: Iterable[str]) -> None:
+    """`ConfigError` for a config with keys that the named net does not have."""
+    for key in config:
+        if key not in (names := set(known)):
+            raise unknown(f"option of the net '{name}' called", key, names)

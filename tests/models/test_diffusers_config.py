@@ -127,8 +127,6 @@ def test_a_config_of_a_model_that_another_class_saved_builds_it():
 @pytest.mark.parametrize(
     "name, options, word",
     [
-        ("unet-condition", {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-                            "projection_class_embeddings_input_dim": 64}, "text_time"),
         ("unet-condition", {"addition_embed_type": "text_image"}, "text_image"),
         ("unet-condition", {"addition_embed_type": "image"}, "image"),
         ("unet-condition", {"addition_embed_type": "image_hint"}, "hint"),
@@ -167,7 +165,9 @@ def test_networks_that_need_more_are_refused_when_they_are_built(name, options, 
     [
         ("UNet2DModel", "unet"),
         ("DiTTransformer2DModel", "dit"),
-        ("FluxTransformer2DModel", "no net"),
+        ("AuraFlowTransformer2DModel", "inputs"),
+        ("AutoencoderTiny", "inputs"),
+        ("DDIMScheduler", "no net"),
         ("diffusers:UNet2DModel", "unet"),
         ("diffusers:PixArtTransformer2DModel", "not called as"),
         ("tests.models.test_diffusers_config:plain_unet", "unet"),

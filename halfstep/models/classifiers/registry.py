@@ -10,12 +10,11 @@ from torch import nn
 from halfstep.config import JsonObject, NetConfig
 from halfstep.errors import ConfigError, unknown
 from halfstep.models import import_function, plain_config, user_function
-from halfstep.models.adapters import refuse_unknown
 from halfstep.models.classifiers.cnns import Pooled, ResidualCNN, ToyStudent, ToyTeacher
 from halfstep.models.classifiers.efficientnet import Lite0Classifier
 from halfstep.models.classifiers.feature_cnn import Classifier
 from halfstep.models.classifiers.preprocessing import Prepared, Preprocessing
-from halfstep.models.limits import build_within_limits
+from halfstep.models.limits import build_within_limits, refuse_unknown
 from halfstep.models.rebuild import refuse_changed, refuse_wrapped
 
 

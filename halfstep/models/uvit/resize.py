@@ -7,15 +7,16 @@ from torch import nn
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.models import copy_recipe, recipe
-from halfstep.models.adapters import UNetConditionNet, UNetNet, UViTNet
+from halfstep.models.adapters import UViTNet
+from halfstep.models.diffusers_net import DiffusersNet
 
 
 def resized(net: nn.Module, size: Sequence[int]) -> nn.Module:
     """The network for images of (H, W): a copy of a U-ViT with an interpolated position embedding.
 
-    A U-Net is returned as it is; any other network is refused.
+    A network of diffusers is returned as it is, except a DiT; any other network is refused.
     """
-    if isinstance(net, UNetNet | UNetConditionNet):
+    if isinstance(net, DiffusersNet) and type(net.model).__name__ != "DiTTransformer2DModel":
         return net
     from halfstep.models.uvit.model import UViT  # here, as it imports diffusers
 
