@@ -96,9 +96,11 @@ def test_a_guidance_scale_is_added_where_no_argument_takes_it(name):
     if "guidance_scale" in net.reads:
         return
     scaled = with_guidance(net, width=8).eval()
-    at = lambda *scales: Cond(
-        cond.label, cond.encoder_hidden_states, torch.tensor(scales), cond.added
-    )  # noqa: E731
+
+    def at(*scales):
+        states = cond.encoder_hidden_states
+        return Cond(cond.label, states, torch.tensor(scales), cond.added)
+
     assert torch.equal(scaled(x, t, at(1.0, 4.0)), net(x, t, cond))
     noisy(scaled)
     one, other = scaled(x, t, at(1.0, 4.0)), scaled(x, t, at(1.0, 2.0))
