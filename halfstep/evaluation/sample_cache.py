@@ -15,6 +15,7 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import digest_of_defaults
 from halfstep.progress import expected, Progress, SILENT
 from halfstep.version import __version__
 
@@ -148,6 +149,6 @@ def identity(pipeline: Pipeline) -> str | None:
         if not isinstance(pipeline.codec, nn.Module):
             return None
         parts.append(digest_of(pipeline.codec))
-    if pipeline.empty is not None:
-        parts.append(sha256_of((pipeline.empty,)))
+    if (defaults := digest_of_defaults(pipeline)) is not None:
+        parts.append(defaults)
     return sha256_of(parts)

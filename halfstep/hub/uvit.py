@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn, Tensor
@@ -22,9 +23,13 @@ from halfstep.diffusion.schedules import BetaTable, Schedule, VPLinear
 from halfstep.errors import CheckpointError, ConfigError, unknown
 from halfstep.methods import Denoising
 from halfstep.models import build
-from halfstep.models.codec import Codec, Texts
+from halfstep.models.codec import Codec
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import defaults_of
 from halfstep.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from halfstep.models.text_encoders import TextEncoder
 
 AVERAGED, RAW = "nnet_ema.pth", "nnet.pth"
 """Weights in a folder of the official trainer; the raw ones sample far worse (FID 17 instead of 7)."""
@@ -91,8 +96,8 @@ class Published:
             codec=decoder,
             sampler=self.sampler,
             steps=self.steps,
-            empty=None if texts is None else texts.encode([""])[0],
             texts=texts,
+            **({} if texts is None else defaults_of(texts.conditions([""]))),
         )
 
     def _network(self, weights: Path | str) -> nn.Module:
@@ -119,7 +124,7 @@ class Published:
 
         return load_codec(Path(codec), scale=self.scale)
 
-    def _texts(self, text: Path | str | None) -> Texts | None:
+    def _texts(self, text: Path | str | None) -> "TextEncoder | None":
         width = self.net.get("clip_dim")
         if (text is None) != (width is None):
             raise ConfigError(

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from halfstep.batch import Cond
+
 
 class Codec(Protocol):
     """Maps images to latents and back (Rombach et al. 2022), as a variational autoencoder.
@@ -39,20 +41,13 @@ class Codec(Protocol):
 
 
 class Texts(Protocol):
-    """Maps texts to the states that a network attends to.
+    """Maps texts to the conditions of a network."""
 
-    tokens  states of each text
-    width   of a state
-    """
+    def conditions(self, texts: Sequence[str]) -> Cond:
+        """The states of these texts as `encoder_hidden_states`, and named tensors; one row a text.
 
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def width(self) -> int: ...
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """float32 [B, tokens, width]."""
+        Named tensors, such as pooled_projections or encoder_attention_mask, are in `added`.
+        """
 
 
 def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:

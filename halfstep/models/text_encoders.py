@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halfstep import storage
+from halfstep.batch import Cond
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import sha256_of
@@ -79,8 +80,8 @@ class TextEncoder:
         )
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """The last hidden states, after the final norm: float32 [B, tokens, width].
+    def conditions(self, texts: Sequence[str]) -> Cond:
+        """The last hidden states, after the final norm: encoder_hidden_states, float32 [B, tokens, width].
 
         Texts longer than `tokens` lose their end (see `cut`).  A CLIP encodes padding as part of the text,
         without a mask, as in U-ViT (Bao et al. 2023, text-to-image).  A T5 was never trained on padding,
@@ -90,7 +91,9 @@ class TextEncoder:
         _check_list(texts)
         device = self.model.device
         if not texts:
-            return torch.zeros(0, self.tokens, self.width, device=device)
+            return Cond(
+                encoder_hidden_states=torch.zeros(0, self.tokens, self.width, device=device)
+            )
         tokenized = self.tokenizer(
             list(texts),
             padding="max_length",
@@ -102,7 +105,9 @@ class TextEncoder:
         mask = tokenized["attention_mask"] if self.masked else None
         output = self.model(tokenized["input_ids"], attention_mask=mask)
         states: Tensor = output.last_hidden_state.float()
-        return states if mask is None else states.masked_fill(mask[..., None] == 0, 0)
+        if mask is not None:
+            states = states.masked_fill(mask[..., None] == 0, 0)
+        return Cond(encoder_hidden_states=states)
 
     def cut(self, texts: Sequence[str]) -> list[int]:
         """The indices of the texts that are longer than `tokens`, start and end included."""
@@ -147,8 +152,8 @@ def load_texts(
     model = model.eval().requires_grad_(False).to(device)
     encoder = TextEncoder(model, tokenizer, tokens, masked=kind == "t5", files=tuple(files))
     with _reading(model_folder, "text model"):  # a wrong config fails here
-        states = encoder.encode([""])
-    if not bool(states.isfinite().all()):
+        states = encoder.conditions([""]).encoder_hidden_states
+    if states is None or not bool(states.isfinite().all()):
         raise CheckpointError(
             f"the text model in '{model_folder}' gives states that are not finite"
         )

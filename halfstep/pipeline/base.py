@@ -1,13 +1,14 @@
 """The fields of a pipeline, checked, and what follows from them alone."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from halfstep.batch import Null
+from halfstep.batch import Cond, NAMED, Null
 from halfstep.config.validate import Count, CountOrNone, NotNegative, Validated
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
@@ -34,6 +35,7 @@ class PipelineFields(Validated):
     texts: Texts | None = None
     guidance_range: tuple[NotNegative, NotNegative] | None = None
     direction: Direction = "denoise"
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +61,7 @@ class PipelineFields(Validated):
                 f"null is the label of no class, below the network's num_classes = {rows}, got {self.null}: "
                 f"write for example null={rows - 1}"
             )
+        _check_added(self.added)
 
     @property
     def step_counts(self) -> tuple[int, ...]:
@@ -91,10 +94,42 @@ class PipelineFields(Validated):
 
     @property
     def unconditional(self) -> Null | None:
-        """The null label, or the states of the empty text; None if it has neither."""
-        return self.null if self.empty is None else self.empty
+        """The null label, or the states of the empty text; None if it has neither.
+
+        With named tensors it is a condition of one row, with all of these.
+        """
+        if not self.added:
+            return self.null if self.empty is None else self.empty
+        label = None if self.null is None else torch.tensor([self.null])
+        return replace(self.text_defaults, label=label)
+
+    @property
+    def text_defaults(self) -> Cond:
+        """The states and named tensors of the empty text, in one row; an empty `Cond` without them."""
+        states = None if self.empty is None else self.empty[None]
+        return Cond(None, states, added={name: value[None] for name, value in self.added.items()})
 
     @property
     def device(self) -> torch.device:
         """The device of its network; the CPU if that has no parameters."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+
+def _check_added(added: Mapping[str, Tensor]) -> None:
+    """`ConfigError` unless these are finite tensors with names of their own."""
+    for name, value in added.items():
+        if name in NAMED:
+            raise ConfigError(
+                f"{name} is no name of an added tensor, since conditions have a field of that name: leave it "
+                "out of added"
+            )
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"added holds tensors by name, and {name} is a {type(value).__name__}: give the values of "
+                "one sample as a tensor"
+            )
+        if not bool(value.isfinite().all()):
+            raise ConfigError(
+                f"{name} of added has values that are nan or infinite: give the encoder's values for the "
+                "empty text"
+            )

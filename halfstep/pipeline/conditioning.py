@@ -1,42 +1,56 @@
-"""The conditions of samples: labels or texts, and a guidance scale."""
+"""The conditions of samples: labels or texts, named tensors, and a guidance scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfstep.batch import Cond, Null
+from halfstep.batch import Cond, Null, null_values
 from halfstep.config.validate import is_valid, shown
 from halfstep.diffusion.denoiser import Denoiser, Denoises
 from halfstep.diffusion.guidance import Guided
-from halfstep.errors import ConfigError
-from halfstep.models.codec import Texts
+from halfstep.errors import ConfigError, unknown
+from halfstep.identity import sha256_of
+from halfstep.pipeline.base import PipelineFields
 from halfstep.pixels import refuse_no_tensor
+
+STATES = "encoder_hidden_states"
 
 
 def condition(
+    pipeline: PipelineFields,
     n: int,
-    first: int,
+    first: int = 0,
     *,
-    class_names: int,
-    null: int | None,
-    empty: Tensor | None,
-    texts: Texts | None,
-    labels: Sequence[int] | None,
-    prompts: Sequence[str] | None,
-    encoder_hidden_states: Tensor | None,
+    labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    added: Mapping[str, Tensor] | None = None,
     guidance_scale: float | None = None,
 ) -> Cond | None:
-    """The conditions of n samples; `ConfigError` for those that the network does not read, or lacks."""
-    label = _labels(n, first, class_names, null, labels)
-    if empty is None and (prompts is not None or encoder_hidden_states is not None):
-        raise ConfigError(
-            "this pipeline reads no texts: leave prompts and encoder_hidden_states out"
-        )
-    states = None if empty is None else _states(n, empty, texts, prompts, encoder_hidden_states)
+    """The conditions of n samples; `ConfigError` for those that the network does not read, or lacks.
+
+    Texts and named tensors that are not given are those of the empty text.
+
+    first  number of the first sample, for the labels in turn
+    """
+    label = _labels(n, first, len(pipeline.class_names), pipeline.null, labels)
+    given: dict[str, Tensor] = {}
+    if prompts is not None:
+        if encoder_hidden_states is not None:
+            raise ConfigError(
+                "prompts and encoder_hidden_states say the same in two ways: give one of them"
+            )
+        given = _encoded(pipeline, prompts)
+    if encoder_hidden_states is not None:
+        given = {STATES: encoder_hidden_states}
+    tensors = _filled(pipeline, n, {**given, **_known(pipeline, added or {})})
     scale = None if guidance_scale is None else torch.full((n,), float(guidance_scale))
-    is_empty = label is None and states is None and scale is None
-    return None if is_empty else Cond(label, states, scale)
+    states = tensors.pop(STATES, None)
+    is_empty = label is None and states is None and scale is None and not tensors
+    return None if is_empty else Cond(label, states, scale, tensors)
 
 
 def guided(
@@ -48,7 +62,7 @@ def guided(
     """The denoiser at this guidance scale: itself if it takes the scale as an input, or if it is 1.
 
     guidance_range  of the scales that the network takes as an input, or None
-    unconditional   the null label, the states of the empty text, or None
+    unconditional   the null condition, or None
     """
     if not is_valid(guidance_scale, float):
         raise ConfigError(
@@ -71,11 +85,37 @@ def guided(
     return Guided(denoiser, guidance_scale, unconditional)
 
 
-def same_states(states: Tensor, empty: Tensor) -> bool:
-    """Whether two encoders agree about the empty text, up to the rounding on disk."""
-    near = 0.02 * float(empty.abs().max())
-    return states.shape == empty.shape and torch.allclose(
-        states.to(empty), empty, rtol=0.02, atol=near
+def defaults_of(empty_text: Cond) -> dict[str, Any]:
+    """The fields `empty` and `added` of a pipeline, from the conditions of the empty text in one row."""
+    states = empty_text.encoder_hidden_states
+    added = {name: value[0] for name, value in empty_text.added.items()}
+    return {"empty": None if states is None else states[0], "added": added}
+
+
+def differing(empty_text: Cond, pipeline: PipelineFields) -> list[str]:
+    """The names of the pipeline's conditions that have another value in these of the empty text.
+
+    Floating-point values are compared up to the rounding on disk.  Named tensors that `empty_text` lacks
+    are not compared.
+    """
+    theirs, ours = null_values(empty_text), null_values(pipeline.text_defaults)
+    if STATES in ours and STATES not in theirs:
+        return [STATES]
+    return [name for name in ours if name in theirs and not _same(theirs[name], ours[name])]
+
+
+def digest_of_defaults(pipeline: PipelineFields) -> str | None:
+    """sha256 of the states and the named tensors of the empty text; None without them."""
+    defaults = null_values(pipeline.text_defaults)
+    return sha256_of(chain.from_iterable(sorted(defaults.items()))) if defaults else None
+
+
+def _same(values: Tensor, expected: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return torch.equal(values.to(expected), expected)
+    near = 0.02 * float(expected.abs().max()) if expected.numel() else 0.0
+    return values.shape == expected.shape and torch.allclose(
+        values.to(expected), expected, rtol=0.02, atol=near
     )
 
 
@@ -97,35 +137,61 @@ def _labels(
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _states(
-    n: int,
-    empty: Tensor,
-    texts: Texts | None,
-    prompts: Sequence[str] | None,
-    encoder_hidden_states: Tensor | None,
-) -> Tensor:
-    if prompts is not None and encoder_hidden_states is not None:
+def _encoded(pipeline: PipelineFields, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The conditions of these prompts that the pipeline reads, by name."""
+    if pipeline.empty is None and not pipeline.added:
         raise ConfigError(
-            "prompts and encoder_hidden_states say the same in two ways: give one of them"
+            "this pipeline reads no texts: leave prompts and encoder_hidden_states out"
         )
-    if prompts is not None:
-        if texts is None:
-            raise ConfigError(
-                "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
-                "line: --text FOLDER), or their states as encoder_hidden_states"
-            )
-        encoder_hidden_states = texts.encode(list(prompts))
-    if encoder_hidden_states is None:
-        return empty.expand(n, *empty.shape)
-    refuse_no_tensor("encoder_hidden_states", encoder_hidden_states)
-    if encoder_hidden_states.shape != (n, *empty.shape):
+    if pipeline.texts is None:
         raise ConfigError(
-            f"{n} samples of this pipeline need {n} prompts, or encoder_hidden_states of shape "
-            f"{[n, *empty.shape]}, got states of shape {list(encoder_hidden_states.shape)}"
+            "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
+            "line: --text FOLDER), or their states as encoder_hidden_states"
         )
-    if not encoder_hidden_states.is_floating_point() or not encoder_hidden_states.isfinite().all():
+    encoded = null_values(pipeline.texts.conditions(list(prompts)))
+    return {name: encoded[name] for name in null_values(pipeline.text_defaults) if name in encoded}
+
+
+def _known(pipeline: PipelineFields, added: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The named tensors; `ConfigError` for one that the pipeline does not read."""
+    for name in added:
+        if not pipeline.added:
+            raise ConfigError(f"this pipeline reads no named tensors, got {name}: leave added out")
+        if name not in pipeline.added:
+            raise unknown("named tensor of this pipeline called", name, pipeline.added)
+    return added
+
+
+def _filled(pipeline: PipelineFields, n: int, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states and named tensors of n samples: those given, and the empty text's in place of others."""
+    defaults = null_values(pipeline.text_defaults)
+    if STATES in given and STATES not in defaults:
         raise ConfigError(
-            "encoder_hidden_states are the states of texts, finite floats, got "
-            f"{encoder_hidden_states.dtype} or some nan: give what the text encoder returns"
+            "this pipeline reads no texts: leave prompts and encoder_hidden_states out"
         )
-    return encoder_hidden_states
+    for name, value in given.items():
+        _check(name, value, n, defaults[name])
+    return {
+        name: given.get(name, default).to(default.dtype).expand(n, *default.shape[1:])
+        for name, default in defaults.items()
+    }
+
+
+def _check(name: str, value: Tensor, n: int, default: Tensor) -> None:
+    """`ConfigError` unless a condition has the shape and kind of its default value, one row a sample."""
+    refuse_no_tensor(name, value)
+    shape, rows = list(default.shape[1:]), (n,) if name == STATES else (n, 1)
+    if list(value.shape) not in [[count, *shape] for count in rows]:
+        prompts, all_rows = (
+            (f"{n} prompts, or ", "") if name == STATES else ("", f" or {[1, *shape]}")
+        )
+        raise ConfigError(
+            f"{n} samples of this pipeline need {prompts}{name} of shape {[n, *shape]}{all_rows}, got shape "
+            f"{list(value.shape)}"
+        )
+    if not torch.can_cast(value.dtype, default.dtype) or not value.isfinite().all():
+        kind = str(default.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"{name} holds finite values of {kind}, as the text encoder returns, got {value.dtype} or some "
+            "nan: give what the text encoder returns"
+        )

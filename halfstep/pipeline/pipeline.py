@@ -1,6 +1,6 @@
 """The pipeline: a denoiser with everything that sampling needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.models.uvit.resize import resized
 from halfstep.pipeline.base import PipelineFields
-from halfstep.pipeline.conditioning import condition, guided, same_states
+from halfstep.pipeline.conditioning import condition, differing, guided
 from halfstep.pipeline.description import (
     as_checkpoint_error,
     describe,
@@ -51,6 +51,9 @@ class Pipeline(PipelineFields):
     guidance_range  of the scales that its network takes as an input, with one call a step; None for a
               network that is guided by two calls
     direction "denoise", or "invert" for a student that goes from data to noise (`encode`)
+    added     the other tensors that its network reads, such as pooled_projections [D], encoder_attention_mask
+              [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
+              samples' own by default, and the null condition of guidance
     """
 
     def sample(
@@ -63,6 +66,7 @@ class Pipeline(PipelineFields):
         labels: Sequence[int] | None = None,
         prompts: Sequence[str] | None = None,
         encoder_hidden_states: Tensor | None = None,
+        added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         variance: float = 0.0,
         images: Tensor | None = None,
@@ -84,6 +88,7 @@ class Pipeline(PipelineFields):
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `encoder_hidden_states`, their states
+        added     named tensors of the samples, one row a sample or one for all, in place of the pipeline's
         guidance_scale  of classifier-free guidance, 1 is off; within the range of a student that takes it
         images    [n, C, H, W] in [-1, 1], or uint8, to edit: sampling starts from them at the time
                   `strength`; 1 starts from noise alone
@@ -104,7 +109,7 @@ class Pipeline(PipelineFields):
             check_edit(sampler, masked=mask is not None)
             times = start.grid(times, student=bool(self.times))
         model, cond = self._conditioned(
-            n, first, labels, prompts, encoder_hidden_states, guidance_scale
+            n, first, labels, prompts, encoder_hidden_states, added, guidance_scale
         )
         schedule, device = self.denoiser.schedule, self.device
         self.denoiser.eval()
@@ -150,6 +155,7 @@ class Pipeline(PipelineFields):
         labels: Sequence[int] | None = None,
         prompts: Sequence[str] | None = None,
         encoder_hidden_states: Tensor | None = None,
+        added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         batch: int = 256,
         progress: Progress = SILENT,
@@ -173,7 +179,7 @@ class Pipeline(PipelineFields):
         times = self._times(steps)
         refuse_blind_to_noise(self.denoiser, times[-1])
         model, cond = self._conditioned(
-            n, 0, labels, prompts, encoder_hidden_states, guidance_scale
+            n, 0, labels, prompts, encoder_hidden_states, added, guidance_scale
         )
         device, noise = self.device, [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
@@ -193,14 +199,14 @@ class Pipeline(PipelineFields):
         labels: Sequence[int] | None,
         prompts: Sequence[str] | None,
         encoder_hidden_states: Tensor | None,
+        added: Mapping[str, Tensor] | None,
         guidance_scale: float,
     ) -> tuple[Denoises, Cond | None]:
         """The denoiser at this guidance scale, and the conditions of n samples."""
         model = guided(self.denoiser, guidance_scale, self.guidance_range, self.unconditional)
         cond = condition(
-            n, first, class_names=len(self.class_names), null=self.null, empty=self.empty, texts=self.texts,
-            labels=labels, prompts=prompts, encoder_hidden_states=encoder_hidden_states,
-            guidance_scale=None if self.guidance_range is None else guidance_scale,
+            self, n, first, labels=labels, prompts=prompts, encoder_hidden_states=encoder_hidden_states,
+            added=added, guidance_scale=None if self.guidance_range is None else guidance_scale,
         )  # fmt: skip
         return model, cond
 
@@ -213,12 +219,12 @@ class Pipeline(PipelineFields):
 
     def with_texts(self, texts: Texts) -> Self:
         """A copy with an encoder of texts; one that it was not trained with is refused."""
-        if self.empty is None:
+        if self.empty is None and not self.added:
             raise ConfigError("this pipeline reads no texts: leave the encoder out")
-        if not same_states(texts.encode([""])[0], self.empty):
+        if names := differing(texts.conditions([""]), self):
             raise ConfigError(
-                "this encoder has other states for the empty text than the one that this model was "
-                "trained with: give that one"
+                f"this encoder has another {' and '.join(names)} of the empty text than the one that this "
+                "model was trained with: give that one"
             )
         return replace(self, texts=texts)
 

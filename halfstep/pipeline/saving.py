@@ -1,9 +1,11 @@
 """Save a pipeline to a folder, and load its fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast, TypedDict
 
 import torch
+from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.errors import CheckpointError
@@ -19,6 +21,9 @@ from halfstep.pipeline.description import (
     NetBuilder,
     PipelineArguments,
 )
+
+EMPTY, ADDED = "empty", "added."
+"""Names in pipeline.safetensors: of the empty text's states, and before the names of its other tensors."""
 
 
 class SavedDescription(Description):
@@ -48,8 +53,9 @@ def save_pipeline(pipeline: PipelineFields, folder: Path, dtype: torch.dtype | N
     tensors = plain_tensors(pipeline.denoiser)
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
+    tensors |= {f"{ADDED}{name}": value for name, value in pipeline.added.items()}
     if pipeline.empty is not None:
-        tensors["empty"] = pipeline.empty
+        tensors[EMPTY] = pipeline.empty
     if codec := about.get("codec"):
         about["codec"] = {**codec, **_codec_file(folder)}
     storage.save(folder / "pipeline", tensors, about)
@@ -67,11 +73,21 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     tensors, content = storage.load(stem, Description, format=FORMAT)
     about = cast(Description, content)
     fields = fields_from(about, net=net, source=f"'{stem}.json'")
-    fields |= {"empty": tensors.pop("empty", None), "codec": _load_codec(folder, about)}
+    tensors, defaults = split_defaults(tensors)
+    fields |= {**defaults, "codec": _load_codec(folder, about)}
     load = storage.load_into if about.get("quantised") is None else load_plain_tensors
     load(fields["denoiser"], tensors, f"'{stem}.safetensors'")
     fields["denoiser"].eval()
     return fields
+
+
+def split_defaults(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], PipelineArguments]:
+    """The tensors of the network, and the pipeline's `empty` and `added`, from pipeline.safetensors."""
+    added = {
+        name.removeprefix(ADDED): value for name, value in tensors.items() if name.startswith(ADDED)
+    }
+    weights = {k: v for k, v in tensors.items() if k != EMPTY and not k.startswith(ADDED)}
+    return weights, {"empty": tensors.get(EMPTY), "added": added}
 
 
 def _load_codec(folder: Path, about: Description) -> Codec | None:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Cond
+from halfstep.batch import Cond, NAMED
 from halfstep.diffusion.samplers import start
 from halfstep.diffusion.schedules import arriving, Level
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
+from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.pipeline import Pipeline
 from halfstep.rng import sample_noise
 
@@ -64,8 +65,9 @@ class SamplingStep(nn.Module):
         self.reads.decode(zeros.expand(-1, self.reads.outputs), zeros, level)
 
     def forward(self, x: Tensor, step: Tensor, *conditions: Tensor) -> Tensor:
-        named: dict[str, Any] = dict(zip(self.names, conditions, strict=True))
-        cond = Cond(**named) if named else None
+        fields: dict[str, Any] = dict(zip(self.names, conditions, strict=True))
+        added = {name: fields.pop(name) for name in self.names if name not in NAMED}
+        cond = Cond(**fields, added=added) if fields or added else None
         start, end = self._level("start", step, x), self._level("end", step, x)
         out = self.net(x, self.get_buffer("time")[step], cond)
         prediction = self.reads.decode(out, x, start)
@@ -81,13 +83,16 @@ class SamplingStep(nn.Module):
 
 
 def conditions_of(pipeline: Pipeline) -> tuple[str, ...]:
-    """The network's conditions: label int64 [B], encoder_hidden_states [B, tokens, D], guidance_scale [B]."""
+    """The network's conditions: label int64 [B], encoder_hidden_states [B, tokens, D], guidance_scale [B].
+
+    And the pipeline's named tensors, one row a sample.
+    """
     conditions = {
         "label": bool(pipeline.class_names),
         "encoder_hidden_states": pipeline.empty is not None,
         "guidance_scale": pipeline.guidance_range is not None,
     }
-    return tuple(name for name, is_read in conditions.items() if is_read)
+    return *(name for name, is_read in conditions.items() if is_read), *pipeline.added
 
 
 def refuse_unexportable(pipeline: Pipeline) -> None:
@@ -140,9 +145,8 @@ def _traced(
 
 def _example(pipeline: Pipeline) -> tuple[Tensor, ...]:
     """The inputs of the first step for two samples."""
-    values = {"label": torch.arange(2) % max(len(pipeline.class_names), 1)}
-    if (empty := pipeline.empty) is not None:
-        values["encoder_hidden_states"] = empty.expand(2, *empty.shape).contiguous()
+    cond = condition(pipeline, 2)
+    values = {} if cond is None else {k: v.contiguous() for k, v in cond.named().items()}
     if pipeline.guidance_range is not None:
         values["guidance_scale"] = torch.tensor(pipeline.guidance_range, dtype=torch.float32)
     x = sample_noise(0, range(2), pipeline.shape)

@@ -25,6 +25,7 @@ from halfstep.methods.diffusion.guided import at_any_scale
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import digest_of_defaults
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
 from halfstep.training.checks.data import notes, read_by
@@ -190,6 +191,8 @@ class _PipelineRun:
         del parts["denoiser"]
         # Described before it is trained: a pipeline that could not be saved is refused now.
         description = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
+        if (defaults := digest_of_defaults(pipeline)) is not None:
+            description["empty text"] = defaults[:16]
         return cls(partial(Pipeline, **parts), description, training, job, processes)
 
     def read(self, pipeline: Pipeline, data: DataLike) -> Data:

@@ -15,6 +15,7 @@ from halfstep.data import Data
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.saving import split_defaults
 from halfstep.rng import fork_rng
 from halfstep.training.checks.teacher import with_first
 from halfstep.training.config import TrainingConfig
@@ -182,5 +183,7 @@ def _identified(stages: Iterator[Stage]) -> tuple[JsonObject, Iterator[Stage]]:
 def load_weights(module: nn.Module, stem: Path) -> None:
     """Load STEM.safetensors into a module."""
     tensors, _ = storage.load(stem)
-    tensors.pop("empty", None)  # a pipeline's states of the empty text, which no network holds
-    storage.load_into(module, tensors, f"'{stem}.safetensors'")
+    weights, _ = split_defaults(
+        tensors
+    )  # a pipeline's conditions of the empty text, which no network holds
+    storage.load_into(module, weights, f"'{stem}.safetensors'")

@@ -44,8 +44,12 @@ def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
     if pipeline.codec is not None:
         lines.append("- The samples are latents: the codec is not in this folder")
     conditions = program.inputs[2:]
-    lines += [f"- `{name}`: {INPUTS[name]}" for name in conditions]
-    values = {
+    named = {
+        name: f"{str(value.dtype).removeprefix('torch.')} {['B', *value.shape]}".replace("'", "")
+        for name, value in pipeline.added.items()
+    }
+    lines += [f"- `{name}`: {(INPUTS | named)[name]}" for name in conditions]
+    values = {name: f"{name}_of_texts" for name in named} | {
         "label": "torch.arange(n) % " + str(max(len(pipeline.class_names), 1)),
         "encoder_hidden_states": "states",
         "guidance_scale": f"torch.full((n,), {(pipeline.guidance_range or (1.0, 1.0))[0]})",

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from halfstep import files
+from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.torch_export import (
     conditions_of,
     export_program,
@@ -52,9 +54,6 @@ def write_torch_export(pipeline: Pipeline, config: ExportConfig) -> Exported:
 
 def _conditions(pipeline: Pipeline, n: int) -> list[Tensor]:
     """The inputs that `Pipeline.sample` gives the network by default."""
-    values = {"label": torch.arange(n) % max(len(pipeline.class_names), 1)}
-    if pipeline.empty is not None:
-        values["encoder_hidden_states"] = pipeline.empty.expand(n, *pipeline.empty.shape)
-    if pipeline.guidance_range is not None:
-        values["guidance_scale"] = torch.full((n,), lowest_scale(pipeline))
-    return [values[name] for name in conditions_of(pipeline)]
+    scale = None if pipeline.guidance_range is None else lowest_scale(pipeline)
+    cond = condition(pipeline, n, guidance_scale=scale) or Cond()
+    return [cond.named()[name] for name in conditions_of(pipeline)]

@@ -158,7 +158,7 @@ READS = {
 
 
 def states_of(folder):
-    return load_texts(folder, tokens=8).encode(["a cat"]).tolist()
+    return load_texts(folder, tokens=8).conditions(["a cat"]).encoder_hidden_states.tolist()
 
 
 @pytest.fixture(scope="module")

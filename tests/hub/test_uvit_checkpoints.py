@@ -205,7 +205,8 @@ def test_a_text_model_reads_its_texts(clip, codec, tmp_path):
     assert (pipeline.class_names, pipeline.null) == ((), None)
     assert pipeline.codec.scale == 0.2301
     texts = load_texts(clip, tokens=7)
-    states, nothing = texts.encode(["a green train", "."]), texts.encode(["", ""])
+    states = texts.conditions(["a green train", "."]).encoder_hidden_states
+    nothing = texts.conditions(["", ""]).encoder_hidden_states
     assert (states - nothing).abs().amax((1, 2)).min() > 0.1
     x = torch.randn(2, *published.shape, generator=torch.Generator().manual_seed(3))
     times = [0.001, 0.75]

@@ -63,7 +63,7 @@ def test_clip_states_are_those_of_an_unmasked_call(clip_folder):
     with torch.no_grad():
         expected = CLIPTextModel.from_pretrained(clip_folder)(torch.tensor(ids)).last_hidden_state
     texts = load_texts(clip_folder, tokens=7)
-    states = texts.encode(["A  cat", ""])
+    states = texts.conditions(["A  cat", ""]).encoder_hidden_states
     torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
     assert (states[0, 4:] - states[1, 4:]).abs().amax(1).min() > 1e-3, "padding has read the text"
 
@@ -72,7 +72,11 @@ def test_clip_states_are_those_of_an_unmasked_call(clip_folder):
 def test_t5_states_are_those_of_the_text_alone_and_padding_is_zero(t5_folder, tokens):
     a, cat, end = PIECES.index("▁a"), PIECES.index("▁cat"), PIECES.index("</s>")
     model = T5EncoderModel.from_pretrained(t5_folder)
-    states = load_texts(t5_folder, tokens=tokens).encode(["a cat", "", "a cat a cat cat"])
+    states = (
+        load_texts(t5_folder, tokens=tokens)
+        .conditions(["a cat", "", "a cat a cat cat"])
+        .encoder_hidden_states
+    )
     for got, ids in zip(states, ([a, cat, end], [end], [a, cat, a, cat, cat, end]), strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([ids])).last_hidden_state[0]
@@ -83,15 +87,17 @@ def test_t5_states_are_those_of_the_text_alone_and_padding_is_zero(t5_folder, to
 @pytest.mark.parametrize("kind", ["clip_folder", "t5_folder"])
 def test_what_comes_back(kind, request):
     texts = load_texts(str(request.getfixturevalue(kind)), tokens=10)
-    states = texts.encode(TEXTS)
+    states = texts.conditions(TEXTS).encoder_hidden_states
     assert states.shape == (5, 10, 32) and states.dtype == torch.float32
     assert (texts.tokens, texts.width) == (10, 32)
     assert not states.requires_grad and not texts.model.training
     for k, text in enumerate(TEXTS):
-        torch.testing.assert_close(texts.encode([text]), states[k : k + 1], rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            texts.conditions([text]).encoder_hidden_states, states[k : k + 1], rtol=0, atol=2e-6
+        )
     assert len({tuple(row.flatten().tolist()) for row in states}) == 5
-    assert texts.encode([]).shape == (0, 10, 32) and texts.cut([]) == []
-    assert torch.equal(texts.encode(tuple(TEXTS)), states)
+    assert texts.conditions([]).encoder_hidden_states.shape == (0, 10, 32) and texts.cut([]) == []
+    assert torch.equal(texts.conditions(tuple(TEXTS)).encoder_hidden_states, states)
 
 
 def test_weights_in_half_are_read_as_float32_whatever_the_default(folder):
@@ -101,7 +107,7 @@ def test_weights_in_half_are_read_as_float32_whatever_the_default(folder):
     torch.set_default_dtype(torch.float64)
     try:
         texts = load_texts(folder, tokens=7)
-        states = texts.encode(["a cat"])
+        states = texts.conditions(["a cat"]).encoder_hidden_states
     finally:
         torch.set_default_dtype(before)
     assert {p.dtype for p in texts.model.parameters()} == {torch.float32}
@@ -116,7 +122,7 @@ def test_a_longer_text_loses_its_end_and_is_told_of(clip_folder, tokens):
     """The end token stays; start and end count."""
     texts = load_texts(clip_folder, tokens=tokens)
     captions = ["cat " * n for n in (0, 1, 2, 3, 20)]
-    states = texts.encode(captions)
+    states = texts.conditions(captions).encoder_hidden_states
     for k, n in enumerate((0, 1, 2, 3, 20)):
         ids = [START, *[CAT] * min(n, tokens - 2)] + [END] * (tokens - 1 - min(n, tokens - 2))
         with torch.no_grad():
@@ -129,14 +135,20 @@ def test_a_text_that_just_fits_a_t5(t5_folder):
     texts = load_texts(t5_folder, tokens=4)
     fits, cut = "a a cat", "a a cat cat"
     assert texts.cut([cut, fits, "", cut]) == [0, 3]
-    assert torch.equal(texts.encode([fits]), texts.encode([cut]))
+    assert torch.equal(
+        texts.conditions([fits]).encoder_hidden_states,
+        texts.conditions([cut]).encoder_hidden_states,
+    )
 
 
 # -- folders ---------------------------------------------------------------------------------------
 
 
 def test_a_pipeline_of_diffusers(folder, tmp_path):
-    states, pipe = load_texts(folder, tokens=6).encode(TEXTS), tmp_path / "pipe"
+    states, pipe = (
+        load_texts(folder, tokens=6).conditions(TEXTS).encoder_hidden_states,
+        tmp_path / "pipe",
+    )
     (pipe / "text_encoder").mkdir(parents=True)
     (pipe / "tokenizer").mkdir()
     digest = load_texts(folder, tokens=6).digest()
@@ -144,34 +156,37 @@ def test_a_pipeline_of_diffusers(folder, tmp_path):
         name = "tokenizer" if path.name.startswith("tokenizer") else "text_encoder"
         path.rename(pipe / name / path.name)
     texts = load_texts(pipe, tokens=6)
-    assert torch.equal(texts.encode(TEXTS), states) and texts.digest() == digest
+    assert (
+        torch.equal(texts.conditions(TEXTS).encoder_hidden_states, states)
+        and texts.digest() == digest
+    )
     with pytest.raises(CheckpointError, match=r"no tokenizer in .*text_encoder'"):
         load_texts(pipe / "text_encoder")
 
 
 def test_a_whole_clip_and_the_names_of_published_files(folder):
     """Published files say `text_model.`, which this transformers does not write for a text model."""
-    states = load_texts(folder, tokens=6).encode(TEXTS)
+    states = load_texts(folder, tokens=6).conditions(TEXTS).encoder_hidden_states
     weights = folder / "model.safetensors"
     named = {f"text_model.{name}": value for name, value in load_file(weights).items()}
     save_file(named, weights, metadata={"format": "pt"})
-    assert torch.equal(load_texts(folder, tokens=6).encode(TEXTS), states)
+    assert torch.equal(load_texts(folder, tokens=6).conditions(TEXTS).encoder_hidden_states, states)
 
     whole_clip(folder, {name.removeprefix("text_model."): each for name, each in named.items()})
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
     texts = load_texts(folder, tokens=6)
-    assert torch.equal(texts.encode(TEXTS), states) and texts.width == 32
+    assert torch.equal(texts.conditions(TEXTS).encoder_hidden_states, states) and texts.width == 32
 
 
 def test_weights_in_shards(folder):
-    states = load_texts(folder, tokens=6).encode(TEXTS)
+    states = load_texts(folder, tokens=6).conditions(TEXTS).encoder_hidden_states
     model = CLIPTextModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="20KB")
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 2
     texts = load_texts(folder, tokens=6)
-    assert torch.equal(texts.encode(TEXTS), states)
+    assert torch.equal(texts.conditions(TEXTS).encoder_hidden_states, states)
     assert set(shards) < set(texts.files)
     shards[1].unlink()
     with pytest.raises(CheckpointError, match=f"lacks {shards[1].name}"):
@@ -196,7 +211,7 @@ def test_a_t5_with_a_sentencepiece_model_alone(t5_copy):
     ids = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("a cat")
     with torch.no_grad():
         expected = texts.model(torch.tensor([[*ids, 1]])).last_hidden_state[0]
-    states = texts.encode(["a cat"])[0]
+    states = texts.conditions(["a cat"]).encoder_hidden_states[0]
     torch.testing.assert_close(states[: len(ids) + 1], expected, rtol=0, atol=2e-6)
     assert not states[len(ids) + 1 :].any()
 
@@ -265,7 +280,7 @@ def test_tokens_that_cannot_be(clip_folder, tokens, message):
 
 def test_one_text_is_no_list(clip_folder):
     texts = load_texts(clip_folder, tokens=6)
-    for read in (texts.encode, texts.cut):
+    for read in (texts.conditions, texts.cut):
         with pytest.raises(ConfigError, match=r"as a list, .* 'cat': write \['cat'\]"):
             read("cat")
 

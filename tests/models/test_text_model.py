@@ -98,8 +98,12 @@ def test_the_latents_hold_the_states_of_every_caption(made):
         text for k in range(12) for text in SAID["day" if k % 2 else "night"][1][: 1 + k // 6]
     ]
     states = data.contexts.states.rows(torch.arange(18)).float()
-    torch.testing.assert_close(states, texts.encode(captions), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(data.null_context, texts.encode([""])[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        states, texts.conditions(captions).encoder_hidden_states, rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        data.null_context, texts.conditions([""]).encoder_hidden_states[0], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
@@ -126,7 +130,7 @@ def test_asked_for_nothing_it_makes_both(made):
 def test_another_encoder_is_refused(made, tmp_path):
     texts, _, pipeline = made
     other = load_texts(clip(tmp_path / "other", seed=5), tokens=TOKENS)
-    with pytest.raises(ConfigError, match="other states for the empty text"):
+    with pytest.raises(ConfigError, match="of the empty text"):
         pipeline.with_texts(other)
-    with pytest.raises(ConfigError, match="other states for the empty text"):
+    with pytest.raises(ConfigError, match="of the empty text"):
         pipeline.with_texts(type(texts)(texts.model, texts.tokenizer, 5, texts.masked, texts.files))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from halfstep import storage
+from halfstep.batch import Cond
 from halfstep.data import Dataset
 from halfstep.data.latents.encoding import Captions, Layout, write_latents
 from halfstep.data.latents.image_stream import ImagesInMemory
@@ -47,10 +48,11 @@ class TinyCodec(nn.Module):
 class TinyTexts:
     """Texts to states: 5 of width 4, a function of the text alone."""
 
-    tokens, width = 5, 4
-
     def encode(self, texts):
         return torch.stack([torch.randn(5, 4, generator=seeded(len(text))) for text in texts])
+
+    def conditions(self, texts):
+        return Cond(encoder_hidden_states=self.encode(texts))
 
 
 def some_images(n=11, labels=True):

@@ -181,17 +181,18 @@ class _Work:
 
     def _states(self, path: Path, rows: range, before: Entry | None) -> Entry:
         assert self.captions is not None
-        chosen, texts = self.captions.chosen(rows), self.captions.texts
+        chosen = self.captions.chosen(rows)
         lows = range(0, len(chosen), self.batch)
         parts = (self._encoded(chosen[low : low + self.batch]) for low in lows)
-        shape = len(chosen), texts.tokens, texts.width
+        shape = len(chosen), *self._encoded([""]).shape[1:]
         entry = written(path, shape, torch.float16, parts)
         entry["source"] = self.captions.digest_of(rows)
         return entry
 
     def _encoded(self, texts: list[str]) -> Tensor:
         assert self.captions is not None
-        states = self.captions.texts.encode(texts)
+        states = self.captions.texts.conditions(texts).encoder_hidden_states
+        assert states is not None
         return _stored(states, torch.float16, "states of a text", "name another --text")
 
     def _complete(self, about: About) -> None:
@@ -264,8 +265,8 @@ class _Work:
         latent: Any = list(self._latent())  # a list, as JSON has it
         text: TextIdentity | None = None
         if self.captions is not None:
-            texts = self.captions.texts
-            text = {"tokens": texts.tokens, "width": texts.width, "digest": self.captions.digest}
+            _, tokens, width = self._encoded([""]).shape
+            text = {"tokens": tokens, "width": width, "digest": self.captions.digest}
         return {
             "format": FORMAT,
             "codec": self.codec.digest(),

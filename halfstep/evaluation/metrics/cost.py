@@ -13,13 +13,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from halfstep.batch import Cond
 from halfstep.config.validate import Count
 from halfstep.diffusion.samplers import calls, PREFIX, SAMPLER_PRESETS
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.models.compression.int8 import apart
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.samplers import check_sampling
 from halfstep.progress import Progress, SILENT
 
@@ -117,20 +117,13 @@ def _seconds(
 def _call(pipeline: Pipeline, batch: int) -> None:
     """One network call, as the first of a sampler."""
     device = pipeline.device
-    label = torch.zeros(batch, dtype=torch.int64, device=device)
     x = torch.zeros(batch, *pipeline.shape, device=device)
     first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
     t = torch.full((batch,), first, device=device)
     pipeline.denoiser.eval()
-    encoder_hidden_states = None
-    if pipeline.empty is not None:
-        encoder_hidden_states = pipeline.empty.to(device).expand(batch, *pipeline.empty.shape)
-    scale = (
-        None if pipeline.guidance_range is None else torch.full_like(t, pipeline.guidance_range[0])
-    )
-    pipeline.denoiser(
-        x, t, Cond(label if pipeline.class_names else None, encoder_hidden_states, scale)
-    )
+    scale = None if pipeline.guidance_range is None else pipeline.guidance_range[0]
+    cond = condition(pipeline, batch, guidance_scale=scale)
+    pipeline.denoiser(x, t, None if cond is None else cond.to(device))
 
 
 def multiply_adds(pipeline: Pipeline) -> int:

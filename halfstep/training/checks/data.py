@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isclose
 
+from halfstep.batch import Cond
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.conditioning import same_states
+from halfstep.pipeline.conditioning import differing
 
 
 def read_by(pipeline: Pipeline, data: Data) -> Data:
@@ -43,10 +44,10 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
                 "the network reads texts and the data has none: give latents that were encoded with "
                 "--text"
             )
-        if not same_states(contexts.null, pipeline.empty):
+        if names := differing(Cond(encoder_hidden_states=contexts.null[None]), pipeline):
             raise ConfigError(
-                "the data's texts were encoded by another encoder than the network was trained with: "
-                "encode them with that one"
+                "the data's texts were encoded by another encoder than the network was trained with (the "
+                f"empty text has another {' and '.join(names)}): encode them with that one"
             )
     elif isinstance(data, Latents):
         data = replace(data, contexts=None)

@@ -60,10 +60,8 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, advice: tuple[str, 
     # A table of labels that is too short lacks the last rows.
     labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
     n = len(labels or [0])
-    cond = condition(
-        n, 0, class_names=classes, null=teacher.null, empty=teacher.empty, texts=None,
-        labels=labels, prompts=None, encoder_hidden_states=None, guidance_scale=guidance_range and
-    guidance_range[0], )  # fmt: skip
+    scale = guidance_range and guidance_range[0]
+    cond = condition(teacher, n, labels=labels, guidance_scale=scale)
     device = next(student.parameters(), torch.empty(0)).device
     x, shapes, problem = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
     expected = [n, student.parameterisation.outputs * teacher.shape[0], *teacher.shape[1:]]
