@@ -46,7 +46,7 @@ class DiffusersNet(Adapter):
         super().__init__(model, num_classes)
         self.inputs, self.learned_sigma = inputs, learned_sigma
         self.guidance_embed_dim = guidance_embed_dim
-        self.takes_scale = bool(inputs.guidance and self._config.get("guidance_embeds"))
+        self.takes_scale = bool(inputs.scale and self._config.get("guidance_embeds"))
         self.guidance: GuidanceEmbedding | None = None
         if guidance_embed_dim and inputs.scale_features:
             nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
@@ -150,8 +150,8 @@ class DiffusersNet(Adapter):
         if scale is None:
             return None
         if self.takes_scale:
-            factor = self._config.get(self.inputs.guidance_factor, 1.0)
-            arguments[self.inputs.guidance] = (scale * factor).to(x.dtype)
+            factor = self._config.get(self.inputs.scale_factor, 1.0)
+            arguments[self.inputs.scale] = (scale * factor).to(x.dtype)
             return None
         if self.guidance is None:
             features = guidance_features(scale - 1, self.guidance_embed_dim)

@@ -24,8 +24,8 @@ class NetworkInputs(Validated):
     image_ids     the argument for the tokens' positions, [tokens, 3]: 0, row, column
     text_ids      the argument for the positions of the text's tokens, zeros [tokens, 3]
     image_shapes  the argument for the number of tokens: a list of (1, rows, columns) for each sample
-    guidance      the argument for the guidance scale, where the config has guidance_embeds
-    guidance_factor  the option of the config by which that scale is multiplied; "" for none
+    scale         the argument for the guidance scale, where the config has guidance_embeds
+    scale_factor  the option of the config by which that scale is multiplied; "" for none
     scale_features   the argument for the features of the guidance scale that halfstep adds; else they are
                   embedded and added to the outputs of `time_embedding`
     time_embedding   the modules that embed the time; * stands for every block
@@ -41,8 +41,8 @@ class NetworkInputs(Validated):
     image_ids: str = ""
     text_ids: str = ""
     image_shapes: str = ""
-    guidance: str = ""
-    guidance_factor: str = ""
+    scale: str = ""
+    scale_factor: str = ""
     scale_features: str = ""
     time_embedding: tuple[str, ...] = ()
 
@@ -86,14 +86,14 @@ INPUTS: Mapping[str, NetworkInputs] = {
         packed=2,
         image_ids="img_ids",
         text_ids="txt_ids",
-        guidance="guidance",
+        scale="guidance",
         time_embedding=("time_text_embed.timestep_embedder",),
     ),
     "SanaTransformer2DModel": NetworkInputs(
         conditions=_MASKED,
         widths={"encoder_hidden_states": "caption_channels"},
-        guidance="guidance",
-        guidance_factor="guidance_embeds_scale",
+        scale="guidance",
+        scale_factor="guidance_embeds_scale",
         time_embedding=("time_embed.emb.timestep_embedder",),
     ),
     "QwenImageTransformer2DModel": NetworkInputs(
