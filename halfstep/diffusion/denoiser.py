@@ -49,13 +49,14 @@ TimeFactor = Annotated[float, Ge(-(2**24)), Le(2**24)]
 
 @dataclass(frozen=True)
 class NetTime(Validated):
-    """The time input of a network: `scale * t + offset`, or the same of the log-SNR (within +-20).
+    """The time input of a network: `scale * t + offset`, or the same of sigma or of the log-SNR (within +-20).
 
-    A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n).
+    A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n); of flow
+    matching: 1000 sigma, or sigma itself (Flux).
     The official U-ViT: scale 999 (continuous), or 1000 and offset 0 (discrete, labels 1 to 1000).
     """
 
-    of: Literal["t", "logsnr"] = "t"
+    of: Literal["t", "sigma", "logsnr"] = "t"
     scale: TimeFactor = 1000.0
     offset: TimeFactor = 0.0
 
@@ -68,7 +69,10 @@ class NetTime(Validated):
             )
 
     def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
-        value = t if self.of == "t" else schedule.at(t).logsnr.clamp(-20, 20)
+        value = t
+        if self.of != "t":
+            level = schedule.at(t)
+            value = level.sigma if self.of == "sigma" else level.logsnr.clamp(-20, 20)
         return self.scale * value + self.offset
 
 

@@ -75,10 +75,10 @@ class Guided(_GuidedDenoiser):
             plain: Prediction = self.denoiser(x_t, t, cond)
             return plain
         if cond is None or not cond.can_drop(self.null):
-            names = " and ".join(null_values(self.null))
+            name = next(iter(null_values(self.null)), "label")
+            words = {"label": "labels", "encoder_hidden_states": "texts"}
             raise ConfigError(
-                f"guidance needs a condition, and there is no {names}: give cond=Cond({names}=...), or "
-                "scale=1 without"
+                f"guidance needs {words.get(name, name)}: give cond=Cond({name}=...), or scale=1 without"
             )
         both: Prediction = self.denoiser(
             torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.dropped(self.null))

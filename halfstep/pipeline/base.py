@@ -11,11 +11,17 @@ from torch import Tensor
 from halfstep.batch import Cond, NAMED, Null
 from halfstep.config.validate import Count, CountOrNone, NotNegative, Validated
 from halfstep.diffusion.denoiser import Denoiser
-from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
+from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Codec, Texts
-from halfstep.pipeline.samplers import check_sampler, check_student, student_grid, teacher_grid
+from halfstep.pipeline.samplers import (
+    check_sampler,
+    check_student,
+    HAVE_GRIDS,
+    student_grid,
+    teacher_grid,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,7 @@ class PipelineFields(Validated):
     guidance_range: tuple[NotNegative, NotNegative] | None = None
     direction: Direction = "denoise"
     added: Mapping[str, Tensor] = field(default_factory=dict)
+    scheduler: PublishedScheduler | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +57,8 @@ class PipelineFields(Validated):
             )
         for times in self.times:
             checked(times)
-        check_sampler(self.sampler)
-        if self.times and self.sampler in SAMPLER_PRESETS:
+        check_sampler(self.sampler, self.scheduler)
+        if self.times and self.sampler in HAVE_GRIDS:
             raise ConfigError(
                 f"'{self.sampler}' has a grid of its own and so has a student: write sampler='ddim'"
             )
@@ -81,7 +88,7 @@ class PipelineFields(Validated):
         sampler = sampler or self.sampler
         if self.times:
             check_student(sampler, self.sampler, self.direction)
-        check_sampler(sampler)
+        check_sampler(sampler, self.scheduler)
         return self._times(steps, sampler)
 
     def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
@@ -89,7 +96,8 @@ class PipelineFields(Validated):
         if self.times:
             times = student_grid(self.times, self.sampler, steps, sampler)
         else:
-            times = teacher_grid(self.steps if steps is None else steps, sampler, schedule)
+            steps = self.steps if steps is None else steps
+            times = teacher_grid(steps, sampler, schedule, self.scheduler)
         return on_schedule(times, schedule)
 
     @property

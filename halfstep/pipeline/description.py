@@ -12,6 +12,7 @@ from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import PARAMETERISATIONS
+from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.schedules import Schedule, SCHEDULES
 from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
@@ -38,7 +39,7 @@ class _Schedule(TypedDict):
 
 
 class _Time(TypedDict):
-    of: Literal["t", "logsnr"]
+    of: Literal["t", "sigma", "logsnr"]
     scale: float
     offset: float
 
@@ -47,6 +48,11 @@ class _Codec(TypedDict):
     scale: float
     factor: int
     file: NotRequired[str]
+
+
+class _Scheduler(TypedDict):
+    config: JsonObject
+    uniform_sigmas: bool
 
 
 class Description(TypedDict):
@@ -67,6 +73,7 @@ class Description(TypedDict):
     codec: NotRequired[_Codec | None]
     guidance_range: NotRequired[tuple[float, float] | None]
     direction: NotRequired[Direction]
+    scheduler: NotRequired[_Scheduler | None]
     quantised: NotRequired[dict[str, str] | None]
 
 
@@ -76,6 +83,7 @@ DEFAULTS: Mapping[str, Any] = {
     "codec": None,
     "guidance_range": None,
     "direction": "denoise",
+    "scheduler": None,
     "quantised": None,
 }
 """Values that a description leaves out."""
@@ -92,6 +100,7 @@ def describe(pipeline: PipelineFields) -> Description:
         "codec": None if codec is None else {"scale": codec.scale, "factor": codec.factor},
         "guidance_range": None if scales is None else list(scales),
         "direction": pipeline.direction,
+        "scheduler": None if pipeline.scheduler is None else asdict(pipeline.scheduler),
         "quantised": getattr(denoiser.net, "quantised", None),
     }
     about = {
@@ -135,6 +144,7 @@ def fields_from(about: Description, *, net: NetBuilder, source: str) -> Pipeline
         "steps": options["steps"],
         "guidance_range": None if scales is None else tuple(scales),
         "direction": options["direction"],
+        "scheduler": options["scheduler"] and PublishedScheduler(**options["scheduler"]),
     }
 
 

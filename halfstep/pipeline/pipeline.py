@@ -54,6 +54,7 @@ class Pipeline(PipelineFields):
     added     the other tensors that its network reads, such as pooled_projections [D], encoder_attention_mask
               [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
               samples' own by default, and the null condition of guidance
+    scheduler the diffusers scheduler that a model was published with, for sampler="scheduler"
     """
 
     def sample(
@@ -84,7 +85,8 @@ class Pipeline(PipelineFields):
         steps     sampler steps; by default a student's fewest, or a teacher's `steps`
         sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large); stochastic, for a
                   student distilled for it; dpmpp-3s, dpm-fast or euler-maruyama, each on its own grid;
-                  or a scheduler of diffusers by its class: "diffusers:UniPCMultistepScheduler"
+                  scheduler, the one that a model of diffusers was published with; or a scheduler of
+                  diffusers by its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, for a network that reads texts, by default the empty one; or
                   `encoder_hidden_states`, their states
@@ -122,7 +124,15 @@ class Pipeline(PipelineFields):
             z, pixels = z.to(device), start[rows].to(device)
             inputs = pixels.of_model(self.codec)
             draw = sampler_fn(
-                sampler, seed, ids, self.shape, times, schedule, variance, inputs.around(z)
+                sampler,
+                seed,
+                ids,
+                self.shape,
+                times,
+                schedule,
+                variance,
+                inputs.around(z),
+                self.scheduler,
             )
             c = None if cond is None else cond[rows].to(device)
             z = inputs.begin(schedule, z, times[0])

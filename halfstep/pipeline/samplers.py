@@ -18,8 +18,11 @@ from halfstep.diffusion.samplers import (
     calls,
     Fresh,
     PREFIX,
+    PublishedScheduler,
     sample,
+    sample_published,
     sample_with_scheduler,
+    SCHEDULER,
     Step,
     STEPS,
     stochastic,
@@ -30,7 +33,9 @@ from halfstep.diffusion.time_grids import Direction, grid, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.rng import key, sample_noise
 
-NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic")
+NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic", SCHEDULER)
+HAVE_GRIDS = (*SAMPLER_PRESETS, SCHEDULER)
+"""Samplers with a grid of their own."""
 
 
 def check_counts(
@@ -47,7 +52,12 @@ def check_counts(
         raise ConfigError(f"first is the number of a sample, below 2^63, got {shown(first)}")
 
 
-def check_sampler(sampler: str) -> None:
+def check_sampler(sampler: str, published: PublishedScheduler | None) -> None:
+    if sampler == SCHEDULER and published is None:
+        raise ConfigError(
+            "this pipeline was not published with a scheduler of diffusers: write sampler='ddim', or "
+            "'diffusers:DDIMScheduler'"
+        )
     if sampler.startswith(PREFIX):
         calls(sampler, 1)  # refuses an unknown name
     elif sampler not in NAMES:
@@ -99,9 +109,13 @@ def draws_noise(sampler: str) -> bool:
     )
 
 
-def teacher_grid(steps: int, sampler: str, schedule: Schedule) -> Times:
+def teacher_grid(
+    steps: int, sampler: str, schedule: Schedule, published: PublishedScheduler | None = None
+) -> Times:
     """The sampler's own grid of `steps` steps, or the schedule's ('auto' of `time_grids.grid`)."""
     validate("steps", steps, Count)
+    if sampler == SCHEDULER and published is not None:
+        return published.grid(steps, schedule)
     return (
         SAMPLER_PRESETS[sampler].grid(steps, schedule)
         if sampler in SAMPLER_PRESETS
@@ -117,7 +131,7 @@ def student_grid(
     trained_for  the sampler that the student was distilled for
     """
     validate("steps", steps, Count | None)
-    if sampler in SAMPLER_PRESETS:
+    if sampler in HAVE_GRIDS:
         raise ConfigError(
             f"'{sampler}' has a grid of its own, and so has a student: write sampler='ddim'"
         )
@@ -136,7 +150,7 @@ def student_grid(
 
 def check_edit(sampler: str, *, masked: bool) -> None:
     """`ConfigError` for a sampler that cannot start from an image, or cannot repaint a part of it."""
-    if sampler in SAMPLER_PRESETS:
+    if sampler in HAVE_GRIDS:
         raise ConfigError(
             f"'{sampler}' has a grid of its own, which begins in noise: write sampler='ddim'"
         )
@@ -156,11 +170,16 @@ def sampler_fn(
     schedule: Schedule,
     variance: float,
     around: Callable[[Step], Step] = lambda step: step,
+    published: PublishedScheduler | None = None,
 ) -> Callable[..., Tensor]:
     """`sample` or `sample_with_scheduler` with this sampler; its noise depends only on (seed, image).
 
-    around  wraps each of `sample`'s steps
+    around     wraps each of `sample`'s steps
+    published  the pipeline's scheduler, for the sampler of that name
     """
+    if sampler == SCHEDULER and published is not None:
+        generators = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
+        return partial(sample_published, published=published, generators=generators)
     if sampler.startswith(PREFIX):
         generators = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
         name = sampler.removeprefix(PREFIX)

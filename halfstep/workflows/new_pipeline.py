@@ -35,7 +35,7 @@ class NetworkOptions(Validated):
     """Noise schedule; beta-table is diffusers' table of betas."""
     schedule_config: dict[str, str] = field(default_factory=dict)
     """The schedule's own options, as NAME VALUE pairs: kind scaled_linear zero_snr true."""
-    time_of: Literal["t", "logsnr"] = "t"
+    time_of: Literal["t", "sigma", "logsnr"] = "t"
     """The network's time input."""
     time_scale: TimeFactor = 1000.0
     """Factor on the time input."""

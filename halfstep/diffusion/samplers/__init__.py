@@ -7,7 +7,11 @@ from halfstep.diffusion.samplers.diffusers_schedulers import sample_with_schedul
 from halfstep.diffusion.samplers.editing import inpainting, noised
 from halfstep.diffusion.samplers.invert import encode
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS, SamplerPreset
-from halfstep.diffusion.samplers.registry import calls, PREFIX, STEPS
+from halfstep.diffusion.samplers.published_scheduler import (
+    PublishedScheduler,
+    sample_published,
+)
+from halfstep.diffusion.samplers.registry import calls, PREFIX, SCHEDULER, STEPS
 from halfstep.diffusion.samplers.sample import noise_of, sample, start
 from halfstep.diffusion.samplers.scheduler_setup import supported_schedulers
 from halfstep.diffusion.samplers.sde import euler_maruyama, Fresh
@@ -27,10 +31,12 @@ from halfstep.diffusion.samplers.stochastic import stochastic
 __all__ = [
     "PREFIX",
     "SAMPLER_PRESETS",
+    "SCHEDULER",
     "STEPS",
     "Fresh",
     "ModelFn",
     "ModelOutput",
+    "PublishedScheduler",
     "SamplerPreset",
     "Step",
     "TimePoint",
@@ -47,6 +53,7 @@ __all__ = [
     "noise_of",
     "noised",
     "sample",
+    "sample_published",
     "sample_with_scheduler",
     "start",
     "stochastic",

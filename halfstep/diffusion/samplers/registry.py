@@ -6,6 +6,9 @@ from halfstep.diffusion.samplers.solvers import ddim, dpmpp_2m, heun, Step
 PREFIX = "diffusers:"
 """The prefix of a sampler that is one of diffusers' schedulers; the class name follows it."""
 
+SCHEDULER = "scheduler"
+"""The sampler that is the diffusers scheduler which a model was published with."""
+
 STEPS: dict[str, Step] = {"ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
 """The deterministic steps; `ancestral` needs noise and is built by its function."""
 

@@ -82,7 +82,7 @@ def preserving(level: Level) -> Level:
 
 def build_scheduler(name: str, grid: Grid) -> Any:
     """The scheduler on this grid; `ConfigError` for an unknown one and for one that cannot sample on it."""
-    cls = _class(name)
+    cls = scheduler_class(name)
     if cls is None:
         raise unknown("diffusers scheduler", name, supported_schedulers())
     if why := _unsupported(cls):
@@ -105,7 +105,7 @@ def build_scheduler(name: str, grid: Grid) -> Any:
     return scheduler
 
 
-def _class(name: str) -> type | None:
+def scheduler_class(name: str) -> Any:
     """diffusers' scheduler class of this name, or None."""
     with quietly():  # imported late, as it takes seconds
         from diffusers import SchedulerMixin, schedulers
@@ -191,5 +191,5 @@ def supported_schedulers() -> list[str]:
     with quietly():
         from diffusers import schedulers
 
-    classes = {name: _class(name) for name in dir(schedulers)}
+    classes = {name: scheduler_class(name) for name in dir(schedulers)}
     return [name for name, cls in classes.items() if cls is not None and _unsupported(cls) is None]

@@ -95,17 +95,26 @@ class VPLinear(Validated):
 
 
 @dataclass(frozen=True)
-class RectifiedFlow:
-    """alpha = 1 - t, sigma = t: rectified flow (Liu et al. 2023).  Exact at both ends."""
+class RectifiedFlow(Validated):
+    """alpha = 1 - sigma, sigma = s t / (1 + (s - 1) t): rectified flow (Liu et al. 2023).
 
+    shift  s, which moves the times of a grid towards noise (Esser et al. 2024, eq. 23); 1 is sigma = t
+
+    Exact at both ends, whatever the shift.
+    """
+
+    shift: Annotated[float, Ge(0.01), Le(1000)] = 1.0
     variance_preserving: ClassVar[bool] = False
 
     def at(self, t: Tensor) -> Level:
-        return Level((1 - wide(t)).to(t.dtype), t)
+        s = wide(t)
+        norm = 1 + (self.shift - 1) * s
+        return Level(((1 - s) / norm).to(t.dtype), (self.shift * s / norm).to(t.dtype))
 
     @inverse
     def time(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr / 2).sigmoid()
+        sigma = (-logsnr / 2).sigmoid()
+        return sigma / (self.shift - (self.shift - 1) * sigma)
 
 
 _Sigma = Annotated[float, Ge(1e-18), Le(1e18)]

@@ -1,0 +1,129 @@
+"""Sampling with the diffusers scheduler that a model was published with, as its own pipeline samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
+from math import exp
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from halfstep.batch import Cond
+from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.samplers.sample import wide
+from halfstep.diffusion.samplers.scheduler_setup import quiet_numpy, scheduler_class
+from halfstep.diffusion.schedules import BetaTable, Level, Schedule
+from halfstep.diffusion.time_grids import Times
+from halfstep.errors import ConfigError, unknown
+from halfstep.progress import Progress, SILENT
+
+
+@dataclass(frozen=True)
+class PublishedScheduler:
+    """A scheduler of diffusers with its config, and what its pipeline passes to it.
+
+    config        scheduler_config.json, with `_class_name`
+    uniform_sigmas  the pipeline passes sigmas from 1 to 1 / steps, as Flux and Qwen-Image do
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    uniform_sigmas: bool = False
+
+    def build(self, steps: int) -> Any:
+        """The scheduler with its timesteps set; `ConfigError` for a class or a number it does not have."""
+        name = str(self.config.get("_class_name"))
+        cls = scheduler_class(name)
+        if cls is None:
+            raise ConfigError(
+                f"'{name}' is no scheduler of diffusers: name one of its classes in scheduler_config.json, "
+                "such as DDIMScheduler"
+            )
+        with quiet_numpy():
+            try:
+                scheduler = cls.from_config(dict(self.config))
+                if self.uniform_sigmas:
+                    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+                else:
+                    scheduler.set_timesteps(steps)
+            except (ValueError, TypeError, AttributeError, IndexError) as error:
+                raise ConfigError(
+                    f"diffusers' {name} takes no {steps} steps with this config ({error}): write another "
+                    "number of steps, or sampler='ddim'"
+                ) from None
+        return scheduler
+
+    def grid(self, steps: int, schedule: Schedule) -> Times:
+        """The times of its timesteps, each once, and 0."""
+        ends = [time_of(float(n), schedule, self.levels) for n in self.build(steps).timesteps]
+        return (*dict.fromkeys(min(max(t, 0.0), 1.0) for t in ends if t > 0), 0.0)
+
+    @property
+    def levels(self) -> int:
+        """The number of levels that it was trained with."""
+        return int(self.config.get("num_train_timesteps", 1000))
+
+
+def with_static_shift(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """The config with the shift that a dynamic one has for images of this many tokens (Flux's mu)."""
+    static = {**config, "use_dynamic_shifting": False}
+    if not config.get("use_dynamic_shifting"):
+        return dict(config)
+    base, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - base) / (most - base)
+    if config.get("time_shift_type", "exponential") not in ("exponential", "linear"):
+        raise unknown("time_shift_type", config["time_shift_type"], ("exponential", "linear"))
+    exponential = config.get("time_shift_type", "exponential") == "exponential"
+    return {**static, "shift": exp(mu) if exponential else mu}
+
+
+def time_of(n: float, schedule: Schedule, levels: int) -> float:
+    """The time at which a scheduler's timestep n lies on this schedule.
+
+    On a table entry n lies at (n + 1) / levels; in flow matching n is sigma * levels.
+    """
+    if isinstance(schedule, BetaTable):
+        return (n + 1) / levels
+    sigma = torch.tensor(n / levels, dtype=torch.float64)
+    return float(schedule.time(Level(1 - sigma, sigma).logsnr))
+
+
+@torch.no_grad()
+def sample_published(
+    denoiser: Teacher,
+    noise: Tensor,
+    times: Times,
+    *,
+    published: PublishedScheduler,
+    generators: Sequence[Generator],
+    cond: Cond | None = None,
+    clip: object = None,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """Sample with the published scheduler; its grid, clipping and first noise are its own.
+
+    noise       float [B, ...] unit noise, multiplied by the scheduler's `init_noise_sigma`
+    times       as many steps as the scheduler takes, which makes its grid itself
+    generators  one a sample, for schedulers that draw noise
+    clip        the pipeline's bound, which the scheduler has in its config
+    """
+    scheduler, schedule = published.build(len(times) - 1), denoiser.schedule
+    draws = "generator" in signature(scheduler.step).parameters
+    x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    timesteps = scheduler.timesteps if len(noise) else ()
+    progress.expect(len(timesteps))
+    for n in timesteps:
+        scaled = scheduler.scale_model_input(x, n) if hasattr(scheduler, "scale_model_input") else x
+        scaled = scaled.to(noise.dtype)
+        time = time_of(float(n), schedule, published.levels)
+        t = torch.full(x.shape[:1], time, device=x.device, dtype=wide(x))
+        level = schedule.at(t.reshape(-1, *[1] * (x.ndim - 1)))
+        level = Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
+        out = denoiser.parameterisation.encode(denoiser(scaled, t, cond), level)
+        options = {"generator": list(generators)} if draws else {}
+        with quiet_numpy():
+            x = scheduler.step(out, n, x, return_dict=False, **options)[0].to(noise.dtype)
+        progress.advance()
+    return x
