@@ -49,7 +49,7 @@ TimeFactor = Annotated[float, Ge(-(2**24)), Le(2**24)]
 
 @dataclass(frozen=True)
 class NetTime(Validated):
-    """The time input of a network: `scale * t + offset`, or the same of sigma or of the log-SNR (within +-20).
+    """The time input of a network: `scale * t + offset`, or the same of sigma or the log-SNR (within +-20).
 
     A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n); of flow
     matching: 1000 sigma, or sigma itself (Flux).
