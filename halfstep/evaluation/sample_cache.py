@@ -148,7 +148,7 @@ def identity(pipeline: Pipeline) -> str | None:
     if pipeline.codec is not None:
         if not isinstance(pipeline.codec, nn.Module):
             return None
-        parts.append(digest_of(pipeline.codec))
+        parts.append(pipeline.codec.digest())
     if (defaults := digest_of_defaults(pipeline)) is not None:
         parts.append(defaults)
     return sha256_of(parts)

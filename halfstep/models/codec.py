@@ -13,6 +13,9 @@ from halfstep.batch import Cond
 class Codec(Protocol):
     """Maps images to latents and back (Rombach et al. 2022), as a variational autoencoder.
 
+    Latents are (z - mean) / std * scale of the autoencoder's z: `moments` and `decode` include mean and std,
+    where a codec has them for its channels, and leave `scale` to `sample_latents`.
+
     scale     factor on the latents, for unit variance
     factor    side of an image in pixels per side of its latent
     channels  of a latent
@@ -50,6 +53,10 @@ class Texts(Protocol):
         """
 
 
+LEAST = -30.0
+"""The log-variance without noise: `sample_latents` takes none below."""
+
+
 def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
     """Sample latents from their moments: (mean + exp(log-variance / 2) noise) scale.
 
@@ -59,4 +66,4 @@ def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
     noise    [B, c, h, w]
     """
     mean, log_variance = moments.chunk(2, dim=1)
-    return (mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise) * scale
+    return (mean + torch.exp(log_variance.clamp(LEAST, 20) / 2) * noise) * scale

@@ -22,10 +22,17 @@ MAY_BE_ZERO = frozenset(
         "dual_attention_layers",
         "num_single_layers",
         "inputs",
+        "encoder_layers_per_block",
+        "decoder_layers_per_block",
+        "latent_shift",
     }
 )
 """Whole numbers that are not sizes, like all options with `dropout` or `eps` in their names."""
-LAYERS = ("depth", "layers_per_block", "num_layers", "transformer_layers_per_block")
+LAYERS = (
+    "depth", "layers_per_block", "num_layers", "transformer_layers_per_block",
+    "encoder_layers_per_block", "decoder_layers_per_block", "num_res_blocks",
+    "num_encoder_blocks", "num_decoder_blocks",
+)  # fmt: skip
 MOST_LAYERS = 1_000
 
 

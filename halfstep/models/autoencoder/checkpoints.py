@@ -1,7 +1,8 @@
-"""Autoencoder checkpoints of the latent diffusion code and of diffusers."""
+"""Files of autoencoders: halfstep's own, diffusers', and those of the latent diffusion code."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,9 +12,44 @@ from torch import Tensor
 
 from halfstep import storage
 from halfstep.config import JsonObject
+from halfstep.config.validate import numbers
 from halfstep.errors import CheckpointError
+from halfstep.models.autoencoder.families import FAMILIES
+from halfstep.models.limits import LAYERS
 
-DIFFUSERS = "diffusion_pytorch_model.safetensors"
+OFFICIAL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+"""The config of Stable Diffusion 1's autoencoder, which the official U-ViT uses."""
+OFFICIAL_SCALE = 0.18215
+DIFFUSERS = "diffusion_pytorch_model"
+VARIANTS = ("", ".fp16", ".bf16")
+"""In the order in which they are looked for."""
+
+
+class About(TypedDict):
+    """The content of codec.json."""
+
+    class_name: str
+    config: JsonObject
+    scale: float
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file of weights, its sha256, and the digest of its weights."""
+
+    file: Path
+    sha256: str
+    digest: str
+
+    @classmethod
+    def at(cls, stem: Path, digest: str) -> "SavedFile":
+        """The file that a codec was saved to, or loaded from."""
+        sha256 = storage.read_about(stem, About)["sha256"]
+        return cls(stem.with_suffix(".safetensors").resolve(), sha256, digest)
+
+    def link(self, stem: Path) -> bool:
+        """Hard-link it as STEM.safetensors; False if the file system cannot, or the file has changed."""
+        return storage.link(self.file, stem.with_suffix(".safetensors"), self.sha256)
 
 
 class _Config(TypedDict, total=False):
@@ -23,6 +59,12 @@ class _Config(TypedDict, total=False):
     scaling_factor: float
     layers_per_block: int
     block_out_channels: list[int]
+
+
+class _Index(TypedDict):
+    """The checked keys of the index of a sharded file: the file of each tensor."""
+
+    weight_map: dict[str, str]
 
 
 LDM = {
@@ -49,24 +91,42 @@ OLD = {
 """Names in diffusers' files before 2023, and today's."""
 
 
-def read_diffusers(folder: Path) -> tuple[JsonObject, dict[str, Tensor]]:
-    """Read the config and the weights, under today's names, of an `AutoencoderKL` that diffusers saved."""
-    config, weights = (
-        storage.read_unsealed_json(folder / "config.json", _Config),
-        folder / DIFFUSERS,
-    )
-    if (kind := config.get("_class_name")) != "AutoencoderKL":
-        raise CheckpointError(f"'{folder}' holds a {kind}: give the folder of an AutoencoderKL")
-    if not weights.exists():
+def read_diffusers(folder: Path) -> tuple[str, JsonObject, dict[str, Tensor]]:
+    """Read the class, the config and the weights, under today's names, of an autoencoder of diffusers."""
+    config = storage.read_unsealed_json(folder / "config.json", _Config)
+    if (kind := config.get("_class_name")) not in FAMILIES:
         raise CheckpointError(
-            f"'{folder}' lacks {weights.name}: save it from diffusers once more, as safetensors"
+            f"'{folder}' holds a {kind}: give the folder of one of {', '.join(FAMILIES)}"
         )
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read '{weights}': {error}") from None
-    about = {name: value for name, value in config.items() if not name.startswith("_")}
-    return about, {_replaced(name, OLD): value for name, value in tensors.items()}
+    tensors = dict[str, Tensor]()
+    for file in _weight_files(folder):
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read '{file}': {error}") from None
+    for name in LAYERS:  # building them would never end
+        if (layers := max(numbers(config.get(name)), default=0)) > len(tensors):
+            raise CheckpointError(f"'{folder}' has no weights for {layers} layers")
+    derived = FAMILIES[kind].derived
+    about = {k: v for k, v in config.items() if not k.startswith("_") and k not in derived}
+    return kind, about, {_replaced(name, OLD): value for name, value in tensors.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The file of weights, or its shards, of the first variant that is there."""
+    for variant in VARIANTS:
+        whole = folder / f"{DIFFUSERS}{variant}.safetensors"
+        index = folder / f"{DIFFUSERS}.safetensors.index{variant}.json"
+        if whole.exists():
+            return [whole]
+        if index.exists():
+            names = set(storage.read_unsealed_json(index, _Index)["weight_map"].values())
+            if outside := sorted(name for name in names if Path(name).name != name):
+                raise CheckpointError(f"'{index}' names a file outside its folder: {outside[0]!r}")
+            return [folder / name for name in sorted(names)]
+    raise CheckpointError(
+        f"'{folder}' lacks {DIFFUSERS}.safetensors: save it from diffusers once more, as safetensors"
+    )
 
 
 def from_ldm_names(

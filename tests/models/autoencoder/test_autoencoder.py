@@ -233,9 +233,6 @@ def test_a_batch_of_none_is_refused():
             {"block_out_channels": (5, 8), "norm_num_groups": 2},
             "cannot be built|cannot build a codec",
         ),
-        ({"shift_factor": 0.1}, "shifts its latents, and halfstep only scales them"),
-        ({"latents_mean": [0.1]}, "latents_mean"),
-        ({"latents_std": [2.0]}, "latents_std"),
     ],
 )
 def test_a_codec_that_cannot_be_built_is_refused(config, message):
@@ -410,8 +407,9 @@ def test_strange_folders_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither codec\.json"):
         load_codec(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="in the folder 'vae'"):
+    with pytest.raises(CheckpointError, match="in the folder vae"):
         load_codec(tmp_path)
+    (tmp_path / "model_index.json").unlink()
     made().model.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
@@ -517,7 +515,7 @@ def test_a_damaged_codec_is_refused(tmp_path):
         load_codec(tmp_path)
     file.write_bytes(whole)
     original = about.read_bytes()
-    for key in ("config", "scale"):
+    for key in ("class_name", "config", "scale"):
         about.write_bytes(original)
         rewritten(about, lambda content, key=key: content.update({key: None}))
         with pytest.raises(CheckpointError, match=f"{key} must be"):
