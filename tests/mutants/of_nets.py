@@ -55,8 +55,8 @@ MUTANTS = (
     *of(
         "models/autoencoder/normalisation",
         "models/autoencoder/families",
-        ("(z - mean) / std", "(z + mean) / std"),
-        ("(z - mean) / std", "z / std - mean"),
+        ("[(z - mean) / std", "[(z + mean) / std"),
+        ("[(z - mean) / std", "[z / std - mean"),
         ("- 2 * std.log()", "- std.log()"),
         ("latents * std + mean", "(latents + mean) * std"),
     ),
