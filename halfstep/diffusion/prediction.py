@@ -5,11 +5,12 @@ network outputs x0, eps, v or a velocity.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from halfstep.config.validate import Positive, validate, Validated
 from halfstep.diffusion.schedules import Level
 from halfstep.errors import ConfigError
 
@@ -49,6 +50,39 @@ class Prediction:
     def clipped(self, x_t: Tensor, level: Level, bound: float = 1.0) -> "Prediction":
         """x0 clipped to [-bound, bound], and the eps that goes with it.  Needs sigma > 0."""
         return Prediction.from_x0(self.x0.clamp(-bound, bound), x_t, level)
+
+
+Clipping = Literal["x0-and-eps", "x0"]
+"""What clipping changes: x0 and, with it, eps; or x0 alone, as diffusers' `clip_sample` does."""
+
+
+@dataclass(frozen=True)
+class Clip(Validated):
+    """Clip every predicted x0 to [-bound, bound] when sampling.
+
+    bound  above 0
+    kind   "x0-and-eps" recomputes eps from x_t and the clipped x0, which needs sigma > 0: diffusers'
+           `use_clipped_model_output`.  "x0" leaves eps as the network predicted it: diffusers' `clip_sample`
+           alone.  Then the pair does not mix to x_t, so "x0" is for DDIM and the stochastic sampler, and not
+           for steps that read x_t as well
+    """
+
+    bound: Positive = 1.0
+    kind: Clipping = "x0-and-eps"
+
+    @classmethod
+    def of(cls, clip: "float | Clip | None") -> "Clip | None":
+        """The clipping of a bound alone, of kind "x0-and-eps"; `ConfigError` for what is no bound."""
+        if isinstance(clip, cls):
+            return clip
+        bound = validate("clip", clip, Positive | None)
+        return None if bound is None else cls(bound)
+
+    def __call__(self, pred: Prediction, x_t: Tensor, level: Level) -> Prediction:
+        """The clipped prediction from x_t at this level."""
+        if self.kind == "x0":
+            return Prediction(pred.x0.clamp(-self.bound, self.bound), pred.eps)
+        return pred.clipped(x_t, level, self.bound)
 
 
 def _is_true(condition: Tensor) -> bool:

@@ -11,7 +11,7 @@ from halfstep.batch import Batch, Null
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Teacher
-from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.prediction import Clipping, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Direction, on_schedule, Times
 from halfstep.errors import ConfigError
@@ -34,6 +34,7 @@ class PipelineLike(Protocol):
     clip           the sampler clips images to [-clip, clip] at every step, or None
     sampler        the student's sampler, ddim or stochastic
     direction      "denoise", or "invert" for a student that goes from data to noise
+    clipping       "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it as predicted
     """
 
     @property
@@ -50,6 +51,8 @@ class PipelineLike(Protocol):
     def sampler(self) -> str: ...
     @property
     def direction(self) -> Direction: ...
+    @property
+    def clipping(self) -> Clipping: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class DenoiserOnly:
     clip: float | None = None
     sampler: str = "ddim"
     direction: Direction = "denoise"
+    clipping: Clipping = "x0-and-eps"
 
 
 class Objective:
@@ -107,6 +111,8 @@ class Stage:
     """The sampler of the grid: ddim or stochastic."""
     direction: Direction = "denoise"
     """From noise to data, or "invert", from data to noise."""
+    clips: bool = True
+    """Whether the student's sampler clips as its teacher's does; False clips nothing."""
 
 
 def student_name(steps: int) -> str:
@@ -133,6 +139,8 @@ class StagePlan:
     """From noise to data, or "invert", from data to noise."""
     grid: str = "auto"
     """The name of the grid of these times, which also gives the times of other numbers of steps."""
+    clips: bool = True
+    """Whether the student's sampler clips as its teacher's does; False clips nothing."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.name != student_name(self.steps):
@@ -150,7 +158,7 @@ class StagePlan:
         """The stage with its student and objective."""
         return Stage(
             self.name, student, objective, self.updates, self.times,
-            self.guidance_range, self.sampler, self.direction,
+            self.guidance_range, self.sampler, self.direction, self.clips,
         )  # fmt: skip
 
 

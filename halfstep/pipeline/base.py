@@ -11,6 +11,7 @@ from torch import Tensor
 from halfstep.batch import Cond, NAMED, Null
 from halfstep.config.validate import Count, CountOrNone, NotNegative, Validated
 from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import Clip, Clipping
 from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
 from halfstep.errors import ConfigError
@@ -19,6 +20,7 @@ from halfstep.pipeline.samplers import (
     check_sampler,
     check_student,
     HAVE_GRIDS,
+    KEEP_EPS,
     student_grid,
     teacher_grid,
 )
@@ -43,6 +45,7 @@ class PipelineFields(Validated):
     direction: Direction = "denoise"
     added: Mapping[str, Tensor] = field(default_factory=dict)
     scheduler: PublishedScheduler | None = None
+    clipping: Clipping = "x0-and-eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +57,11 @@ class PipelineFields(Validated):
             raise ConfigError(
                 f"guidance_range is the lowest scale and the highest, got {self.guidance_range}: write "
                 "them in order"
+            )
+        if self.clip is None and self.clipping != "x0-and-eps":
+            raise ConfigError(
+                f"clipping='{self.clipping}' is the kind of a clip, and this pipeline clips nothing: give "
+                "clip, for example clip=1.0, or leave clipping out"
             )
         for times in self.times:
             checked(times)
@@ -99,6 +107,16 @@ class PipelineFields(Validated):
             steps = self.steps if steps is None else steps
             times = teacher_grid(steps, sampler, schedule, self.scheduler)
         return on_schedule(times, schedule)
+
+    def clip_of(self, sampler: str) -> Clip | None:
+        """How sampling by this sampler clips; None does not clip.
+
+        Clipping "x0" leaves eps in ddim and stochastic.  Steps of every other sampler go through x_t and the
+        clipped x0, which determine eps: there it is "x0-and-eps".
+        """
+        if self.clip is None:
+            return None
+        return Clip(self.clip, self.clipping if sampler in KEEP_EPS else "x0-and-eps")
 
     @property
     def unconditional(self) -> Null | None:

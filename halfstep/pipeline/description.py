@@ -11,7 +11,7 @@ from torch import nn
 from halfstep.config import JsonObject, NetConfig
 from halfstep.config.validate import is_valid
 from halfstep.diffusion.denoiser import Denoiser, NetTime
-from halfstep.diffusion.prediction import PARAMETERISATIONS
+from halfstep.diffusion.prediction import Clipping, PARAMETERISATIONS
 from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.schedules import Schedule, SCHEDULES
 from halfstep.diffusion.time_grids import Direction
@@ -74,6 +74,7 @@ class Description(TypedDict):
     guidance_range: NotRequired[tuple[float, float] | None]
     direction: NotRequired[Direction]
     scheduler: NotRequired[_Scheduler | None]
+    clipping: NotRequired[Clipping]
     quantised: NotRequired[dict[str, str] | None]
 
 
@@ -84,6 +85,7 @@ DEFAULTS: Mapping[str, Any] = {
     "guidance_range": None,
     "direction": "denoise",
     "scheduler": None,
+    "clipping": "x0-and-eps",
     "quantised": None,
 }
 """Values that a description leaves out."""
@@ -101,6 +103,7 @@ def describe(pipeline: PipelineFields) -> Description:
         "guidance_range": None if scales is None else list(scales),
         "direction": pipeline.direction,
         "scheduler": None if pipeline.scheduler is None else asdict(pipeline.scheduler),
+        "clipping": pipeline.clipping,
         "quantised": getattr(denoiser.net, "quantised", None),
     }
     about = {
@@ -145,6 +148,7 @@ def fields_from(about: Description, *, net: NetBuilder, source: str) -> Pipeline
         "guidance_range": None if scales is None else tuple(scales),
         "direction": options["direction"],
         "scheduler": options["scheduler"] and PublishedScheduler(**options["scheduler"]),
+        "clipping": options["clipping"],
     }
 
 

@@ -55,6 +55,7 @@ class Pipeline(PipelineFields):
               [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
               samples' own by default, and the null condition of guidance
     scheduler the diffusers scheduler that a model was published with, for sampler="scheduler"
+    clipping  "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it, as diffusers' `clip_sample`
     """
 
     def sample(
@@ -136,7 +137,7 @@ class Pipeline(PipelineFields):
             )
             c = None if cond is None else cond[rows].to(device)
             z = inputs.begin(schedule, z, times[0])
-            x = draw(model, z, times, cond=c, clip=self.clip, progress=progress)
+            x = draw(model, z, times, cond=c, clip=self.clip_of(sampler), progress=progress)
             if self.codec is not None and not latents:
                 x, inputs = self.codec.decode(x), pixels
             samples.append(inputs.restore_unmasked(x).cpu())

@@ -36,6 +36,8 @@ from halfstep.rng import key, sample_noise
 NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic", SCHEDULER)
 HAVE_GRIDS = (*SAMPLER_PRESETS, SCHEDULER)
 """Samplers with a grid of their own."""
+KEEP_EPS = ("ddim", "stochastic", f"{PREFIX}DDIMScheduler")
+"""Samplers that step with x0 and eps alone, where clipping x0 may leave eps as predicted."""
 
 
 def check_counts(

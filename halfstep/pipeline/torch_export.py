@@ -51,7 +51,11 @@ class SamplingStep(nn.Module):
     def __init__(self, pipeline: Pipeline, times: Times):
         super().__init__()
         denoiser = pipeline.denoiser
-        self.net, self.reads, self.clip = denoiser.net, denoiser.parameterisation, pipeline.clip
+        self.net, self.reads, self.clip = (
+            denoiser.net,
+            denoiser.parameterisation,
+            pipeline.clip_of("ddim"),
+        )
         self.names = conditions_of(pipeline)
         grid = torch.tensor(times, dtype=torch.float64)
         start, end = denoiser.schedule.at(grid[:-1]), arriving(denoiser.schedule, grid[1:])
@@ -72,7 +76,7 @@ class SamplingStep(nn.Module):
         out = self.net(x, self.get_buffer("time")[step], cond)
         prediction = self.reads.decode(out, x, start)
         if self.clip is not None:
-            prediction = prediction.clipped(x, start, self.clip)
+            prediction = self.clip(prediction, x, start)
         return end.mix(prediction.x0, prediction.eps)
 
     def _level(self, name: str, step: Tensor, x: Tensor) -> Level:

@@ -229,6 +229,8 @@ class _PipelineRun:
             changes["direction"] = stage.direction
         if stage.guidance_range is not None:
             changes["guidance_range"] = stage.guidance_range
+        if not stage.clips:
+            changes |= {"clip": None, "clipping": "x0-and-eps"}
         return self.rebuild(denoiser=unwrap(stage.student), **changes)
 
     def _passes_gate(self, student: Pipeline) -> bool:

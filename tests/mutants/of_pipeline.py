@@ -102,10 +102,22 @@ MUTANTS = (
         ("else tuple(scales)", "else tuple(scales[::-1])"),
     ),
     *of(
+        "pipeline/base",
+        "diffusion/samplers/clipping",
+        ("self.clipping if sampler in KEEP_EPS else", "self.clipping if sampler else"),
+        ("self.clipping if sampler in KEEP_EPS else", "'x0-and-eps' if sampler in KEEP_EPS else"),
+    ),
+    *of(
+        "pipeline/samplers",
+        "diffusion/samplers/clipping",
+        ('KEEP_EPS = ("ddim", "stochastic", f"{PREFIX}', 'KEEP_EPS = ("ddim", f"{PREFIX}'),
+        (', f"{PREFIX}DDIMScheduler")', ")"),
+    ),
+    *of(
         "pipeline/torch_export",
         "cli/export",
         ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
-        ("prediction.clipped(x, start, self.clip)", "prediction.clipped(x, end, self.clip)"),
+        ("self.clip(prediction, x, start)", "self.clip(prediction, x, end)"),
         ("return end.mix(", "return start.mix("),
     ),
     *of(

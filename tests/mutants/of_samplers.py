@@ -38,18 +38,33 @@ MUTANTS = (
             "history = [*history[-2:], model_fn(x, current)]",
             "history = [*history[:2], model_fn(x, current)]",
         ),
-        ("pred.clipped(x, point.level, clip)", "pred.clipped(x, point.level)"),
+        ("clipped(pred, x, point.level)", "pred"),
         ("arriving(schedule, _time(next_t))", "schedule.at(_time(next_t))"),
         ("enumerate(pairwise(times), start=1)", "enumerate(pairwise(times), start=0)"),
         (".to(noise.dtype)", ".to(torch.float64)"),
         ("pred = denoiser(x, t, cond)", "pred = denoiser(x, t)"),
-        ('validate("clip", clip, Positive | None)', "clip"),
         ('validate("t", t, Share)', "t"),
     ),
     *of(
         "diffusion/samplers/diffusers_schedulers",
         "diffusion/samplers/solvers",
+        ("clipped, grid = Clip.of(clip), ", "clipped, grid = clip, "),
+    ),
+    *of(
+        "diffusion/prediction",
+        "diffusion/samplers/solvers",
         ('validate("clip", clip, Positive | None)', "clip"),
+    ),
+    *of(
+        "diffusion/prediction",
+        "diffusion/samplers/clipping",
+        ('if self.kind == "x0":', 'if self.kind != "x0":'),
+        ("pred.x0.clamp(-self.bound, self.bound), pred.eps", "pred.x0.clamp(-1, 1), pred.eps"),
+    ),
+    *of(
+        "diffusion/samplers/diffusers_schedulers",
+        "diffusion/samplers/clipping",
+        ('clipped.kind == "x0":', 'clipped.kind == "":'),
     ),
     *of(
         "diffusion/samplers/editing", "diffusion/samplers/solvers", ('validate("t", t, Share)', "t")

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import of
 
 MUTANTS = (
+    *of("training/api", "methods/diffusion/clipped_targets", ("if not stage.clips:", "if False:")),
     *of(
         "training/stage_record",
         "training/damaged_runs",

@@ -60,11 +60,16 @@ def test_every_schedule_and_parameterisation_comes_back(schedule, reads, tmp_pat
 
 def test_all_fields_come_back(tmp_path):
     made = pipeline(
-        "uvit", class_names=("cat", "dog"), null=2, clip=0.7, times=((1.0, 0.3, 0.0), uniform(1))
+        "uvit",
+        class_names=("cat", "dog"),
+        null=2,
+        clip=0.7,
+        times=((1.0, 0.3, 0.0), uniform(1)),
+        clipping="x0",
     )
     made.denoiser.time = NetTime("logsnr", 0.25, -1.5)
     back = saved(made, tmp_path)
-    for field in ("shape", "times", "class_names", "null", "clip"):
+    for field in ("shape", "times", "class_names", "null", "clip", "clipping"):
         assert getattr(back, field) == getattr(made, field), field
     assert back.denoiser.time == made.denoiser.time
     assert not back.denoiser.training
@@ -141,8 +146,9 @@ def test_an_odd_description_is_refused(change, message, tmp_path):
 WRONG = (None, "x", -1, 1.5, [], {}, [[1]], {"a": 1}, True)
 KINDS = {
     "net": (), "schedule": (), "parameterisation": ("x",), "time": (), "shape": ([],), "times": ([], [[1]]),
-    "class_names": ([],), "clip": (None, 1.5, -1), "null": (None, -1), "format": (), "steps": (-1,),
-    "codec": (None,), "guidance_range": (None,), "sampler": ("x",), "quantised": (None, {}, {"a": 1}),
+    "class_names": ([],), "clip": (None, 1.5, -1), "clipping": (), "null": (None, -1), "format": (),
+    "steps": (-1,), "codec": (None,), "guidance_range": (None,), "sampler": ("x",),
+    "quantised": (None, {}, {"a": 1}),
 }  # fmt: skip
 """By key what is of the right type."""
 
@@ -289,6 +295,7 @@ UNFIT = {
     "sampler": ("nope", "", "diffusers:Nope"),
     "direction": ("nope", "encode"),
     "clip": (-1.0, 0.0),
+    "clipping": ("x0", "nope"),
     "guidance_range": ((5.0, 1.0),),
     "steps": (0,),
 }

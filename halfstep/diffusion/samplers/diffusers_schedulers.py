@@ -16,9 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from halfstep.batch import Cond
-from halfstep.config.validate import Positive, validate
 from halfstep.diffusion.denoiser import Denoises
-from halfstep.diffusion.prediction import Prediction, V
+from halfstep.diffusion.prediction import Clip, Prediction, V
 from halfstep.diffusion.samplers.sample import start, wide
 from halfstep.diffusion.samplers.scheduler_setup import (
     build_scheduler,
@@ -43,7 +42,7 @@ def sample_with_scheduler(
     *,
     generators: Sequence[Generator],
     cond: Cond | None = None,
-    clip: float | None = None,
+    clip: float | Clip | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
     """Sample from times[0] to data with diffusers' scheduler of this class name, on any schedule.
@@ -67,11 +66,16 @@ def sample_with_scheduler(
             f"a scheduler needs one generator per sample, got {len(generators)} for {len(noise)}: write for "
             "example [torch.Generator().manual_seed(k) for k in range(len(noise))]"
         )
-    clip, grid = validate("clip", clip, Positive | None), table_of(denoiser.schedule, times)
+    clipped, grid = Clip.of(clip), table_of(denoiser.schedule, times)
+    if clipped is not None and clipped.kind == "x0":
+        raise ConfigError(
+            f"clipping 'x0' leaves eps as predicted, and '{name}' of diffusers reads one output for x0 and "
+            "eps: write sampler='ddim', or clipping 'x0-and-eps'"
+        )
     scheduler = build_scheduler(name, grid)
     _refuse_divergence(name, denoiser.schedule, times)
     return _sample(
-        _SchedulerModel(denoiser, scheduler, grid, cond, clip), noise, list(generators), progress
+        _SchedulerModel(denoiser, scheduler, grid, cond, clipped), noise, list(generators), progress
     )
 
 
@@ -89,7 +93,7 @@ class _SchedulerModel:
     scheduler: Any
     grid: Grid
     cond: Cond | None
-    clip: float | None
+    clip: Clip | None
 
     def __call__(self, x: Tensor, n: Tensor) -> tuple[Tensor, Prediction]:
         """(the scheduler's model output, the prediction) at the scheduler's x and timestep."""
@@ -99,7 +103,7 @@ class _SchedulerModel:
         each = torch.full(x.shape[:1], float(t), device=x.device, dtype=wide(x))
         pred = self.denoiser(x_t, each, self.cond)
         if self.clip is not None:
-            pred = pred.clipped(x_t, level, self.clip)
+            pred = self.clip(pred, x_t, level)
         if self.scheduler.config.prediction_type == "epsilon":
             return pred.eps, pred
         return V().encode(pred, preserving(level)), pred

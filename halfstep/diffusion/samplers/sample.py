@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Cond
-from halfstep.config.validate import Positive, Share, validate
+from halfstep.config.validate import Share, validate
 from halfstep.diffusion.denoiser import Denoises
+from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers.solvers import ddim, ModelOutput, Step, TimePoint
 from halfstep.diffusion.schedules import arriving, Schedule
 from halfstep.diffusion.time_grids import checked, on_schedule, Times
@@ -43,23 +44,23 @@ def sample(
     step: Step = ddim,
     *,
     cond: Cond | None = None,
-    clip: float | None = None,
+    clip: float | Clip | None = None,
     progress: Progress = SILENT,
 ) -> Tensor:
     """Sample: integrate from times[0] to times[-1].
 
     noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
     times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
-    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip
+    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip; or a `Clip`
     progress  advances with every step
     """
-    schedule, clip = denoiser.schedule, validate("clip", clip, Positive | None)
+    schedule, clipped = denoiser.schedule, Clip.of(clip)
     history: list[ModelOutput] = []
 
     def model_fn(x: Tensor, point: TimePoint) -> ModelOutput:
         t = torch.full(x.shape[:1], point.t, device=x.device, dtype=wide(x))
         pred = denoiser(x, t, cond)
-        return ModelOutput(point, pred if clip is None else pred.clipped(x, point.level, clip))
+        return ModelOutput(point, pred if clipped is None else clipped(pred, x, point.level))
 
     on_schedule(checked(times), schedule)
     if times[0] == 0:

@@ -49,6 +49,7 @@ class Chain(Validated, Method):
             teacher.unconditional,
             guidance_range=teacher.guidance_range,
             clip=teacher.clip,
+            clipping=teacher.clipping,
         )
         del teacher
         yield first

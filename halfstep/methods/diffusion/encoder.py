@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import forgets_eps, WEIGHTINGS
+from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
 from halfstep.diffusion.time_grids import Direction, Times
 from halfstep.errors import ConfigError, unknown
@@ -43,6 +44,6 @@ class Encoder(Progressive):
         """`ConfigError` for a teacher that cannot encode on this grid."""
         refuse_blind_to_noise(teacher, times[-1])
 
-    def objective(self, teacher: Teacher, times: Times) -> Halve:
+    def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> Halve:
         """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}."""
         return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])

@@ -156,8 +156,10 @@ class GuidedDistillation(GuidedMatching):
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [first] = super().stages(teacher)
+        eta = DenoiserOnly(
+            cast(Denoiser, first.student), clip=teacher.clip, clipping=teacher.clipping
+        )
         del teacher
-        eta = DenoiserOnly(cast(Denoiser, first.student))
         yield first
         del first  # and the teacher with it: the student is the teacher from now on
         halvings = self.halving.stages(eta) if self.halving else iter(())

@@ -16,7 +16,7 @@ from halfstep.batch import Batch, Cond
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
-from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
 from halfstep.diffusion.time_grids import checked, Direction, grid, GridName, Steps, Times
 from halfstep.errors import ConfigError
@@ -112,6 +112,7 @@ class Progressive(Validated, Method):
                     sampler=self.sampler,
                     direction=self.direction,
                     grid=self.grid,
+                    clips=not self._leaves_eps(teacher),
                 )
             )
         return stages
@@ -129,14 +130,23 @@ class Progressive(Validated, Method):
         for stage in plan:
             self.objective(denoiser, stage.teacher_times).look_ahead()
 
+    def _leaves_eps(self, teacher: PipelineLike) -> bool:
+        """Whether targets merge steps that clip x0 alone.
+
+        Their x0 may lie beyond the bound, so students are sampled unclipped, also as the next teacher.
+        """
+        return self.target_clip > 0 and teacher.clipping == "x0"
+
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         plan, eta = self.plan(teacher), teacher.denoiser
+        clip = Clip(self.target_clip, teacher.clipping) if self.target_clip else None
         del teacher
         for stage in plan:
             student = eta.trainable_copy()  #                                  theta <- eta
-            halve = self.objective(eta.freeze(), stage.teacher_times)
+            halve = self.objective(eta.freeze(), stage.teacher_times, clip)
             yield stage.stage(student, halve)
             eta = student  #                                                   eta <- theta
+            clip = clip if stage.clips else None
 
     def summary(self) -> str:
         """8 -> 4 -> 2 steps."""
@@ -146,9 +156,9 @@ class Progressive(Validated, Method):
         """`ConfigError` for a teacher that cannot be sampled on this grid."""
         refuse_blind(teacher, times[0])
 
-    def objective(self, teacher: Teacher, times: Times) -> "Halve":
-        """The objective of the student of a teacher on this grid."""
-        return Halve(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
+    def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> "Halve":
+        """The objective of the student of a teacher that is sampled on this grid, clipped so."""
+        return Halve(teacher, times, WEIGHTINGS[self.weighting], clip)
 
     def updates_for(self, halving: int, steps: int) -> int:
         """The updates of the halving that ends at `steps`: the paper doubles the last two."""
@@ -165,7 +175,7 @@ class Halve(Objective):
     times: Times
     """The teacher's grid; the student's is every other time of it."""
     weighting: Weighting = truncated_snr
-    clip: float | None = None
+    clip: Clip | None = None
     forwards = 5
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
@@ -175,8 +185,8 @@ class Halve(Objective):
         x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
         target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
         guess: Prediction = student(x_t, t, batch.cond)
-        if self.clip is not None:
-            guess = forgiven(guess, target, self.clip)
+        if self.clip is not None and self.clip.kind == "x0-and-eps":
+            guess = forgiven(guess, target, self.clip.bound)
         return self.weighting(*errors(guess, target))
 
     def places(self, draw: Draw) -> tuple[Tensor, ...]:
@@ -235,7 +245,7 @@ def two_step_target(
     t_end: Tensor,
     cond: Cond | None = None,
     *,
-    clip: float | None = None,
+    clip: float | Clip | None = None,
 ) -> Prediction:
     """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
 
@@ -247,17 +257,23 @@ def two_step_target(
     t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is a single step.
     At t_end = 0 the step ends in clean data: x~ = x_2.  Never differentiated.
 
-    clip  clip the images of the teacher's steps to [-clip, clip] (which needs sigma > 0); None, as in the
-          paper, does not clip
+    clip  clip the images of the teacher's steps to [-clip, clip] (which needs sigma > 0), or a `Clip`; None,
+          as in the paper, does not clip
     """
+    clipped = Clip.of(clip)
 
-    def teacher_prediction(x: Tensor, t: Tensor) -> Prediction:
+    def step(x: Tensor, t: Tensor, to: Tensor) -> Prediction:
         pred = teacher(x, t, cond)
-        return pred if clip is None else pred.clipped(x, level_of(teacher.schedule, t, x), clip)
+        if clipped is None:
+            return pred
+        after = clipped(pred, x, level_of(teacher.schedule, t, x))
+        return (
+            after if clipped.kind == "x0-and-eps" else _merged(teacher.schedule, pred, after, t, to)
+        )
 
-    first = teacher_prediction(x_t, t)
+    first = step(x_t, t, t_mid)
     x_mid = level_of(teacher.schedule, t_mid, x_t).mix(first.x0, first.eps)
-    second = teacher_prediction(x_mid, t_mid)
+    second = step(x_mid, t_mid, t_end)
     x_share, eps_share = shares(teacher.schedule, t, t_mid, t_end)
     shape = -1, *[1] * (x_t.ndim - 1)
     x0 = torch.lerp(first.x0, second.x0, x_share.to(x_t.dtype).reshape(shape))
@@ -271,3 +287,26 @@ def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple
     both = end.alpha * start.sigma - start.alpha * end.sigma
     x_share = start.sigma * second / (mid.sigma * both)
     return x_share, start.alpha * second / (mid.alpha * both)
+
+
+def _merged(
+    schedule: Schedule, pred: Prediction, clipped: Prediction, t: Tensor, to: Tensor
+) -> Prediction:
+    """The consistent prediction whose DDIM step lands where a step lands that clips x0 and leaves eps.
+
+    Algorithm 2's x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t) at the
+    landing z_s = alpha_s c + sigma_s eps, exact to the bit where nothing is clipped: x~ = x0 + g (c - x0),
+    eps~ = eps - (alpha_t / sigma_t) g (c - x0), g = alpha_s sigma_t / (alpha_s sigma_t - alpha_t sigma_s).
+    g is 1 at s = 0 and grows as steps shrink: x~ may lie far beyond the bound.  A step of no length is pred.
+    """
+    start, end = schedule.at(t), arriving(schedule, to)
+    both = end.alpha * start.sigma - start.alpha * end.sigma
+    scale = (end.alpha / both).where(both != 0, 0)
+    change = clipped.x0 - pred.x0
+
+    def times_change(gain: Tensor) -> Tensor:
+        return gain.to(change.dtype).reshape(-1, *[1] * (change.ndim - 1)) * change
+
+    return Prediction(
+        pred.x0 + times_change(scale * start.sigma), pred.eps - times_change(scale * start.alpha)
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.methods.diffusion.progressive import Halve, Progressive
@@ -38,9 +39,9 @@ class Stochastic(Progressive):
         """The students' numbers of steps, the largest first, without 1, which equals 2."""
         return [steps for steps in super().counts if steps > 1]
 
-    def objective(self, teacher: Teacher, times: Times) -> "HalveJumps":
+    def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> "HalveJumps":
         """The objective of the student of a teacher on this grid."""
-        return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], self.target_clip or None)
+        return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], clip)
 
 
 @dataclass(frozen=True)

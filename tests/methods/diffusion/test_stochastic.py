@@ -8,7 +8,7 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
 from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
-from halfstep.diffusion.prediction import Eps, V, X0
+from halfstep.diffusion.prediction import Clip, Eps, V, X0
 from halfstep.diffusion.samplers import sample, stochastic
 from halfstep.diffusion.schedules import Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import karras, uniform
@@ -268,7 +268,7 @@ def test_a_run_marks_its_students_and_no_other_method_takes_them(tmp_path):
     assert not (tmp_path / "u").exists()
 
 
-@pytest.mark.parametrize("target_clip, clip", [(0.0, None), (0.3, 0.3)])
+@pytest.mark.parametrize("target_clip, clip", [(0.0, None), (0.3, Clip(0.3))])
 def test_targets_are_clipped_where_it_is_told_to(target_clip, clip):
     (stage,) = Stochastic(start=4, stop=2, target_clip=target_clip).stages(
         DenoiserOnly(wobbly_teacher(Cosine(), V()))
