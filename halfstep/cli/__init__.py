@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         "quantise a student to int8 or prune it, and measure the loss",
         {},
     ),
+    "grid": ("timesteps and sigmas of a diffusers folder in diffusers and ComfyUI", {}),
     "export": ("export one student, as a folder or a torch program", {}),
 }
 

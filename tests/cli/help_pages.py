@@ -16,6 +16,7 @@ from pathlib import Path
 from halfstep.cli import PAGES
 from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
+from halfstep.cli.commands.grid import GridOptions
 from halfstep.cli.commands.report import Report
 from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
@@ -42,6 +43,7 @@ KINDS = {
     "encode": EncodeConfig,
     "evaluate": Evaluate,
     "report": Report,
+    "grid": GridOptions,
     "compress": CompressConfig,
     "export": ExportConfig,
     **{f"distill {name}": options_for(name) for name in METHODS},
@@ -75,7 +77,7 @@ ADVANCED = re.findall(
 """,
 )
 """Options that stand last."""
-FEW = ("sample", "evaluate", "encode", "latents", "compress", "export", "demo", "report")
+FEW = ("sample", "evaluate", "encode", "latents", "compress", "export", "demo", "report", "grid")
 """Commands with few options, which need no heading for the advanced ones."""
 MATTER = {
     "train denoiser": "net net-config updates batch-size learning-rate",
@@ -109,6 +111,7 @@ EXAMPLES = {
     "encode": ["halfstep encode runs/teacher --images photo.png --out noise.safetensors"],
     "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
     "report": ["halfstep report runs/digits"],
+    "grid": ["halfstep grid stable-diffusion/", "halfstep grid flux/ --steps 4 8 --tokens 1024"],
     "compress": [
         "halfstep compress runs/digits --int8",
         "halfstep compress runs/digits --prune 0.5",
