@@ -25,6 +25,9 @@ from halfstep.pipeline.samplers import (
     teacher_grid,
 )
 
+SIZES = ("time_ids", "resolution", "aspect_ratio")
+"""Named tensors of diffusers' networks that tell of the image and not of its text: guidance keeps them."""
+
 
 @dataclass(frozen=True, eq=False)
 class PipelineFields(Validated):
@@ -122,12 +125,13 @@ class PipelineFields(Validated):
     def unconditional(self) -> Null | None:
         """The null label, or the states of the empty text; None if it has neither.
 
-        With named tensors it is a condition of one row, with all of these.
+        With named tensors it is a condition of one row, with all of these but `SIZES`.
         """
-        if not self.added:
+        added = {k: v for k, v in self.text_defaults.added.items() if k not in SIZES}
+        if not added:
             return self.null if self.empty is None else self.empty
         label = None if self.null is None else torch.tensor([self.null])
-        return replace(self.text_defaults, label=label)
+        return replace(self.text_defaults, label=label, added=added)
 
     @property
     def text_defaults(self) -> Cond:

@@ -1,19 +1,19 @@
 """The conditions of samples: labels or texts, named tensors, and a guidance scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfstep.batch import Cond, Null, null_values
+from halfstep.batch import Cond, Null, null_rows, null_values
 from halfstep.config.validate import is_valid, shown
-from halfstep.diffusion.denoiser import Denoiser, Denoises
+from halfstep.diffusion.denoiser import Denoises
 from halfstep.diffusion.guidance import Guided
 from halfstep.errors import ConfigError, unknown
 from halfstep.identity import sha256_of
-from halfstep.pipeline.base import PipelineFields
+from halfstep.pipeline.base import PipelineFields, SIZES
 from halfstep.pixels import refuse_no_tensor
 
 STATES = "encoder_hidden_states"
@@ -25,7 +25,7 @@ def condition(
     first: int = 0,
     *,
     labels: Sequence[int] | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: str | Sequence[str] | None = None,
     encoder_hidden_states: Tensor | None = None,
     added: Mapping[str, Tensor] | None = None,
     guidance_scale: float | None = None,
@@ -43,7 +43,11 @@ def condition(
             raise ConfigError(
                 "prompts and encoder_hidden_states say the same in two ways: give one of them"
             )
-        given = _encoded(pipeline, prompts)
+        if isinstance(prompts, str):
+            one = _encoded(pipeline, [prompts])
+            given = {name: value.expand(n, *value.shape[1:]) for name, value in one.items()}
+        else:
+            given = _encoded(pipeline, list(prompts))
     if encoder_hidden_states is not None:
         given = {STATES: encoder_hidden_states}
     tensors = _filled(pipeline, n, {**given, **_known(pipeline, added or {})})
@@ -53,17 +57,45 @@ def condition(
     return None if is_empty else Cond(label, states, scale, tensors)
 
 
-def guided(
-    denoiser: Denoiser,
-    guidance_scale: float,
-    guidance_range: tuple[float, float] | None,
-    unconditional: Null | None,
-) -> Denoises:
+def null_condition(
+    pipeline: PipelineFields, n: int, guidance_scale: float, prompts: str | Sequence[str] | None
+) -> Null | None:
+    """The null condition of n samples: the pipeline's, or the condition of these negative prompts.
+
+    `ConfigError` for negative prompts that would change nothing.
+
+    prompts  one text for all samples, or one a sample; None is the pipeline's null condition
+    """
+    if prompts is None:
+        return pipeline.unconditional
+    if pipeline.guidance_range is not None:
+        raise ConfigError(
+            "this student takes the guidance scale as an input, with its teacher's null condition folded in, "
+            "so that negative prompts change nothing: leave them out, or sample its teacher"
+        )
+    if guidance_scale == 1:
+        raise ConfigError(
+            "guidance_scale is 1, where guidance is off and negative prompts change nothing: write for "
+            "example guidance_scale=4, or leave them out"
+        )
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if len(texts) not in (1, n):
+        raise ConfigError(
+            f"{n} samples need one negative prompt, or {n}, got {len(texts)}: give one a sample"
+        )
+    encoded = _encoded(pipeline, texts)
+    tensors = _filled(pipeline, len(texts), {k: v for k, v in encoded.items() if k not in SIZES})
+    label = None if pipeline.null is None else torch.full((len(texts),), pipeline.null)
+    added = {name: v for name, v in tensors.items() if name not in (STATES, *SIZES)}
+    return Cond(label, tensors.get(STATES), added=added)
+
+
+def guided(pipeline: PipelineFields, guidance_scale: float, null: Null | None) -> Denoises:
     """The denoiser at this guidance scale: itself if it takes the scale as an input, or if it is 1.
 
-    guidance_range  of the scales that the network takes as an input, or None
-    unconditional   the null condition, or None
+    null  the null condition, or None
     """
+    guidance_range = pipeline.guidance_range
     if not is_valid(guidance_scale, float):
         raise ConfigError(
             f"guidance_scale is a finite number, got {shown(guidance_scale)}: write for example 2"
@@ -75,14 +107,41 @@ def guided(
                 f"this student takes guidance scales from {low:g} to {high:g}, got "
                 f"{guidance_scale:g}: write guidance_scale={min(max(guidance_scale, low), high):g}"
             )
-        return denoiser
+        return pipeline.denoiser
     if guidance_scale == 1:
-        return denoiser
-    if unconditional is None:
+        return pipeline.denoiser
+    if null is None:
         raise ConfigError(
             "this pipeline has no null class and cannot be guided: write guidance_scale=1"
         )
-    return Guided(denoiser, guidance_scale, unconditional)
+    return Guided(pipeline.denoiser, guidance_scale, null)
+
+
+def model_inputs(
+    pipeline: PipelineFields,
+    n: int,
+    first: int,
+    guidance_scale: float,
+    negative_prompts: str | Sequence[str] | None,
+    **given: Any,
+) -> Callable[[slice], tuple[Denoises, Cond | None]]:
+    """A function from rows of n samples to the denoiser at this guidance scale, and their conditions.
+
+    given  the other arguments of `condition`
+    """
+    null = null_condition(pipeline, n, guidance_scale, negative_prompts)
+    guided(pipeline, guidance_scale, null)  # refused before the first batch
+    scale = None if pipeline.guidance_range is None else guidance_scale
+    cond, device = condition(pipeline, n, first, guidance_scale=scale, **given), pipeline.device
+
+    def of(rows: slice) -> tuple[Denoises, Cond | None]:
+        part = None if null is None else null_rows(null, rows)
+        part = part.to(device) if isinstance(part, Cond | Tensor) else part
+        return guided(pipeline, guidance_scale, part), None if cond is None else cond[rows].to(
+            device
+        )
+
+    return of
 
 
 def defaults_of(empty_text: Cond) -> dict[str, Any]:
@@ -148,7 +207,7 @@ def _encoded(pipeline: PipelineFields, prompts: Sequence[str]) -> dict[str, Tens
             "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
             "line: --text FOLDER), or their states as encoder_hidden_states"
         )
-    encoded = null_values(pipeline.texts.conditions(list(prompts)))
+    encoded = null_values(pipeline.texts.conditions(prompts))
     return {name: encoded[name] for name in null_values(pipeline.text_defaults) if name in encoded}
 
 

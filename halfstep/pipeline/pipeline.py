@@ -8,16 +8,15 @@ from typing import Self
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import batches, Cond
+from halfstep.batch import batches
 from halfstep.capacity import refuse_too_large
 from halfstep.config.validate import Count, validate
-from halfstep.diffusion.denoiser import Denoises
 from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.models.uvit.resize import resized
 from halfstep.pipeline.base import PipelineFields
-from halfstep.pipeline.conditioning import condition, differing, guided
+from halfstep.pipeline.conditioning import differing, model_inputs
 from halfstep.pipeline.description import (
     as_checkpoint_error,
     describe,
@@ -53,7 +52,7 @@ class Pipeline(PipelineFields):
     direction "denoise", or "invert" for a student that goes from data to noise (`encode`)
     added     the other tensors that its network reads, such as pooled_projections [D], encoder_attention_mask
               [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
-              samples' own by default, and the null condition of guidance
+              default of samples, and the null of guidance, which keeps sizes (time_ids) as they are
     scheduler the diffusers scheduler that a model was published with, for sampler="scheduler"
     clipping  "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it, as diffusers' `clip_sample`
     """
@@ -66,8 +65,9 @@ class Pipeline(PipelineFields):
         steps: int | None = None,
         sampler: str | None = None,
         labels: Sequence[int] | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         encoder_hidden_states: Tensor | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         variance: float = 0.0,
@@ -89,9 +89,13 @@ class Pipeline(PipelineFields):
                   scheduler, the one that a model of diffusers was published with; or a scheduler of
                   diffusers by its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
-        prompts   one text a sample, for a network that reads texts, by default the empty one; or
-                  `encoder_hidden_states`, their states
-        added     named tensors of the samples, one row a sample or one for all, in place of the pipeline's
+        prompts   one text a sample, or one for all, for a network that reads texts, by default the empty
+                  one; or `encoder_hidden_states`, their states
+        negative_prompts  one text for all samples, or one a sample, that guidance leads away from instead of
+                  the empty one; refused where it would change nothing: at guidance_scale 1, and of a
+                  student that takes the scale, in which the teacher's own null condition is folded in
+        added     named tensors of the samples, one row a sample or one for all, in place of those of the
+                  prompts or the pipeline's own
         guidance_scale  of classifier-free guidance, 1 is off; within the range of a student that takes it
         images    [n, C, H, W] in [-1, 1], or uint8, to edit: sampling starts from them at the time
                   `strength`; 1 starts from noise alone
@@ -111,9 +115,10 @@ class Pipeline(PipelineFields):
         if images is not None:
             check_edit(sampler, masked=mask is not None)
             times = start.grid(times, student=bool(self.times))
-        model, cond = self._conditioned(
-            n, first, labels, prompts, encoder_hidden_states, added, guidance_scale
-        )
+        inputs_of = model_inputs(
+            self, n, first, guidance_scale, negative_prompts, labels=labels, prompts=prompts,
+            encoder_hidden_states=encoder_hidden_states, added=added,
+        )  # fmt: skip
         schedule, device = self.denoiser.schedule, self.device
         self.denoiser.eval()
         samples, parts = list[Tensor](), batches(range(n), batch)
@@ -125,19 +130,11 @@ class Pipeline(PipelineFields):
             z, pixels = z.to(device), start[rows].to(device)
             inputs = pixels.of_model(self.codec)
             draw = sampler_fn(
-                sampler,
-                seed,
-                ids,
-                self.shape,
-                times,
-                schedule,
-                variance,
-                inputs.around(z),
-                self.scheduler,
-            )
-            c = None if cond is None else cond[rows].to(device)
+                sampler, seed, ids, self.shape, times, schedule, variance, inputs.around(z), self.scheduler
+            )  # fmt: skip
+            model, cond = inputs_of(rows)
             z = inputs.begin(schedule, z, times[0])
-            x = draw(model, z, times, cond=c, clip=self.clip_of(sampler), progress=progress)
+            x = draw(model, z, times, cond=cond, clip=self.clip_of(sampler), progress=progress)
             if self.codec is not None and not latents:
                 x, inputs = self.codec.decode(x), pixels
             samples.append(inputs.restore_unmasked(x).cpu())
@@ -164,8 +161,9 @@ class Pipeline(PipelineFields):
         *,
         steps: int | None = None,
         labels: Sequence[int] | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         encoder_hidden_states: Tensor | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         batch: int = 256,
@@ -189,9 +187,10 @@ class Pipeline(PipelineFields):
             )
         times = self._times(steps)
         refuse_blind_to_noise(self.denoiser, times[-1])
-        model, cond = self._conditioned(
-            n, 0, labels, prompts, encoder_hidden_states, added, guidance_scale
-        )
+        inputs_of = model_inputs(
+            self, n, 0, guidance_scale, negative_prompts, labels=labels, prompts=prompts,
+            encoder_hidden_states=encoder_hidden_states, added=added,
+        )  # fmt: skip
         device, noise = self.device, [torch.empty(0, *self.shape, dtype=torch.float32)]
         self.denoiser.eval()
         parts = batches(range(n), batch)
@@ -199,27 +198,9 @@ class Pipeline(PipelineFields):
         for part in parts:
             rows = slice(part.start, part.stop)
             x0 = latents_of(self.codec, images[rows].to(device))
-            c = None if cond is None else cond[rows].to(device)
-            noise.append(encode(model, x0, times, cond=c, progress=progress).cpu())
+            model, cond = inputs_of(rows)
+            noise.append(encode(model, x0, times, cond=cond, progress=progress).cpu())
         return torch.cat(noise)
-
-    def _conditioned(
-        self,
-        n: int,
-        first: int,
-        labels: Sequence[int] | None,
-        prompts: Sequence[str] | None,
-        encoder_hidden_states: Tensor | None,
-        added: Mapping[str, Tensor] | None,
-        guidance_scale: float,
-    ) -> tuple[Denoises, Cond | None]:
-        """The denoiser at this guidance scale, and the conditions of n samples."""
-        model = guided(self.denoiser, guidance_scale, self.guidance_range, self.unconditional)
-        cond = condition(
-            self, n, first, labels=labels, prompts=prompts, encoder_hidden_states=encoder_hidden_states,
-            added=added, guidance_scale=None if self.guidance_range is None else guidance_scale,
-        )  # fmt: skip
-        return model, cond
 
     def to(self, device: torch.device | str) -> Self:
         """Move its networks to the device; returns itself."""

@@ -19,6 +19,7 @@ from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import load_images, parse_classes, sample_kind
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.noise_file import NoiseFile, stem
+from halfstep.workflows.prompts import in_turn, PromptOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,7 @@ class EncodeConfig(Validated):
     """Sampler steps; an encoder's own by default, else 64."""
     labels: str = ""
     """Labels of the images in turn, such as 3,8; by default those of the data."""
-    prompt: tuple[str, ...] = ()
-    """Texts of the images, in turn, for a model that reads texts."""
+    texts: PromptOptions = field(default_factory=PromptOptions)
     guidance_scale: float = 1.0
     """Guidance scale, 1 is off."""
     batch_size: CountOrNone = 0
@@ -82,8 +82,7 @@ class EncodeJob:
     @property
     def prompts(self) -> list[str]:
         """One text an image, or none."""
-        texts, n = self.config.prompt, len(self.images)
-        return [texts[k % len(texts)] for k in range(n)] if texts else []
+        return in_turn(self.config.texts.texts, range(len(self.images))) or []
 
     def run(self, progress: Progress = SILENT) -> EncodedImages:
         """Encode and write; `DataError` where sampling diverges."""
@@ -92,6 +91,7 @@ class EncodeJob:
         noise = self.pipeline.encode(
             self.images, steps=config.steps, labels=self.labels, guidance_scale=config.guidance_scale,
             batch=batch, prompts=self.prompts or None, progress=progress,
+            negative_prompts=in_turn(self.config.texts.negative, range(len(self.images))),
         )  # fmt: skip
         if not bool(noise.isfinite().all()):
             raise DataError("some of the noise is nan or infinite: sampling has diverged")
@@ -138,8 +138,7 @@ def _images(
 ) -> tuple[Tensor, list[int] | None]:
     """The images, and their labels for the model."""
     classes = parse_classes(config.labels)
-    if classes and config.prompt:
-        raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")
+    config.texts.refuse_labels(classes)
     source = load_images(config.images, pipeline, labelled=not classes, progress=progress)
     numbers = list(range(config.first, min(config.first + config.n, len(source))))
     if not numbers:

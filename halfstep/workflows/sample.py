@@ -17,6 +17,7 @@ from halfstep.report.images.png import save_grid, save_images, save_over, scatte
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import parse_classes, sample_kind, SampleStart, StartOptions
 from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.prompts import in_turn, PromptOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,7 @@ class SampleConfig(Validated):
     per_class: CountOrNone = 0
     """Samples of each class, side by side, instead of --n."""
     start: StartOptions = field(default_factory=StartOptions)
-    prompt: tuple[str, ...] = ()
-    """Texts, in turn, for a model that reads texts; --per-class samples of each."""
+    texts: PromptOptions = field(default_factory=PromptOptions)
     guidance_scale: float = 1.0
     """Guidance scale, 1 is off: the 1 + s of the official U-ViT's s."""
     size: tuple[Count, Count] | None = None
@@ -92,13 +92,15 @@ class SampleJob:
     steps: int
     labels: list[int] | None
     prompts: list[str] | None
+    negative_prompts: list[str] | None
 
     def run(self, progress: Progress = SILENT) -> Sampled:
         """Draw the samples and write them; `NonFinite` if sampling diverges."""
         config, start = self.config, self.start
         samples = self.pipeline.sample(
             start.n, seed=config.seed, steps=config.steps, sampler=config.sampler, labels=self.labels,
-            prompts=self.prompts, guidance_scale=config.guidance_scale, variance=config.variance,
+            prompts=self.prompts, negative_prompts=self.negative_prompts,
+            guidance_scale=config.guidance_scale, variance=config.variance,
             batch=_batch(config, self.pipeline), images=start.images, strength=start.strength,
             mask=start.mask, noise=start.noise, first=config.first, progress=progress,
         )  # fmt: skip
@@ -166,9 +168,9 @@ def _check_out(pipeline: Pipeline, config: SampleConfig) -> None:
 def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> SampleJob:
     times = pipeline.grid(config.steps, config.sampler or pipeline.sampler)
     classes = parse_classes(config.labels)
-    if classes and config.prompt:
-        raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")
-    count = len(classes or config.prompt or pipeline.class_names)
+    texts = config.texts
+    texts.refuse_labels(classes)
+    count = len(classes or texts.texts or pipeline.class_names)
     if config.per_class and not count:
         raise ConfigError("--per-class needs --labels or --prompt: write --n instead")
     pipeline.check_counts(
@@ -181,12 +183,13 @@ def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> Sample
     )  # fmt: skip
     numbers = range(config.first, config.first + start.n)
     chosen = [k // config.per_class if config.per_class else k for k in numbers]
-    if config.per_class and not config.prompt:
+    if config.per_class and not texts.texts:
         classes = classes or list(range(count))
     labels = [classes[k % count] for k in chosen] if classes else start.labels
-    prompts = [config.prompt[k % count] for k in chosen] if config.prompt else start.prompts
+    prompts = in_turn(texts.texts, chosen) or start.prompts
+    negative = in_turn(texts.negative, chosen)
     steps = len(start.grid(times, student=bool(pipeline.times))) - 1
-    return SampleJob(pipeline, config, start, steps, labels, prompts)
+    return SampleJob(pipeline, config, start, steps, labels, prompts, negative)
 
 
 def _batch(config: SampleConfig, pipeline: Pipeline) -> int:

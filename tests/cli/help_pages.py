@@ -57,6 +57,7 @@ GROUPS = {
     "Teacher": ("teacher", "networks"),
     "Network": ("network", "classifier"),
     "Model": ("official",),
+    "Texts": ("texts",),
     "Start": ("start",),
     "Method": ("method", "recipe"),
     "Optimiser": ("training",),
@@ -244,7 +245,8 @@ def _metavar(option):
         choices = "{" + ",".join(map(str, typing.get_args(hint))) + "}"
         return choices if len(f"{option.flag} {choices}") <= WIDTH - 4 else "NAME"
     inner = [deep for kind in kinds for deep in (kind, *typing.get_args(kind))]
-    word = "TEXT" if option.name == "prompt" else next(TEXT[k] for k in inner if k in TEXT)
+    is_prompt = option.name in ("prompt", "negative_prompt")
+    word = "TEXT" if is_prompt else next(TEXT[k] for k in inner if k in TEXT)
     takes = arity(hint)
     return f"{word} ..." if takes is None else " ".join([word] * takes)
 

@@ -162,7 +162,14 @@ def test_texts_from_captions_to_samples(cli, tmp_path):
     status, _, err = cli(*train, *NET, *few)
     assert (status, err) == (0, ""), err
     sample = ("sample", "t", "--text", "clip", "--out", "s", "--steps", "2", "--device", "cpu")
-    status, _, err = cli(*sample, "--prompt", "a cat", "--n", "2", "--guidance-scale", "2")
-    assert (status, err) == (0, ""), err
+    guided = (*sample, "--prompt", "a cat", "--n", "2", "--guidance-scale", "2")
+    (tmp_path / "no.txt").write_text("a zebra\n")
+    for name, more in (("p", ()), ("q", ("--negative-prompts", "no.txt")), ("s", ())):
+        status, _, err = cli(*guided, *more, "--npz", "--out", name)
+        assert (status, err) == (0, ""), err
+    plain, led, again = (np.load(tmp_path / n / "samples.npz")["images"] for n in "pqs")
+    assert np.array_equal(plain, again) and not np.array_equal(plain, led)
+    status, _, err = cli(*sample, "--prompt", "a cat", "--negative-prompt", "a zebra")
+    assert status == 2 and "guidance is off" in err
     with Image.open(picture()) as image:
         assert image.size == (8, 8)

@@ -67,6 +67,13 @@ MUTANTS = (
         ("given.get(name, default).to(default.dtype)", "given.get(name, default)"),
         ("**given, **_known(pipeline, added or {})", "**_known(pipeline, added or {}), **given"),
         ("torch.can_cast(value.dtype, default.dtype)", "True"),
+        ("if len(texts) not in (1, n):", "if False:"),
+        ("if guidance_scale == 1:\n        raise", "if False:\n        raise"),
+        ("if pipeline.guidance_range is not None:", "if False:"),
+        (
+            "Guided(pipeline.denoiser, guidance_scale, null)",
+            "Guided(pipeline.denoiser, 2.0, pipeline.empty)",
+        ),
         ("sorted(defaults.items())", "sorted(defaults.keys())"),
         ("return torch.equal(values.to(expected), expected)", "return True"),
         ("if STATES in ours and STATES not in theirs:", "if False:"),
@@ -75,8 +82,14 @@ MUTANTS = (
         "pipeline/base",
         "pipeline/conditioning",
         ("torch.tensor([self.null])", "torch.tensor([0])"),
+        ("if k not in SIZES}", "if True}"),
         ("if name in NAMED:", "if False:"),
         ("if not bool(value.isfinite().all()):", "if False:"),
+    ),
+    *of(
+        "pipeline/conditioning",
+        "pipeline/conditioning",
+        ("null_rows(null, rows)", "null_rows(null, slice(0, rows.stop - rows.start))"),
     ),
     *of(
         "pipeline/saving",
@@ -89,12 +102,9 @@ MUTANTS = (
         ("parts.append(defaults)", "pass"),
     ),
     *of(
-        "pipeline/pipeline",
+        "pipeline/conditioning",
         "training/guided_runs",
-        (
-            "guidance_scale=None if self.guidance_range is None else guidance_scale",
-            "guidance_scale=None",
-        ),
+        ("scale = None if pipeline.guidance_range is None else guidance_scale", "scale = None"),
     ),
     *of(
         "pipeline/description",

@@ -84,7 +84,7 @@ def test_the_null_condition_has_them_all_in_one_row():
     null = pipe.unconditional
     assert torch.equal(null.encoder_hidden_states, empty.encoder_hidden_states)
     assert torch.equal(null.added["encoder_attention_mask"], torch.tensor([[1, 0, 0, 0]]))
-    assert torch.equal(null.added["time_ids"], SIZES[None]) and null.label is None
+    assert "time_ids" not in null.added and null.label is None  # guidance keeps sizes
     assert replace(pipe, added={}).unconditional is pipe.empty
     assert replace(pipe, class_names=("a",), null=1).unconditional.label.tolist() == [1]
 
@@ -137,12 +137,84 @@ def test_differences_of_the_empty_text_are_named():
     assert defaults_of(empty)["added"]["pooled_projections"].shape == (POOLED,)
 
 
-def test_programs_and_costs_call_the_network_with_named_tensors():
+def test_costs_are_those_of_a_call_with_named_tensors():
     pipe = named_pipeline()
     assert multiply_adds(pipe) >= 0 and list(pipe.denoiser.net.cond.added) == list(pipe.added)
+
+
+@pytest.mark.slow
+def test_programs_take_named_tensors():
+    pipe = named_pipeline()
     program, noise = export_program(pipe, 2), sample_noise(0, range(3), (2,))
     names = "encoder_hidden_states", *pipe.added
     assert program.inputs[2:] == conditions_of(pipe) == names
     said = condition(pipe, 3, prompts=["a", "b", "cd"])
     samples = run_program(program, noise, [said.named()[name] for name in names])
     torch.testing.assert_close(samples, pipe.sample(3, prompts=["a", "b", "cd"]))
+
+
+# -- negative prompts ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("negative", ["xy", ["x", "yz", "xyz"]])
+def test_guidance_leads_away_from_negative_prompts(negative):
+    """Each sample alone is led away from its own, in batches as at once."""
+    pipe, prompts = named_pipeline(), ["a", "bc", "def"]
+    options = {"guidance_scale": 3.0, "prompts": prompts, "negative_prompts": negative}
+    samples = pipe.sample(3, **options)
+    torch.testing.assert_close(pipe.sample(3, batch=2, **options), samples)
+    for k, text in enumerate([negative] * 3 if isinstance(negative, str) else negative):
+        null = Words().conditions([text])
+        alone = replace(
+            pipe, empty=null.encoder_hidden_states[0], texts=None,
+            added={**pipe.added, **{name: v[0] for name, v in null.added.items()}},
+        )  # fmt: skip
+        said = Words().conditions([prompts[k]])
+        expected = alone.sample(
+            1, first=k, guidance_scale=3.0, encoder_hidden_states=said.encoder_hidden_states,
+            added=said.added,
+        )  # fmt: skip
+        torch.testing.assert_close(samples[k : k + 1], expected)
+    assert not torch.allclose(samples, pipe.sample(3, prompts=prompts, guidance_scale=3.0))
+
+
+def test_a_negative_prompt_that_is_empty_changes_nothing():
+    pipe = named_pipeline()
+    options = {"prompts": "ab", "guidance_scale": 2.0}
+    plain = pipe.sample(2, **options)
+    assert torch.equal(pipe.sample(2, negative_prompts="", **options), plain)
+    assert torch.equal(pipe.sample(2, **{**options, "prompts": ["ab", "ab"]}), plain)
+
+
+def test_guidance_keeps_the_sizes_of_samples():
+    pipe, sizes = named_pipeline(), torch.tensor([[16.0, 0.0, 8.0]])
+    for negative in (None, "no"):
+        pipe.sample(
+            1, prompts="a", guidance_scale=2.0, added={"time_ids": sizes}, negative_prompts=negative
+        )
+        assert torch.equal(pipe.denoiser.net.cond.added["time_ids"], sizes.expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    "changes, options, words",
+    [
+        ({}, {}, "guidance is off"),
+        ({"guidance_range": (1.0, 4.0)}, {"guidance_scale": 2.0}, "as an input"),
+        ({}, {"guidance_scale": 2.0, "negative_prompts": ["a", "b", "c"]}, "one negative prompt, or 2"),
+        ({"empty": None, "added": {}, "null": 0}, {"guidance_scale": 2.0}, "reads no texts"),
+        ({"texts": None}, {"guidance_scale": 2.0}, "--text FOLDER"),
+    ],
+)  # fmt: skip
+def test_negative_prompts_that_change_nothing_are_refused(changes, options, words):
+    pipe = replace(named_pipeline(), **changes)
+    with pytest.raises(ConfigError, match=words):
+        pipe.sample(2, **{"negative_prompts": "no", **options})
+
+
+def test_encoding_is_guided_away_from_negative_prompts():
+    pipe, x = named_pipeline(), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    options = {"prompts": ["a", "bc"], "guidance_scale": 2.0}
+    plain, led = pipe.encode(x, **options), pipe.encode(x, negative_prompts="no", **options)
+    assert not torch.allclose(plain, led)
+    assert torch.equal(pipe.encode(x, negative_prompts=["", ""], **options), plain)

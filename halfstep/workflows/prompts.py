@@ -1,0 +1,63 @@
+"""Prompts of samples: typed, or lines of a file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from halfstep.config.validate import Validated
+from halfstep.errors import ConfigError
+from halfstep.files import read_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(Validated):
+    """The texts of samples, in turn, and those that guidance leads away from."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts, in turn, for a model that reads texts; --per-class samples of each."""
+    prompts: Path | None = None
+    """A text file with a prompt a line, in place of --prompt; blank lines are left out."""
+    negative_prompt: tuple[str, ...] = ()
+    """Texts that guidance leads away from, in turn, in place of the empty one; needs --guidance-scale."""
+    negative_prompts: Path | None = None
+    """A text file with a negative prompt a line, for the prompts in turn."""
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts; () without."""
+        return _read("prompt", self.prompt, self.prompts)
+
+    @cached_property
+    def negative(self) -> tuple[str, ...]:
+        """The negative prompts; () without."""
+        return _read("negative-prompt", self.negative_prompt, self.negative_prompts)
+
+    def refuse_labels(self, classes: Sequence[int]) -> None:
+        """`ConfigError` for labels beside prompts."""
+        if classes and self.texts:
+            raise ConfigError("a model reads classes or texts: leave --labels or --prompt out")
+
+
+def in_turn(texts: Sequence[str], numbers: Sequence[int]) -> list[str] | None:
+    """The text of each of these numbers, in turn; None without texts."""
+    return [texts[k % len(texts)] for k in numbers] if texts else None
+
+
+def _read(option: str, typed: tuple[str, ...], path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return typed
+    if typed:
+        raise ConfigError(f"--{option} and --{option}s say the same in two ways: give one of them")
+    try:
+        lines = read_text(path.expanduser()).split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the prompts '{path}' ({error.strerror}): give a text file with one a line"
+        ) from None
+    texts = tuple(filter(None, map(str.strip, lines)))
+    if not texts:
+        raise ConfigError(f"'{path}' has no prompt: write one a line")
+    return texts
