@@ -22,6 +22,7 @@ from halfstep.evaluation.scorer import features_for, refuse_samples
 from halfstep.evaluation.setups import FULL_STEPS, SampleCount
 from halfstep.methods import Progressive
 from halfstep.methods.base import Method
+from halfstep.methods.diffusion.reparameterise import V_TEACHER
 from halfstep.pipeline import Pipeline
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
@@ -214,7 +215,7 @@ class Halvings:
     grid            name of their time grid
     direction       of the students
     guidance_range  range of guidance scales that the students take as an input, or None
-    alone           whether the method has no other stages
+    alone           whether the method has no other stages than halvings, and an eps teacher's first
     """
 
     start: int
@@ -230,11 +231,9 @@ class Halvings:
         halved = [stage for stage in plan if stage.teacher_times]
         if not halved:
             return None
-        first = halved[0]
+        first, others = halved[0], [s for s in plan if not s.teacher_times and s.name != V_TEACHER]
         start = len(first.teacher_times) - 1
-        return cls(
-            start, first.grid, first.direction, first.guidance_range, len(halved) == len(plan)
-        )
+        return cls(start, first.grid, first.direction, first.guidance_range, not others)
 
 
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:

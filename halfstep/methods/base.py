@@ -226,6 +226,14 @@ class Method:
         """The method in one line."""
         return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0].rstrip(".")
 
+    def readable(self, teacher: PipelineLike) -> PipelineLike:
+        """The teacher as the method's own stages have it, after a stage that changes what it predicts."""
+        return teacher
+
+    def plan_line(self, teacher: PipelineLike) -> str:
+        """The method in one line, with what it does for this teacher."""
+        return self.summary()
+
     @classmethod
     def options(cls) -> type:
         """The dataclass of options for the command line and TOML files, with a method `build`."""

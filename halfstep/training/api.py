@@ -160,8 +160,12 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
 
     If the teacher takes the guidance scale as an input, so do its students.
     """
-    stages = method.stages(replace(teacher, denoiser=denoiser))
-    if method.builds_student:
+    on_device = replace(teacher, denoiser=denoiser)
+    stages, readable = method.stages(on_device), method.readable(on_device)
+    if readable is not on_device:
+        later = method.stages(readable)  # whose errors are told before the v teacher is trained
+        next(checked_on_start(later, teacher) if method.builds_student else later)
+    elif method.builds_student:
         stages = checked_on_start(stages, teacher)
     if (guidance_range := teacher.guidance_range) is None:
         return stages

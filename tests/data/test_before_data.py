@@ -11,7 +11,7 @@ from torch import nn
 
 from halfstep.data import as_data, refuse_other_shape
 from halfstep.diffusion.denoiser import Denoiser, NetTime
-from halfstep.diffusion.prediction import Eps, V
+from halfstep.diffusion.prediction import V
 from halfstep.diffusion.samplers import encode, sample
 from halfstep.diffusion.schedules import BetaTable, Cosine, Level
 from halfstep.diffusion.time_grids import on_schedule, uniform
@@ -103,13 +103,6 @@ def test_a_schedule_that_stands_still_cannot_be_halved(method):
         method.check(DenoiserOnly(still))
     moving = BetaTable("trained_betas", 8, betas=(0.1,) * 8)
     assert len(list(method.stages(DenoiserOnly(teacher(moving).denoiser)))) == 2
-
-
-@pytest.mark.parametrize("halving", [None, Progressive(start=4, stop=2)])
-def test_a_blind_teacher_is_not_guided(halving):
-    blind = Denoiser(build("mlp", MLP), Cosine(), Eps())
-    with pytest.raises(ConfigError, match="eps"):
-        GuidedDistillation(halving=halving, **GUIDED).check(DenoiserOnly(blind, 3))
 
 
 class Broken:

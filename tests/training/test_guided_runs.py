@@ -362,10 +362,12 @@ def test_teachers_that_cannot_be_guided_leave_no_folder(tmp_path):
         run(tmp_path / "r", teacher=teacher)
     eps = teacher_of()
     eps = replace(eps, denoiser=Denoiser(eps.denoiser.net, Cosine(), Eps()))
-    with pytest.raises(ConfigError, match="halfstep distill reparameterise"):
-        run(tmp_path / "r", teacher=eps)
-    with pytest.raises(ConfigError, match="no option of the net 'mlp' called 'wide'"):
-        run(tmp_path / "r", method=replace(SMALL, student={"wide": "3"}))
+    for made in (teacher_of(), eps):  # before the v teacher is trained
+        with pytest.raises(ConfigError, match="no option of the net 'mlp' called 'wide'"):
+            run(tmp_path / "r", teacher=made, method=replace(SMALL, student={"wide": "3"}))
+        short = replace(SMALL, student={"num_classes": "2"})
+        with pytest.raises(ConfigError, match="does not take the teacher's samples"):
+            run(tmp_path / "r", teacher=made, method=short)
     assert not (tmp_path / "r").exists()
 
 

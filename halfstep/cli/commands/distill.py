@@ -99,7 +99,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.dataset, data))
-    say(console, "plan", method.summary())
+    say(console, "plan", method.plan_line(teachers[0]))
     say(console, "updates", updates_on(updates, training, folder.device))
     context = run_context(
         folder, options, console, gate=gate,

@@ -20,13 +20,14 @@ from halfstep.methods.diffusion.guided import GuidedDistillation
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.shrink import Shrink
+from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst, VTeacherOptions
 from halfstep.models.hooks import unwrap
 from halfstep.progress import Progress, SILENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Validated, Method):
-    """Shrink, guide, halve: a smaller network, optionally one call for any guidance scale, fewer steps."""
+class Parts(Validated, Method):
+    """A smaller network, then the method that distils it, of a teacher that determines the data."""
 
     shrink: Shrink
     """The smaller network."""
@@ -85,6 +86,14 @@ class Chain(Validated, Method):
         """shrink to depth 2, 8 -> 4 -> 2 steps."""
         return f"{self.shrink.summary()}, {self.then.summary()}"
 
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(VTeacherFirst, Parts):
+    """Shrink, guide, halve: a smaller network, optionally one call for any guidance scale, fewer steps.
+
+    A teacher that predicts eps becomes a v teacher first.
+    """
+
     @classmethod
     def options(cls) -> type:
         """The flat options of all parts."""
@@ -92,7 +101,7 @@ class Chain(Validated, Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainOptions(HalvingOptions, Shrink):
+class ChainOptions(VTeacherOptions, HalvingOptions, Shrink):
     """Options of `Chain`, flat."""
 
     stop: Steps = 4
@@ -111,7 +120,7 @@ class ChainOptions(HalvingOptions, Shrink):
     def build(self) -> Chain:
         """The chain of these options."""
         options = {option.name: getattr(self, option.name) for option in fields(Shrink)}
-        return Chain(shrink=Shrink(**options), then=self._then())
+        return Chain(shrink=Shrink(**options), then=self._then(), **self.v_teacher_options)
 
     def _then(self) -> GuidedDistillation | Progressive:
         halving = self.halvings(self.weighting)

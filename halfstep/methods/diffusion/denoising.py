@@ -91,6 +91,18 @@ class Denoise(Objective):
         return self.weighting(*errors(guess, Prediction(batch.x0, eps)))
 
 
+def label_dropping(drop: float | None, null: Null | None) -> float:
+    """The share of samples to drop the condition of, for a copy of a teacher: 0.1 where it has a null.
+
+    `ConfigError` for a share without a null.
+    """
+    if drop and null is None:
+        raise ConfigError(
+            "drop_labels needs a teacher with a null class, or of texts: write drop_labels=0"
+        )
+    return 0.1 * (null is not None) if drop is None else drop
+
+
 def some_unlabelled(cond: Cond | None, draw: Draw, drop: float, null: Null | None) -> Cond | None:
     """The condition, dropped for this share of samples; unchanged without a condition or a null."""
     if not drop or null is None or cond is None or not cond.can_drop(null):

@@ -14,11 +14,12 @@ from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
 from halfstep.diffusion.time_grids import Direction, Times
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.diffusion.progressive import Halve, Progressive
+from halfstep.methods.base import PipelineLike
+from halfstep.methods.diffusion.progressive import Halve, Halving
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder(Progressive):
+class Encoder(Halving):
     """Halve the number of steps from data to noise, again and again (Meng et al. 2023)."""
 
     weighting: str = "snr+1"
@@ -40,9 +41,10 @@ class Encoder(Progressive):
                 "write weighting='snr+1', 'truncated-snr' or 'snr'"
             )
 
-    def refuse(self, teacher: Teacher, times: Times) -> None:
+    def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot encode on this grid."""
-        refuse_blind_to_noise(teacher, times[-1])
+        super().check(teacher)
+        refuse_blind_to_noise(teacher.denoiser, self.plan(teacher)[0].teacher_times[-1])
 
     def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> Halve:
         """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}."""

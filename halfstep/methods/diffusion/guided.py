@@ -31,9 +31,10 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
-from halfstep.methods.diffusion.halving_checks import check_weighting, refuse_blind
+from halfstep.methods.diffusion.halving_checks import check_weighting
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.progressive import Progressive
+from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst, VTeacherOptions
 from halfstep.models import build, build_like, recipe
 from halfstep.models.guidance_embedding import check_features
 from halfstep.models.with_guidance import with_guidance
@@ -92,11 +93,12 @@ class GuidedMatching(Validated, Method):
                 "guidance needs a null class, and this teacher has none: train it with labels and "
                 "drop_labels (command line: --labels --drop-labels 0.1)"
             )
+        if teacher.denoiser.guided:
+            raise ConfigError(
+                "this teacher is guided already, and its student would be guided twice: give the denoiser "
+                "inside it, teacher.unguided"
+            )
         levels_for(self.levels, teacher.denoiser.schedule)
-        self._check_start(teacher)
-
-    def _check_start(self, teacher: PipelineLike) -> None:
-        refuse_blind(teacher.denoiser, 1.0)
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         [stage, *_], denoiser = self.plan(teacher), teacher.denoiser.unguided
@@ -133,8 +135,8 @@ class GuidedMatching(Validated, Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedDistillation(GuidedMatching):
-    """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023)."""
+class GuidedHalving(GuidedMatching):
+    """The guided student, then fewer steps, of a teacher that determines the data at their first time."""
 
     halving: Progressive | None = field(
         default_factory=lambda: Progressive(start=64, updates=(10_000,))
@@ -148,10 +150,10 @@ class GuidedDistillation(GuidedMatching):
             replace(stage, guidance_range=self.guidance_range) for stage in halvings
         ]
 
-    def _check_start(self, teacher: PipelineLike) -> None:
-        if self.halving is None:
-            super()._check_start(teacher)
-        else:
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that cannot be guided, or whose student cannot be halved."""
+        super().check(teacher)
+        if self.halving is not None:
             self.halving.check(teacher)
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
@@ -172,6 +174,14 @@ class GuidedDistillation(GuidedMatching):
         halving = f", {self.halving.summary()}" if self.halving else ""
         return super().summary() + halving
 
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedDistillation(VTeacherFirst, GuidedHalving):
+    """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023).
+
+    A teacher that predicts eps becomes a v teacher first.
+    """
+
     @classmethod
     def options(cls) -> type:
         """The flat options of both stages."""
@@ -179,7 +189,7 @@ class GuidedDistillation(GuidedMatching):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedOptions(HalvingOptions, GuidedMatching):
+class GuidedOptions(VTeacherOptions, HalvingOptions, GuidedMatching):
     """Options of `GuidedDistillation`, flat."""
 
     def __post_init__(self) -> None:
@@ -189,7 +199,8 @@ class GuidedOptions(HalvingOptions, GuidedMatching):
     def build(self) -> GuidedDistillation:
         """The method of these options."""
         options = {option.name: getattr(self, option.name) for option in fields(GuidedMatching)}
-        return GuidedDistillation(**options, halving=self.halvings(self.weighting))
+        halving = self.halvings(self.weighting)
+        return GuidedDistillation(**options, halving=halving, **self.v_teacher_options)
 
 
 @dataclass(frozen=True)

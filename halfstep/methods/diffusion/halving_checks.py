@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import vanishes, WEIGHTINGS
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, unknown
@@ -59,14 +56,3 @@ def refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
 
 def _same(a: Times, b: Times) -> bool:
     return len(a) == len(b) and all(abs(s - t) < SAME for s, t in zip(a, b, strict=True))
-
-
-def refuse_blind(teacher: Teacher, t: float) -> None:
-    """`ConfigError` for a teacher of eps that starts at t with almost no signal."""
-    level = teacher.schedule.at(torch.tensor(t, dtype=torch.float64))
-    if teacher.parameterisation.blind_to_data and level.alpha < 0.1 * level.sigma:
-        raise ConfigError(
-            f"the teacher predicts eps and cannot be distilled from t = {t:g}, where alpha = "
-            f"{float(level.alpha):.2g}: eps does not determine the data there.  Turn it into a v teacher "
-            "first with 'halfstep distill reparameterise', or give times that start lower"
-        )

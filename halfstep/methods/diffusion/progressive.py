@@ -32,16 +32,16 @@ from halfstep.methods.base import (
 from halfstep.methods.diffusion.halving_checks import (
     check_updates,
     check_weighting,
-    refuse_blind,
     refuse_other_clip,
     refuse_other_grid,
 )
+from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst
 from halfstep.rng import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progressive(Validated, Method):
-    """Halve the number of sampling steps, again and again (Salimans & Ho 2022)."""
+class Halving(Validated, Method):
+    """Halve the number of sampling steps, again and again, of a teacher that its grid can read."""
 
     start: Steps = 1024
     """Steps the teacher is sampled with: `stop` times a power of two."""
@@ -126,7 +126,6 @@ class Progressive(Validated, Method):
         super().check(teacher)
         plan, denoiser = self.plan(teacher), teacher.denoiser
         refuse_other_grid(teacher, plan[0].teacher_times)
-        self.refuse(denoiser, plan[0].teacher_times)
         for stage in plan:
             self.objective(denoiser, stage.teacher_times).look_ahead()
 
@@ -152,10 +151,6 @@ class Progressive(Validated, Method):
         """8 -> 4 -> 2 steps."""
         return f"{' -> '.join(map(str, [self.start, *self.counts]))} steps"
 
-    def refuse(self, teacher: Teacher, times: Times) -> None:
-        """`ConfigError` for a teacher that cannot be sampled on this grid."""
-        refuse_blind(teacher, times[0])
-
     def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> "Halve":
         """The objective of the student of a teacher that is sampled on this grid, clipped so."""
         return Halve(teacher, times, WEIGHTINGS[self.weighting], clip)
@@ -165,6 +160,17 @@ class Progressive(Validated, Method):
         if len(self.updates) > 1:
             return self.updates[halving]
         return self.updates[0] * (2 if steps <= 2 else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive(VTeacherFirst, Halving):
+    """Halve the number of sampling steps, again and again (Salimans & Ho 2022).
+
+    A teacher that predicts eps becomes a v teacher first.
+    """
+
+    def _default_updates(self, others: list[StagePlan]) -> int:
+        return self.updates[0]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from halfstep.methods.base import (
 )
 from halfstep.methods.diffusion.block_features import block_pairs, Matched, matched
 from halfstep.methods.diffusion.block_scores import scores
+from halfstep.methods.diffusion.denoising import label_dropping
 from halfstep.methods.diffusion.guided import AnyScale
 from halfstep.methods.diffusion.imitation import Imitate
 from halfstep.models import build_like, recipe
@@ -177,10 +178,7 @@ class Shrink(Validated, Method):
         """`ConfigError` for a student as the teacher, and for options that do not fit it."""
         super().check(teacher)
         refuse_student(teacher)
-        if self.drop_labels and teacher.unconditional is None:
-            raise ConfigError(
-                "drop_labels needs a teacher with a null class, or of texts: write drop_labels=0"
-            )
+        label_dropping(self.drop_labels, teacher.unconditional)
         if self.denoising and _is_guided(teacher):
             raise ConfigError(
                 "a guided teacher's images are not the data's, to which denoising would pull the student: "
@@ -204,7 +202,7 @@ class Shrink(Validated, Method):
     ) -> Imitate:
         """The loss of a student of this teacher with the frozen denoiser."""
         null = teacher.unconditional
-        drop = self.drop_labels if self.drop_labels is not None else 0.1 * (null is not None)
+        drop = label_dropping(self.drop_labels, null)
         guided = _is_guided(teacher)
         denoising = self.denoising if self.denoising is not None else (0.0 if guided else 0.1)
         levels = levels_for(self.levels, frozen.schedule)

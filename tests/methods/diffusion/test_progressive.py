@@ -10,12 +10,11 @@ from halfstep.diffusion.analytic import gaussian_flow, gaussian_teacher, Mixture
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import truncated_snr
-from halfstep.diffusion.prediction import Eps, V, X0
+from halfstep.diffusion.prediction import V, X0
 from halfstep.diffusion.samplers import start
 from halfstep.diffusion.schedules import (
     BetaTable,
     Cosine,
-    Karras,
     RectifiedFlow,
     VPLinear,
 )
@@ -193,23 +192,6 @@ def test_unknown_names_are_refused():
         Progressive(weighting="truncated_snr")
     with pytest.raises(ConfigError, match="grid 'unifrom'"):
         Progressive(start=2, grid="unifrom").check(DenoiserOnly(wobbly_teacher(Cosine(), V())))
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [Cosine(), VPLinear(), RectifiedFlow(), Karras(), BetaTable(), BetaTable(zero_snr=True)],
-    ids=repr,
-)
-def test_an_eps_teacher_is_refused_from_pure_noise_and_the_advice_works(schedule):
-    teacher = wobbly_teacher(schedule, Eps())
-    with pytest.raises(ConfigError, match="predicts eps") as no:
-        Progressive(start=2).check(DenoiserOnly(teacher))
-    assert "halfstep distill reparameterise" in str(no.value)
-    assert "times that start lower" in str(no.value)
-    Progressive(start=2, times=(0.5, 0.25, 0.0)).check(DenoiserOnly(teacher))
-    if schedule != BetaTable(zero_snr=True):  # whose eps teacher was never there to be asked
-        [stage] = Reparameterise().stages(DenoiserOnly(teacher))
-        Progressive(start=2).check(DenoiserOnly(stage.student))
 
 
 @pytest.mark.parametrize("reads", [X0(), V()], ids=named)

@@ -90,6 +90,48 @@ def test_the_exact_v_teacher_has_no_loss_where_the_eps_teacher_is_readable(old, 
     assert loss[~readable].min() > 1e-3 * 0.01 and bool(loss.isfinite().all())
 
 
+@pytest.mark.parametrize("old, new, levels", MOVES, ids=lambda v: named(v))
+def test_dropped_labels_have_the_teachers_null_prediction_as_their_target(old, new, levels):
+    """Null 3 is the mixture without a label: the exact v teacher has no loss there either."""
+    n, data, null = 400, Mixture(), 3
+    label = torch.randint(3, (n,), generator=seeded())
+    student = Watched(mixture_teacher(new, data, V()))
+    teacher = Watched(mixture_teacher(old, data, Eps()))
+    teacher.schedule = old
+    match = Match(teacher, new, snr_plus_one, levels, drop=0.3, null=null)
+    batch = Batch(data.draw(n, seeded(1)), Cond(label=label))
+    loss = match(student, batch, draw_of(5, n))
+    seen = student.cond.label
+    assert torch.equal(seen, teacher.cond.label)
+    dropped = seen == null
+    assert torch.equal(seen[~dropped], label[~dropped]) and 0.2 < dropped.double().mean() < 0.4
+    readable = new.at(student.t).logsnr.exp() >= 0.01
+    assert loss[readable].max() < 1e-12 * 1e4
+    blind = dropped & ~readable  # the data, as in training
+    guess = student.denoiser(student.x_t, student.t, student.cond)
+    level = level_of(new, student.t, batch.x0)
+    target = torch.where(blind[:, None], batch.x0, guess.x0)
+    eps = torch.where(
+        blind[:, None], (student.x_t - level.alpha * batch.x0) / level.sigma, guess.eps
+    )
+    expected = (target - guess.x0).square().mean(1) + (eps - guess.eps).square().mean(1)
+    assert blind.any()
+    torch.testing.assert_close(loss[blind], expected[blind], rtol=1e-6, atol=1e-9)
+
+
+def test_the_share_of_dropped_labels():
+    labelled = DenoiserOnly(mixture_teacher(Cosine(), Mixture(), Eps()), 3)
+    for given, share in ((None, 0.1), (0.0, 0.0), (0.5, 0.5)):
+        [stage] = Reparameterise(drop_labels=given).stages(labelled)
+        assert (stage.objective.drop, stage.objective.null) == (share, 3)
+    plain = DenoiserOnly(labelled.denoiser)
+    [stage] = Reparameterise().stages(plain)
+    assert (stage.objective.drop, stage.objective.null) == (0.0, None)
+    with pytest.raises(ConfigError, match="null class"):
+        Reparameterise(drop_labels=0.1).check(plain)
+    Reparameterise(drop_labels=0.0).check(plain)
+
+
 def test_at_pure_noise_the_target_is_the_data():
     """Zero terminal SNR, t = 1: the loss of the mean of the data is the variance of the data."""
     n = 4000
@@ -130,8 +172,8 @@ def test_the_teacher_is_asked_once_and_never_differentiated():
 
 def test_micro_batches_have_the_losses_of_the_batch():
     teacher, student = wobbly_teacher(Cosine(), Eps()), wobbly_teacher(Cosine(), V())
-    batch = Batch(torch.randn(5, 3, 4, generator=seeded()))
-    match = Match(teacher, Cosine(), snr_plus_one)
+    batch = Batch(torch.randn(5, 3, 4, generator=seeded()), Cond(torch.arange(5)))
+    match = Match(teacher, Cosine(), snr_plus_one, drop=0.5, null=9)
     whole = match(student, batch, draw_of(4, 5))
     for a, b in ((0, 2), (2, 5)):
         part = match(student, batch[a:b], Draw(seeded(4), 5, slice(a, b)))

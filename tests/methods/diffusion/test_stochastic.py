@@ -8,7 +8,7 @@ import torch
 from halfstep.batch import Batch, Cond
 from halfstep.diffusion.denoiser import Denoiser, level_of, NetTime
 from halfstep.diffusion.loss_weighting import constant, snr_plus_one, truncated_snr
-from halfstep.diffusion.prediction import Clip, Eps, V, X0
+from halfstep.diffusion.prediction import Clip, V, X0
 from halfstep.diffusion.samplers import sample, stochastic
 from halfstep.diffusion.schedules import Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import karras, uniform
@@ -177,8 +177,6 @@ def test_other_refusals_are_progressives():
         Stochastic(start=12, stop=4)
     with pytest.raises(ConfigError, match="vanishes"):
         Stochastic(weighting="snr")
-    with pytest.raises(ConfigError, match="predicts eps"):
-        Stochastic(start=4).check(DenoiserOnly(wobbly_teacher(Cosine(), Eps())))
 
 
 def test_a_student_of_ddim_is_refused_by_the_stochastic_sampler():
