@@ -216,9 +216,10 @@ class KLCodec(nn.Module):
             self._saved = SavedFile.at(stem, digest)
 
     def read(self, folder: Path) -> "KLCodec":
-        """Load the weights and the scale from a folder of `save`, strictly; returns itself."""
+        """Load weights, in their dtype, and scale from a folder of `save`, strictly; returns itself."""
         stem = folder / "codec"
         tensors, about = storage.load(stem, About)
+        self.to(next(iter(tensors.values())).dtype)
         storage.load_into(self.model, tensors, f"'{stem}.safetensors'")
         self.scale, self._saved = _positive(about["scale"]), SavedFile.at(stem, self.digest())
         return self

@@ -141,6 +141,37 @@ def test_it_is_loaded_and_saved_to_the_bit(name, tmp_path):
     assert loaded.decode(latents(loaded)).dtype == torch.float32
 
 
+def test_half_precision_comes_back(tmp_path):
+    """As a pipeline in memory has it: the digest, which latents record, is of the dtype too."""
+    codec = codec_of_model(autoencoder("sd3").to(torch.bfloat16))
+    codec.save(tmp_path)
+    same(load_codec(tmp_path), codec)
+
+
+@pytest.mark.parametrize(
+    "class_name, config, factor, channels",
+    [
+        ("AutoencoderKL", SDXL | dict(block_out_channels=[128, 256, 512, 512]), 8, 4),
+        ("AutoencoderKL", SD3 | dict(block_out_channels=[128, 256, 512, 512]), 8, 16),
+        ("AutoencoderDC", {}, 32, 32),
+        ("AutoencoderDC", {"encoder_layers_per_block": [0, 2, 2, 3, 3, 3]}, 32, 32),
+        ("AutoencoderKLQwenImage", {}, 8, 16),
+        ("AutoencoderTiny", {"latent_channels": 16, "shift_factor": 0.0}, 8, 16),
+    ],
+)
+def test_published_sizes(class_name, config, factor, channels):
+    """Without memory: the sizes that published models have."""
+    config = {name: value for name, value in config.items() if name != "scaling_factor"}
+    with torch.device("meta"):
+        codec = KLCodec.fresh(config, class_name=class_name)
+        moments, decoded = codec(
+            torch.zeros(1, 3, 32, 64), torch.zeros(1, channels, 32 // factor, 64 // factor)
+        )
+    assert (codec.factor, codec.channels) == (factor, channels)
+    assert moments.shape == (1, 2 * channels, 32 // factor, 64 // factor)
+    assert decoded.shape == (1, 3, 32, 64)
+
+
 def test_the_digest_is_of_the_normalisation_too():
     digests = {
         codec_of_model(autoencoder("sd", **more)).digest()
