@@ -255,6 +255,14 @@ def test_an_unclipped_program_of_points():
     ).abs().max() < 1e-5
 
 
+def test_a_program_clips_as_its_pipeline_does():
+    noise = sample_noise(1, range(3), teacher().shape)
+    for clipping in ("x0", "x0-and-eps"):
+        pipeline = replace(teacher(), clip=0.3, clipping=clipping)
+        drawn = run_program(export_program(pipeline, 4), noise, [])
+        assert (drawn - pipeline.sample(3, seed=1, steps=4)).abs().max() < 1e-5
+
+
 class OneSize(torch.nn.Module):
     """Its own code asks how many samples there are, as a number."""
 

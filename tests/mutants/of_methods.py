@@ -114,6 +114,11 @@ MUTANTS = (
         ("on_schedule(checked(times), schedule)", "checked(times)"),
     ),
     *of(
+        "methods/diffusion/guided",
+        "methods/diffusion/clipped_targets",
+        ("clipping=teacher.clipping", "clipping='x0-and-eps'"),
+    ),
+    *of(
         "methods/diffusion/progressive",
         "methods/diffusion/clipped_targets",
         ("pred.x0 + times_change(scale * start.sigma)", "clipped.x0"),

@@ -13,7 +13,13 @@ from halfstep.diffusion.samplers import sample
 from halfstep.diffusion.schedules import Cosine
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
-from halfstep.methods import DenoiserOnly, Progressive, Stochastic, two_step_target
+from halfstep.methods import (
+    DenoiserOnly,
+    GuidedDistillation,
+    Progressive,
+    Stochastic,
+    two_step_target,
+)
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 from tests.support.denoisers import named, READS, SCHEDULES, seeded, Wobbly, wobbly_teacher
@@ -143,18 +149,27 @@ def test_an_error_beyond_the_bound_counts():
     draw = Draw.all(seeded(1), 5)
     exact = ExactRows(teacher, uniform(4), clip=ALONE)
     assert stage.objective(exact, batch_of(5), draw).max() < 1e-18
-    x0 = Denoiser(Beyond(), Cosine(), X0(), time=NetTime(scale=1.0))
-    objective = replace(stage.objective, teacher=x0, times=(0.5, 0.25, 0.0))
-    last = two_step_target(x0, batch_of(5).x0, *places(0.5, 0.25, 0.0, rows=5), clip=ALONE)
-    assert (last.x0 - 0.3).abs().max() < 1e-15
-    assert objective(x0, batch_of(5), Draw.all(seeded(1), 5)).min() > 0.01
+    beyond, clip = Denoiser(Beyond(), Cosine(), X0(), time=NetTime(scale=1.0)), Clip(0.25, "x0")
+    times = (0.5, 0.25, 0.0)
+    target = two_step_target(beyond, batch_of(5).x0, *places(*times, rows=5), clip=clip)
+    assert (target.x0 == 0.25).all()  # to the bit, or it would not be forgiven in any case
+    objective = replace(stage.objective, teacher=beyond, times=times, clip=clip)
+    assert objective(beyond, batch_of(5), draw).min() > 0.01
 
 
 class Beyond(Wobbly):
     """x0 is beyond the bound everywhere."""
 
     def forward(self, x, t, cond=None):
-        return torch.full_like(x, 0.9)
+        return torch.ones_like(x)
+
+
+def test_a_guided_distillation_clips_its_halvings_so():
+    teacher = random_pipeline(class_names=("a", "b"), null=2, clip=0.3, clipping="x0")
+    halving = Progressive(start=4, stop=2, updates=(1,), target_clip=0.3)
+    method = GuidedDistillation(halving=halving, guidance_embed_dim=4)
+    first, second = method.stages(teacher)
+    assert first.clips and not second.clips and second.objective.objective.clip == ALONE
 
 
 def test_a_student_of_such_targets_is_saved_and_sampled_unclipped(tmp_path):
