@@ -53,4 +53,46 @@ MUTANTS = (
         "report/slider",
         ("    if out is None:\n        raise", "    if False:\n        raise"),
     ),
+    *of(
+        "workflows/walk",
+        "workflows/grid",
+        ("abs(a[0] - b[0]) > SAME_LABEL", "False"),
+        ("for k, (a, b) in pairs if not parts else ():", "for k, (a, b) in ():"),
+        ("SAME = 3e-4", "SAME = 1e-5"),
+        ("last < WASTED / walk.steps", "last < 0"),
+        ("if not _near(walk, end, walk, next_)]", "if _near(walk, end, walk, next_)]"),
+        (
+            "if not _near(walk, walk.sigmas[0], walk, top):",
+            "if _near(walk, walk.sigmas[0], walk, top):",
+        ),
+        ("if alpha == 0 and config", "if config"),
+    ),
+    *of(
+        "workflows/pipeline_sigmas",
+        "workflows/pipeline_sigmas",
+        ("(most - base) / (high - low)", "(most - base) / high"),
+        ("np.linspace(1.0, 1 / steps, steps)", "np.linspace(1.0, 0.0, steps)"),
+    ),
+    *of(
+        "workflows/runtimes",
+        "workflows/grid",
+        ("FlowTable(exp(mu), levels=10_000)", "FlowTable(mu, levels=10_000)"),
+        ("None if steps == 1 else 1 / steps", "1 / steps"),
+        (
+            "scheduler_from_config(name, config, shift=static), steps, **shift",
+            "scheduler_from_config(name, config), steps, **shift",
+        ),
+    ),
+    *of(
+        "workflows/scheduler_folder",
+        "workflows/grid",
+        (
+            '    validate("num_train_timesteps", config.get("num_train_timesteps", 1000), Levels)\n',
+            "",
+        ),
+        ('library not in (None, "diffusers")', "False"),
+        ("name not in READABLE or ", ""),
+        ('config.get("shift", 1.0) == 1', "True"),
+        ("round(1 / end)", "round(2 / end)"),
+    ),
 )

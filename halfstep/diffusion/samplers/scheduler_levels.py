@@ -121,7 +121,6 @@ def _measured(scheduler: Any, alphas: Tensor) -> list[float]:
     """
     reads_x0 = type(scheduler).__name__ != "PNDMScheduler"
     options = {"prediction_type": "sample" if reads_x0 else "epsilon", "clip_sample": False}
-    options |= {"thresholding": False}
     ends = []
     for x0 in (1.0, 0.0):
         probe, values = deepcopy(scheduler), []
