@@ -30,7 +30,7 @@ def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> OptionValue
     those `typed` on the command line, which override the file.
     """
     known, values = options_of(kind), OptionValues()
-    for key, value in _read(path).items():
+    for key, value in read_toml(path).items():
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(f"option in '{path.name}' called", key, known)
@@ -74,7 +74,8 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for each in value for text in _texts(each))
 
 
-def _read(path: Path) -> JsonObject:
+def read_toml(path: Path) -> JsonObject:
+    """The contents of a TOML file."""
     try:
         text = path.read_bytes()
     except OSError as error:

@@ -21,6 +21,7 @@ from halfstep.models.diffusers_config import (
     CLASSES,
     from_diffusers_config,
     LABELS,
+    refuse_other_conditions,
     WRAP,
 )
 from halfstep.models.diffusers_net import (
@@ -30,7 +31,7 @@ from halfstep.models.diffusers_net import (
 )
 from halfstep.models.limits import build_within_limits, refuse_unknown
 from halfstep.models.mlp import MLPNet, ResidualMLP
-from halfstep.models.network_inputs import INPUTS, NetworkInputs
+from halfstep.models.network_inputs import INPUTS, inputs_of, NetworkInputs
 from halfstep.schema import SchemaError, validated
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "copy_recipe",
     "infer_config",
     "recipe",
+    "wrap_diffusers",
 ]
 
 
@@ -114,6 +116,27 @@ def build(name: str, config: NetConfig) -> nn.Module:
             name, {k: full[k] for k in full if k[0] != "_" and LATER.get(k) != (full[k],)}
         )
     net.recipe = name, saved_config  # type: ignore[assignment]
+    return net
+
+
+def wrap_diffusers(model: Any, inputs: JsonObject | None = None) -> DiffusersNet:
+    """A network of diffusers that exists already, as one that `build` could have made; it is not copied.
+
+    inputs  how its forward is called, for a class that halfstep does not know
+    """
+    class_name = type(model).__name__
+    name = _net_of_class(class_name) or class_name
+    config = from_diffusers_config(name, {**dict(model.config), "_class_name": class_name})
+    if inputs is not None:
+        config["inputs"] = inputs
+    how = inputs_of(class_name, config)
+    refuse_other_conditions(name, config)
+    if not how.packed and config.get("out_channels") == 2 * config.get("in_channels", 0):
+        config["learned_sigma"] = True
+    names = "num_classes", "guidance_embed_dim", "learned_sigma"
+    net = DiffusersNet(model, how, **{k: config[k] for k in names if k in config})
+    net.outputs = 0
+    net.recipe = name, plain_config(name, config)  # type: ignore[assignment]
     return net
 
 

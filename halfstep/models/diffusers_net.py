@@ -48,9 +48,7 @@ class DiffusersNet(Adapter):
         self.guidance_embed_dim = guidance_embed_dim
         self.takes_scale = bool(inputs.scale and self._config.get("guidance_embeds"))
         self.guidance: GuidanceEmbedding | None = None
-        if guidance_embed_dim and inputs.scale_features:
-            nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
-        elif guidance_embed_dim:
+        if guidance_embed_dim and not inputs.scale_features:
             width = _width(next(self._time_embeddings()))
             self.guidance = GuidanceEmbedding(guidance_embed_dim, width)
         reads_scale = self.takes_scale or guidance_embed_dim
@@ -232,6 +230,8 @@ def diffusers_net(
     net = DiffusersNet(
         model, how, num_classes, guidance_embed_dim=guidance_embed_dim, learned_sigma=learned_sigma
     )
+    if guidance_embed_dim and how.scale_features:
+        nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
     net.outputs = outputs
     return net
 

@@ -1,0 +1,209 @@
+"""The parts of a diffusers pipeline: an object, a folder, a name on the hub, or a single file of weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halfstep import storage
+from halfstep.config import JsonObject
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.models.autoencoder.kl import codec_of_model
+from halfstep.models.codec import Codec
+from halfstep.models.diffusers_net import diffusers_class
+from halfstep.pipeline.from_diffusers.families import Family, family_of
+from halfstep.quiet import quietly
+
+INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Libraries that a folder may name classes of; the last is diffusers' own, of the safety checker."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The parts of a pipeline.
+
+    class_name   of the pipeline
+    place        the folder or the name on the hub; "" for an object
+    network      the module
+    scheduler    the config of the scheduler, with `_class_name`
+    codec        the autoencoder, or None
+    labels       the names of the classes by number
+    load_texts   makes a pipeline whose `encode_prompt` can be called
+    """
+
+    class_name: str
+    place: str
+    family: Family
+    network: Any
+    scheduler: JsonObject
+    codec: Codec | None
+    labels: Mapping[int, str]
+    load_texts: Callable[[], Any]
+
+
+def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
+    """The parts of a pipeline of diffusers.
+
+    source  a pipeline; the folder that `save_pretrained` wrote; a name on the hub; or a .safetensors file
+    family  how it calls its network, for a class that halfstep does not know
+    config  the folder or name with the configs of a .safetensors file
+    """
+    if not isinstance(source, str | Path):
+        return _of_object(source, family, "")
+    place = Path(source).expanduser()
+    if place.suffix == ".safetensors":
+        return _of_object(_single_file(place, config), family, str(config))
+    if config is not None:
+        raise ConfigError("config belongs to a single .safetensors file: leave it out")
+    folder = place if place.is_dir() else _downloaded(str(source))
+    return _of_folder(folder, family, str(source))
+
+
+def _of_object(pipeline: Any, family: Any, place: str) -> Source:
+    with quietly():
+        from diffusers import DiffusionPipeline
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise ConfigError(
+            f"from_diffusers takes a DiffusionPipeline, its folder or its name, got a {type(pipeline).__name__}: "
+            "give the pipeline, not one of its parts"
+        )
+    name = type(pipeline).__name__
+    family = family_of(name, family)
+    vae = getattr(pipeline, "vae", None)
+    labels = {number: label for label, number in reversed(getattr(pipeline, "labels", {}).items())}
+    scheduler = {**dict(pipeline.scheduler.config), "_class_name": type(pipeline.scheduler).__name__}
+    return Source(
+        name, place, family, getattr(pipeline, family.network), scheduler,
+        None if vae is None else codec_of_model(vae), labels, lambda: pipeline,
+    )  # fmt: skip
+
+
+def _of_folder(folder: Path, family: Any, place: str) -> Source:
+    index = read_index(folder)
+    name = str(index["_class_name"])
+    family = family_of(name, family)
+    if family.network not in index:
+        raise CheckpointError(
+            f"'{folder / INDEX}' names no {family.network}, which a {name} has: save the whole pipeline"
+        )
+    network = load_network(folder / family.network, index[family.network][1])
+    scheduler = storage.read_unsealed_json(folder / "scheduler" / "scheduler_config.json", JsonObject)
+    scheduler.setdefault("_class_name", index.get("scheduler", [None, None])[1])
+    codec = None
+    if index.get("vae", [None])[0] is not None:
+        codec = codec_of_model(load_network(folder / "vae", index["vae"][1]))
+    labels = {int(number): label.split(",")[0].strip() for number, label in (index.get("id2label") or {}).items()}
+    parts = {family.network: None, **dict.fromkeys(("vae", "safety_checker", "image_encoder"))}
+    absent = {part: None for part in parts if part in index}
+    return Source(
+        name, place, family, network, scheduler, codec, labels, lambda: _encoders(folder, name, absent)
+    )
+
+
+def read_index(folder: Path) -> JsonObject:
+    """FOLDER/model_index.json; a class of other libraries than diffusers and transformers is refused."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise CheckpointError(f"'{folder}' is no folder of a diffusers pipeline: it has no {INDEX}")
+    index = storage.read_unsealed_json(path, JsonObject)
+    if not isinstance(index.get("_class_name"), str):
+        raise CheckpointError(
+            f"'{path}' names no pipeline of diffusers, or code of its own, which is never run: save it with a "
+            "pipeline that diffusers has"
+        )
+    for part, value in index.items():
+        if not isinstance(value, list) or part.startswith("_") or part == "id2label":
+            continue
+        if len(value) != 2 or (value[0] is not None and value[0] not in LIBRARIES):
+            raise CheckpointError(
+                f"'{path}' says {part} = {value}, and a folder names classes of diffusers and transformers "
+                "alone: no code of others is run"
+            )
+    return index
+
+
+def load_network(folder: Path, class_name: str) -> Any:
+    """A network of diffusers from its folder, in float32 and strictly; only safetensors are read."""
+    cls = diffusers_class(class_name)
+    if cls is None:
+        raise CheckpointError(
+            f"'{folder}' holds a {class_name}, which is no network of this diffusers: update it"
+        )
+    files = [path.name for path in folder.glob("*.safetensors")]
+    if not files:
+        raise CheckpointError(
+            f"'{folder}' has no safetensors, and pickles, which can run code, are never opened: save the model "
+            "again with save_pretrained"
+        )
+    variant = "fp16" if all(".fp16" in name for name in files) else None
+    with reading(f"the {class_name} in '{folder}'"):
+        model, info = cls.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True
+        )
+    if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
+        raise CheckpointError(
+            f"'{folder}' does not hold the weights of its config: it lacks or does not know '{wrong[0]}'"
+            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
+        )
+    return model.float().eval()
+
+
+def _encoders(folder: Path, class_name: str, absent: Mapping[str, None]) -> Any:
+    """The pipeline of a folder without its network and autoencoder."""
+    with quietly():
+        import diffusers
+    with reading(f"the text encoders in '{folder}'"):
+        pipeline = getattr(diffusers, class_name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **absent
+        )
+    return pipeline
+
+
+def _downloaded(name: str) -> Path:
+    """The folder of a pipeline of the hub, fetched or from the cache; no code of others, no pickles."""
+    if name.count("/") != 1 or not all(part for part in name.split("/")):
+        raise ConfigError(
+            f"there is no folder '{name}', and a name on the hub is OWNER/NAME: give one of the two"
+        )
+    with quietly():
+        from diffusers import DiffusionPipeline
+    with reading(f"'{name}' from the hub"):
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+
+
+def _single_file(path: Path, config: Path | str | None) -> Any:
+    """The pipeline around a single file of weights, by diffusers' own reader."""
+    if not path.is_file():
+        raise ConfigError(f"there is no file '{path}': give one that exists")
+    if config is None:
+        raise ConfigError(
+            f"'{path}' holds weights alone: give the folder or the name of a pipeline with its configs as config"
+        )
+    folder = Path(config).expanduser()
+    folder = folder if folder.is_dir() else _downloaded(str(config))
+    index = read_index(folder)
+    with quietly():
+        import diffusers
+    cls = getattr(diffusers, str(index["_class_name"]), None)
+    if cls is None or not hasattr(cls, "from_single_file"):
+        raise ConfigError(
+            f"diffusers reads no single file of a {index['_class_name']}: give a folder of save_pretrained"
+        )
+    with reading(f"'{path}'"):
+        return cls.from_single_file(str(path), config=str(folder), local_files_only=True)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn any error of diffusers, transformers and the hub into one sentence."""
+    try:
+        with quietly():
+            yield
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # they raise many kinds
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise CheckpointError(f"{what} cannot be read: {reason}") from error

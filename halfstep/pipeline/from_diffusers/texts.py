@@ -1,0 +1,89 @@
+"""The text encoders of a diffusers pipeline: its own `encode_prompt`, loaded when it is first needed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.errors import ConfigError
+from halfstep.identity import sha256_of
+from halfstep.pipeline.from_diffusers.families import Family
+
+AT_ONCE = 32
+"""Texts that are encoded at once."""
+
+
+class PromptEncoder:
+    """Encodes prompts as the pipeline does; it is a `Texts`.
+
+    load    makes the pipeline with its encoders, and without its network
+    source  names the pipeline, for `digest`
+    """
+
+    def __init__(self, family: Family, load: Callable[[], Any], source: str):
+        self.family, self._load, self._source = family, load, source
+        self._pipeline: Any = None
+
+    def conditions(self, texts: Sequence[str]) -> Cond:
+        """The states of these texts, and what else their encoders return; one row a text."""
+        if isinstance(texts, str):
+            raise ConfigError(f"texts come as a list, got the one text {texts!r}: write [{texts!r}]")
+        if not texts:
+            return self.conditions([""])[:0]
+        parts = [self._encode(texts[k : k + AT_ONCE]) for k in range(0, len(texts), AT_ONCE)]
+        cond = parts[0]
+        for part in parts[1:]:
+            cond = cond.cat(part)
+        return cond
+
+    def null(self) -> Cond:
+        """The condition of the branch without a prompt, as the pipeline itself makes it, in one row."""
+        negative = {name for name in self.family.prompts if name.startswith("-")}
+        if not negative:
+            return self.conditions([""])
+        returned = self._returned([""], do_classifier_free_guidance=True)
+        named = {name.removeprefix("-"): returned[name] for name in negative}
+        return self._cond(named)
+
+    def release(self) -> None:
+        """Free the encoders; the next text loads them again."""
+        self._pipeline = None
+
+    def digest(self) -> str:
+        """The key of cached states."""
+        return sha256_of((self._source, repr(self.family)))
+
+    def _encode(self, texts: Sequence[str]) -> Cond:
+        return self._cond(self._returned(list(texts), do_classifier_free_guidance=False))
+
+    @torch.no_grad()
+    def _returned(self, texts: list[str], *, do_classifier_free_guidance: bool) -> dict[str, Any]:
+        """What `encode_prompt` returns, by the family's names."""
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        options: dict[str, Any] = {"device": torch.device("cpu"), "num_images_per_prompt": 1}
+        if any(name.startswith("-") for name in self.family.prompts):
+            options["do_classifier_free_guidance"] = do_classifier_free_guidance
+        values = self._pipeline.encode_prompt(texts, **options, **self.family.options)
+        return {name: v for name, v in zip(self.family.prompts, values, strict=True) if name}
+
+    def _cond(self, named: dict[str, Any]) -> Cond:
+        tensors = {name: named[name] for name in self.family.conditions}
+        states = tensors.pop("encoder_hidden_states").float()
+        for name, value in tensors.items():
+            if value is None:  # a mask that hides nothing
+                tensors[name] = torch.ones(states.shape[:2], dtype=torch.int64)
+            elif value.is_floating_point():
+                tensors[name] = value.float()
+        if self.family.tokens:
+            states = _padded(states, self.family.tokens)
+            tensors = {name: _padded(value, self.family.tokens) for name, value in tensors.items()}
+        return Cond(None, states, added=tensors)
+
+
+def _padded(value: Tensor, tokens: int) -> Tensor:
+    """The states or the mask of a text with zeros at its end, to this many tokens."""
+    missing = tokens - value.shape[1]
+    return torch.cat([value, value.new_zeros(len(value), missing, *value.shape[2:])], dim=1)
