@@ -58,12 +58,14 @@ class Guided(_GuidedDenoiser):
 
     scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
            A float, or float [B] for one scale per sample.  At scale 1 the null branch is not evaluated
+    norm   side of the patches on which the guided output is scaled to the conditional one's norm, as the
+           pipeline of Qwen-Image does; 0 leaves it
     null   the null label; the states of the empty text, [tokens, D]; or a `Cond` of one row, or one a sample
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Null):
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Null, *, norm: int = 0):
         super().__init__()
-        self.denoiser, self.scale, self.null = denoiser, _scale(scale), null
+        self.denoiser, self.scale, self.null, self.norm = denoiser, _scale(scale), null, norm
 
     @property
     def guided(self) -> bool:
@@ -84,10 +86,31 @@ class Guided(_GuidedDenoiser):
             torch.cat([x_t, x_t]), t.repeat(2), cond.cat(cond.dropped(self.null))
         )
         (x0_label, x0_null), (eps_label, eps_null) = both.x0.chunk(2), both.eps.chunk(2)
+        label, null = Prediction(x0_label, eps_label), Prediction(x0_null, eps_null)
+        return self.combined(null, label, x_t, t)
+
+    def combined(self, null: Prediction, label: Prediction, x_t: Tensor, t: Tensor) -> Prediction:
+        """The guided prediction of these two at x_t."""
         scale = self.scale
         if isinstance(scale, Tensor):
             scale = scale.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
-        return Prediction(x0_null, eps_null).toward(Prediction(x0_label, eps_label), scale)
+        guided = null.toward(label, scale)
+        return self._scaled(guided, label, x_t, t) if self.norm else guided
+
+    def _scaled(self, guided: Prediction, label: Prediction, x_t: Tensor, t: Tensor) -> Prediction:
+        """The guided prediction, its output scaled on each patch to the norm of the conditional one's."""
+        reads, level = self.parameterisation, level_of(self.schedule, t, x_t)
+        out, conditional = reads.encode(guided, level), reads.encode(label, level)
+        factor = _patch_norms(conditional, self.norm) / _patch_norms(out, self.norm)
+        return reads.decode(out * factor, x_t, level)
+
+
+def _patch_norms(x: Tensor, side: int) -> Tensor:
+    """The norm of each patch of x [B, C, H, W] over its channels and pixels, [B, 1, H, W]."""
+    b, _, h, w = x.shape
+    patches = x.square().sum(1).reshape(b, h // side, side, w // side, side)
+    norms = patches.sum((2, 4), keepdim=True).sqrt().expand(-1, -1, side, -1, side)
+    return norms.reshape(b, 1, h, w)
 
 
 class ClassifierGuided(_GuidedDenoiser):

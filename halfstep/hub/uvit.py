@@ -97,7 +97,7 @@ class Published:
             sampler=self.sampler,
             steps=self.steps,
             texts=texts,
-            **({} if texts is None else defaults_of(texts.conditions([""]))),
+            **({} if texts is None else defaults_of(texts.null())),
         )
 
     def _network(self, weights: Path | str) -> nn.Module:

@@ -31,6 +31,7 @@ class PipelineLike(Protocol):
     unconditional  the null label or the states of the empty text; None for a network without either
     times          the grids of a student; empty for a network trained at every time
     guidance_range the range of guidance scales that the network takes as an input
+    guidance_norm  side of the patches on which guidance keeps the norm of the output; 0 for none
     clip           the sampler clips images to [-clip, clip] at every step, or None
     sampler        the student's sampler, ddim or stochastic
     direction      "denoise", or "invert" for a student that goes from data to noise
@@ -45,6 +46,8 @@ class PipelineLike(Protocol):
     def times(self) -> tuple[Times, ...]: ...
     @property
     def guidance_range(self) -> Range | None: ...
+    @property
+    def guidance_norm(self) -> int: ...
     @property
     def clip(self) -> float | None: ...
     @property
@@ -63,6 +66,7 @@ class DenoiserOnly:
     unconditional: Null | None = None
     times: tuple[Times, ...] = ()
     guidance_range: Range | None = None
+    guidance_norm: int = 0
     clip: float | None = None
     sampler: str = "ddim"
     direction: Direction = "denoise"

@@ -52,6 +52,9 @@ class Texts(Protocol):
         Named tensors, such as pooled_projections or encoder_attention_mask, are in `added`.
         """
 
+    def null(self) -> Cond:
+        """The condition of the branch of guidance without a text, in one row."""
+
 
 LEAST = -30.0
 """The log-variance without noise: `sample_latents` takes none below."""

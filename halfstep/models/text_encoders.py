@@ -109,6 +109,10 @@ class TextEncoder:
             states = states.masked_fill(mask[..., None] == 0, 0)
         return Cond(encoder_hidden_states=states)
 
+    def null(self) -> Cond:
+        """The condition of the empty text, in one row."""
+        return self.conditions([""])
+
     def cut(self, texts: Sequence[str]) -> list[int]:
         """The indices of the texts that are longer than `tokens`, start and end included."""
         _check_list(texts)

@@ -29,6 +29,14 @@ SIZES = ("time_ids", "resolution", "aspect_ratio")
 """Named tensors of diffusers' networks that tell of the image and not of its text: guidance keeps them."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The diffusers pipeline of a model: its class, and its folder or name on the hub."""
+
+    pipeline: str
+    source: str
+
+
 @dataclass(frozen=True, eq=False)
 class PipelineFields(Validated):
     """The fields of a `Pipeline`, which documents them."""
@@ -49,6 +57,8 @@ class PipelineFields(Validated):
     added: Mapping[str, Tensor] = field(default_factory=dict)
     scheduler: PublishedScheduler | None = None
     clipping: Clipping = "x0-and-eps"
+    origin: Origin | None = None
+    guidance_norm: CountOrNone = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

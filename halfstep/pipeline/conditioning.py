@@ -114,7 +114,7 @@ def guided(pipeline: PipelineFields, guidance_scale: float, null: Null | None) -
         raise ConfigError(
             "this pipeline has no null class and cannot be guided: write guidance_scale=1"
         )
-    return Guided(pipeline.denoiser, guidance_scale, null)
+    return Guided(pipeline.denoiser, guidance_scale, null, norm=pipeline.guidance_norm)
 
 
 def model_inputs(

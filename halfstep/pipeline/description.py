@@ -18,7 +18,7 @@ from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import CheckpointError, ConfigError, HalfstepError, unknown
 from halfstep.models import build, recipe
 from halfstep.models.compression.int8 import quantise_like
-from halfstep.pipeline.base import PipelineFields
+from halfstep.pipeline.base import Origin, PipelineFields
 from halfstep.schema import SchemaError, validated, validated_partly
 
 FORMAT = 1
@@ -55,6 +55,11 @@ class _Scheduler(TypedDict):
     uniform_sigmas: bool
 
 
+class _Origin(TypedDict):
+    pipeline: str
+    source: str
+
+
 class Description(TypedDict):
     """The content of pipeline.json."""
 
@@ -74,6 +79,8 @@ class Description(TypedDict):
     guidance_range: NotRequired[tuple[float, float] | None]
     direction: NotRequired[Direction]
     scheduler: NotRequired[_Scheduler | None]
+    origin: NotRequired[_Origin | None]
+    guidance_norm: NotRequired[int]
     clipping: NotRequired[Clipping]
     quantised: NotRequired[dict[str, str] | None]
 
@@ -85,6 +92,8 @@ DEFAULTS: Mapping[str, Any] = {
     "guidance_range": None,
     "direction": "denoise",
     "scheduler": None,
+    "origin": None,
+    "guidance_norm": 0,
     "clipping": "x0-and-eps",
     "quantised": None,
 }
@@ -104,6 +113,8 @@ def describe(pipeline: PipelineFields) -> Description:
         "direction": pipeline.direction,
         "scheduler": None if pipeline.scheduler is None else asdict(pipeline.scheduler),
         "clipping": pipeline.clipping,
+        "origin": None if pipeline.origin is None else asdict(pipeline.origin),
+        "guidance_norm": pipeline.guidance_norm,
         "quantised": getattr(denoiser.net, "quantised", None),
     }
     about = {
@@ -148,6 +159,8 @@ def fields_from(about: Description, *, net: NetBuilder, source: str) -> Pipeline
         "guidance_range": None if scales is None else tuple(scales),
         "direction": options["direction"],
         "scheduler": options["scheduler"] and PublishedScheduler(**options["scheduler"]),
+        "guidance_norm": options["guidance_norm"],
+        "origin": options["origin"] and Origin(**options["origin"]),
         "clipping": options["clipping"],
     }
 

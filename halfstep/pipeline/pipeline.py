@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn, Tensor
@@ -54,6 +54,8 @@ class Pipeline(PipelineFields):
               [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
               default of samples, and the null of guidance, which keeps sizes (time_ids) as they are
     scheduler the diffusers scheduler that a model was published with, for sampler="scheduler"
+    origin    the diffusers pipeline that the model came from, whose parts an export to diffusers writes
+    guidance_norm  side of the patches on which guidance keeps the norm of the output (Qwen-Image); 0: none
     clipping  "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it, as diffusers' `clip_sample`
     """
 
@@ -213,7 +215,7 @@ class Pipeline(PipelineFields):
         """A copy with an encoder of texts; one that it was not trained with is refused."""
         if self.empty is None and not self.added:
             raise ConfigError("this pipeline reads no texts: leave the encoder out")
-        if names := differing(texts.conditions([""]), self):
+        if names := differing(texts.null(), self):
             raise ConfigError(
                 f"this encoder has another {' and '.join(names)} of the empty text than the one that this "
                 "model was trained with: give that one"
@@ -254,6 +256,32 @@ class Pipeline(PipelineFields):
         fields = load_fields(Path(folder), net)
         with as_checkpoint_error(f"'{Path(folder) / 'pipeline.json'}'"):
             return cls(**fields)
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: Any,
+        *,
+        size: int | tuple[int, int] | None = None,
+        family: Any = None,
+        config: Path | str | None = None,
+        guidance_range: tuple[float, float] | None = None,
+    ) -> "Pipeline":
+        """A pipeline of diffusers as one of halfstep, which samples as its own pipeline does.
+
+        Everything follows from the configs.  An object's network is not copied; it is frozen.
+
+        source   a `DiffusionPipeline`, its folder, its name on the hub, or a .safetensors file with `config`
+        size     of the images in pixels, a side or (height, width); by default the network's own
+        family   how a pipeline calls its network that halfstep does not know: a `Family`, or a TOML file
+        config   folder or name of a pipeline with the configs of a single file
+        guidance_range  of a network that takes its scale as an input; by default 1 to 10
+
+        Raises `CheckpointError` for a folder that is not whole or names code of others, which is never run.
+        """
+        from halfstep.pipeline.from_diffusers import fields_of  # imports diffusers
+
+        return cls(**fields_of(source, size, family, config, guidance_range))
 
     def describe(self) -> Description:
         """Everything but the weights, as JSON; default values are left out."""

@@ -49,6 +49,9 @@ class Letters:
                 row[place] += torch.sin(torch.arange(self.width) * ord(letter))
         return states
 
+    def null(self):
+        return self.conditions([""])
+
     def conditions(self, texts):
         return Cond(encoder_hidden_states=self.encode(texts))
 

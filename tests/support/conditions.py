@@ -47,6 +47,9 @@ class Words:
 
     turn: float = 1.0
 
+    def null(self):
+        return self.conditions([""])
+
     def conditions(self, texts):
         states = torch.zeros(len(texts), TOKENS, WIDTH)
         mask = torch.zeros(len(texts), TOKENS, dtype=torch.int64)

@@ -51,6 +51,9 @@ class TinyTexts:
     def encode(self, texts):
         return torch.stack([torch.randn(5, 4, generator=seeded(len(text))) for text in texts])
 
+    def null(self):
+        return self.conditions([""])
+
     def conditions(self, texts):
         return Cond(encoder_hidden_states=self.encode(texts))
 

@@ -11,13 +11,22 @@ import torch
 from torch import Generator, Tensor
 
 from halfstep.batch import Cond
-from halfstep.diffusion.denoiser import Teacher
+from halfstep.diffusion.denoiser import Denoises, level_of
+from halfstep.diffusion.prediction import Eps, Parameterisation, V, Velocity, X0
 from halfstep.diffusion.samplers.sample import wide
 from halfstep.diffusion.samplers.scheduler_setup import quiet_numpy, scheduler_class
 from halfstep.diffusion.schedules import BetaTable, Level, Schedule
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.progress import Progress, SILENT
+
+PREDICTION_TYPES: Mapping[str, Parameterisation] = {
+    "epsilon": Eps(),
+    "v_prediction": V(),
+    "sample": X0(),
+    "flow_prediction": Velocity(),
+}
+"""Parameterisations by diffusers' `prediction_type`; a scheduler of flow matching has none."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,16 @@ class PublishedScheduler:
                 ) from None
         return scheduler
 
+    @property
+    def reads(self) -> Parameterisation:
+        """What the scheduler steps with, whatever the network predicts."""
+        return PREDICTION_TYPES[str(self.config.get("prediction_type", "flow_prediction"))]
+
     def grid(self, steps: int, schedule: Schedule) -> Times:
-        """The times of its timesteps, each once, and 0."""
-        ends = [time_of(float(n), schedule, self.levels) for n in self.build(steps).timesteps]
-        return (*dict.fromkeys(min(max(t, 0.0), 1.0) for t in ends if t > 0), 0.0)
+        """`steps` times of its timesteps, and 0; some schedulers have more timesteps than steps."""
+        ends = {time_of(float(n), schedule, self.levels) for n in self.build(steps).timesteps}
+        times = sorted((min(t, 1.0) for t in ends if t > 0), reverse=True)
+        return (*(times[k * len(times) // steps] for k in range(min(steps, len(times)))), 0.0)
 
     @property
     def levels(self) -> int:
@@ -92,7 +107,7 @@ def time_of(n: float, schedule: Schedule, levels: int) -> float:
 
 @torch.no_grad()
 def sample_published(
-    denoiser: Teacher,
+    denoiser: Denoises,
     noise: Tensor,
     times: Times,
     *,
@@ -119,9 +134,7 @@ def sample_published(
         scaled = scaled.to(noise.dtype)
         time = time_of(float(n), schedule, published.levels)
         t = torch.full(x.shape[:1], time, device=x.device, dtype=wide(x))
-        level = schedule.at(t.reshape(-1, *[1] * (x.ndim - 1)))
-        level = Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
-        out = denoiser.parameterisation.encode(denoiser(scaled, t, cond), level)
+        out = published.reads.encode(denoiser(scaled, t, cond), level_of(schedule, t, x))
         options = {"generator": list(generators)} if draws else {}
         with quiet_numpy():
             x = scheduler.step(out, n, x, return_dict=False, **options)[0].to(noise.dtype)

@@ -105,7 +105,8 @@ class GuidedMatching(Validated, Method):
         levels = levels_for(self.levels, denoiser.schedule)
         student, weighting = self.initial_student(denoiser), WEIGHTINGS[self.weighting]
         null = cast(Null, teacher.unconditional)
-        match = MatchGuided(denoiser.freeze(), null, self.guidance_range, weighting, levels)
+        norm = teacher.guidance_norm
+        match = MatchGuided(denoiser.freeze(), null, self.guidance_range, weighting, levels, norm)
         yield stage.stage(student, match)
 
     @property
@@ -212,6 +213,7 @@ class MatchGuided(Objective):
     guidance_range: Range
     weighting: Weighting = truncated_snr
     levels: int | None = None
+    norm: int = 0
     forwards = 5
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
@@ -219,9 +221,12 @@ class MatchGuided(Objective):
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
         with torch.no_grad():
-            target: Prediction = Guided(self.teacher, scale, self.null)(x_t, t, batch.cond)
+            target: Prediction = self._guided(scale)(x_t, t, batch.cond)
         guess: Prediction = student(x_t, t, with_scale(batch.cond, scale))
         return self.weighting(*errors(guess, target))
+
+    def _guided(self, scale: float | Tensor) -> Guided:
+        return Guided(self.teacher, scale, self.null, norm=self.norm)
 
     @torch.no_grad()
     def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
@@ -234,7 +239,7 @@ class MatchGuided(Objective):
         error_by_scale = {}
         for scale in dict.fromkeys(torch.linspace(*self.guidance_range, 5).tolist()):
             guess: Prediction = student(x_t, t, with_scale(cond, torch.full_like(t, scale)))
-            error = guess.x0 - null.toward(label, scale).x0
+            error = guess.x0 - self._guided(scale).combined(null, label, x_t, t).x0
             error_by_scale[f"{scale:g}"] = float(error.square().mean().sqrt())
         return {"x0_error_by_scale": error_by_scale}
 

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers as one of halfstep: network, schedule, guidance, autoencoder and texts by its configs."""
+"""A pipeline of diffusers as one of halfstep: all parts follow from its configs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +10,6 @@ from torch import Tensor
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet, wrap_diffusers
-from halfstep.models.codec import Codec
 from halfstep.pipeline.base import Origin
 from halfstep.pipeline.from_diffusers.families import FAMILIES, Family
 from halfstep.pipeline.from_diffusers.schedule import imported_schedule
@@ -31,7 +30,6 @@ SCALES = (1.0, 10.0)
 
 def fields_of(
     source: Any,
-    *,
     size: int | tuple[int, int] | None,
     family: Any,
     config: Path | str | None,
@@ -51,17 +49,19 @@ def fields_of(
     scales = guidance_range or (SCALES if "guidance_scale" in net.reads else None)
     if guidance_range is not None and "guidance_scale" not in net.reads:
         raise ConfigError(
-            "guidance_range is of the scales that a network takes as an input, and this takes none: leave it out"
+            "guidance_range is of the scales that a network takes as an input, and this takes none: leave "
+            "it out"
         )
     return {
         "denoiser": denoiser,
         "shape": shape,
         "clip": schedule.clip,
-        "clipping": "x0",
+        "clipping": "x0-and-eps" if schedule.clip is None else "x0",
         "sampler": "scheduler",
         "steps": 1000 if parts.scheduler["_class_name"] == "DDPMScheduler" else 50,
         "codec": parts.codec,
         "guidance_range": scales,
+        "guidance_norm": parts.family.guidance_norm,
         "scheduler": schedule.published,
         "origin": Origin(parts.class_name, parts.place),
         **_classes(parts, net),
@@ -82,8 +82,8 @@ def _sizes(
         height, width = (size, size) if isinstance(size, int) else size
         if height % factor or width % factor:
             raise ConfigError(
-                f"this model's latents are of {factor} x {factor} pixels each, and images of {height} x {width} "
-                f"do not divide so: write a multiple of {factor}"
+                f"this model's latents are of {factor} x {factor} pixels each, and images of {height} x "
+                f"{width} do not divide so: write a multiple of {factor}"
             )
         height, width = height // factor, width // factor
     return (channels, height, width), (height * factor, width * factor)
@@ -102,7 +102,9 @@ def _classes(parts: Source, net: DiffusersNet) -> dict[str, Any]:
 
 def _texts(parts: Source, net: DiffusersNet, pixels: tuple[int, int]) -> dict[str, Any]:
     """The encoder of texts, the condition of the empty text, and those of the size."""
-    sizes = {name: torch.tensor(SIZES[name](*pixels)) for name in net.inputs.conditions if name in SIZES}
+    sizes = {
+        name: torch.tensor(SIZES[name](*pixels)) for name in net.inputs.conditions if name in SIZES
+    }
     if not parts.family.prompts:
         return {"added": sizes}
     encoder = PromptEncoder(parts.family, parts.load_texts, parts.place or parts.class_name)

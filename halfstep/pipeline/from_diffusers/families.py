@@ -17,14 +17,14 @@ class Family(Validated):
 
     network     the component that is the network
     inputs      how that network is called, for a class that `halfstep.models.NetworkInputs` does not know
-    prompts     the conditions that `encode_prompt` returns, in order; those of the negative prompt begin with a
-                hyphen, and "" stands for one that is not needed
+    prompts     the conditions that `encode_prompt` returns, in order; those of the negative prompt begin
+                with a hyphen, and "" stands for one that is not needed
     options     arguments of `encode_prompt`
     tokens      the option of `encode_prompt` that bounds a text's tokens, to which texts are padded, and its
                 value; "" where all texts have as many tokens
     time_scale  the number by which sigma is multiplied for the network, in flow matching
     uniform_sigmas  the pipeline passes sigmas from 1 to 1 / steps to its scheduler
-    guidance_norm   side of the patches on which the guided output gets the norm of the conditional one; 0: none
+    guidance_norm   side of the patches on which the guided output gets the conditional one's norm; 0: none
     size        side of the images in pixels where the network's config has no sample_size
     """
 
@@ -86,7 +86,8 @@ def family_of(class_name: str, family: Family | Path | str | None) -> Family:
     if class_name not in FAMILIES:
         raise ConfigError(
             f"halfstep does not know how diffusers' {class_name} calls its network: it knows "
-            f"{', '.join(FAMILIES)}; describe another by a file, family='NAME.toml' (docs/how-to/diffusers.md)"
+            f"{', '.join(FAMILIES)}; describe another by a file, family='NAME.toml' "
+            "(docs/how-to/diffusers.md)"
         )
     return FAMILIES[class_name]
 
@@ -97,5 +98,7 @@ def _read_family(path: Path) -> Family:
     for name in about:
         if name not in names:
             raise unknown(f"key in '{path}' called", name, names)
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in about.items()
+    }
     return Family(**values)

@@ -5,23 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfstep.diffusion.denoiser import NetTime
-from halfstep.diffusion.prediction import Eps, Parameterisation, V, Velocity, X0
+from halfstep.diffusion.prediction import Parameterisation, Velocity
 from halfstep.diffusion.samplers import PublishedScheduler
-from halfstep.diffusion.samplers.published_scheduler import with_static_shift
-from halfstep.diffusion.samplers.scheduler_setup import scheduler_class
+from halfstep.diffusion.samplers.published_scheduler import PREDICTION_TYPES, with_static_shift
+from halfstep.diffusion.samplers.scheduler_setup import quiet_numpy, scheduler_class
 from halfstep.diffusion.schedules import BetaTable, RectifiedFlow, Schedule
 from halfstep.errors import ConfigError, unknown
 from halfstep.pipeline.from_diffusers.families import Family
 
-READS: Mapping[str, Parameterisation] = {
-    "epsilon": Eps(),
-    "v_prediction": V(),
-    "sample": X0(),
-    "flow_prediction": Velocity(),
-}
-"""Parameterisations by diffusers' `prediction_type`."""
 KINDS = ("linear", "scaled_linear", "squaredcos_cap_v2")
-NOT_A_TABLE = ("EDM", "KarrasVe", "CMStochastic", "SCM", "ScoreSde", "VQ", "Repaint", "UnCLIP", "IPNDM", "Amused")
+NOT_A_TABLE = (
+    "EDM",
+    "KarrasVe",
+    "CMStochastic",
+    "SCM",
+    "ScoreSde",
+    "VQ",
+    "Repaint",
+    "UnCLIP",
+    "IPNDM",
+    "Amused",
+)
 """Beginnings of schedulers that are of other models than a table of betas or a straight path."""
 
 
@@ -48,10 +52,11 @@ def imported_schedule(config: Mapping[str, Any], family: Family, tokens: int) ->
     cls = scheduler_class(name)
     if cls is None or name.startswith(NOT_A_TABLE):
         raise ConfigError(
-            f"the scheduler '{name}' is of no table of betas and no flow matching, which halfstep distils: save "
-            "the model with one that is, such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
+            f"the scheduler '{name}' is of no table of betas and no flow matching, which halfstep distils: "
+            "save the model with one that is, such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
         )
-    full = {**dict(cls.from_config(dict(config)).config), "_class_name": name}
+    with quiet_numpy():
+        full = {**dict(cls.from_config(dict(config)).config), "_class_name": name}
     if full.get("thresholding"):
         raise ConfigError(
             "this scheduler has thresholding, which no student's sampler does: save the model with "
@@ -65,11 +70,13 @@ def imported_schedule(config: Mapping[str, Any], family: Family, tokens: int) ->
         time = NetTime("sigma", family.time_scale * levels / 1000)
         return ImportedSchedule(RectifiedFlow(float(shift)), Velocity(), time, None, published)
     prediction = str(full.get("prediction_type", "epsilon"))
-    if prediction not in READS:
-        raise unknown("prediction_type", prediction, READS)
+    if prediction not in PREDICTION_TYPES:
+        raise unknown("prediction_type", prediction, PREDICTION_TYPES)
     clip = float(full.get("clip_sample_range", 1.0)) if full.get("clip_sample") else None
     time = NetTime("t", float(levels), -1.0)
-    return ImportedSchedule(_table(cls, full, levels), READS[prediction], time, clip, published)
+    return ImportedSchedule(
+        _table(cls, full, levels), PREDICTION_TYPES[prediction], time, clip, published
+    )
 
 
 def _table(cls: Any, config: Mapping[str, Any], levels: int) -> BetaTable:
@@ -79,7 +86,8 @@ def _table(cls: Any, config: Mapping[str, Any], levels: int) -> BetaTable:
     if config.get("trained_betas") is None and kind in KINDS:
         ends = float(config["beta_start"]), float(config["beta_end"])
         return BetaTable(kind, levels, *ends, zero_snr=zero_snr)
-    plain = cls.from_config({**config, "rescale_betas_zero_snr": False})
+    with quiet_numpy():
+        plain = cls.from_config({**config, "rescale_betas_zero_snr": False})
     betas = tuple(plain.betas.double().tolist())
     return BetaTable("trained_betas", levels, betas=betas, zero_snr=zero_snr)
 

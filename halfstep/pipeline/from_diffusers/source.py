@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from halfstep import storage
 from halfstep.config import JsonObject
@@ -18,6 +18,16 @@ from halfstep.quiet import quietly
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Libraries that a folder may name classes of; the last is diffusers' own, of the safety checker."""
+
+
+class _Named(TypedDict, total=False):
+    """The key of diffusers' JSON files that halfstep reads by itself; the classes check the others."""
+
+    _class_name: Any
+
+
+def _read(path: Path) -> JsonObject:
+    return dict(storage.read_unsealed_json(path, _Named))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +76,18 @@ def _of_object(pipeline: Any, family: Any, place: str) -> Source:
         from diffusers import DiffusionPipeline
     if not isinstance(pipeline, DiffusionPipeline):
         raise ConfigError(
-            f"from_diffusers takes a DiffusionPipeline, its folder or its name, got a {type(pipeline).__name__}: "
-            "give the pipeline, not one of its parts"
+            "from_diffusers takes a DiffusionPipeline, its folder or its name, got a "
+            f"{type(pipeline).__name__}: give the pipeline, not one of its parts"
         )
     name = type(pipeline).__name__
     family = family_of(name, family)
-    vae = getattr(pipeline, "vae", None)
+    scheduler, vae = getattr(pipeline, "scheduler", None), getattr(pipeline, "vae", None)
+    if scheduler is None:
+        raise ConfigError(f"this {name} has no scheduler: give it one first")
     labels = {number: label for label, number in reversed(getattr(pipeline, "labels", {}).items())}
-    scheduler = {**dict(pipeline.scheduler.config), "_class_name": type(pipeline.scheduler).__name__}
+    config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__}
     return Source(
-        name, place, family, getattr(pipeline, family.network), scheduler,
+        name, place, family, getattr(pipeline, family.network), config,
         None if vae is None else codec_of_model(vae), labels, lambda: pipeline,
     )  # fmt: skip
 
@@ -89,16 +101,26 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
             f"'{folder / INDEX}' names no {family.network}, which a {name} has: save the whole pipeline"
         )
     network = load_network(folder / family.network, index[family.network][1])
-    scheduler = storage.read_unsealed_json(folder / "scheduler" / "scheduler_config.json", JsonObject)
+    scheduler = _read(folder / "scheduler" / "scheduler_config.json")
     scheduler.setdefault("_class_name", index.get("scheduler", [None, None])[1])
     codec = None
     if index.get("vae", [None])[0] is not None:
         codec = codec_of_model(load_network(folder / "vae", index["vae"][1]))
-    labels = {int(number): label.split(",")[0].strip() for number, label in (index.get("id2label") or {}).items()}
+    labels = {
+        int(number): label.split(",")[0].strip()
+        for number, label in (index.get("id2label") or {}).items()
+    }
     parts = {family.network: None, **dict.fromkeys(("vae", "safety_checker", "image_encoder"))}
     absent = {part: None for part in parts if part in index}
     return Source(
-        name, place, family, network, scheduler, codec, labels, lambda: _encoders(folder, name, absent)
+        name,
+        place,
+        family,
+        network,
+        scheduler,
+        codec,
+        labels,
+        lambda: _encoders(folder, name, absent),
     )
 
 
@@ -107,11 +129,11 @@ def read_index(folder: Path) -> JsonObject:
     path = folder / INDEX
     if not path.is_file():
         raise CheckpointError(f"'{folder}' is no folder of a diffusers pipeline: it has no {INDEX}")
-    index = storage.read_unsealed_json(path, JsonObject)
+    index = _read(path)
     if not isinstance(index.get("_class_name"), str):
         raise CheckpointError(
-            f"'{path}' names no pipeline of diffusers, or code of its own, which is never run: save it with a "
-            "pipeline that diffusers has"
+            f"'{path}' names no pipeline of diffusers, or code of its own, which is never run: save it with "
+            "a pipeline that diffusers has"
         )
     for part, value in index.items():
         if not isinstance(value, list) or part.startswith("_") or part == "id2label":
@@ -134,13 +156,17 @@ def load_network(folder: Path, class_name: str) -> Any:
     files = [path.name for path in folder.glob("*.safetensors")]
     if not files:
         raise CheckpointError(
-            f"'{folder}' has no safetensors, and pickles, which can run code, are never opened: save the model "
-            "again with save_pretrained"
+            f"'{folder}' has no safetensors, and pickles, which can run code, are never opened: save the "
+            "model again with save_pretrained"
         )
     variant = "fp16" if all(".fp16" in name for name in files) else None
     with reading(f"the {class_name} in '{folder}'"):
         model, info = cls.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=variant,
+            output_loading_info=True,
         )
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise CheckpointError(
@@ -179,7 +205,8 @@ def _single_file(path: Path, config: Path | str | None) -> Any:
         raise ConfigError(f"there is no file '{path}': give one that exists")
     if config is None:
         raise ConfigError(
-            f"'{path}' holds weights alone: give the folder or the name of a pipeline with its configs as config"
+            f"'{path}' holds weights alone: give the folder or the name of a pipeline with its configs as "
+            "config"
         )
     folder = Path(config).expanduser()
     folder = folder if folder.is_dir() else _downloaded(str(config))

@@ -29,7 +29,9 @@ class PromptEncoder:
     def conditions(self, texts: Sequence[str]) -> Cond:
         """The states of these texts, and what else their encoders return; one row a text."""
         if isinstance(texts, str):
-            raise ConfigError(f"texts come as a list, got the one text {texts!r}: write [{texts!r}]")
+            raise ConfigError(
+                f"texts come as a list, got the one text {texts!r}: write [{texts!r}]"
+            )
         if not texts:
             return self.conditions([""])[:0]
         parts = [self._encode(texts[k : k + AT_ONCE]) for k in range(0, len(texts), AT_ONCE)]
