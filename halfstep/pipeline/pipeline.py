@@ -223,10 +223,7 @@ class Pipeline(PipelineFields):
         return replace(self, texts=texts)
 
     def at_size(self, height: int, width: int) -> Self:
-        """A copy for images of another size in pixels, without further training.
-
-        A U-ViT's position embedding is interpolated.
-        """
+        """A copy for another size in pixels, untrained: a U-ViT's position embedding is interpolated."""
         height, width = validate("height", height, Count), validate("width", width, Count)
         factor = 1 if self.codec is None else self.codec.factor
         if len(self.shape) != 3 or self.times or height % factor or width % factor:
