@@ -115,6 +115,18 @@ def null_rows(null: Null, rows: slice) -> Null:
     return null if not tensors or len(tensors[0]) == 1 else null[rows]
 
 
+def completed(cond: Cond | None, defaults: Cond | None, rows: int) -> Cond | None:
+    """The conditions of these samples; those that they lack are of `defaults`, in one row."""
+    if defaults is None:
+        return cond
+    cond = cond or Cond()
+    named = cond.named()
+    missing = {
+        k: v.expand(rows, *v.shape[1:]) for k, v in defaults.named().items() if k not in named
+    }
+    return _with(cond, missing)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Clean data, one row a sample.

@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Batch, completed, Cond
 from halfstep.config.validate import Share, validate
 from halfstep.data.augment import Augmentation
 from halfstep.data.label_subsets import NONE, some_of_each
@@ -28,6 +28,7 @@ class Dataset:
     flip     `training_batch` mirrors images left to right at random
     augmentation  the random views of images in `training_batch`, instead of flip
     origin   name of the bundled data set: digits or two-moons
+    defaults conditions of every sample beside its label, in one row
     """
 
     values: Tensor
@@ -36,6 +37,7 @@ class Dataset:
     flip: bool = False
     augmentation: Augmentation | None = None
     origin: str = ""
+    defaults: Cond | None = None
 
     def __post_init__(self) -> None:
         _check_values(self.values)
@@ -92,7 +94,8 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, values=self.values.to(device), labels=labels)
+        defaults = None if self.defaults is None else self.defaults.to(device)
+        return replace(self, values=self.values.to(device), labels=labels, defaults=defaults)
 
     def batch(self, rows: Tensor, flips: Tensor | None = None) -> Batch:
         """These rows as float32 in [-1, 1], with their labels; view 1 is the mirror image.
@@ -113,7 +116,7 @@ class Dataset:
         if x0.dtype == torch.uint8:
             x0 = scaled(x0)
         cond = None if self.labels is None else Cond(label=self.labels[rows])
-        return Batch(x0, cond, rows, views)
+        return Batch(x0, completed(cond, self.defaults, len(rows)), rows, views)
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
         """These rows for training: augmented, or with `flip` a random half of them mirrored."""

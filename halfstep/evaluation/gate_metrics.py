@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halfstep.batch import Cond
 from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Latents
@@ -62,7 +63,7 @@ class Inputs:
         )
 
     @property
-    def captions(self) -> Callable[[Tensor], Tensor] | None:
+    def captions(self) -> Callable[[Tensor], Cond] | None:
         """The function from sample numbers to captions, for latents with texts."""
         return captions_of(self.data, self.teacher) if isinstance(self.data, Latents) else None
 

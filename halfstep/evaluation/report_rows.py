@@ -30,6 +30,7 @@ from halfstep.evaluation.setups import (
     TIMED,
 )
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import condition
 from halfstep.progress import expected, Progress, SILENT
 
 
@@ -207,20 +208,16 @@ class Comparison:
         n = max(config.split_samples, count)  # each of the student's times needs an image
         batch = data.batch(torch.arange(n) % len(data))
         maker = before or candidates.first_teacher or teacher
-        condition = batch.cond or Cond()
         takes_scale = maker.guidance_range is not None
-        condition = replace(
-            condition,
-            label=condition.label if teacher.class_names else None,
-            encoder_hidden_states=condition.encoder_hidden_states
-            if teacher.empty is not None
-            else None,
+        cond = replace(
+            condition(teacher, n, prompts=batch.cond) or Cond(),
+            label=batch.cond.label if batch.cond is not None and teacher.class_names else None,
             guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
         )
         grid = grid_cost(
             teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale
         )
         learning = learning_error(
-            students[count].denoiser, maker.denoiser, finer, batch.x0, cond=condition
+            students[count].denoiser, maker.denoiser, finer, batch.x0, cond=cond
         )
         return Split(grid, learning)

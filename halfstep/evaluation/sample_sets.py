@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from halfstep.batch import batches
+from halfstep.batch import batches, Cond
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.metrics.bootstrap import Interval
@@ -61,7 +61,7 @@ class SampleScorer:
     known_features  features of the real data, float64 [N, D], if already computed
     n, seed         number of samples and seed of their noise, the same for every row
     batch           images per network call
-    captions        function from sample numbers, int64 [B], to encoder hidden states
+    captions        function from sample numbers, int64 [B], to the conditions of their texts
     guidance_scale  guidance scale of all samples
     """
 
@@ -71,7 +71,7 @@ class SampleScorer:
     n: int = 2000
     seed: int = 0
     batch: int = 256
-    captions: Callable[[Tensor], Tensor] | None = None
+    captions: Callable[[Tensor], Cond] | None = None
     guidance_scale: float = 1.0
     real_features: Tensor = field(init=False)
     _teacher: SampleSet | None = field(init=False, default=None)
@@ -151,10 +151,10 @@ class SampleScorer:
         progress = expected(progress, steps * len(parts))
         images = []
         for part in parts:
-            states = None if self.captions is None else self.captions(torch.tensor(part))
+            texts = None if self.captions is None else self.captions(torch.tensor(part))
             images.append(pipeline.sample(
                 len(part), first=part.start, seed=self.seed, steps=steps, sampler=sampler, batch=self.batch,
-                guidance_scale=self.guidance_scale, encoder_hidden_states=states, progress=progress,
+                guidance_scale=self.guidance_scale, prompts=texts, progress=progress,
             ))  # fmt: skip
         return torch.cat(images)
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, Dataset, Latents
 from halfstep.errors import ConfigError
@@ -60,17 +61,15 @@ def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -
     return torch.cat(images)
 
 
-def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Tensor] | None:
-    """A function from sample numbers, int64 [B], to encoder hidden states; sample k always has the same text.
+def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Cond] | None:
+    """A function from sample numbers, int64 [B], to conditions; sample k always has the same text.
 
-    None for a teacher without text conditioning; `ConfigError` for data without texts.
+    None for a teacher without text conditioning, and for data without texts: samples have the empty one.
     """
-    if teacher.empty is None:
+    if teacher.empty is None and not teacher.added:
         return None
     if not isinstance(data, Latents) or data.contexts is None:
-        raise ConfigError(
-            "the teacher is conditioned on texts and this data has none: give latents encoded with --text"
-        )
+        return None
     contexts = data.contexts
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     return lambda samples: contexts.rows(order[samples % len(order)])
@@ -85,7 +84,7 @@ def scorer_for(
     features: Features,
     data: Data | Tensor,
     config: Evaluation,
-    captions: Callable[[Tensor], Tensor] | None = None,
+    captions: Callable[[Tensor], Cond] | None = None,
 ) -> SampleScorer:
     """A scorer against these data, whose features are cached on disk."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0

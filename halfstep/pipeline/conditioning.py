@@ -17,6 +17,8 @@ from halfstep.pipeline.base import PipelineFields, SIZES
 from halfstep.pixels import refuse_no_tensor
 
 STATES = "encoder_hidden_states"
+Prompts = str | Sequence[str] | Cond
+"""One text for all samples, one a sample, or the conditions of texts, as `Texts.conditions` returns them."""
 
 
 def condition(
@@ -25,7 +27,7 @@ def condition(
     first: int = 0,
     *,
     labels: Sequence[int] | None = None,
-    prompts: str | Sequence[str] | None = None,
+    prompts: Prompts | None = None,
     encoder_hidden_states: Tensor | None = None,
     added: Mapping[str, Tensor] | None = None,
     guidance_scale: float | None = None,
@@ -43,11 +45,9 @@ def condition(
             raise ConfigError(
                 "prompts and encoder_hidden_states say the same in two ways: give one of them"
             )
+        given = _encoded(pipeline, prompts)
         if isinstance(prompts, str):
-            one = _encoded(pipeline, [prompts])
-            given = {name: value.expand(n, *value.shape[1:]) for name, value in one.items()}
-        else:
-            given = _encoded(pipeline, list(prompts))
+            given = {name: value.expand(n, *value.shape[1:]) for name, value in given.items()}
     if encoder_hidden_states is not None:
         given = {STATES: encoder_hidden_states}
     tensors = _filled(pipeline, n, {**given, **_known(pipeline, added or {})})
@@ -58,7 +58,7 @@ def condition(
 
 
 def null_condition(
-    pipeline: PipelineFields, n: int, guidance_scale: float, prompts: str | Sequence[str] | None
+    pipeline: PipelineFields, n: int, guidance_scale: float, prompts: Prompts | None
 ) -> Null | None:
     """The null condition of n samples: the pipeline's, or the condition of these negative prompts.
 
@@ -78,14 +78,14 @@ def null_condition(
             "guidance_scale is 1, where guidance is off and negative prompts change nothing: write for "
             "example guidance_scale=4, or leave them out"
         )
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if len(texts) not in (1, n):
+    encoded = _encoded(pipeline, prompts)
+    rows = max(map(len, encoded.values()), default=1)
+    if rows not in (1, n):
         raise ConfigError(
-            f"{n} samples need one negative prompt, or {n}, got {len(texts)}: give one a sample"
+            f"{n} samples need one negative prompt, or {n}, got {rows}: give one a sample"
         )
-    encoded = _encoded(pipeline, texts)
-    tensors = _filled(pipeline, len(texts), {k: v for k, v in encoded.items() if k not in SIZES})
-    label = None if pipeline.null is None else torch.full((len(texts),), pipeline.null)
+    tensors = _filled(pipeline, rows, encoded)
+    label = None if pipeline.null is None else torch.full((rows,), pipeline.null)
     added = {name: v for name, v in tensors.items() if name not in (STATES, *SIZES)}
     return Cond(label, tensors.get(STATES), added=added)
 
@@ -122,7 +122,7 @@ def model_inputs(
     n: int,
     first: int,
     guidance_scale: float,
-    negative_prompts: str | Sequence[str] | None,
+    negative_prompts: Prompts | None,
     **given: Any,
 ) -> Callable[[slice], tuple[Denoises, Cond | None]]:
     """A function from rows of n samples to the denoiser at this guidance scale, and their conditions.
@@ -196,8 +196,10 @@ def _labels(
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _encoded(pipeline: PipelineFields, prompts: Sequence[str]) -> dict[str, Tensor]:
+def _encoded(pipeline: PipelineFields, prompts: Prompts) -> dict[str, Tensor]:
     """The conditions of these prompts that the pipeline reads, by name."""
+    if isinstance(prompts, Cond):
+        return _read_by(pipeline, prompts)
     if pipeline.empty is None and not pipeline.added:
         raise ConfigError(
             "this pipeline reads no texts: leave prompts and encoder_hidden_states out"
@@ -207,8 +209,14 @@ def _encoded(pipeline: PipelineFields, prompts: Sequence[str]) -> dict[str, Tens
             "this pipeline has no encoder for its prompts: give it one by with_texts(...) (command "
             "line: --text FOLDER), or their states as encoder_hidden_states"
         )
-    encoded = null_values(pipeline.texts.conditions(prompts))
-    return {name: encoded[name] for name in null_values(pipeline.text_defaults) if name in encoded}
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return _read_by(pipeline, pipeline.texts.conditions(texts))
+
+
+def _read_by(pipeline: PipelineFields, cond: Cond) -> dict[str, Tensor]:
+    """The states and named tensors of a condition that the pipeline reads."""
+    named = cond.named()
+    return {name: named[name] for name in null_values(pipeline.text_defaults) if name in named}
 
 
 def _known(pipeline: PipelineFields, added: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

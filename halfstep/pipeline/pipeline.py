@@ -16,7 +16,7 @@ from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.models.uvit.resize import resized
 from halfstep.pipeline.base import PipelineFields
-from halfstep.pipeline.conditioning import differing, model_inputs
+from halfstep.pipeline.conditioning import differing, model_inputs, Prompts
 from halfstep.pipeline.description import (
     as_checkpoint_error,
     describe,
@@ -67,9 +67,9 @@ class Pipeline(PipelineFields):
         steps: int | None = None,
         sampler: str | None = None,
         labels: Sequence[int] | None = None,
-        prompts: str | Sequence[str] | None = None,
+        prompts: Prompts | None = None,
         encoder_hidden_states: Tensor | None = None,
-        negative_prompts: str | Sequence[str] | None = None,
+        negative_prompts: Prompts | None = None,
         added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         variance: float = 0.0,
@@ -92,7 +92,7 @@ class Pipeline(PipelineFields):
                   diffusers by its class: "diffusers:UniPCMultistepScheduler"
         labels    one a sample; by default the classes in turn
         prompts   one text a sample, or one for all, for a network that reads texts, by default the empty
-                  one; or `encoder_hidden_states`, their states
+                  one; or their conditions, encoded once by `Texts.conditions`; or `encoder_hidden_states`
         negative_prompts  one text for all samples, or one a sample, that guidance leads away from instead of
                   the empty one; refused where it would change nothing: at guidance_scale 1, and of a
                   student that takes the scale, in which the teacher's own null condition is folded in
@@ -163,9 +163,9 @@ class Pipeline(PipelineFields):
         *,
         steps: int | None = None,
         labels: Sequence[int] | None = None,
-        prompts: str | Sequence[str] | None = None,
+        prompts: Prompts | None = None,
         encoder_hidden_states: Tensor | None = None,
-        negative_prompts: str | Sequence[str] | None = None,
+        negative_prompts: Prompts | None = None,
         added: Mapping[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
         batch: int = 256,

@@ -9,8 +9,9 @@ from annotated_types import Ge, Gt, Le
 
 from halfstep.config.validate import Count, Validated
 from halfstep.data import Latents
+from halfstep.data.latents.captions import Captions, read_captions
 from halfstep.data.latents.dataset import is_latents, open_latents
-from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import Folder, Images, stream
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable
@@ -119,7 +120,6 @@ def _captions(
         raise ConfigError(
             f"captions lie with the images of a folder, and '{config.data}' is none: leave --text out"
         )
-    from halfstep.data.latents.captions import read_captions
     from halfstep.models.text_encoders import load_texts
 
     texts = load_texts(config.text, tokens=config.tokens, device=device)

@@ -1,8 +1,11 @@
 """Build a pipeline with a fresh network for some data."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from torch import nn
+
+from halfstep.batch import Cond
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Dataset, Latents
 from halfstep.diffusion.denoiser import Denoiser, NetTime, TimeFactor
@@ -10,6 +13,7 @@ from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError
 from halfstep.models import build, infer_config
 from halfstep.pipeline import Pipeline, schedule_from
+from halfstep.pipeline.conditioning import defaults_of
 from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.workflows.locate import codec_of
@@ -58,8 +62,9 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
     classes = data.num_classes if network.labels else 0
     rows = classes + guided if classes else None
     codec = codec_of(data) if isinstance(data, Latents) else None
-    empty = data.null_context if isinstance(data, Latents) and network.texts else None
-    if network.texts and empty is None:
+    null = data.null_context if isinstance(data, Latents) and network.texts else None
+    states = None if null is None else null.encoder_hidden_states
+    if network.texts and states is None:
         raise ConfigError(
             "--texts needs latents that were encoded with --text, and this data has no texts: leave it out"
         )
@@ -68,7 +73,7 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         data.shape,
         outputs=reads.outputs,
         num_classes=rows,
-        text_shape=None if empty is None else (empty.shape[0], empty.shape[1]),
+        text_shape=None if states is None else (states.shape[1], states.shape[2]),
     )
     with fork_rng(key(seed, 0)):
         net = build(network.net, {**config, **literals(network.net_config)})
@@ -81,8 +86,15 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         null=classes if classes and guided else None,
         clip=network.sampling_clip if network.sampling_clip and _pixels(data) else None,
         codec=codec,
-        empty=empty,
+        **({} if null is None else _read_texts(net, null)),
     )
+
+
+def _read_texts(net: nn.Module, null: Cond) -> dict[str, Any]:
+    """The pipeline's conditions of the empty text: of the data's those that the network says it reads."""
+    defaults, reads = defaults_of(null), getattr(net, "reads", None)
+    added = {k: v for k, v in defaults["added"].items() if reads is None or k in reads}
+    return {**defaults, "added": added}
 
 
 def _pixels(data: Data) -> bool:

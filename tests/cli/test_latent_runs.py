@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from halfstep.batch import Cond
 from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import stream
@@ -15,6 +16,7 @@ from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.setups import Evaluation
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
+from halfstep.rng import Draw
 from halfstep.training.checks.data import notes, read_by
 from tests.support.latent_runs import among_photos, CODEC, latents, N, pipeline, pixels
 from tests.support.progress import Ledger
@@ -43,13 +45,15 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     data = latents(texts=True)
     teacher = pipeline(data, texts=True)
     captions = scorer.captions_of(data, teacher)
-    assert len({tuple(c.flatten().tolist()) for c in captions(torch.arange(N))}) == N
-    assert torch.equal(captions(torch.tensor([3, N + 3]))[0], captions(torch.tensor([N + 3]))[0])
+    states = captions(torch.arange(N)).encoder_hidden_states
+    assert len({tuple(c.flatten().tolist()) for c in states}) == N
+    again = captions(torch.tensor([3, N + 3])).encoder_hidden_states
+    assert torch.equal(again[0], again[1]) and torch.equal(again[0], states[3])
     evaluation, see = Evaluation(samples=9), Features("pixels", pixels(), "as they are")
     real = scorer.real_images(data, teacher)
     judge = scorer.scorer_for(see, real, evaluation, captions=captions)
     sampled = judge.sample(teacher, "ddim", 2)
-    by_hand = teacher.sample(9, steps=2, encoder_hidden_states=captions(torch.arange(9)))
+    by_hand = teacher.sample(9, steps=2, encoder_hidden_states=states[:9])
     assert torch.allclose(sampled.images, by_hand, atol=1e-5)
     assert not torch.allclose(sampled.images, teacher.sample(9, steps=2), atol=1e-4)
     judge.batch = 3  # whatever the batches are
@@ -57,8 +61,7 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     more = judge.extend(sampled.first(5), teacher, "ddim", 2)
     assert torch.allclose(more.images, by_hand, atol=1e-5)
     assert scorer.captions_of(data, pipeline(latents())) is None
-    with pytest.raises(ConfigError, match="conditioned on texts"):
-        scorer.captions_of(latents(), teacher)
+    assert scorer.captions_of(latents(), teacher) is None  # samples have the empty text
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -81,7 +84,6 @@ def test_what_is_not_read_is_left_out():
             False,
             r"carry the scale 1 and the network's 0\.5: encode .* --scale 0\.5",
         ),
-        (dict(contexts=None), True, "reads texts and the data has none: give latents .* --text"),
         ("other null", True, "texts were encoded by another encoder"),
         (dict(names=("a", "b", "c")), False, "the network has 2 classes and the data 3"),
     ],
@@ -90,10 +92,24 @@ def test_data_of_another_make_is_refused(change, texts, message):
     data = latents(texts=texts)
     model = pipeline(data, texts=texts)
     if change == "other null":
-        change = dict(contexts=replace(data.contexts, null=data.contexts.null.flip(0)))
+        other = data.contexts.null.encoder_hidden_states.flip(1)
+        null = Cond(encoder_hidden_states=other)
+        change = dict(contexts=replace(data.contexts, null=null))
     assert read_by(model, data) is not None
     with pytest.raises(ConfigError, match=message):
         read_by(model, replace(data, **change))
+
+
+def test_a_model_of_texts_on_data_without_texts_reads_the_empty_one():
+    model, data = pipeline(latents(texts=True), texts=True), latents()
+    read = read_by(model, data)
+    rows = torch.arange(3)
+    drawn = read.training_batch(rows, Draw.all(torch.Generator().manual_seed(0), 3))
+    for batch in (read.batch(rows), drawn):
+        assert torch.equal(batch.cond.encoder_hidden_states, model.empty.expand(3, -1, -1))
+    [note] = notes(model, read)
+    assert "every sample has the empty text" in note
+    assert read.to("meta").batch(torch.arange(2)).cond.encoder_hidden_states.device.type == "meta"
 
 
 def test_what_may_be_right_is_told():

@@ -156,7 +156,8 @@ def test_texts_from_captions_to_samples(cli, tmp_path):
     assert re.search(r"note +\d captions have more than 5 tokens and lose their end", out)
     assert "--texts --drop-labels 0.1" in out
     data = open_latents("l")
-    assert data.null_context.shape == (5, 32) and len(data.contexts.states) == 13
+    null = data.null_context.encoder_hidden_states
+    assert null.shape == (1, 5, 32) and len(data.contexts.captions) == 13
     few = ("--updates", "2", "--batch-size", "4", "--device", "cpu")
     train = ("train", "denoiser", "--data", "l", "--texts", "--drop-labels", "0.5", "--out", "t")
     status, _, err = cli(*train, *NET, *few)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.data.latents.captions import read_captions
+from halfstep.data.latents.captions import Captions, read_captions
+from halfstep.data.latents.contexts import unpacked
 from halfstep.data.latents.dataset import open_latents
-from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import stream
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
@@ -20,6 +21,7 @@ from halfstep.models import build
 from halfstep.models.autoencoder.kl import KLCodec, load_codec
 from halfstep.models.text_encoders import load_texts
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import defaults_of
 from halfstep.training import RunOptions, train, TrainingConfig
 from tests.support.denoisers import seeded
 from tests.support.texts import clip, t5
@@ -76,7 +78,9 @@ def made(request, tmp_path_factory):
     torch.manual_seed(1)
     denoiser = Denoiser(build("uvit", NET), Cosine(), V())
     codec = load_codec(root / "latents")
-    pipeline = Pipeline(denoiser, data.shape, codec=codec, empty=data.null_context, steps=12)
+    pipeline = Pipeline(
+        denoiser, data.shape, codec=codec, steps=12, **defaults_of(data.null_context)
+    )
     settings = TrainingConfig(batch_size=24, learning_rate=3e-3, warmup=10, ema=0.95)
     method = Denoising(updates=200, drop_labels=0.2)
     train(
@@ -97,12 +101,17 @@ def test_the_latents_hold_the_states_of_every_caption(made):
     captions = [
         text for k in range(12) for text in SAID["day" if k % 2 else "night"][1][: 1 + k // 6]
     ]
-    states = data.contexts.states.rows(torch.arange(18)).float()
+    states = unpacked(data.contexts.captions.rows(torch.arange(18)), data.contexts.formats)[
+        "encoder_hidden_states"
+    ]
     torch.testing.assert_close(
         states, texts.conditions(captions).encoder_hidden_states, rtol=1e-3, atol=1e-3
     )
     torch.testing.assert_close(
-        data.null_context, texts.conditions([""]).encoder_hidden_states[0], rtol=1e-3, atol=1e-3
+        data.null_context.encoder_hidden_states,
+        texts.conditions([""]).encoder_hidden_states,
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

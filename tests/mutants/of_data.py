@@ -29,14 +29,35 @@ MUTANTS = (
         ),
         ("mean * self.scale", "mean / self.scale"),
         ("chunk(2, dim=1)[0]", "chunk(2, dim=1)[1]"),
+    ),
+    *of(
+        "data/latents/contexts",
+        "data/latents/reading data/latents/contexts",
         ("self.offsets[rows + 1] - first", "self.offsets[rows + 1] - first - 1"),
+        ("start += _size(each)", "start += 0"),
+        ("sorted(null_values(cond).items())", "null_values(cond).items()"),
+        ("for name in null_values(self.null)}", "for name in tensors}"),
+    ),
+    *of(
+        "data/latents/encoding",
+        "data/latents/contexts",
+        ("self.captions.texts = None", "pass"),
+    ),
+    *of(
+        "data/latents/captions",
+        "data/latents/encoding data/latents/reading",
+        ("torch.tensor([0, *itertools", "torch.tensor([1, *itertools"),
+    ),
+    *of(
+        "data/latents/dataset",
+        "cli/latent_runs",
+        ("completed(cond, self.defaults, len(rows))", "cond"),
     ),
     *of("data/latents/shards", "data/latents/reading", ("right=True", "right=False")),
     *of(
         "data/latents/encoding",
         "data/latents/encoding data/latents/reading",
         ("images.flip(-1)", "images.flip(-2)"),
-        ("torch.tensor([0, *itertools", "torch.tensor([1, *itertools"),
         ("codec.eval()", "codec.train()"),
     ),
     *of(

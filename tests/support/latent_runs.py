@@ -4,13 +4,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from halfstep.data.latents.dataset import Contexts, Latents, Shards
+from halfstep.batch import Cond
+from halfstep.data.latents.contexts import Contexts
+from halfstep.data.latents.dataset import Latents, Shards
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.models import build
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import defaults_of
 
 CODEC = dict(
     in_channels=1, out_channels=1, latent_channels=2, block_out_channels=[4, 8], norm_num_groups=2,
@@ -33,9 +36,10 @@ def latents(*, texts=False, num_classes=2):
     shards = Shards((moments[:20], moments[20:50], moments[50:]))
     contexts = None
     if texts:
-        states = torch.randn(N, TOKENS, WIDTH, generator=generator).half()
-        null = torch.linspace(-1, 1, TOKENS * WIDTH).reshape(TOKENS, WIDTH)
-        contexts = Contexts(Shards((states,)), torch.arange(N + 1), null)
+        states = torch.randn(N, TOKENS, WIDTH, generator=generator)
+        null = torch.linspace(-1, 1, TOKENS * WIDTH).reshape(1, TOKENS, WIDTH)
+        captions, empty = (Cond(encoder_hidden_states=each) for each in (states, null))
+        contexts = Contexts.of(captions, torch.arange(N + 1), empty)
     labels = torch.arange(N) * num_classes // N
     return Latents(shards, 2, 0.5, labels, tuple("abc"[:num_classes]), contexts)
 
@@ -45,7 +49,7 @@ def pipeline(data, *, texts=False):
     net = NET | (dict(clip_dim=WIDTH, num_clip_token=TOKENS) if texts else dict(num_classes=3))
     denoiser = Denoiser(build("uvit", net), Cosine(), V()).freeze()
     codec = KLCodec.fresh(CODEC, scale=0.5).eval().requires_grad_(False)
-    about = {"empty": data.null_context} if texts else {"class_names": ("a", "b"), "null": 2}
+    about = defaults_of(data.null_context) if texts else {"class_names": ("a", "b"), "null": 2}
     return Pipeline(denoiser, (2, 4, 4), codec=codec, steps=2, **about)
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from halfstep import storage
 from halfstep.batch import Cond
 from halfstep.data import Dataset
-from halfstep.data.latents.encoding import Captions, Layout, write_latents
+from halfstep.data.latents.captions import Captions
+from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import ImagesInMemory
 from tests.support.denoisers import seeded
 

@@ -6,18 +6,70 @@ and several lines may name one image.  In a .txt each line is a caption.  Both a
 space around a caption are ignored.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.data.latents.contexts import formats_of, packed
 from halfstep.data.sources.image_folder import NAMED
-from halfstep.errors import DataError
+from halfstep.errors import ConfigError, DataError
 from halfstep.files import read_text
+from halfstep.identity import sha256_of
+from halfstep.models.codec import Texts
 from halfstep.schema import from_json
 
 TABLE = "metadata.jsonl"
 KEYS = ("text", "caption")
+
+
+@dataclass
+class Captions:
+    """Captions of each image, and the text encoder, which `write_latents` drops once all are encoded.
+
+    digest  the encoder's digest
+    """
+
+    texts: Texts | None
+    of: Sequence[tuple[str, ...]]
+    digest: str
+
+    def chosen(self, rows: range) -> list[str]:
+        """All captions of these images; the empty text for an image without any."""
+        return [text for k in rows for text in self.of[k] or ("",)]
+
+    def digest_of(self, rows: range) -> str:
+        """A digest of these images' captions."""
+        return sha256_of(repr(tuple(self.of[k])) for k in rows)
+
+    @property
+    def _encoder(self) -> Texts:
+        if self.texts is None:
+            raise ConfigError(
+                "these captions are encoded already: make new Captions, with an encoder"
+            )
+        return self.texts
+
+    @cached_property
+    def null(self) -> Cond:
+        """The condition of the empty text, in one row."""
+        return self._encoder.conditions([""])
+
+    def packed(self, texts: list[str]) -> Tensor:
+        """The conditions of these texts as rows of bytes."""
+        return packed(self._encoder.conditions(texts), formats_of(self.null))
+
+    def offsets(self) -> Tensor:
+        """The index of each image's first caption among all, and their number; int64 [N + 1]."""
+        counts = [len(texts) or 1 for texts in self.of]
+        return torch.tensor([0, *itertools.accumulate(counts)])
 
 
 def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:

@@ -5,9 +5,10 @@
     LATENTS/shard-00000.npy ...     moments [rows, views, 2 c, h, w]: of an image, and of its mirror image
     LATENTS/labels.npy              int64 [N], if there are classes
     LATENTS/verified.json           sizes, times of change and inodes of files whose checksums were compared
-    LATENTS/context-00000.npy ...   with texts: states of the shard's captions, [captions, tokens, width]
+    LATENTS/context-00000.npy ...   with texts: of each caption of the shard a row of bytes, uint8
+                                    [captions, bytes]: its states and named tensors (see `contexts`)
     LATENTS/offsets.npy, null.npy   with texts: image n has the captions from offsets[n] to offsets[n + 1];
-                                    the states of the empty text
+                                    the row of the empty text
 
 `halfstep.data.latents.encoding` writes them.
 """
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from halfstep import storage
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Batch, completed, Cond, null_values
+from halfstep.data.latents.contexts import as_cond, bytes_of, Contexts, TensorFormat, unpacked
 from halfstep.data.latents.shards import Entry, mapped, MEND, Shards, verify as verify_files
 from halfstep.errors import CheckpointError
 from halfstep.identity import sha256_of
@@ -34,8 +36,7 @@ FORMAT = "halfstep latents 1"
 
 
 class TextIdentity(TypedDict):
-    tokens: int
-    width: int
+    tensors: dict[str, TensorFormat]
     digest: str
 
 
@@ -73,35 +74,6 @@ def is_latents(folder: Path) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Contexts:
-    """Text encoder states of captions, several per image.
-
-    states   the states of all captions, [captions, tokens, width]
-    offsets  int64 [N + 1]: image n has the captions from offsets[n] to offsets[n + 1]
-    null     the states of the empty text, float32 [tokens, width]
-    """
-
-    states: Shards
-    offsets: Tensor
-    null: Tensor
-
-    def rows(self, rows: Tensor, chance: Tensor | None = None) -> Tensor:
-        """The states of one caption of each image, float32 [B, tokens, width]: the first, or a random one.
-
-        chance  [B] in [0, 1): chooses among the image's captions
-        """
-        rows = rows.to(self.offsets.device)
-        first = self.offsets[rows]
-        if chance is not None:
-            count = self.offsets[rows + 1] - first
-            first = first + (chance.to(first.device) * count).long()
-        return self.states.rows(first).float()
-
-    def to(self, device: torch.device | str) -> "Contexts":
-        return Contexts(self.states.to(device), self.offsets.to(device), self.null.to(device))
-
-
-@dataclass(frozen=True, eq=False)
 class Latents:
     """Moments of images in a codec's latent space, read like a `Dataset`; `open_latents` makes it.
 
@@ -114,6 +86,7 @@ class Latents:
     source    digest of the files' checksums
     folder    the folder of the latents and of the codec
     codec     the codec's digest, `Codec.digest`
+    defaults  conditions of every sample, in one row, in place of those that the data lacks
     """
 
     moments: Shards
@@ -125,6 +98,7 @@ class Latents:
     source: str = ""
     folder: Path = Path()
     codec: str = ""
+    defaults: Cond | None = None
     is_images = False
 
     def __len__(self) -> int:
@@ -149,14 +123,14 @@ class Latents:
         return len(self.names) or int(self.labels.max()) + 1
 
     @property
-    def null_context(self) -> Tensor | None:
-        """States of the empty text, float32 [tokens, width]; None without texts."""
+    def null_context(self) -> Cond | None:
+        """The condition of the empty text, in one row; None without texts."""
         return None if self.contexts is None else self.contexts.null
 
     @property
     def nbytes(self) -> int:
         """The number of bytes that `to` moves."""
-        return self.moments.nbytes + (self.contexts.states.nbytes if self.contexts else 0)
+        return self.moments.nbytes + (self.contexts.captions.nbytes if self.contexts else 0)
 
     def to(self, device: torch.device | str) -> "Latents":
         return replace(
@@ -164,6 +138,7 @@ class Latents:
             moments=self.moments.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             contexts=None if self.contexts is None else self.contexts.to(device),
+            defaults=None if self.defaults is None else self.defaults.to(device),
         )
 
     def batch(self, rows: Tensor) -> Batch:
@@ -172,9 +147,9 @@ class Latents:
         rows  int64 [B]
         """
         mean = self.moments.rows(self.views * rows).float().chunk(2, dim=1)[0]
-        encoder_hidden_states = None if self.contexts is None else self.contexts.rows(rows)
+        texts = None if self.contexts is None else self.contexts.rows(rows)
         ids = rows.to(mean.device)
-        cond = self._cond(rows, encoder_hidden_states, mean.device)
+        cond = self._cond(rows, texts, mean.device)
         return Batch(mean * self.scale, cond, ids, torch.zeros_like(ids))
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
@@ -186,25 +161,23 @@ class Latents:
         view = (draw.uniform() < 0.5).to(rows.device) if self.flip else 0
         moments = self.moments.rows(self.views * rows + view).to(device).float()
         noise = draw.normal(moments[:, : self.shape[0]])
-        encoder_hidden_states = None
+        texts = None
         if self.contexts is not None:
-            encoder_hidden_states = self.contexts.rows(rows, draw.uniform()).to(device)
+            texts = self.contexts.rows(rows, draw.uniform())
         x0 = codec.sample_latents(moments, noise, self.scale)
-        return Batch(x0, self._cond(rows, encoder_hidden_states, device), rows.to(device))
+        return Batch(x0, self._cond(rows, texts, device), rows.to(device))
 
-    def _cond(
-        self, rows: Tensor, encoder_hidden_states: Tensor | None, device: torch.device
-    ) -> Cond | None:
-        if self.labels is None and encoder_hidden_states is None:
-            return None
-        label = None
+    def _cond(self, rows: Tensor, texts: Cond | None, device: torch.device) -> Cond | None:
+        cond = texts
         if self.labels is not None:
-            label = self.labels[rows.to(self.labels.device)].to(device)
-        return Cond(label=label, encoder_hidden_states=encoder_hidden_states)
+            cond = replace(texts or Cond(), label=self.labels[rows.to(self.labels.device)])
+        cond = completed(cond, self.defaults, len(rows))
+        return None if cond is None else cond.to(device)
 
     def fingerprint(self) -> str:
         """sha256 of the data (not of names), computed from the checksums."""
-        read = f"{self.source} {self.scale!r} {self.views} {self.contexts is not None}"
+        texts = None if self.contexts is None else sorted(null_values(self.contexts.null))
+        read = f"{self.source} {self.scale!r} {self.views} {texts}"
         return sha256_of((read, self.labels))
 
 
@@ -263,14 +236,16 @@ def _latents(folder: Path, about: About) -> Latents:
         labels = mapped(folder / "labels.npy", (about["count"],), torch.int64).clone()
     contexts = None
     if (text := about["text"]) is not None:
-        state = text["tokens"], text["width"]
-        states = [
-            mapped(folder / entry["file"], (entry["rows"], *state), torch.float16)
+        formats = text["tensors"]
+        size = bytes_of(formats)
+        captions = [
+            mapped(folder / entry["file"], (entry["rows"], size), torch.uint8)
             for entry in about["contexts"]
         ]
         offsets = mapped(folder / "offsets.npy", (about["count"] + 1,), torch.int64).clone()
-        null = mapped(folder / "null.npy", state, torch.float16).float()
-        contexts = Contexts(Shards(tuple(states)), offsets, null)
+        null = mapped(folder / "null.npy", (1, size), torch.uint8)
+        null_cond = as_cond(unpacked(null, formats))
+        contexts = Contexts(Shards(tuple(captions)), formats, offsets, null_cond)
     return Latents(
         Shards(tuple(moments)),
         views,

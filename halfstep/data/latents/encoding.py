@@ -5,8 +5,7 @@ interruption the same call goes on at the first missing shard.  Batches are cut 
 resumed run has the same batches as an uninterrupted one, and its files are the same to the bit.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from torch import nn, Tensor
 from halfstep import storage
 from halfstep.batch import batches
 from halfstep.config.validate import Count, Validated
+from halfstep.data.latents.captions import Captions
+from halfstep.data.latents.contexts import bytes_of, formats_of, packed
 from halfstep.data.latents.dataset import (
     ABOUT,
     About,
@@ -36,8 +37,7 @@ from halfstep.data.latents.resume import (
 )
 from halfstep.data.latents.shards import Entry, whole, written
 from halfstep.errors import ConfigError
-from halfstep.identity import sha256_of
-from halfstep.models.codec import Codec, Texts
+from halfstep.models.codec import Codec
 from halfstep.progress import Progress, SILENT
 
 Write = Callable[[Path, range, Entry | None], Entry]
@@ -54,31 +54,6 @@ class Layout(Validated):
     """Encode each image's mirror image too."""
     shard: Count = 4096
     """Images per file."""
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Captions of each image, and the text encoder.
-
-    digest  the encoder's digest
-    """
-
-    texts: Texts
-    of: Sequence[tuple[str, ...]]
-    digest: str
-
-    def chosen(self, rows: range) -> list[str]:
-        """All captions of these images; the empty text for an image without any."""
-        return [text for k in rows for text in self.of[k] or ("",)]
-
-    def digest_of(self, rows: range) -> str:
-        """A digest of these images' captions."""
-        return sha256_of(repr(tuple(self.of[k])) for k in rows)
-
-    def offsets(self) -> Tensor:
-        """The index of each image's first caption among all, and their number; int64 [N + 1]."""
-        counts = [len(texts) or 1 for texts in self.of]
-        return torch.tensor([0, *itertools.accumulate(counts)])
 
 
 def write_latents(
@@ -125,14 +100,21 @@ class _Work:
     progress: Progress
 
     def run(self) -> bool:
-        """Write the missing files in order; returns whether any was missing."""
+        """Write the missing files in order, all texts before the images; returns whether any was missing.
+
+        The text encoder leaves memory before the first image is encoded.
+        """
         about, worked = self._resume(), False
         entries = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
         self.progress.expect(len(self.images))
-        for k, rows in enumerate(self._ranges()):
-            for name, write in self._files(k):
+        kinds: list[tuple[str, Write]] = [("shard", self._moments)]
+        if self.captions is not None:
+            kinds.insert(0, ("context", self._states))
+        for kind, write in kinds:
+            for k, rows in enumerate(self._ranges()):
+                name = f"{kind}-{k:05d}.npy"
                 if name in entries and (self.out / name).exists():
-                    if write == self._moments:
+                    if kind == "shard":
                         self.progress.advance(len(rows))
                     continue
                 worked, about["complete"] = True, False
@@ -141,6 +123,8 @@ class _Work:
                 about["shards"] = [entries[file] for file in files if file.startswith("shard")]
                 about["contexts"] = [entries[file] for file in files if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
+            if self.captions is not None:
+                self.captions.texts = None
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
         if worked or missing or not about["complete"]:
             self._complete(about)
@@ -150,13 +134,6 @@ class _Work:
     def _ranges(self) -> list[range]:
         """The images of each shard."""
         return batches(range(len(self.images)), self.layout.shard)
-
-    def _files(self, k: int) -> list[tuple[str, Write]]:
-        """The files of shard k, and the functions that write them."""
-        moments, states = f"shard-{k:05d}.npy", f"context-{k:05d}.npy"
-        if self.captions is None:
-            return [(moments, self._moments)]
-        return [(moments, self._moments), (states, self._states)]
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -183,17 +160,11 @@ class _Work:
         assert self.captions is not None
         chosen = self.captions.chosen(rows)
         lows = range(0, len(chosen), self.batch)
-        parts = (self._encoded(chosen[low : low + self.batch]) for low in lows)
-        shape = len(chosen), *self._encoded([""]).shape[1:]
-        entry = written(path, shape, torch.float16, parts)
+        parts = (self.captions.packed(chosen[low : low + self.batch]) for low in lows)
+        shape = len(chosen), bytes_of(formats_of(self.captions.null))
+        entry = written(path, shape, torch.uint8, parts)
         entry["source"] = self.captions.digest_of(rows)
         return entry
-
-    def _encoded(self, texts: list[str]) -> Tensor:
-        assert self.captions is not None
-        states = self.captions.texts.conditions(texts).encoder_hidden_states
-        assert states is not None
-        return _stored(states, torch.float16, "states of a text", "name another --text")
 
     def _complete(self, about: About) -> None:
         """Write the files that belong to all images, and mark the folder as complete."""
@@ -202,7 +173,8 @@ class _Work:
             others.append(whole(self.out / "labels.npy", labels.long()))
         if self.captions is not None:
             others.append(whole(self.out / "offsets.npy", self.captions.offsets()))
-            others.append(whole(self.out / "null.npy", self._encoded([""])[0]))
+            null = packed(self.captions.null, formats_of(self.captions.null))
+            others.append(whole(self.out / "null.npy", null))
         more = {"count": len(self.images), "names": list(self.images.names), "others": others}
         storage.write_json(self.out / ABOUT, {**about, **more, "complete": True})
 
@@ -258,15 +230,15 @@ class _Work:
                 f"channels give {list(expected)}: mend the codec"
             )
         if self.captions is not None:
-            self._encoded([""])
+            packed(self.captions.null, formats_of(self.captions.null))
 
     def _identity(self) -> Identity:
         """The part of latents.json that must stay the same when encoding is resumed."""
         latent: Any = list(self._latent())  # a list, as JSON has it
         text: TextIdentity | None = None
         if self.captions is not None:
-            _, tokens, width = self._encoded([""]).shape
-            text = {"tokens": tokens, "width": width, "digest": self.captions.digest}
+            formats = formats_of(self.captions.null)
+            text = {"tensors": formats, "digest": self.captions.digest}
         return {
             "format": FORMAT,
             "codec": self.codec.digest(),

@@ -64,13 +64,13 @@ class Shards:
         """These rows, int64 [B], in their order, with one gather per shard."""
         rows = rows.to(self.parts[0].device)
         if len(self.parts) == 1:
-            return self.parts[0][rows]
+            return self.parts[0].index_select(0, rows)
         shard_of = torch.bucketize(rows, self._ends, right=True)
         gathered = self.parts[0].new_empty(len(rows), *self.shape)
         for k in shard_of.unique().tolist():
             places = (shard_of == k).nonzero()[:, 0]
             part = self.parts[k]
-            gathered[places] = part[rows[places] - (self._ends[k] - len(part))]
+            gathered[places] = part.index_select(0, rows[places] - (self._ends[k] - len(part)))
         return gathered
 
     def to(self, device: torch.device | str) -> "Shards":

@@ -23,31 +23,26 @@ class Originals:
 
     images                 float [n, C, H, W], in the range of the model's samples
     labels                 one per image, for a class-conditional model
-    encoder_hidden_states  encoded texts, for a text-conditioned model
+    texts                  conditions of texts, for a text-conditioned model
     """
 
     images: Tensor
     labels: Sequence[int] | None = None
-    encoder_hidden_states: Tensor | None = None
+    texts: Cond | None = None
 
     @classmethod
     def of(cls, x0: Tensor, cond: Cond | None, teacher: Pipeline) -> "Originals":
         """Images with the conditions that the teacher needs; `DataError` if one is missing."""
-        condition = cond or Cond()
-        labels, encoder_hidden_states = condition.label, condition.encoder_hidden_states
+        labels = None if cond is None else cond.label
         if teacher.class_names and labels is None:
             raise DataError(
                 f"the teacher has {len(teacher.class_names)} classes and these images have no labels: give "
                 "labelled images"
             )
-        if teacher.empty is not None and encoder_hidden_states is None:
-            raise DataError(
-                "the teacher is conditioned on texts and these images have none: give latents with texts"
-            )
         return cls(
             x0,
             labels.tolist() if teacher.class_names and labels is not None else None,
-            encoder_hidden_states if teacher.empty is not None else None,
+            cond,
         )
 
 
@@ -71,11 +66,11 @@ def reconstructed(
         batch=batch,
         progress=progress,
         labels=originals.labels,
-        encoder_hidden_states=originals.encoder_hidden_states,
+        prompts=originals.texts,
     )
     return decoder.sample(
         len(noise), steps=back, sampler="ddim", guidance_scale=_scale(decoder), noise=noise, batch=batch,
-        labels=originals.labels, encoder_hidden_states=originals.encoder_hidden_states, progress=progress,
+        labels=originals.labels, prompts=originals.texts, progress=progress,
     )  # fmt: skip
 
 

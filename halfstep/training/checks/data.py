@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isclose
 
-from halfstep.batch import Cond
-from halfstep.data import Data, Latents
+from halfstep.batch import null_values
+from halfstep.data import Data, Dataset, Latents
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import differing
 
 
 def read_by(pipeline: Pipeline, data: Data) -> Data:
-    """The data with only the labels and texts that the pipeline reads; refused if it does not fit."""
+    """The data with only the labels and texts that the pipeline reads; refused if it does not fit.
+
+    Samples without texts have the pipeline's empty text, and its values of the named tensors that they lack.
+    """
     if tuple(data.shape) != tuple(pipeline.shape):
         raise ConfigError(
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
@@ -37,21 +40,23 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
         )
     if isinstance(data, Latents):
         _check_latents(pipeline, data)
-    contexts = data.contexts if isinstance(data, Latents) else None
-    if pipeline.empty is not None:
-        if contexts is None:
-            raise ConfigError(
-                "the network reads texts and the data has none: give latents that were encoded with "
-                "--text"
-            )
-        if names := differing(Cond(encoder_hidden_states=contexts.null[None]), pipeline):
+    if isinstance(data, Dataset | Latents):
+        data = _with_texts(pipeline, data)
+    return data if pipeline.class_names else replace(data, labels=None, names=())
+
+
+def _with_texts(pipeline: Pipeline, data: Data) -> Data:
+    """The data with the texts and named tensors that the pipeline reads, and its defaults for the others."""
+    names = set(null_values(pipeline.text_defaults))
+    if isinstance(data, Latents) and (contexts := data.contexts) is not None:
+        if names and (others := differing(contexts.null, pipeline)):
             raise ConfigError(
                 "the data's texts were encoded by another encoder than the network was trained with (the "
-                f"empty text has another {' and '.join(names)}): encode them with that one"
+                f"empty text has another {' and '.join(others)}): encode them with that one"
             )
-    elif isinstance(data, Latents):
-        data = replace(data, contexts=None)
-    return data if pipeline.class_names else replace(data, labels=None, names=())
+        is_read = bool(names & null_values(contexts.null).keys())
+        data = replace(data, contexts=contexts.only(names) if is_read else None)
+    return replace(data, defaults=pipeline.text_defaults) if names else data
 
 
 def _refuse_other_numbers(class_names: tuple[str, ...], data_names: tuple[str, ...]) -> None:
@@ -80,6 +85,11 @@ def notes(pipeline: Pipeline, data: Data) -> Iterator[str]:
         yield (
             f"the data's classes ({', '.join(names[:3])}, ...) are taken for the network's "
             f"({', '.join(pipeline.class_names[:3])}, ...), number by number"
+        )
+    if pipeline.empty is not None and getattr(data, "contexts", None) is None:
+        yield (
+            "the network reads texts and the data has none: every sample has the empty text (latents with "
+            "texts are encoded by halfstep latents --text)"
         )
     made_by = data.codec if isinstance(data, Latents) else ""
     if made_by and pipeline.codec is not None and made_by != pipeline.codec.digest():

@@ -128,8 +128,9 @@ def test_one_of_several_captions_is_read(tmp_path):
     assert isinstance(first, Cond) and first.encoder_hidden_states.dtype == torch.float32
     expected = torch.stack([states[texts[k][0]] for k in (8, 0, 10)])
     torch.testing.assert_close(first.encoder_hidden_states, expected, rtol=0, atol=2e-3)
-    torch.testing.assert_close(latents.null_context, TinyTexts().encode([""])[0], rtol=0, atol=2e-3)
-    assert latents.null_context.shape == (5, 4) and latents.null_context.dtype == torch.float32
+    null = latents.null_context.encoder_hidden_states
+    torch.testing.assert_close(null, TinyTexts().encode([""]), rtol=0, atol=2e-3)
+    assert null.shape == (1, 5, 4) and null.dtype == torch.float32
 
     rows, drawn_captions = torch.tensor([8] * 30 + [0, 4]), set()
     states_drawn = latents.training_batch(rows, Draw.all(seeded(1), 32)).cond.encoder_hidden_states
@@ -158,8 +159,9 @@ def test_an_image_without_captions_has_the_empty_text(tmp_path):
     encoded(tmp_path / "l", captions=captions(texts))
     latents = open_latents(tmp_path / "l")
     cond = latents.batch(torch.tensor([0, 1])).cond
-    assert torch.equal(cond.encoder_hidden_states[0], latents.null_context)
-    assert not torch.equal(cond.encoder_hidden_states[1], latents.null_context)
+    null = latents.null_context.encoder_hidden_states[0]
+    assert torch.equal(cond.encoder_hidden_states[0], null)
+    assert not torch.equal(cond.encoder_hidden_states[1], null)
 
 
 @pytest.mark.slow

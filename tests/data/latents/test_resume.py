@@ -50,18 +50,20 @@ class Dying(Ledger):
 
 @pytest.mark.parametrize("texts", [False, True])
 def test_interrupted_anywhere_it_ends_the_same(tmp_path, texts):
-    more = {"captions": captions()} if texts else {}
-    encoded(tmp_path / "alone", **more)
+    def more():
+        return {"captions": captions()} if texts else {}
+
+    encoded(tmp_path / "alone", **more())
     alone = everything(tmp_path / "alone")
     assert about(tmp_path / "alone")["complete"]
     for last in range(0, 11, 2):
         out, ledger = tmp_path / f"at-{last}", Ledger()
         with pytest.raises(Killed):
-            encoded(out, progress=Dying(last), **more)
+            encoded(out, progress=Dying(last), **more())
         with refused(CheckpointError, "latents: run the same halfstep latents command again"):
             open_latents(out)
         assert not about(out)["complete"]
-        assert encoded(out, progress=ledger, **more)
+        assert encoded(out, progress=ledger, **more())
         shards = last // 4  # that were finished
         assert ledger.each == [4] * shards + [3, 1, 3, 1, 3][2 * shards :]
         assert ledger.steps == 11 and everything(out) == alone
