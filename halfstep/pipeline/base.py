@@ -1,6 +1,6 @@
 """The fields of a pipeline, checked, and what follows from them alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -25,8 +25,13 @@ from halfstep.pipeline.samplers import (
     teacher_grid,
 )
 
-SIZES = ("time_ids", "resolution", "aspect_ratio")
-"""Named tensors of diffusers' networks that tell of the image and not of its text: guidance keeps them."""
+SIZES: Mapping[str, Callable[[int, int], list[float]]] = {
+    "time_ids": lambda height, width: [height, width, 0, 0, height, width],
+    "resolution": lambda height, width: [height, width],
+    "aspect_ratio": lambda height, width: [height / width],
+}
+"""Named tensors of diffusers' networks that tell of the image and not of its text, by its size in pixels:
+guidance keeps them."""
 
 
 @dataclass(frozen=True)

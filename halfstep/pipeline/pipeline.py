@@ -225,6 +225,8 @@ class Pipeline(PipelineFields):
     def at_size(self, height: int, width: int) -> Self:
         """A copy for another size in pixels, untrained: a U-ViT's position embedding is interpolated."""
         height, width = validate("height", height, Count), validate("width", width, Count)
+        if self.origin is not None:
+            raise ConfigError("a size of diffusers is given first: from_diffusers(..., size=...)")
         factor = 1 if self.codec is None else self.codec.factor
         if len(self.shape) != 3 or self.times or height % factor or width % factor:
             whole = f", in multiples of {factor} pixels" if factor > 1 else ""
@@ -274,7 +276,7 @@ class Pipeline(PipelineFields):
         config   folder or name of a pipeline with the configs of a single file
         guidance_range  of a network that takes its scale as an input; by default 1 to 10
 
-        Raises `CheckpointError` for a folder that is not whole or names code of others, which is never run.
+        `CheckpointError` for a folder that is not whole or names code of others, which is never run.
         """
         from halfstep.pipeline.from_diffusers import fields_of  # imports diffusers
 

@@ -306,3 +306,54 @@ def test_a_pipeline_that_nobody_foresaw_is_a_file_of_ten_lines(tmp_path):
     file.write_text('netwrok = "unet"\n')
     with pytest.raises(ConfigError, match="network"):
         Pipeline.from_diffusers(theirs, family=file)
+
+
+def test_another_size_is_that_of_the_latents_and_of_what_the_network_is_told():
+    theirs = families.sdxl()
+    ours = Pipeline.from_diffusers(theirs, size=(24, 16))
+    assert ours.shape == (4, 12, 8) and ours.added["time_ids"].tolist() == [24, 16, 0, 0, 24, 16]
+    assert ours.sample(1, steps=1).shape == (1, 3, 24, 16)
+    for size in (15, (16, 17)):
+        with pytest.raises(ConfigError, match="multiple of 2"):
+            Pipeline.from_diffusers(theirs, size=size)
+    with pytest.raises(ConfigError, match="size"):
+        ours.at_size(32, 32)
+
+
+def test_a_network_that_takes_its_scale_is_guided_by_one_call():
+    """Flux-dev's embedded guidance, and a range of scales that a student may learn."""
+    theirs = families.flux(guidance_embeds=True)
+    theirs.set_progress_bar_config(disable=True)
+    ours = Pipeline.from_diffusers(theirs, size=16)
+    assert ours.guidance_range == (1.0, 10.0)
+    noise = torch.randn(2, *ours.shape)
+    packed = type(theirs)._pack_latents(noise, 2, 4, 8, 8)
+    with torch.no_grad():
+        out = theirs(
+            TEXTS,
+            height=16,
+            width=16,
+            latents=packed,
+            guidance_scale=3.5,
+            num_inference_steps=2,
+            output_type="latent",
+        )
+    expected = type(theirs)._unpack_latents(out.images, 16, 16, 2)
+    samples = ours.sample(2, noise=noise, steps=2, guidance_scale=3.5, prompts=TEXTS, latents=True)
+    assert (samples - expected).abs().max() / expected.abs().max() < 1e-5
+    assert Pipeline.from_diffusers(theirs, size=16, guidance_range=(2, 4)).guidance_range == (2, 4)
+    with pytest.raises(ConfigError, match="guidance_range"):
+        Pipeline.from_diffusers(families.sd3(), guidance_range=(2, 4))
+
+
+def test_a_single_file_is_read_with_the_configs_of_a_folder(tmp_path):
+    """A file of weights under diffusers' own names: `from_single_file` reads it."""
+    known = families.stable_diffusion()
+    known.save_pretrained(tmp_path / "configs")
+    with pytest.raises(ConfigError, match="config"):
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        Pipeline.from_diffusers(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        Pipeline.from_diffusers(tmp_path / "model.safetensors", config=tmp_path / "configs")
+    with pytest.raises(ConfigError, match="config"):
+        Pipeline.from_diffusers(tmp_path / "configs", config=tmp_path / "configs")

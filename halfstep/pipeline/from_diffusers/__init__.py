@@ -1,6 +1,5 @@
 """A pipeline of diffusers as one of halfstep: all parts follow from its configs."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet, wrap_diffusers
-from halfstep.pipeline.base import Origin
+from halfstep.pipeline.base import Origin, SIZES
 from halfstep.pipeline.from_diffusers.families import FAMILIES, Family
 from halfstep.pipeline.from_diffusers.schedule import imported_schedule
 from halfstep.pipeline.from_diffusers.source import open_source, Source
@@ -18,12 +17,6 @@ from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 
 __all__ = ["FAMILIES", "Family", "fields_of"]
 
-SIZES: Mapping[str, Callable[[int, int], list[float]]] = {
-    "time_ids": lambda height, width: [height, width, 0, 0, height, width],
-    "resolution": lambda height, width: [height, width],
-    "aspect_ratio": lambda height, width: [height / width],
-}
-"""Conditions that are the same for all images of a size in pixels."""
 SCALES = (1.0, 10.0)
 """Guidance scales of a network that takes them as an input, by default."""
 
