@@ -37,6 +37,9 @@ class _Config(TypedDict, total=False):
     shift: float | None
     shift_terminal: float | None
     use_dynamic_shifting: bool
+    timestep_spacing: str
+    solver_order: int
+    _use_default_values: list[str]
 
 
 class _Index(TypedDict, total=False):
@@ -87,7 +90,11 @@ def read_scheduler_folder(path: Path) -> SchedulerFolder:
     """
     file, index_file = _config_file(path), path / INDEX
     config = read_unsealed_json(file, _Config)
-    validate("num_train_timesteps", config.get("num_train_timesteps", 1000), Levels)
+    levels = validate("num_train_timesteps", config.get("num_train_timesteps", 1000), Levels)
+    if (betas := config.get("trained_betas")) and len(betas) != levels:
+        raise ConfigError(
+            f"'{file}' has {len(betas)} trained_betas: write num_train_timesteps {len(betas)} there"
+        )
     index = read_unsealed_json(index_file, _Index) if index_file.is_file() else {}
     library, name = [*(index.get("scheduler") or []), None, None][:2]
     if library not in (None, "diffusers"):
@@ -132,7 +139,12 @@ def _steps(path: Path, config: JsonObject, index: JsonObject) -> tuple[int | Non
         if found and int(found[1]):
             return int(found[1]), "from README.md"
     end = config.get("shift_terminal")
-    if end and config.get("shift", 1.0) == 1 and not config.get("use_dynamic_shifting"):
+    if (
+        end
+        and 1e-4 < end < 1
+        and config.get("shift", 1.0) == 1
+        and not config.get("use_dynamic_shifting")
+    ):
         steps = round(1 / end)
         if steps > 1 and abs(steps * end - 1) < 1e-3:
             return steps, "from the scheduler's shift_terminal"
@@ -161,6 +173,8 @@ def set_timesteps(scheduler: Any, *values: Any, **options: Any) -> Any:
         )
     with _as_errors(f"diffusers' {name} has no grid for this"):
         scheduler.set_timesteps(*values, **options)
+        if hasattr(scheduler, "sigmas") and bool(scheduler.sigmas.isnan().any()):
+            raise ValueError("a sigma is no number")
     return scheduler
 
 
@@ -170,7 +184,7 @@ def _as_errors(what: str) -> Iterator[None]:
     try:
         with quietly(), quiet_numpy(), np.errstate(divide="ignore", invalid="ignore"):
             yield
-    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError,
+    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise ConfigError(f"{what} ({type(error).__name__}: {reason:.200})") from None

@@ -170,6 +170,10 @@ REFUSED = [
     ({"_class_name": "DDIMScheduler", "beta_start": "x"}, "cannot build DDIMScheduler"),
     ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "has no grid"),
     ({"_class_name": FLOW, "shift": "x"}, "shift"),
+    ({"_class_name": FLOW, "_use_default_values": 3}, "_use_default_values"),
+    ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}, "2 trained_betas"),
+    ({"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 0}, "cannot build|no grid"),
+    ({"_class_name": FLOW, "shift_terminal": 1}, "is no number"),
 ]
 
 
