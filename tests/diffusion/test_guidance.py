@@ -11,8 +11,13 @@ from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_t
 from torch import nn
 
 from halfstep.batch import Cond
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.guidance import Guided
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.models import Adapter, build, recipe
+from halfstep.models.diffusers_net import pack
 from halfstep.models.guidance_embedding import adding, guidance_features, GuidanceEmbedding
 from halfstep.models.with_guidance import with_guidance
 from tests.support.networks import data, ROWS, TINY, tiny
@@ -317,3 +322,27 @@ def test_no_feature_is_a_stranger_to_its_neighbours():
     """The slowest turns once in 2 pi / 0.1 of w: scales that lie near are near for some features."""
     slow = guidance_features(torch.tensor([3.0, 3.1]), 256)[:, 127]
     assert abs(slow[0] - math.sin(0.3)) < 1e-4 and abs(slow[1] - slow[0]) < 0.01
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_the_norm_of_the_conditional_output_is_kept_on_each_patch(side):
+    """As Qwen-Image's pipeline scales: token by token, where a token is a patch of side x side pixels."""
+    torch.manual_seed(0)
+    net, schedule = tiny("unet", 3), Cosine()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    denoiser = Denoiser(net.eval(), schedule, V())
+    x, t, cond = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5), Cond(torch.tensor([0, 1]))
+    with torch.no_grad():
+        kept = V().encode(Guided(denoiser, 4.0, 2, norm=side)(x, t, cond), denoiser.level(t, x))
+        plain = V().encode(Guided(denoiser, 4.0, 2)(x, t, cond), denoiser.level(t, x))
+        conditional = V().encode(denoiser(x, t, cond), denoiser.level(t, x))
+
+    def tokens(v):
+        return pack(v, side)
+
+    lengths = tokens(conditional).norm(dim=-1, keepdim=True)
+    expected = tokens(plain) * lengths / tokens(plain).norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(tokens(kept), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(kept, plain, atol=1e-2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from halfstep.diffusion.denoiser import NetTime
 from halfstep.diffusion.schedules import (
     arriving,
     BetaTable,
@@ -112,6 +113,21 @@ def test_straight_is_a_line():
     assert at_t.alpha.tolist() == [1.0, 0.75, 0.0]
     assert at_t.sigma.tolist() == [0.0, 0.25, 1.0]
     assert at_t.logsnr[[0, 2]].tolist() == [inf, -inf]
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_a_shift_is_that_of_diffusers(shift):
+    """sigma = s t / (1 + (s - 1) t), exact at both ends, and its inverse."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    schedule, t = RectifiedFlow(shift), torch.linspace(0, 1, 41, dtype=torch.float64)
+    at_t = schedule.at(t)
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=40, shift=shift).sigmas.flip(0)
+    torch.testing.assert_close(at_t.sigma[1:].float(), theirs)
+    torch.testing.assert_close(at_t.alpha + at_t.sigma, torch.ones_like(t))
+    assert at_t.alpha[[0, -1]].tolist() == [1, 0] and at_t.sigma[[0, -1]].tolist() == [0, 1]
+    torch.testing.assert_close(schedule.time(at_t.logsnr), t)
+    assert NetTime("sigma", 1000.0)(t, schedule)[20] == 1000 * at_t.sigma[20]
 
 
 def test_karras_is_equation_5():

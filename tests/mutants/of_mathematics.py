@@ -242,4 +242,30 @@ MUTANTS = (
         "methods/diffusion/encoder",
         ("float(weighting(0 * one, one))", "float(weighting(one, one))"),
     ),
+    *of(
+        "diffusion/schedules/closed_form",
+        "diffusion/schedules",
+        ("norm = 1 + (self.shift - 1) * s", "norm = 1 + (self.shift + 1) * s"),
+        ("self.shift - (self.shift - 1) * sigma", "self.shift + (self.shift - 1) * sigma"),
+    ),
+    *of(
+        "diffusion/denoiser",
+        "diffusion/schedules",
+        ('level.sigma if self.of == "sigma"', 'level.alpha if self.of == "sigma"'),
+    ),
+    *of(
+        "diffusion/guidance",
+        "diffusion/guidance",
+        (
+            "_patch_norms(conditional, self.norm) / _patch",
+            "_patch_norms(conditional, self.norm) * _patch",
+        ),
+        ("patches.sum((2, 4), keepdim=True).sqrt()", "patches.sum((2, 4), keepdim=True)"),
+    ),
+    *of(
+        "batch",
+        "batch",
+        ("len(tensors[0]) == 1", "len(tensors[0]) > 1"),
+        ('if name != "guidance_scale"}', "}"),
+    ),
 )
