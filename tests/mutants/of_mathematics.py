@@ -39,10 +39,10 @@ MUTANTS = (
         ("2 * c / (self.beta_min", "c / (self.beta_min"),
         ("self.beta_min**2 + 2 * slope * c", "self.beta_min**2 + slope * c"),
         (
-            "return Level((1 - wide(t)).to(t.dtype), t)",
-            "return Level(t, (1 - wide(t)).to(t.dtype))",
+            "((1 - s) / norm).to(t.dtype), (self.shift * s / norm)",
+            "(self.shift * s / norm).to(t.dtype), ((1 - s) / norm)",
         ),
-        ("return (-logsnr / 2).sigmoid()", "return (-logsnr).sigmoid()"),
+        ("sigma = (-logsnr / 2).sigmoid()", "sigma = (-logsnr).sigmoid()"),
         (
             "(low + wide(t) * (high - low)) ** self.rho",
             "(high + wide(t) * (low - high)) ** self.rho",
@@ -171,7 +171,7 @@ MUTANTS = (
         "batch",
         ('f.metadata.get("null", 0)', 'f.metadata.get("null", 1)'),
         ("if name in tensors and null is not None", "if name in tensors"),
-        ("is not None or bool(self._added_nulls())", "is not None"),
+        ("nulls |= null_values(unconditional)", "nulls = null_values(unconditional)"),
         ("len(value) != len(first[1])", "len(value) == 0"),
     ),
     *of(
@@ -222,7 +222,7 @@ MUTANTS = (
         "batch",
         "pipeline/latent_pipeline",
         ("torch.where(rows, nulls, values)", "torch.where(rows, values, nulls)"),
-        ("return self.encoder_hidden_states if isinstance", "return self.label if isinstance"),
+        ('{"encoder_hidden_states" if isinstance', '{"label" if isinstance'),
     ),
     *of(
         "diffusion/guidance",

@@ -123,7 +123,7 @@ MUTANTS = (
         "methods/diffusion/clipped_targets",
         ("pred.x0 + times_change(scale * start.sigma)", "clipped.x0"),
         ("pred.eps - times_change(scale * start.alpha)", "pred.eps"),
-        (".where(both != 0, 0)", ""),
+        (".where(length != 0, 0)", ""),
         ("second = step(x_mid, t_mid, t_end)", "second = step(x_mid, t_mid, t_mid)"),
         (
             "start, end = schedule.at(t), arriving(schedule, to)",
@@ -255,7 +255,7 @@ MUTANTS = (
         "methods/diffusion/guided training/guided_runs cli/guided",
         ("low + (high - low) * draw.uniform()", "low + high * draw.uniform()"),
         ("low + (high - low) * draw.uniform()", "(high - low) * draw.uniform()"),
-        ("Guided(self.teacher, scale, self.null)", "Guided(self.teacher, scale - 1, self.null)"),
+        ("Guided(self.teacher, scale, self.null", "Guided(self.teacher, scale - 1, self.null"),
         (
             "student(x_t, t, with_scale(batch.cond, scale))\n        return",
             "student(x_t, t, batch.cond)\n        return",
@@ -264,8 +264,8 @@ MUTANTS = (
             "student(x_t, t, with_scale(batch.cond, scale))\n        return",
             "student(x_t, t, with_scale(batch.cond, scale - 1))\n        return",
         ),
-        ("self.null)(x_t, t, batch.cond)", "self.null)(batch.x0, t, batch.cond)"),
-        ("null.toward(label, scale)", "null.toward(label, scale - 1)"),
+        ("self._guided(scale)(x_t, t, batch.cond)", "self._guided(scale)(batch.x0, t, batch.cond)"),
+        (".combined(null, label, x_t", ".combined(label, null, x_t"),
         (
             'error_by_scale[f"{scale:g}"] = float(error.square().mean().sqrt())',
             'error_by_scale[f"{scale:g}"] = float(error.square().mean())',
@@ -286,7 +286,7 @@ MUTANTS = (
             '{**changes, **config, "guidance_embed_dim"',
         ),
         ("if not low <= high:", "if not low < high:"),
-        ("weighting, levels)\n        yield", "weighting)\n        yield"),
+        ("weighting, levels, norm)", "weighting, None, norm)"),
         ("    forwards = 5", "    forwards = 4"),
     ),
     *of(

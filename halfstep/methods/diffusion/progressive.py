@@ -306,8 +306,8 @@ def _merged(
     g is 1 at s = 0 and grows as steps shrink: x~ may lie far beyond the bound.  A step of no length is pred.
     """
     start, end = schedule.at(t), arriving(schedule, to)
-    both = end.alpha * start.sigma - start.alpha * end.sigma
-    scale = (end.alpha / both).where(both != 0, 0)
+    length = end.alpha * start.sigma - end.sigma * start.alpha
+    scale = (end.alpha / length).where(length != 0, 0)
     change = clipped.x0 - pred.x0
 
     def times_change(gain: Tensor) -> Tensor:
