@@ -86,10 +86,8 @@ MUTANTS = (
     *of(
         "workflows/scheduler_folder",
         "workflows/grid",
-        (
-            '    validate("num_train_timesteps", config.get("num_train_timesteps", 1000), Levels)\n',
-            "",
-        ),
+        ("Annotated[int, Ge(1), Le(1_000_000)]", "int"),
+        ("len(betas) != levels", "False"),
         ('library not in (None, "diffusers")', "False"),
         ("name not in READABLE or ", ""),
         ('config.get("shift", 1.0) == 1', "True"),
