@@ -161,6 +161,19 @@ def test_refusals():
         Progressive(start=1024).check(teacher(schedule=BetaTable()))
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        replace(GUIDE, halving=replace(HALVE, reparameterise_updates=2)),
+        Chain(shrink=SHRINK, then=replace(HALVE, reparameterise_updates=2)),
+    ],
+)
+def test_the_options_are_those_of_the_whole_method(method):
+    """The part that halves has a v teacher already, and its own option would do nothing."""
+    with pytest.raises(ConfigError, match="leave reparameterise_updates out"):
+        method.check(teacher())
+
+
 def test_a_guided_teacher_is_not_guided_twice():
     guided = DenoiserOnly(Guided(teacher(V()).denoiser, 3.0, 3), 3)
     with pytest.raises(ConfigError, match=r"guided twice.*teacher\.unguided"):
