@@ -1,6 +1,6 @@
 """Encode images as noise, from which a model makes them again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from halfstep import files
+from halfstep.batch import Cond
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, CountOrNone, Validated
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import null_condition
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_over
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import load_images, parse_classes, sample_kind
 from halfstep.workflows.locate import chosen_pipeline, Official
 from halfstep.workflows.noise_file import NoiseFile, stem
-from halfstep.workflows.prompts import in_turn, PromptOptions
+from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class EncodeJob:
     images: Tensor
     labels: list[int] | None
     steps: int
+    texts: Cond | None
+    negative_texts: Cond | None
 
     @property
     def prompts(self) -> list[str]:
@@ -90,8 +94,8 @@ class EncodeJob:
         batch = config.batch_size or (8 if self.pipeline.codec is not None else 256)
         noise = self.pipeline.encode(
             self.images, steps=config.steps, labels=self.labels, guidance_scale=config.guidance_scale,
-            batch=batch, prompts=self.prompts or None, progress=progress,
-            negative_prompts=in_turn(self.config.texts.negative, range(len(self.images))),
+            batch=batch, prompts=self.texts, progress=progress,
+            negative_prompts=self.negative_texts,
         )  # fmt: skip
         if not bool(noise.isfinite().all()):
             raise DataError("some of the noise is nan or infinite: sampling has diverged")
@@ -128,9 +132,19 @@ def prepare_encode(config: EncodeConfig, *, progress: Progress = SILENT) -> Enco
         steps=config.steps, net=config.net,
     )  # fmt: skip
     images, labels = _images(config, pipeline, progress)
+    texts, negative = (
+        encoded(pipeline, in_turn(given, range(len(images))))
+        for given in (config.texts.texts, config.texts.negative)
+    )
+    null_condition(
+        pipeline, len(images), config.guidance_scale, negative
+    )  # refused before encoding
+    pipeline = replace(pipeline, texts=None)  # its encoder leaves memory
     counts = list(pipeline.step_counts) or [pipeline.steps]
     steps = config.steps or min(counts)
-    return EncodeJob(pipeline.to(pick_device(config.device)), config, images, labels, steps)
+    return EncodeJob(
+        pipeline.to(pick_device(config.device)), config, images, labels, steps, texts, negative
+    )
 
 
 def _images(

@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
+import torch
+
+from halfstep.batch import batches, Cond
 from halfstep.config.validate import Validated
 from halfstep.errors import ConfigError
 from halfstep.files import read_text
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import condition
+
+AT_ONCE = 64
+"""Texts that are encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,23 @@ class PromptOptions(Validated):
 def in_turn(texts: Sequence[str], numbers: Sequence[int]) -> list[str] | None:
     """The text of each of these numbers, in turn; None without texts."""
     return [texts[k % len(texts)] for k in numbers] if texts else None
+
+
+def encoded(pipeline: Pipeline, texts: Sequence[str] | None) -> Cond | None:
+    """The conditions of these texts, a row each; a text that occurs twice is encoded once."""
+    if not texts:
+        return None
+    distinct = list(dict.fromkeys(texts))
+    parts = [
+        condition(pipeline, len(part), prompts=distinct[part.start : part.stop]) or Cond()
+        for part in batches(range(len(distinct)), AT_ONCE)
+    ]
+    place = {text: k for k, text in enumerate(distinct)}
+    rows = torch.tensor([place[text] for text in texts])
+    named = {name: value[rows] for name, value in reduce(Cond.cat, parts).named().items()}
+    return Cond(encoder_hidden_states=named.pop("encoder_hidden_states", None), added={
+        name: value for name, value in named.items() if name in pipeline.added
+    })  # fmt: skip
 
 
 def _read(option: str, typed: tuple[str, ...], path: Path | None) -> tuple[str, ...]:

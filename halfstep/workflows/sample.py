@@ -1,6 +1,6 @@
 """Draw samples from a teacher, a student or a published model, and write them as pictures."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,16 +8,18 @@ import numpy as np
 from torch import Tensor
 
 from halfstep import files
+from halfstep.batch import Cond
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, CountOrNone, Share, Validated
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import null_condition
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_grid, save_images, save_over, scatter
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import parse_classes, sample_kind, SampleStart, StartOptions
 from halfstep.workflows.locate import chosen_pipeline, Official
-from halfstep.workflows.prompts import in_turn, PromptOptions
+from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,8 @@ class SampleJob:
     start: SampleStart
     steps: int
     labels: list[int] | None
-    prompts: list[str] | None
-    negative_prompts: list[str] | None
+    prompts: Cond | None
+    negative_prompts: Cond | None
 
     def run(self, progress: Progress = SILENT) -> Sampled:
         """Draw the samples and write them; `NonFinite` if sampling diverges."""
@@ -186,8 +188,10 @@ def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> Sample
     if config.per_class and not texts.texts:
         classes = classes or list(range(count))
     labels = [classes[k % count] for k in chosen] if classes else start.labels
-    prompts = in_turn(texts.texts, chosen) or start.prompts
-    negative = in_turn(texts.negative, chosen)
+    prompts = encoded(pipeline, in_turn(texts.texts, chosen) or start.prompts)
+    negative = encoded(pipeline, in_turn(texts.negative, chosen))
+    null_condition(pipeline, start.n, config.guidance_scale, negative)  # refused before sampling
+    pipeline = replace(pipeline, texts=None)  # its encoder leaves memory
     steps = len(start.grid(times, student=bool(pipeline.times))) - 1
     return SampleJob(pipeline, config, start, steps, labels, prompts, negative)
 

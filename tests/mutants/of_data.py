@@ -129,6 +129,13 @@ MUTANTS = (
     ),
     *of("models/classifiers/registry", "data/data_kinds", ("int(name) != k", "int(name) < k")),
     *of("training/checks/data", "data/data_kinds", (") != k", ") > k")),
+    *of(
+        "training/checks/data",
+        "training/checks_of_texts",
+        ("contexts.only(names) if is_read else None", "contexts"),
+        ("defaults=pipeline.text_defaults) if names", "defaults=None) if names"),
+        ("if names and (others := differing(contexts.null, pipeline)):", "if False:"),
+    ),
     *of("data/epoch_order", "data/epoch_order", ("[seed, stage, epoch]", "[seed, stage]")),
     *of(
         "data/augment",

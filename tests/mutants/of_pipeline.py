@@ -97,6 +97,13 @@ MUTANTS = (
         ("if name.startswith(ADDED)", "if False"),
     ),
     *of(
+        "workflows/prompts",
+        "workflows/prompts",
+        ("place[text] for text in texts", "k for k, text in enumerate(texts)"),
+        ("distinct[part.start : part.stop]", "distinct[: len(part)]"),
+    ),
+    *of("workflows/sample", "workflows/prompts", ("replace(pipeline, texts=None)", "pipeline")),
+    *of(
         "evaluation/sample_cache",
         "pipeline/conditioning",
         ("parts.append(defaults)", "pass"),

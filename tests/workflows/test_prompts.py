@@ -1,9 +1,16 @@
 """Prompts of samples: typed or of a file, in turn."""
 
+import gc
+from weakref import ref
+
 import pytest
+import torch
 
 from halfstep.errors import ConfigError
-from halfstep.workflows.prompts import in_turn, PromptOptions
+from halfstep.progress import SILENT
+from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
+from halfstep.workflows.sample import _job, SampleConfig
+from tests.support.conditions import named_pipeline, Words
 
 
 def test_lines_of_a_file_are_prompts_and_blank_ones_are_left_out(tmp_path):
@@ -36,3 +43,42 @@ def test_labels_beside_prompts_are_refused():
     PromptOptions(prompt=("a",)).refuse_labels([])
     with pytest.raises(ConfigError, match="--labels or --prompt"):
         PromptOptions(prompt=("a",)).refuse_labels([1])
+
+
+# -- encoded once, then free -----------------------------------------------------------------------
+
+
+class Counting(Words):
+    """Keeps the texts that it encoded."""
+
+    def conditions(self, texts):
+        self.seen = [*getattr(self, "seen", ()), *texts]
+        return super().conditions(texts)
+
+
+def test_each_text_is_encoded_once(monkeypatch):
+    monkeypatch.setattr("halfstep.workflows.prompts.AT_ONCE", 2)
+    pipe, texts = named_pipeline(texts=Counting()), ["a", "bc", "a", "def", "bc"]
+    cond, expected = encoded(pipe, texts), Words().conditions(texts)
+    assert pipe.texts.seen == ["a", "bc", "def"]
+    for name, value in expected.named().items():
+        assert torch.equal(cond.named()[name], value)
+    assert encoded(pipe, None) is None and encoded(pipe, []) is None
+
+
+def test_the_text_encoder_leaves_memory_before_sampling(tmp_path):
+    pipe, options = named_pipeline(), {"guidance_scale": 2.0}
+    texts = PromptOptions(prompt=("a", "bc"), negative_prompt=("no",))
+    config = SampleConfig(out=tmp_path, n=3, npz=True, texts=texts, **options)
+    expected = pipe.sample(3, prompts=["a", "bc", "a"], negative_prompts="no", **options)
+    encoder, job = ref(pipe.texts), _job(pipe, config, SILENT)
+    del pipe
+    gc.collect()
+    assert encoder() is None and job.pipeline.texts is None
+    assert torch.equal(job.run().samples, expected)
+
+
+def test_negative_prompts_without_guidance_are_refused_before_sampling(tmp_path):
+    config = SampleConfig(out=tmp_path, texts=PromptOptions(negative_prompt=("no",)))
+    with pytest.raises(ConfigError, match="guidance is off"):
+        _job(named_pipeline(), config, SILENT)

@@ -59,8 +59,8 @@ class Captions:
 
     @cached_property
     def null(self) -> Cond:
-        """The condition of the empty text, in one row."""
-        return self._encoder.conditions([""])
+        """The null condition, in one row."""
+        return self._encoder.null()
 
     def packed(self, texts: list[str]) -> Tensor:
         """The conditions of these texts as rows of bytes."""
