@@ -6,9 +6,9 @@ for k in range(steps):
     x = step(x, torch.full((n,), k), *conditions)
 """
 
-import warnings
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from halfstep.diffusion.samplers import start
 from halfstep.diffusion.schedules import arriving, Level
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
+from halfstep.pipeline.any_batch import any_batch
 from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.pipeline import Pipeline
+from halfstep.quiet import quietly
 from halfstep.rng import sample_noise
-
-FEW = 63
-"""diffusers' U-Nets use other code from 64 samples on, so that their programs are for fewer."""
+from halfstep.storage import rounded
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ class Program:
     inputs    the names of its inputs, in order
     steps     the number of calls of a sample
     scale     the factor on the first unit noise: 1 for a schedule that preserves variance
-    batch     the least and the most samples at once; None for no limit
     """
 
     exported: torch.export.ExportedProgram
     inputs: tuple[str, ...]
     steps: int
     scale: float
-    batch: tuple[int, int | None]
 
 
 class SamplingStep(nn.Module):
-    """One DDIM step of a pipeline, with times and levels in tables by the number of the step."""
+    """One DDIM step of a pipeline, with times and levels in tables by the number of the step.
+
+    The network computes in the type of its weights, the rest in float32.
+    """
 
     def __init__(self, pipeline: Pipeline, times: Times):
         super().__init__()
@@ -56,7 +57,7 @@ class SamplingStep(nn.Module):
             denoiser.parameterisation,
             pipeline.clip_of("ddim"),
         )
-        self.names = conditions_of(pipeline)
+        self.names, self.dtype = conditions_of(pipeline), dtype_of(self.net)
         grid = torch.tensor(times, dtype=torch.float64)
         start, end = denoiser.schedule.at(grid[:-1]), arriving(denoiser.schedule, grid[1:])
         self.register_buffer("time", denoiser.time(grid[:-1], denoiser.schedule).float())
@@ -70,11 +71,14 @@ class SamplingStep(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor, *conditions: Tensor) -> Tensor:
         fields: dict[str, Any] = dict(zip(self.names, conditions, strict=True))
+        for name, value in fields.items():
+            if value.is_floating_point() and name != "guidance_scale":
+                fields[name] = value.to(self.dtype)
         added = {name: fields.pop(name) for name in self.names if name not in NAMED}
         cond = Cond(**fields, added=added) if fields or added else None
         start, end = self._level("start", step, x), self._level("end", step, x)
-        out = self.net(x, self.get_buffer("time")[step], cond)
-        prediction = self.reads.decode(out, x, start)
+        out = self.net(x.to(self.dtype), self.get_buffer("time")[step], cond)
+        prediction = self.reads.decode(out.to(x.dtype), x, start)
         if self.clip is not None:
             prediction = self.clip(prediction, x, start)
         return end.mix(prediction.x0, prediction.eps)
@@ -112,45 +116,71 @@ def refuse_unexportable(pipeline: Pipeline) -> None:
         )
 
 
+def dtype_of(net: nn.Module) -> torch.dtype:
+    """The type that a network computes in: that of its weights, float32 without any."""
+    return next((p.dtype for p in net.parameters()), torch.float32)
+
+
+def rounded_student(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
+    """A copy with weights rounded to this type, in float32; `ConfigError` if one becomes infinite."""
+    denoiser = copy.deepcopy(pipeline.denoiser)
+    denoiser.load_state_dict(rounded(denoiser.state_dict(), dtype))
+    return replace(pipeline, denoiser=denoiser)
+
+
+def in_dtype(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
+    """A copy whose network computes in this type; samples and levels stay float32."""
+    student = rounded_student(pipeline, dtype)
+    student.denoiser.net.to(dtype)
+    empty = None if student.empty is None else student.empty.to(dtype)
+    added = {k: v.to(dtype) if v.is_floating_point() else v for k, v in student.added.items()}
+    return replace(student, empty=empty, added=added)
+
+
 def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
-    """Export the pipeline's sampling of `steps` steps, by default its own, on the CPU.
+    """Export the pipeline's sampling of `steps` steps, by default its own, for batches of any size.
 
-    A model of latents returns latents, without its codec.  The batch is of any size if the network can be
-    traced so, else up to 63, else 2.
+    A model of latents returns latents, without its codec.  The network computes in the type of its weights.
+    `ConfigError` for a network whose own code cannot be traced.
     """
-    from torch._dynamo.exc import UserError, UserErrorType  # slow to import
-
     refuse_unexportable(pipeline)
     times = pipeline.grid(steps, "ddim")
     step = SamplingStep(pipeline.to("cpu"), times).eval().requires_grad_(False)
-    inputs = _example(pipeline)
     scale = float(start(pipeline.denoiser.schedule, torch.ones(1), times[0]))
-    fields = ("x", "step", *step.names), len(times) - 1, scale
-    for most in (None, FEW):
+    inputs = ("x", "step", *step.names)
+    return Program(_traced(step, _example(pipeline)), inputs, len(times) - 1, scale)
+
+
+@torch.no_grad()
+def _traced(step: SamplingStep, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    step(*inputs)  # an error of the network itself is not one of tracing
+    batch = {0: torch.export.Dim("batch", min=1)}
+    conditions = [(batch,) * (len(inputs) - 2)] if len(inputs) > 2 else []
+    shapes: Any = (batch, batch, *conditions)
+    with quietly(), any_batch(step.net):
         try:
-            return Program(_traced(step, inputs, (1, most)), *fields, (1, most))
-        except UserError as error:
-            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
-                raise
-    return Program(_traced(step, inputs, None), *fields, (2, 2))
+            exported = torch.export.export(step, inputs, dynamic_shapes=shapes, strict=False)
+        except (
+            RuntimeError
+        ) as error:  # of many classes, one for each thing that a trace cannot hold
+            reason = str(error).partition("\n")[0].partition("! For more")[0]
+            raise ConfigError(
+                f"torch.export cannot trace the code of this network ({reason}): make no Python number of "
+                "its batch or values (x.shape[0] for len(x), torch.where for if), or leave --format out"
+            ) from error
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, and most of a small file
+    return exported
 
 
-def _traced(
-    step: SamplingStep, inputs: tuple[Tensor, ...], sizes: tuple[int, int | None] | None
-) -> torch.export.ExportedProgram:
-    shapes: Any = None
-    if sizes is not None:
-        batch = {0: torch.export.Dim("batch", min=sizes[0], max=sizes[1])}
-        conditions = [(batch,) * (len(inputs) - 2)] if len(inputs) > 2 else []
-        shapes = (batch, batch, *conditions)
-    with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        return torch.export.export(step, inputs, dynamic_shapes=shapes, strict=False)
+def _wide(condition: Tensor) -> Tensor:
+    return (condition.float() if condition.is_floating_point() else condition).contiguous()
 
 
 def _example(pipeline: Pipeline) -> tuple[Tensor, ...]:
     """The inputs of the first step for two samples."""
     cond = condition(pipeline, 2)
-    values = {} if cond is None else {k: v.contiguous() for k, v in cond.named().items()}
+    values = {} if cond is None else {k: _wide(v) for k, v in cond.named().items()}
     if pipeline.guidance_range is not None:
         values["guidance_scale"] = torch.tensor(pipeline.guidance_range, dtype=torch.float32)
     x = sample_noise(0, range(2), pipeline.shape)

@@ -28,7 +28,7 @@ from halfstep.workflows.exported import (
 )
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.model_card import classifier_card, pipeline_card
-from halfstep.workflows.program_files import write_torch_export
+from halfstep.workflows.program_files import write_onnx, write_torch_export
 
 
 def export(
@@ -45,8 +45,10 @@ def export(
     run     a run, one of its stages, a pipeline's folder, or a classifier's
     out     a new folder
     steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
-    dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32
-    format  pipeline, for `Pipeline.load`, or torch-export: student.pt2, which needs only torch
+    dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
+            network of torch-export computes in them
+    format  pipeline, for `Pipeline.load`; torch-export: student.pt2, which needs only torch; or onnx:
+            student.onnx, for ONNX Runtime
     net     package.module:function that builds a network of your own
 
     The folder is read again and draws eight samples, which in float32 are the student's own to the bit.
@@ -117,5 +119,6 @@ def _write_classifier(folder: Path, config: ExportConfig) -> Exported:
 WRITERS: dict[Format, Writer] = {
     "pipeline": write_pipeline,
     "torch-export": write_torch_export,
+    "onnx": write_onnx,
 }
 """The writer of each format."""

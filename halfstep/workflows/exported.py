@@ -19,7 +19,7 @@ COMPARED = 8
 """Samples of the written student that are compared with the original's."""
 
 DType = Literal["float32", "float16", "bfloat16"]
-Format = Literal["pipeline", "torch-export"]
+Format = Literal["pipeline", "torch-export", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,11 @@ class ExportConfig(Validated):
     steps: Count | None = None
     """Steps of the student of a run; by default the one that passed its gate, or of the fewest steps."""
     dtype: DType = "float32"
-    """Type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32."""
+    """Type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
+    network of torch-export computes in them."""
     format: Format = "pipeline"
-    """torch-export writes student.pt2: one step of DDIM as a program that needs only torch."""
+    """torch-export and onnx write one step of DDIM as a program: student.pt2, which needs only torch, or
+    student.onnx, for ONNX Runtime."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
 
@@ -47,13 +49,11 @@ class Exported:
     files       the files in the folder, by name
     compared    samples that both drew from the same noise; of a classifier, inputs that both read
     difference  root of the mean squared difference of these; 0 if they are equal to the bit
-    batch       batch sizes of a program, in words; None of other formats
     """
 
     files: tuple[Path, ...]
     compared: int
     difference: float
-    batch: str | None = None
 
 
 Writer = Callable[[Pipeline, ExportConfig], Exported]

@@ -19,6 +19,17 @@ INPUTS = {
     "encoder_hidden_states": "float32 [B, tokens, width], states of texts",
     "guidance_scale": "float32 [B], guidance scales",
 }
+TORCH_VALUES = {
+    "label": "torch.arange(n, device=device) % {classes}",
+    "encoder_hidden_states": "states.to(device)",
+    "guidance_scale": "torch.full((n,), {scale}, device=device)",
+}
+NUMPY_VALUES = {
+    "label": "numpy.arange(n) % {classes}",
+    "encoder_hidden_states": "states",
+    "guidance_scale": 'numpy.full(n, {scale}, "float32")',
+}
+"""Values of the inputs in the code of a README."""
 
 
 def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
@@ -35,47 +46,78 @@ def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
     return _page(lines, [("python", code), ("bash", shell)])
 
 
-def program_card(pipeline: Pipeline, source: Path, program: Program) -> str:
+def program_card(pipeline: Pipeline, source: Path, program: Program, dtype: str) -> str:
     """The README of a folder with student.pt2."""
-    lines = [
-        *_about(pipeline, source, program.steps),
-        f"- Batch: {batch_sizes(program)}; float32, CPU",
-    ]
-    if pipeline.codec is not None:
-        lines.append("- The samples are latents: the codec is not in this folder")
-    conditions = program.inputs[2:]
-    named = {
-        name: f"{str(value.dtype).removeprefix('torch.')} {['B', *value.shape]}".replace("'", "")
-        for name, value in pipeline.added.items()
-    }
-    lines += [f"- `{name}`: {(INPUTS | named)[name]}" for name in conditions]
-    values = {name: f"{name}_of_texts" for name in named} | {
-        "label": "torch.arange(n) % " + str(max(len(pipeline.class_names), 1)),
-        "encoder_hidden_states": "states",
-        "guidance_scale": f"torch.full((n,), {(pipeline.guidance_range or (1.0, 1.0))[0]})",
-    }
-    shape = ", ".join(map(str, pipeline.shape))
-    noise = f"torch.randn(n, {shape})"
+    lines = _about_program(pipeline, source, program)
+    lines.append(f"- Batch: of any size; samples in float32, weights and network in {dtype}")
+    lines.append("- Traced on a CPU; `move_to_device_pass` moves it to the device")
+    noise = f"torch.randn(n, {', '.join(map(str, pipeline.shape))}, device=device)"
+    values = _values(pipeline, program, TORCH_VALUES)
     code = [
         "import torch",
+        "from torch.export.passes import move_to_device_pass",
         "",
-        'step = torch.export.load("student.pt2").module()',
-        f"n = {min(16, program.batch[1] or 16)}",
-        *(f"{name} = {values[name]}" for name in conditions),
-        f"x = {noise if program.scale == 1 else f'{program.scale!r} * {noise}'}",
+        'device = "cpu"  # or "cuda", "mps", ...',
+        'program = torch.export.load("student.pt2")',
+        "step = move_to_device_pass(program, device).module()",
+        "n = 16",
+        *(f"{name} = {value}" for name, value in values.items()),
+        f"x = {_scaled(noise, program)}",
         "with torch.no_grad():",
         f"    for k in range({program.steps}):",
-        f"        x = step({', '.join(['x', 'torch.full((n,), k)', *conditions])})",
+        f"        x = step({', '.join(['x', 'torch.full((n,), k, device=device)', *values])})",
     ]
     return _page(lines, [("python", code)])
 
 
-def batch_sizes(program: Program) -> str:
-    """The batch sizes that a program takes, in words."""
-    least, most = program.batch
-    if most is None:
-        return "of any size"
-    return f"of {most} alone" if least == most else f"of {least} to {most}"
+def onnx_card(pipeline: Pipeline, source: Path, program: Program, dtype: str) -> str:
+    """The README of a folder with student.onnx."""
+    lines = _about_program(pipeline, source, program)
+    widened = "" if dtype == "float32" else ", widened to float32 when the file is loaded"
+    lines.append(f"- Batch: of any size; computes in float32; weights in {dtype}{widened}")
+    lines.append("- Device: an execution provider of ONNX Runtime; compared on the CPU")
+    shape = ", ".join(map(str, pipeline.shape))
+    noise = f'numpy.random.default_rng(0).standard_normal((n, {shape}), "float32")'
+    values = _values(pipeline, program, NUMPY_VALUES)
+    inputs = ", ".join(f'"{name}": {value}' for name, value in values.items())
+    code = [
+        "import numpy",
+        "import onnxruntime",
+        "",
+        'providers = ["CPUExecutionProvider"]  # or "CUDAExecutionProvider", "CoreMLExecutionProvider", ...',
+        'session = onnxruntime.InferenceSession("student.onnx", providers=providers)',
+        "n = 16",
+        f"conditions = {{{inputs}}}",
+        f"x = {_scaled(noise, program)}",
+        f"for k in range({program.steps}):",
+        '    [x] = session.run(None, {"x": x, "step": numpy.full(n, k), **conditions})',
+    ]
+    return _page(lines, [("python", code)])
+
+
+def _about_program(pipeline: Pipeline, source: Path, program: Program) -> list[str]:
+    lines = _about(pipeline, source, program.steps)
+    if pipeline.codec is not None:
+        lines.append("- The samples are latents: the codec is not in this folder")
+    named = {
+        name: f"{str(value.dtype).removeprefix('torch.')} {['B', *value.shape]}".replace("'", "")
+        for name, value in pipeline.added.items()
+    }
+    return lines + [f"- `{name}`: {(INPUTS | named)[name]}" for name in program.inputs[2:]]
+
+
+def _values(pipeline: Pipeline, program: Program, values: dict[str, str]) -> dict[str, str]:
+    """The code of each condition; those that halfstep does not know are the reader's variables."""
+    classes = max(len(pipeline.class_names), 1)
+    scale = (pipeline.guidance_range or (1.0, 1.0))[0]
+    return {
+        name: values.get(name, f"{name}_of_texts").format(classes=classes, scale=scale)
+        for name in program.inputs[2:]
+    }
+
+
+def _scaled(noise: str, program: Program) -> str:
+    return noise if program.scale == 1 else f"{program.scale!r} * {noise}"
 
 
 def classifier_card(net: nn.Module, dtype: str) -> str:

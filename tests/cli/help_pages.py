@@ -120,6 +120,7 @@ EXAMPLES = {
     "export": [
         "halfstep export runs/digits --out student/",
         "halfstep export runs/digits --format torch-export --out program/",
+        "halfstep export runs/digits --format onnx --dtype bfloat16 --out onnx/",
     ],
     "distill progressive": [
         "halfstep distill progressive --preset digits-progressive --teacher runs/teacher "

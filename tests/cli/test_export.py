@@ -15,19 +15,17 @@ import torch
 import halfstep
 from halfstep import storage
 from halfstep.diffusion.denoiser import Denoiser
-from halfstep.diffusion.prediction import Eps, V
-from halfstep.diffusion.schedules import Cosine, RectifiedFlow, VPLinear
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import load_classifier
-from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.torch_export import export_program, run_program
-from halfstep.rng import sample_noise
 from halfstep.storage import rounded
 from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.model_card import plain
 from tests.support.evidence import evidence
+from tests.support.programs import exported_student
 from tests.support.runs import refused, teacher
 
 ASSETS = Path(halfstep.__file__).parent / "assets"
@@ -53,7 +51,7 @@ def test_the_same_from_python(tmp_path, capsys):
     assert [path.name for path in exported.files] == [
         "README.md", "pipeline.json", "pipeline.safetensors",
     ]  # fmt: skip
-    assert (exported.compared, exported.difference, exported.batch) == (8, 0.0, None)
+    assert (exported.compared, exported.difference) == (8, 0.0)
     half = halfstep.export(STUDENT, tmp_path / "half", dtype="bfloat16")
     assert 0 < half.difference < 0.1
     assert capsys.readouterr() == ("", "")
@@ -68,7 +66,7 @@ def test_the_command_has_the_options_of_the_function():
     }
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float8"}, {"format": "onnx"}, {"steps": 0}])
+@pytest.mark.parametrize("options", [{"dtype": "float8"}, {"format": "tensorrt"}, {"steps": 0}])
 def test_a_wrong_option_is_refused_before_the_folder_exists(options, tmp_path):
     with pytest.raises(ConfigError, match=next(iter(options))):
         halfstep.export(STUDENT, tmp_path / "out", **options)
@@ -226,89 +224,6 @@ def test_a_classifier_alone(cli, tmp_path, monkeypatch):
 # As a program.
 
 
-@pytest.mark.parametrize("n", [1, 5])
-def test_a_program_draws_what_the_student_draws(n):
-    pipeline = bundled_students()[1]
-    program = export_program(pipeline)
-    assert program.batch == (1, None) and program.inputs == ("x", "step", "label", "guidance_scale")
-    labels, scales = torch.arange(n) * 3 % 10, torch.full((n,), 2.5)
-    drawn = run_program(program, sample_noise(7, range(n), pipeline.shape), [labels, scales])
-    theirs = pipeline.sample(n, seed=7, labels=labels.tolist(), guidance_scale=2.5)
-    assert (drawn - theirs).abs().max() < 1e-5
-
-
-def test_a_teacher_is_a_program_of_so_many_steps():
-    pipeline = bundled_teacher()
-    program = export_program(pipeline, 3)
-    drawn = run_program(program, sample_noise(0, range(2), pipeline.shape), [torch.tensor([4, 4])])
-    assert program.steps == 3
-    assert (drawn - pipeline.sample(2, steps=3, labels=[4, 4])).abs().max() < 1e-5
-
-
-def test_an_unclipped_program_of_points():
-    pipeline = teacher()
-    program = export_program(pipeline, 4)
-    noise = sample_noise(1, range(3), pipeline.shape)
-    assert program.inputs == ("x", "step")
-    assert (
-        run_program(program, noise, []) - pipeline.sample(3, seed=1, steps=4)
-    ).abs().max() < 1e-5
-
-
-def test_a_program_clips_as_its_pipeline_does():
-    noise = sample_noise(1, range(3), teacher().shape)
-    for clipping in ("x0", "x0-and-eps"):
-        pipeline = replace(teacher(), clip=0.3, clipping=clipping)
-        drawn = run_program(export_program(pipeline, 4), noise, [])
-        assert (drawn - pipeline.sample(3, seed=1, steps=4)).abs().max() < 1e-5
-
-
-class OneSize(torch.nn.Module):
-    """Its own code asks how many samples there are, as a number."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x, t, cond=None):
-        return self.weight * x * len(x)
-
-
-def test_a_network_of_one_size_is_for_batches_of_two():
-    pipeline = Pipeline(Denoiser(OneSize(), Cosine(), V()), (3,))
-    program = export_program(pipeline, 2)
-    assert program.batch == (2, 2)
-    noise = sample_noise(0, range(2), (3,))
-    assert (run_program(program, noise, []) - pipeline.sample(2, steps=2)).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    "net, config, most",
-    [
-        ("unet", {"sample_size": 8, "in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4,
-                  "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "num_classes": 2, "guidance_embed_dim":
-         4}, 63),
-        pytest.param(
-            "dit", {"sample_size": 8, "in_channels": 1, "num_attention_heads": 2, "attention_head_dim": 4,
-                    "num_layers": 1, "norm_num_groups": 4, "num_classes": 2, "guidance_embed_dim": 4}, None,
-            marks=pytest.mark.slow,
-        ),
-    ],
-)  # fmt: skip
-def test_networks_of_diffusers_are_programs_of_many_sizes(net, config, most):
-    torch.manual_seed(0)
-    pipeline = Pipeline(
-        Denoiser(build(net, config), VPLinear(), Eps()), (1, 8, 8), times=((0.9, 0.5, 0.0),),
-        class_names=("a", "b"), clip=1.0, guidance_range=(1.0, 2.0),
-    )  # fmt: skip
-    program = export_program(pipeline)
-    assert program.batch == (1, most)
-    noise, scales = sample_noise(0, range(3), pipeline.shape), torch.full((3,), 1.5)
-    drawn = run_program(program, noise, [torch.tensor([0, 1, 0]), scales])
-    assert (drawn - pipeline.sample(3, guidance_scale=1.5)).abs().max() < 1e-4
-
-
 def test_a_program_needs_torch_alone(cli, tmp_path):
     status, out, _ = cli("export", STUDENT, "--format", "torch-export", "--out", "out")
     assert status == 0, out
@@ -322,25 +237,29 @@ def test_a_program_needs_torch_alone(cli, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_output_that_says_nothing_there_is_no_program():
-    pipeline = Pipeline(Denoiser(OneSize(), RectifiedFlow(), Eps()), (3,), times=((1.0, 0.5, 0.0),))
-    with pytest.raises(ConfigError, match="alpha = 0"):
-        export_program(pipeline)
-
-
-def test_what_ddim_does_not_walk_is_no_program():
-    student = replace(teacher(), times=((1.0, 0.5, 0.0),))
-    for other in (replace(student, sampler="stochastic"), replace(student, direction="invert")):
-        with pytest.raises(ConfigError, match="a program is a step of DDIM"):
-            export_program(other)
-    assert export_program(replace(teacher(), sampler="dpm-fast"), 2).steps == 2
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_an_onnx_model_needs_onnxruntime_alone(cli, tmp_path, monkeypatch, dtype):
+    exported_student("mlp").save(tmp_path / "s")
+    status, out, err = cli("export", "s", "--format", "onnx", "--dtype", dtype, "--out", "out")
+    assert status == 0, err
+    assert "differs" in out and "8 samples" in out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"README.md", "student.onnx"}
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "of any size" in text and f"weights in {dtype}" in text
+    assert ("widened to float32" in text) is (dtype != "float32")
+    monkeypatch.chdir(tmp_path / "out")
+    names = {}
+    [code] = blocks(tmp_path / "out" / "README.md")
+    assert "halfstep" not in code and "torch" not in code
+    exec(code, names)
+    assert names["x"].shape == (16, 2) and bool(abs(names["x"]).max() <= 1)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
         ([STUDENT, "--out", "full"], "there already"),
-        ([STUDENT, "--format", "torch-export", "--dtype", "float16", "--out", "x"], "float32"),
+        ([ASSETS / "digits-classifier", "--format", "onnx", "--out", "x"], "classifier"),
         ([ASSETS / "digits-classifier", "--steps", 3, "--out", "x"], "classifier"),
         (["nowhere", "--out", "x"], "nowhere"),
     ],

@@ -132,7 +132,7 @@ MUTANTS = (
     ),
     *of(
         "pipeline/torch_export",
-        "cli/export",
+        "pipeline/torch_export",
         ("arriving(denoiser.schedule, grid[1:])", "arriving(denoiser.schedule, grid[:-1])"),
         ("self.clip(prediction, x, start)", "self.clip(prediction, x, end)"),
         ("return end.mix(", "return start.mix("),
@@ -176,7 +176,7 @@ MUTANTS = (
     *of("pipeline/saving", "pipeline/saving", ('* (folder / "run.json").exists()', "")),
     *of(
         "pipeline/torch_export",
-        "cli/export",
+        "pipeline/torch_export",
         ('pipeline.direction == "invert" or ', ""),
         (' or pipeline.reference_sampler != "ddim"', ""),
         ("pipeline.reference_sampler", "pipeline.sampler"),
@@ -210,5 +210,24 @@ MUTANTS = (
         "pipeline/base",
         "pipeline/from_diffusers",
         ("[height, width, 0, 0, height, width]", "[width, height, 0, 0, width, height]"),
+    ),
+    *of(
+        "pipeline/torch_export",
+        "pipeline/torch_export",
+        ("out.to(x.dtype)", "out"),
+        ("rounded(denoiser.state_dict(), dtype)", "denoiser.state_dict()"),
+    ),
+    *of(
+        "pipeline/any_batch",
+        "pipeline/torch_export",
+        ("func == Tensor.numel", "False"),
+        ("if func == _SHAPE else value", "if False else value"),
+    ),
+    *of(
+        "pipeline/onnx_export",
+        "pipeline/onnx_export",
+        ("not torch.equal(narrow.float(), wide)", "False"),
+        ('"step": np.full(len(x), k)', '"step": np.full(len(x), 0)'),
+        ("value.const_value.nbytes >= SMALL", "True"),
     ),
 )

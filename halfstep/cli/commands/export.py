@@ -17,8 +17,6 @@ def main(argv: Sequence[str]) -> int:
         say(console, "the same", f"to the bit, {samples}")
     else:
         say(console, "differs", f"by {exported.difference:.2e} (rms), {samples}")
-    if exported.batch is not None:
-        say(console, "batch", exported.batch)
     for path in exported.files:
         say(console, "written", f"{path} ({path.stat().st_size:,} bytes)")
     return 0
