@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge
 
 from halfstep.config import JsonObject
@@ -68,6 +69,7 @@ class QualityGate(Validated):
         halvings = Halvings.of(method, teacher)
         if halvings is None:
             return self.full_steps or FULL_STEPS
+        _refuse_blind_reference(teacher)
         start = halvings.start
         if isinstance(self._metric(halvings), GuidedTeacherRatio):
             full = self.full_steps or max(start, FULL_STEPS)
@@ -236,8 +238,23 @@ class Halvings:
         return cls(start, first.grid, first.direction, first.guidance_range, not others)
 
 
+def _refuse_blind_reference(teacher: Pipeline) -> None:
+    """`ConfigError` for an eps teacher whose own samples, the gate's reference, mean nothing.
+
+    At t = 1 its first x0 is (x - sigma eps) / alpha, which rounding makes arbitrary where alpha is tiny.
+    """
+    level = teacher.denoiser.schedule.at(torch.ones((), dtype=torch.float64))
+    if teacher.denoiser.parameterisation.blind_to_data and level.alpha < 1e-3 * level.sigma:
+        raise ConfigError(
+            "the gate compares students with their teacher's samples, and this eps teacher's mean nothing: "
+            f"at t = 1 alpha is {float(level.alpha):.1e}.  Write --tolerance 0, or make a v teacher of it "
+            "first (halfstep distill reparameterise) and distil that"
+        )
+
+
 def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> int:
     """The teacher's full steps, where `fewest_start` begins; `ConfigError` for options it does not allow."""
+    _refuse_blind_reference(teacher)
     full = gate.full_steps or max(teacher.step_counts, default=FULL_STEPS)
     teacher.grid(full)  # refuses other steps than those of a teacher that is a student
     if len(method.updates) > 1:

@@ -7,6 +7,9 @@ import torch
 
 import halfstep
 from halfstep import QualityGate
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import Eps, V, Velocity
+from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Features
@@ -221,3 +224,23 @@ def test_the_start_is_chosen_from_python(tmp_path):
     assert chosen.start in (8, 16, 32, 64) and heard[0].startswith(f"{chosen.start} steps: ")
     gate = bound(replace(config, full_steps=full), chosen, meter=meter)
     assert gate.measure == meter.student
+
+
+def test_an_eps_teacher_that_starts_without_signal_is_no_reference():
+    """On the cosine its first x0 is rounding over 4.5e-5; on a table of betas it is one."""
+    eps = replace(teacher(), denoiser=Denoiser(teacher().denoiser.net, Cosine(), Eps()))
+    for refused in (
+        lambda: QualityGate(**FEW).full_steps_of(HALVING, eps),
+        lambda: full_for_auto(QualityGate(**FEW), HALVING, eps),
+        lambda: distilled_of(eps, "run"),
+    ):
+        with pytest.raises(ConfigError, match="tolerance 0"):
+            refused()
+    for schedule, reads in ((BetaTable(), Eps()), (Cosine(), V()), (RectifiedFlow(), Velocity())):
+        readable = replace(eps, denoiser=Denoiser(eps.denoiser.net, schedule, reads))
+        assert QualityGate(**FEW).full_steps_of(HALVING, readable) == 16
+
+
+def distilled_of(pipeline, out):
+    gate = QualityGate(**FEW)
+    return halfstep.distill(pipeline, points(), out, method=HALVING, training=TRAINING, gate=gate)
