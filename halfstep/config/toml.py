@@ -19,7 +19,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "baselines": ("diffusers",),
 }
 """The words allowed before a colon, by option; any other value with a colon is package.module:function."""
-NO_CODE = ("data", "held_out", "images", "validate", "init", "device", "prompt")
+NO_CODE = (
+    "data", "held_out", "images", "validate", "init", "teacher", "teacher_config", "device", "prompt"
+)  # fmt: skip
 """Options of text that never names a function."""
 
 

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, MISSING
 from functools import lru_cache
 from math import isfinite
+from os import fspath, PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError, WrapValidator
+from pydantic import (
+    BeforeValidator,
+    InstanceOf,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 
 from halfstep.errors import ConfigError, unknown
 
@@ -26,6 +34,8 @@ Seed = Annotated[int, Ge(0), Lt(2**32)]
 NotNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Place = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
+"""A folder, a file or a name; a `Path` is read as its text."""
 Smoothing = Annotated[float, Ge(0), Lt(1)]
 
 _BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}

@@ -121,7 +121,7 @@ class Meter:
 
     def _on_grid(self, pipeline: Pipeline, steps: int) -> Pipeline:
         times = grid(self.grid, steps, pipeline.denoiser.schedule)
-        return replace(pipeline, times=(times,))
+        return pipeline.on_grids(times)
 
     def _ratio(self, network: SampledNetwork, n: int) -> Interval:
         comparisons = self.comparisons

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from annotated_types import Ge, Gt
@@ -101,6 +101,11 @@ class PipelineFields(Validated):
         """The numbers of steps of a student's grids; empty for a network without."""
         return tuple(len(times) - 1 for times in self.times)
 
+    def on_grids(self, *grids: Times) -> Self:
+        """A copy that samples on these grids; by ddim, if its sampler has a grid of its own."""
+        sampler = "ddim" if self.sampler in HAVE_GRIDS else self.sampler
+        return replace(self, times=grids, sampler=sampler)
+
     @property
     def reference_sampler(self) -> str:
         """The sampler that students are measured against: a teacher's DDIM, or a student's sampler."""
@@ -147,6 +152,12 @@ class PipelineFields(Validated):
             return self.null if self.empty is None else self.empty
         label = None if self.null is None else torch.tensor([self.null])
         return replace(self.text_defaults, label=label, added=added)
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Height and width of its images in pixels; empty for points."""
+        factor = 1 if self.codec is None else self.codec.factor
+        return tuple(side * factor for side in self.shape[1:])
 
     @property
     def text_defaults(self) -> Cond:

@@ -195,6 +195,7 @@ class _PipelineRun:
         del parts["denoiser"]
         # Described before it is trained: a pipeline that could not be saved is refused now.
         description = {**pipeline.describe(), **code_of_net(pipeline.denoiser.net)}
+        description.pop("origin", None)  # a place, which may be moved
         if (defaults := digest_of_defaults(pipeline)) is not None:
             description["empty text"] = defaults[:16]
         return cls(partial(Pipeline, **parts), description, training, job, processes)

@@ -18,6 +18,8 @@ class RunConfig(TypedDict, total=False):
     size: int
     channels: int
     teacher: str
+    teacher_config: str
+    family: str
     model: str
     weights: str
     codec: str

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -233,7 +232,7 @@ class RunFolder:
             return halved
         if (first := self.first_student(net=net)) is None:
             return []
-        return [replace(first, times=(self.teacher_times or first.grid(full, "ddim"),))]
+        return [first.on_grids(self.teacher_times or first.grid(full, "ddim"))]
 
     def finish(self, name: str, write: Callable[[Path], None], cost: RunCost) -> None:
         """Let `write` fill a folder, then give it the stage's name: all or nothing."""

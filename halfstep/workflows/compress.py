@@ -4,13 +4,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from torch import nn
 
 from halfstep import files
 from halfstep.config.fields import POSITIONAL
-from halfstep.config.validate import Validated
+from halfstep.config.validate import Place, Validated
 from halfstep.data import load
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import (
@@ -36,10 +36,10 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
 from halfstep.workflows.compress_classifiers import compress_classifier, CompressedClassifier
 from halfstep.workflows.evaluate import evaluate as evaluate_run
-from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline
 from halfstep.workflows.report import provenance, report_on, save
 
-DEFAULT = Evaluation()
+DEFAULT, OWN = Evaluation(), DiffusersOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,9 @@ class CompressConfig(Validated):
     """Steps of the students of a run; by default the one that passed its gate, or of the fewest steps."""
     out: Path | None = None
     """Folder for the variants of a student without a run, or of a classifier."""
-    teacher: Path | None = None
-    """The teacher's folder, if the run does not name it or it was moved."""
+    teacher: Place | None = None
+    """The teacher's folder, file or name, if the run does not name it or it was moved."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     data: str | None = None
     """The data, if not those of the run; for a classifier, labelled images to evaluate it on."""
     verify: bool = False
@@ -130,6 +131,7 @@ def compress(
     steps: Sequence[int] = (),
     out: Path | str | None = None,
     teacher: Path | str | None = None,
+    diffusers: DiffusersOptions = OWN,
     data: str | None = None,
     verify: bool = False,
     net: str | None = None,
@@ -148,7 +150,8 @@ def compress(
     prune_rows  shares of each layer's rows to set to 0, those of the smallest norm
     steps       of the students of a run; by default the one that passed its gate, or of the fewest steps
     out         folder for the variants of a student without a run, or of a classifier
-    teacher     the teacher's folder, if the run does not name it or it was moved
+    teacher     the teacher's folder, file or name, if the run does not name it or it was moved
+    diffusers   how a teacher of diffusers is read, if not as in the run
     data        the data, if not the run's
     verify      of latents: compare the checksums of all files first
     net         package.module:function that builds a network of your own
@@ -161,8 +164,8 @@ def compress(
     config = CompressConfig(
         run=Path(run), int8=int8, prune=tuple(prune), prune_rows=tuple(prune_rows),
         steps=tuple(steps), out=None if out is None else Path(out),
-        teacher=None if teacher is None else Path(teacher), data=data, verify=verify, net=net,
-        features=features, device=device, evaluate=evaluate, evaluation=evaluation,
+        teacher=None if teacher is None else str(teacher), diffusers=diffusers, data=data,
+        verify=verify, net=net, features=features, device=device, evaluate=evaluate, evaluation=evaluation,
     )  # fmt: skip
     if not (int8 or config.prune or config.prune_rows):
         raise ConfigError(
@@ -209,8 +212,8 @@ def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
     if config.evaluate:
         report = evaluate_run(
             config.run, config.evaluation, data=config.data, teacher=config.teacher,
-            features=config.features, net=config.net, verify=config.verify, device=config.device,
-            progress=progress,
+            diffusers=config.diffusers, features=config.features, net=config.net,
+            verify=config.verify, device=config.device, progress=progress,
         )  # fmt: skip
     return Compressed(students=tuple(written), report=report)
 
@@ -247,7 +250,11 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
         raise ConfigError(
             f"'{config.run}' is a teacher: give a student, which has steps of its own"
         )
-    teacher = locate_pipeline(config.teacher, net=config.net)
+    is_own = not is_diffusers(config.teacher)
+    teacher = locate_pipeline(
+        config.teacher, net=config.net if is_own else None, diffusers=config.diffusers,
+        size=cast(tuple[int, int], student.pixels),
+    )  # fmt: skip
     data = load(config.data, verify=config.verify, progress=progress)
     features = features_for(config.features, data)
     written = _write_variants(config, student, config.run, files.make_folder(config.out))

@@ -10,7 +10,7 @@ from torch import Tensor
 from halfstep import files
 from halfstep.batch import Cond
 from halfstep.config.fields import POSITIONAL
-from halfstep.config.validate import Count, CountOrNone, Validated
+from halfstep.config.validate import Count, CountOrNone, Place, Validated
 from halfstep.errors import ConfigError, DataError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
@@ -19,7 +19,7 @@ from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_over
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import load_images, parse_classes, sample_kind
-from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.noise_file import NoiseFile, stem
 from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 
@@ -28,8 +28,10 @@ from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 class EncodeConfig(Validated):
     """Encode images as noise; `halfstep sample --noise` makes the images again."""
 
-    pipeline: Annotated[Path | None, POSITIONAL] = None
-    """A teacher's folder, an encoder's (halfstep distill encoder), or the run that made it."""
+    pipeline: Annotated[Place | None, POSITIONAL] = None
+    """A teacher's folder, an encoder's (halfstep distill encoder), or the run that made it. Of diffusers: a
+    folder, a .safetensors file, or OWNER/NAME on the hub."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     official: Official = field(default_factory=Official)
     images: str
     """A picture, a folder of pictures, or data by name as for --data, but no latents."""
@@ -129,7 +131,7 @@ def prepare_encode(config: EncodeConfig, *, progress: Progress = SILENT) -> Enco
     files.check_writable(config.out.parent, "choose another --out")
     pipeline = chosen_pipeline(
         "halfstep encode needs the folder of a pipeline", config.pipeline, config.official,
-        steps=config.steps, net=config.net,
+        steps=config.steps, net=config.net, diffusers=config.diffusers,
     )  # fmt: skip
     images, labels = _images(config, pipeline, progress)
     texts, negative = (

@@ -27,9 +27,10 @@ from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.evaluate_encoders import evaluate_encoders
 from halfstep.workflows.evaluation_inputs import EvaluationInputs, Networks
+from halfstep.workflows.locate import DiffusersOptions
 from halfstep.workflows.report import provenance_of, report_on, save, summary_of, updates_of
 
-DEFAULT = Evaluation()
+DEFAULT, OWN = Evaluation(), DiffusersOptions()
 
 
 @fork_rng()
@@ -39,6 +40,7 @@ def evaluate(
     *,
     data: Data | str | None = None,
     teacher: Path | str | None = None,
+    diffusers: DiffusersOptions = OWN,
     features: str = "auto",
     held_out: str | None = None,
     beside: Sequence[Path | str] = (),
@@ -53,7 +55,8 @@ def evaluate(
               written into it
     config    measurements, and how many samples they take
     data      the real data, if not the run's: data, or words as `load_data` takes them
-    teacher   the teacher's folder, if it was moved
+    teacher   the teacher's folder, file or name, if it was moved
+    diffusers how a teacher of diffusers is read, if not as in the run
     features  auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
               package.module:function
     held_out  data that no network was trained on, to measure memorisation
@@ -65,8 +68,8 @@ def evaluate(
     sampled.
     """
     inputs = EvaluationInputs(
-        run=RunFolder.open(Path(run)), data=data, teacher=teacher, held_out=held_out, beside=beside,
-        net=net, verify=verify,
+        run=RunFolder.open(Path(run)), data=data, teacher=teacher, diffusers=diffusers,
+        held_out=held_out, beside=beside, net=net, verify=verify,
     )  # fmt: skip
     folder = inputs.run.folder
     files.check_writable(folder, "copy the run to where the report can lie in it")

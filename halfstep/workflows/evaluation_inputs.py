@@ -1,7 +1,7 @@
 """Read the networks and the data that a run is evaluated with."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.training.run_folder import RunFolder
-from halfstep.workflows.locate import locate_pipeline, Official
+from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline, Official
 
 FEW = (16, 8, 4)
 """Steps at which two teachers are compared where the run has no students."""
@@ -34,6 +34,7 @@ class EvaluationInputs:
     run: RunFolder
     data: Data | str | None
     teacher: Path | str | None
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     held_out: str | None
     beside: Sequence[Path | str]
     net: str | None
@@ -49,8 +50,24 @@ class EvaluationInputs:
     @property
     def teacher_folder(self) -> Path | None:
         """The teacher's folder: the one given, or the one in the run's options."""
-        place = self.run.config.get("teacher") if self.teacher is None else self.teacher
-        return None if place is None else Path(place)
+        place = self._teacher_place
+        return Path(place) if place is not None and Path(place).is_dir() else None
+
+    @property
+    def _teacher_place(self) -> str | None:
+        """The teacher's folder, file or name, as it is given or as the run has it."""
+        place = self.run.config.get("teacher") if self.teacher is None else str(self.teacher)
+        return place
+
+    def _located_teacher(self, place: str) -> Pipeline:
+        """The teacher at this place, read as the run read it."""
+        if not is_diffusers(place):
+            return locate_pipeline(place, net=self.net)
+        recorded = DiffusersOptions.from_config(self.run.config)
+        given = {k: v for k, v in vars(self.diffusers).items() if v is not None}
+        return locate_pipeline(
+            place, diffusers=replace(recorded, **given), size=self._image_shape[0]
+        )
 
     def networks(self) -> "Networks":
         """The networks of the run."""
@@ -69,14 +86,14 @@ class EvaluationInputs:
             place = official.model
             teacher = replace(teacher, codec=teacher.codec or students[0].codec)
         else:
-            folder = self.teacher_folder
-            if folder is None or not folder.exists():
+            found = self._teacher_place
+            if found is None or not (is_diffusers(found) or Path(found).exists()):
                 raise ConfigError(
                     f"the teacher of '{self.run.folder}' is not "
-                    f"{f'at {folder}' if folder else 'named in it'}: write "
+                    f"{f'at {found}' if found else 'named in it'}: write "
                     f"halfstep evaluate {self.run.folder} --teacher FOLDER"
                 )
-            teacher, place = locate_pipeline(folder, net=self.net), str(folder)
+            teacher, place = self._located_teacher(found), found
         if students and digest_of(teacher.denoiser)[:16] != self.run.options.get("teacher"):
             raise ConfigError(
                 f"'{place}' is not the teacher that '{self.run.folder}' was made from, its weights differ: "

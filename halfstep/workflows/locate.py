@@ -1,5 +1,6 @@
-"""Find a pipeline: in its own folder, in the run that made it, or in a file of published weights."""
+"""Find a pipeline: in its own folder, in the run that made it, of diffusers, or in published weights."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -9,6 +10,35 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.codec import Codec
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""OWNER/NAME on the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusersOptions:
+    """How a pipeline of diffusers is read."""
+
+    teacher_config: str | None = None
+    """Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file."""
+    family: Path | None = None
+    """A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not
+    know."""
+
+    @classmethod
+    def from_config(cls, config: JsonObject) -> "DiffusersOptions":
+        """The options in a run's config.toml."""
+        family = config.get("family")
+        return cls(
+            teacher_config=config.get("teacher_config"),
+            family=None if family is None else Path(family),
+        )
+
+    def load(self, place: str, size: int | tuple[int, int] | None) -> Pipeline:
+        """The pipeline of this folder, file or name, for images of this size in pixels."""
+        return Pipeline.from_diffusers(
+            place, size=size, family=self.family, config=self.teacher_config
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +99,13 @@ def codec_of(data: Latents, *, scale: float | None = None) -> Codec:
 
 def chosen_pipeline(
     asks: str,
-    folder: Path | None,
+    folder: str | None,
     official: Official,
     *,
     steps: int | None = None,
     net: str | None = None,
+    diffusers: DiffusersOptions = DiffusersOptions(),
+    size: int | tuple[int, int] | None = None,
 ) -> Pipeline:
     """The pipeline in a folder, as `locate_pipeline` finds it, or a published one.
 
@@ -88,10 +120,11 @@ def chosen_pipeline(
             "--net is for a network of one's own, and --model names one: leave it out"
         )
     if folder is None:
+        _refuse_for_own(diffusers, f"--model {official.model}")
         return official.load()
     if official.weights is not None or official.codec is not None:
         raise ConfigError("--weights and --codec belong to --model: leave them out")
-    pipeline = locate_pipeline(folder, steps=steps, net=net)
+    pipeline = locate_pipeline(folder, steps=steps, net=net, diffusers=diffusers, size=size)
     if official.text is None:
         return pipeline
     from halfstep.models.text_encoders import load_texts
@@ -101,14 +134,48 @@ def chosen_pipeline(
 
 
 def locate_pipeline(
-    folder: Path | str, *, steps: int | None = None, net: str | None = None
+    place: Path | str,
+    *,
+    steps: int | None = None,
+    net: str | None = None,
+    diffusers: DiffusersOptions = DiffusersOptions(),
+    size: int | tuple[int, int] | None = None,
 ) -> Pipeline:
-    """The pipeline in this folder, or a student of the run in it.
+    """The pipeline in this folder, a student of the run in it, or the pipeline of diffusers there.
 
+    place  a folder; of diffusers also a .safetensors file or OWNER/NAME on the hub
     steps  of the student; by default the fewest, or with a gate the last that passed
     net    package.module:function that builds a network of your own
+    diffusers, size  how a pipeline of diffusers is read, and for which size in pixels
     """
-    folder = Path(folder)
+    if not str(place):
+        raise ConfigError("the name of the pipeline is empty: write a folder's")
+    if is_diffusers(place):
+        if net is not None:
+            raise ConfigError(f"'{place}' is of diffusers and names its network: leave --net out")
+        return diffusers.load(str(place), size)
+    _refuse_for_own(diffusers, f"'{place}'")
+    folder = Path(place)
     if (folder / "pipeline.json").exists():
         return Pipeline.load(folder, net=net)
     return RunFolder(folder).student(steps, net=net)
+
+
+def is_diffusers(place: Path | str) -> bool:
+    """Whether a place is a pipeline's folder of diffusers, a .safetensors file, or a name on the hub.
+
+    A name whose first part is a folder here is a place.
+    """
+    path = Path(place).expanduser()
+    if path.exists() or path.suffix == ".safetensors":
+        return path.suffix == ".safetensors" or (path / "model_index.json").is_file()
+    return HUB_NAME.fullmatch(str(place)) is not None and not path.parent.exists()
+
+
+def _refuse_for_own(diffusers: DiffusersOptions, what: str) -> None:
+    for f in fields(diffusers):
+        if getattr(diffusers, f.name) is not None:
+            raise ConfigError(
+                f"--{f.name.replace('_', '-')} is for a pipeline of diffusers, and {what} is none: leave it "
+                "out"
+            )

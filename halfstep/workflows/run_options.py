@@ -9,7 +9,7 @@ from halfstep.evaluation.features.registry import BELOW
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import FolderOptions
 
-PLACES = ("data", "validate", "init")
+PLACES = ("data", "validate", "init", "teacher", "teacher_config")
 """Text options that name a place, or a share of the data: its fingerprint is compared instead."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from halfstep import files
 from halfstep.batch import Cond
 from halfstep.config.fields import POSITIONAL
-from halfstep.config.validate import Count, CountOrNone, Share, Validated
+from halfstep.config.validate import Count, CountOrNone, Place, Share, Validated
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import null_condition
@@ -18,7 +18,7 @@ from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_grid, save_images, save_over, scatter
 from halfstep.training.distributed import pick_device
 from halfstep.workflows.images import parse_classes, sample_kind, SampleStart, StartOptions
-from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 
 
@@ -26,8 +26,10 @@ from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 class SampleConfig(Validated):
     """Draw images: one PNG a sample, and a grid of them; or only the grid, if --out is a PNG."""
 
-    pipeline: Annotated[Path | None, POSITIONAL] = None
-    """A teacher's or student's folder, or the run that made it."""
+    pipeline: Annotated[Place | None, POSITIONAL] = None
+    """A teacher's or student's folder, or the run that made it. Of diffusers: a
+    folder, a .safetensors file, or OWNER/NAME on the hub."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     official: Official = field(default_factory=Official)
     out: Path
     """Folder for the images, or a .png for a grid of them."""
@@ -146,9 +148,9 @@ def prepare_sample(config: SampleConfig, *, progress: Progress = SILENT) -> Samp
     files.check_writable(out.parent if _is_sheet(out) else out, "choose another --out")
     pipeline = chosen_pipeline(
         "halfstep sample needs the folder of a pipeline", config.pipeline, config.official,
-        steps=config.steps, net=config.net,
+        steps=config.steps, net=config.net, diffusers=config.diffusers, size=config.size,
     )  # fmt: skip
-    if config.size is not None:
+    if config.size is not None and config.size != pipeline.pixels:
         pipeline = pipeline.at_size(*config.size)
     _check_out(pipeline, config)
     return _job(pipeline.to(pick_device(config.device)), config, progress)

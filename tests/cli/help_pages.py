@@ -56,7 +56,7 @@ GROUPS = {
     "Data": ("dataset", "images"),
     "Teacher": ("teacher", "networks"),
     "Network": ("network", "classifier"),
-    "Model": ("official",),
+    "Model": ("diffusers", "official"),
     "Texts": ("texts",),
     "Start": ("start",),
     "Method": ("method", "recipe"),

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, cast, Generic, TypeVar
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from halfstep.cli.console.run_lines import (
 )
 from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
+from halfstep.config.validate import Place
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
@@ -30,7 +30,7 @@ from halfstep.training import distill as distil_pipeline, TrainingConfig
 from halfstep.training.api import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
-from halfstep.workflows.locate import chosen_pipeline, Official
+from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.options import DataOptions, FolderOptions
 
 M = TypeVar("M")
@@ -40,8 +40,10 @@ M = TypeVar("M")
 class TeacherOptions:
     """The teacher."""
 
-    teacher: Path | None = None
-    """A teacher's folder, or the run that made it."""
+    teacher: Place | None = None
+    """A teacher's folder, or the run that made it. Of diffusers: a folder, a .safetensors file, or OWNER/NAME
+    on the hub."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     official: Official = field(default_factory=Official)
     net: str | None = None
     """package.module:function, if the teacher's network is one of your own."""
@@ -75,7 +77,10 @@ def main(name: str, argv: Sequence[str]) -> int:
     folder, training, method = options.folder, options.training, options.method.build()
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
     asks = f"{prog} needs --teacher FOLDER"
-    find = partial(chosen_pipeline, asks, named, official, net=options.teacher.net)
+    find = partial(
+        chosen_pipeline, asks, named, official, net=options.teacher.net,
+        diffusers=options.teacher.diffusers, size=options.dataset.size,
+    )  # fmt: skip
     teachers = [find()]
     full = _before_data(options, method, teachers[0], auto=auto)
     data = loading(console, options.dataset)

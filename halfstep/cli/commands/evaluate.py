@@ -9,11 +9,13 @@ from halfstep.cli.console.progress import counting, say, terminal
 from halfstep.cli.console.tables import compare, print_report
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
+from halfstep.config.validate import Place
 from halfstep.errors import ConfigError
 from halfstep.evaluation.report_data import AnyReport
 from halfstep.evaluation.setups import Evaluation
 from halfstep.progress import Progress
 from halfstep.workflows import evaluate as workflow
+from halfstep.workflows.locate import DiffusersOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,9 @@ class Evaluate:
     """Runs of the same teacher, such as its students of full size, for the table of sizes."""
     compare: tuple[Path, ...] = ()
     """Compare two or more runs that were evaluated."""
-    teacher: Path | None = None
-    """The teacher's folder, if it was moved."""
+    teacher: Place | None = None
+    """The teacher's folder, file or name, if it was moved."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     features: str = "auto"
@@ -71,6 +74,7 @@ def evaluated(options: Evaluate, progress: Progress) -> AnyReport:
         options.evaluation,
         data=options.data,
         teacher=options.teacher,
+        diffusers=options.diffusers,
         features=options.features,
         held_out=options.held_out,
         beside=options.beside,

@@ -14,13 +14,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from halfstep.config.validate import Count
-from halfstep.diffusion.samplers import calls, PREFIX, SAMPLER_PRESETS
+from halfstep.diffusion.samplers import calls, PREFIX
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.models.compression.int8 import apart
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
-from halfstep.pipeline.samplers import check_sampling
+from halfstep.pipeline.samplers import check_sampling, HAVE_GRIDS
 from halfstep.progress import Progress, SILENT
 
 GROUP = 4
@@ -177,7 +177,7 @@ def _shortened(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
     With more steps where the sampler refuses fewer.
     """
     times = pipeline.grid(steps, sampler)
-    if sampler in SAMPLER_PRESETS:
+    if sampler in HAVE_GRIDS:
         few = min(steps, GROUP)
         while few < steps and _refused(pipeline, sampler, pipeline.grid(few, sampler)):
             few = min(steps, 2 * few)
@@ -185,7 +185,7 @@ def _shortened(pipeline: Pipeline, sampler: str, steps: int) -> Pipeline:
     short = (*times[:-1][:3], times[-1])
     if sampler.startswith(PREFIX) and _refused(pipeline, sampler, short):
         short = times
-    return replace(pipeline, times=(short,), steps=len(short) - 1)
+    return replace(pipeline.on_grids(short), steps=len(short) - 1)
 
 
 def _refused(pipeline: Pipeline, sampler: str, times: Times) -> bool:

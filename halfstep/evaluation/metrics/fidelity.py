@@ -5,7 +5,7 @@ sources: the coarser grid (`grid_cost`), and imperfect training (`learning_error
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -110,7 +110,7 @@ def grid_cost(
     times    the finer grid, 2N + 1 times; the coarser has every other time, as a student's does
     """
     steps = _even(times) // 2
-    both, counts = replace(teacher, times=(times, times[::2])), (steps, 2 * steps)
+    both, counts = teacher.on_grids(times, times[::2]), (steps, 2 * steps)
     progress = expected(progress, sum(counts) * len(batches(range(n), batch)))
     draw = partial(
         both.sample, n, seed=seed, labels=labels, guidance_scale=guidance_scale, batch=batch,

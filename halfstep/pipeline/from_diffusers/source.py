@@ -180,7 +180,7 @@ def _encoders(folder: Path, class_name: str, absent: Mapping[str, None]) -> Any:
     """The pipeline of a folder without its network and autoencoder."""
     with quietly():
         import diffusers
-    with reading(f"the text encoders in '{folder}'"):
+    with reading(f"the text encoders in '{folder}'"), without_bars():
         pipeline = getattr(diffusers, class_name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **absent
         )
@@ -195,8 +195,15 @@ def _downloaded(name: str) -> Path:
         )
     with quietly():
         from diffusers import DiffusionPipeline
-    with reading(f"'{name}' from the hub"):
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    try:
+        with reading(name):
+            return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"there is no folder '{name}', and no pipeline of that name comes from the hub "
+            f"({type(error.__cause__).__name__}): fetch it first, hf download {name} --local-dir FOLDER, and "
+            "give the folder"
+        ) from error.__cause__
 
 
 def _single_file(path: Path, config: Path | str | None) -> Any:
@@ -220,6 +227,22 @@ def _single_file(path: Path, config: Path | str | None) -> Any:
         )
     with reading(f"'{path}'"):
         return cls.from_single_file(str(path), config=str(folder), local_files_only=True)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of diffusers and transformers."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [each for each in (of_diffusers, of_transformers) if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
 
 
 @contextmanager

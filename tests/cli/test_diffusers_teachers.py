@@ -1,0 +1,124 @@
+"""Teachers of diffusers on the command line: folders, a single file, names on the hub."""
+
+import numpy as np
+import pytest
+import torch
+
+from halfstep.pipeline import Pipeline
+from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.locate import is_diffusers, locate_pipeline
+from tests.support.families import ddpm_pipeline, stable_diffusion
+from tests.support.pictures import pixels, save
+from tests.support.runs import bits
+
+QUICK = ["--start", 4, "--stop", 2, "--updates", 2, "--batch-size", 4, "--tolerance", 0]
+QUICK += ["--device", "cpu"]
+BRIEF = ["--features", "tests.cli.test_teachers:corners", "--samples", 8, "--split-samples", 0]
+BRIEF += [
+    "--metrics",
+    "frechet",
+    "--full",
+    4,
+    "--device",
+    "cpu",
+    "--cost-rounds",
+    0,
+    "--baselines",
+    "ddim",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A teacher of pixels, one of latents that reads texts, and pictures of eight pixels."""
+    root = tmp_path_factory.mktemp("made")
+    ddpm_pipeline().save_pretrained(root / "ddpm")
+    stable_diffusion().save_pretrained(root / "sd")
+    for k in range(8):
+        save(root / "photos" / f"{k}.png", pixels(8, 8, 3))
+    return root
+
+
+@pytest.fixture
+def cli(cli, made, tmp_path):
+    """Types a command beside all of it."""
+    for place in made.iterdir():
+        (tmp_path / place.name).symlink_to(place)
+    return cli
+
+
+def test_a_folder_is_halved_evaluated_and_found_again_after_it_was_moved(cli, tmp_path):
+    """An eps teacher has its v teacher first; the place of a teacher is no part of what a run is."""
+    words = ["distill", "progressive", "--data", "photos", *QUICK, "--out", "run"]
+    status, out, err = cli(*words, "--teacher", "ddpm")
+    assert status == 0, err
+    assert "eps to v in 2 updates, 4 -> 2 steps" in out
+    config = RunFolder("run").config
+    assert config["teacher"] == "ddpm" and "family" not in config
+    student = locate_pipeline("run")
+    assert student.sampler == "ddim" and student.step_counts == (2,)
+    assert student.origin.source == "ddpm"
+    assert cli("evaluate", "run", *BRIEF)[0] == 0
+    before = bits(tmp_path / "run")
+    (tmp_path / "ddpm").rename(tmp_path / "moved")
+    status, out, err = cli(*words, "--teacher", "moved")
+    assert status == 0 and "finished before" in out, err
+    assert bits(tmp_path / "run") == before
+    status, _, err = cli("evaluate", "run", *BRIEF)
+    assert status == 2 and "the teacher of 'run' is not at ddpm" in err
+    assert cli("evaluate", "run", *BRIEF, "--teacher", "moved")[0] == 0
+    assert cli("export", "run", "--out", "student")[0] == 0
+
+
+@pytest.mark.parametrize("size", [None, (32, 16)])
+def test_samples_are_the_pipelines_own(cli, size):
+    words = ["sample", "sd", "--prompt", "a cat", "--steps", 2, "--n", 2, "--npz", "--out", "s"]
+    status, _, err = cli(*words, *(["--size", *size] if size else []))
+    assert status == 0, err
+    expected = Pipeline.from_diffusers("sd", size=size).sample(2, prompts="a cat", steps=2)
+    assert tuple(expected.shape) == (2, 3, *(size or (16, 16)))
+    drawn = torch.from_numpy(np.load("s/samples.npz")["images"])
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "place, is_so",
+    [
+        ("sd", True),
+        ("file.safetensors", True),
+        ("owner/name", True),
+        ("photos/name", False),
+        ("photos", False),
+        ("nothing", False),
+        ("./nothing", False),
+        ("/nothing/at/all", False),
+        ("owner/a/b", False),
+    ],
+)
+def test_what_is_of_diffusers(cli, place, is_so):
+    assert is_diffusers(place) is is_so
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--teacher", "owner/name"], "there is no folder 'owner/name', and no pipeline"),
+        (["--teacher", "photos/nothing"], "'photos/nothing' holds neither a pipeline nor a run"),
+        (["--teacher", ""], "is empty"),
+        (["--teacher", "ddpm", "--net", "a:b"], "leave --net out"),
+        (["--teacher", "photos", "--family", "f.toml"], "--family is for a pipeline of diffusers"),
+        (["--teacher", "photos", "--teacher-config", "sd"], "--teacher-config is for a pipeline"),
+        (["--teacher", "ddpm", "--teacher-config", "sd"], "single .safetensors file"),
+        (["--teacher", "ddpm", "--family", "none.toml"], "none.toml"),
+        (["--teacher", "nothing.safetensors"], "there is no file 'nothing.safetensors'"),
+    ],
+)
+def test_what_is_no_teacher_is_one_sentence(cli, words, message, monkeypatch):
+    import diffusers
+
+    def download(*args, **options):
+        raise OSError("no network\nin tests")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    status, _, err = cli("distill", "progressive", "--data", "photos", *QUICK, "--out", "r", *words)
+    assert status == 2 and message in err and err.count("\n") == 1, err
