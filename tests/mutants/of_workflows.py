@@ -4,6 +4,17 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "workflows/locate",
+        "cli/diffusers_teachers",
+        (" and not path.parent.exists()", ""),
+        ("_refuse_for_own(diffusers, f\"'{place}'\")", "pass"),
+    ),
+    *of(
+        "training/api",
+        "cli/diffusers_teachers",
+        ('description.pop("origin", None)', 'description.get("origin", None)'),
+    ),
+    *of(
         "workflows/images",
         "cli/encode",
         ("> 127", "< 127"),
@@ -30,9 +41,9 @@ MUTANTS = (
     *of(
         "workflows/run_options",
         "cli/two_processes",
-        ('("data", "validate", "init")', '("validate", "init")'),
-        ('("data", "validate", "init")', '("data", "init")'),
-        ('("data", "validate", "init")', '("data", "validate")'),
+        ('"data", "validate", "init", "te', '"validate", "init", "te'),
+        ('"data", "validate", "init", "te', '"data", "init", "te'),
+        ('"data", "validate", "init", "te', '"data", "validate", "te'),
         ("return kind if kind in BELOW else features", "return features"),
         ("return kind if kind in BELOW else features", "return kind"),
     ),
