@@ -214,7 +214,7 @@ MUTANTS = (
     *of(
         "pipeline/torch_export",
         "pipeline/torch_export",
-        ("out.to(x.dtype)", "out"),
+        ("self.net(x.to(self.dtype)", "self.net(x"),
         ("rounded(denoiser.state_dict(), dtype)", "denoiser.state_dict()"),
     ),
     *of(

@@ -74,6 +74,15 @@ def test_large_weights_go_to_a_second_file(tmp_path, monkeypatch):
     assert largest_difference(pipeline, draw, (1, 3)) < 1e-5
 
 
+def test_a_weight_that_is_not_rounded_stays_whole():
+    import onnx_ir
+
+    model = onnx_model(export_program(exported_student("mlp")), torch.bfloat16)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    matrices = [one for one in tensors if len(one.shape) > 1]
+    assert matrices and {one.dtype for one in matrices} == {onnx_ir.DataType.FLOAT}
+
+
 @pytest.mark.parametrize("missing, be", [(("onnxruntime",), "is"), (("onnx", "onnxscript"), "are")])
 def test_without_the_packages(missing, be, monkeypatch):
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name in missing else name)
