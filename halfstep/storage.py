@@ -48,6 +48,13 @@ def save(stem: Path, tensors: Mapping[str, Tensor], about: Content) -> None:
         files.fill(description_part, text.encode())
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a .safetensors file alone, which other libraries read; all or nothing."""
+    with files.replacing(path) as (part,):
+        _save_file(_unshared(tensors), part)
+        files.apply_umask(part)
+
+
 def load(
     stem: Path, schema: Any = JsonObject, *, format: object = None
 ) -> tuple[dict[str, Tensor], JsonObject]:

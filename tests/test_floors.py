@@ -43,6 +43,7 @@ BESIDE = {
     "models/classifiers": {"compression"},
     "models/compression": set(),
     "models/uvit": set(),
+    "pipeline/to_comfyui": {"from_diffusers"},
     "report/plots": {"images", "words"},
     "training/classifiers": {"checks"},
 }

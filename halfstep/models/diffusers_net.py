@@ -49,7 +49,7 @@ class DiffusersNet(Adapter):
         self.takes_scale = bool(inputs.scale and self._config.get("guidance_embeds"))
         self.guidance: GuidanceEmbedding | None = None
         if guidance_embed_dim and not inputs.scale_features:
-            width = _width(next(self._time_embeddings()))
+            width = _width(next(self.time_embeddings()))
             self.guidance = GuidanceEmbedding(guidance_embed_dim, width)
         reads_scale = self.takes_scale or guidance_embed_dim
         self.reads = "label", *inputs.conditions, *(["guidance_scale"] if reads_scale else [])
@@ -61,7 +61,7 @@ class DiffusersNet(Adapter):
     def _config(self) -> Any:
         return cast(Any, self.model).config
 
-    def _time_embeddings(self) -> Iterator[nn.Module]:
+    def time_embeddings(self) -> Iterator[nn.Module]:
         """The modules that embed the time."""
         for name, module in self.model.named_modules():
             if any(fnmatchcase(name, pattern) for pattern in self.inputs.time_embedding):
@@ -86,7 +86,7 @@ class DiffusersNet(Adapter):
         self._add_positions(arguments, x)
         arguments[inputs.sample] = pack(x, inputs.packed) if inputs.packed else x
         arguments[inputs.timestep] = t
-        with adding(self._embedded_scale(arguments, scale, x), list(self._time_embeddings())):
+        with adding(self._embedded_scale(arguments, scale, x), list(self.time_embeddings())):
             out: Tensor = self.model(**arguments)[0]
         if inputs.packed:
             out = unpack(out, inputs.packed, x.shape[-2:])

@@ -15,6 +15,7 @@ from halfstep.models.classifiers.registry import example_shape
 from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 from halfstep.storage import write_text
+from halfstep.workflows.export_comfyui import write_comfyui
 from halfstep.workflows.exported import (
     compare,
     COMPARED,
@@ -39,6 +40,8 @@ def export(
     dtype: DType = "float32",
     format: Format = "pipeline",
     net: str | None = None,
+    source: str | None = None,
+    guidance_scale: float | None = None,
 ) -> Exported:
     """Write a student into a folder of its own: its weights, its description and a README.
 
@@ -47,16 +50,23 @@ def export(
     steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
     dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
             network of torch-export computes in them
-    format  pipeline, for `Pipeline.load`; torch-export: student.pt2, which needs only torch; or onnx:
-            student.onnx, for ONNX Runtime
+    format  pipeline, for `Pipeline.load`; torch-export: student.pt2, which needs only torch; onnx:
+            student.onnx, for ONNX Runtime; or comfyui: student.safetensors under the original names, and a
+            workflow
     net     package.module:function that builds a network of your own
+    source  folder or hub name of the diffusers pipeline that the teacher came from, by default the recorded
+            one; of comfyui alone
+    guidance_scale  the one scale of a student that takes its scale as an input; of comfyui alone
 
     The folder is read again and draws eight samples, which in float32 are the student's own to the bit.
     `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
     error the folder is as before.
     """
     run, out = Path(run), Path(out)
-    config = ExportConfig(run=run, out=out, steps=steps, dtype=dtype, format=format, net=net)
+    config = ExportConfig(
+        run=run, out=out, steps=steps, dtype=dtype, format=format, net=net, source=source,
+        guidance_scale=guidance_scale,
+    )  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already: give a new folder as out")
     files.check_writable(out, "choose another out")
@@ -120,5 +130,6 @@ WRITERS: dict[Format, Writer] = {
     "pipeline": write_pipeline,
     "torch-export": write_torch_export,
     "onnx": write_onnx,
+    "comfyui": write_comfyui,
 }
 """The writer of each format."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, Validated
-from halfstep.errors import CheckpointError
+from halfstep.errors import CheckpointError, ConfigError
 from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 
@@ -18,8 +18,11 @@ DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPARED = 8
 """Samples of the written student that are compared with the original's."""
 
+FORMATS_OF = {"source": ("comfyui",), "guidance_scale": ("comfyui",)}
+"""The formats of options that the others do not have."""
+
 DType = Literal["float32", "float16", "bfloat16"]
-Format = Literal["pipeline", "torch-export", "onnx"]
+Format = Literal["pipeline", "torch-export", "onnx", "comfyui"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,21 @@ class ExportConfig(Validated):
     network of torch-export computes in them."""
     format: Format = "pipeline"
     """torch-export and onnx write one step of DDIM as a program: student.pt2, which needs only torch, or
-    student.onnx, for ONNX Runtime."""
+    student.onnx, for ONNX Runtime.  comfyui writes student.safetensors and workflow_api.json."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
+    source: str | None = None
+    """Of format comfyui: folder or hub name of the teacher's diffusers pipeline, if the teacher has moved."""
+    guidance_scale: float | None = None
+    """Of format comfyui: the one scale of a student that takes its scale as an input."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, formats in FORMATS_OF.items():
+            if self.format not in formats and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name} belongs to format='{formats[0]}', and this is '{self.format}': leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

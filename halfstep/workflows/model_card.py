@@ -34,7 +34,7 @@ NUMPY_VALUES = {
 
 def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
     """The README of a folder that `Pipeline.load` reads."""
-    lines = _about(pipeline, source)
+    lines = about(pipeline, source)
     lines.append(_weights(pipeline.denoiser.net, dtype))
     verb = "encode(images)" if pipeline.direction == "invert" else _sample_call(pipeline)
     code = ["from halfstep import Pipeline", "", 'pipeline = Pipeline.load(".")']
@@ -43,7 +43,7 @@ def pipeline_card(pipeline: Pipeline, source: Path, dtype: str) -> str:
         shell = ["halfstep encode . --images IMAGES --out noise"]
     else:
         shell = ["halfstep sample . --n 16 --out images"]
-    return _page(lines, [("python", code), ("bash", shell)])
+    return page(lines, [("python", code), ("bash", shell)])
 
 
 def program_card(pipeline: Pipeline, source: Path, program: Program, dtype: str) -> str:
@@ -67,7 +67,7 @@ def program_card(pipeline: Pipeline, source: Path, program: Program, dtype: str)
         f"    for k in range({program.steps}):",
         f"        x = step({', '.join(['x', 'torch.full((n,), k, device=device)', *values])})",
     ]
-    return _page(lines, [("python", code)])
+    return page(lines, [("python", code)])
 
 
 def onnx_card(pipeline: Pipeline, source: Path, program: Program, dtype: str) -> str:
@@ -92,11 +92,11 @@ def onnx_card(pipeline: Pipeline, source: Path, program: Program, dtype: str) ->
         f"for k in range({program.steps}):",
         '    [x] = session.run(None, {"x": x, "step": numpy.full(n, k), **conditions})',
     ]
-    return _page(lines, [("python", code)])
+    return page(lines, [("python", code)])
 
 
 def _about_program(pipeline: Pipeline, source: Path, program: Program) -> list[str]:
-    lines = _about(pipeline, source, program.steps)
+    lines = about(pipeline, source, program.steps)
     if pipeline.codec is not None:
         lines.append("- The samples are latents: the codec is not in this folder")
     named = {
@@ -138,7 +138,7 @@ def classifier_card(net: nn.Module, dtype: str) -> str:
         "",
         f'classifier = load_classifier("."{net_argument})',
     ]
-    return _page(lines, [("python", code)])
+    return page(lines, [("python", code)])
 
 
 def _weights(net: nn.Module, dtype: str) -> str:
@@ -146,7 +146,7 @@ def _weights(net: nn.Module, dtype: str) -> str:
     return f"- Weights: {'int8 linear layers (needs torchao)' if quantised else dtype}"
 
 
-def _about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
+def about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[str]:
     """Steps, guidance, classes, cost, and the measurements in the run's report."""
     counts = list(pipeline.step_counts) or [steps or pipeline.steps]
     sampler, words = pipeline.sampler, " or ".join(map(str, counts))
@@ -237,7 +237,7 @@ def _lines(row: Row, measure: Measurement) -> list[str]:
     return lines
 
 
-def _page(lines: Sequence[str], blocks: Sequence[tuple[str, Sequence[str]]]) -> str:
+def page(lines: Sequence[str], blocks: Sequence[tuple[str, Sequence[str]]]) -> str:
     fenced = [f"```{language}\n" + "\n".join(code) + "\n```" for language, code in blocks]
     made = f"Made by halfstep {__version__}."
     return "\n\n".join(["# A student, by halfstep", "\n".join(lines), *fenced, made]) + "\n"

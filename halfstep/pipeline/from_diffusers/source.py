@@ -19,6 +19,9 @@ INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Libraries that a folder may name classes of; the last is diffusers' own, of the safety checker."""
 
+UNREAD = ("vae", "safety_checker", "image_encoder")
+"""Parts that no prompt is encoded with."""
+
 
 class _Named(TypedDict, total=False):
     """The key of diffusers' JSON files that halfstep reads by itself; the classes check the others."""
@@ -64,11 +67,16 @@ def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
         return _of_object(source, family, "")
     place = Path(source).expanduser()
     if place.suffix == ".safetensors":
-        return _of_object(_single_file(place, config), family, str(config))
+        return _of_object(single_file(place, config), family, str(config))
     if config is not None:
         raise ConfigError("config belongs to a single .safetensors file: leave it out")
-    folder = place if place.is_dir() else _downloaded(str(source))
-    return _of_folder(folder, family, str(source))
+    return _of_folder(source_folder(str(source)), family, str(source))
+
+
+def source_folder(place: str) -> Path:
+    """The folder of a pipeline: itself, or that of its name on the hub, fetched or from the cache."""
+    folder = Path(place).expanduser()
+    return folder if folder.is_dir() else _downloaded(place)
 
 
 def _of_object(pipeline: Any, family: Any, place: str) -> Source:
@@ -110,8 +118,6 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
         int(number): label.split(",")[0].strip()
         for number, label in (index.get("id2label") or {}).items()
     }
-    parts = {family.network: None, **dict.fromkeys(("vae", "safety_checker", "image_encoder"))}
-    absent = {part: None for part in parts if part in index}
     return Source(
         name,
         place,
@@ -120,7 +126,7 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
         scheduler,
         codec,
         labels,
-        lambda: _encoders(folder, name, absent),
+        lambda: prompt_pipeline(folder, name, family),
     )
 
 
@@ -176,10 +182,12 @@ def load_network(folder: Path, class_name: str) -> Any:
     return model.float().eval()
 
 
-def _encoders(folder: Path, class_name: str, absent: Mapping[str, None]) -> Any:
-    """The pipeline of a folder without its network and autoencoder."""
+def prompt_pipeline(folder: Path, class_name: str, family: Family) -> Any:
+    """The pipeline of a folder without its network and autoencoder, for `encode_prompt`."""
     with quietly():
         import diffusers
+    index = read_index(folder)
+    absent = {part: None for part in (family.network, *UNREAD) if part in index}
     with reading(f"the text encoders in '{folder}'"), without_bars():
         pipeline = getattr(diffusers, class_name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **absent
@@ -206,7 +214,7 @@ def _downloaded(name: str) -> Path:
         ) from error.__cause__
 
 
-def _single_file(path: Path, config: Path | str | None) -> Any:
+def single_file(path: Path, config: Path | str | None) -> Any:
     """The pipeline around a single file of weights, by diffusers' own reader."""
     if not path.is_file():
         raise ConfigError(f"there is no file '{path}': give one that exists")
@@ -215,8 +223,7 @@ def _single_file(path: Path, config: Path | str | None) -> Any:
             f"'{path}' holds weights alone: give the folder or the name of a pipeline with its configs as "
             "config"
         )
-    folder = Path(config).expanduser()
-    folder = folder if folder.is_dir() else _downloaded(str(config))
+    folder = source_folder(str(config))
     index = read_index(folder)
     with quietly():
         import diffusers

@@ -1,0 +1,1 @@
+"""A student as ComfyUI reads it: the original checkpoint's tensors and a workflow."""
