@@ -232,7 +232,7 @@ def single_file(path: Path, config: Path | str | None) -> Any:
         raise ConfigError(
             f"diffusers reads no single file of a {index['_class_name']}: give a folder of save_pretrained"
         )
-    with reading(f"'{path}'"):
+    with reading(f"'{path}'"), without_bars():
         return cls.from_single_file(str(path), config=str(folder), local_files_only=True)
 
 

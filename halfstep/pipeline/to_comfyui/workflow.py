@@ -43,7 +43,8 @@ def workflow(
     positive: Link = [graph.add("CLIPTextEncode", text="a photograph of a cat", clip=clip), 0]
     negative: Link = [graph.add("CLIPTextEncode", text="", clip=clip), 0]
     if guidance_scale is not None:
-        positive = [graph.add("FluxGuidance", conditioning=positive, guidance=guidance_scale), 0]
+        scale: JsonObject = {"guidance": guidance_scale}
+        positive = [graph.add("FluxGuidance", conditioning=positive, **scale), 0]
     empty = "EmptyLatentImage" if model.encoders else "EmptySD3LatentImage"
     latent = graph.add(empty, width=size[1], height=size[0], batch_size=1)
     sampler = graph.add(
