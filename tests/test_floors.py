@@ -44,6 +44,7 @@ BESIDE = {
     "models/compression": set(),
     "models/uvit": set(),
     "pipeline/to_comfyui": {"from_diffusers"},
+    "pipeline/to_diffusers": {"from_diffusers"},
     "report/plots": {"images", "words"},
     "training/classifiers": {"checks"},
 }

@@ -16,6 +16,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 from halfstep.storage import write_text
 from halfstep.workflows.export_comfyui import write_comfyui
+from halfstep.workflows.export_diffusers import write_diffusers
 from halfstep.workflows.exported import (
     compare,
     COMPARED,
@@ -30,6 +31,7 @@ from halfstep.workflows.exported import (
 from halfstep.workflows.locate import locate_pipeline
 from halfstep.workflows.model_card import classifier_card, pipeline_card
 from halfstep.workflows.program_files import write_onnx, write_torch_export
+from halfstep.workflows.push import check_name, upload
 
 
 def export(
@@ -42,6 +44,8 @@ def export(
     net: str | None = None,
     source: str | None = None,
     guidance_scale: float | None = None,
+    license: str = "other",
+    push: str | None = None,
 ) -> Exported:
     """Write a student into a folder of its own: its weights, its description and a README.
 
@@ -51,28 +55,36 @@ def export(
     dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
             network of torch-export computes in them
     format  pipeline, for `Pipeline.load`; torch-export: student.pt2, which needs only torch; onnx:
-            student.onnx, for ONNX Runtime; or comfyui: student.safetensors under the original names, and a
-            workflow
+            student.onnx, for ONNX Runtime; diffusers: a folder for `DiffusionPipeline.from_pretrained`; or
+            comfyui: student.safetensors under the original names, and a workflow
     net     package.module:function that builds a network of your own
     source  folder or hub name of the diffusers pipeline that the teacher came from, by default the recorded
-            one; of comfyui alone
-    guidance_scale  the one scale of a student that takes its scale as an input; of comfyui alone
+            one; of diffusers and comfyui
+    guidance_scale  the one scale of a student that takes its scale as an input, where diffusers or comfyui
+            has no input for it
+    license  the licence in the model card's metadata; of diffusers
+    push    a name on the hub, OWNER/NAME, under which the folder is uploaded; of diffusers
 
-    The folder is read again and draws eight samples, which in float32 are the student's own to the bit.
+    The folder is read again and draws eight samples, which in float32 are the student's own to the bit; of
+    diffusers and comfyui four, equal to 1e-4 of the largest value.
     `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
     error the folder is as before.
     """
     run, out = Path(run), Path(out)
     config = ExportConfig(
         run=run, out=out, steps=steps, dtype=dtype, format=format, net=net, source=source,
-        guidance_scale=guidance_scale,
+        guidance_scale=guidance_scale, license=license, push=push,
     )  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already: give a new folder as out")
     files.check_writable(out, "choose another out")
+    if push is not None:
+        check_name(push)
     with _emptied_on_error(out):
         written = _write(config)
-    return replace(written, files=tuple(sorted(out.iterdir())))
+    pushed = None if push is None else upload(out, push)
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
+    return replace(written, files=tuple(paths), pushed=pushed)
 
 
 @contextmanager
@@ -130,6 +142,7 @@ WRITERS: dict[Format, Writer] = {
     "pipeline": write_pipeline,
     "torch-export": write_torch_export,
     "onnx": write_onnx,
+    "diffusers": write_diffusers,
     "comfyui": write_comfyui,
 }
 """The writer of each format."""

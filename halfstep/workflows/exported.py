@@ -18,11 +18,18 @@ DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPARED = 8
 """Samples of the written student that are compared with the original's."""
 
-FORMATS_OF = {"source": ("comfyui",), "guidance_scale": ("comfyui",)}
+FORMATS_OF = {
+    "source": ("diffusers", "comfyui"),
+    "guidance_scale": ("diffusers", "comfyui"),
+    "license": ("diffusers",),
+    "push": ("diffusers",),
+}
 """The formats of options that the others do not have."""
+RELATIVE = ("diffusers", "comfyui")
+"""Formats whose difference is the largest one, relative to the largest value."""
 
 DType = Literal["float32", "float16", "bfloat16"]
-Format = Literal["pipeline", "torch-export", "onnx", "comfyui"]
+Format = Literal["pipeline", "torch-export", "onnx", "diffusers", "comfyui"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +47,26 @@ class ExportConfig(Validated):
     network of torch-export computes in them."""
     format: Format = "pipeline"
     """torch-export and onnx write one step of DDIM as a program: student.pt2, which needs only torch, or
-    student.onnx, for ONNX Runtime.  comfyui writes student.safetensors and workflow_api.json."""
+    student.onnx, for ONNX Runtime.  diffusers writes a folder for DiffusionPipeline.from_pretrained; comfyui
+    student.safetensors and workflow_api.json.  Both are kept if diffusers draws the same samples."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     source: str | None = None
-    """Of format comfyui: folder or hub name of the teacher's diffusers pipeline, if the teacher has moved."""
+    """Of diffusers and comfyui: folder or hub name of the teacher's pipeline, if the teacher has moved."""
     guidance_scale: float | None = None
-    """Of format comfyui: the one scale of a student that takes its scale as an input."""
+    """Of diffusers and comfyui: the one scale of a student whose input for it they do not have."""
+    license: str = "other"
+    """Of diffusers: the licence in the model card's metadata, as the hub names it."""
+    push: str | None = None
+    """Of diffusers: upload the folder to the hub under this name, OWNER/NAME."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, formats in FORMATS_OF.items():
             if self.format not in formats and getattr(self, name) != getattr(type(self), name):
+                known = " or ".join(f"'{each}'" for each in formats)
                 raise ConfigError(
-                    f"{name} belongs to format='{formats[0]}', and this is '{self.format}': leave it out"
+                    f"{name} belongs to format={known}, and this is '{self.format}': leave it out"
                 )
 
 
@@ -63,12 +76,15 @@ class Exported:
 
     files       the files in the folder, by name
     compared    samples that both drew from the same noise; of a classifier, inputs that both read
-    difference  root of the mean squared difference of these; 0 if they are equal to the bit
+    difference  root of the mean squared difference of these; 0 if they are equal to the bit.  Of diffusers
+                and comfyui the largest difference, relative to the largest value
+    pushed      the address of the folder on the hub, if it was uploaded
     """
 
     files: tuple[Path, ...]
     compared: int
     difference: float
+    pushed: str | None = None
 
 
 Writer = Callable[[Pipeline, ExportConfig], Exported]

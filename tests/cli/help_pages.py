@@ -120,6 +120,7 @@ EXAMPLES = {
     "export": [
         "halfstep export runs/digits --out student/",
         "halfstep export runs/digits --format torch-export --out program/",
+        "halfstep export runs/sd --steps 4 --format diffusers --out sd-4-steps/",
         "halfstep export runs/cats --format comfyui --out comfyui/",
         "halfstep export runs/digits --format onnx --dtype bfloat16 --out onnx/",
     ],

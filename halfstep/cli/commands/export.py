@@ -5,18 +5,22 @@ from collections.abc import Sequence
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.workflows.export import export
-from halfstep.workflows.exported import ExportConfig
+from halfstep.workflows.exported import ExportConfig, RELATIVE
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the student; print its files, and its difference from the original."""
     console = terminal()
-    exported = export(**vars(parse(ExportConfig, argv, prog="halfstep export")))
+    config = parse(ExportConfig, argv, prog="halfstep export")
+    exported = export(**vars(config))
     samples = f"on {exported.compared} samples of the same noise"
+    of = "of the largest value" if config.format in RELATIVE else "(rms)"
     if exported.difference == 0:
         say(console, "the same", f"to the bit, {samples}")
     else:
-        say(console, "differs", f"by {exported.difference:.2e} (rms), {samples}")
+        say(console, "differs", f"by {exported.difference:.2e} {of}, {samples}")
     for path in exported.files:
         say(console, "written", f"{path} ({path.stat().st_size:,} bytes)")
+    if exported.pushed is not None:
+        say(console, "uploaded", exported.pushed)
     return 0

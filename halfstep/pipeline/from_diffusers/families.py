@@ -20,6 +20,7 @@ class Family(Validated):
     prompts     the conditions that `encode_prompt` returns, in order; those of the negative prompt begin
                 with a hyphen, and "" stands for one that is not needed
     options     arguments of `encode_prompt`
+    call        arguments of the pipeline's call with which it samples as halfstep does
     tokens      the option of `encode_prompt` that bounds a text's tokens, to which texts are padded, and its
                 value; "" where all texts have as many tokens
     time_scale  the number by which sigma is multiplied for the network, in flow matching
@@ -32,6 +33,7 @@ class Family(Validated):
     inputs: dict[str, Any] | None = None
     prompts: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
     tokens: CountOrNone = 0
     time_scale: float = 1000.0
     uniform_sigmas: bool = False
@@ -46,6 +48,7 @@ class Family(Validated):
 
 _STATES = "encoder_hidden_states"
 _BOTH = (_STATES, f"-{_STATES}")
+_PLAIN = {"use_resolution_binning": False, "clean_caption": False}
 _MASKED = (_STATES, "encoder_attention_mask", f"-{_STATES}", "-encoder_attention_mask")
 
 FAMILIES: Mapping[str, Family] = {
@@ -56,8 +59,8 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionXLPipeline": Family(
         network="unet", prompts=(*_BOTH, "text_embeds", "-text_embeds")
     ),
-    "PixArtAlphaPipeline": Family(prompts=_MASKED),
-    "PixArtSigmaPipeline": Family(prompts=_MASKED),
+    "PixArtAlphaPipeline": Family(prompts=_MASKED, call=_PLAIN),
+    "PixArtSigmaPipeline": Family(prompts=_MASKED, call=_PLAIN),
     "StableDiffusion3Pipeline": Family(
         prompts=(*_BOTH, "pooled_projections", "-pooled_projections"),
         options={"prompt_2": None, "prompt_3": None},
@@ -65,7 +68,7 @@ FAMILIES: Mapping[str, Family] = {
     "FluxPipeline": Family(
         prompts=(_STATES, "pooled_projections", ""), time_scale=1.0, uniform_sigmas=True
     ),
-    "SanaPipeline": Family(prompts=_MASKED),
+    "SanaPipeline": Family(prompts=_MASKED, call={**_PLAIN, "complex_human_instruction": None}),
     "QwenImagePipeline": Family(
         prompts=(_STATES, "encoder_hidden_states_mask"),
         tokens=1024,

@@ -1,0 +1,1 @@
+"""A student as a pipeline of diffusers: its scheduler, its network, the call that samples it."""

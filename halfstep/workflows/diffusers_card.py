@@ -1,0 +1,113 @@
+"""The README.md of a folder for diffusers: metadata, what it is, and the snippet that samples it."""
+
+import re
+import shlex
+from pathlib import Path
+
+from halfstep.pipeline import Pipeline
+from halfstep.pipeline.to_diffusers.target import call_arguments, Target
+from halfstep.workflows.diffusers_proof import DRAWN, PROMPTS
+from halfstep.workflows.exported import ExportConfig
+from halfstep.workflows.model_card import about, page, plain
+
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+"""A name on the hub."""
+
+
+def diffusers_card(
+    pipeline: Pipeline, target: Target, config: ExportConfig, difference: float
+) -> str:
+    """The README of a folder that `DiffusionPipeline.from_pretrained` reads.
+
+    difference  of diffusers' samples and the student's, relative to the largest value
+    """
+    lines = [
+        *_teacher(pipeline),
+        *about(pipeline, config.run, len(target.times) - 1),
+        f"- {_sigmas(pipeline, target)}",
+        f"- Scheduler: `{target.scheduler.name}` as configured here; with another scheduler, or another "
+        "number of steps, it is not this student",
+        *_scale(target),
+        f"- Weights: {config.dtype}"
+        + ("" if config.dtype == "float32" else ", rounded after the check below"),
+        f"- Checked when written: diffusers drew {DRAWN} samples of this folder that differ from halfstep's "
+        f"by {difference:.1e} of the largest value",
+    ]
+    blocks = [("python", snippet(pipeline, target)), ("bash", [_command(config)])]
+    return _metadata(pipeline, config) + page(lines, blocks)
+
+
+def _metadata(pipeline: Pipeline, config: ExportConfig) -> str:
+    """The YAML of a model on the hub."""
+    tag = "unconditional-image-generation" if pipeline.empty is None else "text-to-image"
+    lines = ["library_name: diffusers", f"pipeline_tag: {tag}", f"license: {config.license}"]
+    source = pipeline.origin.source if pipeline.origin else ""
+    if HUB.fullmatch(source) and not Path(source).exists():
+        lines.append(f"base_model: {source}")
+    lines += ["tags:", "- progressive-distillation", "- halfstep"]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _teacher(pipeline: Pipeline) -> list[str]:
+    if pipeline.origin is None:
+        return []
+    source = pipeline.origin.source
+    name = source if HUB.fullmatch(source) else Path(source).name
+    return [f"- Teacher: {plain(name) or 'a pipeline in memory'}, a {pipeline.origin.pipeline}"]
+
+
+def _sigmas(pipeline: Pipeline, target: Target) -> str:
+    """The walk: timesteps of a table, or sigmas of flow matching."""
+    import torch
+
+    levels, times = target.scheduler.config["num_train_timesteps"], target.times[:-1]
+    if "prediction_type" in target.scheduler.config:
+        listed = ", ".join(str(round(t * levels) - 1) for t in times)
+        return f"Timesteps: {listed}, then clean data (of {levels} levels, trailing)"
+    sigma = pipeline.denoiser.schedule.at(torch.tensor(times, dtype=torch.float64)).sigma
+    return f"Sigmas: {', '.join(f'{s:.4g}' for s in sigma.tolist())}, 0"
+
+
+def _scale(target: Target) -> list[str]:
+    if target.folded:
+        return [f"- Guidance scale {target.scale:g}, folded into the weights: one call a step"]
+    if target.scale is not None:
+        return [
+            "- `guidance_scale` is an input of the network: one call a step, no negative prompt"
+        ]
+    if "guidance_scale" in target.call or "true_cfg_scale" in target.call:
+        return ["- A scale above 1 in the call would guide from outside, which doubles the work"]
+    return []
+
+
+def snippet(pipeline: Pipeline, target: Target) -> list[str]:
+    """The code that samples the folder."""
+    takes = call_arguments(target.pipeline)
+    first = []
+    if "prompt" in takes:
+        first = [repr(PROMPTS[0])]
+    elif "class_labels" in takes and (pipeline.class_names or target.pipeline == "DiTPipeline"):
+        first = ["class_labels=[0]"]
+    arguments = [*first, *(f"{name}={value!r}" for name, value in target.call.items())]
+    return [
+        "from diffusers import DiffusionPipeline",
+        "",
+        'pipeline = DiffusionPipeline.from_pretrained(".")',
+        "image = pipeline(",
+        *(f"    {argument}," for argument in arguments),
+        ").images[0]",
+    ]
+
+
+def _command(config: ExportConfig) -> str:
+    """The command that made the folder, with the names of folders alone."""
+    words = ["halfstep", "export", Path(config.run).resolve().name, "--format", "diffusers"]
+    words += ["--out", config.out.resolve().name]
+    for name, value in (
+        ("--steps", config.steps),
+        ("--guidance-scale", config.guidance_scale),
+        ("--dtype", None if config.dtype == "float32" else config.dtype),
+        ("--license", None if config.license == "other" else config.license),
+    ):
+        words += [] if value is None else [name, str(value)]
+    return shlex.join(words)
