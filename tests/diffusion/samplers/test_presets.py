@@ -19,6 +19,7 @@ from halfstep.diffusion.samplers import (
     STEPS,
     supported_schedulers,
 )
+from halfstep.diffusion.samplers.registry import SCHEDULER
 from halfstep.diffusion.samplers.step_checks import relative_error
 from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
@@ -42,6 +43,8 @@ EACH = [
     name if any(word in name for word in BEST_KNOWN) else pytest.param(name, marks=pytest.mark.slow)
     for name in DIFFUSERS
 ]
+OF_ANY_PIPELINE = [name for name in NAMES if name != SCHEDULER]
+"""Samplers that need no scheduler that a model was published with."""
 
 
 def off(name, schedule, times, *, std=STD, dtype=torch.float32):
@@ -82,7 +85,7 @@ NOWHERE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*NAMES, *EACH])
+@pytest.mark.parametrize("name", [*OF_ANY_PIPELINE, *EACH])
 @every_schedule
 def test_few_steps_end_near_the_solution_or_are_refused(name, schedule):
     may = next((rule for word, rule in NOWHERE.items() if word in name), lambda s, n: False)
@@ -224,7 +227,7 @@ def pipeline(schedule):
     )
 
 
-@pytest.mark.parametrize("name", [*NAMES, *EACH])
+@pytest.mark.parametrize("name", [*OF_ANY_PIPELINE, *EACH])
 @pytest.mark.parametrize("schedule", [VPLinear(), Karras()], ids=named)
 def test_inference_mode_gives_the_same_bits(name, schedule):
     if name == "stochastic":
