@@ -346,4 +346,11 @@ MUTANTS = (
         "models/classifiers/cnns",
         ("torch.channels_last", "torch.contiguous_format"),
     ),
+    *of(
+        "models/fixed_scale",
+        "models/fixed_scale",
+        ("guidance_features(scales - 1,", "guidance_features(scales,"),
+        ("embedding.linear_1.weight.double() @ projected", "projected"),
+        ("linear.bias.double() + value", "value"),
+    ),
 )

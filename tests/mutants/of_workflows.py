@@ -104,4 +104,10 @@ MUTANTS = (
         ('config.get("shift", 1.0) == 1', "True"),
         ("round(1 / end)", "round(2 / end)"),
     ),
+    *of(
+        "workflows/export_comfyui",
+        "workflows/export_comfyui",
+        ("ours[name], theirs[name], dtype", "ours[name], ours[name], dtype"),
+        ("not difference <= NEAR", "False"),
+    ),
 )

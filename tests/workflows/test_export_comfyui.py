@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 import halfstep
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.models.autoencoder.kl import codec_of_model
 from halfstep.models.with_guidance import with_guidance
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.from_diffusers.source import single_file
+from halfstep.pipeline.to_comfyui import models
 from halfstep.workflows import export_comfyui
 from halfstep.workflows.export_comfyui import FILE, WORKFLOW
 from tests.support import families
@@ -142,11 +144,25 @@ def test_a_student_of_stable_diffusion_3(tmp_path):
 
 def test_a_file_that_reads_back_otherwise_is_removed(tmp_path, monkeypatch):
     pipeline = student(stable_diffusion(tmp_path / "sd"))
-    monkeypatch.setattr(export_comfyui, "NEAR", 1e-12)
-    with pytest.raises(CheckpointError, match="removed"):
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="removed"):
+        patch.setattr(export_comfyui, "NEAR", 1e-12)
         exported(pipeline, tmp_path)
-    monkeypatch.undo()
+    other = families.stable_diffusion()
+    with torch.no_grad():
+        other.vae.decoder.conv_in.bias[0] += 1
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"decoder\.conv_in"):
+        patch.setattr(export_comfyui, "single_file", lambda path, config: other)
+        exported(pipeline, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_encoder_of_open_clip(tmp_path, monkeypatch):
+    """As in Stable Diffusion 2."""
+    known = replace(models.MODELS[0], encoders={"text_encoder": "cond_stage_model.model."})
+    monkeypatch.setattr(models, "MODELS", (known,))
+    assert exported(student(stable_diffusion(tmp_path / "sd")), tmp_path).difference < 1e-5
+    names = load_file(tmp_path / "out" / FILE)
+    assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in names
 
 
 def test_what_comfyui_would_sample_otherwise_is_refused(tmp_path):
@@ -158,6 +174,7 @@ def test_what_comfyui_would_sample_otherwise_is_refused(tmp_path):
         (replace(four, clip=1.0), "clip"),
         (replace(four, origin=None), "source"),
         (replace(four, codec=None), "AutoencoderKL"),
+        (replace(four, codec=codec_of_model(families.vae(scaling_factor=0.2))), "0.18215"),
     ]:
         with pytest.raises(ConfigError, match=words):
             exported(pipeline, tmp_path)

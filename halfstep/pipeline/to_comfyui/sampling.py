@@ -99,7 +99,7 @@ def comfy_sampling(pipeline: PipelineFields, model: ComfyModel, times: Times) ->
     table, steps = discrete_table(levels.alpha**2), len(times) - 1
     entries = table.place_of(simple(table, steps)[:-1]).tolist()
     own = [1000 * t - 1 for t in times[:-1]]
-    _compare("timesteps", own, entries, times)
+    _compare("timesteps", own, entries, times, 1000)
     return ComfySampling(steps, SAMPLINGS[denoiser.parameterisation], schedule.zero_snr)
 
 
@@ -107,16 +107,16 @@ def _flow(schedule: RectifiedFlow, model: ComfyModel, times: Times) -> ComfySamp
     own = schedule.at(torch.tensor(times, dtype=torch.float64)).sigma.tolist()
     steps = len(times) - 1
     sigmas = simple(FlowTable(schedule.shift, model.levels), steps).tolist()
-    _compare("sigmas", own[:-1], sigmas[:-1], times)
+    _compare("sigmas", own[:-1], sigmas[:-1], times, model.levels)
     return ComfySampling(steps, shift=schedule.shift)
 
 
-def _compare(kind: str, own: list[float], theirs: list[float], times: Times) -> None:
+def _compare(kind: str, own: list[float], theirs: list[float], times: Times, levels: int) -> None:
     """`ConfigError` unless the student's levels are ComfyUI's, and it ends at clean data."""
     if times[-1] != 0 or any(abs(a - b) > CLOSE for a, b in zip(own, theirs, strict=True)):
         raise ConfigError(
             f"ComfyUI's simple takes the {kind} {_shown(theirs)}, and this student's are {_shown(own)}: "
-            "export one whose steps divide 1000 (1, 2, 4 or 8), or write format='diffusers'"
+            f"export one whose steps divide {levels}, such as 4, or write format='diffusers'"
         )
 
 

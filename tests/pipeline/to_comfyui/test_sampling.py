@@ -86,6 +86,11 @@ def test_a_flow(model, shift):
     torch.testing.assert_close(drawn, theirs.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_flux_has_a_finer_table():
+    student = pipeline(Velocity(), RectifiedFlow(3.0), FLUX, times := uniform(16))
+    assert comfy_sampling(student, FLUX, times).steps == 16
+
+
 @pytest.mark.parametrize(
     ("parameterisation", "schedule", "model", "times", "words"),
     [
