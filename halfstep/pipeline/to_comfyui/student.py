@@ -105,7 +105,10 @@ def comfy_student(
             "format='pipeline'"
         )
     if not pipeline.times:
-        raise ConfigError("this is a teacher, which ComfyUI has already: export a student of it")
+        raise ConfigError(
+            "this network takes any number of steps, as a teacher does: export a student of few steps "
+            "(halfstep distill progressive)"
+        )
     network: Any = net.model
     model = model_of(type(network).__name__, dict(network.config))
     sampling = comfy_sampling(pipeline, model, pipeline.grid(steps))
