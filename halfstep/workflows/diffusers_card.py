@@ -6,18 +6,20 @@ from pathlib import Path
 
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
+from halfstep.storage import write_text
 from halfstep.workflows.diffusers_proof import DRAWN, PROMPTS
 from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.model_card import about, page, plain
+from halfstep.workflows.report_in_card import report_of, report_table, save_picture
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """A name on the hub."""
 
 
-def diffusers_card(
+def write_diffusers_card(
     pipeline: Pipeline, target: Target, config: ExportConfig, difference: float
-) -> str:
-    """The README of a folder that `DiffusionPipeline.from_pretrained` reads.
+) -> None:
+    """Write the README of a folder that `DiffusionPipeline.from_pretrained` reads, and its picture.
 
     difference  of diffusers' samples and the student's, relative to the largest value
     """
@@ -33,8 +35,13 @@ def diffusers_card(
         f"- Checked when written: diffusers drew {DRAWN} samples of this folder that differ from halfstep's "
         f"by {difference:.1e} of the largest value",
     ]
-    blocks = [("python", snippet(pipeline, target)), ("bash", [_command(config)])]
-    return _metadata(pipeline, config) + page(lines, blocks)
+    lines += ["", "```python", *snippet(pipeline, target), "```"]
+    commands = [_command(config)]
+    if (report := report_of(config.run)) is not None:
+        commands = [report.provenance.command, *commands]
+        lines += ["", *report_table(report), "", *save_picture(report, config.out)]
+    text = _metadata(pipeline, config) + page(lines, [("bash", commands)])
+    write_text(config.out / "README.md", text)
 
 
 def _metadata(pipeline: Pipeline, config: ExportConfig) -> str:
@@ -70,7 +77,7 @@ def _sigmas(pipeline: Pipeline, target: Target) -> str:
 
 def _scale(target: Target) -> list[str]:
     if target.folded:
-        return [f"- Guidance scale {target.scale:g}, folded into the weights: one call a step"]
+        return [f"- In this folder the guidance scale is {target.scale:g}, folded into the weights"]
     if target.scale is not None:
         return [
             "- `guidance_scale` is an input of the network: one call a step, no negative prompt"

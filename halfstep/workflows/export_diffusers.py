@@ -4,8 +4,7 @@ from halfstep import files
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.to_diffusers.folder import find_source, round_weights, write_folder
 from halfstep.pipeline.to_diffusers.target import target_of
-from halfstep.storage import write_text
-from halfstep.workflows.diffusers_card import diffusers_card
+from halfstep.workflows.diffusers_card import write_diffusers_card
 from halfstep.workflows.diffusers_proof import DRAWN, measure, prove
 from halfstep.workflows.exported import DTYPES, ExportConfig, Exported
 
@@ -26,5 +25,5 @@ def write_diffusers(pipeline: Pipeline, config: ExportConfig) -> Exported:
     if (dtype := DTYPES[config.dtype]) is not None:
         round_weights(pipeline, target, out, dtype)
         difference = measure(pipeline, target, out)
-    write_text(out / "README.md", diffusers_card(pipeline, target, config, proved))
+    write_diffusers_card(pipeline, target, config, proved)
     return Exported(files=(), compared=DRAWN, difference=difference)

@@ -204,7 +204,7 @@ def _sample_call(pipeline: Pipeline) -> str:
 
 def _measured(source: Path, steps: int) -> list[str]:
     """The measurements of the student with these steps in the report of its run."""
-    run = _run_of(source.resolve())
+    run = run_of(source.resolve())
     if run is None or not (run / REPORT).exists():
         return []
     report = read_report(run)
@@ -215,7 +215,7 @@ def _measured(source: Path, steps: int) -> list[str]:
     return []
 
 
-def _run_of(source: Path) -> Path | None:
+def run_of(source: Path) -> Path | None:
     """The run of a folder: itself, or the one whose stage it is; None for a pipeline outside a run."""
     if not (source / "pipeline.json").exists():
         return source

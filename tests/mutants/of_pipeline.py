@@ -4,6 +4,51 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "pipeline/to_diffusers/scheduler",
+        "pipeline/to_diffusers",
+        ("levels % steps == 0 and", "levels % steps >= 0 and"),
+        ('"set_alpha_to_one": True', '"set_alpha_to_one": False'),
+        ('"timestep_spacing": "trailing"', '"timestep_spacing": "leading"'),
+        ('"solver_order": 1', '"solver_order": 2'),
+        ("time.offset + 1)", "time.offset)"),
+        (
+            "(torch.arange(levels, dtype=torch.float64) + 1)",
+            "torch.arange(levels, dtype=torch.float64)",
+        ),
+        ("1 - alphas2 / before", "1 - (alphas2 / before).sqrt()"),
+        ("1 - 2.0**-24", "1 - 2.0**-12"),
+        ('pipeline.clipping == "x0-and-eps" and steps', 'pipeline.clipping == "x0" and steps'),
+        ('"thresholding": True', '"thresholding": False'),
+    ),
+    *of(
+        "pipeline/to_diffusers/flow",
+        "pipeline/to_diffusers",
+        ("shift / (steps + shift - 1)", "1 / steps"),
+        ("b * b - 4 * k", "b * b + 4 * k"),
+        ("copysign(sqrt(square), b)", "sqrt(square)"),
+        ("k - (levels - 1)", "k - levels"),
+    ),
+    *of(
+        "pipeline/to_diffusers/network",
+        "pipeline/to_diffusers",
+        ("[cos, sin], dim=1), torch.cat([-sin, cos]", "[cos, -sin], dim=1), torch.cat([sin, cos]"),
+        ("(half - features.downscale_freq_shift)", "half"),
+        ("turn.T @ scales", "turn @ scales"),
+        ("height if height == width else [height, width]", "height"),
+    ),
+    *of(
+        "pipeline/to_diffusers/target",
+        "workflows/export_diffusers",
+        ('name == "DDIMPipeline" and made.name != DDIM', "False"),
+        ("folded = net.guidance is not None", "folded = False"),
+    ),
+    *of(
+        "pipeline/to_diffusers/folder",
+        "workflows/export_diffusers",
+        ("path.suffix not in NEVER_COPIED", "True"),
+        ('if ".fp16." not in path.name', "if True"),
+    ),
+    *of(
         "pipeline/image_inputs",
         "diffusion/samplers/editing methods/diffusion/encoder",
         ("if self.strength == 1:\n", "if False:\n"),

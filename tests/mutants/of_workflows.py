@@ -4,6 +4,12 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "workflows/diffusers_proof",
+        "workflows/export_diffusers",
+        ("if not difference <= NEAR:", "if False:"),
+    ),
+    *of("workflows/push", "workflows/export_diffusers", ("exist_ok=True", "exist_ok=False")),
+    *of(
         "workflows/locate",
         "cli/diffusers_teachers",
         (" and not path.parent.exists()", ""),

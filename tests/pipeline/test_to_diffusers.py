@@ -220,3 +220,16 @@ def test_a_config_has_the_size_of_the_samples_and_no_place():
     assert config["sample_size"] == [8, 16] and config["_class_name"] == "UNet2DModel"
     assert "someone" not in str(config)
     assert network_config(net, (3, 8, 8))["sample_size"] == 8
+
+
+def test_a_shifted_time_leaves_the_features_of_the_scale():
+    """They are added to the turned features, so that they turn back."""
+    torch.manual_seed(0)
+    config = {**UNET, "cross_attention_dim": 8, "guidance_embed_dim": 8}
+    net = lively(build("unet-condition", config)).eval()
+    cond = Cond(None, torch.randn(2, 3, 8), guidance_scale=torch.tensor([1.5, 4.0]))
+    x, n = torch.randn(2, 3, 8, 8), torch.tensor([7.0, 400.0])
+    with torch.no_grad():
+        expected = net(x, n + 1, cond)
+        net.model.load_state_dict(network_weights(net, scale=None, shift=1.0))
+        torch.testing.assert_close(net(x, n, cond), expected, atol=1e-5, rtol=1e-5)

@@ -2,17 +2,28 @@
 
 import json
 import os
+import re
+import subprocess
+import warnings
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from halfstep import build, Denoiser, export, NetTime, Pipeline
+from halfstep import build, Denoiser, export, NetTime, Pipeline, with_guidance
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.diffusion.time_grids import uniform
-from halfstep.errors import CheckpointError
+from halfstep.errors import CheckpointError, ConfigError
+from halfstep.evaluation.report_files import save_report
+from halfstep.pipeline.base import Origin
+from halfstep.pipeline.to_diffusers.folder import find_source, write_folder
+from halfstep.pipeline.to_diffusers.target import target_of
 from halfstep.workflows import diffusers_proof
-from tests.support.diffusers_students import draw_in_this_process, student
+from halfstep.workflows.scheduler_folder import read_scheduler_folder
+from tests.support.diffusers_students import draw_in_this_process, student, student_of
+from tests.support.evidence import evidence, pictures, typed
 from tests.support.families import FAMILIES
 from tests.support.refusals import refused
 from tests.support.texts import lively
@@ -131,10 +142,158 @@ def test_a_wrong_folder_is_removed_and_the_number_is_said(here, tmp_path, monkey
 
 
 def test_what_diffusers_cannot_run_is_removed(here, tmp_path, monkeypatch):
-    import subprocess
-
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nOSError: no such weights\n")
     monkeypatch.setattr(subprocess, "run", lambda *values, **options: failed)
     with refused(CheckpointError, "cannot sample the written folder", "no such weights"):
         exported(pixels(), tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_snippet_of_the_card_runs_and_its_steps_are_read(here, tmp_path, monkeypatch):
+    exported(pixels(), tmp_path, license="mit")
+    text = card(tmp_path)
+    assert text.startswith(
+        "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\n"
+    )
+    assert "license: mit\n" in text and "base_model" not in text and str(tmp_path) not in text
+    assert "halfstep export student --format diffusers --out out --license mit" in text
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path / "out")
+    scope = {}
+    with warnings.catch_warnings(action="ignore"):  # diffusers'
+        exec(code, scope)
+    assert scope["image"].size == (8, 8)
+    assert read_scheduler_folder(tmp_path / "out").steps == 4
+
+
+def test_the_card_names_the_teacher_and_the_run_with_its_report(here, tmp_path):
+    """The table, the picture, the command of the run; a teacher's name on the hub."""
+    report = typed(evidence(), pictures())
+    made = replace(pixels(), origin=Origin("DDPMPipeline", "google/ddpm-cat-256"))
+    run = tmp_path / "run"
+    made.save(run / "stages" / "0004-steps")
+    (run / "run.json").write_text("{}")
+    save_report(report, run)
+    export(run / "stages" / "0004-steps", tmp_path / "out", format="diffusers")
+    text = card(tmp_path)
+    assert "base_model: google/ddpm-cat-256\n" in text and "DDPMPipeline" in text
+    for row in report.rows:
+        assert f"| {row.calls} | {row.distances.frechet_distance} |" in text
+    assert report.provenance.command in text
+    assert (tmp_path / "out" / "samples.png").exists()
+    assert "![teacher, 64 steps, 8 steps, 4 steps, 2 steps, 1 step](samples.png)" in text
+
+
+class Hub:
+    """In place of the hub's client."""
+
+    sent: ClassVar = []
+
+    def create_repo(self, name, **options):
+        self.sent.append((name, options))
+        return f"https://hub/{name}"
+
+    def upload_folder(self, *, folder_path, **options):
+        names = sorted(path.name for path in folder_path.rglob("*"))
+        self.sent.append((names, options))
+
+
+def test_a_folder_is_pushed_to_the_hub(here, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert exported(pixels(), tmp_path, push="me/fast").pushed == "https://hub/me/fast"
+    (name, created), (names, uploaded) = Hub.sent
+    assert name == uploaded["repo_id"] == "me/fast" and created["exist_ok"]
+    assert {"README.md", "model_index.json", "config.json"} <= set(names)
+
+
+def test_offline_the_folder_stays(here, tmp_path, monkeypatch):
+    def offline(*values, **options):
+        raise ConnectionError("offline mode is enabled")
+
+    monkeypatch.setattr(Hub, "create_repo", offline)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with refused(CheckpointError, "did not take 'me/fast'", "offline mode", "stays", "hf upload"):
+        exported(pixels(), tmp_path, push="me/fast")
+    assert index(tmp_path)["_class_name"] == "DDIMPipeline"
+    with refused(ConfigError, "OWNER/NAME", "got 'fast'"):
+        export(tmp_path / "student", tmp_path / "other", format="diffusers", push="fast")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_parts_of_a_teacher_come_from_where_it_is(here, tmp_path):
+    made = student("stable-diffusion", tmp_path / "teacher")
+    made.save(tmp_path / "student")
+    os.rename(tmp_path / "teacher", tmp_path / "moved")
+    options = {"out": tmp_path / "out", "format": "diffusers"}
+    with refused(ConfigError, "are not at", "as source (--source)"):
+        export(tmp_path / "student", **options)
+    other = FAMILIES["ddim"]()
+    other.save_pretrained(tmp_path / "ddim")
+    with refused(ConfigError, "holds a DDIMPipeline", "was a StableDiffusionPipeline"):
+        export(tmp_path / "student", **options, source=str(tmp_path / "ddim"))
+    result = export(tmp_path / "student", **options, source=str(tmp_path / "moved"))
+    assert result.difference < 1e-4
+
+
+def test_the_parts_of_an_object_have_no_place(tmp_path):
+    teacher = Pipeline.from_diffusers(FAMILIES["stable-diffusion"]())
+    student_of(teacher).save(tmp_path / "student")
+    with refused(ConfigError, "was an object of Python", "--source"):
+        export(tmp_path / "student", tmp_path / "out", format="diffusers")
+
+
+def test_pickles_of_a_teacher_are_not_copied(tmp_path):
+    made = student("stable-diffusion", tmp_path / "teacher")
+    encoder = tmp_path / "teacher" / "text_encoder"
+    (encoder / "pytorch_model.bin").write_bytes(b"pickle")
+    (encoder / "model.fp16.safetensors").write_bytes(b"half")
+    target = target_of(made, steps=None, scale=None)
+    write_folder(made, target, tmp_path / "out", source=find_source(made, target, None))
+    kept = {path.name for path in (tmp_path / "out" / "text_encoder").iterdir()}
+    assert kept == {"config.json", "model.safetensors"}
+
+
+REFUSED = {
+    "a teacher": ({"times": ()}, {}, "this is a teacher"),
+    "another sampler": ({"sampler": "stochastic"}, {}, "is for 'stochastic'"),
+    "another direction": ({"direction": "invert"}, {}, "in the direction 'invert'"),
+    "a source of its own": ({}, {"source": "elsewhere"}, "has no parts of a teacher"),
+    "a scale": ({}, {"guidance_scale": 2.0}, "takes none"),
+    "a scale of a slider": ({"guidance_range": (1.0, 4.0)}, {"guidance_scale": 2.0}, "takes any"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_diffusers_does_not_run_is_one_sentence(case, tmp_path):
+    fields, options, words = REFUSED[case]
+    made = pixels(**fields)
+    with refused(ConfigError, words):
+        target = target_of(made, steps=None, scale=options.get("guidance_scale"))
+        find_source(made, target, options.get("source"))
+
+
+def test_one_scale_is_asked_for_where_diffusers_has_no_input():
+    made = pixels(3, guidance_range=(1.0, 4.0))
+    net = lively(with_guidance(made.denoiser.net, width=8))
+    guided = replace(made, denoiser=Denoiser(net, Cosine(), V()).freeze())
+    for scale in (None, 5.0):
+        with refused(ConfigError, "(--guidance-scale) from 1 to 4"):
+            target_of(guided, steps=None, scale=scale)
+    target = target_of(guided, steps=None, scale=2.0)
+    assert (target.scale, target.folded) == (2.0, True)
+    one = replace(guided, guidance_range=(3.0, 3.0))
+    assert target_of(one, steps=None, scale=None).scale == 3
+
+
+def test_networks_without_a_class_in_diffusers_are_one_sentence():
+    config = {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+    }
+    made = replace(pixels(), denoiser=Denoiser(build("uvit", config), Cosine(), V()))
+    with refused(ConfigError, "no class for a UViTNet", "torch-export"):
+        target_of(made, steps=None, scale=None)
