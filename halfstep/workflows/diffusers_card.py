@@ -29,6 +29,8 @@ def write_diffusers_card(
         f"- {_sigmas(pipeline, target)}",
         f"- Scheduler: `{target.scheduler.name}` as configured here; with another scheduler, or another "
         "number of steps, it is not this student",
+        "- `num_inference_steps` is an argument of the call, since no config of diffusers holds it; its default "
+        "is another number",
         *_scale(target),
         f"- Weights: {config.dtype}"
         + ("" if config.dtype == "float32" else ", rounded after the check below"),

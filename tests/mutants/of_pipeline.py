@@ -16,7 +16,7 @@ MUTANTS = (
             "torch.arange(levels, dtype=torch.float64)",
         ),
         ("1 - alphas2 / before", "1 - (alphas2 / before).sqrt()"),
-        ("1 - 2.0**-24", "1 - 2.0**-12"),
+        ("1 - 2.0**-24", "0.5"),
         ('pipeline.clipping == "x0-and-eps" and steps', 'pipeline.clipping == "x0" and steps'),
         ('"thresholding": True', '"thresholding": False'),
     ),

@@ -130,7 +130,7 @@ def test_equal_steps_of_a_flow_are_in_the_config(uniform_sigmas, steps, levels, 
 
 
 def test_a_straight_flow_keeps_its_shift_and_ends_at_one_step():
-    assert own_shift(1.0, 4, 1000) == 1
+    assert own_shift(1.0, 4, 1000) == 1 and 0 < own_shift(0.5, 4, 1000) < 1
     config = flow_config(1.0, 4, 1000, uniform_sigmas=False)
     assert config == {"num_train_timesteps": 1000, "shift": 1.0, "shift_terminal": 0.25}
     assert "shift_terminal" not in flow_config(3.0, 1, 1000, uniform_sigmas=False)

@@ -245,12 +245,29 @@ def test_the_parts_of_an_object_have_no_place(tmp_path):
 def test_pickles_of_a_teacher_are_not_copied(tmp_path):
     made = student("stable-diffusion", tmp_path / "teacher")
     encoder = tmp_path / "teacher" / "text_encoder"
+    whole = (encoder / "model.safetensors").read_bytes()
     (encoder / "pytorch_model.bin").write_bytes(b"pickle")
     (encoder / "model.fp16.safetensors").write_bytes(b"half")
     target = target_of(made, steps=None, scale=None)
     write_folder(made, target, tmp_path / "out", source=find_source(made, target, None))
     kept = {path.name for path in (tmp_path / "out" / "text_encoder").iterdir()}
     assert kept == {"config.json", "model.safetensors"}
+    assert (tmp_path / "out" / "text_encoder" / "model.safetensors").read_bytes() == whole
+
+
+def test_half_of_a_teacher_is_copied_where_it_has_no_other(tmp_path):
+    made = student("stable-diffusion", tmp_path / "teacher")
+    encoder = tmp_path / "teacher" / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "model.fp16.safetensors")
+    target = target_of(made, steps=None, scale=None)
+    write_folder(made, target, tmp_path / "out", source=find_source(made, target, None))
+    written = tmp_path / "out" / "text_encoder"
+    assert {path.name for path in written.iterdir()} == {"config.json", "model.safetensors"}
+    assert (written / "config.json").stat().st_nlink == 1  # a copy, which can be edited
+    (encoder / "model.fp16.safetensors").unlink()
+    (encoder / "config.json").unlink()
+    with refused(CheckpointError, "holds nothing to copy"):
+        write_folder(made, target, tmp_path / "again", source=find_source(made, target, None))
 
 
 REFUSED = {

@@ -67,7 +67,7 @@ def write_folder(
 ) -> None:
     """Write the network, the scheduler, the autoencoder and model_index.json; copy the rest from `source`.
 
-    Files of the source are hard-linked if the file system can.
+    Weights of the source are hard-linked if the file system can.
     """
     net = cast(DiffusersNet, pipeline.denoiser.net)
     index = {} if source is None else dict(read_index(source))
@@ -91,7 +91,8 @@ def write_folder(
         if isinstance(value, list) and name not in OWN_PARTS and value[:1] != [None]:
             _copy_part(cast(Path, source) / name, out / name)
     first = {"_class_name": target.pipeline, **_versioned()}
-    _write_json(out / INDEX, {**first, **{k: v for k, v in index.items() if k not in first}, **own})
+    others = {name: value for name, value in index.items() if not name.startswith("_")}
+    _write_json(out / INDEX, {**first, **others, **own})
 
 
 def round_weights(pipeline: PipelineFields, target: Target, out: Path, dtype: torch.dtype) -> None:
@@ -154,12 +155,16 @@ def _copy_part(part: Path, out: Path) -> None:
             "with save_pretrained"
         )
     files.make_folder(out)
-    for path in kept:
-        _link(path.resolve(), out / path.name.replace(".fp16.", "."))
+    for name, path in {path.name.replace(".fp16.", "."): path for path in kept}.items():
+        with files.writing(out / name):
+            _copy(path.resolve(), out / name)
 
 
-def _link(path: Path, copy: Path) -> None:
-    with files.writing(copy):
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a file: weights as a hard link if the file system can, others so that each can be edited."""
+    if path.suffix != ".safetensors":
+        shutil.copyfile(path, copy)
+    else:
         try:
             os.link(path, copy)
         except OSError:  # another file system, or one without links
