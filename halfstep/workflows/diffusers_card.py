@@ -9,8 +9,8 @@ from halfstep.pipeline.to_diffusers.target import call_arguments, Target
 from halfstep.storage import write_text
 from halfstep.workflows.diffusers_proof import DRAWN, PROMPTS
 from halfstep.workflows.exported import ExportConfig
-from halfstep.workflows.model_card import about, page, plain
-from halfstep.workflows.report_in_card import report_of, report_table, save_picture
+from halfstep.workflows.model_card import about, page, plain, report_of
+from halfstep.workflows.report_in_card import report_table, save_picture
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """A name on the hub."""
@@ -29,8 +29,8 @@ def write_diffusers_card(
         f"- {_sigmas(pipeline, target)}",
         f"- Scheduler: `{target.scheduler.name}` as configured here; with another scheduler, or another "
         "number of steps, it is not this student",
-        "- `num_inference_steps` is an argument of the call, since no config of diffusers holds it; its default "
-        "is another number",
+        "- `num_inference_steps` is an argument of the call, since no config of diffusers holds it; its "
+        "default is another number",
         *_scale(target),
         f"- Weights: {config.dtype}"
         + ("" if config.dtype == "float32" else ", rounded after the check below"),

@@ -204,18 +204,23 @@ def _sample_call(pipeline: Pipeline) -> str:
 
 def _measured(source: Path, steps: int) -> list[str]:
     """The measurements of the student with these steps in the report of its run."""
-    run = run_of(source.resolve())
-    if run is None or not (run / REPORT).exists():
-        return []
-    report = read_report(run)
-    if isinstance(report, Report):
+    if (report := report_of(source)) is not None:
         for row in report.students:
             if row.steps == steps:
                 return _lines(row, report.measure)
     return []
 
 
-def run_of(source: Path) -> Path | None:
+def report_of(source: Path) -> Report | None:
+    """The report of the run that a folder is of; None without one, and of a run that encodes."""
+    run = _run_of(source.resolve())
+    if run is None or not (run / REPORT).exists():
+        return None
+    report = read_report(run)
+    return report if isinstance(report, Report) else None
+
+
+def _run_of(source: Path) -> Path | None:
     """The run of a folder: itself, or the one whose stage it is; None for a pipeline outside a run."""
     if not (source / "pipeline.json").exists():
         return source

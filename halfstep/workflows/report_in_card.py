@@ -6,20 +6,10 @@ from pathlib import Path
 import torch
 
 from halfstep.evaluation.report_data import Report
-from halfstep.evaluation.report_files import read_report, REPORT
 from halfstep.report.images.png import save_grid
-from halfstep.workflows.model_card import plain, run_of
+from halfstep.workflows.model_card import plain
 
 PICTURE = "samples.png"
-
-
-def report_of(source: Path) -> Report | None:
-    """The report of the run that a folder is of; None without, and of a run that encodes."""
-    run = run_of(source.resolve())
-    if run is None or not (run / REPORT).exists():
-        return None
-    report = read_report(run)
-    return report if isinstance(report, Report) else None
 
 
 def report_table(report: Report) -> list[str]:
