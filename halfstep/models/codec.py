@@ -55,6 +55,12 @@ class Texts(Protocol):
     def null(self) -> Cond:
         """The condition of the branch of guidance without a text, in one row."""
 
+    def digest(self) -> str:
+        """The key of cached conditions."""
+
+    def release(self) -> None:
+        """Free what can be loaded again."""
+
 
 LEAST = -30.0
 """The log-variance without noise: `sample_latents` takes none below."""

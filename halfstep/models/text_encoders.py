@@ -113,6 +113,9 @@ class TextEncoder:
         """The condition of the empty text, in one row."""
         return self.conditions([""])
 
+    def release(self) -> None:
+        """Nothing: the encoder is freed with its last reference."""
+
     def cut(self, texts: Sequence[str]) -> list[int]:
         """The indices of the texts that are longer than `tokens`, start and end included."""
         _check_list(texts)

@@ -5,6 +5,7 @@ RUN/config.toml     the command's options as they were typed; of a run from Pyth
 RUN/metrics.jsonl   one line every few updates
 RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
 RUN/checkpoints/    the checkpoints of the present stage
+RUN/latents/        images as latents of the teacher's codec, encoded before the run began
 RUN/gate.json       the decisions of the run's gate
 """
 

@@ -6,7 +6,9 @@ from halfstep import files
 from halfstep.errors import ConfigError
 from halfstep.training import checkpoint
 
-FIRST_FILES = (files.LOCK, "run.json")
+LATENTS = "latents"
+"""The folder, in a run's, of images that were encoded for its teacher before it began."""
+FIRST_FILES = (files.LOCK, "run.json", LATENTS)
 """Files, whole or temporary, of a run that was killed before its first stage."""
 LOCKED_FILES = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
 """Files that only the process with the lock writes."""

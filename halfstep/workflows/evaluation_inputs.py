@@ -19,6 +19,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline, Official
+from halfstep.workflows.teacher_latents import latents_of_run
 
 FEW = (16, 8, 4)
 """Steps at which two teachers are compared where the run has no students."""
@@ -113,6 +114,8 @@ class EvaluationInputs:
 
     def real(self, progress: Progress) -> Data:
         """The real data: the data given, or the run's."""
+        if self.data is None and (opened := latents_of_run(self.run.folder)) is not None:
+            return opened(verify=self.verify or None, progress=progress)
         spec = self.run.config["data"] if self.data is None else self.data
         if not isinstance(spec, str):
             return spec

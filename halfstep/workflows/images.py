@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from halfstep.data import Data, Dataset, Latents, load
+from halfstep.data.latents.image_stream import Images
 from halfstep.data.sources.image_folder import read
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, DataError
@@ -63,7 +64,9 @@ def load_images(
             f"'{spec}' holds samples of shape {list(data.shape)} and this model makes {list(shape)}: give "
             "such, or a folder of images, which are resized"
         )
-    return ImageSource(data, _labels(spec, data, pipeline) if labelled else None)
+    return ImageSource(
+        data, model_labels(spec, data, pipeline, by_number=False) if labelled else None
+    )
 
 
 def sample_shape(pipeline: Pipeline) -> tuple[int, ...]:
@@ -153,24 +156,31 @@ def _has_transparency(path: Path) -> bool:
     return least != 255
 
 
-def _labels(spec: str, data: Dataset, pipeline: Pipeline) -> Tensor | None:
-    """The model's labels of the images: by class name if the data has names, else by number."""
+def model_labels(
+    spec: str, data: Dataset | Images, pipeline: Pipeline, *, by_number: bool = True
+) -> Tensor | None:
+    """The model's labels of the images: by class name if the data has names, else by number.
+
+    by_number  also of data with names, if the model has none of them
+    """
     if data.labels is None or not pipeline.class_names:
         return None
     names, class_names = data.names, pipeline.class_names
-    if not names:
-        if data.num_classes > len(class_names):
+    instead = "say by --labels which they are"
+    if by_number:
+        instead = "name the sub-folders as the model's classes"
+    used = sorted(set(data.labels.tolist()))
+    if not names or (by_number and not {names[label] for label in used} & set(class_names)):
+        if (count := len(names) or max(used, default=0) + 1) > len(class_names):
             raise ConfigError(
-                f"'{spec}' has {data.num_classes} classes and this model {len(class_names)}: say by --labels "
-                "which of the model's these images are"
+                f"'{spec}' has {count} classes and this model {len(class_names)}: {instead}"
             )
         return data.labels
-    used = sorted(set(data.labels.tolist()))
     if strange := [names[label] for label in used if names[label] not in class_names]:
         listed = f"{', '.join(class_names[:12])}{', ...' if len(class_names) > 12 else ''}"
         raise ConfigError(
-            f"'{spec}' has images of '{strange[0]}', which is no class of this model ({listed}): say by "
-            "--labels which they are"
+            f"'{spec}' has images of '{strange[0]}', which is no class of this model ({listed}): "
+            f"{instead}"
         )
     return torch.tensor([class_names.index(n) if n in class_names else -1 for n in names])[
         data.labels

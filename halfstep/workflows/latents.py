@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 
-from halfstep.config.validate import Count, Validated
+from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Latents
 from halfstep.data.latents.captions import Captions, read_captions
 from halfstep.data.latents.dataset import is_latents, open_latents
@@ -19,6 +19,7 @@ from halfstep.models.autoencoder.kl import load_codec
 from halfstep.models.codec import Codec
 from halfstep.progress import Progress, SILENT
 from halfstep.training.distributed import pick_device
+from halfstep.workflows.locate import is_diffusers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,9 @@ class LatentsConfig(Validated):
 
     data: str
     """A folder of images, cifar10:FOLDER, fashion-mnist:FOLDER, digits, or a .npy or .npz file."""
-    codec: Path
-    """The run of `halfstep train codec`, a diffusers folder, or an official autoencoder .pth file."""
+    codec: Place
+    """The run of `halfstep train codec`, a folder of diffusers or its name on the hub, or an official
+    autoencoder .pth file."""
     out: Path
     """Folder for the latents; the same command again goes on where it stopped."""
     size: Count | None = None
@@ -38,10 +40,13 @@ class LatentsConfig(Validated):
     layout: Layout = field(default_factory=Layout)
     scale: Annotated[float, Gt(0)] | None = None
     """Factor on latents, if not the codec's own; the official text models have 0.2301."""
-    text: Path | None = None
-    """Also encode captions, with this CLIP or T5: metadata.jsonl, or a .txt beside each image."""
-    tokens: Annotated[int, Ge(2), Le(2**16)] = 77
-    """Tokens of a caption."""
+    text: Place | None = None
+    """Also encode captions: metadata.jsonl, or a .txt beside each image. With this CLIP or T5, or as this
+    pipeline of diffusers does: its folder, or its name on the hub."""
+    family: Path | None = None
+    """A .toml file on how a pipeline of diffusers encodes texts, for a class that halfstep does not know."""
+    tokens: Annotated[int, Ge(2), Le(2**16)] | None = None
+    """Tokens of a caption: 77 by default; a pipeline of diffusers has its own."""
     batch_size: Count = 64
     """Images at a time."""
     verify: bool = False
@@ -96,7 +101,7 @@ def prepare_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> La
     _check_places(config)
     device = pick_device(config.device)
     images = stream(config.data, size=config.size, channels=config.channels)
-    codec = load_codec(config.codec, scale=config.scale).to(device)
+    codec = load_codec(_local(config.codec), scale=config.scale).to(device)
     return LatentsJob(config, images, codec, _captions(config, images, device, progress), device)
 
 
@@ -110,6 +115,15 @@ def _check_places(config: LatentsConfig) -> None:
         raise ConfigError(f"'{out}' lies in the folder of the images: choose another --out")
 
 
+def _local(place: str) -> Path:
+    """A folder or file; of a name on the hub, its folder."""
+    if not is_diffusers(place):
+        return Path(place)
+    from halfstep.pipeline.from_diffusers.source import folder_of
+
+    return folder_of(place)
+
+
 def _captions(
     config: LatentsConfig, images: Images, device: torch.device, progress: Progress
 ) -> Captions | None:
@@ -120,10 +134,20 @@ def _captions(
         raise ConfigError(
             f"captions lie with the images of a folder, and '{config.data}' is none: leave --text out"
         )
+    captions = read_captions(images.folder, images.files)
+    if is_diffusers(config.text):
+        if config.tokens is not None:
+            raise ConfigError(f"'{config.text}' has its own number of tokens: leave --tokens out")
+        from halfstep.pipeline.from_diffusers.source import texts_of_folder
+
+        of_pipeline = texts_of_folder(_local(config.text), config.family)
+        return Captions(of_pipeline, captions, of_pipeline.digest())
+    if config.family is not None:
+        raise ConfigError(f"--family is for a pipeline of diffusers, and '{config.text}' is none")
     from halfstep.models.text_encoders import load_texts
 
-    texts = load_texts(config.text, tokens=config.tokens, device=device)
-    captions = read_captions(images.folder, images.files)
+    tokens = config.tokens or 77
+    texts = load_texts(config.text, tokens=tokens, device=device)
     if cut := len(texts.cut([text for several in captions for text in several])):
-        progress.note(f"{cut:,} captions have more than {config.tokens} tokens and lose their end")
+        progress.note(f"{cut:,} captions have more than {tokens} tokens and lose their end")
     return Captions(texts, captions, texts.digest())

@@ -34,12 +34,12 @@ class PromptOptions(Validated):
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """The prompts; () without."""
-        return _read("prompt", self.prompt, self.prompts)
+        return read_prompts("prompt", self.prompt, self.prompts)
 
     @cached_property
     def negative(self) -> tuple[str, ...]:
         """The negative prompts; () without."""
-        return _read("negative-prompt", self.negative_prompt, self.negative_prompts)
+        return read_prompts("negative-prompt", self.negative_prompt, self.negative_prompts)
 
     def refuse_labels(self, classes: Sequence[int]) -> None:
         """`ConfigError` for labels beside prompts."""
@@ -69,7 +69,8 @@ def encoded(pipeline: Pipeline, texts: Sequence[str] | None) -> Cond | None:
     })  # fmt: skip
 
 
-def _read(option: str, typed: tuple[str, ...], path: Path | None) -> tuple[str, ...]:
+def read_prompts(option: str, typed: tuple[str, ...], path: Path | None) -> tuple[str, ...]:
+    """The texts as typed, or the lines of the file."""
     if path is None:
         return typed
     if typed:

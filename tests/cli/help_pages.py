@@ -53,7 +53,7 @@ KINDS = {
 GROUPS = {
     "Run": ("folder",),
     "Options": ("", "how", "codec", "layout"),
-    "Data": ("dataset", "images"),
+    "Data": ("dataset", "images", "encoding"),
     "Teacher": ("teacher", "networks"),
     "Network": ("network", "classifier"),
     "Model": ("diffusers", "official"),
@@ -74,7 +74,7 @@ ADVANCED = re.findall(
     guidance_embed_dim mask drop_labels feature_weight gate_seed until guidance_scales keep choose
     reparameterise_drop_labels denoising features
     output teacher_net tokens shards variance first
-    cost_rounds split_samples bootstrap full_sampler
+    encode_batch cost_rounds split_samples bootstrap full_sampler
 """,
 )
 """Options that stand last."""

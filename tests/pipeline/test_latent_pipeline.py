@@ -49,6 +49,9 @@ class Letters:
                 row[place] += torch.sin(torch.arange(self.width) * ord(letter))
         return states
 
+    def release(self):
+        pass
+
     def null(self):
         return self.conditions([""])
 

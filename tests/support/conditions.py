@@ -47,6 +47,9 @@ class Words:
 
     turn: float = 1.0
 
+    def release(self):
+        pass
+
     def null(self):
         return self.conditions([""])
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast, Generic, TypeVar
@@ -32,6 +33,7 @@ from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.options import DataOptions, FolderOptions
+from halfstep.workflows.teacher_latents import EncodingOptions, teacher_latents, TeacherLatents
 
 M = TypeVar("M")
 
@@ -55,6 +57,7 @@ class DistillOptions(Generic[M]):
 
     folder: FolderOptions
     dataset: DataOptions
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
     teacher: TeacherOptions
     method: M
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -82,8 +85,10 @@ def main(name: str, argv: Sequence[str]) -> int:
         diffusers=options.teacher.diffusers, size=options.dataset.size,
     )  # fmt: skip
     teachers = [find()]
-    full = _before_data(options, method, teachers[0], auto=auto)
-    data = loading(console, options.dataset)
+    images = teacher_latents(teachers[0], options.dataset, folder.out, options.encoding)
+    full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
+    data, close = _data(console, options, images)
+    del images  # with the teacher
     teachers[0] = official.decoding(teachers[0], data)
 
     def load() -> Pipeline:
@@ -99,7 +104,8 @@ def main(name: str, argv: Sequence[str]) -> int:
         )
 
     if folder.dry_run:
-        return plan_only(console, options, work)
+        with close:
+            return plan_only(console, options, work)
     plan = method.plan(teachers[0])
     updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
@@ -123,6 +129,22 @@ def main(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def _data(
+    console: Console, options: Any, images: TeacherLatents | None
+) -> tuple[Data, AbstractContextManager[object]]:
+    """The data, images encoded; and a context that ends with the use of a dry run's."""
+    folder, dataset, context = options.folder, options.dataset, ExitStack()
+    if images is None:
+        return loading(console, dataset), context
+    say(console, "latents", str(images))
+    if folder.dry_run:
+        return context.enter_context(images.rehearsed(folder.device)), context
+    if images.complete:
+        return images.encode(folder.device, verify=dataset.verify), context
+    with counting(console, f"encoding {len(images.images):,} images") as progress:
+        return images.encode(folder.device, verify=dataset.verify, progress=progress), context
+
+
 def _resolve(
     console: Console, method: Method, teacher: Pipeline, data: Data, folder: FolderOptions
 ) -> Method:
@@ -140,14 +162,19 @@ def options_for(name: str) -> Any:
     return GatedDistillOptions[options] if METHODS[name].gated else DistillOptions[options]  # type: ignore[valid-type]
 
 
-def _before_data(options: Any, method: Method, teacher: Pipeline, *, auto: bool) -> int | None:
+def _before_data(
+    options: Any, method: Method, teacher: Pipeline, *, auto: bool, are_images: bool
+) -> int | None:
     """Refuse options before data are read; return the teacher's full steps for --start auto."""
     dataset = options.dataset
     if auto and options.folder.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if not auto:  # which has no start yet
         refuse_teacher(method, teacher)
-    refuse_other_shape(dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels)
+    if not are_images:
+        refuse_other_shape(
+            dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels
+        )
     if not isinstance(options, GatedDistillOptions) or not (auto or options.gate.tolerance != 0):
         return None
     gate = options.gate

@@ -49,6 +49,12 @@ class Captions:
         """A digest of these images' captions."""
         return sha256_of(repr(tuple(self.of[k])) for k in rows)
 
+    def free_encoder(self) -> None:
+        """Free the text encoder."""
+        if self.texts is not None:
+            self.texts.release()
+        self.texts = None
+
     @property
     def _encoder(self) -> Texts:
         if self.texts is None:
@@ -70,6 +76,12 @@ class Captions:
         """The index of each image's first caption among all, and their number; int64 [N + 1]."""
         counts = [len(texts) or 1 for texts in self.of]
         return torch.tensor([0, *itertools.accumulate(counts)])
+
+
+def has_captions(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether any of these images has a caption in the folder's table, or in a .txt beside it."""
+    beside = _beside(files)
+    return (folder / TABLE).exists() or any(file.with_suffix("") in beside for file in files)
 
 
 def read_captions(folder: Path, files: Sequence[Path]) -> list[tuple[str, ...]]:

@@ -124,7 +124,7 @@ class _Work:
                 about["contexts"] = [entries[file] for file in files if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
             if self.captions is not None:
-                self.captions.texts = None
+                self.captions.free_encoder()
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
         if worked or missing or not about["complete"]:
             self._complete(about)

@@ -100,7 +100,7 @@ def _texts(parts: Source, net: DiffusersNet, pixels: tuple[int, int]) -> dict[st
     }
     if not parts.family.prompts:
         return {"added": sizes}
-    encoder = PromptEncoder(parts.family, parts.load_texts, parts.place or parts.class_name)
+    encoder = PromptEncoder(parts.family, parts.load_texts, parts.digest_of_texts)
     null = encoder.null()
     encoder.release()
     named: dict[str, Tensor] = {name: value[0] for name, value in null.added.items()}

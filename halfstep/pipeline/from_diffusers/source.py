@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from torch import nn
+
 from halfstep import storage
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.identity import digest_of, sha256_of
 from halfstep.models.autoencoder.kl import codec_of_model
 from halfstep.models.codec import Codec
 from halfstep.models.diffusers_net import diffusers_class
 from halfstep.pipeline.from_diffusers.families import Family, family_of
+from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 from halfstep.quiet import quietly
 
 INDEX = "model_index.json"
@@ -21,6 +25,10 @@ LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 
 UNREAD = ("vae", "safety_checker", "image_encoder")
 """Parts that no prompt is encoded with."""
+
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""Beginnings of the names of the parts that encode texts."""
 
 
 class _Named(TypedDict, total=False):
@@ -44,6 +52,7 @@ class Source:
     codec        the autoencoder, or None
     labels       the names of the classes by number
     load_texts   makes a pipeline whose `encode_prompt` can be called
+    digest_of_texts  digest of its text encoders and tokenizers
     """
 
     class_name: str
@@ -54,6 +63,7 @@ class Source:
     codec: Codec | None
     labels: Mapping[int, str]
     load_texts: Callable[[], Any]
+    digest_of_texts: Callable[[], str]
 
 
 def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
@@ -97,6 +107,7 @@ def _of_object(pipeline: Any, family: Any, place: str) -> Source:
     return Source(
         name, place, family, getattr(pipeline, family.network), config,
         None if vae is None else codec_of_model(vae), labels, lambda: pipeline,
+        lambda: _digest_in_memory(pipeline),
     )  # fmt: skip
 
 
@@ -127,6 +138,43 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
         codec,
         labels,
         lambda: prompt_pipeline(folder, name, family),
+        lambda: _digest_in_folder(folder),
+    )
+
+
+def texts_of_folder(folder: Path, family: Any) -> PromptEncoder:
+    """The text encoders of a pipeline's folder; its network is not read."""
+    index = read_index(folder)
+    name = str(index["_class_name"])
+    family = family_of(name, family)
+    if not family.prompts:
+        raise ConfigError(f"'{folder}' is a {name}, which reads no texts: name another --text")
+    return PromptEncoder(
+        family,
+        lambda: prompt_pipeline(folder, name, family),
+        lambda: _digest_in_folder(folder),
+    )
+
+
+def _digest_in_folder(folder: Path) -> str:
+    """Digest of the files of text encoders and tokenizers."""
+    files = sorted(
+        file
+        for part in folder.iterdir()
+        if part.name.startswith(TEXT_PARTS)
+        for file in part.rglob("*")
+        if file.suffix in (".safetensors", ".json", ".txt", ".model")
+    )
+    return sha256_of(f"{p.relative_to(folder).as_posix()} {storage.checksum(p)}" for p in files)
+
+
+def _digest_in_memory(pipeline: Any) -> str:
+    """Digest of the weights of text encoders, and of the vocabularies of tokenizers."""
+    parts = {k: v for k, v in sorted(pipeline.components.items()) if k.startswith(TEXT_PARTS)}
+    return sha256_of(
+        digest_of(part) if isinstance(part, nn.Module) else repr(sorted(part.get_vocab().items()))
+        for part in parts.values()
+        if part is not None
     )
 
 

@@ -19,11 +19,11 @@ class PromptEncoder:
     """Encodes prompts as the pipeline does; it is a `Texts`.
 
     load    makes the pipeline with its encoders, and without its network
-    source  names the pipeline, for `digest`
+    contents  digest of the encoders and tokenizers
     """
 
-    def __init__(self, family: Family, load: Callable[[], Any], source: str):
-        self.family, self._load, self._source = family, load, source
+    def __init__(self, family: Family, load: Callable[[], Any], contents: Callable[[], str]):
+        self.family, self._load, self._contents = family, load, contents
         self._pipeline: Any = None
 
     def conditions(self, texts: Sequence[str]) -> Cond:
@@ -54,8 +54,8 @@ class PromptEncoder:
         self._pipeline = None
 
     def digest(self) -> str:
-        """The key of cached states."""
-        return sha256_of((self._source, repr(self.family)))
+        """The key of cached states: of the encoders' contents, wherever they lie."""
+        return sha256_of((self._contents(), repr(self.family)))
 
     def _encode(self, texts: Sequence[str]) -> Cond:
         return self._cond(self._returned(list(texts), do_classifier_free_guidance=False))

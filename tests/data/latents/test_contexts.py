@@ -24,6 +24,9 @@ SHOWN = [("a", "bc"), (), *(("x" * k,) for k in range(1, 10))]
 class Many(Words):
     """Tensors of every kind beside those of `Words`."""
 
+    def release(self):
+        pass
+
     def conditions(self, texts):
         cond, n = super().conditions(texts), torch.tensor([len(text) for text in texts])
         more = {
