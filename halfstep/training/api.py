@@ -17,6 +17,8 @@ from halfstep.config import JsonObject
 from halfstep.config.validate import validate
 from halfstep.data import as_data, Data, DataLike, spec_of
 from halfstep.diffusion.denoiser import Denoiser, thaw
+from halfstep.diffusion.samplers import SCHEDULER
+from halfstep.diffusion.schedules import Schedule
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
@@ -179,6 +181,7 @@ class _PipelineRun:
     rebuild: Callable[..., Pipeline]
     """Builds the pipeline with another denoiser."""
     description: JsonObject
+    schedule: Schedule
     training: TrainingConfig
     job: RunOptions
     processes: Processes
@@ -198,7 +201,8 @@ class _PipelineRun:
         description.pop("origin", None)  # a place, which may be moved
         if (defaults := digest_of_defaults(pipeline)) is not None:
             description["empty text"] = defaults[:16]
-        return cls(partial(Pipeline, **parts), description, training, job, processes)
+        rebuild, schedule = partial(Pipeline, **parts), pipeline.denoiser.schedule
+        return cls(rebuild, description, schedule, training, job, processes)
 
     def read(self, pipeline: Pipeline, data: DataLike) -> Data:
         """The data as the pipeline reads it."""
@@ -232,6 +236,10 @@ class _PipelineRun:
         if stage.times:
             changes = {"times": (stage.times,), "sampler": stage.sampler}
             changes["direction"] = stage.direction
+        elif self.schedule != unwrap(stage.student).schedule:  # which its scheduler does not have
+            changes = {"scheduler": None}
+            if self.description.get("sampler") == SCHEDULER:
+                changes["sampler"] = "ddim"
         if stage.guidance_range is not None:
             changes["guidance_range"] = stage.guidance_range
         if not stage.clips:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from halfstep.data import load
+from halfstep.methods.diffusion.reparameterise import Reparameterise
 from halfstep.pipeline import Pipeline
+from halfstep.training import distill, TrainingConfig
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.locate import is_diffusers, locate_pipeline
 from tests.support.families import ddpm_pipeline, stable_diffusion
@@ -68,6 +71,17 @@ def test_a_folder_is_halved_evaluated_and_found_again_after_it_was_moved(cli, tm
     assert status == 2 and "the teacher of 'run' is not at ddpm" in err
     assert cli("evaluate", "run", *BRIEF, "--teacher", "moved")[0] == 0
     assert cli("export", "run", "--out", "student")[0] == 0
+
+
+@pytest.mark.parametrize("zero_snr, sampler", [(False, "scheduler"), (True, "ddim")])
+def test_a_teacher_of_another_schedule_leaves_its_scheduler(cli, zero_snr, sampler):
+    """A scheduler reads eps as v, but has its own levels."""
+    method = Reparameterise(updates=1, zero_snr=zero_snr)
+    training = TrainingConfig(batch_size=2)
+    teacher = Pipeline.from_diffusers("ddpm")
+    made = distill(teacher, load("photos"), "v", method=method, training=training)
+    assert made.sampler == sampler and (made.scheduler is None) is zero_snr
+    assert made.sample(1, steps=2).isfinite().all()
 
 
 @pytest.mark.parametrize("size", [None, (32, 16)])

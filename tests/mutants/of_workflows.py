@@ -9,6 +9,17 @@ MUTANTS = (
         ("if not difference <= NEAR:", "if False:"),
     ),
     *of("workflows/push", "workflows/export_diffusers", ("exist_ok=True", "exist_ok=False")),
+        "workflows/teacher_latents",
+        "cli/teacher_images",
+        ("prompts[k % len(prompts)]", "prompts[0]"),
+        ("Layout(mirror=self.flip)", "Layout()"),
+        ("rows % super().__len__()", "rows"),
+    ),
+    *of(
+        "workflows/images",
+        "cli/teacher_images",
+        ("{names[label] for label in used} & set(class_names)", "used"),
+    ),
     *of(
         "workflows/locate",
         "cli/diffusers_teachers",
