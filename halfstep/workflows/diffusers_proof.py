@@ -126,5 +126,5 @@ def _encoder(target: Target, folder: Path) -> Texts:
         )
     family = FAMILIES[target.pipeline]
     return PromptEncoder(
-        family, lambda: prompt_pipeline(folder, target.pipeline, family), str(folder)
+        family, lambda: prompt_pipeline(folder, target.pipeline, family), lambda: str(folder)
     )

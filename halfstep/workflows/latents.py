@@ -119,9 +119,9 @@ def _local(place: str) -> Path:
     """A folder or file; of a name on the hub, its folder."""
     if not is_diffusers(place):
         return Path(place)
-    from halfstep.pipeline.from_diffusers.source import folder_of
+    from halfstep.pipeline.from_diffusers.source import source_folder
 
-    return folder_of(place)
+    return source_folder(place)
 
 
 def _captions(
