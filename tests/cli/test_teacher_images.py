@@ -165,7 +165,7 @@ def test_killed_at_any_time_it_resumes_to_the_same_bits(cli, tmp_path):
 def test_two_processes_do_what_one_does(cli, tmp_path):
     from halfstep import storage
 
-    words = [str(word) for word in distil("--updates", 4)]
+    words = [str(word) for word in distil()]
     assert cli(*words, "--out", "one")[0] == 0
     status, out, err = launched("-m", "--", "halfstep", *words, "--out", "two")
     assert (status, err) == (0, ""), out + err

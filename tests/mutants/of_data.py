@@ -41,7 +41,7 @@ MUTANTS = (
     *of(
         "data/latents/encoding",
         "data/latents/contexts",
-        ("self.captions.texts = None", "pass"),
+        ("self.captions.free_encoder()", "pass"),
     ),
     *of(
         "data/latents/captions",
