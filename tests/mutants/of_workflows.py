@@ -9,6 +9,7 @@ MUTANTS = (
         ("if not difference <= NEAR:", "if False:"),
     ),
     *of("workflows/push", "workflows/export_diffusers", ("exist_ok=True", "exist_ok=False")),
+    *of(
         "workflows/teacher_latents",
         "cli/teacher_images",
         ("prompts[k % len(prompts)]", "prompts[0]"),
