@@ -4,7 +4,7 @@ diffusers is imported only when one of its models, such as the U-ViT, is built.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
@@ -187,6 +187,7 @@ def infer_config(
     outputs: int = 1,
     num_classes: int | None = None,
     text_shape: tuple[int, int] | None = None,
+    text_widths: Mapping[str, int] | None = None,
 ) -> JsonObject:
     """Infer the part of the named net's config that the data determines.
 
@@ -194,17 +195,23 @@ def infer_config(
     outputs      how many times the channels of x come out (`Parameterisation.outputs`)
     num_classes  rows of the label embedding, null class included; None: no labels
     text_shape   (tokens, width) of the text states; None: no texts
+    text_widths  last sides of the texts' other tensors, by name
     """
     conditions: JsonObject = {} if num_classes is None else {"num_classes": num_classes}
     if ":" in name:
         return conditions if text_shape is None else conditions | {"text_shape": list(text_shape)}
     _named(name)
-    conditions |= _text_sides(name, text_shape)
+    conditions |= _text_sides(name, text_shape, text_widths or {})
     if len(shape) != (1 if name == "mlp" else 3):
         kind = "points, shape [D]" if name == "mlp" else "images, shape [C, H, W]"
         raise ConfigError(f"the net '{name}' is for {kind}, and a sample is {list(shape)}")
     if name == "mlp":
         return {"dim": shape[0], "out_dim": outputs * shape[0], **conditions}
+    if name in INPUTS and INPUTS[name].packed:
+        raise ConfigError(
+            f"the net '{name}' reads packed samples, and data do not determine its sides: choose 'uvit', "
+            "'dit' or SD3Transformer2DModel, or distil a pipeline that has one"
+        )
     channels, height, width = shape
     size = height if height == width else [height, width]
     if name == "uvit":
@@ -218,7 +225,9 @@ def infer_config(
     return sides | conditions
 
 
-def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]:
+def _text_sides(
+    name: str, text_shape: tuple[int, int] | None, text_widths: Mapping[str, int]
+) -> dict[str, int]:
     if text_shape is None:
         return {}
     tokens, width = text_shape
@@ -226,6 +235,10 @@ def _text_sides(name: str, text_shape: tuple[int, int] | None) -> dict[str, int]
         return {"clip_dim": width, "num_clip_token": tokens}
     if name == "unet-condition":  # it takes any number of tokens
         return {"cross_attention_dim": width}
+    if name in INPUTS and "encoder_hidden_states" in INPUTS[name].widths:
+        options = INPUTS[name].widths
+        widths = {"encoder_hidden_states": width, **text_widths}
+        return {options[k].split()[0]: side for k, side in widths.items() if k in options}
     raise ConfigError(
         f"the net '{name}' reads no texts, and the data has some: choose 'uvit' or 'unet-condition'"
     )

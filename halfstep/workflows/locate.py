@@ -7,7 +7,7 @@ from pathlib import Path
 from halfstep.config import JsonObject
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
-from halfstep.models.codec import Codec
+from halfstep.models.codec import Codec, Texts
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
 
@@ -52,7 +52,8 @@ class Official:
     codec: Path | None = None
     """Autoencoder of a latent model: an official .pth file, a diffusers folder, or one of halfstep's."""
     text: Path | None = None
-    """Text encoder of a model that reads texts, as transformers saves it."""
+    """Text encoder of a model that reads texts, as transformers saves it; or a pipeline of diffusers, whose
+    encoders are used."""
 
     @classmethod
     def from_config(cls, config: JsonObject) -> "Official":
@@ -127,10 +128,19 @@ def chosen_pipeline(
     pipeline = locate_pipeline(folder, steps=steps, net=net, diffusers=diffusers, size=size)
     if official.text is None:
         return pipeline
+    tokens = None if pipeline.empty is None else len(pipeline.empty)
+    return pipeline.with_texts(_texts_at(official.text, tokens or 77))
+
+
+def _texts_at(place: Path, tokens: int) -> Texts:
+    """The text encoders of a pipeline of diffusers, or one of transformers."""
+    if is_diffusers(place):
+        from halfstep.pipeline.from_diffusers.source import source_folder, texts_of_folder
+
+        return texts_of_folder(source_folder(str(place)), None)
     from halfstep.models.text_encoders import load_texts
 
-    tokens = None if pipeline.empty is None else len(pipeline.empty)
-    return pipeline.with_texts(load_texts(official.text, tokens=tokens or 77))
+    return load_texts(place, tokens=tokens)
 
 
 def locate_pipeline(

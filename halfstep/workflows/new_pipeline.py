@@ -12,8 +12,9 @@ from halfstep.diffusion.denoiser import Denoiser, NetTime, TimeFactor
 from halfstep.diffusion.prediction import PARAMETERISATIONS
 from halfstep.errors import ConfigError
 from halfstep.models import build, infer_config
+from halfstep.models.network_inputs import INPUTS
 from halfstep.pipeline import Pipeline, schedule_from
-from halfstep.pipeline.conditioning import defaults_of
+from halfstep.pipeline.conditioning import defaults_of, STATES
 from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
 from halfstep.workflows.locate import codec_of
@@ -68,12 +69,23 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         raise ConfigError(
             "--texts needs latents that were encoded with --text, and this data has no texts: leave it out"
         )
+    inputs = INPUTS.get(network.net)
+    if (
+        states is None
+        and inputs is not None
+        and STATES in {*inputs.conditions} - {*inputs.optional}
+    ):
+        raise ConfigError(
+            f"the net '{network.net}' reads texts: write --texts, and give latents that were encoded with "
+            "--text"
+        )
     config = infer_config(
         network.net,
         data.shape,
         outputs=reads.outputs,
         num_classes=rows,
         text_shape=None if states is None else (states.shape[1], states.shape[2]),
+        text_widths={} if null is None else {k: v.shape[-1] for k, v in null.added.items()},
     )
     with fork_rng(key(seed, 0)):
         net = build(network.net, {**config, **literals(network.net_config)})

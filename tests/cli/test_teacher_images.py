@@ -71,6 +71,8 @@ def test_a_folder_of_captioned_images_is_encoded_once_and_kept_with_the_run(cli,
     assert status == 0 and "finished before" in out, err
     assert "encoding" not in out and bits(tmp_path / "run") == before
     assert cli(*distil("--dry-run", teacher="moved"))[0] == 0
+    words = ["--prompt", "a cat", "--n", 1, "--device", "cpu", "--out", "s.png"]
+    assert cli("sample", "run", *words, "--text", "moved")[0] == 0
     latents = open_latents("run/latents")
     teacher = Pipeline.from_diffusers("moved")
     expected = teacher.texts.conditions([TEXTS[k % 3] for k in range(10)]).encoder_hidden_states

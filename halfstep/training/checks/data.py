@@ -88,8 +88,8 @@ def notes(pipeline: Pipeline, data: Data) -> Iterator[str]:
         )
     if pipeline.empty is not None and getattr(data, "contexts", None) is None:
         yield (
-            "the network reads texts and the data has none: every sample has the empty text (latents with "
-            "texts are encoded by halfstep latents --text)"
+            "the network reads texts and the data has none: every sample has the empty text, at which guidance "
+            "changes nothing (give captions, --prompts FILE, or latents of halfstep latents --text)"
         )
     made_by = data.codec if isinstance(data, Latents) else ""
     if made_by and pipeline.codec is not None and made_by != pipeline.codec.digest():
