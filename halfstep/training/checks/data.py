@@ -88,7 +88,7 @@ def notes(pipeline: Pipeline, data: Data) -> Iterator[str]:
         )
     if pipeline.empty is not None and getattr(data, "contexts", None) is None:
         yield (
-            "the network reads texts and the data has none: every sample has the empty text, at which guidance "
+            "the network reads texts and the data has none: every sample has the empty text, where guidance "
             "changes nothing (give captions, --prompts FILE, or latents of halfstep latents --text)"
         )
     made_by = data.codec if isinstance(data, Latents) else ""
