@@ -81,6 +81,14 @@ def test_a_folder_of_captioned_images_is_encoded_once_and_kept_with_the_run(cli,
     assert latents.views == 1 and latents.codec == teacher.codec.digest()
 
 
+def test_a_few_latents_stand_for_all_in_a_dry_run(cli, tmp_path):
+    images = teacher_latents(Pipeline.from_diffusers("sd"), DataOptions(data="captioned"), "run")
+    with images.rehearsed("cpu") as few:
+        assert len(few) == 10 and len(few.moments) == 8
+        batch = few.batch(torch.arange(10))
+    assert torch.equal(batch.x0[8:], batch.x0[:2]) and not (tmp_path / "run").exists()
+
+
 def test_the_folder_that_halfstep_latents_makes_is_the_same(cli):
     words = ["--codec", "sd", "--text", "sd", "--no-mirror", "--device", "cpu"]
     assert cli("latents", "--data", "captioned", "--out", "l", *words)[0] == 0
