@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.timing import Results
 from halfstep.cli import main as halfstep
+from halfstep.diffusion.samplers import SCHEDULER
 from halfstep.errors import HalfstepError
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import NAMES
@@ -104,7 +105,8 @@ def samples() -> Iterator[tuple[str, str]]:
     """Digests of samples of the shipped models with every sampler, or the class of the error."""
     with as_file(files("halfstep") / "assets") as assets:
         teacher = Pipeline.load(assets / "digits-teacher")
-        for sampler in (*NAMES, *(f"diffusers:{name}Scheduler" for name in SCHEDULERS)):
+        names = [name for name in NAMES if name != SCHEDULER]
+        for sampler in (*names, *(f"diffusers:{name}Scheduler" for name in SCHEDULERS)):
             for steps in (1, 4, 9):
                 yield f"teacher {sampler} {steps}", _drawn(teacher, sampler=sampler, steps=steps)
         for place in sorted((assets / "digits-guided").glob("*-steps")):
