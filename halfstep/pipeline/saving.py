@@ -75,6 +75,10 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     fields = fields_from(about, net=net, source=f"'{stem}.json'")
     tensors, defaults = split_defaults(tensors)
     fields |= {**defaults, "codec": _load_codec(folder, about)}
+    if (origin := fields["origin"]) is not None and fields["empty"] is not None:
+        from halfstep.pipeline.from_diffusers.source import texts_of_origin  # imports diffusers
+
+        fields["texts"] = texts_of_origin(origin.pipeline, origin.source)
     load = storage.load_into if about.get("quantised") is None else load_plain_tensors
     load(fields["denoiser"], tensors, f"'{stem}.safetensors'")
     fields["denoiser"].eval()

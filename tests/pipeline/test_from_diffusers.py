@@ -44,6 +44,8 @@ def test_a_pipeline_samples_as_its_own(name, tmp_path):
     of_folder = Pipeline.from_diffusers(tmp_path / "theirs", size=SIZED.get(name))
     last = sampled(ours, name, noise, scale)
     assert torch.equal(sampled(of_folder, name, noise, scale), last)
+    of_folder.save(tmp_path / "saved")  # its text encoders are found where they were
+    assert torch.equal(sampled(Pipeline.load(tmp_path / "saved"), name, noise, scale), last)
     ours.save(tmp_path / "ours")
     again = Pipeline.load(tmp_path / "ours")
     if name in PROMPTED:

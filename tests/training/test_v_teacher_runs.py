@@ -7,9 +7,9 @@ import torch
 
 from halfstep.batch import Batch, Cond
 from halfstep.diffusion.analytic import Mixture, mixture_teacher
-from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.denoiser import Denoiser, NetTime
 from halfstep.diffusion.prediction import Eps, V
-from halfstep.diffusion.schedules import Cosine
+from halfstep.diffusion.schedules import BetaTable, Cosine
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import DataRatio, Halvings, QualityGate
@@ -118,6 +118,9 @@ def test_a_plan_of_an_eps_teacher(tmp_path):
 def test_the_gate_has_the_tolerance_of_a_method_that_only_halves(tmp_path):
     """And measures the halvings alone, against the teacher that was given."""
     teacher, method = eps_read(teacher_of()), Progressive(start=4, stop=1, updates=(3,))
+    net = teacher.denoiser.net  # on a table, where the gate can measure an eps teacher
+    time = NetTime(scale=1000.0, offset=-1.0)
+    teacher = replace(teacher, denoiser=Denoiser(net, BetaTable(), Eps(), time=time))
     halvings = Halvings.of(method, teacher)
     assert halvings == Halvings.of(method, teacher_of()) and halvings.alone
     guided = GuidedDistillation(halving=method)

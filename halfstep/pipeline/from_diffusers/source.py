@@ -15,7 +15,7 @@ from halfstep.identity import digest_of, sha256_of
 from halfstep.models.autoencoder.kl import codec_of_model
 from halfstep.models.codec import Codec
 from halfstep.models.diffusers_net import diffusers_class
-from halfstep.pipeline.from_diffusers.families import Family, family_of
+from halfstep.pipeline.from_diffusers.families import FAMILIES, Family, family_of
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 from halfstep.quiet import quietly
 
@@ -153,6 +153,25 @@ def texts_of_folder(folder: Path, family: Any) -> PromptEncoder:
         family,
         lambda: prompt_pipeline(folder, name, family),
         lambda: _digest_in_folder(folder),
+    )
+
+
+def texts_of_origin(class_name: str, place: str) -> PromptEncoder | None:
+    """The text encoders of the pipeline that a model came from, read when the first text is encoded.
+
+    None where it was an object, or one that only its own family file describes.
+    """
+    if not place or class_name not in FAMILIES:
+        return None
+    family = FAMILIES[class_name]
+
+    def folder() -> Path:
+        return Path(place) if Path(place).is_dir() else _downloaded(place)
+
+    return PromptEncoder(
+        family,
+        lambda: prompt_pipeline(folder(), class_name, family),
+        lambda: _digest_in_folder(folder()),
     )
 
 
