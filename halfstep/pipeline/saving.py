@@ -76,7 +76,7 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     tensors, defaults = split_defaults(tensors)
     fields |= {**defaults, "codec": _load_codec(folder, about)}
     if (origin := fields["origin"]) is not None and fields["empty"] is not None:
-        from halfstep.pipeline.from_diffusers.source import texts_of_origin  # imports diffusers
+        from halfstep.pipeline.from_diffusers.encoders import texts_of_origin  # imports diffusers
 
         fields["texts"] = texts_of_origin(origin.pipeline, origin.source)
     load = storage.load_into if about.get("quantised") is None else load_plain_tensors

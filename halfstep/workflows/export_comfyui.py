@@ -13,7 +13,8 @@ from halfstep.errors import CheckpointError
 from halfstep.models import wrap_diffusers
 from halfstep.models.diffusers_net import diffusers_class
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.from_diffusers.source import reading, single_file
+from halfstep.pipeline.from_diffusers.folder import reading
+from halfstep.pipeline.from_diffusers.source import single_file
 from halfstep.pipeline.to_comfyui.student import comfy_student, ComfyStudent, with_net
 from halfstep.pipeline.to_comfyui.workflow import workflow
 from halfstep.storage import save_tensors, write_text

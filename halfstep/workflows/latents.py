@@ -119,7 +119,7 @@ def _local(place: str) -> Path:
     """A folder or file; of a name on the hub, its folder."""
     if not is_diffusers(place):
         return Path(place)
-    from halfstep.pipeline.from_diffusers.source import source_folder
+    from halfstep.pipeline.from_diffusers.folder import source_folder
 
     return source_folder(place)
 
@@ -138,7 +138,7 @@ def _captions(
     if is_diffusers(config.text):
         if config.tokens is not None:
             raise ConfigError(f"'{config.text}' has its own number of tokens: leave --tokens out")
-        from halfstep.pipeline.from_diffusers.source import texts_of_folder
+        from halfstep.pipeline.from_diffusers.encoders import texts_of_folder
 
         of_pipeline = texts_of_folder(_local(config.text), config.family)
         return Captions(of_pipeline, captions, of_pipeline.digest())

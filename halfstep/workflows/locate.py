@@ -135,7 +135,8 @@ def chosen_pipeline(
 def _texts_at(place: Path, tokens: int) -> Texts:
     """The text encoders of a pipeline of diffusers, or one of transformers."""
     if is_diffusers(place):
-        from halfstep.pipeline.from_diffusers.source import source_folder, texts_of_folder
+        from halfstep.pipeline.from_diffusers.encoders import texts_of_folder
+        from halfstep.pipeline.from_diffusers.folder import source_folder
 
         return texts_of_folder(source_folder(str(place)), None)
     from halfstep.models.text_encoders import load_texts

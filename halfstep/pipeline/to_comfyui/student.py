@@ -14,8 +14,9 @@ from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.fixed_scale import at_scale
+from halfstep.pipeline.from_diffusers.encoders import prompt_pipeline
 from halfstep.pipeline.from_diffusers.families import family_of
-from halfstep.pipeline.from_diffusers.source import prompt_pipeline, read_index, source_folder
+from halfstep.pipeline.from_diffusers.folder import read_index, source_folder
 from halfstep.pipeline.pipeline import Pipeline
 from halfstep.pipeline.to_comfyui.latent_diffusion import (
     original_clip,

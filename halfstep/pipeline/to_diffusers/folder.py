@@ -15,7 +15,7 @@ from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models import DiffusersNet
 from halfstep.pipeline.base import PipelineFields
-from halfstep.pipeline.from_diffusers.source import INDEX, read_index, source_folder
+from halfstep.pipeline.from_diffusers.folder import INDEX, read_index, source_folder
 from halfstep.pipeline.to_diffusers.network import network_config, network_weights
 from halfstep.pipeline.to_diffusers.target import NEEDS_NO_FOLDER, Target
 
