@@ -26,6 +26,7 @@ from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.exported import ExportConfig
+from halfstep.workflows.grid import GridConfig
 from halfstep.workflows.latents import LatentsConfig
 from halfstep.workflows.sample import SampleConfig
 from halfstep.workflows.train_classifier import TrainClassifierConfig
@@ -102,6 +103,7 @@ VERBS = [
     Verb("report", Report, {}, "students", copied=True),
     Verb("compress", CompressConfig, {**JUDGED, "prune": "0.5"}, "students", copied=True),
     Verb("export", ExportConfig, {"out": "out"}, "students"),
+    Verb("grid", GridConfig, {"steps": "4"}, "scheduler"),
     Verb("demo", DemoConfig, {"out": "out", "device": "cpu", "n": "8"}),
 ]  # fmt: skip
 MAIN = {
@@ -134,6 +136,8 @@ def places(tmp_path_factory):
     made("codec", f"train codec --data digits --width 8 {tiny}")
     halving = "--start 4 --stop 2 --updates 1 --batch-size 8 --tolerance 0"
     made("students", f"distill progressive --teacher {root / 'digits'} --data digits {halving}")
+    (root / "scheduler").mkdir()
+    (root / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
     return root
 
 

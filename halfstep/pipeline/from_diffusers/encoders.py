@@ -10,13 +10,13 @@ from halfstep.errors import ConfigError
 from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline.from_diffusers.families import FAMILIES, Family, family_of
 from halfstep.pipeline.from_diffusers.folder import (
+    pipeline_kind,
     read_index,
     reading,
     source_folder,
     without_bars,
 )
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
-from halfstep.quiet import quietly
 
 UNREAD = ("vae", "safety_checker", "image_encoder")
 """Parts that no prompt is encoded with."""
@@ -26,12 +26,10 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 def prompt_pipeline(folder: Path, class_name: str, family: Family) -> Any:
     """The pipeline of a folder without its network and autoencoder, for `encode_prompt`."""
-    with quietly():
-        import diffusers
     index = read_index(folder)
     absent = {part: None for part in (family.network, *UNREAD) if part in index}
     with reading(f"the text encoders in '{folder}'"), without_bars():
-        pipeline = getattr(diffusers, class_name).from_pretrained(
+        pipeline = pipeline_kind(class_name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **absent
         )
     return pipeline

@@ -49,6 +49,16 @@ def read_index(folder: Path) -> JsonObject:
     return index
 
 
+def pipeline_kind(name: str) -> Any:
+    """diffusers' pipeline of this name, or None."""
+    with quietly():  # importing one takes seconds, and tells of optional packages
+        import diffusers
+
+        cls = getattr(diffusers, name, None)
+        is_pipeline = isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)
+    return cls if is_pipeline else None
+
+
 def load_network(folder: Path, class_name: str) -> Any:
     """A network of diffusers from its folder, in float32 and strictly; only safetensors are read."""
     cls = diffusers_class(class_name)

@@ -18,6 +18,7 @@ from halfstep.pipeline.from_diffusers.families import Family, family_of
 from halfstep.pipeline.from_diffusers.folder import (
     INDEX,
     load_network,
+    pipeline_kind,
     read_index,
     read_json,
     reading,
@@ -133,9 +134,7 @@ def single_file(path: Path, config: Path | str | None) -> Any:
         )
     folder = source_folder(str(config))
     index = read_index(folder)
-    with quietly():
-        import diffusers
-    cls = getattr(diffusers, str(index["_class_name"]), None)
+    cls = pipeline_kind(str(index["_class_name"]))
     if cls is None or not hasattr(cls, "from_single_file"):
         raise ConfigError(
             f"diffusers reads no single file of a {index['_class_name']}: give a folder of save_pretrained"

@@ -11,8 +11,8 @@ from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet
 from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.from_diffusers.families import FAMILIES
+from halfstep.pipeline.from_diffusers.folder import pipeline_kind
 from halfstep.pipeline.to_diffusers.scheduler import DDIM, student_scheduler, StudentScheduler
-from halfstep.quiet import quietly
 
 NEEDS_NO_FOLDER = ("DDIMPipeline", "DDPMPipeline", "ConsistencyModelPipeline", "DiTPipeline")
 """Pipelines without text encoders: all of their parts are the student's own."""
@@ -145,9 +145,6 @@ def _call(pipeline: PipelineFields, net: DiffusersNet, target: Target) -> JsonOb
 
 def call_arguments(pipeline: str) -> Mapping[str, Any]:
     """The arguments of the call of a pipeline class, by name."""
-    with quietly():
-        import diffusers
-    cls: Any = getattr(diffusers, pipeline, None)
-    if cls is None:
+    if (cls := pipeline_kind(pipeline)) is None:
         raise ConfigError(f"this diffusers has no {pipeline}: update it")
     return signature(cls.__call__).parameters
