@@ -82,7 +82,7 @@ class DiffusersNet(Adapter):
             label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if label is not None:
             arguments[inputs.label] = label
-        self._add_conditions(arguments, cond)
+        self._add_conditions(arguments, cond, x.dtype)
         self._add_positions(arguments, x)
         arguments[inputs.sample] = pack(x, inputs.packed) if inputs.packed else x
         arguments[inputs.timestep] = t
@@ -98,8 +98,11 @@ class DiffusersNet(Adapter):
     def _always_labelled(self) -> bool:
         return type(self.model).__name__ == "DiTTransformer2DModel"
 
-    def _add_conditions(self, arguments: dict[str, Any], cond: Cond | None) -> None:
-        tensors = {} if cond is None else cond.named()
+    def _add_conditions(
+        self, arguments: dict[str, Any], cond: Cond | None, dtype: torch.dtype
+    ) -> None:
+        named = {} if cond is None else cond.named()
+        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in named.items()}
         for name, argument in self.inputs.conditions.items():
             if name not in tensors:
                 if name in self.inputs.optional:

@@ -53,6 +53,7 @@ class _Codec(TypedDict):
 class _Scheduler(TypedDict):
     config: JsonObject
     uniform_sigmas: bool
+    mu: float | None
 
 
 class _Origin(TypedDict):

@@ -231,7 +231,7 @@ MUTANTS = (
         "pipeline/from_diffusers",
         ("return (n + 1) / levels", "return n / levels"),
         ("low + (high - low) * (tokens - base)", "low + (high - low) * (tokens + base)"),
-        ("exp(mu) if exponential", "mu if exponential"),
+        ('exp(mu) if kind == "exponential"', 'mu if kind == "exponential"'),
         ("1 / steps, steps)", "0.0, steps)"),
         ("scheduler.scale_model_input(x, n)", "x"),
         ("if t > 0)", "if t > 0.5)"),

@@ -246,6 +246,7 @@ def changed(folder, tmp_path, **changes):
         ({"_class_name": "Mine"}, "Mine"),
         ({"unet": ["diffusers", "DDIMScheduler"]}, "DDIMScheduler"),
         ({"unet": ["diffusers", "os"]}, "os"),
+        ({"id2label": ["os", "system"]}, "id2label"),
     ],
 )
 def test_a_folder_names_classes_of_diffusers_and_transformers_alone(
@@ -359,3 +360,92 @@ def test_a_single_file_is_read_with_the_configs_of_a_folder(tmp_path):
         Pipeline.from_diffusers(tmp_path / "model.safetensors", config=tmp_path / "configs")
     with pytest.raises(ConfigError, match="config"):
         Pipeline.from_diffusers(tmp_path / "configs", config=tmp_path / "configs")
+
+
+# --- what the folders of others are like --------------------------------------------------------------
+
+
+def close(ours, theirs, noise, scale=1.0):
+    expected = own_samples("stable-diffusion", theirs, noise, 4, scale)
+    samples = sampled(ours, "stable-diffusion", noise, scale)
+    return (samples - expected).abs().max() / expected.abs().max()
+
+
+def test_a_dynamic_shift_is_passed_as_the_pipeline_passes_it():
+    """SD3's scheduler makes its own grid, whose end a static shift would bend too."""
+    theirs = families.sd3(use_dynamic_shifting=True)
+    theirs.set_progress_bar_config(disable=True)
+    ours, noise = Pipeline.from_diffusers(theirs), torch.randn(2, 4, 8, 8)
+    expected = own_samples("sd3", theirs, noise, 4, 2.0)
+    error = (sampled(ours, "sd3", noise, 2.0) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-5 and ours.scheduler.mu is not None
+
+
+def test_what_a_pipeline_sets_in_its_scheduler_is_set_here(tmp_path):
+    """StableDiffusionPipeline begins at steps_offset 1 and never clips, whatever its folder says."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    families.stable_diffusion().save_pretrained(tmp_path / "sd")
+    odd = DDIMScheduler(**{**families.TABLE, "steps_offset": 0, "clip_sample": True})
+    odd.save_pretrained(tmp_path / "sd" / "scheduler")
+    ours = Pipeline.from_diffusers(tmp_path / "sd")
+    with warnings.catch_warnings(action="ignore"):
+        theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "sd", safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    assert ours.clip is None and close(ours, theirs, torch.randn(2, 4, 8, 8), 3.0) < 1e-5
+
+
+def test_a_folder_in_half_precision_alone_is_read(tmp_path):
+    theirs = families.stable_diffusion().to(torch.float16)
+    theirs.save_pretrained(tmp_path / "half", variant="fp16")
+    ours, noise = Pipeline.from_diffusers(tmp_path / "half"), torch.randn(2, 4, 8, 8)
+    assert next(ours.denoiser.parameters()).dtype == torch.float32
+    theirs = theirs.to(torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    assert close(ours, theirs, noise, 2.0) < 1e-5
+
+
+def test_an_object_in_another_precision_samples_in_it():
+    theirs = families.stable_diffusion().to(torch.bfloat16)
+    ours = Pipeline.from_diffusers(theirs)
+    samples = sampled(ours, "stable-diffusion", torch.randn(2, 4, 8, 8), 2.0)
+    assert samples.dtype == torch.float32 and bool(samples.isfinite().all())
+
+
+def test_a_flat_folder_is_read_as_diffusers_reads_it(folder, tmp_path):
+    """As the DDPMs of 2022 lie on the hub: the network's files beside model_index.json."""
+    import shutil
+
+    flat = changed(folder, tmp_path)
+    for part in ("unet", "scheduler"):
+        for file in (flat / part).iterdir():
+            shutil.move(file, flat / file.name)
+        (flat / part).rmdir()
+    samples = Pipeline.from_diffusers(flat).sample(2, steps=2)
+    assert torch.equal(samples, Pipeline.from_diffusers(folder).sample(2, steps=2))
+
+
+def test_a_folder_is_remembered_by_its_whole_path(tmp_path, monkeypatch):
+    """Elsewhere a relative one would be another folder, or a name on the hub."""
+    (tmp_path / "models").mkdir()
+    families.stable_diffusion().save_pretrained(tmp_path / "models" / "sd")
+    monkeypatch.chdir(tmp_path)
+    Pipeline.from_diffusers("models/sd").save("ours")
+    ours = Pipeline.load(tmp_path / "ours")
+    assert ours.origin.source == str((tmp_path / "models" / "sd").resolve())
+    monkeypatch.chdir(tmp_path / "models")
+    assert ours.sample(1, steps=1, prompts=["a cat"]).shape[0] == 1
+
+
+def test_learned_variances_leave_the_scheduler_that_reads_them():
+    config = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+    assert imported_schedule(config, Family(), 16).published is None
+    theirs = families.ddpm_pipeline(variance_type="learned_range")
+    assert Pipeline.from_diffusers(theirs).sampler == "ddim"
+
+
+def test_what_encode_prompt_returns_is_counted():
+    theirs = families.stable_diffusion()
+    family = Family(network="unet", prompts=("encoder_hidden_states",))
+    with pytest.raises(ConfigError, match="2 values"):
+        Pipeline.from_diffusers(theirs, family=family)

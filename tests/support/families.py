@@ -171,6 +171,36 @@ def stable_diffusion(**scheduler):
     )
 
 
+def stable_diffusion_2():
+    """Linear projections, a text encoder of another width, v and zero SNR, as 2.1."""
+    import diffusers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=[1, 2],
+        use_linear_projection=True,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip_text(16),
+        tokenizer=clip_tokenizer(),
+        unet=lively(unet).eval(),
+        scheduler=ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sdxl():
     import diffusers
 
@@ -186,11 +216,11 @@ def sdxl():
     )
 
 
-def pixart():
+def pixart(kind="Sigma"):
     import diffusers
 
     net = network("PixArtTransformer2DModel", caption_channels=32, out_channels=8)
-    return diffusers.PixArtSigmaPipeline(
+    return getattr(diffusers, f"PixArt{kind}Pipeline")(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_text(),
         vae=vae(),
@@ -350,8 +380,10 @@ FAMILIES = {
     "ddim": lambda: ddpm_pipeline("DDIM"),
     "dit": dit_pipeline,
     "stable-diffusion": stable_diffusion,
+    "stable-diffusion-2": stable_diffusion_2,
     "sdxl": sdxl,
     "pixart": pixart,
+    "pixart-alpha": lambda: pixart("Alpha"),
     "sd3": sd3,
     "flux": flux,
     "sana": sana,
@@ -362,6 +394,8 @@ TEXTS = ["a cat", "cat a b"]
 SCALES = {
     "dit": "guidance_scale",
     "stable-diffusion": "guidance_scale",
+    "stable-diffusion-2": "guidance_scale",
+    "pixart-alpha": "guidance_scale",
     "sdxl": "guidance_scale",
     "pixart": "guidance_scale",
     "sd3": "guidance_scale",
@@ -389,7 +423,7 @@ def own_samples(name, pipeline, noise, steps, scale=1.0):
     if name in SIZED:
         noise = type(pipeline)._pack_latents(noise, len(noise), noise.shape[1], *noise.shape[2:])
         options |= {"negative_prompt": [""] * len(noise)} if scale > 1 else {}
-    if name in ("pixart", "sana"):
+    if name in ("pixart", "pixart-alpha", "sana"):
         options |= {"use_resolution_binning": False, "clean_caption": False}
     if name == "sana":
         options["complex_human_instruction"] = None

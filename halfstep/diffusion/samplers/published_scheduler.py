@@ -35,10 +35,12 @@ class PublishedScheduler:
 
     config        scheduler_config.json, with `_class_name`
     uniform_sigmas  the pipeline passes sigmas from 1 to 1 / steps, as Flux and Qwen-Image do
+    mu            of a dynamic shift, which the pipeline passes too
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     uniform_sigmas: bool = False
+    mu: float | None = None
 
     def build(self, steps: int) -> Any:
         """The scheduler with its timesteps set; `ConfigError` for a class or a number it does not have."""
@@ -52,10 +54,11 @@ class PublishedScheduler:
         with quiet_numpy():
             try:
                 scheduler = cls.from_config(dict(self.config))
+                passed: dict[str, Any] = {} if self.mu is None else {"mu": self.mu}
                 if self.uniform_sigmas:
-                    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+                    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **passed)
                 else:
-                    scheduler.set_timesteps(steps)
+                    scheduler.set_timesteps(steps, **passed)
             except (ValueError, TypeError, AttributeError, IndexError) as error:
                 raise ConfigError(
                     f"diffusers' {name} takes no {steps} steps with this config ({error}): write another "
@@ -80,18 +83,23 @@ class PublishedScheduler:
         return int(self.config.get("num_train_timesteps", 1000))
 
 
-def with_static_shift(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """The config with the shift that a dynamic one has for images of this many tokens (Flux's mu)."""
-    static = {**config, "use_dynamic_shifting": False}
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
+    """The mu of a dynamic shift for images of this many tokens (Flux and SD3); None for a static one."""
     if not config.get("use_dynamic_shifting"):
-        return dict(config)
+        return None
     base, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = low + (high - low) * (tokens - base) / (most - base)
-    if config.get("time_shift_type", "exponential") not in ("exponential", "linear"):
-        raise unknown("time_shift_type", config["time_shift_type"], ("exponential", "linear"))
-    exponential = config.get("time_shift_type", "exponential") == "exponential"
-    return {**static, "shift": exp(mu) if exponential else mu}
+    return float(low + (high - low) * (tokens - base) / (most - base))
+
+
+def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
+    """The shift of a flow: of its config, or the one that mu stands for."""
+    if mu is None:
+        return float(config.get("flow_shift", config.get("shift", 1.0)))
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise unknown("time_shift_type", kind, ("exponential", "linear"))
+    return exp(mu) if kind == "exponential" else mu
 
 
 def time_of(n: float, schedule: Schedule, levels: int) -> float:

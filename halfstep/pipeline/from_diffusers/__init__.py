@@ -50,7 +50,7 @@ def fields_of(
         "shape": shape,
         "clip": schedule.clip,
         "clipping": "x0-and-eps" if schedule.clip is None else "x0",
-        "sampler": "scheduler",
+        "sampler": "ddim" if schedule.published is None else "scheduler",
         "steps": 1000 if parts.scheduler["_class_name"] == "DDPMScheduler" else 50,
         "codec": parts.codec,
         "guidance_range": scales,

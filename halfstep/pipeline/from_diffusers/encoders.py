@@ -14,6 +14,7 @@ from halfstep.pipeline.from_diffusers.folder import (
     read_index,
     reading,
     source_folder,
+    variant_of,
     without_bars,
 )
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
@@ -28,10 +29,15 @@ def prompt_pipeline(folder: Path, class_name: str, family: Family) -> Any:
     """The pipeline of a folder without its network and autoencoder, for `encode_prompt`."""
     index = read_index(folder)
     absent = {part: None for part in (family.network, *UNREAD) if part in index}
+    parts = [variant_of(part) for part in folder.iterdir() if part.name.startswith("text_encoder")]
+    variant = next(filter(None, parts), None)
     with reading(f"the text encoders in '{folder}'"), without_bars():
         pipeline = pipeline_kind(class_name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **absent
+            folder, use_safetensors=True, local_files_only=True, variant=variant, **absent
         )
+    for encoder in pipeline.components.values():
+        if isinstance(encoder, nn.Module):
+            encoder.float().eval()
     return pipeline
 
 

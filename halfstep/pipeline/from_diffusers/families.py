@@ -21,10 +21,10 @@ class Family(Validated):
                 with a hyphen, and "" stands for one that is not needed
     options     arguments of `encode_prompt`
     call        arguments of the pipeline's call with which it samples as halfstep does
-    tokens      the option of `encode_prompt` that bounds a text's tokens, to which texts are padded, and its
-                value; "" where all texts have as many tokens
+    tokens      number of tokens to which states and masks are padded, where texts have their own; 0: never
     time_scale  the number by which sigma is multiplied for the network, in flow matching
     uniform_sigmas  the pipeline passes sigmas from 1 to 1 / steps to its scheduler
+    scheduler   options of the scheduler that the pipeline itself sets, whatever the config says
     guidance_norm   side of the patches on which the guided output gets the conditional one's norm; 0: none
     size        side of the images in pixels where the network's config has no sample_size
     """
@@ -37,6 +37,7 @@ class Family(Validated):
     tokens: CountOrNone = 0
     time_scale: float = 1000.0
     uniform_sigmas: bool = False
+    scheduler: dict[str, Any] = field(default_factory=dict)
     guidance_norm: CountOrNone = 0
     size: Count = 1024
 
@@ -55,7 +56,9 @@ FAMILIES: Mapping[str, Family] = {
     "DDPMPipeline": Family(network="unet"),
     "DDIMPipeline": Family(network="unet"),
     "DiTPipeline": Family(),
-    "StableDiffusionPipeline": Family(network="unet", prompts=_BOTH),
+    "StableDiffusionPipeline": Family(
+        network="unet", prompts=_BOTH, scheduler={"steps_offset": 1, "clip_sample": False}
+    ),
     "StableDiffusionXLPipeline": Family(
         network="unet", prompts=(*_BOTH, "text_embeds", "-text_embeds")
     ),

@@ -39,7 +39,9 @@ def read_index(folder: Path) -> JsonObject:
             "a pipeline that diffusers has"
         )
     for part, value in index.items():
-        if not isinstance(value, list) or part.startswith("_") or part == "id2label":
+        if part == "id2label" and not isinstance(value, dict | None):
+            raise CheckpointError(f"'{path}' says id2label = {value}: write names by number")
+        if not isinstance(value, list) or part.startswith("_"):
             continue
         if len(value) != 2 or (value[0] is not None and value[0] not in LIBRARIES):
             raise CheckpointError(
@@ -59,6 +61,17 @@ def pipeline_kind(name: str) -> Any:
     return cls if is_pipeline else None
 
 
+def part_folder(folder: Path, part: str) -> Path:
+    """The folder of a pipeline's part; the pipeline's own where it lies flat, as DDPM's of 2022."""
+    return folder / part if (folder / part).is_dir() else folder
+
+
+def variant_of(folder: Path) -> str | None:
+    """fp16 where a folder has no other weights; None otherwise."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
 def load_network(folder: Path, class_name: str) -> Any:
     """A network of diffusers from its folder, in float32 and strictly; only safetensors are read."""
     cls = diffusers_class(class_name)
@@ -66,19 +79,17 @@ def load_network(folder: Path, class_name: str) -> Any:
         raise CheckpointError(
             f"'{folder}' holds a {class_name}, which is no network of this diffusers: update it"
         )
-    files = [path.name for path in folder.glob("*.safetensors")]
-    if not files:
+    if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"'{folder}' has no safetensors, and pickles, which can run code, are never opened: save the "
             "model again with save_pretrained"
         )
-    variant = "fp16" if all(".fp16" in name for name in files) else None
     with reading(f"the {class_name} in '{folder}'"):
         model, info = cls.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
-            variant=variant,
+            variant=variant_of(folder),
             output_loading_info=True,
         )
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:

@@ -7,7 +7,7 @@ from typing import Any
 from halfstep.diffusion.denoiser import NetTime
 from halfstep.diffusion.prediction import Parameterisation, Velocity
 from halfstep.diffusion.samplers import PublishedScheduler
-from halfstep.diffusion.samplers.published_scheduler import PREDICTION_TYPES, with_static_shift
+from halfstep.diffusion.samplers.published_scheduler import dynamic_mu, PREDICTION_TYPES, shift_of
 from halfstep.diffusion.samplers.scheduler_setup import quiet_numpy, scheduler_class
 from halfstep.diffusion.schedules import BetaTable, RectifiedFlow, Schedule
 from halfstep.errors import ConfigError, unknown
@@ -34,13 +34,14 @@ class ImportedSchedule:
     """What a scheduler's config says of a model.
 
     clip  the bound of `clip_sample`, which leaves the noise as it was predicted; None without
+    published  the scheduler itself; None for one that reads learned variances, which are cut off
     """
 
     schedule: Schedule
     parameterisation: Parameterisation
     time: NetTime
     clip: float | None
-    published: PublishedScheduler
+    published: PublishedScheduler | None
 
 
 def imported_schedule(config: Mapping[str, Any], family: Family, tokens: int) -> ImportedSchedule:
@@ -57,6 +58,7 @@ def imported_schedule(config: Mapping[str, Any], family: Family, tokens: int) ->
         )
     with quiet_numpy():
         full = {**dict(cls.from_config(dict(config)).config), "_class_name": name}
+    full |= {key: value for key, value in family.scheduler.items() if key in full}
     if full.get("thresholding"):
         raise ConfigError(
             "this scheduler has thresholding, which no student's sampler does: save the model with "
@@ -64,18 +66,25 @@ def imported_schedule(config: Mapping[str, Any], family: Family, tokens: int) ->
         )
     levels = int(full.get("num_train_timesteps", 1000))
     is_flow = name.startswith("FlowM") or full.get("use_flow_sigmas")
-    published = PublishedScheduler(_plain(with_static_shift(full, tokens)), family.uniform_sigmas)
+    mu = dynamic_mu(full, tokens)
+    published = PublishedScheduler(_plain(full), family.uniform_sigmas, mu)
     if is_flow:
-        shift = published.config.get("flow_shift", published.config.get("shift", 1.0))
         time = NetTime("sigma", family.time_scale * levels / 1000)
-        return ImportedSchedule(RectifiedFlow(float(shift)), Velocity(), time, None, published)
+        return ImportedSchedule(
+            RectifiedFlow(shift_of(full, mu)), Velocity(), time, None, published
+        )
     prediction = str(full.get("prediction_type", "epsilon"))
     if prediction not in PREDICTION_TYPES:
         raise unknown("prediction_type", prediction, PREDICTION_TYPES)
     clip = float(full.get("clip_sample_range", 1.0)) if full.get("clip_sample") else None
     time = NetTime("t", float(levels), -1.0)
+    learned = str(full.get("variance_type")).startswith("learned")
     return ImportedSchedule(
-        _table(cls, full, levels), PREDICTION_TYPES[prediction], time, clip, published
+        _table(cls, full, levels),
+        PREDICTION_TYPES[prediction],
+        time,
+        clip,
+        None if learned else published,
     )
 
 

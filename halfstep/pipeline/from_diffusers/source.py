@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.autoencoder.kl import codec_of_model
@@ -18,6 +20,7 @@ from halfstep.pipeline.from_diffusers.families import Family, family_of
 from halfstep.pipeline.from_diffusers.folder import (
     INDEX,
     load_network,
+    part_folder,
     pipeline_kind,
     read_index,
     read_json,
@@ -64,10 +67,16 @@ def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
         return _of_object(source, family, "")
     place = Path(source).expanduser()
     if place.suffix == ".safetensors":
-        return _of_object(single_file(place, config), family, str(config))
+        return _of_object(single_file(place, config), family, _recorded(config or ""))
     if config is not None:
         raise ConfigError("config belongs to a single .safetensors file: leave it out")
-    return _of_folder(source_folder(str(source)), family, str(source))
+    return _of_folder(source_folder(str(source)), family, _recorded(source))
+
+
+def _recorded(source: Path | str) -> str:
+    """A folder with its whole path, so that no other place, and no name on the hub, is taken for it."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(source)
 
 
 def _of_object(pipeline: Any, family: Any, place: str) -> Source:
@@ -100,12 +109,12 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
         raise CheckpointError(
             f"'{folder / INDEX}' names no {family.network}, which a {name} has: save the whole pipeline"
         )
-    network = load_network(folder / family.network, index[family.network][1])
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    network = load_network(part_folder(folder, family.network), index[family.network][1])
+    scheduler = read_json(part_folder(folder, "scheduler") / "scheduler_config.json")
     scheduler.setdefault("_class_name", index.get("scheduler", [None, None])[1])
     codec = None
     if index.get("vae", [None])[0] is not None:
-        codec = codec_of_model(load_network(folder / "vae", index["vae"][1]))
+        codec = codec_of_model(load_network(part_folder(folder, "vae"), index["vae"][1]))
     labels = {
         int(number): label.split(",")[0].strip()
         for number, label in (index.get("id2label") or {}).items()
@@ -140,4 +149,10 @@ def single_file(path: Path, config: Path | str | None) -> Any:
             f"diffusers reads no single file of a {index['_class_name']}: give a folder of save_pretrained"
         )
     with reading(f"'{path}'"), without_bars():
-        return cls.from_single_file(str(path), config=str(folder), local_files_only=True)
+        pipeline = cls.from_single_file(str(path), config=str(folder), local_files_only=True)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and any(p.is_meta for p in part.parameters()):
+            raise CheckpointError(
+                f"'{path}' does not hold all weights of the {name}: give the whole file"
+            )
+    return pipeline

@@ -1,6 +1,7 @@
 """The text encoders of a diffusers pipeline: its own `encode_prompt`, loaded when it is first needed."""
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,11 +66,17 @@ class PromptEncoder:
         """What `encode_prompt` returns, by the family's names."""
         if self._pipeline is None:
             self._pipeline = self._load()
-        options: dict[str, Any] = {"device": torch.device("cpu"), "num_images_per_prompt": 1}
-        if any(name.startswith("-") for name in self.family.prompts):
+        options: dict[str, Any] = {"device": self._pipeline.device, "num_images_per_prompt": 1}
+        if "do_classifier_free_guidance" in signature(self._pipeline.encode_prompt).parameters:
             options["do_classifier_free_guidance"] = do_classifier_free_guidance
         values = self._pipeline.encode_prompt(texts, **options, **self.family.options)
-        return {name: v for name, v in zip(self.family.prompts, values, strict=True) if name}
+        if len(values) != len(self.family.prompts):
+            raise ConfigError(
+                f"encode_prompt returns {len(values)} values, and prompts of the family names "
+                f"{len(self.family.prompts)}: name each, or write '' for one that is not needed"
+            )
+        named = zip(self.family.prompts, values, strict=True)
+        return {name: v if v is None else v.cpu() for name, v in named if name}
 
     def _cond(self, named: dict[str, Any]) -> Cond:
         tensors = {name: named[name] for name in self.family.conditions}
