@@ -6,10 +6,11 @@ Read from the pipelines' own files in diffusers 0.42; a test compares these list
 import re
 from typing import Any
 
-import numpy as np
-
 from halfstep.config import JsonObject
-from halfstep.errors import ConfigError
+from halfstep.diffusion.samplers.published_scheduler import (
+    dynamic_mu as affine_mu,
+    uniform_sigmas,
+)
 
 UNIFORM = frozenset(
     re.findall(
@@ -78,12 +79,6 @@ def passed_sigmas(
     return uniform_sigmas(steps)
 
 
-def uniform_sigmas(steps: int) -> list[float]:
-    """linspace(1, 1/N, N), the sigmas of N equal steps of a straight flow before the shift."""
-    sigmas: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
-    return sigmas
-
-
 def dynamic_mu(
     pipeline: str, steps: int, tokens: int, scheduler: Any, index: JsonObject
 ) -> float | None:
@@ -100,10 +95,4 @@ def dynamic_mu(
         return float(compute_empirical_mu(tokens, steps))
     if pipeline == "Krea2Pipeline" and index.get("is_distilled"):
         return 1.15
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    if low == high:
-        raise ConfigError(
-            f"base_image_seq_len and max_image_seq_len are both {low}, which gives no mu: mend the config"
-        )
-    return float(base + (tokens - low) * (most - base) / (high - low))
+    return affine_mu(config, tokens)

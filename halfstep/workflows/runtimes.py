@@ -5,8 +5,9 @@ from math import exp
 from typing import Any
 
 from halfstep.diffusion.samplers.comfyui import COMFYUI, discrete_table, FlowTable, NoiseTable
+from halfstep.diffusion.samplers.published_scheduler import uniform_sigmas
 from halfstep.diffusion.samplers.scheduler_levels import Kind, scheduler_levels, SchedulerLevels
-from halfstep.workflows.pipeline_sigmas import dynamic_mu, passed_sigmas, uniform_sigmas, UNKNOWN
+from halfstep.workflows.pipeline_sigmas import dynamic_mu, passed_sigmas, UNKNOWN
 from halfstep.workflows.scheduler_folder import (
     scheduler_from_config,
     SchedulerFolder,

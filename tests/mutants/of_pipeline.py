@@ -233,6 +233,7 @@ MUTANTS = (
         ("low + (high - low) * (tokens - base)", "low + (high - low) * (tokens + base)"),
         ('exp(mu) if kind == "exponential"', 'mu if kind == "exponential"'),
         ("1 / steps, steps)", "0.0, steps)"),
+        ("/ (most - base))", "/ most)"),
         ("scheduler.scale_model_input(x, n)", "x"),
         ("if t > 0)", "if t > 0.5)"),
     ),

@@ -99,8 +99,6 @@ MUTANTS = (
     *of(
         "workflows/pipeline_sigmas",
         "workflows/pipeline_sigmas",
-        ("(most - base) / (high - low)", "(most - base) / high"),
-        ("np.linspace(1.0, 1 / steps, steps)", "np.linspace(1.0, 0.0, steps)"),
     ),
     *of(
         "workflows/runtimes",

@@ -6,6 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 
+from halfstep.diffusion.samplers.published_scheduler import uniform_sigmas
 from halfstep.errors import ConfigError
 from halfstep.quiet import quietly
 from halfstep.workflows.pipeline_sigmas import (
@@ -14,7 +15,6 @@ from halfstep.workflows.pipeline_sigmas import (
     OFFSET_OF_1,
     passed_sigmas,
     UNIFORM,
-    uniform_sigmas,
     UNKNOWN,
 )
 

@@ -56,7 +56,7 @@ class PublishedScheduler:
                 scheduler = cls.from_config(dict(self.config))
                 passed: dict[str, Any] = {} if self.mu is None else {"mu": self.mu}
                 if self.uniform_sigmas:
-                    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **passed)
+                    scheduler.set_timesteps(sigmas=uniform_sigmas(steps), **passed)
                 else:
                     scheduler.set_timesteps(steps, **passed)
             except (ValueError, TypeError, AttributeError, IndexError) as error:
@@ -83,12 +83,22 @@ class PublishedScheduler:
         return int(self.config.get("num_train_timesteps", 1000))
 
 
+def uniform_sigmas(steps: int) -> list[float]:
+    """linspace(1, 1/N, N), the sigmas of N equal steps of a straight flow before the shift."""
+    sigmas: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
+    return sigmas
+
+
 def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
     """The mu of a dynamic shift for images of this many tokens (Flux and SD3); None for a static one."""
     if not config.get("use_dynamic_shifting"):
         return None
     base, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    if base == most:
+        raise ConfigError(
+            f"base_image_seq_len and max_image_seq_len are both {base}, which gives no mu: mend the config"
+        )
     return float(low + (high - low) * (tokens - base) / (most - base))
 
 

@@ -2,12 +2,11 @@
 
 from math import copysign, sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from halfstep.config import JsonObject
-from halfstep.diffusion.samplers.scheduler_setup import quiet_numpy, scheduler_class
+from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.errors import ConfigError
 
 
@@ -49,11 +48,6 @@ def own_shift(shift: float, steps: int, levels: int) -> float:
 
 def sigmas_of(config: JsonObject, steps: int, *, uniform_sigmas: bool) -> Tensor:
     """The sigmas of the scheduler with this config, float64 [steps + 1], the last 0."""
-    with quiet_numpy():
-        scheduler = scheduler_class("FlowMatchEulerDiscreteScheduler").from_config(config)
-        if uniform_sigmas:
-            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
-        else:
-            scheduler.set_timesteps(steps)
-    sigmas: Tensor = scheduler.sigmas
+    named = {**config, "_class_name": "FlowMatchEulerDiscreteScheduler"}
+    sigmas: Tensor = PublishedScheduler(named, uniform_sigmas).build(steps).sigmas
     return sigmas.to(torch.float64)
