@@ -154,6 +154,11 @@ class PipelineFields(Validated):
         return replace(self.text_defaults, label=label, added=added)
 
     @property
+    def middle_scale(self) -> float | None:
+        """The middle of `guidance_range`, where an export keeps the input for it; None without one."""
+        return None if self.guidance_range is None else sum(self.guidance_range) / 2
+
+    @property
     def pixels(self) -> tuple[int, ...]:
         """Height and width of its images in pixels; empty for points."""
         factor = 1 if self.codec is None else self.codec.factor

@@ -109,14 +109,22 @@ def snippet(pipeline: Pipeline, target: Target) -> list[str]:
 
 
 def _command(config: ExportConfig) -> str:
-    """The command that made the folder, with the names of folders alone."""
+    """The command that made the folder, with the names alone of absolute paths."""
     words = ["halfstep", "export", Path(config.run).resolve().name, "--format", "diffusers"]
     words += ["--out", config.out.resolve().name]
     for name, value in (
         ("--steps", config.steps),
+        ("--net", config.net and _unplaced(config.net)),
+        ("--source", config.source and _unplaced(config.source)),
         ("--guidance-scale", config.guidance_scale),
         ("--dtype", None if config.dtype == "float32" else config.dtype),
         ("--license", None if config.license == "other" else config.license),
     ):
         words += [] if value is None else [name, str(value)]
     return shlex.join(words)
+
+
+def _unplaced(value: str) -> str:
+    """The last part of an absolute path; anything else as it is, such as a name on the hub."""
+    path = Path(value).expanduser()
+    return path.name if path.is_absolute() else value

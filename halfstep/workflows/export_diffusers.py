@@ -1,5 +1,7 @@
 """Write a student as a folder of diffusers, and keep it only if diffusers draws the student's samples."""
 
+from dataclasses import replace
+
 from halfstep import files
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.to_diffusers.folder import find_source, round_weights, write_folder
@@ -19,6 +21,10 @@ def write_diffusers(pipeline: Pipeline, config: ExportConfig) -> Exported:
     """
     target = target_of(pipeline, steps=config.steps, scale=config.guidance_scale)
     source = find_source(pipeline, target, config.source)
+    if (
+        config.source is not None
+    ):  # the text encoders too, since the student's own place may be gone
+        pipeline = replace(pipeline, texts=None)
     out = files.make_folder(config.out)
     write_folder(pipeline, target, out, source=source)
     difference = proved = prove(pipeline, target, out)

@@ -46,7 +46,10 @@ MUTANTS = (
         "pipeline/to_diffusers/folder",
         "workflows/export_diffusers",
         ("path.suffix not in NEVER_COPIED", "True"),
-        ('if ".fp16." not in path.name', "if True"),
+        ("if not HALF.search(path.name)", "if True"),
+        ("(?=[.-])", "(?=[.])"),
+        ("if not path.name.endswith(SHARDS)", "if True"),
+        ('HALF.sub("", files.read_text(path))', "files.read_text(path)"),
     ),
     *of(
         "pipeline/image_inputs",
@@ -299,6 +302,7 @@ MUTANTS = (
         ("1000 * t - 1 for t", "1000 * t for t"),
         ("schedule.zero_snr)", "False)"),
         ("times[-1] != 0 or ", ""),
+        ("reads != Velocity()", "False"),
         ("uniform_sigmas=True", "uniform_sigmas=False"),
         ("shift=schedule.shift", "shift=1.0"),
         ("FlowTable(schedule.shift, model.levels)", "FlowTable(schedule.shift)"),
@@ -316,5 +320,6 @@ MUTANTS = (
         "workflows/export_comfyui",
         ("(scale, shift) != (model.scale, model.shift)", "False"),
         ("not scales[0] <= scale <= scales[1]", "False"),
+        ("pipeline.middle_scale if scale is None", "scales[0] if scale is None"),
     ),
 )

@@ -13,6 +13,7 @@ TINY = {
     "Stable Diffusion 1": {"cross_attention_dim": 32},
     "Stable Diffusion XL": {"cross_attention_dim": 48, "addition_embed_type": "text_time"},
     "Stable Diffusion 3": {"joint_attention_dim": 48},
+    "Flux": {"guidance_embeds": True},
 }
 """What a tiny model is known by."""
 PLACES = {model.name: k for k, model in enumerate(models.MODELS)}

@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 import halfstep
+from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.autoencoder.kl import codec_of_model
 from halfstep.models.with_guidance import with_guidance
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.from_diffusers.source import single_file
 from halfstep.pipeline.to_comfyui import models
+from halfstep.pipeline.to_comfyui.student import comfy_student
+from halfstep.pipeline.to_diffusers.target import target_of
 from halfstep.workflows import export_comfyui
 from halfstep.workflows.export_comfyui import FILE, WORKFLOW
 from tests.support import families
@@ -108,6 +111,15 @@ def test_one_scale_of_a_student_that_takes_it(tmp_path):
     torch.testing.assert_close(drawn, ours[2.0], rtol=1e-4, atol=1e-5)
     assert (ours[1.0] - ours[2.0]).abs().max() > 0.01
     assert "guidance scale 2 is in the weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_slider_stands_in_the_middle_as_in_diffusers(tmp_path):
+    theirs = scaled(families.flux(guidance_embeds=True), "Flux")
+    theirs.save_pretrained(tmp_path / "flux")
+    teacher = Pipeline.from_diffusers(tmp_path / "flux", size=16)
+    flux = replace(teacher, times=(uniform(4),), sampler="ddim", guidance_range=(1.0, 6.0))
+    assert comfy_student(flux).scale == target_of(flux, steps=None, scale=None).scale == 3.5
+    assert comfy_student(flux, guidance_scale=6.0).scale == 6
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`export(format="diffusers")`: diffusers draws what the student draws, or the folder is removed."""
 
+import copy
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+import transformers
 
 from halfstep import build, Denoiser, export, NetTime, Pipeline, with_guidance
 from halfstep.diffusion.prediction import V
@@ -21,6 +23,8 @@ from halfstep.pipeline.base import Origin
 from halfstep.pipeline.to_diffusers.folder import find_source, write_folder
 from halfstep.pipeline.to_diffusers.target import target_of
 from halfstep.workflows import diffusers_proof
+from halfstep.workflows.diffusers_card import _command
+from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.scheduler_folder import read_scheduler_folder
 from tests.support.diffusers_students import draw_in_this_process, student, student_of
 from tests.support.evidence import evidence, pictures, typed
@@ -233,6 +237,20 @@ def test_the_parts_of_a_teacher_come_from_where_it_is(here, tmp_path):
         export(tmp_path / "student", **options, source=str(tmp_path / "ddim"))
     result = export(tmp_path / "student", **options, source=str(tmp_path / "moved"))
     assert result.difference < 1e-4
+    assert "--format diffusers --out out --source moved\n" in card(tmp_path)
+    assert str(tmp_path) not in card(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["openai/shap-e", "../models/moved"])
+def test_the_command_of_the_card_has_the_network_and_the_source(name, tmp_path):
+    config = ExportConfig(
+        run=tmp_path / "run",
+        out=tmp_path / "out",
+        format="diffusers",
+        net="nets:small",
+        source=name,
+    )
+    assert _command(config).endswith(f"--out out --net nets:small --source {name}")
 
 
 def test_the_parts_of_an_object_have_no_place(tmp_path):
@@ -268,6 +286,43 @@ def test_half_of_a_teacher_is_copied_where_it_has_no_other(tmp_path):
     (encoder / "config.json").unlink()
     with refused(CheckpointError, "holds nothing to copy"):
         write_folder(made, target, tmp_path / "again", source=find_source(made, target, None))
+
+
+@pytest.mark.parametrize("whole", ["none", "one file", "shards", "an index alone"])
+def test_shards_of_half_precision(whole, tmp_path):
+    """Alone they are copied with their index, under the names of no variant; beside others they are not."""
+    made = student("stable-diffusion", tmp_path / "teacher")
+    encoder = tmp_path / "teacher" / "text_encoder"
+    model = transformers.CLIPTextModel.from_pretrained(encoder, local_files_only=True)
+    stale = (encoder / "model.safetensors").read_bytes()
+    (encoder / "model.safetensors").unlink()
+    if whole == "one file":
+        (encoder / "model.safetensors").write_bytes(stale)
+    elif whole != "none":
+        model.save_pretrained(encoder, max_shard_size="4KB")
+    if whole == "an index alone":
+        for path in encoder.glob("*.safetensors"):
+            path.unlink()
+    wanted = {path.name for path in encoder.iterdir()}
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="8KB")
+    shards = list((tmp_path / "half").glob("*fp16*"))
+    assert any("fp16-00001" in path.name for path in shards)
+    for path in shards:
+        path.rename(encoder / path.name)
+    target = target_of(made, steps=None, scale=None)
+    write_folder(made, target, tmp_path / "out", source=find_source(made, target, None))
+    written = tmp_path / "out" / "text_encoder"
+    names = {path.name for path in written.iterdir()}
+    alone = whole in ("none", "an index alone")
+    if alone:
+        wanted = {"config.json", *(path.name.replace(".fp16", "") for path in shards)}
+    assert names == wanted
+    read = transformers.CLIPTextModel.from_pretrained(
+        written, use_safetensors=True, local_files_only=True, dtype=torch.float32
+    ).state_dict()
+    expected = half.float() if alone else model
+    assert all(torch.equal(read[name], value) for name, value in expected.state_dict().items())
 
 
 REFUSED = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from halfstep.config import JsonObject
-from halfstep.diffusion.prediction import Eps, V, X0
+from halfstep.diffusion.prediction import Eps, V, Velocity, X0
 from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.samplers.comfyui import discrete_table, FlowTable, simple
 from halfstep.diffusion.schedules import BetaTable, RectifiedFlow
@@ -84,7 +84,7 @@ def comfy_sampling(pipeline: PipelineFields, model: ComfyModel, times: Times) ->
         )
     schedule = denoiser.schedule
     if isinstance(schedule, RectifiedFlow):
-        return _flow(schedule, model, times)
+        return _flow(pipeline, schedule, model, times)
     if not isinstance(schedule, BetaTable) or replace(schedule, zero_snr=False) != STABLE_DIFFUSION:
         raise ConfigError(
             "ComfyUI has one table of betas, Stable Diffusion's (scaled_linear, 0.00085 to 0.012, 1000 "
@@ -103,7 +103,16 @@ def comfy_sampling(pipeline: PipelineFields, model: ComfyModel, times: Times) ->
     return ComfySampling(steps, SAMPLINGS[denoiser.parameterisation], schedule.zero_snr)
 
 
-def _flow(schedule: RectifiedFlow, model: ComfyModel, times: Times) -> ComfySampling:
+def _flow(
+    pipeline: PipelineFields, schedule: RectifiedFlow, model: ComfyModel, times: Times
+) -> ComfySampling:
+    """Euler's steps of flow matching; ComfyUI reads a velocity, whatever the network predicts."""
+    reads = pipeline.denoiser.parameterisation
+    if reads != Velocity():
+        raise ConfigError(
+            f"ComfyUI reads a {model.name} as a velocity, and this student predicts "
+            f"{type(reads).__name__}: reparameterise it (halfstep distill reparameterise)"
+        )
     own = schedule.at(torch.tensor(times, dtype=torch.float64)).sigma.tolist()
     steps = len(times) - 1
     sigmas = simple(FlowTable(schedule.shift, model.levels), steps).tolist()

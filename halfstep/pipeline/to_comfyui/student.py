@@ -96,7 +96,8 @@ def comfy_student(
 
     steps   of a student with several grids
     source  folder or hub name of the diffusers pipeline that the teacher came from; by default the recorded
-    guidance_scale  the one scale of a student that takes its scale as an input
+    guidance_scale  the one scale of a student that takes its scale as an input; by default the middle of its
+                    range, where ComfyUI has that input (Flux)
     """
     net = pipeline.denoiser.net
     if not isinstance(net, DiffusersNet) or getattr(net, "quantised", None):
@@ -169,7 +170,8 @@ def _at_one_scale(pipeline: Pipeline, scale: float | None) -> tuple[Pipeline, fl
             f"ComfyUI has no input for this student's guidance scale, {scales[0]:g} to {scales[1]:g}: "
             f"choose one for the file, for example guidance_scale={scales[1]:g} (--guidance-scale)"
         )
-    scale = scales[0] if scale is None else scale
+    scale = pipeline.middle_scale if scale is None else scale
+    assert scale is not None  # it has a range
     if not scales[0] <= scale <= scales[1]:
         raise ConfigError(
             f"this student takes guidance scales from {scales[0]:g} to {scales[1]:g}, got {scale:g}: write "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from halfstep.pipeline.to_diffusers.target import NEEDS_NO_FOLDER, Target
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NEVER_COPIED = (".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pkl", ".pt", ".pth", ".py")
 """Files that can run code, and weights for other frameworks."""
+HALF = re.compile(r"\.fp16(?=[.-])")
+"""In the names of files of float16: of one, of shards, and of their index."""
+SHARDS = ".safetensors.index.json"
+"""The end of the name of an index: which shard has which tensor."""
 NETWORKS = ("unet", "transformer")
 OWN_PARTS = (*NETWORKS, "scheduler", "vae")
 """Parts that are the student's, written from memory."""
@@ -143,21 +148,30 @@ def _write_json(path: Path, content: JsonObject) -> None:
 
 
 def _copy_part(part: Path, out: Path) -> None:
-    """Copy a folder of the source without pickles and code; of several precisions only the plain one."""
+    """Copy a folder of the source without pickles and code; of two precisions the plain one.
+
+    Files of float16 alone, shards too, get the names that are read without a variant.
+    """
     paths = [path for path in sorted(part.glob("*")) if path.is_file()]
     kept = [path for path in paths if path.suffix not in NEVER_COPIED]
-    plain = [path for path in kept if ".fp16." not in path.name]
+    plain = [path for path in kept if not HALF.search(path.name)]
     if any(path.suffix == ".safetensors" for path in plain):
         kept = plain
+    elif len(plain) < len(kept):  # the index of shards that are not here would be read
+        kept = [path for path in kept if not path.name.endswith(SHARDS)]
     if not kept:
         raise CheckpointError(
             f"'{part}' holds nothing to copy (no safetensors, no tokenizer's files): save the teacher again "
             "with save_pretrained"
         )
     files.make_folder(out)
-    for name, path in {path.name.replace(".fp16.", "."): path for path in kept}.items():
-        with files.writing(out / name):
-            _copy(path.resolve(), out / name)
+    for path in kept:
+        copy = out / HALF.sub("", path.name)
+        if path.name != copy.name and copy.name.endswith(SHARDS):  # it names the shards
+            files.write_text(copy, HALF.sub("", files.read_text(path)))
+            continue
+        with files.writing(copy):
+            _copy(path.resolve(), copy)
 
 
 def _copy(path: Path, copy: Path) -> None:

@@ -111,7 +111,7 @@ def _scale(pipeline: PipelineFields, scale: float | None, folded: bool) -> float
                 f"guidance_scale is folded into a student that takes the scale where diffusers does not, and "
                 f"this one {why}: leave it out"
             )
-        return pipeline.guidance_range and sum(pipeline.guidance_range) / 2
+        return pipeline.middle_scale
     low, high = pipeline.guidance_range
     if scale is None and low == high:
         return low

@@ -99,6 +99,8 @@ def test_flux_has_a_finer_table():
         (V(), Cosine(), SD, uniform(4), "table of betas"),
         (V(), BetaTable("linear"), SD, trailing(4), "table of betas"),
         (X0AndEps(), STABLE_DIFFUSION, SD, trailing(4), "X0AndEps"),
+        (V(), RectifiedFlow(3.0), SD3, uniform(4), "a velocity, and this student predicts V: "),
+        (X0(), RectifiedFlow(), FLUX, uniform(4), "a velocity, and this student predicts X0: "),
         (Velocity(), RectifiedFlow(), SD3, uniform(16), "0.938"),
         (Velocity(), RectifiedFlow(), SD3, (1.0, 0.6, 0.0), "sigmas"),
         (Velocity(), RectifiedFlow(), FLUX, uniform(32), "sigmas"),
