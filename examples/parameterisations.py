@@ -94,6 +94,12 @@ def scores(row, data, scorer, options):
         row_scores.append(scorer.row(teacher, "ancestral", options.steps))
         method = Progressive(start=8, updates=(options.halving,), weighting=weight)
         training = replace(training, warmup=0, learning_rate=1e-3)
+        if (
+            method.plan(teacher)[0].name == "v-teacher"
+        ):  # the ablation is of what the teacher puts out
+            raise ConfigError(
+                "the teacher predicts eps, which does not determine the data at t = 1"
+            )
         last = halfstep.distill(teacher, data, out / "student", method=method, training=training)
         four = Pipeline.load(out / "student" / "stages" / "0004-steps")
         row_scores += [scorer.row(four, "ddim", 4), scorer.row(last, "ddim", 1)]

@@ -154,7 +154,7 @@ def test_no_pipeline_clips_so(clip):
             for value in (0, 0.0, float("nan"), float("inf"), 1e308, 1e-300, "1000")
         ),
         *({"offset": value} for value in (float("nan"), float("-inf"), 1e308, -1e9)),
-        {"of": "sigma"},
+        {"of": "alpha"},
     ],
 )
 def test_no_network_is_told_of_the_time_so(time):

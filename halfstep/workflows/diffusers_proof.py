@@ -1,6 +1,5 @@
 """The proof of a diffusers folder: a fresh process samples it, and its samples are the student's."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -83,7 +82,7 @@ def _drawn(target: Target, folder: Path, noise: Tensor, inputs: JsonObject) -> T
         storage.save_tensors(Path(files["noise"]), {"noise": noise})
         request = Path(place) / "request.json"
         call = {**target.call, **inputs, **output}
-        request.write_text(json.dumps({"folder": str(folder.resolve()), "call": call, **files}))
+        storage.write_json(request, {"folder": str(folder.resolve()), "call": call, **files})
         done = subprocess.run(
             [sys.executable, "-P", draw.__file__, str(request)],
             capture_output=True, text=True, errors="replace",

@@ -8,7 +8,7 @@ import torch
 
 from halfstep import files
 from halfstep.data import Data, Latents, load
-from halfstep.data.latents.dataset import is_latents
+from halfstep.data.latents.dataset import is_latents, open_latents
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants, Variant
 from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, OtherSize, steps_of
@@ -18,8 +18,8 @@ from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_repair import LATENTS
 from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline, Official
-from halfstep.workflows.teacher_latents import latents_of_run
 
 FEW = (16, 8, 4)
 """Steps at which two teachers are compared where the run has no students."""
@@ -114,8 +114,9 @@ class EvaluationInputs:
 
     def real(self, progress: Progress) -> Data:
         """The real data: the data given, or the run's."""
-        if self.data is None and (opened := latents_of_run(self.run.folder)) is not None:
-            return opened(verify=self.verify or None, progress=progress)
+        kept = self.run.folder / LATENTS  # of images, for a teacher of latents
+        if self.data is None and is_latents(kept):
+            return open_latents(kept, verify=self.verify or None, progress=progress)
         spec = self.run.config["data"] if self.data is None else self.data
         if not isinstance(spec, str):
             return spec

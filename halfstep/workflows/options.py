@@ -60,3 +60,13 @@ class DataOptions(Validated):
             verify=self.verify,
             progress=progress,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions(Validated):
+    """How images become latents, for a teacher that makes latents."""
+
+    prompts: Path | None = None
+    """A text file with a prompt a line, for images without captions: in turn, one an image."""
+    encode_batch: Count = 16
+    """Images that are encoded at a time."""

@@ -1,7 +1,7 @@
 """The latents of the images that a teacher of latents is distilled on, encoded once into the run's folder."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch
-from halfstep.config.validate import Count, Validated
 from halfstep.data import Dataset, Latents, load
 from halfstep.data.latents.captions import Captions, has_captions, read_captions
 from halfstep.data.latents.dataset import is_latents, open_latents, read_about
@@ -24,21 +23,11 @@ from halfstep.training.distributed import Processes
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_repair import LATENTS, refuse_foreign
 from halfstep.workflows.images import model_labels, sample_shape
-from halfstep.workflows.options import DataOptions
+from halfstep.workflows.options import DataOptions, EncodingOptions
 from halfstep.workflows.prompts import read_prompts
 
 FEW = 8
 """Images that a dry run encodes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingOptions(Validated):
-    """How images become latents, for a teacher that makes latents."""
-
-    prompts: Path | None = None
-    """A text file with a prompt a line, for images without captions: in turn, one an image."""
-    encode_batch: Count = 16
-    """Images that are encoded at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,9 +197,3 @@ def _first(images: Images) -> Images:
     data = images.data
     labels = None if data.labels is None else data.labels[:FEW]
     return ImagesInMemory(replace(data, values=data.values[:FEW], labels=labels))
-
-
-def latents_of_run(run: Path) -> Callable[..., Latents] | None:
-    """Opens the latents that a run keeps; None for a run without."""
-    folder = run / LATENTS
-    return (lambda **options: open_latents(folder, **options)) if is_latents(folder) else None

@@ -72,7 +72,7 @@ ADVANCED = re.findall(
     time_scale time_offset levels micro_batch_size betas optimiser weight_decay ema max_grad_norm
     compile save_every log_every warmup learning_rate_schedule times grid target_clip
     guidance_embed_dim mask drop_labels feature_weight gate_seed until guidance_scales keep choose
-    reparameterise_drop_labels denoising features
+    denoising features
     output teacher_net tokens shards variance first
     encode_batch cost_rounds split_samples bootstrap full_sampler
 """,

@@ -14,8 +14,8 @@ import torch
 from halfstep.data.latents.dataset import open_latents
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-from halfstep.workflows.options import DataOptions
-from halfstep.workflows.teacher_latents import EncodingOptions, teacher_latents
+from halfstep.workflows.options import DataOptions, EncodingOptions
+from halfstep.workflows.teacher_latents import teacher_latents
 from tests.support.families import dit_pipeline, sd3, stable_diffusion
 from tests.support.pictures import pixels, save
 from tests.support.processes import launched

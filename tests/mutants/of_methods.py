@@ -188,7 +188,6 @@ MUTANTS = (
         ("            first.check(teacher)\n", ""),
         ("if first.updates == 0:", "if False:"),
         ("            if value is not None:", "            if value:"),
-        ("drop_labels=self.reparameterise_drop_labels", "drop_labels=None"),
         ("if updates is None else updates", "if not updates else updates"),
         ("cast(Denoiser, unwrap(stage.student))", "stage.objective.teacher"),
         ("        del teacher\n", ""),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast, Generic, TypeVar
+from typing import Any, cast, ClassVar, Generic, TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from halfstep.config.validate import Place
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
-from halfstep.methods import Method, METHODS, Progressive
+from halfstep.methods import Chain, Method, METHODS, Progressive
 from halfstep.methods.base import student_name, updates_after
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
@@ -32,10 +32,25 @@ from halfstep.training.api import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
-from halfstep.workflows.options import DataOptions, FolderOptions
-from halfstep.workflows.teacher_latents import EncodingOptions, teacher_latents, TeacherLatents
+from halfstep.workflows.options import DataOptions, EncodingOptions, FolderOptions
+
+if TYPE_CHECKING:
+    from halfstep.workflows.teacher_latents import TeacherLatents
 
 M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewTeacherOptions:
+    """The teacher."""
+
+    teacher: Place | None = None
+    """A teacher's folder, or the run that made it. Of diffusers: a folder, a .safetensors file, or OWNER/NAME
+    on the hub."""
+    official: Official = field(default_factory=Official)
+    net: str | None = None
+    """package.module:function, if the teacher's network is one of your own."""
+    diffusers: ClassVar[DiffusersOptions] = DiffusersOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,19 @@ class DistillOptions(Generic[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions(Generic[M]):
+    """Make a student that needs fewer steps; without the options that a budget of 60 leaves no room for."""
+
+    folder: FolderOptions
+    dataset: DataOptions
+    teacher: FewTeacherOptions
+    method: M
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    gate: GateOptions = field(default_factory=GateOptions)
+    encoding: ClassVar[EncodingOptions] = EncodingOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatedDistillOptions(DistillOptions[M]):
     """Make a student that needs fewer steps, until a quality gate ends the run."""
 
@@ -85,7 +113,7 @@ def main(name: str, argv: Sequence[str]) -> int:
         diffusers=options.teacher.diffusers, size=options.dataset.size,
     )  # fmt: skip
     teachers = [find()]
-    images = teacher_latents(teachers[0], options.dataset, folder.out, options.encoding)
+    images = _images(options, teachers[0])
     full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
     data, close = _data(console, options, images)
     del images  # with the teacher
@@ -130,7 +158,7 @@ def main(name: str, argv: Sequence[str]) -> int:
 
 
 def _data(
-    console: Console, options: Any, images: TeacherLatents | None
+    console: Console, options: Any, images: "TeacherLatents | None"
 ) -> tuple[Data, AbstractContextManager[object]]:
     """The data, images encoded; and a context that ends with the use of a dry run's."""
     folder, dataset, context = options.folder, options.dataset, ExitStack()
@@ -156,9 +184,20 @@ def _resolve(
         return resolve(method, teacher, data, folder.out, progress=progress)
 
 
+def _images(options: Any, teacher: Pipeline) -> "TeacherLatents | None":
+    """The images that become latents of the teacher's codec, if the data are images and it has one."""
+    if teacher.codec is None and options.encoding == EncodingOptions():
+        return None
+    from halfstep.workflows.teacher_latents import teacher_latents  # imports Pillow
+
+    return teacher_latents(teacher, options.dataset, options.folder.out, options.encoding)
+
+
 def options_for(name: str) -> Any:
     """The class of all options of `halfstep distill NAME`."""
     options = METHODS[name].options()
+    if METHODS[name] is Chain:
+        return PlanOptions[options]  # type: ignore[valid-type]
     return GatedDistillOptions[options] if METHODS[name].gated else DistillOptions[options]  # type: ignore[valid-type]
 
 
@@ -175,7 +214,8 @@ def _before_data(
         refuse_other_shape(
             dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels
         )
-    if not isinstance(options, GatedDistillOptions) or not (auto or options.gate.tolerance != 0):
+    is_gated = isinstance(options, GatedDistillOptions | PlanOptions)
+    if not is_gated or not (auto or options.gate.tolerance != 0):
         return None
     gate = options.gate
     if auto:

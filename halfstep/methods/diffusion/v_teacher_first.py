@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from halfstep.config.validate import Share, Updates
+from halfstep.config.validate import Updates
 from halfstep.diffusion.denoiser import Denoiser, Teacher
 from halfstep.errors import ConfigError
 from halfstep.methods.base import (
@@ -32,9 +32,6 @@ class VTeacherOptions:
     reparameterise_updates: Updates | None = None
     """Updates of the first stage of an eps teacher, which makes it a v teacher. By default as many as
     `updates`."""
-    reparameterise_drop_labels: Share | None = None
-    """Share of samples that see the null label or the empty text in that stage; 0.1 by default where the
-    teacher has one."""
 
     @property
     def v_teacher_options(self) -> dict[str, Any]:
@@ -95,7 +92,6 @@ class VTeacherFirst(VTeacherOptions, Method):
         updates = self.reparameterise_updates
         return Reparameterise(
             updates=self._default_updates(others) if updates is None else updates,
-            drop_labels=self.reparameterise_drop_labels,
         )
 
     def _default_updates(self, others: list[StagePlan]) -> int:

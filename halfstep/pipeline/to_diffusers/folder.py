@@ -19,6 +19,7 @@ from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.from_diffusers.folder import INDEX, read_index, source_folder
 from halfstep.pipeline.to_diffusers.network import network_config, network_weights
 from halfstep.pipeline.to_diffusers.target import NEEDS_NO_FOLDER, Target
+from halfstep.schema import from_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NEVER_COPIED = (".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pkl", ".pt", ".pth", ".py")
@@ -136,7 +137,9 @@ def write_network(folder: Path, config: JsonObject, weights: Mapping[str, Tensor
 
 def _codec_config(codec: Any) -> JsonObject:
     """The autoencoder's config with the factor that the student's latents were scaled by."""
-    config: JsonObject = json.loads(codec.model.to_json_string())
+    config: JsonObject = from_json(
+        codec.model.to_json_string(), JsonObject, "the autoencoder's config"
+    )
     config = {k: v for k, v in config.items() if k != "_name_or_path"}
     if "scaling_factor" in config or codec.scale != 1:
         config["scaling_factor"] = codec.scale

@@ -1,6 +1,5 @@
 """The network of a student as diffusers' own: what halfstep adds is folded into its weights, exactly."""
 
-import json
 from collections.abc import Sequence
 from math import log
 from typing import Any, cast
@@ -12,6 +11,7 @@ from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet
 from halfstep.models.fixed_scale import at_scale
+from halfstep.schema import from_json
 
 SIZED = ("UNet2DModel", "UNet2DConditionModel")
 """Networks of any size, whose pipelines read the size of a sample from the config."""
@@ -24,7 +24,7 @@ def network_config(net: DiffusersNet, shape: Sequence[int]) -> JsonObject:
     shape  of a sample, [C, H, W]
     """
     model = cast(Any, net.model)
-    config: JsonObject = json.loads(model.to_json_string())
+    config: JsonObject = from_json(model.to_json_string(), JsonObject, "the network's config")
     config = {k: v for k, v in config.items() if not k.startswith("_") or k in OWN}
     if config["_class_name"] in SIZED:
         height, width = shape[1:]

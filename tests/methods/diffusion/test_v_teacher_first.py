@@ -62,7 +62,7 @@ def test_the_plan(method, updates, others):
     assert (first.name, first.updates, first.times) == ("v-teacher", updates, ())
     assert [stage.name for stage in rest] == others and rest == method.plan(teacher(V()))
     assert method.plan_line(eps) == f"eps to v in {updates} updates, {method.summary()}"
-    chosen = replace(method, reparameterise_updates=2, reparameterise_drop_labels=0.3)
+    chosen = replace(method, reparameterise_updates=2)
     chosen.check(eps)
     assert [stage.updates for stage in chosen.plan(eps)] == [2, *(s.updates for s in rest)]
 
@@ -74,10 +74,8 @@ def test_a_teacher_that_is_readable_gets_no_such_stage(method, updates, others):
         assert [stage.name for stage in method.plan(teacher(reads))] == others
         assert method.plan_line(teacher(reads)) == method.summary()
         assert method.readable(same := teacher(reads)) is same
-    for option in ({"reparameterise_updates": 2}, {"reparameterise_drop_labels": 0.0}):
-        [name] = option
-        with pytest.raises(ConfigError, match=f"leave {name} out"):
-            replace(method, **option).check(teacher(V()))
+    with pytest.raises(ConfigError, match="leave reparameterise_updates out"):
+        replace(method, reparameterise_updates=2).check(teacher(V()))
 
 
 @pytest.mark.parametrize("times", [LOW, (1.0, *LOW[1:])])
@@ -103,10 +101,10 @@ def test_eps_is_blind_at_pure_noise_of_every_schedule(schedule):
 
 def test_the_first_stage_is_that_of_reparameterise_and_its_student_teaches_the_others():
     eps = teacher()
-    stages = replace(HALVE, reparameterise_drop_labels=0.25).stages(eps)
+    stages = HALVE.stages(eps)
     stage = next(stages)
-    [alone] = Reparameterise(updates=7, drop_labels=0.25).stages(eps)
-    assert stage.objective == alone.objective and stage.objective.drop == 0.25
+    [alone] = Reparameterise(updates=7).stages(eps)
+    assert stage.objective == alone.objective and stage.objective.drop == 0.1
     assert stage.objective.teacher is eps.denoiser and stage.objective.null == 3
     assert (stage.name, stage.updates) == (alone.name, alone.updates)
     assert stage.student.parameterisation == V() and stage.student.training
@@ -155,8 +153,6 @@ def test_refusals():
     replace(HALVE, updates=(0,)).check(teacher(V()))
     with pytest.raises(ConfigError, match="a student of 4 steps"):
         HALVE.check(teacher(times=(uniform(4),)))
-    with pytest.raises(ConfigError, match="drop_labels needs a teacher with a null class"):
-        replace(HALVE, reparameterise_drop_labels=0.1).check(replace(teacher(), unconditional=None))
     with pytest.raises(ConfigError, match="a table of 1000 levels has no 1024 steps"):
         Progressive(start=1024).check(teacher(schedule=BetaTable()))
 
@@ -186,7 +182,7 @@ def test_a_guided_teacher_is_not_guided_twice():
 
 
 def test_flat_options_reach_the_methods():
-    options = {"reparameterise_updates": 4, "reparameterise_drop_labels": 0.2}
+    options = {"reparameterise_updates": 4}
     for flat in (GuidedOptions(**options), ChainOptions(student={"width": "4"}, **options)):
         method = flat.build()
         assert {name: getattr(method, name) for name in options} == options
