@@ -245,6 +245,8 @@ MUTANTS = (
         "pipeline/from_diffusers",
         ("family.time_scale * levels / 1000", "family.time_scale * levels"),
         ("float(levels), -1.0)", "float(levels), 0.0)"),
+        ("None if learned else published", "published"),
+        ("for key, value in family.scheduler.items() if key in full", "for key, value in ()"),
         ('if full.get("clip_sample") else None', 'if not full.get("clip_sample") else None'),
         ('config.get("rescale_betas_zero_snr", False))\n    kind', "0)\n    kind"),
     ),
@@ -321,5 +323,22 @@ MUTANTS = (
         ("(scale, shift) != (model.scale, model.shift)", "False"),
         ("not scales[0] <= scale <= scales[1]", "False"),
         ("pipeline.middle_scale if scale is None", "scales[0] if scale is None"),
+    ),
+    *of(
+        "pipeline/from_diffusers/folder",
+        "pipeline/from_diffusers",
+        ("if (folder / part).is_dir() else folder", "if True else folder"),
+        ('return "fp16" if names and all(', 'return "fp16" if not names and all('),
+        ("value[0] not in LIBRARIES", "value[0] in ()"),
+    ),
+    *of(
+        "pipeline/from_diffusers/source",
+        "pipeline/from_diffusers",
+        ("str(folder.resolve()) if", "str(source) if"),
+    ),
+    *of(
+        "pipeline/from_diffusers/texts",
+        "pipeline/from_diffusers",
+        ("if len(values) != len(self.family.prompts):", "if False:"),
     ),
 )

@@ -449,3 +449,10 @@ def test_what_encode_prompt_returns_is_counted():
     family = Family(network="unet", prompts=("encoder_hidden_states",))
     with pytest.raises(ConfigError, match="2 values"):
         Pipeline.from_diffusers(theirs, family=family)
+
+
+def test_classes_have_the_names_of_their_numbers():
+    """A DiT's first name of each, and its null class behind them."""
+    ours = Pipeline.from_diffusers(families.dit_pipeline())
+    assert ours.class_names[0] == "class 0" and ours.class_names[999] == "class 999"
+    assert len(ours.class_names) == ours.null == 1000

@@ -54,16 +54,10 @@ class FewTeacherOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOptions:
+class TeacherOptions(FewTeacherOptions):
     """The teacher."""
 
-    teacher: Place | None = None
-    """A teacher's folder, or the run that made it. Of diffusers: a folder, a .safetensors file, or OWNER/NAME
-    on the hub."""
-    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
-    official: Official = field(default_factory=Official)
-    net: str | None = None
-    """package.module:function, if the teacher's network is one of your own."""
+    diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
