@@ -189,7 +189,7 @@ def test_a_class_that_nobody_foresaw_is_a_mapping():
 @pytest.mark.parametrize(
     "inputs, word",
     [
-        ({"sampel": "x"}, "sample"),
+        ({"sampl": "x"}, "sample"),
         ({"packed": -1}, "packed"),
         ("hidden_states", "mapping"),
         ({"conditions": ["a"]}, "conditions"),
