@@ -38,11 +38,16 @@ Content = Mapping[str, Any]
 """The keys and values of a json file."""
 
 
-def save(stem: Path, tensors: Mapping[str, Tensor], about: Content) -> None:
-    """Write STEM.safetensors and STEM.json; all or nothing."""
+def save(
+    stem: Path,
+    tensors: Mapping[str, Tensor],
+    about: Content,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write STEM.safetensors, with this metadata for other libraries, and STEM.json; all or nothing."""
     weights, description = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
     with files.replacing(weights, description) as (weights_part, description_part):
-        _save_file(_unshared(tensors), weights_part)
+        _save_file(_unshared(tensors), weights_part, metadata)
         files.apply_umask(weights_part)  # safetensors writes for the owner alone
         text = _json(description, {**about, "sha256": checksum(weights_part)})
         files.fill(description_part, text.encode())
@@ -260,10 +265,12 @@ def link(file: Path, path: Path, sha256: str) -> bool:
     return same
 
 
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+def _save_file(
+    tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """safetensors' `save_file`, with its error for a full disk turned into `OSError`."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
         code = re.search(r"\(os error (\d+)\)", str(error))
         if code is None:

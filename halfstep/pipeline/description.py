@@ -61,6 +61,19 @@ class _Origin(TypedDict):
     source: str
 
 
+class LoraAbout(TypedDict):
+    """A stage whose weights are an adapter alone: its rank, and its base with `digest_of` its denoiser.
+
+    base      the folder RUN/base as seen from the stage, or the origin's folder or name on the hub
+    defaults  whether the stage has a file of the empty text's states and other tensors
+    """
+
+    rank: int
+    base: str
+    digest: str
+    defaults: bool
+
+
 class Description(TypedDict):
     """The content of pipeline.json."""
 
@@ -84,6 +97,7 @@ class Description(TypedDict):
     guidance_norm: NotRequired[int]
     clipping: NotRequired[Clipping]
     quantised: NotRequired[dict[str, str] | None]
+    lora: NotRequired[LoraAbout]
 
 
 DEFAULTS: Mapping[str, Any] = {

@@ -1,6 +1,7 @@
 """Save a pipeline to a folder, and load its fields."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, TypedDict
 
@@ -11,6 +12,7 @@ from halfstep import files, storage
 from halfstep.errors import CheckpointError
 from halfstep.models.codec import Codec
 from halfstep.models.compression.int8 import load_plain_tensors, plain_tensors
+from halfstep.models.lora import LoraNet, plain_denoiser
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.description import (
@@ -18,12 +20,17 @@ from halfstep.pipeline.description import (
     Description,
     fields_from,
     FORMAT,
+    LoraAbout,
     NetBuilder,
     PipelineArguments,
 )
+from halfstep.pipeline.lora_base import digest_of_origin, load_merged
+from halfstep.pipeline.lora_file import adapter_metadata, adapter_tensors, BASE, lora_of
 
 EMPTY, ADDED = "empty", "added."
 """Names in pipeline.safetensors: of the empty text's states, and before the names of its other tensors."""
+DEFAULTS = "defaults"
+"""A file of those, beside a pipeline.safetensors that other libraries read."""
 
 
 class SavedDescription(Description):
@@ -44,25 +51,62 @@ def read_description(folder: Path) -> SavedDescription:
 
 def save_pipeline(pipeline: PipelineFields, folder: Path, dtype: torch.dtype | None) -> None:
     """Write FOLDER/pipeline.safetensors and FOLDER/pipeline.json, and the codec's files."""
+    pipeline = replace(pipeline, denoiser=plain_denoiser(pipeline.denoiser))
     refuse_wrapped(pipeline.denoiser)
     refuse_changed_net(pipeline.denoiser.net)
-    about = describe(pipeline)
-    folder = files.make_folder(folder)
-    if pipeline.codec is not None:
-        pipeline.codec.save(folder)
+    about = _begin(pipeline, folder)
     tensors = plain_tensors(pipeline.denoiser)
     if dtype is not None:
         tensors = storage.rounded(tensors, dtype)
-    tensors |= {f"{ADDED}{name}": value for name, value in pipeline.added.items()}
-    if pipeline.empty is not None:
-        tensors[EMPTY] = pipeline.empty
-    if codec := about.get("codec"):
-        about["codec"] = {**codec, **_codec_file(folder)}
-    storage.save(folder / "pipeline", tensors, about)
+    storage.save(folder / "pipeline", tensors | _defaults_of(pipeline), about)
+
+
+def save_adapter(pipeline: PipelineFields, folder: Path, lora: LoraAbout) -> None:
+    """Write a student as `save_pipeline` does, with its adapter alone in place of its weights."""
+    net, about = cast(LoraNet, pipeline.denoiser.net), _begin(pipeline, folder)
+    defaults = _defaults_of(pipeline)
+    about["lora"] = {**lora, "defaults": bool(defaults)}
+    if defaults:
+        storage.save(folder / DEFAULTS, defaults, {})
+    storage.save(folder / "pipeline", adapter_tensors(net), about, adapter_metadata(net))
+
+
+def keep_base(teacher: PipelineFields, run: Path, rank: int, digest: str) -> LoraAbout:
+    """Where the adapters of a run find their base: the teacher's origin, or RUN/base, which is then written.
+
+    digest  `digest_of` the teacher's denoiser
+    """
+    about: LoraAbout = {"rank": rank, "base": BASE, "digest": digest, "defaults": False}
+    if (origin := teacher.origin) is not None and digest_of_origin(teacher, origin) == digest:
+        return {**about, "base": origin.source}
+    final, part = run / Path(BASE).name, run / ".base.part"
+    if not final.exists():
+        with files.writing(final):
+            files.remove(part)
+            save_pipeline(teacher, part, None)
+            part.replace(final)
+            files.flush_folder(run)
+    return about
+
+
+def _begin(pipeline: PipelineFields, folder: Path) -> Description:
+    """Make the folder with the codec's files; the description of all."""
+    about, codec = describe(pipeline), pipeline.codec
+    files.make_folder(folder)
+    if codec is not None:
+        codec.save(folder)
+    if described := about.get("codec"):
+        about["codec"] = {**described, **_codec_file(folder)}
+    return about
+
+
+def _defaults_of(pipeline: PipelineFields) -> dict[str, Tensor]:
+    tensors = {f"{ADDED}{name}": value for name, value in pipeline.added.items()}
+    return tensors if pipeline.empty is None else {**tensors, EMPTY: pipeline.empty}
 
 
 def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
-    """The fields of the pipeline that `save_pipeline` wrote.
+    """The fields of the pipeline that `save_pipeline` or `save_adapter` wrote.
 
     net  builds a user's own network
     """
@@ -73,14 +117,20 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     tensors, content = storage.load(stem, Description, format=FORMAT)
     about = cast(Description, content)
     fields = fields_from(about, net=net, source=f"'{stem}.json'")
+    adapter = None if about.get("lora") is None else lora_of(folder, tensors, content)
+    if adapter is not None:
+        tensors = storage.load(folder / DEFAULTS)[0] if about["lora"]["defaults"] else {}
     tensors, defaults = split_defaults(tensors)
     fields |= {**defaults, "codec": _load_codec(folder, about)}
     if (origin := fields["origin"]) is not None and fields["empty"] is not None:
         from halfstep.pipeline.from_diffusers.encoders import texts_of_origin  # imports diffusers
 
         fields["texts"] = texts_of_origin(origin.pipeline, origin.source)
-    load = storage.load_into if about.get("quantised") is None else load_plain_tensors
-    load(fields["denoiser"], tensors, f"'{stem}.safetensors'")
+    if adapter is not None:
+        load_merged(fields["denoiser"], adapter, origin, folder)
+    else:
+        load = storage.load_into if about.get("quantised") is None else load_plain_tensors
+        load(fields["denoiser"], tensors, f"'{stem}.safetensors'")
     fields["denoiser"].eval()
     return fields
 
