@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
@@ -70,8 +70,45 @@ def load(
     """
     about = verify(stem, schema, format=format)
     weights = stem.with_suffix(".safetensors")
-    try:
+    with _tensors_in(weights):
         return load_file(weights), about
+
+
+@contextmanager
+def opened(
+    stem: Path, schema: Any = JsonObject
+) -> Iterator[tuple[Mapping[str, Tensor], JsonObject]]:
+    """As `load`, but each tensor is read when it is named: no more than are used are in memory."""
+    about = verify(stem, schema)
+    weights = stem.with_suffix(".safetensors")
+    # Not mapped into memory, where all that was read would stay until the file is closed.
+    with _tensors_in(weights), safe_open(weights, "pt", backend="pread") as file:
+        yield _Tensors(file), about
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of an open file by name."""
+
+    def __init__(self, file: Any):
+        self._file, self._names = file, dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def _tensors_in(weights: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise CheckpointError(f"'{weights}' holds no tensors: {error}") from None
 

@@ -1,6 +1,6 @@
 """Checkpoints of a stage: weights, average, optimiser and number of updates, in one file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -42,11 +42,12 @@ class State:
             tensors |= {f"average.{name}": value for (name, _), value in values}
         return tensors
 
-    def load(self, tensors: dict[str, Tensor], about: JsonObject, source: str) -> None:
+    def load(self, tensors: Mapping[str, Tensor], about: JsonObject, source: str) -> None:
         weights = {
-            k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")
+            k.removeprefix("student."): tensors[k] for k in tensors if k.startswith("student.")
         }
         storage.load_into(self.student, weights, source)
+        del weights
         self.update, self.seconds = about["update"], about["seconds"]
         states = {}
         for k, (name, parameter) in enumerate(self.student.named_parameters()):
@@ -65,10 +66,7 @@ class State:
 
 
 def _copy_like(parameter: nn.Parameter, moment: Tensor) -> Tensor:
-    """Copy a moment into the parameter's memory format (such as channels last), which affects the bits.
-
-    A loaded tensor itself lies in the file, which would keep its place on the disk.
-    """
+    """Copy a moment into the parameter's memory format (such as channels last), which affects the bits."""
     if moment.shape != parameter.shape:  # the number of steps
         return moment.clone()
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
@@ -168,8 +166,8 @@ def choose(
 
 def restore(stem: Path, state: State) -> None:
     """Load a checkpoint into `state`."""
-    tensors, about = storage.load(stem, _About)
-    state.load(tensors, about, f"'{stem}.safetensors'")
+    with storage.opened(stem, _About) as (tensors, about):
+        state.load(tensors, about, f"'{stem}.safetensors'")
 
 
 def _name(stage: int, update: int) -> str:
