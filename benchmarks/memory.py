@@ -37,6 +37,7 @@ WIDTH = 768
 CASES: dict[str, tuple[dict[str, Any], float]] = {
     "full": ({}, 20.0),
     "resumed": ({}, 20.0),
+    "bf16": ({"precision": "bf16"}, 18.0),
 }
 """Training options of each case, and the bytes a parameter that it is held to, activations apart."""
 

@@ -133,8 +133,10 @@ class Denoiser(nn.Module):
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
-        weight = next(self.net.parameters(), None)
-        dtype = x_t.dtype if weight is None else weight.dtype
+        weight = next(self.net.parameters(), x_t)
+        dtype = getattr(
+            self.net, "input_dtype", weight.dtype
+        )  # where weights are stored in another
         # Times keep float32 at least: in bfloat16, 1000 is 4 off.
         time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
         with precision:

@@ -24,6 +24,7 @@ from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.diffusion.guided import at_any_scale
+from halfstep.models.half_storage import on_same_weights
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
@@ -226,9 +227,16 @@ class _PipelineRun:
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
-        denoiser = copy(pipeline.to(self.processes.device).denoiser)
-        denoiser.autocast = AUTOCAST[self.training.precision]
+        denoiser, autocast = pipeline.to(self.processes.device).denoiser, self.autocast
+        # With modules of its own where the run stores weights in half precision: the caller's stay.
+        denoiser = copy(denoiser) if autocast is None else on_same_weights(denoiser)
+        denoiser.autocast = autocast
         return denoiser
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of the networks' arithmetic; None for their own."""
+        return AUTOCAST[self.training.precision]
 
     def pipeline(self, stage: Stage) -> Pipeline:
         """The pipeline of a stage's student, which samples on the stage's grid."""
@@ -250,7 +258,9 @@ class _PipelineRun:
         """Call the gate with the student as it will be loaded, in float32."""
         if self.job.gate is None:
             return True
-        denoiser = copy(student.denoiser)
+        # With modules of its own where the student's weights will be stored in half precision.
+        kept = self.autocast is not None
+        denoiser = on_same_weights(student.denoiser) if kept else copy(student.denoiser)
         denoiser.autocast = None
         return self.job.gate(replace(student, denoiser=denoiser))
 

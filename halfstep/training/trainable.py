@@ -14,6 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
 from halfstep.models import import_function, recipe
 from halfstep.models.eval_mode import evaluating, to_train
+from halfstep.models.half_storage import store_frozen
 from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import Draw, fork_rng
@@ -31,7 +32,7 @@ def checked(
     processes: Processes,
     check: Check,
 ) -> Iterator[Stage]:
-    """The same stages; each is refused unless its student can be trained.
+    """The same stages, frozen networks stored as they compute; refused unless they can be trained.
 
     check  refuses a student that could not be loaded again
     """
@@ -44,6 +45,8 @@ def checked(
                 f"all parameters of this {type(student).__name__} are frozen (requires_grad=False), so that "
                 "nothing would be trained: call requires_grad_(True) on those that are to be"
             )
+        # The student of this stage is made, so that no copy of its teacher needs float32 any more.
+        store_frozen(stage.objective.networks)
         _refuse_lone_row(stage, data, training, processes)
         yield stage
 
