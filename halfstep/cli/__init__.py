@@ -50,6 +50,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "export": ("export one student, as a folder or a torch program", {}),
 }
 
+TOGETHER = ("train", "distill", "demo", "latents", "sample", "evaluate")
+"""Verbs whose processes meet under a launcher."""
 PAGES = Path(__file__).parent / "help"
 """The help page of each command, which `make pages` writes from the declared options."""
 HELP = """\
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell_others(args: list[str], reason: str) -> None:
     """Tell the other processes of a run why this one ends; they would wait for it."""
-    if args[:1] in (["train"], ["distill"], ["demo"]) and "WORLD_SIZE" in os.environ:
+    if args[:1] and args[0] in TOGETHER and "WORLD_SIZE" in os.environ:
         from halfstep.training.peers import tell
 
         tell(reason)

@@ -5,7 +5,7 @@ A distance to the data instead would reward a student that guides too little.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -159,15 +159,9 @@ class GuidedEvaluation:
         if not self._pictured:
             return {}
         progress = expected(progress, self._pictures_steps)
-        levels = torch.stack(
-            [
-                pipeline.sample(
-                    self.shown, seed=self.scorer.seed, steps=steps, sampler=sampler, guidance_scale=scale,
-                    batch=self.scorer.batch, progress=progress,
-                )
-                for scale, (pipeline, sampler, steps) in self._pictured
-            ]
-        )  # fmt: skip
+        scorer = self.scorer
+        draw = partial(_pictured, n=self.shown, seed=scorer.seed, batch=scorer.batch)
+        levels = torch.stack(list(scorer.division.map(draw, self._pictured, progress)))
         first, *names = [plural(steps) for _, _, steps in self.candidates.setups]
         scales = [scale for scale, _ in self._pictured[:: 1 + len(names)]]
         return {
@@ -175,6 +169,22 @@ class GuidedEvaluation:
             "guided_scales": np.array(scales, dtype=np.float64),
             "guided_labels": np.array([f"teacher, {first}", *names]),
         }
+
+
+def _pictured(
+    of: tuple[float, SamplingSetup], progress: Progress, *, n: int, seed: int, batch: int
+) -> Tensor:
+    """The first n samples of a setup at a guidance scale."""
+    scale, (pipeline, sampler, steps) = of
+    return pipeline.sample(
+        n,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=scale,
+        batch=batch,
+        progress=progress,
+    )
 
 
 def _rows(

@@ -133,7 +133,7 @@ class Comparison:
         """All rows, and the images of teacher and students."""
         candidates, scorer = self.candidates, self.scorer
         (teacher, *baselines), full = teacher_rows.rows, teacher_rows.full
-        held_out = None if candidates.held_out is None else scorer.features(candidates.held_out)
+        held_out = None if candidates.held_out is None else scorer.features_of(candidates.held_out)
         rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
         images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
         for setup in setups:
@@ -215,8 +215,9 @@ class Comparison:
             guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
         )
         grid = grid_cost(
-            teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale
-        )
+            teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale,
+            division=self.scorer.division,
+        )  # fmt: skip
         learning = learning_error(
             students[count].denoiser, maker.denoiser, finer, batch.x0, cond=cond
         )

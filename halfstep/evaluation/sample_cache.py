@@ -80,9 +80,8 @@ class Samples:
 
     def _draw_chunk(self, rows: range, progress: Progress) -> Chunk:
         setup = self.load(), self.sampler, self.steps
-        images = self.scorer.draw(*setup, rows, progress=progress)
-        features = self.scorer.features(images)
-        return Chunk(images if self.images else None, features)
+        drawn = self.scorer.draw(*setup, rows, progress=progress)
+        return Chunk(drawn.images if self.images else None, drawn.features)
 
     def _about(self, rows: range) -> JsonObject | None:
         scorer = self.scorer

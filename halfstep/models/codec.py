@@ -1,11 +1,12 @@
 """Protocols of the image codec of latent diffusion, and of the text encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from halfstep.batch import Cond
 
@@ -58,8 +59,28 @@ class Texts(Protocol):
     def digest(self) -> str:
         """The key of cached conditions."""
 
+    def on(self, device: torch.device | str) -> AbstractContextManager[None]:
+        """Inside it texts are encoded on this device; afterwards the encoders are where they were."""
+
     def release(self) -> None:
         """Free what can be loaded again."""
+
+
+@contextmanager
+def on_device(net: object, device: torch.device | str) -> Iterator[None]:
+    """Inside it a network is on this device; afterwards it is where it was."""
+    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    if not isinstance(net, nn.Module) or first is None:
+        yield
+        return
+    before = first.device
+    with torch.inference_mode(False):  # weights stay ones that can be trained
+        net.to(device)
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            net.to(before)
 
 
 LEAST = -30.0

@@ -4,7 +4,7 @@ transformers is imported only when an encoder is loaded.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from halfstep.batch import Cond
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import sha256_of
+from halfstep.models.codec import on_device
 from halfstep.schema import SchemaError, validated_partly
 from halfstep.storage import checksum
 
@@ -112,6 +113,10 @@ class TextEncoder:
     def null(self) -> Cond:
         """The condition of the empty text, in one row."""
         return self.conditions([""])
+
+    def on(self, device: torch.device | str) -> AbstractContextManager[None]:
+        """Inside it the encoder is on this device."""
+        return on_device(self.model, device)
 
     def release(self) -> None:
         """Nothing: the encoder is freed with its last reference."""

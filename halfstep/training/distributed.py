@@ -9,8 +9,9 @@ import atexit
 import gc
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -106,13 +107,27 @@ class Processes:
             except Exception as error:  # sent to the others, which would wait for ever, then raised
                 failure, ours = error, isinstance(error, HalfstepError)
                 outcome[1] = error if ours else HalfstepError(f"the first process failed: {error}")
-        torch.distributed.broadcast_object_list(outcome, src=0)
+        torch.distributed.broadcast_object_list(outcome, src=0, group=_messages())
         if failure is not None:
             raise failure
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]
         return result
+
+    def deal(self, values: Sequence[T] | None) -> T:
+        """This process's own of the first process's values, one a process; the others give None."""
+        own: list[Any] = [None]
+        given = None if values is None else list(values)
+        torch.distributed.scatter_object_list(own, given, src=0, group=_messages())
+        value: T = own[0]
+        return value
+
+    def collect(self, value: T) -> list[T]:
+        """The values of all processes on the first one; empty on the others."""
+        values: list[Any] = [None] * self.world if self.first else []
+        torch.distributed.gather_object(value, values or None, dst=0, group=_messages())
+        return values
 
     def any_stops(self, stop: bool, update: int, every: int) -> bool:
         """Whether any process asks to stop after this update; the same on all of them.
@@ -174,11 +189,15 @@ class Processes:
         late = "imed out" in text or "imeout" in text
         loss = "no longer answers" if late else "is gone: it was killed, or its machine failed"
         reason = self._board.reason() or f"another process of this run {loss}"
-        return f"{reason}; what was saved is fork_rng, and the same command goes on from there"
+        return f"{reason}; what was saved is kept, and the same command goes on from there"
 
 
+PATIENCE = timedelta(days=1)
+"""Time that the others wait while the first process works alone."""
 _failures = list[str]()
 """Errors that ended the process group of this program."""
+_groups = list[Any]()
+"""The group for objects, once it is made."""
 
 
 def _leave_group(error: BaseException, accelerator: Any) -> None:
@@ -218,7 +237,18 @@ def _join_group(world: int, device: str) -> Any:
     return accelerator
 
 
+def _messages() -> Any:
+    """The group of all processes for objects, which may wait a day for what the first one does alone.
+
+    It is gloo's on GPUs too, whose own groups give up after minutes, and keep the device busy as they wait.
+    """
+    if not _groups:
+        _groups.append(torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
+    return _groups[0]
+
+
 def _destroy_group() -> None:
+    _groups.clear()
     if torch.distributed.is_initialized():
         gc.collect()  # unused wrapped students hold the group, and its threads
         torch.distributed.destroy_process_group()

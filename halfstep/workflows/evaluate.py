@@ -1,7 +1,7 @@
 """Evaluate the students of a run: against their teacher, its samplers, and the data."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -9,24 +9,29 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.data import Data, Latents
+from halfstep.division import Division
 from halfstep.errors import ConfigError
+from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.guided_comparison import scales_of
 from halfstep.evaluation.report_data import AnyReport
 from halfstep.evaluation.report_rows import Comparison
-from halfstep.evaluation.scorer import captions_of, features_for, real_images, scorer_for
-from halfstep.evaluation.setups import (
-    Candidates,
-    Evaluation,
-    refuse_sampler,
+from halfstep.evaluation.scorer import (
+    captions_of,
+    chosen_features,
+    load_features,
+    real_images,
+    scorer_for,
 )
+from halfstep.evaluation.setups import Candidates, Evaluation, OtherSize, refuse_sampler
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
 from halfstep.training.checks.data import read_by
-from halfstep.training.distributed import pick_device
+from halfstep.training.distributed import Processes
+from halfstep.training.divided import Divided
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.evaluate_encoders import evaluate_encoders
-from halfstep.workflows.evaluation_inputs import EvaluationInputs, Networks
+from halfstep.workflows.evaluation_inputs import EvaluationInputs, Networks, parts_of
 from halfstep.workflows.locate import DiffusersOptions
 from halfstep.workflows.report import provenance_of, report_on, save, summary_of, updates_of
 
@@ -51,6 +56,9 @@ def evaluate(
 ) -> AnyReport:
     """Evaluate the students of a run, and write its report into the run's folder.
 
+    Under torchrun the processes divide the samples; the first one reads the data, measures and writes, and
+    all return the report.
+
     run       the run's folder: report.json, report.npz, report.html and, of a guided run, slider.html are
               written into it
     config    measurements, and how many samples they take
@@ -67,76 +75,112 @@ def evaluate(
     `ConfigError` and `DataError` for runs, data and options that cannot be evaluated, before anything is
     sampled.
     """
-    inputs = EvaluationInputs(
-        run=RunFolder.open(Path(run)), data=data, teacher=teacher, diffusers=diffusers,
-        held_out=held_out, beside=beside, net=net, verify=verify,
-    )  # fmt: skip
-    folder = inputs.run.folder
-    files.check_writable(folder, "copy the run to where the report can lie in it")
-    networks = inputs.networks()
-    config = replace(config, full=config.full or inputs.full_steps(networks.teacher))
-    target = pick_device(device)
-    if networks.encode:
-        report: AnyReport = _encoder_report(inputs, networks, config, target, progress)
-    else:
-        report = _sample_report(inputs, networks, config, features, target, progress)
-    save(report, folder)
-    return report
+    processes = Processes(device)
+    with processes.together():
+        inputs = EvaluationInputs(
+            run=RunFolder.open(Path(run)), data=data, teacher=teacher, diffusers=diffusers,
+            held_out=held_out, beside=beside, net=net, verify=verify,
+        )  # fmt: skip
+        files.check_writable(inputs.run.folder, "copy the run to where the report can lie in it")
+        networks = inputs.networks()
+        config = replace(config, full=config.full or inputs.full_steps(networks.teacher))
+        if processes.world > 1:
+            processes.compare({**asdict(config), "weights": networks.digests()})
+        if networks.encode:
+            return _encoder_report(inputs, networks, config, processes, progress)
+        return _sample_report(inputs, networks, config, features, processes, progress)
 
 
 def _encoder_report(
-    inputs: EvaluationInputs, networks: Networks, config: Evaluation, device: torch.device,
+    inputs: EvaluationInputs, networks: Networks, config: Evaluation, processes: Processes,
     progress: Progress,
 ) -> AnyReport:  # fmt: skip
     """The report of students that encode."""
-    real = inputs.real(progress)
-    networks.to(device)
-    return evaluate_encoders(
-        inputs.run, networks.teacher, networks.students, real, config,
-        held_out=inputs.unseen(real, networks.teacher), progress=progress,
-    )  # fmt: skip
+    division, run = Divided(processes), inputs.run
+
+    def measured() -> AnyReport:
+        real = inputs.real(progress)
+        networks.to(processes.device)
+        report = evaluate_encoders(
+            run, networks.teacher, networks.students, real, config,
+            held_out=inputs.unseen(real, networks.teacher), division=division, progress=progress,
+        )  # fmt: skip
+        save(report, run.folder)
+        return report
+
+    if not processes.first:
+        networks.to(processes.device)
+    return division.lead(measured, *parts_of(networks.pipelines))
 
 
 def _sample_report(
     inputs: EvaluationInputs, networks: Networks, config: Evaluation, features: str,
-    device: torch.device, progress: Progress,
+    processes: Processes, progress: Progress,
 ) -> AnyReport:  # fmt: skip
-    """The report of students that sample."""
-    teacher, students = networks.teacher, networks.students
+    """The report of students that sample; the first process alone reads the data."""
+    teacher, division, read = networks.teacher, Divided(processes), list[Data]()
     refuse_sampler(teacher, config.full_sampler, config.full_steps)
-    data = inputs.real(progress)
-    networks.to(device)
-    unseen = inputs.unseen(data, teacher)
+
+    def features_name() -> str:
+        read.append(inputs.real(progress))
+        return chosen_features(features, read[0])
+
+    name = processes.run_on_first(features_name)
+    networks.to(processes.device)
     others = inputs.others(networks, config)
-    config = replace(config, guidance_scales=scales_of(config, teacher, students))
+    for _, pipeline, _ in others:
+        pipeline.to(processes.device)
+    config = replace(config, guidance_scales=scales_of(config, teacher, networks.students))
+    network = load_features(name)
+    processes.compare({"features": network.digest})
+
+    def measured() -> AnyReport:
+        comparison = _comparison(
+            inputs, networks, read[0], others, network, config, division, progress
+        )
+        report = report_on(
+            comparison,
+            provenance=provenance_of(inputs.run),
+            run=summary_of(inputs.run, teacher=inputs.teacher_folder),
+            training=updates_of(inputs.run.folder),
+            progress=progress,
+        )
+        save(report, inputs.run.folder)
+        return report
+
+    pipelines = [*networks.pipelines, *(pipeline for _, pipeline, _ in others)]
+    return division.lead(measured, network, *parts_of(pipelines))
+
+
+def _comparison(
+    inputs: EvaluationInputs, networks: Networks, data: Data, others: list[OtherSize],
+    network: Features, config: Evaluation, division: Division, progress: Progress,
+) -> Comparison:  # fmt: skip
+    """The candidates and their scorer, on the first process."""
+    teacher, students = networks.teacher, networks.students
+    unseen = inputs.unseen(data, teacher)
     if isinstance(data, Latents):
         data = read_by(teacher, data)
-    network = features_for(features, data)
-    real = real_images(data, teacher, progress=progress)
+    real = real_images(data, teacher, division=division, progress=progress)
     candidates = Candidates(
         teacher, students, data, inputs.run.teacher_times,
-        None if unseen is None else _held_out(unseen, real, teacher, progress),
+        None if unseen is None else _held_out(unseen, real, teacher, division, progress),
         networks.first_teacher, others, networks.variants,
     )  # fmt: skip
-    for _, pipeline, _ in others:
-        pipeline.to(device)
     progress.note(f"{inputs.run.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     progress.note(f"features {network.name} ({network.preprocessing})")
     for sentence in candidates.left_out(config):
         progress.note(sentence)
-    scorer = scorer_for(network, real, config, captions=captions_of(data, teacher))
-    return report_on(
-        Comparison(candidates, scorer, config),
-        provenance=provenance_of(inputs.run),
-        run=summary_of(inputs.run, teacher=inputs.teacher_folder),
-        training=updates_of(inputs.run.folder),
-        progress=progress,
-    )
+    captions = captions_of(data, teacher)
+    scorer = scorer_for(network, real, config, captions=captions, division=division)
+    return Comparison(candidates, scorer, config)
 
 
-def _held_out(data: Data, real: Data | Tensor, teacher: Pipeline, progress: Progress) -> Tensor:
+def _held_out(
+    data: Data, real: Data | Tensor, teacher: Pipeline, division: Division, progress: Progress
+) -> Tensor:
     """Images that were held out, latents decoded; refused unless they have the shape of the run's own."""
-    images = real_images(data, teacher, progress=progress)
+    images = real_images(data, teacher, division=division, progress=progress)
     shape = real.shape[1:] if isinstance(real, Tensor) else real.shape
     unseen = images.shape[1:] if isinstance(images, Tensor) else images.shape
     if tuple(unseen) != tuple(shape):

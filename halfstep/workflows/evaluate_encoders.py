@@ -8,6 +8,7 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.data import Data, Latents
+from halfstep.division import ALONE, Division
 from halfstep.evaluation.features.cache import fingerprint
 from halfstep.evaluation.metrics.reconstruction import Originals, reconstructions, sentence, spread
 from halfstep.evaluation.report_data import EncoderReport, Pictures, Reconstruction, RunSummary
@@ -30,6 +31,7 @@ def evaluate_encoders(
     config: Evaluation,
     *,
     held_out: Data | None,
+    division: Division = ALONE,
     progress: Progress = SILENT,
 ) -> EncoderReport:
     """The report of students that encode."""
@@ -41,7 +43,7 @@ def evaluate_encoders(
     progress.note(f"{run.folder}: {len(chosen)} encoder{'s' * (len(chosen) != 1)}")
     progress.note(f"{n:,} images of {'the data' if held_out is None else 'those held out'}")
     rows, pictures = reconstructions(
-        teacher, chosen, originals, full=config.full_steps, progress=progress
+        teacher, chosen, originals, full=config.full_steps, division=division, progress=progress
     )
     return EncoderReport(
         provenance=provenance_of(run),

@@ -1,6 +1,6 @@
 """Read the networks and the data that a run is evaluated with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -196,9 +196,24 @@ class Networks:
         """Whether the students encode images, and draw no samples."""
         return bool(self.students) and self.students[0].direction == "invert"
 
-    def to(self, device: torch.device) -> None:
-        """Move all of them to a device."""
+    @property
+    def pipelines(self) -> list[Pipeline]:
+        """All of them."""
         first_teacher = [self.first_teacher] if self.first_teacher else []
         variants = [one.pipeline for one in self.variants]
-        for pipeline in (self.teacher, *self.students, *first_teacher, *variants):
+        return [self.teacher, *self.students, *first_teacher, *variants]
+
+    def digests(self) -> list[str]:
+        """The digests of their weights, which all processes must have in common."""
+        return [digest_of(pipeline.denoiser)[:16] for pipeline in self.pipelines]
+
+    def to(self, device: torch.device) -> None:
+        """Move all of them to a device."""
+        for pipeline in self.pipelines:
             pipeline.to(device)
+
+
+def parts_of(pipelines: Iterable[Pipeline]) -> list[object]:
+    """The networks of pipelines, which the processes share, so that none is sent to another."""
+    parts = [part for p in pipelines for part in (p.denoiser, p.codec, p.texts)]
+    return [part for part in parts if part is not None]

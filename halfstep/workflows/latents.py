@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 
+from halfstep.config import JsonObject
 from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Latents
 from halfstep.data.latents.captions import Captions, read_captions
@@ -15,11 +16,14 @@ from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import Folder, Images, stream
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable
+from halfstep.identity import sha256_of
 from halfstep.models.autoencoder.kl import load_codec
 from halfstep.models.codec import Codec
 from halfstep.progress import Progress, SILENT
-from halfstep.training.distributed import pick_device
+from halfstep.training.distributed import Processes
+from halfstep.training.divided import Divided
 from halfstep.workflows.locate import is_diffusers
+from halfstep.workflows.run_options import shared_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +81,18 @@ class LatentsJob:
     images: Images
     codec: Codec
     captions: Captions | None
-    device: torch.device
+    processes: Processes
 
     def run(self, progress: Progress = SILENT) -> EncodedData:
-        """Encode the images that are not encoded yet."""
-        config = self.config
-        encoded = write_latents(
-            self.images, self.codec, config.out, layout=config.layout, captions=self.captions,
-            batch=config.batch_size, device=self.device, progress=progress,
-        )  # fmt: skip
-        latents = open_latents(config.out, verify=config.verify)
+        """Encode the images that are not encoded yet; the processes divide the files among them."""
+        config, processes = self.config, self.processes
+        with processes.together():
+            encoded = write_latents(
+                self.images, self.codec, config.out, layout=config.layout, captions=self.captions,
+                batch=config.batch_size, device=processes.device, division=Divided(processes),
+                progress=progress,
+            )  # fmt: skip
+            latents = opened_on_first(config.out, config.verify, processes)
         rows = torch.arange(0, len(latents), max(1, len(latents) // 1000))
         return EncodedData(latents, encoded, float(latents.batch(rows).x0.std()))
 
@@ -96,13 +102,46 @@ def encode_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> Enc
     return prepare_latents(config, progress=progress).run(progress)
 
 
+def opened_on_first(folder: Path, verify: bool | None, processes: Processes) -> Latents:
+    """The latents of a folder, whose files the first process compares with their checksums."""
+    opened = list[Latents]()
+    processes.run_on_first(lambda: opened.append(open_latents(folder, verify=verify)))
+    return opened[0] if opened else open_latents(folder, verify=False)
+
+
 def prepare_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> LatentsJob:
-    """Open and check everything that `encode_latents` needs, before the first image is encoded."""
-    _check_places(config)
-    device = pick_device(config.device)
-    images = stream(config.data, size=config.size, channels=config.channels)
-    codec = load_codec(_local(config.codec), scale=config.scale).to(device)
-    return LatentsJob(config, images, codec, _captions(config, images, device, progress), device)
+    """Open and check everything that `encode_latents` needs, before the first image is encoded.
+
+    Under torchrun the processes divide the files of latents; the first writes the list of them.
+    """
+    processes = Processes(config.device)
+    with processes.together():
+        _check_places(config)
+        images = stream(config.data, size=config.size, channels=config.channels)
+        codec = load_codec(_local(config.codec), scale=config.scale).to(processes.device)
+        captions = _captions(config, images, processes.device, progress)
+        if processes.world > 1:
+            processes.compare(_identity(config, images, codec, captions))
+    return LatentsJob(config, images, codec, captions, processes)
+
+
+def _identity(
+    config: LatentsConfig, images: Images, codec: Codec, captions: Captions | None
+) -> JsonObject:
+    """What all processes must have in common."""
+    options = shared_options(config)
+    options = {name: v for name, v in options.items() if name not in ("codec", "text")}
+    return {
+        **options,
+        "codec": codec.digest(),
+        "images": [len(images), *images.shape],
+        "names": sha256_of(images.names),
+        "files": sha256_of(p.relative_to(images.folder).as_posix() for p in images.files)
+        if isinstance(images, Folder)
+        else images.digest(range(len(images))),
+        "text": captions and captions.digest,
+        "captions": captions and captions.digest_of(range(len(images))),
+    }
 
 
 def _check_places(config: LatentsConfig) -> None:

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 
 import torch
 
 from halfstep.batch import batches, Cond
 from halfstep.config.validate import Validated
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.files import read_text
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
+from halfstep.progress import Progress
 
 AT_ONCE = 64
 """Texts that are encoded at once."""
@@ -52,21 +54,28 @@ def in_turn(texts: Sequence[str], numbers: Sequence[int]) -> list[str] | None:
     return [texts[k % len(texts)] for k in numbers] if texts else None
 
 
-def encoded(pipeline: Pipeline, texts: Sequence[str] | None) -> Cond | None:
-    """The conditions of these texts, a row each; a text that occurs twice is encoded once."""
+def encoded(
+    pipeline: Pipeline, texts: Sequence[str] | None, division: Division = ALONE
+) -> Cond | None:
+    """The conditions of these texts, a row each; a text that occurs twice is encoded once.
+
+    division  divides them among processes, which share the text encoder
+    """
     if not texts:
         return None
     distinct = list(dict.fromkeys(texts))
-    parts = [
-        condition(pipeline, len(part), prompts=distinct[part.start : part.stop]) or Cond()
-        for part in batches(range(len(distinct)), AT_ONCE)
-    ]
+    some = (distinct[part.start : part.stop] for part in batches(range(len(distinct)), AT_ONCE))
+    parts = list(division.map(partial(_conditions, pipeline), some))
     place = {text: k for k, text in enumerate(distinct)}
     rows = torch.tensor([place[text] for text in texts])
     named = {name: value[rows] for name, value in reduce(Cond.cat, parts).named().items()}
     return Cond(encoder_hidden_states=named.pop("encoder_hidden_states", None), added={
         name: value for name, value in named.items() if name in pipeline.added
     })  # fmt: skip
+
+
+def _conditions(pipeline: Pipeline, texts: list[str], progress: Progress) -> Cond:
+    return (condition(pipeline, len(texts), prompts=texts) or Cond()).to("cpu")
 
 
 def read_prompts(option: str, typed: tuple[str, ...], path: Path | None) -> tuple[str, ...]:

@@ -1,25 +1,33 @@
 """Draw samples from a teacher, a student or a published model, and write them as pictures."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from halfstep import files
-from halfstep.batch import Cond
+from halfstep.batch import batches, Cond
+from halfstep.config import JsonObject
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Count, CountOrNone, Place, Share, Validated
+from halfstep.division import Division
 from halfstep.errors import ConfigError, NonFinite
+from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import null_condition
-from halfstep.progress import Progress, SILENT
+from halfstep.progress import expected, Progress, SILENT
 from halfstep.report.images.png import save_grid, save_images, save_over, scatter
-from halfstep.training.distributed import pick_device
+from halfstep.training.distributed import Processes
+from halfstep.training.divided import Divided
+from halfstep.workflows.evaluation_inputs import parts_of
 from halfstep.workflows.images import parse_classes, sample_kind, SampleStart, StartOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
+from halfstep.workflows.run_options import shared_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class SampleConfig(Validated):
 class Sampled:
     """Samples that were drawn and written.
 
-    samples  float32 [n, ...], images in [-1, 1]
+    samples  float32 [n, ...], images in [-1, 1]; of several processes the first has them
     images   one PNG a sample; empty if only a grid was written, or samples are no images
     grid     the PNG with all samples; None if samples cannot be shown
     npz      the file of numbers, if asked for
@@ -88,10 +96,12 @@ class SampleJob:
 
     start  images or noise that sampling starts from
     steps  sampler steps of a sample
+    prompts, negative_prompts  conditions of the texts; of several processes the first has them
     """
 
     pipeline: Pipeline
     config: SampleConfig
+    processes: Processes
     start: SampleStart
     steps: int
     labels: list[int] | None
@@ -99,21 +109,45 @@ class SampleJob:
     negative_prompts: Cond | None
 
     def run(self, progress: Progress = SILENT) -> Sampled:
-        """Draw the samples and write them; `NonFinite` if sampling diverges."""
-        config, start = self.config, self.start
-        samples = self.pipeline.sample(
-            start.n, seed=config.seed, steps=config.steps, sampler=config.sampler, labels=self.labels,
-            prompts=self.prompts, negative_prompts=self.negative_prompts,
-            guidance_scale=config.guidance_scale, variance=config.variance,
-            batch=_batch(config, self.pipeline), images=start.images, strength=start.strength,
-            mask=start.mask, noise=start.noise, first=config.first, progress=progress,
-        )  # fmt: skip
+        """Draw the samples, divided among the processes, and write them; `NonFinite` if sampling diverges."""
+        division, samples = Divided(self.processes), list[Tensor]()
+
+        def drawn() -> Sampled:
+            samples.append(self._drawn(division, progress))
+            return replace(self._write(samples[0]), samples=samples[0][:0].clone())
+
+        with self.processes.together():
+            sampled = division.lead(drawn, self)
+        return replace(sampled, samples=samples[0]) if samples else sampled
+
+    def _drawn(self, division: Division, progress: Progress) -> Tensor:
+        parts = batches(range(self.start.n), _batch(self.config, self.pipeline))
+        progress = expected(progress, self.steps * len(parts))
+        texts = (
+            (part, _rows(self.prompts, part), _rows(self.negative_prompts, part)) for part in parts
+        )
+        samples = torch.cat(list(division.map(self._batch, texts, progress)))
         if not bool(samples.isfinite().all()):
             raise NonFinite(
                 "some of the samples are nan or infinite: sampling has diverged; write another "
                 "--guidance-scale, --steps or --sampler"
             )
-        return self._write(samples)
+        return samples
+
+    def _batch(self, texts: tuple[range, Cond | None, Cond | None], progress: Progress) -> Tensor:
+        """One batch of samples, with the conditions of its texts."""
+        (part, prompts, negative), config, start = texts, self.config, self.start
+        rows = slice(part.start, part.stop)
+        images, mask, noise = start.images, start.mask, start.noise
+        return self.pipeline.sample(
+            len(part), seed=config.seed, steps=config.steps, sampler=config.sampler,
+            labels=None if self.labels is None else self.labels[rows],
+            prompts=prompts, negative_prompts=negative,
+            guidance_scale=config.guidance_scale, variance=config.variance, batch=len(part),
+            images=None if images is None else images[rows], strength=start.strength, mask=mask,
+            noise=None if noise is None else noise[rows], first=config.first + part.start,
+            progress=progress,
+        )  # fmt: skip
 
     def _write(self, samples: Tensor) -> Sampled:
         config, out, kind = self.config, self.config.out, sample_kind(self.pipeline)
@@ -143,17 +177,37 @@ def sample(config: SampleConfig, *, progress: Progress = SILENT) -> Sampled:
 
 
 def prepare_sample(config: SampleConfig, *, progress: Progress = SILENT) -> SampleJob:
-    """Read and check everything that `sample` needs, before the first network call."""
-    out = config.out
-    files.check_writable(out.parent if _is_sheet(out) else out, "choose another --out")
-    pipeline = chosen_pipeline(
-        "halfstep sample needs the folder of a pipeline", config.pipeline, config.official,
-        steps=config.steps, net=config.net, diffusers=config.diffusers, size=config.size,
-    )  # fmt: skip
-    if config.size is not None and config.size != pipeline.pixels:
-        pipeline = pipeline.at_size(*config.size)
-    _check_out(pipeline, config)
-    return _job(pipeline.to(pick_device(config.device)), config, progress)
+    """Read and check everything that `sample` needs, before the first network call.
+
+    Under torchrun the processes divide the samples; the first writes them.
+    """
+    out, processes = config.out, Processes(config.device)
+    with processes.together():
+        files.check_writable(out.parent if _is_sheet(out) else out, "choose another --out")
+        pipeline = chosen_pipeline(
+            "halfstep sample needs the folder of a pipeline", config.pipeline, config.official,
+            steps=config.steps, net=config.net, diffusers=config.diffusers, size=config.size,
+        )  # fmt: skip
+        if config.size is not None and config.size != pipeline.pixels:
+            pipeline = pipeline.at_size(*config.size)
+        _check_out(pipeline, config)
+        job = _job(pipeline.to(processes.device), config, processes, progress)
+        if processes.world > 1:
+            processes.compare(_identity(job))
+    return job
+
+
+def _identity(job: SampleJob) -> JsonObject:
+    """What all processes must have in common."""
+    start = job.start
+    tensors = {"images": start.images, "mask": start.mask, "noise": start.noise}
+    given = {name: sha256_of((x,)) for name, x in tensors.items() if x is not None}
+    # Places are compared by what is in them.
+    options = shared_options(job.config)
+    options = {name: v for name, v in options.items() if name not in ("pipeline", "images")}
+    texts = {"prompt": job.config.texts.texts, "negative_prompt": job.config.texts.negative}
+    weights = digest_of(job.pipeline.denoiser)[:16]
+    return {**options, **texts, "weights": weights, **given, "labels": job.labels}
 
 
 def _check_out(pipeline: Pipeline, config: SampleConfig) -> None:
@@ -169,7 +223,9 @@ def _check_out(pipeline: Pipeline, config: SampleConfig) -> None:
         raise ConfigError("numbers need a folder: give one as --out, or leave --npz out")
 
 
-def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> SampleJob:
+def _job(
+    pipeline: Pipeline, config: SampleConfig, processes: Processes, progress: Progress
+) -> SampleJob:
     times = pipeline.grid(config.steps, config.sampler or pipeline.sampler)
     classes = parse_classes(config.labels)
     texts = config.texts
@@ -190,12 +246,24 @@ def _job(pipeline: Pipeline, config: SampleConfig, progress: Progress) -> Sample
     if config.per_class and not texts.texts:
         classes = classes or list(range(count))
     labels = [classes[k % count] for k in chosen] if classes else start.labels
-    prompts = encoded(pipeline, in_turn(texts.texts, chosen) or start.prompts)
-    negative = encoded(pipeline, in_turn(texts.negative, chosen))
-    null_condition(pipeline, start.n, config.guidance_scale, negative)  # refused before sampling
+    given = in_turn(texts.texts, chosen) or start.prompts, in_turn(texts.negative, chosen)
+    division, conditions = Divided(processes), list[Cond | None]()
+
+    def encode() -> None:
+        conditions.extend(encoded(pipeline, each, division) for each in given)
+        # Refused before sampling:
+        null_condition(pipeline, start.n, config.guidance_scale, conditions[1])
+
+    with nullcontext() if pipeline.texts is None else pipeline.texts.on(processes.device):
+        division.lead(encode, *parts_of([pipeline]))
+    prompts, negative = conditions or (None, None)
     pipeline = replace(pipeline, texts=None)  # its encoder leaves memory
     steps = len(start.grid(times, student=bool(pipeline.times))) - 1
-    return SampleJob(pipeline, config, start, steps, labels, prompts, negative)
+    return SampleJob(pipeline, config, processes, start, steps, labels, prompts, negative)
+
+
+def _rows(cond: Cond | None, part: range) -> Cond | None:
+    return None if cond is None else cond[part.start : part.stop]
 
 
 def _batch(config: SampleConfig, pipeline: Pipeline) -> int:

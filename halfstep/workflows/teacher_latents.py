@@ -15,14 +15,17 @@ from halfstep.data.latents.captions import Captions, has_captions, read_captions
 from halfstep.data.latents.dataset import is_latents, open_latents, read_about
 from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import Folder, Images, ImagesInMemory, stream
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
-from halfstep.models.codec import Codec
+from halfstep.models.codec import Codec, on_device
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training.distributed import Processes
+from halfstep.training.divided import Divided
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_repair import LATENTS, refuse_foreign
 from halfstep.workflows.images import model_labels, sample_shape
+from halfstep.workflows.latents import opened_on_first
 from halfstep.workflows.options import DataOptions, EncodingOptions
 from halfstep.workflows.prompts import read_prompts
 
@@ -58,10 +61,14 @@ class TeacherLatents:
         return is_latents(self.folder) and read_about(self.folder)["complete"]
 
     def encode(self, device: str, *, verify: bool = False, progress: Progress = SILENT) -> Latents:
-        """Encode the images that are not encoded yet, by the first process; the text encoders are freed."""
+        """Encode the images that are not encoded yet, divided among the processes; free the text encoders.
+
+        The first process alone compares checksums.
+        """
         processes = Processes(device)
-        processes.run_on_first(lambda: self._write(self.folder, processes.device, progress))
-        return open_latents(self.folder, verify=verify or None)
+        with processes.together():
+            self._write(self.folder, processes.device, Divided(processes), progress)
+            return opened_on_first(self.folder, verify or None, processes)
 
     @contextmanager
     def rehearsed(self, device: str) -> Iterator[Latents]:
@@ -73,22 +80,21 @@ class TeacherLatents:
             self, images=_first(self.images), captions=self.captions and self.captions[:FEW]
         )
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            some._write(Path(folder), Processes(device).device, SILENT)
+            some._write(Path(folder), Processes(device).device, ALONE, SILENT)
             few = open_latents(folder)
             yield _Few(**vars(few), total=len(self.images))
 
-    def _write(self, folder: Path, device: torch.device, progress: Progress) -> None:
+    def _write(
+        self, folder: Path, device: torch.device, division: Division, progress: Progress
+    ) -> None:
         texts, captions = self.teacher.texts, None
         if self.captions is not None and texts is not None:
             captions = Captions(texts, self.captions, texts.digest())
-        if isinstance(self.codec, torch.nn.Module):
-            self.codec.to(device)
-        write_latents(
-            self.images, self.codec, folder, layout=Layout(mirror=self.flip), captions=captions,
-            batch=self.batch, device=device, progress=progress,
-        )  # fmt: skip
-        if isinstance(self.codec, torch.nn.Module):
-            self.codec.to("cpu")
+        with on_device(self.codec, device):
+            write_latents(
+                self.images, self.codec, folder, layout=Layout(mirror=self.flip), captions=captions,
+                batch=self.batch, device=device, division=division, progress=progress,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,14 @@
 from tests.mutants.mutant import of
 
 MUTANTS = (
+    *of(
+        "training/divided",
+        "training/divided",
+        ("progress.advance(steps)", "pass"),
+        ("results[: len(dealt)]", "results[:1]"),
+        ("obj.nbytes < obj", "obj.nbytes > obj"),
+        ("if error is not None:", "if False:"),
+    ),
     *of("training/api", "methods/diffusion/clipped_targets", ("if not stage.clips:", "if False:")),
     *of(
         "training/stage_record",

@@ -4,6 +4,19 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "workflows/sample",
+        "workflows/divided",
+        ("first=config.first + part.start", "first=config.first"),
+        ("cond[part.start : part.stop]", "cond[: len(part)]"),
+        ("else noise[rows]", "else noise[: len(part)]"),
+        ("else images[rows]", "else images[: len(part)]"),
+    ),
+    *of(
+        "evaluation/sample_sets",
+        "workflows/divided",
+        ("math.lcm(self.batch, self.features.batch)", "self.batch"),
+    ),
+    *of(
         "workflows/diffusers_proof",
         "workflows/export_diffusers",
         ("if not difference <= NEAR:", "if False:"),

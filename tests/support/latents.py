@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,9 @@ class TinyTexts:
 
     def encode(self, texts):
         return torch.stack([torch.randn(5, 4, generator=seeded(len(text))) for text in texts])
+
+    def on(self, device):
+        return nullcontext()
 
     def release(self):
         pass

@@ -8,6 +8,7 @@ import torch
 
 from halfstep.errors import ConfigError
 from halfstep.progress import SILENT
+from halfstep.training.distributed import Processes
 from halfstep.workflows.prompts import encoded, in_turn, PromptOptions
 from halfstep.workflows.sample import _job, SampleConfig
 from tests.support.conditions import named_pipeline, Words
@@ -71,7 +72,7 @@ def test_the_text_encoder_leaves_memory_before_sampling(tmp_path):
     texts = PromptOptions(prompt=("a", "bc"), negative_prompt=("no",))
     config = SampleConfig(out=tmp_path, n=3, npz=True, texts=texts, **options)
     expected = pipe.sample(3, prompts=["a", "bc", "a"], negative_prompts="no", **options)
-    encoder, job = ref(pipe.texts), _job(pipe, config, SILENT)
+    encoder, job = ref(pipe.texts), _job(pipe, config, Processes("cpu"), SILENT)
     del pipe
     gc.collect()
     assert encoder() is None and job.pipeline.texts is None
@@ -81,4 +82,4 @@ def test_the_text_encoder_leaves_memory_before_sampling(tmp_path):
 def test_negative_prompts_without_guidance_are_refused_before_sampling(tmp_path):
     config = SampleConfig(out=tmp_path, texts=PromptOptions(negative_prompt=("no",)))
     with pytest.raises(ConfigError, match="guidance is off"):
-        _job(named_pipeline(), config, SILENT)
+        _job(named_pipeline(), config, Processes("cpu"), SILENT)

@@ -8,6 +8,7 @@ space around a caption are ignored.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,10 @@ class Captions:
     def digest_of(self, rows: range) -> str:
         """A digest of these images' captions."""
         return sha256_of(repr(tuple(self.of[k])) for k in rows)
+
+    def on(self, device: torch.device | str) -> AbstractContextManager[None]:
+        """Inside it the text encoder is on this device."""
+        return nullcontext() if self.texts is None else self.texts.on(device)
 
     def free_encoder(self) -> None:
         """Free the text encoder."""

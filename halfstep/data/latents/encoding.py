@@ -5,7 +5,7 @@ interruption the same call goes on at the first missing shard.  Batches are cut 
 resumed run has the same batches as an uninterrupted one, and its files are the same to the bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ from halfstep.data.latents.resume import (
     same_images,
 )
 from halfstep.data.latents.shards import Entry, whole, written
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Codec
 from halfstep.progress import Progress, SILENT
 
-Write = Callable[[Path, range, Entry | None], Entry]
-"""(path, rows, earlier entry) -> entry: writes the file of these images."""
+_File = tuple[str, range, Entry | None]
+"""Name and images of a file, and its earlier entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,14 @@ def write_latents(
     captions: Captions | None = None,
     batch: int = 64,
     device: torch.device | str = "cpu",
+    division: Division = ALONE,
     progress: Progress = SILENT,
 ) -> bool:
-    """Encode the images, and with `captions` their texts, into `out`; returns whether anything was missing.
+    """Encode the images, and with `captions` their texts, into `out`; return whether anything was missing.
 
     batch     images at a time
     device    the device of codec and texts
+    division  divides the files among processes, which all call this function
     progress  advances with every image, at once for those that were encoded before
     """
     if batch < 1:
@@ -81,9 +84,17 @@ def write_latents(
         )
     if isinstance(codec, nn.Module):
         codec.eval()
-    with alone(out, progress.note), torch.inference_mode():
-        work = _Work(images, codec, out, layout or Layout(), captions, batch, device, progress)
-        return work.run()
+    work = _Work(images, codec, out, layout or Layout(), captions, batch, device)
+
+    def run() -> bool:
+        with alone(out, progress.note):
+            return work.run(division, progress)
+
+    with torch.inference_mode():
+        missing = division.lead(run, work)
+    if captions is not None:
+        captions.free_encoder()
+    return missing
 
 
 @dataclass(frozen=True)
@@ -97,34 +108,30 @@ class _Work:
     captions: Captions | None
     batch: int
     device: torch.device | str
-    progress: Progress
 
-    def run(self) -> bool:
+    def run(self, division: Division, progress: Progress) -> bool:
         """Write the missing files in order, all texts before the images; returns whether any was missing.
 
         The text encoder leaves memory before the first image is encoded.
         """
         about, worked = self._resume(), False
         entries = {entry["file"]: entry for entry in [*about["shards"], *about["contexts"]]}
-        self.progress.expect(len(self.images))
-        kinds: list[tuple[str, Write]] = [("shard", self._moments)]
-        if self.captions is not None:
-            kinds.insert(0, ("context", self._states))
-        for kind, write in kinds:
+        progress.expect(len(self.images))
+        for kind in ("shard",) if self.captions is None else ("context", "shard"):
+            files = list[_File]()
             for k, rows in enumerate(self._ranges()):
                 name = f"{kind}-{k:05d}.npy"
-                if name in entries and (self.out / name).exists():
-                    if kind == "shard":
-                        self.progress.advance(len(rows))
-                    continue
+                if name not in entries or not (self.out / name).exists():
+                    files.append((name, rows, entries.get(name)))
+                elif kind == "shard":
+                    progress.advance(len(rows))
+            for entry in division.map(self._written, files, progress):
                 worked, about["complete"] = True, False
-                entries[name] = write(self.out / name, rows, entries.get(name))
-                files = sorted(entries, key=lambda file: (len(file), file))
-                about["shards"] = [entries[file] for file in files if file.startswith("shard")]
-                about["contexts"] = [entries[file] for file in files if file.startswith("context")]
+                entries[entry["file"]] = entry
+                names = sorted(entries, key=lambda file: (len(file), file))
+                about["shards"] = [entries[file] for file in names if file.startswith("shard")]
+                about["contexts"] = [entries[file] for file in names if file.startswith("context")]
                 storage.write_json(self.out / ABOUT, about)
-            if self.captions is not None:
-                self.captions.free_encoder()
         missing = [entry for entry in about["others"] if not (self.out / entry["file"]).exists()]
         if worked or missing or not about["complete"]:
             self._complete(about)
@@ -137,7 +144,17 @@ class _Work:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def _moments(self, path: Path, rows: range, before: Entry | None) -> Entry:
+    def _written(self, file: _File, progress: Progress) -> Entry:
+        """Write a file of these images."""
+        name, rows, before = file
+        if self.captions is not None and name.startswith("context"):
+            with self.captions.on(self.device):
+                return self._states(self.captions, self.out / name, rows)
+        if self.captions is not None:
+            self.captions.free_encoder()
+        return self._moments(self.out / name, rows, before, progress)
+
+    def _moments(self, path: Path, rows: range, before: Entry | None, progress: Progress) -> Entry:
         views, dtype = 1 + self.layout.mirror, torch.float16 if self.layout.half else torch.float32
         source = ImagesDigest()
 
@@ -146,7 +163,7 @@ class _Work:
                 both = [images, images.flip(-1)][:views]
                 moments = torch.stack([self.codec.moments(x.to(self.device)) for x in both], 1)
                 yield _stored(moments, dtype, "moments", "leave --half out")
-                self.progress.advance(len(images))
+                progress.advance(len(images))
             # The file still has its temporary name, so the last batch is compared too.
             if before is not None and before["source"] != source.digest:
                 raise other_images(self.out, f"the images of {path.name} have changed")
@@ -156,14 +173,13 @@ class _Work:
         entry |= {"source": source.digest, "stamp": source.stamp}
         return entry
 
-    def _states(self, path: Path, rows: range, before: Entry | None) -> Entry:
-        assert self.captions is not None
-        chosen = self.captions.chosen(rows)
+    def _states(self, captions: Captions, path: Path, rows: range) -> Entry:
+        chosen = captions.chosen(rows)
         lows = range(0, len(chosen), self.batch)
-        parts = (self.captions.packed(chosen[low : low + self.batch]) for low in lows)
-        shape = len(chosen), bytes_of(formats_of(self.captions.null))
+        parts = (captions.packed(chosen[low : low + self.batch]) for low in lows)
+        shape = len(chosen), bytes_of(formats_of(captions.null))
         entry = written(path, shape, torch.uint8, parts)
-        entry["source"] = self.captions.digest_of(rows)
+        entry["source"] = captions.digest_of(rows)
         return entry
 
     def _complete(self, about: About) -> None:
@@ -182,6 +198,9 @@ class _Work:
 
     def _resume(self) -> About:
         """latents.json of the folder, if it has the same identity; a new one in a folder without shards."""
+        if self.captions is not None:
+            with self.captions.on(self.device):
+                _ = self.captions.null  # made once
         identity = self._identity()
         about = read_about(self.out) if is_latents(self.out) else None
         if about is None or not (about["shards"] or about["contexts"]):

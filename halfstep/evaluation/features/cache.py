@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,27 +11,32 @@ from torch import Tensor
 
 from halfstep import files, storage
 from halfstep.data import Data
+from halfstep.division import ALONE, Division
 from halfstep.errors import CheckpointError
 from halfstep.evaluation.features.registry import Features
 from halfstep.identity import sha256_of
 from halfstep.pixels import as_floats
+from halfstep.progress import Progress
 from halfstep.version import __version__
 
 CHUNK = 1024
 
 
-def data_features(features: Features, data: Data | Tensor, *, cache: Path | None) -> Tensor:
+def data_features(
+    features: Features, data: Data | Tensor, *, cache: Path | None, division: Division = ALONE
+) -> Tensor:
     """Features of a whole data set, float64 [N, D], read from the cache if it has them.
 
     data   a data set, or images [N, C, H, W], float in [-1, 1] or uint8; the same images share an entry
     cache  the folder, such as `cache_folder()`; None disables the cache
+    division  divides them among processes, which share the features
 
     The key of an entry contains the bytes of the images, the weights of the network, its preprocessing and
     the version of halfstep.  Damaged entries and features without a digest are computed again; a cache that
     cannot be written is skipped.
     """
     if cache is None or not features.digest:
-        return _computed(features, data)
+        return _computed(features, data, division)
     about = {
         "data": fingerprint(data),
         "network": features.digest,
@@ -43,7 +49,7 @@ def data_features(features: Features, data: Data | Tensor, *, cache: Path | None
         tensors, stored = storage.load(stem)
         if stored == about and set(tensors) == {"features"}:
             return tensors["features"].double()
-    computed = _computed(features, data)
+    computed = _computed(features, data, division)
     with suppress(CheckpointError, OSError):
         files.make_folder(cache)
         storage.save(stem, {"features": _smallest(computed)}, about)
@@ -62,8 +68,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "halfstep"
 
 
-def _computed(features: Features, data: Data | Tensor) -> Tensor:
-    return torch.cat([features(part) for part in _parts(data)])
+def _computed(features: Features, data: Data | Tensor, division: Division) -> Tensor:
+    return torch.cat(list(division.map(partial(_of_part, features), _parts(data))))
+
+
+def _of_part(features: Features, part: Tensor, progress: Progress) -> Tensor:
+    return features(part)
 
 
 def _parts(data: Data | Tensor) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from halfstep.batch import batches, Cond
 from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of
 from halfstep.diffusion.schedules import arriving
 from halfstep.diffusion.time_grids import checked, Times
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
 from halfstep.methods.diffusion.progressive import on_grid, two_step_target
@@ -102,22 +103,43 @@ def grid_cost(
     labels: list[int] | None = None,
     guidance_scale: float = 1.0,
     batch: int = 256,
+    division: Division = ALONE,
     progress: Progress = SILENT,
 ) -> Interval:
     """The error of a grid half as fine: the teacher's N DDIM steps against its 2N.
 
     teacher  the undistilled teacher, so that the error is the grid's alone
     times    the finer grid, 2N + 1 times; the coarser has every other time, as a student's does
+    division divides the samples among processes
     """
     steps = _even(times) // 2
     both, counts = teacher.on_grids(times, times[::2]), (steps, 2 * steps)
+    both.check_counts(n, seed=seed, batch=batch)
     progress = expected(progress, sum(counts) * len(batches(range(n), batch)))
-    draw = partial(
-        both.sample, n, seed=seed, labels=labels, guidance_scale=guidance_scale, batch=batch,
-        latents=True, progress=progress,  # latents, as `learning_error` measures
-    )  # fmt: skip
-    coarse, fine = (draw(steps=k) for k in counts)
+    draw = partial(_latents, both, seed=seed, labels=labels, guidance_scale=guidance_scale)
+    coarse, fine = (
+        torch.cat(list(division.map(partial(draw, steps=k), batches(range(n), batch), progress)))
+        for k in counts
+    )
     return paired_rmse(coarse, fine)
+
+
+def _latents(
+    pipeline: Pipeline,
+    rows: range,
+    progress: Progress,
+    *,
+    steps: int,
+    seed: int,
+    labels: list[int] | None,
+    guidance_scale: float,
+) -> Tensor:
+    """One batch of samples, latents not decoded, as `learning_error` measures."""
+    return pipeline.sample(
+        len(rows), first=rows.start, seed=seed, steps=steps, guidance_scale=guidance_scale,
+        labels=None if labels is None else labels[rows.start : rows.stop], batch=len(rows),
+        latents=True, progress=progress,
+    )  # fmt: skip
 
 
 def learning_error(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import batches, Cond
+from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.fidelity import paired_rmse
@@ -45,6 +46,14 @@ class Originals:
             cond,
         )
 
+    def __getitem__(self, rows: slice) -> "Originals":
+        """These images."""
+        return Originals(
+            self.images[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.texts is None else self.texts[rows],
+        )
+
 
 def reconstructed(
     encoder: Pipeline,
@@ -54,23 +63,29 @@ def reconstructed(
     steps: int,
     back: int,
     batch: int = 256,
+    division: Division = ALONE,
     progress: Progress = SILENT,
 ) -> Tensor:
     """Encode images in `steps` and decode them in `back` DDIM steps; float32."""
     parts = batches(range(len(originals.images)), batch)
     progress = expected(progress, (steps + back) * len(parts))
+    act = partial(_again, encoder, decoder, steps, back)
+    some = (originals[part.start : part.stop] for part in parts)
+    return torch.cat(list(division.map(act, some, progress)))
+
+
+def _again(
+    encoder: Pipeline, decoder: Pipeline, steps: int, back: int, some: Originals, progress: Progress
+) -> Tensor:
+    """One batch of images, encoded and decoded."""
+    batch = len(some.images)
     noise = encoder.encode(
-        originals.images,
-        steps=steps,
-        guidance_scale=_scale(encoder),
-        batch=batch,
-        progress=progress,
-        labels=originals.labels,
-        prompts=originals.texts,
-    )
+        some.images, steps=steps, guidance_scale=_scale(encoder), batch=batch, progress=progress,
+        labels=some.labels, prompts=some.texts,
+    )  # fmt: skip
     return decoder.sample(
-        len(noise), steps=back, sampler="ddim", guidance_scale=_scale(decoder), noise=noise, batch=batch,
-        labels=originals.labels, prompts=originals.texts, progress=progress,
+        batch, steps=back, sampler="ddim", guidance_scale=_scale(decoder), noise=noise, batch=batch,
+        labels=some.labels, prompts=some.texts, progress=progress,
     )  # fmt: skip
 
 
@@ -81,6 +96,7 @@ def reconstructions(
     *,
     full: int,
     batch: int = 256,
+    division: Division = ALONE,
     progress: Progress = SILENT,
 ) -> tuple[list[EncoderRow], list[tuple[str, Tensor]]]:
     """The reconstruction error of every encoder, and its images decoded at full steps.
@@ -98,8 +114,9 @@ def reconstructions(
     progress = expected(progress, steps_of_all * len(parts))
     for name, role, encoder, steps, backs in plan:
         again = partial(
-            reconstructed, encoder, teacher, originals, steps=steps, batch=batch, progress=progress
-        )
+            reconstructed, encoder, teacher, originals, steps=steps, batch=batch, division=division,
+            progress=progress,
+        )  # fmt: skip
         x, *others = [again(back=back) for back in backs]
         error = paired_rmse(originals.images, x)
         same: Interval | None = error

@@ -1,0 +1,150 @@
+"""Commands of several processes: forked from one program, so that torch is imported once; or threads.
+
+`python -m tests.support.group WORLD FOLDER COMMANDS` types each command (JSON) in WORLD gloo processes.
+"""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from halfstep.errors import HalfstepError
+from halfstep.training.peers import refuse_different
+
+ROOT = Path(__file__).parents[2]
+
+
+def typed(folder, *commands, world=2):
+    """The exit statuses, outputs and errors of each process that was typed these commands in a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.group", str(world), str(folder), words],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(Path(folder, f"done-{rank}.json").read_text()) for rank in range(world)]
+
+
+def main(world, folder, words):
+    """Fork the processes, and wait for all."""
+    import accelerate  # noqa: F401
+    import torch.distributed.nn.functional  # noqa: F401
+
+    import halfstep.workflows.evaluate
+    import halfstep.workflows.latents
+    import halfstep.workflows.sample  # noqa: F401
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.chdir(folder)
+    children = []
+    for rank in range(world):
+        if not (pid := os.fork()):
+            _one(rank, json.loads(words))
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+
+
+def _one(rank, commands):
+    from halfstep.cli import main as cli
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}-{rank}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+    warnings.simplefilter("error")
+    statuses = []
+    try:
+        for command in commands:
+            statuses.append(cli(command))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        out, err = (Path(f"{name}-{rank}").read_text() for name in ("out", "err"))
+        result = {"status": statuses, "out": out, "err": err}
+        Path(f"done-{rank}.json").write_text(json.dumps(result))
+        try:
+            atexit._run_exitfuncs()
+        finally:
+            os._exit(0)
+
+
+class _Member:
+    """`Processes` of a thread: what `Divided` and the workflows call."""
+
+    def __init__(self, rank, world, barrier, slots):
+        self.rank, self.world, self.device = rank, world, torch.device("cpu")
+        self._barrier, self._slots = barrier, slots
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+    def _exchange(self, value):
+        """The values of all."""
+        self._slots[self.rank] = value
+        self._barrier.wait(20)
+        values = list(self._slots)
+        self._barrier.wait(20)
+        return values
+
+    def deal(self, values):
+        return self._exchange(values)[0][self.rank]
+
+    def collect(self, value):
+        values = self._exchange(value)
+        return values if self.first else []
+
+    def compare(self, values):
+        refuse_different(self._exchange(values))
+
+    def together(self):
+        return nullcontext()
+
+    def run_on_first(self, act):
+        result, error = None, None
+        if self.first:
+            try:
+                result = act()
+            except Exception as raised:
+                error = raised
+        result, error = self._exchange((result, error))[0]
+        if error is not None:
+            raise error if self.first or isinstance(error, HalfstepError) else HalfstepError(error)
+        return result
+
+
+def in_threads(act, world=2):
+    """What `act(processes)` returns or raises in each of several threads that stand for processes."""
+    barrier, slots, results = threading.Barrier(world), [None] * world, [None] * world
+
+    def run(rank):
+        try:
+            results[rank] = act(_Member(rank, world, barrier, slots))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "one of them waits for ever"
+    return results
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
