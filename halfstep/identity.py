@@ -24,5 +24,10 @@ def sha256_of(parts: Iterable[str | Tensor | None]) -> str:
 
 
 def digest_of(net: nn.Module) -> str:
-    """sha256 of a network's class name, and of its weights and buffers with their names."""
-    return sha256_of((type(net).__name__, *chain.from_iterable(sorted(net.state_dict().items()))))
+    """sha256 of a network's class name, and of its weights and buffers with their names.
+
+    And of the weights that a LoRA shares: its `base_digest`.
+    """
+    bases = [part.base_digest for part in net.modules() if hasattr(part, "base_digest")]
+    named = chain.from_iterable(sorted(net.state_dict().items()))
+    return sha256_of((type(net).__name__, *named, *map(str, bases)))

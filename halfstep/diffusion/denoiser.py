@@ -134,9 +134,8 @@ class Denoiser(nn.Module):
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
         weight = next(self.net.parameters(), x_t)
-        dtype = getattr(
-            self.net, "input_dtype", weight.dtype
-        )  # where weights are stored in another
+        # Of a LoRA its base's; of weights that are stored in half precision, the dtype before.
+        dtype = getattr(self.net, "input_dtype", weight.dtype)
         # Times keep float32 at least: in bfloat16, 1000 is 4 off.
         time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
         with precision:

@@ -182,6 +182,8 @@ class Method:
 
     gated: ClassVar[bool] = True
     """Whether the students sample in fewer steps, so that a quality gate may end the run."""
+    keeps_network: ClassVar[bool] = True
+    """Whether the students have the teacher's network, so that they can be LoRAs of it."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """The stages in order, with their time grids."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from halfstep.diffusion.denoiser import Denoiser
+from halfstep.models.lora import LoraNet
 
 M = TypeVar("M", bound=nn.Module)
 CAST = (
@@ -33,13 +34,16 @@ def store_frozen(networks: Iterable[nn.Module]) -> None:
         if not isinstance(part, Denoiser) or part.autocast is None:
             continue
         if not any(p.requires_grad for p in part.net.parameters()):
-            store_weights(part.net, part.autocast)
+            # Of a LoRA with its base, which has the student's adapter too.
+            net = part.net.base.net if isinstance(part.net, LoraNet) else part.net
+            store_weights(net, part.autocast)
 
 
 def store_weights(net: nn.Module, dtype: torch.dtype) -> None:
     """Store the weights of linear layers and convolutions in this dtype, in place; `input_dtype` stays.
 
-    Weights that another kind of layer shares, as a tied embedding does, and those in float64, stay.
+    Weights that another kind of layer shares, as a tied embedding does, those that are trained, and those in
+    float64, stay.
     """
     first = next(net.parameters(), None)
     if first is not None and not hasattr(net, "input_dtype"):
@@ -52,6 +56,8 @@ def store_weights(net: nn.Module, dtype: torch.dtype) -> None:
     for layer in layers:
         for name, weight in layer._parameters.items():
             if weight is None or weight.dtype != torch.float32 or id(weight) in shared:
+                continue
+            if weight.requires_grad:
                 continue
             if id(weight) not in cast:
                 cast[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)

@@ -8,7 +8,7 @@ the student (the new one).
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -23,6 +23,7 @@ from halfstep.config import JsonObject
 from halfstep.config.validate import Count, Validated
 from halfstep.diffusion.denoiser import Denoiser, not_trained
 from halfstep.errors import ConfigError
+from halfstep.identity import digest_of
 from halfstep.models.diffusers_net import DiffusersNet
 from halfstep.quiet import quietly
 from halfstep.rng import fork_rng, key
@@ -49,13 +50,15 @@ class LoraBase:
 
     net   of its layers those that are frozen get no adapter
     rank  of every adapter
+    digest  of the network and what is around it, by default `digest_of` the network
     """
 
-    def __init__(self, net: nn.Module, rank: int):
+    def __init__(self, net: nn.Module, rank: int, digest: str = ""):
         if getattr(net, "quantised", None):
             raise ConfigError("this network is int8 and cannot be trained: give its float original")
-        self.rank, self.frozen = rank, not_trained(net)
+        self.rank, self.frozen, self.digest = rank, not_trained(net), digest or digest_of(net)
         self.dtype = next(net.parameters(), torch.empty(0)).dtype
+        self._dtypes = {p.dtype for p in net.parameters()}
         memo: dict[int, Any] = {id(t): t for t in chain(net.parameters(), net.buffers())}
         self.net = copy.deepcopy(net, memo).eval().requires_grad_(False)
         layers = adaptable(self.net, self.frozen)
@@ -104,6 +107,13 @@ class LoraBase:
         for layer in self._layers:
             layer.delete_adapter(name)
 
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The weights of the network, without adapters."""
+        pairs = [pair for layer in self._layers for pair in (layer.lora_A, layer.lora_B)]
+        adapters = {id(p) for pair in pairs for p in pair.parameters()}
+        return [p for p in self.net.parameters() if id(p) not in adapters]
+
     def parts(self, name: str) -> nn.Module:
         """The adapter's layers, as a tree with the names of the network's."""
         root = nn.Module()
@@ -139,6 +149,11 @@ class LoraBase:
 
     def plain_copy(self) -> nn.Module:
         """A copy of the network without adapters, on its own weights."""
+        if {p.dtype for p in self.weights} - self._dtypes:
+            raise ConfigError(
+                "the base of this LoRA is stored in half precision, as it was trained: load the stage in the "
+                "folder of its run, whose weights are in float32"
+            )
         net = copy.deepcopy(self.net)
         for path in self.paths:
             parent, _, leaf = path.rpartition(".")
@@ -172,6 +187,11 @@ class LoraNet(nn.Module):
         return self._base[0]
 
     @property
+    def base_digest(self) -> str:
+        """The base's share of `digest_of` this network."""
+        return self.base.digest
+
+    @property
     def input_dtype(self) -> torch.dtype:
         """The dtype that the network takes samples in."""
         return self.base.dtype
@@ -190,7 +210,7 @@ class LoraNet(nn.Module):
 
     def merged(self) -> nn.Module:
         """The network with the adapter in its weights, without LoRA layers; a copy."""
-        net = self.base.plain_copy().to(self.input_dtype)
+        net = self.base.plain_copy()
         merge(net, self.tensors(), "this adapter")
         return net
 
@@ -214,6 +234,13 @@ class LoraNet(nn.Module):
             if name.startswith("_"):
                 raise
             return getattr(self.base.net, name)
+
+
+def shared_weights(networks: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The weights that LoRAs share, which are no parameters of theirs; each once."""
+    parts = chain.from_iterable(net.modules() for net in networks)
+    weights = [p for part in parts if isinstance(part, LoraNet) for p in part.base.weights]
+    return list({id(p): p for p in weights}.values())
 
 
 def plain_denoiser(denoiser: Denoiser) -> Denoiser:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from halfstep import storage
 from halfstep.config import JsonObject
+from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import CheckpointError
+from halfstep.identity import sha256_of
 from halfstep.models import recipe
 from halfstep.models.diffusers_config import class_name_of
 from halfstep.models.lora import A, B, LoraNet
@@ -76,6 +78,14 @@ def lora_of(folder: Path, tensors: Mapping[str, Tensor], about: JsonObject) -> L
     in_run = lora["base"] == BASE
     place = str(folder.absolute().parents[1] / "base") if in_run else lora["base"]
     return LoraFile(named, lora["rank"], component, place, lora["digest"], in_run)
+
+
+def digest_of_adapter(lora: LoraFile) -> str:
+    """`digest_of` the denoiser of a student in its run, with its adapter unmerged."""
+    parts: list[str | Tensor] = [Denoiser.__name__]
+    for name, value in sorted(lora.tensors.items()):
+        parts += [f"net.adapter.{name}", value]
+    return sha256_of([*parts, lora.digest])
 
 
 def component_of(build: str) -> str:

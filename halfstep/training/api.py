@@ -26,6 +26,7 @@ from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.diffusion.guided import at_any_scale
 from halfstep.models.half_storage import on_same_weights
 from halfstep.models.hooks import unwrap
+from halfstep.models.lora import Lora, plain_denoiser
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import digest_of_defaults
@@ -41,6 +42,7 @@ from halfstep.training.checks.teacher import (
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import GateConfig
+from halfstep.training.lora_run import check_lora, LoraRun
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.stages import load_weights, run_stages, RunOptions
 from halfstep.training.trainable import code_of_net
@@ -63,6 +65,7 @@ def train(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
     """
+    pipeline = _merged(pipeline)
     method, run = method or Denoising(), _PipelineRun.on(pipeline, training, job)
     options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
     stages = stages_to_train(method, pipeline, run.denoiser(pipeline).trainable_copy())
@@ -79,16 +82,20 @@ def distill(
     method: Method,
     training: TrainingConfig | None = None,
     gate: GateConfig | None = None,
+    lora: Lora | None = None,
     job: RunOptions | None = None,
 ) -> Pipeline:
     """Distil a teacher into the run folder `out`; returns the last student.
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
 
+    lora  trains an adapter of the teacher's network in place of all weights, which are in memory once.
+          Stages in `out` hold the adapter alone; loaded, or saved elsewhere, a student is merged.  The
+          base of the student that is returned stays as it was trained, in half precision if `training` is
     gate  ends the run when a student is too much worse, such as `halfstep.QualityGate()`: `RunFolder` has
           the best student and the gate's decisions
     """
-    method = validate("method", method, Method)
+    method, teacher = validate("method", method, Method), _merged(teacher)
     method.check(teacher)
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     run = _PipelineRun.on(teacher, training, job)
@@ -96,17 +103,25 @@ def distill(
     if method.needs_data:  # other methods make the first stage before data are read
         read = run.read(teacher, data)
         method = resolve(method, teacher, read, out)
-    options = {**options_of(method), "teacher": digest_of(teacher.denoiser)[:16]}
+    digest = digest_of(teacher.denoiser)
+    options = {**options_of(method), "teacher": digest[:16]}
+    if lora is not None:
+        check_lora(method, teacher)
+        options["lora_rank"] = lora.rank
+        run = replace(run, lora=LoraRun(lora, digest))
     plan = method.plan(teacher)
     with fork_rng(), _frozen(teacher.denoiser.net):
-        stages = _with_first_made(stages_of(method, teacher, run.denoiser(teacher).freeze()))
+        stages = _with_first_made(stages_of(method, teacher, run.teacher(teacher)))
         if read is None:
             read = run.read(teacher, data)
         if gate is not None:
             run = run.gated(gate, teacher, read, out, method)
+        begin = partial(run.lora.begin, [teacher]) if run.lora else _nothing
         del teacher  # not needed from the second stage on
         source = spec_of(data)
-        return run.train(f"distill {verb}", stages, options, read, out, plan, source=source)
+        return run.train(
+            f"distill {verb}", stages, options, read, out, plan, source=source, begin=begin
+        )
 
 
 @contextmanager
@@ -124,11 +139,22 @@ def _frozen(net: nn.Module) -> Iterator[None]:
             thaw(back)
 
 
-def refuse_teacher(method: Method, teacher: Pipeline) -> None:
+def refuse_teacher(method: Method, teacher: Pipeline, lora: Lora | None = None) -> None:
     """Raise the method's `ConfigError` for a teacher before data are read."""
     method.check(teacher)
+    if lora is not None:
+        check_lora(method, teacher)
     method = method.resolve(teacher, None)
     next(stages_of(method, teacher, copy(teacher.denoiser)))
+
+
+def _merged(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with a plain network, of a student that `distill` returned with its LoRA."""
+    return replace(pipeline, denoiser=plain_denoiser(pipeline.denoiser))
+
+
+def _nothing(folder: Path) -> None:
+    pass
 
 
 def resolve(
@@ -186,6 +212,7 @@ class _PipelineRun:
     training: TrainingConfig
     job: RunOptions
     processes: Processes
+    lora: LoraRun | None = None
 
     @classmethod
     def on(
@@ -238,6 +265,11 @@ class _PipelineRun:
         """The dtype of the networks' arithmetic; None for their own."""
         return AUTOCAST[self.training.precision]
 
+    def teacher(self, pipeline: Pipeline) -> Denoiser:
+        """The pipeline's denoiser for this run, frozen; of a LoRA with its adapters off."""
+        denoiser = self.denoiser(pipeline).freeze()
+        return denoiser if self.lora is None else self.lora.teacher(denoiser)
+
     def pipeline(self, stage: Stage) -> Pipeline:
         """The pipeline of a stage's student, which samples on the stage's grid."""
         changes: JsonObject = {}
@@ -255,13 +287,14 @@ class _PipelineRun:
         return self.rebuild(denoiser=unwrap(stage.student), **changes)
 
     def _passes_gate(self, student: Pipeline) -> bool:
-        """Call the gate with the student as it will be loaded, in float32."""
+        """Call the gate with the student as it will be loaded, in float32; a LoRA as it is trained."""
         if self.job.gate is None:
             return True
         # With modules of its own where the student's weights will be stored in half precision.
-        kept = self.autocast is not None
+        kept = self.autocast is not None and self.lora is None
         denoiser = on_same_weights(student.denoiser) if kept else copy(student.denoiser)
-        denoiser.autocast = None
+        if self.lora is None:
+            denoiser.autocast = None
         return self.job.gate(replace(student, denoiser=denoiser))
 
     def train(
@@ -274,12 +307,14 @@ class _PipelineRun:
         plan: Sequence[StagePlan] = (),
         *,
         source: str | None,
+        begin: Callable[[Path], None] = _nothing,
     ) -> Pipeline:
         """Train the stages; return the pipeline of the last student."""
         last: list[Pipeline] = []
+        files: LoraRun | _Whole = self.lora or _Whole()
 
         def read(stage: Stage, folder: Path) -> None:
-            load_weights(unwrap(stage.student), folder / "pipeline")
+            files.read(unwrap(stage.student), folder)
             last[:] = [self.pipeline(stage)]
 
         run_stages(
@@ -293,13 +328,34 @@ class _PipelineRun:
             self.processes,
             plan=plan,
             source=source,
-            write=lambda stage, folder: self.pipeline(stage).save(folder),
+            write=lambda stage, folder: files.write(self.pipeline(stage), folder),
             read=read,
             gate=lambda stage: self._passes_gate(last[0]),
-            check=lambda student: refuse_changed_net(student.net),  # type: ignore[arg-type]
+            check=files.check,
+            begin=begin,
         )
-        last[0].denoiser.eval().autocast = None  # as it is when it is loaded
+        last[0].denoiser.eval()
+        if (
+            self.lora is None
+        ):  # as it is when it is loaded; of a LoRA the base is stored in half precision
+            last[0].denoiser.autocast = None
         return last[0]
+
+
+class _Whole:
+    """How the stages of a run are written and read whose students have weights of their own."""
+
+    @staticmethod
+    def write(student: Pipeline, folder: Path) -> None:
+        student.save(folder)
+
+    @staticmethod
+    def read(student: nn.Module, folder: Path) -> None:
+        load_weights(student, folder / "pipeline")
+
+    @staticmethod
+    def check(student: nn.Module) -> None:
+        refuse_changed_net(student.net)  # type: ignore[arg-type]
 
 
 def _with_first_made(stages: Iterator[Stage]) -> Iterator[Stage]:

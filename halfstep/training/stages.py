@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -78,6 +79,7 @@ def run_stages(
     read: Callable[[Stage, Path], None],
     gate: Callable[[Stage], bool] = lambda stage: True,
     check: Check = refuse_wrapped,
+    begin: Callable[[Path], None] = lambda folder: None,
 ) -> nn.Module:
     """Train these stages in the run folder `out`, and return the last student.
 
@@ -87,6 +89,7 @@ def run_stages(
     write, read  save and load a stage's student
     gate         called after each stage; False ends the run
     check        refuses a student that could not be read again; before there is a folder, or its stage begins
+    begin        called with the run's folder before the first stage, by the process that writes
     """
     with processes.together():
         resolved = {
@@ -107,6 +110,7 @@ def run_stages(
             job.dry_run(stages, data, training, processes)
             raise DryRunFinished
         with _opened(command, resolved, plan, source, out, job, processes) as run:
+            processes.run_on_first(partial(begin, run.folder))
             callback = job.callback if processes.first else ProgressCallback()
             for note in run.notes:
                 callback.note(note)

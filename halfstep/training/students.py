@@ -6,6 +6,7 @@ from pathlib import Path
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.lora_file import digest_of_adapter, is_lora, read_lora
 from halfstep.pipeline.saving import read_description
 from halfstep.training.gate_record import GateRecord
 
@@ -41,8 +42,12 @@ def load_passed(run: Path, gate: GateRecord, *, net: str | None = None) -> Pipel
             f"no student of '{run}' passed its gate: say which one you mean with steps (command line: "
             "--steps), or give the folder of a stage"
         )
-    student = Pipeline.load(run / "stages" / decisions[-1]["stage"], net=net)
-    if digest_of(student.denoiser) != decisions[-1]["weights"]:
+    folder = run / "stages" / decisions[-1]["stage"]
+    student = Pipeline.load(folder, net=net)
+    # The gate sees the adapter of a LoRA before it is merged.
+    lora = read_lora(folder) if is_lora(folder) else None
+    weights = digest_of(student.denoiser) if lora is None else digest_of_adapter(lora)
+    if weights != decisions[-1]["weights"]:
         raise ConfigError(
             f"the gate of '{run}' saw other weights of {decisions[-1]['stage']} than are there: run the same "
             "halfstep distill again, or say which student you mean with steps (command line: --steps)"

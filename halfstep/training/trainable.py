@@ -16,6 +16,7 @@ from halfstep.models import import_function, recipe
 from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.half_storage import store_frozen
 from halfstep.models.hooks import unwrap
+from halfstep.models.lora import LoraNet
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import Draw, fork_rng
 from halfstep.training.config import TrainingConfig
@@ -54,12 +55,16 @@ def checked(
 def identity_of(stage: Stage) -> JsonObject:
     """What a run's result depends on besides its options: the user's own code, and frozen parameters."""
     student = unwrap(stage.student)
-    classes = {type(part) for part in student.modules() if is_user_code(type(part))}
+    parts, frozen = list(student.modules()), set(not_trained(student))
+    for lora in [part for part in parts if isinstance(part, LoraNet)]:  # its base is no part of it
+        parts += lora.base.net.modules()
+        frozen |= lora.base.frozen
+    classes = {type(part) for part in parts if is_user_code(type(part))}
     code = user_code(*sorted(classes, key=lambda kind: f"{kind.__module__}:{kind.__qualname__}"))
     about: JsonObject = {"network": code["code"]} if code else {}
     if holds_user_code(stage.objective):
         about["objective"] = identity(stage.objective)
-    if frozen := not_trained(student):
+    if frozen:
         about["frozen"] = sorted(frozen)
     return about
 

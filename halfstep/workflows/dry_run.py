@@ -9,6 +9,7 @@ import torch
 from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
+from halfstep.models.lora import shared_weights
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 
@@ -73,10 +74,12 @@ def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
 
 
 def training_bytes(stage: Stage, training: TrainingConfig) -> int:
-    """Bytes of student, gradient, two moments, the average if there is one, and the teacher."""
+    """Bytes of student, gradient, two moments, the average if there is one, and the teacher.
+
+    And of the weights that LoRAs share.
+    """
     size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
-    return size * (4 + bool(training.ema)) + sum(
-        p.numel() * p.element_size()
-        for teacher in stage.objective.networks
-        for p in teacher.parameters()
-    )
+    teachers = stage.objective.networks
+    frozen = [p for teacher in teachers for p in teacher.parameters()]
+    frozen += shared_weights([stage.student, *teachers])
+    return size * (4 + bool(training.ema)) + sum(p.numel() * p.element_size() for p in frozen)

@@ -59,7 +59,7 @@ GROUPS = {
     "Model": ("diffusers", "official"),
     "Texts": ("texts",),
     "Start": ("start",),
-    "Method": ("method", "recipe"),
+    "Method": ("method", "recipe", "lora"),
     "Optimiser": ("training",),
     "Gate": ("gate",),
     "Measures": ("evaluation",),

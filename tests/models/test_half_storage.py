@@ -47,7 +47,7 @@ def outputs(net, shape, cond, dtype):
 def test_the_outputs_are_the_same_to_the_bit(name, dtype):
     net, shape, cond = example(name)
     expected = outputs(net, shape, cond, dtype)
-    store_weights(net, dtype)
+    store_weights(net.requires_grad_(False), dtype)
     stored = [p for layer in net.modules() if type(layer) in CAST for p in layer.parameters()]
     assert stored and {p.dtype for p in stored} == {dtype}
     assert net.input_dtype == torch.float32
@@ -60,7 +60,7 @@ def test_the_guidance_embedding_too():
     shaken(net)
     cond = Cond(guidance_scale=torch.tensor([1.5, 4.0]))
     expected = outputs(net, (3, 4, 6), cond, torch.bfloat16)
-    store_weights(net, torch.bfloat16)
+    store_weights(net.requires_grad_(False), torch.bfloat16)
     assert outputs(net, (3, 4, 6), cond, torch.bfloat16).equal(expected)
 
 
@@ -78,7 +78,7 @@ class Tied(nn.Module):
 def test_weights_that_others_share_stay():
     net = Tied()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    store_weights(net, torch.bfloat16)
+    store_weights(net.requires_grad_(False), torch.bfloat16)
     assert net.out.weight is net.embed.weight and net.embed.weight.dtype == torch.float32
     assert net.out.bias.dtype == net.twin.weight.dtype == torch.bfloat16
     assert net.again.weight is net.twin.weight

@@ -93,7 +93,7 @@ MUTANTS = (
         ("m > 1 and rows", "rows"),
         ("buffer.copy_(value)", "pass"),
         ("to_train(student)", "student.train()"),
-        ("if frozen := not_trained(student)", "if frozen := set()"),
+        ("set(not_trained(student))", "set()"),
     ),
     *of(
         "training/config",

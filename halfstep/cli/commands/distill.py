@@ -20,12 +20,13 @@ from halfstep.cli.console.run_lines import (
 )
 from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
-from halfstep.config.validate import Place
+from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Data, refuse_other_shape
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
 from halfstep.methods.base import student_name, updates_after
+from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
 from halfstep.training.api import refuse_teacher, resolve
@@ -61,6 +62,18 @@ class TeacherOptions(FewTeacherOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraOptions(Validated):
+    """An adapter in place of all weights."""
+
+    lora_rank: Count | None = None
+    """Train a LoRA of this rank, such as 16, in place of all weights, which are then in memory once."""
+
+    def build(self) -> Lora | None:
+        """The LoRA of these options, if any."""
+        return None if self.lora_rank is None else Lora(rank=self.lora_rank)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillOptions(Generic[M]):
     """Make a student that needs fewer steps."""
 
@@ -70,6 +83,7 @@ class DistillOptions(Generic[M]):
     teacher: TeacherOptions
     method: M
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: ClassVar[LoraOptions] = LoraOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +97,18 @@ class PlanOptions(Generic[M]):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     gate: GateOptions = field(default_factory=GateOptions)
     encoding: ClassVar[EncodingOptions] = EncodingOptions()
+    lora: ClassVar[LoraOptions] = LoraOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedDistillOptions(DistillOptions[M]):
+class LoraDistillOptions(DistillOptions[M]):
+    """Make a student that needs fewer steps, or a LoRA of the teacher that does."""
+
+    lora: LoraOptions = field(default_factory=LoraOptions)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDistillOptions(LoraDistillOptions[M]):
     """Make a student that needs fewer steps, until a quality gate ends the run."""
 
     gate: GateOptions = field(default_factory=GateOptions)
@@ -122,8 +144,9 @@ def main(name: str, argv: Sequence[str]) -> int:
     def work(job: RunOptions) -> Pipeline:
         # `pop` keeps no reference: from the second stage on the teacher's memory is free.
         return distil_pipeline(
-            teachers.pop(), data, folder.out, method=method, training=training, job=job
-        )
+            teachers.pop(), data, folder.out, method=method, training=training,
+            lora=options.lora.build(), job=job,
+        )  # fmt: skip
 
     if folder.dry_run:
         with close:
@@ -192,7 +215,10 @@ def options_for(name: str) -> Any:
     options = METHODS[name].options()
     if METHODS[name] is Chain:
         return PlanOptions[options]  # type: ignore[valid-type]
-    return GatedDistillOptions[options] if METHODS[name].gated else DistillOptions[options]  # type: ignore[valid-type]
+    if METHODS[name].gated:
+        return GatedDistillOptions[options]  # type: ignore[valid-type]
+    lora = METHODS[name].keeps_network
+    return LoraDistillOptions[options] if lora else DistillOptions[options]  # type: ignore[valid-type]
 
 
 def _before_data(
@@ -203,7 +229,7 @@ def _before_data(
     if auto and options.folder.dry_run:
         raise ConfigError("--start auto is found by sampling: give --start a number for --dry-run")
     if not auto:  # which has no start yet
-        refuse_teacher(method, teacher)
+        refuse_teacher(method, teacher, options.lora.build())
     if not are_images:
         refuse_other_shape(
             dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels

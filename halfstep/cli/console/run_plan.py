@@ -14,6 +14,7 @@ from halfstep.cli.console.progress import say, span
 from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
+from halfstep.models.lora import shared_weights
 from halfstep.training import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.stages import DryRunFinished, RunOptions
@@ -50,7 +51,9 @@ def print_plan(
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
-    say(console, "network", f"{parameters:,} parameters")
+    frozen = sum(p.numel() for p in shared_weights([network]))
+    base = f" of a LoRA, and {frozen:,} of its base" if frozen else ""
+    say(console, "network", f"{parameters:,} parameters{base}")
     say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
     size = training_bytes(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")

@@ -7,7 +7,7 @@ the next.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import cast, Self
+from typing import cast, ClassVar, Self
 
 from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Updates, Validated
@@ -29,6 +29,7 @@ from halfstep.progress import Progress, SILENT
 class Parts(Validated, Method):
     """A smaller network, then the method that distils it, of a teacher that determines the data."""
 
+    keeps_network: ClassVar[bool] = False
     shrink: Shrink
     """The smaller network."""
     then: GuidedDistillation | Progressive

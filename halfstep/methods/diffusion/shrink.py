@@ -53,6 +53,7 @@ SHRUNK = "shrunk"
 class Shrink(Validated, Method):
     """A smaller network that predicts what its teacher predicts, at every time."""
 
+    keeps_network: ClassVar[bool] = False
     depth: CountOrNone = 0
     """Blocks besides the middle one that a U-ViT student keeps, with the teacher's weights: an even number,
     fewer than the teacher's; 0 is unset."""
