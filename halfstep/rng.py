@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,6 +54,12 @@ def fork_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(cpu_state)
 
 
+class Uniform(Protocol):
+    """Draws uniform numbers in [0, 1), one a sample."""
+
+    def uniform(self) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Draw:
     """Draws random numbers for the `whole` batch of an update, and returns the `rows` of one slice.
@@ -64,6 +71,8 @@ class Draw:
     generator: Generator
     whole: int
     rows: slice
+    place: tuple[int, int, int] | None = None
+    """(seed, stage, update); None outside of training, as in a rehearsal."""
 
     @classmethod
     def all(cls, generator: Generator, whole: int) -> "Draw":
@@ -100,9 +109,21 @@ def sample_noise(
     `step` 0; step n of a stochastic sampler draws with step = n + 1.
     """
     rows = [
-        np.random.Generator(
-            np.random.Philox(key=np.array([seed, k], dtype=np.uint64), counter=[0, 0, 0, step])
-        ).standard_normal(tuple(shape), dtype=np.float32)
+        _generator(seed, k, step=step).standard_normal(tuple(shape), dtype=np.float32)
         for k in samples
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def sample_uniforms(seed: int, samples: Sequence[int], count: int) -> Tensor:
+    """`count` numbers of each of these samples, uniform in [0, 1), float64 [len(samples), count].
+
+    Those of sample k are the same whichever samples they are drawn with.
+    """
+    rows = [_generator(seed, k).random(count) for k in samples]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, count).double()
+
+
+def _generator(seed: int, k: int, *, step: int = 0) -> np.random.Generator:
+    numbers = np.array([seed, k], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=numbers, counter=[0, 0, 0, step]))

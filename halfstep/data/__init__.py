@@ -12,14 +12,15 @@ from halfstep.data.dataset import Dataset
 from halfstep.data.epoch_order import rows
 from halfstep.data.label_subsets import confident_rows
 from halfstep.data.latents.dataset import is_latents, Latents, open_latents, read_about
+from halfstep.data.no_data import NO_DATA, NoData
 from halfstep.data.sources.torch_dataset import collected
 from halfstep.errors import ConfigError, DataError, unknown
 from halfstep.progress import Progress, SILENT
 
-__all__ = ["Augmentation", "Data", "Dataset", "Latents", "confident_rows", "load", "rows"]
+__all__ = ["Augmentation", "Data", "Dataset", "Latents", "NoData", "confident_rows", "load", "rows"]
 
-Data = Dataset | Latents
-"""Training data: in memory, or latents on the disk."""
+Data = Dataset | Latents | NoData
+"""Training data: in memory, latents on the disk, or none."""
 
 DataLike = Data | str | os.PathLike[str] | torch.utils.data.Dataset[Any]
 """The arguments that `as_data` accepts."""
@@ -40,7 +41,7 @@ def load(
     split: str = "train",
     verify: bool = False,
     progress: Progress = SILENT,
-) -> Data:
+) -> Dataset | Latents:
     """The data of this name or place, checked; a name precedes a place (write ./digits for a folder).
 
     spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, an .npy or
@@ -59,6 +60,11 @@ def load(
             raise ConfigError(f"{name} is at least 1, got {count}: leave it out, or write {name}=3")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if spec in NO_DATA:
+        raise ConfigError(
+            f"'{spec}' is for distilling a diffusion teacher alone, which can walk from noise, and this "
+            "needs data: name some"
+        )
     if spec and is_latents(place := Path(spec).expanduser()):
         _refuse_options(place, size, channels, flip, split)
         return open_latents(place, verify=verify or None, progress=progress)
@@ -72,9 +78,11 @@ def as_data(data: DataLike, *, shape: tuple[int, ...] | None = None) -> Data:
 
     shape  the expected shape of a sample, checked for a folder before it is read
     """
-    if isinstance(data, Dataset | Latents) or hasattr(data, "training_batch"):
+    if isinstance(data, Dataset | Latents | NoData) or hasattr(data, "training_batch"):
         return cast(Data, data)
     if (spec := spec_of(data)) is not None:
+        if spec in NO_DATA:
+            return NoData.named(spec)
         if shape is not None:
             refuse_other_shape(spec, shape)
         return load(spec)
@@ -83,6 +91,8 @@ def as_data(data: DataLike, *, shape: tuple[int, ...] | None = None) -> Data:
 
 def spec_of(data: DataLike) -> str | None:
     """The name or place of data, as `load` takes it; None of data in memory."""
+    if isinstance(data, NoData):
+        return data.spec
     if not isinstance(data, str | os.PathLike):
         return None
     if not isinstance(data, str) and not Path(data).is_absolute() and Path(data).exists():
@@ -95,7 +105,12 @@ def refuse_other_shape(
 ) -> None:
     """`ConfigError` for a folder with samples of another shape, as far as is known before it is read."""
     place = Path(spec).expanduser()
-    if not spec or spec in WHOLE or spec.partition(":")[0] in BELOW or not place.is_dir():
+    if (
+        not spec
+        or spec in (*WHOLE, *NO_DATA)
+        or spec.partition(":")[0] in BELOW
+        or not place.is_dir()
+    ):
         return
     actual: list[Any] = []
     if is_latents(place):

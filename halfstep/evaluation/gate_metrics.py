@@ -65,7 +65,7 @@ class Inputs:
     @property
     def captions(self) -> Callable[[Tensor], Cond] | None:
         """The function from sample numbers to captions, for latents with texts."""
-        return captions_of(self.data, self.teacher) if isinstance(self.data, Latents) else None
+        return captions_of(self.data, self.teacher)
 
 
 @dataclass(frozen=True)

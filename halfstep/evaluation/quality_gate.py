@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from halfstep.config import JsonObject
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
-from halfstep.data import Data, Latents
+from halfstep.data import Data, Latents, NoData
 from halfstep.diffusion.time_grids import Direction, Steps
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import Features
@@ -164,6 +164,11 @@ class QualityGate(Validated):
             raise ConfigError(
                 "a gate compares samples, and students that encode draw none: leave the gate out"
             )
+        if isinstance(data, NoData) and isinstance(self._metric(halvings), DataRatio):
+            raise ConfigError(
+                "the gate of these students compares with data, and there are none: leave the gate out "
+                "(command line: --tolerance), or name data"
+            )
         full = self.full_steps_of(method, teacher)
         inputs = Inputs(
             teacher.to(place),  # the cache of its samples distinguishes kinds of device
@@ -177,7 +182,8 @@ class QualityGate(Validated):
             self.seed,
             showing,
         )
-        factor = teacher.codec.factor if isinstance(data, Latents) and teacher.codec else 1
+        codec = teacher.codec if isinstance(data, Latents | NoData) else None
+        factor = 1 if codec is None else codec.factor
         channels, *sides = data.shape
         refuse_samples(MOST * self.samples, (channels, *(factor * side for side in sides)))
         _ = inputs.captions  # refuses a text-conditioned teacher with data that have no texts

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
-from halfstep.data import Data, Dataset, Latents
+from halfstep.data import Data, Dataset, Latents, NoData
 from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.cache import cache_folder, data_features
@@ -92,10 +92,11 @@ def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Cond] | Non
     """
     if teacher.empty is None and not teacher.added:
         return None
-    if not isinstance(data, Latents) or data.contexts is None:
+    if not isinstance(data, Latents | NoData) or data.contexts is None:
         return None
     contexts = data.contexts
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    count = len(contexts.offsets) - 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return lambda samples: contexts.rows(order[samples % len(order)])
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn, Tensor
 
-from halfstep.batch import Batch, Null
+from halfstep.batch import Batch, Cond, Null
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Teacher
@@ -16,7 +16,7 @@ from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Direction, on_schedule, Times
 from halfstep.errors import ConfigError
 from halfstep.progress import Progress, SILENT
-from halfstep.rng import Draw
+from halfstep.rng import Draw, Uniform
 
 EDGE = 2.0**-24
 """Continuous times keep this distance from 0 and 1, where some log-SNR is infinite."""
@@ -92,6 +92,22 @@ class Objective:
     def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
         """Numbers for the log, by name."""
         return {}
+
+    def cost(self, updates: int, batch: int) -> int:
+        """The cost of a stage in forwards.
+
+        batch  samples of an update
+        """
+        return updates * batch * self.forwards
+
+    def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
+        """The condition with what the objective draws for it, such as a guidance scale."""
+        return cond
+
+    @property
+    def inner(self) -> "Objective":
+        """The objective inside this one, which computes the loss; by default itself."""
+        return self
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -184,6 +200,8 @@ class Method:
     """Whether the students sample in fewer steps, so that a quality gate may end the run."""
     keeps_network: ClassVar[bool] = True
     """Whether the students have the teacher's network, so that they can be LoRAs of it."""
+    walks: ClassVar[bool] = False
+    """Whether every objective is a `Matching`, so that walks from noise may stand for data."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """The stages in order, with their time grids."""
@@ -202,6 +220,14 @@ class Method:
                     "teacher, or halve it with 'halfstep distill progressive'"
                 )
             refuse_other_sampler(teacher, stage)
+
+    def check_without_data(self) -> None:
+        """`ConfigError` unless the method can be distilled without data."""
+        if not self.walks:
+            raise ConfigError(
+                f"{type(self).__name__} compares with data or starts from them, and --data none has none: "
+                "name data, or use progressive, stochastic, guided or reparameterise"
+            )
 
     @property
     def needs_data(self) -> bool:

@@ -15,7 +15,8 @@ from torch import nn
 from halfstep.code_identity import options_of
 from halfstep.config import JsonObject
 from halfstep.config.validate import validate
-from halfstep.data import as_data, Data, DataLike, spec_of
+from halfstep.data import as_data, Data, DataLike, NoData, spec_of
+from halfstep.data.no_data import NO_DATA
 from halfstep.diffusion.denoiser import Denoiser, thaw
 from halfstep.diffusion.samplers import SCHEDULER
 from halfstep.diffusion.schedules import Schedule
@@ -24,6 +25,7 @@ from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.diffusion.guided import at_any_scale
+from halfstep.methods.diffusion.walks import without_data
 from halfstep.models.half_storage import on_same_weights
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import Lora, plain_denoiser
@@ -97,6 +99,8 @@ def distill(
     """
     method, teacher = validate("method", method, Method), _merged(teacher)
     method.check(teacher)
+    if is_no_data(data):
+        method.check_without_data()
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     run = _PipelineRun.on(teacher, training, job)
     read: Data | None = None
@@ -117,6 +121,7 @@ def distill(
         if gate is not None:
             run = run.gated(gate, teacher, read, out, method)
         begin = partial(run.lora.begin, [teacher]) if run.lora else _nothing
+        stages = without_data(stages, read) if isinstance(read, NoData) else stages
         del teacher  # not needed from the second stage on
         source = spec_of(data)
         return run.train(
@@ -137,6 +142,11 @@ def _frozen(net: nn.Module) -> Iterator[None]:
     finally:
         if names and (back := network()) is not None:
             thaw(back)
+
+
+def is_no_data(data: DataLike) -> bool:
+    """Whether there are no data, by name or as `NoData`."""
+    return spec_of(data) in NO_DATA
 
 
 def refuse_teacher(method: Method, teacher: Pipeline, lora: Lora | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from halfstep.data import Data, rows as rows_of_update
+from halfstep.data import Data, NoData, rows as rows_of_update
 from halfstep.methods.base import Stage
 from halfstep.models.eval_mode import evaluating, keeps_statistics
 from halfstep.rng import Draw, fork_rng, key
@@ -34,14 +34,16 @@ def update_batch_norm(
     layers = [part for part in student.modules() if keeps_statistics(part) and part.training]
     if not layers:
         return
-    objective, count = stage.objective.at(1.0), -(-min(len(data), MOST) // BATCH)
+    samples = MOST if isinstance(data, NoData) else min(len(data), MOST)
+    objective, count = stage.objective.at(1.0), -(-samples // BATCH)
     with fork_rng(key(seed, index, 0, STREAM)), evaluating(student), _averaging(layers):
         for k in range(count):
             for layer in layers:
                 # An instance norm takes None for 0; a batch norm that runs twice counts for itself.
                 layer.momentum = None if isinstance(layer, _BatchNorm) else 1 / (k + 1)
             generator = torch.Generator(device).manual_seed(key(seed, index, k, STREAM))
-            draw = Draw.all(generator, BATCH)
+            place = key(seed, index, 0, STREAM), index, k
+            draw = Draw(generator, BATCH, slice(0, BATCH), place)
             chosen = rows_of_update(seed, index, k, BATCH, len(data))
             objective(student, data.training_batch(chosen, draw).to(device), draw)
 

@@ -267,7 +267,7 @@ class Loop:
         cost: RunCost = {
             "updates": stage.updates,
             "seconds": state.seconds,
-            "forwards": stage.updates * self.settings.batch_size * stage.objective.forwards,
+            "forwards": stage.objective.cost(stage.updates, self.settings.batch_size),
         }
         self.run.finish(stage.name, lambda folder: self.write(stage, folder), cost)
         self._after_finish(stage, index)

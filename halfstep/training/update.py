@@ -36,7 +36,8 @@ def update(
         torch.manual_seed(key(settings.seed, stage, state.update, 1 + processes.rank, k))
         generator = torch.Generator(processes.device)
         generator.manual_seed(key(settings.seed, stage, state.update))
-        draw = Draw(generator, settings.batch_size, rows)
+        place = settings.seed, stage, state.update
+        draw = Draw(generator, settings.batch_size, rows, place)
         batch = data.training_batch(chosen[rows], draw).to(processes.device)
         last = k == len(slices) - 1
         with nullcontext() if last else processes.unsynced(student):

@@ -9,6 +9,7 @@ import torch
 from halfstep import files
 from halfstep.data import Data, Latents, load
 from halfstep.data.latents.dataset import is_latents, open_latents
+from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import read_variants, Variant
 from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, OtherSize, steps_of
@@ -46,6 +47,11 @@ class EvaluationInputs:
             raise ConfigError(
                 f"'{self.run.folder}' does not say what it was trained on (it has no config.toml): write "
                 f"halfstep evaluate {self.run.folder} --data DATA"
+            )
+        if self.data is None and self.run.config["data"] in NO_DATA:
+            raise ConfigError(
+                f"'{self.run.folder}' was distilled without data, and a report compares with data: write "
+                f"halfstep evaluate {self.run.folder} --data DATA, with those that the teacher learnt"
             )
 
     @property

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from halfstep.data import Data, Dataset, Latents, load
+from halfstep.data import Dataset, Latents, load
 from halfstep.data.latents.image_stream import Images
 from halfstep.data.sources.image_folder import read
 from halfstep.diffusion.time_grids import Times
@@ -52,7 +52,7 @@ def load_images(
     """
     place, shape = Path(spec).expanduser(), sample_shape(pipeline)
     if is_picture(place):
-        data: Data = Dataset(read_picture(place, shape[-1], shape[0])[None])
+        data: Dataset | Latents = Dataset(read_picture(place, shape[-1], shape[0])[None])
     else:
         sized = len(shape) == 3 and (place.is_dir() or spec.startswith("fashion-mnist"))
         size, channels = (shape[-1], shape[0]) if sized else (None, None)

@@ -40,7 +40,8 @@ class DataOptions(Validated):
 
     data: str
     """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
-    a folder of latents."""
+    a folder of latents. none distils without data, at states of the teacher's walks from noise, none:student
+    at states of the student's."""
     size: Count | None = None
     """Side of the images in pixels."""
     channels: Count | None = None

@@ -78,8 +78,8 @@ MUTANTS = (
         ("k = arriving(schedule, ", "k = schedule.at("),
         ("shrink = s.alpha / k.alpha", "shrink = s.alpha"),
         ("(shrink * k.sigma) ** 2", "k.sigma ** 2"),
-        (").sqrt()\n        return", ")\n        return"),
-        ("spread * fresh(x, to.step)", "spread * fresh(x, to.step - 1)"),
+        (").sqrt()\n    return", ")\n    return"),
+        ("lambda: fresh(x, to.step)", "lambda: fresh(x, to.step - 1)"),
         ("shrink * k.mix(", "k.mix("),
     ),
     *of(

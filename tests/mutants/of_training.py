@@ -84,7 +84,7 @@ MUTANTS = (
         ("layer.momentum = momentum", "pass"),
         ("rows_of_update(seed, index, k,", "rows_of_update(seed, index, 0,"),
         ("manual_seed(key(seed, index, k, STREAM))", "manual_seed(key(seed, 0, 0, STREAM))"),
-        ("-(-min(len(data), MOST) // BATCH)", "1"),
+        ("-(-samples // BATCH)", "1"),
     ),
     *of(
         "training/trainable",
@@ -204,7 +204,7 @@ MUTANTS = (
         "training/engine training/updates",
         ("float(total) / max(tally.count, 1)", "float(total)"),
         ('"rate": rate,\n        }', '"rate": self.settings.learning_rate,\n        }'),
-        ("stage.updates * self.settings.batch_size * stage", "stage.updates * stage"),
+        ("cost(stage.updates, self.settings.batch_size)", "cost(stage.updates, 1)"),
     ),
     *of(
         "training/loop",

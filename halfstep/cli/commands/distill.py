@@ -10,6 +10,7 @@ from typing import Any, cast, ClassVar, Generic, TYPE_CHECKING, TypeVar
 from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
+from halfstep.cli.commands.no_data import walks_of, without_data
 from halfstep.cli.console.progress import counting, loading, say, terminal
 from halfstep.cli.console.run_lines import (
     describe,
@@ -22,6 +23,7 @@ from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
 from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Data, refuse_other_shape
+from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
@@ -122,6 +124,8 @@ def main(name: str, argv: Sequence[str]) -> int:
     options: Any = parse(options_for(name), args, prog=prog)
     options.folder.check()
     folder, training, method = options.folder, options.training, options.method.build()
+    if none := options.dataset.data in NO_DATA:
+        options = without_data(options, method, auto=auto)
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
     asks = f"{prog} needs --teacher FOLDER"
     find = partial(
@@ -129,9 +133,9 @@ def main(name: str, argv: Sequence[str]) -> int:
         diffusers=options.teacher.diffusers, size=options.dataset.size,
     )  # fmt: skip
     teachers = [find()]
-    images = _images(options, teachers[0])
+    images = None if none else _images(options, teachers[0])
     full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
-    data, close = _data(console, options, images)
+    data, close = _data(console, options, images, teachers[0])
     del images  # with the teacher
     teachers[0] = official.decoding(teachers[0], data)
 
@@ -155,6 +159,8 @@ def main(name: str, argv: Sequence[str]) -> int:
     updates = sum(stage.updates for stage in plan)
     say(console, "teacher", f"{named or official.model}: {describe(teachers[0])}")
     say(console, "data", describe_data(options.dataset, data))
+    if none and method.gated and not gate:
+        say(console, "gate", "off without data, with which it compares")
     say(console, "plan", method.plan_line(teachers[0]))
     say(console, "updates", updates_on(updates, training, folder.device))
     context = run_context(
@@ -170,15 +176,17 @@ def main(name: str, argv: Sequence[str]) -> int:
             "best",
             "none passed the gate: train longer (--updates), or halve without (--tolerance 0)",
         )
-    _print(console, folder, student, net_option(options.teacher.net), best)
+    _print(console, folder, student, net_option(options.teacher.net), best, without_data=none)
     return 0
 
 
 def _data(
-    console: Console, options: Any, images: "TeacherLatents | None"
+    console: Console, options: Any, images: "TeacherLatents | None", teacher: Pipeline
 ) -> tuple[Data, AbstractContextManager[object]]:
     """The data, images encoded; and a context that ends with the use of a dry run's."""
     folder, dataset, context = options.folder, options.dataset, ExitStack()
+    if dataset.data in NO_DATA:
+        return walks_of(options, teacher), context
     if images is None:
         return loading(console, dataset), context
     say(console, "latents", str(images))
@@ -245,11 +253,13 @@ def _before_data(
 
 
 def _print(
-    console: Console, folder: FolderOptions, student: Pipeline, net: str, best: int | None
-) -> None:
+    console: Console, folder: FolderOptions, student: Pipeline, net: str, best: int | None,
+    *, without_data: bool,
+) -> None:  # fmt: skip
     """Print the students' folders, and the commands that sample and evaluate the best or the last one.
 
-    best  steps of the last student that passed the gate
+    best          steps of the last student that passed the gate
+    without_data  whether the run has no data that it could be evaluated with
     """
     made = (folder.out / "stages").glob("[!.]*/pipeline.json")
     for stage in sorted((path.parent for path in made), reverse=True):  # many steps first
@@ -269,4 +279,5 @@ def _print(
     else:
         say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{net}")
     if student.times:
-        say(console, "evaluate", f"halfstep evaluate {out}{net}")
+        data = " --data DATA" if without_data else ""
+        say(console, "evaluate", f"halfstep evaluate {out}{net}{data}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from halfstep.cli.console.progress import Bars, first_process, say
 from halfstep.config.fields import flat
-from halfstep.data import Data
+from halfstep.data import Data, NoData
 from halfstep.methods.base import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import TrainingConfig
@@ -61,6 +61,9 @@ def describe(pipeline: Pipeline) -> str:
 def describe_data(dataset: DataOptions, data: Data) -> str:
     """Data in a line."""
     classes = f", {data.num_classes} classes" if data.num_classes else ""
+    if isinstance(data, NoData):
+        prompts = f", {len(data.prompts):,} prompts in turn" if data.prompts else ""
+        return f"{dataset.data}, the {data.walk} walks from noise{classes}{prompts}"
     return f"{dataset.data}, {len(data):,} samples of shape {list(data.shape)}{classes}"
 
 

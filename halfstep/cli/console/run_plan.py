@@ -11,7 +11,7 @@ from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import say, span
-from halfstep.data import Data
+from halfstep.data import Data, NoData
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import shared_weights
@@ -45,16 +45,17 @@ def print_plan(
     table = Columns("stage", "updates", "forwards", "time here")
     total = 0.0
     for stage in chain([first], stages):
-        cost = stage.updates * seconds * stage.objective.forwards / first.objective.forwards
+        forwards = stage.objective.cost(stage.updates, training.batch_size)
+        cost = forwards * seconds / (training.batch_size * first.objective.forwards)
         total += cost
-        forwards = stage.updates * training.batch_size * stage.objective.forwards
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
     frozen = sum(p.numel() for p in shared_weights([network]))
     base = f" of a LoRA, and {frozen:,} of its base" if frozen else ""
     say(console, "network", f"{parameters:,} parameters{base}")
-    say(console, "data", f"{len(data):,} samples of shape {list(data.shape)}")
+    count = "states of walks" if isinstance(data, NoData) else f"{len(data):,} samples"
+    say(console, "data", f"{count} of shape {list(data.shape)}")
     size = training_bytes(first, training) / 2**20
     say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
     device = f"{processes.device}, {torch.get_num_threads()} threads"

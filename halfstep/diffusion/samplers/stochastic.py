@@ -3,14 +3,15 @@
 A network call spans two steps of the grid, so the student is trained for it: `methods.diffusion.stochastic`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.samplers.sde import Fresh
 from halfstep.diffusion.samplers.solvers import ddim, ModelFn, ModelOutput, Step, TimePoint
-from halfstep.diffusion.schedules import arriving, Schedule
+from halfstep.diffusion.schedules import arriving, Level, Schedule
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 
@@ -35,8 +36,13 @@ def stochastic(times: Times, schedule: Schedule, fresh: Fresh) -> Step:
             return ddim(x, history, to, model_fn)
         pred, s = history[-1].pred, to.level
         k = arriving(schedule, torch.tensor(times[to.step + 1], dtype=torch.float64))
-        shrink = s.alpha / k.alpha
-        spread = (s.sigma**2 - (shrink * k.sigma) ** 2).sqrt()
-        return shrink * k.mix(pred.x0, pred.eps) + spread * fresh(x, to.step)
+        return jump(pred, k, s, lambda: fresh(x, to.step))
 
     return step
+
+
+def jump(pred: Prediction, k: Level, s: Level, fresh: Callable[[], Tensor]) -> Tensor:
+    """z_s of a prediction: the step to k, and noise back to s."""
+    shrink = s.alpha / k.alpha
+    spread = (s.sigma**2 - (shrink * k.sigma) ** 2).sqrt()
+    return shrink * k.mix(pred.x0, pred.eps) + spread * fresh()

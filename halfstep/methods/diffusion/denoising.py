@@ -23,7 +23,7 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
-from halfstep.rng import Draw
+from halfstep.rng import Draw, Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,9 @@ def label_dropping(drop: float | None, null: Null | None) -> float:
     return 0.1 * (null is not None) if drop is None else drop
 
 
-def some_unlabelled(cond: Cond | None, draw: Draw, drop: float, null: Null | None) -> Cond | None:
+def some_unlabelled(
+    cond: Cond | None, draw: Uniform, drop: float, null: Null | None
+) -> Cond | None:
     """The condition, dropped for this share of samples; unchanged without a condition or a null."""
     if not drop or null is None or cond is None or not cond.can_drop(null):
         return cond

@@ -6,7 +6,7 @@ the paper, except w = scale - 1.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any, cast, ClassVar
 
 import torch
 from torch import nn, Tensor
@@ -16,11 +16,10 @@ from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validate
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
-from halfstep.diffusion.prediction import Prediction
+from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.errors import ConfigError
 from halfstep.methods.base import (
     DenoiserOnly,
-    errors,
     levels_for,
     Method,
     Objective,
@@ -33,12 +32,13 @@ from halfstep.methods.base import (
 )
 from halfstep.methods.diffusion.halving_checks import check_weighting
 from halfstep.methods.diffusion.halving_options import HalvingOptions
+from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst, VTeacherOptions
 from halfstep.models import build, build_like, recipe
 from halfstep.models.guidance_embedding import check_features
 from halfstep.models.with_guidance import with_guidance
-from halfstep.rng import Draw, fork_rng
+from halfstep.rng import Draw, fork_rng, Uniform
 from halfstep.schema import literal
 
 
@@ -64,6 +64,7 @@ class GuidedMatching(Validated, Method):
     student: dict[str, str] = field(default_factory=dict)
     """Options of a smaller student, as NAME VALUE pairs: embed_dim 64 depth 4. Other options are the
     teacher's, and it starts untrained; by default it starts as the teacher with a scale as an input."""
+    walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,8 +106,10 @@ class GuidedMatching(Validated, Method):
         levels = levels_for(self.levels, denoiser.schedule)
         student, weighting = self.initial_student(denoiser), WEIGHTINGS[self.weighting]
         null = cast(Null, teacher.unconditional)
-        norm = teacher.guidance_norm
-        match = MatchGuided(denoiser.freeze(), null, self.guidance_range, weighting, levels, norm)
+        norm, clip = teacher.guidance_norm, teacher_clip(teacher)
+        match = MatchGuided(
+            denoiser.freeze(), null, self.guidance_range, weighting, levels, norm, clip
+        )
         yield stage.stage(student, match)
 
     @property
@@ -205,7 +208,7 @@ class GuidedOptions(VTeacherOptions, HalvingOptions, GuidedMatching):
 
 
 @dataclass(frozen=True)
-class MatchGuided(Objective):
+class MatchGuided(AtAllTimes):
     """weight * ||x0_hat(x_t, w) - [(1 + w) x0_c - w x0_null]||^2, w and t uniform (section 3.1)."""
 
     teacher: Denoiser
@@ -214,16 +217,18 @@ class MatchGuided(Objective):
     weighting: Weighting = truncated_snr
     levels: int | None = None
     norm: int = 0
+    clip: Clip | None = None
     forwards = 5
 
-    def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
-        scale = random_scales(draw, self.guidance_range)
-        t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
-        x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
-        with torch.no_grad():
-            target: Prediction = self._guided(scale)(x_t, t, batch.cond)
-        guess: Prediction = student(x_t, t, with_scale(batch.cond, scale))
-        return self.weighting(*errors(guess, target))
+    def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond:
+        return with_scale(cond, random_scales(draw, self.guidance_range))
+
+    @torch.no_grad()
+    def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        assert cond is not None and cond.guidance_scale is not None
+        teachers = replace(cond, guidance_scale=None)
+        pred: Prediction = self._guided(cond.guidance_scale)(x_t, places[0], teachers)
+        return pred
 
     def _guided(self, scale: float | Tensor) -> Guided:
         return Guided(self.teacher, scale, self.null, norm=self.norm)
@@ -259,6 +264,14 @@ class AnyScale(Objective):
         scale = random_scales(draw, self.guidance_range)
         return self.objective(student, replace(batch, cond=with_scale(batch.cond, scale)), draw)
 
+    def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
+        scale = random_scales(draw, self.guidance_range)
+        return self.objective.conditioned(with_scale(cond, scale), draw)
+
+    @property
+    def inner(self) -> Objective:
+        return self.objective.inner
+
     @property
     def networks(self) -> list[nn.Module]:
         return self.objective.networks
@@ -271,7 +284,7 @@ def at_any_scale(stage: Stage, guidance_range: Range) -> Stage:
     )
 
 
-def random_scales(draw: Draw, guidance_range: Range) -> Tensor:
+def random_scales(draw: Uniform, guidance_range: Range) -> Tensor:
     """Guidance scales, w = scale - 1 uniform between the ends (Meng et al. 2023, section 3.1), [B]."""
     low, high = guidance_range
     return low + (high - low) * draw.uniform()

@@ -12,18 +12,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfstep.batch import Batch, Cond
+from halfstep.batch import Cond
 from halfstep.config.validate import NotNegative, Updates, Validated
-from halfstep.diffusion.denoiser import Denoiser, Denoises, level_of, Teacher
+from halfstep.diffusion.denoiser import Denoises, level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
 from halfstep.diffusion.time_grids import checked, Direction, grid, GridName, Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import (
-    errors,
     Method,
-    Objective,
     PipelineLike,
     Stage,
     StagePlan,
@@ -35,6 +33,7 @@ from halfstep.methods.diffusion.halving_checks import (
     refuse_other_clip,
     refuse_other_grid,
 )
+from halfstep.methods.diffusion.matching import Matching, Places
 from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst
 from halfstep.rng import Draw
 
@@ -169,12 +168,14 @@ class Progressive(VTeacherFirst, Halving):
     A teacher that predicts eps becomes a v teacher first.
     """
 
+    walks: ClassVar[bool] = True
+
     def _default_updates(self, others: list[StagePlan]) -> int:
         return self.updates[0]
 
 
 @dataclass(frozen=True)
-class Halve(Objective):
+class Halve(Matching):
     """Match the student's one DDIM step to the teacher's two."""
 
     teacher: Denoises
@@ -184,21 +185,32 @@ class Halve(Objective):
     clip: Clip | None = None
     forwards = 5
 
-    def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
-        x0 = batch.x0
-        t, t_mid, t_end = self.places(draw)
-        eps = draw.normal(x0)
-        x_t = level_of(self.teacher.schedule, t, x0).mix(x0, eps)
-        target = two_step_target(self.teacher, x_t, t, t_mid, t_end, batch.cond, clip=self.clip)
-        guess: Prediction = student(x_t, t, batch.cond)
-        if self.clip is not None and self.clip.kind == "x0-and-eps":
-            guess = forgiven(guess, target, self.clip.bound)
-        return self.weighting(*errors(guess, target))
-
-    def places(self, draw: Draw) -> tuple[Tensor, ...]:
+    def places(self, draw: Draw) -> Places:
         """t, t_mid and t_end: the start of the student's step and the ends of the teacher's two."""
         i = 2 * draw.integers(len(self.times) // 2)  #                    t = i / N, i ~ {1, ..., N}
         return on_grid(self.times, *self.steps_from(i))
+
+    def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        t, t_mid, t_end, *_ = places
+        return two_step_target(self.teacher, x_t, t, t_mid, t_end, cond, clip=self.clip)
+
+    def loss(self, guess: Prediction, target: Prediction) -> Tensor:
+        if self.clip is not None and self.clip.kind == "x0-and-eps":
+            guess = forgiven(guess, target, self.clip.bound)
+        return super().loss(guess, target)
+
+    @property
+    def walk_length(self) -> int:
+        return len(self.times) // 2
+
+    def walk_places(self, k: Tensor, jitter: Tensor) -> Places:
+        """Every other time of the teacher's grid: the next place begins where two steps land."""
+        return on_grid(self.times, *self.steps_from(2 * k))
+
+    def sampled(self, x_t: Tensor, places: Places, guess: Prediction) -> Prediction:
+        if self.clip is None or self.clip.kind == "x0":
+            return guess
+        return self.clip(guess, x_t, level_of(self.teacher.schedule, places[0], x_t))
 
     def steps_from(self, i: Tensor) -> tuple[Tensor, ...]:
         """The grid indices of the start of the student's step and the ends of the teacher's two."""

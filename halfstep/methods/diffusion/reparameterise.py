@@ -5,6 +5,7 @@ Meng et al. 2023, section 4 for latent models).  The student learns the teacher'
 determines the data, and the data elsewhere.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,15 +17,13 @@ from halfstep.batch import Batch, Cond, Null
 from halfstep.config.validate import Share, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, level_of, Teacher
 from halfstep.diffusion.loss_weighting import vanishes, Weighting, WEIGHTINGS
-from halfstep.diffusion.prediction import Prediction, V
+from halfstep.diffusion.prediction import Clip, Prediction, V
 from halfstep.diffusion.schedules import BetaTable, Schedule
 from halfstep.errors import ConfigError, unknown
 from halfstep.methods.base import (
     EDGE,
-    errors,
     levels_for,
     Method,
-    Objective,
     PipelineLike,
     random_times,
     refuse_student,
@@ -32,7 +31,8 @@ from halfstep.methods.base import (
     StagePlan,
 )
 from halfstep.methods.diffusion.denoising import label_dropping, some_unlabelled
-from halfstep.rng import Draw
+from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
+from halfstep.rng import Draw, Uniform
 
 V_TEACHER = "v-teacher"
 """The name of the stage."""
@@ -53,6 +53,7 @@ class Reparameterise(Validated, Method):
     teacher has one."""
 
     gated: ClassVar[bool] = False
+    walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +88,8 @@ class Reparameterise(Validated, Method):
         student = reading_v(eta.trainable_copy(), schedule)
         levels, drop = levels_for(0, schedule), label_dropping(self.drop_labels, null)
         weighting = WEIGHTINGS[self.weighting]
-        match = Match(eta.freeze(), schedule, weighting, levels, drop=drop, null=null)
+        clip = teacher_clip(teacher)
+        match = Match(eta.freeze(), schedule, weighting, levels, drop=drop, null=null, clip=clip)
         yield stage.stage(student, match)
 
     def _schedule(self, teacher: Teacher) -> Schedule:
@@ -103,10 +105,14 @@ def reading_v(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
 
 
 @dataclass(frozen=True)
-class Match(Objective):
+class Match(AtAllTimes):
     """The teacher's prediction where its SNR is at least `readable`, the data below.
 
+    Without data (`target`) the x0 below is the teacher's at the last SNR that is readable, where almost
+    unit noise is its x_t too: it is about the mean of the data, as it should be.
+
     drop  share of samples whose condition is replaced by `null`, for teacher and student alike
+    clip  the clipping of the teacher's sampler, for the steps of a walk
     """
 
     teacher: Teacher
@@ -116,26 +122,40 @@ class Match(Objective):
     readable: float = 0.01
     drop: float = 0.0
     null: Null | None = None
+    clip: Clip | None = None
     forwards = 4
 
     def __call__(self, student: Denoiser, batch: Batch, draw: Draw) -> Tensor:
         x0, eps = batch.x0, draw.normal(batch.x0)
         t = random_times(draw, self.levels)
         x_t = level_of(self.schedule, t, x0).mix(x0, eps)
-        cond = some_unlabelled(batch.cond, draw, self.drop, self.null)
-        target = self._target(x0, x_t, t, eps, cond)
+        cond = self.conditioned(batch.cond, draw)
+        target, rows = self.target(x_t, (t,), cond), self._blind(t, x_t)
+        target = Prediction(torch.where(rows, x0, target.x0), torch.where(rows, eps, target.eps))
         guess: Prediction = student(x_t, t, cond)
-        return self.weighting(*errors(guess, target))
+        return self.loss(guess, target)
+
+    @property
+    def schedule_of_x(self) -> Schedule:
+        return self.schedule
+
+    def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
+        return some_unlabelled(cond, draw, self.drop, self.null)
 
     @torch.no_grad()
-    def _target(
-        self, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor, cond: Cond | None
-    ) -> Prediction:
-        logsnr = self.schedule.at(t).logsnr
-        blind = logsnr.exp() < self.readable
-        # The teacher is evaluated where its own schedule has the same log-SNR; a blind row at another time,
-        # and its prediction is thrown away.
-        teacher_t = self.teacher.schedule.time(logsnr.clamp(min=-10)).clamp(EDGE, 1)
-        pred = self.teacher(x_t, teacher_t, cond)
-        rows = blind.reshape(-1, *[1] * (x_t.ndim - 1))
-        return Prediction(torch.where(rows, x0, pred.x0), torch.where(rows, eps, pred.eps))
+    def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        (t, *_), level = places, level_of(self.schedule, places[0], x_t)
+        # The teacher is evaluated where its own schedule has the same log-SNR, and a blind row at the last
+        # that is readable, with the noise of that time.
+        logsnr = self.schedule.at(t).logsnr.clamp(min=math.log(self.readable))
+        teacher_t = self.teacher.schedule.time(logsnr).clamp(EDGE, 1)
+        blind = self._blind(t, x_t)
+        shrink = level_of(self.teacher.schedule, teacher_t, x_t).sigma / level.sigma
+        pred = self.teacher(torch.where(blind, shrink * x_t, x_t), teacher_t, cond)
+        eps = (x_t - level.alpha * pred.x0) / level.sigma
+        return Prediction(pred.x0, torch.where(blind, eps, pred.eps))
+
+    def _blind(self, t: Tensor, x_t: Tensor) -> Tensor:
+        """The rows in which the teacher is not readable, broadcastable to x_t."""
+        blind = self.schedule.at(t).logsnr.exp() < self.readable
+        return blind.reshape(-1, *[1] * (x_t.ndim - 1))

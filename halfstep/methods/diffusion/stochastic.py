@@ -4,6 +4,7 @@ Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023, Algorithm 
 distillation with jumps of 2 / N, except for the last step, t = 1 / N, which has only 1 / N left.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
-from halfstep.diffusion.prediction import Clip
+from halfstep.diffusion.prediction import Clip, Prediction
+from halfstep.diffusion.samplers.stochastic import jump
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.methods.diffusion.progressive import Halve, Progressive
+from halfstep.methods.diffusion.matching import arriving_at, Places
+from halfstep.methods.diffusion.progressive import Halve, on_grid, Progressive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +57,14 @@ class HalveJumps(Halve):
         # i = 1 has one step of 1 / N left: the first of the two has no length.
         mid = i + 2 * (i + 2 < end)
         return i, mid, (i + 4).clamp(max=end)
+
+    def walk_places(self, k: Tensor, jitter: Tensor) -> Places:
+        """t, t_mid and t_end, and the next time of the student's grid, to which noise leads back."""
+        return *super().walk_places(k, jitter), *on_grid(self.times, 2 * k + 2)
+
+    def landing(
+        self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]
+    ) -> Tensor:
+        schedule, (*_, t_end, t_next) = self.teacher.schedule, places
+        end, following = (arriving_at(schedule, t, x_t) for t in (t_end, t_next))
+        return jump(pred, end, following, fresh)

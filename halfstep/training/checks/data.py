@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isclose
 
+import torch
+from torch import Tensor
+
 from halfstep.batch import null_values
-from halfstep.data import Data, Dataset, Latents
+from halfstep.data import Data, Dataset, Latents, NoData
+from halfstep.data.latents.contexts import Contexts
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import differing
@@ -16,6 +20,8 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
 
     Samples without texts have the pipeline's empty text, and its values of the named tensors that they lack.
     """
+    if isinstance(data, NoData):
+        return _walks_of(pipeline, data)
     if tuple(data.shape) != tuple(pipeline.shape):
         raise ConfigError(
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
@@ -45,15 +51,48 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
     return data if pipeline.class_names else replace(data, labels=None, names=())
 
 
+def _walks_of(pipeline: Pipeline, data: NoData) -> NoData:
+    """No data, with the shape and the conditions that the pipeline reads."""
+    classes, texts = pipeline.class_names, pipeline.text_defaults
+    labels = data.labels
+    if labels is not None and not classes:
+        raise ConfigError(
+            "labels are for a teacher of classes, and this one has none: leave them out"
+        )
+    if isinstance(labels, Tensor) and int(labels.max()) >= len(classes):
+        raise ConfigError(
+            f"the teacher has {len(classes)} classes, and the labels of walks go to {int(labels.max())}: "
+            f"write labels from 0 to {len(classes) - 1}"
+        )
+    contexts = data.contexts
+    if contexts is not None:
+        _refuse_other_encoder(contexts, pipeline)
+        contexts = contexts.only(set(null_values(texts)))
+    elif data.prompts:
+        raise ConfigError("prompts are for a teacher that reads texts: leave them out")
+    if labels is None and classes:
+        labels = torch.arange(len(classes))
+    return replace(
+        data, shape=tuple(pipeline.shape), labels=labels, names=tuple(classes), contexts=contexts,
+        defaults=texts if null_values(texts) else None,
+    )  # fmt: skip
+
+
+def _refuse_other_encoder(contexts: Contexts, pipeline: Pipeline) -> None:
+    """`ConfigError` for texts that another encoder than the pipeline's encoded."""
+    if others := differing(contexts.null, pipeline):
+        raise ConfigError(
+            "the data's texts were encoded by another encoder than the network was trained with (the "
+            f"empty text has another {' and '.join(others)}): encode them with that one"
+        )
+
+
 def _with_texts(pipeline: Pipeline, data: Data) -> Data:
     """The data with the texts and named tensors that the pipeline reads, and its defaults for the others."""
     names = set(null_values(pipeline.text_defaults))
     if isinstance(data, Latents) and (contexts := data.contexts) is not None:
-        if names and (others := differing(contexts.null, pipeline)):
-            raise ConfigError(
-                "the data's texts were encoded by another encoder than the network was trained with (the "
-                f"empty text has another {' and '.join(others)}): encode them with that one"
-            )
+        if names:
+            _refuse_other_encoder(contexts, pipeline)
         is_read = bool(names & null_values(contexts.null).keys())
         data = replace(data, contexts=contexts.only(names) if is_read else None)
     return replace(data, defaults=pipeline.text_defaults) if names else data

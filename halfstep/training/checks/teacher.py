@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from halfstep.batch import Cond
-from halfstep.data import Data, Dataset, Latents
+from halfstep.data import Data, Dataset, Latents, NoData
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
@@ -88,7 +88,7 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
     if (first := next(stages, None)) is None:
         return iter(())
     student = unwrap(first.student)
-    if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents):
+    if isinstance(student, Denoiser) and isinstance(data, Dataset | Latents | NoData):
         batch = data.batch(torch.arange(2) % len(data)).to(device)
         # In the dtype that training draws times and scales in.
         times = torch.ones_like(Draw.all(torch.Generator(device).manual_seed(0), 2).uniform())

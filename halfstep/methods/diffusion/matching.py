@@ -1,0 +1,133 @@
+"""Objectives in three parts: where they compare, the target there, and the loss of a guess.
+
+The target needs a teacher and x_t, and no data: x_t may be noised data, or a state of a walk from noise
+(`halfstep.methods.diffusion.walks`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from halfstep.batch import Batch, Cond
+from halfstep.diffusion.denoiser import Denoises, level_of
+from halfstep.diffusion.loss_weighting import Weighting
+from halfstep.diffusion.prediction import Clip, Prediction
+from halfstep.diffusion.schedules import arriving, Level, Schedule
+from halfstep.methods.base import EDGE, errors, Objective, PipelineLike, random_times
+from halfstep.rng import Draw
+
+Places = tuple[Tensor, ...]
+"""Times of each sample, float64 [B] each: first t of x_t, last the end of the step."""
+WALK = 64
+"""Steps of a walk for an objective of every time."""
+
+
+class Matching(Objective):
+    """An objective that compares the student's prediction at x_t with a target."""
+
+    teacher: Denoises
+    weighting: Weighting
+
+    @property
+    def schedule_of_x(self) -> Schedule:
+        """The schedule on which x_t lies."""
+        return self.teacher.schedule
+
+    def places(self, draw: Draw) -> Places:
+        """Random places, among which those of a walk are."""
+        raise NotImplementedError(f"{type(self).__name__} has no places(draw)")
+
+    def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        """The target at x_t; never differentiated."""
+        raise NotImplementedError(f"{type(self).__name__} has no target(x_t, places, cond)")
+
+    def loss(self, guess: Prediction, target: Prediction) -> Tensor:
+        """The loss of a guess, [B]."""
+        return self.weighting(*errors(guess, target))
+
+    def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
+        x0, cond = batch.x0, self.conditioned(batch.cond, draw)
+        places, eps = self.places(draw), draw.normal(x0)
+        x_t = level_of(self.schedule_of_x, places[0], x0).mix(x0, eps)
+        target = self.target(x_t, places, cond)
+        guess: Prediction = student(x_t, places[0], cond)
+        return self.loss(guess, target)
+
+    # -- walks -------------------------------------------------------------------------------------
+
+    @property
+    def walk_length(self) -> int:
+        """The number of places of a walk."""
+        raise NotImplementedError(f"{type(self).__name__} has no walk_length")
+
+    def walk_places(self, k: Tensor, jitter: Tensor) -> Places:
+        """The k-th places of walks.
+
+        k       int64 [B], 0 (noise) to `walk_length` - 1
+        jitter  float64 [B] in [0, 1), one number a walk
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no walk_places(k, jitter)")
+
+    def landing(
+        self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]
+    ) -> Tensor:
+        """The walk's next state, where one step with the target lands.
+
+        fresh  draws the noise of a stochastic step
+        """
+        return arriving_at(self.schedule_of_x, places[-1], x_t).mix(pred.x0, pred.eps)
+
+    def sampled(self, x_t: Tensor, places: Places, guess: Prediction) -> Prediction:
+        """The student's prediction as its own sampler takes it, with which the student walks."""
+        return guess
+
+
+def teacher_clip(teacher: PipelineLike) -> Clip | None:
+    """The clipping of a teacher's own sampler."""
+    return None if teacher.clip is None else Clip(teacher.clip, teacher.clipping)
+
+
+def arriving_at(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
+    """The level at the end of a step to t, as samplers arrive at it, broadcastable to x.
+
+    t  float64 [B]
+    """
+    level = arriving(schedule, t.reshape(-1, *[1] * (x.ndim - 1)))
+    return Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
+
+
+class AtAllTimes(Matching):
+    """An objective at random times, on all of (0, 1) or on a table's levels.
+
+    levels  times are from {1 / levels, ..., 1}; None means all of (0, 1)
+    clip    the clipping of the teacher's sampler, for the steps of a walk
+    """
+
+    levels: int | None
+    clip: Clip | None
+
+    def places(self, draw: Draw) -> Places:
+        return (random_times(draw, self.levels),)
+
+    @property
+    def walk_length(self) -> int:
+        return min(WALK, self.levels or WALK)
+
+    def walk_places(self, k: Tensor, jitter: Tensor) -> Places:
+        """Equal steps, moved by the jitter: all walks together visit all times equally."""
+        return self._time(k + jitter), self._time(k + 1 + jitter)
+
+    def _time(self, steps: Tensor) -> Tensor:
+        """The time after this many steps, a fraction too, on the way from 1 to 0."""
+        share = steps / self.walk_length
+        if self.levels is None:
+            return (1 - share).clamp(EDGE, 1 - EDGE)
+        return (self.levels - (share * self.levels).floor()).clamp(min=1) / self.levels
+
+    def landing(
+        self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]
+    ) -> Tensor:
+        if self.clip is not None:
+            pred = self.clip(pred, x_t, level_of(self.schedule_of_x, places[0], x_t))
+        return super().landing(x_t, places, pred, fresh)
