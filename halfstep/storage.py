@@ -53,10 +53,12 @@ def save(
         files.fill(description_part, text.encode())
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a .safetensors file alone, which other libraries read; all or nothing."""
     with files.replacing(path) as (part,):
-        _save_file(_unshared(tensors), part)
+        _save_file(_unshared(tensors), part, metadata)
         files.apply_umask(part)
 
 

@@ -247,12 +247,15 @@ class Pipeline(PipelineFields):
         save_pipeline(self, Path(folder), dtype)
 
     @classmethod
-    def load(cls, folder: Path | str, *, net: NetBuilder = None) -> "Pipeline":
-        """Load what `save` wrote.
+    def load(
+        cls, folder: Path | str, *, net: NetBuilder = None, base: str | None = None
+    ) -> "Pipeline":
+        """Load what `save` wrote, or a stage of a run.
 
-        net  builds a user's own network: a function, or its name package.module:function
+        net   builds a user's own network: a function, or its name package.module:function
+        base  of a LoRA run's stage: the folder or hub name of its teacher, if that has moved
         """
-        fields = load_fields(Path(folder), net)
+        fields = load_fields(Path(folder), net, base)
         with as_checkpoint_error(f"'{Path(folder) / 'pipeline.json'}'"):
             return cls(**fields)
 

@@ -105,10 +105,11 @@ def _defaults_of(pipeline: PipelineFields) -> dict[str, Tensor]:
     return tensors if pipeline.empty is None else {**tensors, EMPTY: pipeline.empty}
 
 
-def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
+def load_fields(folder: Path, net: NetBuilder, base: str | None = None) -> PipelineArguments:
     """The fields of the pipeline that `save_pipeline` or `save_adapter` wrote.
 
-    net  builds a user's own network
+    net   builds a user's own network
+    base  where the origin of an adapter's network is now
     """
     stem = folder / "pipeline"
     if not stem.with_suffix(".json").exists():
@@ -119,6 +120,9 @@ def load_fields(folder: Path, net: NetBuilder) -> PipelineArguments:
     fields = fields_from(about, net=net, source=f"'{stem}.json'")
     adapter = None if about.get("lora") is None else lora_of(folder, tensors, content)
     if adapter is not None:
+        if base is not None and not adapter.in_run:
+            adapter = replace(adapter, base=base)
+            fields["origin"] = replace(fields["origin"], source=base)
         tensors = storage.load(folder / DEFAULTS)[0] if about["lora"]["defaults"] else {}
     tensors, defaults = split_defaults(tensors)
     fields |= {**defaults, "codec": _load_codec(folder, about)}

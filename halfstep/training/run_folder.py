@@ -37,7 +37,7 @@ from halfstep.training.run_identity import (
 )
 from halfstep.training.run_repair import refuse_foreign, remove_unfinished
 from halfstep.training.stage_record import read_stage_record, StageRecord, write_stage_record
-from halfstep.training.students import load_passed, load_with_steps
+from halfstep.training.students import folder_passed, folder_with_steps, refuse_changed
 
 
 class RunFolder:
@@ -204,11 +204,22 @@ class RunFolder:
         named = [folder for folder in self.stages if folder.name == name]
         return Pipeline.load(named[0], net=net) if named else None
 
-    def student(self, steps: int | None = None, *, net: str | None = None) -> Pipeline:
+    def student(
+        self, steps: int | None = None, *, net: str | None = None, base: str | None = None
+    ) -> Pipeline:
         """The student of so many steps, by default of the fewest; with a gate, the last that passed.
+
+        net, base  as of `Pipeline.load`
 
         `ConfigError` where no student takes so many steps, or none passed the gate.
         """
+        student = Pipeline.load(self.student_folder(steps), net=net, base=base)
+        if steps is None and self.gate is not None:
+            refuse_changed(self.folder, self.gate, student)
+        return student
+
+    def student_folder(self, steps: int | None = None) -> Path:
+        """The stage that `student` loads."""
         folders = self.stages
         if not folders:
             raise ConfigError(
@@ -216,8 +227,8 @@ class RunFolder:
                 "that has a pipeline.json, or the --out of a run"
             )
         if steps is None and self.gate is not None:
-            return load_passed(self.folder, self.gate, net=net)
-        return load_with_steps(self.folder, folders[::-1], steps, net=net)
+            return folder_passed(self.folder, self.gate)
+        return folder_with_steps(self.folder, folders[::-1], steps)
 
     def first_student(self, *, net: str | None = None) -> Pipeline | None:
         """The stage that the halved students were made from: a guided run's first, or a plan's shrunk one."""

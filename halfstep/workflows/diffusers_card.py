@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from halfstep.pipeline import Pipeline
@@ -16,12 +17,30 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """A name on the hub."""
 
 
+LOADING = (
+    "from diffusers import DiffusionPipeline",
+    "",
+    'pipeline = DiffusionPipeline.from_pretrained(".")',
+)
+"""The code that loads a whole folder."""
+
+
 def write_diffusers_card(
-    pipeline: Pipeline, target: Target, config: ExportConfig, difference: float
+    pipeline: Pipeline,
+    target: Target,
+    config: ExportConfig,
+    difference: float,
+    *,
+    loading: Sequence[str] = LOADING,
+    details: Sequence[str] = (),
+    metadata: Sequence[str] = (),
 ) -> None:
-    """Write the README of a folder that `DiffusionPipeline.from_pretrained` reads, and its picture.
+    """Write the README of a folder for diffusers, and its picture.
 
     difference  of diffusers' samples and the student's, relative to the largest value
+    loading     the beginning of the snippet
+    details     more lines on the folder
+    metadata    lines of YAML beside those that every model has
     """
     lines = [
         *_teacher(pipeline),
@@ -36,25 +55,31 @@ def write_diffusers_card(
         + ("" if config.dtype == "float32" else ", rounded after the check below"),
         f"- Checked when written: diffusers drew {DRAWN} samples of this folder that differ from halfstep's "
         f"by {difference:.1e} of the largest value",
+        *details,
     ]
-    lines += ["", "```python", *snippet(pipeline, target), "```"]
+    lines += ["", "```python", *loading, *snippet(pipeline, target), "```"]
     commands = [_command(config)]
     if (report := report_of(config.run)) is not None:
         commands = [report.provenance.command, *commands]
         lines += ["", *report_table(report), "", *save_picture(report, config.out)]
-    text = _metadata(pipeline, config) + page(lines, [("bash", commands)])
+    text = _metadata(pipeline, config, metadata) + page(lines, [("bash", commands)])
     write_text(config.out / "README.md", text)
 
 
-def _metadata(pipeline: Pipeline, config: ExportConfig) -> str:
+def _metadata(pipeline: Pipeline, config: ExportConfig, more: Sequence[str]) -> str:
     """The YAML of a model on the hub."""
     tag = "unconditional-image-generation" if pipeline.empty is None else "text-to-image"
     lines = ["library_name: diffusers", f"pipeline_tag: {tag}", f"license: {config.license}"]
     source = pipeline.origin.source if pipeline.origin else ""
-    if HUB.fullmatch(source) and not Path(source).exists():
+    if is_hub_name(source):
         lines.append(f"base_model: {source}")
-    lines += ["tags:", "- progressive-distillation", "- halfstep"]
+    lines += [*more, "tags:", "- progressive-distillation", "- halfstep"]
     return "\n".join(["---", *lines, "---", "", ""])
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source is OWNER/NAME on the hub, and no folder here."""
+    return HUB.fullmatch(source) is not None and not Path(source).exists()
 
 
 def _teacher(pipeline: Pipeline) -> list[str]:
@@ -90,7 +115,7 @@ def _scale(target: Target) -> list[str]:
 
 
 def snippet(pipeline: Pipeline, target: Target) -> list[str]:
-    """The code that samples the folder."""
+    """The code that draws an image with the loaded pipeline."""
     takes = call_arguments(target.pipeline)
     first = []
     if "prompt" in takes:
@@ -99,9 +124,6 @@ def snippet(pipeline: Pipeline, target: Target) -> list[str]:
         first = ["class_labels=[0]"]
     arguments = [*first, *(f"{name}={value!r}" for name, value in target.call.items())]
     return [
-        "from diffusers import DiffusionPipeline",
-        "",
-        'pipeline = DiffusionPipeline.from_pretrained(".")',
         "image = pipeline(",
         *(f"    {argument}," for argument in arguments),
         ").images[0]",
@@ -110,8 +132,8 @@ def snippet(pipeline: Pipeline, target: Target) -> list[str]:
 
 def _command(config: ExportConfig) -> str:
     """The command that made the folder, with the names alone of absolute paths."""
-    words = ["halfstep", "export", Path(config.run).resolve().name, "--format", "diffusers"]
-    words += ["--out", config.out.resolve().name]
+    words = ["halfstep", "export", Path(config.run).resolve().name]
+    words += ["--format", str(config.format), "--out", config.out.resolve().name]
     for name, value in (
         ("--steps", config.steps),
         ("--net", config.net and _unplaced(config.net)),

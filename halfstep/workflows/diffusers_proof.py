@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from halfstep.models.diffusers_net import unpack
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.from_diffusers.encoders import prompt_pipeline
 from halfstep.pipeline.from_diffusers.families import FAMILIES
+from halfstep.pipeline.from_diffusers.folder import variant_of
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 from halfstep.pipeline.to_diffusers import draw
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
@@ -30,30 +32,38 @@ NEAR = 1e-4
 PROMPTS = ("a photo of a cat", "a red house", "a tree by a lake", "a blue bird")
 
 
-def prove(pipeline: Pipeline, target: Target, folder: Path) -> float:
+def prove(pipeline: Pipeline, target: Target, folder: Path, loras: Sequence[Path] = ()) -> float:
     """The difference of the student's samples, as `measure` finds it; `CheckpointError` above 1e-4."""
-    difference = measure(pipeline, target, folder)
+    difference = measure(pipeline, target, folder, loras)
     if not difference <= NEAR:
+        instead = "merge=True (--merge)" if loras else "format='torch-export'"
         raise CheckpointError(
             f"diffusers draws other samples from this folder than the student (largest difference "
             f"{difference:.1e} of the largest value, {NEAR:g} is allowed), so it was removed: write "
-            "format='torch-export', or distil to steps that divide the table"
+            f"{instead}, or distil to steps that divide the table"
         )
     return difference
 
 
-def measure(pipeline: Pipeline, target: Target, folder: Path) -> float:
+def measure(pipeline: Pipeline, target: Target, folder: Path, loras: Sequence[Path] = ()) -> float:
     """The largest difference of four samples from the same noise, relative to the largest value of these.
+
+    folder  of the whole pipeline, to which the LoRAs are added
+    loras   files of one LoRA in the folder that has the scheduler; each is drawn with
 
     `CheckpointError` where diffusers cannot sample the folder.
     """
     inputs = _inputs(pipeline, target)
     noise = sample_noise(0, range(DRAWN), pipeline.shape)
-    theirs = _drawn(target, folder, noise, inputs)
+    drawn = _drawn(target, folder, loras, noise, inputs)
+    ours = _own(pipeline, target, folder, noise, inputs)
+    return max(_difference(pipeline, theirs, ours) for theirs in drawn)
+
+
+def _difference(pipeline: Pipeline, theirs: Tensor, ours: Tensor) -> float:
     net = cast(DiffusersNet, pipeline.denoiser.net)
     if net.inputs.packed:
         theirs = unpack(theirs, net.inputs.packed, torch.Size(pipeline.shape[1:]))
-    ours = _own(pipeline, target, folder, noise, inputs)
     if theirs.shape != ours.shape:
         raise CheckpointError(
             f"diffusers draws samples of shape {list(theirs.shape[1:])} from this folder, and the student of "
@@ -74,15 +84,24 @@ def _inputs(pipeline: Pipeline, target: Target) -> JsonObject:
     return {"batch_size": DRAWN, **({"class_labels": labels} if classes else {})}
 
 
-def _drawn(target: Target, folder: Path, noise: Tensor, inputs: JsonObject) -> Tensor:
-    """What diffusers draws in a process of its own."""
+def _drawn(
+    target: Target, folder: Path, loras: Sequence[Path], noise: Tensor, inputs: JsonObject
+) -> list[Tensor]:
+    """What diffusers draws in a process of its own, with each LoRA."""
     output = {"output_type": "latent" if "prompt" in inputs else "pt"}
+    halves = (variant_of(part) for part in folder.iterdir() if part.is_dir())
     with tempfile.TemporaryDirectory() as place:
         files = {name: str(Path(place) / f"{name}.safetensors") for name in ("noise", "out")}
         storage.save_tensors(Path(files["noise"]), {"noise": noise})
         request = Path(place) / "request.json"
-        call = {**target.call, **inputs, **output}
-        storage.write_json(request, {"folder": str(folder.resolve()), "call": call, **files})
+        content = {
+            "folder": str(folder.resolve()),
+            "variant": next(filter(None, halves), None),
+            "loras": [str(file.resolve()) for file in loras],
+            "scheduler": target.scheduler.name,
+            "call": {**target.call, **inputs, **output},
+        }
+        storage.write_json(request, {**content, **files})
         done = subprocess.run(
             [sys.executable, "-P", draw.__file__, str(request)],
             capture_output=True, text=True, errors="replace",
@@ -93,7 +112,7 @@ def _drawn(target: Target, folder: Path, noise: Tensor, inputs: JsonObject) -> T
                 f"diffusers' {target.pipeline} cannot sample the written folder, so it was removed: "
                 f"{lines[-1] if lines else f'its process ended with {done.returncode}'}"
             )
-        return storage.read_state_dict(Path(files["out"]))["samples"]
+        return list(storage.read_state_dict(Path(files["out"])).values())
 
 
 def _own(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from halfstep.errors import ConfigError
 from halfstep.models.classifiers.checkpoint import classifier_in, load_classifier, save_classifier
 from halfstep.models.classifiers.registry import example_shape
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.lora_file import is_lora, LoraFile, read_lora
 from halfstep.rng import sample_noise
 from halfstep.storage import write_text
 from halfstep.workflows.export_comfyui import write_comfyui
 from halfstep.workflows.export_diffusers import write_diffusers
+from halfstep.workflows.export_lora import write_lora
 from halfstep.workflows.exported import (
     compare,
     COMPARED,
@@ -28,7 +31,7 @@ from halfstep.workflows.exported import (
     student_samples,
     Writer,
 )
-from halfstep.workflows.locate import locate_pipeline
+from halfstep.workflows.locate import locate_folder, locate_pipeline
 from halfstep.workflows.model_card import classifier_card, pipeline_card
 from halfstep.workflows.program_files import write_onnx, write_torch_export
 from halfstep.workflows.push import check_name, upload
@@ -40,7 +43,8 @@ def export(
     *,
     steps: int | None = None,
     dtype: DType = "float32",
-    format: Format = "pipeline",
+    format: Format | None = None,
+    merge: bool = False,
     net: str | None = None,
     source: str | None = None,
     guidance_scale: float | None = None,
@@ -54,26 +58,29 @@ def export(
     steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
     dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
             network of torch-export computes in them
-    format  pipeline, for `Pipeline.load`; torch-export: student.pt2, which needs only torch; onnx:
-            student.onnx, for ONNX Runtime; diffusers: a folder for `DiffusionPipeline.from_pretrained`; or
-            comfyui: student.safetensors under the original names, and a workflow
+    format  pipeline, for `Pipeline.load`, which is the default; torch-export: student.pt2, which needs only
+            torch; onnx: student.onnx, for ONNX Runtime; diffusers: a folder for
+            `DiffusionPipeline.from_pretrained`; comfyui: student.safetensors under the original names, and a
+            workflow; or lora, the default of a LoRA run: a folder for `load_lora_weights`, without the base
+    merge   of a LoRA run the whole network, its LoRA merged; the default format is then diffusers, or
+            pipeline for a network that is not of diffusers
     net     package.module:function that builds a network of your own
     source  folder or hub name of the diffusers pipeline that the teacher came from, by default the recorded
-            one; of diffusers and comfyui
+            one; of diffusers, lora and comfyui
     guidance_scale  the one scale of a student that takes its scale as an input, where diffusers or comfyui
             has no input for it
-    license  the licence in the model card's metadata; of diffusers
-    push    a name on the hub, OWNER/NAME, under which the folder is uploaded; of diffusers
+    license  the licence in the model card's metadata; of diffusers and lora
+    push    a name on the hub, OWNER/NAME, under which the folder is uploaded; of diffusers and lora
 
     The folder is read again and draws eight samples, which in float32 are the student's own to the bit; of
-    diffusers and comfyui four, equal to 1e-4 of the largest value.
+    diffusers, lora and comfyui four, equal to 1e-4 of the largest value.
     `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
     error the folder is as before.
     """
     run, out = Path(run), Path(out)
     config = ExportConfig(
-        run=run, out=out, steps=steps, dtype=dtype, format=format, net=net, source=source,
-        guidance_scale=guidance_scale, license=license, push=push,
+        run=run, out=out, steps=steps, dtype=dtype, format=format, merge=merge, net=net,
+        source=source, guidance_scale=guidance_scale, license=license, push=push,
     )  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already: give a new folder as out")
@@ -103,8 +110,34 @@ def _write(config: ExportConfig) -> Exported:
     classifier = classifier_in(config.run)
     if classifier is not None:
         return _write_classifier(classifier, config)
-    pipeline = locate_pipeline(config.run, steps=config.steps, net=config.net)
-    return WRITERS[config.format](pipeline, config)
+    folder = locate_folder(config.run, config.steps)
+    lora = read_lora(folder) if folder is not None and is_lora(folder) else None
+    config = with_format(config, lora)
+    pipeline = locate_pipeline(config.run, steps=config.steps, net=config.net, base=config.source)
+    if lora is not None and config.format == "lora":
+        return write_lora(pipeline, config, lora)
+    return WRITERS[cast(Format, config.format)](pipeline, config)
+
+
+def with_format(config: ExportConfig, lora: LoraFile | None) -> ExportConfig:
+    """The options with their format, which depends on the run; `ConfigError` for one that it has not."""
+    if lora is None:
+        if config.merge:
+            raise ConfigError(f"'{config.run}' has no LoRA to merge: leave merge out (--merge)")
+        if config.format == "lora":
+            raise ConfigError(
+                f"'{config.run}' was distilled without a LoRA: write format='diffusers', or distil with "
+                "--lora-rank"
+            )
+        return replace(config, format=config.format or "pipeline")
+    whole: Format = "pipeline" if lora.component == "net" else "diffusers"
+    config = replace(config, format=config.format or (whole if config.merge else "lora"))
+    if config.format == "lora" and lora.component == "net":
+        raise ConfigError(
+            "diffusers and ComfyUI load LoRAs of networks of diffusers, and this network is none: write it "
+            "whole, merge=True (--merge)"
+        )
+    return config
 
 
 def write_pipeline(pipeline: Pipeline, config: ExportConfig) -> Exported:
@@ -124,8 +157,8 @@ def _refuse_int8(net: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _write_classifier(folder: Path, config: ExportConfig) -> Exported:
-    if config.format != "pipeline" or config.steps is not None:
-        raise ConfigError("this is a classifier: leave format and steps out")
+    if config.format not in (None, "pipeline") or config.merge or config.steps is not None:
+        raise ConfigError("this is a classifier: leave format, merge and steps out")
     out, dtype = config.out, DTYPES[config.dtype]
     classifier = load_classifier(folder, net=config.net)
     _refuse_int8(classifier, dtype)

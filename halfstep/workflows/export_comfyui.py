@@ -58,7 +58,7 @@ def write_comfyui(pipeline: Pipeline, config: ExportConfig) -> Exported:
     write_text(
         out / "README.md", comfyui_card(pipeline, student, config, (FILE, WORKFLOW), difference)
     )
-    return Exported(files=(), compared=DRAWN, difference=difference)
+    return Exported(files=(), compared=DRAWN, difference=difference, relative=True)
 
 
 def read_back(student: ComfyStudent, path: Path) -> Pipeline:

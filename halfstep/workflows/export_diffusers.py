@@ -32,4 +32,4 @@ def write_diffusers(pipeline: Pipeline, config: ExportConfig) -> Exported:
         round_weights(pipeline, target, out, dtype)
         difference = measure(pipeline, target, out)
     write_diffusers_card(pipeline, target, config, proved)
-    return Exported(files=(), compared=DRAWN, difference=difference)
+    return Exported(files=(), compared=DRAWN, difference=difference, relative=True)

@@ -19,17 +19,15 @@ COMPARED = 8
 """Samples of the written student that are compared with the original's."""
 
 FORMATS_OF = {
-    "source": ("diffusers", "comfyui"),
+    "source": ("diffusers", "lora", "comfyui"),
     "guidance_scale": ("diffusers", "comfyui"),
-    "license": ("diffusers",),
-    "push": ("diffusers",),
+    "license": ("diffusers", "lora"),
+    "push": ("diffusers", "lora"),
 }
 """The formats of options that the others do not have."""
-RELATIVE = ("diffusers", "comfyui")
-"""Formats whose difference is the largest one, relative to the largest value."""
 
 DType = Literal["float32", "float16", "bfloat16"]
-Format = Literal["pipeline", "torch-export", "onnx", "diffusers", "comfyui"]
+Format = Literal["pipeline", "torch-export", "onnx", "diffusers", "lora", "comfyui"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +43,34 @@ class ExportConfig(Validated):
     dtype: DType = "float32"
     """Type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
     network of torch-export computes in them."""
-    format: Format = "pipeline"
-    """torch-export and onnx write one step of DDIM as a program: student.pt2, which needs only torch, or
-    student.onnx, for ONNX Runtime.  diffusers writes a folder for DiffusionPipeline.from_pretrained; comfyui
-    student.safetensors and workflow_api.json.  Both are kept if diffusers draws the same samples."""
+    format: Format | None = None
+    """By default pipeline, for Pipeline.load; lora of a run with --lora-rank.  torch-export and onnx write
+    one step of DDIM as a program: student.pt2, which needs only torch, or student.onnx, for ONNX Runtime.
+    diffusers writes a folder for DiffusionPipeline.from_pretrained; lora one for load_lora_weights, and for
+    ComfyUI; comfyui student.safetensors and workflow_api.json.  These three are kept if diffusers draws the
+    same samples."""
+    merge: bool = False
+    """Of a run with --lora-rank: write the whole network, its LoRA merged. The default format is then
+    diffusers, or pipeline for a network that is not of diffusers."""
     net: str | None = None
     """package.module:function, if the network is one of your own."""
     source: str | None = None
-    """Of diffusers and comfyui: folder or hub name of the teacher's pipeline, if the teacher has moved."""
+    """Of diffusers, lora and comfyui: folder or hub name of the teacher's pipeline, if that has moved."""
     guidance_scale: float | None = None
     """Of diffusers and comfyui: the one scale of a student whose input for it they do not have."""
     license: str = "other"
-    """Of diffusers: the licence in the model card's metadata, as the hub names it."""
+    """Of diffusers and lora: the licence in the model card's metadata, as the hub names it."""
     push: str | None = None
-    """Of diffusers: upload the folder to the hub under this name, OWNER/NAME."""
+    """Of diffusers and lora: upload the folder to the hub under this name, OWNER/NAME."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.merge and self.format == "lora":
+            raise ConfigError(
+                "format='lora' writes a LoRA alone, and merge the whole network: leave one of them out"
+            )
+        if self.format is None:  # the run says which
+            return
         for name, formats in FORMATS_OF.items():
             if self.format not in formats and getattr(self, name) != getattr(type(self), name):
                 known = " or ".join(f"'{each}'" for each in formats)
@@ -76,14 +85,16 @@ class Exported:
 
     files       the files in the folder, by name
     compared    samples that both drew from the same noise; of a classifier, inputs that both read
-    difference  root of the mean squared difference of these; 0 if they are equal to the bit.  Of diffusers
-                and comfyui the largest difference, relative to the largest value
+    difference  root of the mean squared difference of these; 0 if they are equal to the bit
+    relative    it is the largest difference instead, relative to the largest value: of diffusers, lora and
+                comfyui
     pushed      the address of the folder on the hub, if it was uploaded
     """
 
     files: tuple[Path, ...]
     compared: int
     difference: float
+    relative: bool = False
     pushed: str | None = None
 
 

@@ -149,6 +149,7 @@ def locate_pipeline(
     *,
     steps: int | None = None,
     net: str | None = None,
+    base: str | None = None,
     diffusers: DiffusersOptions = DiffusersOptions(),
     size: int | tuple[int, int] | None = None,
 ) -> Pipeline:
@@ -157,6 +158,7 @@ def locate_pipeline(
     place  a folder; of diffusers also a .safetensors file or OWNER/NAME on the hub
     steps  of the student; by default the fewest, or with a gate the last that passed
     net    package.module:function that builds a network of your own
+    base   of a LoRA: the folder or hub name of its teacher, if that has moved
     diffusers, size  how a pipeline of diffusers is read, and for which size in pixels
     """
     if not str(place):
@@ -168,8 +170,18 @@ def locate_pipeline(
     _refuse_for_own(diffusers, f"'{place}'")
     folder = Path(place)
     if (folder / "pipeline.json").exists():
-        return Pipeline.load(folder, net=net)
-    return RunFolder(folder).student(steps, net=net)
+        return Pipeline.load(folder, net=net, base=base)
+    return RunFolder(folder).student(steps, net=net, base=base)
+
+
+def locate_folder(place: Path | str, steps: int | None = None) -> Path | None:
+    """The folder of the pipeline that `locate_pipeline` loads; None for one of diffusers."""
+    if is_diffusers(place):
+        return None
+    folder = Path(place)
+    if (folder / "pipeline.json").exists():
+        return folder
+    return RunFolder(folder).student_folder(steps)
 
 
 def is_diffusers(place: Path | str) -> bool:

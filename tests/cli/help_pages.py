@@ -122,6 +122,7 @@ EXAMPLES = {
         "halfstep export runs/digits --format torch-export --out program/",
         "halfstep export runs/sd --steps 4 --format diffusers --out sd-4-steps/",
         "halfstep export runs/cats --format comfyui --out comfyui/",
+        "halfstep export runs/lora --out lora-4-steps/",
         "halfstep export runs/digits --format onnx --dtype bfloat16 --out onnx/",
     ],
     "distill progressive": [
@@ -244,8 +245,8 @@ def _metavar(option):
         return ""
     if typing.get_origin(hint) is dict:
         return "NAME VALUE ..."
-    if typing.get_origin(hint) is typing.Literal:
-        choices = "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+    for literal in [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]:
+        choices = "{" + ",".join(map(str, typing.get_args(literal))) + "}"
         return choices if len(f"{option.flag} {choices}") <= WIDTH - 4 else "NAME"
     inner = [deep for kind in kinds for deep in (kind, *typing.get_args(kind))]
     is_prompt = option.name in ("prompt", "negative_prompt")

@@ -21,6 +21,38 @@ MUTANTS = (
         "workflows/export_diffusers",
         ("if not difference <= NEAR:", "if False:"),
     ),
+    *of(
+        "workflows/diffusers_proof",
+        "workflows/export_lora",
+        ("max(_difference", "min(_difference"),
+    ),
+    *of(
+        "pipeline/to_diffusers/lora",
+        "workflows/export_lora",
+        ("torch.tensor(float(len(a)))", "torch.tensor(2.0 * len(a))"),
+        ("str(float(lora.rank))", "str(2.0 * lora.rank)"),
+        ("path, a, _ in layers_of(lora)}, lora.rank)", "path, a, _ in layers_of(lora)}, 1)"),
+        ('.lora_down.weight"] = a', '.lora_down.weight"] = -a'),
+    ),
+    *of(
+        "workflows/export_lora",
+        "workflows/export_lora",
+        ("tensors if dtype is None else rounded(tensors, dtype)", "tensors"),
+        ("written[-1].name", "written[0].name"),
+        ("if config.source is not None:", "if False:"),
+    ),
+    *of(
+        "workflows/export",
+        "workflows/export_lora",
+        ("(whole if config.merge else", "(whole if not config.merge else"),
+        ('config.format == "lora" and lora.component', 'config.format == "lora" or lora.component'),
+        ("base=config.source", "base=None"),
+    ),
+    *of(
+        "pipeline/to_comfyui/workflow",
+        "pipeline/to_comfyui/workflow",
+        ("model.markers and lora is None", "model.markers"),
+    ),
     *of("workflows/push", "workflows/export_diffusers", ("exist_ok=True", "exist_ok=False")),
     *of(
         "workflows/teacher_latents",

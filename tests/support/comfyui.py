@@ -54,6 +54,10 @@ NODES = {
     "DualCLIPLoader": ({"clip_name1": str, "clip_name2": str, "type": str}, ("CLIP",)),
     "TripleCLIPLoader": (dict.fromkeys(("clip_name1", "clip_name2", "clip_name3"), str), ("CLIP",)),
     "VAELoader": ({"vae_name": str}, ("VAE",)),
+    "LoraLoaderModelOnly": (
+        {"model": "MODEL", "lora_name": str, "strength_model": float},
+        ("MODEL",),
+    ),
     "ModelSamplingDiscrete": ({"model": "MODEL", "sampling": str, "zsnr": bool}, ("MODEL",)),
     "ModelSamplingSD3": ({"model": "MODEL", "shift": float}, ("MODEL",)),
     "ModelSamplingFlux": (

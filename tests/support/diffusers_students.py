@@ -8,9 +8,12 @@ from halfstep import Pipeline
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.time_grids import trailing, uniform
+from halfstep.identity import digest_of
 from halfstep.models.with_guidance import with_guidance
+from halfstep.pipeline.saving import keep_base, save_adapter
 from halfstep.pipeline.to_diffusers import draw
 from tests.support.families import FAMILIES, SIZED
+from tests.support.lora import lively as lively_lora, without_adapter
 from tests.support.texts import lively
 
 
@@ -37,6 +40,23 @@ def student_of(teacher, *, steps=4, guided=None, **options):
     range_ = teacher.guidance_range if guided is None else guided
     fields = {"times": (times,), "sampler": "ddim", "guidance_range": range_, **options}
     return replace(teacher, denoiser=made, **fields)
+
+
+def lora_stage(name, folder, *, rank=2, steps=4):
+    """A stage of a LoRA run of the family's pipeline; its teacher is saved to FOLDER/teacher."""
+    FAMILIES[name]().save_pretrained(folder / "teacher")
+    teacher = Pipeline.from_diffusers(folder / "teacher", size=SIZED.get(name))
+    return lora_stage_of(teacher, folder / "run", rank=rank, steps=steps)
+
+
+def lora_stage_of(teacher, run, *, rank=2, steps=4):
+    """A stage of a LoRA run of this teacher, as `distill` writes it, with random values."""
+    made, stage = student_of(teacher, steps=steps), run / "stages" / f"{steps:04}-steps"
+    adapted = lively_lora(without_adapter(made.denoiser, rank).trainable_copy()).freeze()
+    run.mkdir(exist_ok=True)
+    about = keep_base(teacher, run, rank, digest_of(teacher.denoiser))
+    save_adapter(replace(made, denoiser=adapted), stage, about)
+    return stage
 
 
 def draw_in_this_process(monkeypatch):

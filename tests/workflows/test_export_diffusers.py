@@ -7,7 +7,6 @@ import re
 import subprocess
 import warnings
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from halfstep.workflows.scheduler_folder import read_scheduler_folder
 from tests.support.diffusers_students import draw_in_this_process, student, student_of
 from tests.support.evidence import evidence, pictures, typed
 from tests.support.families import FAMILIES
+from tests.support.hub_client import Hub
 from tests.support.refusals import refused
 from tests.support.texts import lively
 
@@ -186,20 +186,6 @@ def test_the_card_names_the_teacher_and_the_run_with_its_report(here, tmp_path):
     assert report.provenance.command in text
     assert (tmp_path / "out" / "samples.png").exists()
     assert "![teacher, 64 steps, 8 steps, 4 steps, 2 steps, 1 step](samples.png)" in text
-
-
-class Hub:
-    """In place of the hub's client."""
-
-    sent: ClassVar = []
-
-    def create_repo(self, name, **options):
-        self.sent.append((name, options))
-        return f"https://hub/{name}"
-
-    def upload_folder(self, *, folder_path, **options):
-        names = sorted(path.name for path in folder_path.rglob("*"))
-        self.sent.append((names, options))
 
 
 def test_a_folder_is_pushed_to_the_hub(here, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.workflows.export import export
-from halfstep.workflows.exported import ExportConfig, RELATIVE
+from halfstep.workflows.exported import ExportConfig
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ExportConfig, argv, prog="halfstep export")
     exported = export(**vars(config))
     samples = f"on {exported.compared} samples of the same noise"
-    of = "of the largest value" if config.format in RELATIVE else "(rms)"
+    of = "of the largest value" if exported.relative else "(rms)"
     if exported.difference == 0:
         say(console, "the same", f"to the bit, {samples}")
     else:

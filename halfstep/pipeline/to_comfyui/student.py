@@ -99,6 +99,20 @@ def comfy_student(
     guidance_scale  the one scale of a student that takes its scale as an input; by default the middle of its
                     range, where ComfyUI has that input (Flux)
     """
+    model, sampling = comfy_model(pipeline, steps)
+    fixed, scale = _at_one_scale(pipeline, guidance_scale)
+    folder = _source(pipeline, source)
+    parts = dict(_parts(pipeline, model, folder))
+    if dtype is not None:
+        fixed = with_net(fixed, copy.deepcopy(fixed.denoiser.net).to(dtype).float())
+    return ComfyStudent(fixed, model, sampling, scale, parts, folder, dtype)
+
+
+def comfy_model(pipeline: Pipeline, steps: int | None) -> tuple[ComfyModel, ComfySampling]:
+    """ComfyUI's model for a student, and how its nodes are set; `ConfigError` where it has none.
+
+    steps  of a student with several grids
+    """
     net = pipeline.denoiser.net
     if not isinstance(net, DiffusersNet) or getattr(net, "quantised", None):
         raise ConfigError(
@@ -115,12 +129,7 @@ def comfy_student(
     model = model_of(type(network).__name__, dict(network.config))
     sampling = comfy_sampling(pipeline, model, pipeline.grid(steps))
     _refuse_other_latents(pipeline, model)
-    fixed, scale = _at_one_scale(pipeline, guidance_scale)
-    folder = _source(pipeline, source)
-    parts = dict(_parts(pipeline, model, folder))
-    if dtype is not None:
-        fixed = with_net(fixed, copy.deepcopy(fixed.denoiser.net).to(dtype).float())
-    return ComfyStudent(fixed, model, sampling, scale, parts, folder, dtype)
+    return model, sampling
 
 
 def with_net(pipeline: Pipeline, net: nn.Module) -> Pipeline:

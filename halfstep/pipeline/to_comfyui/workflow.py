@@ -30,16 +30,22 @@ def workflow(
     sampling: ComfySampling,
     size: tuple[int, int],
     guidance_scale: float | None = None,
+    lora: str | None = None,
 ) -> JsonObject:
     """The nodes that load the file and draw one image.
 
     file            the name of the file, in ComfyUI's models/checkpoints or models/diffusion_models
     size            height and width in pixels
     guidance_scale  of a network that takes it as an input (Flux)
+    lora            the name of a LoRA for the network in the file, in models/loras
     """
     graph = _Graph()
     network, clip, vae = _loaded(graph, file, model)
-    network = _sampled_as(graph, network, model, sampling, size)
+    if lora is not None:
+        loader = graph.add("LoraLoaderModelOnly", model=network, lora_name=lora, strength_model=1.0)
+        network = [loader, 0]
+    marked = model.markers and lora is None
+    network = _sampled_as(graph, network, sampling, size, model.levels, marked=marked)
     positive: Link = [graph.add("CLIPTextEncode", text="a photograph of a cat", clip=clip), 0]
     negative: Link = [graph.add("CLIPTextEncode", text="", clip=clip), 0]
     if guidance_scale is not None:
@@ -82,17 +88,22 @@ def _loaded(graph: _Graph, file: str, model: ComfyModel) -> tuple[Link, Link, Li
 def _sampled_as(
     graph: _Graph,
     network: Link,
-    model: ComfyModel,
     sampling: ComfySampling,
     size: tuple[int, int],
+    levels: int,
+    *,
+    marked: bool,
 ) -> Link:
-    """The network with the node that says what it predicts and on which levels, where the file cannot."""
+    """The network with the node that says what it predicts and on which levels.
+
+    marked  the file says whether the network predicts v
+    """
     if sampling.sampling:
-        if model.markers and sampling.sampling != "x0":
+        if marked and sampling.sampling != "x0":
             return network
         options: JsonObject = {"sampling": sampling.sampling, "zsnr": sampling.zero_snr}
         return [graph.add("ModelSamplingDiscrete", model=network, **options), 0]
-    if model.levels == 1000:
+    if levels == 1000:
         return [graph.add("ModelSamplingSD3", model=network, shift=sampling.shift), 0]
     mu = log(sampling.shift)  # the same for every number of tokens
     options = {"max_shift": mu, "base_shift": mu, "width": size[1], "height": size[0]}

@@ -83,10 +83,7 @@ def write_folder(
     }
     part = out / next(iter(own))
     write_network(part, network_config(net, pipeline.shape), _weights(net, target))
-    _write_json(
-        files.make_folder(out / "scheduler") / "scheduler_config.json",
-        {"_class_name": target.scheduler.name, **_versioned(), **target.scheduler.config},
-    )
+    write_scheduler(target, out)
     if pipeline.codec is not None:
         codec: Any = pipeline.codec
         own["vae"] = ["diffusers", codec.class_name]
@@ -99,6 +96,14 @@ def write_folder(
     first = {"_class_name": target.pipeline, **_versioned()}
     others = {name: value for name, value in index.items() if not name.startswith("_")}
     _write_json(out / INDEX, {**first, **others, **own})
+
+
+def write_scheduler(target: Target, out: Path) -> None:
+    """Write OUT/scheduler, which makes the student's steps."""
+    _write_json(
+        files.make_folder(out / "scheduler") / "scheduler_config.json",
+        {"_class_name": target.scheduler.name, **_versioned(), **target.scheduler.config},
+    )
 
 
 def round_weights(pipeline: PipelineFields, target: Target, out: Path, dtype: torch.dtype) -> None:

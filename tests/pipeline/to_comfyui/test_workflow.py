@@ -44,3 +44,18 @@ def test_a_node_says_what_the_file_cannot(model, sampling, said):
     used = nodes_of(workflow("a.safetensors", model, ComfySampling(4, sampling), (512, 512)))
     assert ("ModelSamplingDiscrete" in used) == said
     assert not said or used["ModelSamplingDiscrete"]["sampling"] == sampling
+
+
+@pytest.mark.parametrize("model", [SD1, SDXL, SD3, FLUX])
+def test_a_lora_is_loaded_onto_the_base_and_a_node_says_what_it_predicts(model):
+    """The base's file says what the base predicts, which the LoRA may have changed."""
+    sampling = ComfySampling(4, "v_prediction" if model.encoders else "")
+    graph = workflow("base.safetensors", model, sampling, (512, 512), lora="fast.safetensors")
+    used = nodes_of(graph)
+    lora = used["LoraLoaderModelOnly"]
+    assert (lora["lora_name"], lora["strength_model"]) == ("fast.safetensors", 1.0)
+    loader = "CheckpointLoaderSimple" if model.encoders else "UNETLoader"
+    assert graph[lora["model"][0]]["class_type"] == loader
+    [sampled] = [name for name in used if name.startswith("ModelSampling")]
+    assert graph[used[sampled]["model"][0]]["class_type"] == "LoraLoaderModelOnly"
+    assert graph[used["KSampler"]["model"][0]]["class_type"] == sampled
