@@ -95,3 +95,26 @@ def test_a_report_is_that_of_one(place, several):
     del report["checksum"], other["checksum"]  # of the folder's name, too
     assert report == other and len(report["rows"]) > 2
     assert any(row["split"] for row in report["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_is_killed_the_other_says_so_and_any_number_goes_on(place, killed):
+    out = f"l-killed-{killed}"
+    (other,) = typed(place, [*LATENTS, "--out", out], killed=killed)
+    assert other["status"] == [2]
+    assert other["err"].startswith("halfstep: another process") and other["err"].count("\n") == 1
+    assert not json.loads((place / out / "latents.json").read_text())["complete"]
+    done = typed(place, [*LATENTS, "--out", out], world=3)
+    assert [each["status"] for each in done] == [[0]] * 3
+    assert same_files(place / "l", place / out, "verified.json", "latents.json", ".lock")
+    one, many = (json.loads((place / name / "latents.json").read_text()) for name in ("l", out))
+    assert one == many
+
+
+@pytest.mark.slow
+def test_other_options_are_refused_by_all(place):
+    results = typed(place, [*SAMPLE, "--out", "x"], last=["--seed", 5])
+    assert [each["status"] for each in results] == [[2], [2]]
+    assert all("differ in seed: 0 in process 0, 5 in process 1" in each["err"] for each in results)
+    assert not (place / "x").exists()

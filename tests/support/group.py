@@ -6,6 +6,7 @@
 import atexit
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,21 +19,29 @@ from pathlib import Path
 import torch
 
 from halfstep.errors import HalfstepError
+from halfstep.training import divided
 from halfstep.training.peers import refuse_different
 
 ROOT = Path(__file__).parents[2]
 
 
-def typed(folder, *commands, world=2):
-    """The exit statuses, outputs and errors of each process that was typed these commands in a folder."""
+def typed(folder, *commands, world=2, killed=None, last=()):
+    """The exit statuses, outputs and errors of each process that was typed these commands in a folder.
+
+    killed  the rank of a process that is killed in its second share of the work; it has none
+    last    words that the last process is typed besides
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KILLED": str(killed)}
+    environment["LAST"] = json.dumps([str(word) for word in last])
     words = json.dumps([[str(word) for word in command] for command in commands])
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.group", str(world), str(folder), words],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [json.loads(Path(folder, f"done-{rank}.json").read_text()) for rank in range(world)]
+    files = (Path(folder, f"done-{rank}.json") for rank in range(world) if rank != killed)
+    return [json.loads(file.read_text()) for file in files]
 
 
 def main(world, folder, words):
@@ -52,7 +61,8 @@ def main(world, folder, words):
     children = []
     for rank in range(world):
         if not (pid := os.fork()):
-            _one(rank, json.loads(words))
+            more = json.loads(os.environ["LAST"]) if rank == world - 1 else []
+            _one(rank, [[*command, *more] for command in json.loads(words)])
         children.append(pid)
     for pid in children:
         os.waitpid(pid, 0)
@@ -62,6 +72,8 @@ def _one(rank, commands):
     from halfstep.cli import main as cli
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    if os.environ["KILLED"] == str(rank):
+        _killed_in_its_second_share()
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}-{rank}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
     warnings.simplefilter("error")
@@ -80,6 +92,18 @@ def _one(rank, commands):
             atexit._run_exitfuncs()
         finally:
             os._exit(0)
+
+
+def _killed_in_its_second_share():
+    real, calls = divided._done, []
+
+    def done(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    divided._done = done
 
 
 class _Member:

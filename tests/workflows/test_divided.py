@@ -49,11 +49,14 @@ def test_samples_and_texts_are_divided_and_those_of_one(tmp_path, monkeypatch, w
         out=tmp_path / "one", n=7, batch_size=2, npz=True, texts=TEXTS, guidance_scale=2.0, seed=4
     )
     pipes = [named_pipeline(texts=Counting()) for _ in range(world)]
-    _, _, one = drawn(Processes("cpu"), config, [named_pipeline()])
+    one = named_pipeline().sample(
+        7, seed=4, guidance_scale=2.0, prompts=[("a", "bc", "def")[k % 3] for k in range(7)],
+        negative_prompts=[("no", "none")[k % 2] for k in range(7)],
+    )  # fmt: skip
     several = in_threads(
         partial(drawn, config=replace(config, out=tmp_path / "many"), pipes=pipes), world
     )
-    assert torch.equal(several[0][2].samples, one.samples) and len(one.samples) == 7
+    assert torch.equal(several[0][2].samples, one)
     assert all(len(sampled.samples) == 0 for _, _, sampled in several[1:])
     assert {sampled.npz for _, _, sampled in several} == {tmp_path / "many" / "samples.npz"}
     assert all(job.prompts is None for _, job, _ in several[1:])
