@@ -95,6 +95,14 @@ class DiffusersNet(Adapter):
     def _checkpoints(self) -> bool:
         return bool(getattr(self.model, "gradient_checkpointing", False))
 
+    def refuse_checkpointing(self) -> None:
+        """`ConfigError` where halfstep adds the guidance scale in blocks: a recomputation would lack it."""
+        if self.guidance is not None and any("*" in name for name in self.inputs.time_embedding):
+            raise ConfigError(
+                f"diffusers' {type(self.model).__name__} has no input for the guidance scale that gradient "
+                "checkpointing would keep: leave checkpointing off, or use a U-ViT"
+            )
+
     def _always_labelled(self) -> bool:
         return type(self.model).__name__ == "DiTTransformer2DModel"
 
@@ -158,12 +166,8 @@ class DiffusersNet(Adapter):
             features = guidance_features(scale - 1, self.guidance_embed_dim)
             arguments[self.inputs.scale_features] = features.to(x.dtype)
             return None
-        in_blocks = any("*" in pattern for pattern in self.inputs.time_embedding)
-        if in_blocks and self._checkpoints():  # the recomputation would lack it
-            raise ConfigError(
-                f"diffusers' {type(self.model).__name__} has no input for the guidance scale that gradient "
-                "checkpointing would keep: leave checkpointing off, or use a U-ViT"
-            )
+        if self._checkpoints():
+            self.refuse_checkpointing()
         embedded: Tensor = self.guidance(scale)
         return embedded
 

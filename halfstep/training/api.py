@@ -264,11 +264,19 @@ class _PipelineRun:
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
-        denoiser, autocast = pipeline.to(self.processes.device).denoiser, self.autocast
-        # With modules of its own where the run stores weights in half precision: the caller's stay.
-        denoiser = copy(denoiser) if autocast is None else on_same_weights(denoiser)
-        denoiser.autocast = autocast
+        device = self.processes.device
+        # A codec that is offloaded visits the device for the gate alone.
+        denoiser = (
+            pipeline.denoiser.to(device) if self.job.offload else pipeline.to(device).denoiser
+        )
+        denoiser = self._apart(denoiser)
+        denoiser.autocast = self.autocast
         return denoiser
+
+    def _apart(self, denoiser: Denoiser) -> Denoiser:
+        """A copy on the same weights; it has its own modules where the run stores or moves its networks'."""
+        moved = self.autocast is not None or self.job.offload
+        return on_same_weights(denoiser) if moved else copy(denoiser)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -300,12 +308,16 @@ class _PipelineRun:
         """Call the gate with the student as it will be loaded, in float32; a LoRA as it is trained."""
         if self.job.gate is None:
             return True
-        # With modules of its own where the student's weights will be stored in half precision.
-        kept = self.autocast is not None and self.lora is None
-        denoiser = on_same_weights(student.denoiser) if kept else copy(student.denoiser)
+        denoiser = copy(student.denoiser) if self.lora else self._apart(student.denoiser)
         if self.lora is None:
             denoiser.autocast = None
-        return self.job.gate(replace(student, denoiser=denoiser))
+        pipeline = replace(student, denoiser=denoiser)
+        if not self.job.offload:
+            return self.job.gate(pipeline)
+        passes = self.job.gate(pipeline.to(self.processes.device))
+        if isinstance(pipeline.codec, nn.Module):
+            pipeline.codec.to("cpu")
+        return passes
 
     def train(
         self,

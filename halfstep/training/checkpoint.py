@@ -11,8 +11,9 @@ from torch import nn, Tensor
 from halfstep import files, storage
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
+from halfstep.models.compression.int8 import apart
 from halfstep.training.ema import Average
-from halfstep.training.optimiser import Optimiser
+from halfstep.training.optimiser import moment_of, Optimiser
 
 KEEP = 2
 """Checkpoints of a stage: the newest, and the one before it in case the newest is damaged."""
@@ -35,8 +36,10 @@ class State:
         tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
         names = {id(p): name for name, p in self.student.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
-            for moment, value in moments.items():
-                tensors[f"{moment}.{names[id(parameter)]}"] = value
+            named = {f"{moment}.{names[id(parameter)]}": value for moment, value in moments.items()}
+            # Of moments in 8 bits the codes and scales; the codes' meanings are always the same.
+            plain = apart(named)
+            tensors |= {k: v for k, v in plain.items() if k in named or not k.endswith(".qmap")}
         if self.average is not None:
             values = zip(self.student.named_parameters(), self.average.values, strict=True)
             tensors |= {f"average.{name}": value for (name, _), value in values}
@@ -58,6 +61,10 @@ class State:
                 for m in MOMENTS
                 if f"{m}.{name}" in tensors
             }
+            for m in MOMENTS:
+                if (codes := f"{m}.{name}.codes") in tensors:
+                    scale = tensors[f"{m}.{name}.scale"]
+                    moments[m] = moment_of(tensors[codes], scale, parameter, signed=m == "exp_avg")
             if moments:
                 states[parameter] = moments
         self.optimiser.load(states)

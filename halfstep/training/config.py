@@ -28,8 +28,9 @@ class TrainingConfig(Validated):
     """The rate falls to 0 within each stage, or stays."""
     warmup: Updates = 0
     """Updates over which the rate rises from 0."""
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of linear layers, AdamW for the rest; fewer, slightly longer updates."""
+    optimiser: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
+    """adamw-8bit: moments in 8 bits, by torchao. muon: Muon for the matrices of linear layers, AdamW for the
+    rest; fewer, slightly longer updates."""
     betas: tuple[Smoothing, Smoothing] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: NotNegative = 0.0

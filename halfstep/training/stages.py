@@ -42,6 +42,10 @@ class RunOptions:
     """Let this folder's run have more updates, or halve further."""
     from_previous: bool = False
     """Go on from the checkpoint before a damaged one."""
+    gradient_checkpointing: bool = False
+    """Recompute the student's activations in the backward pass: the same bits in less memory."""
+    offload: bool = False
+    """Keep the teacher and the codec in the CPU's memory while they are not called."""
     callback: ProgressCallback = field(default_factory=ProgressCallback)
     """Shows the progress."""
     gate: Callable[[Pipeline], bool] | None = None
@@ -103,7 +107,11 @@ def run_stages(
         # Typed options before the values derived from them: a difference is named by its cause.
         processes.compare({**_shared(job, command, out), **asdict(training), **resolved})
         refuse_batch(training, data, processes)
-        identity, stages = _identified(checked(stages, data, training, processes, check))
+        trainable = checked(
+            stages, data, training, processes, check,
+            gradient_checkpointing=job.gradient_checkpointing, offloaded=job.offload,
+        )  # fmt: skip
+        identity, stages = _identified(trainable)
         resolved |= identity
         if job.dry_run is not None:
             RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)

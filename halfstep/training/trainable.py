@@ -1,6 +1,7 @@
 """Check, before there is a folder, that a stage's student can be trained, saved and loaded."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
 from halfstep.models import import_function, recipe
 from halfstep.models.eval_mode import evaluating, to_train
+from halfstep.models.gradient_checkpointing import checkpointing
 from halfstep.models.half_storage import store_frozen
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import LoraNet
+from halfstep.models.offload import offload, refuse_offload
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import Draw, fork_rng
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
+from halfstep.training.optimiser import check_optimiser
 from halfstep.training.update import micro_batches
 
 Check = Callable[[nn.Module], None]
@@ -32,11 +36,17 @@ def checked(
     training: TrainingConfig,
     processes: Processes,
     check: Check,
+    *,
+    gradient_checkpointing: bool = False,
+    offloaded: bool = False,
 ) -> Iterator[Stage]:
     """The same stages, frozen networks stored as they compute; refused unless they can be trained.
 
     check  refuses a student that could not be loaded again
+    offloaded  frozen networks wait in the CPU's memory
     """
+    if offloaded:
+        refuse_offload(processes.device)
     for stage in stages:
         student = unwrap(stage.student)
         refuse_wrapped(student)
@@ -48,8 +58,12 @@ def checked(
             )
         # The student of this stage is made, so that no copy of its teacher needs float32 any more.
         store_frozen(stage.objective.networks)
-        _refuse_lone_row(stage, data, training, processes)
-        yield stage
+        if offloaded:
+            offload(stage.objective.networks, processes.device)
+        check_optimiser(student, training)
+        with checkpointing(student) if gradient_checkpointing else nullcontext():
+            _refuse_lone_row(stage, data, training, processes)
+            yield stage
 
 
 def identity_of(stage: Stage) -> JsonObject:

@@ -68,8 +68,7 @@ def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+    optimiser.set_rate(rate)
     if scaler is None:
         optimiser.step()
     else:

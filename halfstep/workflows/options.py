@@ -64,6 +64,16 @@ class DataOptions(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryOptions(Validated):
+    """Less memory for the same numbers."""
+
+    gradient_checkpointing: bool = False
+    """Recompute the student's activations in the backward pass: less memory, a third more time."""
+    offload: bool = False
+    """Keep the teacher and the codec in the CPU's memory while they are not called; on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodingOptions(Validated):
     """How images become latents, for a teacher that makes latents."""
 

@@ -35,7 +35,7 @@ from halfstep.training.api import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
-from halfstep.workflows.options import DataOptions, EncodingOptions, FolderOptions
+from halfstep.workflows.options import DataOptions, EncodingOptions, FolderOptions, MemoryOptions
 
 if TYPE_CHECKING:
     from halfstep.workflows.teacher_latents import TeacherLatents
@@ -86,6 +86,7 @@ class DistillOptions(Generic[M]):
     method: M
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lora: ClassVar[LoraOptions] = LoraOptions()
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
