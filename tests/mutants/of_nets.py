@@ -119,7 +119,7 @@ MUTANTS = (
             "guidance_features(scale - 1, self.guidance_embed_dim)",
             "guidance_features(scale, self.guidance_embed_dim)",
         ),
-        ("if in_blocks and self._checkpoints()", "if not in_blocks and self._checkpoints()"),
+        ("if self._checkpoints()", "if not self._checkpoints()"),
         ("any(fnmatchcase(name, pattern)", "any(name == pattern"),
     ),
     *of(
