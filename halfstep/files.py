@@ -224,6 +224,13 @@ def tidy(folder: Path, *patterns: str) -> None:
                     os.unlink(entry.path)
 
 
+def cache_folder() -> Path:
+    """The cache folder: HALFSTEP_CACHE, or halfstep in XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("HALFSTEP_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "halfstep"
+
+
 def remove(path: Path) -> None:
     """Remove a file, a folder with its content, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():

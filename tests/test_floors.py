@@ -8,7 +8,7 @@ import pytest
 # docs/explain/architecture.md.  `presets` and `assets` hold no code.
 GROUND = [
     ["version", "errors", "progress", "identity", "code_identity", "rng", "quiet"],
-    ["config", "capacity", "files", "pixels", "division"],
+    ["config", "capacity", "division", "extras", "files", "pixels"],
     ["schema", "batch", "folder_lock"],
     ["storage", "config.toml"],
 ]

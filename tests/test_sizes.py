@@ -280,7 +280,7 @@ def test_images_that_no_memory_holds_are_not_read(channels, tmp_path, monkeypatc
     monkeypatch.setattr(capacity, "memory", lambda: 3 * 4 * 4 * (channels or 3) - 1)
     with pytest.raises(ConfigError, match="3 images"):
         load(str(tmp_path), channels=channels)
-    monkeypatch.setattr("halfstep.data.sources.image_folder.read", None)
+    monkeypatch.setattr("halfstep.data.sources.decoding.read", None)
     monkeypatch.setattr(capacity, "memory", lambda: 2**20)
     with pytest.raises(ConfigError, match="3 images"):
         load(str(tmp_path), size=most + 1, channels=channels)

@@ -1,6 +1,7 @@
 """Data sets by name or place: `load` returns a `Dataset` or `Latents`; `rows` gives each update's samples."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,11 @@ WHOLE = ("digits", "two-moons")
 """Sources that need no files."""
 BELOW = ("cifar10", "fashion-mnist")
 """Sources that need a place: NAME:FOLDER."""
-SPECS = (*WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "LATENTS", "FILE.npy", "FILE.npz")
+SPECS = (
+    *WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "LATENTS", "FILE.npy", "FILE.npz",
+    "FILE.parquet", "SHARDS.tar",
+)  # fmt: skip
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def load(
@@ -39,21 +44,25 @@ def load(
     channels: int | None = None,
     flip: bool = False,
     split: str = "train",
+    skip_bad: bool = False,
     verify: bool = False,
     progress: Progress = SILENT,
 ) -> Dataset | Latents:
     """The data of this name or place, checked; a name precedes a place (write ./digits for a folder).
 
-    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, an .npy or
-               .npz file, or a folder of latents that `halfstep latents` wrote
+    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, of tar shards
+               (webdataset) or of tables (parquet, arrow, `save_to_disk`), such files or a pattern of them,
+               an .npy or .npz file, or a folder of latents that `halfstep latents` wrote
     size       pixels a side: resizes a folder's images, pads Fashion-MNIST evenly with background;
                other sources must already have it
     channels   1 or 3: converts a folder's images, tells channels first from last in an array;
                other sources must already have it
     flip       training mirrors images at random
     split      train or test, for Fashion-MNIST and CIFAR-10; other data have no splits
+    skip_bad   leave out images that cannot be decoded; `Dataset.skipped` lists them
     verify     compare the checksums of all files of latents, not only of those written since the last time
-    progress   advances with every image of a folder, or every file of latents that is verified
+    progress   advances with every image of a folder, every MiB of a shard that is indexed, or every file of
+               latents that is verified
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:
@@ -68,7 +77,7 @@ def load(
     if spec and is_latents(place := Path(spec).expanduser()):
         _refuse_options(place, size, channels, flip, split)
         return open_latents(place, verify=verify or None, progress=progress)
-    data = _source(spec, size, channels, split, progress)
+    data = _source(spec, size, channels, split, skip_bad, progress)
     _check_asked(data, spec, size, channels)
     return replace(data, flip=True) if flip else data
 
@@ -105,12 +114,7 @@ def refuse_other_shape(
 ) -> None:
     """`ConfigError` for a folder with samples of another shape, as far as is known before it is read."""
     place = Path(spec).expanduser()
-    if (
-        not spec
-        or spec in (*WHOLE, *NO_DATA)
-        or spec.partition(":")[0] in BELOW
-        or not place.is_dir()
-    ):
+    if not is_streamed(spec):
         return
     actual: list[Any] = []
     if is_latents(place):
@@ -118,15 +122,33 @@ def refuse_other_shape(
     elif len(shape) != 3 or shape[0] not in (1, 3) or channels not in (None, shape[0]):
         actual = [channels or "1 or 3", *([size] * 2 if size else ["H", "W"])]
     else:
-        from halfstep.data.sources.image_folder import side_of
-
-        side = size or side_of(place)
+        side = size or side_of(spec)
         actual = [shape[0], side, side] if side else list(shape)
     if actual != list(shape):
         raise ConfigError(
             f"the network makes samples of shape {list(shape)} and '{spec}' has "
             f"[{', '.join(map(str, actual))}]: give data of that shape (--size, --channels)"
         )
+
+
+def is_streamed(spec: str) -> bool:
+    """Whether this is a place of encoded images, or of latents, which are read one by one."""
+    from halfstep.data.sources.places import is_collection
+
+    return (
+        spec not in (*WHOLE, *NO_DATA)
+        and spec.partition(":")[0] not in BELOW
+        and is_collection(spec)
+    )
+
+
+def side_of(spec: str) -> int | None:
+    """Pixels a side of the first image at a place; None if it cannot be read."""
+    from halfstep.data.sources import image_files, places
+
+    images = places.open_images(spec, first=True)
+    pixels = "" if images is None else image_files.read(images, 0, None, 1)
+    return None if isinstance(pixels, str) else int(pixels.shape[-1])
 
 
 def _refuse_options(
@@ -145,6 +167,7 @@ def _source(
     size: int | None,
     channels: int | None,
     split: str,
+    skip_bad: bool,
     progress: Progress,
 ) -> Dataset:
     name, colon, below = spec.partition(":")
@@ -162,12 +185,17 @@ def _source(
         from halfstep.data.sources import toy
 
         return toy.two_moons()
+    if is_streamed(spec):
+        from halfstep.data.sources import image_files, places
+
+        if (images := places.open_images(spec, progress=progress)) is not None:
+            return image_files.load(images, size, channels, skip_bad=skip_bad, progress=progress)
     place = Path(spec).expanduser()
     if not spec or (not place.exists() and place.name == spec and not place.suffix):
         raise unknown("data set", spec, SPECS)
     if colon and not place.exists() and "/" not in name:
         raise unknown("data set", spec, SPECS)
-    return _placed(_existing(spec), size, channels, progress)
+    return _array(_existing(spec), channels)
 
 
 def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:
@@ -180,19 +208,11 @@ def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:
     return fashion_mnist.load(place, split, size)
 
 
-def _placed(
-    place: Path,
-    size: int | None,
-    channels: int | None,
-    progress: Progress,
-) -> Dataset:
-    if place.is_dir():
-        from halfstep.data.sources import image_folder
-
-        return image_folder.load(place, size, channels, progress)
+def _array(place: Path, channels: int | None) -> Dataset:
     if place.suffix.lower() not in (".npy", ".npz"):
         raise DataError(
-            f"{place} is not a data set: give a folder of images, an .npy or an .npz file"
+            f"{place} is not a data set: give a folder of images, a .parquet, .arrow or .tar file, an .npy "
+            "or an .npz file"
         )
     from halfstep.data.sources import arrays
 
@@ -203,9 +223,15 @@ def _placed(
 
 def _existing(place: str) -> Path:
     path = Path(place).expanduser()
-    if not path.exists():
-        raise DataError(f"there is no file or folder {path}: give one that exists")
-    return path
+    if path.exists():
+        return path
+    instead = "give one that exists"
+    if HUB_NAME.fullmatch(place):
+        instead += (
+            "; of the data set of this name on the hub save a copy, by "
+            f'datasets.load_dataset("{place}", split="train").save_to_disk("FOLDER")'
+        )
+    raise DataError(f"there is no file or folder {path}: {instead}")
 
 
 def _check_asked(data: Dataset, spec: str, size: int | None, channels: int | None) -> None:

@@ -11,6 +11,7 @@ from halfstep.batch import Batch, completed, Cond
 from halfstep.config.validate import Share, validate
 from halfstep.data.augment import Augmentation
 from halfstep.data.label_subsets import NONE, some_of_each
+from halfstep.data.skipped import Skipped
 from halfstep.errors import DataError
 from halfstep.identity import sha256_of
 from halfstep.pixels import refuse_halves, refuse_other_bytes, scaled
@@ -29,6 +30,7 @@ class Dataset:
     augmentation  the random views of images in `training_batch`, instead of flip
     origin   name of the bundled data set: digits or two-moons
     defaults conditions of every sample beside its label, in one row
+    skipped  images that were left out because they cannot be decoded
     """
 
     values: Tensor
@@ -38,6 +40,7 @@ class Dataset:
     augmentation: Augmentation | None = None
     origin: str = ""
     defaults: Cond | None = None
+    skipped: Skipped = Skipped()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         _check_values(self.values)

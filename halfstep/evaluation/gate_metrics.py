@@ -12,7 +12,7 @@ from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features.cache import cache_folder, fingerprint
+from halfstep.evaluation.features.cache import fingerprint
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.gate_meter import (
     AgainstData,
@@ -28,6 +28,7 @@ from halfstep.evaluation.sample_cache import identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.scorer import captions_of, real_images, scorer_for
 from halfstep.evaluation.setups import Evaluation
+from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
 
 HIGHEST = 3.0

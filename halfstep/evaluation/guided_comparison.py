@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features.cache import cache_folder
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval, raw_frechet_ratio
 from halfstep.evaluation.metrics.distances import frechet_distance, inception_score
@@ -25,6 +24,7 @@ from halfstep.evaluation.row_metrics import bytes_of
 from halfstep.evaluation.sample_cache import chunks, identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Candidates, chosen_counts, Evaluation, plural, steps_of
+from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import draws_noise
 from halfstep.progress import expected, Progress, SILENT

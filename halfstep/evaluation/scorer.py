@@ -12,10 +12,11 @@ from halfstep.capacity import refuse_too_large
 from halfstep.data import Data, Dataset, Latents, NoData
 from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
-from halfstep.evaluation.features.cache import cache_folder, data_features
+from halfstep.evaluation.features.cache import data_features
 from halfstep.evaluation.features.registry import Features, features as named_features
 from halfstep.evaluation.sample_sets import SampleScorer
 from halfstep.evaluation.setups import Evaluation
+from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 

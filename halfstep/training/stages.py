@@ -13,6 +13,7 @@ from halfstep import storage
 from halfstep.capacity import refuse_too_large
 from halfstep.config import JsonObject
 from halfstep.data import Data
+from halfstep.data.skipped import Skipped
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
@@ -117,7 +118,8 @@ def run_stages(
             RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
             job.dry_run(stages, data, training, processes)
             raise DryRunFinished
-        with _opened(command, resolved, plan, source, out, job, processes) as run:
+        skipped = getattr(data, "skipped", Skipped())
+        with _opened(command, resolved, plan, source, skipped, out, job, processes) as run:
             processes.run_on_first(partial(begin, run.folder))
             callback = job.callback if processes.first else ProgressCallback()
             for note in run.notes:
@@ -136,6 +138,7 @@ def _opened(
     options: JsonObject,
     plan: Sequence[StagePlan],
     source: str | None,
+    skipped: Skipped,
     out: Path | str,
     job: RunOptions,
     processes: Processes,
@@ -152,6 +155,7 @@ def _opened(
         opened.append(run)
         if source is not None and not (run.folder / "config.toml").exists():
             write_config(run.folder, {"data": source})
+        skipped.write(run.folder)
 
     processes.run_on_first(begin)
     run = opened[0] if opened else RunFolder(out)

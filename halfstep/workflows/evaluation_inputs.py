@@ -127,7 +127,10 @@ class EvaluationInputs:
         if not isinstance(spec, str):
             return spec
         size, channels = self._image_shape
-        return load(spec, size=size, channels=channels, verify=self.verify, progress=progress)
+        return load(
+            spec, size=size, channels=channels, skip_bad=bool(self.run.config.get("skip_bad")),
+            verify=self.verify, progress=progress,
+        )  # fmt: skip
 
     @property
     def _image_shape(self) -> tuple[int | None, int | None]:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from halfstep.data import Dataset, Latents, load
+from halfstep.data import Dataset, is_streamed, Latents, load
 from halfstep.data.latents.image_stream import Images
-from halfstep.data.sources.image_folder import read
+from halfstep.data.sources.decoding import read
+from halfstep.data.sources.places import SHARDS, TABLES
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, DataError
 from halfstep.pipeline import Pipeline
@@ -54,7 +55,7 @@ def load_images(
     if is_picture(place):
         data: Dataset | Latents = Dataset(read_picture(place, shape[-1], shape[0])[None])
     else:
-        sized = len(shape) == 3 and (place.is_dir() or spec.startswith("fashion-mnist"))
+        sized = len(shape) == 3 and (is_streamed(spec) or spec.startswith("fashion-mnist"))
         size, channels = (shape[-1], shape[0]) if sized else (None, None)
         data = load(spec, size=size, channels=channels, progress=progress)
     if isinstance(data, Latents):
@@ -131,7 +132,7 @@ def _refuse_mask(path: Path, images: Path) -> None:
 
 def is_picture(place: Path) -> bool:
     """Whether this is one picture's file."""
-    return place.is_file() and place.suffix.lower() not in (".npy", ".npz")
+    return place.is_file() and place.suffix.lower() not in (".npy", ".npz", *SHARDS, *TABLES)
 
 
 def read_picture(path: Path, size: int, channels: int, *, mask: bool = False) -> Tensor:

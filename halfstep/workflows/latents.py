@@ -10,10 +10,11 @@ from annotated_types import Ge, Gt, Le
 from halfstep.config import JsonObject
 from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Latents
-from halfstep.data.latents.captions import Captions, read_captions
+from halfstep.data.latents.captions import Captions, captions_of
 from halfstep.data.latents.dataset import is_latents, open_latents
 from halfstep.data.latents.encoding import Layout, write_latents
-from halfstep.data.latents.image_stream import Folder, Images, stream
+from halfstep.data.latents.image_stream import Images, ImageStream, stream
+from halfstep.data.sources.image_folder import FolderImages
 from halfstep.errors import ConfigError
 from halfstep.files import check_writable
 from halfstep.identity import sha256_of
@@ -31,7 +32,8 @@ class LatentsConfig(Validated):
     """Encode images, and their mirror images, into the latent space of a codec."""
 
     data: str
-    """A folder of images, cifar10:FOLDER, fashion-mnist:FOLDER, digits, or a .npy or .npz file."""
+    """A folder of images, tar shards or tables of images, cifar10:FOLDER, fashion-mnist:FOLDER, digits, or a
+    .npy or .npz file."""
     codec: Place
     """The run of `halfstep train codec`, a folder of diffusers or its name on the hub, or an official
     autoencoder .pth file."""
@@ -41,12 +43,14 @@ class LatentsConfig(Validated):
     """Side of the images in pixels."""
     channels: Count | None = None
     """1 for gray, 3 for colour."""
+    skip_bad: bool = False
+    """Leave out images that cannot be decoded, and list them in OUT/skipped.txt."""
     layout: Layout = field(default_factory=Layout)
     scale: Annotated[float, Gt(0)] | None = None
     """Factor on latents, if not the codec's own; the official text models have 0.2301."""
     text: Place | None = None
-    """Also encode captions: metadata.jsonl, or a .txt beside each image. With this CLIP or T5, or as this
-    pipeline of diffusers does: its folder, or its name on the hub."""
+    """Also encode captions: metadata.jsonl, a .txt beside each image, or a column of texts. With this CLIP or
+    T5, or as this pipeline of diffusers does: its folder, or its name on the hub."""
     family: Path | None = None
     """A .toml file on how a pipeline of diffusers encodes texts, for a class that halfstep does not know."""
     tokens: Annotated[int, Ge(2), Le(2**16)] | None = None
@@ -117,7 +121,10 @@ def prepare_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> La
     processes = Processes(config.device)
     with processes.together():
         _check_places(config)
-        images = stream(config.data, size=config.size, channels=config.channels)
+        images = stream(
+            config.data, size=config.size, channels=config.channels, skip_bad=config.skip_bad,
+            listed=config.out, progress=progress,
+        )  # fmt: skip
         codec = load_codec(_local(config.codec), scale=config.scale).to(processes.device)
         captions = _captions(config, images, processes.device, progress)
         if processes.world > 1:
@@ -136,8 +143,8 @@ def _identity(
         "codec": codec.digest(),
         "images": [len(images), *images.shape],
         "names": sha256_of(images.names),
-        "files": sha256_of(p.relative_to(images.folder).as_posix() for p in images.files)
-        if isinstance(images, Folder)
+        "files": sha256_of(images.files.name(k) for k in images.rows)
+        if isinstance(images, ImageStream)
         else images.digest(range(len(images))),
         "text": captions and captions.digest,
         "captions": captions and captions.digest_of(range(len(images))),
@@ -166,14 +173,12 @@ def _local(place: str) -> Path:
 def _captions(
     config: LatentsConfig, images: Images, device: torch.device, progress: Progress
 ) -> Captions | None:
-    """The captions in the folder of the images, and their encoder."""
+    """The captions of the images, and their encoder."""
     if config.text is None:
         return None
-    if not isinstance(images, Folder):
-        raise ConfigError(
-            f"captions lie with the images of a folder, and '{config.data}' is none: leave --text out"
-        )
-    captions = read_captions(images.folder, images.files)
+    captions = captions_of(images)
+    if captions is None:
+        raise ConfigError(f"there are no captions in '{config.data}': {_no_captions(images)}")
     if is_diffusers(config.text):
         if config.tokens is not None:
             raise ConfigError(f"'{config.text}' has its own number of tokens: leave --tokens out")
@@ -190,3 +195,15 @@ def _captions(
     if cut := len(texts.cut([text for several in captions for text in several])):
         progress.note(f"{cut:,} captions have more than {tokens} tokens and lose their end")
     return Captions(texts, captions, texts.digest())
+
+
+def _no_captions(images: Images) -> str:
+    """Where captions are looked for, as advice."""
+    if not isinstance(images, ImageStream):
+        return "they lie with the images of a folder, in shards or tables: leave --text out"
+    if isinstance(images.files, FolderImages):
+        return (
+            'write metadata.jsonl with a line {"file_name": "a.png", "text": "a cat"} for each image, or a '
+            ".txt beside each"
+        )
+    return f"name them as {images.files.place}:text=NAME, or leave --text out"

@@ -39,17 +39,17 @@ class DataOptions(Validated):
     """The data."""
 
     data: str
-    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, a .npy or .npz file, or
-    a folder of latents. none distils without data, at states of the teacher's walks from noise, none:student
-    at states of the student's."""
+    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER; images in a folder, in tar shards (webdataset)
+    or in tables (parquet, datasets); a .npy or .npz file; or a folder of latents. none distils without data,
+    at states of the teacher's walks from noise, none:student at states of the student's."""
     size: Count | None = None
     """Side of the images in pixels."""
     channels: Count | None = None
     """1 for gray, 3 for colour."""
     flip: bool = False
     """Mirror half of the images, at random."""
-    verify: bool = False
-    """For latents: compare the checksums of all files first, not only of those written since."""
+    skip_bad: bool = False
+    """Leave out images that cannot be decoded, and list them in OUT/skipped.txt."""
 
     def load(self, progress: Progress = SILENT) -> Data:
         """Read the data."""
@@ -58,7 +58,7 @@ class DataOptions(Validated):
             size=self.size,
             channels=self.channels,
             flip=self.flip,
-            verify=self.verify,
+            skip_bad=self.skip_bad,
             progress=progress,
         )
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import Batch
-from halfstep.data import Dataset, Latents, load
-from halfstep.data.latents.captions import Captions, has_captions, read_captions
+from halfstep.data import Dataset, is_streamed, Latents, load
+from halfstep.data.latents.captions import Captions, captions_of
 from halfstep.data.latents.dataset import is_latents, open_latents, read_about
 from halfstep.data.latents.encoding import Layout, write_latents
-from halfstep.data.latents.image_stream import Folder, Images, ImagesInMemory, stream
+from halfstep.data.latents.image_stream import Images, ImagesInMemory, ImageStream, stream
 from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Codec, on_device
@@ -60,7 +60,7 @@ class TeacherLatents:
         """Whether all of them were encoded before."""
         return is_latents(self.folder) and read_about(self.folder)["complete"]
 
-    def encode(self, device: str, *, verify: bool = False, progress: Progress = SILENT) -> Latents:
+    def encode(self, device: str, *, progress: Progress = SILENT) -> Latents:
         """Encode the images that are not encoded yet, divided among the processes; free the text encoders.
 
         The first process alone compares checksums.
@@ -68,7 +68,7 @@ class TeacherLatents:
         processes = Processes(device)
         with processes.together():
             self._write(self.folder, processes.device, Divided(processes), progress)
-            return opened_on_first(self.folder, verify or None, processes)
+            return opened_on_first(self.folder, None, processes)
 
     @contextmanager
     def rehearsed(self, device: str) -> Iterator[Latents]:
@@ -115,17 +115,20 @@ def teacher_latents(
     dataset: DataOptions,
     out: Path | str,
     options: EncodingOptions | None = None,
+    *,
+    progress: Progress = SILENT,
 ) -> TeacherLatents | None:
     """The images of the data as latents of this teacher, checked; nothing is encoded yet.
 
     None for a teacher of pixels, and for data that are latents.
 
-    out  folder of the run, which keeps them in `latents`
+    out       folder of the run, which keeps them in `latents`
+    progress  advances while shards are indexed, and images looked through for --skip-bad
 
     `ConfigError` for images, captions or classes that do not fit the teacher, and for another folder.
     """
     options, out = options or EncodingOptions(), Path(out)
-    images = None if teacher.codec is None else _images(teacher, dataset)
+    images = None if teacher.codec is None else _images(teacher, dataset, out / LATENTS, progress)
     if images is None or teacher.codec is None:
         if options.prompts is not None:
             raise ConfigError(
@@ -148,12 +151,17 @@ def teacher_latents(
     )  # fmt: skip
 
 
-def _images(teacher: Pipeline, dataset: DataOptions) -> Images | None:
-    """The images in the size that the teacher makes; None for latents."""
+def _images(
+    teacher: Pipeline, dataset: DataOptions, folder: Path, progress: Progress
+) -> Images | None:
+    """The images in the size that the teacher makes; None for latents.
+
+    folder  of the latents, which may have a list of images that were skipped
+    """
     place = Path(dataset.data).expanduser()
     if is_latents(place):
         return None
-    if place.is_file():
+    if place.is_file() and not is_streamed(dataset.data):
         array = load(dataset.data, channels=dataset.channels)
         return ImagesInMemory(array) if isinstance(array, Dataset) and array.is_images else None
     channels, height, width = sample_shape(teacher)
@@ -162,7 +170,10 @@ def _images(teacher: Pipeline, dataset: DataOptions) -> Images | None:
             f"the teacher makes images of {height} x {width} pixels, and data are read as squares: give "
             f"{'another --size' if height != width else f'--size {height}, or leave it out'}"
         )
-    return stream(dataset.data, size=height, channels=dataset.channels or channels)
+    return stream(
+        dataset.data, size=height, channels=dataset.channels or channels,
+        skip_bad=dataset.skip_bad, listed=folder, progress=progress,
+    )  # fmt: skip
 
 
 def _captions(
@@ -170,25 +181,23 @@ def _captions(
 ) -> tuple[list[tuple[str, ...]] | None, str]:
     """The captions of each image, and where they come from in words."""
     reads = teacher.empty is not None or teacher.texts is not None
-    folder = images if isinstance(images, Folder) else None
-    captioned = folder is not None and has_captions(folder.folder, folder.files)
-    if options.prompts is not None and (captioned or not reads):
+    captions = captions_of(images) if reads else None
+    if options.prompts is not None and (captions or not reads):
         why = "the images have captions" if reads else "the teacher reads no texts"
         raise ConfigError(f"--prompts is for images without captions, and {why}: leave it out")
-    if not reads or not (captioned or options.prompts):
+    if not reads or not (captions or options.prompts):
         return None, "the empty text" if reads else ""
     if teacher.texts is None:
         raise ConfigError("the teacher has no encoder for texts: give it as --text FOLDER")
     if options.prompts is not None:
         prompts = read_prompts("prompt", (), options.prompts)
         return [(prompts[k % len(prompts)],) for k in range(len(images))], "prompts in turn"
-    assert folder is not None
-    return read_captions(folder.folder, folder.files), "their captions"
+    return captions, "their captions"
 
 
 def _relabelled(images: Images, labels: Tensor | None) -> Images:
     """The same images with the teacher's own labels."""
-    if isinstance(images, Folder):
+    if isinstance(images, ImageStream):
         return replace(images, labels=labels, names=())
     assert isinstance(images, ImagesInMemory)
     return ImagesInMemory(replace(images.data, labels=labels, names=()))
@@ -196,9 +205,8 @@ def _relabelled(images: Images, labels: Tensor | None) -> Images:
 
 def _first(images: Images) -> Images:
     """The first few of the images."""
-    if isinstance(images, Folder):
-        labels = None if images.labels is None else images.labels[:FEW]
-        return replace(images, files=images.files[:FEW], labels=labels)
+    if isinstance(images, ImageStream):
+        return images.only(images.rows[:FEW])
     assert isinstance(images, ImagesInMemory)
     data = images.data
     labels = None if data.labels is None else data.labels[:FEW]

@@ -46,7 +46,7 @@ def test_the_command_refuses_before_it_reads(pipeline, options, tmp_path, monkey
 def test_the_command_refuses_a_folder_of_other_samples(tmp_path, capsys, monkeypatch):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr(
-        "halfstep.data.sources.image_folder._read_all", lambda *a: pytest.fail("it was read")
+        "halfstep.data.sources.image_files._read_all", lambda *a: pytest.fail("it was read")
     )
     teacher(Cosine()).save(tmp_path / "teacher")
     call = [

@@ -255,7 +255,7 @@ def unread(tmp_path, monkeypatch):
     for name in ("a", "b"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{name}.png")
     monkeypatch.setattr(
-        "halfstep.data.sources.image_folder._read_all",
+        "halfstep.data.sources.image_files._read_all",
         lambda *arguments: pytest.fail("it was read"),
     )
     return tmp_path

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
 from halfstep.cli.commands.no_data import walks_of, without_data
-from halfstep.cli.console.progress import counting, loading, say, terminal
+from halfstep.cli.console.progress import counting, loading, reading, say, terminal
 from halfstep.cli.console.run_lines import (
     describe,
     describe_data,
@@ -134,7 +134,7 @@ def main(name: str, argv: Sequence[str]) -> int:
         diffusers=options.teacher.diffusers, size=options.dataset.size,
     )  # fmt: skip
     teachers = [find()]
-    images = None if none else _images(options, teachers[0])
+    images = None if none else _images(console, options, teachers[0])
     full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
     data, close = _data(console, options, images, teachers[0])
     del images  # with the teacher
@@ -194,9 +194,9 @@ def _data(
     if folder.dry_run:
         return context.enter_context(images.rehearsed(folder.device)), context
     if images.complete:
-        return images.encode(folder.device, verify=dataset.verify), context
+        return images.encode(folder.device), context
     with counting(console, f"encoding {len(images.images):,} images") as progress:
-        return images.encode(folder.device, verify=dataset.verify, progress=progress), context
+        return images.encode(folder.device, progress=progress), context
 
 
 def _resolve(
@@ -210,13 +210,16 @@ def _resolve(
         return resolve(method, teacher, data, folder.out, progress=progress)
 
 
-def _images(options: Any, teacher: Pipeline) -> "TeacherLatents | None":
+def _images(console: Console, options: Any, teacher: Pipeline) -> "TeacherLatents | None":
     """The images that become latents of the teacher's codec, if the data are images and it has one."""
     if teacher.codec is None and options.encoding == EncodingOptions():
         return None
     from halfstep.workflows.teacher_latents import teacher_latents  # imports Pillow
 
-    return teacher_latents(teacher, options.dataset, options.folder.out, options.encoding)
+    with reading(console, options.dataset.data) as progress:
+        return teacher_latents(
+            teacher, options.dataset, options.folder.out, options.encoding, progress=progress
+        )
 
 
 def options_for(name: str) -> Any:

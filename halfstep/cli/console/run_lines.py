@@ -75,13 +75,16 @@ def updates_on(updates: int, training: TrainingConfig, device: str) -> str:
     return f"{updates:,} of {training.batch_size} samples each, on {chosen.type}{threads}"
 
 
+FLAGS = {"flip": "--flip", "skip_bad": "--skip-bad"}
+
+
 def as_typed(dataset: DataOptions) -> str:
     """The options of this data, for a later command."""
     sides = [
         f"--{name} {value}" for name in ("size", "channels") if (value := getattr(dataset, name))
     ]
-    flip = ["--flip"] if dataset.flip else []
-    return " ".join([f"--data {shlex.quote(dataset.data)}", *sides, *flip])
+    flags = [option for name, option in FLAGS.items() if getattr(dataset, name)]
+    return " ".join([f"--data {shlex.quote(dataset.data)}", *sides, *flags])
 
 
 def net_option(net: str | None) -> str:

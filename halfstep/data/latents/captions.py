@@ -20,7 +20,9 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.data.latents.contexts import formats_of, packed
-from halfstep.data.sources.image_folder import NAMED
+from halfstep.data.latents.image_stream import Images, ImageStream
+from halfstep.data.skipped import some
+from halfstep.data.sources.image_folder import FolderImages
 from halfstep.errors import ConfigError, DataError
 from halfstep.files import read_text
 from halfstep.identity import sha256_of
@@ -81,6 +83,30 @@ class Captions:
         """The index of each image's first caption among all, and their number; int64 [N + 1]."""
         counts = [len(texts) or 1 for texts in self.of]
         return torch.tensor([0, *itertools.accumulate(counts)])
+
+
+def captions_of(images: Images) -> list[tuple[str, ...]] | None:
+    """The captions of each image, one or more; None if there are none, also for images in memory.
+
+    `DataError` for an image without a caption where others have one.
+    """
+    if not isinstance(images, ImageStream):
+        return None
+    files = images.files
+    if isinstance(files, FolderImages):
+        if not has_captions(files.place, files.files):
+            return None
+        captions = read_captions(files.place, files.files)
+    elif (read := files.captions()) is None:
+        return None
+    else:
+        captions = read
+        if empty := [files.name(k) for k in images.rows if not captions[k]]:
+            raise DataError(
+                f"{len(empty)} of {len(images)} images in {files.place} have no caption: "
+                f"{some(empty)}; caption them, or name other captions as {files.place}:text=NAME"
+            )
+    return [captions[k] for k in images.rows]
 
 
 def has_captions(folder: Path, files: Sequence[Path]) -> bool:
@@ -222,5 +248,4 @@ def _refuse_uncaptioned(folder: Path, files: Sequence[Path], images: int, remedy
 def _some(folder: Path, paths: Sequence[Path]) -> str:
     """The first names, below the folder, and the number of the others."""
     names = sorted(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return some(names)

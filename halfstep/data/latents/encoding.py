@@ -205,6 +205,7 @@ class _Work:
         about = read_about(self.out) if is_latents(self.out) else None
         if about is None or not (about["shards"] or about["contexts"]):
             self._try_one()
+            self.images.skipped.write(self.out)
             self.codec.save(self.out)
             about = {
                 **identity,
@@ -214,6 +215,7 @@ class _Work:
             storage.write_json(self.out / ABOUT, about)
             return about
         self._check_same(about, identity)
+        self.images.skipped.write(self.out)
         if not all((self.out / name).exists() for name in CODEC):
             self.codec.save(self.out)
         return about

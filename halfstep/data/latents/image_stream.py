@@ -2,26 +2,26 @@
 
 import hashlib
 import io
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from halfstep.data import BELOW, Dataset, load, WHOLE
-from halfstep.data.sources import image_folder as folders
+from halfstep.batch import batches
+from halfstep.data import Dataset, is_streamed, load
+from halfstep.data.skipped import Fault, Skipped
+from halfstep.data.sources import decoding, image_files
+from halfstep.data.sources.image_files import ImageFiles
+from halfstep.data.sources.places import open_images
 from halfstep.errors import ConfigError, DataError
 from halfstep.pixels import scaled
 from halfstep.progress import Progress, SILENT
-
-AHEAD = 2
-"""The number of batches that are read while one is encoded."""
 
 
 @dataclass
@@ -48,6 +48,10 @@ class Images(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+    @property
+    def skipped(self) -> Skipped:
+        """Images that were left out because they cannot be decoded."""
+
     def __len__(self) -> int: ...
 
     def digest(self, rows: range) -> str:
@@ -70,16 +74,19 @@ def stream(
     *,
     size: int | None = None,
     channels: int | None = None,
+    skip_bad: bool = False,
+    listed: Path | None = None,
     progress: Progress = SILENT,
 ) -> Images:
-    """The images of this name or place; a folder is streamed, and other data are held in memory.
+    """The images of this name or place; folders, shards and tables are streamed, others held in memory.
 
-    The options are those of `halfstep.data.load`.
+    The options are those of `halfstep.data.load`.  `skip_bad` decodes every image once beforehand, to know
+    which remain, unless the folder `listed` has the list of an earlier call.
     """
-    place = Path(spec).expanduser()
-    if spec and spec not in WHOLE and spec.partition(":")[0] not in BELOW and place.is_dir():
-        return Folder.open(place, size, channels)
-    data = load(spec, size=size, channels=channels, progress=progress)
+    if is_streamed(spec) and (files := open_images(spec, progress=progress)) is not None:
+        images = ImageStream.open(files, size, channels, skip_bad=skip_bad)
+        return images.without_bad(listed, progress) if skip_bad else images
+    data = load(spec, size=size, channels=channels, skip_bad=skip_bad, progress=progress)
     if not isinstance(data, Dataset) or not data.is_images:
         raise ConfigError(
             f"'{spec}' holds samples of shape {list(data.shape)}, not images: name images"
@@ -105,6 +112,10 @@ class ImagesInMemory:
     def names(self) -> tuple[str, ...]:
         return self.data.names
 
+    @property
+    def skipped(self) -> Skipped:
+        return self.data.skipped
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -127,130 +138,172 @@ class ImagesInMemory:
 
 @dataclass(frozen=True)
 class _File:
-    """A file as read: its pixels or an error, its checksum and its stamp."""
+    """An image as read: its pixels or an error, the checksum of its content, and its stamp."""
 
-    image: folders.Pixels | str
+    image: decoding.Pixels | str
     sha256: str = ""
     stamp: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
-    """A folder of images, as `halfstep.data.sources.image_folder` reads them.
+class ImageStream:
+    """Encoded images, decoded when they are needed.
 
-    files   in sorted order
+    files   the images of a folder, of shards or of a table
+    rows    which of them, in order
     shape   the shape of every image
     size    the size to which images are resized; None where all must have the shape
     """
 
-    folder: Path
-    files: list[Path]
+    files: ImageFiles
+    rows: Sequence[int]
     shape: tuple[int, int, int]
     size: int | None = None
     labels: Tensor | None = None
     names: tuple[str, ...] = ()
+    skipped: Skipped = Skipped()  # noqa: RUF009  # frozen
 
     @classmethod
-    def open(cls, folder: Path, size: int | None, channels: int | None) -> "Folder":
-        """The images of a folder; without `size` all must have the size of the first."""
-        folders.check_channels(channels)
+    def open(
+        cls, files: ImageFiles, size: int | None, channels: int | None, *, skip_bad: bool = False
+    ) -> "ImageStream":
+        """All images; without `size` all must have the size of the first, or the first that is not bad."""
+        image_files.check_channels(channels)
         if size is not None and size < 1:
             raise ConfigError(f"size is at least 1, got {size}: leave it out, or write size=256")
-        files, labels, names = folders.listed(folder)
-        channels = channels or folders.channels_of(files)
-        side = size
+        channels = channels or image_files.channels_of(files)
+        side, faults = size, list[Fault]()
+        for k in range(len(files)):
+            if side is not None:
+                break
+            first = image_files.read(files, k, None, channels)
+            if not isinstance(first, str):
+                side = first.shape[-1]
+            elif not skip_bad:
+                raise image_files.unreadable(files, [(files.name(k), first)])
+            else:
+                faults.append((files.name(k), first))
         if side is None:
-            first = folders.read(files[0], None, channels)
-            if isinstance(first, str):
-                raise _unreadable(folder, {files[0]: first})
-            side = first.shape[-1]
-        class_labels = None if labels is None else torch.tensor(labels)
-        return cls(folder, files, (channels, side, side), size, class_labels, names)
+            raise image_files.unreadable(files, faults)
+        labels = None if files.labels is None else torch.tensor(files.labels)
+        shape = (channels, side, side)
+        return cls(files, range(len(files)), shape, size, labels, files.class_names)
+
+    def without_bad(self, listed: Path | None = None, progress: Progress = SILENT) -> "ImageStream":
+        """The images that can be decoded; decodes all of them once, and notes which are left out.
+
+        listed  a folder with the list of an earlier call, which holds while the images are unchanged
+        """
+        stamp = self._named(range(len(self)), map(self._stamp_of, self.rows))
+        skipped = None if listed is None else Skipped.read(listed, len(self), stamp)
+        if skipped is None:
+            skipped = Skipped(len(self), tuple(self._faults(progress)), stamp)
+        bad = {name for name, _ in skipped.faults}
+        rows = [k for k in self.rows if self.files.name(k) not in bad] if bad else self.rows
+        if not rows:
+            raise image_files.unreadable(self.files, skipped.faults)
+        if bad:
+            progress.note(str(skipped))
+        return replace(self.only(rows), skipped=skipped)
+
+    def only(self, rows: Sequence[int]) -> "ImageStream":
+        """These images, by their numbers among all files."""
+        place = {k: n for n, k in enumerate(self.rows)}
+        labels = self.labels
+        if labels is not None:
+            labels = labels[torch.tensor([place[k] for k in rows])]
+        return replace(self, rows=rows, labels=labels)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
 
     def digest(self, rows: range) -> str:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return self._named(rows, pool.map(self._checksum, [self.files[k] for k in rows]))
+        return self._named(
+            rows, image_files.in_threads(self._checksum, [self.rows[k] for k in rows])
+        )
 
     def stamp(self, rows: range) -> str:
-        return self._named(rows, (self._stamp(self.files[k]) for k in rows))
+        return self._named(rows, (self._stamp(self.rows[k]) for k in rows))
 
     def batches(
         self, rows: range, size: int, source: ImagesDigest | None = None
     ) -> Iterator[Tensor]:
-        folders.refuse_many(size, self.shape, size=4)
-        waiting, sums, stamps = deque[list[Future[_File]]](), list[str](), list[str]()
-        chunks = [rows[low : low + size] for low in range(0, len(rows), size)]
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        try:
-            for k, chunk in enumerate(chunks):
-                while len(waiting) <= AHEAD and k + len(waiting) < len(chunks):
-                    ahead = chunks[k + len(waiting)]
-                    waiting.append([pool.submit(self._read, self.files[n]) for n in ahead])
-                read = [future.result() for future in waiting.popleft()]
+        image_files.refuse_many(size, self.shape, size=4)
+        sums, stamps = list[str](), list[str]()
+        files = image_files.in_threads(self._read, [self.rows[k] for k in rows])
+        with closing(files):
+            for chunk in batches(rows, size):
+                read = list(islice(files, len(chunk)))
                 sums += [file.sha256 for file in read]
                 stamps += [file.stamp for file in read]
                 yield self._stacked(chunk, [file.image for file in read])
-        finally:
-            pool.shutdown(cancel_futures=True)
         if source is not None:
             source.digest, source.stamp = self._named(rows, sums), self._named(rows, stamps)
 
-    def _read(self, file: Path) -> _File:
+    def _read(self, k: int) -> _File:
         try:
-            with file.open("rb") as opened:
-                stamp = _stamped(os.fstat(opened.fileno()))  # before the content, which may change
-                content = opened.read()
-        except OSError as error:
-            return _File(error.strerror or "gone")
-        stream: Any = io.BytesIO(content)  # what is hashed is what is decoded
-        image = folders.read(stream, self.size, self.shape[0])
+            stamp = self.files.stamp(k)  # before the content, which may change
+            content = self.files.content(k)
+        except (OSError, DataError) as error:
+            return _File(image_files.reason_of(error))
+        image = decoding.read(io.BytesIO(content), self.size, self.shape[0])
         return _File(image, hashlib.sha256(content).hexdigest(), stamp)
 
-    def _checksum(self, file: Path) -> str:
-        try:
-            with file.open("rb") as opened:
-                return hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as error:
-            raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
+    def _faults(self, progress: Progress) -> Iterator[Fault]:
+        """The images that cannot be decoded."""
+        progress.expect(len(self))
+        for k, why in zip(self.rows, image_files.in_threads(self._fault, self.rows), strict=True):
+            progress.advance()
+            if why is not None:
+                yield self.files.name(k), why
 
-    def _stamp(self, file: Path) -> str:
+    def _fault(self, k: int) -> str | None:
+        """Why an image cannot be decoded; None if it can."""
+        pixels = image_files.read(self.files, k, self.size, self.shape[0])
+        return pixels if isinstance(pixels, str) else None
+
+    def _checksum(self, k: int) -> str:
         try:
-            return _stamped(file.stat())
-        except OSError as error:
-            raise _unreadable(self.folder, {file: error.strerror or "gone"}) from None
+            return hashlib.sha256(self.files.content(k)).hexdigest()
+        except (OSError, DataError) as error:
+            raise self._unreadable({k: image_files.reason_of(error)}) from None
+
+    def _stamp_of(self, k: int) -> str:
+        """The stamp of an image; "" of a file that is gone."""
+        try:
+            return self.files.stamp(k)
+        except OSError:
+            return ""
+
+    def _stamp(self, k: int) -> str:
+        try:
+            return self.files.stamp(k)
+        except (OSError, DataError) as error:
+            raise self._unreadable({k: image_files.reason_of(error)}) from None
 
     def _named(self, rows: range, of: Iterable[str]) -> str:
-        """A digest of the names and labels of these files with a text for each."""
+        """A digest of the names and labels of these images with a text for each."""
         digest = hashlib.sha256()
         for k, contents in zip(rows, of, strict=True):
             label = None if self.labels is None else int(self.labels[k])
-            name = self.files[k].relative_to(self.folder).as_posix()
+            name = self.files.name(self.rows[k])
             digest.update(f"{name}\0{label}\0{contents}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def _stacked(self, rows: range, pixels: Sequence[folders.Pixels | str]) -> Tensor:
-        faults = {self.files[k]: p for k, p in zip(rows, pixels, strict=True) if isinstance(p, str)}
+    def _stacked(self, rows: range, pixels: Sequence[decoding.Pixels | str]) -> Tensor:
+        numbers = [self.rows[k] for k in rows]
+        faults = {k: p for k, p in zip(numbers, pixels, strict=True) if isinstance(p, str)}
         if faults:
-            raise _unreadable(self.folder, faults)
+            raise self._unreadable(faults)
         images = [p for p in pixels if not isinstance(p, str)]
-        for k, image in zip(rows, images, strict=True):
+        for k, image in zip(numbers, images, strict=True):
             if image.shape != self.shape:
-                raise ConfigError(
-                    f"images in {self.folder} differ in size ({self.files[0].relative_to(self.folder)} "
-                    f"gives {self.shape[-1]} pixels a side and "
-                    f"{self.files[k].relative_to(self.folder)} {image.shape[-1]}): say size=, for "
-                    "example 256"
+                odd = image_files.differing(
+                    self.files, self.rows[0], self.shape[-1], k, image.shape[-1]
                 )
+                raise ConfigError(f"{odd}: say size=, for example 256")
         return scaled(torch.from_numpy(np.stack(images)))
 
-
-def _stamped(stat: os.stat_result) -> str:
-    return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def _unreadable(folder: Path, faults: dict[Path, str]) -> DataError:
-    files = ", ".join(f"{file.relative_to(folder)} ({why})" for file, why in faults.items())
-    return DataError(f"in {folder} cannot be read as images: {files}; replace or remove them")
+    def _unreadable(self, faults: dict[int, str]) -> DataError:
+        named = [(self.files.name(k), why) for k, why in faults.items()]
+        return image_files.unreadable(self.files, named)

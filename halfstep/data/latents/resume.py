@@ -8,13 +8,14 @@ from halfstep import files
 from halfstep.data.latents.dataset import ABOUT, About, Identity, is_latents
 from halfstep.data.latents.image_stream import Images
 from halfstep.data.latents.shards import Entry
+from halfstep.data.skipped import LIST
 from halfstep.errors import ConfigError
 from halfstep.folder_lock import FolderLock
 
 CODEC = ("codec.safetensors", "codec.json")
-BEFORE = (files.LOCK, *CODEC, ABOUT)
+BEFORE = (files.LOCK, *CODEC, ABOUT, LIST)
 """Files, whole or temporary, that a process killed before it wrote latents.json leaves behind."""
-ALONE = (*CODEC, ABOUT, "*.npy")
+ALONE = (*CODEC, ABOUT, LIST, "*.npy")
 """Files that only the process with the lock writes."""
 
 MADE_OF = {

@@ -87,6 +87,18 @@ def _picked(arrays: Any, file: Path) -> tuple[Array, Array | None]:
     return arrays[values[0]], arrays[labels[0]] if labels else None
 
 
+def read_array(stream: IO[bytes], size: int) -> Array:
+    """The array of an .npy file; ValueError if it is damaged, or holds pickled objects.
+
+    size  bytes of the file
+    """
+    stream.seek(0)
+    _refuse_false(stream, size)
+    stream.seek(0)
+    array: Array = np.load(stream, allow_pickle=False)
+    return array
+
+
 def _refuse_false(stream: IO[bytes], size: int) -> None:
     """ValueError for an array whose header gives more bytes than the file or the memory has.
 

@@ -1,6 +1,5 @@
 """Cache of the features of data sets on disk, by content."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -59,13 +58,6 @@ def data_features(
 def fingerprint(data: Data | Tensor) -> str:
     """sha256 of the images in [-1, 1], in order, with their type and shape."""
     return sha256_of(_parts(data))
-
-
-def cache_folder() -> Path:
-    """The cache folder: HALFSTEP_CACHE, or halfstep in XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("HALFSTEP_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "halfstep"
 
 
 def _computed(features: Features, data: Data | Tensor, division: Division) -> Tensor:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from halfstep.data import load
 from halfstep.data.latents.dataset import open_latents
-from halfstep.data.latents.image_stream import AHEAD, Folder, ImagesDigest, ImagesInMemory, stream
-from halfstep.data.sources import image_folder as folders
+from halfstep.data.latents.image_stream import ImagesDigest, ImagesInMemory, ImageStream, stream
+from halfstep.data.sources import decoding, image_files
 from halfstep.errors import ConfigError, DataError, HalfstepError
 from tests.support.latents import encoded, photos, refused, some_images
 from tests.support.runs import everything
@@ -22,7 +22,7 @@ def test_a_folder_is_streamed_as_it_is_loaded(tmp_path, size, channels):
     place = str(photos(tmp_path / "photos"))
     images = stream(place, size=size, channels=channels)
     data = load(place, size=size, channels=channels)
-    assert isinstance(images, Folder)
+    assert isinstance(images, ImageStream)
     assert (len(images), images.shape, images.names) == (7, data.shape, ("cats", "dogs"))
     assert torch.equal(images.labels, data.labels)
     parts = list(images.batches(range(1, 7), 4))
@@ -32,14 +32,15 @@ def test_a_folder_is_streamed_as_it_is_loaded(tmp_path, size, channels):
 
 def test_a_folder_is_never_held_in_memory(tmp_path, monkeypatch):
     images, reads = stream(str(photos(tmp_path / "photos", 40))), []
-    read = folders.read
-    monkeypatch.setattr(folders, "read", lambda *a: reads.append(a) or read(*a))
+    read = decoding.read
+    monkeypatch.setattr(image_files, "AHEAD", 4)
+    monkeypatch.setattr(decoding, "read", lambda *a: reads.append(a) or read(*a))
     batches = images.batches(range(40), 2)
     for done in range(1, 5):
         next(batches)
-        assert len(reads) <= 2 * (done + AHEAD)
+        assert len(reads) <= 2 * done + 4
     batches.close()
-    assert len(reads) <= 2 * (4 + AHEAD)
+    assert len(reads) <= 2 * 4 + 4
 
 
 def test_other_sources_are_as_they_are_loaded(tmp_path):
@@ -81,9 +82,9 @@ def bitmaps(folder, n=7):
 @pytest.fixture
 def reads(monkeypatch):
     """Ranges of images that were read to be compared."""
-    reads, digest = [], Folder.digest
+    reads, digest = [], ImageStream.digest
     monkeypatch.setattr(
-        Folder, "digest", lambda self, rows: reads.append(rows) or digest(self, rows)
+        ImageStream, "digest", lambda self, rows: reads.append(rows) or digest(self, rows)
     )
     return reads
 

@@ -11,9 +11,10 @@ from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.features import cache as feature_cache
-from halfstep.evaluation.features.cache import cache_folder, data_features, fingerprint
+from halfstep.evaluation.features.cache import data_features, fingerprint
 from halfstep.evaluation.features.registry import digits_features, Features
 from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.files import cache_folder
 from halfstep.identity import digest_of
 from tests.support.denoisers import seeded
 from tests.support.runs import rewritten
