@@ -33,14 +33,14 @@ class Skipped:
             f"{named(self.faults)}"
         )
 
-    def write(self, folder: Path, stamp: str = "") -> None:
+    def write(self, folder: Path) -> None:
         """Write the list into a folder, a line for each image: its name, a tab, the reason.
 
-        stamp  of the images, by which a later call knows that the list still holds
+        Nothing is written where nothing was skipped.
         """
-        head = (
-            f"# {len(self.faults)} of {self.images} images were skipped{stamp and f'; {stamp}'}\n"
-        )
+        if not self.faults:
+            return
+        head = f"# {len(self.faults)} of {self.images} images were skipped; {self.stamp}\n"
         lines = "".join(f"{printable(name)}\t{printable(why)}\n" for name, why in self.faults)
         files.write_text(folder / LIST, head + lines)
 

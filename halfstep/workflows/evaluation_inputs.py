@@ -128,9 +128,14 @@ class EvaluationInputs:
             return spec
         size, channels = self._image_shape
         return load(
-            spec, size=size, channels=channels, skip_bad=bool(self.run.config.get("skip_bad")),
+            spec, size=size, channels=channels, skip_bad=self._skip_bad,
             verify=self.verify, progress=progress,
         )  # fmt: skip
+
+    @property
+    def _skip_bad(self) -> bool:
+        """Whether the run left out images that cannot be decoded."""
+        return bool(self.run.config.get("skip_bad"))
 
     @property
     def _image_shape(self) -> tuple[int | None, int | None]:
@@ -155,7 +160,7 @@ class EvaluationInputs:
         size, channels = self._image_shape
         if isinstance(data, Latents) and teacher.codec is not None:
             size = data.shape[-1] * teacher.codec.factor
-        return load(self.held_out, size=size, channels=channels)
+        return load(self.held_out, size=size, channels=channels, skip_bad=self._skip_bad)
 
     def others(self, networks: "Networks", config: Evaluation) -> list[OtherSize]:
         """Networks of other sizes in the table: of a shrunk run, and of the runs beside it."""

@@ -158,13 +158,13 @@ MUTANTS = (
         ("before, now = {} if anew else _verified(folder)", "before, now = _verified(folder)"),
     ),
     *of(
-        "data/sources/image_folder",
+        "data/sources/image_files",
         "sizes cli/sizes",
         (
-            "refuse_many(len(files), (channels, size, size))",
-            "refuse_many(len(files), (size, size))",
+            "refuse_many(len(images), (channels, size, size))",
+            "refuse_many(len(images), (size, size))",
         ),
-        ("refuse_many(len(files), pixels.shape)", "pass"),
+        ("refuse_many(len(images), pixels.shape)", "pass"),
         ("(count, *shape)", "shape"),
     ),
     *of(
@@ -172,4 +172,39 @@ MUTANTS = (
         "sizes cli/sizes",
         ("refuse_many(size, self.shape, size=4)", "refuse_many(size, self.shape)"),
     ),
+    *of(
+        "data/sources/image_files",
+        "data/skip_bad",
+        ("images.labels[k] for k in rows", "images.labels[k] for k in range(len(rows))"),
+        ("values[len(rows)] = pixels", "values[k] = pixels"),
+    ),
+    *of(
+        "data/latents/captions",
+        "data/skip_bad",
+        ("[captions[k] for k in images.rows]", "captions[: len(images)]"),
+    ),
+    *of("data/skipped", "data/skip_bad", ("of {images} images", "of {len(lines)} images")),
+    *of(
+        "data/sources/tar_shards",
+        "data/tar_shards",
+        ("file.seek(offset)", "file.seek(0)"),
+        ('(index["size"], index["changed"]) ==', '(index["size"], stat.st_mtime_ns) =='),
+        ("if file.read(tarfile.BLOCKSIZE) !=", "if not"),
+        ("if last in PICKLES:", "if False:"),
+        ("not member.isreg() or", ""),
+    ),
+    *of(
+        "data/sources/table_files",
+        "data/data_forms data/tables",
+        ("(self._ends[k - 1] if k else 0)", "0"),
+        ("group.total_byte_size > memory()", "False"),
+    ),
+    *of(
+        "data/sources/tables",
+        "data/tables",
+        ('"://" in path or not', '"://" in path and not'),
+        ("not file.is_relative_to(table.parent", "not file.is_relative_to(table.parents[1]"),
+    ),
+    *of("data/sources/columns", "data/tables", ("tuple(sorted(set(", "tuple(list((")),
+    *of("data/sources/places", "data/data_forms", ("if len(names) < 2:", "if True:")),
 )

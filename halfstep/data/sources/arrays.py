@@ -23,6 +23,9 @@ Array = NDArray[Any]
 VALUES, LABELS = ("images", "x", "arr_0"), ("labels", "y")
 """The keys that are read from an .npz; others are ignored, but a second unnamed array is refused."""
 
+MAPPED = 2**30
+"""Bytes from which an .npy file is memory-mapped: float32 values, channels first, are never copied."""
+
 
 def load(file: Path, channels: int | None = None) -> Dataset:
     """uint8 images [N, H, W, C], [N, C, H, W] or [N, H, W], or floats in [-1, 1] of any shape.
@@ -59,7 +62,10 @@ def _read(file: Path) -> tuple[Array, Array | None]:
             plain = stream.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
             stream.seek(0)
             if plain:
-                _refuse_false(stream, file.stat().st_size)
+                is_large = file.stat().st_size >= MAPPED
+                _refuse_false(stream, file.stat().st_size, mapped=is_large)
+                if is_large:  # private to this process: changes do not reach the file
+                    return np.load(file, mmap_mode="c", allow_pickle=False), None
                 stream.seek(0)
             opened = np.load(stream, allow_pickle=False)
             return (opened, None) if isinstance(opened, np.ndarray) else _picked(opened, file)
@@ -99,10 +105,11 @@ def read_array(stream: IO[bytes], size: int) -> Array:
     return array
 
 
-def _refuse_false(stream: IO[bytes], size: int) -> None:
+def _refuse_false(stream: IO[bytes], size: int, *, mapped: bool = False) -> None:
     """ValueError for an array whose header gives more bytes than the file or the memory has.
 
-    size  bytes of the file
+    size    bytes of the file
+    mapped  the array stays on the disk, as float32, and may exceed the memory
     """
     read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
     shape, _, dtype = read[read_magic(stream)](stream)
@@ -111,7 +118,7 @@ def _refuse_false(stream: IO[bytes], size: int) -> None:
         raise ValueError(
             f"its header says {expected:,} bytes of shape {list(shape)}, it has {actual:,}"
         )
-    if expected > (most := memory()):
+    if expected > (most := memory()) and not (mapped and dtype == np.float32):
         raise ValueError(f"its {expected:,} bytes are more than the {most:,} of memory here")
 
 
