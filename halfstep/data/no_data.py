@@ -28,8 +28,7 @@ class NoData:
     prompts   the texts of walks, for a teacher that reads texts
     shape     of a sample; `distill` takes the teacher's
     names     the names of the teacher's classes
-    contexts  the prompts' conditions, encoded
-    source    digest of the prompts' conditions
+    contexts  the prompts' conditions; `distill` has the teacher's own encoders make them, once
     defaults  conditions of every sample beside its label and text, in one row
     """
 
@@ -39,7 +38,6 @@ class NoData:
     shape: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     contexts: Contexts | None = None
-    source: str = ""
     defaults: Cond | None = None
     flip = False
     is_images = False
@@ -49,6 +47,10 @@ class NoData:
             raise ConfigError(
                 f"without data the teacher walks from noise or the student, got {self.walk!r}: write "
                 "walk='teacher' or walk='student'"
+            )
+        if isinstance(self.prompts, str) or not all(isinstance(text, str) for text in self.prompts):
+            raise ConfigError(
+                "prompts are a list of texts: write for example prompts=['a cat', 'a dog']"
             )
         if self.labels is not None:
             labels = torch.as_tensor(self.labels)
@@ -99,7 +101,9 @@ class NoData:
 
         rows  int64 [B], below the number of conditions
         """
-        cond = None if self.contexts is None else self.contexts.rows(rows % len(self.prompts))
+        cond = None
+        if (contexts := self.contexts) is not None:
+            cond = contexts.rows(rows % (len(contexts.offsets) - 1))
         if (labels := self._labels) is not None:
             cond = replace(cond or Cond(), label=labels[rows % len(labels)])
         return completed(cond, self.defaults, len(rows))
@@ -115,6 +119,4 @@ class NoData:
 
     def fingerprint(self) -> str:
         """sha256 of who walks and of the conditions."""
-        return sha256_of(
-            (f"no data, {self.walk}", self._labels, self.source or repr(list(self.prompts)))
-        )
+        return sha256_of((f"no data, {self.walk}", self._labels, repr(list(self.prompts))))

@@ -45,6 +45,7 @@ from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import GateConfig
 from halfstep.training.lora_run import check_lora, LoraRun
+from halfstep.training.prompts import walks_for
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.stages import load_weights, run_stages, RunOptions
 from halfstep.training.trainable import code_of_net
@@ -72,7 +73,7 @@ def train(
     options = {**options_of(method), "start": digest_of(pipeline.denoiser)[:16]}
     stages = stages_to_train(method, pipeline, run.denoiser(pipeline).trainable_copy())
     stages = _with_first_made(stages)
-    read = run.read(pipeline, data)
+    read = run.read(pipeline, data, out)
     return run.train("train denoiser", stages, options, read, out, source=spec_of(data))
 
 
@@ -105,7 +106,7 @@ def distill(
     run = _PipelineRun.on(teacher, training, job)
     read: Data | None = None
     if method.needs_data:  # other methods make the first stage before data are read
-        read = run.read(teacher, data)
+        read = run.read(teacher, data, out)
         method = resolve(method, teacher, read, out)
     digest = digest_of(teacher.denoiser)
     options = {**options_of(method), "teacher": digest[:16]}
@@ -117,7 +118,7 @@ def distill(
     with fork_rng(), _frozen(teacher.denoiser.net):
         stages = _with_first_made(stages_of(method, teacher, run.teacher(teacher)))
         if read is None:
-            read = run.read(teacher, data)
+            read = run.read(teacher, data, out)
         if gate is not None:
             run = run.gated(gate, teacher, read, out, method)
         begin = partial(run.lora.begin, [teacher]) if run.lora else _nothing
@@ -242,9 +243,14 @@ class _PipelineRun:
         rebuild, schedule = partial(Pipeline, **parts), pipeline.denoiser.schedule
         return cls(rebuild, description, schedule, training, job, processes)
 
-    def read(self, pipeline: Pipeline, data: DataLike) -> Data:
-        """The data as the pipeline reads it."""
-        read = read_by(pipeline, as_data(data, shape=pipeline.shape))
+    def read(self, pipeline: Pipeline, data: DataLike, out: Path | str) -> Data:
+        """The data as the pipeline reads it; prompts of walks are encoded into the run's folder `out`."""
+        read = as_data(data, shape=pipeline.shape)
+        if isinstance(read, NoData):
+            dry_run = self.job.dry_run is not None
+            read = walks_for(pipeline, read, out, self.processes, dry_run=dry_run)
+        else:
+            read = read_by(pipeline, read)
         for note in notes(pipeline, read) if self.processes.first else ():
             self.job.callback.note(note)
         return read

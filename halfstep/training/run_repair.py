@@ -8,7 +8,9 @@ from halfstep.training import checkpoint
 
 LATENTS = "latents"
 """The folder, in a run's, of images that were encoded for its teacher before it began."""
-FIRST_FILES = (files.LOCK, "run.json", LATENTS)
+PROMPTS = "prompts"
+"""The folder, in a run's, of the conditions of prompts, of a run without data."""
+FIRST_FILES = (files.LOCK, "run.json", LATENTS, PROMPTS)
 """Files, whole or temporary, of a run that was killed before its first stage."""
 LOCKED_FILES = ("run.json", "metrics.jsonl", "config.toml", "gate.json")
 """Files that only the process with the lock writes."""

@@ -187,7 +187,7 @@ def _data(
     """The data, images encoded; and a context that ends with the use of a dry run's."""
     folder, dataset, context = options.folder, options.dataset, ExitStack()
     if dataset.data in NO_DATA:
-        return walks_of(options, teacher), context
+        return walks_of(console, options, teacher), context
     if images is None:
         return loading(console, dataset), context
     say(console, "latents", str(images))

@@ -3,11 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
+
+from halfstep.cli.console.progress import counting
 from halfstep.data import NoData
 from halfstep.errors import ConfigError
 from halfstep.methods import Method
 from halfstep.pipeline import Pipeline
-from halfstep.training.checks.data import read_by
+from halfstep.training.distributed import Processes
+from halfstep.training.prompts import walks_for
+from halfstep.workflows.options import EncodingOptions
 from halfstep.workflows.prompts import read_prompts
 
 
@@ -22,6 +27,8 @@ def without_data(options: Any, method: Method, *, auto: bool) -> Any:
         raise ConfigError(
             f"{name} has no images to resize, convert or mirror: leave --size, --channels and --flip out"
         )
+    if options.encoding != EncodingOptions(prompts=options.encoding.prompts):
+        raise ConfigError(f"{name} has no images to encode: leave --encode-batch out")
     if auto:
         raise ConfigError(
             f"--start auto compares the teacher with data, and {name} has none: give --start a number"
@@ -32,11 +39,14 @@ def without_data(options: Any, method: Method, *, auto: bool) -> Any:
     return replace(options, gate=replace(gate, tolerance=0.0))
 
 
-def walks_of(options: Any, teacher: Pipeline) -> NoData:
+def walks_of(console: Console, options: Any, teacher: Pipeline) -> NoData:
     """The walks of these options, as the teacher reads them."""
-    data = NoData.named(options.dataset.data)
-    if options.encoding.prompts is not None:
-        data = replace(data, prompts=read_prompts("prompt", (), options.encoding.prompts))
-    bound = read_by(teacher, data)
-    assert isinstance(bound, NoData)
-    return bound
+    data, folder = NoData.named(options.dataset.data), options.folder
+    if options.encoding.prompts is None:
+        return walks_for(teacher, data, folder.out, Processes(folder.device))
+    prompts = read_prompts("prompt", (), options.encoding.prompts)
+    with counting(console, f"encoding {len(prompts):,} prompts", few=64) as progress:
+        return walks_for(
+            teacher, replace(data, prompts=prompts), folder.out, Processes(folder.device),
+            dry_run=folder.dry_run, progress=progress,
+        )  # fmt: skip

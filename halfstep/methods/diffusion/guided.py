@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 
 from halfstep.batch import Batch, Cond, Null
+from halfstep.config import JsonObject
 from halfstep.config.validate import CountOrNone, NotNegative, Updates, Validated
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.guidance import Guided
@@ -233,12 +234,17 @@ class MatchGuided(AtAllTimes):
     def _guided(self, scale: float | Tensor) -> Guided:
         return Guided(self.teacher, scale, self.null, norm=self.norm)
 
-    @torch.no_grad()
-    def measure(self, student: Any, batch: Batch, draw: Draw) -> dict[str, dict[str, float]]:
-        """The root mean square error of x0 by guidance scale, at five scales of the range."""
+    def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
         t, eps = random_times(draw, self.levels), draw.normal(batch.x0)
         x_t = level_of(self.teacher.schedule, t, batch.x0).mix(batch.x0, eps)
-        cond = batch.cond or Cond()
+        return self.measure_at(student, x_t, (t,), batch.cond)
+
+    @torch.no_grad()
+    def measure_at(
+        self, student: Any, x_t: Tensor, places: Places, cond: Cond | None
+    ) -> JsonObject:
+        """The root mean square error of x0 by guidance scale, at five scales of the range."""
+        t, cond = places[0], replace(cond or Cond(), guidance_scale=None)
         null: Prediction = self.teacher(x_t, t, cond.dropped(self.null))
         label: Prediction = self.teacher(x_t, t, cond)
         error_by_scale = {}

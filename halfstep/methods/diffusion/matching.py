@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
+from halfstep.config import JsonObject
 from halfstep.diffusion.denoiser import Denoises, level_of
 from halfstep.diffusion.loss_weighting import Weighting
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Level, Schedule
+from halfstep.errors import ConfigError
 from halfstep.methods.base import EDGE, errors, Objective, PipelineLike, random_times
 from halfstep.rng import Draw
 
@@ -54,6 +56,12 @@ class Matching(Objective):
         guess: Prediction = student(x_t, places[0], cond)
         return self.loss(guess, target)
 
+    def measure_at(
+        self, student: Any, x_t: Tensor, places: Places, cond: Cond | None
+    ) -> JsonObject:
+        """Numbers for the log, by name, of the student at x_t."""
+        return {}
+
     # -- walks -------------------------------------------------------------------------------------
 
     @property
@@ -81,6 +89,16 @@ class Matching(Objective):
     def sampled(self, x_t: Tensor, places: Places, guess: Prediction) -> Prediction:
         """The student's prediction as its own sampler takes it, with which the student walks."""
         return guess
+
+
+def matching(objective: Objective) -> Matching:
+    """The objective that has places and targets; `ConfigError` for one that needs data."""
+    match = objective.inner
+    if not isinstance(match, Matching):
+        raise ConfigError(
+            f"{type(match).__name__} compares with data, and there are none: name data in place of none"
+        )
+    return match
 
 
 def teacher_clip(teacher: PipelineLike) -> Clip | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isclose
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import differing
 
 
+@overload
+def read_by(pipeline: Pipeline, data: NoData) -> NoData: ...
+@overload
+def read_by(pipeline: Pipeline, data: Data) -> Data: ...
 def read_by(pipeline: Pipeline, data: Data) -> Data:
     """The data with only the labels and texts that the pipeline reads; refused if it does not fit.
 
@@ -64,12 +69,12 @@ def _walks_of(pipeline: Pipeline, data: NoData) -> NoData:
             f"the teacher has {len(classes)} classes, and the labels of walks go to {int(labels.max())}: "
             f"write labels from 0 to {len(classes) - 1}"
         )
+    if data.prompts and pipeline.empty is None and pipeline.texts is None:
+        raise ConfigError("prompts are for a teacher that reads texts: leave them out")
     contexts = data.contexts
     if contexts is not None:
         _refuse_other_encoder(contexts, pipeline)
         contexts = contexts.only(set(null_values(texts)))
-    elif data.prompts:
-        raise ConfigError("prompts are for a teacher that reads texts: leave them out")
     if labels is None and classes:
         labels = torch.arange(len(classes))
     return replace(

@@ -22,7 +22,8 @@ from halfstep.methods.diffusion.matching import WALK
 from halfstep.methods.diffusion.progressive import Halve
 from halfstep.methods.diffusion.reparameterise import Match
 from halfstep.methods.diffusion.stochastic import HalveJumps
-from halfstep.methods.diffusion.walks import Course, Lanes, Walked, without_data
+from halfstep.methods.diffusion.walk_states import Course, Lanes
+from halfstep.methods.diffusion.walks import Walked, without_data
 from halfstep.rng import Draw, key, sample_noise
 from tests.support.denoisers import Counted, Listening, named, seeded, wobbly_teacher
 from tests.support.students import ExactRows
@@ -359,6 +360,27 @@ def test_outside_of_training_states_are_noise():
     walked = Walked(Halve(teacher, uniform(64)), NoData(shape=(2,)))
     loss = walked(gaussian_teacher(Cosine()), zeros(5), Draw.all(seeded(), 5))
     assert loss.shape == (5,) and teacher.calls == 2
+
+
+def test_the_guided_stage_is_measured_at_other_walks_always_the_same():
+    """By scale, as with data: an exact student has no error, and training's walks are not touched."""
+    teacher, data = mixture_teacher(Cosine()), NoData(labels=(0, 1), shape=(2,))
+    counted = Counted(teacher)
+    walked = Walked(MatchGuided(counted, 3, (1.0, 3.0)), data)
+
+    def exact(x, t, cond):
+        if float(cond.guidance_scale[0]) == 1:
+            return teacher(x, t, Cond(label=cond.label))
+        return Guided(teacher, cond.guidance_scale, 3)(x, t, Cond(label=cond.label))
+
+    draw = Draw.all(seeded(8), 4)
+    first = walked.measure(exact, zeros(4), draw)["x0_error_by_scale"]
+    assert list(first) == ["1", "1.5", "2", "2.5", "3"] and max(first.values()) < 1e-9
+    calls = counted.calls
+    wrong = walked.measure(teacher, zeros(4), Draw.all(seeded(8), 4))["x0_error_by_scale"]
+    assert counted.calls == calls + 2 and wrong["1"] < 1e-9 < wrong["3"]
+    assert not walked._lanes
+    assert Walked(Halve(teacher, uniform(4)), data).measure(teacher, zeros(4), draw) == {}
 
 
 def test_what_compares_with_data_is_refused():
