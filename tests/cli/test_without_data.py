@@ -62,7 +62,7 @@ def test_a_teacher_of_classes(cli, tmp_path):
 
 
 def test_prompts_are_encoded_once_and_kept_with_the_run(cli, tmp_path):
-    """By the teacher's own encoders; a resumed run needs neither them nor a codec."""
+    """By the teacher's own encoders; a run that goes on encodes nothing."""
     words = ["--prompts", "prompts.txt"]
     status, out, err = cli(*distil(*words, "--dry-run", teacher="sd"))
     assert status == 0 and not (tmp_path / "run").exists(), err
@@ -77,8 +77,7 @@ def test_prompts_are_encoded_once_and_kept_with_the_run(cli, tmp_path):
     torch.testing.assert_close(contexts.null.encoder_hidden_states, null, atol=2e-3, rtol=2e-3)
     before = everything(tmp_path / "run" / "prompts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("halfstep.pipeline.from_diffusers.texts.PromptEncoder.null", None)
-        patch.setattr("halfstep.pipeline.from_diffusers.texts.PromptEncoder.conditions", None)
+        patch.setattr("halfstep.training.prompts.encode_prompts", None)
         assert cli(*distil(*words, "--updates", 3, "--extend", teacher="sd"))[0] == 0
     assert everything(tmp_path / "run" / "prompts") == before
     (tmp_path / "others.txt").write_text("b\n")

@@ -74,12 +74,15 @@ class Walked(Objective):
         """The targets and the student's passes, and the steps of walks that give no target.
 
         A stage of the teacher's walks begins with the states of the first update, M - 1 targets a sample.
-        The student walks M - 1 steps at every update, ceil(B / M) walks at once.
+        The student takes M - 1 steps at every update on all walks that its batch has states of.
         """
         length = matching(self.objective).walk_length
         cost = super().cost(updates, batch)
         if self.data.walk == "student":
-            return cost + updates * (length - 1) * -(-batch // length)
+            ends = [(u * batch // length, ((u + 1) * batch - 1) // length) for u in range(length)]
+            walks = [last - first + 1 for first, last in ends]  # which repeat from there on
+            whole, rest = divmod(updates, length)
+            return cost + (length - 1) * (whole * sum(walks) + sum(walks[:rest]))
         return cost + (length - 1) * batch * (self.forwards - 3)
 
     @property
