@@ -196,7 +196,8 @@ def test_two_processes_do_what_one_does(cli, tmp_path, data, teacher):
     words = [str(word) for word in distil(*more, data=data, teacher=teacher)]
     assert cli(*words, "--out", "one")[0] == 0
     status, out, err = launched("-m", "--", "halfstep", *words, "--out", "two")
-    assert (status, err) == (0, ""), out + err
+    # diffusers may import libraries that write warnings.
+    assert status == 0 and (teacher == "sd" or err == ""), out + err
     ours, _ = storage.load(tmp_path / "one" / "stages" / "0002-steps" / "pipeline")
     theirs, _ = storage.load(tmp_path / "two" / "stages" / "0002-steps" / "pipeline")
     assert max(float((theirs[n] - ours[n]).abs().max()) for n in ours) < 1e-5
