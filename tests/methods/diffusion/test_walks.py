@@ -298,6 +298,19 @@ def test_labels_are_dropped_by_the_walk():
     assert int((first != second).sum()) <= 1  # one walk has ended
 
 
+def test_each_thing_drawn_for_a_walk_has_numbers_of_its_own():
+    """The jitter of its times, its guidance scale and whether its label is dropped are independent."""
+    match = Match(mixture_teacher(Cosine()), Cosine(), snr_plus_one, drop=0.5, null=9)
+    data = NoData(labels=(1,), shape=(2,))
+    course = Course(AnyScale(match, (1.0, 2.0)), data, SEED, STAGE, torch.zeros(50, 2))
+    walks = course.walks(torch.arange(50))
+    state = course.state(torch.zeros(50, 2), walks, torch.zeros(50, dtype=torch.long))
+    jitter, scale, chance = walks.draws.unbind(1)
+    torch.testing.assert_close(state.places[0], (1 - jitter / WALK).clamp(EDGE, 1 - EDGE))
+    torch.testing.assert_close(state.cond.guidance_scale, 1 + scale)
+    assert torch.equal(state.cond.label == 9, chance < 0.5)
+
+
 def test_stochastic_walks_are_the_stochastic_samplers():
     """The lanes of two jumps a target: the states of the sampler whose student is the target itself."""
     schedule, times = Cosine(), uniform(8)
