@@ -17,6 +17,8 @@ def sha256_of(parts: Iterable[str | Tensor | None]) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            # A sharded tensor is gathered, by all processes together.
+            part = getattr(part, "full_tensor", part.detach)()
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(f"{part!r} ".encode())

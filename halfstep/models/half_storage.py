@@ -34,6 +34,8 @@ def store_frozen(networks: Iterable[nn.Module]) -> None:
         if not isinstance(part, Denoiser) or part.autocast is None:
             continue
         if not any(p.requires_grad for p in part.net.parameters()):
+            if any(hasattr(p, "full_tensor") for p in part.net.parameters()):
+                part.net = copy.deepcopy(part.net)  # whole, to be sharded anew in that dtype
             # Of a LoRA with its base, which has the student's adapter too.
             net = part.net.base.net if isinstance(part.net, LoraNet) else part.net
             store_weights(net, part.autocast)
@@ -66,7 +68,7 @@ def store_weights(net: nn.Module, dtype: torch.dtype) -> None:
 
 def on_same_weights(module: M) -> M:
     """A copy with modules and parameters of its own, in the same memory."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    memo: dict[int, Any] = {id(buffer): buffer.detach() for buffer in module.buffers()}
     for p in module.parameters():
         memo[id(p)] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
     return copy.deepcopy(module, memo)

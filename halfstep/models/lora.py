@@ -147,6 +147,18 @@ class LoraBase:
                 layer._active_adapter = [name] if name else []
             self._active = name
 
+    def separate(self) -> "LoraBase":
+        """A copy with weights of its own, without adapters."""
+        new = copy.copy(self)
+        new.net = copy.deepcopy(self.net)
+        new._layers = [network_of(new.net).get_submodule(path) for path in self.paths]
+        for name in list(new._layers[0].lora_A):
+            new.remove(name)
+        for layer in new._layers:
+            layer._active_adapter = []
+        new._active = ""
+        return new
+
     def plain_copy(self) -> nn.Module:
         """A copy of the network without adapters, on its own weights."""
         if {p.dtype for p in self.weights} - self._dtypes:
@@ -213,6 +225,14 @@ class LoraNet(nn.Module):
         net = self.base.plain_copy()
         merge(net, self.tensors(), "this adapter")
         return net
+
+    def on_own_base(self) -> "LoraNet":
+        """A copy of the adapter on a copy of its base."""
+        base = self.base.separate()
+        new = LoraNet(base, base.add())
+        new.holds_scale = self.holds_scale
+        new.adapter.load_state_dict(self.adapter.state_dict())
+        return new
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the base, for all adapters."""

@@ -20,6 +20,7 @@ WRAPPERS: Mapping[str, str] = {
     "DataParallel": "DataParallel (give its .module, and start several processes with torchrun)",
     "DistributedDataParallel": "DistributedDataParallel (give its .module: training wraps it by itself)",
     "FullyShardedDataParallel": "FullyShardedDataParallel (give the network itself)",
+    "FSDPModule": "fully_shard (give the network itself, and RunOptions(shard=True))",
 }
 IN_TRAINING = {"p", "dropout", "inplace", "momentum"}
 Structure = tuple[JsonObject, ...]

@@ -47,6 +47,7 @@ from halfstep.training.gate_protocol import GateConfig
 from halfstep.training.lora_run import check_lora, LoraRun
 from halfstep.training.prompts import walks_for
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.sharding import refuse_settings, whole_copy
 from halfstep.training.stages import load_weights, run_stages, RunOptions
 from halfstep.training.trainable import code_of_net
 
@@ -232,7 +233,10 @@ class _PipelineRun:
         refuse_wrapped(pipeline.denoiser)
         refuse_changed_net(pipeline.denoiser.net)
         training, job = training or TrainingConfig(), job or RunOptions()
-        processes = Processes(job.device)  # before any error that only one of them might raise
+        # Before any error that only one of them might raise.
+        processes = Processes(job.device, shard=job.shard)
+        if job.shard:
+            refuse_settings(training, offload=job.offload)
         parts = {f.name: getattr(pipeline, f.name) for f in fields(pipeline)}
         del parts["denoiser"]
         # Described before it is trained: a pipeline that could not be saved is refused now.
@@ -270,7 +274,7 @@ class _PipelineRun:
 
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
-        device = self.processes.device
+        device = self.processes.staging
         # A codec that is offloaded visits the device for the gate alone.
         denoiser = (
             pipeline.denoiser.to(device) if self.job.offload else pipeline.to(device).denoiser
@@ -281,7 +285,7 @@ class _PipelineRun:
 
     def _apart(self, denoiser: Denoiser) -> Denoiser:
         """A copy on the same weights; it has its own modules where the run stores or moves its networks'."""
-        moved = self.autocast is not None or self.job.offload
+        moved = self.autocast is not None or self.job.offload or self.processes.sharded
         return on_same_weights(denoiser) if moved else copy(denoiser)
 
     @property
@@ -314,7 +318,8 @@ class _PipelineRun:
         """Call the gate with the student as it will be loaded, in float32; a LoRA as it is trained."""
         if self.job.gate is None:
             return True
-        denoiser = copy(student.denoiser) if self.lora else self._apart(student.denoiser)
+        alike = self.lora is not None or self.processes.sharded
+        denoiser = copy(student.denoiser) if alike else self._apart(student.denoiser)
         if self.lora is None:
             denoiser.autocast = None
         pipeline = replace(student, denoiser=denoiser)
@@ -347,7 +352,7 @@ class _PipelineRun:
 
         run_stages(
             command,
-            checked_on_data(iter(stages), data, self.processes.device),
+            checked_on_data(iter(stages), data, self.processes.staging),
             {**options, "pipeline": self.description},
             data,
             out,
@@ -362,6 +367,9 @@ class _PipelineRun:
             check=files.check,
             begin=begin,
         )
+        if self.processes.sharded:
+            with self.processes.together():
+                last[0].denoiser.net = whole_copy(last[0].denoiser.net)
         last[0].denoiser.eval()
         if (
             self.lora is None

@@ -14,6 +14,7 @@ from halfstep.errors import CheckpointError
 from halfstep.models.compression.int8 import apart
 from halfstep.training.ema import Average
 from halfstep.training.optimiser import moment_of, Optimiser
+from halfstep.training.sharding import placed, placed_all
 
 KEEP = 2
 """Checkpoints of a stage: the newest, and the one before it in case the newest is damaged."""
@@ -49,13 +50,15 @@ class State:
         weights = {
             k.removeprefix("student."): tensors[k] for k in tensors if k.startswith("student.")
         }
-        storage.load_into(self.student, weights, source)
+        here = self.student.state_dict()
+        storage.load_into(self.student, placed_all(weights, here), source)
         del weights
         self.update, self.seconds = about["update"], about["seconds"]
         states = {}
         for k, (name, parameter) in enumerate(self.student.named_parameters()):
             if self.average is not None:
-                self.average.values[k].copy_(tensors[f"average.{name}"])
+                value = self.average.values[k]
+                value.copy_(placed(tensors[f"average.{name}"], value))
             moments = {
                 m: _copy_like(parameter, tensors[f"{m}.{name}"])
                 for m in MOMENTS
@@ -76,7 +79,7 @@ def _copy_like(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     """Copy a moment into the parameter's memory format (such as channels last), which affects the bits."""
     if moment.shape != parameter.shape:  # the number of steps
         return moment.clone()
-    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(placed(moment, parameter))
 
 
 class _About(TypedDict):
@@ -88,10 +91,19 @@ class _About(TypedDict):
     scaler: dict[str, float] | None
 
 
-def write(folder: Path, stage: int, name: str, state: State, *, run: str = "") -> None:
+def write(
+    folder: Path,
+    stage: int,
+    name: str,
+    state: State,
+    *,
+    run: str = "",
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
     """Save the state under its stage and update number, then remove all but the newest two.
 
-    run  the run's id, which `choose` compares
+    run      the run's id, which `choose` compares
+    tensors  of the state, where it is sharded and they were gathered
     """
     about = {
         "stage": stage,
@@ -102,7 +114,7 @@ def write(folder: Path, stage: int, name: str, state: State, *, run: str = "") -
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
     stem = files.subfolder(folder.parent, folder.name) / _name(stage, state.update)
-    storage.save(stem, state.tensors(), about)
+    storage.save(stem, state.tensors() if tensors is None else tensors, about)
     forget(folder, stage, keep=KEEP)
 
 

@@ -6,11 +6,13 @@ process.  Only the first process decides and writes, and sends its decisions to 
 """
 
 import atexit
+import copy
 import gc
 import json
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,8 +21,11 @@ from torch import nn, Tensor
 
 from halfstep.config import JsonObject
 from halfstep.errors import ConfigError, HalfstepError
+from halfstep.methods.base import Stage
+from halfstep.models.hooks import unwrap
 from halfstep.quiet import quietly
 from halfstep.training.peers import Board, board, launched, refuse_different, versions
+from halfstep.training.sharding import gathered, has_shards, mesh_of, release, shard_stage
 
 T = TypeVar("T")
 
@@ -28,8 +33,15 @@ T = TypeVar("T")
 class Processes:
     """The processes of this run, and the rank of this one."""
 
-    def __init__(self, device: str = "auto"):
+    def __init__(self, device: str = "auto", *, shard: bool = False):
+        """With `shard` networks are sharded over the processes; `ConfigError` if there is one."""
         self.rank, self.world = launched()
+        self.sharded, self._mesh = shard, None
+        if shard and self.world == 1:
+            raise ConfigError(
+                "networks are sharded over several processes, and this is one: start several (torchrun "
+                "--nproc-per-node 2 -m -- halfstep ...), or leave --shard out"
+            )
         self._accelerator: Any = None
         self._board: Board | None = None
         if self.world > 1:
@@ -43,8 +55,36 @@ class Processes:
             self._accelerator = _join_group(self.world, device)
             chosen = torch.device(self._accelerator.device)
             self.device = torch.device("cpu") if chosen.type == "cpu" else chosen
+            if shard:
+                self._mesh = mesh_of(self.device, self.world)
         else:
             self.device = pick_device(device)
+
+    @property
+    def staging(self) -> torch.device:
+        """The device of whole networks, before their stage: the CPU if a device may be too small for one."""
+        return torch.device("cpu") if self.sharded else self.device
+
+    def place(self, stage: Stage) -> None:
+        """Move the networks of a stage to their devices."""
+        if self.sharded:
+            shard_stage(stage, self._mesh, self.device)
+        else:
+            stage.student.to(self.device)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors whole, for the first process to write; others may have none of them."""
+        return gathered(tensors, keep=self.first) if self.sharded else tensors
+
+    def whole(self, stage: Stage) -> Stage:
+        """The stage with its student whole, to be written."""
+        if not has_shards(stage.student):
+            return stage
+        return replace(stage, student=copy.deepcopy(unwrap(stage.student)))
+
+    def forward_on_first(self, act: Callable[[], T]) -> T:
+        """`run_on_first` for what calls networks, which all processes do together if they are sharded."""
+        return act() if self.sharded else self.run_on_first(act)
 
     @property
     def first(self) -> bool:
@@ -62,8 +102,8 @@ class Processes:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def wrap(self, student: nn.Module) -> nn.Module:
-        """Wrap the student so that its gradients are averaged over the processes."""
-        if self._accelerator is None:
+        """Wrap the student so that its gradients are averaged over the processes; sharded ones are."""
+        if self._accelerator is None or has_shards(student):
             return student
         wrapped: nn.Module = self._accelerator.prepare(student)
         return wrapped
@@ -74,8 +114,11 @@ class Processes:
             self._accelerator.free_memory()
 
     def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Inside it a backward does not average gradients (all micro-batches but the last)."""
-        if self._accelerator is None:
+        """Inside it a backward does not average gradients (all micro-batches but the last).
+
+        Of a sharded student it always does: until then each process would hold the gradient whole.
+        """
+        if self._accelerator is None or has_shards(wrapped):
             return nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
         return context
@@ -250,6 +293,7 @@ def _messages() -> Any:
 def _destroy_group() -> None:
     _groups.clear()
     if torch.distributed.is_initialized():
+        release()
         gc.collect()  # unused wrapped students hold the group, and its threads
         torch.distributed.destroy_process_group()
 

@@ -28,6 +28,7 @@ from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.progress import ProgressCallback, StopOnBrokenPipe, Tally
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.sharding import local
 from halfstep.training.signals import stopping, StopRequest
 from halfstep.training.update import update
 
@@ -61,7 +62,7 @@ class Loop:
         with stopping() as request:
             self.callback = StopOnBrokenPipe(self.callback, request)
             for index, stage in enumerate(stages):
-                stage.student.to(self.processes.device)
+                self.processes.place(stage)
                 if not self.processes.run_on_first(partial(self._finished, stage, index)):
                     self._fit(stage, index, request)
                 with self._naming(stage):
@@ -123,7 +124,7 @@ class Loop:
                     self._report(stage, state, tally, rate)
                 if save:
                     self._refuse_non_finite(stage, state)
-                    self.processes.run_on_first(partial(self._save, stage, index, state))
+                    self._save(stage, index, state)
                 if stop and not last:
                     raise Stopped(
                         f"stopped at update {state.update:,} of {stage.name}; run the same command "
@@ -132,7 +133,7 @@ class Loop:
         finally:
             self.callback.end(stage)
             self.processes.unwrap()
-        self.processes.run_on_first(partial(self._finish, stage, index, state))
+        self._finish(stage, index, state)
 
     def _resume(self, stage: Stage, index: int) -> State:
         """The stage's state, from its newest checkpoint if it has one; the same on every process."""
@@ -163,7 +164,9 @@ class Loop:
         share = self.processes.share(self.settings.batch_size)
         whole = share.stop - share.start
         micro = min(self.settings.micro_batch_size or whole, whole)
-        with naming_memory(micro, partial(self._probe, stage.objective, state)):
+        # Processes with a sharded network run it together, and one alone may be out of memory.
+        probe = None if self.processes.sharded else partial(self._probe, stage.objective, state)
+        with naming_memory(micro, probe):
             loss, norm = update(
                 stage.objective.at(state.update / stage.updates),
                 wrapped,
@@ -221,7 +224,8 @@ class Loop:
             "norm": norm,
             "rate": rate,
         }
-        self.processes.run_on_first(lambda: self.run.log({**line, **self._measures(stage, state)}))
+        measures = self.processes.forward_on_first(partial(self._measures, stage, state))
+        self.processes.run_on_first(lambda: self.run.log({**line, **measures}))
 
     def _non_finite(self, subject: str, update: int, stage: Stage) -> NonFinite:
         norm = self.settings.max_grad_norm
@@ -238,7 +242,7 @@ class Loop:
         weights += [] if state.average is None else state.average.values
         bad = torch.zeros((), device=self.processes.device)
         for weight in weights:
-            bad = bad + ~weight.isfinite().all()
+            bad = bad + ~local(weight).isfinite().all()
         if self.processes.largest(bad):
             raise self._non_finite("weights are", state.update - 1, stage)
 
@@ -254,16 +258,30 @@ class Loop:
             return dict(objective.measure(state.student, batch, draw))
 
     def _save(self, stage: Stage, index: int, state: State) -> None:
-        self.run.check()
-        checkpoint.write(self.run.checkpoints, index, stage.name, state, run=self.run.id)
+        tensors = self.processes.gathered(state.tensors())
+
+        def write() -> None:
+            self.run.check()
+            folder, run = self.run.checkpoints, self.run.id
+            checkpoint.write(folder, index, stage.name, state, run=run, tensors=tensors)
+
+        self.processes.run_on_first(write)
 
     def _finish(self, stage: Stage, index: int, state: State) -> None:
         """Give the student the averaged weights, and write the finished stage."""
-        if state.average is not None:
-            state.average.copy_to(stage.student)
-            if stage.updates:
-                device, seed = self.processes.device, self.settings.seed
-                update_batch_norm(stage, self.data, device, seed=seed, index=index)
+        self.processes.forward_on_first(partial(self._use_average, stage, index, state))
+        whole = self.processes.whole(stage)
+        self.processes.run_on_first(partial(self._write, whole, index, state))
+
+    def _use_average(self, stage: Stage, index: int, state: State) -> None:
+        if state.average is None:
+            return
+        state.average.copy_to(stage.student)
+        if stage.updates:
+            device, seed = self.processes.device, self.settings.seed
+            update_batch_norm(stage, self.data, device, seed=seed, index=index)
+
+    def _write(self, stage: Stage, index: int, state: State) -> None:
         cost: RunCost = {
             "updates": stage.updates,
             "seconds": state.seconds,

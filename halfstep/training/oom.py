@@ -10,11 +10,11 @@ from halfstep.errors import ConfigError
 
 
 @contextmanager
-def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
+def naming_memory(size: int, attempt: Callable[[int], None] | None) -> Iterator[None]:
     """Around an update: running out of memory raises `ConfigError` with the micro-batch that fits.
 
     size     the micro-batch of the update
-    attempt  a forward and backward of so many samples, discarded
+    attempt  a forward and backward of so many samples, discarded; None advises half the size untried
     """
     try:
         yield
@@ -24,7 +24,7 @@ def naming_memory(size: int, attempt: Callable[[int], None]) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         # The failed update's frames still hold its tensors, and would leave no room for the attempts.
         traceback.clear_frames(error.__traceback__)
-        fits = _largest(attempt, size)
+        fits = size // 2 if attempt is None else _largest(attempt, size)
         advice = (
             f"add --micro-batch-size {fits}"
             if fits

@@ -14,6 +14,7 @@ from halfstep.capacity import refuse_too_large
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.data.skipped import Skipped
+from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
@@ -27,6 +28,7 @@ from halfstep.training.loop import Loop
 from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.sharding import placed_all
 from halfstep.training.trainable import Check, checked, identity_of
 
 ON_DEVICE = 2**31
@@ -47,6 +49,8 @@ class RunOptions:
     """Recompute the student's activations in the backward pass: the same bits in less memory."""
     offload: bool = False
     """Keep the teacher and the codec in the CPU's memory while they are not called."""
+    shard: bool = False
+    """Shard networks, gradients, optimiser and average over the processes."""
     callback: ProgressCallback = field(default_factory=ProgressCallback)
     """Shows the progress."""
     gate: Callable[[Pipeline], bool] | None = None
@@ -97,6 +101,10 @@ def run_stages(
     begin        called with the run's folder before the first stage, by the process that writes
     """
     with processes.together():
+        if job.shard and not processes.sharded:
+            raise ConfigError(
+                f"'{command}' shards no networks: leave shard out (command line: --shard)"
+            )
         resolved = {
             **options,
             **asdict(training),
@@ -115,6 +123,11 @@ def run_stages(
         identity, stages = _identified(trainable)
         resolved |= identity
         if job.dry_run is not None:
+            if processes.sharded:
+                raise ConfigError(
+                    "a dry run measures whole networks, which may not fit here: leave --shard out; several "
+                    "processes divide what it says of weights, gradients, optimiser and average"
+                )
             RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
             job.dry_run(stages, data, training, processes)
             raise DryRunFinished
@@ -176,6 +189,7 @@ def _shared(job: RunOptions, command: str, out: Path | str) -> JsonObject:
         "device": job.device,
         "extend": job.extend,
         "from_previous": job.from_previous,
+        "shard": job.shard,
         **job.shared,
         "gate": {"is": kind, **(gate.identity if isinstance(gate, IdentifiedGate) else {})},
     }
@@ -202,4 +216,4 @@ def load_weights(module: nn.Module, stem: Path) -> None:
     weights, _ = split_defaults(
         tensors
     )  # a pipeline's conditions of the empty text, which no network holds
-    storage.load_into(module, weights, f"'{stem}.safetensors'")
+    storage.load_into(module, placed_all(weights, module.state_dict()), f"'{stem}.safetensors'")

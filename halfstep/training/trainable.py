@@ -101,7 +101,7 @@ def _refuse_lone_row(
     rows, micro = share.stop - share.start, training.micro_batch_size
     if min(part.stop - part.start for part in micro_batches(share, micro)) > 1:
         return
-    if not (problem := _problem_of_one_row(stage, data, processes.device)):
+    if not (problem := _problem_of_one_row(stage, data, processes.staging)):
         return
     if rows == 1:
         where, instead = "each process's share of it", f"batch_size={2 * processes.world}"

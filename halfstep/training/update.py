@@ -13,6 +13,7 @@ from halfstep.rng import Draw, key
 from halfstep.training.checkpoint import State
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
+from halfstep.training.sharding import full
 
 
 def update(
@@ -65,7 +66,7 @@ def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float
     if scaler is not None:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]  # it has what a scaler reads
     parameters = [p for p in student.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
     optimiser.set_rate(rate)

@@ -64,7 +64,15 @@ class DataOptions(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions(Validated):
+class ShardOptions(Validated):
+    """Less memory for the same numbers."""
+
+    shard: bool = False
+    """Divide networks, gradients, optimiser and average among the processes of torchrun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(ShardOptions):
     """Less memory for the same numbers."""
 
     gradient_checkpointing: bool = False

@@ -7,7 +7,7 @@ from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.evaluation.features.registry import BELOW
 from halfstep.training.stages import RunOptions
-from halfstep.workflows.options import FolderOptions, MemoryOptions
+from halfstep.workflows.options import FolderOptions, ShardOptions
 
 PLACES = ("data", "validate", "init", "teacher", "teacher_config")
 """Text options that name a place, or a share of the data: its fingerprint is compared instead."""
@@ -16,14 +16,13 @@ PLACES = ("data", "validate", "init", "teacher", "teacher_config")
 def run_options_of(options: Any, **more: Any) -> RunOptions:
     """The `RunOptions` of a command's options, with more of them by name."""
     folder: FolderOptions = options.folder
-    memory: MemoryOptions = getattr(options, "memory", MemoryOptions())
+    memory: ShardOptions = getattr(options, "memory", ShardOptions())
     return RunOptions(
-        gradient_checkpointing=memory.gradient_checkpointing,
-        offload=memory.offload,
         device=folder.device,
         extend=folder.extend,
         from_previous=folder.from_previous,
         shared=shared_options(options),
+        **vars(memory),
         **more,
     )
 

@@ -10,7 +10,8 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import train
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
-from halfstep.workflows.options import DataOptions, FolderOptions
+from halfstep.workflows.options import DataOptions, FolderOptions, ShardOptions
+from halfstep.workflows.run_options import run_options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class TrainDenoiserConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     method: Denoising = field(default_factory=Denoising)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    memory: ShardOptions = field(default_factory=ShardOptions)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class DenoiserRun:
         folder = self.config.folder
         return train(
             self.pipeline, self.data, folder.out, method=self.config.method,
-            training=self.config.training, job=job or folder.job(),
+            training=self.config.training, job=job or run_options_of(self.config),
         )  # fmt: skip
 
 

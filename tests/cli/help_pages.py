@@ -61,6 +61,7 @@ GROUPS = {
     "Start": ("start",),
     "Method": ("method", "recipe", "lora"),
     "Optimiser": ("training",),
+    "Memory": ("memory",),
     "Gate": ("gate",),
     "Measures": ("evaluation",),
 }

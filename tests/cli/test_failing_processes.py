@@ -49,6 +49,7 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+SHARD = ("--shard", "--shard")
 # What is typed besides, by rank; and what one of them does in an update.
 SCENARIOS = {
     "whole": (("", ""), None, None),
@@ -64,8 +65,18 @@ SCENARIOS = {
     "fails": (("", ""), 1, damaged),
     "first fails": (("", ""), 0, damaged),
     "hangs": (("", ""), 1, hang),
+    "sharded": (SHARD, None, None),
+    "sharded again": (SHARD, None, None),
+    "sharded first again": (SHARD, None, None),
+    "sharded killed": (SHARD, 1, killed),
+    "sharded first killed": (SHARD, 0, killed),
+    "sharded fails": (SHARD, 1, damaged),
+    "one shards": (("--shard", ""), None, None),
 }
-FOLDERS = {"again": "killed", "first again": "first killed"}
+FOLDERS = {
+    "again": "killed", "first again": "first killed",
+    "sharded again": "sharded killed", "sharded first again": "sharded first killed",
+}
 
 
 def one(name, rank):
@@ -191,6 +202,13 @@ def rest(tmp_path_factory):
     return happened(folder, *waves, ["again", "first again"], ["first fails", "hangs"]), folder
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    waves = (["sharded", "sharded fails", "one shards"], ["sharded killed", "sharded first killed"])
+    return happened(folder, *waves, ["sharded again", "sharded first again"]), folder
+
+
 class TestQuick:
     def test_another_seed_is_refused_by_both_before_there_is_a_folder(self, quick):
         results, folder = quick
@@ -257,3 +275,35 @@ class TestRest:
     def test_one_that_hangs_is_not_waited_for_longer_than_the_group_allows(self, rest):
         assert rest[0]["hangs"]["status"][0] == 2
         assert one_sentence(rest[0]["hangs"]["err"][0], "answers")
+
+
+@pytest.mark.slow
+class TestSharded:
+    """The others wait in the forward or backward of a network of which they have a part."""
+
+    @pytest.mark.parametrize(
+        "who, name, again",
+        [
+            (1, "sharded killed", "sharded again"),
+            (0, "sharded first killed", "sharded first again"),
+        ],
+    )
+    def test_one_is_killed_and_the_same_command_goes_on_to_the_same_bits(
+        self, sharded, who, name, again
+    ):
+        results, folder = sharded
+        assert results[name]["status"][who] == -9 and results[name]["status"][1 - who] == 2
+        assert one_sentence(results[name]["err"][1 - who], "gone")
+        assert results["sharded"] == results[again] == {"status": [0, 0], "err": ["", ""]}
+        assert bits(folder / name / "run") == bits(folder / "sharded" / "run") != {}
+
+    def test_why_one_failed_is_said_by_the_other(self, sharded):
+        results, _ = sharded
+        assert results["sharded fails"]["status"] == [2, 2]
+        assert one_sentence(results["sharded fails"]["err"][0], "process 1", "image 7")
+
+    def test_one_that_does_not_shard_is_refused_by_both(self, sharded):
+        results, folder = sharded
+        assert results["one shards"]["status"] == [2, 2]
+        assert all(one_sentence(err, "shard") for err in results["one shards"]["err"])
+        assert not (folder / "one shards" / "run").exists()

@@ -76,7 +76,7 @@ MUTANTS = (
     *of(
         "training/api",
         "data/before_data",
-        ("checked_on_data(iter(stages), data, self.processes.device)", "stages"),
+        ("checked_on_data(iter(stages), data, self.processes.staging)", "stages"),
     ),
     *of(
         "training/checks/teacher",

@@ -11,6 +11,24 @@ MUTANTS = (
         ("obj.nbytes < obj", "obj.nbytes > obj"),
         ("if error is not None:", "if False:"),
     ),
+    *of(
+        "training/sharding",
+        "training/sharding",
+        ("for block in part}) == 1", "for block in part}) >= 1"),
+        ("owners[id(weight)] <= inside", "True"),
+        ("return list(reversed(blocks))", "return list(blocks)"),
+        ("if keep:", "if True:"),
+        ("part.training = modes.get(name, part.training)", "pass"),
+        ("parameter.requires_grad_(tensors[name].requires_grad)", "pass"),
+        ("like[name].shape == tensor.shape", "True"),
+        ("if parameter.ndim == 0:", "if False:"),
+        ("if len(kinds) > 1:", "if False:"),
+    ),
+    *of(
+        "training/oom",
+        "training/sharding",
+        ("size // 2 if attempt is None", "size if attempt is None"),
+    ),
     *of("training/api", "methods/diffusion/clipped_targets", ("if not stage.clips:", "if False:")),
     *of(
         "training/stage_record",
@@ -132,7 +150,7 @@ MUTANTS = (
         "training/limits",
         ("                    self._refuse_non_finite(stage, state)\n", ""),
         ("weights += [] if state.average is None else state.average.values", "pass"),
-        ("bad = bad + ~weight", "bad = ~weight"),
+        ("bad = bad + ~local(weight)", "bad = ~local(weight)"),
     ),
     *of(
         "training/stages",

@@ -26,7 +26,7 @@ CASES = {
 }
 
 
-def narrower(out):
+def narrower(out, **options):
     """A student of half its teacher's width, whose features go through projectors: these are trained, too,
     and called beside the network, which alone is wrapped."""
     config = {
@@ -42,7 +42,7 @@ def narrower(out):
     images = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
     return halve(
         out, method=Shrink(student={"embed_dim": "4"}, updates=20, mask=2.0),
-        pipeline=Pipeline(denoiser, (1, 4, 4)), data=Doubled(images), **OPTIONS,
+        pipeline=Pipeline(denoiser, (1, 4, 4)), data=Doubled(images), **OPTIONS, **options,
     )  # fmt: skip
 
 

@@ -171,7 +171,16 @@ def crash():
 
 
 def halve(
-    out, *, method=None, training=TRAINING, pipeline=None, data=None, job=None, width=8, **changes
+    out,
+    *,
+    method=None,
+    training=TRAINING,
+    pipeline=None,
+    data=None,
+    job=None,
+    lora=None,
+    width=8,
+    **changes,
 ):
     """Distil the tiny teacher from 8 steps to 2 into `out`; `changes` are options of `training`."""
     return distill(
@@ -180,6 +189,7 @@ def halve(
         out,
         method=method or Progressive(start=8, stop=2, updates=(7,)),
         training=dataclasses.replace(training, **changes),
+        lora=lora,
         job=job or RunOptions(device="cpu"),
     )
 

@@ -75,10 +75,10 @@ def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split torchao's tensors into their plain parts."""
+    """Split torchao's tensors into their plain parts; a sharded tensor stays one."""
     plain = dict[str, Tensor]()
     for name, value in tensors.items():
-        if not is_traceable_wrapper_subclass(value):
+        if not is_traceable_wrapper_subclass(value) or hasattr(value, "full_tensor"):
             plain[name] = value
             continue
         parts, _ = value.__tensor_flatten__()
