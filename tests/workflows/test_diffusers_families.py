@@ -5,9 +5,12 @@ import pytest
 
 import halfstep
 from halfstep import GuidedDistillation, Pipeline, Progressive, TrainingConfig
+from halfstep.models.lora import Lora
 from tests.support.families import FAMILIES, SIZED, UNGUIDED
 
 FAST = ("ddim",)
+NO_LORA = ("ddpm", "ddim", "dit", "pixart", "pixart-alpha")
+"""Families whose pipelines have no load_lora_weights."""
 SLIDERS = ("stable-diffusion", "stable-diffusion-2", "sdxl")
 TRAINING = TrainingConfig(batch_size=4, log_every=1)
 
@@ -52,3 +55,18 @@ def test_a_guided_student_of_a_family_comes_out(name, tmp_path):
         tmp_path / "run", tmp_path / "student", format="diffusers", **options
     )
     assert exported.difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_lora_of_a_family_comes_out(name, tmp_path):
+    """As a LoRA where diffusers loads one, else merged; from the run, whose last student is exported."""
+    teacher, data = teacher_of(name, tmp_path)
+    method = Progressive(start=8, stop=4, updates=(1,))
+    halfstep.distill(
+        teacher, data, tmp_path / "run", method=method, training=TRAINING, lora=Lora(rank=2)
+    )
+    exported = halfstep.export(tmp_path / "run", tmp_path / "student", merge=name in NO_LORA)
+    assert exported.difference < 1e-4
+    file = "model_index.json" if name in NO_LORA else "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "student" / file).is_file()
