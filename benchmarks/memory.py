@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.methods import Progressive
+from halfstep.methods.base import Stage
 from halfstep.models import build
+from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
-from halfstep.training import distill, RunOptions, TrainingConfig
+from halfstep.training import distill, ProgressCallback, RunOptions, TrainingConfig
 from halfstep.workflows.live_bytes import LiveBytes
 
 WIDTH = 768
@@ -38,12 +41,30 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
     "full": ({}, 20.0),
     "resumed": ({}, 20.0),
     "bf16": ({"precision": "bf16"}, 18.0),
+    "adamw-8bit": ({"optimiser": "adamw-8bit"}, 16.8),
+    "lora-bf16": ({"precision": "bf16"}, 2.8),
 }
-"""Training options of each case, and the bytes a parameter that it is held to, activations apart."""
+"""Training options of each case, and the bytes a parameter that it is held to, activations apart.
+
+A LoRA of rank 16 is measured from its first update on: before it, the teacher is there in float32.
+"""
 
 
-def run(case: str, width: int, folder: Path) -> int:
-    """Distil a network of this width as the case says; returns its number of parameters."""
+class Began(ProgressCallback):
+    """Calls `act` as the training of each stage begins."""
+
+    def __init__(self, act: Callable[[], object]):
+        self.act = act
+
+    def begin(self, stage: Stage, update: int) -> None:
+        self.act()
+
+
+def run(case: str, width: int, folder: Path, began: Callable[[], object] = int) -> int:
+    """Distil a network of this width as the case says; returns its number of parameters.
+
+    began  called as the training of each stage begins
+    """
     torch.manual_seed(0)
     options = dict(
         img_size=4, patch_size=2, in_chans=1, embed_dim=width, depth=2, num_heads=width // 16
@@ -57,7 +78,8 @@ def run(case: str, width: int, folder: Path) -> int:
         distill(
             teachers.pop(), data, folder / "run", training=training,
             method=Progressive(start=4, stop=1, updates=updates),
-            job=RunOptions(device="cpu", extend=len(updates) > 1),
+            job=RunOptions(device="cpu", extend=len(updates) > 1, callback=Began(began)),
+            lora=Lora(rank=min(16, width // 16)) if "lora" in case else None,
         )  # fmt: skip
 
     if case == "resumed":
@@ -76,10 +98,15 @@ def measured(case: str, width: int) -> Results:
         run(case, 16, Path(folder) / "small")
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, begins again
         before = _memory("VmRSS")
+
+        def anew() -> None:
+            live.peak = live.now
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, begins again
+
         with LiveBytes() as live:
-            parameters = run(case, width, Path(folder) / "large")
+            anew()
+            parameters = run(case, width, Path(folder) / "large", anew if "lora" in case else int)
         rss = _memory("VmHWM") - before
     return {
         "case": case,

@@ -29,9 +29,9 @@ class Optimiser:
     def __init__(self, module: nn.Module, settings: TrainingConfig, *, fused: bool):
         trained = [p for p in module.parameters() if p.requires_grad]
         check_optimiser(module, settings)
-        turned = _matrices(module) if settings.optimiser == "muon" else []
-        matrices = {id(p) for p in turned}
-        others = [p for p in trained if id(p) not in matrices]
+        turned = matrices(module) if settings.optimiser == "muon" else []
+        in_muon = {id(p) for p in turned}
+        others = [p for p in trained if id(p) not in in_muon]
         self._parts: list[torch.optim.Optimizer] = []
         rate, decay = settings.learning_rate, settings.weight_decay
         if others:
@@ -86,7 +86,7 @@ class Optimiser:
 
 def check_optimiser(module: nn.Module, settings: TrainingConfig) -> None:
     """`ConfigError` for an optimiser that this network has nothing for, or whose package is missing."""
-    if settings.optimiser == "muon" and not _matrices(module):
+    if settings.optimiser == "muon" and not matrices(module):
         raise ConfigError(
             "optimiser 'muon' turns the matrices of linear layers, and this network has none: "
             "write adamw"
@@ -134,7 +134,7 @@ def moment_of(codes: Tensor, scale: Tensor, parameter: Tensor, *, signed: bool) 
     return moment  # type: ignore[no-any-return]
 
 
-def _matrices(module: nn.Module) -> list[nn.Parameter]:
+def matrices(module: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers: nearly all of a transformer, and the attention of a U-Net."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     weights = {id(layer.weight): layer.weight for layer in layers if layer.weight.requires_grad}

@@ -1,4 +1,4 @@
-"""Estimate what a run would cost on this machine: seconds of an update, and memory."""
+"""Estimate what a run would cost on this machine: seconds of an update."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import torch
 from halfstep.data import Data
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
-from halfstep.models.lora import shared_weights
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 
@@ -20,15 +19,22 @@ PATIENCE, LONG = 2.0, 8.0
 
 
 def seconds_per_update(
-    stage: Stage, data: Data, training: TrainingConfig, device: torch.device
+    stage: Stage,
+    data: Data,
+    training: TrainingConfig,
+    device: torch.device,
+    *,
+    offloaded: bool = False,
 ) -> tuple[float, int]:
     """Seconds of an update, and the number of samples that were timed together.
 
     The time is that of a forward and backward, scaled to the samples of an update.
+
+    offloaded  the teacher stays in the CPU's memory, from where its layers visit the device
     """
     size = training.micro_batch_size or training.batch_size
     student = stage.student
-    for module in (student, *stage.objective.networks):
+    for module in (student, *([] if offloaded else stage.objective.networks)):
         _in_fp32(unwrap(module.to(device)), device)
 
     def timed(count: int) -> float:
@@ -48,7 +54,7 @@ def seconds_per_update(
 def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:
     """Use fp32 on a CPU, where fp16 takes many times as long, too long for timing a large network."""
     if is_slow(module, device):
-        module.autocast = None  # type: ignore[assignment]  # not a module
+        module.float().autocast = None  # type: ignore[assignment]  # not a module
 
 
 def is_slow(module: torch.nn.Module, device: torch.device) -> bool:
@@ -71,15 +77,3 @@ def probed(timed: Callable[[int], float], most: int) -> tuple[int, float]:
         passes.append(timed(count))
         spent += passes[-1]
     return count, median(passes)
-
-
-def training_bytes(stage: Stage, training: TrainingConfig) -> int:
-    """Bytes of student, gradient, two moments, the average if there is one, and the teacher.
-
-    And of the weights that LoRAs share.
-    """
-    size = sum(p.numel() * p.element_size() for p in stage.student.parameters())
-    teachers = stage.objective.networks
-    frozen = [p for teacher in teachers for p in teacher.parameters()]
-    frozen += shared_weights([stage.student, *teachers])
-    return size * (4 + bool(training.ema)) + sum(p.numel() * p.element_size() for p in frozen)

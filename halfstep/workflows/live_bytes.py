@@ -1,4 +1,4 @@
-"""Count the bytes of tensors while they live, on any device, also on `meta`."""
+"""Count the bytes of tensors while they live."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Around a block: the bytes of all tensors that its operations make, until they are freed.
 
+    Tensors on `meta` are not counted, unless `device` is "meta": then they alone are.
+
     A tensor of before the block counts from the first operation that returns it, unless it is among those
     that are `free`, such as weights.  What a kernel takes for itself is not seen.
 
@@ -20,8 +22,9 @@ class LiveBytes(TorchDispatchMode):
     history  `now` after every operation
     """
 
-    def __init__(self, free: Iterable[Tensor] = ()) -> None:
+    def __init__(self, free: Iterable[Tensor] = (), device: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._meta = device == "meta"
         self.now = self.peak = 0
         self.history = list[int]()
         self._sizes = dict[int, int]()
@@ -32,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.is_meta == self._meta:
                 for storage in _storages(value):
                     self._add(storage, storage.nbytes())
         self.peak = max(self.peak, self.now)

@@ -18,13 +18,16 @@ from halfstep.models.lora import shared_weights
 from halfstep.training import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.stages import DryRunFinished, RunOptions
-from halfstep.workflows.dry_run import is_slow, seconds_per_update, training_bytes
+from halfstep.workflows.dry_run import is_slow, seconds_per_update
+from halfstep.workflows.memory_plan import memory_plan, MemoryPlan
+from halfstep.workflows.options import MemoryOptions
 from halfstep.workflows.run_options import run_options_of
 
 
 def plan_only(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """Start a run, with all its checks, print its plan, and stop before the first write."""
-    plan = partial(print_plan, console)
+    memory: MemoryOptions = getattr(options, "memory", MemoryOptions())
+    plan = partial(print_plan, console, offloaded=memory.offload)
     with suppress(DryRunFinished):
         work(run_options_of(options, dry_run=plan))
     return 0
@@ -36,12 +39,20 @@ def print_plan(
     data: Data,
     training: TrainingConfig,
     processes: Processes,
+    *,
+    offloaded: bool = False,
 ) -> None:
     """Print stages, updates, memory and time."""
     first = next(stages)
     network = unwrap(first.student)
     slow = is_slow(network, processes.device)
-    seconds, timed = seconds_per_update(first, data, training, processes.device)
+    seconds, timed = seconds_per_update(
+        first, data, training, processes.device, offloaded=offloaded
+    )
+    micro = training.micro_batch_size or training.batch_size // processes.world
+    memory = memory_plan(
+        first, data, training, processes.device, micro_batch=micro, offloaded=offloaded
+    )
     table = Columns("stage", "updates", "forwards", "time here")
     total = 0.0
     for stage in chain([first], stages):
@@ -56,9 +67,35 @@ def print_plan(
     say(console, "network", f"{parameters:,} parameters{base}")
     count = "states of walks" if isinstance(data, NoData) else f"{len(data):,} samples"
     say(console, "data", f"{count} of shape {list(data.shape)}")
-    size = training_bytes(first, training) / 2**20
-    say(console, "memory", f"{size:,.1f} MiB of weights and optimiser, and activations")
     device = f"{processes.device}, {torch.get_num_threads()} threads"
     basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     basis += " in fp32; fp16 is far slower on a CPU" if slow else ""
     say(console, "time", f"about {span(total)} on {device}: {basis}")
+    print_memory(console, memory, micro)
+
+
+def print_memory(console: Console, plan: MemoryPlan, micro_batch: int) -> None:
+    """Print the memory of a run by part, and what options would save."""
+    samples = f"{micro_batch} sample{'s' * (micro_batch > 1)} at a time"
+    say(console, "memory", f"{in_bytes(plan.peak)} at the peak, {samples}")
+    table = Columns("  part", "memory")
+    for name, size in plan.parts.items():
+        if size:
+            table.add_row(f"  {name}", in_bytes(size))
+    if plan.elsewhere:
+        table.add_row("  teacher, in the CPU's memory", in_bytes(plan.elsewhere))
+    print_wide(console, table)
+    if plan.savings:
+        table = Columns("  option, alone", "saves")
+        for option, size in plan.savings:
+            table.add_row(f"  {option}", in_bytes(size))
+        print_wide(console, table)
+
+
+def in_bytes(size: int) -> str:
+    """A size in GB of 10^9 bytes, or smaller units: 12.3 GB, 512 MB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            value = size / factor
+            return f"{value:,.{0 if value >= 100 else 1}f} {unit}"
+    return f"{size / 1000:,.1f} kB"
