@@ -95,7 +95,7 @@ def run(case: str, width: int, folder: Path, began: Callable[[], object] = int) 
 def measured(case: str, width: int) -> Results:
     """The peaks of a case in this process, in bytes a parameter."""
     with tempfile.TemporaryDirectory() as folder:
-        run(case, 16, Path(folder) / "small")
+        run(case, 64, Path(folder) / "small")
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         before = _memory("VmRSS")

@@ -129,7 +129,7 @@ MUTANTS = (
         "training/optimiser",
         "training/optimiser",
         ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
-        ("if id(p) not in matrices", "if id(p) in matrices"),
+        ("if id(p) not in in_muon", "if id(p) in in_muon"),
         ("isinstance(layer, nn.Linear)", "isinstance(layer, nn.Embedding)"),
     ),
     *of(

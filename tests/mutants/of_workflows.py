@@ -171,4 +171,21 @@ MUTANTS = (
         ("ours[name], theirs[name], dtype", "ours[name], ours[name], dtype"),
         ("not difference <= NEAR", "False"),
     ),
+    *of(
+        "workflows/memory_plan",
+        "workflows/memory_plan",
+        ("total += size  # one momentum", "total += 2 * size"),
+        ("total += 2 * size + STEP", "total += size + STEP"),
+        ("p.numel() // BLOCK", "p.numel() // LEVELS // 2"),
+        ("teacher=0 if self.offloaded else frozen", "teacher=frozen"),
+        ("live.now = size_of(gradients)", "live.now = 0"),
+        ("average if self.training.ema else 0", "average"),
+        ("adapter * (4 + bool(training.ema))", "adapter * 4"),
+        ("a - low * slope", "a - high * slope"),
+    ),
+    *of(
+        "training/checkpoint",
+        "training/optimiser_8_bits",
+        ('signed=m == "exp_avg"', 'signed=m != "exp_avg"'),
+    ),
 )

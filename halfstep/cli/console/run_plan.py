@@ -20,14 +20,13 @@ from halfstep.training.distributed import Processes
 from halfstep.training.stages import DryRunFinished, RunOptions
 from halfstep.workflows.dry_run import is_slow, seconds_per_update
 from halfstep.workflows.memory_plan import memory_plan, MemoryPlan
-from halfstep.workflows.options import MemoryOptions
 from halfstep.workflows.run_options import run_options_of
 
 
 def plan_only(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """Start a run, with all its checks, print its plan, and stop before the first write."""
-    memory: MemoryOptions = getattr(options, "memory", MemoryOptions())
-    plan = partial(print_plan, console, offloaded=memory.offload)
+    offloaded = getattr(getattr(options, "memory", None), "offload", False)
+    plan = partial(print_plan, console, offloaded=offloaded)
     with suppress(DryRunFinished):
         work(run_options_of(options, dry_run=plan))
     return 0
