@@ -75,17 +75,17 @@ real = loop.update
 
 
 def update(objective, student, state, *given, **options):
-    """Keep the state of the last update, to see what is sharded in it."""
-    states[:] = [(state, objective)]
-    return real(objective, student, state, *given, **options)
+    """See what is sharded after the last update; the run's end makes the student whole."""
+    done = real(objective, student, state, *given, **options)
+    states[:] = [seen(state, objective)]
+    return done
 
 
 loop.update = update
 
 
-def seen():
+def seen(state, objective):
     """What is no DTensor, and the numbers here and in all."""
-    [(state, objective)] = states
     tensors = {name: v for name, v in state.tensors().items() if not name.startswith("step")}
     tensors |= {f"teacher.{k}": v for net in objective.networks for k, v in net.named_parameters()}
     here = sum(getattr(v, "to_local", lambda: v)().numel() for v in tensors.values())
@@ -114,7 +114,7 @@ if world == 2:
     for name in case.CASES:
         keep(name, case.sharded(name, folder))
         if name == "whole":
-            found["whole"] = seen()
+            found["whole"] = states[0]
     digests = []
 
     def gate(student):
@@ -130,12 +130,12 @@ if world == 2:
     assert all(p.requires_grad for p in teacher.denoiser.parameters())
     found["digests"] = digests
     keep("narrower", narrower(folder / "narrower", job=job(shard=True)))
-    found["narrower"] = seen()
+    found["narrower"] = states[0]
     keep("guided", case.guided(folder / "guided", job(shard=True)))
     keep("trained", case.trained(folder / "trained", job(shard=True)))
     keep("normed", case.of_own("Normed", folder / "normed", job(shard=True)))
     keep("lora", case.adapted(folder / "lora", job(shard=True)))
-    found["lora"] = seen()
+    found["lora"] = states[0]
     half = case.adapted(folder / "half", job(shard=True), **case.HALF)
     found["half"] = half.sample(3).tolist()
     keep("resumed", case.resumed(folder / "resumed", job(shard=True), 8))
@@ -145,7 +145,7 @@ if world == 2:
     case.run(folder / "bf16", job=job(shard=True), precision="bf16", pipeline=None, data=None)
 else:
     keep("whole", case.sharded("whole", folder / "three"))
-    found["whole"] = seen()
+    found["whole"] = states[0]
     keep("resumed", case.resumed(folder / "resumed", job(shard=True, extend=True), 20))
     keep("begun by one", case.resumed(folder / "begun by one", job(shard=True, extend=True), 20))
 distributed._destroy_group()  # what happens as the program ends
