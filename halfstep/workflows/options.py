@@ -39,9 +39,9 @@ class DataOptions(Validated):
     """The data."""
 
     data: str
-    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER; images in a folder, in tar shards (webdataset)
-    or in tables (parquet, datasets); a .npy or .npz file; or a folder of latents. none distils without data,
-    at states of the teacher's walks from noise, none:student at states of the student's."""
+    """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER. Images in a folder, in tar shards (webdataset)
+    or in tables (parquet, datasets); a .npy or .npz file; a folder of latents. none distils a diffusion
+    teacher without data, on its trajectories from noise. none:student takes the student's trajectories."""
     size: Count | None = None
     """Side of the images in pixels."""
     channels: Count | None = None

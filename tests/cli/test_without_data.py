@@ -63,7 +63,7 @@ def test_a_teacher_of_classes(cli, tmp_path):
 
 def test_prompts_are_encoded_once_and_kept_with_the_run(cli, tmp_path):
     """By the teacher's own encoders; a run that goes on encodes nothing."""
-    words = ["--prompts", "prompts.txt"]
+    words = ["--prompts", "prompts.txt", "--reparameterise-updates", 2]
     status, out, err = cli(*distil(*words, "--dry-run", teacher="sd"))
     assert status == 0 and not (tmp_path / "run").exists(), err
     status, out, err = cli(*distil(*words, teacher="sd"))
@@ -81,7 +81,7 @@ def test_prompts_are_encoded_once_and_kept_with_the_run(cli, tmp_path):
         assert cli(*distil(*words, "--updates", 3, "--extend", teacher="sd"))[0] == 0
     assert everything(tmp_path / "run" / "prompts") == before
     (tmp_path / "others.txt").write_text("b\n")
-    status, _, err = cli(*distil("--prompts", "others.txt", teacher="sd"))
+    status, _, err = cli(*distil(*words, "--prompts", "others.txt", teacher="sd"))
     assert status == 2 and "other prompts" in err
     damaged = tmp_path / "run" / "prompts" / "context-00000.npy"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"abcd")
