@@ -208,11 +208,10 @@ class Comparison:
         n = max(config.split_samples, count)  # each of the student's times needs an image
         batch = data.batch(torch.arange(n) % len(data))
         maker = before or candidates.first_teacher or teacher
-        takes_scale = maker.guidance_range is not None
         cond = replace(
             condition(teacher, n, prompts=batch.cond) or Cond(),
             label=batch.cond.label if batch.cond is not None and teacher.class_names else None,
-            guidance_scale=torch.full((n,), config.scale) if takes_scale else None,
+            guidance_scale=torch.full((n,), config.scale) if maker.takes_scale else None,
         )
         grid = grid_cost(
             teacher, finer, n=config.split_samples, seed=config.seed, guidance_scale=config.scale,

@@ -59,6 +59,11 @@ def check_scales(scale: Tensor | None, x: Tensor) -> None:
         )
 
 
+def reads_scale(net: nn.Module) -> bool:
+    """Whether a network takes its guidance scale as an input; one that does not say what it reads may."""
+    return "guidance_scale" in getattr(net, "reads", ("guidance_scale",))
+
+
 def check_features(features: int) -> None:
     """`ConfigError` for an invalid number of features."""
     if not is_valid(features, int) or not 4 <= features <= 2**16 or features % 2:

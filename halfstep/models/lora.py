@@ -70,9 +70,11 @@ class LoraBase:
         ranks = {name: min(rank, *layer.weight.flatten(1).shape) for name, layer in layers.items()}
         self.config = lora_config(network_of(self.net), ranks, rank)
         self.paths, self._layers, self._active = list(layers), list[Any](), ""
+        self.unused = list[str]()
 
     def add(self, source: str = "") -> str:
         """Add a trainable adapter with the values of `source`, or one that changes nothing; its name."""
+        self._remove_unused()
         # The lowest number that is free, so that a compiled network knows the name from before.
         names = set(self._layers[0].lora_A) if self._layers else set()
         name = next(str(k) for k in count() if str(k) not in names)
@@ -100,12 +102,17 @@ class LoraBase:
         self._switch(before)
         self.net.eval()
 
-    def remove(self, name: str) -> None:
-        """Remove an adapter."""
-        if self._active == name:
-            self._switch("")
-        for layer in self._layers:
-            layer.delete_adapter(name)
+    def _remove_unused(self) -> None:
+        """Remove the adapters of networks that are gone.
+
+        Not as they go: the garbage collector may run while the layers are iterated over.
+        """
+        while self.unused:
+            name = self.unused.pop()
+            if self._active == name:
+                self._switch("")
+            for layer in self._layers:
+                layer.delete_adapter(name)
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -133,6 +140,7 @@ class LoraBase:
 
         The adapter that is trained stays: gradient checkpointing runs layers again in the backward.
         """
+        self._remove_unused()
         before = self._active
         self._switch(name)
         try:
@@ -166,6 +174,7 @@ class LoraBase:
                 "the base of this LoRA is stored in half precision, as it was trained: load the stage in the "
                 "folder of its run, whose weights are in float32"
             )
+        self._remove_unused()
         net = copy.deepcopy(self.net)
         for path in self.paths:
             parent, _, leaf = path.rpartition(".")
@@ -191,7 +200,7 @@ class LoraNet(nn.Module):
         self._base, self._name = (base,), name
         self.adapter = base.parts(name) if name else nn.Module()
         if name:
-            finalize(self, base.remove, name).atexit = False
+            finalize(self, base.unused.append, name).atexit = False
 
     @property
     def base(self) -> LoraBase:

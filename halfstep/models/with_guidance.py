@@ -6,6 +6,7 @@ from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.models import build_like, recipe
 from halfstep.models.guidance_embedding import check_features
+from halfstep.models.lora import LoraNet
 from halfstep.rng import fork_rng
 
 
@@ -15,11 +16,15 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
     Its outputs are the network's to the bit at any scale, as the new layers end in zeros.  It is what `build`
     makes from the config with `guidance_embed_dim`, so that it can be saved.
 
-    net    made by `build`; your own function takes an argument `guidance_embed_dim`, the number of features
+    net    made by `build`; your own function takes an argument `guidance_embed_dim`, the number of features.
+           A LoRA is returned itself: it holds one scale
     width  number of Fourier features of w = scale - 1: even
     seed   of the new weights
     """
     check_features(width)
+    if isinstance(net, LoraNet):  # it is trained at one scale, and has no input for another
+        net.holds_scale = True
+        return net
     name, config = recipe(net)
     if config.get("guidance_embed_dim"):
         raise ConfigError(

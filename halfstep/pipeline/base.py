@@ -16,6 +16,7 @@ from halfstep.diffusion.samplers import PublishedScheduler
 from halfstep.diffusion.time_grids import checked, Direction, on_schedule, Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Codec, Texts
+from halfstep.models.guidance_embedding import reads_scale
 from halfstep.pipeline.samplers import (
     check_sampler,
     check_student,
@@ -154,9 +155,15 @@ class PipelineFields(Validated):
         return replace(self.text_defaults, label=label, added=added)
 
     @property
+    def takes_scale(self) -> bool:
+        """Whether its network takes the guidance scale as an input; that of a LoRA holds its one scale."""
+        return self.guidance_range is not None and reads_scale(self.denoiser.net)
+
+    @property
     def middle_scale(self) -> float | None:
         """The middle of `guidance_range`, where an export keeps the input for it; None without one."""
-        return None if self.guidance_range is None else sum(self.guidance_range) / 2
+        scales = self.guidance_range if self.takes_scale else None
+        return None if scales is None else sum(scales) / 2
 
     @property
     def pixels(self) -> tuple[int, ...]:

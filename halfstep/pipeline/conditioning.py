@@ -131,7 +131,7 @@ def model_inputs(
     """
     null = null_condition(pipeline, n, guidance_scale, negative_prompts)
     guided(pipeline, guidance_scale, null)  # refused before the first batch
-    scale = None if pipeline.guidance_range is None else guidance_scale
+    scale = guidance_scale if pipeline.takes_scale else None
     cond, device = condition(pipeline, n, first, guidance_scale=scale, **given), pipeline.device
 
     def of(rows: slice) -> tuple[Denoises, Cond | None]:

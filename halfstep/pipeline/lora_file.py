@@ -106,13 +106,16 @@ def adapter_tensors(net: LoraNet) -> dict[str, Tensor]:
 
 
 def adapter_metadata(net: LoraNet) -> dict[str, str]:
-    """The metadata of pipeline.safetensors: peft's config, as `save_lora_weights` of diffusers writes it."""
+    """The metadata of pipeline.safetensors: peft's config, as `save_lora_weights` of diffusers writes it.
+
+    Without the key `format`: safetensors writes two keys in any order, and a file would have other bits.
+    """
     with quietly():
         from peft import LoraConfig
     component = component_of(recipe(net)[0])
     config: JsonObject = LoraConfig(**net.base.config).to_dict()  # type: ignore[no-untyped-call]
     named = {f"{component}.{name}": _plain(value) for name, value in config.items()}
-    return {"format": "pt", METADATA: json.dumps(named, indent=2, sort_keys=True)}
+    return {METADATA: json.dumps(named, indent=2, sort_keys=True)}
 
 
 def _plain(value: Any) -> Any:

@@ -98,7 +98,7 @@ def conditions_of(pipeline: Pipeline) -> tuple[str, ...]:
     conditions = {
         "label": bool(pipeline.class_names),
         "encoder_hidden_states": pipeline.empty is not None,
-        "guidance_scale": pipeline.guidance_range is not None,
+        "guidance_scale": pipeline.takes_scale,
     }
     return *(name for name, is_read in conditions.items() if is_read), *pipeline.added
 
@@ -181,7 +181,7 @@ def _example(pipeline: Pipeline) -> tuple[Tensor, ...]:
     """The inputs of the first step for two samples."""
     cond = condition(pipeline, 2)
     values = {} if cond is None else {k: _wide(v) for k, v in cond.named().items()}
-    if pipeline.guidance_range is not None:
+    if pipeline.takes_scale:
         values["guidance_scale"] = torch.tensor(pipeline.guidance_range, dtype=torch.float32)
     x = sample_noise(0, range(2), pipeline.shape)
     return (x, torch.zeros(2, dtype=torch.int64), *(values[n] for n in conditions_of(pipeline)))

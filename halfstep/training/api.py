@@ -208,7 +208,7 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
         next(checked_on_start(later, teacher) if method.builds_student else later)
     elif method.builds_student:
         stages = checked_on_start(stages, teacher)
-    if (guidance_range := teacher.guidance_range) is None:
+    if (guidance_range := teacher.guidance_range) is None or not teacher.takes_scale:
         return stages
     return (at_any_scale(stage, guidance_range) for stage in stages)
 

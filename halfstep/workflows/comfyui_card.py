@@ -57,6 +57,9 @@ def _scale(pipeline: Pipeline, student: ComfyStudent, config: ExportConfig) -> l
     if pipeline.guidance_range is None:
         return []
     if student.pipeline.guidance_range is None:
-        return [f"- The guidance scale {config.guidance_scale:g} is in the weights"]
+        scale = (
+            pipeline.guidance_range[0] if config.guidance_scale is None else config.guidance_scale
+        )
+        return [f"- The guidance scale {scale:g} is in the weights"]
     low, high = pipeline.guidance_range
     return [f"- The node FluxGuidance sets the guidance scale, {low:g} to {high:g}"]

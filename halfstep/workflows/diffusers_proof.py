@@ -25,6 +25,7 @@ from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 from halfstep.pipeline.to_diffusers import draw
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
 from halfstep.rng import sample_noise
+from halfstep.workflows.exported import lowest_scale
 
 DRAWN = 4
 NEAR = 1e-4
@@ -129,7 +130,7 @@ def _own(
         DRAWN,
         noise=noise,
         steps=len(target.times) - 1,
-        guidance_scale=1.0 if target.scale is None else target.scale,
+        guidance_scale=lowest_scale(pipeline) if target.scale is None else target.scale,
         latents=True,
         **conditions,
     )

@@ -172,6 +172,8 @@ def about(pipeline: Pipeline, source: Path, steps: int | None = None) -> list[st
 def _guidance(pipeline: Pipeline) -> str:
     if pipeline.guidance_range is not None:
         low, high = pipeline.guidance_range
+        if not pipeline.takes_scale:
+            return f"the scale {low:g} is in the weights, one call a step"
         return f"an input of the network, {low:g} to {high:g}, one call a step"
     if pipeline.unconditional is None:
         return "none"

@@ -111,7 +111,7 @@ def _prove(
 
 def _conditions(pipeline: Pipeline, n: int) -> list[Tensor]:
     """The inputs that `Pipeline.sample` gives the network by default."""
-    scale = None if pipeline.guidance_range is None else lowest_scale(pipeline)
+    scale = lowest_scale(pipeline) if pipeline.takes_scale else None
     named = (condition(pipeline, n, guidance_scale=scale) or Cond()).named()
     values = [named[name] for name in conditions_of(pipeline)]
     return [value.float() if value.is_floating_point() else value for value in values]

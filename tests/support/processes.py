@@ -14,6 +14,7 @@ from halfstep.diffusion.schedules import Cosine
 from halfstep.evaluation.gate import Gate
 from halfstep.methods import Progressive, Shrink
 from halfstep.models import build
+from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
 from tests.support.runs import Doubled, halve
 
@@ -23,6 +24,7 @@ CASES = {
     "whole": {},
     "micro": {"micro_batch_size": 4},
     "clipped": {"max_grad_norm": 0.01, "weight_decay": 0.1},
+    "lora": {"lora": Lora(rank=2), "micro_batch_size": 3},
 }
 
 

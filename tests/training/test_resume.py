@@ -14,6 +14,7 @@ import halfstep.training.run_identity as asked
 from halfstep import files, storage
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.methods import Progressive
+from halfstep.models.lora import Lora
 from halfstep.training import checkpoint
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.run_folder import RunFolder
@@ -73,6 +74,20 @@ class TestMidStage:
         steps, _ = storage.load(tmp_path / "a" / LAST)
         counts = {float(v) for name, v in steps.items() if name.startswith("step.")}
         assert len(counts) == 2  # some weights had no gradient now and then
+
+    @pytest.mark.parametrize("options", [{}, {"precision": "bf16", "ema": 0.0}])
+    def test_an_adapter(self, tmp_path, options):
+        """Of dropout, batch norm, tied and idle weights; RUN/base is written before the first update."""
+        options = {**options, "lora": Lora(rank=2), "pipeline": forgetful()}
+        halve(tmp_path / "a", **options)
+        for stage, update in (("0004-steps", 1), ("0004-steps", 5), ("0002-steps", 8)):
+            halted(tmp_path / "b", stage, update, **options)
+            assert (tmp_path / "b" / "base" / "pipeline.json").exists()
+        halve(tmp_path / "b", **options)
+        assert bits(tmp_path / "a") == bits(tmp_path / "b")
+        assert logged_lines(tmp_path / "a") == logged_lines(tmp_path / "b")
+        saved = storage.load(tmp_path / "a" / LAST)[0]
+        assert all(".lora_" in name for name in saved)
 
     def test_the_state_of_the_loss_scaling(self, tmp_path):
         method = own(lambda e, k: 3000 * squares(e, k), updates=12)

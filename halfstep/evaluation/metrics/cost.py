@@ -121,7 +121,7 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
     t = torch.full((batch,), first, device=device)
     pipeline.denoiser.eval()
-    scale = None if pipeline.guidance_range is None else pipeline.guidance_range[0]
+    scale = (pipeline.guidance_range or (None,))[0] if pipeline.takes_scale else None
     cond = condition(pipeline, batch, guidance_scale=scale)
     pipeline.denoiser(x, t, None if cond is None else cond.to(device))
 

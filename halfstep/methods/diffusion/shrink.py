@@ -40,6 +40,7 @@ from halfstep.models.compression.block_pruning import (
     shallower,
 )
 from halfstep.models.compression.unet_transfer import transfer_weights
+from halfstep.models.guidance_embedding import reads_scale
 from halfstep.models.hooks import Projected
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
@@ -155,7 +156,7 @@ class Shrink(Validated, Method):
         """The rise of the loss without each pair of the teacher's blocks, the outermost first."""
         denoiser = teacher.denoiser.trainable_copy().freeze()
         objective: Objective = self.objective(denoiser, teacher)
-        if teacher.guidance_range is not None:
+        if teacher.guidance_range is not None and reads_scale(denoiser.net):
             objective = AnyScale(objective, teacher.guidance_range)
         return scores(objective, denoiser, data, progress=progress)
 

@@ -174,6 +174,8 @@ def _at_one_scale(pipeline: Pipeline, scale: float | None) -> tuple[Pipeline, fl
             )
         return pipeline, 1.0
     net = cast(DiffusersNet, pipeline.denoiser.net)
+    if not pipeline.takes_scale and scale in (None, scales[0]):  # its one scale is in the weights
+        return replace(pipeline, guidance_range=None), 1.0
     if scale is None and not net.takes_scale:
         raise ConfigError(
             f"ComfyUI has no input for this student's guidance scale, {scales[0]:g} to {scales[1]:g}: "

@@ -106,7 +106,7 @@ def _scale(pipeline: PipelineFields, scale: float | None, folded: bool) -> float
     """The guidance scale: of a slider the middle of its range, folded the one that is asked for."""
     if pipeline.guidance_range is None or not folded:
         if scale is not None:
-            why = "takes any in its call" if pipeline.guidance_range else "takes none"
+            why = "takes any in its call" if pipeline.takes_scale else "takes none"
             raise ConfigError(
                 f"guidance_scale is folded into a student that takes the scale where diffusers does not, and "
                 f"this one {why}: leave it out"

@@ -13,6 +13,7 @@ from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.models.eval_mode import evaluating
+from halfstep.models.guidance_embedding import reads_scale
 from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
@@ -60,7 +61,7 @@ def _try(student: Denoiser, stage: Stage, teacher: Pipeline, advice: tuple[str, 
     # A table of labels that is too short lacks the last rows.
     labels = [classes - 1, *([] if teacher.null is None else [teacher.null])] if classes else None
     n = len(labels or [0])
-    scale = guidance_range and guidance_range[0]
+    scale = guidance_range[0] if guidance_range and reads_scale(student.net) else None
     cond = condition(teacher, n, labels=labels, guidance_scale=scale)
     device = next(student.parameters(), torch.empty(0)).device
     x, shapes, problem = torch.zeros(n, *teacher.shape, device=device), list[list[int]](), ""
@@ -93,7 +94,7 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
         # In the dtype that training draws times and scales in.
         times = torch.ones_like(Draw.all(torch.Generator(device).manual_seed(0), 2).uniform())
         cond = batch.cond
-        if first.guidance_range is not None:
+        if first.guidance_range is not None and reads_scale(student.net):
             cond = replace(cond or Cond(), guidance_scale=first.guidance_range[0] * times)
         with torch.no_grad(), evaluating(student.to(device)):
             student.raw_output(batch.x0, times, cond)
