@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import chain, count
 from typing import Any
 from weakref import finalize
@@ -54,6 +55,10 @@ class LoraBase:
     """
 
     def __init__(self, net: nn.Module, rank: int, digest: str = ""):
+        if find_spec("peft") is None:
+            raise ConfigError(
+                "a LoRA needs the package peft, which is not installed: pip install 'halfstep[lora]'"
+            )
         if getattr(net, "quantised", None):
             raise ConfigError("this network is int8 and cannot be trained: give its float original")
         self.rank, self.frozen, self.digest = rank, not_trained(net), digest or digest_of(net)
@@ -160,11 +165,8 @@ class LoraBase:
         new = copy.copy(self)
         new.net = copy.deepcopy(self.net)
         new._layers = [network_of(new.net).get_submodule(path) for path in self.paths]
-        for name in list(new._layers[0].lora_A):
-            new.remove(name)
-        for layer in new._layers:
-            layer._active_adapter = []
-        new._active = ""
+        new.unused = list(new._layers[0].lora_A)
+        new._remove_unused()
         return new
 
     def plain_copy(self) -> nn.Module:
@@ -237,9 +239,7 @@ class LoraNet(nn.Module):
 
     def on_own_base(self) -> "LoraNet":
         """A copy of the adapter on a copy of its base."""
-        base = self.base.separate()
-        new = LoraNet(base, base.add())
-        new.holds_scale = self.holds_scale
+        new = self._another(self.base.separate())
         new.adapter.load_state_dict(self.adapter.state_dict())
         return new
 
@@ -252,7 +252,11 @@ class LoraNet(nn.Module):
         return self
 
     def __deepcopy__(self, memo: Any) -> "LoraNet":
-        new = LoraNet(self.base, self.base.add(self._name))
+        return self._another(self.base, self._name)
+
+    def _another(self, base: LoraBase, source: str = "") -> "LoraNet":
+        """A new adapter of this base, with the values of `source` if that is one of its."""
+        new = LoraNet(base, base.add(source))
         new.holds_scale = self.holds_scale
         return new
 

@@ -4,6 +4,25 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "models/lora",
+        "models/lora",
+        ("b.double().flatten(1) @ a.double().flatten(1)", "b.flatten(1) @ a.flatten(1)"),
+        ("weight.double() + product(a, b)", "weight.double() - product(a, b)"),
+        ("nn.init.zeros_(layer.lora_B[name].weight)", "nn.init.ones_(layer.lora_B[name].weight)"),
+        ("manual_seed(key(0, number))", "manual_seed(key(0, 0))"),
+        ("(2 * drawn - 1) / weight[0].numel() ** 0.5", "(2 * drawn - 1) / weight[0].numel()"),
+        ("min(rank, *layer.weight.flatten(1).shape)", "rank"),
+        ("uses[id(layer.weight)] == 1 and", ""),
+        ('and f"{name}.weight" not in frozen', ""),
+        ("            if not stays:\n", "            if True:\n"),
+        ("type(parent) not in CONTAINERS", "type(parent) in CONTAINERS"),
+        ("and layer.groups == 1", ""),
+        ("return plain and layer.dilation == (1, 1)", "return plain"),
+        ('if name.startswith("_"):', "if True:"),
+        (".eval().requires_grad_(False)", ".train().requires_grad_(False)"),
+        ("new.holds_scale = self.holds_scale", "new.holds_scale = False"),
+    ),
+    *of(
         "models/memory_format",
         "models/classifiers/cnns",
         ("layer.in_channels < NARROWEST", "layer.in_channels <= NARROWEST"),

@@ -159,7 +159,7 @@ MUTANTS = (
     *of(
         "pipeline/conditioning",
         "training/guided_runs",
-        ("scale = None if pipeline.guidance_range is None else guidance_scale", "scale = None"),
+        ("scale = guidance_scale if pipeline.takes_scale else None", "scale = None"),
     ),
     *of(
         "pipeline/description",
