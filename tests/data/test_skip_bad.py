@@ -73,6 +73,22 @@ def test_latents_list_what_was_skipped_and_go_on_with_the_same(place, tmp_path, 
     assert everything(out) == whole
 
 
+def test_images_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
+    pixels, out = forms.some_pixels(4), tmp_path / "latents"
+    for k, folder in enumerate(("a", "b")):
+        members = {f"{n}.png": forms.png(pixels[2 * k + n]) for n in range(2)}
+        members["0.png"] = members["0.png"][: None if k else 60]
+        forms.shard(tmp_path / "data" / folder / "0.tar", members)
+    place = str(tmp_path / "data")
+    want = load(place, skip_bad=True)
+    assert len(want) == 3
+    for _ in range(2):  # the second time with the list of the first
+        images = stream(place, skip_bad=True, listed=out)
+        assert list(images.rows) == [1, 2, 3] and images.skipped.faults == want.skipped.faults
+        encoded(out, images)
+
+
 def test_nothing_that_can_be_read_is_no_data(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     for read in (load, stream):

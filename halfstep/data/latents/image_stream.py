@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,7 +19,7 @@ from halfstep.data.skipped import Fault, Skipped
 from halfstep.data.sources import decoding, image_files
 from halfstep.data.sources.image_files import ImageFiles
 from halfstep.data.sources.places import open_images
-from halfstep.errors import ConfigError, DataError
+from halfstep.errors import ConfigError, DataError, printable
 from halfstep.pixels import scaled
 from halfstep.progress import Progress, SILENT
 
@@ -196,15 +196,25 @@ class ImageStream:
         """
         stamp = self._named(range(len(self)), map(self._stamp_of, self.rows))
         skipped = None if listed is None else Skipped.read(listed, len(self), stamp)
-        if skipped is None:
-            skipped = Skipped(len(self), tuple(self._faults(progress)), stamp)
-        bad = {name for name, _ in skipped.faults}
-        rows = [k for k in self.rows if self.files.name(k) not in bad] if bad else self.rows
+        bad: Set[int] = set() if skipped is None else self._listed(skipped)
+        if skipped is None or len(bad) != len(
+            skipped.faults
+        ):  # names that are not of one image each
+            faults = dict(self._faults(progress))
+            bad = faults.keys()
+            named = tuple((self.files.name(k), why) for k, why in faults.items())
+            skipped = Skipped(len(self), named, stamp)
+        rows = [k for k in self.rows if k not in bad] if bad else self.rows
         if not rows:
             raise image_files.unreadable(self.files, skipped.faults)
         if bad:
             progress.note(str(skipped))
         return replace(self.only(rows), skipped=skipped)
+
+    def _listed(self, skipped: Skipped) -> set[int]:
+        """The numbers of the images with the names in a list."""
+        bad = {printable(name) for name, _ in skipped.faults}
+        return {k for k in self.rows if printable(self.files.name(k)) in bad} if bad else set()
 
     def only(self, rows: Sequence[int]) -> "ImageStream":
         """These images, by their numbers among all files."""
@@ -249,13 +259,13 @@ class ImageStream:
         image = decoding.read(io.BytesIO(content), self.size, self.shape[0])
         return _File(image, hashlib.sha256(content).hexdigest(), stamp)
 
-    def _faults(self, progress: Progress) -> Iterator[Fault]:
-        """The images that cannot be decoded."""
+    def _faults(self, progress: Progress) -> Iterator[tuple[int, str]]:
+        """The numbers of the images that cannot be decoded, and why."""
         progress.expect(len(self))
         for k, why in zip(self.rows, image_files.in_threads(self._fault, self.rows), strict=True):
             progress.advance()
             if why is not None:
-                yield self.files.name(k), why
+                yield k, why
 
     def _fault(self, k: int) -> str | None:
         """Why an image cannot be decoded; None if it can."""
