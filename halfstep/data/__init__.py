@@ -13,7 +13,7 @@ from halfstep.data.dataset import Dataset
 from halfstep.data.epoch_order import rows
 from halfstep.data.label_subsets import confident_rows
 from halfstep.data.latents.dataset import is_latents, Latents, open_latents, read_about
-from halfstep.data.no_data import NO_DATA, NoData
+from halfstep.data.no_data import NO_DATA, NoData, NONE
 from halfstep.data.sources.torch_dataset import collected
 from halfstep.errors import ConfigError, DataError, unknown
 from halfstep.progress import Progress, SILENT
@@ -74,6 +74,8 @@ def load(
             f"'{spec}' is for distilling a diffusion teacher alone, which can walk from noise, and this "
             "needs data: name some"
         )
+    if spec.startswith(f"{NONE}:"):
+        raise ConfigError(f"'{spec}' names nobody who walks: write {' or '.join(NO_DATA)}")
     if spec and is_latents(place := Path(spec).expanduser()):
         _refuse_options(place, size, channels, flip, split)
         return open_latents(place, verify=verify or None, progress=progress)
@@ -170,7 +172,7 @@ def _source(
     skip_bad: bool,
     progress: Progress,
 ) -> Dataset:
-    name, colon, below = spec.partition(":")
+    name, _, below = spec.partition(":")
     if name in BELOW:
         if not below:
             raise ConfigError(f"{name} is read from files: write {name}:FOLDER")
@@ -191,11 +193,21 @@ def _source(
         if (images := places.open_images(spec, progress=progress)) is not None:
             return image_files.load(images, size, channels, skip_bad=skip_bad, progress=progress)
     place = Path(spec).expanduser()
-    if not spec or (not place.exists() and place.name == spec and not place.suffix):
-        raise unknown("data set", spec, SPECS)
-    if colon and not place.exists() and "/" not in name:
-        raise unknown("data set", spec, SPECS)
+    if not spec or not place.exists():
+        _refuse_unknown(spec, place)
     return _array(_existing(spec), channels)
+
+
+def _refuse_unknown(spec: str, place: Path) -> None:
+    """`ConfigError` for the name of no data set, and for a suffix that names no column."""
+    name, colon, below = spec.partition(":")
+    if "=" in below and is_streamed(name):
+        raise ConfigError(
+            f"':{below}' in '{spec}' names no column: write image=, label= or text=, for example "
+            f"{name}:label=NAME"
+        )
+    if not spec or (place.name == spec and not place.suffix) or (colon and "/" not in name):
+        raise unknown("data set", spec, SPECS)
 
 
 def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:

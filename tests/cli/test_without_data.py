@@ -127,6 +127,8 @@ def test_interrupted_encoding_goes_on(tmp_path, monkeypatch):
     [
         (["--size", 8], "leave --size"),
         (["--flip"], "leave --size"),
+        (["--skip-bad"], "--skip-bad out"),
+        (["--data", "none:teacher"], "write none or none:student"),
         (["--encode-batch", 8], "--encode-batch out"),
         (["--start", "auto"], "give --start a number"),
         (["--tolerance", 1.1], "compares with data"),

@@ -23,9 +23,10 @@ def without_data(options: Any, method: Method, *, auto: bool) -> Any:
     """
     method.check_without_data()
     name, dataset = f"--data {options.dataset.data}", options.dataset
-    if dataset != replace(dataset, size=None, channels=None, flip=False):
+    if dataset != replace(dataset, size=None, channels=None, flip=False, skip_bad=False):
         raise ConfigError(
-            f"{name} has no images to resize, convert or mirror: leave --size, --channels and --flip out"
+            f"{name} has no images to resize, convert, mirror or skip: leave --size, --channels, --flip and "
+            "--skip-bad out"
         )
     if options.encoding != EncodingOptions(prompts=options.encoding.prompts):
         raise ConfigError(f"{name} has no images to encode: leave --encode-batch out")
