@@ -164,6 +164,17 @@ def test_few_steps_are_not_drawn():
         assert ("6/6" in console.file.getvalue()) == (steps == 6)
 
 
+def test_few_slow_steps_are_drawn(monkeypatch):
+    console = shown(80, True)
+    with counting(console, "reading", few=5) as progress:
+        progress.expect(2)
+        progress.advance()
+        assert console.file.getvalue() == ""
+        monkeypatch.setattr("halfstep.cli.console.progress.SOON", 0.0)
+        progress.advance()
+    assert "2/2" in console.file.getvalue()
+
+
 def test_names_are_text_in_the_terminal(capsys):
     """Neither rich's marks nor what a terminal obeys."""
     console = terminal()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, IO, Self
 
 from rich import progress as rich_progress
@@ -23,6 +23,8 @@ from halfstep.workflows.options import DataOptions
 
 LINES = 20
 """Plain lines a stage at most."""
+SOON = 2.0
+"""Seconds after which a bar for few steps is drawn too."""
 FULL, MORE = 92, 112
 """Width of a terminal with room for updates a second, and for the time left in all."""
 
@@ -217,12 +219,13 @@ class Bars(ProgressCallback):
 
 @dataclass(frozen=True)
 class _Line:
-    """Progress on a line, which is drawn once more than `few` steps are expected."""
+    """Progress on a line, which is drawn once more than `few` steps are expected or take long."""
 
     console: Console
     bar: rich_progress.Progress
     task: rich_progress.TaskID
     few: int
+    began: float = field(default_factory=time.monotonic)
 
     def expect(self, steps: int) -> None:
         total = (self.bar.tasks[0].total or 0) + steps
@@ -232,6 +235,8 @@ class _Line:
 
     def advance(self, steps: int = 1) -> None:
         self.bar.advance(self.task, steps)
+        if self.few and time.monotonic() - self.began > SOON:
+            self.bar.start()
 
     def note(self, text: str) -> None:
         say(self.console, "note", text)
@@ -241,7 +246,7 @@ class _Line:
 def counting(console: Console, title: str, *, few: int = 0) -> Iterator[Progress]:
     """Show progress as a bar, whose total grows with the expected steps.
 
-    few  number of steps up to which nothing is shown
+    few  number of steps up to which nothing is shown, unless they take more than `SOON`
     """
 
     def time_left(task: Task) -> str:
@@ -259,11 +264,11 @@ def counting(console: Console, title: str, *, few: int = 0) -> Iterator[Progress
 
 
 def reading(console: Console, name: str) -> AbstractContextManager[Progress]:
-    """Show a bar while a large folder is read, and notes."""
+    """Show a bar while much is read, or slowly, and notes."""
     return counting(console, f"reading {name}", few=500)
 
 
 def loading(console: Console, dataset: DataOptions) -> Data:
-    """Load the data of the options, with a bar while a large folder is read."""
+    """Load the data of the options, with a bar while much is read, or slowly."""
     with reading(console, dataset.data) as progress:
         return dataset.load(progress)
