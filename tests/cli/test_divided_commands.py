@@ -44,7 +44,7 @@ def place(tmp_path_factory):
         yield place
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)])
 def several(place, request):
     """The number of processes, and what each of them said."""
     world = request.param
@@ -61,6 +61,14 @@ def same_files(one, many, *but):
     names = sorted(p.name for p in one.iterdir() if p.name not in but)
     assert names == sorted(p.name for p in many.iterdir() if p.name not in but)
     return all((one / name).read_bytes() == (many / name).read_bytes() for name in names)
+
+
+def test_two_processes_sample_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert type_command([*SAMPLE, "--out", "one"]) == 0
+    first, second = typed(tmp_path, [*SAMPLE, "--out", "two"])
+    assert (first["status"], second["status"], second["out"], second["err"]) == ([0], [0], "", "")
+    assert same_files(tmp_path / "one", tmp_path / "two", "samples.npz")
 
 
 def test_all_end_well_and_one_speaks(several):

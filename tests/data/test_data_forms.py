@@ -81,13 +81,18 @@ def test_every_form_holds_the_same_images_and_labels(places):
     assert load(places["parquet"]).names == load(places["folder"]).names == forms.CLASSES
 
 
-def test_every_form_trains_to_the_same_bits(places, tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [["shards"], pytest.param(["saved", "parquet", "npz", "torch"], marks=pytest.mark.slow)],
+    ids=len,
+)
+def test_every_form_trains_to_the_same_bits(names, places, tmp_path):
     torch.manual_seed(0)
     denoiser = Denoiser(build("uvit", UVIT), Cosine(), V())
     blank = Pipeline(denoiser, (3, 8, 8), class_names=forms.CLASSES, null=3)
     want = None
     sources = {**places, "torch": forms.Torch(forms.some_pixels())}
-    for name in ("folder", "saved", "parquet", "shards", "npz", "torch"):
+    for name in ("folder", *names):
         out = tmp_path / name
         train(
             blank, as_data(sources[name]), out, method=Denoising(updates=3, drop_labels=0.5),
@@ -128,6 +133,8 @@ def test_places_that_are_open_are_refused(tmp_path):
         load(str(tmp_path / "both" / "*.tar"))
     with refused(ConfigError, "'image=' in"):
         load(f"{tmp_path / 'both'}:image=")
+    with refused(ConfigError, "':size=8' in", "image=, label= or text="):
+        load(f"{tmp_path / 'both'}:size=8")
     with refused(ConfigError, "no range"):
         load(str(tmp_path / "{9..0}.tar"))
     with refused(DataError, "there is no file", "0.tar"):
