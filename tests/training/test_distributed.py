@@ -82,7 +82,7 @@ except halfstep.HalfstepError as error:
     found["refused"] = f"{type(error).__name__}: {error}"
 
 
-def full(tensors, path):
+def full(tensors, path, metadata=None):
     raise OSError(28, "No space left on device")
 
 
