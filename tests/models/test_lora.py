@@ -172,7 +172,9 @@ def test_only_the_adapter_is_a_parameter_and_it_alone_learns():
 
 def test_the_base_stays_in_eval_mode():
     net = build("tests.support.runs:Forgetful", {"width": 8})
-    student = Denoiser(LoraNet(LoraBase(net, 2)), Cosine(), V()).trainable_copy()
+    off = Denoiser(LoraNet(LoraBase(net, 2)), Cosine(), V())
+    assert not off.net.base.net.training and off.net.recipe == net.recipe
+    student = off.trainable_copy()
     student.train()
     mean = net.norm.running_mean.clone()
     x = torch.randn(4, 3)
