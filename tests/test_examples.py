@@ -93,6 +93,26 @@ def test_the_cut_cosine_ends_where_the_table_does():
     assert ends["table-zero-snr"].at(one).alpha == 0
 
 
+@pytest.mark.slow
+def test_loras_and_walks_are_scored_beside_each_other(tmp_path, capsys):
+    lora = example("lora")
+    options = lora.Options(
+        out=tmp_path, ranks=(0, 4), data=("digits", "none"), updates=(1, 1, 1, 2), batch=4, n=64
+    )
+    rows = lora.main(options)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    assert [(row["data"], row["rank"]) for row in rows] == [
+        ("digits", 0), ("digits", 4), ("none", 0), ("none", 4),
+    ]  # fmt: skip
+    assert len({tuple(row[str(n)] for n in lora.COUNTS) for row in rows}) == 4
+    sizes = [
+        (tmp_path / name / "stages/0001-steps/pipeline.safetensors").stat().st_size
+        for name in ("digits-all", "digits-4")
+    ]
+    assert sizes[1] < sizes[0] / 2  # the adapter alone
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
+
+
 @pytest.fixture(scope="module")
 def uvit_ablation():
     return example("uvit_ablation")
