@@ -202,10 +202,11 @@ def diffusers_class(class_name: str) -> Any:
     """diffusers' network of this name, or None."""
     with quietly():  # imported late, as it takes seconds
         import diffusers
-    try:
-        cls = getattr(diffusers, class_name, None)
-    except ImportError:
-        return None
+
+        try:
+            cls = getattr(diffusers, class_name, None)  # imports the file of the class
+        except ImportError:
+            return None
     is_network = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
     return cls if is_network else None
 
