@@ -15,7 +15,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from halfstep.rng import Draw
 from halfstep.training import TrainingConfig
 from halfstep.training.checkpoint import State
 from halfstep.training.ema import Average
+from halfstep.training.optimiser import Optimiser
 from halfstep.training.update import step
 
 NETS: dict[str, tuple[str, NetConfig, tuple[int, ...]]] = {
@@ -99,7 +100,7 @@ class Bench:
             self.teacher.net.compile()
         self._tensors(shape)
         self.settings = TrainingConfig(ema=0.98, max_grad_norm=1.0)
-        optimiser = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+        optimiser = Optimiser(self.student, replace(self.settings, learning_rate=1e-4), fused=True)
         self.state = State(self.student, optimiser, Average(self.student, self.settings.ema), None)
 
     def _tensors(self, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
+
+_LOCK = Lock()
+_BEFORE = list[int]()
+"""What was disabled before each import that is under way; threads may end in another order."""
 
 
 @contextmanager
@@ -14,10 +19,15 @@ def quietly() -> Iterator[None]:
     it could not load, torch reports torchao's deprecated calls, and diffusers the torchao features that it
     cannot use.
     """
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    with _LOCK:
+        before = _BEFORE[0] if _BEFORE else logging.root.manager.disable
+        _BEFORE.append(before)
+        logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.disable(before)
+        with _LOCK:
+            _BEFORE.pop()
+            if not _BEFORE:
+                logging.disable(before)

@@ -259,6 +259,7 @@ def test_text_files_are_opened_in_utf_8():
 
 TEXT = {"open", "read_text", "write_text", "fdopen", "TextIOWrapper"}
 OTHERS = {"os", "files", "storage", "Image", "tarfile", "zip", "RunFolder", "Run", "Folder"}
+OTHERS |= {"ImageStream", "FolderImages", "ShardImages", "TableImages"}
 
 
 def method_of(call):

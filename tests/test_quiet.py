@@ -46,3 +46,16 @@ def test_only_imports_are_quiet(caplog):
         assert logging.root.manager.disable == logging.ERROR
     finally:
         logging.disable(logging.NOTSET)
+
+
+def test_imports_of_two_threads_end_in_any_order():
+    """The one that began first ends first, and what follows is heard again."""
+    first, second = quietly(), quietly()
+    before = logging.root.manager.disable
+    first.__enter__()
+    with warnings.catch_warnings():
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert logging.root.manager.disable >= logging.WARNING
+        second.__exit__(None, None, None)
+    assert logging.root.manager.disable == before

@@ -70,7 +70,7 @@ def encode_prompts(
     empty = packed(null, formats)
     if are_encoded(prompts, folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     files.tidy(folder, ABOUT, "*.npy")
     about = _read(folder) or _begun(prompts, formats, sha256_of((empty,)))
     if (about["tensors"], about["null"]) != (formats, sha256_of((empty,))):

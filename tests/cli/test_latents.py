@@ -114,7 +114,7 @@ def test_what_cannot_be_encoded(cli, tmp_path):
     refused(cli, *ENCODE, "--codec", "nowhere", by="there is no codec 'nowhere'")
     refused(cli, *ENCODE, "--data", "two-moons", by="not images")
     refused(
-        cli, *ENCODE, "--data", "digits", "--text", "clip", by="captions lie .* leave --text out"
+        cli, *ENCODE, "--data", "digits", "--text", "clip", by="no captions .* leave --text out"
     )
     assert not (tmp_path / "l" / "latents.json").exists()
     assert cli(*ENCODE)[0] == 0

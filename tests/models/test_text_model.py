@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from halfstep.data.latents.captions import Captions, read_captions
+from halfstep.data.latents.captions import Captions, captions_of
 from halfstep.data.latents.contexts import unpacked
 from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Layout, write_latents
@@ -69,7 +69,7 @@ def made(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("text-model")
     texts = load_texts(request.param(root / "encoder"), tokens=TOKENS)
     images = stream(str(photograph(root / "images")))
-    captions = Captions(texts, read_captions(images.folder, images.files), texts.digest())
+    captions = Captions(texts, captions_of(images), texts.digest())
     [pixels] = images.batches(range(12), 12)
     layout = Layout(shard=5)
     write_latents(images, a_codec(pixels), root / "latents", layout=layout, captions=captions)

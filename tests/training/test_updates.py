@@ -171,6 +171,9 @@ class TestOptimiser:
         norms = []
 
         class Spy(torch.optim.SGD):
+            def set_rate(self, rate):
+                pass
+
             def step(self, closure=None):
                 norms.append(net.weight.grad.clone())
 
@@ -190,6 +193,9 @@ class TestOptimiser:
         norms = []
 
         class Spy(torch.optim.SGD):
+            def set_rate(self, rate):
+                pass
+
             def step(self, closure=None):
                 norms.append(net.weight.grad.clone())
 

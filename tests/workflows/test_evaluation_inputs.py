@@ -23,7 +23,7 @@ def test_held_out_images_have_the_size_that_the_codec_decodes_to(factor, size, m
     monkeypatch.setattr(evaluation_inputs, "load", lambda spec, **options: (spec, options))
     teacher = SimpleNamespace(codec=factor and SimpleNamespace(factor=factor), shape=(2, 4, 4))
     read = inputs("photos", data="l", size=5, channels=3).unseen(latents(), teacher)
-    assert read == ("photos", {"size": size, "channels": 3})
+    assert read == ("photos", {"size": size, "channels": 3, "skip_bad": False})
     assert inputs(data="l").unseen(latents(), teacher) is None
 
 

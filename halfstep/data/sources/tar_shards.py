@@ -8,7 +8,6 @@ time of change do.  Nothing is unpacked, and pickled members are refused.
 
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
@@ -24,6 +23,7 @@ from halfstep.data.sources.image_folder import stamp_of
 from halfstep.errors import CheckpointError, DataError
 from halfstep.extras import needed
 from halfstep.progress import Progress, SILENT
+from halfstep.schema import from_json
 
 FORMAT = 1
 IMAGES = frozenset(
@@ -145,7 +145,7 @@ def indexed(shard: Path) -> list[Sample]:
     with suppress(
         CheckpointError, OSError
     ):  # without a cache that can be written, it is scanned again
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         content: dict[str, Any] = {
             "format": FORMAT, "size": stat.st_size, "changed": stat.st_mtime_ns, "samples": samples,
         }  # fmt: skip
@@ -249,9 +249,9 @@ def _parsed(kind: str, content: bytes, where: str) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
         if kind.rpartition(".")[2] != "json":
             return {kind: text.strip()}
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} cannot be read ({error}): write UTF-8, and valid JSON") from None
+    except ValueError as error:
+        raise DataError(f"{where} cannot be read ({error}): write UTF-8") from None
+    table = from_json(text, Any, f"the JSON of {where}", error=DataError)
     if not isinstance(table, dict):
         raise DataError(f'{where} is no table: write for example {{"text": "a cat", "label": 3}}')
     usual = (*NAMES["label"], *NAMES["text"])
