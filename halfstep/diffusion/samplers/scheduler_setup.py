@@ -110,10 +110,10 @@ def scheduler_class(name: str) -> Any:
     with quietly():  # imported late, as it takes seconds
         from diffusers import SchedulerMixin, schedulers
 
-    try:
-        cls = getattr(schedulers, name, None) if name.endswith("Scheduler") else None
-    except ImportError:
-        return None
+        try:
+            cls = getattr(schedulers, name, None) if name.endswith("Scheduler") else None
+        except ImportError:
+            return None
     return cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else None
 
 
