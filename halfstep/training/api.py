@@ -100,6 +100,7 @@ def distill(
           the best student and the gate's decisions
     """
     method, teacher = validate("method", method, Method), _merged(teacher)
+    lora = validate("lora", lora, Lora | None)
     method.check(teacher)
     if is_no_data(data):
         method.check_without_data()

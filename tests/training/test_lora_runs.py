@@ -97,6 +97,11 @@ def test_a_smaller_network_is_no_lora(method, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rank_that_is_no_lora_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="lora is a Lora, got 4"):
+        run(tmp_path, teacher(), lora=4)
+
+
 def test_rank_0_is_refused():
     with pytest.raises(ConfigError, match="rank must be at least 1, got 0"):
         Lora(rank=0)
