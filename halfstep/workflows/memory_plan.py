@@ -121,6 +121,7 @@ class Run:
     loss       of so many samples, with the teacher's share
     frozen     the networks that are not trained
     offloaded  they wait in the CPU's memory
+    any_scale  the student takes a range of guidance scales, which a LoRA does not
     """
 
     student: nn.Module
@@ -129,6 +130,7 @@ class Run:
     loss: Callable[[int], Tensor]
     micro_batch: int
     offloaded: bool = False
+    any_scale: bool = False
 
     @property
     def accumulates(self) -> bool:
@@ -192,7 +194,8 @@ class Run:
         in_8_bits = replace(training, optimiser="adamw-8bit")
         yield "--optimiser adamw-8bit", now.optimiser - optimiser_bytes(self.student, in_8_bits)
         yield "--ema 0", now.average
-        if (adapter := lora_parameters(self.student, RANK)) is not None:
+        adapter = None if self.any_scale else lora_parameters(self.student, RANK)
+        if adapter is not None:
             # Weights, gradients and moments; the base is the teacher's.  Its activations take some more.
             own = now.student + now.gradients + now.optimiser + now.average
             yield f"--lora-rank {RANK}", own - 4 * adapter * (4 + bool(training.ema))
@@ -224,7 +227,8 @@ def memory_plan(
         return total.mean()
 
     networks = tuple(stage.objective.networks)
-    run = Run(stage.student, networks, training, loss, micro, offloaded)
+    low, high = stage.guidance_range or (1.0, 1.0)
+    run = Run(stage.student, networks, training, loss, micro, offloaded, low < high)
     return with_savings(run)
 
 
@@ -260,9 +264,10 @@ def step_bytes(trained: Sequence[Tensor], training: TrainingConfig) -> int:
 
 
 def castable_bytes(network: nn.Module) -> int:
-    """Bytes of a network's float32 weights that autocast casts."""
-    layers = [layer for layer in network.modules() if type(layer) in CAST]
-    weights = {id(p): p for layer in layers for p in layer.parameters()}
+    """Bytes of a network's frozen float32 weights that autocast casts, those of a LoRA's base too."""
+    loras = [part.base.net for part in network.modules() if isinstance(part, LoraNet)]
+    parts = [part for net in (network, *loras) for part in net.modules() if type(part) in CAST]
+    weights = {id(p): p for part in parts for p in part.parameters() if not p.requires_grad}
     return size_of(p for p in weights.values() if p.dtype == torch.float32)
 
 

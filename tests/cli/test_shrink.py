@@ -112,6 +112,16 @@ def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep)
     assert networks[0] == networks[1] and "parameters" in networks[0]
 
 
+def test_a_rehearsal_tells_of_the_savings_by_the_commands_own_options(place, halfstep, monkeypatch):
+    monkeypatch.setattr("halfstep.workflows.memory_plan.RANK", 1)
+    told = []
+    for words in ("progressive --start 4 --tolerance 0", "shrink --depth 2"):
+        words = f"distill {words} --teacher {place} --data digits --out x --dry-run"
+        told.append(halfstep(words, "--micro-batch-size 1", *QUICK)[1])
+        assert "--gradient-checkpointing" in told[-1]
+    assert "--lora-rank 1" in told[0] and "--lora-rank" not in told[1]
+
+
 def test_the_gate_looks_at_what_is_halved(plan):
     gate = json.loads((plan / "gate.json").read_text())
     assert [one["stage"] for one in gate["decisions"]] == ["0004-steps"]

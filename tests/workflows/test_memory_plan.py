@@ -93,6 +93,21 @@ def test_what_an_option_saves_is_the_difference_of_two_plans(tmp_path):
     beside = (plan.peak - plan.activations) - (lora.peak - lora.activations)
     assert savings["--lora-rank 16"] == pytest.approx(beside, rel=0.01)
     assert not any(name.startswith(("--lora", "--offload")) for name, _ in lora.savings)
+    stored = planned(tmp_path / "x", TrainingConfig(**base, precision="bf16"), Lora(rank=16))
+    assert dict(lora.savings)["--precision bf16"] == lora.teacher - stored.teacher > 0
+
+
+def test_no_lora_is_told_for_a_student_of_a_range_of_scales():
+    student = Denoiser(nn.Sequential(nn.Linear(64, 64)), Cosine(), V())
+
+    def savings(any_scale):
+        run = Run(
+            student, (), TrainingConfig(batch_size=2),
+            lambda n: student.net(torch.ones(n, 64)).sum(), 2, any_scale=any_scale,
+        )  # fmt: skip
+        return [option for option, _ in run.savings()]
+
+    assert "--lora-rank 16" in savings(False) and "--lora-rank 16" not in savings(True)
 
 
 def test_the_bytes_of_moments():

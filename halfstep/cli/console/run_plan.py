@@ -1,7 +1,8 @@
 """`--dry-run`: print the plan of a run, and its cost on this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import say, span
+from halfstep.config.fields import flat
 from halfstep.data import Data, NoData
 from halfstep.methods.base import Stage
 from halfstep.models.hooks import unwrap
@@ -25,8 +27,8 @@ from halfstep.workflows.run_options import run_options_of
 
 def plan_only(console: Console, options: Any, work: Callable[[RunOptions], object]) -> int:
     """Start a run, with all its checks, print its plan, and stop before the first write."""
-    offloaded = getattr(getattr(options, "memory", None), "offload", False)
-    plan = partial(print_plan, console, offloaded=offloaded)
+    values = flat(options)
+    plan = partial(print_plan, console, offloaded=bool(values.get("offload")), known=values)
     with suppress(DryRunFinished):
         work(run_options_of(options, dry_run=plan))
     return 0
@@ -40,8 +42,12 @@ def print_plan(
     processes: Processes,
     *,
     offloaded: bool = False,
+    known: Container[str] = (),
 ) -> None:
-    """Print stages, updates, memory and time."""
+    """Print stages, updates, memory and time.
+
+    known  names of the command's options, of which those that save memory are told
+    """
     first = next(stages)
     network = unwrap(first.student)
     slow = is_slow(network, processes.device)
@@ -70,7 +76,13 @@ def print_plan(
     basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     basis += " in fp32; fp16 is far slower on a CPU" if slow else ""
     say(console, "time", f"about {span(total)} on {device}: {basis}")
-    print_memory(console, memory, micro)
+    savings = [pair for pair in memory.savings if _field(pair[0]) in known]
+    print_memory(console, replace(memory, savings=tuple(savings)), micro)
+
+
+def _field(option: str) -> str:
+    """The field of an option, such as ema of --ema 0."""
+    return option.split()[0].removeprefix("--").replace("-", "_")
 
 
 def print_memory(console: Console, plan: MemoryPlan, micro_batch: int) -> None:
