@@ -54,17 +54,22 @@ def network(name: str) -> Denoiser:
         return Denoiser(wrap_diffusers(diffusers_class(kind)(**config)), Cosine(), V())
 
 
+def halved(student: Denoiser) -> int:
+    """Bytes that a frozen copy of the network saves in bf16."""
+    return castable_bytes(student.trainable_copy().freeze()) // 2
+
+
 def full(student: Denoiser, *, half: bool = False, optimiser: str = "adamw", ema: int = 0) -> int:
     """Bytes of teacher, student, gradients, moments and average."""
     weights = size_of(tensors_of([student]))
-    teacher = weights - castable_bytes(student) // 2 * half
+    teacher = weights - halved(student) * half
     moments = optimiser_bytes(student, TrainingConfig(optimiser=optimiser))  # type: ignore[arg-type]
     return teacher + (2 + bool(ema)) * weights + moments
 
 
 def lora(student: Denoiser, rank: int, *, half: bool = True) -> int:
     """Bytes of the base, of the last adapter, and of the new one with gradients and moments."""
-    base = size_of(tensors_of([student])) - castable_bytes(student) // 2 * half
+    base = size_of(tensors_of([student])) - halved(student) * half
     return base + 20 * (lora_parameters(student, rank) or 0)
 
 

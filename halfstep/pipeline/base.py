@@ -157,7 +157,10 @@ class PipelineFields(Validated):
     @property
     def takes_scale(self) -> bool:
         """Whether its network takes the guidance scale as an input; that of a LoRA holds its one scale."""
-        return self.guidance_range is not None and reads_scale(self.denoiser.net)
+        if self.guidance_range is None:
+            return False
+        low, high = self.guidance_range
+        return low < high or reads_scale(self.denoiser.net)
 
     @property
     def middle_scale(self) -> float | None:

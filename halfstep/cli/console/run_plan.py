@@ -44,9 +44,9 @@ def print_plan(
     offloaded: bool = False,
     known: Container[str] = (),
 ) -> None:
-    """Print stages, updates, memory and time.
+    """Print the plan of a run: stages, updates, memory and time.
 
-    known  names of the command's options, of which those that save memory are told
+    known  names of the command's options: no other's saving is told
     """
     first = next(stages)
     network = unwrap(first.student)
