@@ -26,7 +26,7 @@ from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
 from halfstep.methods.diffusion.guided import at_any_scale
 from halfstep.methods.diffusion.walks import without_data
-from halfstep.models.half_storage import on_same_weights
+from halfstep.models.half_storage import on_same_weights, store_frozen
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import Lora, plain_denoiser
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
@@ -94,8 +94,8 @@ def distill(
     The same call again goes on where it stopped, to the bit, or returns what is finished.
 
     lora  trains an adapter of the teacher's network in place of all weights, which are in memory once.
-          Stages in `out` hold the adapter alone; loaded, or saved elsewhere, a student is merged.  The
-          base of the student that is returned stays as it was trained, in half precision if `training` is
+          Stages in `out` hold the adapter alone; loaded, or saved elsewhere, a student is merged.  With
+          precision bf16 or fp16 the student that is returned keeps its base in that dtype
     gate  ends the run when a student is too much worse, such as `halfstep.QualityGate()`: `RunFolder` has
           the best student and the gate's decisions
     """
@@ -296,8 +296,17 @@ class _PipelineRun:
 
     def teacher(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's denoiser for this run, frozen; of a LoRA with its adapters off."""
-        denoiser = self.denoiser(pipeline).freeze()
-        return denoiser if self.lora is None else self.lora.teacher(denoiser)
+        if self.lora is None or self.autocast is None:
+            denoiser = self.denoiser(pipeline).freeze()
+            return denoiser if self.lora is None else self.lora.teacher(denoiser)
+        # Cast where the teacher lies, and moved then: the device never holds the base in float32.
+        denoiser, device = self._apart(pipeline.denoiser), self.processes.staging
+        denoiser.autocast = self.autocast
+        base = self.lora.teacher(denoiser.freeze())
+        store_frozen([base])
+        if isinstance(pipeline.codec, nn.Module):
+            pipeline.codec.to(device)
+        return base.to(device)
 
     def pipeline(self, stage: Stage) -> Pipeline:
         """The pipeline of a stage's student, which samples on the stage's grid."""

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import of
 
 MUTANTS = (
+    *of("training/api", "training/lora_runs", ("        store_frozen([base])", "        pass")),
     *of(
         "training/divided",
         "training/divided",

@@ -15,8 +15,11 @@ from halfstep.methods import GuidedDistillation, Progressive, Reparameterise, Sh
 from halfstep.models import recipe
 from halfstep.models.lora import Lora, LoraNet, plain_denoiser
 from halfstep.pipeline.lora_file import digest_of_adapter, read_lora
-from halfstep.training import distill, ProgressCallback
+from halfstep.training import distill, ProgressCallback, TrainingConfig
+from halfstep.training.api import _PipelineRun
+from halfstep.training.lora_run import LoraRun
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.stages import RunOptions
 from halfstep.workflows.live_bytes import LiveBytes
 from tests.support import guided as guided_support
 from tests.support.runs import (
@@ -276,3 +279,20 @@ def test_a_compiled_run_is_a_run(tmp_path):
         run(tmp_path / str(compile), teacher(), compile=compile) for compile in (False, True)
     )
     assert (plain.sample(3) - compiled.sample(3)).abs().max() < 1e-5
+
+
+def test_the_device_never_holds_a_base_in_float32(monkeypatch):
+    """It is cast where the teacher lies; on meta the moved weights are counted alone."""
+    teacher_ = teacher()
+    training = TrainingConfig(precision="bf16")
+    made = _PipelineRun.on(teacher_, training, RunOptions(device="cpu"))
+    made = replace(made, lora=LoraRun(LORA, "digest"))
+    monkeypatch.setattr(made.processes, "device", torch.device("meta"))
+    before = outputs(teacher_.denoiser)
+    with LiveBytes(device="meta") as live:
+        moved = made.teacher(teacher_)
+    weights = 4 * sum(p.numel() for p in teacher_.denoiser.parameters())
+    assert {p.device.type for p in moved.net.base.weights} == {"meta"}
+    assert weights / 2 <= live.peak < 0.75 * weights
+    assert {p.device.type for p in teacher_.denoiser.parameters()} == {"cpu"}
+    assert torch.equal(outputs(teacher_.denoiser), before)
