@@ -90,6 +90,8 @@ class MemoryPlan:
     average      the averaged weights; 0 without `ema`
     activations  all that a micro-batch needs besides: what the backward reads, and copies in half precision
     elsewhere    bytes in the CPU's memory, of an offloaded teacher
+    start        bytes in the CPU's memory before the first update, of a LoRA's base in half precision and
+                 the float32 teacher beside it, which is its own peak
     savings      by option the bytes that it would save, alone, each at least 1 % of the peak
     """
 
@@ -100,6 +102,7 @@ class MemoryPlan:
     average: int
     activations: int
     elsewhere: int = 0
+    start: int = 0
     savings: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -166,6 +169,7 @@ class Run:
                 step_bytes(self.trained, self.training),
             ),
             elsewhere=frozen if self.offloaded else 0,
+            start=start_bytes(shared_weights([self.student])),
         )
 
     def _in_both(self) -> list[Tensor]:
@@ -261,6 +265,13 @@ def step_bytes(trained: Sequence[Tensor], training: TrainingConfig) -> int:
         return 0  # one kernel, in place
     large = [p.numel() for p in trained if has_8_bits(p)]
     return TEMPORARIES * 4 * max(large, default=0)
+
+
+def start_bytes(base: Iterable[Tensor]) -> int:
+    """Bytes of a LoRA's base beside the float32 weights that it was cast from; 0 if nothing was cast."""
+    base = list(base)
+    half = size_of(p for p in base if p.element_size() == 2)
+    return size_of(base) + 2 * half if half else 0
 
 
 def castable_bytes(network: nn.Module) -> int:

@@ -18,7 +18,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.training import distill, RunOptions, TrainingConfig
 from halfstep.training.stages import DryRunFinished
 from halfstep.workflows.live_bytes import LiveBytes
-from halfstep.workflows.memory_plan import memory_plan, optimiser_bytes, Run
+from halfstep.workflows.memory_plan import memory_plan, optimiser_bytes, Run, start_bytes
 
 SHAPE = (3, 8, 8)
 UVIT = {"img_size": 8, "patch_size": 2, "in_chans": 3, "embed_dim": 64, "depth": 2, "num_heads": 4}
@@ -72,6 +72,19 @@ def test_the_plan_is_what_a_run_takes(case, tmp_path):
         distilled(teachers, tmp_path / "y", training, lora, **job)
     assert LEAST <= plan.peak / live.peak <= MOST, plan
     assert plan.peak == sum(plan.parts.values())
+
+
+def test_the_start_of_a_lora_in_half_precision_is_told(tmp_path, monkeypatch):
+    """The float32 teacher lies beside its copy: of a wide network more than training takes."""
+    monkeypatch.setitem(UVIT, "embed_dim", 384)
+    training, lora = TrainingConfig(batch_size=2, precision="bf16"), Lora(rank=1)
+    plan = planned(tmp_path / "x", training, lora)
+    with LiveBytes() as live:
+        distilled([teacher()], tmp_path / "y", training, lora)
+    assert plan.peak < LEAST * live.peak
+    assert LEAST <= plan.start / live.peak <= MOST
+    weights = [torch.zeros(6), torch.zeros(10, dtype=torch.bfloat16)]
+    assert start_bytes(weights) == 6 * 4 + 10 * 6 and start_bytes(weights[:1]) == 0
 
 
 def test_what_an_option_saves_is_the_difference_of_two_plans(tmp_path):

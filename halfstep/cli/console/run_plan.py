@@ -93,6 +93,8 @@ def print_memory(console: Console, plan: MemoryPlan, micro_batch: int) -> None:
     for name, size in plan.parts.items():
         if size:
             table.add_row(f"  {name}", in_bytes(size))
+    if plan.start > plan.peak:
+        table.add_row("  start, in the CPU's memory", in_bytes(plan.start))
     if plan.elsewhere:
         table.add_row("  teacher, in the CPU's memory", in_bytes(plan.elsewhere))
     print_wide(console, table)
