@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: install demo test test-all check format mutants assets pages clean
+.PHONY: install demo test test-all check docs format mutants assets pages clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell halfstep tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md LOG.md
+
+# The site, build/docs/index.html; a warning is an error.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
 
 format: install
 	$(BIN)/ruff format .
