@@ -1,6 +1,7 @@
 """The lock of a folder that one process works in."""
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,28 @@ from filelock import lock_descriptor
 
 from halfstep import files
 from halfstep.errors import CheckpointError, ConfigError
+
+MOMENT = 0.05
+"""Seconds after which a held lock is tried once more."""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; nothing is written.
+
+    False on a file system without locks.
+    """
+    path = folder / files.LOCK
+    try:
+        writable = os.access(path, os.W_OK)  # some network file systems lock only writable files
+        descriptor = files.open_file(path, os.O_RDWR if writable else os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 class FolderLock:
@@ -23,6 +46,9 @@ class FolderLock:
         self._file = os.fdopen(files.open_file(folder / files.LOCK, os.O_RDWR | os.O_CREAT), "rb")
         try:
             free = lock_descriptor(self._file.fileno(), blocking=wait)
+            if not free:  # `is_held` may have it for a moment
+                time.sleep(MOMENT)
+                free = lock_descriptor(self._file.fileno(), blocking=False)
         except OSError as error:
             self.notes.append(
                 f"this file system has no locks ({error.strerror}): start no second process"

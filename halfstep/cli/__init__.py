@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "encode": ("encode images to noise, to decode or edit them", {}),
     "evaluate": ("evaluate a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("write the report of a run, one page", {}),
+    "runs": ("list the runs in a folder: method, steps kept, ratio, state, time left", {}),
     "compress": (
         "quantise a student to int8 or prune it, and measure the loss",
         {},

@@ -161,6 +161,8 @@ class StagePlan:
     """The name of the grid of these times, which also gives the times of other numbers of steps."""
     clips: bool = True
     """Whether the student's sampler clips as its teacher's does; False clips nothing."""
+    forwards: int = 3
+    """`Objective.forwards` of the stage, by which times left are estimated."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.name != student_name(self.steps):

@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -25,11 +25,15 @@ Environment = dict[str, str | int | None]
 
 
 class RecordedStage(TypedDict):
-    """A planned stage; `steps` is None for a student of every time."""
+    """A planned stage; `steps` is None for a student of every time.
+
+    forwards  cost of a sample's update; runs of before it was recorded lack it
+    """
 
     name: str
     steps: int | None
     updates: int
+    forwards: NotRequired[int]
 
 
 class RecordedPlan(TypedDict):
@@ -65,7 +69,10 @@ class RunRecord(RunRequest):
 def plan_record(plan: Sequence[StagePlan]) -> RecordedPlan:
     """The plan as run.json has it."""
     return {
-        "stages": [{"name": s.name, "steps": s.steps, "updates": s.updates} for s in plan],
+        "stages": [
+            {"name": s.name, "steps": s.steps, "updates": s.updates, "forwards": s.forwards}
+            for s in plan
+        ],
         "teacher_times": list(teacher_times(plan)),
     }
 

@@ -18,6 +18,7 @@ from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.grid import GridOptions
 from halfstep.cli.commands.report import Report
+from halfstep.cli.commands.runs import RunsOptions
 from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
 from halfstep.methods import METHODS
@@ -43,6 +44,7 @@ KINDS = {
     "encode": EncodeConfig,
     "evaluate": Evaluate,
     "report": Report,
+    "runs": RunsOptions,
     "grid": GridOptions,
     "compress": CompressConfig,
     "export": ExportConfig,
@@ -79,7 +81,18 @@ ADVANCED = re.findall(
 """,
 )
 """Options that stand last."""
-FEW = ("sample", "evaluate", "encode", "latents", "compress", "export", "demo", "report", "grid")
+FEW = (
+    "sample",
+    "evaluate",
+    "encode",
+    "latents",
+    "compress",
+    "export",
+    "demo",
+    "report",
+    "runs",
+    "grid",
+)
 """Commands with few options, which need no heading for the advanced ones."""
 MATTER = {
     "train denoiser": "net net-config updates batch-size learning-rate",
@@ -113,6 +126,7 @@ EXAMPLES = {
     "encode": ["halfstep encode runs/teacher --images photo.png --out noise.safetensors"],
     "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
     "report": ["halfstep report runs/digits"],
+    "runs": ["halfstep runs runs/", "halfstep runs runs/ --html --watch"],
     "grid": ["halfstep grid stable-diffusion/", "halfstep grid flux/ --steps 4 8 --tokens 1024"],
     "compress": [
         "halfstep compress runs/digits --int8",

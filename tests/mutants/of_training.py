@@ -283,4 +283,31 @@ MUTANTS = (
     *of("training/run_repair", "cli/folders", ("files.refuse_link(place)", "pass")),
     *of("training/run_folder", "cli/folders", ("self.folder.rmdir()", "pass")),
     *of("training/progress", "cli/folders", ("self._request.set()", "pass")),
+    *of(
+        "training/run_progress",
+        "training/run_progress",
+        ("min(stage.done, stage.updates) * stage.price", "min(stage.done, stage.updates)"),
+        ("min(stage.done, stage.updates)", "stage.done"),
+        ("max(stage.updates - stage.done, 0) * stage.price", "max(stage.updates - stage.done, 0)"),
+        ("max(stage.updates - stage.done, 0)", "(stage.updates - stage.done)"),
+        ("left * seconds / price", "left * seconds"),
+        ('about["seconds"] / about["update"]', 'about["seconds"]'),
+        ('line["seconds"] / line["updates"]', 'line["seconds"]'),
+        ("reverse=True", "reverse=False"),
+    ),
+    *of(
+        "methods/diffusion/progressive",
+        "methods/diffusion/plan_costs",
+        ("forwards=Halve.forwards", "forwards=3"),
+    ),
+    *of(
+        "methods/diffusion/guided",
+        "methods/diffusion/plan_costs",
+        ("self.guidance_range, MatchGuided.forwards", "self.guidance_range, 3"),
+    ),
+    *of(
+        "methods/diffusion/shrink",
+        "methods/diffusion/plan_costs",
+        ("forwards=Imitate.forwards", "forwards=3"),
+    ),
 )

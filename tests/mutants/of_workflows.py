@@ -12,6 +12,16 @@ MUTANTS = (
         ("else images[rows]", "else images[: len(part)]"),
     ),
     *of(
+        "workflows/runs",
+        "workflows/list_runs",
+        ("return min(counts, default=None)", "return max(counts, default=None)"),
+        ('stage["name"] == run.gate["best"]', 'stage["name"] != run.gate["best"]'),
+        ("max(ratios", "min(ratios"),
+        ("if row.steps == steps and", "if"),
+        ('if decision["steps"] == steps:', "if True:"),
+        ("if is_held(folder):", "if False:"),
+    ),
+    *of(
         "evaluation/sample_sets",
         "workflows/divided",
         ("math.lcm(self.batch, self.features.batch)", "self.batch"),

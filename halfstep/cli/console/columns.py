@@ -1,6 +1,7 @@
 """Tables in the terminal, as wide as their numbers; names from files are printed as text."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -9,12 +10,16 @@ from halfstep.errors import printable
 
 
 class Columns(Table):
-    """A table with names aligned to the left, numbers to the right."""
+    """A table with names aligned to the left, numbers to the right.
 
-    def __init__(self, *heads: str):
+    words  heads of later columns that are aligned to the left too
+    """
+
+    def __init__(self, *heads: str, words: Collection[str] = ()):
         super().__init__(box=None, pad_edge=False, collapse_padding=True)
         for k, head in enumerate(heads):
-            self.add_column(printable(head), justify="right" if k else "left", no_wrap=True)
+            side: Literal["left", "right"] = "left" if not k or head in words else "right"
+            self.add_column(printable(head), justify=side, no_wrap=True)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row without control characters."""

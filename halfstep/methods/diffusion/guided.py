@@ -84,7 +84,8 @@ class GuidedMatching(Validated, Method):
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage: the guided teacher at every time and scale."""
-        return [StagePlan("guided", self.updates, guidance_range=self.guidance_range)]
+        span, cost = self.guidance_range, MatchGuided.forwards
+        return [StagePlan("guided", self.updates, guidance_range=span, forwards=cost)]
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot be guided, or already takes its scale as an input."""

@@ -112,6 +112,7 @@ class Halving(Validated, Method):
                     direction=self.direction,
                     grid=self.grid,
                     clips=not self._leaves_eps(teacher),
+                    forwards=Halve.forwards,
                 )
             )
         return stages

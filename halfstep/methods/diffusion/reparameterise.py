@@ -67,7 +67,7 @@ class Reparameterise(Validated, Method):
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage: the v teacher."""
-        return [StagePlan(V_TEACHER, self.updates)]
+        return [StagePlan(V_TEACHER, self.updates, forwards=Match.forwards)]
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that predicts both, and for zero_snr without a table."""

@@ -174,7 +174,7 @@ class Shrink(Validated, Method):
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage: the smaller network."""
-        return [StagePlan(SHRUNK, self.updates)]
+        return [StagePlan(SHRUNK, self.updates, forwards=Imitate.forwards)]
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a student as the teacher, and for options that do not fit it."""

@@ -1,0 +1,57 @@
+"""The cost of a planned stage is that of its objective, for every method."""
+
+from dataclasses import replace
+
+import pytest
+
+from halfstep.diffusion.prediction import Eps
+from halfstep.methods import (
+    Chain,
+    Denoising,
+    Encoder,
+    METHODS,
+    Progressive,
+    Reparameterise,
+    Shrink,
+    Stochastic,
+)
+from tests.support.guided import SMALL, teacher_of
+
+UVIT = {
+    "img_size": 4,
+    "patch_size": 2,
+    "in_chans": 1,
+    "embed_dim": 8,
+    "depth": 4,
+    "num_heads": 2,
+    "num_classes": 4,
+}
+HALVING = Progressive(start=8, stop=2, updates=(2,))
+OF = {
+    "denoise": Denoising(updates=2),
+    "progressive": HALVING,
+    "stochastic": Stochastic(start=8, stop=2, updates=(2,)),
+    "encoder": Encoder(start=8, stop=2, updates=(2,)),
+    "guided": SMALL,
+    "shrink": Shrink(depth=2, choose="even", updates=2),
+    "plan": Chain(shrink=Shrink(depth=2, choose="even", updates=2), then=SMALL),
+    "reparameterise": Reparameterise(updates=2),
+    "progressive of eps": HALVING,
+}
+
+
+def test_every_method_is_here():
+    assert METHODS.keys() <= OF.keys()
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_plan_says_its_stages_costs(name):
+    teacher = teacher_of("uvit", UVIT, shape=(1, 4, 4))
+    if name in ("reparameterise", "progressive of eps"):
+        denoiser = teacher.denoiser
+        teacher = replace(teacher, denoiser=type(denoiser)(denoiser.net, denoiser.schedule, Eps()))
+    method = OF[name]
+    plan, stages = method.plan(teacher), list(method.stages(teacher))
+    assert [p.name for p in plan] == [s.name for s in stages]
+    assert [p.forwards for p in plan] == [s.objective.forwards for s in stages]
+    assert [s.objective.cost(7, 3) for s in stages] == [21 * p.forwards for p in plan]
