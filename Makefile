@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: install demo test test-all check docs format mutants assets pages clean
+.PHONY: install demo test test-all check docs format mutants assets pages dist clean
 
 install: $(STAMP)
 
@@ -49,5 +49,13 @@ pages: install
 mutants: install
 	$(BIN)/python -m tests.mutants
 
+# What PyPI gets: dist/*.tar.gz and the wheel that is built from it, checked by twine in an environment of its own.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/twine
+	build/twine/bin/python -m pip install -q --disable-pip-version-check twine
+	build/twine/bin/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -41,7 +41,15 @@ def test_links_lead_somewhere():
 
 
 def test_the_changelog_is_of_this_version():
-    """What came since stands above it, as unreleased."""
-    heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert next(head for head in heads if head != "Unreleased") == halfstep.__version__
-    assert "Unreleased" not in heads[1:]
+    """What came since the last release stands above it, as unreleased, with the number it will have."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *released = re.findall(r"^## (.+)", text, re.MULTILINE)
+    if first == "Unreleased":
+        [becomes] = re.findall(r"^This becomes (\d+\.\d+\.\d+)\.", text, re.MULTILINE)
+        assert becomes == halfstep.__version__
+    else:
+        assert first.partition(" ")[0] == halfstep.__version__
+        released.insert(0, first)
+    dates = [re.fullmatch(r"\d+\.\d+\.\d+ \((\d{4}-\d\d-\d\d)\)", head) for head in released]
+    assert all(dates), released
+    assert [date[1] for date in dates] == sorted((date[1] for date in dates), reverse=True)

@@ -5,43 +5,73 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[1]
 DEMO = ["demo", "--quick", "--n", "400", "--out", "seen"]
 ROW = {"sampler", "steps", "calls", "frechet_distance", "rmse_to_teacher", "seconds_per_sample"}
 
 
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".hypothesis", ".*_cache", "__pycache__", "*.part", "*.egg-info", "build", "dist",
+    "runs", "_build",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, so that nothing is left beside the sources."""
+def built(tmp_path_factory):
+    """The folder of a copy of the sources, and that of a source distribution with the wheel made from it."""
     folder = tmp_path_factory.mktemp("wheel")
     copied = folder / "source"
-    shutil.copytree(
-        ROOT / "halfstep",
-        copied / "halfstep",
-        ignore=shutil.ignore_patterns("__pycache__", "*.part"),
-    )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copied)
+    shutil.copytree(ROOT, copied, ignore=LEFT_OUT)
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder / "dist", copied],
+        [sys.executable, "-m", "build", "--no-isolation", "-o", folder / "dist", copied],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (folder / "dist").glob("*.whl")
-    return built
+    return copied, folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built[1].glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
 def names(wheel):
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
+
+
+def test_the_source_distribution_has_all_that_is_tracked(built):
+    """And so builds a wheel, runs the tests and makes the documentation."""
+    copied, dist = built
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    missing = {name for name in tracked(copied) if (ROOT / name).is_file()} - packed
+    assert not missing, sorted(missing)
+    for name in ("tests/conftest.py", "docs/pictures/figure1.png", "LICENSE", "CHANGELOG.md"):
+        assert name in packed, name
+    assert not [name for name in packed if ".venv" in name or "__pycache__" in name]
+
+
+def tracked(copied):
+    """The files that git tracks; of a source distribution, without git, all of its files."""
+    done = subprocess.run(
+        ["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0 and "pyproject.toml" in done.stdout.split():
+        return done.stdout.splitlines()
+    return [path.relative_to(copied).as_posix() for path in copied.rglob("*")]
 
 
 def test_all_of_the_package_is_in_the_wheel(names):
@@ -55,7 +85,9 @@ def test_all_of_the_package_is_in_the_wheel(names):
     assert "halfstep/presets/digits.toml" in names
     assert "halfstep/assets/digits-classifier/classifier.safetensors" in names
     assert "halfstep/report/page.html.j2" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "halfstep/assets/digits/digits.safetensors" in names
+    for name in ("LICENSE", "THIRD_PARTY.md"):
+        assert any(path.endswith(f"licenses/{name}") for path in names), name
 
 
 def test_nothing_else_is(names):
@@ -76,6 +108,7 @@ def test_what_it_says_of_itself(wheel, names):
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     assert any(line.startswith("Requires-Dist: torch") for line in needed)
+    Metadata.from_email(metadata, validate=True)  # as the index does
     assert not any("torchvision" in line or "timm" in line for line in needed)
     assert "halfstep = halfstep.cli:main" in entry
 

@@ -13,7 +13,7 @@ from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.report_data import AnyReport, Report, Row
 from halfstep.report.guided_table import guided_pictures, guided_view
 from halfstep.report.images.grids import sheets
-from halfstep.report.plots.figures import figures
+from halfstep.report.plots.figures import figures, without_figures
 from halfstep.report.plots.sizes import sizes
 from halfstep.report.plots.svg import COLOURS
 from halfstep.report.templates import template, write_page
@@ -49,6 +49,7 @@ def render(report: AnyReport) -> str:
         template("page.html.j2").render,
         report=report,
         figures=figures(report),
+        without_figures=without_figures(),
         sheets=sheets(report.pictures),
         config=list(_flat(report.run.config)),
         made=asdict(report.provenance),

@@ -18,12 +18,14 @@ from halfstep.evaluation.report_data import Report, Row, RunSummary, TrainingCos
 from halfstep.evaluation.report_rows import Comparison, teacher_rows, TeacherRows
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import SampleCount
+from halfstep.extras import installed
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.methods import Progressive
 from halfstep.methods.base import StagePlan, teacher_times
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.images.png import DDIM, quality_curve, same_seeds, SOLVER, STUDENT
+from halfstep.report.images.panels import same_seeds
+from halfstep.report.images.png import DDIM, quality_curve, SOLVER, STUDENT
 from halfstep.schema import plain
 from halfstep.training import distill, train, TrainingConfig
 from halfstep.training.distributed import pick_device
@@ -266,7 +268,7 @@ def _numbers(row: Row) -> dict[str, str | float]:
 
 
 def _draw(out: Path, teacher: Pipeline, students: Sequence[Pipeline], report: Report) -> None:
-    """OUT/samples.png and quality.png."""
+    """OUT/samples.png, and quality.png where matplotlib is installed."""
     rows = []
     for student in students:
         steps = len(student.times[0]) - 1
@@ -275,6 +277,9 @@ def _draw(out: Path, teacher: Pipeline, students: Sequence[Pipeline], report: Re
             rows.append((label, student.sample(SHOWN), teacher.sample(SHOWN, steps=steps)))
     full = f"teacher, {FULL} steps"
     same_seeds(out / "samples.png", (full, teacher.sample(SHOWN, steps=FULL)), rows)
+
+    if not installed("matplotlib"):
+        return
 
     def curve(name: str, of: Iterable[Row], colour: str) -> Curve:
         points = [(row.calls, row.distances.frechet_distance.value) for row in of]

@@ -36,7 +36,7 @@ def write_report(report: AnyReport | Path | str, out: Path | str | None = None) 
     `ConfigError` for a run that was not evaluated, and for a report without `out`; `CheckpointError` for
     damaged files.
     """
-    from halfstep.report import page, slider  # which import matplotlib and jinja2
+    from halfstep.report import page, slider  # which import jinja2
 
     if isinstance(report, Path | str):
         out = Path(report) if out is None else out

@@ -20,7 +20,8 @@ from halfstep.identity import digest_of, sha256_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import null_condition
 from halfstep.progress import expected, Progress, SILENT
-from halfstep.report.images.png import save_grid, save_images, save_over, scatter
+from halfstep.report.images.panels import scatter
+from halfstep.report.images.png import save_grid, save_images, save_over
 from halfstep.training.distributed import Processes
 from halfstep.training.divided import Divided
 from halfstep.workflows.evaluation_inputs import parts_of

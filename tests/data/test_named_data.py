@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits, make_moons
 
 from halfstep.data import load
+from halfstep.data.sources.toy import two_moons
 from halfstep.errors import ConfigError, DataError
 from tests.support.pictures import pixels
 from tests.support.refusals import refused
@@ -25,6 +27,24 @@ def test_digits():
     assert set(data.values.unique().tolist()) == {round(v * 255 / 16) for v in range(17)}
     assert len(load("digits", size=8, channels=1, flip=True)) == 1797
     assert load("digits", flip=True).flip and not data.flip
+
+
+def test_digits_are_the_ones_of_scikit_learn():
+    pixels, labels = load_digits(return_X_y=True)
+    data = load("digits")
+    torch.testing.assert_close(
+        data.values, torch.from_numpy(pixels * 255 / 16).round().byte().reshape(-1, 1, 8, 8)
+    )
+    assert data.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("samples", [2, 3, 777, 10_000])
+def test_two_moons_are_the_ones_of_scikit_learn_to_the_bit(samples):
+    points, labels = make_moons(samples, noise=0.05, random_state=0)
+    points = (points - points.mean(0)) / points.std(0)
+    data = two_moons(samples)
+    assert data.values.numpy().tolist() == np.float32(points / np.abs(points).max()).tolist()
+    assert data.labels.tolist() == labels.tolist()
 
 
 def test_two_moons():

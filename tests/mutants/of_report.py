@@ -197,13 +197,20 @@ MUTANTS = (
         "report/images/png",
         "report/png",
         ("for x in (above, below)]", "for x in (below, above)]"),
-        ("zip(axes[k], (left, right), strict=True)", "zip(axes[k], (right, left), strict=True)"),
         (
             "(k // columns) * (height + gap), (k % columns)",
             "(k % columns) * (height + gap), (k // columns)",
         ),
         ("(images + 1) * 127.5", "(images + 1) * 127"),
         ("first + k:06d", "k:06d"),
+    ),
+    *of(
+        "report/images/panels",
+        "report/panels",
+        ("(_strip(left), _strip(right))", "(_strip(right), _strip(left))"),
+        ("torch.tensor([1.0, -1.0])", "torch.tensor([1.0, 1.0])"),
+        ("/ (2 * EDGE) * side", "/ EDGE * side"),
+        ("(at_x < side)", "(at_x <= side + side)"),
     ),
     *of(
         "cli/console/columns",

@@ -10,11 +10,9 @@ from PIL import Image
 from halfstep.errors import ConfigError, DataError
 from halfstep.report.images.png import (
     quality_curve,
-    same_seeds,
     save_grid,
     save_images,
     save_over,
-    scatter,
     tile,
     to_uint8,
 )
@@ -114,22 +112,6 @@ def opened(path):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_picture_of_seeds_shows_every_row(channels, tmp_path):
-    full = 2 * torch.rand(5, channels, 4, 6, generator=seeded()) - 1
-    rows = [("8 steps", full, full), ("1 step", full, full)]
-    same_seeds(tmp_path / "a.png", ("teacher, 64 steps", full), rows)
-    same_seeds(
-        tmp_path / "b.png", ("teacher, 64 steps", full), [*rows[:1], ("1 step", -full, full)]
-    )
-    a, b = opened(tmp_path / "a.png"), opened(tmp_path / "b.png")
-    assert a.shape == b.shape
-    changed = np.argwhere((a != b).any(2))
-    height, width = a.shape[:2]
-    assert len(changed) > 100  # the last row of the left half alone
-    assert changed[:, 0].min() > height / 2 and changed[:, 1].max() < 0.62 * width
-
-
 def test_the_curve_is_drawn_in_its_colour(tmp_path):
     quality_curve(
         tmp_path / "q.png",
@@ -139,14 +121,3 @@ def test_the_curve_is_drawn_in_its_colour(tmp_path):
     )
     picture = opened(tmp_path / "q.png")
     assert ((picture == [255, 0, 0]).all(2)).sum() > 100
-
-
-def test_clouds_are_side_by_side(tmp_path):
-    left, right = torch.full((9, 2), -1.0), torch.full((9, 2), 1.0)
-    scatter(tmp_path / "s.png", [("left", left), ("right", right)])
-    picture = opened(tmp_path / "s.png")
-    green = np.argwhere((picture[..., 1] - picture[..., 0]) > 40)
-    height, width = picture.shape[:2]
-    lower_left = (green[:, 1] < width / 2) & (green[:, 0] > height / 2)
-    upper_right = (green[:, 1] > width / 2) & (green[:, 0] < height / 2)
-    assert lower_left.any() and upper_right.any() and (lower_left | upper_right).all()

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import counting, say, terminal
-from halfstep.cli.console.tables import print_compressed, print_rows
+from halfstep.cli.console.tables import print_compressed, print_rows, say_report
 from halfstep.cli.parse import parse
 from halfstep.evaluation.report_data import Report
 from halfstep.report.words.numbers import big, percent
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(compressed.report, Report):
         print_rows(console, compressed.report)
         print_compressed(console, compressed.report)
-        say(console, "report", folder / "report.html")
+        say_report(console, folder / "report.html")
     if compressed.classifiers:
         print_classifiers(console, compressed.classifiers)
         say(console, "numbers", folder / ACCURACY)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from halfstep.cli.commands.demo_guided import demo_guided
 from halfstep.cli.console.progress import Bars, counting, say, terminal
 from halfstep.cli.console.run_lines import describe, updates_on
-from halfstep.cli.console.tables import print_demo
+from halfstep.cli.console.tables import print_demo, say_report
 from halfstep.cli.parse import parse
 from halfstep.methods.base import updates_after
 from halfstep.workflows.demo import DemoConfig, prepare_demo
@@ -31,11 +31,12 @@ def main(argv: Sequence[str]) -> int:
         report = demo.evaluate(students, rows, progress=progress)
     print_demo(console, report)
     say(console, "verdict", report.verdict)
+    say_report(console, config.folder / "report.html")
     for label, name in (
-        ("report", "report.html"),
         ("pictures", "samples.png"),
         ("", "quality.png"),
         ("numbers", "results.json"),
     ):
-        say(console, label, config.folder / name)
+        if (config.folder / name).exists():
+            say(console, label, config.folder / name)
     return 0

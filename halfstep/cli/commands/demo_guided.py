@@ -4,7 +4,7 @@ from rich.console import Console
 
 from halfstep.cli.console.progress import Bars, counting, say
 from halfstep.cli.console.run_lines import describe, updates_on
-from halfstep.cli.console.tables import print_guided
+from halfstep.cli.console.tables import print_guided, say_report
 from halfstep.methods.base import updates_after
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.demo_guided import prepare_guided_demo
@@ -29,10 +29,7 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
     assert report.guided is not None
     print_guided(console, report.guided)
     say(console, "verdict", report.verdict)
-    for label, name in (
-        ("slider", "slider.html"),
-        ("report", "report.html"),
-        ("numbers", "results.json"),
-    ):
-        say(console, label, config.folder / name)
+    say(console, "slider", config.folder / "slider.html")
+    say_report(console, config.folder / "report.html")
+    say(console, "numbers", config.folder / "results.json")
     return 0

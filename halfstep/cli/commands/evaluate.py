@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from halfstep.cli.console.progress import counting, say, terminal
-from halfstep.cli.console.tables import compare, print_report
+from halfstep.cli.console.tables import compare, print_report, say_report
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Place
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         report = evaluated(options, progress)
     print_report(console, report)
     say(console, "verdict", report.verdict)
-    say(console, "report", run / "report.html")
+    say_report(console, run / "report.html")
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from halfstep.cli.console.progress import say, terminal
+from halfstep.cli.console.tables import say_report
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
 from halfstep.evaluation.report_files import read_report, REPORT
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     report = read_report(options.run)
     page = write_report(report, options.run)
     say(console, "verdict", report.verdict)
-    say(console, "report", page)
+    say_report(console, page)
     if "guided" in report.pictures:
         say(console, "slider", page.with_name("slider.html"))
     return 0

@@ -12,6 +12,7 @@ from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import AnyReport, GuidedTable, Reconstruction, Report, Row
 from halfstep.evaluation.report_files import read_report
+from halfstep.report.plots.figures import without_figures
 from halfstep.report.plots.sizes import sizes
 from halfstep.report.words.numbers import big, percent, seconds
 
@@ -27,6 +28,13 @@ def print_report(console: Console, report: AnyReport) -> None:
     print_compressed(console, report)
     if report.guided:
         print_guided(console, report.guided)
+
+
+def say_report(console: Console, page: Path) -> None:
+    """Print the path of a report's page, and the line that installs what its figures lack."""
+    say(console, "report", page)
+    if lacking := without_figures():
+        say(console, "figures", f"{lacking}, then halfstep report {page.parent}")
 
 
 def print_rows(console: Console, report: Report) -> None:

@@ -1,17 +1,26 @@
-"""Handwritten digits from scikit-learn: 1,797 gray images of 8x8, nothing to download."""
+"""Handwritten digits: 1,797 gray images of 8x8, which come with halfstep."""
 
-import numpy as np
+from importlib.resources import as_file, files
+from typing import TypedDict
+
 import torch
 
+from halfstep import storage
 from halfstep.data.dataset import Dataset
 
 
-def load() -> Dataset:
-    """Alpaydin and Kaynak 1998; the test part of UCI's optical digits, as scikit-learn ships it."""
-    from sklearn.datasets import load_digits
+class About(TypedDict):
+    """The description beside the images."""
 
-    pixels, labels = load_digits(return_X_y=True)  # pixels are whole numbers from 0 to 16
-    images = np.round(pixels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    source: str
+    license: str
+
+
+def load() -> Dataset:
+    """Alpaydin and Kaynak 1998: the test part of UCI's optical digits, the one that scikit-learn has."""
+    with as_file(files("halfstep") / "assets" / "digits") as folder:
+        tensors, _ = storage.load(folder / "digits", About)
+    pixels = tensors["images"].double() * 255 / 16  # whole numbers from 0 to 16
+    images = pixels.round().byte().reshape(-1, 1, 8, 8)
     names = tuple(str(digit) for digit in range(10))
-    class_labels = torch.from_numpy(labels.astype(np.int64))
-    return Dataset(torch.from_numpy(images), class_labels, names, origin="digits")
+    return Dataset(images, tensors["labels"].to(torch.int64), names, origin="digits")

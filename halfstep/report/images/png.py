@@ -1,8 +1,7 @@
-"""PNG files: images, grids of the same seeds, curves of quality against network calls."""
+"""PNG files: images, sheets of images, curves of quality against network calls."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,11 +10,8 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.errors import ConfigError, DataError
+from halfstep.extras import needed
 from halfstep.pixels import as_floats
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 STUDENT, DDIM, SOLVER, TEACHER = "#0b6e4f", "#b3541e", "#7768ae", "#333333"
 
@@ -81,39 +77,6 @@ def save_over(
     save_grid(pairs, path, columns=columns, scale=scale)
 
 
-def same_seeds(
-    path: Path,
-    teacher: tuple[str, Tensor],
-    rows: Sequence[tuple[str, Tensor, Tensor]],
-    *,
-    heads: tuple[str, str] = ("distilled", "the teacher, not distilled"),
-) -> None:
-    """Draw one row per number of steps, with the same seeds in every column.
-
-    teacher  (label, images at full steps), shown above both halves
-    rows     (label, the student's images, left, the undistilled teacher's at as many calls, right)
-    """
-    n = len(teacher[1])
-    figure = _figure(0.46 * 2 * n + 2.2, 0.56 * (len(rows) + 1) + 0.7)
-    axes = figure.subplots(len(rows) + 1, 2, squeeze=False)
-    for k, (label, left, right) in enumerate([(teacher[0], teacher[1], teacher[1]), *rows]):
-        for axis, images in zip(axes[k], (left, right), strict=True):
-            _strip(axis, images)
-        axes[k][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
-    for axis, head in zip(axes[0], heads, strict=True):
-        axis.set_title(head, fontsize=11)
-    _draw(figure, path)
-
-
-def _strip(axis: "Axes", images: Tensor) -> None:
-    sheet = tile(images, columns=len(images))
-    axis.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for side in axis.spines.values():
-        side.set_visible(False)
-
-
 def quality_curve(
     path: Path,
     curves: Sequence[tuple[str, Sequence[int], Sequence[float], str]],
@@ -127,8 +90,13 @@ def quality_curve(
     curves  (name, calls, distances, colour)
     full    (name, distance) of the teacher at full steps, a line
     floor   the sampling floor, a line
+
+    `ConfigError` where matplotlib is not installed.
     """
-    figure = _figure(6.4, 4.0)
+    with needed("figures", "to draw curves", library="matplotlib"):
+        from matplotlib.figure import Figure  # here, as images are saved without it
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = figure.subplots()
     for name, calls, values, colour in curves:
         axis.plot(calls, values, "o-", label=name, color=colour, linewidth=2, markersize=5)
@@ -142,31 +110,6 @@ def quality_curve(
     axis.set_ylabel(ylabel)
     axis.grid(True, which="both", color="#eeeeee")
     axis.legend(frameon=False, fontsize=9)
-    _draw(figure, path)
-
-
-def scatter(path: Path, clouds: Sequence[tuple[str, Tensor]]) -> None:
-    """Draw sets of 2-D samples in one panel each, on the same axes."""
-    figure = _figure(2.6 * len(clouds), 2.9)
-    panels = figure.subplots(1, len(clouds), squeeze=False)[0]
-    for axis, (name, points) in zip(panels, clouds, strict=True):
-        axis.scatter(points[:, 0], points[:, 1], s=2, color=STUDENT, alpha=0.5, linewidths=0)
-        axis.set_title(name, fontsize=10)
-        axis.set_aspect("equal")
-        axis.set_xlim(-1.4, 1.4)
-        axis.set_ylim(-1.4, 1.4)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    _draw(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # here, as images are saved without it
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _draw(figure: "Figure", path: Path) -> None:
     with files.replacing(path, durable=False) as (part,):
         figure.savefig(part, format="png", dpi=130)
 

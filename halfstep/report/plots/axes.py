@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log2, log10
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from typing import TYPE_CHECKING
 
 from halfstep.report.plots.svg import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Point = tuple[float, float, float, float]
 """x, value, low, high"""
@@ -25,7 +26,7 @@ class Series:
     strong: bool = False
 
 
-def curve(axis: Axes, series: Series, bottom: float) -> None:
+def curve(axis: "Axes", series: Series, bottom: float) -> None:
     """Draw the line of a series and the band of its intervals, cut at `bottom`."""
     points, colour, strong = series.points, INK[series.colour], series.strong
     x = [p[0] for p in points]
@@ -46,7 +47,7 @@ def value_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, 
     return 0.8 * min(values, default=0.1), 1.2 * max([*values, *tops], default=1.0)
 
 
-def log_y(axis: Axes, bottom: float, top: float, title: str = "") -> None:
+def log_y(axis: "Axes", bottom: float, top: float, title: str = "") -> None:
     """Make the y axis logarithmic; the title of the plot names its values."""
     axis.set_yscale("log")
     axis.set_ylim(bottom, top)
@@ -55,8 +56,10 @@ def log_y(axis: Axes, bottom: float, top: float, title: str = "") -> None:
         axis.set_title(title, loc="left", color=INK["muted"], fontsize=11.5)
 
 
-def calls_x(axis: Axes, series: Sequence[Series]) -> None:
+def calls_x(axis: "Axes", series: Sequence[Series]) -> None:
     """Make the x axis a logarithmic axis of network calls."""
+    from matplotlib.ticker import NullFormatter
+
     calls = [p[0] for s in series for p in s.points]
     low, high = min(calls), max(calls)
     ticks = [2**k for k in range(floor(log2(low)), ceil(log2(high)) + 1) if low <= 2**k <= high]
@@ -68,8 +71,10 @@ def calls_x(axis: Axes, series: Sequence[Series]) -> None:
     axis.set_xlabel("network calls a sample")
 
 
-def _log_ticks(axis: Axes, bottom: float, top: float) -> None:
+def _log_ticks(axis: "Axes", bottom: float, top: float) -> None:
     """1, or 1 2 5, or more of each power of ten: the fewest that give at least four lines."""
+    from matplotlib.ticker import NullFormatter
+
     powers = range(floor(log10(bottom)), ceil(log10(top)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [k * 10.0**p for p in powers for k in steps if bottom <= k * 10.0**p <= top]

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
 from halfstep.report.plots.axes import calls_x, curve, log_y, Series, value_range
 from halfstep.report.plots.svg import drawn_twice, INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def quality(
     tops = [p[3] for s in series for p in s.points] + [level.high for level in levels]
     bottom, top = value_range([x for x in everything if x > 0], [x for x in tops if x > 0])
 
-    def draw(axis: Axes) -> None:
+    def draw(axis: "Axes") -> None:
         for level in levels:
             colour = INK[level.colour]
             axis.axhline(level.value, color=colour, linestyle=level.line, linewidth=1.3)
@@ -54,7 +57,7 @@ def ratios(
     low, high = min(ends), max(ends)
     margin = max(0.08 * (high - low), 0.01)
 
-    def draw(axis: Axes) -> None:
+    def draw(axis: "Axes") -> None:
         axis.axvline(1, color=INK["teacher"], linewidth=1.3, linestyle="--")
         if tolerance:
             axis.axvspan(low - margin, tolerance, color=INK["student"], alpha=0.08, linewidth=0)
@@ -82,7 +85,7 @@ def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: 
     margin = 0.06 * (max(x) - min(x)) or 0.1
     bottom, top = min(y) / 1.2, max(y) * 1.12
 
-    def draw(axis: Axes) -> None:
+    def draw(axis: "Axes") -> None:
         for sampler_series in series:
             curve(axis, sampler_series, bottom)
         log_y(axis, bottom, top, "Fréchet distance to the data, lower is better")
@@ -93,7 +96,7 @@ def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: 
     return drawn_twice("tradeoff", draw, alt)
 
 
-def _names(axis: Axes, series: Sequence[Series], scales: Sequence[Sequence[str]]) -> None:
+def _names(axis: "Axes", series: Sequence[Series], scales: Sequence[Sequence[str]]) -> None:
     """Label each point, below it if possible, unless there is no room."""
     unit = axis.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     at = [
@@ -119,7 +122,7 @@ def fidelity(series: Sequence[Series], *, title: str, alt: str) -> Markup:
         *([p[k] for s in series for p in s.points if p[k] > 0] for k in (1, 3))
     )
 
-    def draw(axis: Axes) -> None:
+    def draw(axis: "Axes") -> None:
         for errors in series:
             curve(axis, errors, bottom)
         log_y(axis, bottom, top, title)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import AnyReport, GuidedRow, Report, Row, Update
+from halfstep.extras import installed
 from halfstep.report.plots import curves
 from halfstep.report.plots.axes import Point, Series
 from halfstep.report.plots.curves import ReferenceLine
@@ -35,8 +36,17 @@ class PageFigure:
     legend: Sequence[tuple[str, str, str]] = ()
 
 
+def without_figures() -> str:
+    """The sentence for a page without figures; empty where matplotlib is installed."""
+    if installed("matplotlib"):
+        return ""
+    return "they need matplotlib, pip install 'halfstep[figures]'"
+
+
 def figures(report: AnyReport) -> dict[str, PageFigure]:
-    """All figures of a report with data, by name."""
+    """All figures of a report with data, by name; without matplotlib, an extra, no figure."""
+    if without_figures():
+        return {}
     drawings = {"training": _training(report.training)}
     if isinstance(report, Report):
         lines = sizes(report)

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil, floor, log10
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import Cost
@@ -16,6 +15,9 @@ from halfstep.report.plots.axes import curve, log_y, Series
 from halfstep.report.plots.svg import drawn_twice, INK
 from halfstep.report.words.numbers import big, figure, places, seconds
 from halfstep.report.words.verdict import SAMPLERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLES = {  # colour, marker and line, as in the other plots
     "teacher, DDIM": ("ddim", "s", "-"),
@@ -120,7 +122,7 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
         if line.front and getattr(line, at)
     )
 
-    def draw(axis: Axes) -> None:
+    def draw(axis: "Axes") -> None:
         values = [p[1] for s in series for p in s.points]
         bottom, top = 0.8 * min(values), 1.2 * max(p[3] for s in series for p in s.points)
         if at == "multiply_adds" and len(front) > 1:
@@ -141,7 +143,11 @@ def _alt_text(series: Sequence[Series], words: Callable[[float], str]) -> Iterat
         yield f"{item.name}: {points}."
 
 
-def _cost_axis(axis: Axes, at: Sequence[float], words: Callable[[float], str], label: str) -> None:
+def _cost_axis(
+    axis: "Axes", at: Sequence[float], words: Callable[[float], str], label: str
+) -> None:
+    from matplotlib.ticker import NullFormatter
+
     low, high = min(at) / 1.3, max(at) * 1.3
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [10.0**p for p in powers if low <= 10.0**p <= high]

@@ -5,13 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import matplotlib
 from markupsafe import escape, Markup
-from matplotlib.figure import Figure
 
 from halfstep.report.images.png import DDIM, SOLVER, STUDENT, TEACHER
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # name of the page's variable: (on white, on black).  Series differ in marker and line, too.
 COLOURS = {
@@ -63,6 +64,8 @@ def drawn_twice(
     alt      alternative text
     heights  of both, in inches of 72 units
     """
+    from matplotlib.figure import Figure
+
     parts = []
     for kind, width, height in (("wide", WIDE[0], heights[0]), ("narrow", NARROW[0], heights[1])):
         with _house_style():
@@ -78,12 +81,14 @@ def drawn_twice(
 @contextmanager
 def _house_style() -> Iterator[None]:
     """Set the style, and ignore glyphs missing from matplotlib's font: the browser draws the text."""
+    import matplotlib
+
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def _inline(figure: Figure, name: str, kind: str, alt: str) -> Markup:
+def _inline(figure: "Figure", name: str, kind: str, alt: str) -> Markup:
     """The figure as inline SVG with unique ids, the page's colours and font, and no fixed size."""
     file = StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

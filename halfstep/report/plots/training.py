@@ -3,14 +3,16 @@
 import re
 from collections.abc import Sequence
 from math import ceil, floor, log10
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from halfstep.evaluation.report_data import Update
 from halfstep.report.plots.axes import log_y, value_range
 from halfstep.report.plots.svg import drawn_twice, INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def training(lines: Sequence[Update], *, alt: str) -> Markup:
@@ -18,7 +20,7 @@ def training(lines: Sequence[Update], *, alt: str) -> Markup:
     stages = _pieces(lines)
     log = all(low > 0 for _, rows in stages for _, _, low, _, _ in rows)
 
-    def draw(upper: Axes, lower: Axes) -> None:
+    def draw(upper: "Axes", lower: "Axes") -> None:
         for _, rows in stages:
             x, mean, low, high, rate = zip(*rows, strict=True)
             upper.fill_between(x, low, high, color=INK["student"], alpha=0.18, linewidth=0)
@@ -57,9 +59,11 @@ def _pieces(
 
 
 def _stage_marks(
-    upper: Axes, lower: Axes, ends: Sequence[tuple[str, float]], most: int = 12
+    upper: "Axes", lower: "Axes", ends: Sequence[tuple[str, float]], most: int = 12
 ) -> None:
     """Mark the ends of the stages, with the steps of each above it if there is room."""
+    from matplotlib.ticker import MaxNLocator
+
     end, first = ends[-1][1], 0.0
     for name, last in ends:
         for axis in (upper, lower):

@@ -1,0 +1,25 @@
+# halfstep with every extra and the CPU build of torch:
+#   docker build -t halfstep .
+#   docker run --rm -v "$PWD:/data" halfstep demo
+# For a GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t halfstep . and run with --gpus all
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/halfstep
+WORKDIR /src
+COPY constraints.txt ./
+RUN /opt/halfstep/bin/pip install -c constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch
+COPY pyproject.toml README.md LICENSE THIRD_PARTY.md ./
+COPY halfstep ./halfstep
+RUN /opt/halfstep/bin/pip install -c constraints.txt '.[all]'
+
+FROM python:${PYTHON}-slim
+RUN useradd --create-home --uid 1000 halfstep && mkdir /data && chown halfstep /data
+COPY --from=build /opt/halfstep /opt/halfstep
+ENV PATH=/opt/halfstep/bin:$PATH
+USER halfstep
+WORKDIR /data
+ENTRYPOINT ["halfstep"]
+CMD ["--help"]
