@@ -28,7 +28,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/codespell halfstep tests docs examples benchmarks README.md CHANGELOG.md CONTRIBUTING.md LOG.md
+	$(BIN)/codespell halfstep tests docs examples benchmarks .github *.md CITATION.cff
 
 # The site, build/docs/index.html; a warning is an error.
 docs: install
